@@ -1,0 +1,366 @@
+"""TracIn while the model trains: nothing is replayed afterwards.
+
+At optimizer step t let ``c_{z,t}`` be example z's contribution to the gradient that the optimizer gets. The score of z
+for query q is the sum over steps of ``eta_t kappa_t <grad L_q(theta_t), c_{z,t}>`` (Pruthi et al. 2020, arXiv
+2002.08484, eq. 1, with the sum over all steps instead of over checkpoints).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from ftrace.callbacks.query_losses import find_query_losses
+from ftrace.callbacks.self_check import SelfCheck
+from ftrace.callbacks.training_loop import clip_factor, evaluation_mode, refuse_unsupported_loop
+from ftrace.gradients import (
+    GradientCapture,
+    PerExampleGradients,
+    QueryGradients,
+    Recording,
+    inner_products,
+    inner_products_and_square_norms,
+)
+from ftrace.scores import ScoreAccumulator, ScoreStore, check_replaceable
+
+KINDS = ("dot", "cosine")
+
+
+@dataclass
+class _Contributions:
+    """What one batch of the current window gives: products ``[B, Q]`` for each parameter group, norms ``[B]``."""
+
+    example_ids: Tensor
+    by_group: list[Tensor]
+    norms: Tensor | None
+
+
+class OnlineTracIn(Callback):
+    """Accumulate, for each (example, query), how much the example's gradient has lowered the query's loss.
+
+    Works in any LightningModule under automatic optimization: contributions of examples are read off the module's own
+    backward pass, whatever its loss; queries are differentiated in eval mode, with random state put back. Weights
+    after training are bit-identical with and without this callback.
+
+    Args:
+        queries: A DataLoader or Dataset of queries; None takes the datamodule's ``query_dataloader()``.
+        output_dir: Where the score store is written when training ends; default ``online`` in the run's log folder.
+        query_losses: ``(pl_module, batch) -> Tensor[B]``, in nats; default the module's ``example_losses``, else a
+            ready-made one where the module wraps one Hugging Face language model.
+        scores: Kinds to accumulate. ``dot``: sum over steps of learning rate x clip factor x inner product, in nats if
+            the optimizer were SGD. ``cosine``: sum over steps of the cosine, over the covered parameters.
+        parameters: Globs over parameter names, in order; one that begins with "!" takes away.
+        refresh_every_n_steps: Recompute the queries' gradients every so many optimizer steps.
+        projection_side: Not supported yet: None (exact).
+        integration: Not supported yet beyond "left": the query gradient of the last refresh.
+        candidates: Not supported yet: None (all examples).
+        breakdown: Not supported yet: none.
+        id_key: The batch's key of the examples' ids, int64 ``[B]``.
+        query_id_key: The query batches' key of the queries' ids, int64 ``[B]``.
+        strict: A parameter that can't be covered, or a failed self-check, is an error; otherwise a warning and a line
+            in the manifest.
+        self_check: Hold two examples and one query against plain autograd at the start, and at each step the sum of
+            contributions against the gradient. The former runs a part of the first batch's backward pass twice more,
+            so tensor hooks of your own fire there too.
+        seed: Which examples the self-check looks at.
+
+    Raises:
+        ValueError: On an unknown or unsupported option; when training starts, on a loop, layer or query source that
+            is not supported.
+        SelfCheckError: When the self-check fails.
+    """
+
+    def __init__(
+        self,
+        queries: DataLoader | Dataset | None = None,
+        output_dir: str | Path | None = None,
+        query_losses: Callable[[LightningModule, Any], Tensor] | None = None,
+        scores: Sequence[str] = ("dot",),
+        parameters: Sequence[str] = ("*",),
+        refresh_every_n_steps: int = 1,
+        projection_side: int | None = None,
+        integration: str = "left",
+        candidates: Any = None,
+        breakdown: Sequence[str] = (),
+        id_key: str = "example_id",
+        query_id_key: str = "query_id",
+        strict: bool = True,
+        self_check: bool = True,
+        seed: int = 0,
+    ) -> None:
+        unknown = [kind for kind in scores if kind not in KINDS]
+        if unknown or not scores or isinstance(scores, str):
+            raise ValueError(f"scores: expected some of {list(KINDS)}, found {scores!r}")
+        if refresh_every_n_steps < 1:
+            raise ValueError(f"refresh_every_n_steps: expected at least 1, found {refresh_every_n_steps}")
+        for name, value, only in (
+            ("projection_side", projection_side, None),
+            ("integration", integration, "left"),
+            ("candidates", candidates, None),
+            ("breakdown", tuple(breakdown), ()),
+        ):
+            if value != only:
+                raise ValueError(f"{name}={value!r} is not supported yet: expected {only!r}")
+        self.queries = queries
+        self.output_dir = output_dir
+        self.query_losses = query_losses
+        self.scores = tuple(scores)
+        self.parameters = tuple(parameters)
+        self.refresh_every_n_steps = refresh_every_n_steps
+        self.id_key = id_key
+        self.query_id_key = query_id_key
+        self.strict = strict
+        self.self_check = self_check
+        self.seed = seed
+
+        self._capture: GradientCapture | None = None
+
+    # Start and end -------------------------------------------------------------------------------------------------
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_unsupported_loop(trainer, pl_module)
+        default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "online"
+        self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
+        check_replaceable(self._output_dir)
+        self._losses = self.query_losses or find_query_losses(pl_module)
+        self._query_batches = self._load_queries(trainer)
+        self._query_ids = torch.cat([self._ids(batch, self.query_id_key).cpu() for batch in self._query_batches])
+        if len(self._query_ids.unique()) < len(self._query_ids):
+            raise ValueError(f'queries: expected each "{self.query_id_key}" once, found some several times')
+
+        groups = trainer.optimizers[0].param_groups
+        self._capture = GradientCapture(pl_module, self.parameters, [p for group in groups for p in group["params"]])
+        self._require_coverage()
+        covered = {n: p for n, p in pl_module.named_parameters() if n in set(self._capture.coverage.covered)}
+        group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
+        self._names_by_group = [[n for n, p in covered.items() if group_of[id(p)] == g] for g in range(len(groups))]
+        self._covered = covered
+        self._known = {p for group in groups for p in group["params"] if p.requires_grad}
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in covered.values()) else torch.float32
+        self._sums = ScoreAccumulator(self.scores, len(self._query_ids), dtype)
+        self._check = SelfCheck(covered, strict=self.strict, seed=self.seed) if self.self_check else None
+
+        self._first_step = trainer.global_step
+        if self._first_step:
+            rank_zero_warn(f"OnlineTracIn: scores begin at step {self._first_step}; earlier steps are not in them")
+        self._steps = 0
+        self._refreshed_at: int | None = None
+        self._window: list[_Contributions] = []
+        self._recording: Recording | None = None
+        self._capture.attach()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_store(trainer, pl_module, complete=True)
+        self._detach()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._capture is not None and isinstance(exception, KeyboardInterrupt):
+            self._write_store(trainer, pl_module, complete=False)
+        self._detach()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._capture is not None:
+            self._capture.detach()
+            self._capture = None
+
+    # One training step -----------------------------------------------------------------------------------------------
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self._capture is not None
+        example_ids = self._ids(batch, self.id_key)
+        due = self._refreshed_at is None or trainer.global_step - self._refreshed_at >= self.refresh_every_n_steps
+        if due and not self._window:  # within a window weights don't change
+            self._refresh(trainer, pl_module)
+        self._example_ids = example_ids
+        self._recording = self._capture.start(len(example_ids))
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._check is not None and self._recording is not None:
+            self._check.differentiate_examples(loss, self._recording)
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._recording is None or self._capture is None:
+            return
+        self._capture.stop()
+        gradients = self._recording.gradients()
+        self._recording = None  # lets go of the activations
+        if self._check is not None:
+            self._check.compare_examples(gradients, self._example_ids)
+            self._check.add_to_window(gradients)
+        self._window.append(self._multiply(gradients))
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # Here, and only here, the window's gradient is whole and unclipped, and the rate is the one of this step.
+        window, self._window = self._window, []
+        self._refuse_unfrozen(optimizer)
+        if self._check is not None and window:
+            self._check.check_window([sum(batch.by_group[1:], start=batch.by_group[0]) for batch in window], self._steps)
+        clip = clip_factor(trainer, optimizer)
+        rates = [clip * float(group["lr"]) for group in optimizer.param_groups]
+        for batch in window:
+            self._sums.add(batch.example_ids, self._score(batch, rates))
+        self._steps += 1
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._capture is not None
+        self._capture.stop()
+        self._recording = None
+
+    # The mathematics -------------------------------------------------------------------------------------------------
+
+    def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The queries' gradients at the current weights."""
+        assert self._capture is not None
+        parts: list[PerExampleGradients] = []
+        with isolate_rng(), evaluation_mode(pl_module), trainer.precision_plugin.forward_context(), torch.enable_grad():
+            for batch in self._query_batches:
+                query_ids = self._ids(batch, self.query_id_key)
+                with self._capture.recording(len(query_ids)) as recording:
+                    recording.backward(self._losses(pl_module, batch))
+                parts.append(recording.gradients())
+                if self._check is not None and self._refreshed_at is None and len(parts) == 1:
+                    self._check.compare_query(self._losses(pl_module, batch), parts[0], query_ids)
+        self._queries = QueryGradients(PerExampleGradients.stack(parts))
+        self._query_norms = self._queries.norms(self._covered)
+        if self._check is not None:
+            self._check.set_queries(self._queries, self._query_norms)
+        self._refreshed_at = trainer.global_step
+
+    def _multiply(self, gradients: PerExampleGradients) -> _Contributions:
+        if "cosine" not in self.scores:
+            by_group = [inner_products(gradients, self._queries, names) for names in self._names_by_group]
+            return _Contributions(self._example_ids, by_group, None)
+        both = [inner_products_and_square_norms(gradients, self._queries, names) for names in self._names_by_group]
+        square_norms = torch.stack([norms for _, norms in both]).sum(0)
+        return _Contributions(self._example_ids, [products for products, _ in both], square_norms.sqrt())
+
+    def _score(self, batch: _Contributions, rates: Sequence[float]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if "dot" in self.scores:
+            weighted = [rate * products for rate, products in zip(rates, batch.by_group, strict=True)]
+            found["dot"] = torch.stack(weighted).sum(0)
+        if "cosine" in self.scores:
+            assert batch.norms is not None
+            norms = batch.norms[:, None] * self._query_norms
+            cosines = torch.stack(batch.by_group).sum(0) / norms
+            found["cosine"] = torch.where(norms > 0, cosines, 0)
+        return found
+
+    # Batches in, store out -------------------------------------------------------------------------------------------
+
+    def _load_queries(self, trainer: Trainer) -> list[Any]:
+        source: Any = self.queries
+        if source is None:
+            make = getattr(getattr(trainer, "datamodule", None), "query_dataloader", None)
+            if make is None:
+                raise ValueError(
+                    "no queries: expected queries=DataLoader(...), or a datamodule with query_dataloader(); found neither"
+                )
+            source = make()
+        with isolate_rng():  # an iterator over a DataLoader draws a random number
+            loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
+            batches = [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in loader]
+        if not batches:
+            raise ValueError("queries: expected at least one, found none")
+        return batches
+
+    def _ids(self, batch: Any, key: str) -> Tensor:
+        try:
+            ids = batch[key]
+        except (KeyError, TypeError, IndexError) as error:
+            found = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            option = "id_key" if key == self.id_key else "query_id_key"
+            raise ValueError(
+                f'batch has no "{key}": found {found}. Add ids with ftrace.data.WithExampleIds(dataset), or pass '
+                f"{option}=..."
+            ) from error
+        ids = torch.as_tensor(ids)
+        if ids.ndim != 1 or ids.is_floating_point():
+            raise ValueError(f'batch["{key}"]: expected integers of shape [B], found {ids.dtype} {tuple(ids.shape)}')
+        return ids
+
+    def _require_coverage(self) -> None:
+        assert self._capture is not None
+        coverage = self._capture.coverage
+        if not coverage.covered:
+            raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
+        if coverage.gaps:
+            names = ", ".join(f'"!{gap.parameter}"' for gap in coverage.gaps[:3])
+            message = (
+                f"OnlineTracIn can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
+                f'Leave them out with parameters=("*", {names}, ...), or go on without them with strict=False.'
+            )
+            if self.strict:
+                raise ValueError(message)
+            rank_zero_warn(message)
+
+    def _refuse_unfrozen(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter not in self._known:
+                    raise ValueError(
+                        f"OnlineTracIn: a parameter of shape {tuple(parameter.shape)} was unfrozen or added to the "
+                        "optimizer after training began, which is not supported yet. Train it from the start"
+                    )
+
+    def _write_store(self, trainer: Trainer, pl_module: LightningModule, *, complete: bool) -> None:
+        assert self._capture is not None
+        optimizer = trainer.optimizers[0]
+        losses = self._losses
+        manifest = {
+            "method": "online TracIn",
+            "complete": complete,
+            "first_step": self._first_step,
+            "steps": self._steps,
+            "refresh_every_n_steps": self.refresh_every_n_steps,
+            "integration": "left",
+            "candidates": "all",
+            "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            "hyperparameters": _jsonable(dict(pl_module.hparams)),
+            "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
+            "self_check": None if self._check is None else {"failures": self._check.failures},
+            "seed": self.seed,
+            "coverage": self._capture.coverage.as_json(),
+            "versions": {name: version(name) for name in ("ftrace", "torch", "lightning")}
+            | {"python": platform.python_version()},
+        }
+        example_ids, sums = self._sums.result()
+        ScoreStore.write(self._output_dir, example_ids, self._query_ids.numpy(), sums, manifest)
+
+
+def _jsonable(value: Any) -> Any:
+    """Hyperparameters as JSON holds them; anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)

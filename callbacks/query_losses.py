@@ -1,0 +1,58 @@
+"""One loss per query, from whatever model is being trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+QueryLosses = Callable[[LightningModule, Any], Tensor]
+
+
+def find_query_losses(pl_module: LightningModule) -> QueryLosses:
+    """The module's own ``example_losses``, or a ready-made one where it wraps one Hugging Face language model.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    if callable(getattr(pl_module, "example_losses", None)):
+        return module_example_losses
+    language_models = [name for name, child in pl_module.named_children() if _is_language_model(child)]
+    if len(language_models) == 1:
+        return huggingface_losses
+    found = f"{len(language_models)} Hugging Face language models ({language_models})" if language_models else "none"
+    raise ValueError(
+        f"don't know the loss of a query: {type(pl_module).__name__} has no example_losses(batch) -> Tensor[B], and a "
+        f"ready-made loss wants exactly one Hugging Face language model among its attributes, found {found}. Pass "
+        "query_losses=(pl_module, batch) -> Tensor[B]."
+    )
+
+
+def module_example_losses(pl_module: LightningModule, batch: Any) -> Tensor:
+    """The module's own ``example_losses(batch)``, ``[B]``."""
+    losses: Tensor = pl_module.example_losses(batch)  # type: ignore[operator]
+    return losses
+
+
+def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> Tensor:
+    """Summed negative log-likelihood of each row's ``labels`` (-100 is left out), in nats, ``[B]``.
+
+    For a module with one Hugging Face language model, decoder-only or encoder-decoder, among its attributes.
+    """
+    model: Any = next(child for child in pl_module.children() if _is_language_model(child))
+    takes = inspect.signature(model.forward).parameters
+    logits = model(**{name: value for name, value in batch.items() if name in takes}).logits
+    labels = batch["labels"]
+    if not model.config.is_encoder_decoder:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    return losses.sum(1)
+
+
+def _is_language_model(module: nn.Module) -> bool:
+    get_head = getattr(module, "get_output_embeddings", None)
+    return hasattr(module, "config") and callable(get_head) and get_head() is not None

@@ -1,0 +1,173 @@
+"""Each run proves its own scores: by plain autograd at the start, by conservation at every step.
+
+Neither replaces the other: conservation holds however examples are mixed up, and single examples are only looked at
+once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ftrace.gradients import PerExampleGradients, QueryGradients, Recording
+
+# Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+_TINY = 1e-3  # a parameter whose gradient is smaller than this share of the whole may be all rounding
+
+
+class SelfCheckError(RuntimeError):
+    """What hooks read off the model does not agree with autograd."""
+
+
+class SelfCheck:
+    """The two checks of one training run.
+
+    Args:
+        parameters: The covered parameters by name.
+        strict: Raise when a check fails; otherwise warn, once for each check.
+        seed: Which examples are looked at.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, strict: bool, seed: int) -> None:
+        self.parameters = dict(parameters)
+        self.strict = strict
+        self.failures: list[str] = []
+        self._generator = torch.Generator().manual_seed(seed)
+        self._by_autograd: dict[int, dict[str, Tensor]] = {}
+        self._examples_checked = False
+        self._window_totals: dict[str, Tensor] | None = {}
+        self._weights_Q = torch.empty(0)
+        self._direction: dict[str, Tensor] = {}
+        self._direction_norm = 0.0
+
+    # Single examples ---------------------------------------------------------------------------------------------
+
+    def differentiate_examples(self, loss: Tensor, recording: Recording) -> None:
+        """Before the first backward pass: gradients of two of the batch's examples, by autograd through its own graph.
+
+        All other examples' gradients are cut off on their way down, so what reaches a parameter is one example's
+        contribution, whatever the user's loss is. The graph is kept for the user's own backward pass.
+        """
+        if self._examples_checked:
+            return
+        picks = torch.randperm(recording.num_examples, generator=self._generator)[:2]
+        for example in picks.tolist():
+            with recording.just(example):
+                self._by_autograd[example] = self._differentiate(loss)
+
+    def compare_examples(self, gradients: PerExampleGradients, example_ids: Tensor) -> None:
+        """After the first backward pass: hold the rules' gradients of the same examples against autograd's."""
+        if self._examples_checked:
+            return
+        for example, expected in self._by_autograd.items():
+            self._compare(f"example {int(example_ids[example])}", gradients, example, expected)
+        self._by_autograd.clear()
+        self._examples_checked = True
+
+    def compare_query(self, losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor) -> None:
+        """Hold the rules' gradient of one query against autograd's.
+
+        Args:
+            losses: ``[Q]``, of a forward pass that nothing listened to.
+            gradients: Gradients of the same queries, from a recorded pass.
+            query_ids: ``[Q]``.
+        """
+        query = int(torch.randint(len(losses), (1,), generator=self._generator))
+        expected = self._differentiate(losses[query])
+        self._compare(f"query {int(query_ids[query])}", gradients, query, expected)
+
+    def _differentiate(self, loss: Tensor) -> dict[str, Tensor]:
+        found = torch.autograd.grad(loss, list(self.parameters.values()), retain_graph=True, allow_unused=True)
+        return {name: grad for name, grad in zip(self.parameters, found, strict=True) if grad is not None}
+
+    def _compare(self, who: str, gradients: PerExampleGradients, index: int, expected: Mapping[str, Tensor]) -> None:
+        found = {name: gradients.dense(name, index, index + 1)[0] for name in gradients.parts}
+        worst, error = _largest_difference(found, expected)
+        if error > 1:
+            self._fail(
+                f"the gradient of {who} for {worst!r}, read off its layers, is not what autograd gives. A layer may "
+                "mix examples, or not have them as its leading axis"
+            )
+
+    # Conservation --------------------------------------------------------------------------------------------------
+
+    def set_queries(self, queries: QueryGradients, norms_Q: Tensor) -> None:
+        """Choose the direction in which conservation is checked until the next refresh.
+
+        It is the sum of all queries' unit gradients with random signs: a contribution that is wrong for any query is
+        wrong in this direction, and checking one direction costs one pass over the gradient.
+        """
+        signs = torch.randint(0, 2, (len(queries),), generator=self._generator).to(norms_Q) * 2 - 1
+        self._weights_Q = torch.where(norms_Q > 0, signs / norms_Q, 0)
+        self._direction = {name: queries.weighted_sum(name, self._weights_Q) for name in queries.gradients.parts}
+        self._direction_norm = _norm(self._direction.values())
+
+    def add_to_window(self, gradients: PerExampleGradients) -> None:
+        """In the first window, also add up the contributions themselves, parameter by parameter."""
+        if self._window_totals is not None:
+            for name in gradients.parts:
+                total = gradients.total(name)
+                self._window_totals[name] = self._window_totals.get(name, 0) + total
+
+    def check_window(self, inner_products: Sequence[Tensor], step: int) -> None:
+        """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
+
+        Args:
+            inner_products: For each batch of the window, ``<grad L_q, c_z>``, ``[B, Q]``, over covered parameters.
+            step: The optimizer step that is about to be taken.
+        """
+        grads = {name: p.grad.detach() for name, p in self.parameters.items() if p.grad is not None}
+        if self._window_totals is not None:
+            worst, error = _largest_difference(self._window_totals, grads)
+            self._window_totals = None
+            if error > 1:
+                self._fail(
+                    f"at step {step} the examples' contributions to {worst!r} don't sum to its gradient. It may be "
+                    "used outside of its layer's forward, or its gradient changed by a hook"
+                )
+        in_direction = [products @ self._weights_Q.to(products) for products in inner_products]
+        found = sum(float(values.sum()) for values in in_direction)
+        expected = sum(float((grads[name] * d).sum()) for name, d in self._direction.items() if name in grads)
+        scale = self._direction_norm * _norm(grads.values()) + sum(float(v.abs().sum()) for v in in_direction)
+        tolerance = _TOLERANCE[self._weights_Q.dtype] / 10
+        if abs(found - expected) > tolerance * scale:
+            self._fail(
+                f"at step {step} the examples' products sum to {found:.6g}, and the gradient's to {expected:.6g}. "
+                "Something in the model is not covered, or changed the gradient"
+            )
+
+    def _fail(self, problem: str) -> None:
+        message = (
+            f"OnlineTracIn self_check: {problem}. Leave such parameters out with parameters=(...), or let training go "
+            "on with strict=False."
+        )
+        if self.strict:
+            raise SelfCheckError(message)
+        self.failures.append(problem)
+        if len(self.failures) == 1:
+            warnings.warn(message, stacklevel=3)
+
+
+def _norm(tensors: object) -> float:
+    return float(torch.nn.utils.get_total_norm(list(tensors)))  # type: ignore[call-overload]
+
+
+def _largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[str, float]:
+    """The parameter that differs most, and by how many times the tolerance."""
+    whole = _norm([*expected.values()])
+    errors = {}
+    for name in {**found, **expected}:
+        f, e = found.get(name), expected.get(name)
+        reference = e if e is not None else f
+        assert reference is not None
+        difference = (f if f is not None else 0) - (e if e is not None else torch.zeros_like(reference))
+        scale = float(reference.norm()) if e is not None else 0.0
+        allowed = _TOLERANCE[reference.dtype] * (scale + _TINY * whole)
+        error = float(difference.norm())
+        errors[name] = error / allowed if allowed else (float("inf") if error else 0.0)
+    worst = max(errors, key=errors.__getitem__, default="")
+    return worst, errors.get(worst, 0.0)
