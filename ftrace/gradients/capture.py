@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,17 +23,41 @@ from ftrace.gradients.parts import Part
 from ftrace.gradients.per_example import PerExampleGradients
 
 
+class _Cut:
+    """Lets one example's gradient through and nobody else's, while it is set to one."""
+
+    def __init__(self, num_examples: int) -> None:
+        self.num_examples = num_examples
+        self.example: int | None = None
+
+    def apply(self, grad: Tensor, example: int) -> Tensor:
+        group = grad.shape[0] // self.num_examples
+        rows = slice(example * group, (example + 1) * group)
+        masked = torch.zeros_like(grad)
+        masked[rows] = grad[rows]
+        return masked
+
+
 @dataclass
 class _Use:
-    """One run of one layer: its input, and once backward has passed, the gradient of its output."""
+    """One run of one layer: its input, and once backward has passed, the gradient of its output.
+
+    Autograd's graph holds this object, so it must hold nothing of the graph: such a circle is never freed.
+    """
 
     layer: Layer
     inputs: Tensor
-    edge: GradientEdge
+    cut: _Cut
     output_grad: Tensor | None = None
 
+    def take_gradient(self, grad: Tensor) -> Tensor | None:
+        """The hook on the layer's output."""
+        if self.cut.example is not None:
+            return self.cut.apply(grad, self.cut.example)
+        self.output_grad = grad if self.output_grad is None else self.output_grad + grad
+        return None
 
-@dataclass
+
 class Recording:
     """What was heard of one forward pass.
 
@@ -42,28 +66,21 @@ class Recording:
             flattened into rows) is taken to hold each example's rows side by side.
     """
 
-    num_examples: int
-    uses: list[_Use] = field(default_factory=list)
-    rows: int = 0
-    only_example: int | None = None
+    def __init__(self, num_examples: int) -> None:
+        self.num_examples = num_examples
+        self.rows = 0
+        self._uses: list[_Use] = []
+        self._edges: list[GradientEdge] = []
+        self._cut = _Cut(num_examples)
 
     def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
         """Take note of a layer's run, and ask autograd for the gradient of its output."""
-        use = _Use(layer, inputs.detach(), get_gradient_edge(output))
-        self.uses.append(use)
+        use = _Use(layer, inputs.detach(), self._cut)
+        self._uses.append(use)
+        self._edges.append(get_gradient_edge(output))  # now, before anything may change the output in place
         if layer.rule.is_table:
             self.rows = inputs.shape[0]
-        output.register_hook(partial(self._take_gradient, use))
-
-    def _take_gradient(self, use: _Use, grad: Tensor) -> Tensor | None:
-        if self.only_example is not None:
-            masked = torch.zeros_like(grad)
-            group = grad.shape[0] // self.num_examples
-            rows = slice(self.only_example * group, (self.only_example + 1) * group)
-            masked[rows] = grad[rows]
-            return masked
-        use.output_grad = grad if use.output_grad is None else use.output_grad + grad
-        return None
+        output.register_hook(use.take_gradient)
 
     def backward(self, losses: Tensor) -> None:
         """Differentiate one loss per example with respect to layer outputs only: no weight gradient is computed.
@@ -78,14 +95,13 @@ class Recording:
             raise ValueError(
                 f"expected one loss per example, a tensor of shape ({self.num_examples},), found {tuple(losses.shape)}"
             )
-        edges = [use.edge for use in self.uses]
-        torch.autograd.grad(losses.sum(), edges, allow_unused=True)  # the hooks take the gradients
+        torch.autograd.grad(losses.sum(), self._edges, allow_unused=True)  # the hooks take the gradients
 
     def gradients(self) -> PerExampleGradients:
         """Per-example gradients of all covered parameters that the pass has used; call after backward."""
         parts: dict[str, list[Part]] = {}
         shapes: dict[str, torch.Size] = {}
-        for use in self.uses:
+        for use in self._uses:
             if use.output_grad is None:
                 continue
             names = use.layer.names
@@ -103,11 +119,11 @@ class Recording:
 
         This is what makes ordinary autograd an oracle for a single example inside the user's own batch and loss.
         """
-        self.only_example = example
+        self._cut.example = example
         try:
             yield
         finally:
-            self.only_example = None
+            self._cut.example = None
 
 
 class GradientCapture:

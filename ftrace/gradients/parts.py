@@ -28,9 +28,13 @@ class Outer:
     rows: Tensor
     columns: Tensor
 
-    def dense(self) -> Tensor:
-        """The gradients themselves, ``[B, R, C]``."""
-        return self.rows.transpose(1, 2) @ self.columns
+    def dense(self, out: Tensor | None = None) -> Tensor:
+        """The gradients themselves, ``[B, R, C]``, optionally into memory that is at hand."""
+        return torch.bmm(self.rows.transpose(1, 2), self.columns, out=out)
+
+    def add_to(self, dense: Tensor) -> None:
+        """Add the gradients to a dense ``[B, R, C]``."""
+        dense.baddbmm_(self.rows.transpose(1, 2), self.columns)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
@@ -52,11 +56,16 @@ class Lookup:
     columns: Tensor
     num_rows: int
 
-    def dense(self) -> Tensor:
-        """The gradients themselves, ``[B, R, C]``."""
+    def dense(self, out: Tensor | None = None) -> Tensor:
+        """The gradients themselves, ``[B, R, C]``, optionally into memory that is at hand."""
         B, _, C = self.columns.shape
-        dense = self.columns.new_zeros(B, self.num_rows, C)
-        return dense.scatter_add_(1, self.ids.unsqueeze(-1).expand_as(self.columns), self.columns)
+        dense = self.columns.new_zeros(B, self.num_rows, C) if out is None else out.zero_()
+        self.add_to(dense)
+        return dense
+
+    def add_to(self, dense: Tensor) -> None:
+        """Add the gradients to a dense ``[B, R, C]``."""
+        dense.scatter_add_(1, self.ids.unsqueeze(-1).expand_as(self.columns), self.columns)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
@@ -75,9 +84,13 @@ class Dense:
 
     value: Tensor
 
-    def dense(self) -> Tensor:
+    def dense(self, out: Tensor | None = None) -> Tensor:
         """The gradients themselves, ``[B, *parameter.shape]``."""
         return self.value
+
+    def add_to(self, dense: Tensor) -> None:
+        """Add the gradients to a dense tensor of the same shape."""
+        dense += self.value
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, in the parameter's shape."""
@@ -159,3 +172,18 @@ def gram(examples: Outer | Lookup, queries: Outer | Lookup) -> Tensor:
     elif isinstance(examples, Outer) and isinstance(queries, Outer):
         pairs = pairs * (examples.rows.reshape(B * T, -1) @ queries.rows.reshape(Q * S, -1).T)
     return pairs.view(B, T, Q, S).sum((1, 3))
+
+
+def own_gram(first: Outer | Lookup, second: Outer | Lookup) -> Tensor:
+    """``<grad_b, grad'_b>`` of the same examples' two parts, ``[B]``, from the factors alone."""
+    pairs_BTS = first.columns @ second.columns.transpose(1, 2)
+    if isinstance(first, Outer) and isinstance(second, Outer):
+        pairs_BTS = pairs_BTS * (first.rows @ second.rows.transpose(1, 2))
+    elif isinstance(first, Lookup) and isinstance(second, Lookup):
+        pairs_BTS = pairs_BTS * (first.ids[:, :, None] == second.ids[:, None, :])
+    elif isinstance(first, Lookup) and isinstance(second, Outer):
+        index = first.ids[:, None, :].expand(-1, num_places(second), -1)
+        pairs_BTS = pairs_BTS * second.rows.gather(2, index).transpose(1, 2)
+    else:
+        return own_gram(second, first)
+    return pairs_BTS.sum((1, 2))

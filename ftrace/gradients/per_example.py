@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -36,16 +37,29 @@ class PerExampleGradients:
             return like.new_zeros(size)
         return torch.zeros(size)
 
-    def dense(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Gradients of one parameter, ``[B, *shape]``, optionally of the examples ``start <= b < stop`` only."""
+    def dense(self, name: str, start: int = 0, stop: int | None = None, out: Tensor | None = None) -> Tensor:
+        """Gradients of one parameter, ``[B, *shape]``.
+
+        Args:
+            name: The parameter.
+            start: First example.
+            stop: One past the last example; default: all.
+            out: Memory of at least that many elements that may be used for the result.
+        """
         stop = self.num_examples if stop is None else stop
-        pieces = [take(part, start, stop).dense() for part in self.parts[name]]
-        return sum(pieces[1:], start=pieces[0]).reshape(stop - start, *self.shapes[name])
+        shape = (stop - start, *self.shapes[name])
+        if out is not None:
+            out = out[: math.prod(shape)].view(shape)
+        first, *rest = [take(part, start, stop) for part in self.parts[name]]
+        dense = first.dense(out)
+        for part in rest:  # `merge` puts a Dense part last, so what is added to is never somebody's own tensor
+            part.add_to(dense)
+        return dense.reshape(shape)
 
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
-        pieces = [part.weighted_sum(weights_B) for part in self.parts[name]]
-        return sum(pieces[1:], start=pieces[0]).reshape(self.shapes[name])
+        pieces = [part.weighted_sum(weights_B).reshape(self.shapes[name]) for part in self.parts[name]]
+        return sum(pieces[1:], start=pieces[0])
 
     def total(self, name: str) -> Tensor:
         """The sum over examples of one parameter's gradient, in its shape: the gradient of the batch."""
@@ -64,7 +78,7 @@ class PerExampleGradients:
         for name in self.parts if names is None else names:
             if name in self.parts:
                 for start, stop in self.chunks(self.shapes[name].numel()):
-                    norms[start:stop] += self.dense(name, start, stop).flatten(1).square().sum(1)
+                    norms[start:stop] += torch.linalg.vector_norm(self.dense(name, start, stop).flatten(1), dim=1) ** 2
         return norms
 
     @staticmethod

@@ -1,0 +1,19 @@
+"""Data sets, tokenizer and collators for fact tracing."""
+
+from ftrace.data.collators import Architecture, make_collator
+from ftrace.data.datamodule import FtraceSynth
+from ftrace.data.example_ids import WithExampleIds
+from ftrace.data.synth import SynthCorpus, SynthSettings
+from ftrace.data.synth_files import write_synth
+from ftrace.data.tokenizer import train_word_tokenizer
+
+__all__ = [
+    "Architecture",
+    "FtraceSynth",
+    "SynthCorpus",
+    "SynthSettings",
+    "WithExampleIds",
+    "make_collator",
+    "train_word_tokenizer",
+    "write_synth",
+]

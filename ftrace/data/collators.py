@@ -1,0 +1,139 @@
+"""From rows of text to batches: encoder-decoder (span targets) and decoder-only (loss on the answer only).
+
+Shape letters: B rows, A accepted answers of a query, T and S tokens of inputs and targets, filled up on the right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+Architecture = Literal["encoder-decoder", "decoder-only"]
+IGNORED = -100
+_SENTINEL = re.compile(r"^<extra_id_\d+>")
+
+
+class Collator(Protocol):
+    """Rows in, batch out."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows of one kind, training rows or queries."""
+
+
+def make_collator(tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> Collator:
+    """The collator for an architecture.
+
+    Raises:
+        ValueError: If the architecture is unknown, or the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("expected a tokenizer with an end-of-sequence token, found none. Set tokenizer.eos_token")
+    if architecture == "encoder-decoder":
+        return EncoderDecoderCollator(tokenizer)
+    if architecture == "decoder-only":
+        return DecoderOnlyCollator(tokenizer)
+    raise ValueError(f'architecture: expected "encoder-decoder" or "decoder-only", found {architecture!r}')
+
+
+class _TextCollator:
+    """What both collators share.
+
+    Every batch has ``input_ids`` and ``attention_mask`` ``[B, T]`` and ``labels`` (-100 where there is no loss), and
+    ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]`` and the accepted answers (see the subclasses).
+
+    Args:
+        tokenizer: Any tokenizer with an end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.end = int(tokenizer.eos_token_id)
+        self.padding = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's tokens, without special ones."""
+        return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+
+    def closed(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's tokens and the end of the sequence."""
+        return [[*tokens, self.end] for tokens in self.tokens(texts)]
+
+    def padded(self, sequences: Sequence[Sequence[int]], filler: int) -> Tensor:
+        """Sequences as one tensor, filled up on the right."""
+        longest = max(map(len, sequences))
+        return torch.tensor([[*sequence, *[filler] * (longest - len(sequence))] for sequence in sequences])
+
+    def ids(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The rows' ids, under the key that they came with."""
+        key = "query_id" if "query_id" in rows[0] else "example_id"
+        return {key: torch.tensor([row[key] for row in rows], dtype=torch.int64)}
+
+    def answer_targets(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """For each query, the target text that each accepted answer makes, in its own target's form."""
+        return [[f"<extra_id_0> {answer}" for answer in row["answers"]] for row in rows]
+
+
+class EncoderDecoderCollator(_TextCollator):
+    """Masked text in, sentinels and answers out, both closed by the end-of-sequence token, as T5 is trained.
+
+    For queries also ``answer_labels`` ``[B, A, S]``: the labels of each accepted answer, all -100 where a query has
+    fewer than A.
+    """
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows with ``inputs_pretokenized`` and ``targets_pretokenized``; queries also have ``answers``."""
+        inputs = self.closed([row["inputs_pretokenized"] for row in rows])
+        targets = self.closed([row["targets_pretokenized"] for row in rows])
+        batch = {
+            "input_ids": self.padded(inputs, self.padding),
+            "attention_mask": self.padded([[1] * len(tokens) for tokens in inputs], 0),
+            "labels": self.padded(targets, IGNORED),
+            **self.ids(rows),
+        }
+        if "answers" in rows[0]:
+            answers = [self.closed(texts) for texts in self.answer_targets(rows)]
+            most = max(map(len, answers))
+            flat = [tokens for of_row in answers for tokens in (*of_row, *[[IGNORED]] * (most - len(of_row)))]
+            batch["answer_labels"] = self.padded(flat, IGNORED).view(len(rows), most, -1)
+        return batch
+
+
+class DecoderOnlyCollator(_TextCollator):
+    """The masked text, then the target; the loss is on the target after its first sentinel.
+
+    For queries also ``answer_input_ids``, ``answer_attention_mask`` and ``answer_labels``, each ``[B, A, T]``: the
+    same text followed by each accepted answer, all -100 where a query has fewer than A.
+    """
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows with ``inputs_pretokenized`` and ``targets_pretokenized``; queries also have ``answers``."""
+        prompts = [row["inputs_pretokenized"] for row in rows]
+        batch = {**self._batch(prompts, [row["targets_pretokenized"] for row in rows]), **self.ids(rows)}
+        if "answers" in rows[0]:
+            answers = self.answer_targets(rows)
+            most = max(map(len, answers))
+            filled = [text for of_row in answers for text in (*of_row, *[None] * (most - len(of_row)))]
+            repeated = [prompt for prompt in prompts for _ in range(most)]
+            for name, tensor in self._batch(repeated, filled).items():
+                batch[f"answer_{name}"] = tensor.view(len(rows), most, -1)
+        return batch
+
+    def _batch(self, prompts: Sequence[str], targets: Sequence[str | None]) -> dict[str, Tensor]:
+        sentinels = [_SENTINEL.match(target or "") for target in targets]
+        firsts = self.tokens([sentinel.group() if sentinel else "" for sentinel in sentinels])
+        rests = self.closed([_SENTINEL.sub("", target or "", count=1) for target in targets])
+        inputs, labels = [], []
+        for given, first, rest, target in zip(self.tokens(prompts), firsts, rests, targets, strict=True):
+            answer = [] if target is None else rest  # None: a place that no answer takes
+            inputs.append([*given, *first, *answer])
+            labels.append([*[IGNORED] * (len(given) + len(first)), *answer])
+        return {
+            "input_ids": self.padded(inputs, self.padding),
+            "attention_mask": self.padded([[1] * len(tokens) for tokens in inputs], 0),
+            "labels": self.padded(labels, IGNORED),
+        }

@@ -1,0 +1,213 @@
+"""A language model that is fine-tuned on facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    get_linear_schedule_with_warmup,
+)
+from typing_extensions import override
+
+IGNORED = -100
+
+
+class FactLM(LightningModule):
+    """An encoder-decoder or decoder-only Hugging Face model that learns facts, and knows which it has learned.
+
+    Args:
+        model_name_or_path: A pretrained model, by hub name or folder. Give this or ``config``.
+        config: Settings of a model to build from scratch: ``model_type`` ("t5", "gpt2") and the fields of its Hugging
+            Face config. Without ``vocab_size``, the datamodule's tokenizer decides.
+        answers: What a query's loss is: "one", the answer in the query's own surface; "any", -log of the summed
+            probability of all accepted surfaces.
+        optimizer: "adamw" or "sgd".
+        learning_rate: Peak learning rate: reached after the warm-up, from where it falls linearly to 0.
+        warmup_steps: Optimizer steps of the warm-up.
+        weight_decay: The optimizer's weight decay.
+        momentum: Of "sgd".
+        embedding_std: Draw the token embeddings of a model built from scratch anew, with this standard deviation
+            (T5's default of 1 learns much worse where nothing is pretrained).
+
+    Attributes:
+        model: The Hugging Face model; where its vocabulary comes from the datamodule, once training is set up.
+
+    Raises:
+        ValueError: If neither or both of ``model_name_or_path`` and ``config`` are given, or an option is unknown.
+    """
+
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        config: dict[str, Any] | None = None,
+        answers: Literal["one", "any"] = "any",
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        embedding_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        if (model_name_or_path is None) == (config is None):
+            raise ValueError("expected exactly one of model_name_or_path and config, found both or neither")
+        if config is not None and "model_type" not in config:
+            raise ValueError(f'config: expected a "model_type" such as "t5" or "gpt2", found {sorted(config)}')
+        for name, value, known in (("answers", answers, ("one", "any")), ("optimizer", optimizer, ("adamw", "sgd"))):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {known}, found {value!r}")
+        self.save_hyperparameters()
+        if model_name_or_path is not None:
+            hub_config = AutoConfig.from_pretrained(model_name_or_path)
+            auto = AutoModelForSeq2SeqLM if hub_config.is_encoder_decoder else AutoModelForCausalLM
+            self.model = auto.from_pretrained(model_name_or_path)
+        elif config is not None and "vocab_size" in config:
+            self.build()
+
+    # Building ------------------------------------------------------------------------------------------------------
+
+    @override
+    def configure_model(self) -> None:
+        if not hasattr(self, "model"):
+            tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
+            if tokenizer is None:
+                raise ValueError("config: expected vocab_size, or a datamodule with a tokenizer; found neither")
+            self.build(tokenizer)
+        architecture = getattr(getattr(self._trainer, "datamodule", None), "architecture", self.architecture)
+        if architecture != self.architecture:
+            raise ValueError(f"expected a datamodule for {self.architecture} models, found one for {architecture} ones")
+
+    def build(self, tokenizer: Any = None) -> None:
+        """Build the model from its config; a tokenizer gives the vocabulary's size and the special tokens."""
+        settings = dict(self.hparams["config"])
+        if tokenizer is not None:
+            ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+            begin = {"decoder_start_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.eos_token_id}
+            settings = {"vocab_size": len(tokenizer), **ends, **begin, **settings}
+            self.hparams["config"] = settings  # so that a checkpoint can be loaded without the datamodule
+        config = AutoConfig.for_model(**settings)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        self.model = auto.from_config(config)
+        if self.hparams["embedding_std"] is not None:
+            torch.nn.init.normal_(self.model.get_input_embeddings().weight, std=self.hparams["embedding_std"])
+        self.model.train()
+
+    @property
+    def architecture(self) -> Literal["encoder-decoder", "decoder-only"]:
+        """Which of the two kinds the model is."""
+        return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
+
+    # Losses --------------------------------------------------------------------------------------------------------
+
+    def example_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """-log probability of each row's answer given its input, in nats, ``[B]``.
+
+        Query batches bring their accepted answers along; with ``answers="any"`` the loss is then -log of the answers'
+        summed probability.
+        """
+        if self.hparams["answers"] == "any" and "answer_labels" in batch:
+            return -torch.logsumexp(self._answer_log_probabilities(batch)[0], dim=1)
+        return _token_losses(*self._shifted(self._logits(batch), batch["labels"])).sum(1)
+
+    @torch.no_grad()
+    def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
+        return self._answer_log_probabilities(batch)[1].any(1)
+
+    def _answer_log_probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of each accepted answer: its log probability and whether greedy decoding gives it, each ``[B, A]``.
+
+        Greedy decoding gives an answer exactly if each of its tokens is the likeliest after those before it, which one
+        pass with the answer given shows.
+        """
+        labels_BAS = batch["answer_labels"]
+        B, A, S = labels_BAS.shape
+        labels = labels_BAS.reshape(B * A, S)
+        if self.model.config.is_encoder_decoder:
+            states = self.model.get_encoder()(batch["input_ids"], attention_mask=batch["attention_mask"])
+            hidden = states.last_hidden_state.repeat_interleave(A, 0)
+            mask = batch["attention_mask"].repeat_interleave(A, 0)
+            # The encoder has run once a query, not once an answer.
+            logits = self._decode(labels, encoder_outputs=(hidden,), attention_mask=mask)
+        else:
+            rows = {name: batch[f"answer_{name}"].reshape(B * A, -1) for name in ("input_ids", "attention_mask")}
+            logits = self.model(**rows, use_cache=False).logits
+        logits, labels = self._shifted(logits, labels)
+        exists = (labels != IGNORED).any(1)
+        log_probabilities = torch.where(exists, -_token_losses(logits, labels).sum(1), -torch.inf)
+        greedy = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1) & exists
+        return log_probabilities.view(B, A), greedy.view(B, A)
+
+    def _logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if self.model.config.is_encoder_decoder:
+            return self._decode(batch["labels"], **inputs)
+        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        return logits
+
+    def _decode(self, labels: Tensor, **inputs: Any) -> Tensor:
+        """Logits of an encoder-decoder that is given the labels so far, without the loss that ``labels=`` computes."""
+        decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+        logits: Tensor = self.model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False).logits
+        return logits
+
+    def _shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and the labels that they predict: a decoder-only model's are one place apart."""
+        return (logits, labels) if self.model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    @override
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        logits, labels = self._shifted(self._logits(batch), batch["labels"])
+        loss = _token_losses(logits, labels).sum() / (labels != IGNORED).sum()
+        self.log("train/loss", loss, batch_size=len(labels), prog_bar=True)
+        return loss
+
+    @override
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._log_queries("val", batch)
+
+    @override
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._log_queries("test", batch)
+
+    def _log_queries(self, stage: str, batch: Mapping[str, Tensor]) -> None:
+        size = len(batch["labels"])
+        self.log(f"{stage}/query_loss", self.example_losses(batch).mean(), batch_size=size)
+        self.log(f"{stage}/queries_learned", self.learned(batch).float().mean(), batch_size=size, prog_bar=True)
+
+    @override
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Ids, losses in nats and whether each is learned, of a batch of queries."""
+        return {"query_id": batch["query_id"], "loss": self.example_losses(batch), "learned": self.learned(batch)}
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        settings = self.hparams
+        optimizer: torch.optim.Optimizer
+        rates = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
+        if settings["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), momentum=settings["momentum"], **rates)
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), **rates)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, settings["warmup_steps"], total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of each label, 0 where it is ignored; logits ``[B, S, V]``, labels ``[B, S]``."""
+    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
