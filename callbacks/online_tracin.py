@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ftrace.callbacks.query_losses import find_query_losses
+from ftrace.callbacks.self_check import SelfCheck
+from ftrace.callbacks.training_loop import clip_factor, evaluation_mode, refuse_unsupported_loop
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -23,9 +26,6 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ftrace.callbacks.query_losses import find_query_losses
-from ftrace.callbacks.self_check import SelfCheck
-from ftrace.callbacks.training_loop import clip_factor, evaluation_mode, refuse_unsupported_loop
 from ftrace.gradients import (
     GradientCapture,
     PerExampleGradients,
@@ -218,7 +218,9 @@ class OnlineTracIn(Callback):
         window, self._window = self._window, []
         self._refuse_unfrozen(optimizer)
         if self._check is not None and window:
-            self._check.check_window([sum(batch.by_group[1:], start=batch.by_group[0]) for batch in window], self._steps)
+            self._check.check_window(
+                [sum(batch.by_group[1:], start=batch.by_group[0]) for batch in window], self._steps
+            )
         clip = clip_factor(trainer, optimizer)
         rates = [clip * float(group["lr"]) for group in optimizer.param_groups]
         for batch in window:
@@ -281,7 +283,7 @@ class OnlineTracIn(Callback):
             make = getattr(getattr(trainer, "datamodule", None), "query_dataloader", None)
             if make is None:
                 raise ValueError(
-                    "no queries: expected queries=DataLoader(...), or a datamodule with query_dataloader(); found neither"
+                    "no queries: expected queries=DataLoader(...) or a datamodule with query_dataloader(), found neither"
                 )
             source = make()
         with isolate_rng():  # an iterator over a DataLoader draws a random number

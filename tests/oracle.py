@@ -14,7 +14,9 @@ def gradients(module: nn.Module, losses: Callable[[], Tensor]) -> list[dict[str,
     rows = []
     for loss in losses():
         found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
-        rows.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)})
+        rows.append(
+            {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
+        )
     return rows
 
 

@@ -5,6 +5,7 @@ from ftrace.data.datamodule import FtraceSynth
 from ftrace.data.example_ids import WithExampleIds
 from ftrace.data.synth import SynthCorpus, SynthSettings
 from ftrace.data.synth_files import write_synth
+from ftrace.data.text import fill_in
 from ftrace.data.tokenizer import train_word_tokenizer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "SynthCorpus",
     "SynthSettings",
     "WithExampleIds",
+    "fill_in",
     "make_collator",
     "train_word_tokenizer",
     "write_synth",

@@ -29,7 +29,11 @@ class WithExampleIds(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, dataset: Any, key: str = "example_id", names: Sequence[str] | None = None) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        if (
+            isinstance(dataset, IterableDataset)
+            or not hasattr(dataset, "__getitem__")
+            or not hasattr(dataset, "__len__")
+        ):
             raise TypeError(
                 f"expected a map-style dataset, found {type(dataset).__name__}, whose samples have no index. Give its "
                 f'samples a stable "{key}" yourself'

@@ -1,10 +1,10 @@
 """FTRACE-SYNTH on disk: Parquet files that ``datasets.load_dataset`` reads as they are.
 
-    facts.parquet      fact, relation, entity_0, entity_1, is_test
-    train.parquet      example_id, inputs_pretokenized, targets_pretokenized, guid, facts
-    queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, guid, fact, answers, proponent_ids
-    manifest.json      the flags, counts and versions
-    README.md          the data set card, which tells ``load_dataset(folder, "queries")`` what is where
+facts.parquet      fact, relation, entity_0, entity_1, is_test
+train.parquet      example_id, inputs_pretokenized, targets_pretokenized, guid, facts
+queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, guid, fact, answers, proponent_ids
+manifest.json      the flags, counts and versions
+README.md          the data set card, which tells ``load_dataset(folder, "queries")`` what is where
 """
 
 from __future__ import annotations

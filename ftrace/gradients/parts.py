@@ -10,6 +10,7 @@ parameter, Q and S the same as B and T on the query side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,7 +136,7 @@ def merge(parts: list[Part]) -> tuple[Part, ...]:
     return tuple(merged)
 
 
-def stack_examples(parts: list[Part]) -> Part:
+def stack_examples(parts: Sequence[Part]) -> Part:
     """One part for the examples of several parts of the same kind; shorter ones are filled up with empty places."""
     if all(isinstance(part, Dense) for part in parts):
         return Dense(torch.cat([part.dense() for part in parts]))

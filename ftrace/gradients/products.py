@@ -13,7 +13,6 @@ from torch import Tensor
 from ftrace.gradients.parts import Dense, Lookup, Outer, gram, num_places, own_gram, take
 from ftrace.gradients.per_example import CHUNK_BYTES, PerExampleGradients
 
-
 # An operation of the gram product is bound by memory, one of the dense product is not (measured on two cores).
 GRAM_PENALTY = 4
 

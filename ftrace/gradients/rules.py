@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,8 @@ def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:
 
 def _t5_norm(module: nn.Module, x: Tensor) -> Tensor:
     variance = x.to(torch.float32).pow(2).mean(-1, keepdim=True)  # T5 takes it in float32, whatever x is
-    return x * torch.rsqrt(variance + module.variance_epsilon)
+    epsilon: Any = module.variance_epsilon
+    return x * torch.rsqrt(variance + epsilon)
 
 
 def _refuse_norm(module: nn.Module) -> str | None:

@@ -195,7 +195,9 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
             raise ValueError("it is a file")
         _read_manifest(folder)
     except ValueError as error:
-        message = f"won't write scores to {str(folder)!r}: expected nothing or an earlier score store there, but {error}"
+        message = (
+            f"won't write scores to {str(folder)!r}: expected nothing or an earlier score store there, but {error}"
+        )
         raise ValueError(f"{message}. Name another folder.") from error
 
 

@@ -1,0 +1,34 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: both make .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+TYPES := .venv/types
+
+.PHONY: demo test lint types clean
+
+demo: $(READY)
+	$(BIN)/python train.py fit --config configs/synth_demo.yaml
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+# mypy follows the file system and knows nothing of `package-dir`: show it the package as it is installed.
+types: $(READY)
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/ftrace
+	@ln -s "$(CURDIR)"/ftrace/* $(TYPES)/ftrace/ && ln -s "$(CURDIR)/callbacks" $(TYPES)/ftrace/callbacks
+	MYPYPATH=$(TYPES) $(BIN)/python -m mypy -p ftrace
+	MYPYPATH=$(TYPES) $(BIN)/python -m mypy train.py benchmarks
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"ftrace needs Python 3.11 or newer, found {v[0]}.{v[1]}: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(READY)
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,6 @@
+"""Attribution methods that score a finished run. Each writes a score store."""
+
+from ftrace.attribution.bm25 import score_by_bm25
+from ftrace.attribution.tracin import score_by_tracin
+
+__all__ = ["score_by_bm25", "score_by_tracin"]

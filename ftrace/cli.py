@@ -1,0 +1,177 @@
+"""The ``ftrace`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from ftrace.attribution import score_by_bm25, score_by_tracin
+from ftrace.data import SynthSettings, fill_in, write_synth
+from ftrace.evaluation import Evaluation, evaluate, render_table, write_tables
+from ftrace.report import WorkedQuery, render_worked_query
+from ftrace.runs import Run
+from ftrace.scores import ScoreStore
+
+Method = Literal["bm25", "tracin"]
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What ``train.py fit`` does once the model is trained.
+
+    Args:
+        baselines: Methods to compare the online scores with.
+        worked_queries: How many learned queries to work out for the reader.
+        kind: Which online score to work them out with.
+    """
+
+    baselines: tuple[Method, ...] = ("bm25", "tracin")
+    worked_queries: int = 3
+    kind: str = "cosine"
+
+
+def synth(output_path: str, settings: SynthSettings) -> None:
+    """Generate FTRACE-SYNTH.
+
+    Args:
+        output_path: Folder to write Parquet files and a manifest to.
+        settings: The generator's flags.
+    """
+    folder = write_synth(output_path, settings, progress=True)
+    Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True)
+
+
+def attribute(method: Method, run: str, output_dir: str | None = None) -> None:
+    """Score all training examples for all queries with one method, over a finished run.
+
+    Args:
+        method: "bm25", or "tracin": dot and cosine of gradients at the run's last snapshot.
+        run: The run's log folder.
+        output_dir: Where the score store goes; default: a folder named after the method, in the run's.
+    """
+    store = run_method(method, Run(run), Path(output_dir) if output_dir else Path(run) / method)
+    Console().print(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
+
+
+def evaluate_stores(
+    stores: Sequence[str],
+    run: str | None = None,
+    queries: Literal["learned", "all"] = "learned",
+    output_dir: str | None = None,
+) -> None:
+    """Compare score stores: one table, all rows on the same pool and the same queries.
+
+    Args:
+        stores: Folders of score stores.
+        run: The log folder of the run that they belong to; default: the folder that the first store is in.
+        queries: "learned" by the end of training, or "all".
+        output_dir: Where table.json and table.csv go; default: "evaluation" in the run's folder.
+    """
+    opened = {Path(store).name: ScoreStore.open(store) for store in stores}
+    if len(opened) < len(stores):
+        raise ValueError(f"expected score stores with names of their own, found {[Path(s).name for s in stores]}")
+    of_run = Run(run if run is not None else Path(stores[0]).resolve().parent)
+    evaluation = compare(opened, of_run, queries)
+    files = write_tables(evaluation, Path(output_dir) if output_dir else of_run.folder / "evaluation")
+    console = Console()
+    console.print(render_table(evaluation))
+    console.print(f"Wrote {' and '.join(map(str, files))}", soft_wrap=True)
+
+
+def run_method(method: Method, run: Run, output_dir: Path) -> ScoreStore:
+    """Score all training examples of a run with one method."""
+    if method == "bm25":
+        return score_by_bm25(list(run.data.train_rows), list(run.data.query_rows), output_dir)
+    facts = {"snapshot": run.last_snapshot.name, "answers": run.model.hparams["answers"]}
+    return score_by_tracin(run.model, run.data.example_dataloader(), run.data.query_dataloader(), output_dir, facts)
+
+
+def compare(stores: dict[str, ScoreStore], run: Run, queries: Literal["learned", "all"]) -> Evaluation:
+    """Evaluate stores on a run's queries."""
+    proponents = {row["query_id"]: row["proponent_ids"] for row in run.data.query_rows}
+    if queries == "all":
+        return evaluate(stores, proponents)
+    learned = run.learned_queries()
+    words = f"learned, of {len(proponents)}"
+    return evaluate(stores, {query: proponents[query] for query in learned}, words)
+
+
+def trace_run(folder: Path, settings: TraceSettings) -> None:
+    """The second half of the main job: baselines, the table, and some queries worked out."""
+    console = Console()
+    run = Run(folder)
+    stores = {"online": ScoreStore.open(folder / "online")}
+    for method in settings.baselines:
+        stores[method] = run_method(method, run, folder / method)
+    evaluation = compare(stores, run, "learned")
+    files = write_tables(evaluation, folder / "evaluation")
+    console.print(render_table(evaluation))
+
+    rows = run.data.train_rows
+    learned = run.learned_queries()
+    step = max(1, len(learned) // max(1, settings.worked_queries))
+    worked = set(learned[::step][: settings.worked_queries])
+    for row in run.data.query_rows:
+        if row["query_id"] in worked:
+            answer = row["targets_pretokenized"].removeprefix("<extra_id_0> ")
+            query = WorkedQuery(row["query_id"], row["inputs_pretokenized"], answer, row["proponent_ids"])
+            console.print(render_worked_query(query, stores["online"], settings.kind, lambda i: _sentence(rows[i])))
+    console.print("\nWhere everything is:")
+    places = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
+    for name, place in {**places, **{f"scores, {name}": store.path for name, store in stores.items()}}.items():
+        console.print(f"  {name:16} {place}", soft_wrap=True, highlight=False)
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    return fill_in(row["inputs_pretokenized"], row["targets_pretokenized"])
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="ftrace", description="Which training examples taught a language model this fact?")
+    commands = parser.add_subcommands(required=True, dest="command")
+    for name, function in _COMMANDS.items():
+        assert function.__doc__ is not None
+        command = ArgumentParser(description=function.__doc__.splitlines()[0])
+        command.add_argument("--config", action="config", help="A YAML file with any of these options.")
+        if name == "synth":
+            command.add_argument("--output_path", type=str, required=True, help="Folder to write the data set to.")
+            command.add_class_arguments(SynthSettings)
+        elif name == "evaluate":
+            command.add_argument("stores", nargs="+", type=str, help="Folders of score stores.")
+            command.add_function_arguments(function, skip={"stores"})
+        else:
+            command.add_function_arguments(function)
+        commands.add_subcommand(name, command)
+    return parser
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {"synth": synth, "attribute": attribute, "evaluate": evaluate_stores}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command; bad input is one line on stderr and exit code 2."""
+    parser = _parser()
+    config = parser.parse_args(args)
+    name = config["command"]
+    options = parser.instantiate_classes(config)[name]
+    options.pop("config", None)
+    try:
+        if name == "synth":
+            output_path = options.pop("output_path")
+            synth(output_path, SynthSettings(**vars(options)))
+        else:
+            _COMMANDS[name](**vars(options))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"ftrace {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

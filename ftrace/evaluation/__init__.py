@@ -1,0 +1,16 @@
+"""What a score is worth: retrieval metrics against ground-truth proponents, and the table that compares methods."""
+
+from ftrace.evaluation.learned import find_learned_queries
+from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
+from ftrace.evaluation.table import Evaluation, evaluate, render_table, write_tables
+
+__all__ = [
+    "Evaluation",
+    "MeanReciprocalRank",
+    "PrecisionAtK",
+    "RecallAtK",
+    "evaluate",
+    "find_learned_queries",
+    "render_table",
+    "write_tables",
+]

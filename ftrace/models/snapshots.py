@@ -1,0 +1,48 @@
+"""Reading the snapshots of a finished run (the callback CheckpointSnapshots writes them)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+
+def find_snapshots(folder: Path) -> list[Path]:
+    """The snapshots in a folder, by step.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = sorted(path.parent for path in folder.glob("step-*/snapshot.json"))
+    if not found:
+        raise ValueError(
+            f"no snapshot in {str(folder)!r}: expected step-*/snapshot.json. Train with CheckpointSnapshots"
+        )
+    return found
+
+
+def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
+    """Put a snapshot's weights into a module.
+
+    Returns:
+        The snapshot's manifest.
+
+    Raises:
+        ValueError: If the snapshot is damaged, or of another model.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "snapshot.json").read_text())
+        weights = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
+    for name, first in manifest["tied"].items():
+        weights[name] = weights[first]
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"snapshot {str(folder)!r} is of another model: {error}") from error
+    return manifest

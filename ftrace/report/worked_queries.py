@@ -1,0 +1,57 @@
+"""One query worked out for a reader: what was asked, what was answered, who taught it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from rich.panel import Panel
+from rich.table import Table
+
+from ftrace.scores import ScoreStore
+
+
+@dataclass(frozen=True)
+class WorkedQuery:
+    """What to tell of a query.
+
+    Args:
+        query_id: Its id.
+        prompt: The masked sentence.
+        answer: The right answer.
+        proponent_ids: Training examples that state its fact.
+    """
+
+    query_id: int
+    prompt: str
+    answer: str
+    proponent_ids: Collection[int]
+
+
+def render_worked_query(
+    query: WorkedQuery, store: ScoreStore, kind: str, sentence: Callable[[int], str], k: int = 3
+) -> Panel:
+    """A query with its strongest proponents and opponents.
+
+    Args:
+        query: The query.
+        store: Whose scores.
+        kind: Which of its kinds.
+        sentence: From an example's id to its text.
+        k: How many of each.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column(f"score ({kind})", justify="right")
+    table.add_column("states the fact")
+    table.add_column("training example")
+    stating = set(query.proponent_ids)
+    for label, largest in (("proponents", True), ("opponents", False)):
+        ids, scores = store.top(query.query_id, k, kind, largest=largest)
+        for rank, (example_id, score) in enumerate(zip(ids.tolist(), scores.tolist(), strict=True)):
+            mark = "[green]yes[/]" if example_id in stating else "no"
+            table.add_row(
+                label if rank == 0 else "", f"{score:+.3f}", mark, f"{sentence(example_id)}  [dim]#{example_id}[/]"
+            )
+    title = f"query {query.query_id}: {query.prompt}  →  [bold]{query.answer}[/]"
+    return Panel(table, title=title, title_align="left", expand=False)
