@@ -1,0 +1,515 @@
+"""OnlineTracIn against a loop of plain autograd, in training runs as people have them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import oracle
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ftrace.callbacks import OnlineTracIn, SelfCheckError
+from ftrace.scores import ScoreStore
+
+
+class Module(pl.LightningModule):
+    """Wraps a Hugging Face model and knows nothing of attribution."""
+
+    def __init__(self, kind: str, dtype: torch.dtype = torch.float64, groups: bool = False, **config: Any) -> None:
+        super().__init__()
+        self.model = tiny.MODELS[kind](dtype, **config)
+        self.groups = groups
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        # The model's own loss, but in the model's dtype: GPT-2 would take it in float32.
+        labels = batch["labels"] if self.model.config.is_encoder_decoder else batch["labels"][:, 1:]
+        return tiny.losses(self.model, batch).sum() / (labels != -100).sum()
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self.parameters())
+        groups = [{"params": parameters}]
+        if self.groups:
+            groups = [{"params": parameters[::2], "lr": 0.03}, {"params": parameters[1::2]}]
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7), "interval": "step"}
+        ]
+
+
+def rows(kind: str, count: int, seed: int = 0, key: str = "example_id", length: int = 7) -> list[dict[str, Any]]:
+    batch = tiny.batch(kind, count, seed, length)
+    return [{**{name: values[i] for name, values in batch.items()}, key: 10 * i + 3} for i in range(count)]
+
+
+def queries(kind: str) -> DataLoader:
+    return DataLoader(rows(kind, 5, seed=1, key="query_id", length=6), batch_size=3)
+
+
+def fit(module: pl.LightningModule, loader: Any, tmp_path: Path, callbacks: Sequence[pl.Callback] = (), **trainer: Any) -> pl.Trainer:
+    pl.seed_everything(7, verbose=False)
+    double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
+    settings: dict[str, Any] = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+        "precision": "64-true" if double else "32-true",
+    }
+    made = pl.Trainer(**{**settings, **trainer}, callbacks=list(callbacks))
+    made.fit(module, loader)
+    return made
+
+
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def replay(
+    module: Module, batches: list[list[dict[str, Any]]], query_rows: list[dict[str, Any]], *, accumulate: int,
+    refresh: int, clip: float | None, epochs: int,
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:  # fmt: skip
+    """The definition, step by step and example by example, for every parameter: dot and cosine by example id."""
+    kind = "t5" if module.model.config.is_encoder_decoder else "gpt2"
+    named = dict(module.named_parameters())
+    (optimizer,), (schedule,) = module.configure_optimizers()
+    rate_of = {
+        name: next(i for i, group in enumerate(optimizer.param_groups) if any(p is q for q in group["params"]))
+        for name, p in named.items()
+    }
+    collate = torch.utils.data.default_collate
+    dot: dict[int, Tensor] = {}
+    cosine: dict[int, Tensor] = {}
+    step = 0
+    for _ in range(epochs):
+        windows = [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
+        for window in windows:
+            if step % refresh == 0:
+                module.eval()
+                query_gradients = oracle.gradients(module, lambda: tiny.losses(module.model, collate(query_rows)))
+                module.train()
+            contributions: list[tuple[int, dict[str, Tensor]]] = []
+            for batch in window:
+                collated = collate(batch)
+                shifted = collated["labels"][:, 1:] if kind == "gpt2" else collated["labels"]
+                tokens = (shifted != -100).sum()
+                own = oracle.gradients(module, lambda b=collated, n=tokens: tiny.losses(module.model, b) / n / accumulate)
+                contributions += zip((row["example_id"] for row in batch), own, strict=True)
+            total = {name: torch.stack([own[name] for _, own in contributions]).sum(0) for name in named}
+            norm = oracle.flat(total).norm()
+            kappa = min(1.0, clip / (float(norm) + 1e-6)) if clip else 1.0
+            for example, own in contributions:
+                rate = {name: optimizer.param_groups[group]["lr"] for name, group in rate_of.items()}
+                weighted = oracle.flat({name: rate[name] * kappa * own[name] for name in named})
+                plain = oracle.flat(own)
+                scores = torch.stack([weighted @ oracle.flat(q) for q in query_gradients])
+                cosines = torch.stack([plain @ oracle.flat(q) / plain.norm() / oracle.flat(q).norm() for q in query_gradients])
+                dot[example] = dot.get(example, 0) + scores
+                cosine[example] = cosine.get(example, 0) + cosines
+            for name, parameter in named.items():
+                parameter.grad = kappa * total[name]
+            optimizer.step()
+            schedule["scheduler"].step()
+            step += 1
+    return dot, cosine
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["f64", "f32"])
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_scores_equal_a_loop_of_plain_autograd(kind: str, dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
+    """Several steps, accumulation with a short last window, clipping, momentum, two groups, a schedule, old queries."""
+    module = Module(kind, dtype, groups=True)
+    exact = copy.deepcopy(module).double()
+    examples, asked = rows(kind, 14), rows(kind, 5, seed=1, key="query_id", length=6)
+    callback = OnlineTracIn(queries(kind), tmp_path / "online", scores=("dot", "cosine"), refresh_every_n_steps=2)
+    loader = DataLoader(examples, batch_size=3)  # 5 batches, in windows of 2, 2 and 1
+    fit(module, loader, tmp_path, [callback], accumulate_grad_batches=2, gradient_clip_val=0.5)
+
+    batches = [examples[i : i + 3] for i in range(0, len(examples), 3)]
+    dot, cosine = replay(exact, batches, asked, accumulate=2, refresh=2, clip=0.5, epochs=2)
+    assert oracle.relative_error(weights(module).double(), weights(exact)) < tolerance
+    store = ScoreStore.open(tmp_path / "online")
+    assert store.example_ids.tolist() == sorted(dot)
+    assert store.query_ids.tolist() == [row["query_id"] for row in asked]
+    for name, expected in (("dot", dot), ("cosine", cosine)):
+        matrix = torch.stack([expected[example] for example in sorted(expected)])
+        assert store.matrix(name).dtype == (np.float64 if dtype is torch.float64 else np.float32)
+        assert oracle.relative_error(torch.from_numpy(np.array(store.matrix(name))).double(), matrix) < tolerance
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_training_is_bit_identical_with_and_without(kind: str, accumulate: int, tmp_path: Path) -> None:
+    dropout = {"dropout_rate": 0.1} if kind == "t5" else {"resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1}
+    trained = []
+    states = []
+    for online in (False, True):
+        module = Module(kind, torch.float32, **dropout)
+        callback = OnlineTracIn(queries(kind), tmp_path / "online", scores=("dot", "cosine"), refresh_every_n_steps=2)
+        loader = DataLoader(rows(kind, 13), batch_size=4, shuffle=True)
+        fit(module, loader, tmp_path, [callback] * online, accumulate_grad_batches=accumulate, gradient_clip_val=1.0)
+        trained.append(weights(module))
+        states.append(torch.get_rng_state())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+        assert all(m.training for m in module.modules())
+    assert torch.equal(*trained)
+    assert torch.equal(*states)
+
+
+def test_user_hooks_and_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    saved = []
+    for online in (False, True):
+        module = Module("gpt2", torch.float32)
+        calls: list[str] = []
+        module.model.transformer.h[0].register_forward_hook(lambda *_, log=calls: log.append("forward"))
+        callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", self_check=False)
+        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / f"checkpoints-{online}", filename="last")
+        fit(
+            module, DataLoader(rows("gpt2", 4), batch_size=4), tmp_path,
+            [checkpoint, *[callback] * online], enable_checkpointing=True,
+        )  # fmt: skip
+        saved.append(torch.load(tmp_path / f"checkpoints-{online}" / "last.ckpt", weights_only=True))
+        assert len(module.model.transformer.h[0]._forward_hooks) == 1
+    without, with_ours = saved
+    assert without.keys() == with_ours.keys()
+    assert all(torch.equal(without["state_dict"][name], with_ours["state_dict"][name]) for name in without["state_dict"])
+
+
+def test_works_in_a_module_that_knows_nothing_of_ftrace(tmp_path: Path) -> None:
+    """A regression in the user's own style: own loss, own batch keys, losses of queries given by hand."""
+
+    class Regression(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 1)).double()
+
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            return nn.functional.huber_loss(self.net(batch["x"]).squeeze(1), batch["y"])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    torch.manual_seed(0)
+    data = [{"x": torch.randn(4).double(), "y": torch.randn(()).double(), "row": i} for i in range(6)]
+    asked = [{"x": torch.randn(4).double(), "y": torch.randn(()).double(), "q": 100 + i} for i in range(3)]
+
+    def squared_error(module: pl.LightningModule, batch: dict[str, Tensor]) -> Tensor:
+        return (module.net(batch["x"]).squeeze(1) - batch["y"]).square()
+
+    module = Regression()
+    start = copy.deepcopy(module)
+    callback = OnlineTracIn(asked, tmp_path / "online", squared_error, id_key="row", query_id_key="q")
+    fit(module, DataLoader(data, batch_size=6), tmp_path, [callback], max_epochs=1)
+
+    collate = torch.utils.data.default_collate
+
+    def huber() -> Tensor:
+        batch = collate(data)
+        return nn.functional.huber_loss(start.net(batch["x"]).squeeze(1), batch["y"], reduction="none") / 6
+
+    examples = oracle.matrix(oracle.gradients(start, huber))
+    questions = oracle.matrix(oracle.gradients(start, lambda: squared_error(start, collate(asked))))
+    store = ScoreStore.open(tmp_path / "online")
+    assert store.query_ids.tolist() == [100, 101, 102]
+    expected = 0.01 * examples @ questions.T
+    assert oracle.relative_error(torch.from_numpy(np.array(store.matrix("dot"))), expected) < 1e-9
+
+
+def test_an_example_that_comes_twice_is_counted_twice(tmp_path: Path) -> None:
+    examples = rows("gpt2", 2)
+    twice = [examples[0], examples[1], examples[0]]
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", scores=("cosine",))
+    fit(Module("gpt2"), DataLoader(twice, batch_size=3), tmp_path, [callback], max_epochs=1)
+    apart = [{**row, "example_id": i} for i, row in enumerate(twice)]
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "apart", scores=("cosine",))
+    fit(Module("gpt2"), DataLoader(apart, batch_size=3), tmp_path, [callback], max_epochs=1)
+    merged, each = (ScoreStore.open(tmp_path / name).matrix("cosine") for name in ("online", "apart"))
+    np.testing.assert_allclose(merged[0], each[0] + each[2], rtol=1e-9)
+
+
+def test_parameters_choose_what_scores_see(tmp_path: Path) -> None:
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", parameters=("*.attn.*", "!*.bias"))
+    fit(Module("gpt2"), DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback], max_epochs=1)
+    lines = ScoreStore.open(tmp_path / "online").manifest["coverage"]
+    covered = {line["parameter"] for line in lines if line["status"] == "covered"}
+    layers = ("c_attn", "c_proj")
+    assert covered == {f"model.transformer.h.{i}.attn.{layer}.weight" for i in (0, 1) for layer in layers}
+
+
+def test_the_manifest_says_how_the_scores_came_about(tmp_path: Path) -> None:
+    callback = OnlineTracIn(queries("t5"), tmp_path / "online", refresh_every_n_steps=3)
+    fit(Module("t5"), DataLoader(rows("t5", 8), batch_size=4), tmp_path, [callback])
+    manifest = ScoreStore.open(tmp_path / "online").manifest
+    assert manifest["complete"] is True
+    assert (manifest["first_step"], manifest["steps"], manifest["refresh_every_n_steps"]) == (0, 4, 3)
+    assert manifest["optimizer"] == "torch.optim.sgd.SGD"
+    assert manifest["query_losses"] == "ftrace.callbacks.query_losses.huggingface_losses"
+    assert manifest["self_check"] == {"failures": []}
+
+
+class Interrupt(pl.Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        fit(Module("gpt2"), DataLoader(rows("gpt2", 9), batch_size=3), tmp_path, [callback, Interrupt()])
+    store = ScoreStore.open(tmp_path / "online")
+    assert store.manifest["complete"] is False
+    assert store.manifest["steps"] == 2
+    assert len(store.example_ids) == 6
+
+
+# Refusals --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "clipping by value is not linear"),
+        ({"precision": "bf16-mixed"}, "expected precision 32-true or 64-true, found bf16-mixed"),
+        ({"strategy": "ddp_fork", "devices": 1}, "expected one process on one device, found strategy DDPStrategy"),
+    ],
+    ids=["value clipping", "bf16", "ddp"],
+)
+def test_unsupported_loops_are_refused_by_name(trainer: dict[str, Any], message: str, tmp_path: Path) -> None:
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
+    loader = DataLoader(rows("gpt2", 4), batch_size=4)
+    with pytest.raises(Exception, match=message):
+        fit(Module("gpt2", torch.float32), loader, tmp_path, [callback], **trainer)
+    assert not (tmp_path / "online").exists()
+
+
+class Manual(Module):
+    automatic_optimization = False
+
+    def __init__(self) -> None:
+        super().__init__("gpt2", torch.float32)
+        self.automatic_optimization = False
+
+
+class Clips(Module):
+    def configure_gradient_clipping(self, optimizer: Any, **kwargs: Any) -> None:
+        pass
+
+
+class Closure(Module):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters())
+
+
+def compiled() -> Module:
+    module = Module("gpt2", torch.float32)
+    module.model.transformer.compile()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Manual, "expected automatic optimization"),
+        (lambda: Clips("gpt2", torch.float32), "Clips overrides configure_gradient_clipping"),
+        (lambda: Closure("gpt2", torch.float32), "LBFGS evaluates a batch several times"),
+        (compiled, "Train without torch.compile"),
+    ],
+    ids=["manual", "clipping", "lbfgs", "compiled"],
+)
+def test_unsupported_modules_are_refused_by_name(make: Any, message: str, tmp_path: Path) -> None:
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
+    with pytest.raises(ValueError, match=message):
+        fit(make(), DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": ("update",)}, r"scores: expected some of \['dot', 'cosine'\], found \('update',\)"),
+        ({"scores": "dot"}, "scores: expected some of"),
+        ({"scores": ()}, "scores: expected some of"),
+        ({"refresh_every_n_steps": 0}, "refresh_every_n_steps: expected at least 1, found 0"),
+        ({"projection_side": 16}, "projection_side=16 is not supported yet: expected None"),
+        ({"integration": "trapezoid"}, "integration='trapezoid' is not supported yet: expected 'left'"),
+        ({"breakdown": ("layer",)}, "breakdown=.* is not supported yet"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnlineTracIn(**arguments)
+
+
+def test_batches_without_ids_say_what_to_do(tmp_path: Path) -> None:
+    nameless = [{name: value for name, value in row.items() if name != "example_id"} for row in rows("gpt2", 4)]
+    with pytest.raises(ValueError, match=r'batch has no "example_id": found keys \[.*Add ids with ftrace.data.WithExampleIds'):
+        fit(Module("gpt2"), DataLoader(nameless, batch_size=4), tmp_path, [OnlineTracIn(queries("gpt2"), tmp_path / "o")])
+
+
+def test_no_queries_no_losses_and_repeated_queries_say_what_to_do(tmp_path: Path) -> None:
+    loader = DataLoader(rows("gpt2", 4), batch_size=4)
+    with pytest.raises(ValueError, match=r"no queries: expected queries=DataLoader"):
+        fit(Module("gpt2"), loader, tmp_path, [OnlineTracIn(output_dir=tmp_path / "o")])
+    twice = rows("gpt2", 2, key="query_id") * 2
+    with pytest.raises(ValueError, match=r'expected each "query_id" once'):
+        fit(Module("gpt2"), loader, tmp_path, [OnlineTracIn(DataLoader(twice, batch_size=2), tmp_path / "o")])
+    module = Module("gpt2")
+    module.model.get_output_embeddings = lambda: None
+    with pytest.raises(ValueError, match=r"don't know the loss of a query: Module has no example_losses"):
+        fit(module, loader, tmp_path, [OnlineTracIn(queries("gpt2"), tmp_path / "o")])
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "online").mkdir()
+    (tmp_path / "online" / "thesis.txt").write_text("three years")
+    with pytest.raises(ValueError, match="won't write scores to"):
+        fit(
+            Module("gpt2"), DataLoader(rows("gpt2", 4), batch_size=4), tmp_path,
+            [OnlineTracIn(queries("gpt2"), tmp_path / "online")],
+        )  # fmt: skip
+    assert (tmp_path / "online" / "thesis.txt").read_text() == "three years"
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Net(pl.LightningModule):
+    """A tiny regression whose net is given."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.double()
+
+    def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.net(batch["x"]).square().flatten(1).sum(1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.example_losses(batch).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def net_rows(count: int, key: str) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(count)
+    return [{"x": torch.randn(3, 4, generator=generator).double(), key: i} for i in range(count)]
+
+
+def run_net(net: nn.Module, tmp_path: Path, **arguments: Any) -> ScoreStore:
+    asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+    callback = OnlineTracIn(asked, tmp_path / "online", **arguments)
+    fit(Net(net), DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path, [callback])
+    return ScoreStore.open(tmp_path / "online")
+
+
+def test_an_uncovered_parameter_is_an_error_that_names_it_or_a_line_in_the_manifest(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Scaled())
+    with pytest.raises(ValueError, match=r'net.1.scale: no rule for the \'scale\' of a Scaled.*\n.*"!net.1.scale"'):
+        run_net(net, tmp_path)
+    with pytest.warns(UserWarning, match="can't cover 1 trained parameters"):
+        store = run_net(net, tmp_path, strict=False)
+    assert [line["parameter"] for line in store.manifest["coverage"] if line["status"] == "unsupported"] == ["net.1.scale"]
+    run_net(net, tmp_path, parameters=("*", "!net.1.scale"))
+
+
+# Self-check ------------------------------------------------------------------------------------------------------------
+
+
+class MixesExamples(nn.Module):
+    """Takes the mean over the batch away, so every example's output depends on all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 0.5 * x.mean(0, keepdim=True)
+
+
+class TimeFirst(nn.Module):
+    """Runs its layer over [T, B, D] where T happens to equal B: a batch axis mixed up, which conserves the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.transpose(0, 1)).transpose(0, 1).cumsum(1)
+
+
+class UsesWeightTwice(nn.Module):
+    """Uses a layer's weight once more behind its back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x @ self.layer.weight
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(4, 4), MixesExamples(), nn.Linear(4, 2)),
+        nn.Sequential(TimeFirst(), nn.Linear(4, 2)),
+        nn.Sequential(UsesWeightTwice(), nn.Linear(4, 2)),
+    ],
+    ids=lambda net: type(net[0]).__name__ if not isinstance(net[0], nn.Linear) else type(net[1]).__name__,
+)
+def test_self_check_catches_what_hooks_cannot_see(net: nn.Module, tmp_path: Path) -> None:
+    before = copy.deepcopy(net)
+    with pytest.raises(SelfCheckError, match="read off its layers, is not what autograd gives"):
+        run_net(net, tmp_path)
+    assert not (tmp_path / "online").exists()
+    with pytest.warns(UserWarning, match="self_check"):
+        store = run_net(before, tmp_path, strict=False)
+    assert store.manifest["self_check"]["failures"]
+
+
+def test_conservation_catches_a_gradient_that_changes_later(tmp_path: Path) -> None:
+    """A layer used behind the hooks' back, but only once training is under way."""
+
+    class Later(UsesWeightTwice):
+        runs = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += self.training
+            return super().forward(x) if self.runs > 3 else self.layer(x)
+
+    with pytest.raises(SelfCheckError, match=r"at step 3 the examples' products sum to .*, and the gradient's to"):
+        run_net(nn.Sequential(Later(), nn.Linear(4, 2)), tmp_path)
+
+
+def test_a_gradient_changed_by_a_hook_is_named(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 2))
+    net[0].weight.register_hook(lambda grad: 2 * grad)
+    with pytest.raises(SelfCheckError, match="'net.0.weight'"):
+        run_net(net, tmp_path)
+
+
+def test_unfreezing_during_training_is_refused(tmp_path: Path) -> None:
+    class Unfreeze(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.net[0].bias.requires_grad_(trainer.current_epoch > 0)
+
+    module = Net(nn.Sequential(nn.Linear(4, 2)))
+    module.net[0].bias.requires_grad_(False)
+    asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+    with pytest.raises(ValueError, match=r"a parameter of shape \(2,\) was unfrozen"):
+        fit(
+            module, DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path,
+            [Unfreeze(), OnlineTracIn(asked, tmp_path / "online")],
+        )  # fmt: skip

@@ -1,0 +1,233 @@
+"""Whole models: every parameter of every example equals autograd; what can't be covered is refused by name."""
+
+from __future__ import annotations
+
+import weakref
+
+import oracle
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from ftrace.gradients import (
+    GradientCapture,
+    PerExampleGradients,
+    QueryGradients,
+    find_coverage,
+    inner_products,
+    inner_products_and_square_norms,
+)
+
+
+def _gradients(kind: str, model: nn.Module, batch: dict[str, torch.Tensor]) -> PerExampleGradients:
+    rows = len(batch["labels"])
+    with GradientCapture(model) as capture, capture.recording(rows) as recording:
+        recording.backward(tiny.losses(model, batch))
+    return recording.gradients()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_every_parameter_equals_autograd(kind: str, attention: str) -> None:
+    model = tiny.MODELS[kind](attn_implementation=attention).eval()
+    batch = tiny.batch(kind, rows=5)
+    found = _gradients(kind, model, batch)
+    expected = oracle.gradients(model, lambda: tiny.losses(model, batch))
+    assert set(found.parts) == set(expected[0])
+    for name in expected[0]:
+        torch.testing.assert_close(
+            found.dense(name), torch.stack([row[name] for row in expected]), rtol=1e-9, atol=1e-11, msg=name
+        )
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_t5_of_both_versions(gated: bool) -> None:
+    model = tiny.t5(feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=not gated).eval()
+    batch = tiny.batch("t5", rows=3)
+    expected = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, batch)))
+    found = _gradients("t5", model, batch)
+    dense = torch.cat([found.dense(name).flatten(1) for name, _ in model.named_parameters()], 1)
+    assert oracle.relative_error(dense, expected) < 1e-9
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e9], ids=["gram", "dense"])
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_products_and_norms_equal_autograd_either_way(
+    kind: str, penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftrace.gradients.products.GRAM_PENALTY", penalty)
+    monkeypatch.setattr("ftrace.gradients.per_example.CHUNK_BYTES", 2000)  # several chunks
+    model = tiny.MODELS[kind]().eval()
+    examples, queries = tiny.batch(kind, 5), tiny.batch(kind, 4, seed=1, length=6)
+    prepared = QueryGradients(_gradients(kind, model, queries))
+    found = _gradients(kind, model, examples)
+    names = find_coverage(model).covered
+    expected_examples = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, examples)))
+    expected_queries = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, queries)))
+    expected = expected_examples @ expected_queries.T
+    inner, square_norms = inner_products_and_square_norms(found, prepared, names)
+    assert oracle.relative_error(inner, expected) < 1e-9
+    assert oracle.relative_error(inner_products(found, prepared, names), expected) < 1e-9
+    assert oracle.relative_error(square_norms, expected_examples.square().sum(1)) < 1e-9
+    assert oracle.relative_error(prepared.norms(names), expected_queries.norm(dim=1)) < 1e-9
+
+
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_stacked_batches_equal_one_batch(kind: str) -> None:
+    model = tiny.MODELS[kind]().eval()
+    short, long = tiny.batch(kind, 2, seed=3, length=5), tiny.batch(kind, 3, seed=4, length=8)
+    stacked = PerExampleGradients.stack([_gradients(kind, model, batch) for batch in (short, long)])
+    expected = oracle.matrix(
+        [row for batch in (short, long) for row in oracle.gradients(model, lambda b=batch: tiny.losses(model, b))]
+    )
+    dense = torch.cat([stacked.dense(name).flatten(1) for name, _ in model.named_parameters()], 1)
+    assert oracle.relative_error(dense, expected) < 1e-9
+
+
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_contributions_sum_to_the_gradient_of_a_training_step(kind: str) -> None:
+    dropout = {"dropout_rate": 0.2} if kind == "t5" else {"resid_pdrop": 0.2, "attn_pdrop": 0.2, "embd_pdrop": 0.2}
+    model = tiny.MODELS[kind](**dropout).train()
+    batch = tiny.batch(kind, rows=4)
+    with GradientCapture(model) as capture, capture.recording(4) as recording:
+        model(**batch).loss.backward()
+    found = recording.gradients()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found.total(name), parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_listening_leaves_gradients_bit_identical(kind: str, with_mask: bool) -> None:
+    batch = tiny.batch(kind, rows=5)
+    if not with_mask:
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    grads = []
+    for listen in (False, True):
+        model = tiny.MODELS[kind](torch.float32).train()
+        capture = GradientCapture(model)
+        if listen:
+            capture.attach()
+            capture.start(5)
+        model(**batch).loss.backward()
+        capture.detach()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(plain, heard) for plain, heard in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_two_listeners_at_once_agree_and_leave_gradients_bit_identical(kind: str) -> None:
+    batch = tiny.batch(kind, rows=5)
+    plain = tiny.MODELS[kind](torch.float32)
+    plain(**batch).loss.backward()
+    model = tiny.MODELS[kind](torch.float32)
+    captures = [GradientCapture(model), GradientCapture(model)]
+    for capture in captures:
+        capture.attach()
+    recordings = [capture.start(5) for capture in captures]
+    model(**batch).loss.backward()
+    for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
+    first, second = (recording.gradients() for recording in recordings)
+    assert all(torch.equal(first.total(name), second.total(name)) for name in first.parts)
+
+
+def test_detached_capture_leaves_no_hooks() -> None:
+    model = tiny.t5()
+    with GradientCapture(model):
+        assert any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_nothing_of_a_pass_outlives_it() -> None:
+    model = tiny.t5()
+    seen: list[weakref.ref[torch.Tensor]] = []
+    model.encoder.final_layer_norm.register_forward_hook(lambda m, a, output: seen.append(weakref.ref(output)))
+    with GradientCapture(model) as capture, capture.recording(3) as recording:
+        model(**tiny.batch("t5", 3)).loss.backward()
+    recording.gradients()
+    del recording
+    assert seen[0]() is None
+
+
+def test_one_example_of_a_batch_by_autograd_through_its_own_graph() -> None:
+    model = tiny.gpt2()
+    batch = tiny.batch("gpt2", 4)
+    with GradientCapture(model) as capture, capture.recording(4) as recording:
+        loss = model(**batch).loss
+        with recording.just(2):
+            found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        loss.backward()
+    gradients = recording.gradients()
+    for (name, _), expected in zip(model.named_parameters(), found, strict=True):
+        torch.testing.assert_close(gradients.dense(name)[2], expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+# Coverage ------------------------------------------------------------------------------------------------------------
+
+
+class _Gap(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.layer = nn.Linear(3, 3)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+
+def test_coverage_says_what_became_of_each_parameter() -> None:
+    model = _Gap()
+    coverage = find_coverage(model, ("*", "!*.bias"), optimized=[model.scale, *model.layer.parameters()])
+    assert {line.parameter: line.status for line in coverage.lines} == {
+        "scale": "unsupported",
+        "layer.weight": "covered",
+        "layer.bias": "excluded",
+        "frozen.weight": "frozen",
+        "frozen.bias": "frozen",
+    }
+    assert "no rule for the 'scale' of a _Gap" in coverage.gaps[0].reason
+
+
+def test_tied_parameters_are_covered_once_and_name_their_aliases() -> None:
+    line = next(line for line in find_coverage(tiny.t5()).lines if line.parameter == "shared.weight")
+    assert line.status == "covered"
+    assert set(line.rules) == {"Embedding", "Linear"}
+    assert "lm_head.weight" in line.aliases
+
+
+def test_a_tied_parameter_goes_by_any_of_its_names() -> None:
+    covered = find_coverage(tiny.gpt2(), ("*", "!lm_head.weight")).covered
+    assert "transformer.wte.weight" not in covered
+
+
+def test_a_glob_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"the glob '\*\.query' matches no parameter. There are: transformer"):
+        find_coverage(tiny.gpt2(), ("*.query",))
+
+
+@pytest.mark.parametrize("option", [{"sparse": True}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}], ids=str)
+def test_embedding_options_that_are_no_sum_over_examples_are_refused(option: dict[str, object]) -> None:
+    gap = find_coverage(nn.Embedding(4, 2, **option)).gaps[0]
+    assert f"Embedding({next(iter(option))}=" in gap.reason
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_parent() -> None:
+    class Odd(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    assert [gap.parameter for gap in find_coverage(Odd(2, 2)).gaps] == ["weight", "bias"]
+
+
+def test_a_leading_axis_that_is_not_the_batch_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    with GradientCapture(model) as capture, capture.recording(4):
+        with pytest.raises(ValueError, match=r"layer '0' \(Linear\) returned shape \(5, 2\): expected the leading axis"):
+            model(torch.ones(5, 3))
+
+
+def test_not_one_loss_per_example_is_an_error() -> None:
+    model = nn.Linear(3, 2)
+    with GradientCapture(model) as capture, capture.recording(4) as recording:
+        with pytest.raises(ValueError, match=r"expected one loss per example, .*\(4,\), found \(\)"):
+            recording.backward(model(torch.ones(4, 3)).sum())

@@ -1,0 +1,42 @@
+"""Any two factored parts: the product from factors equals the product of what they stand for."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftrace.gradients.parts import Dense, Lookup, Outer, gram, merge, own_gram, stack_examples
+
+sizes = st.integers(1, 4)
+
+
+def _part(kind: str, B: int, T: int, R: int, C: int, generator: torch.Generator) -> Outer | Lookup:
+    columns = torch.randn(B, T, C, generator=generator, dtype=torch.float64)
+    if kind == "outer":
+        return Outer(torch.randn(B, T, R, generator=generator, dtype=torch.float64), columns)
+    return Lookup(torch.randint(0, R, (B, T), generator=generator), columns, R)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["outer", "lookup"]), st.sampled_from(["outer", "lookup"]), sizes, sizes, sizes, sizes, sizes, sizes)
+def test_gram_equals_dense(first: str, second: str, B: int, Q: int, T: int, S: int, R: int, C: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = _part(first, B, T, R, C, generator), _part(second, Q, S, R, C, generator)
+    torch.testing.assert_close(gram(a, b), a.dense().flatten(1) @ b.dense().flatten(1).T)
+    c = _part(second, B, S, R, C, generator)
+    torch.testing.assert_close(own_gram(a, c), (a.dense() * c.dense()).flatten(1).sum(1))
+    weights = torch.randn(B, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(a.weighted_sum(weights), torch.einsum("b,brc->rc", weights, a.dense()))
+
+
+def test_merging_and_stacking_keep_the_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [_part(kind, 3, T, 4, 2, generator) for kind, T in (("outer", 2), ("lookup", 5), ("outer", 1))]
+    dense = Dense(torch.randn(3, 4, 2, generator=generator, dtype=torch.float64))
+    merged = merge([dense, *parts])
+    assert [type(part) for part in merged] == [Outer, Lookup, Dense]
+    total = sum(part.dense() for part in [dense, *parts])
+    torch.testing.assert_close(sum(part.dense() for part in merged), total)
+    stacked = stack_examples([parts[0], parts[2]])
+    torch.testing.assert_close(stacked.dense(), torch.cat([parts[0].dense(), parts[2].dense()]))

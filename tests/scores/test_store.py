@@ -1,0 +1,156 @@
+"""The score store: what was written is what is read, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ftrace.scores import ScoreAccumulator, ScoreStore
+
+IDS, QUERIES = np.array([7, 2, 5]), np.array([11, 10])
+DOT = np.array([[1.0, -3.0], [2.0, 0.0], [-1.0, 4.0]], dtype=np.float32)
+
+
+def write(path: Path, **scores: Any) -> ScoreStore:
+    return ScoreStore.write(path, IDS, QUERIES, scores or {"dot": DOT, "cosine": DOT / 10}, {"method": "test"})
+
+
+def test_what_was_written_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    store = ScoreStore.open(tmp_path / "store")
+    assert store.example_ids.tolist() == [2, 5, 7]
+    assert store.query_ids.tolist() == [11, 10]
+    assert store.scores(10, "dot").tolist() == [0.0, 4.0, -3.0]
+    assert store.scores(10, "dot").dtype == np.float32
+    assert store.kinds == ("dot", "cosine")
+    assert store.manifest["method"] == "test"
+
+
+def test_top_gives_proponents_and_opponents(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    assert [part.tolist() for part in store.top(11, k=2, kind="dot")] == [[2, 7], [2.0, 1.0]]
+    assert [part.tolist() for part in store.top(11, k=9, kind="dot", largest=False)] == [[5, 7, 2], [-1.0, 1.0, 2.0]]
+
+
+def test_numpy_opens_it_without_ftrace(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    queries = np.load(tmp_path / "store" / "query_ids.npy")
+    scores = np.load(tmp_path / "store" / "dot.npy", mmap_mode="r")
+    assert scores[:, queries == 10].ravel().tolist() == [0.0, 4.0, -3.0]
+    assert scores.flags.f_contiguous  # a query's scores lie side by side
+
+
+def test_arrays_are_mapped_only_when_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    store = ScoreStore.open(tmp_path / "store")
+    (tmp_path / "store" / "dot.npy").unlink()
+    assert isinstance(store.matrix("cosine"), np.memmap)
+    with pytest.raises(ValueError, match=r"dot.npy is missing or damaged"):
+        store.matrix("dot")
+
+
+def test_float64_is_kept(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", dot=DOT.astype(np.float64))
+    assert store.matrix().dtype == np.float64
+
+
+def test_an_earlier_store_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    write(tmp_path / "store", dot=2 * DOT)
+    assert ScoreStore.open(tmp_path / "store").scores(11, "dot").tolist() == [4.0, -2.0, 2.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ValueError, match="expected nothing or an earlier score store"):
+        write(tmp_path / "other")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="it is a file"):
+        write(tmp_path / "file")
+
+
+def test_a_write_that_fails_leaves_the_earlier_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "store")
+    monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path / "store", dot=2 * DOT)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert ScoreStore.open(tmp_path / "store").scores(11, "dot").tolist() == [2.0, -1.0, 1.0]
+
+
+def damage_truncate(store: Path) -> None:
+    data = (store / "dot.npy").read_bytes()
+    (store / "dot.npy").write_bytes(data[:-4])
+
+
+def damage_empty(store: Path) -> None:
+    (store / "dot.npy").write_bytes(b"")
+
+
+def damage_shape(store: Path) -> None:
+    np.save(store / "dot.npy", DOT[:2])
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_empty, damage_shape])
+def test_a_damaged_array_is_a_clear_error(damage: Any, tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    damage(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"dot.npy(: expected shape \(3, 2\)| is missing or damaged)"):
+        ScoreStore.open(tmp_path / "store").scores(10, "dot")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (None, "is not a score store: can't read its manifest.json"),
+        ("{", "is not a score store: can't read"),
+        ("[]", "doesn't say format 'ftrace-scores'"),
+        (json.dumps({"format": "other"}), "doesn't say format 'ftrace-scores'"),
+        (json.dumps({"format": "ftrace-scores", "version": 99}), "of version 99, and this ftrace reads 1"),
+    ],
+)
+def test_foreign_folders_are_refused(manifest: str | None, message: str, tmp_path: Path) -> None:
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match=message):
+        ScoreStore.open(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found nothing at"):
+        ScoreStore.open(tmp_path / "nowhere")
+
+
+def test_unknown_queries_kinds_and_ks(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    with pytest.raises(KeyError, match=r"no query 3; the store has 2 queries, the first \[11, 10\]"):
+        store.scores(3, "dot")
+    with pytest.raises(ValueError, match=r"expected one of the kinds \['dot', 'cosine'\], found 'update'"):
+        store.scores(10, "update")
+    with pytest.raises(ValueError, match="found None"):
+        store.scores(10)
+    with pytest.raises(ValueError, match="k: expected at least 1, found 0"):
+        store.top(10, k=0, kind="dot")
+
+
+def test_shapes_and_ids_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected scores of kind 'dot' of shape \(3, 2\), found \(2, 2\)"):
+        write(tmp_path / "store", dot=DOT[:2])
+    with pytest.raises(ValueError, match="expected query_ids without duplicates, found 1 of them"):
+        ScoreStore.write(tmp_path / "store", IDS, np.array([1, 1]), {"dot": DOT})
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_empty_store_can_be_written_and_read(tmp_path: Path) -> None:
+    store = ScoreStore.write(tmp_path / "store", np.array([], int), QUERIES, {"dot": np.zeros((0, 2))})
+    assert store.scores(10).shape == (0,)
+
+
+def test_accumulator_adds_up_by_id_in_any_order() -> None:
+    sums = ScoreAccumulator(("dot",), num_queries=2)
+    sums.add(torch.tensor([5, 3]), {"dot": torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
+    sums.add(torch.tensor([3, 9, 3]), {"dot": torch.ones(3, 2)})
+    ids, found = sums.result()
+    assert ids.tolist() == [3, 5, 9]
+    assert found["dot"].tolist() == [[5.0, 6.0], [1.0, 2.0], [1.0, 1.0]]
