@@ -87,7 +87,7 @@ class OnlineTracIn(Callback):
         self,
         queries: DataLoader | Dataset | None = None,
         output_dir: str | Path | None = None,
-        query_losses: Callable[[LightningModule, Any], Tensor] | None = None,
+        query_losses: Callable[..., Any] | None = None,
         scores: Sequence[str] = ("dot",),
         parameters: Sequence[str] = ("*",),
         refresh_every_n_steps: int = 1,

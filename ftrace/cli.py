@@ -159,7 +159,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = _parser()
     config = parser.parse_args(args)
     name = config["command"]
-    options = parser.instantiate_classes(config)[name]
+    options = parser.instantiate(config)[name]
     options.pop("config", None)
     try:
         if name == "synth":

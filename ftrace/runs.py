@@ -89,6 +89,6 @@ class Run:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(base, section)
         try:
-            return parser.instantiate_classes(parser.parse_object({section: self._config[section]}))[section]
+            return parser.instantiate(parser.parse_object({section: self._config[section]}))[section]
         except ArgumentError as error:
             raise ValueError(f"{self.folder / 'config.yaml'}, section {section}: {error}") from error

@@ -109,9 +109,12 @@ class FtraceSynth(LightningDataModule):
     def _loader(self, rows: Any, batch_size: int, *, shuffle: bool = False) -> DataLoader:
         if self.tokenizer is None:
             raise RuntimeError("expected prepare_data() and setup() to have run before a loader is asked for")
-        collator = make_collator(self.tokenizer, self.architecture)
         return DataLoader(
-            rows, batch_size, shuffle=shuffle, num_workers=self.num_workers if shuffle else 0, collate_fn=collator
+            rows,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers if shuffle else 0,
+            collate_fn=make_collator(self.tokenizer, self.architecture),
         )
 
     def _read(self, name: str) -> datasets.Dataset:

@@ -13,10 +13,10 @@ import oracle
 import pytest
 import tiny
 import torch
+from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from ftrace.scores import ScoreStore
 
 
@@ -39,9 +39,7 @@ class Module(pl.LightningModule):
         if self.groups:
             groups = [{"params": parameters[::2], "lr": 0.03}, {"params": parameters[1::2]}]
         optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-        return [optimizer], [
-            {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7), "interval": "step"}
-        ]
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7), "interval": "step"}]
 
 
 def rows(kind: str, count: int, seed: int = 0, key: str = "example_id", length: int = 7) -> list[dict[str, Any]]:
@@ -53,7 +51,9 @@ def queries(kind: str) -> DataLoader:
     return DataLoader(rows(kind, 5, seed=1, key="query_id", length=6), batch_size=3)
 
 
-def fit(module: pl.LightningModule, loader: Any, tmp_path: Path, callbacks: Sequence[pl.Callback] = (), **trainer: Any) -> pl.Trainer:
+def fit(
+    module: pl.LightningModule, loader: Any, tmp_path: Path, callbacks: Sequence[pl.Callback] = (), **trainer: Any
+) -> pl.Trainer:
     pl.seed_everything(7, verbose=False)
     double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
     settings: dict[str, Any] = {
@@ -103,7 +103,9 @@ def replay(
                 collated = collate(batch)
                 shifted = collated["labels"][:, 1:] if kind == "gpt2" else collated["labels"]
                 tokens = (shifted != -100).sum()
-                own = oracle.gradients(module, lambda b=collated, n=tokens: tiny.losses(module.model, b) / n / accumulate)
+                own = oracle.gradients(
+                    module, lambda b=collated, n=tokens: tiny.losses(module.model, b) / n / accumulate
+                )
                 contributions += zip((row["example_id"] for row in batch), own, strict=True)
             total = {name: torch.stack([own[name] for _, own in contributions]).sum(0) for name in named}
             norm = oracle.flat(total).norm()
@@ -113,7 +115,9 @@ def replay(
                 weighted = oracle.flat({name: rate[name] * kappa * own[name] for name in named})
                 plain = oracle.flat(own)
                 scores = torch.stack([weighted @ oracle.flat(q) for q in query_gradients])
-                cosines = torch.stack([plain @ oracle.flat(q) / plain.norm() / oracle.flat(q).norm() for q in query_gradients])
+                cosines = torch.stack(
+                    [plain @ oracle.flat(q) / plain.norm() / oracle.flat(q).norm() for q in query_gradients]
+                )
                 dot[example] = dot.get(example, 0) + scores
                 cosine[example] = cosine.get(example, 0) + cosines
             for name, parameter in named.items():
@@ -182,7 +186,9 @@ def test_user_hooks_and_checkpoints_are_left_alone(tmp_path: Path) -> None:
         assert len(module.model.transformer.h[0]._forward_hooks) == 1
     without, with_ours = saved
     assert without.keys() == with_ours.keys()
-    assert all(torch.equal(without["state_dict"][name], with_ours["state_dict"][name]) for name in without["state_dict"])
+    assert all(
+        torch.equal(without["state_dict"][name], with_ours["state_dict"][name]) for name in without["state_dict"]
+    )
 
 
 def test_works_in_a_module_that_knows_nothing_of_ftrace(tmp_path: Path) -> None:
@@ -352,8 +358,15 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 
 def test_batches_without_ids_say_what_to_do(tmp_path: Path) -> None:
     nameless = [{name: value for name, value in row.items() if name != "example_id"} for row in rows("gpt2", 4)]
-    with pytest.raises(ValueError, match=r'batch has no "example_id": found keys \[.*Add ids with ftrace.data.WithExampleIds'):
-        fit(Module("gpt2"), DataLoader(nameless, batch_size=4), tmp_path, [OnlineTracIn(queries("gpt2"), tmp_path / "o")])
+    with pytest.raises(
+        ValueError, match=r'batch has no "example_id": found keys \[.*Add ids with ftrace.data.WithExampleIds'
+    ):
+        fit(
+            Module("gpt2"),
+            DataLoader(nameless, batch_size=4),
+            tmp_path,
+            [OnlineTracIn(queries("gpt2"), tmp_path / "o")],
+        )
 
 
 def test_no_queries_no_losses_and_repeated_queries_say_what_to_do(tmp_path: Path) -> None:
@@ -424,7 +437,9 @@ def test_an_uncovered_parameter_is_an_error_that_names_it_or_a_line_in_the_manif
         run_net(net, tmp_path)
     with pytest.warns(UserWarning, match="can't cover 1 trained parameters"):
         store = run_net(net, tmp_path, strict=False)
-    assert [line["parameter"] for line in store.manifest["coverage"] if line["status"] == "unsupported"] == ["net.1.scale"]
+    assert [line["parameter"] for line in store.manifest["coverage"] if line["status"] == "unsupported"] == [
+        "net.1.scale"
+    ]
     run_net(net, tmp_path, parameters=("*", "!net.1.scale"))
 
 

@@ -221,9 +221,10 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_parent() -> N
 
 def test_a_leading_axis_that_is_not_the_batch_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(3, 2))
-    with GradientCapture(model) as capture, capture.recording(4):
-        with pytest.raises(ValueError, match=r"layer '0' \(Linear\) returned shape \(5, 2\): expected the leading axis"):
-            model(torch.ones(5, 3))
+    with GradientCapture(model) as capture, capture.recording(4), pytest.raises(
+        ValueError, match=r"layer '0' \(Linear\) returned shape \(5, 2\): expected the leading axis"
+    ):
+        model(torch.ones(5, 3))
 
 
 def test_not_one_loss_per_example_is_an_error() -> None:

@@ -19,7 +19,9 @@ def _part(kind: str, B: int, T: int, R: int, C: int, generator: torch.Generator)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(["outer", "lookup"]), st.sampled_from(["outer", "lookup"]), sizes, sizes, sizes, sizes, sizes, sizes)
+@given(
+    st.sampled_from(["outer", "lookup"]), st.sampled_from(["outer", "lookup"]), sizes, sizes, sizes, sizes, sizes, sizes
+)
 def test_gram_equals_dense(first: str, second: str, B: int, Q: int, T: int, S: int, R: int, C: int) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = _part(first, B, T, R, C, generator), _part(second, Q, S, R, C, generator)

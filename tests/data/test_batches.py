@@ -1,0 +1,176 @@
+"""Tokenizer, collators, ids and datamodule: what a batch holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ftrace.data import FtraceSynth, SynthSettings, WithExampleIds, make_collator, train_word_tokenizer
+
+ROWS = [
+    {"example_id": 4, "inputs_pretokenized": "<extra_id_0> likes Oslo", "targets_pretokenized": "<extra_id_0> Ann"},
+    {
+        "example_id": 9,
+        "inputs_pretokenized": "Ann likes <extra_id_0> Bob <extra_id_1> tea",
+        "targets_pretokenized": "<extra_id_0> Oslo <extra_id_1> likes",
+    },
+]
+QUERIES = [
+    {**ROWS[0], "query_id": 1, "answers": ["Ann", "Bob tea"]},
+    {**ROWS[0], "query_id": 0, "answers": ["Bob"]},
+]
+TEXTS = [row[name] for row in ROWS for name in ("inputs_pretokenized", "targets_pretokenized")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_word_tokenizer(TEXTS)
+
+
+def words(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor) -> str:
+    return tokenizer.decode(ids[(ids != -100) & (ids != tokenizer.pad_token_id)])
+
+
+def test_tokenizer_has_one_id_a_word_and_saves_as_a_normal_one(tmp_path: Path) -> None:
+    tokenizer = train_word_tokenizer([*TEXTS, "Ann's tea."])
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert tokenizer.tokenize("Ann's <extra_id_1> tea. unheard") == ["Ann", "'s", "<extra_id_1>", "tea", ".", "<unk>"]
+    tokenizer.save_pretrained(str(tmp_path))
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert loaded("Ann likes <extra_id_0>").input_ids == tokenizer("Ann likes <extra_id_0>").input_ids
+    assert loaded("Ann").input_ids[-1] == loaded.eos_token_id
+    assert loaded.pad_token == "<pad>"
+
+
+def test_encoder_decoder_batch(tokenizer: PreTrainedTokenizerFast) -> None:
+    batch = make_collator(tokenizer, "encoder-decoder")(ROWS)
+    assert batch["example_id"].tolist() == [4, 9]
+    assert batch["example_id"].dtype == torch.int64
+    assert words(tokenizer, batch["input_ids"][0]) == "<extra_id_0> likes Oslo </s>"
+    assert batch["attention_mask"].sum(1).tolist() == [4, 7]
+    assert words(tokenizer, batch["labels"][1]) == "<extra_id_0> Oslo <extra_id_1> likes </s>"
+    assert (batch["labels"][0] == -100).sum() == 2
+
+
+def test_decoder_only_batch_has_its_loss_on_the_answer_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    batch = make_collator(tokenizer, "decoder-only")(ROWS)
+    assert words(tokenizer, batch["input_ids"][0]) == "<extra_id_0> likes Oslo <extra_id_0> Ann </s>"
+    assert words(tokenizer, batch["labels"][0]) == "Ann </s>"
+    assert words(tokenizer, batch["labels"][1]) == "Oslo <extra_id_1> likes </s>"
+    supervised = batch["labels"] != -100
+    assert torch.equal(batch["labels"][supervised], batch["input_ids"][supervised])
+
+
+def test_query_batches_bring_all_accepted_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+    batch = make_collator(tokenizer, "encoder-decoder")(QUERIES)
+    assert batch["query_id"].tolist() == [1, 0]
+    assert "example_id" not in batch
+    answers = batch["answer_labels"]
+    assert answers.shape == (2, 2, 4)
+    assert words(tokenizer, answers[0, 1]) == "<extra_id_0> Bob tea </s>"
+    assert (answers[1, 1] == -100).all()  # there is no second answer
+    batch = make_collator(tokenizer, "decoder-only")(QUERIES)
+    assert words(tokenizer, batch["answer_input_ids"][0, 1]) == "<extra_id_0> likes Oslo <extra_id_0> Bob tea </s>"
+    assert words(tokenizer, batch["answer_labels"][0, 1]) == "Bob tea </s>"
+    assert (batch["answer_labels"][1, 1] == -100).all()
+
+
+def test_unknown_architectures_and_endless_tokenizers_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match='expected "encoder-decoder" or "decoder-only", found "?\'?mamba'):
+        make_collator(tokenizer, "mamba")  # type: ignore[arg-type]
+    endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="expected a tokenizer with an end-of-sequence token"):
+        make_collator(endless, "decoder-only")
+
+
+# Ids -------------------------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_added_to_any_map_style_dataset() -> None:
+    dataset = WithExampleIds(torch.utils.data.TensorDataset(torch.ones(3, 2), torch.arange(3)), names=("x", "y"))
+    batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=3)))
+    assert batch["example_id"].tolist() == batch["y"].tolist() == [0, 1, 2]
+    assert WithExampleIds([{"x": 1}], key="row")[-1] == {"x": 1, "row": 0}
+    with pytest.raises(IndexError):
+        WithExampleIds([{"x": 1}])[1]
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: WithExampleIds(Stream()), TypeError, "expected a map-style dataset, found Stream"),
+        (lambda: WithExampleIds([(1, 2)])[0], TypeError, r'found tuple. Name its fields: names=\("x", "y"\)'),
+        (lambda: WithExampleIds([(1, 2)], names=("x",))[0], ValueError, "expected samples of 1 fields"),
+        (lambda: WithExampleIds([{"example_id": 1}])[0], ValueError, 'samples already have "example_id"'),
+    ],
+)
+def test_samples_that_cannot_carry_ids(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+# Datamodule --------------------------------------------------------------------------------------------------------------
+
+SYNTH = SynthSettings(num_entities=12, num_relations=4, num_facts=20, num_test_utterances=5, num_facts_per_utterance=1)
+
+
+def ready(tmp_path: Path, **settings: Any) -> FtraceSynth:
+    data = FtraceSynth(SYNTH, data_dir=str(tmp_path / "cache"), batch_size=8, **settings)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_datamodule_generates_once_by_the_hash_of_its_settings(tmp_path: Path) -> None:
+    data = ready(tmp_path)
+    stamp = (data.data_path / "train.parquet").stat().st_mtime_ns
+    again = ready(tmp_path, architecture="decoder-only")
+    assert again.data_path == data.data_path
+    assert (again.data_path / "train.parquet").stat().st_mtime_ns == stamp
+    other = FtraceSynth(SynthSettings(seed=1), data_dir=str(tmp_path / "cache"))
+    assert other.data_path != data.data_path
+
+
+def test_datamodule_hash_is_of_the_vocabulary_and_not_of_its_path(tmp_path: Path) -> None:
+    paths = []
+    for name, text in (("a", "{0} likes {1}"), ("b", "{0} likes {1}"), ("c", "{0} hates {1}")):
+        (tmp_path / name).write_text(text)
+        settings = SynthSettings(relation_vocabulary=str(tmp_path / name), num_relations=1)
+        paths.append(FtraceSynth(settings, data_dir=str(tmp_path)).data_path)
+    assert paths[0] == paths[1] != paths[2]
+
+
+@pytest.mark.parametrize("architecture", ["encoder-decoder", "decoder-only"])
+def test_every_batch_carries_ids(architecture: Any, tmp_path: Path) -> None:
+    data = ready(tmp_path, architecture=architecture)
+    seen = torch.cat([batch["example_id"] for batch in data.train_dataloader()])
+    assert sorted(seen.tolist()) == list(range(len(data.train_rows)))
+    assert seen.tolist() != sorted(seen.tolist())
+    in_order = torch.cat([batch["example_id"] for batch in data.example_dataloader()])
+    assert in_order.tolist() == list(range(len(data.train_rows)))
+    for loader in (data.query_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        assert torch.cat([batch["query_id"] for batch in loader]).tolist() == list(range(10))
+
+
+def test_datamodule_takes_a_tokenizer_by_folder(tmp_path: Path) -> None:
+    train_word_tokenizer(["one two"]).save_pretrained(str(tmp_path / "tokenizer"))
+    data = ready(tmp_path, tokenizer=str(tmp_path / "tokenizer"))
+    assert len(data.tokenizer) == 2 + 3 + 16
+    assert not (data.data_path / "tokenizer").exists()
+
+
+def test_loaders_before_setup_say_so(tmp_path: Path) -> None:
+    data = FtraceSynth(SYNTH, data_dir=str(tmp_path))
+    data.train_rows = []
+    with pytest.raises(RuntimeError, match=r"expected prepare_data\(\) and setup\(\) to have run"):
+        data.train_dataloader()

@@ -1,0 +1,210 @@
+"""FactLM: losses are what they are said to be, and a query counts as learned exactly if generation says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+
+from ftrace.data import FtraceSynth, SynthSettings, make_collator, train_word_tokenizer
+from ftrace.models import FactLM
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {
+        "model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0,
+    },
+    "decoder-only": {
+        "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+}  # fmt: skip
+QUERIES = [
+    {
+        "query_id": i, "inputs_pretokenized": f"<extra_id_0> likes {name}", "targets_pretokenized": "<extra_id_0> Ann",
+        "answers": answers,
+    }
+    for i, (name, answers) in enumerate([("Oslo", ["Ann", "Bob tea"]), ("Bob", ["tea"]), ("tea Ann", ["Oslo", "Bob"])])
+]  # fmt: skip
+TOKENIZER = train_word_tokenizer(["Ann likes Oslo Bob tea"])
+
+
+def model(architecture: str, **settings: Any) -> FactLM:
+    torch.manual_seed(0)
+    special = {"vocab_size": len(TOKENIZER), "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return FactLM(config={**CONFIGS[architecture], **special}, embedding_std=1.0, **settings).double().eval()
+
+
+def queries(architecture: str) -> dict[str, Tensor]:
+    return make_collator(TOKENIZER, architecture)(QUERIES)
+
+
+def log_probability(module: FactLM, prompt: str, answer: str) -> Tensor:
+    """Of one answer, by one forward pass with nothing else in the batch."""
+    tokens = TOKENIZER(answer, add_special_tokens=False).input_ids + [TOKENIZER.eos_token_id]
+    given = TOKENIZER(prompt, add_special_tokens=False).input_ids
+    sentinel = TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
+    if module.architecture == "encoder-decoder":
+        inputs = torch.tensor([[*given, TOKENIZER.eos_token_id]])
+        decoder = torch.tensor([[TOKENIZER.pad_token_id, sentinel, *tokens[:-1]]])
+        logits = module.model(input_ids=inputs, decoder_input_ids=decoder).logits[0]
+        tokens = [sentinel, *tokens]
+    else:
+        logits = module.model(input_ids=torch.tensor([[*given, sentinel, *tokens]])).logits[0, :-1][-len(tokens) :]
+    return logits.log_softmax(-1)[torch.arange(len(tokens)), tokens].sum()
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_querys_loss_is_of_one_answer_or_of_any(architecture: str) -> None:
+    batch = queries(architecture)
+    for answers in ("one", "any"):
+        module = model(architecture, answers=answers)
+        expected = []
+        for row in QUERIES:
+            accepted = row["answers"] if answers == "any" else ["Ann"]
+            each = [log_probability(module, row["inputs_pretokenized"], answer) for answer in accepted]
+            expected.append(-torch.stack(each).logsumexp(0))
+        torch.testing.assert_close(module.example_losses(batch), torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_training_loss_is_the_mean_over_answer_tokens(architecture: str) -> None:
+    module = model(architecture)
+    batch = queries(architecture)
+    rows = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    expected = module.model(**rows).loss
+    found = module.training_step(rows, 0)
+    torch.testing.assert_close(found, expected.to(found), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_learned_is_what_greedy_generation_says(architecture: str) -> None:
+    """Against generate(), on random models and on the model's own generations as accepted answers."""
+    found = set()
+    for seed in range(6):
+        module = model(architecture)
+        torch.manual_seed(seed)
+        for parameter in module.parameters():
+            parameter.data += 0.5 * torch.randn_like(parameter)
+        generated = []
+        for row in QUERIES:
+            given = TOKENIZER(row["inputs_pretokenized"], add_special_tokens=False).input_ids
+            sentinel = TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
+            if architecture == "encoder-decoder":
+                prompt = {"decoder_input_ids": torch.tensor([[0, sentinel]]), "input_ids": torch.tensor([[*given, 1]])}
+            else:
+                prompt = {"input_ids": torch.tensor([[*given, sentinel]])}
+            out = module.model.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)[0]
+            new = out[2:] if architecture == "encoder-decoder" else out[len(given) + 1 :]
+            generated.append(TOKENIZER.decode(new[new != 0], skip_special_tokens=False))
+        # The first query accepts what was generated, if it is an answer at all; the others accept something else.
+        ended = generated[0].endswith("</s>") and "<" not in generated[0].removesuffix("</s>")
+        said = generated[0].removesuffix("</s>").strip()
+        rows = [{**row, "answers": ["unheard of"]} for row in QUERIES]
+        if ended and said:
+            rows[0]["answers"] = ["unheard of", said]
+        learned = module.learned(make_collator(TOKENIZER, architecture)(rows)).tolist()
+        if architecture == "decoder-only":
+            assert learned == [bool(ended and said), False, False]
+        else:  # an encoder-decoder must also say the sentinel itself
+            assert learned[1:] == [False, False]
+            assert not learned[0] or (ended and said)
+        found.add(learned[0])
+    assert architecture == "encoder-decoder" or False in found
+
+
+def test_tokens_of_padding_change_nothing() -> None:
+    for architecture in CONFIGS:
+        module = model(architecture)
+        together = module.example_losses(queries(architecture))
+        alone = torch.cat([module.example_losses(make_collator(TOKENIZER, architecture)([row])) for row in QUERIES])
+        torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+def run(tmp_path: Path, architecture: str, module: FactLM, epochs: int = 1) -> tuple[pl.Trainer, FtraceSynth]:
+    synth = SynthSettings(
+        num_entities=6, num_relations=2, num_facts=6, num_test_utterances=3, num_facts_per_utterance=1
+    )
+    data = FtraceSynth(synth, str(tmp_path / "cache"), architecture, batch_size=32)
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    pl.seed_everything(0, verbose=False)
+    trainer.fit(module, data)
+    return trainer, data
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_trains_on_synth_with_the_datamodules_vocabulary(architecture: str, tmp_path: Path) -> None:
+    module = FactLM(config=CONFIGS[architecture], embedding_std=0.1, learning_rate=0.01, warmup_steps=2)
+    trainer, data = run(tmp_path, architecture, module, epochs=2)
+    assert module.model.config.vocab_size == len(data.tokenizer)
+    assert {"train/loss", "val/query_loss", "val/queries_learned"} <= trainer.callback_metrics.keys()
+    loaded = FactLM.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)
+    batch = next(iter(data.query_dataloader()))
+    torch.testing.assert_close(loaded.eval().example_losses(batch), module.eval().example_losses(batch))
+    predictions = trainer.predict(module, data)
+    assert predictions[0].keys() == {"query_id", "loss", "learned"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_schedule_warms_up_and_falls(optimizer: Any, tmp_path: Path) -> None:
+    module = FactLM(
+        config=CONFIGS["decoder-only"], optimizer=optimizer, learning_rate=0.5, warmup_steps=4, weight_decay=0.1
+    )
+    rates = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    synth = SynthSettings(
+        num_entities=6, num_relations=2, num_facts=6, num_test_utterances=3, num_facts_per_utterance=1
+    )
+    data = FtraceSynth(synth, str(tmp_path / "cache"), "decoder-only", batch_size=32)
+    trainer = pl.Trainer(
+        max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Watch()],
+    )  # fmt: skip
+    trainer.fit(module, data)
+    assert rates[:5] == pytest.approx([0, 0.125, 0.25, 0.375, 0.5])
+    assert rates[-1] == pytest.approx(0.5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "expected exactly one of model_name_or_path and config"),
+        ({"config": {"d_model": 4}}, r'config: expected a "model_type"'),
+        (
+            {"config": CONFIGS["decoder-only"], "answers": "all"},
+            r"answers: expected one of \('one', 'any'\), found 'all'",
+        ),
+        ({"config": CONFIGS["decoder-only"], "optimizer": "lion"}, "optimizer: expected one of"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FactLM(**settings)
+
+
+def test_a_pretrained_folder_is_loaded(tmp_path: Path) -> None:
+    source = model("encoder-decoder").float()
+    source.model.save_pretrained(tmp_path / "t5")
+    loaded = FactLM(str(tmp_path / "t5")).eval()
+    batch = queries("encoder-decoder")
+    torch.testing.assert_close(loaded.example_losses(batch), source.example_losses(batch))
+
+
+def test_architecture_and_vocabulary_must_fit_the_datamodule(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="expected a datamodule for decoder-only models, found one for encoder-decoder"
+    ):
+        run(tmp_path, "encoder-decoder", FactLM(config=CONFIGS["decoder-only"]))
+    module = FactLM(config=CONFIGS["decoder-only"])
+    with pytest.raises(ValueError, match="expected vocab_size, or a datamodule with a tokenizer"):
+        module.configure_model()

@@ -1,0 +1,93 @@
+"""The `ftrace` command: help, configs, and one readable line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ftrace.cli import main
+
+SMALL = [
+    "--num_entities=12", "--num_relations=4", "--num_facts=20", "--num_test_utterances=5",
+]  # fmt: skip
+
+
+def code(*arguments: str) -> int:
+    try:
+        return main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.mark.parametrize("command", ["synth", "attribute", "evaluate"])
+def test_help_and_print_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code(command, "--help") == 0
+    assert "--config" in capsys.readouterr().out
+    given = {
+        "synth": ["--output_path=x"], "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
+    }  # fmt: skip
+    assert code(command, *given[command], "--print_config") == 0
+    assert isinstance(yaml.safe_load(capsys.readouterr().out), dict)
+
+
+def test_synth_has_the_published_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    code("synth", "--output_path=x", "--print_config")
+    config = yaml.safe_load(capsys.readouterr().out)
+    published = {
+        "output_path": "x", "num_entities": 5000, "num_relations": 37, "num_facts": 50000, "num_test_utterances": 5000,
+        "num_entity_words": 1, "num_expressions_per_entity": 4, "num_facts_per_utterance": 2, "entity_vocabulary": None,
+        "relation_vocabulary": None, "seed": 0, "separator": " ", "collisions": "allow",
+    }  # fmt: skip
+    assert config == published
+
+
+def test_synth_writes_a_data_set(tmp_path: Path) -> None:
+    assert code("synth", "--output_path", str(tmp_path / "a b"), *SMALL) == 0
+    assert json.loads((tmp_path / "a b" / "manifest.json").read_text())["num_queries"] == 10
+
+
+def test_options_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "synth.yaml").write_text(f"output_path: {tmp_path / 'out'}\nnum_facts: 6\nnum_entities: 9\n")
+    arguments = ["--config", str(tmp_path / "synth.yaml"), "--num_relations=2", "--num_test_utterances=2"]
+    assert code("synth", *arguments) == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["num_facts"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["synth", *SMALL], "output_path"),
+        (["synth", "--output_path={}", *SMALL, "--num_facts=48"], "num_facts: expected at most"),
+        (["synth", "--output_path={}", *SMALL, "--num_test_utterances=21"], "num_test_utterances: expected at most"),
+        (["synth", "--output_path={}", *SMALL, "--num_relations=99"], "num_relations: expected at most 48"),
+        (["synth", "--output_path={}", *SMALL, "--num_entity_words=2"], "num_entity_words: expected 1, found 2"),
+        (["synth", "--output_path={}", *SMALL, "--collisions=maybe"], "collisions"),
+        (["synth", "--output_path={}", "--num_entities=many"], "num_entities"),
+        (["attribute", "--method=bm25", "--run={}"], "is not the folder of a run"),
+        (["attribute", "--method=guess", "--run={}"], "method"),
+        (["evaluate", "{}/nothing"], "expected the folder of a score store, found nothing at"),
+        (["evaluate"], "stores"),
+        (["unheard-of"], "unheard-of"),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code(*[argument.replace("{}", str(tmp_path / "out")) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_a_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ftrace.cli", "synth", "--output_path", str(tmp_path), "--num_facts", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("num_facts: expected at least 1, found 0")

@@ -1,0 +1,69 @@
+"""Imports between the parts run one way, as docs/design.md draws them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EVERYTHING = {
+    "gradients", "scores", "data", "models", "attribution", "evaluation", "causal", "report", "runs", "callbacks", "cli",
+}  # fmt: skip
+MAY_IMPORT = {
+    "gradients": set(),
+    "scores": set(),
+    "callbacks": {"gradients", "scores"},
+    "data": set(),
+    "models": {"data"},
+    "attribution": {"gradients", "scores", "data", "models"},
+    "evaluation": {"scores", "data", "models", "gradients"},
+    "report": {"scores", "evaluation", "causal"},
+    "runs": {"data", "models", "evaluation"},
+    "cli": EVERYTHING - {"callbacks"},
+}
+WITHOUT_LIGHTNING = {"gradients", "scores"}
+
+
+def sources(part: str) -> list[Path]:
+    folder = ROOT / "callbacks" if part == "callbacks" else ROOT / "ftrace" / part
+    return sorted(folder.glob("**/*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_part_has_a_rule() -> None:
+    parts = {path.name for path in (ROOT / "ftrace").iterdir() if (path / "__init__.py").exists()}
+    modules = {path.stem for path in (ROOT / "ftrace").glob("*.py")} - {"__init__"}
+    assert parts | modules | {"callbacks"} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_part_imports_only_what_it_may(part: str) -> None:
+    for file in sources(part):
+        ours = {name.split(".")[1] for name in imported(file) if name.startswith("ftrace.")}
+        forbidden = ours - MAY_IMPORT[part] - {part}
+        assert not forbidden, f"{file.relative_to(ROOT)} imports {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("part", WITHOUT_LIGHTNING)
+def test_part_knows_nothing_of_lightning(part: str) -> None:
+    for file in sources(part):
+        assert not {name for name in imported(file) if name.split(".")[0] in {"lightning", "transformers"}}, file
+
+
+def test_gradients_needs_torch_only() -> None:
+    allowed = {"torch", "ftrace", "__future__", "collections", "contextlib", "dataclasses", "fnmatch", "functools"}
+    allowed |= {"math", "typing"}
+    for file in sources("gradients"):
+        assert {name.split(".")[0] for name in imported(file)} <= allowed, file

@@ -1,0 +1,161 @@
+"""The main job, small: train.py, then every command over the run that it has left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ftrace.cli import main
+from ftrace.runs import Run
+from ftrace.scores import ScoreStore
+
+ROOT = Path(__file__).parents[1]
+SMALLER = [
+    "--data.init_args.synth.num_entities=12", "--data.init_args.synth.num_relations=2",
+    "--data.init_args.synth.num_facts=8", "--data.init_args.synth.num_test_utterances=4",
+    "--model.init_args.learning_rate=0.2", "--model.init_args.warmup_steps=5",
+    "--trainer.max_epochs=30", "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+
+
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"})
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    folder = tmp_path_factory.mktemp("a folder")
+    done = train(folder, "fit", "--config", str(ROOT / "configs" / "synth_demo.yaml"), *SMALLER)
+    assert done.returncode == 0, done.stderr[-3000:]
+    yield folder / "runs" / "synth_demo" / "version_0", done.stdout
+    shutil.rmtree(folder)
+
+
+def test_run_folder_holds_everything_and_the_working_directory_nothing(demo: tuple[Path, str]) -> None:
+    run, _ = demo
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "metrics.csv", "hparams.yaml", "online", "snapshots", "bm25", "tracin", "evaluation",
+        "learned_queries.json",
+    }  # fmt: skip
+    assert {path.name for path in run.parents[2].iterdir()} == {"runs", "data_cache"}
+
+
+def test_output_ends_with_the_table_worked_queries_and_places(demo: tuple[Path, str]) -> None:
+    run, output = demo
+    rows = json.loads((run / "evaluation" / "table.json").read_text())["rows"]
+    assert list(rows) == ["online dot", "online cosine", "bm25", "tracin dot", "tracin cosine"]
+    assert "ceiling" in output
+    for label in ("proponents", "opponents"):
+        assert len(re.findall(rf"^│ {label} ", output, re.M)) == 3
+    assert output.index("ceiling") < output.index("query ") < output.index("Where everything is")
+    assert str(Path("runs") / "synth_demo" / "version_0" / "online") in output
+
+
+def test_online_scores_find_who_taught_the_learned_facts(demo: tuple[Path, str]) -> None:
+    run, _ = demo
+    table = json.loads((run / "evaluation" / "table.json").read_text())
+    assert table["num_queries"] >= 4
+    assert table["rows"]["online cosine"]["P@10"] > 0.5  # by chance: 62 of 504 rows, .12
+
+
+def test_commands_repeat_what_the_job_wrote(demo: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = demo
+    for method in ("bm25", "tracin"):
+        assert main(["attribute", f"--method={method}", f"--run={run}", f"--output_dir={tmp_path / method}"]) == 0
+        first, again = ScoreStore.open(run / method), ScoreStore.open(tmp_path / method)
+        for kind in first.kinds:
+            np.testing.assert_allclose(first.matrix(kind), again.matrix(kind), rtol=1e-4, atol=1e-6)
+    stores = [str(run / name) for name in ("online", "bm25", "tracin")]
+    assert main(["evaluate", *stores, f"--output_dir={tmp_path / 'evaluation'}"]) == 0
+    written = [json.loads((folder / "evaluation" / "table.json").read_text()) for folder in (run, tmp_path)]
+    assert written[0] == written[1]
+    assert main(["evaluate", stores[0], "--queries=all", f"--output_dir={tmp_path / 'all'}"]) == 0
+    assert json.loads((tmp_path / "all" / "table.json").read_text())["num_queries"] == 8
+
+
+def test_learned_queries_are_asked_for_once(demo: tuple[Path, str]) -> None:
+    run = Run(demo[0])
+    learned = run.learned_queries()
+    file = demo[0] / "learned_queries.json"
+    known = json.loads(file.read_text())
+    assert known == {"snapshot": run.last_snapshot.name, "query_ids": learned}
+    file.unlink()
+    assert Run(demo[0]).learned_queries() == learned
+
+
+def test_damaged_runs_are_a_clear_error(demo: tuple[Path, str], tmp_path: Path) -> None:
+    config = yaml.safe_load((demo[0] / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": config["model"]}))
+    with pytest.raises(ValueError, match="expected the sections model and data"):
+        Run(tmp_path)
+    config["model"]["class_path"] = "nowhere.Model"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"section model"):
+        _ = Run(tmp_path).model
+
+
+USERS_MODULE = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+class Line(LightningModule):
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.layer = torch.nn.Linear(width, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["x"]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+def losses(module, batch):
+    return module.layer(batch["x"]).square().squeeze(1)
+
+class Points(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader([{"x": torch.ones(3) * i, "example_id": i} for i in range(4)], batch_size=2)
+
+    def query_dataloader(self):
+        return DataLoader([{"x": torch.ones(3), "query_id": 0}])
+"""
+
+
+@pytest.mark.parametrize("logger", [True, False])
+def test_any_module_and_datamodule_by_class_path_twice(logger: bool, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USERS_MODULE)
+    arguments = [
+        "fit", "--model=mine.Line", "--data=mine.Points", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+        f"--trainer.logger={str(logger).lower()}", "--trainer.callbacks=ftrace.callbacks.OnlineTracIn",
+        "--trainer.callbacks.query_losses=mine.losses", "--trainer.callbacks.output_dir=scores",
+    ]  # fmt: skip
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert ScoreStore.open(tmp_path / "scores").example_ids.tolist() == [0, 1, 2, 3]
+    names = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert names == {"mine.py", "runs", "scores"}
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_is_parsed(config: Path, tmp_path: Path) -> None:
+    done = train(tmp_path, "fit", "--config", str(config), "--print_config")
+    assert done.returncode == 0, done.stderr
+    printed = yaml.safe_load(done.stdout)
+    assert printed["model"]["class_path"].startswith("ftrace.models.")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,43 @@
+"""What README.md shows is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("index", range(len(BLOCKS)))
+def test_python_examples_run(index: int, tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(BLOCKS[index])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_there_is_an_example() -> None:
+    assert any("OnlineTracIn" in block for block in BLOCKS)
+
+
+def test_the_two_commands_are_the_makefiles() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for command in ("demo", "test"):
+        assert f"make {command}" in README
+        assert re.search(rf"^{command}:", makefile, re.M)
+
+
+def test_every_dependency_is_named_with_its_reason() -> None:
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = [name for group in project["optional-dependencies"].values() for name in group]
+    for requirement in [*project["dependencies"], *extras]:
+        name = re.split(r"[\[<>=!]", requirement)[0]
+        assert re.search(rf"`{re.escape(name)}`", README), name
