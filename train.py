@@ -42,9 +42,8 @@ class FactTracingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Compare with baselines and work out some queries, if the config says so."""
         settings = self.config_init["fit"]["trace"]
-        if settings is not None and self.trainer.is_global_zero and not self.trainer.interrupted:
-            folder = self.trainer.log_dir
-            assert folder is not None
+        folder = self.trainer.log_dir  # None in a fast_dev_run
+        if settings is not None and folder is not None and not self.trainer.interrupted:
             trace_run(Path(folder), settings)
 
 

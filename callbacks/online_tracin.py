@@ -128,8 +128,6 @@ class OnlineTracIn(Callback):
 
         self._capture: GradientCapture | None = None
 
-    # Start and end -------------------------------------------------------------------------------------------------
-
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unsupported_loop(trainer, pl_module)
@@ -183,8 +181,6 @@ class OnlineTracIn(Callback):
             self._capture.detach()
             self._capture = None
 
-    # One training step -----------------------------------------------------------------------------------------------
-
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self._capture is not None
@@ -235,8 +231,6 @@ class OnlineTracIn(Callback):
         self._capture.stop()
         self._recording = None
 
-    # The mathematics -------------------------------------------------------------------------------------------------
-
     def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The queries' gradients at the current weights."""
         assert self._capture is not None
@@ -275,16 +269,12 @@ class OnlineTracIn(Callback):
             found["cosine"] = torch.where(norms > 0, cosines, 0)
         return found
 
-    # Batches in, store out -------------------------------------------------------------------------------------------
-
     def _load_queries(self, trainer: Trainer) -> list[Any]:
         source: Any = self.queries
         if source is None:
             make = getattr(getattr(trainer, "datamodule", None), "query_dataloader", None)
             if make is None:
-                raise ValueError(
-                    "no queries: expected queries=DataLoader(...) or a datamodule with query_dataloader(), found neither"
-                )
+                raise ValueError("no queries: expected queries=DataLoader(...) or a datamodule with query_dataloader()")
             source = make()
         with isolate_rng():  # an iterator over a DataLoader draws a random number
             loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)

@@ -44,8 +44,6 @@ class SelfCheck:
         self._direction: dict[str, Tensor] = {}
         self._direction_norm = 0.0
 
-    # Single examples ---------------------------------------------------------------------------------------------
-
     def differentiate_examples(self, loss: Tensor, recording: Recording) -> None:
         """Before the first backward pass: gradients of two of the batch's examples, by autograd through its own graph.
 
@@ -92,8 +90,6 @@ class SelfCheck:
                 f"the gradient of {who} for {worst!r}, read off its layers, is not what autograd gives. A layer may "
                 "mix examples, or not have them as its leading axis"
             )
-
-    # Conservation --------------------------------------------------------------------------------------------------
 
     def set_queries(self, queries: QueryGradients, norms_Q: Tensor) -> None:
         """Choose the direction in which conservation is checked until the next refresh.

@@ -76,8 +76,6 @@ class FactLM(LightningModule):
         elif config is not None and "vocab_size" in config:
             self.build()
 
-    # Building ------------------------------------------------------------------------------------------------------
-
     @override
     def configure_model(self) -> None:
         if not hasattr(self, "model"):
@@ -108,8 +106,6 @@ class FactLM(LightningModule):
     def architecture(self) -> Literal["encoder-decoder", "decoder-only"]:
         """Which of the two kinds the model is."""
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
-
-    # Losses --------------------------------------------------------------------------------------------------------
 
     def example_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
         """-log probability of each row's answer given its input, in nats, ``[B]``.
@@ -166,8 +162,6 @@ class FactLM(LightningModule):
     def _shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and the labels that they predict: a decoder-only model's are one place apart."""
         return (logits, labels) if self.model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
-
-    # Training ------------------------------------------------------------------------------------------------------
 
     @override
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:

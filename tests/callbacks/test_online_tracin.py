@@ -279,9 +279,6 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
     assert len(store.example_ids) == 6
 
 
-# Refusals --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
@@ -443,7 +440,6 @@ def test_an_uncovered_parameter_is_an_error_that_names_it_or_a_line_in_the_manif
     run_net(net, tmp_path, parameters=("*", "!net.1.scale"))
 
 
-# Self-check ------------------------------------------------------------------------------------------------------------
 
 
 class MixesExamples(nn.Module):
@@ -511,7 +507,7 @@ def test_conservation_catches_a_gradient_that_changes_later(tmp_path: Path) -> N
 def test_a_gradient_changed_by_a_hook_is_named(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 2))
     net[0].weight.register_hook(lambda grad: 2 * grad)
-    with pytest.raises(SelfCheckError, match="'net.0.weight'"):
+    with pytest.raises(SelfCheckError, match=r"'net\.0\.weight'"):
         run_net(net, tmp_path)
 
 

@@ -81,14 +81,11 @@ def test_query_batches_bring_all_accepted_answers(tokenizer: PreTrainedTokenizer
 
 
 def test_unknown_architectures_and_endless_tokenizers_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match='expected "encoder-decoder" or "decoder-only", found "?\'?mamba'):
+    with pytest.raises(ValueError, match="found 'mamba'"):
         make_collator(tokenizer, "mamba")  # type: ignore[arg-type]
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="expected a tokenizer with an end-of-sequence token"):
         make_collator(endless, "decoder-only")
-
-
-# Ids -------------------------------------------------------------------------------------------------------------------
 
 
 def test_ids_are_added_to_any_map_style_dataset() -> None:
@@ -118,8 +115,6 @@ def test_samples_that_cannot_carry_ids(make: Any, error: type[Exception], messag
     with pytest.raises(error, match=message):
         make()
 
-
-# Datamodule --------------------------------------------------------------------------------------------------------------
 
 SYNTH = SynthSettings(num_entities=12, num_relations=4, num_facts=20, num_test_utterances=5, num_facts_per_utterance=1)
 

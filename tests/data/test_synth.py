@@ -131,9 +131,6 @@ def test_roman_numerals(number: int, numeral: str) -> None:
     assert roman(number) == numeral
 
 
-# Files -----------------------------------------------------------------------------------------------------------------
-
-
 def test_load_dataset_reads_the_folder_as_it_is(tmp_path: Path) -> None:
     folder = write_synth(tmp_path / "synth", SynthSettings(**SMALL))
     assert {path.name for path in folder.iterdir()} == {

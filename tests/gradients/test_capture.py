@@ -164,9 +164,6 @@ def test_one_example_of_a_batch_by_autograd_through_its_own_graph() -> None:
         torch.testing.assert_close(gradients.dense(name)[2], expected, rtol=1e-9, atol=1e-12, msg=name)
 
 
-# Coverage ------------------------------------------------------------------------------------------------------------
-
-
 class _Gap(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -221,14 +218,16 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_parent() -> N
 
 def test_a_leading_axis_that_is_not_the_batch_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(3, 2))
-    with GradientCapture(model) as capture, capture.recording(4), pytest.raises(
-        ValueError, match=r"layer '0' \(Linear\) returned shape \(5, 2\): expected the leading axis"
+    with (
+        GradientCapture(model) as capture,
+        capture.recording(4),
+        pytest.raises(ValueError, match=r"layer '0' \(Linear\) returned shape \(5, 2\): expected the leading axis"),
     ):
         model(torch.ones(5, 3))
 
 
 def test_not_one_loss_per_example_is_an_error() -> None:
     model = nn.Linear(3, 2)
-    with GradientCapture(model) as capture, capture.recording(4) as recording:
-        with pytest.raises(ValueError, match=r"expected one loss per example, .*\(4,\), found \(\)"):
-            recording.backward(model(torch.ones(4, 3)).sum())
+    message = r"expected one loss per example, .*\(4,\), found \(\)"
+    with GradientCapture(model) as capture, capture.recording(4) as recording, pytest.raises(ValueError, match=message):
+        recording.backward(model(torch.ones(4, 3)).sum())

@@ -44,7 +44,7 @@ def queries(architecture: str) -> dict[str, Tensor]:
 
 def log_probability(module: FactLM, prompt: str, answer: str) -> Tensor:
     """Of one answer, by one forward pass with nothing else in the batch."""
-    tokens = TOKENIZER(answer, add_special_tokens=False).input_ids + [TOKENIZER.eos_token_id]
+    tokens = [*TOKENIZER(answer, add_special_tokens=False).input_ids, TOKENIZER.eos_token_id]
     given = TOKENIZER(prompt, add_special_tokens=False).input_ids
     sentinel = TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
     if module.architecture == "encoder-decoder":
