@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich import box
 from rich.table import Table
 from torchmetrics import Metric
 
@@ -17,8 +18,6 @@ from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAt
 from ftrace.scores import ScoreStore
 
 KS = (1, 3, 5, 10, 25)
-OWN = "R@proponents"
-SHOWN = ("MRR", "P@1", "P@10", "P@25", "R@10", OWN)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Evaluation:
 
 def _metrics() -> dict[str, Metric]:
     at_k = {f"P@{k}": PrecisionAtK(k) for k in KS} | {f"R@{k}": RecallAtK(k) for k in KS}
-    return {"MRR": MeanReciprocalRank(), **at_k, OWN: RecallAtK(None)}
+    return {"MRR": MeanReciprocalRank(), **at_k, "R@n": RecallAtK(None)}
 
 
 def evaluate(
@@ -90,22 +89,27 @@ def _mean(scores: Mapping[int, torch.Tensor], relevant: Mapping[int, torch.Tenso
 
 
 def render_table(evaluation: Evaluation) -> Table:
-    """The table as a person reads it, in percent; JSON and CSV have all columns."""
+    """The table as a person reads it, in percent, the best of each column bold; fits 80 columns."""
     title = f"{evaluation.num_queries} queries ({evaluation.queries}), {evaluation.num_candidates:,} candidates each"
-    table = Table(title=title, caption="percent; ties in expectation; R@proponents: recall at their own number")
-    table.add_column("method")
-    for name in SHOWN:
-        table.add_column(name, justify="right")
-    best = {name: max(row[name] for row in evaluation.rows.values()) for name in SHOWN}
+    caption = "percent, ties in expectation; n: a query's number of proponents"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("method", no_wrap=True)
+    for name in evaluation.ceiling:
+        table.add_column(name, justify="right", no_wrap=True)
+    best = {name: max(row[name] for row in evaluation.rows.values()) for name in evaluation.ceiling}
     for method, row in evaluation.rows.items():
-        cells = [f"{100 * row[name]:.1f}" for name in SHOWN]
-        table.add_row(
-            method,
-            *[f"[bold]{cell}[/]" if row[name] == best[name] else cell for name, cell in zip(SHOWN, cells, strict=True)],
-        )
+        cells = {
+            name: f"[bold]{_percent(value)}[/]" if value == best[name] else _percent(value)
+            for name, value in row.items()
+        }
+        table.add_row(method, *cells.values())
     table.add_section()
-    table.add_row("ceiling", *[f"{100 * evaluation.ceiling[name]:.1f}" for name in SHOWN], style="dim")
+    table.add_row("ceiling", *map(_percent, evaluation.ceiling.values()), style="dim")
     return table
+
+
+def _percent(share: float) -> str:
+    return "100" if round(share, 3) == 1 else f"{100 * share:.1f}"
 
 
 def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:

@@ -440,8 +440,6 @@ def test_an_uncovered_parameter_is_an_error_that_names_it_or_a_line_in_the_manif
     run_net(net, tmp_path, parameters=("*", "!net.1.scale"))
 
 
-
-
 class MixesExamples(nn.Module):
     """Takes the mean over the batch away, so every example's output depends on all."""
 

@@ -33,7 +33,7 @@ def test_each_kind_of_each_store_is_a_row(tmp_path: Path) -> None:
     assert row["MRR"] == 0.75
     assert (row["P@1"], row["P@3"]) == (0.5, pytest.approx((2 / 3 + 1 / 3) / 2))
     assert row["R@3"] == 1.0
-    assert row["R@proponents"] == pytest.approx((1 + 0) / 2)
+    assert row["R@n"] == pytest.approx((1 + 0) / 2)
     assert table.ceiling["P@10"] == pytest.approx((0.2 + 0.1) / 2)
     assert table.ceiling["R@1"] == pytest.approx((0.5 + 1) / 2)
     assert (table.num_queries, table.num_candidates) == (2, 40)
