@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from ftrace.callbacks.query_losses import find_query_losses
-from ftrace.callbacks.self_check import SelfCheck
+from ftrace.callbacks.self_check import SelfCheck, SelfCheckError
 from ftrace.callbacks.training_loop import clip_factor, evaluation_mode, refuse_unsupported_loop
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -58,6 +58,7 @@ class OnlineTracIn(Callback):
     Args:
         queries: A DataLoader or Dataset of queries; None takes the datamodule's ``query_dataloader()``.
         output_dir: Where the score store is written when training ends; default ``online`` in the run's log folder.
+            If training is interrupted or fails, what there is goes to the same name with ``-incomplete`` behind it.
         query_losses: ``(pl_module, batch) -> Tensor[B]``, in nats; default the module's ``example_losses``, else a
             ready-made one where the module wraps one Hugging Face language model.
         scores: Kinds to accumulate. ``dot``: sum over steps of learning rate x clip factor x inner product, in nats if
@@ -130,6 +131,7 @@ class OnlineTracIn(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = 0
         refuse_unsupported_loop(trainer, pl_module)
         default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "online"
         self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
@@ -155,7 +157,6 @@ class OnlineTracIn(Callback):
         self._first_step = trainer.global_step
         if self._first_step:
             rank_zero_warn(f"OnlineTracIn: scores begin at step {self._first_step}; earlier steps are not in them")
-        self._steps = 0
         self._refreshed_at: int | None = None
         self._window: list[_Contributions] = []
         self._recording: Recording | None = None
@@ -168,7 +169,7 @@ class OnlineTracIn(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._capture is not None and isinstance(exception, KeyboardInterrupt):
+        if self._capture is not None and self._steps and not isinstance(exception, SelfCheckError):
             self._write_store(trainer, pl_module, complete=False)
         self._detach()
 
@@ -346,7 +347,9 @@ class OnlineTracIn(Callback):
             | {"python": platform.python_version()},
         }
         example_ids, sums = self._sums.result()
-        ScoreStore.write(self._output_dir, example_ids, self._query_ids.numpy(), sums, manifest)
+        # A folder of the name that was asked for holds the scores of a whole run, always.
+        output_dir = self._output_dir if complete else self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
+        ScoreStore.write(output_dir, example_ids, self._query_ids.numpy(), sums, manifest)
 
 
 def _jsonable(value: Any) -> Any:

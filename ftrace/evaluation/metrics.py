@@ -6,6 +6,8 @@ do they know ties.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -31,9 +33,9 @@ class _QueryMean(Metric):
         self.total += self.of_query(scores, relevant)
         self.count += 1
 
+    @abstractmethod
     def of_query(self, scores: Tensor, relevant: Tensor) -> Tensor:
         """The metric of one query."""
-        raise NotImplementedError
 
     def compute(self) -> Tensor:
         """The mean over all queries so far; NaN without any."""

@@ -273,7 +273,8 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
     callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         fit(Module("gpt2"), DataLoader(rows("gpt2", 9), batch_size=3), tmp_path, [callback, Interrupt()])
-    store = ScoreStore.open(tmp_path / "online")
+    assert not (tmp_path / "online").exists()
+    store = ScoreStore.open(tmp_path / "online-incomplete")
     assert store.manifest["complete"] is False
     assert store.manifest["steps"] == 2
     assert len(store.example_ids) == 6
