@@ -129,13 +129,16 @@ class ScoreStore:
         return self._load("query_ids", (self.manifest["num_queries"],))
 
     def matrix(self, kind: str | None = None) -> np.ndarray:
-        """All scores of a kind, ``[N, Q]``, mapped from disk. The kind may be left out where there is only one.
+        """All scores of a kind, ``[N, Q]``, mapped from disk.
+
+        Args:
+            kind: One of :attr:`kinds`. Left out, the only one, or ``dot`` where there are several.
 
         Raises:
             ValueError: If the store doesn't hold that kind, or its file is damaged.
         """
-        if kind is None and len(self.kinds) == 1:
-            kind = self.kinds[0]
+        if kind is None:
+            kind = self.kinds[0] if len(self.kinds) == 1 else "dot"
         if kind not in self.kinds:
             raise ValueError(f"{self.path}: expected one of the kinds {list(self.kinds)}, found {kind!r}")
         return self._load(kind, (self.manifest["num_examples"], self.manifest["num_queries"]))

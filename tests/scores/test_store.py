@@ -128,8 +128,9 @@ def test_unknown_queries_kinds_and_ks(tmp_path: Path) -> None:
         store.scores(3, "dot")
     with pytest.raises(ValueError, match=r"expected one of the kinds \['dot', 'cosine'\], found 'update'"):
         store.scores(10, "update")
-    with pytest.raises(ValueError, match="found None"):
-        store.scores(10)
+    assert store.scores(10).tolist() == store.scores(10, "dot").tolist()
+    with pytest.raises(ValueError, match="found 'dot'"):
+        write(tmp_path / "others", cosine=DOT, update=DOT).scores(10)
     with pytest.raises(ValueError, match="k: expected at least 1, found 0"):
         store.top(10, k=0, kind="dot")
 
