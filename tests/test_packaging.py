@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -14,6 +15,12 @@ def run(*command: object, cwd: Path | None = None) -> str:
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_every_package_is_listed() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "ftrace").rglob("__init__.py")}
+    assert set(packages) == folders | {"ftrace.callbacks"}
 
 
 def test_wheel_in_a_clean_environment_beside_a_folder_named_callbacks(tmp_path: Path) -> None:
@@ -40,6 +47,7 @@ def test_wheel_in_a_clean_environment_beside_a_folder_named_callbacks(tmp_path: 
         "import callbacks, ftrace, ftrace.callbacks\n"
         "from ftrace.callbacks import OnlineTracIn, CheckpointSnapshots\n"
         "from ftrace.data.synth import read_relations\n"
+        "import ftrace.cli\n"
         "assert callbacks.MINE and len(read_relations()) >= 40\n"
         "print(ftrace.callbacks.__file__)\n"
     )

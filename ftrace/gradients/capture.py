@@ -21,13 +21,19 @@ from ftrace.gradients import relative_position_bias
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
 from ftrace.gradients.parts import Part
 from ftrace.gradients.per_example import PerExampleGradients
+from ftrace.gradients.rules import find_rule
+
+# The capture whose own passes are under way, if any: others on the same model must be deaf to them. An id rather than
+# the object, since autograd's graph gets to hold what compares itself with it.
+_exclusive: int | None = None
 
 
 class _Cut:
     """Lets one example's gradient through and nobody else's, while it is set to one."""
 
-    def __init__(self, num_examples: int) -> None:
+    def __init__(self, num_examples: int, capture: int) -> None:
         self.num_examples = num_examples
+        self.capture = capture
         self.example: int | None = None
 
     def apply(self, grad: Tensor, example: int) -> Tensor:
@@ -48,10 +54,15 @@ class _Use:
     layer: Layer
     inputs: Tensor
     cut: _Cut
+    refusal: str | None = None
     output_grad: Tensor | None = None
 
     def take_gradient(self, grad: Tensor) -> Tensor | None:
         """The hook on the layer's output."""
+        if _exclusive not in (None, self.cut.capture):
+            return None
+        if self.refusal is not None:
+            raise ValueError(self.refusal)
         if self.cut.example is not None:
             return self.cut.apply(grad, self.cut.example)
         self.output_grad = grad if self.output_grad is None else self.output_grad + grad
@@ -64,23 +75,35 @@ class Recording:
     Args:
         num_examples: Rows of the batch. A layer that gets a multiple of them (several answers a query, tokens
             flattened into rows) is taken to hold each example's rows side by side.
+        capture: Id of the capture that listens.
+
+    Attributes:
+        rows: Rows that the model's last lookup had: what a table of positions, looked up once, is expanded to.
     """
 
-    def __init__(self, num_examples: int) -> None:
+    def __init__(self, num_examples: int, capture: int) -> None:
         self.num_examples = num_examples
-        self.rows = 0
+        self.rows = num_examples
         self._uses: list[_Use] = []
         self._edges: list[GradientEdge] = []
-        self._cut = _Cut(num_examples)
+        self._cut = _Cut(num_examples, capture)
 
     def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
         """Take note of a layer's run, and ask autograd for the gradient of its output."""
-        use = _Use(layer, inputs.detach(), self._cut)
+        use = _Use(layer, inputs.detach(), self._cut, self._refusal(layer, output))
         self._uses.append(use)
         self._edges.append(get_gradient_edge(output))  # now, before anything may change the output in place
-        if layer.rule.is_table:
-            self.rows = inputs.shape[0]
         output.register_hook(use.take_gradient)
+
+    def _refusal(self, layer: Layer, output: Tensor) -> str | None:
+        """Why a layer's gradient can't be taken apart; an error only if it ever gets a gradient."""
+        if output.ndim >= 2 and output.shape[0] % self.num_examples == 0:
+            return None
+        return (
+            f"layer {layer.path!r} ({type(layer.module).__name__}) returned shape {tuple(output.shape)}: expected the "
+            f"leading axis to be the batch of {self.num_examples} examples, or a multiple of it. Per-example gradients "
+            f'can\'t be read off it; leave its parameters out with parameters=("*", "!{layer.path}.*").'
+        )
 
     def backward(self, losses: Tensor) -> None:
         """Differentiate one loss per example with respect to layer outputs only: no weight gradient is computed.
@@ -104,7 +127,9 @@ class Recording:
         for use in self._uses:
             if use.output_grad is None:
                 continue
-            names = use.layer.names
+            names = {n: full for n, full in use.layer.names.items() if getattr(use.layer.module, n).requires_grad}
+            if not names:
+                continue
             rule = use.layer.rule
             x = _by_example(use.inputs, self.num_examples, is_ids=rule.is_table)
             grad = _by_example(use.output_grad.movedim(rule.channel_axis, -1), self.num_examples)
@@ -121,9 +146,20 @@ class Recording:
         """
         self._cut.example = example
         try:
-            yield
+            with _exclusively(self._cut.capture):
+                yield
         finally:
             self._cut.example = None
+
+
+@contextmanager
+def _exclusively(capture: int) -> Iterator[None]:
+    global _exclusive
+    before, _exclusive = _exclusive, capture
+    try:
+        yield
+    finally:
+        _exclusive = before
 
 
 class GradientCapture:
@@ -165,6 +201,8 @@ class GradientCapture:
                 hook = partial(self._after_forward, layer)
                 # First of all hooks: the gradient must be that of the layer's own output, not of a user's edit of it.
                 self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
+        for table in _lookup_tables(self.module):
+            self._handles.append(table.register_forward_pre_hook(self._count_rows, with_kwargs=True))
 
     def detach(self) -> None:
         """Remove the hooks; the module is as it was."""
@@ -182,7 +220,7 @@ class GradientCapture:
 
     def start(self, num_examples: int) -> Recording:
         """Listen to the forward passes from here on, as of one batch of examples."""
-        self._recording = Recording(num_examples)
+        self._recording = Recording(num_examples, id(self))
         return self._recording
 
     def stop(self) -> None:
@@ -198,8 +236,19 @@ class GradientCapture:
         finally:
             self._recording = outer
 
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """For passes of one's own over a model that others may listen to as well: they don't hear the block."""
+        with _exclusively(id(self)):
+            yield
+
     def _is_listening(self) -> bool:
-        return self._recording is not None and torch.is_grad_enabled()
+        return self._recording is not None and torch.is_grad_enabled() and _exclusive in (None, id(self))
+
+    def _count_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = _first(args, kwargs)
+        if self._recording is not None and self._is_listening() and ids.shape[0] > 1:
+            self._recording.rows = ids.shape[0]
 
     def _record_bias(self, layer: Layer, ids: Tensor, bias: Tensor) -> None:
         assert self._recording is not None
@@ -209,22 +258,28 @@ class GradientCapture:
         self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         recording = self._recording
-        if recording is None or not output.requires_grad:
+        if recording is None or not self._is_listening() or not output.requires_grad:
             return None
-        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        inputs = _first(args, kwargs)
         expanded = None
         if layer.rule.is_table and inputs.shape[0] == 1 and recording.num_examples > 1:
-            rows = recording.rows or recording.num_examples
-            inputs = inputs.expand(rows, *inputs.shape[1:])
-            output = expanded = output.expand(rows, *output.shape[1:])
-        if output.ndim < 2 or output.shape[0] % recording.num_examples:
-            raise ValueError(
-                f"layer {layer.path!r} ({type(module).__name__}) returned shape {tuple(output.shape)}: expected the "
-                f"leading axis to be the batch of {recording.num_examples} examples, or a multiple of it. Per-example "
-                f'gradients can\'t be read off it; leave its parameters out with parameters=("*", "!{layer.path}.*").'
-            )
+            inputs = inputs.expand(recording.rows, *inputs.shape[1:])
+            output = expanded = output.expand(recording.rows, *output.shape[1:])
         recording.add(layer, inputs, output)
         return expanded
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """A layer's input."""
+    first: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return first
+
+
+def _lookup_tables(module: nn.Module) -> list[nn.Module]:
+    """Tables that ids are looked up in, covered or not; not those of relative positions, which have no batch axis."""
+    biases = relative_position_bias.find_tables(module)
+    rules = {layer: find_rule(layer) for layer in module.modules() if layer not in biases}
+    return [layer for layer, rule in rules.items() if rule is not None and rule.is_table]
 
 
 def _by_example(tensor: Tensor, num_examples: int, *, is_ids: bool = False) -> Tensor:

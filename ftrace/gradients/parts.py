@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -136,23 +137,35 @@ def merge(parts: list[Part]) -> tuple[Part, ...]:
     return tuple(merged)
 
 
-def stack_examples(parts: Sequence[Part]) -> Part:
-    """One part for the examples of several parts of the same kind; shorter ones are filled up with empty places."""
-    if all(isinstance(part, Dense) for part in parts):
-        return Dense(torch.cat([part.dense() for part in parts]))
-    places = max(num_places(part) for part in parts if not isinstance(part, Dense))
+def stack_examples(parts: Sequence[Part | None], counts: Sequence[int]) -> Part:
+    """One part for the examples of several batches, whose parts are of one kind.
 
-    def fill(tensor: Tensor) -> Tensor:
-        missing = places - tensor.shape[1]
-        return torch.nn.functional.pad(tensor, (0, 0, 0, missing) if tensor.ndim == 3 else (0, missing))
+    Args:
+        parts: Each batch's part, or None where it has none: zeros, then. Shorter ones are filled up with empty places.
+        counts: Each batch's number of examples.
+    """
+    given = next(part for part in parts if part is not None)
+    if isinstance(given, Dense):
+        pieces = [given.value.new_zeros(n, *given.value.shape[1:]) for n in counts]
+        for index, part in enumerate(parts):
+            if isinstance(part, Dense):
+                pieces[index] = part.value
+        return Dense(torch.cat(pieces))
+    factored = [part for part in parts if part is not None and not isinstance(part, Dense)]
+    places = max(num_places(part) for part in factored)
 
-    if all(isinstance(part, Outer) for part in parts):
-        outers = [part for part in parts if isinstance(part, Outer)]
-        return Outer(torch.cat([fill(o.rows) for o in outers]), torch.cat([fill(o.columns) for o in outers]))
-    lookups = [part for part in parts if isinstance(part, Lookup)]
-    assert len(lookups) == len(parts), "parts of one parameter differ in kind between batches"
-    ids, columns = [fill(part.ids) for part in lookups], [fill(part.columns) for part in lookups]
-    return Lookup(torch.cat(ids), torch.cat(columns), lookups[0].num_rows)
+    def stacked(tensors: Sequence[Tensor | None]) -> Tensor:
+        like = next(tensor for tensor in tensors if tensor is not None)
+        total = like.new_zeros(sum(counts), places, *like.shape[2:])
+        for tensor, stop in zip(tensors, accumulate(counts), strict=True):
+            if tensor is not None:
+                total[stop - len(tensor) : stop, : tensor.shape[1]] = tensor
+        return total
+
+    columns = stacked([None if part is None or isinstance(part, Dense) else part.columns for part in parts])
+    if isinstance(given, Outer):
+        return Outer(stacked([part.rows if isinstance(part, Outer) else None for part in parts]), columns)
+    return Lookup(stacked([part.ids if isinstance(part, Lookup) else None for part in parts]), columns, given.num_rows)
 
 
 def gram(examples: Outer | Lookup, queries: Outer | Lookup) -> Tensor:

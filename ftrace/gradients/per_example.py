@@ -83,21 +83,15 @@ class PerExampleGradients:
 
     @staticmethod
     def stack(batches: Sequence[PerExampleGradients]) -> PerExampleGradients:
-        """The examples of several batches, in order, as one.
-
-        Raises:
-            ValueError: If a parameter has a gradient in one batch and none in another.
-        """
+        """The examples of several batches, in order, as one; what a batch has no gradient for is zero there."""
         if len(batches) == 1:
             return batches[0]
+        counts = [len(batch) for batch in batches]
         names = dict.fromkeys(name for batch in batches for name in batch.parts)
-        for batch in batches:
-            missing = [name for name in names if name not in batch.parts]
-            if missing:
-                raise ValueError(f"expected each batch to use the same parameters, found one without {missing}")
-        parts = {
-            name: [stack_examples(of_batches) for of_batches in zip(*(b.parts[name] for b in batches), strict=True)]
-            for name in names
-        }
-        shapes = {name: batches[0].shapes[name] for name in names}
-        return PerExampleGradients(parts, shapes, sum(len(batch) for batch in batches))
+        parts: dict[str, list[Part]] = {}
+        for name in names:
+            by_kind = [{type(part): part for part in batch.parts.get(name, ())} for batch in batches]
+            kinds = dict.fromkeys(kind for of_batch in by_kind for kind in of_batch)
+            parts[name] = [stack_examples([of_batch.get(kind) for of_batch in by_kind], counts) for kind in kinds]
+        shapes = {name: shape for batch in batches for name, shape in batch.shapes.items()}
+        return PerExampleGradients(parts, shapes, sum(counts))

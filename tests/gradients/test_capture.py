@@ -218,12 +218,67 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_parent() -> N
 
 def test_a_leading_axis_that_is_not_the_batch_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(3, 2))
-    with (
-        GradientCapture(model) as capture,
-        capture.recording(4),
-        pytest.raises(ValueError, match=r"layer '0' \(Linear\) returned shape \(5, 2\): expected the leading axis"),
-    ):
-        model(torch.ones(5, 3))
+    message = r"layer '0' \(Linear\) returned shape \(5, 2\): expected the leading axis"
+    with GradientCapture(model) as capture, capture.recording(4):
+        model(torch.ones(5, 3))  # whatever the loss doesn't use may have any shape
+        with pytest.raises(ValueError, match=message):
+            model(torch.ones(5, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("covered", [("*wpe*",), ("*", "!*wte*")], ids=str)
+def test_positions_are_told_apart_where_the_token_embedding_is_not_covered(covered: tuple[str, ...]) -> None:
+    """Two rows an example, as several answers a query have: only the lookup of tokens says how many rows there are."""
+    model = tiny.gpt2().eval()
+    batch = tiny.batch("gpt2", rows=6)
+
+    def losses() -> torch.Tensor:
+        return tiny.losses(model, batch).view(3, 2).sum(1)
+
+    with GradientCapture(model, covered) as capture, capture.recording(3) as recording:
+        recording.backward(losses())
+    expected = torch.stack([row["transformer.wpe.weight"] for row in oracle.gradients(model, losses)])
+    torch.testing.assert_close(recording.gradients().dense("transformer.wpe.weight"), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_capture_is_deaf_to_anothers_own_passes() -> None:
+    model = tiny.t5()
+    with GradientCapture(model) as mine, GradientCapture(model) as other:
+        recording = other.start(3)
+        with mine.exclusively(), mine.recording(5) as own:
+            own.backward(tiny.losses(model, tiny.batch("t5", 5)))
+        loss = model(**tiny.batch("t5", 3)).loss
+        mine_too = mine.start(3)
+        assert not mine_too.gradients().parts
+        with recording.just(0):
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(recording.gradients().total(name), parameter.grad, rtol=1e-9, atol=1e-12)
+    assert own.gradients().num_examples == 5
+
+
+def test_a_parameter_that_is_frozen_meanwhile_has_no_gradient() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    with GradientCapture(model) as capture:
+        model[1].weight.requires_grad_(False)
+        with capture.recording(4) as recording:
+            model(torch.ones(4, 3)).sum().backward()
+    assert recording.gradients().parts.keys() == {"0.weight", "0.bias", "1.bias"}
+
+
+def test_batches_that_use_other_layers_stack_with_zeros() -> None:
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)]).double()
+    with GradientCapture(model) as capture:
+        batches = []
+        for layer, rows in ((0, 2), (1, 3)):
+            with capture.recording(rows) as recording:
+                recording.backward(model[layer](torch.ones(rows, 4, 3, dtype=torch.float64)).flatten(1).sum(1))
+            batches.append(recording.gradients())
+    stacked = PerExampleGradients.stack(batches)
+    assert torch.equal(stacked.dense("0.weight")[:2], batches[0].dense("0.weight"))
+    assert not stacked.dense("0.weight")[2:].any()
+    assert torch.equal(stacked.dense("1.bias")[2:], batches[1].dense("1.bias"))
+    assert not stacked.dense("1.bias")[:2].any()
 
 
 def test_not_one_loss_per_example_is_an_error() -> None:

@@ -40,5 +40,7 @@ def test_merging_and_stacking_keep_the_sum() -> None:
     assert [type(part) for part in merged] == [Outer, Lookup, Dense]
     total = sum(part.dense() for part in [dense, *parts])
     torch.testing.assert_close(sum(part.dense() for part in merged), total)
-    stacked = stack_examples([parts[0], parts[2]])
-    torch.testing.assert_close(stacked.dense(), torch.cat([parts[0].dense(), parts[2].dense()]))
+    stacked = stack_examples([parts[0], None, parts[2]], [3, 2, 3])
+    torch.testing.assert_close(
+        stacked.dense(), torch.cat([parts[0].dense(), parts[0].dense()[:2] * 0, parts[2].dense()])
+    )
