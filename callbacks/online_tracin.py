@@ -7,6 +7,7 @@ for query q is the sum over steps of ``eta_t kappa_t <grad L_q(theta_t), c_{z,t}
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ from typing import Any
 import torch
 from ftrace.callbacks.query_losses import find_query_losses
 from ftrace.callbacks.self_check import SelfCheck, SelfCheckError
-from ftrace.callbacks.training_loop import clip_factor, evaluation_mode, refuse_unsupported_loop
+from ftrace.callbacks.training_loop import (
+    changes_gradients,
+    clip_factor,
+    evaluation_mode,
+    gradient_norm,
+    random_state_of,
+    refuse_unsupported_loop,
+)
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -58,7 +66,8 @@ class OnlineTracIn(Callback):
     Args:
         queries: A DataLoader or Dataset of queries; None takes the datamodule's ``query_dataloader()``.
         output_dir: Where the score store is written when training ends; default ``online`` in the run's log folder.
-            If training is interrupted or fails, what there is goes to the same name with ``-incomplete`` behind it.
+            If training is interrupted, fails or was resumed, what there is goes to the same name with ``-incomplete``
+            behind it.
         query_losses: ``(pl_module, batch) -> Tensor[B]``, in nats; default the module's ``example_losses``, else a
             ready-made one where the module wraps one Hugging Face language model.
         scores: Kinds to accumulate. ``dot``: sum over steps of learning rate x clip factor x inner product, in nats if
@@ -135,7 +144,9 @@ class OnlineTracIn(Callback):
         refuse_unsupported_loop(trainer, pl_module)
         default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "online"
         self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
+        self._incomplete_dir = self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
         check_replaceable(self._output_dir)
+        check_replaceable(self._incomplete_dir)
         self._losses = self.query_losses or find_query_losses(pl_module)
         self._query_batches = self._load_queries(trainer)
         self._query_ids = torch.cat([self._ids(batch, self.query_id_key).cpu() for batch in self._query_batches])
@@ -156,15 +167,19 @@ class OnlineTracIn(Callback):
 
         self._first_step = trainer.global_step
         if self._first_step:
-            rank_zero_warn(f"OnlineTracIn: scores begin at step {self._first_step}; earlier steps are not in them")
+            rank_zero_warn(
+                f"OnlineTracIn: scores begin at step {self._first_step}, earlier steps are not in them; they go to "
+                f"{self._incomplete_dir}"
+            )
         self._refreshed_at: int | None = None
         self._window: list[_Contributions] = []
         self._recording: Recording | None = None
+        self._expected_norm: float | None = None
         self._capture.attach()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_store(trainer, pl_module, complete=True)
+        self._write_store(trainer, pl_module, complete=self._first_step == 0)
         self._detach()
 
     @override
@@ -210,6 +225,13 @@ class OnlineTracIn(Callback):
         self._window.append(self._multiply(gradients))
 
     @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # A window begins. What is still here belongs to gradients that no optimizer step has used.
+        self._window = []
+        if self._check is not None:
+            self._check.discard_window()
+
+    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # Here, and only here, the window's gradient is whole and unclipped, and the rate is the one of this step.
         window, self._window = self._window, []
@@ -218,7 +240,9 @@ class OnlineTracIn(Callback):
             self._check.check_window(
                 [sum(batch.by_group[1:], start=batch.by_group[0]) for batch in window], self._steps
             )
-        clip = clip_factor(trainer, optimizer)
+        norm = gradient_norm(optimizer)
+        clip = clip_factor(trainer, norm)
+        self._expected_norm = clip * norm
         rates = [clip * float(group["lr"]) for group in optimizer.param_groups]
         for batch in window:
             self._sums.add(batch.example_ids, self._score(batch, rates))
@@ -231,12 +255,24 @@ class OnlineTracIn(Callback):
         assert self._capture is not None
         self._capture.stop()
         self._recording = None
+        expected, self._expected_norm = self._expected_norm, None
+        optimizer = trainer.optimizers[0]
+        if self._check is not None and expected is not None and not changes_gradients(optimizer):
+            found = gradient_norm(optimizer)
+            if found:  # or the module has set gradients to zero after its step
+                self._check.compare_norms(found, expected, self._steps - 1)
 
     def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The queries' gradients at the current weights."""
         assert self._capture is not None
         parts: list[PerExampleGradients] = []
-        with isolate_rng(), evaluation_mode(pl_module), trainer.precision_plugin.forward_context(), torch.enable_grad():
+        with (
+            isolate_rng(),
+            evaluation_mode(pl_module),
+            trainer.precision_plugin.forward_context(),
+            torch.enable_grad(),
+            self._capture.exclusively(),
+        ):
             for batch in self._query_batches:
                 query_ids = self._ids(batch, self.query_id_key)
                 with self._capture.recording(len(query_ids)) as recording:
@@ -272,14 +308,14 @@ class OnlineTracIn(Callback):
 
     def _load_queries(self, trainer: Trainer) -> list[Any]:
         source: Any = self.queries
-        if source is None:
-            make = getattr(getattr(trainer, "datamodule", None), "query_dataloader", None)
-            if make is None:
-                raise ValueError("no queries: expected queries=DataLoader(...) or a datamodule with query_dataloader()")
-            source = make()
+        make = getattr(getattr(trainer, "datamodule", None), "query_dataloader", None)
+        if source is None and make is None:
+            raise ValueError("no queries: expected queries=DataLoader(...) or a datamodule with query_dataloader()")
         with isolate_rng():  # an iterator over a DataLoader draws a random number
+            source = make() if source is None and make is not None else source
             loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
-            batches = [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in loader]
+            with random_state_of(loader):
+                batches = [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in loader]
         if not batches:
             raise ValueError("queries: expected at least one, found none")
         return batches
@@ -348,7 +384,7 @@ class OnlineTracIn(Callback):
         }
         example_ids, sums = self._sums.result()
         # A folder of the name that was asked for holds the scores of a whole run, always.
-        output_dir = self._output_dir if complete else self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
+        output_dir = self._output_dir if complete else self._incomplete_dir
         ScoreStore.write(output_dir, example_ids, self._query_ids.numpy(), sums, manifest)
 
 
@@ -358,4 +394,6 @@ def _jsonable(value: Any) -> Any:
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     return value if isinstance(value, str | int | float | bool | None) else repr(value)

@@ -54,5 +54,6 @@ def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> 
 
 
 def _is_language_model(module: nn.Module) -> bool:
-    get_head = getattr(module, "get_output_embeddings", None)
-    return hasattr(module, "config") and callable(get_head) and get_head() is not None
+    """Whether it generates text left to right: a masked language model's labels are not shifted, for one."""
+    can_generate = getattr(module, "can_generate", None)
+    return hasattr(module, "config") and callable(can_generate) and bool(can_generate())

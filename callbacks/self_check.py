@@ -79,13 +79,20 @@ class SelfCheck:
         self._compare(f"query {int(query_ids[query])}", gradients, query, expected)
 
     def _differentiate(self, loss: Tensor) -> dict[str, Tensor]:
-        found = torch.autograd.grad(loss, list(self.parameters.values()), retain_graph=True, allow_unused=True)
-        return {name: grad for name, grad in zip(self.parameters, found, strict=True) if grad is not None}
+        wanted = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        try:
+            found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise SelfCheckError(
+                "OnlineTracIn self_check: autograd can't differentiate this model twice. Use non-reentrant activation "
+                f"checkpointing, or self_check=False. It says: {error}"
+            ) from error
+        return {name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None}
 
     def _compare(self, who: str, gradients: PerExampleGradients, index: int, expected: Mapping[str, Tensor]) -> None:
         found = {name: gradients.dense(name, index, index + 1)[0] for name in gradients.parts}
         worst, error = _largest_difference(found, expected)
-        if error > 1:
+        if not error <= 1:
             self._fail(
                 f"the gradient of {who} for {worst!r}, read off its layers, is not what autograd gives. A layer may "
                 "mix examples, or not have them as its leading axis"
@@ -109,6 +116,26 @@ class SelfCheck:
                 total = gradients.total(name)
                 self._window_totals[name] = self._window_totals.get(name, 0) + total
 
+    def discard_window(self) -> None:
+        """Forget a window whose gradients no optimizer step has used."""
+        if self._window_totals is not None:
+            self._window_totals = {}
+
+    def compare_norms(self, found: float, expected: float, step: int) -> None:
+        """After the optimizer's step: it must have been given the gradient of the contributions, clipped.
+
+        Args:
+            found: Norm of the gradient that the optimizer has left.
+            expected: Norm before clipping, times the clip factor.
+            step: The step that was taken.
+        """
+        if not abs(found - expected) <= 1e-3 * expected:
+            self._fail(
+                f"at step {step} the optimizer was given a gradient of norm {found:.6g}, and contributions sum to one "
+                f"of {expected:.6g} after clipping. Something changes gradients behind the callback, such as the "
+                "module's on_before_optimizer_step"
+            )
+
     def check_window(self, inner_products: Sequence[Tensor], step: int) -> None:
         """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
 
@@ -120,7 +147,7 @@ class SelfCheck:
         if self._window_totals is not None:
             worst, error = _largest_difference(self._window_totals, grads)
             self._window_totals = None
-            if error > 1:
+            if not error <= 1:
                 self._fail(
                     f"at step {step} the examples' contributions to {worst!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook"
@@ -130,7 +157,7 @@ class SelfCheck:
         expected = sum(float((grads[name] * d).sum()) for name, d in self._direction.items() if name in grads)
         scale = self._direction_norm * _norm(grads.values()) + sum(float(v.abs().sum()) for v in in_direction)
         tolerance = _TOLERANCE[self._weights_Q.dtype] / 10
-        if abs(found - expected) > tolerance * scale:
+        if not abs(found - expected) <= tolerance * scale:  # NaN is no agreement
             self._fail(
                 f"at step {step} the examples' products sum to {found:.6g}, and the gradient's to {expected:.6g}. "
                 "Something in the model is not covered, or changed the gradient"

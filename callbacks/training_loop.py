@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -37,6 +38,8 @@ def _problems(trainer: Trainer, pl_module: LightningModule) -> Iterator[str]:
         yield "LBFGS evaluates a batch several times a step, so a step is no sum over examples. Use another optimizer."
     if trainer.precision not in _PRECISIONS:
         yield f"expected precision {' or '.join(_PRECISIONS)}, found {trainer.precision}. Set Trainer(precision=...)."
+    if any(group.get("maximize") for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        yield "an optimizer with maximize=True climbs, and scores say what descending did. Negate the loss instead."
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
         yield 'clipping by value is not linear in the gradient. Set Trainer(gradient_clip_algorithm="norm").'
     if is_overridden("configure_gradient_clipping", pl_module, LightningModule):
@@ -51,13 +54,34 @@ def _is_compiled(module: nn.Module) -> bool:
     return isinstance(module, torch._dynamo.OptimizedModule) or compiled_call is not None
 
 
-def clip_factor(trainer: Trainer, optimizer: Optimizer) -> float:
-    """kappa: what clipping by norm is about to multiply this step's gradient with (``clip_grad_norm_``'s formula)."""
-    if not trainer.gradient_clip_val:
-        return 1.0
+def gradient_norm(optimizer: Optimizer) -> float:
+    """Norm of the gradient that the optimizer has before it, over all its parameters."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(grads))
-    return min(1.0, float(trainer.gradient_clip_val) / (norm + 1e-6))
+    return float(torch.nn.utils.get_total_norm(grads))
+
+
+def clip_factor(trainer: Trainer, norm: float) -> float:
+    """kappa: what clipping is about to multiply a gradient of that norm with (``clip_grad_norm_``'s formula)."""
+    limit = float(trainer.gradient_clip_val or 0)
+    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+
+
+def changes_gradients(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's own step may leave other gradients behind than it was given."""
+    return any(group.get("nesterov") for group in optimizer.param_groups)  # foreach SGD adds momentum in place
+
+
+@contextmanager
+def random_state_of(loader: Any) -> Iterator[None]:
+    """Put the generators that a DataLoader has of its own back to where they were, beside the global ones."""
+    found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
+    generators = [generator for generator in found if isinstance(generator, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager

@@ -118,6 +118,8 @@ class Recording:
             raise ValueError(
                 f"expected one loss per example, a tensor of shape ({self.num_examples},), found {tuple(losses.shape)}"
             )
+        if not self._edges:  # nothing that is covered was used
+            return
         torch.autograd.grad(losses.sum(), self._edges, allow_unused=True)  # the hooks take the gradients
 
     def gradients(self) -> PerExampleGradients:

@@ -170,25 +170,41 @@ def test_training_is_bit_identical_with_and_without(kind: str, accumulate: int, 
     assert torch.equal(*states)
 
 
+def same(first: Any, second: Any) -> bool:
+    """Whether two checkpoints are equal, bit by bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
 def test_user_hooks_and_checkpoints_are_left_alone(tmp_path: Path) -> None:
     saved = []
+    heard = []
     for online in (False, True):
         module = Module("gpt2", torch.float32)
         calls: list[str] = []
-        module.model.transformer.h[0].register_forward_hook(lambda *_, log=calls: log.append("forward"))
-        callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", self_check=False)
-        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / f"checkpoints-{online}", filename="last")
-        fit(
-            module, DataLoader(rows("gpt2", 4), batch_size=4), tmp_path,
-            [checkpoint, *[callback] * online], enable_checkpointing=True,
-        )  # fmt: skip
-        saved.append(torch.load(tmp_path / f"checkpoints-{online}" / "last.ckpt", weights_only=True))
+        module.model.transformer.h[0].register_forward_hook(
+            lambda layer, *_, log=calls: log.append("training" if layer.training else "evaluation")
+        )
+        callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", query_losses=lambda m, b: tiny.losses(m.model, b))
+        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / "checkpoints", filename="last")
+        loader = DataLoader(rows("gpt2", 8), batch_size=4)
+        fit(module, loader, tmp_path, [checkpoint, *[callback] * online], enable_checkpointing=True)
+        file = tmp_path / "checkpoints" / "last.ckpt"
+        saved.append(torch.load(file, weights_only=True))
+        file.unlink()
         assert len(module.model.transformer.h[0]._forward_hooks) == 1
+        heard.append(calls.count("training"))
+    assert heard == [4, 4]
     without, with_ours = saved
     assert without.keys() == with_ours.keys()
-    assert all(
-        torch.equal(without["state_dict"][name], with_ours["state_dict"][name]) for name in without["state_dict"]
-    )
+    for key in without.keys() - {"callbacks"}:
+        assert same(without[key], with_ours[key]), key
+    assert without["callbacks"].keys() == with_ours["callbacks"].keys()
 
 
 def test_works_in_a_module_that_knows_nothing_of_ftrace(tmp_path: Path) -> None:
@@ -310,6 +326,11 @@ class Clips(Module):
         pass
 
 
+class Climbs(Module):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, maximize=True)
+
+
 class Closure(Module):
     def configure_optimizers(self) -> Any:
         return torch.optim.LBFGS(self.parameters())
@@ -326,10 +347,11 @@ def compiled() -> Module:
     [
         (Manual, "expected automatic optimization"),
         (lambda: Clips("gpt2", torch.float32), "Clips overrides configure_gradient_clipping"),
+        (lambda: Climbs("gpt2", torch.float32), "an optimizer with maximize=True climbs"),
         (lambda: Closure("gpt2", torch.float32), "LBFGS evaluates a batch several times"),
         (compiled, "Train without torch.compile"),
     ],
-    ids=["manual", "clipping", "lbfgs", "compiled"],
+    ids=["manual", "clipping", "maximize", "lbfgs", "compiled"],
 )
 def test_unsupported_modules_are_refused_by_name(make: Any, message: str, tmp_path: Path) -> None:
     callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
@@ -375,7 +397,7 @@ def test_no_queries_no_losses_and_repeated_queries_say_what_to_do(tmp_path: Path
     with pytest.raises(ValueError, match=r'expected each "query_id" once'):
         fit(Module("gpt2"), loader, tmp_path, [OnlineTracIn(DataLoader(twice, batch_size=2), tmp_path / "o")])
     module = Module("gpt2")
-    module.model.get_output_embeddings = lambda: None
+    module.model.can_generate = lambda: False
     with pytest.raises(ValueError, match=r"don't know the loss of a query: Module has no example_losses"):
         fit(module, loader, tmp_path, [OnlineTracIn(queries("gpt2"), tmp_path / "o")])
 
@@ -522,4 +544,158 @@ def test_unfreezing_during_training_is_refused(tmp_path: Path) -> None:
         fit(
             module, DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path,
             [Unfreeze(), OnlineTracIn(asked, tmp_path / "online")],
+        )  # fmt: skip
+
+
+def test_freezing_during_training_ends_a_parameters_contributions(tmp_path: Path) -> None:
+    class Freeze(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.net[0].weight.requires_grad_(trainer.current_epoch == 0)
+
+    stores = []
+    for name, callbacks in (("whole", []), ("frozen", [Freeze()])):
+        module = Net(nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 2)))
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter)
+        asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+        callback = OnlineTracIn(asked, tmp_path / name, parameters=("net.0.weight",))
+        fit(module, DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path, [*callbacks, callback])
+        stores.append(ScoreStore.open(tmp_path / name).matrix("dot"))
+    assert np.abs(stores[0]).max() > np.abs(stores[1]).max() > 0
+
+
+def test_two_instances_in_one_run_score_as_each_would_alone(tmp_path: Path) -> None:
+    """Two sets of queries, of other sizes than the batches, refreshed at other times."""
+
+    def callback(name: str, count: int, every: int) -> OnlineTracIn:
+        loader = DataLoader(rows("gpt2", count, seed=count, key="query_id", length=6), batch_size=3)
+        return OnlineTracIn(loader, tmp_path / name, scores=("dot", "cosine"), refresh_every_n_steps=every)
+
+    loader = DataLoader(rows("gpt2", 8), batch_size=4)
+    plain, both = Module("gpt2", torch.float32), Module("gpt2", torch.float32)
+    fit(plain, loader, tmp_path)
+    fit(both, loader, tmp_path, [callback("a", 5, 1), callback("b", 3, 2)])
+    assert torch.equal(weights(plain), weights(both))
+    for name, count, every in (("a", 5, 1), ("b", 3, 2)):
+        fit(Module("gpt2", torch.float32), loader, tmp_path, [callback(f"alone-{name}", count, every)])
+        for kind in ("dot", "cosine"):
+            together, alone = (ScoreStore.open(tmp_path / f"{n}{name}").matrix(kind) for n in ("", "alone-"))
+            np.testing.assert_array_equal(together, alone)
+
+
+def test_gradients_that_no_step_has_used_leave_no_scores(tmp_path: Path) -> None:
+    class EverySecond(Net):
+        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+            if batch_idx % 2:
+                super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            else:
+                optimizer_closure()
+
+    asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+    callback = OnlineTracIn(asked, tmp_path / "online")
+    module = EverySecond(nn.Sequential(nn.Linear(4, 2)))
+    fit(module, DataLoader(net_rows(8, "example_id"), batch_size=2), tmp_path, [callback], max_epochs=1)
+    store = ScoreStore.open(tmp_path / "online")
+    assert store.example_ids.tolist() == [2, 3, 6, 7]
+    assert store.manifest["steps"] == 2
+
+
+def test_a_gradient_changed_after_the_callback_is_caught(tmp_path: Path) -> None:
+    class ClipsItself(Net):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
+
+    asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+    module = ClipsItself(nn.Sequential(nn.Linear(4, 2)))
+    with pytest.raises(SelfCheckError, match=r"at step 0 the optimizer was given a gradient of norm 0.001"):
+        fit(
+            module, DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path,
+            [OnlineTracIn(asked, tmp_path / "online")],
+        )  # fmt: skip
+
+
+def test_clipping_that_lightning_does_not_do_is_not_counted(tmp_path: Path) -> None:
+    stores = []
+    for clip in (None, 0, -1.0):
+        asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+        module = Net(nn.Sequential(nn.Linear(4, 2, bias=False)))
+        nn.init.ones_(module.net[0].weight)
+        callback = OnlineTracIn(asked, tmp_path / "online")
+        loader = DataLoader(net_rows(6, "example_id"), batch_size=6)
+        fit(module, loader, tmp_path, [callback], gradient_clip_val=clip)
+        stores.append(np.array(ScoreStore.open(tmp_path / "online").matrix("dot")))
+    assert np.array_equal(stores[0], stores[1])
+    assert np.array_equal(stores[0], stores[2])
+
+
+def test_a_loss_that_is_no_number_is_caught(tmp_path: Path) -> None:
+    class Nan(Net):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * (torch.nan if self.global_step == 1 else 1)
+
+    asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+    with pytest.raises(SelfCheckError, match="at step 1 the examples' products sum to nan"):
+        fit(
+            Nan(nn.Sequential(nn.Linear(4, 2))), DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path,
+            [OnlineTracIn(asked, tmp_path / "online")],
+        )  # fmt: skip
+
+
+def test_queries_that_draw_random_numbers_disturb_nothing(tmp_path: Path) -> None:
+    class Data(pl.LightningDataModule):
+        def __init__(self, generator: torch.Generator) -> None:
+            super().__init__()
+            self.generator = generator
+
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader(rows("gpt2", 9), batch_size=3, shuffle=True, generator=self.generator)
+
+        def query_dataloader(self) -> DataLoader:
+            half, _ = torch.utils.data.random_split(rows("gpt2", 6, key="query_id"), [3, 3])
+            return DataLoader(half, batch_size=3, shuffle=True, generator=self.generator)
+
+    trained = []
+    for online in (False, True):
+        module = Module("gpt2", torch.float32)
+        callback = OnlineTracIn(output_dir=tmp_path / "online")
+        fit(module, Data(torch.Generator().manual_seed(0)), tmp_path, [callback] * online)
+        trained.append(weights(module))
+    assert torch.equal(*trained)
+
+
+def test_a_resumed_run_is_no_whole_one(tmp_path: Path) -> None:
+    loader = DataLoader(rows("gpt2", 8), batch_size=4)
+    module = Module("gpt2")
+    whole = OnlineTracIn(queries("gpt2"), tmp_path / "online")
+    trainer = fit(module, loader, tmp_path, [whole], max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    resumed = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, precision="64-true", callbacks=[OnlineTracIn(queries("gpt2"), tmp_path / "online")],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="scores begin at step 2, earlier steps are not in them"):
+        resumed.fit(module, loader, ckpt_path=tmp_path / "one.ckpt")
+    assert ScoreStore.open(tmp_path / "online").manifest["steps"] == 2
+    rest = ScoreStore.open(tmp_path / "online-incomplete").manifest
+    assert (rest["complete"], rest["first_step"], rest["steps"]) == (False, 2, 2)
+
+
+def test_checkpointed_activations(tmp_path: Path) -> None:
+    """Non-reentrant checkpointing changes nothing; the reentrant kind can't be differentiated twice, and is told so."""
+    stores = []
+    for reentrant in (None, False):
+        module = Module("gpt2")
+        if reentrant is not None:
+            module.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        callback = OnlineTracIn(queries("gpt2"), tmp_path / f"online-{reentrant}")
+        fit(module, DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback])
+        stores.append(ScoreStore.open(tmp_path / f"online-{reentrant}").matrix("dot"))
+    np.testing.assert_allclose(stores[0], stores[1], rtol=1e-9)
+    module = Module("gpt2")
+    module.model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(SelfCheckError, match="Use non-reentrant activation checkpointing"):
+        fit(
+            module, DataLoader(rows("gpt2", 4), batch_size=4), tmp_path,
+            [OnlineTracIn(queries("gpt2"), tmp_path / "online")],
         )  # fmt: skip
