@@ -11,25 +11,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
 from ftrace.cli import TraceSettings, trace_run
+from ftrace.runs import WORKING_DIRECTORY
 
 
 class SaveConfigInRunFolder(SaveConfigCallback):
-    """Save the config beside the run's logs; without a logger in the trainer's root, but never in a bare folder.
+    """Save the config beside the run's logs, with the folder that its relative paths start from.
 
-    Lightning would write it to the working directory of a run without a logger, and make the second one fail.
+    Never in the working directory, where Lightning would put it for a run without a logger, and make the second such
+    run fail.
     """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.logger is None and Path(trainer.default_root_dir).resolve() == Path.cwd():
+        if trainer.log_dir is None or Path(trainer.log_dir).resolve() == Path.cwd():
             return
         self.overwrite = True
         super().setup(trainer, pl_module, stage)
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert trainer.log_dir is not None
+        (Path(trainer.log_dir) / WORKING_DIRECTORY).write_text(f"{Path.cwd()}\n")
 
 
 class FactTracingCLI(LightningCLI):
@@ -39,12 +47,28 @@ class FactTracingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--trace", type=TraceSettings | None, default=None, help="What fit does after training.")
 
+    def before_fit(self) -> None:
+        """Find out now, not after training, whether what ``trace`` needs will be there."""
+        if self._trace_settings is None:
+            return
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for kind in (OnlineTracIn, CheckpointSnapshots):
+            if not any(isinstance(one, kind) and one.output_dir is None for one in callbacks):
+                self.parser.error(
+                    f"trace: expected the callback {kind.__name__} without output_dir, so that it writes to the folder "
+                    "of the run. Add it, or set --trace null"
+                )
+
     def after_fit(self) -> None:
         """Compare with baselines and work out some queries, if the config says so."""
-        settings = self.config_init["fit"]["trace"]
         folder = self.trainer.log_dir  # None in a fast_dev_run
-        if settings is not None and folder is not None and not self.trainer.interrupted:
-            trace_run(Path(folder), settings)
+        if self._trace_settings is not None and folder is not None and not self.trainer.interrupted:
+            trace_run(Path(folder), self._trace_settings)
+
+    @property
+    def _trace_settings(self) -> TraceSettings | None:
+        settings: TraceSettings | None = self.config_init["fit"]["trace"]
+        return settings
 
 
 def main() -> None:

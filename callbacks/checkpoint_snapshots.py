@@ -43,7 +43,7 @@ class CheckpointSnapshots(Callback):
 
     Raises:
         ValueError: If not exactly one schedule is given, or a step is negative; when training starts, if
-            ``log_spaced`` doesn't know the number of steps.
+            ``log_spaced`` doesn't know the number of steps, or the folder holds another run's snapshots.
     """
 
     def __init__(
@@ -75,6 +75,11 @@ class CheckpointSnapshots(Callback):
         default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "snapshots"
         self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
         self._saved_at = None
+        if trainer.global_step == 0 and any(self._output_dir.glob("step-*")):
+            raise ValueError(
+                f"CheckpointSnapshots: {str(self._output_dir)!r} holds snapshots of an earlier run, and later steps of "
+                "it would be taken for this one's. Name another folder"
+            )
         if self.steps is not None:
             self._chosen = set(self.steps)
         elif self.log_spaced is not None:
@@ -119,6 +124,8 @@ def _save(folder: Path, trainer: Trainer, pl_module: LightningModule) -> None:
     names: dict[int, list[str]] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in pl_module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):  # a module's extra state, which is no weight
+            continue
         names.setdefault(id(tensor), []).append(name)
         if len(names[id(tensor)]) == 1:  # tied weights once
             tensors[name] = tensor.detach().cpu().contiguous()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from ftrace.attribution import score_by_bm25, score_by_tracin
@@ -28,7 +29,7 @@ class TraceSettings:
     Args:
         baselines: Methods to compare the online scores with.
         worked_queries: How many learned queries to work out for the reader.
-        kind: Which online score to work them out with.
+        kind: Which online score to work them out with; without it, the first that there is.
     """
 
     baselines: tuple[Method, ...] = ("bm25", "tracin")
@@ -109,23 +110,27 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
         stores[method] = run_method(method, run, folder / method)
-    evaluation = compare(stores, run, "learned")
+    chosen = run.learned_queries()
+    if not chosen:
+        console.print("No query has been learned, so there is little to trace: here are all of them. Train for longer.")
+        chosen = [row["query_id"] for row in run.data.query_rows]
+    evaluation = compare(stores, run, "learned" if run.learned_queries() else "all")
     files = write_tables(evaluation, folder / "evaluation")
     console.print(render_table(evaluation))
 
     rows = run.data.train_rows
-    learned = run.learned_queries()
-    step = max(1, len(learned) // max(1, settings.worked_queries))
-    worked = set(learned[::step][: settings.worked_queries])
+    step = max(1, len(chosen) // max(1, settings.worked_queries))
+    worked = set(chosen[::step][: settings.worked_queries])
     for row in run.data.query_rows:
         if row["query_id"] in worked:
             answer = row["targets_pretokenized"].removeprefix("<extra_id_0> ")
             query = WorkedQuery(row["query_id"], row["inputs_pretokenized"], answer, row["proponent_ids"])
-            console.print(render_worked_query(query, stores["online"], settings.kind, lambda i: _sentence(rows[i])))
+            kind = settings.kind if settings.kind in stores["online"].kinds else stores["online"].kinds[0]
+            console.print(render_worked_query(query, stores["online"], kind, lambda i: _sentence(rows[i])))
     console.print("\nWhere everything is:")
     places = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
     for name, place in {**places, **{f"scores, {name}": store.path for name, store in stores.items()}}.items():
-        console.print(f"  {name:16} {place}", soft_wrap=True, highlight=False)
+        console.print(f"  {name:16} {os.path.relpath(place)}", soft_wrap=True, highlight=False)
 
 
 def _sentence(row: dict[str, Any]) -> str:
@@ -133,11 +138,13 @@ def _sentence(row: dict[str, Any]) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="ftrace", description="Which training examples taught a language model this fact?")
+    parser = ArgumentParser(
+        prog="ftrace", description="Which training examples taught a language model this fact?", exit_on_error=False
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     for name, function in _COMMANDS.items():
         assert function.__doc__ is not None
-        command = ArgumentParser(description=function.__doc__.splitlines()[0])
+        command = ArgumentParser(description=function.__doc__.splitlines()[0], exit_on_error=False)
         command.add_argument("--config", action="config", help="A YAML file with any of these options.")
         if name == "synth":
             command.add_argument("--output_path", type=str, required=True, help="Folder to write the data set to.")
@@ -156,19 +163,20 @@ _COMMANDS: dict[str, Callable[..., None]] = {"synth": synth, "attribute": attrib
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; bad input is one line on stderr and exit code 2."""
-    parser = _parser()
-    config = parser.parse_args(args)
-    name = config["command"]
-    options = parser.instantiate(config)[name]
-    options.pop("config", None)
+    name = ""
     try:
+        parser = _parser()
+        config = parser.parse_args(args)
+        name = config["command"]
+        options = parser.instantiate(config)[name]
+        options.pop("config", None)
         if name == "synth":
             output_path = options.pop("output_path")
             synth(output_path, SynthSettings(**vars(options)))
         else:
             _COMMANDS[name](**vars(options))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"ftrace {name}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ArgumentError, ValueError, OSError) as error:
+        print(f"ftrace {name}".strip() + f": {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

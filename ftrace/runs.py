@@ -1,6 +1,7 @@
 """A finished training run on disk: its config, its snapshots, and what was learned.
 
 config.yaml             the run's config, as LightningCLI saves it
+working_directory.txt   what relative paths in the config start from, as train.py writes it
 snapshots/step-*/       as CheckpointSnapshots writes them
 learned_queries.json    which queries the last snapshot answers; made when first asked for
 online/, bm25/, ...     score stores
@@ -8,6 +9,7 @@ online/, bm25/, ...     score stores
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from ftrace.data import FtraceSynth
 from ftrace.evaluation import find_learned_queries
 from ftrace.models import FactLM, find_snapshots, load_snapshot
+
+WORKING_DIRECTORY = "working_directory.txt"
 
 
 class Run:
@@ -44,6 +48,9 @@ class Run:
         if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
             raise ValueError(f"{str(file)!r}: expected the sections model and data, as train.py saves them")
         self._config: dict[str, Any] = config
+        noted = self.folder / WORKING_DIRECTORY
+        there = Path(noted.read_text().strip()) if noted.exists() else Path.cwd()
+        self._working_directory = there if there.is_dir() else Path.cwd()
 
     @cached_property
     def data(self) -> FtraceSynth:
@@ -75,10 +82,10 @@ class Run:
         """Ids of the queries that the last snapshot answers."""
         file = self.folder / "learned_queries.json"
         snapshot = self.last_snapshot.name
-        if file.exists():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is made anew
             known = json.loads(file.read_text())
             if known["snapshot"] == snapshot:
-                return list(known["query_ids"])
+                return [int(query) for query in known["query_ids"]]
         learned = find_learned_queries(self.model, self.data.query_dataloader())
         temporary = file.with_name(f".{file.name}.tmp")
         temporary.write_text(json.dumps({"snapshot": snapshot, "query_ids": learned}) + "\n")
@@ -89,6 +96,7 @@ class Run:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(base, section)
         try:
-            return parser.instantiate(parser.parse_object({section: self._config[section]}))[section]
+            with contextlib.chdir(self._working_directory):
+                return parser.instantiate(parser.parse_object({section: self._config[section]}))[section]
         except ArgumentError as error:
             raise ValueError(f"{self.folder / 'config.yaml'}, section {section}: {error}") from error

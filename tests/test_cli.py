@@ -82,8 +82,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code(*[argument.replace("{}", str(tmp_path / "out")) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert code("synth", f"--output_path={tmp_path / 'file' / 'data'}", *SMALL) == 2
+    assert code("synth", f"--output_path={tmp_path / 'file'}", *SMALL) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_it_is_a_command(tmp_path: Path) -> None:

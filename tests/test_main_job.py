@@ -30,7 +30,8 @@ SMALLER = [
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"})
+    environment = {**os.environ, "COLUMNS": "160", "PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_run_folder_holds_everything_and_the_working_directory_nothing(demo: tup
     run, _ = demo
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "hparams.yaml", "online", "snapshots", "bm25", "tracin", "evaluation",
-        "learned_queries.json",
+        "learned_queries.json", "working_directory.txt",
     }  # fmt: skip
     assert {path.name for path in run.parents[2].iterdir()} == {"runs", "data_cache"}
 
@@ -92,6 +93,30 @@ def test_learned_queries_are_asked_for_once(demo: tuple[Path, str]) -> None:
     assert known == {"snapshot": run.last_snapshot.name, "query_ids": learned}
     file.unlink()
     assert Run(demo[0]).learned_queries() == learned
+    file.write_text("garbage")
+    assert Run(demo[0]).learned_queries() == learned
+
+
+def test_a_run_is_read_from_anywhere(demo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Run(demo[0]).data.data_path.parent == demo[0].parents[2] / "data_cache"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_learned_is_said_and_traced_all_the_same(tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "synth_demo.yaml")
+    done = train(tmp_path, "fit", "--config", config, *SMALLER, "--trainer.max_epochs=1", "--trace.kind=dot")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "No query has been learned" in done.stdout
+    assert "8 queries (all)" in done.stdout
+    assert "Where everything is" in done.stdout
+
+
+def test_what_trace_needs_is_asked_for_before_training(tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "synth_demo.yaml")
+    done = train(tmp_path, "fit", "--config", config, *SMALLER, "--trainer.callbacks=null")
+    assert done.returncode == 2
+    assert "trace: expected the callback OnlineTracIn without output_dir" in done.stderr
 
 
 def test_damaged_runs_are_a_clear_error(demo: tuple[Path, str], tmp_path: Path) -> None:
@@ -142,14 +167,22 @@ def test_any_module_and_datamodule_by_class_path_twice(logger: bool, tmp_path: P
         "--trainer.callbacks.query_losses=mine.losses", "--trainer.callbacks.output_dir=scores",
     ]  # fmt: skip
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *arguments],
-            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        )  # fmt: skip
+        done = train(tmp_path, *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
     assert ScoreStore.open(tmp_path / "scores").example_ids.tolist() == [0, 1, 2, 3]
     names = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
     assert names == {"mine.py", "runs", "scores"}
+
+
+def test_a_logger_of_the_working_directory_gets_no_config(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USERS_MODULE)
+    arguments = [
+        "fit", "--model=mine.Line", "--data=mine.Points", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+        "--trainer.logger=false", "--trainer.default_root_dir=.", "--trainer.enable_checkpointing=false",
+    ]  # fmt: skip
+    done = train(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"mine.py"}
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -53,7 +53,7 @@ class FtraceSynth(LightningDataModule):
     ) -> None:
         super().__init__()
         self.synth = synth
-        self.data_dir = Path(data_dir)
+        self.data_dir = Path(data_dir).absolute()
         self.architecture: Architecture = architecture
         self.tokenizer_name = tokenizer
         self.batch_size = batch_size

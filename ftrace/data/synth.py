@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 MAX_EXPRESSIONS = 4
+MAX_FACTS = 8
 
 Fact = tuple[int, tuple[int, int]]
 
@@ -59,6 +60,9 @@ class SynthSettings:
         for name in ("num_entities", "num_relations", "num_facts", "num_test_utterances", "num_facts_per_utterance"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.num_facts_per_utterance > MAX_FACTS:
+            found = self.num_facts_per_utterance  # each combination of masks is a row: 2^n of them
+            raise ValueError(f"num_facts_per_utterance: expected 1 to {MAX_FACTS}, found {found}")
         if not 1 <= self.num_expressions_per_entity <= MAX_EXPRESSIONS:
             found = self.num_expressions_per_entity
             raise ValueError(f"num_expressions_per_entity: expected 1 to {MAX_EXPRESSIONS}, found {found}")
@@ -261,20 +265,26 @@ def read_relations(path: str | Path | None = None) -> list[list[str]]:
             continue
         paraphrases = [paraphrase.strip() for paraphrase in line.split("|")]
         for paraphrase in paraphrases:
-            for slot in ("0", "1"):
-                if _slots(paraphrase).count(slot) == 0:
-                    raise ValueError(f"{name}, line {number}: {paraphrase!r} has no {{{slot}}}")
-            if set(_slots(paraphrase)) != {"0", "1"}:
-                raise ValueError(f"{name}, line {number}: {paraphrase!r} has other slots than {{0}} and {{1}}")
+            problem = _template_problem(paraphrase)
+            if problem:
+                raise ValueError(f"{name}, line {number}: {paraphrase!r} {problem}")
         relations.append(paraphrases)
     return relations
 
 
-def _slots(paraphrase: str) -> list[str]:
+def _template_problem(paraphrase: str) -> str | None:
+    """What keeps a paraphrase from being a template, or None."""
     try:
-        return [name for _, name, _, _ in Formatter().parse(paraphrase) if name is not None]
+        fields = [field for field in Formatter().parse(paraphrase) if field[1] is not None]
     except ValueError as error:  # a single brace
-        raise ValueError(f"relation vocabulary: {paraphrase!r} is no template ({error})") from error
+        return f"is no template ({error})"
+    slots = [name for _, name, _, _ in fields]
+    for slot in ("0", "1"):
+        if slot not in slots:
+            return f"has no {{{slot}}}"
+    if set(slots) != {"0", "1"} or any(spec or conversion for _, _, spec, conversion in fields):
+        return "has other slots than {0} and {1}"
+    return None
 
 
 def _draw_relation_surfaces(settings: SynthSettings) -> list[list[str]]:

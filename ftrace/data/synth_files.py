@@ -48,6 +48,8 @@ FACT_SCHEMA = pa.schema(
         ("is_test", pa.bool_()),
     ]
 )
+# What a folder may hold that is replaced; the last two are what FtraceSynth keeps beside the data.
+_OURS = {"facts.parquet", "train.parquet", "queries.parquet", "manifest.json", "README.md", "tokenizer", "arrow"}
 _CARD = """---
 configs:
 - config_name: train
@@ -75,9 +77,9 @@ def write_synth(output_path: str | os.PathLike[str], settings: SynthSettings, *,
         The folder.
 
     Raises:
-        ValueError: On bad settings (see :class:`SynthCorpus`), or if the folder holds something else.
+        ValueError: On bad settings (see :class:`SynthCorpus`), or if the folder holds anything else.
     """
-    folder = Path(output_path)
+    folder = Path(output_path).resolve()
     _check_output(folder)
     corpus = SynthCorpus(settings)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,18 +106,25 @@ def write_synth(output_path: str | os.PathLike[str], settings: SynthSettings, *,
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         temporary.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            aside = temporary.with_name(f"{temporary.name}.old")
+            folder.rename(aside)
+            temporary.rename(folder)
+            shutil.rmtree(aside)
+        else:
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _check_output(folder: Path) -> None:
+    if folder == Path.cwd():
+        raise ValueError(f"output_path: expected a folder of its own, found the working directory {str(folder)!r}")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
         ours = json.loads((folder / "manifest.json").read_text())["format"] == FORMAT
+        ours = ours and {path.name for path in folder.iterdir()} <= _OURS
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:

@@ -55,7 +55,8 @@ def evaluate(
         queries: Which queries these are, in words.
 
     Raises:
-        ValueError: If there is no query, a store scores other examples than the first, or a store lacks a query.
+        ValueError: If there is no query, a store scores other examples than the first,
+            or lacks a query or a proponent.
     """
     if not proponents:
         raise ValueError(f"expected at least one query to evaluate, found none ({queries})")
@@ -70,6 +71,13 @@ def evaluate(
         missing = [query for query in proponents if query not in set(store.query_ids.tolist())]
         if missing:
             raise ValueError(f"{store.path}: {len(missing)} evaluated queries have no scores, among them {missing[:3]}")
+    pooled = set(pool.tolist())
+    lost = sum(example not in pooled for ids in proponents.values() for example in ids)
+    if lost:
+        raise ValueError(
+            f"{stores[names[0]].path}: {lost} ground-truth proponents are not among the examples that it scores, which "
+            "would flatter recall. Are these the scores of a whole run?"
+        )
     relevant = {query: torch.from_numpy(np.isin(pool, list(ids))) for query, ids in proponents.items()}
     rows: dict[str, dict[str, float]] = {}
     for name, store in stores.items():

@@ -72,20 +72,26 @@ class FactLM(LightningModule):
         if model_name_or_path is not None:
             hub_config = AutoConfig.from_pretrained(model_name_or_path)
             auto = AutoModelForSeq2SeqLM if hub_config.is_encoder_decoder else AutoModelForCausalLM
-            self.model = auto.from_pretrained(model_name_or_path)
+            self.model = auto.from_pretrained(model_name_or_path).train()  # it comes in eval mode, without dropout
         elif config is not None and "vocab_size" in config:
             self.build()
 
     @override
     def configure_model(self) -> None:
+        tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
         if not hasattr(self, "model"):
-            tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
             if tokenizer is None:
                 raise ValueError("config: expected vocab_size, or a datamodule with a tokenizer; found neither")
             self.build(tokenizer)
         architecture = getattr(getattr(self._trainer, "datamodule", None), "architecture", self.architecture)
         if architecture != self.architecture:
             raise ValueError(f"expected a datamodule for {self.architecture} models, found one for {architecture} ones")
+        words, rows = len(tokenizer or ()), self.model.get_input_embeddings().weight.shape[0]
+        if words > rows:
+            raise ValueError(
+                f"expected a tokenizer of at most {rows} tokens, as the model has, found one of {words}. Give the "
+                "datamodule the model's own: tokenizer=..."
+            )
 
     def build(self, tokenizer: Any = None) -> None:
         """Build the model from its config; a tokenizer gives the vocabulary's size and the special tokens."""
@@ -197,8 +203,12 @@ class FactLM(LightningModule):
             optimizer = torch.optim.SGD(self.parameters(), momentum=settings["momentum"], **rates)
         else:
             optimizer = torch.optim.AdamW(self.parameters(), **rates)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = get_linear_schedule_with_warmup(optimizer, settings["warmup_steps"], total)
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError(
+                "expected a known number of steps to schedule the learning rate. Set max_epochs or max_steps"
+            )
+        schedule = get_linear_schedule_with_warmup(optimizer, settings["warmup_steps"], int(total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

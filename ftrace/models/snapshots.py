@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 
 def find_snapshots(folder: Path) -> list[Path]:
@@ -39,10 +39,13 @@ def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
         weights = load_file(folder / "weights.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
-    for name, first in manifest["tied"].items():
-        weights[name] = weights[first]
     try:
-        module.load_state_dict(weights)
+        for name, first in manifest["tied"].items():
+            weights[name] = weights[first]
+        extra = {name: state for name, state in module.state_dict().items() if not isinstance(state, Tensor)}
+        module.load_state_dict({**extra, **weights})
+    except KeyError as error:
+        raise ValueError(f"snapshot {str(folder)!r} is damaged: no {error}") from error
     except RuntimeError as error:
         raise ValueError(f"snapshot {str(folder)!r} is of another model: {error}") from error
     return manifest

@@ -77,9 +77,9 @@ class ScoreStore:
             manifest: Anything JSON holds, about how the scores came about.
 
         Raises:
-            ValueError: If shapes don't agree, ids repeat, or the folder holds something else.
+            ValueError: If shapes don't agree, ids repeat, or the folder is not ours to replace.
         """
-        folder = Path(path)
+        folder = Path(path).resolve()
         check_replaceable(folder)
         shape = (len(example_ids), len(query_ids))
         for name, ids in (("example_ids", example_ids), ("query_ids", query_ids)):
@@ -106,7 +106,9 @@ class ScoreStore:
         try:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array)
-            (temporary / _MANIFEST).write_text(json.dumps({**(manifest or {}), **facts}, indent=2) + "\n")
+            (temporary / _MANIFEST).write_text(
+                json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False) + "\n"
+            )
             temporary.chmod(0o777 & ~_umask())
             _swap_in(temporary, folder)
         finally:
@@ -188,15 +190,20 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Make sure that writing a store here would lose nothing but an earlier store.
 
     Raises:
-        ValueError: If there is a file, or a folder that is neither empty nor a score store.
+        ValueError: If there is a file, the working directory, or a folder that holds anything but a score store.
     """
-    folder = Path(path)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+    folder = Path(path).resolve()
     try:
+        if folder == Path.cwd():
+            raise ValueError("it is the working directory")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
         if not folder.is_dir():
             raise ValueError("it is a file")
         _read_manifest(folder)
+        foreign = [file.name for file in folder.iterdir() if file.suffix != ".npy" and file.name != _MANIFEST]
+        if foreign:
+            raise ValueError(f"it also holds {sorted(foreign)[0]!r}")
     except ValueError as error:
         message = (
             f"won't write scores to {str(folder)!r}: expected nothing or an earlier score store there, but {error}"
@@ -216,6 +223,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(folder)!r} is a score store of version {manifest.get('version')}, and this ftrace reads {VERSION}"
         )
+    missing = {"kinds", "num_examples", "num_queries"} - manifest.keys()
+    if missing:
+        raise ValueError(f"{str(folder)!r} is a damaged score store: its {_MANIFEST} lacks {sorted(missing)}")
     return manifest
 
 

@@ -115,6 +115,25 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "s").iterdir()) == []
 
 
+def test_another_runs_snapshots_are_not_mixed_with_this_ones(tmp_path: Path) -> None:
+    fit(tmp_path, CheckpointSnapshots(tmp_path / "s", steps=[8]), Module())
+    with pytest.raises(ValueError, match="holds snapshots of an earlier run"):
+        fit(tmp_path, CheckpointSnapshots(tmp_path / "s", steps=[4]), Module())
+    assert steps(tmp_path / "s") == [8]
+
+
+def test_extra_state_is_no_weight(tmp_path: Path) -> None:
+    class Extra(Module):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"a": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            assert state == {"a": 1}
+
+    fit(tmp_path, CheckpointSnapshots(tmp_path / "s", steps=[1]), Extra(), max_epochs=1)
+    load_snapshot(Extra(), find_snapshots(tmp_path / "s")[0])
+
+
 def test_snapshots_of_another_model_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     fit(tmp_path, CheckpointSnapshots(tmp_path / "s", steps=[1]), Module(), max_epochs=1)
     folder = find_snapshots(tmp_path / "s")[0]
@@ -123,6 +142,9 @@ def test_snapshots_of_another_model_and_damaged_ones_are_refused(tmp_path: Path)
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="missing or damaged"):
+        load_snapshot(Module(), folder)
+    (folder / "snapshot.json").write_text("{}")
+    with pytest.raises(ValueError, match="damaged"):
         load_snapshot(Module(), folder)
     with pytest.raises(ValueError, match="no snapshot in"):
         find_snapshots(tmp_path / "nowhere")

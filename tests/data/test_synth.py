@@ -149,10 +149,18 @@ def test_load_dataset_reads_the_folder_as_it_is(tmp_path: Path) -> None:
     assert (manifest["num_train"], manifest["num_queries"], manifest["num_facts"]) == (len(train), 10, 20)
 
 
-def test_an_earlier_folder_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+def test_an_earlier_folder_is_replaced_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_synth(tmp_path / "synth", SynthSettings(**SMALL))
     write_synth(tmp_path / "synth", SynthSettings(**SMALL, seed=3))
     assert json.loads((tmp_path / "synth" / "manifest.json").read_text())["settings"]["seed"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["synth"]
+    (tmp_path / "synth" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="holds something else"):
+        write_synth(tmp_path / "synth", SynthSettings(**SMALL))
+    monkeypatch.chdir(tmp_path / "synth")
+    with pytest.raises(ValueError, match="found the working directory"):
+        write_synth(".", SynthSettings(**SMALL))
+    assert (tmp_path / "synth" / "notes.txt").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").touch()
     with pytest.raises(ValueError, match="holds something else"):
@@ -171,6 +179,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     [
         ({"num_facts": 0}, "num_facts: expected at least 1, found 0"),
         ({"num_test_utterances": 21}, "expected at most one for each of the 20 facts, found 21"),
+        ({"num_facts_per_utterance": 30}, "num_facts_per_utterance: expected 1 to 8, found 30"),
         ({"num_expressions_per_entity": 5}, "num_expressions_per_entity: expected 1 to 4, found 5"),
         ({"num_entity_words": 2}, "num_entity_words: expected 1, found 2. The published generator reads this flag"),
         ({"entity_vocabulary": "names.txt"}, "entity_vocabulary: expected None"),
@@ -201,7 +210,8 @@ def test_more_facts_than_fit_says_how_many_do(tmp_path: Path) -> None:
     [
         ("{0} was born | {1} bore {0}", "line 2: '{0} was born' has no {1}"),
         ("{0} met {1} | met {1}", "line 2: 'met {1}' has no {0}"),
-        ("{0} met {1} at {2}", "has other slots"),
+        ("{0} met {1} at {2}", "line 2: '{0} met {1} at {2}' has other slots"),
+        ("{0} met {1:d}", "has other slots"),
         ("{0} met {1", "is no template"),
     ],
 )

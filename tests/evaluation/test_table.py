@@ -67,6 +67,11 @@ def test_rows_on_other_pools_are_refused(tmp_path: Path) -> None:
         evaluate(stores, PROPONENTS)
 
 
+def test_missing_proponents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 ground-truth proponents are not among the examples that it scores"):
+        evaluate({"a": store(tmp_path / "a")}, {0: [1, 50, 51]})
+
+
 def test_missing_queries_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 evaluated queries have no scores, among them \[7\]"):
         evaluate({"a": store(tmp_path / "a")}, {7: [1]})

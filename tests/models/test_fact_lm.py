@@ -195,7 +195,9 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 def test_a_pretrained_folder_is_loaded(tmp_path: Path) -> None:
     source = model("encoder-decoder").float()
     source.model.save_pretrained(tmp_path / "t5")
-    loaded = FactLM(str(tmp_path / "t5")).eval()
+    loaded = FactLM(str(tmp_path / "t5"))
+    assert all(module.training for module in loaded.modules())  # dropout is on when it is fine-tuned
+    loaded.eval()
     batch = queries("encoder-decoder")
     torch.testing.assert_close(loaded.example_losses(batch), source.example_losses(batch))
 
@@ -205,6 +207,10 @@ def test_architecture_and_vocabulary_must_fit_the_datamodule(tmp_path: Path) -> 
         ValueError, match="expected a datamodule for decoder-only models, found one for encoder-decoder"
     ):
         run(tmp_path, "encoder-decoder", FactLM(config=CONFIGS["decoder-only"]))
+    with pytest.raises(
+        ValueError, match=r"expected a tokenizer of at most 4 tokens, as the model has, found one of \d+"
+    ):
+        run(tmp_path, "decoder-only", FactLM(config={**CONFIGS["decoder-only"], "vocab_size": 4}))
     module = FactLM(config=CONFIGS["decoder-only"])
     with pytest.raises(ValueError, match="expected vocab_size, or a datamodule with a tokenizer"):
         module.configure_model()

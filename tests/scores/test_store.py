@@ -59,7 +59,7 @@ def test_float64_is_kept(tmp_path: Path) -> None:
     assert store.matrix().dtype == np.float64
 
 
-def test_an_earlier_store_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+def test_an_earlier_store_is_replaced_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "store")
     write(tmp_path / "store", dot=2 * DOT)
     assert ScoreStore.open(tmp_path / "store").scores(11, "dot").tolist() == [4.0, -2.0, 2.0]
@@ -68,6 +68,18 @@ def test_an_earlier_store_is_replaced_and_nothing_else_is(tmp_path: Path) -> Non
     (tmp_path / "other" / "file").touch()
     with pytest.raises(ValueError, match="expected nothing or an earlier score store"):
         write(tmp_path / "other")
+    (tmp_path / "store" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"it also holds 'notes\.txt'"):
+        write(tmp_path / "store")
+    monkeypatch.chdir(tmp_path / "store")
+    with pytest.raises(ValueError, match="it is the working directory"):
+        write(Path("."))
+    (tmp_path / "store" / "notes.txt").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "link", dot=3 * DOT)
+    assert ScoreStore.open(tmp_path / "store").scores(11, "dot").tolist() == [6.0, -3.0, 3.0]
+    (tmp_path / "link").unlink()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="it is a file"):
         write(tmp_path / "file")
@@ -110,6 +122,7 @@ def test_a_damaged_array_is_a_clear_error(damage: Any, tmp_path: Path) -> None:
         ("{", "is not a score store: can't read"),
         ("[]", "doesn't say format 'ftrace-scores'"),
         (json.dumps({"format": "other"}), "doesn't say format 'ftrace-scores'"),
+        (json.dumps({"format": "ftrace-scores", "version": 1}), "its manifest.json lacks .'kinds', 'num_examples'"),
         (json.dumps({"format": "ftrace-scores", "version": 99}), "of version 99, and this ftrace reads 1"),
     ],
 )
