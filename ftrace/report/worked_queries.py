@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from rich.panel import Panel
@@ -19,12 +19,14 @@ class WorkedQuery:
         query_id: Its id.
         prompt: The masked sentence.
         answer: The right answer.
+        other_answers: Other surfaces of it that are accepted.
         proponent_ids: Training examples that state its fact.
     """
 
     query_id: int
     prompt: str
     answer: str
+    other_answers: Sequence[str]
     proponent_ids: Collection[int]
 
 
@@ -54,4 +56,5 @@ def render_worked_query(
                 label if rank == 0 else "", f"{score:+.3f}", mark, f"{sentence(example_id)}  [dim]#{example_id}[/]"
             )
     title = f"query {query.query_id}: {query.prompt}  →  [bold]{query.answer}[/]"
-    return Panel(table, title=title, title_align="left", expand=False)
+    also = f"also accepted: {', '.join(query.other_answers)}" if query.other_answers else None
+    return Panel(table, title=title, title_align="left", subtitle=also, subtitle_align="left", expand=False)
