@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ftrace.callbacks.batches import batch_ids, load_queries
 from ftrace.callbacks.query_losses import find_query_losses
 from ftrace.callbacks.self_check import SelfCheck, SelfCheckError
 from ftrace.callbacks.training_loop import (
-    changes_gradients,
     clip_factor,
     evaluation_mode,
     gradient_norm,
-    random_state_of,
+    keeps_gradients,
+    refuse_unfrozen,
     refuse_unsupported_loop,
+    zeroes_gradients_itself,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -54,6 +56,11 @@ class _Contributions:
     example_ids: Tensor
     by_group: list[Tensor]
     norms: Tensor | None
+
+    @property
+    def total(self) -> Tensor:
+        """Products over all groups, ``[B, Q]``."""
+        return torch.stack(self.by_group).sum(0)
 
 
 class OnlineTracIn(Callback):
@@ -142,14 +149,18 @@ class OnlineTracIn(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = 0
         refuse_unsupported_loop(trainer, pl_module)
-        default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "online"
-        self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
+        self._output_dir = self._find_output_dir(trainer)
+        others = [one for one in trainer.callbacks if isinstance(one, OnlineTracIn) and one is not self]  # type: ignore[attr-defined]
+        if any(one._find_output_dir(trainer) == self._output_dir for one in others):
+            raise ValueError(
+                f"OnlineTracIn: two of them write to {str(self._output_dir)!r}. Give each an output_dir of its own"
+            )
         self._incomplete_dir = self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
         check_replaceable(self._output_dir)
         check_replaceable(self._incomplete_dir)
         self._losses = self.query_losses or find_query_losses(pl_module)
-        self._query_batches = self._load_queries(trainer)
-        self._query_ids = torch.cat([self._ids(batch, self.query_id_key).cpu() for batch in self._query_batches])
+        self._query_batches = load_queries(self.queries, trainer)
+        self._query_ids = torch.cat([self._ids_of_queries(batch).cpu() for batch in self._query_batches])
         if len(self._query_ids.unique()) < len(self._query_ids):
             raise ValueError(f'queries: expected each "{self.query_id_key}" once, found some several times')
 
@@ -165,6 +176,7 @@ class OnlineTracIn(Callback):
         self._sums = ScoreAccumulator(self.scores, len(self._query_ids), dtype)
         self._check = SelfCheck(covered, strict=self.strict, seed=self.seed) if self.self_check else None
 
+        self._left_out: list[int] = []
         self._first_step = trainer.global_step
         if self._first_step:
             rank_zero_warn(
@@ -174,7 +186,6 @@ class OnlineTracIn(Callback):
         self._refreshed_at: int | None = None
         self._window: list[_Contributions] = []
         self._recording: Recording | None = None
-        self._expected_norm: float | None = None
         self._capture.attach()
 
     @override
@@ -192,6 +203,24 @@ class OnlineTracIn(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._detach()
 
+    def _find_output_dir(self, trainer: Trainer) -> Path:
+        default = Path(trainer.log_dir or trainer.default_root_dir) / "online"
+        return (Path(self.output_dir) if self.output_dir is not None else default).absolute()
+
+    def _leave_step_out(self) -> None:
+        """A step whose contributions are no numbers would spoil all its examples' scores."""
+        message = (
+            f"OnlineTracIn: the contributions of step {self._steps} are not finite: the loss or a gradient is NaN or "
+            "infinite"
+        )
+        if self.strict:
+            raise FloatingPointError(
+                f"{message}. Scores up to the step before are kept; strict=False goes on without it"
+            )
+        rank_zero_warn(f"{message}. They are left out")
+        self._left_out.append(self._steps)
+        self._steps += 1
+
     def _detach(self) -> None:
         if self._capture is not None:
             self._capture.detach()
@@ -200,7 +229,7 @@ class OnlineTracIn(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self._capture is not None
-        example_ids = self._ids(batch, self.id_key)
+        example_ids = batch_ids(batch, self.id_key, option="id_key")
         due = self._refreshed_at is None or trainer.global_step - self._refreshed_at >= self.refresh_every_n_steps
         if due and not self._window:  # within a window weights don't change
             self._refresh(trainer, pl_module)
@@ -235,17 +264,19 @@ class OnlineTracIn(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # Here, and only here, the window's gradient is whole and unclipped, and the rate is the one of this step.
         window, self._window = self._window, []
-        self._refuse_unfrozen(optimizer)
-        if self._check is not None and window:
-            self._check.check_window(
-                [sum(batch.by_group[1:], start=batch.by_group[0]) for batch in window], self._steps
-            )
+        refuse_unfrozen(optimizer, self._known)
         norm = gradient_norm(optimizer)
         clip = clip_factor(trainer, norm)
-        self._expected_norm = clip * norm
         rates = [clip * float(group["lr"]) for group in optimizer.param_groups]
-        for batch in window:
-            self._sums.add(batch.example_ids, self._score(batch, rates))
+        scores = [self._score(batch, rates) for batch in window]
+        if not all(values.isfinite().all() for of_batch in scores for values in of_batch.values()):
+            self._leave_step_out()
+            return
+        if self._check is not None and window:
+            self._check.check_window([batch.total for batch in window], self._steps)
+            self._check.expect_gradient(clip, norm)
+        for batch, of_batch in zip(window, scores, strict=True):
+            self._sums.add(batch.example_ids, of_batch)
         self._steps += 1
 
     @override
@@ -255,12 +286,9 @@ class OnlineTracIn(Callback):
         assert self._capture is not None
         self._capture.stop()
         self._recording = None
-        expected, self._expected_norm = self._expected_norm, None
         optimizer = trainer.optimizers[0]
-        if self._check is not None and expected is not None and not changes_gradients(optimizer):
-            found = gradient_norm(optimizer)
-            if found:  # or the module has set gradients to zero after its step
-                self._check.compare_norms(found, expected, self._steps - 1)
+        if self._check is not None and keeps_gradients(optimizer):
+            self._check.check_gradient(gradient_norm(optimizer), zeroes_gradients_itself(pl_module), self._steps - 1)
 
     def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The queries' gradients at the current weights."""
@@ -274,7 +302,7 @@ class OnlineTracIn(Callback):
             self._capture.exclusively(),
         ):
             for batch in self._query_batches:
-                query_ids = self._ids(batch, self.query_id_key)
+                query_ids = self._ids_of_queries(batch)
                 with self._capture.recording(len(query_ids)) as recording:
                     recording.backward(self._losses(pl_module, batch))
                 parts.append(recording.gradients())
@@ -302,38 +330,12 @@ class OnlineTracIn(Callback):
         if "cosine" in self.scores:
             assert batch.norms is not None
             norms = batch.norms[:, None] * self._query_norms
-            cosines = torch.stack(batch.by_group).sum(0) / norms
+            cosines = batch.total / norms
             found["cosine"] = torch.where(norms > 0, cosines, 0)
         return found
 
-    def _load_queries(self, trainer: Trainer) -> list[Any]:
-        source: Any = self.queries
-        make = getattr(getattr(trainer, "datamodule", None), "query_dataloader", None)
-        if source is None and make is None:
-            raise ValueError("no queries: expected queries=DataLoader(...) or a datamodule with query_dataloader()")
-        with isolate_rng():  # an iterator over a DataLoader draws a random number
-            source = make() if source is None and make is not None else source
-            loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
-            with random_state_of(loader):
-                batches = [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in loader]
-        if not batches:
-            raise ValueError("queries: expected at least one, found none")
-        return batches
-
-    def _ids(self, batch: Any, key: str) -> Tensor:
-        try:
-            ids = batch[key]
-        except (KeyError, TypeError, IndexError) as error:
-            found = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-            option = "id_key" if key == self.id_key else "query_id_key"
-            raise ValueError(
-                f'batch has no "{key}": found {found}. Add ids with ftrace.data.WithExampleIds(dataset), or pass '
-                f"{option}=..."
-            ) from error
-        ids = torch.as_tensor(ids)
-        if ids.ndim != 1 or ids.is_floating_point():
-            raise ValueError(f'batch["{key}"]: expected integers of shape [B], found {ids.dtype} {tuple(ids.shape)}')
-        return ids
+    def _ids_of_queries(self, batch: Any) -> Tensor:
+        return batch_ids(batch, self.query_id_key, option="query_id_key")
 
     def _require_coverage(self) -> None:
         assert self._capture is not None
@@ -350,15 +352,6 @@ class OnlineTracIn(Callback):
                 raise ValueError(message)
             rank_zero_warn(message)
 
-    def _refuse_unfrozen(self, optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None and parameter not in self._known:
-                    raise ValueError(
-                        f"OnlineTracIn: a parameter of shape {tuple(parameter.shape)} was unfrozen or added to the "
-                        "optimizer after training began, which is not supported yet. Train it from the start"
-                    )
-
     def _write_store(self, trainer: Trainer, pl_module: LightningModule, *, complete: bool) -> None:
         assert self._capture is not None
         optimizer = trainer.optimizers[0]
@@ -368,6 +361,7 @@ class OnlineTracIn(Callback):
             "complete": complete,
             "first_step": self._first_step,
             "steps": self._steps,
+            "steps_left_out": self._left_out,
             "refresh_every_n_steps": self.refresh_every_n_steps,
             "integration": "left",
             "candidates": "all",

@@ -40,9 +40,11 @@ class SelfCheck:
         self._by_autograd: dict[int, dict[str, Tensor]] = {}
         self._examples_checked = False
         self._window_totals: dict[str, Tensor] | None = {}
+        self._magnitudes: dict[str, float] = {}
         self._weights_Q = torch.empty(0)
         self._direction: dict[str, Tensor] = {}
         self._direction_norm = 0.0
+        self._expected: tuple[float, float] | None = None
 
     def differentiate_examples(self, loss: Tensor, recording: Recording) -> None:
         """Before the first backward pass: gradients of two of the batch's examples, by autograd through its own graph.
@@ -95,7 +97,8 @@ class SelfCheck:
         if not error <= 1:
             self._fail(
                 f"the gradient of {who} for {worst!r}, read off its layers, is not what autograd gives. A layer may "
-                "mix examples, or not have them as its leading axis"
+                "mix examples, or not have them as its leading axis; or the loss may have a term of no example, such "
+                "as a penalty on weights (use weight_decay)"
             )
 
     def set_queries(self, queries: QueryGradients, norms_Q: Tensor) -> None:
@@ -113,28 +116,50 @@ class SelfCheck:
         """In the first window, also add up the contributions themselves, parameter by parameter."""
         if self._window_totals is not None:
             for name in gradients.parts:
-                total = gradients.total(name)
-                self._window_totals[name] = self._window_totals.get(name, 0) + total
+                self._window_totals[name] = self._window_totals.get(name, 0) + gradients.total(name)
+                # sum_b |c_b| at most: what rounding goes by where contributions cancel
+                magnitude = float((gradients.square_norms([name]).sum() * len(gradients)).sqrt())
+                self._magnitudes[name] = self._magnitudes.get(name, 0.0) + magnitude
 
     def discard_window(self) -> None:
         """Forget a window whose gradients no optimizer step has used."""
         if self._window_totals is not None:
-            self._window_totals = {}
+            self._window_totals, self._magnitudes = {}, {}
 
-    def compare_norms(self, found: float, expected: float, step: int) -> None:
+    def expect_gradient(self, clip: float, norm: float) -> None:
+        """Before the optimizer's step: note what the gradient must be after clipping, by norm and direction.
+
+        Args:
+            clip: The clip factor that is about to be applied.
+            norm: Norm of the gradient, over all parameters of the optimizer.
+        """
+        self._expected = clip * norm, clip * self._along_direction()
+
+    def check_gradient(self, norm: float, may_be_zeroed: bool, step: int) -> None:
         """After the optimizer's step: it must have been given the gradient of the contributions, clipped.
 
         Args:
-            found: Norm of the gradient that the optimizer has left.
-            expected: Norm before clipping, times the clip factor.
+            norm: Norm of the gradient that the optimizer has left.
+            may_be_zeroed: Whether the module may have set it to zero after the step.
             step: The step that was taken.
         """
-        if not abs(found - expected) <= 1e-3 * expected:
+        noted, self._expected = self._expected, None
+        if noted is None or (may_be_zeroed and norm == 0):
+            return
+        expected, along = noted
+        found = self._along_direction()
+        right = abs(norm - expected) <= 1e-3 * expected
+        if not right or not abs(found - along) <= 1e-3 * (abs(along) + _TINY * self._direction_norm * expected):
             self._fail(
-                f"at step {step} the optimizer was given a gradient of norm {found:.6g}, and contributions sum to one "
-                f"of {expected:.6g} after clipping. Something changes gradients behind the callback, such as the "
-                "module's on_before_optimizer_step"
+                f"at step {step} the optimizer was given a gradient of norm {norm:.6g} ({found:.6g} along the queries')"
+                f" and contributions sum to one of {expected:.6g} ({along:.6g}). Something changes gradients behind the "
+                "callback, such as the module's on_before_optimizer_step or another callback",
+                remedy="Change gradients earlier, in on_after_backward, or not at all",
             )
+
+    def _along_direction(self) -> float:
+        grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        return sum(float((grads[name] * d).sum()) for name, d in self._direction.items() if name in grads)
 
     def check_window(self, inner_products: Sequence[Tensor], step: int) -> None:
         """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
@@ -145,7 +170,7 @@ class SelfCheck:
         """
         grads = {name: p.grad.detach() for name, p in self.parameters.items() if p.grad is not None}
         if self._window_totals is not None:
-            worst, error = _largest_difference(self._window_totals, grads)
+            worst, error = _largest_difference(self._window_totals, grads, self._magnitudes)
             self._window_totals = None
             if not error <= 1:
                 self._fail(
@@ -154,7 +179,7 @@ class SelfCheck:
                 )
         in_direction = [products @ self._weights_Q.to(products) for products in inner_products]
         found = sum(float(values.sum()) for values in in_direction)
-        expected = sum(float((grads[name] * d).sum()) for name, d in self._direction.items() if name in grads)
+        expected = self._along_direction()
         scale = self._direction_norm * _norm(grads.values()) + sum(float(v.abs().sum()) for v in in_direction)
         tolerance = _TOLERANCE[self._weights_Q.dtype] / 10
         if not abs(found - expected) <= tolerance * scale:  # NaN is no agreement
@@ -163,11 +188,8 @@ class SelfCheck:
                 "Something in the model is not covered, or changed the gradient"
             )
 
-    def _fail(self, problem: str) -> None:
-        message = (
-            f"OnlineTracIn self_check: {problem}. Leave such parameters out with parameters=(...), or let training go "
-            "on with strict=False."
-        )
+    def _fail(self, problem: str, remedy: str = "Leave such parameters out with parameters=(...)") -> None:
+        message = f"OnlineTracIn self_check: {problem}. {remedy}, or let training go on with strict=False."
         if self.strict:
             raise SelfCheckError(message)
         self.failures.append(problem)
@@ -179,8 +201,16 @@ def _norm(tensors: object) -> float:
     return float(torch.nn.utils.get_total_norm(list(tensors)))  # type: ignore[call-overload]
 
 
-def _largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[str, float]:
-    """The parameter that differs most, and by how many times the tolerance."""
+def _largest_difference(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], magnitudes: Mapping[str, float] | None = None
+) -> tuple[str, float]:
+    """The parameter that differs most, and by how many times the tolerance.
+
+    Args:
+        found: By parameter.
+        expected: By parameter.
+        magnitudes: Where ``found`` is a sum that may cancel, the norms that were added up.
+    """
     whole = _norm([*expected.values()])
     errors = {}
     for name in {**found, **expected}:
@@ -189,7 +219,7 @@ def _largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tens
         assert reference is not None
         difference = (f if f is not None else 0) - (e if e is not None else torch.zeros_like(reference))
         scale = float(reference.norm()) if e is not None else 0.0
-        allowed = _TOLERANCE[reference.dtype] * (scale + _TINY * whole)
+        allowed = _TOLERANCE[reference.dtype] * (scale + _TINY * (whole + (magnitudes or {}).get(name, 0.0)))
         error = float(difference.norm())
         errors[name] = error / allowed if allowed else (float("inf") if error else 0.0)
     worst = max(errors, key=errors.__getitem__, default="")

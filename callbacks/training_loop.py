@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -36,6 +35,8 @@ def _problems(trainer: Trainer, pl_module: LightningModule) -> Iterator[str]:
         yield f"expected one optimizer, found {len(trainer.optimizers)}. Put all parameters into groups of one."
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         yield "LBFGS evaluates a batch several times a step, so a step is no sum over examples. Use another optimizer."
+    if any(group["lr"] is None for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        yield "expected a learning rate, found None: the optimizer makes its own. Set lr=..., relative_step=False."
     if trainer.precision not in _PRECISIONS:
         yield f"expected precision {' or '.join(_PRECISIONS)}, found {trainer.precision}. Set Trainer(precision=...)."
     if any(group.get("maximize") for optimizer in trainer.optimizers for group in optimizer.param_groups):
@@ -54,6 +55,21 @@ def _is_compiled(module: nn.Module) -> bool:
     return isinstance(module, torch._dynamo.OptimizedModule) or compiled_call is not None
 
 
+def refuse_unfrozen(optimizer: Optimizer, known: Collection[nn.Parameter]) -> None:
+    """Refuse a parameter that has a gradient now and had none to expect when training began.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter not in known:
+                raise ValueError(
+                    f"OnlineTracIn: a parameter of shape {tuple(parameter.shape)} was unfrozen or added to the optimizer "
+                    "after training began, which is not supported yet. Train it from the start"
+                )
+
+
 def gradient_norm(optimizer: Optimizer) -> float:
     """Norm of the gradient that the optimizer has before it, over all its parameters."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -66,22 +82,19 @@ def clip_factor(trainer: Trainer, norm: float) -> float:
     return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
 
 
-def changes_gradients(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's own step may leave other gradients behind than it was given."""
-    return any(group.get("nesterov") for group in optimizer.param_groups)  # foreach SGD adds momentum in place
+def keeps_gradients(optimizer: Optimizer) -> bool:
+    """Whether the gradients that the optimizer leaves behind are surely those that it was given.
+
+    Nesterov momentum is added in place by foreach SGD, and optimizers from elsewhere may do anything.
+    """
+    nesterov = any(group.get("nesterov") for group in optimizer.param_groups)
+    return type(optimizer).__module__.startswith("torch.optim.") and not nesterov
 
 
-@contextmanager
-def random_state_of(loader: Any) -> Iterator[None]:
-    """Put the generators that a DataLoader has of its own back to where they were, beside the global ones."""
-    found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
-    generators = [generator for generator in found if isinstance(generator, torch.Generator)]
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+def zeroes_gradients_itself(pl_module: LightningModule) -> bool:
+    """Whether the module may have set gradients to zero once the optimizer's step was done."""
+    hooks = ("optimizer_step", "optimizer_zero_grad")
+    return any(is_overridden(hook, pl_module, LightningModule) for hook in hooks)
 
 
 @contextmanager

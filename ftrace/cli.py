@@ -17,7 +17,7 @@ from ftrace.data import SynthSettings, fill_in, write_synth
 from ftrace.evaluation import Evaluation, evaluate, render_table, write_tables
 from ftrace.report import WorkedQuery, render_worked_query
 from ftrace.runs import Run
-from ftrace.scores import ScoreStore
+from ftrace.scores import ScoreStore, check_replaceable
 
 Method = Literal["bm25", "tracin"]
 
@@ -56,7 +56,9 @@ def attribute(method: Method, run: str, output_dir: str | None = None) -> None:
         run: The run's log folder.
         output_dir: Where the score store goes; default: a folder named after the method, in the run's.
     """
-    store = run_method(method, Run(run), Path(output_dir) if output_dir else Path(run) / method)
+    folder = Path(output_dir) if output_dir else Path(run) / method
+    check_replaceable(folder)
+    store = run_method(method, Run(run), folder)
     Console().print(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
 
 
@@ -74,15 +76,26 @@ def evaluate_stores(
         queries: "learned" by the end of training, or "all".
         output_dir: Where table.json and table.csv go; default: "evaluation" in the run's folder.
     """
-    opened = {Path(store).name: ScoreStore.open(store) for store in stores}
-    if len(opened) < len(stores):
-        raise ValueError(f"expected score stores with names of their own, found {[Path(s).name for s in stores]}")
+    opened = {name: ScoreStore.open(store) for name, store in zip(_names(stores), stores, strict=True)}
+    for store in opened.values():
+        store.check()
     of_run = Run(run if run is not None else Path(stores[0]).resolve().parent)
     evaluation = compare(opened, of_run, queries)
     files = write_tables(evaluation, Path(output_dir) if output_dir else of_run.folder / "evaluation")
     console = Console()
     console.print(render_table(evaluation))
     console.print(f"Wrote {' and '.join(map(str, files))}", soft_wrap=True)
+
+
+def _names(stores: Sequence[str]) -> list[str]:
+    """Names of rows: as much of the end of each folder's path as tells it from the others."""
+    paths = [Path(store).resolve().parts for store in stores]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"expected each score store once, found {list(stores)}")
+    length = 1
+    while len({path[-length:] for path in paths}) < len(paths):
+        length += 1
+    return ["/".join(path[-length:]) for path in paths]
 
 
 def run_method(method: Method, run: Run, output_dir: Path) -> ScoreStore:

@@ -81,6 +81,15 @@ def test_commands_repeat_what_the_job_wrote(demo: tuple[Path, str], tmp_path: Pa
     assert main(["evaluate", *stores, f"--output_dir={tmp_path / 'evaluation'}"]) == 0
     written = [json.loads((folder / "evaluation" / "table.json").read_text()) for folder in (run, tmp_path)]
     assert written[0] == written[1]
+    both = ["evaluate", stores[2], str(tmp_path / "tracin"), f"--run={run}", f"--output_dir={tmp_path / 'both'}"]
+    assert main(both) == 0
+    rows = list(json.loads((tmp_path / "both" / "table.json").read_text())["rows"])
+    assert rows == [
+        "version_0/tracin dot",
+        "version_0/tracin cosine",
+        f"{tmp_path.name}/tracin dot",
+        f"{tmp_path.name}/tracin cosine",
+    ]
     assert main(["evaluate", stores[0], "--queries=all", f"--output_dir={tmp_path / 'all'}"]) == 0
     assert json.loads((tmp_path / "all" / "table.json").read_text())["num_queries"] == 8
 

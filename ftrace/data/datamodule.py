@@ -119,7 +119,13 @@ class FtraceSynth(LightningDataModule):
 
     def _read(self, name: str) -> datasets.Dataset:
         file = str(self.data_path / f"{name}.parquet")
-        return datasets.Dataset.from_parquet(file, cache_dir=str(self.data_path / "arrow"))
+        hidden = datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()  # it takes no time worth a bar
+        try:
+            return datasets.Dataset.from_parquet(file, cache_dir=str(self.data_path / "arrow"))
+        finally:
+            if not hidden:
+                datasets.enable_progress_bars()
 
     def _texts(self) -> Iterator[str]:
         for name in ("train", "queries"):

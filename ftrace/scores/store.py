@@ -130,6 +130,16 @@ class ScoreStore:
         """``[Q]`` int64."""
         return self._load("query_ids", (self.manifest["num_queries"],))
 
+    def check(self) -> None:
+        """Make sure that all arrays are there and whole.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        _ = self.example_ids, self.query_ids
+        for kind in self.kinds:
+            self.matrix(kind)
+
     def matrix(self, kind: str | None = None) -> np.ndarray:
         """All scores of a kind, ``[N, Q]``, mapped from disk.
 
@@ -169,8 +179,8 @@ class ScoreStore:
         Raises:
             KeyError, ValueError: As :meth:`scores`.
         """
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, found {k}")
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(f"k: expected a whole number from 1 on, found {k!r}")
         scores = self.scores(query_id, kind)
         order = np.argsort(-scores if largest else scores, kind="stable")[:k]
         return self.example_ids[order], scores[order]

@@ -111,6 +111,8 @@ def damage_shape(store: Path) -> None:
 def test_a_damaged_array_is_a_clear_error(damage: Any, tmp_path: Path) -> None:
     write(tmp_path / "store")
     damage(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"dot\.npy"):
+        ScoreStore.open(tmp_path / "store").check()
     with pytest.raises(ValueError, match=r"dot.npy(: expected shape \(3, 2\)| is missing or damaged)"):
         ScoreStore.open(tmp_path / "store").scores(10, "dot")
 
@@ -144,7 +146,7 @@ def test_unknown_queries_kinds_and_ks(tmp_path: Path) -> None:
     assert store.scores(10).tolist() == store.scores(10, "dot").tolist()
     with pytest.raises(ValueError, match="found 'dot'"):
         write(tmp_path / "others", cosine=DOT, update=DOT).scores(10)
-    with pytest.raises(ValueError, match="k: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="k: expected a whole number from 1 on, found 0"):
         store.top(10, k=0, kind="dot")
 
 
