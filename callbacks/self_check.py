@@ -152,9 +152,9 @@ class SelfCheck:
         if not right or not abs(found - along) <= 1e-3 * (abs(along) + _TINY * self._direction_norm * expected):
             self._fail(
                 f"at step {step} the optimizer was given a gradient of norm {norm:.6g} ({found:.6g} along the queries')"
-                f" and contributions sum to one of {expected:.6g} ({along:.6g}). Something changes gradients behind the "
-                "callback, such as the module's on_before_optimizer_step or another callback",
-                remedy="Change gradients earlier, in on_after_backward, or not at all",
+                f" and contributions sum to one of {expected:.6g} ({along:.6g}). Something changes gradients behind "
+                "the callback, such as the module's on_before_optimizer_step or another callback",
+                remedy="Leave clipping to Trainer(gradient_clip_val=...) and gradients as they are",
             )
 
     def _along_direction(self) -> float:

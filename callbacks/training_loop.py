@@ -65,8 +65,8 @@ def refuse_unfrozen(optimizer: Optimizer, known: Collection[nn.Parameter]) -> No
         for parameter in group["params"]:
             if parameter.grad is not None and parameter not in known:
                 raise ValueError(
-                    f"OnlineTracIn: a parameter of shape {tuple(parameter.shape)} was unfrozen or added to the optimizer "
-                    "after training began, which is not supported yet. Train it from the start"
+                    f"OnlineTracIn: a parameter of shape {tuple(parameter.shape)} was unfrozen or added to the "
+                    "optimizer after training began, which is not supported yet. Train it from the start"
                 )
 
 
