@@ -41,6 +41,7 @@ from ftrace.gradients import (
     PerExampleGradients,
     QueryGradients,
     Recording,
+    cosines,
     inner_products,
     inner_products_and_square_norms,
 )
@@ -273,8 +274,7 @@ class OnlineTracIn(Callback):
             self._leave_step_out()
             return
         if self._check is not None and window:
-            self._check.check_window([batch.total for batch in window], self._steps)
-            self._check.expect_gradient(clip, norm)
+            self._check.check_window([batch.total for batch in window], clip, norm, self._steps)
         for batch, of_batch in zip(window, scores, strict=True):
             self._sums.add(batch.example_ids, of_batch)
         self._steps += 1
@@ -329,9 +329,7 @@ class OnlineTracIn(Callback):
             found["dot"] = torch.stack(weighted).sum(0)
         if "cosine" in self.scores:
             assert batch.norms is not None
-            norms = batch.norms[:, None] * self._query_norms
-            cosines = batch.total / norms
-            found["cosine"] = torch.where(norms > 0, cosines, 0)
+            found["cosine"] = cosines(batch.total, batch.norms, self._query_norms)
         return found
 
     def _ids_of_queries(self, batch: Any) -> Tensor:

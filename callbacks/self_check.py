@@ -28,7 +28,7 @@ class SelfCheck:
 
     Args:
         parameters: The covered parameters by name.
-        strict: Raise when a check fails; otherwise warn, once for each check.
+        strict: Raise when a check fails; otherwise note it, and warn the first time.
         seed: Which examples are looked at.
     """
 
@@ -126,15 +126,6 @@ class SelfCheck:
         if self._window_totals is not None:
             self._window_totals, self._magnitudes = {}, {}
 
-    def expect_gradient(self, clip: float, norm: float) -> None:
-        """Before the optimizer's step: note what the gradient must be after clipping, by norm and direction.
-
-        Args:
-            clip: The clip factor that is about to be applied.
-            norm: Norm of the gradient, over all parameters of the optimizer.
-        """
-        self._expected = clip * norm, clip * self._along_direction()
-
     def check_gradient(self, norm: float, may_be_zeroed: bool, step: int) -> None:
         """After the optimizer's step: it must have been given the gradient of the contributions, clipped.
 
@@ -161,11 +152,15 @@ class SelfCheck:
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         return sum(float((grads[name] * d).sum()) for name, d in self._direction.items() if name in grads)
 
-    def check_window(self, inner_products: Sequence[Tensor], step: int) -> None:
+    def check_window(self, inner_products: Sequence[Tensor], clip: float, norm: float, step: int) -> None:
         """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
+
+        Also notes what that gradient must be after clipping, for :meth:`check_gradient`.
 
         Args:
             inner_products: For each batch of the window, ``<grad L_q, c_z>``, ``[B, Q]``, over covered parameters.
+            clip: The clip factor that is about to be applied.
+            norm: Norm of the gradient, over all parameters of the optimizer.
             step: The optimizer step that is about to be taken.
         """
         grads = {name: p.grad.detach() for name, p in self.parameters.items() if p.grad is not None}
@@ -180,6 +175,7 @@ class SelfCheck:
         in_direction = [products @ self._weights_Q.to(products) for products in inner_products]
         found = sum(float(values.sum()) for values in in_direction)
         expected = self._along_direction()
+        self._expected = clip * norm, clip * expected
         scale = self._direction_norm * _norm(grads.values()) + sum(float(v.abs().sum()) for v in in_direction)
         tolerance = _TOLERANCE[self._weights_Q.dtype] / 10
         if not abs(found - expected) <= tolerance * scale:  # NaN is no agreement

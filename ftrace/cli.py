@@ -123,13 +123,12 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
         stores[method] = run_method(method, run, folder / method)
-    chosen = run.learned_queries()
-    if not chosen:
+    learned = run.learned_queries()
+    if not learned:
         console.print(
             "\nNo query has been learned, so there is little to trace: here are all of them. Train for longer."
         )
-        chosen = [row["query_id"] for row in run.data.query_rows]
-    evaluation = compare(stores, run, "learned" if run.learned_queries() else "all")
+    evaluation = compare(stores, run, "learned" if learned else "all")
     files = write_tables(evaluation, folder / "evaluation")
     console.print(
         "\nWhich training examples taught the model? online: summed up while it trained; others: afterwards.\n"
@@ -138,14 +137,15 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
 
     console.print("\nSome queries worked out, by the online scores (+ lowered the query's loss, - raised it):\n")
     rows = run.data.train_rows
+    chosen = learned or [row["query_id"] for row in run.data.query_rows]
     step = max(1, len(chosen) // max(1, settings.worked_queries))
     worked = set(chosen[::step][: settings.worked_queries])
+    kind = settings.kind if settings.kind in stores["online"].kinds else stores["online"].kinds[0]
     for row in run.data.query_rows:
         if row["query_id"] in worked:
             answer = row["targets_pretokenized"].removeprefix("<extra_id_0> ")
             others = [other for other in row["answers"] if other != answer]
             query = WorkedQuery(row["query_id"], row["inputs_pretokenized"], answer, others, row["proponent_ids"])
-            kind = settings.kind if settings.kind in stores["online"].kinds else stores["online"].kinds[0]
             console.print(render_worked_query(query, stores["online"], kind, lambda i: _sentence(rows[i])))
     console.print("\nWhere everything is:")
     places = {"run": folder, "data": run.data.data_path, "table": files[0].parent}

@@ -15,6 +15,7 @@ from ftrace.gradients import (
     GradientCapture,
     PerExampleGradients,
     QueryGradients,
+    cosines,
     inner_products_and_square_norms,
 )
 from ftrace.models import FactLM
@@ -59,8 +60,7 @@ def score_by_tracin(
         for batch in batches_of_examples:
             of_batch = _gradients(capture, model, _to(batch, model.device))
             dot, square_norms = inner_products_and_square_norms(of_batch, prepared, names)
-            norms = square_norms.sqrt()[:, None] * query_norms
-            cosine = torch.where(norms > 0, dot / norms, 0)
+            cosine = cosines(dot, square_norms.sqrt(), query_norms)
             sums.add(batch["example_id"], {"dot": dot, "cosine": cosine})
     example_ids, scores = sums.result()
     facts = {"method": "TracIn", "coverage": capture.coverage.as_json(), **(manifest or {})}

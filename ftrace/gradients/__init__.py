@@ -4,7 +4,7 @@ from ftrace.gradients.capture import GradientCapture, Recording
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.parts import Dense, Lookup, Outer
 from ftrace.gradients.per_example import PerExampleGradients
-from ftrace.gradients.products import QueryGradients, inner_products, inner_products_and_square_norms
+from ftrace.gradients.products import QueryGradients, cosines, inner_products, inner_products_and_square_norms
 
 __all__ = [
     "Coverage",
@@ -16,6 +16,7 @@ __all__ = [
     "PerExampleGradients",
     "QueryGradients",
     "Recording",
+    "cosines",
     "find_coverage",
     "inner_products",
     "inner_products_and_square_norms",

@@ -76,6 +76,12 @@ def inner_products_and_square_norms(
     return _products(examples, queries, names, square_norms=True)
 
 
+def cosines(inner_BQ: Tensor, norms_B: Tensor, norms_Q: Tensor) -> Tensor:
+    """Inner products over the two norms, ``[B, Q]``; 0 where a gradient vanishes."""
+    norms_BQ = norms_B[:, None] * norms_Q
+    return torch.where(norms_BQ > 0, inner_BQ / norms_BQ, 0)
+
+
 def _products(
     examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str], *, square_norms: bool
 ) -> tuple[Tensor, Tensor]:
