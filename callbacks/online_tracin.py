@@ -39,6 +39,7 @@ from typing_extensions import override
 from ftrace.gradients import (
     GradientCapture,
     PerExampleGradients,
+    Projection,
     QueryGradients,
     Recording,
     cosines,
@@ -82,7 +83,8 @@ class OnlineTracIn(Callback):
             the optimizer were SGD. ``cosine``: sum over steps of the cosine, over the covered parameters.
         parameters: Globs over parameter names, in order; one that begins with "!" takes away.
         refresh_every_n_steps: Recompute the queries' gradients every so many optimizer steps.
-        projection_side: Not supported yet: None (exact).
+        projection_side: None is exact; a whole number K projects each weight's gradient on both sides to K x K (a
+            vector's to K * K), at random, so that products are right in expectation and cost next to nothing.
         integration: Not supported yet beyond "left": the query gradient of the last refresh.
         candidates: Not supported yet: None (all examples).
         breakdown: Not supported yet: none.
@@ -93,7 +95,7 @@ class OnlineTracIn(Callback):
         self_check: Hold two examples and one query against plain autograd at the start, and at each step the sum of
             contributions against the gradient. The former runs a part of the first batch's backward pass twice more,
             so tensor hooks of your own fire there too.
-        seed: Which examples the self-check looks at.
+        seed: Of the projection, and of the examples that the self-check looks at.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop, layer or query source that
@@ -125,7 +127,6 @@ class OnlineTracIn(Callback):
         if refresh_every_n_steps < 1:
             raise ValueError(f"refresh_every_n_steps: expected at least 1, found {refresh_every_n_steps}")
         for name, value, only in (
-            ("projection_side", projection_side, None),
             ("integration", integration, "left"),
             ("candidates", candidates, None),
             ("breakdown", tuple(breakdown), ()),
@@ -138,6 +139,7 @@ class OnlineTracIn(Callback):
         self.scores = tuple(scores)
         self.parameters = tuple(parameters)
         self.refresh_every_n_steps = refresh_every_n_steps
+        self.projection = None if projection_side is None else Projection(projection_side, seed)
         self.id_key = id_key
         self.query_id_key = query_id_key
         self.strict = strict
@@ -166,7 +168,8 @@ class OnlineTracIn(Callback):
             raise ValueError(f'queries: expected each "{self.query_id_key}" once, found some several times')
 
         groups = trainer.optimizers[0].param_groups
-        self._capture = GradientCapture(pl_module, self.parameters, [p for group in groups for p in group["params"]])
+        optimized = [p for group in groups for p in group["params"]]
+        self._capture = GradientCapture(pl_module, self.parameters, optimized, self.projection)
         self._require_coverage()
         covered = {n: p for n, p in pl_module.named_parameters() if n in set(self._capture.coverage.covered)}
         group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
@@ -175,7 +178,9 @@ class OnlineTracIn(Callback):
         self._known = {p for group in groups for p in group["params"] if p.requires_grad}
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in covered.values()) else torch.float32
         self._sums = ScoreAccumulator(self.scores, len(self._query_ids), dtype)
-        self._check = SelfCheck(covered, strict=self.strict, seed=self.seed) if self.self_check else None
+        self._check = None
+        if self.self_check:
+            self._check = SelfCheck(covered, strict=self.strict, seed=self.seed, projection=self.projection)
 
         self._left_out: list[int] = []
         self._first_step = trainer.global_step
@@ -308,7 +313,8 @@ class OnlineTracIn(Callback):
                 parts.append(recording.gradients())
                 if self._check is not None and self._refreshed_at is None and len(parts) == 1:
                     self._check.compare_query(self._losses(pl_module, batch), parts[0], query_ids)
-        self._queries = QueryGradients(PerExampleGradients.stack(parts))
+        window = self.refresh_every_n_steps * trainer.accumulate_grad_batches
+        self._queries = QueryGradients(PerExampleGradients.stack(parts), batches=window)
         self._query_norms = self._queries.norms(self._covered)
         if self._check is not None:
             self._check.set_queries(self._queries, self._query_norms)
@@ -361,6 +367,7 @@ class OnlineTracIn(Callback):
             "steps": self._steps,
             "steps_left_out": self._left_out,
             "refresh_every_n_steps": self.refresh_every_n_steps,
+            "projection_side": None if self.projection is None else self.projection.side,
             "integration": "left",
             "candidates": "all",
             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ftrace.gradients import PerExampleGradients, QueryGradients, Recording
+from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, Recording
 
 # Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -30,10 +30,14 @@ class SelfCheck:
         parameters: The covered parameters by name.
         strict: Raise when a check fails; otherwise note it, and warn the first time.
         seed: Which examples are looked at.
+        projection: What gradients are projected with, if they are: autograd's are, too, before they are compared.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, strict: bool, seed: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, strict: bool, seed: int, projection: Projection | None = None
+    ) -> None:
         self.parameters = dict(parameters)
+        self.projection = projection
         self.strict = strict
         self.failures: list[str] = []
         self._generator = torch.Generator().manual_seed(seed)
@@ -42,6 +46,7 @@ class SelfCheck:
         self._window_totals: dict[str, Tensor] | None = {}
         self._magnitudes: dict[str, float] = {}
         self._weights_Q = torch.empty(0)
+        self._queries: QueryGradients | None = None
         self._direction: dict[str, Tensor] = {}
         self._direction_norm = 0.0
         self._expected: tuple[float, float] | None = None
@@ -89,7 +94,12 @@ class SelfCheck:
                 "OnlineTracIn self_check: autograd can't differentiate this model twice. Use non-reentrant activation "
                 f"checkpointing, or self_check=False. It says: {error}"
             ) from error
-        return {name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None}
+        return self._projected({name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None})
+
+    def _projected(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.projection is None:
+            return grads
+        return {name: self.projection.project(name, grad.unsqueeze(0))[0] for name, grad in grads.items()}
 
     def _compare(self, who: str, gradients: PerExampleGradients, index: int, expected: Mapping[str, Tensor]) -> None:
         found = {name: gradients.dense(name, index, index + 1)[0] for name in gradients.parts}
@@ -109,8 +119,19 @@ class SelfCheck:
         """
         signs = torch.randint(0, 2, (len(queries),), generator=self._generator).to(norms_Q) * 2 - 1
         self._weights_Q = torch.where(norms_Q > 0, signs / norms_Q, 0)
-        self._direction = {name: queries.weighted_sum(name, self._weights_Q) for name in queries.gradients.parts}
-        self._direction_norm = _norm(self._direction.values())
+        self._queries = queries
+
+    def _find_direction(self) -> None:
+        """Once products have been taken: what these have prepared makes it cheaper."""
+        if self._queries is None:
+            return
+        queries, self._queries = self._queries, None
+        direction = {name: queries.weighted_sum(name, self._weights_Q) for name in queries.gradients.parts}
+        if self.projection is not None:
+            shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+            direction = {n: self.projection.unproject(n, d, shapes[n]) for n, d in direction.items()}
+        self._direction = direction
+        self._direction_norm = _norm(direction.values())
 
     def add_to_window(self, gradients: PerExampleGradients) -> None:
         """In the first window, also add up the contributions themselves, parameter by parameter."""
@@ -150,7 +171,10 @@ class SelfCheck:
 
     def _along_direction(self) -> float:
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        return sum(float((grads[name] * d).sum()) for name, d in self._direction.items() if name in grads)
+        products = [
+            torch.dot(grads[name].flatten(), d.flatten()) for name, d in self._direction.items() if name in grads
+        ]
+        return float(torch.stack(products).sum()) if products else 0.0
 
     def check_window(self, inner_products: Sequence[Tensor], clip: float, norm: float, step: int) -> None:
         """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
@@ -164,8 +188,9 @@ class SelfCheck:
             step: The optimizer step that is about to be taken.
         """
         grads = {name: p.grad.detach() for name, p in self.parameters.items() if p.grad is not None}
+        self._find_direction()
         if self._window_totals is not None:
-            worst, error = _largest_difference(self._window_totals, grads, self._magnitudes)
+            worst, error = _largest_difference(self._window_totals, self._projected(grads), self._magnitudes)
             self._window_totals = None
             if not error <= 1:
                 self._fail(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
 
-from ftrace.gradients.relative_position_bias import find_tables
-from ftrace.gradients.rules import Rule, find_rule
+from ftrace.gradients.fallback import FALLBACK, FallbackRule, has_forward, owns_children
+from ftrace.gradients.layers import find_rule
+from ftrace.gradients.relative_position_bias import find_tables, is_unknown_table
+from ftrace.gradients.rules import EMBEDDING, Rule
 
 Status = Literal["covered", "frozen", "not optimized", "excluded", "unsupported"]
 
@@ -42,7 +44,7 @@ class Layer:
 
     path: str
     module: nn.Module
-    rule: Rule
+    rule: Rule | FallbackRule
     names: dict[str, str]
 
 
@@ -99,17 +101,15 @@ def find_coverage(
         parameters[id(parameter)] = parameter
     chosen = _match(patterns, aliases)
     optimized_ids = None if optimized is None else {id(parameter) for parameter in optimized}
-    tables = find_tables(module)
-
-    owners: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    for path, layer in module.named_modules():
-        for local, own in layer.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(own), []).append((path, layer, local))
+    users = _find_users(module)
+    of_parameter: dict[int, list[_User]] = {}
+    for user in users:
+        for own in user.parameters.values():
+            of_parameter.setdefault(id(own), []).append(user)
 
     coverage = Coverage()
     covered: dict[int, str] = {}
     for key, names in aliases.items():
-        rules = [tables[layer] if layer in tables else find_rule(layer) for _, layer, _ in owners[key]]
         reason = ""
         status: Status = "covered"
         if not parameters[key].requires_grad:
@@ -119,30 +119,107 @@ def find_coverage(
         elif key not in chosen:
             status = "excluded"
         else:
-            reasons = [_refusal(*owner, rule) for owner, rule in zip(owners[key], rules, strict=True)]
-            reason = "; ".join(dict.fromkeys(text for text in reasons if text))
+            reason = "; ".join(dict.fromkeys(user.refusal for user in of_parameter[key] if user.refusal))
             status = "unsupported" if reason else "covered"
         if status == "covered":
             covered[key] = names[0]
-        rule_names = tuple(rule.name for rule in rules if rule is not None)
+        rule_names = tuple(user.rule.name for user in of_parameter[key] if not user.refusal)
         line = CoverageLine(names[0], parameters[key].numel(), status, rule_names, reason, tuple(names[1:]))
         coverage.lines.append(line)
 
-    for path, layer in module.named_modules():
-        own_parameters = layer.named_parameters(recurse=False, remove_duplicate=False)
-        names_here = {local: covered[id(own)] for local, own in own_parameters if id(own) in covered}
-        rule = tables[layer] if layer in tables else find_rule(layer)
-        if names_here and rule is not None:
-            coverage.layers.append(Layer(path, layer, rule, names_here))
+    for user in users:
+        names_here = {local: covered[id(own)] for local, own in user.parameters.items() if id(own) in covered}
+        if names_here:
+            coverage.layers.append(Layer(user.path, user.module, user.rule, names_here))
     return coverage
 
 
-def _refusal(path: str, layer: nn.Module, local: str, rule: Rule | None) -> str | None:
-    kind = f"{type(layer).__name__} at {path!r}" if path else type(layer).__name__
-    if rule is None or local not in rule.parameters:
-        return f"no rule for the {local!r} of a {kind}"
-    refused = rule.refuse(layer)
-    return f"{kind}: {refused}" if refused else None
+@dataclass(frozen=True)
+class _User:
+    """A module that runs, a rule for it, and the parameters that this rule is for, by their local names."""
+
+    path: str
+    module: nn.Module
+    rule: Rule | FallbackRule
+    parameters: dict[str, nn.Parameter]
+    refusal: str | None
+
+
+def _find_users(root: nn.Module) -> list[_User]:
+    """The modules in which parameters are used, as far as can be told without running them."""
+    tables = find_tables(root)
+    parameters_of: dict[str, dict[str, nn.Parameter]] = {}
+    given_away: set[str] = set()
+    modules = dict(root.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        user = _user_of(path, modules)
+        if user != path and own:
+            given_away.add(user)
+        prefix = path[len(user) :].lstrip(".")
+        for local, parameter in own.items():
+            parameters_of.setdefault(user, {})[f"{prefix}.{local}".lstrip(".")] = parameter
+
+    users = []
+    seen: set[tuple[int, int]] = set()
+    for path, own in parameters_of.items():
+        module = modules[path]
+        fresh = {local: p for local, p in own.items() if (id(module), id(p)) not in seen}  # not by another path
+        seen |= {(id(module), id(p)) for p in fresh.values()}
+        rule = tables[module] if module in tables else find_rule(module)
+        if rule is None or path in given_away:
+            by_rule: dict[str, nn.Parameter] = {}
+        else:
+            by_rule = {local: p for local, p in fresh.items() if local in rule.parameters}
+            if by_rule:
+                users.append(_User(path, module, rule, by_rule, _refusal(path, modules, rule)))
+        others = {local: p for local, p in fresh.items() if local not in by_rule}
+        if others:
+            refusal = _refusal(path, modules, None)
+            if rule is not None and path not in given_away:  # a known layer that something was added to
+                kind = _kind(path, module)
+                refusal = "; ".join(f"no rule for the {local!r} of a {kind}" for local in others)
+            users.append(_User(path, module, FALLBACK, others, refusal))
+    return users
+
+
+def _user_of(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The nearest module around a module's parameters that runs, and that has weights of its own children in hand."""
+    user = path
+    while user and not has_forward(modules[user]):
+        user = _parent(user)
+    around = user
+    while around:
+        around = _parent(around)
+        if owns_children(modules[around]):
+            user = around
+    return user
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _kind(path: str, module: nn.Module) -> str:
+    return f"{type(module).__name__} at {path!r}" if path else type(module).__name__
+
+
+def _refusal(path: str, modules: Mapping[str, nn.Module], rule: Rule | None) -> str | None:
+    """Why a module's parameters can't be covered."""
+    module = modules[path]
+    kind = _kind(path, module)
+    if rule is not None and (refused := rule.refuse(module)):
+        return f"{kind}: {refused}"
+    if not has_forward(module):
+        return f"{kind} has no forward to listen to"
+    if rule is EMBEDDING and path and is_unknown_table(modules[_parent(path)], module):
+        return f"{kind} is a table of relative positions, whose output has no batch axis"
+    around = path
+    while around:
+        around = _parent(around)
+        if getattr(modules[around], "lora_variant", None):  # PEFT
+            return f"{kind} belongs to a variant of LoRA (such as DoRA) that reads weights without running their layer"
+    return None
 
 
 def _match(patterns: Sequence[str], aliases: dict[int, list[str]]) -> set[int]:

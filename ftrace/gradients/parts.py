@@ -1,17 +1,20 @@
 """Per-example gradients of one parameter, in the factored form that a layer's backward pass leaves behind.
 
 Nothing here is formed that need not be: a matrix product's gradient stays a pair of activations, an embedding's
-stays a list of row numbers. Every part can be made dense, and any two parts that are still factored can be
-multiplied without it (the "gram" or "ghost" product).
+stays a list of row numbers. Every part can be made dense, and what is still factored can be multiplied without it
+(``factored.py``).
+
+Factors keep the precision of the pass that they come from; sums over places are taken in float32 at least.
 
 Shape letters: B examples, T places in an example that are summed over (tokens), R rows and C columns of the
-parameter, Q and S the same as B and T on the query side.
+parameter. A parameter that is not a matrix counts as one: a vector as a single row, a convolution's weight with one
+row for each output channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -77,8 +80,23 @@ class Lookup:
 
 
 @dataclass(frozen=True)
+class Places:
+    """``grad[b] = sum_t value[b, t]``: what a bias or a norm leaves, before the places are added up.
+
+    Args:
+        value: ``[B, T, C]``, for a parameter of one axis.
+    """
+
+    value: Tensor
+
+    def summed(self) -> Dense:
+        """The same gradients with the places added up."""
+        return Dense(self.value.sum(1, dtype=accumulation_dtype(self.value)))
+
+
+@dataclass(frozen=True)
 class Dense:
-    """The gradients themselves: biases and norms, which are too small to factor.
+    """The gradients themselves: biases and norms, which are too small to factor, and whatever has no factors.
 
     Args:
         value: ``[B, *parameter.shape]``.
@@ -91,36 +109,61 @@ class Dense:
         return self.value
 
     def add_to(self, dense: Tensor) -> None:
-        """Add the gradients to a dense tensor of the same shape."""
-        dense += self.value
+        """Add the gradients to a dense tensor of as many elements."""
+        dense += self.value.view(dense.shape)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, in the parameter's shape."""
         return torch.tensordot(weights_B, self.value, dims=1)
 
 
+Factored = Outer | Lookup
 Part = Outer | Lookup | Dense
 
 
-def num_places(part: Outer | Lookup) -> int:
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """What sums of a tensor are taken in: float64 stays, all else is float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def num_places(part: Factored) -> int:
     """T, the places that a factored part sums over."""
     return part.columns.shape[1]
 
 
+def like(part: Part | Places) -> Tensor:
+    """A tensor of the part's own dtype and device."""
+    return part.columns if isinstance(part, Outer | Lookup) else part.value
+
+
+def _take(tensor: Tensor, start: int, stop: int) -> Tensor:
+    return tensor[start:stop].to(accumulation_dtype(tensor))
+
+
 def take(part: Part, start: int, stop: int) -> Part:
-    """The same part for the examples ``start <= b < stop``."""
+    """The same part for the examples ``start <= b < stop``, ready to be summed (float32 or float64)."""
     if isinstance(part, Outer):
-        return Outer(part.rows[start:stop], part.columns[start:stop])
+        return Outer(_take(part.rows, start, stop), _take(part.columns, start, stop))
     if isinstance(part, Lookup):
-        return Lookup(part.ids[start:stop], part.columns[start:stop], part.num_rows)
-    return Dense(part.value[start:stop])
+        return replace(part, ids=part.ids[start:stop], columns=_take(part.columns, start, stop))
+    return Dense(_take(part.value, start, stop))
 
 
-def merge(parts: list[Part]) -> tuple[Part, ...]:
+def take_rows(part: Part, start: int, stop: int) -> Part:
+    """The same part for the parameter's rows ``start <= r < stop`` alone."""
+    if isinstance(part, Outer):
+        return Outer(part.rows[..., start:stop], part.columns)
+    if isinstance(part, Lookup):
+        inside = (part.ids >= start) & (part.ids < stop)
+        return Lookup((part.ids - start) * inside, part.columns * inside.unsqueeze(-1), stop - start)
+    return Dense(part.value[:, start:stop])
+
+
+def merge(parts: list[Part | Places]) -> tuple[Part, ...]:
     """At most one part of each kind, with the same sum: the uses of a shared weight become one list of places."""
     outers = [part for part in parts if isinstance(part, Outer)]
     lookups = [part for part in parts if isinstance(part, Lookup)]
-    dense = [part for part in parts if isinstance(part, Dense)]
+    dense = [part.summed() if isinstance(part, Places) else part for part in parts if isinstance(part, Dense | Places)]
     merged: list[Part] = []
     if outers:
         rows, columns = [part.rows for part in outers], [part.columns for part in outers]
@@ -166,38 +209,3 @@ def stack_examples(parts: Sequence[Part | None], counts: Sequence[int]) -> Part:
     if isinstance(given, Outer):
         return Outer(stacked([part.rows if isinstance(part, Outer) else None for part in parts]), columns)
     return Lookup(stacked([part.ids if isinstance(part, Lookup) else None for part in parts]), columns, given.num_rows)
-
-
-def gram(examples: Outer | Lookup, queries: Outer | Lookup) -> Tensor:
-    """``<grad_b, grad_q>`` for each pair, ``[B, Q]``, from the factors alone.
-
-    ``sum_ts (rows[b,t] . rows[q,s]) (columns[b,t] . columns[q,s])``, where the row of a lookup is one-hot. The cross
-    terms of a tied embedding and head are the case of one Lookup and one Outer.
-    """
-    B, T = examples.columns.shape[:2]
-    Q, S = queries.columns.shape[:2]
-    pairs = examples.columns.reshape(B * T, -1) @ queries.columns.reshape(Q * S, -1).T
-    if isinstance(examples, Lookup) and isinstance(queries, Lookup):
-        pairs = pairs * (examples.ids.reshape(-1, 1) == queries.ids.reshape(1, -1))
-    elif isinstance(examples, Lookup) and isinstance(queries, Outer):
-        pairs = pairs * queries.rows.reshape(Q * S, -1)[:, examples.ids.reshape(-1)].T
-    elif isinstance(examples, Outer) and isinstance(queries, Lookup):
-        pairs = pairs * examples.rows.reshape(B * T, -1)[:, queries.ids.reshape(-1)]
-    elif isinstance(examples, Outer) and isinstance(queries, Outer):
-        pairs = pairs * (examples.rows.reshape(B * T, -1) @ queries.rows.reshape(Q * S, -1).T)
-    return pairs.view(B, T, Q, S).sum((1, 3))
-
-
-def own_gram(first: Outer | Lookup, second: Outer | Lookup) -> Tensor:
-    """``<grad_b, grad'_b>`` of the same examples' two parts, ``[B]``, from the factors alone."""
-    pairs_BTS = first.columns @ second.columns.transpose(1, 2)
-    if isinstance(first, Outer) and isinstance(second, Outer):
-        pairs_BTS = pairs_BTS * (first.rows @ second.rows.transpose(1, 2))
-    elif isinstance(first, Lookup) and isinstance(second, Lookup):
-        pairs_BTS = pairs_BTS * (first.ids[:, :, None] == second.ids[:, None, :])
-    elif isinstance(first, Lookup) and isinstance(second, Outer):
-        index = first.ids[:, None, :].expand(-1, num_places(second), -1)
-        pairs_BTS = pairs_BTS * second.rows.gather(2, index).transpose(1, 2)
-    else:
-        return own_gram(second, first)
-    return pairs_BTS.sum((1, 2))

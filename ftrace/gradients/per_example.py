@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ftrace.gradients.parts import Dense, Part, merge, stack_examples, take
+from ftrace.gradients.costs import Shape, measured_rates, own_gram_is_cheaper, shape_of_parts
+from ftrace.gradients.factored import own_gram
+from ftrace.gradients.parts import Dense, Part, Places, accumulation_dtype, like, merge, stack_examples, take, take_rows
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -16,70 +18,122 @@ CHUNK_BYTES = 256 * 2**20
 class PerExampleGradients:
     """Gradients of ``B`` examples, held as factors and made dense only where that is cheaper.
 
+    Sums are taken in float32, or float64 where the pass was in float64, whatever the precision of the factors.
+
     Args:
         parts: For each parameter's name, the parts that its gradient is the sum of (one per use of the parameter).
         shapes: The shape of each of these parameters.
         num_examples: B.
+        scales: For some parameters, what their gradient is multiplied with, element by element, in their shape.
     """
 
-    def __init__(self, parts: Mapping[str, list[Part]], shapes: Mapping[str, torch.Size], num_examples: int) -> None:
-        self.parts = {name: merge(of_name) for name, of_name in parts.items()}
+    def __init__(
+        self,
+        parts: Mapping[str, list[Part | Places]],
+        shapes: Mapping[str, torch.Size],
+        num_examples: int,
+        scales: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.parts: dict[str, tuple[Part, ...]] = {name: merge(of_name) for name, of_name in parts.items()}
         self.shapes = dict(shapes)
         self.num_examples = num_examples
+        self.scales = dict(scales or {})
 
     def __len__(self) -> int:
         return self.num_examples
 
     def zeros(self, *size: int) -> Tensor:
-        """Zeros of the gradients' own dtype and device."""
+        """Zeros of the dtype that sums are taken in, on the gradients' device."""
         for parts in self.parts.values():
-            like = parts[0].value if isinstance(parts[0], Dense) else parts[0].columns
-            return like.new_zeros(size)
+            given = like(parts[0])
+            return given.new_zeros(size, dtype=accumulation_dtype(given))
         return torch.zeros(size)
 
-    def dense(self, name: str, start: int = 0, stop: int | None = None, out: Tensor | None = None) -> Tensor:
-        """Gradients of one parameter, ``[B, *shape]``.
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """(R, C): the rows and columns that a parameter's factors have."""
+        shape = self.shapes[name]
+        return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+
+    def dense(
+        self,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        out: Tensor | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Gradients of one parameter, ``[B, *shape]``; of some of its rows, ``[B, rows, C]``.
 
         Args:
             name: The parameter.
             start: First example.
             stop: One past the last example; default: all.
             out: Memory of at least that many elements that may be used for the result.
+            rows: First row, and one past the last; default: all.
         """
         stop = self.num_examples if stop is None else stop
-        shape = (stop - start, *self.shapes[name])
+        R, C = self.matrix_shape(name)
+        first_row, last_row = rows or (0, R)
+        shape = (stop - start, last_row - first_row, C)
         if out is not None:
             out = out[: math.prod(shape)].view(shape)
-        first, *rest = [take(part, start, stop) for part in self.parts[name]]
-        dense = first.dense(out)
-        for part in rest:  # `merge` puts a Dense part last, so what is added to is never somebody's own tensor
+        parts = [take(part, start, stop) for part in self.parts[name]]
+        if rows is not None:
+            parts = [take_rows(_as_matrix(part, R, C), first_row, last_row) for part in parts]
+        dense = parts[0].dense(out)
+        for part in parts[1:]:  # `merge` puts a Dense part last, so what is added to is never somebody's own tensor
             part.add_to(dense)
-        return dense.reshape(shape)
+        dense = dense.reshape(shape)
+        if name in self.scales:
+            dense = dense * self.scales[name].view(R, C)[first_row:last_row]
+        return dense if rows is not None else dense.view(stop - start, *self.shapes[name])
 
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
-        pieces = [part.weighted_sum(weights_B).reshape(self.shapes[name]) for part in self.parts[name]]
-        return sum(pieces[1:], start=pieces[0])
+        total = torch.zeros((), dtype=weights_B.dtype, device=weights_B.device).expand(self.shapes[name])
+        for part in self.parts[name]:
+            whole = take(part, 0, self.num_examples)
+            total = total + whole.weighted_sum(weights_B).reshape(self.shapes[name])
+        return total * self.scales[name] if name in self.scales else total
 
     def total(self, name: str) -> Tensor:
         """The sum over examples of one parameter's gradient, in its shape: the gradient of the batch."""
         return self.weighted_sum(name, self.zeros(self.num_examples) + 1)
 
-    def chunks(self, elements_per_example: int) -> Iterator[tuple[int, int]]:
-        """Ranges of examples that keep a temporary of that many elements an example within ``CHUNK_BYTES``."""
+    def chunks(self, elements_per_example: int, chunk_bytes: int | None = None) -> Iterator[tuple[int, int]]:
+        """Ranges of examples that keep a temporary of that many elements an example within a number of bytes."""
         bytes_each = max(1, elements_per_example * self.zeros().element_size())
-        size = max(1, CHUNK_BYTES // bytes_each)
+        size = max(1, (chunk_bytes or CHUNK_BYTES) // bytes_each)
         for start in range(0, self.num_examples, size):
             yield start, min(start + size, self.num_examples)
 
     def square_norms(self, names: Iterable[str] | None = None) -> Tensor:
-        """``|grad_b|^2`` over the named parameters (default: all), ``[B]``."""
+        """``|grad_b|^2`` over the named parameters (default: all), ``[B]``; from the factors where that is cheaper."""
         norms = self.zeros(self.num_examples)
         for name in self.parts if names is None else names:
-            if name in self.parts:
+            if name not in self.parts:
+                continue
+            if self._own_gram_is_cheaper(name):
+                places = max(part.columns.shape[1] for part in self.parts[name] if not isinstance(part, Dense))
+                for start, stop in self.chunks(2 * places * places):
+                    norms[start:stop] += self._own_gram(name, start, stop)
+            else:
                 for start, stop in self.chunks(self.shapes[name].numel()):
-                    norms[start:stop] += torch.linalg.vector_norm(self.dense(name, start, stop).flatten(1), dim=1) ** 2
+                    norms[start:stop] += row_square_norms(self.dense(name, start, stop).flatten(1))
         return norms
+
+    def _own_gram_is_cheaper(self, name: str) -> bool:
+        if name in self.scales:
+            return False
+        R, C = self.matrix_shape(name)
+        given = self.zeros()
+        shape = Shape(self.num_examples, 0, R, C, shape_of_parts(self.parts[name]), ())
+        return own_gram_is_cheaper(shape, measured_rates(given.device, given.dtype))
+
+    def _own_gram(self, name: str, start: int, stop: int) -> Tensor:
+        parts = [take(part, start, stop) for part in self.parts[name]]
+        pairs = [(a, b) for a in parts for b in parts if not isinstance(a, Dense) and not isinstance(b, Dense)]
+        return torch.stack([own_gram(first, second) for first, second in pairs]).sum(0)
 
     @staticmethod
     def stack(batches: Sequence[PerExampleGradients]) -> PerExampleGradients:
@@ -88,10 +142,20 @@ class PerExampleGradients:
             return batches[0]
         counts = [len(batch) for batch in batches]
         names = dict.fromkeys(name for batch in batches for name in batch.parts)
-        parts: dict[str, list[Part]] = {}
+        parts: dict[str, list[Part | Places]] = {}
         for name in names:
             by_kind = [{type(part): part for part in batch.parts.get(name, ())} for batch in batches]
             kinds = dict.fromkeys(kind for of_batch in by_kind for kind in of_batch)
             parts[name] = [stack_examples([of_batch.get(kind) for of_batch in by_kind], counts) for kind in kinds]
         shapes = {name: shape for batch in batches for name, shape in batch.shapes.items()}
-        return PerExampleGradients(parts, shapes, sum(counts))
+        scales = {name: scale for batch in batches for name, scale in batch.scales.items()}
+        return PerExampleGradients(parts, shapes, sum(counts), scales)
+
+
+def row_square_norms(rows_BP: Tensor) -> Tensor:
+    """``|row|^2``, ``[B]``."""
+    return torch.linalg.vector_norm(rows_BP, dim=1) ** 2
+
+
+def _as_matrix(part: Part, rows: int, columns: int) -> Part:
+    return Dense(part.value.reshape(-1, rows, columns)) if isinstance(part, Dense) else part

@@ -1,58 +1,21 @@
-"""Inner products of per-example gradients with query gradients: exact, each parameter by the cheaper of two ways.
+"""Inner products of per-example gradients with query gradients: exact, each parameter in the cheapest way.
 
-Shape letters: B examples, T places in an example, Q queries, S places in a query, P elements of a parameter.
+Shape letters: B examples, T places in an example, Q queries, S places in a query, R rows, C columns and P elements of a
+parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ftrace.gradients.parts import Dense, Lookup, Outer, gram, num_places, own_gram, take
-from ftrace.gradients.per_example import CHUNK_BYTES, PerExampleGradients
-
-# An operation of the gram product is bound by memory, one of the dense product is not (measured on two cores).
-GRAM_PENALTY = 4
-
-
-class QueryGradients:
-    """The query side of inner products: prepared once, multiplied with many batches of examples.
-
-    Args:
-        gradients: Gradients of the Q queries.
-    """
-
-    def __init__(self, gradients: PerExampleGradients) -> None:
-        self.gradients = gradients
-        self._dense_QP: dict[str, Tensor] = {}
-        self._memory: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.gradients)
-
-    def dense(self, name: str) -> Tensor:
-        """Gradients of one parameter, ``[Q, P]``, kept for the next call."""
-        if name not in self._dense_QP:
-            self._dense_QP[name] = self.gradients.dense(name).flatten(1)
-        return self._dense_QP[name]
-
-    def memory(self, elements: int, like: Tensor) -> Tensor:
-        """Memory for the dense gradients of examples, used again and again: fresh pages cost more than arithmetic."""
-        if self._memory is None or len(self._memory) < elements:
-            self._memory = like.new_empty(elements)
-        return self._memory
-
-    def weighted_sum(self, name: str, weights_Q: Tensor) -> Tensor:
-        """``sum_q weights[q] * grad[q]`` of one parameter, in its shape."""
-        if name in self._dense_QP:
-            return (weights_Q @ self._dense_QP[name]).reshape(self.gradients.shapes[name])
-        return self.gradients.weighted_sum(name, weights_Q)
-
-    def norms(self, names: Iterable[str]) -> Tensor:
-        """``|grad_q|`` over the named parameters, ``[Q]``."""
-        return self.gradients.square_norms(names).sqrt()
+from ftrace.gradients.costs import Choice, Way
+from ftrace.gradients.factored import contract, gram
+from ftrace.gradients.parts import Dense, Factored, Lookup, Outer, num_places, take
+from ftrace.gradients.per_example import PerExampleGradients, row_square_norms
+from ftrace.gradients.queries import QueryGradients
 
 
 def inner_products(examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str]) -> Tensor:
@@ -64,16 +27,16 @@ def inner_products(examples: PerExampleGradients, queries: QueryGradients, names
         names: Parameters to sum over. One that either side has no gradient for contributes zero.
 
     Returns:
-        ``[B, Q]``, in the dtype of the examples' gradients.
+        ``[B, Q]``, in float32, or float64 where the examples' pass was.
     """
-    return _products(examples, queries, names, square_norms=False)[0]
+    return _products(examples, queries, names, norms=False)[0]
 
 
 def inner_products_and_square_norms(
     examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str]
 ) -> tuple[Tensor, Tensor]:
     """``<grad_b, grad_q>``, ``[B, Q]``, and ``|grad_b|^2``, ``[B]``, over the named parameters, in one pass."""
-    return _products(examples, queries, names, square_norms=True)
+    return _products(examples, queries, names, norms=True)
 
 
 def cosines(inner_BQ: Tensor, norms_B: Tensor, norms_Q: Tensor) -> Tensor:
@@ -83,88 +46,148 @@ def cosines(inner_BQ: Tensor, norms_B: Tensor, norms_Q: Tensor) -> Tensor:
 
 
 def _products(
-    examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str], *, square_norms: bool
+    examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str], *, norms: bool
 ) -> tuple[Tensor, Tensor]:
     inner_BQ = examples.zeros(len(examples), len(queries))
     norms_B = examples.zeros(len(examples))
     names = [name for name in names if name in examples.parts]
-    by_gram = {name for name in names if gram_is_cheaper(examples, queries.gradients, name)}
+    joinable = [name for name in names if queries.is_joinable(examples, name)]
+    _add_joined(examples, queries, joinable, inner_BQ, norms_B if norms else None)
     for name in names:
-        if name in by_gram:
-            _, elements = _gram_cost(examples, queries.gradients, name)
-            for start, stop in examples.chunks(elements):
-                inner_BQ[start:stop] += _gram_products(examples, queries.gradients, name, start, stop)
-            if square_norms:
-                norms_B += _gram_square_norms(examples, name)
+        if name in joinable:
             continue
-        multiply = name in queries.gradients.parts
-        if not multiply and not square_norms:
+        if name not in queries.gradients.parts:
+            if norms:
+                norms_B += examples.square_norms([name])
             continue
-        for start, stop in examples.chunks(examples.shapes[name].numel()):
-            memory = queries.memory((stop - start) * examples.shapes[name].numel(), like=inner_BQ)
-            dense_BP = examples.dense(name, start, stop, out=memory).flatten(1)
-            if multiply:
-                inner_BQ[start:stop].addmm_(dense_BP, queries.dense(name).T)
-            if square_norms:
-                norms_B[start:stop] += torch.linalg.vector_norm(dense_BP, dim=1) ** 2
+        choice = queries.choose(examples, name, norms=norms)
+        if "materialised" in choice.ways:
+            shared = norms_B if norms and choice.shares_dense else None
+            _add_materialised(examples, queries, name, choice, inner_BQ, shared)
+        if set(choice.ways) != {"materialised"}:
+            _add_factored(examples, queries, name, choice, inner_BQ)
+        if norms and not choice.shares_dense:
+            norms_B += examples.square_norms([name])
     return inner_BQ, norms_B
 
 
-def gram_is_cheaper(examples: PerExampleGradients, queries: PerExampleGradients, name: str) -> bool:
-    """Whether a parameter's products take fewer operations from the factors than densely.
+def _add_joined(
+    examples: PerExampleGradients,
+    queries: QueryGradients,
+    names: Sequence[str],
+    inner_BQ: Tensor,
+    norms_B: Tensor | None,
+) -> None:
+    """Parameters whose gradients are dense on both sides anyway: one product for all of them."""
+    if not names:
+        return
+    joined_QP = queries.joined(names)
+    for start, stop in examples.chunks(joined_QP.shape[1], queries.chunk_bytes):
+        dense_BP = torch.cat([examples.dense(name, start, stop).flatten(1) for name in names], 1)
+        inner_BQ[start:stop] += tall_product(dense_BP, joined_QP)
+        if norms_B is not None:
+            norms_B[start:stop] += row_square_norms(dense_BP)
 
-    Dense query gradients that would not fit ``4 * CHUNK_BYTES`` also call for the factors.
+
+def _add_materialised(
+    examples: PerExampleGradients,
+    queries: QueryGradients,
+    name: str,
+    choice: Choice,
+    inner_BQ: Tensor,
+    norms_B: Tensor | None,
+) -> None:
+    """Both sides dense, in blocks of examples and, where a single gradient is too large, of the parameter's rows."""
+    R, C = examples.matrix_shape(name)
+    parts = tuple(part for part, way in zip(examples.parts[name], choice.ways, strict=True) if way == "materialised")
+    chosen = PerExampleGradients({name: list(parts)}, {name: examples.shapes[name]}, len(examples), examples.scales)
+    kept_QP = queries.keep_dense(name, choice) if choice.keeps_dense else None
+    sides = 1 if kept_QP is not None else len(queries)
+    elements = max(1, queries.chunk_bytes // inner_BQ.element_size())
+    block_rows = R if R * C * sides <= elements else max(1, elements // (C * sides))
+    for first in range(0, R, block_rows):
+        rows = None if block_rows >= R else (first, min(first + block_rows, R))
+        of_rows = slice(None) if rows is None else slice(rows[0] * C, rows[1] * C)
+        queries_QP = kept_QP[:, of_rows] if kept_QP is not None else queries.gradients.dense(name, rows=rows).flatten(1)
+        for start, stop in examples.chunks(queries_QP.shape[1], queries.chunk_bytes):
+            memory = queries.memory((stop - start) * queries_QP.shape[1], like=inner_BQ)
+            dense_BP = chosen.dense(name, start, stop, out=memory, rows=rows).flatten(1)
+            inner_BQ[start:stop] += tall_product(dense_BP, queries_QP)
+            if norms_B is not None:
+                norms_B[start:stop] += row_square_norms(dense_BP)
+
+
+def _add_factored(
+    examples: PerExampleGradients, queries: QueryGradients, name: str, choice: Choice, inner_BQ: Tensor
+) -> None:
+    """The parts that are multiplied as factors."""
+    for part, way in zip(examples.parts[name], choice.ways, strict=True):
+        if way != "materialised":
+            assert not isinstance(part, Dense)
+            for of_examples, _, of_queries, products_BTQ in by_place(part, queries, name, choice, way):
+                inner_BQ[of_examples, of_queries] += products_BTQ.sum(1)
+
+
+def by_place(
+    part: Factored, queries: QueryGradients, name: str, choice: Choice, way: Way
+) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+    """Products of each place of each example with each query, in blocks that keep to the memory budget.
+
+    Yields:
+        Which examples, places and queries a block is of, and their products ``[examples, places, queries]``.
     """
-    parts = [*examples.parts[name], *queries.parts.get(name, ())]
-    if name not in queries.parts or any(isinstance(part, Dense) for part in parts):
-        return False
-    elements = examples.shapes[name].numel()
-    gram_operations, _ = _gram_cost(examples, queries, name)
-    places = sum(num_places(part) for part in examples.parts[name] if not isinstance(part, Dense))
-    dense_operations = elements * (places + len(queries))
-    too_large = len(queries) * elements * examples.zeros().element_size() > 4 * CHUNK_BYTES
-    return too_large or GRAM_PENALTY * gram_operations < dense_operations
+    B, T = part.columns.shape[:2]
+    R, C = queries.gradients.matrix_shape(name)
+    limit = max(1, queries.chunk_bytes // queries.rates.element)
+    kept_QP = queries.keep_dense(name, choice) if choice.keeps_dense else None
+    factored = [part for part in queries.gradients.parts[name] if not isinstance(part, Dense)]
+    if way == "gram":
+        each = max(1, 2 * max(num_places(other) for other in factored))
+    else:
+        each = max(1, 2 * (C if isinstance(part, Lookup) else min(R, C)))
+    places = max(1, min(T, limit // each))
+    per_query = places * each if kept_QP is not None or way == "gram" else max(places * each, R * C)
+    query_step = max(1, min(len(queries), limit // per_query))
+    example_step = max(1, limit // (places * each * query_step))
+    for of_queries in _slices(len(queries), query_step):
+        if way == "gram":
+            others = [take(other, of_queries.start, of_queries.stop) for other in factored]
+        elif kept_QP is not None:
+            dense_QRC = kept_QP[of_queries].view(-1, R, C)
+        else:
+            dense_QRC = queries.gradients.dense(name, of_queries.start, of_queries.stop).view(-1, R, C)
+        for of_examples in _slices(B, example_step):
+            for of_places in _slices(T, places):
+                block = take(_take_places(part, of_places), of_examples.start, of_examples.stop)
+                assert not isinstance(block, Dense)
+                if way == "contraction":
+                    products_BTQ = contract(block, dense_QRC)
+                else:
+                    pairs = [gram(block, other) for other in others if not isinstance(other, Dense)]
+                    products_BTQ = torch.stack(pairs).sum(0) if len(pairs) > 1 else pairs[0]
+                yield of_examples, of_places, of_queries, products_BTQ
 
 
-def _gram_cost(examples: PerExampleGradients, queries: PerExampleGradients, name: str) -> tuple[int, int]:
-    """Operations for each example, and elements of the largest temporary for each example."""
-    operations, elements = 0, 0
-    for example_part, query_part in _factored_pairs(examples, queries, name):
-        pairs = num_places(example_part) * num_places(query_part) * len(queries)
-        width = example_part.columns.shape[-1]
-        if isinstance(example_part, Outer) and isinstance(query_part, Outer):
-            width += example_part.rows.shape[-1]
-        operations += pairs * width
-        elements = max(elements, 2 * pairs)
-    return operations, elements
+def _take_places(part: Factored, places: slice) -> Factored:
+    if isinstance(part, Outer):
+        return Outer(part.rows[:, places], part.columns[:, places])
+    return Lookup(part.ids[:, places], part.columns[:, places], part.num_rows)
 
 
-def _gram_products(
-    examples: PerExampleGradients, queries: PerExampleGradients, name: str, start: int, stop: int
-) -> Tensor:
-    total = examples.zeros(stop - start, len(queries))
-    for example_part, query_part in _factored_pairs(examples, queries, name):
-        chunk = take(example_part, start, stop)
-        assert not isinstance(chunk, Dense)
-        total += gram(chunk, query_part)
-    return total
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
 
 
-def _gram_square_norms(examples: PerExampleGradients, name: str) -> Tensor:
-    parts = [part for part in examples.parts[name] if not isinstance(part, Dense)]
-    total = examples.zeros(len(examples))
-    for first in parts:
-        for second in parts:
-            total += own_gram(first, second)
-    return total
+def tall_product(rows_BP: Tensor, rows_QP: Tensor) -> Tensor:
+    """``rows_BP @ rows_QP.T`` for P much larger than B and Q, ``[B, Q]``.
 
-
-def _factored_pairs(
-    examples: PerExampleGradients, queries: PerExampleGradients, name: str
-) -> list[tuple[Outer | Lookup, Outer | Lookup]]:
-    return [
-        (e, q)
-        for e in examples.parts[name]
-        for q in queries.parts[name]
-        if not isinstance(e, Dense) and not isinstance(q, Dense)
-    ]
+    Few and very long rows are multiplied in blocks: one matrix product would not use all cores (measured: 4 times
+    faster for 8 x 8).
+    """
+    B, P = rows_BP.shape
+    blocks = 64
+    if max(B, len(rows_QP)) > 16 or P % blocks or P < 2**16:
+        return rows_BP @ rows_QP.T
+    first = rows_BP.view(B, blocks, -1).transpose(0, 1)
+    second = rows_QP.reshape(len(rows_QP), blocks, -1).permute(1, 2, 0)
+    return torch.bmm(first, second).sum(0)

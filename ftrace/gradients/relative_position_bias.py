@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ftrace.gradients.parts import Lookup, Part
-from ftrace.gradients.rules import Rule
+from ftrace.gradients.layers import full_name
+from ftrace.gradients.parts import Lookup
+from ftrace.gradients.rules import Parts, Rule
 
-_STACK = "transformers.models.t5.modeling_t5.T5Stack"
+_STACKS = ("transformers.models.t5.modeling_t5.T5Stack", "transformers.models.mt5.modeling_mt5.MT5Stack")
 
 
-def _parts(module: nn.Module, ids: Tensor, grad: Tensor, wanted: Container[str]) -> dict[str, Part]:
+def _parts(module: nn.Module, ids: Tensor, grad: Tensor, wanted: Container[str]) -> Parts:
     assert isinstance(module, nn.Embedding)
     return {"weight": Lookup(ids, grad, module.num_embeddings)}
 
@@ -31,7 +32,7 @@ RELATIVE_POSITION_BIAS = Rule("relative position bias", ("weight",), _parts, is_
 def _self_attentions(module: nn.Module) -> Iterator[list[Any]]:
     """The self-attention layers of each T5 stack, first layer (which owns the table) first."""
     for stack in module.modules():
-        if f"{type(stack).__module__}.{type(stack).__qualname__}" == _STACK:
+        if full_name(stack) in _STACKS:
             blocks: Any = stack.block
             yield [block.layer[0].SelfAttention for block in blocks]
 
@@ -39,6 +40,11 @@ def _self_attentions(module: nn.Module) -> Iterator[list[Any]]:
 def find_tables(module: nn.Module) -> dict[nn.Module, Rule]:
     """The bias tables in a module, which need this rule rather than Embedding's."""
     return {attentions[0].relative_attention_bias: RELATIVE_POSITION_BIAS for attentions in _self_attentions(module)}
+
+
+def is_unknown_table(parent: nn.Module, table: nn.Module) -> bool:
+    """Whether this is the bias table of some other stack: what it returns has no batch axis either."""
+    return getattr(parent, "relative_attention_bias", None) is table
 
 
 def listen(

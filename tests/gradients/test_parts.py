@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftrace.gradients.parts import Dense, Lookup, Outer, gram, merge, own_gram, stack_examples
+from ftrace.gradients.factored import contract, gram, own_gram
+from ftrace.gradients.parts import Dense, Lookup, Outer, merge, stack_examples
 
 sizes = st.integers(1, 4)
 
@@ -25,7 +26,10 @@ def _part(kind: str, B: int, T: int, R: int, C: int, generator: torch.Generator)
 def test_gram_equals_dense(first: str, second: str, B: int, Q: int, T: int, S: int, R: int, C: int) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = _part(first, B, T, R, C, generator), _part(second, Q, S, R, C, generator)
-    torch.testing.assert_close(gram(a, b), a.dense().flatten(1) @ b.dense().flatten(1).T)
+    expected = a.dense().flatten(1) @ b.dense().flatten(1).T
+    torch.testing.assert_close(gram(a, b).sum(1), expected)
+    torch.testing.assert_close(contract(a, b.dense()).sum(1), expected)
+    torch.testing.assert_close(gram(a, b), contract(a, b.dense()))
     c = _part(second, B, S, R, C, generator)
     torch.testing.assert_close(own_gram(a, c), (a.dense() * c.dense()).flatten(1).sum(1))
     weights = torch.randn(B, generator=generator, dtype=torch.float64)

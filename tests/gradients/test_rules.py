@@ -6,24 +6,52 @@ import oracle
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
-from ftrace.gradients import GradientCapture
+from ftrace.gradients import GradientCapture, QueryGradients, find_coverage, inner_products
 
 BATCH = 4
 
+TOKEN_LAYERS = {
+    "linear": lambda: nn.Linear(5, 3),
+    "linear without bias": lambda: nn.Linear(5, 3, bias=False),
+    "conv1d of hugging face": lambda: Conv1D(3, 5),
+    "layer norm": lambda: nn.LayerNorm(5),
+    "layer norm without bias": lambda: nn.LayerNorm(5, bias=False),
+    "rms norm": lambda: nn.RMSNorm(5, eps=1e-5),
+    "t5 norm": lambda: T5LayerNorm(5),
+    "llama norm": lambda: LlamaRMSNorm(5),
+    "olmo norm": lambda: Olmo2RMSNorm(5),
+    "gemma norm": lambda: GemmaRMSNorm(5),
+}
+CONVOLUTIONS = {
+    "1d": (lambda: nn.Conv1d(4, 6, 3), (4, 9)),
+    "1d, all options": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=3, dilation=2, padding_mode="circular"), (4, 9)),
+    "1d, groups": (lambda: nn.Conv1d(4, 6, 3, groups=2, padding="same"), (4, 9)),
+    "2d": (lambda: nn.Conv2d(3, 5, (2, 3)), (3, 6, 7)),
+    "2d without bias": (lambda: nn.Conv2d(3, 5, 1, bias=False), (3, 6, 7)),
+    "2d, all options": (
+        lambda: nn.Conv2d(3, 5, (2, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2), padding_mode="reflect"),
+        (3, 6, 7),
+    ),
+    "2d, depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (4, 6, 7)),
+    "2d, same size": (lambda: nn.Conv2d(3, 5, (2, 4), padding="same"), (3, 6, 7)),
+    "group norm": (lambda: nn.GroupNorm(2, 4), (4, 6, 7)),
+    "batch norm in eval mode": (lambda: _with_statistics(nn.BatchNorm2d(4)), (4, 6, 7)),
+    "batch norm of vectors": (lambda: _with_statistics(nn.BatchNorm1d(4)), (4,)),
+}
 
-def _layer(name: str) -> nn.Module:
-    return {
-        "linear": lambda: nn.Linear(5, 3),
-        "linear without bias": lambda: nn.Linear(5, 3, bias=False),
-        "conv1d": lambda: Conv1D(3, 5),
-        "layer norm": lambda: nn.LayerNorm(5),
-        "layer norm without bias": lambda: nn.LayerNorm(5, bias=False),
-        "rms norm": lambda: nn.RMSNorm(5, eps=1e-5),
-        "t5 norm": lambda: T5LayerNorm(5),
-    }[name]()
+
+def _with_statistics(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean += torch.linspace(-1, 1, 4)
+    norm.running_var *= torch.linspace(1, 3, 4)
+    return norm.double().eval()
 
 
 def _randomised(module: nn.Module) -> nn.Module:
@@ -34,6 +62,8 @@ def _randomised(module: nn.Module) -> nn.Module:
 
 
 def _check(module: nn.Module, inputs: Tensor) -> None:
+    # Gemma's norm does all of its arithmetic in float32, its own backward pass included.
+    tolerance = 1e-5 if isinstance(module, GemmaRMSNorm) else 1e-9
     torch.manual_seed(1)
     weights = torch.randn_like(module(inputs))
 
@@ -42,28 +72,52 @@ def _check(module: nn.Module, inputs: Tensor) -> None:
 
     with GradientCapture(module) as capture, capture.recording(len(inputs)) as recording:
         recording.backward(losses())
+    assert not {line.parameter for line in capture.coverage.lines if line.rules == ("fallback",)}
     found = recording.gradients()
     expected = oracle.gradients(module, losses)
     for name in expected[0]:
         torch.testing.assert_close(
-            found.dense(name), torch.stack([row[name] for row in expected]), rtol=1e-9, atol=1e-12
+            found.dense(name), torch.stack([row[name] for row in expected]), rtol=tolerance, atol=1e-3 * tolerance
         )
 
 
 @pytest.mark.parametrize("places", [(), (1,), (7,), (2, 3)], ids=str)
-@pytest.mark.parametrize(
-    "name",
-    ["linear", "linear without bias", "conv1d", "layer norm", "layer norm without bias", "rms norm", "t5 norm"],
-)
+@pytest.mark.parametrize("name", TOKEN_LAYERS)
 def test_rule_equals_autograd(name: str, places: tuple[int, ...]) -> None:
     inputs = torch.randn(BATCH, *places, 5, dtype=torch.float64)
-    _check(_randomised(_layer(name)), inputs)
+    _check(_randomised(TOKEN_LAYERS[name]()), inputs)
 
 
-@pytest.mark.parametrize("name", ["linear", "layer norm", "t5 norm"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_equals_autograd(name: str) -> None:
+    layer, shape = CONVOLUTIONS[name]
+    _check(_randomised(layer()), torch.randn(BATCH, *shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", [name for name in TOKEN_LAYERS if name != "conv1d of hugging face"])
 def test_rule_takes_non_contiguous_inputs(name: str) -> None:
     inputs = torch.randn(5, 7, BATCH, dtype=torch.float64).permute(2, 1, 0)
-    _check(_randomised(_layer(name)), inputs)
+    _check(_randomised(TOKEN_LAYERS[name]()), inputs)
+
+
+@pytest.mark.parametrize("name", ["1d, groups", "2d"])
+# PyTorch 2.13 itself crashes in the backward pass of a GroupNorm whose channels come last.
+def test_convolution_takes_non_contiguous_inputs(name: str) -> None:
+    layer, (channels, *places) = CONVOLUTIONS[name]
+    inputs = torch.randn(BATCH, *places, channels, dtype=torch.float64).movedim(-1, 1)
+    _check(_randomised(layer()), inputs)
+
+
+@pytest.mark.parametrize("name", [*TOKEN_LAYERS, *CONVOLUTIONS])
+def test_no_examples_give_no_gradients(name: str) -> None:
+    layer, shape = CONVOLUTIONS[name] if name in CONVOLUTIONS else (TOKEN_LAYERS[name], (7, 5))
+    module = _randomised(layer())
+    with GradientCapture(module) as capture, capture.recording(0) as recording:
+        recording.backward(module(torch.randn(0, *shape, dtype=torch.float64)).flatten(1).sum(1))
+    found = recording.gradients()
+    for parameter, value in module.named_parameters():
+        assert found.dense(parameter).shape == (0, *value.shape)
+    assert inner_products(found, QueryGradients(found), list(found.parts)).shape == (0, 0)
 
 
 @pytest.mark.parametrize("padding_idx", [None, 2])
@@ -115,3 +169,33 @@ def test_layer_that_runs_twice_is_summed_with_its_cross_terms() -> None:
             return self.layer(self.layer(x).tanh())
 
     _check(_randomised(Twice()), torch.randn(BATCH, 3, 5, dtype=torch.float64))
+
+
+def test_an_input_that_is_changed_in_place_afterwards_is_refused() -> None:
+    class Careless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = x.sin()
+            y = self.layer(hidden)
+            hidden.mul_(2)
+            return y
+
+    module = _randomised(Careless())
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        recording.backward(module(torch.randn(BATCH, 5, dtype=torch.float64)).sum(1))
+    with pytest.raises(ValueError, match=r"layer 'layer' \(Linear\): its input was changed in place after it ran"):
+        recording.gradients()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_in_train_mode_is_refused_by_name(affine: bool) -> None:
+    module = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, affine=affine))
+    gaps = find_coverage(module).gaps
+    assert [gap.parameter for gap in gaps] == (["1.weight", "1.bias"] if affine else [])
+    assert all("normalises by the statistics of its batch" in gap.reason for gap in gaps)
+    message = r"layer '1' \(BatchNorm1d\) normalises by the statistics of its batch"
+    with GradientCapture(module) as capture, capture.recording(4), pytest.raises(ValueError, match=message):
+        module(torch.randn(4, 5))

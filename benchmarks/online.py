@@ -1,0 +1,303 @@
+"""What OnlineTracIn costs beside plain training, and beside the least that it could cost.
+
+    python benchmarks/online.py
+    python benchmarks/online.py --device cuda --precision bf16-mixed --layers 12 --width 768 --vocabulary 50257 \
+        --batch_size 16 --tokens 512 --queries 128
+
+A GPT-2 of random weights learns random tokens with AdamW. Plain training and training with OnlineTracIn (projected to
+16 x 16, refresh every 10 steps; exact, refresh every step) take turns in one process; a table shows medians.
+The floor is what no implementation can avoid: the plain step, the queries' pass without weight gradients, and the
+operations of products and projections at the rate of a large matrix product. Peak memory is taken in processes of their
+own, one for each way of training.
+
+Limits: projected 1.15 times plain and 1.05 times its floor; exact 1.25 times its floor.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from ftrace.callbacks import OnlineTracIn
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and on what.
+
+    Args:
+        layers: Transformer blocks.
+        width: Their width.
+        vocabulary: Tokens that there are; the embedding is tied to the head.
+        batch_size: B.
+        tokens: T, of examples and queries alike.
+        queries: Q.
+        precision: Lightning's name of it.
+        device: "cpu" or "cuda".
+    """
+
+    layers: int = 6
+    width: int = 256
+    vocabulary: int = 4096
+    batch_size: int = 32
+    tokens: int = 64
+    queries: int = 32
+    precision: str = "32-true"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of training: with OnlineTracIn or without."""
+
+    name: str
+    projection_side: int | None = None
+    refresh: int | None = None
+    limits: str = ""
+
+    def callbacks(self, setting: Setting, folder: str) -> list[pl.Callback]:
+        """The callbacks that make it."""
+        if self.refresh is None:
+            return []
+        rows = random_rows(setting, setting.queries, "query_id", seed=1)
+        loader = DataLoader(rows, batch_size=setting.batch_size)
+        online = OnlineTracIn(
+            loader,
+            Path(folder) / self.name.replace(" ", "-"),
+            query_losses=lambda module, batch: module.losses(batch),
+            refresh_every_n_steps=self.refresh,
+            projection_side=self.projection_side,
+        )
+        return [online]
+
+
+WAYS = (
+    Way("plain"),
+    Way("projected, K=16, refresh 10", 16, 10, "1.15 plain, 1.05 floor"),
+    Way("exact, refresh 1", None, 1, "1.25 floor"),
+)
+
+
+class LanguageModel(pl.LightningModule):
+    """Next-token prediction, as anybody would write it."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        config = GPT2Config(
+            vocab_size=setting.vocabulary,
+            n_embd=setting.width,
+            n_layer=setting.layers,
+            n_head=max(1, setting.width // 64),
+            n_positions=setting.tokens,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+        self.model = GPT2LMHeadModel(config)
+
+    def losses(self, batch: dict[str, Tensor]) -> Tensor:
+        """One loss a row, in nats."""
+        logits = self.model(batch["input_ids"], use_cache=False).logits[:, :-1]
+        return F.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none").sum(1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The mean over tokens."""
+        return self.losses(batch).mean() / (batch["input_ids"].shape[1] - 1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+class StepTimes(pl.Callback):
+    """When each step began; the last entry is when training ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """Look at the clock, before any other callback."""
+        self._look(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the clock for the last time."""
+        self._look(pl_module)
+
+    def _look(self, pl_module: pl.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def random_rows(setting: Setting, count: int, key: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, setting.vocabulary, (count, setting.tokens), generator=generator)
+    return [{"input_ids": row, key: index} for index, row in enumerate(ids)]
+
+
+def train(setting: Setting, way: Way, steps: int, warm_up: int) -> float:
+    """Train, and return the mean seconds of the steps that follow the first ones."""
+    torch.manual_seed(0)
+    module = LanguageModel(setting)
+    rows = random_rows(setting, steps * setting.batch_size, "example_id", seed=0)
+    clock = StepTimes()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator=setting.device,
+            devices=1,
+            precision=setting.precision,
+            callbacks=[clock, *way.callbacks(setting, folder)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader(rows, batch_size=setting.batch_size))
+    return (clock.times[-1] - clock.times[warm_up]) / (steps - warm_up)
+
+
+def query_pass(setting: Setting, repeats: int = 5) -> float:
+    """Seconds of a forward and backward pass of the queries without any weight gradient."""
+    torch.manual_seed(0)
+    module = LanguageModel(setting).to(setting.device).eval().requires_grad_(False)
+    ids = torch.stack([row["input_ids"] for row in random_rows(setting, setting.queries, "query_id", seed=1)])
+    seconds = []
+    for _ in range(repeats):
+        start = _now(setting)
+        with torch.autocast(setting.device, torch.bfloat16, enabled=setting.precision == "bf16-mixed"):
+            for batch in ids.to(setting.device).split(setting.batch_size):
+                embedded = module.model.transformer.wte(batch).requires_grad_()
+                logits = module.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
+                loss = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="sum")
+                torch.autograd.grad(loss, embedded)
+        seconds.append(_now(setting) - start)
+    return statistics.median(seconds)
+
+
+def matmul_rate(setting: Setting, side: int = 2048, repeats: int = 7) -> float:
+    """Operations a second of a large matrix product, in float32 (in bfloat16 under mixed precision)."""
+    dtype = torch.bfloat16 if setting.precision == "bf16-mixed" else torch.float32
+    square = torch.ones(side, side, dtype=dtype, device=setting.device)
+    seconds = []
+    for _ in range(repeats):
+        start = _now(setting)
+        torch.mm(square, square)
+        seconds.append(_now(setting) - start)
+    return 2 * side**3 / statistics.median(seconds)
+
+
+def operations(setting: Setting, way: Way) -> tuple[float, float]:
+    """Operations of the products, for each step and for each refresh, by the least that each weight takes."""
+    B, T, Q = setting.batch_size, setting.tokens, setting.queries
+    step, refresh = 0.0, 0.0
+    for size_in, size_out in weight_shapes(setting):
+        if way.projection_side is not None:
+            K = way.projection_side
+            step += 2 * B * T * (size_in + size_out) * K + 2 * B * T * K**2 + 2 * B * Q * K**2
+            refresh += 2 * Q * T * (size_in + size_out) * K + 2 * Q * T * K**2
+            continue
+        gram = 2 * B * T * Q * T * (size_in + size_out)
+        materialised = 2 * B * size_in * size_out * (T + Q)
+        step += min(gram, materialised)
+        refresh += 2 * Q * T * size_in * size_out if materialised < gram else 0
+    return step, refresh
+
+
+def weight_shapes(setting: Setting) -> list[tuple[int, int]]:
+    """Inputs and outputs of each matrix product with a weight."""
+    width = setting.width
+    block = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    return [*block * setting.layers, (width, setting.vocabulary)]
+
+
+def _now(setting: Setting) -> float:
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_gib(setting: Setting, way: Way, queue: Any) -> None:
+    """Peak memory of a process that trains for a few steps."""
+    train(setting, way, steps=3, warm_up=0)
+    peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else 0
+    queue.put((peak or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30)
+
+
+def peak_gib(setting: Setting, way: Way) -> float:
+    """Peak memory of training that way, in GiB: the device's on CUDA, else the process's."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak_gib, args=(setting, way, queue))
+    process.start()
+    found: float = queue.get(timeout=600)
+    process.join()
+    return found
+
+
+def main(setting: Setting = Setting(), rounds: int = 3, steps: int = 20, memory: bool = True) -> None:
+    """Measure and print a table.
+
+    Args:
+        setting: What is trained.
+        rounds: How often each way of training takes its turn.
+        steps: Steps of a turn that are timed, a multiple of 10.
+        memory: Measure peak memory too.
+    """
+    seconds: dict[str, list[float]] = {way.name: [] for way in WAYS}
+    passes, rates = [], []
+    for _ in range(rounds):
+        for way in WAYS:
+            seconds[way.name].append(train(setting, way, steps + 10, warm_up=10))
+        passes.append(query_pass(setting))
+        rates.append(matmul_rate(setting))
+    plain = statistics.median(seconds["plain"])
+    table = Table(
+        "training", "ms a step", "min to max", "tokens/s", "of plain", "floor, ms", "of floor", "limits", "GiB"
+    )
+    for way in WAYS:
+        found = statistics.median(seconds[way.name])
+        floor = plain
+        if way.refresh is not None:
+            step, refresh = operations(setting, way)
+            rate = statistics.median(rates)
+            floor += step / rate + (statistics.median(passes) + refresh / rate) / way.refresh
+        table.add_row(
+            way.name,
+            f"{1e3 * found:.1f}",
+            f"{1e3 * min(seconds[way.name]):.1f} to {1e3 * max(seconds[way.name]):.1f}",
+            f"{setting.batch_size * setting.tokens / found:,.0f}",
+            f"{found / plain:.3f}",
+            f"{1e3 * floor:.1f}",
+            f"{found / floor:.3f}",
+            way.limits,
+            f"{peak_gib(setting, way):.2f}" if memory else "",
+        )
+    console = Console(width=130)
+    console.print(setting, table)
+    console.print(
+        f"queries' pass {1e3 * statistics.median(passes):.1f} ms; "
+        f"large matrix product {statistics.median(rates) / 1e9:.0f} GFLOP/s; medians of {rounds} turns of {steps} steps"
+    )
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module="lightning")
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,176 @@
+"""Random projection of gradients: small enough to keep, and inner products stay what they are in expectation.
+
+A matrix's gradient ``G [R, C]`` becomes ``L^T G D [K, K]`` with ``L [R, K]`` and ``D [C, K]`` of normal entries with
+variance 1/K, so that ``E <L^T G D, L^T H D> = <G, H>`` (TrackStar, Chang et al. 2024, arXiv 2410.17413, section 3). A
+matrix product's gradient has both factors projected by themselves, so nothing of the weight's size is formed.
+
+An axis of at most K entries gets orthonormal rows instead, which lose nothing. A vector becomes K * K numbers, as many
+as a matrix. The directions belong to the parameter's own axes and are drawn on the CPU from (seed, parameter name,
+axis), so that they are the same on every device, in every process, and whichever module uses the parameter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ftrace.gradients.parts import Dense, Lookup, Part, Places, accumulation_dtype
+from ftrace.gradients.per_example import PerExampleGradients
+
+
+class Projection:
+    """Two-sided random projection, the same for all gradients of a parameter.
+
+    Args:
+        side: K: what each axis of a matrix is projected to.
+        seed: Of the directions.
+
+    Raises:
+        ValueError: If K is less than 1.
+
+    Example:
+        >>> projection = Projection(side=16)
+        >>> projection.project("layer.weight", torch.randn(5, 300, 100)).shape
+        torch.Size([5, 16, 16])
+        >>> projection.project("layer.bias", torch.randn(5, 300)).shape
+        torch.Size([5, 256])
+    """
+
+    def __init__(self, side: int, seed: int = 0) -> None:
+        if side < 1:
+            raise ValueError(f"side: expected a whole number of at least 1, found {side}")
+        self.side = side
+        self.seed = seed
+        self._drawn: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
+
+    def shape(self, shape: Sequence[int]) -> torch.Size:
+        """What a parameter's shape becomes."""
+        return torch.Size([self.side, self.side] if len(shape) > 1 else [self.side**2])
+
+    def axis(self, name: str, axis: int, size: int, like: Tensor) -> Tensor:
+        """The directions of one axis of a parameter.
+
+        Args:
+            name: The parameter.
+            axis: 0 for rows, 1 for columns (all other axes of its shape, flattened); -1 for a vector's only one.
+            size: The axis's length.
+            like: A tensor of the device and dtype wanted.
+
+        Returns:
+            ``[size, K]``, or ``[size, K * K]`` for a vector.
+        """
+        key = name, axis, size, like.device, like.dtype
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(name, axis, size).to(like)
+        return self._drawn[key]
+
+    def _draw(self, name: str, axis: int, size: int) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}\n{axis}\n{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        width = self.side**2 if axis == -1 else self.side
+        if size > width:
+            return torch.randn(size, width, generator=generator, dtype=torch.float64) / math.sqrt(width)
+        square = torch.randn(width, size, generator=generator, dtype=torch.float64)
+        basis, triangle = torch.linalg.qr(square)
+        return (basis * triangle.diagonal().sign()).T  # orthonormal rows, of mean zero
+
+    def project(self, name: str, gradients: Tensor) -> Tensor:
+        """Gradients ``[n, *shape]`` of a parameter, projected: ``[n, K, K]``, or ``[n, K * K]`` for a vector."""
+        if gradients.ndim <= 2:
+            flat = gradients.reshape(len(gradients), -1)
+            return flat @ self.axis(name, -1, flat.shape[1], flat)
+        matrices = gradients.flatten(2)
+        rows = self.axis(name, 0, matrices.shape[1], gradients)
+        return rows.T @ (matrices @ self.axis(name, 1, matrices.shape[2], gradients))
+
+    def unproject(self, name: str, projected: Tensor, shape: Sequence[int]) -> Tensor:
+        """The transposed map: of a projected direction, the direction ``[*shape]`` with the same inner products."""
+        if len(shape) <= 1:
+            return (self.axis(name, -1, math.prod(shape), projected) @ projected).view(shape)
+        columns = self.axis(name, 1, math.prod(shape[1:]), projected)
+        return (self.axis(name, 0, shape[0], projected) @ projected @ columns.T).view(shape)
+
+    def project_part(self, name: str, part: Part | Places, shape: Sequence[int], features: int | None = None) -> Dense:
+        """One part of a parameter's gradients, projected.
+
+        Args:
+            name: The parameter.
+            part: The part.
+            shape: The parameter's shape.
+            features: Which factor of an ``Outer`` has been projected before: 0 its rows, 1 its columns.
+        """
+        if isinstance(part, Places):
+            part = part.summed()
+        if isinstance(part, Dense):
+            return Dense(self.project(name, part.value.to(accumulation_dtype(part.value))))
+        if isinstance(part, Lookup):
+            rows = self.axis(name, 0, shape[0], _summable(part.columns))[part.ids]
+            return _product(rows, self.project_factor(name, 1, part.columns))
+        rows = part.rows if features == 0 else self.project_factor(name, 0, part.rows)
+        columns = part.columns if features == 1 else self.project_factor(name, 1, part.columns)
+        return _product(rows, columns)
+
+    def project_factor(self, name: str, axis: int, factor: Tensor) -> Tensor:
+        """One factor ``[..., size]`` of a matrix's gradients, projected: ``[..., K]``, in float32 at least."""
+        return (factor @ self.axis(name, axis, factor.shape[-1], factor)).to(accumulation_dtype(factor))
+
+
+def project(gradients: PerExampleGradients, projection: Projection) -> PerExampleGradients:
+    """Gradients that were recorded (and perhaps preconditioned) in full, projected.
+
+    Those that have an elementwise scale are formed one example at a time; all others stay factors.
+    """
+    parts: dict[str, list[Part | Places]] = {}
+    for name, own in gradients.parts.items():
+        if name in gradients.scales:
+            chunks = gradients.chunks(2 * gradients.shapes[name].numel())
+            parts[name] = [Dense(torch.cat([projection.project(name, gradients.dense(name, *c)) for c in chunks]))]
+        else:
+            parts[name] = [projection.project_part(name, part, gradients.shapes[name]) for part in own]
+    shapes = {name: projection.shape(shape) for name, shape in gradients.shapes.items()}
+    return PerExampleGradients(parts, shapes, len(gradients))
+
+
+def pool(gradients: PerExampleGradients, blocks: Mapping[str, Sequence[str]]) -> PerExampleGradients:
+    """Projected gradients of several layers added up, block by block (TrackStar, section 3).
+
+    Parameters have directions of their own, so products of blocks are, in expectation, sums of those of their members.
+
+    Args:
+        gradients: Projected gradients.
+        blocks: For each block's name, the parameters in it. Those in no block are left out.
+
+    Returns:
+        Gradients of the blocks, as if each were a parameter.
+
+    Raises:
+        ValueError: If a block has a parameter that is not known, in two blocks, or of another shape.
+    """
+    members = [name for names in blocks.values() for name in names]
+    unknown = sorted(set(members) - set(gradients.shapes))
+    if unknown:
+        raise ValueError(f"blocks: expected parameters that have a gradient, found {unknown}")
+    if len(set(members)) < len(members):
+        raise ValueError("blocks: expected each parameter in one block at most, found some in several")
+    parts: dict[str, list[Part | Places]] = {}
+    shapes: dict[str, torch.Size] = {}
+    for block, names in blocks.items():
+        of_block = {gradients.shapes[name] for name in names}
+        if len(of_block) != 1:
+            found = {name: tuple(gradients.shapes[name]) for name in names}
+            raise ValueError(f"blocks: expected projected gradients of one shape in {block!r}, found {found}")
+        shapes[block] = of_block.pop()
+        parts[block] = [part for name in names for part in gradients.parts[name]]
+    return PerExampleGradients(parts, shapes, len(gradients))
+
+
+def _summable(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(0, dtype=accumulation_dtype(tensor))
+
+
+def _product(rows_BTK: Tensor, columns_BTK: Tensor) -> Dense:
+    return Dense(torch.bmm(rows_BTK.transpose(1, 2), columns_BTK))

@@ -1,0 +1,288 @@
+"""What was heard of one forward pass, and once backward has passed, each example's gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ftrace.gradients.coverage import Layer
+from ftrace.gradients.fallback import Replay, differentiable
+from ftrace.gradients.parts import Dense, Part, Places
+from ftrace.gradients.per_example import PerExampleGradients
+from ftrace.gradients.projection import Projection
+from ftrace.gradients.rules import Parts, Rule
+
+# The capture whose own passes are under way, if any: others on the same model must be deaf to them. An id rather than
+# the object, since autograd's graph gets to hold what compares itself with it.
+_exclusive: int | None = None
+
+
+def hears(capture: int) -> bool:
+    """Whether a capture may listen to the pass that is under way."""
+    return _exclusive in (None, capture)
+
+
+@contextmanager
+def exclusively(capture: int) -> Iterator[None]:
+    """While active, only one capture (by its id) may listen."""
+    global _exclusive
+    before, _exclusive = _exclusive, capture
+    try:
+        yield
+    finally:
+        _exclusive = before
+
+
+class _Cut:
+    """Lets one example's gradient through and nobody else's, while it is set to one."""
+
+    def __init__(self, num_examples: int, capture: int) -> None:
+        self.num_examples = num_examples
+        self.capture = capture
+        self.example: int | None = None
+
+    def apply(self, grad: Tensor, example: int) -> Tensor:
+        group = grad.shape[0] // self.num_examples
+        rows = slice(example * group, (example + 1) * group)
+        masked = torch.zeros_like(grad)
+        masked[rows] = grad[rows]
+        return masked
+
+
+class _Output:
+    """One output of one run of a layer: takes its gradient when backward comes by.
+
+    Autograd's graph holds this object, so it must hold nothing of the graph: such a circle is never freed.
+    """
+
+    def __init__(self, cut: _Cut, refusal: str | None) -> None:
+        self.cut = cut
+        self.refusal = refusal
+        self.grad: Tensor | None = None
+
+    def take_gradient(self, grad: Tensor) -> Tensor | None:
+        """The hook on the layer's output."""
+        if not hears(self.cut.capture):
+            return None
+        if self.refusal is not None:
+            raise ValueError(self.refusal)
+        if self.cut.example is not None:
+            return self.cut.apply(grad, self.cut.example)
+        self.add(grad)
+        return None
+
+    def add(self, grad: Tensor) -> None:
+        """Keep a gradient; a graph that is differentiated several times gives several."""
+        self.grad = grad if self.grad is None else self.grad + grad
+
+
+class _Use(_Output):
+    """One run of a layer that has a rule."""
+
+    def __init__(self, layer: Layer, rule: Rule, inputs: Tensor, cut: _Cut, refusal: str | None) -> None:
+        super().__init__(cut, refusal)
+        self.layer = layer
+        self.rule = rule
+        self.kept = inputs.detach()
+        self.version = inputs._version
+
+    def parts(self, names: dict[str, str]) -> Parts:
+        """Parts by local name, once the gradient is there."""
+        return {} if self.grad is None else self.read(self.features(names), self.grad, names)
+
+    def features(self, names: dict[str, str]) -> Tensor:
+        """What multiplies the output's gradient."""
+        # What a layer doesn't save for its own backward pass, autograd doesn't guard.
+        if self.kept._version != self.version and names.keys() - {"bias"}:
+            raise ValueError(
+                f"layer {self.layer.path!r} ({type(self.layer.module).__name__}): its input was changed in place after "
+                "it ran, so its gradient can't be read off it. Change a copy instead"
+            )
+        return self.kept if self.rule.is_table else self.rule.features(self.layer.module, self.kept)
+
+    def read(self, features: Tensor, grad: Tensor, names: dict[str, str]) -> Parts:
+        """The rule, on features and gradients laid out by example."""
+        x = by_example(features, self.cut.num_examples, is_ids=self.rule.is_table)
+        grad = by_example(grad.movedim(self.rule.channel_axis, -1), self.cut.num_examples)
+        return self.rule.parts(self.layer.module, x, grad, names)
+
+
+class _ProjectedUse(_Use):
+    """The same, projected at once, so that nothing large is kept.
+
+    The features of a matrix product are projected as soon as it has run, the gradient of the output when it comes by.
+    """
+
+    def __init__(
+        self, layer: Layer, rule: Rule, inputs: Tensor, cut: _Cut, refusal: str | None, projection: Projection
+    ) -> None:
+        super().__init__(layer, rule, inputs, cut, refusal)
+        self.projection = projection
+        self.projected: Parts = {}
+        self.early = rule.feature_axis if "weight" in layer.names else None
+        if self.early is not None:
+            with torch.autocast(inputs.device.type, enabled=False):
+                features = rule.features(layer.module, self.kept)
+                self.kept = projection.project_factor(layer.names["weight"], self.early, features)
+
+    def add(self, grad: Tensor) -> None:
+        """Project the gradients that follow from this one."""
+        names = trained(self.layer)
+        features = self.features(names) if self.early is None else self.kept
+        for local, part in self.read(features, grad, names).items():
+            shape = self.layer.module.get_parameter(local).shape
+            early = self.early if local == "weight" else None
+            found = self.projection.project_part(names[local], part, shape, early)
+            before = self.projected.get(local)
+            self.projected[local] = Dense(before.value + found.value) if isinstance(before, Dense) else found
+
+    def parts(self, names: dict[str, str]) -> Parts:
+        """Projected parts by local name."""
+        return {local: part for local, part in self.projected.items() if local in names}
+
+
+class _FallbackUse:
+    """One run of a layer that has none."""
+
+    def __init__(self, layer: Layer, replay: Replay, outputs: list[_Output], projection: Projection | None) -> None:
+        self.layer = layer
+        self.replay = replay
+        self.outputs = outputs
+        self.projection = projection
+
+    def parts(self, names: dict[str, str]) -> Parts:
+        """Parts by local name, once the gradients are there."""
+        grads = [output.grad for output in self.outputs]
+        if all(grad is None for grad in grads):
+            return {}
+        with exclusively(-1):  # nobody is to hear the layer run again
+            found = self.replay.parts(list(names), grads, self.outputs[0].cut.num_examples, self.layer.path)
+        if self.projection is None:
+            return dict(found)
+        shapes = {local: self.layer.module.get_parameter(local).shape for local in found}
+        return {n: self.projection.project_part(names[n], part, shapes[n]) for n, part in found.items()}
+
+
+class Recording:
+    """What was heard of one forward pass.
+
+    Args:
+        num_examples: Rows of the batch. A layer that gets a multiple of them (several answers a query, tokens
+            flattened into rows) is taken to hold each example's rows side by side.
+        capture: Id of the capture that listens.
+        projection: Project all gradients as they come; default: keep them whole.
+
+    Attributes:
+        rows: Rows that the model's last lookup had: what a table of positions, looked up once, is expanded to.
+    """
+
+    def __init__(self, num_examples: int, capture: int, projection: Projection | None = None) -> None:
+        self.num_examples = num_examples
+        self.rows = num_examples
+        self.projection = projection
+        self._uses: list[_Use | _FallbackUse] = []
+        self._edges: list[GradientEdge] = []
+        self._cut = _Cut(num_examples, capture)
+
+    def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
+        """Take note of a layer's run, and ask autograd for the gradient of its output."""
+        assert isinstance(layer.rule, Rule)
+        refusal = self._refusal(layer, output)
+        if self.projection is None:
+            use = _Use(layer, layer.rule, inputs, self._cut, refusal)
+        else:
+            use = _ProjectedUse(layer, layer.rule, inputs, self._cut, refusal, self.projection)
+        self._uses.append(use)
+        self._listen(output, use)
+
+    def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, random_state: list[Tensor]) -> None:
+        """Take note of the run of a layer without a rule."""
+        replay = Replay(layer.module, args, kwargs, output, random_state)
+        outputs = []
+        for tensor in differentiable(output):
+            heard = _Output(self._cut, self._refusal(layer, tensor))
+            if tensor.requires_grad:
+                self._listen(tensor, heard)
+            outputs.append(heard)
+        self._uses.append(_FallbackUse(layer, replay, outputs, self.projection))
+
+    def _listen(self, output: Tensor, heard: _Output) -> None:
+        self._edges.append(get_gradient_edge(output))  # now, before anything may change the output in place
+        output.register_hook(heard.take_gradient)
+
+    def _refusal(self, layer: Layer, output: Tensor) -> str | None:
+        """Why a layer's gradient can't be taken apart; an error only if it ever gets a gradient."""
+        rows = output.shape[0] if output.ndim >= 2 else -1
+        if rows == self.num_examples or (self.num_examples and rows > 0 and rows % self.num_examples == 0):
+            return None
+        return (
+            f"layer {layer.path!r} ({type(layer.module).__name__}) returned shape {tuple(output.shape)}: expected the "
+            f"leading axis to be the batch of {self.num_examples} examples, or a multiple of it. Per-example gradients "
+            f'can\'t be read off it; leave its parameters out with parameters=("*", "!{layer.path}.*").'
+        )
+
+    def backward(self, losses: Tensor) -> None:
+        """Differentiate one loss per example with respect to layer outputs only: no weight gradient is computed.
+
+        Args:
+            losses: ``[num_examples]``.
+
+        Raises:
+            ValueError: If there is not one loss per example.
+        """
+        if losses.shape != (self.num_examples,):
+            raise ValueError(
+                f"expected one loss per example, a tensor of shape ({self.num_examples},), found {tuple(losses.shape)}"
+            )
+        if not self._edges:  # nothing that is covered was used
+            return
+        torch.autograd.grad(losses.sum(), self._edges, allow_unused=True)  # the hooks take the gradients
+
+    def gradients(self) -> PerExampleGradients:
+        """Per-example gradients of all covered parameters that the pass has used; call after backward.
+
+        Raises:
+            ValueError: If a layer's gradients can't be read off it after all.
+        """
+        parts: dict[str, list[Part | Places]] = {}
+        shapes: dict[str, torch.Size] = {}
+        for use in self._uses:
+            names = trained(use.layer)
+            if not names:
+                continue
+            for local, part in use.parts(names).items():
+                parts.setdefault(names[local], []).append(part)
+                shape = use.layer.module.get_parameter(local).shape
+                shapes[names[local]] = shape if self.projection is None else self.projection.shape(shape)
+        return PerExampleGradients(parts, shapes, self.num_examples)
+
+    @contextmanager
+    def just(self, example: int) -> Iterator[None]:
+        """While active, backward passes through the recorded layers carry one example's gradient and nobody else's.
+
+        This is what makes ordinary autograd an oracle for a single example inside the user's own batch and loss.
+        """
+        self._cut.example = example
+        try:
+            with exclusively(self._cut.capture):
+                yield
+        finally:
+            self._cut.example = None
+
+
+def trained(layer: Layer) -> dict[str, str]:
+    """Local and full names of those of a layer's covered parameters that require a gradient right now."""
+    return {local: full for local, full in layer.names.items() if layer.module.get_parameter(local).requires_grad}
+
+
+def by_example(tensor: Tensor, num_examples: int, *, is_ids: bool = False) -> Tensor:
+    """``[B * g, ..., D]`` as ``[B, T, D]``, or ids ``[B * g, ...]`` as ``[B, T]``."""
+    last = () if is_ids else tensor.shape[-1:]
+    places = math.prod(tensor.shape[: tensor.ndim - len(last)]) // max(num_examples, 1)
+    return tensor.reshape(num_examples, places, *last)

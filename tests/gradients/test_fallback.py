@@ -1,0 +1,214 @@
+"""Layers without a rule: equal to autograd, one example at a time, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ftrace.gradients import GradientCapture, find_coverage
+
+BATCH, PLACES, WIDTH = 4, 3, 6
+
+
+class Odd(nn.Linear):
+    """A subclass with a forward of its own, which must not be taken for its parent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class OwnParameters(nn.Module):
+    """Parameters of its own, in containers too, around a layer that has a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.more = nn.ParameterDict({"shift": torch.ones(WIDTH), "mix": torch.ones(WIDTH, WIDTH)})
+        self.register_buffer("offset", torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.scale + self.offset) @ self.more["mix"] + self.more["shift"] * x
+
+
+class WithDropout(OwnParameters):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.4, self.training)
+
+
+class SeveralOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor, *, factor: Tensor, power: int) -> dict[str, Any]:
+        return {"first": (x * self.scale) ** power, "rest": [x.detach(), self.scale * factor.unsqueeze(1)]}
+
+
+class UsesSeveralOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = SeveralOutputs()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(x, factor=x[:, 0], power=2)
+        return found["first"] + found["rest"][1].sin()
+
+
+class Attention(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2, dropout=dropout, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.zeros(PLACES, PLACES, dtype=torch.bool).triu(1)
+        return self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(WIDTH, WIDTH, num_layers=2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x)[0]
+
+
+class Parametrized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class RowsFlattened(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Odd(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(0, 1)).view(len(x), -1)
+
+
+LAYERS = {
+    "subclass": lambda: Odd(WIDTH, 2),
+    "own parameters": OwnParameters,
+    "dropout": WithDropout,
+    "several outputs": UsesSeveralOutputs,
+    "attention": lambda: Attention(0.0),
+    "attention with dropout": lambda: Attention(0.3),
+    "transformer layer": lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.2, batch_first=True),
+    "lstm": Recurrent,
+    "parametrization": Parametrized,
+    "rows side by side": RowsFlattened,
+    "channels": lambda: nn.Sequential(nn.PReLU(3), nn.ConvTranspose1d(3, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_fallback_equals_autograd_in_train_mode(name: str) -> None:
+    torch.manual_seed(0)
+    module = LAYERS[name]().double().train()
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    inputs = torch.randn(BATCH, PLACES, WIDTH, dtype=torch.float64)
+    weights = torch.randn_like(module(inputs))
+
+    def losses() -> Tensor:
+        torch.manual_seed(3)  # the same dropout in both
+        return (module(inputs).sin() * weights).flatten(1).sum(1)
+
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        given = losses()
+        state = torch.get_rng_state()
+        recording.backward(given)
+        found = recording.gradients()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert capture.coverage.gaps == []
+    assert "fallback" in {rule for line in capture.coverage.lines for rule in line.rules}
+    rows = oracle.gradients(module, losses)
+    for parameter in rows[0]:
+        expected = torch.stack([row[parameter] for row in rows])
+        torch.testing.assert_close(
+            found.dense(parameter) if parameter in found.parts else 0 * expected, expected, rtol=1e-9, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_contributions_sum_to_the_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    module = LAYERS[name]().double().train()
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        module(torch.randn(BATCH, PLACES, WIDTH, dtype=torch.float64)).sin().mean().backward()
+        found = recording.gradients()
+    for parameter, value in module.named_parameters():
+        if value.grad is not None and value.grad.any():
+            torch.testing.assert_close(found.total(parameter), value.grad, rtol=1e-9, atol=1e-12, msg=parameter)
+
+
+class Mixes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0)) * self.scale
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.scale * self.calls
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (Mixes, "its output for one example depends on the others"),
+        (Counts, "run once more, it returned something else"),
+    ],
+)
+def test_what_can_not_be_taken_apart_is_refused_by_name(layer: type[nn.Module], reason: str) -> None:
+    module = nn.Sequential(nn.Linear(WIDTH, WIDTH), layer()).double()
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        recording.backward(module(torch.randn(BATCH, WIDTH, dtype=torch.float64)).sin().sum(1))
+        with pytest.raises(ValueError, match=rf"layer '1' \({layer.__name__}\) has no rule, .*, since {reason}"):
+            recording.gradients()
+
+
+def test_a_layer_that_something_was_added_to_is_a_gap() -> None:
+    with pytest.warns(FutureWarning):
+        module = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)))
+    assert {gap.parameter: gap.reason for gap in find_coverage(module).gaps}.keys() == {"0.weight_g", "0.weight_v"}
+    assert "no rule for the 'weight_g' of a Linear at '0'" in find_coverage(module).gaps[0].reason
+
+
+def test_running_statistics_are_left_alone() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(WIDTH))
+            self.norm = nn.InstanceNorm1d(PLACES, track_running_stats=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x) * self.scale
+
+    module = Inside().double().train()
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        recording.backward(module(torch.randn(BATCH, PLACES, WIDTH, dtype=torch.float64)).sin().flatten(1).sum(1))
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        recording.gradients()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
