@@ -126,6 +126,8 @@ class OnlineTracIn(Callback):
             raise ValueError(f"scores: expected some of {list(KINDS)}, found {scores!r}")
         if refresh_every_n_steps < 1:
             raise ValueError(f"refresh_every_n_steps: expected at least 1, found {refresh_every_n_steps}")
+        if projection_side is not None and projection_side < 1:
+            raise ValueError(f"projection_side: expected None or at least 1, found {projection_side}")
         for name, value, only in (
             ("integration", integration, "left"),
             ("candidates", candidates, None),
@@ -189,6 +191,7 @@ class OnlineTracIn(Callback):
                 f"OnlineTracIn: scores begin at step {self._first_step}, earlier steps are not in them; they go to "
                 f"{self._incomplete_dir}"
             )
+        self._queries: QueryGradients | None = None
         self._refreshed_at: int | None = None
         self._window: list[_Contributions] = []
         self._recording: Recording | None = None
@@ -271,7 +274,8 @@ class OnlineTracIn(Callback):
         # Here, and only here, the window's gradient is whole and unclipped, and the rate is the one of this step.
         window, self._window = self._window, []
         refuse_unfrozen(optimizer, self._known)
-        norm = gradient_norm(optimizer)
+        wanted = trainer.gradient_clip_val or (self._check is not None and self._check.wants_norm)
+        norm = gradient_norm(optimizer) if wanted else None
         clip = clip_factor(trainer, norm)
         rates = [clip * float(group["lr"]) for group in optimizer.param_groups]
         scores = [self._score(batch, rates) for batch in window]
@@ -292,7 +296,7 @@ class OnlineTracIn(Callback):
         self._capture.stop()
         self._recording = None
         optimizer = trainer.optimizers[0]
-        if self._check is not None and keeps_gradients(optimizer):
+        if self._check is not None and self._check.expects_gradient and keeps_gradients(optimizer):
             self._check.check_gradient(gradient_norm(optimizer), zeroes_gradients_itself(pl_module), self._steps - 1)
 
     def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -313,14 +317,20 @@ class OnlineTracIn(Callback):
                 parts.append(recording.gradients())
                 if self._check is not None and self._refreshed_at is None and len(parts) == 1:
                     self._check.compare_query(self._losses(pl_module, batch), parts[0], query_ids)
-        window = self.refresh_every_n_steps * trainer.accumulate_grad_batches
-        self._queries = QueryGradients(PerExampleGradients.stack(parts), batches=window)
-        self._query_norms = self._queries.norms(self._covered)
+        stacked = PerExampleGradients.stack(parts)
+        if self._queries is None:
+            batches = self.refresh_every_n_steps * trainer.accumulate_grad_batches
+            self._queries = QueryGradients(stacked, batches=batches)
+        else:
+            self._queries.replace(stacked)
+        if "cosine" in self.scores:
+            self._query_norms = self._queries.norms(self._covered)
         if self._check is not None:
-            self._check.set_queries(self._queries, self._query_norms)
+            self._check.set_queries(self._queries)
         self._refreshed_at = trainer.global_step
 
     def _multiply(self, gradients: PerExampleGradients) -> _Contributions:
+        assert self._queries is not None
         if "cosine" not in self.scores:
             by_group = [inner_products(gradients, self._queries, names) for names in self._names_by_group]
             return _Contributions(self._example_ids, by_group, None)

@@ -16,6 +16,7 @@ from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, Re
 
 # Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+_DIRECTION_QUERIES = 4
 _TINY = 1e-3  # a parameter whose gradient is smaller than this share of the whole may be all rounding
 
 
@@ -47,6 +48,8 @@ class SelfCheck:
         self._magnitudes: dict[str, float] = {}
         self._weights_Q = torch.empty(0)
         self._queries: QueryGradients | None = None
+        self._after_step_due = False
+        self._last_norm = 0.0
         self._direction: dict[str, Tensor] = {}
         self._direction_norm = 0.0
         self._expected: tuple[float, float] | None = None
@@ -111,22 +114,30 @@ class SelfCheck:
                 "as a penalty on weights (use weight_decay)"
             )
 
-    def set_queries(self, queries: QueryGradients, norms_Q: Tensor) -> None:
-        """Choose the direction in which conservation is checked until the next refresh.
+    def set_queries(self, queries: QueryGradients) -> None:
+        """After a refresh: choose the direction in which conservation is checked until the next one.
 
-        It is the sum of all queries' unit gradients with random signs: a contribution that is wrong for any query is
-        wrong in this direction, and checking one direction costs one pass over the gradient.
+        It is the sum of a few random queries' unit gradients with random signs: a contribution that is wrong for one of
+        them is wrong in this direction, and checking one direction costs one pass over the gradient.
         """
-        signs = torch.randint(0, 2, (len(queries),), generator=self._generator).to(norms_Q) * 2 - 1
-        self._weights_Q = torch.where(norms_Q > 0, signs / norms_Q, 0)
         self._queries = queries
+        self._after_step_due = True
 
     def _find_direction(self) -> None:
         """Once products have been taken: what these have prepared makes it cheaper."""
         if self._queries is None:
             return
         queries, self._queries = self._queries, None
-        direction = {name: queries.weighted_sum(name, self._weights_Q) for name in queries.gradients.parts}
+        picks = torch.randperm(len(queries), generator=self._generator)[:_DIRECTION_QUERIES].tolist()
+        rows = {name: queries.some(name, picks) for name in queries.gradients.parts}
+        norms = queries.gradients.zeros(len(picks))
+        for of_name in rows.values():
+            norms += of_name.flatten(1).norm(dim=1) ** 2
+        norms = norms.sqrt()
+        signs = torch.randint(0, 2, (len(picks),), generator=self._generator).to(norms) * 2 - 1
+        weights = torch.where(norms > 0, signs / norms, 0)
+        self._weights_Q = norms.new_zeros(len(queries)).index_put((torch.tensor(picks, device=norms.device),), weights)
+        direction = {name: torch.tensordot(weights, of_name, dims=1) for name, of_name in rows.items()}
         if self.projection is not None:
             shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
             direction = {n: self.projection.unproject(n, d, shapes[n]) for n, d in direction.items()}
@@ -146,6 +157,11 @@ class SelfCheck:
         """Forget a window whose gradients no optimizer step has used."""
         if self._window_totals is not None:
             self._window_totals, self._magnitudes = {}, {}
+
+    @property
+    def expects_gradient(self) -> bool:
+        """Whether :meth:`check_gradient` is due: once after each refresh."""
+        return self._expected is not None
 
     def check_gradient(self, norm: float, may_be_zeroed: bool, step: int) -> None:
         """After the optimizer's step: it must have been given the gradient of the contributions, clipped.
@@ -176,7 +192,12 @@ class SelfCheck:
         ]
         return float(torch.stack(products).sum()) if products else 0.0
 
-    def check_window(self, inner_products: Sequence[Tensor], clip: float, norm: float, step: int) -> None:
+    @property
+    def wants_norm(self) -> bool:
+        """Whether the next :meth:`check_window` needs the gradient's norm: once after each refresh."""
+        return self._after_step_due
+
+    def check_window(self, inner_products: Sequence[Tensor], clip: float, norm: float | None, step: int) -> None:
         """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
 
         Also notes what that gradient must be after clipping, for :meth:`check_gradient`.
@@ -184,7 +205,7 @@ class SelfCheck:
         Args:
             inner_products: For each batch of the window, ``<grad L_q, c_z>``, ``[B, Q]``, over covered parameters.
             clip: The clip factor that is about to be applied.
-            norm: Norm of the gradient, over all parameters of the optimizer.
+            norm: Norm of the gradient, over all parameters of the optimizer, where it is known.
             step: The optimizer step that is about to be taken.
         """
         grads = {name: p.grad.detach() for name, p in self.parameters.items() if p.grad is not None}
@@ -200,8 +221,11 @@ class SelfCheck:
         in_direction = [products @ self._weights_Q.to(products) for products in inner_products]
         found = sum(float(values.sum()) for values in in_direction)
         expected = self._along_direction()
-        self._expected = clip * norm, clip * expected
-        scale = self._direction_norm * _norm(grads.values()) + sum(float(v.abs().sum()) for v in in_direction)
+        if norm is not None:
+            self._last_norm = norm
+            self._expected = (clip * norm, clip * expected) if self._after_step_due else None
+            self._after_step_due = False
+        scale = self._direction_norm * self._last_norm + sum(float(v.abs().sum()) for v in in_direction)
         tolerance = _TOLERANCE[self._weights_Q.dtype] / 10
         if not abs(found - expected) <= tolerance * scale:  # NaN is no agreement
             self._fail(

@@ -76,10 +76,16 @@ def gradient_norm(optimizer: Optimizer) -> float:
     return float(torch.nn.utils.get_total_norm(grads))
 
 
-def clip_factor(trainer: Trainer, norm: float) -> float:
-    """kappa: what clipping is about to multiply a gradient of that norm with (``clip_grad_norm_``'s formula)."""
+def clip_factor(trainer: Trainer, norm: float | None) -> float:
+    """kappa: what clipping is about to multiply a gradient of that norm with (``clip_grad_norm_``'s formula).
+
+    Without clipping, the norm need not be known.
+    """
     limit = float(trainer.gradient_clip_val or 0)
-    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+    if limit <= 0:
+        return 1.0
+    assert norm is not None
+    return min(1.0, limit / (norm + 1e-6))
 
 
 def keeps_gradients(optimizer: Optimizer) -> bool:

@@ -47,6 +47,11 @@ class Layer:
     rule: Rule | FallbackRule
     names: dict[str, str]
 
+    def parameter(self, local: str) -> nn.Parameter:
+        """One of the layer's parameters, by its local (perhaps dotted) name."""
+        own = self.module._parameters.get(local)  # get_parameter takes several times as long
+        return own if own is not None else self.module.get_parameter(local)
+
 
 @dataclass
 class Coverage:

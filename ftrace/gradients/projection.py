@@ -5,8 +5,11 @@ variance 1/K, so that ``E <L^T G D, L^T H D> = <G, H>`` (TrackStar, Chang et al.
 matrix product's gradient has both factors projected by themselves, so nothing of the weight's size is formed.
 
 An axis of at most K entries gets orthonormal rows instead, which lose nothing. A vector becomes K * K numbers, as many
-as a matrix. The directions belong to the parameter's own axes and are drawn on the CPU from (seed, parameter name,
-axis), so that they are the same on every device, in every process, and whichever module uses the parameter.
+as a matrix: its entries are added up in that many buckets with random signs (a count sketch: Charikar et al. 2002,
+"Finding frequent items in data streams"), which loses nothing if there are enough buckets.
+
+Directions belong to the parameter's own axes and are drawn on the CPU from (seed, parameter name, axis), so that they
+are the same on every device, in every process, and whichever module uses the parameter.
 """
 
 from __future__ import annotations
@@ -45,44 +48,57 @@ class Projection:
             raise ValueError(f"side: expected a whole number of at least 1, found {side}")
         self.side = side
         self.seed = seed
-        self._drawn: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
+        self._axes: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
+        self._sketches: dict[tuple[str, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def shape(self, shape: Sequence[int]) -> torch.Size:
         """What a parameter's shape becomes."""
         return torch.Size([self.side, self.side] if len(shape) > 1 else [self.side**2])
 
     def axis(self, name: str, axis: int, size: int, like: Tensor) -> Tensor:
-        """The directions of one axis of a parameter.
+        """The directions of one axis of a matrix.
 
         Args:
             name: The parameter.
-            axis: 0 for rows, 1 for columns (all other axes of its shape, flattened); -1 for a vector's only one.
+            axis: 0 for rows, 1 for columns (all other axes of its shape, flattened).
             size: The axis's length.
             like: A tensor of the device and dtype wanted.
 
         Returns:
-            ``[size, K]``, or ``[size, K * K]`` for a vector.
+            ``[size, K]``.
         """
         key = name, axis, size, like.device, like.dtype
-        if key not in self._drawn:
-            self._drawn[key] = self._draw(name, axis, size).to(like)
-        return self._drawn[key]
+        if key not in self._axes:
+            generator = self._generator(name, axis)
+            if size > self.side:
+                drawn = torch.randn(size, self.side, generator=generator, dtype=torch.float64) / math.sqrt(self.side)
+            else:
+                square = torch.randn(self.side, size, generator=generator, dtype=torch.float64)
+                basis, triangle = torch.linalg.qr(square)
+                drawn = (basis * triangle.diagonal().sign()).T  # orthonormal rows, of mean zero
+            self._axes[key] = drawn.to(like)
+        return self._axes[key]
 
-    def _draw(self, name: str, axis: int, size: int) -> Tensor:
+    def sketch(self, name: str, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The bucket of each entry of a vector, ``[size]`` int64, and its sign, ``[size]``."""
+        key = name, size, like.device, like.dtype
+        if key not in self._sketches:
+            generator = self._generator(name, -1)
+            buckets = torch.randperm(size, generator=generator) % self.side**2
+            signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
+            self._sketches[key] = buckets.to(like.device), signs.to(like)
+        return self._sketches[key]
+
+    def _generator(self, name: str, axis: int) -> torch.Generator:
         digest = hashlib.sha256(f"{self.seed}\n{axis}\n{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        width = self.side**2 if axis == -1 else self.side
-        if size > width:
-            return torch.randn(size, width, generator=generator, dtype=torch.float64) / math.sqrt(width)
-        square = torch.randn(width, size, generator=generator, dtype=torch.float64)
-        basis, triangle = torch.linalg.qr(square)
-        return (basis * triangle.diagonal().sign()).T  # orthonormal rows, of mean zero
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
     def project(self, name: str, gradients: Tensor) -> Tensor:
         """Gradients ``[n, *shape]`` of a parameter, projected: ``[n, K, K]``, or ``[n, K * K]`` for a vector."""
         if gradients.ndim <= 2:
-            flat = gradients.reshape(len(gradients), -1)
-            return flat @ self.axis(name, -1, flat.shape[1], flat)
+            flat = gradients.reshape(len(gradients), gradients[:1].numel())
+            buckets, signs = self.sketch(name, flat.shape[1], flat)
+            return flat.new_zeros(len(flat), self.side**2).index_add_(1, buckets, flat * signs)
         matrices = gradients.flatten(2)
         rows = self.axis(name, 0, matrices.shape[1], gradients)
         return rows.T @ (matrices @ self.axis(name, 1, matrices.shape[2], gradients))
@@ -90,19 +106,13 @@ class Projection:
     def unproject(self, name: str, projected: Tensor, shape: Sequence[int]) -> Tensor:
         """The transposed map: of a projected direction, the direction ``[*shape]`` with the same inner products."""
         if len(shape) <= 1:
-            return (self.axis(name, -1, math.prod(shape), projected) @ projected).view(shape)
+            buckets, signs = self.sketch(name, math.prod(shape), projected)
+            return (projected[buckets] * signs).view(shape)
         columns = self.axis(name, 1, math.prod(shape[1:]), projected)
         return (self.axis(name, 0, shape[0], projected) @ projected @ columns.T).view(shape)
 
-    def project_part(self, name: str, part: Part | Places, shape: Sequence[int], features: int | None = None) -> Dense:
-        """One part of a parameter's gradients, projected.
-
-        Args:
-            name: The parameter.
-            part: The part.
-            shape: The parameter's shape.
-            features: Which factor of an ``Outer`` has been projected before: 0 its rows, 1 its columns.
-        """
+    def project_part(self, name: str, part: Part | Places, shape: Sequence[int]) -> Dense:
+        """One part of the gradients of a parameter of that shape, projected."""
         if isinstance(part, Places):
             part = part.summed()
         if isinstance(part, Dense):
@@ -110,9 +120,7 @@ class Projection:
         if isinstance(part, Lookup):
             rows = self.axis(name, 0, shape[0], _summable(part.columns))[part.ids]
             return _product(rows, self.project_factor(name, 1, part.columns))
-        rows = part.rows if features == 0 else self.project_factor(name, 0, part.rows)
-        columns = part.columns if features == 1 else self.project_factor(name, 1, part.columns)
-        return _product(rows, columns)
+        return _product(self.project_factor(name, 0, part.rows), self.project_factor(name, 1, part.columns))
 
     def project_factor(self, name: str, axis: int, factor: Tensor) -> Tensor:
         """One factor ``[..., size]`` of a matrix's gradients, projected: ``[..., K]``, in float32 at least."""

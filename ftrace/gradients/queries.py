@@ -56,6 +56,7 @@ class QueryGradients:
             raise ValueError(f"way: expected one of {list(WAYS)} or None, found {way!r}")
         self.gradients = gradients
         self.way = way
+        self.memory_budget = memory_budget
         self.chunk_bytes = max(1, memory_budget // 8)
         self.batches = batches
         given = gradients.zeros()
@@ -65,9 +66,17 @@ class QueryGradients:
         self._joined: dict[tuple[str, ...], Tensor] = {}
         self._choices: dict[tuple[str, Shape, bool], Choice] = {}
         self._memory: Tensor | None = None
+        self._spare_QP: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.gradients)
+
+    def replace(self, gradients: PerExampleGradients) -> None:
+        """Take the same queries' gradients at new weights: a refresh, in the memory of the last one."""
+        self._spare_QP, self._dense_QP = self._dense_QP, {}
+        self._joined.clear()
+        self._bytes_left = self.memory_budget - self.chunk_bytes
+        self.gradients = gradients
 
     def choose(self, examples: PerExampleGradients, name: str, *, norms: bool = False) -> Choice:
         """How the products of one parameter are taken with such examples.
@@ -110,7 +119,11 @@ class QueryGradients:
     def keep_dense(self, name: str, choice: Choice) -> Tensor:
         """Gradients of one parameter, ``[Q, P]``, made once and kept within the memory budget."""
         if name not in self._dense_QP:
-            dense_QP = self.gradients.dense(name).flatten(1)
+            spare = self._spare_QP.pop(name, None)
+            fits = spare is not None and spare.shape[0] == len(self)
+            dense_QP = self.gradients.dense(name, out=spare.flatten() if spare is not None and fits else None).flatten(
+                1
+            )
             if not any(isinstance(part, Dense) for part in self.gradients.parts[name]):
                 self._bytes_left -= dense_QP.nbytes
             self._dense_QP[name] = dense_QP
@@ -138,9 +151,9 @@ class QueryGradients:
             self._memory = like.new_empty(elements)
         return self._memory
 
-    def weighted_sum(self, name: str, weights_Q: Tensor) -> Tensor:
-        """``sum_q weights[q] * grad[q]`` of one parameter, in its shape."""
-        return self.gradients.weighted_sum(name, weights_Q)
+    def some(self, name: str, picks: Sequence[int]) -> Tensor:
+        """Gradients of a few of the queries for one parameter, ``[picks, *shape]``."""
+        return torch.cat([self.gradients.dense(name, query, query + 1) for query in picks])
 
     def norms(self, names: Iterable[str]) -> Tensor:
         """``|grad_q|`` over the named parameters, ``[Q]``."""

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.fallback import Replay, differentiable
-from ftrace.gradients.parts import Dense, Part, Places
+from ftrace.gradients.parts import Dense, Part, Places, accumulation_dtype
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.rules import Parts, Rule
@@ -109,7 +109,8 @@ class _Use(_Output):
     def read(self, features: Tensor, grad: Tensor, names: dict[str, str]) -> Parts:
         """The rule, on features and gradients laid out by example."""
         x = by_example(features, self.cut.num_examples, is_ids=self.rule.is_table)
-        grad = by_example(grad.movedim(self.rule.channel_axis, -1), self.cut.num_examples)
+        last = grad if self.rule.channel_axis == -1 else grad.movedim(self.rule.channel_axis, -1)
+        grad = by_example(last, self.cut.num_examples)
         return self.rule.parts(self.layer.module, x, grad, names)
 
 
@@ -124,27 +125,50 @@ class _ProjectedUse(_Use):
     ) -> None:
         super().__init__(layer, rule, inputs, cut, refusal)
         self.projection = projection
-        self.projected: Parts = {}
-        self.early = rule.feature_axis if "weight" in layer.names else None
-        if self.early is not None:
+        self.projected: dict[str, Tensor] = {}
+        self.early = "weight" in layer.names and rule.feature_axis is not None
+        if self.early:
+            assert rule.feature_axis is not None
             with torch.autocast(inputs.device.type, enabled=False):
-                features = rule.features(layer.module, self.kept)
-                self.kept = projection.project_factor(layer.names["weight"], self.early, features)
+                features = projection.project_factor(
+                    layer.names["weight"], rule.feature_axis, rule.features(layer.module, self.kept)
+                )
+                # A bias is a weight whose feature is always one.
+                kept = by_example(features, cut.num_examples)
+                self.kept = torch.cat([kept, kept.new_ones(*kept.shape[:2], 1)], 2) if "bias" in layer.names else kept
 
     def add(self, grad: Tensor) -> None:
         """Project the gradients that follow from this one."""
         names = trained(self.layer)
-        features = self.features(names) if self.early is None else self.kept
-        for local, part in self.read(features, grad, names).items():
-            shape = self.layer.module.get_parameter(local).shape
-            early = self.early if local == "weight" else None
-            found = self.projection.project_part(names[local], part, shape, early)
-            before = self.projected.get(local)
-            self.projected[local] = Dense(before.value + found.value) if isinstance(before, Dense) else found
+        for local, found in (self._matrix_product(grad, names) if self.early else self._any(grad, names)).items():
+            self.projected[local] = self.projected[local] + found if local in self.projected else found
+
+    def _matrix_product(self, grad: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
+        """Weight and bias together: the output's gradient, the largest tensor here, is read once."""
+        axis, side = self.rule.feature_axis, self.projection.side
+        assert axis is not None
+        last = grad if self.rule.channel_axis == -1 else grad.movedim(self.rule.channel_axis, -1)
+        products = torch.bmm(self.kept.to(last.dtype).transpose(1, 2), by_example(last, self.cut.num_examples))
+        found = {}
+        if "weight" in names:
+            weight = self.projection.project_factor(names["weight"], 1 - axis, products[:, :side])
+            found["weight"] = weight.transpose(1, 2) if axis == 1 else weight
+        if "bias" in names:
+            bias = products[:, side].to(accumulation_dtype(products))
+            found["bias"] = self.projection.project(names["bias"], bias)
+        return found
+
+    def _any(self, grad: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
+        """Whatever the rule gives, projected."""
+        parts = self.read(self.features(names), grad, names)
+        return {
+            local: self.projection.project_part(names[local], part, self.layer.parameter(local).shape).value
+            for local, part in parts.items()
+        }
 
     def parts(self, names: dict[str, str]) -> Parts:
         """Projected parts by local name."""
-        return {local: part for local, part in self.projected.items() if local in names}
+        return {local: Dense(found) for local, found in self.projected.items() if local in names}
 
 
 class _FallbackUse:
@@ -165,7 +189,7 @@ class _FallbackUse:
             found = self.replay.parts(list(names), grads, self.outputs[0].cut.num_examples, self.layer.path)
         if self.projection is None:
             return dict(found)
-        shapes = {local: self.layer.module.get_parameter(local).shape for local in found}
+        shapes = {local: self.layer.parameter(local).shape for local in found}
         return {n: self.projection.project_part(names[n], part, shapes[n]) for n, part in found.items()}
 
 
@@ -258,7 +282,7 @@ class Recording:
                 continue
             for local, part in use.parts(names).items():
                 parts.setdefault(names[local], []).append(part)
-                shape = use.layer.module.get_parameter(local).shape
+                shape = use.layer.parameter(local).shape
                 shapes[names[local]] = shape if self.projection is None else self.projection.shape(shape)
         return PerExampleGradients(parts, shapes, self.num_examples)
 
@@ -278,11 +302,12 @@ class Recording:
 
 def trained(layer: Layer) -> dict[str, str]:
     """Local and full names of those of a layer's covered parameters that require a gradient right now."""
-    return {local: full for local, full in layer.names.items() if layer.module.get_parameter(local).requires_grad}
+    return {local: full for local, full in layer.names.items() if layer.parameter(local).requires_grad}
 
 
 def by_example(tensor: Tensor, num_examples: int, *, is_ids: bool = False) -> Tensor:
     """``[B * g, ..., D]`` as ``[B, T, D]``, or ids ``[B * g, ...]`` as ``[B, T]``."""
     last = () if is_ids else tensor.shape[-1:]
-    places = math.prod(tensor.shape[: tensor.ndim - len(last)]) // max(num_examples, 1)
+    groups = tensor.shape[0] // num_examples if num_examples else 1
+    places = groups * math.prod(tensor.shape[1 : tensor.ndim - len(last)])
     return tensor.reshape(num_examples, places, *last)

@@ -76,7 +76,8 @@ def scale_parts(module: nn.Module, features: Tensor, grad: Tensor, wanted: Conta
     """Of a layer that is ``weight * features + bias``, or ``(1 + weight) * features``."""
     parts: Parts = {}
     if "weight" in wanted:
-        parts["weight"] = Places(grad * features)
+        same = features.dtype == grad.dtype  # then the features, which are nobody else's, have room for the product
+        parts["weight"] = Places(features.mul_(grad) if same else grad * features)
     if "bias" in wanted:
         parts["bias"] = Places(grad)
     return parts

@@ -373,7 +373,7 @@ def test_unsupported_modules_are_refused_by_name(make: Any, message: str, tmp_pa
         ({"scores": "dot"}, "scores: expected some of"),
         ({"scores": ()}, "scores: expected some of"),
         ({"refresh_every_n_steps": 0}, "refresh_every_n_steps: expected at least 1, found 0"),
-        ({"projection_side": 16}, "projection_side=16 is not supported yet: expected None"),
+        ({"projection_side": 0}, "projection_side: expected None or at least 1, found 0"),
         ({"integration": "trapezoid"}, "integration='trapezoid' is not supported yet: expected 'left'"),
         ({"breakdown": ("layer",)}, "breakdown=.* is not supported yet"),
     ],
