@@ -3,7 +3,7 @@
 A snapshot is a folder ``step-00000120/``:
 
     weights.safetensors           each parameter and buffer once, by its first name in the LightningModule
-    second_moments.safetensors    what the optimizer keeps of squared gradients, by parameter name; absent without one
+    second_moments.safetensors    what the optimizer keeps of squared gradients, as "parameter::key"; absent without one
     snapshot.json                 step, epoch, learning rates by parameter group, optimizer, tied names, versions
 """
 
@@ -25,7 +25,10 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 # Adam and its like; Adafactor's factored ones; RMSprop.
-_SECOND_MOMENTS = ("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "row_var", "col_var", "variance", "square_avg")
+_SECOND_MOMENTS = (
+    "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "row_var", "col_var", "variance", "square_avg"
+)  # fmt: skip
+_SETTINGS = ("betas", "eps", "amsgrad")  # what second moments are read with
 
 
 class CheckpointSnapshots(Callback):
@@ -143,6 +146,12 @@ def _save(folder: Path, trainer: Trainer, pl_module: LightningModule) -> None:
                 "groups": [
                     {
                         "learning_rate": float(group["lr"]),
+                        "settings": {key: group[key] for key in _SETTINGS if key in group},
+                        "steps": {
+                            names_of[id(p)]: float(optimizer.state[p]["step"])
+                            for p in group["params"]
+                            if id(p) in names_of and "step" in optimizer.state.get(p, {})
+                        },
                         "parameters": [names_of[id(p)] for p in group["params"] if id(p) in names_of],
                     }
                     for group in optimizer.param_groups
@@ -168,14 +177,12 @@ def _save(folder: Path, trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def _second_moments(optimizers: Sequence[Optimizer], names_of: dict[int, str]) -> dict[str, Tensor]:
-    """By ``{parameter name}`` for elementwise moments, ``{parameter name}::{state key}`` for factored ones."""
+    """By ``{parameter name}::{state key}``."""
     moments = {}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
             for key in _SECOND_MOMENTS:
                 moment = state.get(key)
                 if isinstance(moment, torch.Tensor) and id(parameter) in names_of:
-                    name = names_of[id(parameter)]
-                    elementwise = moment.shape == parameter.shape
-                    moments[name if elementwise else f"{name}::{key}"] = moment.detach().cpu().contiguous()
+                    moments[f"{names_of[id(parameter)]}::{key}"] = moment.detach().cpu().contiguous()
     return moments

@@ -5,28 +5,45 @@ from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.parts import Dense, Lookup, Outer
 from ftrace.gradients.per_example import PerExampleGradients
+from ftrace.gradients.preconditioners import (
+    Elementwise,
+    RankOne,
+    precondition,
+    preconditioner_from_state,
+    preconditioners_from_optimizer,
+    rank_one,
+)
 from ftrace.gradients.products import cosines, inner_products, inner_products_and_square_norms
 from ftrace.gradients.projection import Projection, pool, project
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
+from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
 __all__ = [
     "Coverage",
     "CoverageLine",
     "Dense",
+    "Elementwise",
     "GradientCapture",
     "Lookup",
     "Outer",
     "PerExampleGradients",
     "Projection",
     "QueryGradients",
+    "RankOne",
     "Rates",
     "Recording",
+    "TokenProducts",
     "cosines",
     "find_coverage",
     "inner_products",
     "inner_products_and_square_norms",
+    "inner_products_by_token",
     "measured_rates",
     "pool",
+    "precondition",
+    "preconditioner_from_state",
+    "preconditioners_from_optimizer",
     "project",
+    "rank_one",
 ]

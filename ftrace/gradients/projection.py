@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ftrace.gradients.parts import Dense, Lookup, Part, Places, accumulation_dtype
 from ftrace.gradients.per_example import PerExampleGradients
+from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne
 
 
 class Projection:
@@ -48,8 +49,31 @@ class Projection:
             raise ValueError(f"side: expected a whole number of at least 1, found {side}")
         self.side = side
         self.seed = seed
+        self._preconditioners: dict[str, Preconditioner] = {}
         self._axes: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
         self._sketches: dict[tuple[str, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def preconditioned(self, preconditioners: Mapping[str, Preconditioner]) -> Projection:
+        """The projection of preconditioned gradients, as one map: nothing of the weight's size is formed.
+
+        Args:
+            preconditioners: By parameter: of rank one for matrices, elementwise for vectors. Others' gradients are
+                projected as they are.
+
+        Raises:
+            ValueError: On an elementwise preconditioner of a matrix. It needs the gradient whole: record without
+                projection, then use ``precondition`` and ``project``.
+        """
+        made = Projection(self.side, self.seed)
+        for name, factor in preconditioners.items():
+            if isinstance(factor, Elementwise) and factor.scale.ndim > 1:
+                raise ValueError(
+                    f"an elementwise preconditioner of a matrix ({name!r}) can't be folded into a projection: expected "
+                    "one of rank one. Approximate it with rank_one, or record without projection and use precondition "
+                    "and project"
+                )
+        made._preconditioners = {**self._preconditioners, **preconditioners}
+        return made
 
     def shape(self, shape: Sequence[int]) -> torch.Size:
         """What a parameter's shape becomes."""
@@ -76,6 +100,10 @@ class Projection:
                 square = torch.randn(self.side, size, generator=generator, dtype=torch.float64)
                 basis, triangle = torch.linalg.qr(square)
                 drawn = (basis * triangle.diagonal().sign()).T  # orthonormal rows, of mean zero
+            factor = self._preconditioners.get(name)
+            if isinstance(factor, RankOne):
+                own = factor.columns if axis else factor.rows
+                drawn = drawn * own.to("cpu", torch.float64).unsqueeze(1)
             self._axes[key] = drawn.to(like)
         return self._axes[key]
 
@@ -86,7 +114,9 @@ class Projection:
             generator = self._generator(name, -1)
             buckets = torch.randperm(size, generator=generator) % self.side**2
             signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
-            self._sketches[key] = buckets.to(like.device), signs.to(like)
+            factor = self._preconditioners.get(name)
+            scale = factor.scale.flatten() if isinstance(factor, Elementwise) else 1
+            self._sketches[key] = buckets.to(like.device), signs.to(like) * scale
         return self._sketches[key]
 
     def _generator(self, name: str, axis: int) -> torch.Generator:

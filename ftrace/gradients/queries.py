@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients.costs import WAYS, Choice, Rates, Shape, Way, choices, measured_rates, shape_of_parts
-from ftrace.gradients.parts import Dense
+from ftrace.gradients.parts import Dense, Part
 from ftrace.gradients.per_example import PerExampleGradients
 
 MEMORY_BUDGET = 2 * 2**30
@@ -64,7 +64,7 @@ class QueryGradients:
         self._bytes_left = memory_budget - self.chunk_bytes
         self._dense_QP: dict[str, Tensor] = {}
         self._joined: dict[tuple[str, ...], Tensor] = {}
-        self._choices: dict[tuple[str, Shape, bool], Choice] = {}
+        self._choices: dict[tuple[str, Shape, bool, bool], Choice] = {}
         self._memory: Tensor | None = None
         self._spare_QP: dict[str, Tensor] = {}
 
@@ -84,34 +84,37 @@ class QueryGradients:
         Raises:
             ValueError: If the way that was asked for is not possible.
         """
-        shape = Shape(
-            len(examples),
-            len(self),
-            *examples.matrix_shape(name),
-            shape_of_parts(examples.parts[name]),
-            shape_of_parts(self.gradients.parts[name]),
-        )
-        key = name, shape, norms
-        if key not in self._choices:
-            fits = name in self._dense_QP or self._dense_bytes(name) <= self._bytes_left
-            found = self._possible(examples, name, shape, norms=norms, fits=fits)
-            if not found:
-                raise ValueError(
-                    f"way={self.way!r} is not possible for {name!r}: one side's gradient has no factors. Expected "
-                    '"materialised", or None for the cheapest'
-                )
-            self._choices[key] = found[0]
-        return self._choices[key]
+        return self._choose(examples.parts[name], examples, name, norms=norms, by_place=False)
 
-    def _possible(
-        self, examples: PerExampleGradients, name: str, shape: Shape, *, norms: bool, fits: bool
-    ) -> list[Choice]:
+    def choose_by_place(self, part: Part, name: str, num_examples: int) -> Choice:
+        """How the products of each place of one part are taken: from its factors."""
+        given = PerExampleGradients({name: [part]}, {name: self.gradients.shapes[name]}, num_examples)
+        return self._choose((part,), given, name, norms=False, by_place=True)
+
+    def _choose(
+        self, parts: Sequence[Part], examples: PerExampleGradients, name: str, *, norms: bool, by_place: bool
+    ) -> Choice:
+        rows, columns = self.gradients.matrix_shape(name)
+        query_parts = shape_of_parts(self.gradients.parts[name])
+        shape = Shape(len(examples), len(self), rows, columns, shape_of_parts(parts), query_parts)
+        key = name, shape, norms, by_place
+        if key in self._choices:
+            return self._choices[key]
+        fits = name in self._dense_QP or self._dense_bytes(name) <= self._bytes_left
         found = choices(shape, self.rates, norms=norms, fits=fits, batches=self.batches, only=self.way)
         if name in examples.scales:  # there, factors alone are not the gradient
-            return [choice for choice in found if set(choice.ways) == {"materialised"}] if self.way is None else found
+            found = [choice for choice in found if set(choice.ways) == {"materialised"}]
         if name in self.gradients.scales:
-            return [choice for choice in found if "gram" not in choice.ways]
-        return found
+            found = [choice for choice in found if "gram" not in choice.ways]
+        if by_place:
+            found = [choice for choice in found if "materialised" not in choice.ways]
+        if not found:
+            raise ValueError(
+                f"way={self.way!r} is not possible for {name!r}: one side's gradient is no plain product of factors, "
+                "or places are to be told apart. Leave the way to be chosen"
+            )
+        self._choices[key] = found[0]
+        return found[0]
 
     def _dense_bytes(self, name: str) -> int:
         return len(self) * math.prod(self.gradients.shapes[name]) * self.rates.element

@@ -276,15 +276,21 @@ class Recording:
         """
         parts: dict[str, list[Part | Places]] = {}
         shapes: dict[str, torch.Size] = {}
+        for layer, of_run in self.runs():
+            local_names = {full: local for local, full in layer.names.items()}
+            for name, part in of_run.items():
+                parts.setdefault(name, []).append(part)
+                shape = layer.parameter(local_names[name]).shape
+                shapes[name] = shape if self.projection is None else self.projection.shape(shape)
+        return PerExampleGradients(parts, shapes, self.num_examples)
+
+    def runs(self) -> Iterator[tuple[Layer, dict[str, Part | Places]]]:
+        """Each run of a layer by itself, in order: the layer, and its parts by the parameters' full names."""
         for use in self._uses:
             names = trained(use.layer)
-            if not names:
-                continue
-            for local, part in use.parts(names).items():
-                parts.setdefault(names[local], []).append(part)
-                shape = use.layer.parameter(local).shape
-                shapes[names[local]] = shape if self.projection is None else self.projection.shape(shape)
-        return PerExampleGradients(parts, shapes, self.num_examples)
+            parts = use.parts(names)
+            if parts:
+                yield use.layer, {names[local]: part for local, part in parts.items()}
 
     @contextmanager
     def just(self, example: int) -> Iterator[None]:

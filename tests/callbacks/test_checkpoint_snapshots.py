@@ -79,9 +79,9 @@ def test_a_snapshot_holds_weights_moments_and_rates_of_its_step(tmp_path: Path) 
         assert torch.equal(other.state_dict()[name], value)
     moments = load_file(last / "second_moments.safetensors")
     state = trainer.optimizers[0].state
-    assert moments.keys() == dict(module.named_parameters()).keys()
+    assert moments.keys() == {f"{name}::exp_avg_sq" for name, _ in module.named_parameters()}
     for name, parameter in module.named_parameters():
-        assert torch.equal(moments[name], state[parameter]["exp_avg_sq"])
+        assert torch.equal(moments[f"{name}::exp_avg_sq"], state[parameter]["exp_avg_sq"])
     (optimizer,) = manifest["optimizers"]
     assert optimizer["groups"][0]["learning_rate"] == pytest.approx(0.01 * 0.5**12)
     assert manifest["step"] == 12

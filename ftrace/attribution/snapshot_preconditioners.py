@@ -1,0 +1,48 @@
+"""The optimizer's preconditioner at a snapshot of a finished run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ftrace.gradients import Elementwise, RankOne, preconditioner_from_state
+
+
+def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Elementwise | RankOne]:
+    """What the optimizer multiplied each parameter's gradient with at a snapshot, by the parameter's name.
+
+    Args:
+        folder: A snapshot that CheckpointSnapshots wrote.
+        module: The LightningModule, for the shapes of its parameters.
+
+    Raises:
+        ValueError: If the snapshot is missing or damaged, or its optimizer keeps no second moments.
+    """
+    try:
+        manifest = json.loads((folder / "snapshot.json").read_text())
+        moments = load_file(folder / "second_moments.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"snapshot {str(folder)!r} is missing or damaged, or its optimizer keeps no second moments ({error})"
+        ) from error
+    states: dict[str, dict[str, object]] = {}
+    for full, moment in moments.items():
+        name, _, key = full.partition("::")
+        states.setdefault(name, {})[key] = moment
+    parameters = dict(module.named_parameters())
+    found = {}
+    try:
+        for optimizer in manifest["optimizers"]:
+            for group in optimizer["groups"]:
+                for name, step in group["steps"].items():
+                    state = {**states.get(name, {}), "step": step}
+                    shape, dtype = parameters[name].shape, parameters[name].dtype
+                    settings = group["settings"]
+                    found[name] = preconditioner_from_state(name, optimizer["class"], settings, state, shape, dtype)
+    except KeyError as error:
+        raise ValueError(f"snapshot {str(folder)!r} is of another model, or of an older ftrace: no {error}") from error
+    return found

@@ -1,0 +1,221 @@
+"""What optimizers multiply gradients with: one over the root of their second moments.
+
+Adam and AdamW keep one number for each element, ``P = 1 / (sqrt(v_hat) + eps)``. Adafactor keeps a row's and a column's
+share, so ``P`` is an outer product and can be multiplied into the factors of a gradient without forming it. The same
+form approximates Adam's, and the error of that is measured (Shazeer and Stern 2018, arXiv 1804.04235, section 3).
+
+A product with one side preconditioned is the first-order effect of a step (``G^T P c``); with both, it is TrackStar's
+(Chang et al. 2024, arXiv 2410.17413, section 3). What else an optimizer multiplies a whole update with (learning rate,
+Adafactor's clipping by RMS and its scale of the parameter) is not part of ``P``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Places
+from ftrace.gradients.per_example import PerExampleGradients
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A factor for each element.
+
+    Args:
+        scale: In the parameter's shape.
+    """
+
+    scale: Tensor
+
+    def dense(self) -> Tensor:
+        """The factors, in the parameter's shape."""
+        return self.scale
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """A factor for each row times one for each column of a matrix.
+
+    Args:
+        rows: ``[R]``.
+        columns: ``[C]``.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def dense(self) -> Tensor:
+        """The factors, ``[R, C]``."""
+        return torch.outer(self.rows, self.columns)
+
+
+Preconditioner = Elementwise | RankOne
+
+
+def preconditioners_from_optimizer(
+    optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, Preconditioner]:
+    """What a live optimizer multiplies each parameter's gradient with, by the parameter's name.
+
+    Args:
+        optimizer: Adam, AdamW or Adafactor of ``torch.optim``, or transformers' Adafactor; any of their fused, foreach
+            or capturable forms, with any parameter groups.
+        named_parameters: As ``module.named_parameters()`` gives them. Those that the optimizer doesn't have are left
+            out.
+
+    Raises:
+        ValueError: If the optimizer is another one, or has not taken a step on a parameter yet.
+    """
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return {
+        name: preconditioner_from_state(name, kind, group_of[id(p)], optimizer.state[p], p.shape, p.dtype)
+        for name, p in named_parameters
+        if id(p) in group_of and p.requires_grad
+    }
+
+
+def preconditioner_from_state(
+    name: str,
+    optimizer: str,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+) -> Preconditioner:
+    """What an optimizer multiplies one parameter's gradient with, from what it keeps of it (a snapshot has the same).
+
+    Args:
+        name: The parameter, for errors.
+        optimizer: Full name of the optimizer's class.
+        settings: The parameter's group: ``betas``, ``eps``, ``amsgrad``.
+        state: The parameter's state.
+        shape: The parameter's shape.
+        dtype: The parameter's dtype.
+
+    Raises:
+        ValueError: If the optimizer is not supported, or the state is missing.
+    """
+    read = _READERS.get(optimizer)
+    if read is None:
+        known = ", ".join(_READERS)
+        raise ValueError(f"no preconditioner is known for {optimizer}: expected one of {known}")
+    try:
+        return read(settings, state, len(shape), dtype)
+    except KeyError as error:
+        raise ValueError(
+            f"{optimizer} has no {error} of {name!r}: expected it to have taken a step. Train first, or leave the "
+            "parameter out"
+        ) from error
+
+
+def rank_one(preconditioner: Elementwise) -> tuple[RankOne, float]:
+    """The closest outer product to an elementwise preconditioner of a matrix, and how close it is.
+
+    Second moments are replaced by the product of their row and column means over the whole mean, which is the closest
+    in generalised Kullback-Leibler divergence (Shazeer and Stern 2018, lemma 1).
+
+    Args:
+        preconditioner: Of a parameter with at least two axes; all but the first count as columns.
+
+    Returns:
+        The approximation, and its relative error ``|P - P'| / |P|`` in the Frobenius norm.
+
+    Raises:
+        ValueError: If the parameter is a vector.
+
+    Example:
+        >>> approximation, error = rank_one(Elementwise(torch.tensor([[1.0, 2.0], [2.0, 4.0]])))
+        >>> approximation.dense(), round(error, 6)
+        (tensor([[1., 2.],
+                [2., 4.]]), 0.0)
+    """
+    if preconditioner.scale.ndim < 2:
+        raise ValueError("rank_one: expected a parameter of at least two axes; a vector's preconditioner is small")
+    scale = preconditioner.scale.flatten(1)
+    moments = scale.square().reciprocal()
+    rows, columns = moments.mean(1), moments.mean(0)
+    found = RankOne((rows / rows.mean()).rsqrt(), columns.rsqrt())
+    return found, float((found.dense() - scale).norm() / scale.norm())
+
+
+def precondition(gradients: PerExampleGradients, preconditioners: Mapping[str, Preconditioner]) -> PerExampleGradients:
+    """Gradients multiplied with preconditioners; an outer product goes into their factors, so they stay factored.
+
+    Args:
+        gradients: Of any parameters.
+        preconditioners: By parameter.
+
+    Raises:
+        ValueError: If a parameter that has a gradient has no preconditioner.
+    """
+    missing = sorted(gradients.parts.keys() - preconditioners.keys())
+    if missing:
+        raise ValueError(f"expected a preconditioner for each parameter, found none for {missing}")
+    parts: dict[str, list[Part | Places]] = {}
+    scales = dict(gradients.scales)
+    for name, own in gradients.parts.items():
+        factor = preconditioners[name]
+        if isinstance(factor, RankOne):
+            parts[name] = [_scaled(part, factor) for part in own]
+        else:
+            parts[name] = list(own)
+            scales[name] = factor.scale * scales[name] if name in scales else factor.scale
+    return PerExampleGradients(parts, gradients.shapes, len(gradients), scales)
+
+
+def _scaled(part: Part, factor: RankOne) -> Part:
+    rows, columns = factor.rows, factor.columns
+    if isinstance(part, Outer):
+        return Outer(part.rows * rows, part.columns * columns)
+    if isinstance(part, Lookup):
+        return Lookup(part.ids, part.columns * rows[part.ids].unsqueeze(-1) * columns, part.num_rows)
+    return Dense(part.value * factor.dense().view(part.value.shape[1:]))
+
+
+def _adam(settings: Mapping[str, Any], state: Mapping[str, Any], axes: int, dtype: torch.dtype) -> Preconditioner:
+    moments = state["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"]
+    correction = 1 - float(settings["betas"][1]) ** float(state["step"])
+    return Elementwise(1 / (moments.sqrt() / math.sqrt(correction) + float(settings["eps"])))
+
+
+def _torch_adafactor(
+    settings: Mapping[str, Any], state: Mapping[str, Any], axes: int, dtype: torch.dtype
+) -> Preconditioner:
+    epsilon = settings["eps"][0]
+    epsilon = torch.finfo(dtype).eps if epsilon is None else epsilon
+    if axes < 2:
+        return Elementwise(state["variance"].clamp(min=epsilon**2).rsqrt())
+    rows, columns = state["row_var"], state["col_var"]
+    mean = rows.mean(dim=-2, keepdim=True).clamp(min=epsilon)
+    moments = rows @ columns / mean
+    if axes > 2 or (moments < epsilon**2).any():  # where it clamps, it is no outer product
+        return Elementwise(moments.clamp(min=epsilon**2).rsqrt())
+    return RankOne((rows / mean).squeeze(-1).rsqrt(), columns.squeeze(-2).rsqrt())
+
+
+def _transformers_adafactor(
+    settings: Mapping[str, Any], state: Mapping[str, Any], axes: int, dtype: torch.dtype
+) -> Preconditioner:
+    if axes < 2:
+        return Elementwise(state["exp_avg_sq"].rsqrt())
+    rows, columns = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+    share = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt()
+    if axes > 2:
+        return Elementwise(share.unsqueeze(-1) * columns.rsqrt().unsqueeze(-2))
+    return RankOne(share, columns.rsqrt())
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], int, torch.dtype], Preconditioner]] = {
+    "torch.optim.adam.Adam": _adam,
+    "torch.optim.adamw.AdamW": _adam,
+    "torch.optim.Adafactor": _torch_adafactor,
+    "transformers.optimization.Adafactor": _transformers_adafactor,
+}

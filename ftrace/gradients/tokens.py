@@ -1,0 +1,79 @@
+"""Which tokens of an example its score comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ftrace.gradients.parts import Dense, Lookup, Outer, Places, accumulation_dtype
+from ftrace.gradients.products import by_place
+from ftrace.gradients.queries import QueryGradients
+from ftrace.gradients.recording import Recording
+
+
+@dataclass(frozen=True)
+class TokenProducts:
+    """What each place of each example contributes through one run of one layer.
+
+    Args:
+        layer: The layer's name.
+        parameters: The parameters that are summed over.
+        products: ``[B, T, Q]``, where T are the layer's own places: tokens, in a language model.
+    """
+
+    layer: str
+    parameters: tuple[str, ...]
+    products: Tensor
+
+
+def inner_products_by_token(
+    recording: Recording, queries: QueryGradients, names: Container[str] | None = None
+) -> list[TokenProducts]:
+    """``<grad_{b,t}, grad_q>`` for each place, layer run by layer run, in the order in which the layers ran.
+
+    Summed over places and runs, these are the inner products of whole gradients, exactly. Runs are kept apart since
+    their places need not be the same: an encoder has other tokens than its decoder.
+
+    Args:
+        recording: A pass of B examples, after backward, that was not projected.
+        queries: Gradients of Q queries.
+        names: Parameters to sum over; default: all that both sides have a gradient for.
+
+    Raises:
+        ValueError: If the recording is projected, or a layer's places are not known (those that only the fallback
+            covers, and grouped convolutions).
+    """
+    if recording.projection is not None:
+        raise ValueError("products by token need whole gradients: expected a recording without projection")
+    found = []
+    for layer, parts in recording.runs():
+        wanted = [name for name in parts if name in queries.gradients.parts and (names is None or name in names)]
+        total = None
+        for name in wanted:
+            part = parts[name]
+            if isinstance(part, Dense):
+                raise ValueError(
+                    f"layer {layer.path!r} ({type(layer.module).__name__}) keeps no places apart, so its products "
+                    "can't be told token by token: leave its parameters out of names"
+                )
+            products = _of_places(part, queries, name) if isinstance(part, Places) else _of_factors(part, queries, name)
+            total = products if total is None else total + products
+        if total is not None:
+            found.append(TokenProducts(layer.path, tuple(wanted), total))
+    return found
+
+
+def _of_places(part: Places, queries: QueryGradients, name: str) -> Tensor:
+    value = part.value.to(accumulation_dtype(part.value))
+    return value @ queries.gradients.dense(name).flatten(1).T
+
+
+def _of_factors(part: Outer | Lookup, queries: QueryGradients, name: str) -> Tensor:
+    B, T = part.columns.shape[:2]
+    products = part.columns.new_zeros(B, T, len(queries), dtype=accumulation_dtype(part.columns))
+    choice = queries.choose_by_place(part, name, B)
+    for of_examples, of_places, of_queries, block in by_place(part, queries, name, choice, choice.ways[0]):
+        products[of_examples, of_places, of_queries] += block
+    return products

@@ -1,0 +1,145 @@
+"""Preconditioners against what the optimizers really do to weights, and what they do to products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import oracle
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from transformers.optimization import Adafactor as TransformersAdafactor
+
+from ftrace.gradients import (
+    Elementwise,
+    GradientCapture,
+    PerExampleGradients,
+    QueryGradients,
+    RankOne,
+    inner_products,
+    inner_products_and_square_norms,
+    precondition,
+    preconditioner_from_state,
+    preconditioners_from_optimizer,
+    rank_one,
+)
+from ftrace.gradients.costs import Way
+
+ADAM = {"lr": 0.01, "betas": (0.0, 0.9), "eps": 1e-3}  # without momentum: the step is the preconditioned gradient
+OPTIMIZERS: dict[str, Any] = {
+    "adam": lambda p: torch.optim.Adam(p, **ADAM),
+    "adam foreach": lambda p: torch.optim.Adam(p, **ADAM, foreach=True),
+    "adam fused": lambda p: torch.optim.Adam(p, **ADAM, fused=True),
+    "adam amsgrad": lambda p: torch.optim.Adam(p, **ADAM, amsgrad=True),
+    "adamw of two groups": lambda p: torch.optim.AdamW(
+        [{"params": p[:1], "eps": 0.1}, {"params": p[1:]}], **ADAM, weight_decay=0.0
+    ),
+    "adafactor of torch": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    "adafactor of transformers": lambda p: TransformersAdafactor(p, lr=0.01, relative_step=False),
+}
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 3, 2)).double()
+
+
+def _trained(make: Any, steps: int = 4) -> tuple[nn.Module, Any, dict[str, Tensor], dict[str, Tensor]]:
+    """The module, its optimizer, the last step's gradient and what it did to the weights."""
+    module = _net()
+    optimizer = make(list(module.parameters()))
+    for step in range(steps):
+        before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        optimizer.zero_grad()
+        inputs = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        module(inputs).square().sum().backward()
+        optimizer.step()
+    grads = {name: p.grad for name, p in module.named_parameters()}
+    return module, optimizer, grads, {name: p.detach() - before[name] for name, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_is_the_preconditioned_gradient(name: str) -> None:
+    module, optimizer, grads, changes = _trained(OPTIMIZERS[name])
+    found = preconditioners_from_optimizer(optimizer, module.named_parameters())
+    assert found.keys() == grads.keys()
+    for parameter, change in changes.items():
+        step = found[parameter].dense().view(change.shape) * grads[parameter]
+        ratio = change / step  # the learning rate, and for Adafactor what clips and scales a whole parameter's update
+        torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-6, atol=0)
+        if "adam" in name:
+            torch.testing.assert_close(ratio, torch.full_like(ratio, -0.01), rtol=1e-9, atol=0)
+    if "adafactor" in name:
+        assert isinstance(found["0.weight"], RankOne)
+        assert isinstance(found["3.weight"], Elementwise)  # three axes
+
+
+def test_states_that_are_missing_or_unknown_are_named() -> None:
+    module = _net()
+    optimizer = torch.optim.Adam(module.parameters())
+    with pytest.raises(ValueError, match=r"has no 'exp_avg_sq' of '0.weight': expected it to have taken a step"):
+        preconditioners_from_optimizer(optimizer, module.named_parameters())
+    with pytest.raises(ValueError, match=r"no preconditioner is known for torch.optim.sgd.SGD: expected one of torch"):
+        preconditioner_from_state("w", "torch.optim.sgd.SGD", {}, {}, (2, 2))
+
+
+def test_rank_one_is_exact_for_an_outer_product_and_says_how_far_off_it_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.rand(n, generator=generator, dtype=torch.float64) + 0.1 for n in (6, 5))
+    found, error = rank_one(Elementwise(torch.outer(rows, columns)))
+    torch.testing.assert_close(found.dense(), torch.outer(rows, columns))
+    assert error < 1e-12
+    scale = torch.rand(6, 5, generator=generator, dtype=torch.float64) + 0.1
+    found, error = rank_one(Elementwise(scale))
+    assert 0.05 < error < 1
+    assert error == pytest.approx(float((found.dense() - scale).norm() / scale.norm()))
+    with pytest.raises(ValueError, match="at least two axes"):
+        rank_one(Elementwise(torch.ones(3)))
+
+
+def _preconditioners(model: nn.Module, kind: str) -> dict[str, Elementwise | RankOne]:
+    generator = torch.Generator().manual_seed(5)
+    found: dict[str, Elementwise | RankOne] = {}
+    for name, parameter in model.named_parameters():
+        scale = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) + 0.5
+        found[name] = rank_one(Elementwise(scale))[0] if kind == "rank one" and scale.ndim > 1 else Elementwise(scale)
+    return found
+
+
+def _gradients(model: nn.Module, batch: dict[str, Tensor]) -> PerExampleGradients:
+    with GradientCapture(model) as capture, capture.recording(len(batch["labels"])) as recording:
+        recording.backward(tiny.losses(model, batch))
+    return recording.gradients()
+
+
+@pytest.mark.parametrize("sides", ["queries", "both"])
+@pytest.mark.parametrize("kind", ["elementwise", "rank one"])
+@pytest.mark.parametrize("way", [None, "gram", "contraction"])
+@pytest.mark.parametrize("memory_budget", [1, 2**30])
+def test_preconditioned_products_and_norms(kind: str, sides: str, way: Way | None, memory_budget: int) -> None:
+    model = tiny.gpt2().eval()  # tied: each product has cross terms
+    examples, queries = tiny.batch("gpt2", 5), tiny.batch("gpt2", 4, seed=1, length=6)
+    scales = _preconditioners(model, kind)
+    flat = torch.cat([scales[name].dense().flatten() for name, _ in model.named_parameters()])
+    rows = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, examples)))
+    columns = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, queries))) * flat
+    rows = rows * flat if sides == "both" else rows
+    prepared = QueryGradients(precondition(_gradients(model, queries), scales), way, memory_budget)
+    found = _gradients(model, examples)
+    found = precondition(found, scales) if sides == "both" else found
+    names = list(found.parts)
+    if kind == "elementwise" and (way == "gram" or (way == "contraction" and sides == "both")):
+        with pytest.raises(ValueError, match=rf"way='{way}' is not possible for"):
+            inner_products(found, prepared, names)
+        return
+    inner, square_norms = inner_products_and_square_norms(found, prepared, names)
+    assert oracle.relative_error(inner, rows @ columns.T) < 1e-9
+    assert oracle.relative_error(square_norms, rows.square().sum(1)) < 1e-9
+    assert oracle.relative_error(prepared.norms(names), columns.norm(dim=1)) < 1e-9
+
+
+def test_a_parameter_without_preconditioner_is_named() -> None:
+    model = tiny.gpt2()
+    with pytest.raises(ValueError, match=r"found none for \['transformer.h.0.attn.c_attn.bias'"):
+        precondition(_gradients(model, tiny.batch("gpt2", 2)), {})
