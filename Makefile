@@ -21,7 +21,7 @@ types: $(READY)
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/ftrace
 	@ln -s "$(CURDIR)"/ftrace/* $(TYPES)/ftrace/ && ln -s "$(CURDIR)/callbacks" $(TYPES)/ftrace/callbacks
 	MYPYPATH=$(TYPES) $(BIN)/python -m mypy -p ftrace
-	MYPYPATH=$(TYPES) $(BIN)/python -m mypy train.py benchmarks
+	MYPYPATH=$(TYPES):benchmarks $(BIN)/python -m mypy train.py benchmarks
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"ftrace needs Python 3.11 or newer, found {v[0]}.{v[1]}: make PYTHON=...")'

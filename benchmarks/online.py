@@ -23,7 +23,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -33,8 +33,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from ftrace.data import WithExampleIds
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Setting:
         batch_size: B.
         tokens: T, of examples and queries alike.
         queries: Q.
-        precision: Lightning's name of it.
+        precision: "32-true", "64-true" or "bf16-mixed".
         device: "cpu" or "cuda".
     """
 
@@ -58,7 +60,7 @@ class Setting:
     batch_size: int = 32
     tokens: int = 64
     queries: int = 32
-    precision: str = "32-true"
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     device: str = "cpu"
 
 
@@ -75,8 +77,7 @@ class Way:
         """The callbacks that make it."""
         if self.refresh is None:
             return []
-        rows = random_rows(setting, setting.queries, "query_id", seed=1)
-        loader = DataLoader(rows, batch_size=setting.batch_size)
+        loader = random_rows(setting, setting.queries, "query_id", seed=1)
         online = OnlineTracIn(
             loader,
             Path(folder) / self.name.replace(" ", "-"),
@@ -145,18 +146,23 @@ class StepTimes(pl.Callback):
         self.times.append(time.perf_counter())
 
 
-def random_rows(setting: Setting, count: int, key: str, seed: int) -> list[dict[str, Any]]:
-    """Rows of random tokens."""
+def random_tokens(setting: Setting, count: int, seed: int) -> Tensor:
+    """Rows of random tokens, ``[count, T]``."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, setting.vocabulary, (count, setting.tokens), generator=generator)
-    return [{"input_ids": row, key: index} for index, row in enumerate(ids)]
+    return torch.randint(0, setting.vocabulary, (count, setting.tokens), generator=generator)
+
+
+def random_rows(setting: Setting, count: int, key: str, seed: int) -> DataLoader:
+    """Batches of random tokens with ids."""
+    rows = WithExampleIds(TensorDataset(random_tokens(setting, count, seed)), key=key, names=("input_ids",))
+    return DataLoader(rows, batch_size=setting.batch_size)
 
 
 def train(setting: Setting, way: Way, steps: int, warm_up: int) -> float:
     """Train, and return the mean seconds of the steps that follow the first ones."""
     torch.manual_seed(0)
     module = LanguageModel(setting)
-    rows = random_rows(setting, steps * setting.batch_size, "example_id", seed=0)
+    loader = random_rows(setting, steps * setting.batch_size, "example_id", seed=0)
     clock = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
@@ -170,7 +176,7 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> float:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, DataLoader(rows, batch_size=setting.batch_size))
+        trainer.fit(module, loader)
     return (clock.times[-1] - clock.times[warm_up]) / (steps - warm_up)
 
 
@@ -178,7 +184,7 @@ def query_pass(setting: Setting, repeats: int = 5) -> float:
     """Seconds of a forward and backward pass of the queries without any weight gradient."""
     torch.manual_seed(0)
     module = LanguageModel(setting).to(setting.device).eval().requires_grad_(False)
-    ids = torch.stack([row["input_ids"] for row in random_rows(setting, setting.queries, "query_id", seed=1)])
+    ids = random_tokens(setting, setting.queries, seed=1)
     seconds = []
     for _ in range(repeats):
         start = _now(setting)

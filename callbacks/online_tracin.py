@@ -177,6 +177,7 @@ class OnlineTracIn(Callback):
         group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
         self._names_by_group = [[n for n, p in covered.items() if group_of[id(p)] == g] for g in range(len(groups))]
         self._covered = covered
+        self._unheard = set(covered)
         self._known = {p for group in groups for p in group["params"] if p.requires_grad}
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in covered.values()) else torch.float32
         self._sums = ScoreAccumulator(self.scores, len(self._query_ids), dtype)
@@ -257,6 +258,7 @@ class OnlineTracIn(Callback):
         self._capture.stop()
         gradients = self._recording.gradients()
         self._recording = None  # lets go of the activations
+        self._unheard -= gradients.parts.keys()
         if self._check is not None:
             self._check.compare_examples(gradients, self._example_ids)
             self._check.add_to_window(gradients)
@@ -274,6 +276,7 @@ class OnlineTracIn(Callback):
         # Here, and only here, the window's gradient is whole and unclipped, and the rate is the one of this step.
         window, self._window = self._window, []
         refuse_unfrozen(optimizer, self._known)
+        self._require_hearing()
         wanted = trainer.gradient_clip_val or (self._check is not None and self._check.wants_norm)
         norm = gradient_norm(optimizer) if wanted else None
         clip = clip_factor(trainer, norm)
@@ -365,6 +368,20 @@ class OnlineTracIn(Callback):
             if self.strict:
                 raise ValueError(message)
             rank_zero_warn(message)
+
+    def _require_hearing(self) -> None:
+        """A gradient of a parameter whose layer never ran comes from where nobody listens."""
+        silent = [n for n in self._unheard if (grad := self._covered[n].grad) is not None and bool(grad.any())]
+        if silent:
+            message = (
+                f"OnlineTracIn: {sorted(silent)[0]!r} gets a gradient, though its layer never ran: something uses it "
+                "outside of its layer's forward, so it can't be covered. Leave it out with "
+                'parameters=("*", "!...")'
+            )
+            if self.strict:
+                raise ValueError(f"{message}, or go on without it with strict=False")
+            rank_zero_warn(message)
+            self._unheard -= set(silent)
 
     def _write_store(self, trainer: Trainer, pl_module: LightningModule, *, complete: bool) -> None:
         assert self._capture is not None

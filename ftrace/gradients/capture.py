@@ -57,6 +57,7 @@ class GradientCapture:
         self.coverage: Coverage = find_coverage(module, patterns, optimized)
         self._recording: Recording | None = None
         self._handles: list[RemovableHandle] = []
+        self._compiled = False
         self._random_states: dict[str, list[list[Tensor]]] = {}
 
     def attach(self) -> None:
@@ -64,6 +65,7 @@ class GradientCapture:
 
         A compiled module must not have been called before: hooks that come later never fire.
         """
+        self._compiled = any(_is_compiled(module) for module in self.module.modules())
         for layer in self.coverage.layers:
             if layer.rule is relative_position_bias.RELATIVE_POSITION_BIAS:
                 record = partial(self._record_bias, layer)
@@ -98,7 +100,7 @@ class GradientCapture:
 
     def start(self, num_examples: int) -> Recording:
         """Listen to the forward passes from here on, as of one batch of examples."""
-        self._recording = Recording(num_examples, id(self), self.projection)
+        self._recording = Recording(num_examples, id(self), self.projection, compiled=self._compiled)
         return self._recording
 
     def stop(self) -> None:
@@ -165,6 +167,10 @@ class GradientCapture:
             output = expanded = output.expand(recording.rows, *output.shape[1:])
         recording.add(layer, inputs, output)
         return expanded
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

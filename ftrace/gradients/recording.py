@@ -201,15 +201,19 @@ class Recording:
             flattened into rows) is taken to hold each example's rows side by side.
         capture: Id of the capture that listens.
         projection: Project all gradients as they come; default: keep them whole.
+        compiled: Whether the module is compiled, so that hooks may have come too late.
 
     Attributes:
         rows: Rows that the model's last lookup had: what a table of positions, looked up once, is expanded to.
     """
 
-    def __init__(self, num_examples: int, capture: int, projection: Projection | None = None) -> None:
+    def __init__(
+        self, num_examples: int, capture: int, projection: Projection | None = None, *, compiled: bool = False
+    ) -> None:
         self.num_examples = num_examples
         self.rows = num_examples
         self.projection = projection
+        self._compiled = compiled
         self._uses: list[_Use | _FallbackUse] = []
         self._edges: list[GradientEdge] = []
         self._cut = _Cut(num_examples, capture)
@@ -258,12 +262,13 @@ class Recording:
             losses: ``[num_examples]``.
 
         Raises:
-            ValueError: If there is not one loss per example.
+            ValueError: If there is not one loss per example, or a compiled module has not been listened to.
         """
         if losses.shape != (self.num_examples,):
             raise ValueError(
                 f"expected one loss per example, a tensor of shape ({self.num_examples},), found {tuple(losses.shape)}"
             )
+        self._require_hooks()
         if not self._edges:  # nothing that is covered was used
             return
         torch.autograd.grad(losses.sum(), self._edges, allow_unused=True)  # the hooks take the gradients
@@ -274,6 +279,7 @@ class Recording:
         Raises:
             ValueError: If a layer's gradients can't be read off it after all.
         """
+        self._require_hooks()
         parts: dict[str, list[Part | Places]] = {}
         shapes: dict[str, torch.Size] = {}
         for layer, of_run in self.runs():
@@ -283,6 +289,13 @@ class Recording:
                 shape = layer.parameter(local_names[name]).shape
                 shapes[name] = shape if self.projection is None else self.projection.shape(shape)
         return PerExampleGradients(parts, shapes, self.num_examples)
+
+    def _require_hooks(self) -> None:
+        if self._compiled and not self._uses:
+            raise ValueError(
+                "none of the covered layers was heard: a compiled module keeps to the hooks that it had when it was "
+                "called first. Attach the capture before its first call, or torch.compiler.reset() it"
+            )
 
     def runs(self) -> Iterator[tuple[Layer, dict[str, Part | Places]]]:
         """Each run of a layer by itself, in order: the layer, and its parts by the parameters' full names."""

@@ -18,6 +18,7 @@ from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ftrace.gradients import Projection
 from ftrace.scores import ScoreStore
 
 
@@ -152,15 +153,19 @@ def test_scores_equal_a_loop_of_plain_autograd(kind: str, dtype: torch.dtype, to
         assert oracle.relative_error(torch.from_numpy(np.array(store.matrix(name))).double(), matrix) < tolerance
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "side"), [(1, None), (2, None), (2, 3)])
 @pytest.mark.parametrize("kind", tiny.MODELS)
-def test_training_is_bit_identical_with_and_without(kind: str, accumulate: int, tmp_path: Path) -> None:
+def test_training_is_bit_identical_with_and_without(
+    kind: str, accumulate: int, side: int | None, tmp_path: Path
+) -> None:
     dropout = {"dropout_rate": 0.1} if kind == "t5" else {"resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1}
     trained = []
     states = []
     for online in (False, True):
         module = Module(kind, torch.float32, **dropout)
-        callback = OnlineTracIn(queries(kind), tmp_path / "online", scores=("dot", "cosine"), refresh_every_n_steps=2)
+        callback = OnlineTracIn(
+            queries(kind), tmp_path / "online", scores=("dot", "cosine"), refresh_every_n_steps=2, projection_side=side
+        )
         loader = DataLoader(rows(kind, 13), batch_size=4, shuffle=True)
         fit(module, loader, tmp_path, [callback] * online, accumulate_grad_batches=accumulate, gradient_clip_val=1.0)
         trained.append(weights(module))
@@ -366,6 +371,49 @@ def test_unsupported_modules_are_refused_by_name(make: Any, message: str, tmp_pa
         fit(make(), DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback])
 
 
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_projected_scores_are_exact_with_enough_directions(kind: str, tmp_path: Path) -> None:
+    """No axis is longer than 48, so nothing is lost; the self-check looks on in the projected space."""
+    loader = DataLoader(rows(kind, 8), batch_size=3)
+    stores = []
+    for side in (None, 48):
+        online = OnlineTracIn(
+            queries(kind), tmp_path / str(side), scores=("dot", "cosine"), refresh_every_n_steps=2,
+            projection_side=side,
+        )  # fmt: skip
+        fit(Module(kind, groups=True), loader, tmp_path, [online], gradient_clip_val=0.5)
+        stores.append(ScoreStore.open(tmp_path / str(side)))
+    exact, projected = stores
+    assert exact.manifest["projection_side"] is None
+    assert projected.manifest["projection_side"] == 48
+    for kind_of_score in ("dot", "cosine"):
+        for query_id in exact.query_ids:
+            np.testing.assert_allclose(
+                projected.scores(query_id, kind_of_score), exact.scores(query_id, kind_of_score), rtol=1e-5, atol=1e-8
+            )
+
+
+def test_projected_scores_are_the_projected_products(tmp_path: Path) -> None:
+    """One step of SGD: the scores are the learning rate times the products of projected gradients, seed by seed."""
+    example_rows, query_rows = rows("gpt2", 3), rows("gpt2", 2, seed=1, key="query_id")
+    collate = torch.utils.data.default_collate
+    module = Module("gpt2")
+    found = []
+    for batch in (example_rows, query_rows):
+        labels = collate(batch)["labels"][:, 1:]
+        scale = (labels != -100).sum() if batch is example_rows else 1
+        own = oracle.gradients(module, lambda b=batch, n=scale: tiny.losses(module.model, collate(b)) / n)
+        projection = Projection(3, seed=9)
+        found.append(
+            torch.stack([torch.cat([projection.project(n, g[None]).flatten() for n, g in row.items()]) for row in own])
+        )
+    online = OnlineTracIn(DataLoader(query_rows, 2), tmp_path / "s", projection_side=3, seed=9)
+    fit(module, DataLoader(example_rows, 3), tmp_path, [online], max_epochs=1)
+    store = ScoreStore.open(tmp_path / "s")
+    scores = np.stack([store.scores(query_id, "dot") for query_id in store.query_ids], 1)
+    np.testing.assert_allclose(scores, 0.1 * (found[0] @ found[1].T).numpy(), rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -469,6 +517,26 @@ def test_an_uncovered_parameter_is_an_error_that_names_it_or_a_line_in_the_manif
     gaps = [line["parameter"] for line in store.manifest["coverage"] if line["status"] == "unsupported"]
     assert gaps == ["net.1.bias_g", "net.1.bias_v"]
     run_net(net, tmp_path, parameters=("*", "!net.1.bias_*"))
+
+
+class BorrowsWeight(nn.Module):
+    """Uses a layer's weight without running the layer, so no hook of the layer fires."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.layer.weight
+
+
+def test_a_gradient_from_where_nobody_listens_is_named_with_and_without_self_check(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), BorrowsWeight())
+    for self_check in (True, False):
+        with pytest.raises((ValueError, SelfCheckError), match=r"net.1.layer.weight"):
+            run_net(net, tmp_path, self_check=self_check)
+    with pytest.warns(UserWarning, match=r"'net.1.layer.weight' gets a gradient, though its layer never ran"):
+        run_net(net, tmp_path, self_check=False, strict=False)
 
 
 class MixesExamples(nn.Module):
