@@ -3,7 +3,7 @@
     python benchmarks/growth.py
 
 Each size is doubled three times, the others held. For the products alone, exact and projected, and for all of TracIn at
-one snapshot (passes and products), the table shows seconds and the exponent of a straight line through their logarithms,
+one snapshot (passes and products), the table shows seconds and the slope of a straight line through their logarithms,
 beside that of the operations in the formulas: per weight with I inputs and O outputs, the cheaper of
 2 N T Q T (I + O) and 2 N I O (T + Q) + 2 Q T I O; projected 2 (N + Q) T (I + O) K + 2 (N + Q) T K^2 + 2 N Q K^2.
 

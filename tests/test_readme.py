@@ -1,4 +1,4 @@
-"""What README.md shows is run."""
+"""What README.md and docs/engine.md show is run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README + (ROOT / "docs" / "engine.md").read_text(), re.S)
 
 
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
@@ -27,7 +28,7 @@ def test_there_is_an_example() -> None:
 
 
 def test_the_two_commands_are_the_makefiles() -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     for command in ("demo", "test"):
         assert f"make {command}" in README
         assert re.search(rf"^{command}:", makefile, re.M)
@@ -36,7 +37,7 @@ def test_the_two_commands_are_the_makefiles() -> None:
 def test_every_dependency_is_named_with_its_reason() -> None:
     import tomllib
 
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for group in project["optional-dependencies"].values() for name in group]
     for requirement in [*project["dependencies"], *extras]:
         name = re.split(r"[\[<>=!]", requirement)[0]

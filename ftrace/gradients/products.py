@@ -45,6 +45,10 @@ def cosines(inner_BQ: Tensor, norms_B: Tensor, norms_Q: Tensor) -> Tensor:
     return torch.where(norms_BQ > 0, inner_BQ / norms_BQ, 0)
 
 
+# Dense gradients are formed in blocks that a processor's cache still holds when they are multiplied.
+CACHE_BYTES = 32 * 2**20
+
+
 def _products(
     examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str], *, norms: bool
 ) -> tuple[Tensor, Tensor]:
@@ -102,9 +106,9 @@ def _add_materialised(
     parts = tuple(part for part, way in zip(examples.parts[name], choice.ways, strict=True) if way == "materialised")
     chosen = PerExampleGradients({name: list(parts)}, {name: examples.shapes[name]}, len(examples), examples.scales)
     kept_QP = queries.keep_dense(name, choice) if choice.keeps_dense else None
-    sides = 1 if kept_QP is not None else len(queries)
-    elements = max(1, queries.chunk_bytes // inner_BQ.element_size())
-    block_rows = R if R * C * sides <= elements else max(1, elements // (C * sides))
+    together = len(examples) if kept_QP is not None else max(len(examples), len(queries))
+    block_bytes = min(queries.chunk_bytes, CACHE_BYTES)
+    block_rows = min(R, max(1, block_bytes // max(1, together * C * inner_BQ.element_size())))
     for first in range(0, R, block_rows):
         rows = None if block_rows >= R else (first, min(first + block_rows, R))
         of_rows = slice(None) if rows is None else slice(rows[0] * C, rows[1] * C)

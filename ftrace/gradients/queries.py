@@ -36,7 +36,7 @@ class QueryGradients:
         ValueError: On an unknown way.
 
     Example:
-        >>> from ftrace.gradients import Outer
+        >>> from ftrace.gradients import Outer, inner_products
         >>> parts = {"weight": [Outer(torch.ones(2, 3, 4), torch.ones(2, 3, 5))]}
         >>> gradients = PerExampleGradients(parts, {"weight": torch.Size([4, 5])}, 2)
         >>> inner_products(gradients, QueryGradients(gradients), ["weight"])
