@@ -45,15 +45,13 @@ def score_by_tracin(
         ValueError: If a parameter can't be covered.
     """
     model.eval()
-    capture = GradientCapture(model)
-    if capture.coverage.gaps:
-        raise ValueError(f"TracIn can't cover all parameters. {capture.coverage.summary()}")
+    capture = GradientCapture(model, strict=True)
     names = capture.coverage.covered
     with capture:
         batches = [_to(batch, model.device) for batch in queries]
         query_ids = torch.cat([batch["query_id"] for batch in batches]).cpu()
         gradients = [_gradients(capture, model, batch) for batch in batches]
-        prepared = QueryGradients(PerExampleGradients.stack(gradients))
+        prepared = QueryGradients(PerExampleGradients.stack(gradients), batches=len(examples))
         query_norms = prepared.norms(names)
         sums = ScoreAccumulator(("dot", "cosine"), len(query_ids))
         batches_of_examples: Iterable[dict[str, Tensor]] = track(examples, "TracIn", total=len(examples))

@@ -32,6 +32,10 @@ class GradientCapture:
         patterns: Globs over parameter names (see :func:`find_coverage`).
         optimized: Parameters that the optimizer changes; default: all that require a gradient.
         projection: Project all gradients as they come; default: keep them whole.
+        strict: Whether a trained parameter that can't be covered is an error.
+
+    Raises:
+        ValueError: If a glob matches no parameter, or, when strict, on a parameter that can't be covered.
 
     Attributes:
         coverage: What became of each parameter.
@@ -51,12 +55,16 @@ class GradientCapture:
         patterns: Sequence[str] = ("*",),
         optimized: Collection[nn.Parameter] | None = None,
         projection: Projection | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         self.module = module
         self.projection = projection
         self.coverage: Coverage = find_coverage(module, patterns, optimized)
         self._recording: Recording | None = None
         self._handles: list[RemovableHandle] = []
+        if strict and self.coverage.gaps:
+            raise ValueError(f"can't cover all trained parameters. {self.coverage.summary()}")
         self._compiled = False
         self._random_states: dict[str, list[list[Tensor]]] = {}
 

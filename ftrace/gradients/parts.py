@@ -70,7 +70,10 @@ class Lookup:
 
     def add_to(self, dense: Tensor) -> None:
         """Add the gradients to a dense ``[B, R, C]``."""
-        dense.scatter_add_(1, self.ids.unsqueeze(-1).expand_as(self.columns), self.columns)
+        B, R, C = dense.shape
+        first_rows = torch.arange(0, B * R, R, device=self.ids.device).unsqueeze(1)
+        flat = dense.view(B * R, C)  # whole rows at a time: several times as fast as scattering single numbers
+        flat.index_add_(0, (self.ids + first_rows).flatten(), self.columns.reshape(-1, C))
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""

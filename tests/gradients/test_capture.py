@@ -124,6 +124,12 @@ def test_coverage_says_what_became_of_each_parameter() -> None:
     assert "_Gap has no forward to listen to" in coverage.gaps[0].reason
 
 
+def test_a_gap_is_an_error_where_that_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"can't cover all trained parameters\. .*\n  scale: _Gap has no forward"):
+        GradientCapture(_Gap(), strict=True)
+    GradientCapture(_Gap(), ("*", "!scale"), strict=True)
+
+
 def test_tied_parameters_are_covered_once_and_name_their_aliases() -> None:
     line = next(line for line in find_coverage(tiny.t5()).lines if line.parameter == "shared.weight")
     assert line.status == "covered"
