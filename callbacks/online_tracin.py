@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from ftrace.callbacks.batches import batch_ids, load_queries
+from ftrace.callbacks.covered_parameters import CoveredParameters
 from ftrace.callbacks.query_losses import find_query_losses
 from ftrace.callbacks.self_check import SelfCheck, SelfCheckError
 from ftrace.callbacks.training_loop import (
@@ -172,12 +173,11 @@ class OnlineTracIn(Callback):
         groups = trainer.optimizers[0].param_groups
         optimized = [p for group in groups for p in group["params"]]
         self._capture = GradientCapture(pl_module, self.parameters, optimized, self.projection)
-        self._require_coverage()
-        covered = {n: p for n, p in pl_module.named_parameters() if n in set(self._capture.coverage.covered)}
+        named = dict(pl_module.named_parameters())
+        self._covered = CoveredParameters(self._capture.coverage, named, strict=self.strict)
+        covered = self._covered.by_name
         group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
         self._names_by_group = [[n for n, p in covered.items() if group_of[id(p)] == g] for g in range(len(groups))]
-        self._covered = covered
-        self._unheard = set(covered)
         self._known = {p for group in groups for p in group["params"] if p.requires_grad}
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in covered.values()) else torch.float32
         self._sums = ScoreAccumulator(self.scores, len(self._query_ids), dtype)
@@ -258,7 +258,7 @@ class OnlineTracIn(Callback):
         self._capture.stop()
         gradients = self._recording.gradients()
         self._recording = None  # lets go of the activations
-        self._unheard -= gradients.parts.keys()
+        self._covered.heard(gradients.parts)
         if self._check is not None:
             self._check.compare_examples(gradients, self._example_ids)
             self._check.add_to_window(gradients)
@@ -276,7 +276,7 @@ class OnlineTracIn(Callback):
         # Here, and only here, the window's gradient is whole and unclipped, and the rate is the one of this step.
         window, self._window = self._window, []
         refuse_unfrozen(optimizer, self._known)
-        self._require_hearing()
+        self._covered.require_hearing()
         wanted = trainer.gradient_clip_val or (self._check is not None and self._check.wants_norm)
         norm = gradient_norm(optimizer) if wanted else None
         clip = clip_factor(trainer, norm)
@@ -327,7 +327,7 @@ class OnlineTracIn(Callback):
         else:
             self._queries.replace(stacked)
         if "cosine" in self.scores:
-            self._query_norms = self._queries.norms(self._covered)
+            self._query_norms = self._queries.norms(self._covered.by_name)
         if self._check is not None:
             self._check.set_queries(self._queries)
         self._refreshed_at = trainer.global_step
@@ -353,35 +353,6 @@ class OnlineTracIn(Callback):
 
     def _ids_of_queries(self, batch: Any) -> Tensor:
         return batch_ids(batch, self.query_id_key, option="query_id_key")
-
-    def _require_coverage(self) -> None:
-        assert self._capture is not None
-        coverage = self._capture.coverage
-        if not coverage.covered:
-            raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
-        if coverage.gaps:
-            names = ", ".join(f'"!{gap.parameter}"' for gap in coverage.gaps[:3])
-            message = (
-                f"OnlineTracIn can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
-                f'Leave them out with parameters=("*", {names}, ...), or go on without them with strict=False.'
-            )
-            if self.strict:
-                raise ValueError(message)
-            rank_zero_warn(message)
-
-    def _require_hearing(self) -> None:
-        """A gradient of a parameter whose layer never ran comes from where nobody listens."""
-        silent = [n for n in self._unheard if (grad := self._covered[n].grad) is not None and bool(grad.any())]
-        if silent:
-            message = (
-                f"OnlineTracIn: {sorted(silent)[0]!r} gets a gradient, though its layer never ran: something uses it "
-                "outside of its layer's forward, so it can't be covered. Leave it out with "
-                'parameters=("*", "!...")'
-            )
-            if self.strict:
-                raise ValueError(f"{message}, or go on without it with strict=False")
-            rank_zero_warn(message)
-            self._unheard -= set(silent)
 
     def _write_store(self, trainer: Trainer, pl_module: LightningModule, *, complete: bool) -> None:
         assert self._capture is not None

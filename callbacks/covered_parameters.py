@@ -1,0 +1,64 @@
+"""Whether all that training changes is listened to: as far as can be told beforehand, and in the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from ftrace.gradients import Coverage
+
+
+class CoveredParameters:
+    """The covered parameters of one run.
+
+    Args:
+        coverage: The report on all parameters.
+        named_parameters: All parameters of the module by name.
+        strict: A gap is an error; otherwise a warning.
+
+    Attributes:
+        by_name: The covered ones.
+
+    Raises:
+        ValueError: If nothing is covered, or, when strict, if there is a gap.
+    """
+
+    def __init__(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter], *, strict: bool) -> None:
+        if not coverage.covered:
+            raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
+        self.by_name = {name: named_parameters[name] for name in coverage.covered}
+        self._strict = strict
+        self._unheard = set(self.by_name)
+        if coverage.gaps:
+            names = ", ".join(f'"!{gap.parameter}"' for gap in coverage.gaps[:3])
+            self._report(
+                f"OnlineTracIn can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
+                f'Leave them out with parameters=("*", {names}, ...)'
+            )
+
+    def heard(self, names: Collection[str]) -> None:
+        """Note the parameters whose layers have been heard."""
+        self._unheard.difference_update(names)
+
+    def require_hearing(self) -> None:
+        """Before an optimizer's step: a gradient of a layer that never ran comes from where nobody listens.
+
+        Raises:
+            ValueError: When strict, if there is one.
+        """
+        silent = [n for n in self._unheard if (grad := self.by_name[n].grad) is not None and bool(grad.any())]
+        if silent:
+            self._unheard.difference_update(silent)
+            name = min(silent)
+            self._report(
+                f"OnlineTracIn: {name!r} gets a gradient, though its layer never ran: something uses it outside of its "
+                f'layer\'s forward, so it can\'t be covered. Leave it out with parameters=("*", "!{name}")'
+            )
+
+    def _report(self, problem: str) -> None:
+        message = f"{problem}, or go on without with strict=False."
+        if self._strict:
+            raise ValueError(message)
+        rank_zero_warn(message)
