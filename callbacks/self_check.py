@@ -128,15 +128,18 @@ class SelfCheck:
         if self._queries is None:
             return
         queries, self._queries = self._queries, None
-        picks = torch.randperm(len(queries), generator=self._generator)[:_DIRECTION_QUERIES].tolist()
-        rows = {name: queries.some(name, picks) for name in queries.gradients.parts}
-        norms = queries.gradients.zeros(len(picks))
+        last = max(0, len(queries) - _DIRECTION_QUERIES)
+        start = int(torch.randint(last + 1, (), generator=self._generator))
+        stop = min(start + _DIRECTION_QUERIES, len(queries))  # side by side, so that nothing is copied
+        rows = {name: queries.gradients.dense(name, start, stop) for name in queries.gradients.parts}
+        norms = queries.gradients.zeros(stop - start)
         for of_name in rows.values():
             norms += of_name.flatten(1).norm(dim=1) ** 2
         norms = norms.sqrt()
-        signs = torch.randint(0, 2, (len(picks),), generator=self._generator).to(norms) * 2 - 1
+        signs = torch.randint(0, 2, (stop - start,), generator=self._generator).to(norms) * 2 - 1
         weights = torch.where(norms > 0, signs / norms, 0)
-        self._weights_Q = norms.new_zeros(len(queries)).index_put((torch.tensor(picks, device=norms.device),), weights)
+        self._weights_Q = norms.new_zeros(len(queries))
+        self._weights_Q[start:stop] = weights
         direction = {name: torch.tensordot(weights, of_name, dims=1) for name, of_name in rows.items()}
         if self.projection is not None:
             shapes = {name: parameter.shape for name, parameter in self.parameters.items()}

@@ -154,10 +154,6 @@ class QueryGradients:
             self._memory = like.new_empty(elements)
         return self._memory
 
-    def some(self, name: str, picks: Sequence[int]) -> Tensor:
-        """Gradients of a few of the queries for one parameter, ``[picks, *shape]``."""
-        return torch.cat([self.gradients.dense(name, query, query + 1) for query in picks])
-
     def norms(self, names: Iterable[str]) -> Tensor:
         """``|grad_q|`` over the named parameters, ``[Q]``."""
         return self.gradients.square_norms(names).sqrt()
