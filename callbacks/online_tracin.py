@@ -172,7 +172,9 @@ class OnlineTracIn(Callback):
 
         groups = trainer.optimizers[0].param_groups
         optimized = [p for group in groups for p in group["params"]]
-        self._capture = GradientCapture(pl_module, self.parameters, optimized, self.projection)
+        self._capture = GradientCapture(
+            pl_module, self.parameters, optimized, self.projection, refuse_unheard=self.strict
+        )
         named = dict(pl_module.named_parameters())
         self._covered = CoveredParameters(self._capture.coverage, named, strict=self.strict)
         covered = self._covered.by_name

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients import relative_position_bias
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
-from ftrace.gradients.fallback import FallbackRule, differentiable, random_state
+from ftrace.gradients.fallback import Beginning, FallbackRule
 from ftrace.gradients.layers import find_rule
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.projection import Projection
@@ -33,6 +33,8 @@ class GradientCapture:
         optimized: Parameters that the optimizer changes; default: all that require a gradient.
         projection: Project all gradients as they come; default: keep them whole.
         strict: Whether a trained parameter that can't be covered is an error.
+        refuse_unheard: Whether it is an error if a query's loss has a gradient for a covered parameter whose layer
+            has not run.
 
     Raises:
         ValueError: If a glob matches no parameter, or, when strict, on a parameter that can't be covered.
@@ -57,6 +59,7 @@ class GradientCapture:
         projection: Projection | None = None,
         *,
         strict: bool = False,
+        refuse_unheard: bool = True,
     ) -> None:
         self.module = module
         self.projection = projection
@@ -65,8 +68,9 @@ class GradientCapture:
         self._handles: list[RemovableHandle] = []
         if strict and self.coverage.gaps:
             raise ValueError(f"can't cover all trained parameters. {self.coverage.summary()}")
+        self._refuse_unheard = refuse_unheard
         self._compiled = False
-        self._random_states: dict[str, list[list[Tensor]]] = {}
+        self._begun: dict[str, list[Beginning]] = {}
 
     def attach(self) -> None:
         """Register the hooks. They do nothing until a recording is started.
@@ -108,7 +112,9 @@ class GradientCapture:
 
     def start(self, num_examples: int) -> Recording:
         """Listen to the forward passes from here on, as of one batch of examples."""
-        self._recording = Recording(num_examples, id(self), self.projection, compiled=self._compiled)
+        self._begun.clear()
+        layers = self.coverage.layers if self._refuse_unheard else []
+        self._recording = Recording(num_examples, id(self), self.projection, layers=layers, compiled=self._compiled)
         return self._recording
 
     def stop(self) -> None:
@@ -117,7 +123,10 @@ class GradientCapture:
 
     @contextmanager
     def recording(self, num_examples: int) -> Iterator[Recording]:
-        """Listen to the forward passes inside the block, then go back to whatever was listened to before."""
+        """Listen to the forward passes inside the block, then go back to whatever was listened to before.
+
+        With activation checkpointing the backward pass belongs inside the block too, since layers run again in it.
+        """
         outer = self._recording
         try:
             yield self.start(num_examples)
@@ -147,12 +156,12 @@ class GradientCapture:
 
     def _record_bias(self, layer: Layer, ids: Tensor, bias: Tensor) -> None:
         assert self._recording is not None
-        self._recording.add(layer, ids, bias)
+        self._recording.add(layer, ids, bias, expanded=True)
 
     @torch.compiler.disable
     def _before_fallback(self, layer: Layer, module: nn.Module, args: object) -> None:
         if self._is_listening():
-            self._random_states.setdefault(layer.path, []).append(random_state(module))
+            self._begun.setdefault(layer.path, []).append(Beginning.of(module))
 
     @torch.compiler.disable
     def _after_forward(
@@ -162,9 +171,8 @@ class GradientCapture:
         if recording is None or not self._is_listening():
             return None
         if isinstance(layer.rule, FallbackRule):
-            begun = self._random_states[layer.path].pop()
-            if any(tensor.requires_grad for tensor in differentiable(output)):
-                recording.add_fallback(layer, args, kwargs, output, begun)
+            begun = self._begun[layer.path].pop()
+            recording.add_fallback(layer, args, kwargs, output, begun)
             return None
         if not output.requires_grad:
             return None
@@ -173,7 +181,7 @@ class GradientCapture:
         if layer.rule.is_table and inputs.shape[0] == 1 and recording.num_examples > 1:
             inputs = inputs.expand(recording.rows, *inputs.shape[1:])
             output = expanded = output.expand(recording.rows, *output.shape[1:])
-        recording.add(layer, inputs, output)
+        recording.add(layer, inputs, output, expanded=expanded is not None, positions=expanded is not None)
         return expanded
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from ftrace.gradients.fallback import FALLBACK, FallbackRule, has_forward, owns_children
 from ftrace.gradients.layers import find_rule
@@ -97,11 +98,13 @@ def find_coverage(
         optimized: Parameters that the optimizer changes; default: all that require a gradient.
 
     Raises:
-        ValueError: If a glob matches no parameter.
+        ValueError: If a glob matches no parameter, or a parameter has no shape yet.
     """
     aliases: dict[int, list[str]] = {}
     parameters: dict[int, nn.Parameter] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name!r} has no shape yet: expected a lazy module to have been run once")
         aliases.setdefault(id(parameter), []).append(name)
         parameters[id(parameter)] = parameter
     chosen = _match(patterns, aliases)

@@ -3,20 +3,23 @@
 Where a layer draws no random numbers this is ``torch.func``: one vectorised pass over single examples. Where it does,
 or can't be vectorised, the run of the whole batch is repeated with the random state that it began with, and
 differentiated with one example's output gradient at a time. Either way the repeated output must equal the first, so a
-layer whose output depends on anything else (a counter, a cache) is refused rather than traced wrongly.
+layer whose output depends on anything else (a counter, a cache) is refused rather than traced wrongly. What the layer
+keeps for itself (buffers, counters, lists) is put back.
 
 Hooks on the layer itself don't fire in the repeated run, those on modules inside of it do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.nn.modules.module import _forward_unimplemented
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -55,20 +58,26 @@ class Replay:
         args: Its arguments.
         kwargs: Its keyword arguments.
         output: What it returned.
-        random_state: The random state that the run began with, as :func:`random_state` gives it.
+        began: The state that the run began with.
     """
 
-    def __init__(self, module: nn.Module, args: Any, kwargs: Any, output: Any, random_state: list[Tensor]) -> None:
+    def __init__(self, module: nn.Module, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         flat, self._spec = tree_flatten((args, kwargs))
         self._inputs = [value.detach() if isinstance(value, Tensor) else value for value in flat]
+        self._watched = [isinstance(value, Tensor) and value.requires_grad for value in flat]
         self._versions = [value._version if isinstance(value, Tensor) else 0 for value in flat]
         self._module = module
-        self._random_state = random_state
+        self._began = began
+        ended = Beginning.of(module)
+        self._drew = not all(map(torch.equal, began.random_state, ended.random_state))
+        self._wrote = began.weight_versions != ended.weight_versions
         self._device = next(module.parameters()).device
-        self._drew = not all(map(torch.equal, random_state, _random_state_now(self._device)))
-        self._autocast = _autocast_state(self._device)
+        self._autocast = torch.is_autocast_enabled(self._device.type), torch.get_autocast_dtype(self._device.type)
         self._training = [submodule.training for submodule in module.modules()]
-        self._expected = [tensor.detach() for tensor in differentiable(output)]
+        outputs = differentiable(output)
+        self._expected = [tensor.detach().clone() for tensor in outputs]  # others may write to what it returned
+        # An in-place change of a view goes around the hook on it.
+        self._views = [(tensor.detach(), tensor._version) for tensor in outputs if tensor._is_view()]
 
     def parts(self, names: list[str], grads: list[Tensor | None], num_examples: int, path: str) -> dict[str, Dense]:
         """Per-example gradients of the layer's parameters.
@@ -84,20 +93,24 @@ class Replay:
         """
         for value, version in zip(self._inputs, self._versions, strict=True):
             if isinstance(value, Tensor) and value._version != version:
-                raise ValueError(f"{self._refusal(path)} its input was changed in place afterwards")
-        parameters: dict[str, Tensor] = {name: self._module.get_parameter(name) for name in names}
+                raise self._refusal(names, path, "its input was changed in place afterwards")
+        if any(view._version != version for view, version in self._views):
+            raise self._refusal(names, path, "its output, a view, was changed in place afterwards")
+        if self._wrote:
+            raise self._refusal(names, path, "it writes to its own weights when it runs")
         used = [index for index, grad in enumerate(grads) if grad is not None]
         cotangents = [grads[index] for index in used]
-        with _same_autocast(self._device, self._autocast), self._same_modes():
+        slots = _slots(self._module, names)
+        with self._as_it_ran(names, path):
             found = None
-            if not self._drew:
-                found = self._vectorised(parameters, used, cotangents, num_examples)
+            if not self._drew and len(used) == 1:
+                found = self._vectorised(slots, used, cotangents, num_examples)
             if found is None:
-                found = self._one_by_one(parameters, used, cotangents, num_examples, path)
+                found = self._one_by_one(slots, used, cotangents, num_examples, names, path)
         return {name: Dense(grad) for name, grad in found.items()}
 
     def _vectorised(
-        self, parameters: dict[str, Tensor], used: list[int], cotangents: list[Any], num_examples: int
+        self, slots: dict[str, _Slot], used: list[int], cotangents: list[Any], num_examples: int
     ) -> dict[str, Tensor] | None:
         """By ``torch.func`` over single examples; None where the layer can't be run so."""
         if num_examples == 0:
@@ -107,44 +120,53 @@ class Replay:
         groups = rows // num_examples
 
         def split(tensor: Tensor) -> Tensor:
-            return tensor.view(num_examples, groups, *tensor.shape[1:])
+            return tensor.reshape(num_examples, groups, *tensor.shape[1:])
 
         def of_example(inputs: list[Tensor], grads: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
             given = iter(inputs)
             values = [next(given) if own else value for own, value in zip(batched, self._inputs, strict=True)]
-            outputs, pull_back, *_ = vjp(lambda p: self._run(p, values, used), parameters)
+            outputs, pull_back, *_ = vjp(lambda p: self._run(slots, p, values, used), leaves)
             return pull_back(grads)[0], outputs
 
+        leaves = {name: slot.value().detach().clone() for name, slot in slots.items()}
         inputs = [split(value) for own, value in zip(batched, self._inputs, strict=True) if own]
         try:
             with torch.no_grad():  # of the modules inside
                 grads, outputs = vmap(of_example)(inputs, [split(grad) for grad in cotangents])
-        except (RuntimeError, TypeError, ValueError):  # no batching rule, or a shape that one example alone can't have
+        except Exception:  # whatever one example alone, or vmap, can't do; the way that is left says what is wrong
             return None
         flat = [output.flatten(0, 1) for output in outputs]
         return grads if self._agrees(flat, used) else None
 
     def _one_by_one(
-        self, parameters: dict[str, Tensor], used: list[int], cotangents: list[Any], num_examples: int, path: str
+        self,
+        slots: dict[str, _Slot],
+        used: list[int],
+        cotangents: list[Any],
+        num_examples: int,
+        names: list[str],
+        path: str,
     ) -> dict[str, Tensor]:
         """By autograd over one more run of the batch, with the random numbers of the first."""
-        leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
-        values = [
-            value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-            for value in self._inputs
-        ]
-        with _random_state_of(self._device, self._random_state), torch.enable_grad():
-            outputs = self._run(leaves, values, used)
+        leaves = {name: slot.value().detach().clone().requires_grad_() for name, slot in slots.items()}
+        try:
+            values = [
+                value.clone().requires_grad_(own) if isinstance(value, Tensor) else _copied(value)
+                for value, own in zip(self._inputs, self._watched, strict=True)
+            ]
+            with self._began.random_numbers(self._device), torch.enable_grad():
+                outputs = self._run(slots, leaves, values, used)
+        except Exception as error:
+            problem = f"it can't be run once more ({type(error).__name__}: {error})"
+            raise self._refusal(names, path, problem) from error
         if not self._agrees(outputs, used):
-            raise ValueError(f"{self._refusal(path)} run once more, it returned something else")
+            raise self._refusal(names, path, "run once more, it returned something else")
+        cotangents = _from_outside(outputs, cotangents)
         rows = cotangents[0].shape[0]
-        watched = [v for v in values if isinstance(v, Tensor) and v.requires_grad and v.ndim and v.shape[0] == rows]
+        watched = [v for v, own in zip(values, self._watched, strict=True) if own and v.ndim and v.shape[0] == rows]
         found = {name: leaf.new_zeros(num_examples, *leaf.shape) for name, leaf in leaves.items()}
         for example in range(num_examples):
-            own = slice(example * rows // num_examples, (example + 1) * rows // num_examples)
-            masked = [torch.zeros_like(grad) for grad in cotangents]
-            for mask, grad in zip(masked, cotangents, strict=True):
-                mask[own] = grad[own]
+            masked = [_only(grad, example, num_examples) for grad in cotangents]
             grads = torch.autograd.grad(
                 outputs, [*leaves.values(), *watched], masked, retain_graph=True, allow_unused=True
             )
@@ -152,16 +174,16 @@ class Replay:
                 if grad is not None:
                     found[name][example] = grad
             for grad in grads[len(leaves) :]:
-                if grad is not None and (grad[: own.start].any() or grad[own.stop :].any()):
-                    raise ValueError(f"{self._refusal(path)} its output for one example depends on the others")
+                if grad is not None and (grad - _only(grad, example, num_examples)).any():
+                    raise self._refusal(names, path, "its output for one example depends on the others")
         return found
 
-    def _run(self, parameters: dict[str, Tensor], values: list[Any], used: list[int]) -> list[Tensor]:
+    def _run(
+        self, slots: dict[str, _Slot], leaves: dict[str, Tensor], values: list[Any], used: list[int]
+    ) -> list[Tensor]:
         args, kwargs = tree_unflatten(values, self._spec)
-        buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
-        bare = _Bare(self._module)
-        own = {f"module.{name}": value for name, value in {**buffers, **parameters}.items()}
-        found = differentiable(functional_call(bare, own, args, kwargs))
+        with _swapped([(slot.tensors, slot.local, leaves[name]) for name, slot in slots.items()]):
+            found = differentiable(self._module.forward(*args, **kwargs))
         return [found[index] for index in used]
 
     def _agrees(self, outputs: list[Tensor], used: list[int]) -> bool:
@@ -174,61 +196,157 @@ class Replay:
                 return False
         return True
 
-    def _refusal(self, path: str) -> str:
-        return (
+    def _refusal(self, names: list[str], path: str, problem: str) -> ValueError:
+        leave_out = ", ".join(f'"!{path}.{name}"' if path else f'"!{name}"' for name in names[:3])
+        return ValueError(
             f"layer {path!r} ({type(self._module).__name__}) has no rule, and can't be covered by the fallback: "
-            f'leave its parameters out with parameters=("*", "!{path}.*"), since'
+            f'leave its parameters out with parameters=("*", {leave_out}), since {problem}'
         )
 
     @contextmanager
-    def _same_modes(self) -> Iterator[None]:
+    def _as_it_ran(self, names: list[str], path: str) -> Iterator[None]:
+        """In the modes and the precision of the first run; whatever the layer keeps for itself is put back."""
         modules = list(self._module.modules())
         if [module.training for module in modules] != self._training:
-            raise ValueError(f"{type(self._module).__name__} was put into another mode between forward and gradients")
-        yield
+            raise self._refusal(
+                names, path, "it was put into another mode between its run and the reading of gradients"
+            )
+        enabled, dtype = self._autocast
+        buffers = [
+            (module._buffers, name, buffer.clone())
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        with (
+            torch.autocast(self._device.type, dtype, enabled=enabled, cache_enabled=False),
+            _own_attributes(modules),
+            _swapped(buffers),
+        ):
+            yield
 
 
-class _Bare(nn.Module):
-    """Runs a module without the hooks on itself."""
+@dataclass(frozen=True)
+class Beginning:
+    """What a layer's run may change: the random state, and versions of its weights."""
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+    random_state: list[Tensor]
+    weight_versions: list[int]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.forward(*args, **kwargs)
+    @classmethod
+    def of(cls, module: nn.Module) -> Beginning:
+        """As it is now."""
+        states = [torch.get_rng_state()]
+        device = next(module.parameters()).device
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        return cls(states, [parameter._version for parameter in module.parameters()])
+
+    @contextmanager
+    def random_numbers(self, device: torch.device) -> Iterator[None]:
+        """Draw the same random numbers again, and leave the random state as it is."""
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.set_rng_state(self.random_state[0])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(self.random_state[1], device)
+            yield
 
 
-def differentiable(output: Any) -> list[Tensor]:
-    """The floating-point tensors in a layer's output, in order."""
-    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+@dataclass(frozen=True)
+class _Slot:
+    """Where a module keeps a parameter."""
+
+    tensors: dict[str, Any]
+    local: str
+
+    def value(self) -> Tensor:
+        found: Tensor = self.tensors[self.local]
+        return found
 
 
-def random_state(module: nn.Module) -> list[Tensor]:
-    """The random state that a layer's run begins with."""
-    return _random_state_now(next(module.parameters()).device)
-
-
-def _random_state_now(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
+def _slots(module: nn.Module, names: Sequence[str]) -> dict[str, _Slot]:
+    """Where each of these parameters is kept; each place once, though it may have several names."""
+    slots: dict[str, _Slot] = {}
+    seen: set[tuple[int, str]] = set()
+    for name in names:
+        path, _, local = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if (id(owner), local) not in seen:
+            seen.add((id(owner), local))
+            slots[name] = _Slot(owner._parameters, local)
+    return slots
 
 
 @contextmanager
-def _random_state_of(device: torch.device, states: list[Tensor]) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(states[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], device)
+def _swapped(replacements: Sequence[tuple[dict[str, Any], str, Tensor]]) -> Iterator[None]:
+    """Other tensors in a module's places for a while; uses of the same tensor in other places are left alone."""
+    before = [(tensors, name, tensors[name]) for tensors, name, _ in replacements]
+    try:
+        for tensors, name, tensor in replacements:
+            tensors[name] = tensor
         yield
+    finally:
+        for tensors, name, tensor in reversed(before):
+            tensors[name] = tensor
 
 
-def _autocast_state(device: torch.device) -> tuple[bool, torch.dtype]:
-    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+@contextmanager
+def _own_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Counters, lists and the like that modules keep are as they were afterwards."""
+    before = [(module, dict(module.__dict__)) for module in modules]
+    internal = nn.Module().__dict__.keys()
+    try:
+        for module, attributes in before:
+            for name, value in attributes.items():
+                if name not in internal and isinstance(value, list | dict | set):
+                    module.__dict__[name] = copy.copy(value)
+        yield
+    finally:
+        for module, attributes in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
 
 
-def _same_autocast(device: torch.device, state: tuple[bool, torch.dtype]) -> torch.autocast:
-    enabled, dtype = state
-    return torch.autocast(device.type, dtype, enabled=enabled, cache_enabled=False)
+def _copied(value: Any) -> Any:
+    """An argument that is no tensor: what may be written to is copied."""
+    return (
+        value if isinstance(value, nn.Module | torch.dtype | torch.device) or callable(value) else copy.deepcopy(value)
+    )
+
+
+def _from_outside(outputs: list[Tensor], totals: list[Tensor]) -> list[Tensor]:
+    """Of the outputs' whole gradients, the share that does not come by way of the layer's other outputs.
+
+    An output that the layer goes on computing with has both, and repeating the layer would count the inner one twice.
+    """
+    order = sorted(range(len(outputs)), key=lambda i: _sequence_number(outputs[i]), reverse=True)
+    found = list(totals)
+    for place, later in enumerate(order):
+        earlier = [i for i in order[place + 1 :] if outputs[i].requires_grad]
+        if not earlier or not outputs[later].requires_grad:
+            continue
+        inner = torch.autograd.grad(
+            outputs[later], [outputs[i] for i in earlier], found[later], retain_graph=True, allow_unused=True
+        )
+        for i, grad in zip(earlier, inner, strict=True):
+            if grad is not None:
+                found[i] = found[i] - grad
+    return found
+
+
+def _sequence_number(tensor: Tensor) -> int:
+    return tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
+
+
+def _only(grad: Tensor, example: int, num_examples: int) -> Tensor:
+    """The gradient with all rows but one example's set to zero."""
+    groups = grad.shape[0] // num_examples
+    masked = torch.zeros_like(grad)
+    masked[example * groups : (example + 1) * groups] = grad[example * groups : (example + 1) * groups]
+    return masked
+
+
+def differentiable(output: Any) -> list[Tensor]:
+    """The floating-point tensors in a layer's output, in order, each once."""
+    leaves = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return list({id(leaf): leaf for leaf in leaves}.values())

@@ -22,6 +22,8 @@ _BY_CLASS: dict[str, Rule] = {"transformers.pytorch_utils.Conv1D": CONV1D, **nor
 
 def find_rule(module: nn.Module) -> Rule | None:
     """The rule for a layer, or None where there is none."""
+    if "forward" in module.__dict__:  # somebody has put another one there
+        return None
     return _BY_FORWARD.get(type(module).forward) or _BY_CLASS.get(full_name(module)) or find_convolution_rule(module)
 
 

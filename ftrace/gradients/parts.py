@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import accumulate
 
 import torch
@@ -139,17 +140,13 @@ def like(part: Part | Places) -> Tensor:
     return part.columns if isinstance(part, Outer | Lookup) else part.value
 
 
-def _take(tensor: Tensor, start: int, stop: int) -> Tensor:
-    return tensor[start:stop].to(accumulation_dtype(tensor))
-
-
-def take(part: Part, start: int, stop: int) -> Part:
-    """The same part for the examples ``start <= b < stop``, ready to be summed (float32 or float64)."""
+def take(part: Part, start: int, stop: int, dtype: torch.dtype) -> Part:
+    """The same part for the examples ``start <= b < stop``, in the dtype that sums are taken in."""
     if isinstance(part, Outer):
-        return Outer(_take(part.rows, start, stop), _take(part.columns, start, stop))
+        return Outer(part.rows[start:stop].to(dtype), part.columns[start:stop].to(dtype))
     if isinstance(part, Lookup):
-        return replace(part, ids=part.ids[start:stop], columns=_take(part.columns, start, stop))
-    return Dense(_take(part.value, start, stop))
+        return replace(part, ids=part.ids[start:stop], columns=part.columns[start:stop].to(dtype))
+    return Dense(part.value[start:stop].to(dtype))
 
 
 def take_rows(part: Part, start: int, stop: int) -> Part:
@@ -201,8 +198,9 @@ def stack_examples(parts: Sequence[Part | None], counts: Sequence[int]) -> Part:
     places = max(num_places(part) for part in factored)
 
     def stacked(tensors: Sequence[Tensor | None]) -> Tensor:
-        like = next(tensor for tensor in tensors if tensor is not None)
-        total = like.new_zeros(sum(counts), places, *like.shape[2:])
+        present = [tensor for tensor in tensors if tensor is not None]
+        dtype = reduce(torch.promote_types, [tensor.dtype for tensor in present])
+        total = present[0].new_zeros(sum(counts), places, *present[0].shape[2:], dtype=dtype)
         for tensor, stop in zip(tensors, accumulate(counts), strict=True):
             if tensor is not None:
                 total[stop - len(tensor) : stop, : tensor.shape[1]] = tensor

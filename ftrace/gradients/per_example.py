@@ -38,16 +38,20 @@ class PerExampleGradients:
         self.shapes = dict(shapes)
         self.num_examples = num_examples
         self.scales = dict(scales or {})
+        dtypes = {accumulation_dtype(like(part)) for of_name in self.parts.values() for part in of_name}
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
 
     def __len__(self) -> int:
         return self.num_examples
 
+    @property
+    def device(self) -> torch.device:
+        """Where the gradients are."""
+        return next((like(parts[0]).device for parts in self.parts.values()), torch.device("cpu"))
+
     def zeros(self, *size: int) -> Tensor:
         """Zeros of the dtype that sums are taken in, on the gradients' device."""
-        for parts in self.parts.values():
-            given = like(parts[0])
-            return given.new_zeros(size, dtype=accumulation_dtype(given))
-        return torch.zeros(size)
+        return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
         """(R, C): the rows and columns that a parameter's factors have."""
@@ -77,7 +81,7 @@ class PerExampleGradients:
         shape = (stop - start, last_row - first_row, C)
         if out is not None:
             out = out[: math.prod(shape)].view(shape)
-        parts = [take(part, start, stop) for part in self.parts[name]]
+        parts = [take(part, start, stop, self.dtype) for part in self.parts[name]]
         if rows is not None:
             parts = [take_rows(_as_matrix(part, R, C), first_row, last_row) for part in parts]
         dense = parts[0].dense(out)
@@ -92,7 +96,7 @@ class PerExampleGradients:
         """``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
         total = torch.zeros((), dtype=weights_B.dtype, device=weights_B.device).expand(self.shapes[name])
         for part in self.parts[name]:
-            whole = take(part, 0, self.num_examples)
+            whole = take(part, 0, self.num_examples, self.dtype)
             total = total + whole.weighted_sum(weights_B).reshape(self.shapes[name])
         return total * self.scales[name] if name in self.scales else total
 
@@ -131,13 +135,17 @@ class PerExampleGradients:
         return own_gram_is_cheaper(shape, measured_rates(given.device, given.dtype))
 
     def _own_gram(self, name: str, start: int, stop: int) -> Tensor:
-        parts = [take(part, start, stop) for part in self.parts[name]]
+        parts = [take(part, start, stop, self.dtype) for part in self.parts[name]]
         pairs = [(a, b) for a in parts for b in parts if not isinstance(a, Dense) and not isinstance(b, Dense)]
         return torch.stack([own_gram(first, second) for first, second in pairs]).sum(0)
 
     @staticmethod
     def stack(batches: Sequence[PerExampleGradients]) -> PerExampleGradients:
-        """The examples of several batches, in order, as one; what a batch has no gradient for is zero there."""
+        """The examples of several batches, in order, as one; what a batch has no gradient for is zero there.
+
+        Raises:
+            ValueError: If the batches have different elementwise scales.
+        """
         if len(batches) == 1:
             return batches[0]
         counts = [len(batch) for batch in batches]
@@ -149,6 +157,9 @@ class PerExampleGradients:
             parts[name] = [stack_examples([of_batch.get(kind) for of_batch in by_kind], counts) for kind in kinds]
         shapes = {name: shape for batch in batches for name, shape in batch.shapes.items()}
         scales = {name: scale for batch in batches for name, scale in batch.scales.items()}
+        for batch in batches:
+            if any(name in batch.parts and batch.scales.get(name) is not scale for name, scale in scales.items()):
+                raise ValueError("stack: expected batches with the same preconditioner. Stack first, then precondition")
         return PerExampleGradients(parts, shapes, sum(counts), scales)
 
 

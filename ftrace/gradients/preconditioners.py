@@ -76,7 +76,7 @@ def preconditioners_from_optimizer(
     kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     return {
-        name: preconditioner_from_state(name, kind, group_of[id(p)], optimizer.state[p], p.shape, p.dtype)
+        name: preconditioner_from_state(name, kind, group_of[id(p)], optimizer.state.get(p, {}), p.shape, p.dtype)
         for name, p in named_parameters
         if id(p) in group_of and p.requires_grad
     }

@@ -27,7 +27,10 @@ def inner_products(examples: PerExampleGradients, queries: QueryGradients, names
         names: Parameters to sum over. One that either side has no gradient for contributes zero.
 
     Returns:
-        ``[B, Q]``, in float32, or float64 where the examples' pass was.
+        ``[B, Q]``, in float32, or float64 where the passes were.
+
+    Raises:
+        ValueError: If one side is in float64 and the other is not.
     """
     return _products(examples, queries, names, norms=False)[0]
 
@@ -52,9 +55,13 @@ CACHE_BYTES = 32 * 2**20
 def _products(
     examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str], *, norms: bool
 ) -> tuple[Tensor, Tensor]:
+    if examples.parts and queries.gradients.parts and examples.dtype != queries.gradients.dtype:
+        raise ValueError(
+            f"expected examples and queries of one precision, found {examples.dtype} and {queries.gradients.dtype}"
+        )
     inner_BQ = examples.zeros(len(examples), len(queries))
     norms_B = examples.zeros(len(examples))
-    names = [name for name in names if name in examples.parts]
+    names = [name for name in dict.fromkeys(names) if name in examples.parts]
     joinable = [name for name in names if queries.is_joinable(examples, name)]
     _add_joined(examples, queries, joinable, inner_BQ, norms_B if norms else None)
     for name in names:
@@ -142,6 +149,7 @@ def by_place(
     """
     B, T = part.columns.shape[:2]
     R, C = queries.gradients.matrix_shape(name)
+    dtype = queries.gradients.dtype
     limit = max(1, queries.chunk_bytes // queries.rates.element)
     kept_QP = queries.keep_dense(name, choice) if choice.keeps_dense else None
     factored = [part for part in queries.gradients.parts[name] if not isinstance(part, Dense)]
@@ -155,14 +163,14 @@ def by_place(
     example_step = max(1, limit // (places * each * query_step))
     for of_queries in _slices(len(queries), query_step):
         if way == "gram":
-            others = [take(other, of_queries.start, of_queries.stop) for other in factored]
+            others = [take(other, of_queries.start, of_queries.stop, dtype) for other in factored]
         elif kept_QP is not None:
             dense_QRC = kept_QP[of_queries].view(-1, R, C)
         else:
             dense_QRC = queries.gradients.dense(name, of_queries.start, of_queries.stop).view(-1, R, C)
         for of_examples in _slices(B, example_step):
             for of_places in _slices(T, places):
-                block = take(_take_places(part, of_places), of_examples.start, of_examples.stop)
+                block = take(_take_places(part, of_places), of_examples.start, of_examples.stop, dtype)
                 assert not isinstance(block, Dense)
                 if way == "contraction":
                     products_BTQ = contract(block, dense_QRC)

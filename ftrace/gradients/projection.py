@@ -73,6 +73,8 @@ class Projection:
                     "and project"
                 )
         made._preconditioners = {**self._preconditioners, **preconditioners}
+        for name in self._preconditioners.keys() & preconditioners.keys():
+            made._preconditioners[name] = _composed(self._preconditioners[name], preconditioners[name])
         return made
 
     def shape(self, shape: Sequence[int]) -> torch.Size:
@@ -115,7 +117,7 @@ class Projection:
             buckets = torch.randperm(size, generator=generator) % self.side**2
             signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
             factor = self._preconditioners.get(name)
-            scale = factor.scale.flatten() if isinstance(factor, Elementwise) else 1
+            scale = factor.scale.flatten().to(like) if isinstance(factor, Elementwise) else 1
             self._sketches[key] = buckets.to(like.device), signs.to(like) * scale
         return self._sketches[key]
 
@@ -188,6 +190,8 @@ def pool(gradients: PerExampleGradients, blocks: Mapping[str, Sequence[str]]) ->
     Raises:
         ValueError: If a block has a parameter that is not known, in two blocks, or of another shape.
     """
+    if gradients.scales:
+        raise ValueError("pool: expected projected gradients, found some with an elementwise preconditioner")
     members = [name for names in blocks.values() for name in names]
     unknown = sorted(set(members) - set(gradients.shapes))
     if unknown:
@@ -204,6 +208,12 @@ def pool(gradients: PerExampleGradients, blocks: Mapping[str, Sequence[str]]) ->
         shapes[block] = of_block.pop()
         parts[block] = [part for name in names for part in gradients.parts[name]]
     return PerExampleGradients(parts, shapes, len(gradients))
+
+
+def _composed(first: Preconditioner, second: Preconditioner) -> Preconditioner:
+    if isinstance(first, RankOne) and isinstance(second, RankOne):
+        return RankOne(first.rows * second.rows, first.columns * second.columns)
+    return Elementwise(first.dense() * second.dense())
 
 
 def _summable(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class QueryGradients:
         rates: The device's rates; default: measured.
 
     Raises:
-        ValueError: On an unknown way.
+        ValueError: On an unknown way, or a budget or number of batches that is not positive.
 
     Example:
         >>> from ftrace.gradients import Outer, inner_products
@@ -54,6 +54,8 @@ class QueryGradients:
     ) -> None:
         if way not in (None, *WAYS):
             raise ValueError(f"way: expected one of {list(WAYS)} or None, found {way!r}")
+        if memory_budget < 1 or not batches > 0:
+            raise ValueError(f"expected memory_budget and batches above 0, found {memory_budget} and {batches}")
         self.gradients = gradients
         self.way = way
         self.memory_budget = memory_budget
@@ -150,7 +152,7 @@ class QueryGradients:
 
     def memory(self, elements: int, like: Tensor) -> Tensor:
         """Memory for the dense gradients of examples, used again and again: fresh pages cost more than arithmetic."""
-        if self._memory is None or len(self._memory) < elements:
+        if self._memory is None or len(self._memory) < elements or self._memory.dtype != like.dtype:
             self._memory = like.new_empty(elements)
         return self._memory
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ftrace.gradients.coverage import Layer
-from ftrace.gradients.fallback import Replay, differentiable
+from ftrace.gradients.fallback import Beginning, Replay, differentiable
 from ftrace.gradients.parts import Dense, Part, Places, accumulation_dtype
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
@@ -74,6 +74,11 @@ class _Output:
             raise ValueError(self.refusal)
         if self.cut.example is not None:
             return self.cut.apply(grad, self.cut.example)
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "a backward pass with create_graph=True goes through a layer that is listened to: what it adds up is "
+                "no example's gradient alone. Take penalties on gradients out of the loss"
+            )
         self.add(grad)
         return None
 
@@ -91,10 +96,15 @@ class _Use(_Output):
         self.rule = rule
         self.kept = inputs.detach()
         self.version = inputs._version
+        self.output_shape: torch.Size | None = None  # where the gradient comes in another one
 
     def parts(self, names: dict[str, str]) -> Parts:
         """Parts by local name, once the gradient is there."""
         return {} if self.grad is None else self.read(self.features(names), self.grad, names)
+
+    def rows_with_gradient(self) -> tuple[bool, bool]:
+        """Whether the first example has a gradient here, and whether any other has."""
+        return (False, False) if self.grad is None else _first_and_others(self.grad, self.cut.num_examples)
 
     def features(self, names: dict[str, str]) -> Tensor:
         """What multiplies the output's gradient."""
@@ -109,6 +119,7 @@ class _Use(_Output):
     def read(self, features: Tensor, grad: Tensor, names: dict[str, str]) -> Parts:
         """The rule, on features and gradients laid out by example."""
         x = by_example(features, self.cut.num_examples, is_ids=self.rule.is_table)
+        grad = grad if self.output_shape is None else grad.view(self.output_shape)
         last = grad if self.rule.channel_axis == -1 else grad.movedim(self.rule.channel_axis, -1)
         grad = by_example(last, self.cut.num_examples)
         return self.rule.parts(self.layer.module, x, grad, names)
@@ -143,10 +154,16 @@ class _ProjectedUse(_Use):
         for local, found in (self._matrix_product(grad, names) if self.early else self._any(grad, names)).items():
             self.projected[local] = self.projected[local] + found if local in self.projected else found
 
+    def rows_with_gradient(self) -> tuple[bool, bool]:
+        """Whether the first example has a gradient here, and whether any other has."""
+        found = [_first_and_others(grad, self.cut.num_examples) for grad in self.projected.values()]
+        return any(first for first, _ in found), any(others for _, others in found)
+
     def _matrix_product(self, grad: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
         """Weight and bias together: the output's gradient, the largest tensor here, is read once."""
         axis, side = self.rule.feature_axis, self.projection.side
         assert axis is not None
+        grad = grad if self.output_shape is None else grad.view(self.output_shape)
         last = grad if self.rule.channel_axis == -1 else grad.movedim(self.rule.channel_axis, -1)
         products = torch.bmm(self.kept.to(last.dtype).transpose(1, 2), by_example(last, self.cut.num_examples))
         found = {}
@@ -201,6 +218,7 @@ class Recording:
             flattened into rows) is taken to hold each example's rows side by side.
         capture: Id of the capture that listens.
         projection: Project all gradients as they come; default: keep them whole.
+        layers: All layers of which a gradient without a run is an error.
         compiled: Whether the module is compiled, so that hooks may have come too late.
 
     Attributes:
@@ -208,33 +226,72 @@ class Recording:
     """
 
     def __init__(
-        self, num_examples: int, capture: int, projection: Projection | None = None, *, compiled: bool = False
+        self,
+        num_examples: int,
+        capture: int,
+        projection: Projection | None = None,
+        *,
+        layers: Sequence[Layer] = (),
+        compiled: bool = False,
     ) -> None:
         self.num_examples = num_examples
         self.rows = num_examples
         self.projection = projection
+        self._layers = layers
         self._compiled = compiled
         self._uses: list[_Use | _FallbackUse] = []
+        self._positions: list[_Use] = []
         self._edges: list[GradientEdge] = []
         self._cut = _Cut(num_examples, capture)
 
-    def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
-        """Take note of a layer's run, and ask autograd for the gradient of its output."""
+    def add(
+        self, layer: Layer, inputs: Tensor, output: Tensor, *, expanded: bool = False, positions: bool = False
+    ) -> None:
+        """Take note of a layer's run, and ask autograd for the gradient of its output.
+
+        Args:
+            layer: The layer.
+            inputs: What it was given.
+            output: What it returned.
+            expanded: Whether that is one copy an example of what the layer itself returned.
+            positions: Whether the model's own code has been given these copies, as rows of positions.
+        """
         assert isinstance(layer.rule, Rule)
-        refusal = self._refusal(layer, output)
+        refusal = self._refusal(layer, inputs, output)
         if self.projection is None:
             use = _Use(layer, layer.rule, inputs, self._cut, refusal)
         else:
             use = _ProjectedUse(layer, layer.rule, inputs, self._cut, refusal, self.projection)
         self._uses.append(use)
+        base = output._base
+        if positions:
+            self._positions.append(use)
+        if (
+            not expanded
+            and base is not None
+            and base.grad_fn is not None
+            and base.numel() == output.numel()
+            and _is_reshaped(output)
+        ):
+            # A matrix product with a bias returns a view, and an in-place change of a view goes around hooks on it.
+            use.output_shape = output.shape
+            output = base
         self._listen(output, use)
 
-    def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, random_state: list[Tensor]) -> None:
+    def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         """Take note of the run of a layer without a rule."""
-        replay = Replay(layer.module, args, kwargs, output, random_state)
+        tensors = differentiable(output)
+        if not tensors:
+            raise ValueError(
+                f"layer {layer.path!r} ({type(layer.module).__name__}) has no rule and returned a "
+                f"{type(output).__name__} in which no tensor is found: leave its parameters out"
+            )
+        if not any(tensor.requires_grad for tensor in tensors):
+            return
+        replay = Replay(layer.module, args, kwargs, output, began)
         outputs = []
-        for tensor in differentiable(output):
-            heard = _Output(self._cut, self._refusal(layer, tensor))
+        for tensor in tensors:
+            heard = _Output(self._cut, self._refusal(layer, None, tensor))
             if tensor.requires_grad:
                 self._listen(tensor, heard)
             outputs.append(heard)
@@ -244,15 +301,20 @@ class Recording:
         self._edges.append(get_gradient_edge(output))  # now, before anything may change the output in place
         output.register_hook(heard.take_gradient)
 
-    def _refusal(self, layer: Layer, output: Tensor) -> str | None:
+    def _refusal(self, layer: Layer, inputs: Tensor | None, output: Tensor) -> str | None:
         """Why a layer's gradient can't be taken apart; an error only if it ever gets a gradient."""
-        rows = output.shape[0] if output.ndim >= 2 else -1
-        if rows == self.num_examples or (self.num_examples and rows > 0 and rows % self.num_examples == 0):
+        rows = output.shape[0] if output.ndim >= (1 if inputs is None else 2) else -1
+        whole = rows == self.num_examples or (self.num_examples and rows > 0 and rows % self.num_examples == 0)
+        of_positions = isinstance(layer.rule, Rule) and layer.rule.is_table and inputs is not None and inputs.ndim == 1
+        if whole and not (of_positions and rows != self.num_examples):
             return None
+        left_out = ", ".join(f'"!{name}"' for name in list(layer.names.values())[:3])
+        hint = " Look positions up with ids of shape [1, T]," if of_positions else ""
         return (
             f"layer {layer.path!r} ({type(layer.module).__name__}) returned shape {tuple(output.shape)}: expected the "
             f"leading axis to be the batch of {self.num_examples} examples, or a multiple of it. Per-example gradients "
-            f'can\'t be read off it; leave its parameters out with parameters=("*", "!{layer.path}.*").'
+            f"can't be read off it.{hint} {'or l' if hint else 'L'}eave its parameters out with "
+            f'parameters=("*", {left_out}).'
         )
 
     def backward(self, losses: Tensor) -> None:
@@ -262,16 +324,36 @@ class Recording:
             losses: ``[num_examples]``.
 
         Raises:
-            ValueError: If there is not one loss per example, or a compiled module has not been listened to.
+            ValueError: If there is not one loss per example, a compiled module has not been listened to, or a covered
+                parameter is used outside of its layer.
         """
         if losses.shape != (self.num_examples,):
             raise ValueError(
                 f"expected one loss per example, a tensor of shape ({self.num_examples},), found {tuple(losses.shape)}"
             )
         self._require_hooks()
-        if not self._edges:  # nothing that is covered was used
+        unheard = self._unheard()
+        if not self._edges and not unheard:
             return
-        torch.autograd.grad(losses.sum(), self._edges, allow_unused=True)  # the hooks take the gradients
+        # The hooks take the layers' gradients; a weight whose layer never ran must not get one.
+        inputs: list[Any] = [*self._edges, *unheard.values()]
+        found = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+        for name, grad in zip(unheard, found[len(self._edges) :], strict=True):
+            if grad is not None and grad.any():
+                raise ValueError(
+                    f"{name!r} gets a gradient, though its layer never ran: something uses it outside of its layer's "
+                    f'forward, so it can\'t be covered. Leave it out with parameters=("*", "!{name}")'
+                )
+
+    def _unheard(self) -> dict[str, nn.Parameter]:
+        """Covered parameters whose layers have not run, by name."""
+        heard = {name for use in self._uses for name in use.layer.names.values()}
+        return {
+            full: layer.parameter(local)
+            for layer in self._layers
+            for local, full in layer.names.items()
+            if full not in heard and layer.parameter(local).requires_grad
+        }
 
     def gradients(self) -> PerExampleGradients:
         """Per-example gradients of all covered parameters that the pass has used; call after backward.
@@ -280,6 +362,7 @@ class Recording:
             ValueError: If a layer's gradients can't be read off it after all.
         """
         self._require_hooks()
+        self._require_broadcasting()
         parts: dict[str, list[Part | Places]] = {}
         shapes: dict[str, torch.Size] = {}
         for layer, of_run in self.runs():
@@ -296,6 +379,17 @@ class Recording:
                 "none of the covered layers was heard: a compiled module keeps to the hooks that it had when it was "
                 "called first. Attach the capture before its first call, or torch.compiler.reset() it"
             )
+
+    def _require_broadcasting(self) -> None:
+        """A table of positions, expanded to one copy an example, must have been used by every example."""
+        for use in self._positions:
+            first, others = use.rows_with_gradient()
+            if first and not others and any(u.rows_with_gradient()[1] for u in self._uses if isinstance(u, _Use)):
+                raise ValueError(
+                    f"layer {use.layer.path!r} ({type(use.layer.module).__name__}) looked rows up once for the batch, "
+                    "and only the first example has used them: its output may only be broadcast over the batch, not "
+                    "indexed. Look them up for each example"
+                )
 
     def runs(self) -> Iterator[tuple[Layer, dict[str, Part | Places]]]:
         """Each run of a layer by itself, in order: the layer, and its parts by the parameters' full names."""
@@ -317,6 +411,17 @@ class Recording:
                 yield
         finally:
             self._cut.example = None
+
+
+def _first_and_others(grad: Tensor, num_examples: int) -> tuple[bool, bool]:
+    group = grad.shape[0] // max(1, num_examples)
+    return bool(grad[:group].any()), bool(grad[group:].any())
+
+
+def _is_reshaped(view: Tensor) -> bool:
+    """Whether a view has its base's numbers in its base's order."""
+    base = view._base
+    return base is not None and view.is_contiguous() and base.is_contiguous()
 
 
 def trained(layer: Layer) -> dict[str, str]:
