@@ -298,13 +298,13 @@ class Method:
 
 
 METHODS = {
-    "ftrace": Method("ftrace", partial(ftrace_scores, covers=ALL), ALL, (32, 64)),
+    "ftrace": Method("ftrace", partial(ftrace_scores, covers=ALL), ALL, (16, 32)),
     "captum": Method("captum", partial(captum_scores, sample_wise=False), ALL, (1, 2, 4)),
     "traker": Method("traker", traker_scores, ALL, (8, 16, 32, 64)),
     "dattri": Method("dattri", dattri_scores, ALL, (8, 32, 128)),
-    "ftrace-linear": Method("ftrace", partial(ftrace_scores, covers=LINEAR), LINEAR, (32, 64)),
+    "ftrace-linear": Method("ftrace", partial(ftrace_scores, covers=LINEAR), LINEAR, (16, 32)),
     "bergson": Method("bergson", bergson_scores, LINEAR, (8, 16, 32, 64)),
     "kronfluence": Method("kronfluence", kronfluence_scores, LINEAR, (16, 32, 64, 128)),
-    "ftrace-head": Method("ftrace", partial(ftrace_scores, covers=HEAD), HEAD, (32, 64)),
+    "ftrace-head": Method("ftrace", partial(ftrace_scores, covers=HEAD), HEAD, (16, 32)),
     "captum-samplewise": Method("captum", partial(captum_scores, sample_wise=True), HEAD, (8, 16, 32, 64)),
 }

@@ -42,7 +42,7 @@ def score_by_tracin(
         A store of the kinds ``dot``, the inner product of the gradients over all parameters, and ``cosine``.
 
     Raises:
-        ValueError: If a parameter can't be covered.
+        ValueError: If a parameter can't be covered, or the first batch's gradients don't sum to autograd's.
     """
     model.eval()
     capture = GradientCapture(model, strict=True)
@@ -51,6 +51,7 @@ def score_by_tracin(
         batches = [_to(batch, model.device) for batch in queries]
         query_ids = torch.cat([batch["query_id"] for batch in batches]).cpu()
         gradients = [_gradients(capture, model, batch) for batch in batches]
+        _hold_against_autograd(model, batches[0], gradients[0])
         prepared = QueryGradients(PerExampleGradients.stack(gradients), batches=len(examples))
         query_norms = prepared.norms(names)
         sums = ScoreAccumulator(("dot", "cosine"), len(query_ids))
@@ -69,6 +70,21 @@ def _gradients(capture: GradientCapture, model: FactLM, batch: dict[str, Tensor]
     with capture.recording(len(batch["labels"])) as recording:
         recording.backward(model.example_losses(batch))
     return recording.gradients()
+
+
+def _hold_against_autograd(model: FactLM, batch: dict[str, Tensor], gradients: PerExampleGradients) -> None:
+    """What is read off layers must sum to the gradient: a weight may be used outside of its layer too."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = torch.autograd.grad(model.example_losses(batch).sum(), list(named.values()), allow_unused=True)
+    whole = torch.stack([grad.norm() for grad in found if grad is not None]).norm()
+    for name, grad in zip(named, found, strict=True):
+        total = gradients.total(name) if name in gradients.parts else torch.zeros_like(named[name])
+        expected = torch.zeros_like(total) if grad is None else grad
+        if not (total - expected).norm() <= 1e-3 * (expected.norm() + 1e-3 * whole):
+            raise ValueError(
+                f"TracIn can't cover {name!r}: the rows' gradients don't sum to the batch's. Something may use it "
+                "outside of its layer's forward"
+            )
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -6,10 +6,11 @@ tensors that the model shares between examples (position tables), which leave tr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class GradientCapture:
             raise ValueError(f"can't cover all trained parameters. {self.coverage.summary()}")
         self._refuse_unheard = refuse_unheard
         self._compiled = False
+        self._ended: Callable[[], Recording | None] = lambda: None
         self._begun: dict[str, list[Beginning]] = {}
 
     def attach(self) -> None:
@@ -128,10 +130,12 @@ class GradientCapture:
         With activation checkpointing the backward pass belongs inside the block too, since layers run again in it.
         """
         outer = self._recording
+        recording = self.start(num_examples)
         try:
-            yield self.start(num_examples)
+            yield recording
         finally:
             self._recording = outer
+            self._ended = ref(recording)
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -158,6 +162,14 @@ class GradientCapture:
         assert self._recording is not None
         self._recording.add(layer, ids, bias, expanded=True)
 
+    def _require_open(self, recording: Recording | None) -> None:
+        ended = self._ended() if recording is None and torch.is_grad_enabled() and hears(id(self)) else None
+        if ended is not None and not ended.was_read and torch._C._current_graph_task_id() != -1:
+            raise ValueError(
+                "a layer runs again during a backward pass (activation checkpointing), and the recording ended before "
+                "its backward pass: put the backward pass inside the block"
+            )
+
     @torch.compiler.disable
     def _before_fallback(self, layer: Layer, module: nn.Module, args: object) -> None:
         if self._is_listening():
@@ -169,6 +181,7 @@ class GradientCapture:
     ) -> Tensor | None:
         recording = self._recording
         if recording is None or not self._is_listening():
+            self._require_open(recording)
             return None
         if isinstance(layer.rule, FallbackRule):
             begun = self._begun[layer.path].pop()

@@ -79,6 +79,20 @@ class Replay:
         # An in-place change of a view goes around the hook on it.
         self._views = [(tensor.detach(), tensor._version) for tensor in outputs if tensor._is_view()]
 
+    def require_untouched(self, names: list[str], path: str) -> None:
+        """Hold what the layer saw and wrote against what is there now.
+
+        Raises:
+            ValueError: If it can't be run once more as it ran.
+        """
+        for value, version in zip(self._inputs, self._versions, strict=True):
+            if isinstance(value, Tensor) and value._version != version:
+                raise self._refusal(names, path, "its input was changed in place afterwards")
+        if any(view._version != version for view, version in self._views):
+            raise self._refusal(names, path, "its output, a view, was changed in place afterwards")
+        if self._wrote:
+            raise self._refusal(names, path, "it writes to its own weights when it runs")
+
     def parts(self, names: list[str], grads: list[Tensor | None], num_examples: int, path: str) -> dict[str, Dense]:
         """Per-example gradients of the layer's parameters.
 
@@ -91,13 +105,6 @@ class Replay:
         Raises:
             ValueError: If the layer can't be run once more as it ran.
         """
-        for value, version in zip(self._inputs, self._versions, strict=True):
-            if isinstance(value, Tensor) and value._version != version:
-                raise self._refusal(names, path, "its input was changed in place afterwards")
-        if any(view._version != version for view, version in self._views):
-            raise self._refusal(names, path, "its output, a view, was changed in place afterwards")
-        if self._wrote:
-            raise self._refusal(names, path, "it writes to its own weights when it runs")
         used = [index for index, grad in enumerate(grads) if grad is not None]
         cotangents = [grads[index] for index in used]
         slots = _slots(self._module, names)

@@ -65,6 +65,7 @@ class PerExampleGradients:
         stop: int | None = None,
         out: Tensor | None = None,
         rows: tuple[int, int] | None = None,
+        only: Sequence[Part] | None = None,
     ) -> Tensor:
         """Gradients of one parameter, ``[B, *shape]``; of some of its rows, ``[B, rows, C]``.
 
@@ -74,6 +75,7 @@ class PerExampleGradients:
             stop: One past the last example; default: all.
             out: Memory of at least that many elements that may be used for the result.
             rows: First row, and one past the last; default: all.
+            only: Just these of the parameter's parts.
         """
         stop = self.num_examples if stop is None else stop
         R, C = self.matrix_shape(name)
@@ -81,7 +83,7 @@ class PerExampleGradients:
         shape = (stop - start, last_row - first_row, C)
         if out is not None:
             out = out[: math.prod(shape)].view(shape)
-        parts = [take(part, start, stop, self.dtype) for part in self.parts[name]]
+        parts = [take(part, start, stop, self.dtype) for part in only or self.parts[name]]
         if rows is not None:
             parts = [take_rows(_as_matrix(part, R, C), first_row, last_row) for part in parts]
         dense = parts[0].dense(out)

@@ -110,8 +110,7 @@ def _add_materialised(
 ) -> None:
     """Both sides dense, in blocks of examples and, where a single gradient is too large, of the parameter's rows."""
     R, C = examples.matrix_shape(name)
-    parts = tuple(part for part, way in zip(examples.parts[name], choice.ways, strict=True) if way == "materialised")
-    chosen = PerExampleGradients({name: list(parts)}, {name: examples.shapes[name]}, len(examples), examples.scales)
+    parts = [part for part, way in zip(examples.parts[name], choice.ways, strict=True) if way == "materialised"]
     kept_QP = queries.keep_dense(name, choice) if choice.keeps_dense else None
     together = len(examples) if kept_QP is not None else max(len(examples), len(queries))
     block_bytes = min(queries.chunk_bytes, CACHE_BYTES)
@@ -122,7 +121,7 @@ def _add_materialised(
         queries_QP = kept_QP[:, of_rows] if kept_QP is not None else queries.gradients.dense(name, rows=rows).flatten(1)
         for start, stop in examples.chunks(queries_QP.shape[1], queries.chunk_bytes):
             memory = queries.memory((stop - start) * queries_QP.shape[1], like=inner_BQ)
-            dense_BP = chosen.dense(name, start, stop, out=memory, rows=rows).flatten(1)
+            dense_BP = examples.dense(name, start, stop, out=memory, rows=rows, only=parts).flatten(1)
             inner_BQ[start:stop] += tall_product(dense_BP, queries_QP)
             if norms_B is not None:
                 norms_B[start:stop] += row_square_norms(dense_BP)
@@ -199,7 +198,7 @@ def tall_product(rows_BP: Tensor, rows_QP: Tensor) -> Tensor:
     B, P = rows_BP.shape
     blocks = 64
     if max(B, len(rows_QP)) > 16 or P % blocks or P < 2**16:
-        return rows_BP @ rows_QP.T
+        return (rows_QP @ rows_BP.T).T  # a twentieth faster than the other way round
     first = rows_BP.view(B, blocks, -1).transpose(0, 1)
     second = rows_QP.reshape(len(rows_QP), blocks, -1).permute(1, 2, 0)
     return torch.bmm(first, second).sum(0)

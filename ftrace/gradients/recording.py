@@ -199,6 +199,7 @@ class _FallbackUse:
 
     def parts(self, names: dict[str, str]) -> Parts:
         """Parts by local name, once the gradients are there."""
+        self.replay.require_untouched(list(names), self.layer.path)
         grads = [output.grad for output in self.outputs]
         if all(grad is None for grad in grads):
             return {}
@@ -222,6 +223,7 @@ class Recording:
         compiled: Whether the module is compiled, so that hooks may have come too late.
 
     Attributes:
+        was_read: Whether its gradients have been read.
         rows: Rows that the model's last lookup had: what a table of positions, looked up once, is expanded to.
     """
 
@@ -236,6 +238,7 @@ class Recording:
     ) -> None:
         self.num_examples = num_examples
         self.rows = num_examples
+        self.was_read = False
         self.projection = projection
         self._layers = layers
         self._compiled = compiled
@@ -367,7 +370,7 @@ class Recording:
         shapes: dict[str, torch.Size] = {}
         for layer, of_run in self.runs():
             local_names = {full: local for local, full in layer.names.items()}
-            for name, part in of_run.items():
+            for name, part in of_run:
                 parts.setdefault(name, []).append(part)
                 shape = layer.parameter(local_names[name]).shape
                 shapes[name] = shape if self.projection is None else self.projection.shape(shape)
@@ -391,13 +394,17 @@ class Recording:
                     "indexed. Look them up for each example"
                 )
 
-    def runs(self) -> Iterator[tuple[Layer, dict[str, Part | Places]]]:
-        """Each run of a layer by itself, in order: the layer, and its parts by the parameters' full names."""
+    def runs(self) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:
+        """Each run of a layer by itself, in order: the layer, and its parts with the parameters' full names.
+
+        A parameter that the layer has under two names has two parts.
+        """
+        self.was_read = True
         for use in self._uses:
             names = trained(use.layer)
             parts = use.parts(names)
             if parts:
-                yield use.layer, {names[local]: part for local, part in parts.items()}
+                yield use.layer, [(names[local], part) for local, part in parts.items()]
 
     @contextmanager
     def just(self, example: int) -> Iterator[None]:

@@ -49,10 +49,11 @@ def inner_products_by_token(
         raise ValueError("products by token need whole gradients: expected a recording without projection")
     found = []
     for layer, parts in recording.runs():
-        wanted = [name for name in parts if name in queries.gradients.parts and (names is None or name in names)]
+        wanted = [
+            (name, part) for name, part in parts if name in queries.gradients.parts and (names is None or name in names)
+        ]
         total = None
-        for name in wanted:
-            part = parts[name]
+        for name, part in wanted:
             if isinstance(part, Dense):
                 raise ValueError(
                     f"layer {layer.path!r} ({type(layer.module).__name__}) keeps no places apart, so its products "
@@ -61,7 +62,7 @@ def inner_products_by_token(
             products = _of_places(part, queries, name) if isinstance(part, Places) else _of_factors(part, queries, name)
             total = products if total is None else total + products
         if total is not None:
-            found.append(TokenProducts(layer.path, tuple(wanted), total))
+            found.append(TokenProducts(layer.path, tuple(dict.fromkeys(name for name, _ in wanted)), total))
     return found
 
 

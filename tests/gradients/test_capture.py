@@ -10,11 +10,7 @@ import tiny
 import torch
 from torch import nn
 
-from ftrace.gradients import (
-    GradientCapture,
-    PerExampleGradients,
-    find_coverage,
-)
+from ftrace.gradients import GradientCapture, PerExampleGradients, QueryGradients, find_coverage, inner_products
 
 
 def _gradients(kind: str, model: nn.Module, batch: dict[str, torch.Tensor]) -> PerExampleGradients:
@@ -223,3 +219,74 @@ def test_not_one_loss_per_example_is_an_error() -> None:
     message = r"expected one loss per example, .*\(4,\), found \(\)"
     with GradientCapture(model) as capture, capture.recording(4) as recording, pytest.raises(ValueError, match=message):
         recording.backward(model(torch.ones(4, 3)).sum())
+
+
+class _Borrowed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.other(x) @ self.layer.weight
+
+
+def test_a_weight_that_is_used_without_its_layer_is_named_in_a_querys_pass() -> None:
+    model = _Borrowed()
+    with GradientCapture(model) as capture, capture.recording(4) as recording:
+        losses = model(torch.randn(4, 3)).sum(1)
+        with pytest.raises(ValueError, match=r"'layer.weight' gets a gradient, though its layer never ran"):
+            recording.backward(losses)
+    with GradientCapture(model, ("*", "!layer.*")) as capture, capture.recording(4) as recording:
+        recording.backward(model(torch.randn(4, 3)).sum(1))
+    assert recording.gradients().parts.keys() == {"other.weight", "other.bias"}
+
+
+def test_penalties_on_gradients_are_refused() -> None:
+    model = nn.Linear(3, 1)
+    with GradientCapture(model) as capture, capture.recording(4):
+        out = model(torch.randn(4, 3))
+        with pytest.raises(ValueError, match="create_graph=True goes through a layer"):
+            torch.autograd.grad(out.sum(), model.weight, create_graph=True)
+
+
+def test_layers_that_run_again_after_the_recording_has_ended_are_an_error() -> None:
+    model = tiny.gpt2().train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    with GradientCapture(model) as capture:
+        with capture.recording(4) as recording:
+            loss = tiny.losses(model, tiny.batch("gpt2", 4)).sum()
+        with pytest.raises(ValueError, match="the recording ended before its backward pass"):
+            loss.backward()
+        assert not recording.was_read
+
+
+def test_layers_of_several_precisions() -> None:
+    model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 2).double()])
+
+    def losses() -> torch.Tensor:
+        return model[1](model[0](torch.ones(4, 3)).tanh().double()).sin().sum(1)
+
+    with GradientCapture(model) as capture, capture.recording(4) as recording:
+        recording.backward(losses())
+    found = recording.gradients()
+    expected = oracle.matrix([{n: g.double() for n, g in row.items()} for row in oracle.gradients(model, losses)])
+    for way in (None, "gram", "materialised", "contraction"):
+        prepared = QueryGradients(PerExampleGradients.stack([found]), way)
+        assert oracle.relative_error(inner_products(found, prepared, list(found.parts)), expected @ expected.T) < 1e-6
+
+
+def test_two_precisions_on_two_sides_are_an_error() -> None:
+    sides = []
+    for dtype in (torch.float32, torch.float64):
+        model = nn.Linear(3, 2).to(dtype)
+        with GradientCapture(model) as capture, capture.recording(4) as recording:
+            recording.backward(model(torch.ones(4, 3, dtype=dtype)).sum(1))
+        sides.append(recording.gradients())
+    with pytest.raises(ValueError, match=r"of one precision, found torch.float32 and torch.float64"):
+        inner_products(sides[0], QueryGradients(sides[1]), ["weight"])
+
+
+def test_a_lazy_module_is_to_be_run_first() -> None:
+    with pytest.raises(ValueError, match="'weight' has no shape yet"):
+        find_coverage(nn.LazyLinear(3))

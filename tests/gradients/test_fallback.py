@@ -89,6 +89,87 @@ class Parametrized(nn.Module):
         return self.layer(x)
 
 
+class Borrows(nn.Module):
+    """Its own parameter is a child's weight too, and is used through both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(WIDTH, WIDTH)
+        self.weight = self.child.weight
+        self.again = nn.ParameterList([self.child.weight])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.child(x) + x @ self.weight.sin() + (x @ self.again[0]).tanh()
+
+
+class GoesOn(nn.Module):
+    """Returns what it goes on computing with, and one tensor twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        first = x * self.scale
+        second = first.softmax(-1) * self.scale
+        return {"last": second * first, "all": (first, second, first)}
+
+
+class UsesAll(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = GoesOn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(x)
+        return found["last"] + found["all"][0].cos() + found["all"][1] * found["all"][2]
+
+
+class Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = (x[:, 0], x[:, 1])
+        for place in range(PLACES):
+            state = self.cell(x[:, place], state)
+        return state[0] + state[1]
+
+
+class InPlaceAfterwards(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.PReLU(PLACES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).mul_(2).exp()
+
+
+class MaskedAttention(nn.Module):
+    """With a mask of [T, T] where T is the number of examples too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, x[:, :1]], 1)
+        mask = torch.linspace(-1, 0, BATCH * BATCH, dtype=x.dtype).view(BATCH, BATCH)
+        return self.attention(x, x, x, attn_mask=mask)[0]
+
+
+class ForwardOfTheInstance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        run = self.layer.forward
+        self.layer.forward = lambda x: run(x.sin()) * 2  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
 class RowsFlattened(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -109,6 +190,12 @@ LAYERS = {
     "lstm": Recurrent,
     "parametrization": Parametrized,
     "rows side by side": RowsFlattened,
+    "a child's weight": Borrows,
+    "outputs that feed each other": UsesAll,
+    "lstm cells": Cells,
+    "changed in place afterwards": InPlaceAfterwards,
+    "mask like a batch": MaskedAttention,
+    "forward of the instance": ForwardOfTheInstance,
     "channels": lambda: nn.Sequential(nn.PReLU(3), nn.ConvTranspose1d(3, 2, 2)),
 }
 
@@ -154,6 +241,26 @@ def test_contributions_sum_to_the_gradient(name: str) -> None:
             torch.testing.assert_close(found.total(parameter), value.grad, rtol=1e-9, atol=1e-12, msg=parameter)
 
 
+class WritesToItsWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scale.div_(self.scale.norm())
+        return x * self.scale
+
+
+class ViewInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale).view(len(x), -1)
+
+
 class Mixes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -177,6 +284,7 @@ class Counts(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
+        (WritesToItsWeight, "it writes to its own weights"),
         (Mixes, "its output for one example depends on the others"),
         (Counts, "run once more, it returned something else"),
     ],
@@ -187,6 +295,42 @@ def test_what_can_not_be_taken_apart_is_refused_by_name(layer: type[nn.Module], 
         recording.backward(module(torch.randn(BATCH, WIDTH, dtype=torch.float64)).sin().sum(1))
         with pytest.raises(ValueError, match=rf"layer '1' \({layer.__name__}\) has no rule, .*, since {reason}"):
             recording.gradients()
+
+
+def test_a_view_that_is_changed_in_place_afterwards_is_refused() -> None:
+    layer = ViewInPlace().double()
+    with GradientCapture(layer) as capture, capture.recording(BATCH) as recording:
+        layer(torch.randn(BATCH, WIDTH, dtype=torch.float64)).mul_(2).sin().sum().backward()
+        with pytest.raises(ValueError, match="its output, a view, was changed in place afterwards"):
+            recording.gradients()
+
+
+def test_what_the_layer_keeps_for_itself_is_put_back() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(WIDTH))
+            self.norm = nn.InstanceNorm1d(PLACES, track_running_stats=True)
+            self.same = self.norm
+            self.calls, self.seen = 0, []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.seen.append(len(x))
+            return self.same(self.norm(x)) * self.scale
+
+    module = Keeps().double().train()
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        recording.backward(module(torch.randn(BATCH, PLACES, WIDTH, dtype=torch.float64)).sin().flatten(1).sum(1))
+        seen, buffers = module.seen, dict(module.named_buffers())
+        values = {name: buffer.clone() for name, buffer in buffers.items()}
+        recording.gradients()
+    assert (module.calls, module.seen) == (1, [BATCH])
+    assert module.seen is seen
+    assert isinstance(module.scale, nn.Parameter)
+    for name, buffer in module.named_buffers():
+        assert buffer is buffers[name]
+        assert torch.equal(buffer, values[name])
 
 
 def test_a_layer_that_something_was_added_to_is_a_gap() -> None:

@@ -19,6 +19,7 @@ from ftrace.gradients import (
     RankOne,
     inner_products,
     inner_products_and_square_norms,
+    pool,
     precondition,
     preconditioner_from_state,
     preconditioners_from_optimizer,
@@ -143,3 +144,20 @@ def test_a_parameter_without_preconditioner_is_named() -> None:
     model = tiny.gpt2()
     with pytest.raises(ValueError, match=r"found none for \['transformer.h.0.attn.c_attn.bias'"):
         precondition(_gradients(model, tiny.batch("gpt2", 2)), {})
+
+
+def test_what_would_mix_up_preconditioners_is_an_error() -> None:
+    model, batch = tiny.gpt2(), tiny.batch("gpt2", 2)
+    one, other = (precondition(_gradients(model, batch), _preconditioners(model, "elementwise")) for _ in range(2))
+    with pytest.raises(ValueError, match="stack: expected batches with the same preconditioner"):
+        PerExampleGradients.stack([one, other])
+    with pytest.raises(ValueError, match="pool: expected projected gradients"):
+        pool(one, {"a": ["transformer.wpe.weight"]})
+
+
+def test_an_optimizers_state_is_left_as_it_is() -> None:
+    module = _net()
+    optimizer = torch.optim.Adam(module.parameters())
+    with pytest.raises(ValueError, match="has no"):
+        preconditioners_from_optimizer(optimizer, module.named_parameters())
+    assert len(optimizer.state) == 0

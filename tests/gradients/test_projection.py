@@ -14,6 +14,7 @@ from ftrace.gradients import (
     PerExampleGradients,
     Projection,
     QueryGradients,
+    RankOne,
     inner_products,
     pool,
     precondition,
@@ -228,3 +229,11 @@ def test_a_rank_one_preconditioner_folds_into_the_projection() -> None:
         torch.testing.assert_close(heard.dense(name), expected.dense(name), rtol=1e-9, atol=1e-12, msg=name)
     with pytest.raises(ValueError, match=r"an elementwise preconditioner of a matrix \('w'\) can't be folded"):
         Projection(3).preconditioned({"w": Elementwise(torch.ones(2, 2))})
+
+
+def test_preconditioners_of_a_projection_add_up() -> None:
+    first, second = torch.rand(5) + 0.5, torch.rand(4) + 0.5
+    twice = Projection(2).preconditioned({"w": RankOne(first, second)}).preconditioned({"w": RankOne(first, second)})
+    once = Projection(2).preconditioned({"w": RankOne(first.square(), second.square())})
+    gradient = torch.randn(3, 5, 4)
+    torch.testing.assert_close(twice.project("w", gradient), once.project("w", gradient))

@@ -12,7 +12,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
-from ftrace.gradients import GradientCapture, QueryGradients, find_coverage, inner_products
+from ftrace.gradients import GradientCapture, Projection, QueryGradients, find_coverage, inner_products
 
 BATCH = 4
 
@@ -199,3 +199,66 @@ def test_a_batch_norm_in_train_mode_is_refused_by_name(affine: bool) -> None:
     message = r"layer '1' \(BatchNorm1d\) normalises by the statistics of its batch"
     with GradientCapture(module) as capture, capture.recording(4), pytest.raises(ValueError, match=message):
         module(torch.randn(4, 5))
+
+
+@pytest.mark.parametrize("change", ["add", "relu", "set", "dropout"])
+@pytest.mark.parametrize("side", [None, 9])
+def test_outputs_of_three_axes_that_are_changed_in_place(change: str, side: int | None) -> None:
+    """A matrix product with a bias returns a view there, and autograd routes around views that are changed."""
+
+    class Changed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 5), Conv1D(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in (self.first, self.second):
+                before, x = x, layer(x)
+                if change == "add":
+                    x += before
+                elif change == "relu":
+                    x = x.relu_()
+                elif change == "set":
+                    x[:, 0] = 0
+                else:
+                    x = nn.functional.dropout(x, 0.0, inplace=True)
+            return x
+
+    module = _randomised(Changed())
+    inputs = torch.randn(BATCH, 3, 5, dtype=torch.float64)
+
+    def losses() -> Tensor:
+        return module(inputs).sin().flatten(1).sum(1)
+
+    projection = None if side is None else Projection(side)
+    rows = oracle.gradients(module, losses)
+    for query in (True, False):
+        with GradientCapture(module, projection=projection) as capture, capture.recording(BATCH) as recording:
+            recording.backward(losses()) if query else losses().sum().backward()
+        found = recording.gradients()
+        for name in rows[0]:
+            expected = torch.stack([row[name] for row in rows])
+            expected = expected if projection is None else projection.project(name, expected)
+            torch.testing.assert_close(found.dense(name), expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+class Positions(nn.Module):
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.use, self.table, self.head = use, nn.Embedding(9, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = torch.arange(x.shape[1])
+        if self.use == "one axis":
+            return self.head((x + self.table(ids)).sin())
+        found = self.table(ids[None])
+        return self.head((x + (found[0] if self.use == "indexed" else found)).sin())
+
+
+def test_positions_that_are_looked_up_once() -> None:
+    _check(_randomised(Positions("broadcast")), torch.randn(BATCH, 8, 5, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"layer 'table' \(Embedding\) .* may only be broadcast over the batch"):
+        _check(_randomised(Positions("indexed")), torch.randn(BATCH, 8, 5, dtype=torch.float64))
+    for places in (7, 8):  # a multiple of the batch or not
+        with pytest.raises(ValueError, match=r"Look positions up with ids of shape \[1, T\]"):
+            _check(_randomised(Positions("one axis")), torch.randn(BATCH, places, 5, dtype=torch.float64))
