@@ -119,7 +119,7 @@ class _Use(_Output):
     def read(self, features: Tensor, grad: Tensor, names: dict[str, str]) -> Parts:
         """The rule, on features and gradients laid out by example."""
         x = by_example(features, self.cut.num_examples, is_ids=self.rule.is_table)
-        grad = grad if self.output_shape is None else grad.view(self.output_shape)
+        grad = grad if self.output_shape is None else grad.reshape(self.output_shape)
         last = grad if self.rule.channel_axis == -1 else grad.movedim(self.rule.channel_axis, -1)
         grad = by_example(last, self.cut.num_examples)
         return self.rule.parts(self.layer.module, x, grad, names)
@@ -163,7 +163,7 @@ class _ProjectedUse(_Use):
         """Weight and bias together: the output's gradient, the largest tensor here, is read once."""
         axis, side = self.rule.feature_axis, self.projection.side
         assert axis is not None
-        grad = grad if self.output_shape is None else grad.view(self.output_shape)
+        grad = grad if self.output_shape is None else grad.reshape(self.output_shape)
         last = grad if self.rule.channel_axis == -1 else grad.movedim(self.rule.channel_axis, -1)
         products = torch.bmm(self.kept.to(last.dtype).transpose(1, 2), by_example(last, self.cut.num_examples))
         found = {}
