@@ -125,10 +125,9 @@ class QueryGradients:
         """Gradients of one parameter, ``[Q, P]``, made once and kept within the memory budget."""
         if name not in self._dense_QP:
             spare = self._spare_QP.pop(name, None)
-            fits = spare is not None and spare.shape[0] == len(self)
-            dense_QP = self.gradients.dense(name, out=spare.flatten() if spare is not None and fits else None).flatten(
-                1
-            )
+            if spare is not None and (spare.shape[0] != len(self) or spare.dtype != self.gradients.dtype):
+                spare = None
+            dense_QP = self.gradients.dense(name, out=None if spare is None else spare.flatten()).flatten(1)
             if not any(isinstance(part, Dense) for part in self.gradients.parts[name]):
                 self._bytes_left -= dense_QP.nbytes
             self._dense_QP[name] = dense_QP

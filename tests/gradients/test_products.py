@@ -131,6 +131,17 @@ def test_one_query_side_serves_batches_of_any_shape_and_refreshes() -> None:
             assert oracle.relative_error(found, expected) < 1e-9
 
 
+def test_a_refresh_may_come_in_another_precision() -> None:
+    batch = tiny.batch("gpt2", 4)
+    prepared = QueryGradients(_gradients("gpt2", tiny.gpt2(torch.float32).eval(), batch), "materialised")
+    inner_products(_gradients("gpt2", tiny.gpt2(torch.float32).eval(), batch), prepared, ["transformer.wte.weight"])
+    found = _gradients("gpt2", tiny.gpt2().eval(), batch)
+    prepared.replace(_gradients("gpt2", tiny.gpt2().eval(), batch))
+    dense = found.dense("transformer.wte.weight").flatten(1)
+    products = inner_products(found, prepared, ["transformer.wte.weight"])
+    torch.testing.assert_close(products, dense @ dense.T, rtol=1e-9, atol=1e-9)
+
+
 def test_the_plan_can_be_read_and_forced() -> None:
     model = tiny.gpt2().eval()
     examples = _gradients("gpt2", model, tiny.batch("gpt2", 5))
