@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
+from ftrace.gradients import is_compiled
+
 _PRECISIONS = ("32-true", "64-true")
 
 
@@ -46,13 +48,8 @@ def _problems(trainer: Trainer, pl_module: LightningModule) -> Iterator[str]:
     if is_overridden("configure_gradient_clipping", pl_module, LightningModule):
         name = type(pl_module).__name__
         yield f"{name} overrides configure_gradient_clipping. Use Trainer(gradient_clip_val=...) instead."
-    if any(_is_compiled(module) for module in pl_module.modules()):
+    if any(is_compiled(module) for module in pl_module.modules()):
         yield "hooks registered on a compiled module may never fire. Train without torch.compile."
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    compiled_call = getattr(module, "_compiled_call_impl", None)
-    return isinstance(module, torch._dynamo.OptimizedModule) or compiled_call is not None
 
 
 def refuse_unfrozen(optimizer: Optimizer, known: Collection[nn.Parameter]) -> None:

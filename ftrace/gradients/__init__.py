@@ -1,6 +1,6 @@
 """The engine: per-example gradients and their products. Pure torch; imports nothing else of ftrace."""
 
-from ftrace.gradients.capture import GradientCapture
+from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.parts import Dense, Lookup, Outer
@@ -39,6 +39,7 @@ __all__ = [
     "inner_products",
     "inner_products_and_square_norms",
     "inner_products_by_token",
+    "is_compiled",
     "measured_rates",
     "pool",
     "precondition",

@@ -79,7 +79,7 @@ class GradientCapture:
 
         A compiled module must not have been called before: hooks that come later never fire.
         """
-        self._compiled = any(_is_compiled(module) for module in self.module.modules())
+        self._compiled = any(is_compiled(module) for module in self.module.modules())
         for layer in self.coverage.layers:
             if layer.rule is relative_position_bias.RELATIVE_POSITION_BIAS:
                 record = partial(self._record_bias, layer)
@@ -198,7 +198,8 @@ class GradientCapture:
         return expanded
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` stands between a module and its hooks."""
     return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 

@@ -23,7 +23,7 @@ from torch.func import vjp, vmap
 from torch.nn.modules.module import _forward_unimplemented
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ftrace.gradients.parts import Dense
+from ftrace.gradients.parts import Dense, only_of
 
 
 class FallbackRule:
@@ -173,7 +173,7 @@ class Replay:
         watched = [v for v, own in zip(values, self._watched, strict=True) if own and v.ndim and v.shape[0] == rows]
         found = {name: leaf.new_zeros(num_examples, *leaf.shape) for name, leaf in leaves.items()}
         for example in range(num_examples):
-            masked = [_only(grad, example, num_examples) for grad in cotangents]
+            masked = [only_of(grad, example, num_examples) for grad in cotangents]
             grads = torch.autograd.grad(
                 outputs, [*leaves.values(), *watched], masked, retain_graph=True, allow_unused=True
             )
@@ -181,7 +181,7 @@ class Replay:
                 if grad is not None:
                     found[name][example] = grad
             for grad in grads[len(leaves) :]:
-                if grad is not None and (grad - _only(grad, example, num_examples)).any():
+                if grad is not None and (grad - only_of(grad, example, num_examples)).any():
                     raise self._refusal(names, path, "its output for one example depends on the others")
         return found
 
@@ -343,14 +343,6 @@ def _from_outside(outputs: list[Tensor], totals: list[Tensor]) -> list[Tensor]:
 
 def _sequence_number(tensor: Tensor) -> int:
     return tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
-
-
-def _only(grad: Tensor, example: int, num_examples: int) -> Tensor:
-    """The gradient with all rows but one example's set to zero."""
-    groups = grad.shape[0] // num_examples
-    masked = torch.zeros_like(grad)
-    masked[example * groups : (example + 1) * groups] = grad[example * groups : (example + 1) * groups]
-    return masked
 
 
 def differentiable(output: Any) -> list[Tensor]:

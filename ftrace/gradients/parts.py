@@ -149,6 +149,15 @@ def take(part: Part, start: int, stop: int, dtype: torch.dtype) -> Part:
     return Dense(part.value[start:stop].to(dtype))
 
 
+def only_of(grad: Tensor, example: int, num_examples: int) -> Tensor:
+    """A gradient ``[B * g, ...]`` with all rows but one example's set to zero."""
+    group = grad.shape[0] // num_examples
+    rows = slice(example * group, (example + 1) * group)
+    masked = torch.zeros_like(grad)
+    masked[rows] = grad[rows]
+    return masked
+
+
 def take_rows(part: Part, start: int, stop: int) -> Part:
     """The same part for the parameter's rows ``start <= r < stop`` alone."""
     if isinstance(part, Outer):

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.fallback import Beginning, Replay, differentiable
-from ftrace.gradients.parts import Dense, Part, Places, accumulation_dtype
+from ftrace.gradients.parts import Dense, Part, Places, accumulation_dtype, only_of
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.rules import Parts, Rule
@@ -47,13 +47,6 @@ class _Cut:
         self.capture = capture
         self.example: int | None = None
 
-    def apply(self, grad: Tensor, example: int) -> Tensor:
-        group = grad.shape[0] // self.num_examples
-        rows = slice(example * group, (example + 1) * group)
-        masked = torch.zeros_like(grad)
-        masked[rows] = grad[rows]
-        return masked
-
 
 class _Output:
     """One output of one run of a layer: takes its gradient when backward comes by.
@@ -73,7 +66,7 @@ class _Output:
         if self.refusal is not None:
             raise ValueError(self.refusal)
         if self.cut.example is not None:
-            return self.cut.apply(grad, self.cut.example)
+            return only_of(grad, self.cut.example, self.cut.num_examples)
         if torch.is_grad_enabled():
             raise ValueError(
                 "a backward pass with create_graph=True goes through a layer that is listened to: what it adds up is "
