@@ -22,7 +22,8 @@ from ftrace.gradients.fallback import Beginning, FallbackRule
 from ftrace.gradients.layers import find_rule
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.projection import Projection
-from ftrace.gradients.recording import Recording, exclusively, hears
+from ftrace.gradients.recording import Recording
+from ftrace.gradients.uses import exclusively, hears
 
 
 class GradientCapture:
