@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from ftrace.scores import stable_id
 
 
 def load_queries(source: Any, trainer: Trainer) -> list[Any]:
@@ -36,17 +38,21 @@ def load_queries(source: Any, trainer: Trainer) -> list[Any]:
     return batches
 
 
-def batch_ids(batch: Any, key: str, option: str) -> Tensor:
-    """The ids in a batch, ``[B]`` integers.
+def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = None) -> Tensor:
+    """The ids in a batch, ``[B]`` int64.
 
     Args:
-        batch: The batch.
+        batch: The batch. A list or a dictionary of batches, as several dataloaders give, has the ids of all of them.
         key: Under which key they are.
         option: Which argument of the callback names another key.
+        names: Gets the names of ids that are text, which are mapped to numbers by :func:`ftrace.scores.stable_id`.
 
     Raises:
         ValueError: If the batch has no such key, or something else under it.
     """
+    several = _batches_in(batch, key)
+    if several is not None:
+        return torch.cat([batch_ids(one, key, option, names) for one in several])
     try:
         ids = batch[key]
     except (KeyError, TypeError, IndexError) as error:
@@ -55,10 +61,34 @@ def batch_ids(batch: Any, key: str, option: str) -> Tensor:
             f'batch has no "{key}": found {found}. Add ids with ftrace.data.WithExampleIds(dataset), or pass '
             f"{option}=..."
         ) from error
+    if isinstance(ids, str | bytes) or (isinstance(ids, Sequence) and any(isinstance(one, str) for one in ids)):
+        return _named_ids(ids, key, names)
     ids = torch.as_tensor(ids)
-    if ids.ndim != 1 or ids.is_floating_point():
-        raise ValueError(f'batch["{key}"]: expected integers of shape [B], found {ids.dtype} {tuple(ids.shape)}')
-    return ids
+    if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(
+            f'batch["{key}"]: expected integers of shape [B] or a list of names, found {ids.dtype} {tuple(ids.shape)}. '
+            "Number the rows of the data set, not of the batch"
+        )
+    return ids.long()
+
+
+def _batches_in(batch: Any, key: str) -> list[Any] | None:
+    """The batches of several dataloaders, or None if this is one batch."""
+    if isinstance(batch, Mapping):
+        inner = list(batch.values()) if key not in batch else []
+    else:
+        inner = list(batch) if isinstance(batch, list | tuple) else []
+    inner = [one for one in inner if one is not None]  # a loader that has run out
+    return inner if inner and all(isinstance(one, Mapping) and key in one for one in inner) else None
+
+
+def _named_ids(found: Any, key: str, names: dict[int, str] | None) -> Tensor:
+    if isinstance(found, str | bytes) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f'batch["{key}"]: expected integers of shape [B] or a list of names, found {found!r:.60}')
+    numbered = [stable_id(one) for one in found]
+    if names is not None:
+        names.update(zip(numbered, found, strict=True))
+    return torch.tensor(numbered, dtype=torch.int64)
 
 
 @contextmanager

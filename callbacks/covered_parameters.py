@@ -17,6 +17,7 @@ class CoveredParameters:
         coverage: The report on all parameters.
         named_parameters: All parameters of the module by name.
         strict: A gap is an error; otherwise a warning.
+        trained: Ids of the parameters that an optimizer has.
 
     Attributes:
         by_name: The covered ones.
@@ -25,10 +26,17 @@ class CoveredParameters:
         ValueError: If nothing is covered, or, when strict, if there is a gap.
     """
 
-    def __init__(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter], *, strict: bool) -> None:
-        if not coverage.covered:
+    def __init__(
+        self,
+        coverage: Coverage,
+        named_parameters: Mapping[str, nn.Parameter],
+        *,
+        strict: bool,
+        trained: Collection[int],
+    ) -> None:
+        self.by_name = {n: p for n in coverage.covered if id(p := named_parameters[n]) in trained}
+        if not self.by_name:
             raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
-        self.by_name = {name: named_parameters[name] for name in coverage.covered}
         self._strict = strict
         self._unheard = set(self.by_name)
         if coverage.gaps:

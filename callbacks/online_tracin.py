@@ -2,95 +2,76 @@
 
 At optimizer step t let ``c_{z,t}`` be example z's contribution to the gradient that the optimizer gets. The score of z
 for query q is the sum over steps of ``eta_t kappa_t <grad L_q(theta_t), c_{z,t}>`` (Pruthi et al. 2020, arXiv
-2002.08484, eq. 1, with the sum over all steps instead of over checkpoints).
+2002.08484, eq. 1, with the sum over all steps instead of over checkpoints), or of what the optimizer made of it.
 """
 
 from __future__ import annotations
 
-import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from ftrace.callbacks.batches import batch_ids, load_queries
-from ftrace.callbacks.covered_parameters import CoveredParameters
-from ftrace.callbacks.query_losses import find_query_losses
-from ftrace.callbacks.self_check import SelfCheck, SelfCheckError
-from ftrace.callbacks.training_loop import (
-    clip_factor,
-    evaluation_mode,
-    gradient_norm,
-    keeps_gradients,
-    refuse_unfrozen,
-    refuse_unsupported_loop,
-    zeroes_gradients_itself,
-)
+from ftrace.callbacks.batches import batch_ids
+from ftrace.callbacks.followed_optimizer import FollowedOptimizer
+from ftrace.callbacks.manifest import manifest_of, write_store
+from ftrace.callbacks.query_losses import find_query_learned, find_query_losses
+from ftrace.callbacks.query_pass import QueryPass
+from ftrace.callbacks.resume import RunState
+from ftrace.callbacks.scoring import KINDS, ScoringRules
+from ftrace.callbacks.self_check import SelfCheckError
+from ftrace.callbacks.traced_run import TracedRun
+from ftrace.callbacks.training_loop import is_compiled_anywhere, refuse_unsupported_loop
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from ftrace.gradients import (
-    GradientCapture,
-    PerExampleGradients,
-    Projection,
-    QueryGradients,
-    Recording,
-    cosines,
-    inner_products,
-    inner_products_and_square_norms,
-)
-from ftrace.scores import ScoreAccumulator, ScoreStore, check_replaceable
+from ftrace.gradients import GradientCapture, Projection, unsupported_step
+from ftrace.scores import Candidates, ScoreStore, check_replaceable
 
-KINDS = ("dot", "cosine")
-
-
-@dataclass
-class _Contributions:
-    """What one batch of the current window gives: products ``[B, Q]`` for each parameter group, norms ``[B]``."""
-
-    example_ids: Tensor
-    by_group: list[Tensor]
-    norms: Tensor | None
-
-    @property
-    def total(self) -> Tensor:
-        """Products over all groups, ``[B, Q]``."""
-        return torch.stack(self.by_group).sum(0)
+BREAKDOWNS = ("layer", "epoch", "learned")
 
 
 class OnlineTracIn(Callback):
     """Accumulate, for each (example, query), how much the example's gradient has lowered the query's loss.
 
-    Works in any LightningModule under automatic optimization: contributions of examples are read off the module's own
-    backward pass, whatever its loss; queries are differentiated in eval mode, with random state put back. Weights
-    after training are bit-identical with and without this callback.
+    Works in any LightningModule: contributions of examples are read off the module's own backward pass, whatever its
+    loss; queries are differentiated in eval mode, with random state put back. Weights after training are bit-identical
+    with and without this callback.
 
     Args:
         queries: A DataLoader or Dataset of queries; None takes the datamodule's ``query_dataloader()``.
         output_dir: Where the score store is written when training ends; default ``online`` in the run's log folder.
-            If training is interrupted, fails or was resumed, what there is goes to the same name with ``-incomplete``
-            behind it.
+            If training is interrupted, fails, or was resumed without the scores of before, what there is goes to the
+            same name with ``-incomplete`` behind it. State for resuming goes to the same name with ``-state``.
         query_losses: ``(pl_module, batch) -> Tensor[B]``, in nats; default the module's ``example_losses``, else a
             ready-made one where the module wraps one Hugging Face language model.
-        scores: Kinds to accumulate. ``dot``: sum over steps of learning rate x clip factor x inner product, in nats if
-            the optimizer were SGD. ``cosine``: sum over steps of the cosine, over the covered parameters.
+        scores: Kinds to accumulate, all in one pass. ``dot``: sum over steps of learning rate x clip factor x inner
+            product, in nats if the optimizer were SGD. ``update``: the first-order effect of the optimizer's actual
+            step in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: sum over steps of the cosine, over the covered
+            parameters.
         parameters: Globs over parameter names, in order; one that begins with "!" takes away.
         refresh_every_n_steps: Recompute the queries' gradients every so many optimizer steps.
         projection_side: None is exact; a whole number K projects each weight's gradient on both sides to K x K (a
             vector's to K * K), at random, so that products are right in expectation and cost next to nothing.
-        integration: Not supported yet beyond "left": the query gradient of the last refresh.
-        candidates: Not supported yet: None (all examples).
-        breakdown: Not supported yet: none.
-        id_key: The batch's key of the examples' ids, int64 ``[B]``.
-        query_id_key: The query batches' key of the queries' ids, int64 ``[B]``.
+        integration: "left" uses the query gradients of the last refresh; "trapezoid" interpolates between refreshes,
+            for ``dot`` and ``update``, and holds one interval's contributions.
+        momentum: How ``update`` gives momentum to examples. "eventual": a step's whole later effect is booked at once,
+            along the query gradients of the step. "exact": contributions are held until their effect is over.
+        candidates: Whose scores are kept: None, all examples'; a list of example ids; or such a list for each query id,
+            so that a matrix of examples x queries never exists.
+        breakdown: Of "layer", "epoch" and "learned" (before and after the query was first right): also keep scores by
+            part. Memory is that many times as large.
+        ledger: Keep the ledger: what each query's loss did between refreshes, beside what the scores say.
+        query_learned: ``(pl_module, batch) -> Tensor[B]`` bool, whether each query is answered right; default the
+            module's ``learned``, if it has one.
+        staleness_every: At every so many refreshes, measure how much scores have suffered from old query gradients.
+        id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
+        query_id_key: The query batches' key of the queries' ids, likewise.
         strict: A parameter that can't be covered, or a failed self-check, is an error; otherwise a warning and a line
             in the manifest.
         self_check: Hold two examples and one query against plain autograd at the start, and at each step the sum of
@@ -99,8 +80,8 @@ class OnlineTracIn(Callback):
         seed: Of the projection, and of the examples that the self-check looks at.
 
     Raises:
-        ValueError: On an unknown or unsupported option; when training starts, on a loop, layer or query source that
-            is not supported.
+        ValueError: On an unknown or unsupported option; when training starts, on a loop, layer, optimizer or query
+            source that is not supported.
         SelfCheckError: When the self-check fails.
     """
 
@@ -113,29 +94,39 @@ class OnlineTracIn(Callback):
         parameters: Sequence[str] = ("*",),
         refresh_every_n_steps: int = 1,
         projection_side: int | None = None,
-        integration: str = "left",
-        candidates: Any = None,
+        integration: Literal["left", "trapezoid"] = "left",
+        momentum: Literal["eventual", "exact"] = "eventual",
+        candidates: list[int] | dict[int, list[int]] | None = None,
         breakdown: Sequence[str] = (),
+        ledger: bool = True,
+        query_learned: Callable[..., Any] | None = None,
+        staleness_every: int = 0,
         id_key: str = "example_id",
         query_id_key: str = "query_id",
         strict: bool = True,
         self_check: bool = True,
         seed: int = 0,
     ) -> None:
-        unknown = [kind for kind in scores if kind not in KINDS]
-        if unknown or not scores or isinstance(scores, str):
-            raise ValueError(f"scores: expected some of {list(KINDS)}, found {scores!r}")
-        if refresh_every_n_steps < 1:
-            raise ValueError(f"refresh_every_n_steps: expected at least 1, found {refresh_every_n_steps}")
+        for name, values, known in (("scores", scores, KINDS), ("breakdown", breakdown, BREAKDOWNS)):
+            unknown = [value for value in values if value not in known]
+            if unknown or isinstance(values, str) or (name == "scores" and not values):
+                raise ValueError(f"{name}: expected some of {list(known)}, found {values!r}")
+        for name, value, both in (
+            ("integration", integration, ["left", "trapezoid"]),
+            ("momentum", momentum, ["eventual", "exact"]),
+        ):
+            if value not in both:
+                raise ValueError(f"{name}: expected one of {both}, found {value!r}")
+        for name, number, least in (
+            ("refresh_every_n_steps", refresh_every_n_steps, 1),
+            ("staleness_every", staleness_every, 0),
+        ):
+            if number < least:
+                raise ValueError(f"{name}: expected at least {least}, found {number}")
         if projection_side is not None and projection_side < 1:
             raise ValueError(f"projection_side: expected None or at least 1, found {projection_side}")
-        for name, value, only in (
-            ("integration", integration, "left"),
-            ("candidates", candidates, None),
-            ("breakdown", tuple(breakdown), ()),
-        ):
-            if value != only:
-                raise ValueError(f"{name}={value!r} is not supported yet: expected {only!r}")
+        if momentum == "exact" and "update" not in scores:
+            raise ValueError('momentum="exact" is of the kind "update": expected it in scores')
         self.queries = queries
         self.output_dir = output_dir
         self.query_losses = query_losses
@@ -143,256 +134,270 @@ class OnlineTracIn(Callback):
         self.parameters = tuple(parameters)
         self.refresh_every_n_steps = refresh_every_n_steps
         self.projection = None if projection_side is None else Projection(projection_side, seed)
+        self.integration = integration
+        self.momentum = momentum
+        self.candidates: Candidates = candidates
+        self.breakdown = tuple(breakdown)
+        self.ledger = ledger
+        self.query_learned = query_learned
+        self.staleness_every = staleness_every
         self.id_key = id_key
         self.query_id_key = query_id_key
         self.strict = strict
         self.self_check = self_check
         self.seed = seed
 
-        self._capture: GradientCapture | None = None
+        self._captures: tuple[GradientCapture, GradientCapture] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._run: TracedRun | None = None
+        self._added: list[Any] = []
+        self._names: dict[int, str] = {}
+        self._state = RunState()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """Two instances in one run have states of their own, told apart by their folders."""
+        return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
+
+    def add_queries(self, queries: DataLoader | Dataset) -> None:
+        """More queries, while training is under way: from its next batch on, they are traced, too.
+
+        The store's manifest says from which step on. All processes must add the same ones at the same time.
+
+        Args:
+            queries: As the argument ``queries``; its ids must be new.
+
+        Raises:
+            ValueError: If training has not begun.
+        """
+        if self._run is None:
+            raise ValueError("add_queries: expected training to be under way. Give the queries to OnlineTracIn instead")
+        self._added.append(queries)
+
+    # Hooks
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run = None
+        if is_compiled_anywhere(pl_module):  # hooks must be there when it is first called, maybe by sanity checking
+            self._captures = self._attach(pl_module, None)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._steps = 0
         refuse_unsupported_loop(trainer, pl_module)
+        for optimizer in trainer.optimizers if "update" in self.scores else ():
+            problem = unsupported_step(optimizer)
+            if problem is not None:
+                raise ValueError(
+                    f'OnlineTracIn: scores of the kind "update" need to know what the optimizer does: {problem}. '
+                    'Ask for "dot" and "cosine" alone'
+                )
         self._output_dir = self._find_output_dir(trainer)
         others = [one for one in trainer.callbacks if isinstance(one, OnlineTracIn) and one is not self]  # type: ignore[attr-defined]
         if any(one._find_output_dir(trainer) == self._output_dir for one in others):
             raise ValueError(
                 f"OnlineTracIn: two of them write to {str(self._output_dir)!r}. Give each an output_dir of its own"
             )
-        self._incomplete_dir = self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
+        losses = self.query_losses or find_query_losses(pl_module)
+        learned = self.query_learned or find_query_learned(pl_module)
+        learned = learned if self.ledger or "learned" in self.breakdown else None
+        if "learned" in self.breakdown and learned is None:
+            raise ValueError(
+                'breakdown="learned": nobody can tell whether a query is right. Give the module a method '
+                "learned(batch) -> Tensor[B] bool, or pass query_learned=(pl_module, batch) -> Tensor[B]"
+            )
+        queries = QueryPass(self.queries, losses, learned, self.query_id_key, trainer)
+        if self._captures is None:
+            self._captures = self._attach(pl_module, trainer)
+        rules = ScoringRules(
+            self.scores, self.integration == "trapezoid", self.momentum == "exact", self.breakdown, self.projection
+        )
+        self._names = {}
+        self._run = TracedRun(
+            trainer,
+            pl_module,
+            queries,
+            rules,
+            self._captures,
+            refresh_every_n_steps=self.refresh_every_n_steps,
+            candidates=self.candidates,
+            strict=self.strict,
+            self_check=self.self_check,
+            ledger=self.ledger,
+            staleness_every=self.staleness_every,
+            patterns=self.parameters,
+            seed=self.seed,
+        )
+        self._state.begin(self._run, self._names, self._output_dir, strict=self.strict)
         check_replaceable(self._output_dir)
         check_replaceable(self._incomplete_dir)
-        self._losses = self.query_losses or find_query_losses(pl_module)
-        self._query_batches = load_queries(self.queries, trainer)
-        self._query_ids = torch.cat([self._ids_of_queries(batch).cpu() for batch in self._query_batches])
-        if len(self._query_ids.unique()) < len(self._query_ids):
-            raise ValueError(f'queries: expected each "{self.query_id_key}" once, found some several times')
-
-        groups = trainer.optimizers[0].param_groups
-        optimized = [p for group in groups for p in group["params"]]
-        self._capture = GradientCapture(
-            pl_module, self.parameters, optimized, self.projection, refuse_unheard=self.strict
-        )
-        named = dict(pl_module.named_parameters())
-        self._covered = CoveredParameters(self._capture.coverage, named, strict=self.strict)
-        covered = self._covered.by_name
-        group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
-        self._names_by_group = [[n for n, p in covered.items() if group_of[id(p)] == g] for g in range(len(groups))]
-        self._known = {p for group in groups for p in group["params"] if p.requires_grad}
-        dtype = torch.float64 if any(p.dtype == torch.float64 for p in covered.values()) else torch.float32
-        self._sums = ScoreAccumulator(self.scores, len(self._query_ids), dtype)
-        self._check = None
-        if self.self_check:
-            self._check = SelfCheck(covered, strict=self.strict, seed=self.seed, projection=self.projection)
-
-        self._left_out: list[int] = []
-        self._first_step = trainer.global_step
-        if self._first_step:
+        self._refuse_another_run()
+        if self._run.first_step:
             rank_zero_warn(
-                f"OnlineTracIn: scores begin at step {self._first_step}, earlier steps are not in them; they go to "
+                f"OnlineTracIn: scores begin at step {self._run.first_step}, earlier steps are not in them; they go to "
                 f"{self._incomplete_dir}"
             )
-        self._queries: QueryGradients | None = None
-        self._refreshed_at: int | None = None
-        self._window: list[_Contributions] = []
-        self._recording: Recording | None = None
-        self._capture.attach()
+        for one in self._run.followed:
+            self._hook(one, pl_module)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._running
+        example_ids = batch_ids(batch, self.id_key, "id_key", self._names)
+        run.listen_to_unfrozen(lambda: self._reattach(pl_module, trainer))
+        while self._added:
+            new = run.queries.add(self._added.pop(0), trainer)
+            run.sums.add_queries(new.tolist())
+            run.query_first_steps |= dict.fromkeys(new.tolist(), run.step)
+            run.has_queries_to_add = True
+        run.begin_batch(example_ids)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._run is not None:
+            self._run.before_backward(loss)
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None:
+            self._run.after_backward()
+
+    @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # A window begins. What is still here belongs to gradients that no optimizer step has used.
+        self._running.begin_window()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # Under automatic optimization the window's gradient is whole and unclipped here, and only here.
+        run = self._running
+        if pl_module.automatic_optimization:
+            run.begin_step(run.find(optimizer))
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._running.end_batch()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_store(trainer, pl_module, complete=self._first_step == 0)
+        run = self._running
+        self._state.remember(run, self._names)
+        run.finish()
+        self._write(complete=run.first_step == 0)
         self._detach()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._capture is not None and self._steps and not isinstance(exception, SelfCheckError):
-            self._write_store(trainer, pl_module, complete=False)
+        run = self._run
+        if run is not None and self._captures is not None and run.taken and not isinstance(exception, SelfCheckError):
+            run.scoring.finish()
+            self._write(complete=False, alone=True)
         self._detach()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._detach()
 
-    def _find_output_dir(self, trainer: Trainer) -> Path:
-        default = Path(trainer.log_dir or trainer.default_root_dir) / "online"
-        return (Path(self.output_dir) if self.output_dir is not None else default).absolute()
+    # State
 
-    def _leave_step_out(self) -> None:
-        """A step whose contributions are no numbers would spoil all its examples' scores."""
-        message = (
-            f"OnlineTracIn: the contributions of step {self._steps} are not finite: the loss or a gradient is NaN or "
-            "infinite"
-        )
-        if self.strict:
-            raise FloatingPointError(
-                f"{message}. Scores up to the step before are kept; strict=False goes on without it"
-            )
-        rank_zero_warn(f"{message}. They are left out")
-        self._left_out.append(self._steps)
-        self._steps += 1
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._state.save(self._run, self._names)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state.restored = state_dict
+
+    # Helpers
+
+    @property
+    def _running(self) -> TracedRun:
+        if self._run is None:
+            raise RuntimeError("OnlineTracIn: training has not been started by trainer.fit")
+        return self._run
+
+    def _attach(self, pl_module: LightningModule, trainer: Trainer | None) -> tuple[GradientCapture, GradientCapture]:
+        """What listens to training, and what listens to the queries: with a ledger, to all that is trained."""
+        optimized = None
+        if trainer is not None:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            optimized = [p for group in groups for p in group["params"]]
+        capture = GradientCapture(pl_module, self.parameters, optimized, self.projection, refuse_unheard=self.strict)
+        hidden = any(line.status == "excluded" for line in capture.coverage.lines)
+        queries = capture
+        if self.ledger and hidden:
+            queries = GradientCapture(pl_module, ("*",), optimized, self.projection, refuse_unheard=False)
+        for one in {capture, queries}:
+            one.attach()
+        return capture, queries
+
+    def _reattach(self, pl_module: LightningModule, trainer: Trainer) -> tuple[GradientCapture, GradientCapture]:
+        for one in self._captures or ():
+            one.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._captures = self._attach(pl_module, trainer)
+        for optimizer in trainer.optimizers:
+            self._hook_optimizer(optimizer, pl_module)
+        return self._captures
+
+    def _hook(self, one: FollowedOptimizer, pl_module: LightningModule) -> None:
+        self._hook_optimizer(one.optimizer, pl_module)
+
+    def _hook_optimizer(self, optimizer: Optimizer, pl_module: LightningModule) -> None:
+        """Its own hooks tell what Lightning's can't: that a step has really been taken, and of manual optimization."""
+
+        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if not pl_module.automatic_optimization:
+                self._running.begin_step(self._running.find(optimizer))
+
+        @torch.no_grad()
+        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            self._running.end_step(self._running.find(optimizer))
+
+        self._handles.append(optimizer.register_step_pre_hook(before))
+        self._handles.append(optimizer.register_step_post_hook(after))
 
     def _detach(self) -> None:
-        if self._capture is not None:
-            self._capture.detach()
-            self._capture = None
+        for one in self._captures or ():
+            one.detach()
+        self._captures = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self._capture is not None
-        example_ids = batch_ids(batch, self.id_key, option="id_key")
-        due = self._refreshed_at is None or trainer.global_step - self._refreshed_at >= self.refresh_every_n_steps
-        if due and not self._window:  # within a window weights don't change
-            self._refresh(trainer, pl_module)
-        self._example_ids = example_ids
-        self._recording = self._capture.start(len(example_ids))
+    def _find_output_dir(self, trainer: Trainer) -> Path:
+        default = Path(trainer.log_dir or trainer.default_root_dir) / "online"
+        found = Path(self.output_dir) if self.output_dir is not None else default
+        return Path(trainer.strategy.broadcast(str(found.absolute())))
 
-    @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._check is not None and self._recording is not None:
-            self._check.differentiate_examples(loss, self._recording)
+    @property
+    def _incomplete_dir(self) -> Path:
+        return self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
 
-    @override
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._recording is None or self._capture is None:
+    def _refuse_another_run(self) -> None:
+        """A store of another run must not be lost; an earlier one of the same run is replaced."""
+        try:
+            manifest: Mapping[str, Any] = ScoreStore.open(self._output_dir).manifest
+        except FileNotFoundError:
             return
-        self._capture.stop()
-        gradients = self._recording.gradients()
-        self._recording = None  # lets go of the activations
-        self._covered.heard(gradients.parts)
-        if self._check is not None:
-            self._check.compare_examples(gradients, self._example_ids)
-            self._check.add_to_window(gradients)
-        self._window.append(self._multiply(gradients))
-
-    @override
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # A window begins. What is still here belongs to gradients that no optimizer step has used.
-        self._window = []
-        if self._check is not None:
-            self._check.discard_window()
-
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # Here, and only here, the window's gradient is whole and unclipped, and the rate is the one of this step.
-        window, self._window = self._window, []
-        refuse_unfrozen(optimizer, self._known)
-        self._covered.require_hearing()
-        wanted = trainer.gradient_clip_val or (self._check is not None and self._check.wants_norm)
-        norm = gradient_norm(optimizer) if wanted else None
-        clip = clip_factor(trainer, norm)
-        rates = [clip * float(group["lr"]) for group in optimizer.param_groups]
-        scores = [self._score(batch, rates) for batch in window]
-        if not all(values.isfinite().all() for of_batch in scores for values in of_batch.values()):
-            self._leave_step_out()
+        except ValueError:  # an empty folder
             return
-        if self._check is not None and window:
-            self._check.check_window([batch.total for batch in window], clip, norm, self._steps)
-        for batch, of_batch in zip(window, scores, strict=True):
-            self._sums.add(batch.example_ids, of_batch)
-        self._steps += 1
+        if manifest.get("run_id") != self._running.run_id:
+            raise ValueError(
+                f"OnlineTracIn: {str(self._output_dir)!r} holds the scores of another run "
+                f"({manifest.get('steps', 'unknown')} steps). Name another output_dir, or move or delete the folder"
+            )
 
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert self._capture is not None
-        self._capture.stop()
-        self._recording = None
-        optimizer = trainer.optimizers[0]
-        if self._check is not None and self._check.expects_gradient and keeps_gradients(optimizer):
-            self._check.check_gradient(gradient_norm(optimizer), zeroes_gradients_itself(pl_module), self._steps - 1)
-
-    def _refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The queries' gradients at the current weights."""
-        assert self._capture is not None
-        parts: list[PerExampleGradients] = []
-        with (
-            isolate_rng(),
-            evaluation_mode(pl_module),
-            trainer.precision_plugin.forward_context(),
-            torch.enable_grad(),
-            self._capture.exclusively(),
-        ):
-            for batch in self._query_batches:
-                query_ids = self._ids_of_queries(batch)
-                with self._capture.recording(len(query_ids)) as recording:
-                    recording.backward(self._losses(pl_module, batch))
-                parts.append(recording.gradients())
-                if self._check is not None and self._refreshed_at is None and len(parts) == 1:
-                    self._check.compare_query(self._losses(pl_module, batch), parts[0], query_ids)
-        stacked = PerExampleGradients.stack(parts)
-        if self._queries is None:
-            batches = self.refresh_every_n_steps * trainer.accumulate_grad_batches
-            self._queries = QueryGradients(stacked, batches=batches)
-        else:
-            self._queries.replace(stacked)
-        if "cosine" in self.scores:
-            self._query_norms = self._queries.norms(self._covered.by_name)
-        if self._check is not None:
-            self._check.set_queries(self._queries)
-        self._refreshed_at = trainer.global_step
-
-    def _multiply(self, gradients: PerExampleGradients) -> _Contributions:
-        assert self._queries is not None
-        if "cosine" not in self.scores:
-            by_group = [inner_products(gradients, self._queries, names) for names in self._names_by_group]
-            return _Contributions(self._example_ids, by_group, None)
-        both = [inner_products_and_square_norms(gradients, self._queries, names) for names in self._names_by_group]
-        square_norms = torch.stack([norms for _, norms in both]).sum(0)
-        return _Contributions(self._example_ids, [products for products, _ in both], square_norms.sqrt())
-
-    def _score(self, batch: _Contributions, rates: Sequence[float]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        if "dot" in self.scores:
-            weighted = [rate * products for rate, products in zip(rates, batch.by_group, strict=True)]
-            found["dot"] = torch.stack(weighted).sum(0)
-        if "cosine" in self.scores:
-            assert batch.norms is not None
-            found["cosine"] = cosines(batch.total, batch.norms, self._query_norms)
-        return found
-
-    def _ids_of_queries(self, batch: Any) -> Tensor:
-        return batch_ids(batch, self.query_id_key, option="query_id_key")
-
-    def _write_store(self, trainer: Trainer, pl_module: LightningModule, *, complete: bool) -> None:
-        assert self._capture is not None
-        optimizer = trainer.optimizers[0]
-        losses = self._losses
-        manifest = {
-            "method": "online TracIn",
-            "complete": complete,
-            "first_step": self._first_step,
-            "steps": self._steps,
-            "steps_left_out": self._left_out,
-            "refresh_every_n_steps": self.refresh_every_n_steps,
-            "projection_side": None if self.projection is None else self.projection.side,
-            "integration": "left",
-            "candidates": "all",
-            "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
-            "gradient_clip_val": trainer.gradient_clip_val,
-            "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
-            "hyperparameters": _jsonable(dict(pl_module.hparams)),
-            "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
-            "self_check": None if self._check is None else {"failures": self._check.failures},
-            "seed": self.seed,
-            "coverage": self._capture.coverage.as_json(),
-            "versions": {name: version(name) for name in ("ftrace", "torch", "lightning")}
-            | {"python": platform.python_version()},
-        }
-        example_ids, sums = self._sums.result()
+    def _write(self, *, complete: bool, alone: bool = False) -> None:
+        run = self._running
         # A folder of the name that was asked for holds the scores of a whole run, always.
         output_dir = self._output_dir if complete else self._incomplete_dir
-        ScoreStore.write(output_dir, example_ids, self._query_ids.numpy(), sums, manifest)
-
-
-def _jsonable(value: Any) -> Any:
-    """Hyperparameters as JSON holds them; anything else by its text."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+        facts = manifest_of(self, run, complete=complete)
+        store = write_store(output_dir, run, facts, self._names, alone=alone)
+        if store is not None:
+            run.report(output_dir)

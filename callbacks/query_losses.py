@@ -32,6 +32,17 @@ def find_query_losses(pl_module: LightningModule) -> QueryLosses:
     )
 
 
+def find_query_learned(pl_module: LightningModule) -> QueryLosses | None:
+    """The module's own ``learned(batch) -> Tensor[B]`` bool, or None if it has none."""
+    return module_learned if callable(getattr(pl_module, "learned", None)) else None
+
+
+def module_learned(pl_module: LightningModule, batch: Any) -> Tensor:
+    """The module's own ``learned(batch)``, ``[B]`` bool."""
+    found: Tensor = pl_module.learned(batch)  # type: ignore[operator]
+    return found
+
+
 def module_example_losses(pl_module: LightningModule, batch: Any) -> Tensor:
     """The module's own ``example_losses(batch)``, ``[B]``."""
     losses: Tensor = pl_module.example_losses(batch)  # type: ignore[operator]

@@ -10,12 +10,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
+from ftrace.callbacks.contributions import Contribution
+from ftrace.callbacks.processes import num_processes, sum_over_processes, whole
 from torch import Tensor, nn
 
 from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, Recording
 
 # Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+_COARSE = 0.1  # bfloat16 rounds to 4e-3 and float16 to 5e-4, at every layer
 _DIRECTION_QUERIES = 4
 _TINY = 1e-3  # a parameter whose gradient is smaller than this share of the whole may be all rounding
 
@@ -24,35 +27,58 @@ class SelfCheckError(RuntimeError):
     """What hooks read off the model does not agree with autograd."""
 
 
-class SelfCheck:
-    """The two checks of one training run.
+class Failures:
+    """What has been found wrong.
+
+    Args:
+        strict: Raise at the first one; otherwise note it, and warn the first time.
+    """
+
+    def __init__(self, *, strict: bool) -> None:
+        self.strict = strict
+        self.found: list[str] = []
+
+    def report(self, problem: str, remedy: str = "Leave such parameters out with parameters=(...)") -> None:
+        """Raise, or note and warn.
+
+        Raises:
+            SelfCheckError: When strict.
+        """
+        message = f"OnlineTracIn self_check: {problem}. {remedy}, or let training go on with strict=False."
+        if self.strict:
+            raise SelfCheckError(message)
+        self.found.append(problem)
+        if len(self.found) == 1:
+            warnings.warn(message, stacklevel=4)
+
+
+class SpotCheck:
+    """Single examples and one query against plain autograd, once.
 
     Args:
         parameters: The covered parameters by name.
-        strict: Raise when a check fails; otherwise note it, and warn the first time.
+        failures: Where to report.
         seed: Which examples are looked at.
         projection: What gradients are projected with, if they are: autograd's are, too, before they are compared.
+        coarse: Whether passes are in half precision.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, strict: bool, seed: int, projection: Projection | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        failures: Failures,
+        *,
+        seed: int,
+        projection: Projection | None,
+        coarse: bool,
     ) -> None:
         self.parameters = dict(parameters)
         self.projection = projection
-        self.strict = strict
-        self.failures: list[str] = []
+        self.coarse = coarse
+        self._failures = failures
         self._generator = torch.Generator().manual_seed(seed)
         self._by_autograd: dict[int, dict[str, Tensor]] = {}
         self._examples_checked = False
-        self._window_totals: dict[str, Tensor] | None = {}
-        self._magnitudes: dict[str, float] = {}
-        self._weights_Q = torch.empty(0)
-        self._queries: QueryGradients | None = None
-        self._after_step_due = False
-        self._last_norm = 0.0
-        self._direction: dict[str, Tensor] = {}
-        self._direction_norm = 0.0
-        self._expected: tuple[float, float] | None = None
 
     def differentiate_examples(self, loss: Tensor, recording: Recording) -> None:
         """Before the first backward pass: gradients of two of the batch's examples, by autograd through its own graph.
@@ -72,20 +98,22 @@ class SelfCheck:
         if self._examples_checked:
             return
         for example, expected in self._by_autograd.items():
+            expected = projected(expected, self.projection)
             self._compare(f"example {int(example_ids[example])}", gradients, example, expected)
         self._by_autograd.clear()
         self._examples_checked = True
 
-    def compare_query(self, losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor) -> None:
+    def compare_query(self, losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor, *, whole: bool) -> None:
         """Hold the rules' gradient of one query against autograd's.
 
         Args:
             losses: ``[Q]``, of a forward pass that nothing listened to.
             gradients: Gradients of the same queries, from a recorded pass.
             query_ids: ``[Q]``.
+            whole: Whether the gradients are not projected.
         """
         query = int(torch.randint(len(losses), (1,), generator=self._generator))
-        expected = self._differentiate(losses[query])
+        expected = projected(self._differentiate(losses[query]), None if whole else self.projection)
         self._compare(f"query {int(query_ids[query])}", gradients, query, expected)
 
     def _differentiate(self, loss: Tensor) -> dict[str, Tensor]:
@@ -97,22 +125,54 @@ class SelfCheck:
                 "OnlineTracIn self_check: autograd can't differentiate this model twice. Use non-reentrant activation "
                 f"checkpointing, or self_check=False. It says: {error}"
             ) from error
-        return self._projected({name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None})
-
-    def _projected(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.projection is None:
-            return grads
-        return {name: self.projection.project(name, grad.unsqueeze(0))[0] for name, grad in grads.items()}
+        return {name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None}
 
     def _compare(self, who: str, gradients: PerExampleGradients, index: int, expected: Mapping[str, Tensor]) -> None:
-        found = {name: gradients.dense(name, index, index + 1)[0] for name in gradients.parts}
-        worst, error = _largest_difference(found, expected)
+        found = {n: gradients.dense(n, index, index + 1)[0] for n in gradients.parts if n in self.parameters}
+        worst, error = _largest_difference(found, expected, coarse=self.coarse)
         if not error <= 1:
-            self._fail(
+            self._failures.report(
                 f"the gradient of {who} for {worst!r}, read off its layers, is not what autograd gives. A layer may "
                 "mix examples, or not have them as its leading axis; or the loss may have a term of no example, such "
                 "as a penalty on weights (use weight_decay)"
             )
+
+
+class Conservation:
+    """Contributions must sum to the gradient that one optimizer is given: before its step, and after it.
+
+    Args:
+        parameters: Its covered parameters by name.
+        failures: Where to report.
+        seed: Of the direction in which that is checked.
+        projection: What gradients are projected with, if they are.
+        coarse: Whether passes are in half precision.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        failures: Failures,
+        *,
+        seed: int,
+        projection: Projection | None,
+        coarse: bool,
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.projection = projection
+        self.coarse = coarse
+        self._failures = failures
+        self._generator = torch.Generator().manual_seed(seed)
+        self._window_totals: dict[str, Tensor] | None = {}
+        self._magnitudes: dict[str, float] = {}
+        self._weights_Q = torch.empty(0)
+        self._queries: QueryGradients | None = None
+        self._after_step_due = False
+        self._last_norm = 0.0
+        self._projected_direction: dict[str, Tensor] = {}
+        self._direction: dict[str, Tensor] = {}
+        self._direction_norm = 0.0
+        self._expected: tuple[float, float] | None = None
 
     def set_queries(self, queries: QueryGradients) -> None:
         """After a refresh: choose the direction in which conservation is checked until the next one.
@@ -131,7 +191,8 @@ class SelfCheck:
         last = max(0, len(queries) - _DIRECTION_QUERIES)
         start = int(torch.randint(last + 1, (), generator=self._generator))
         stop = min(start + _DIRECTION_QUERIES, len(queries))  # side by side, so that nothing is copied
-        rows = {name: queries.gradients.dense(name, start, stop) for name in queries.gradients.parts}
+        names = [name for name in queries.gradients.parts if name in self.parameters]
+        rows = {name: queries.gradients.dense(name, start, stop) for name in names}
         norms = queries.gradients.zeros(stop - start)
         for of_name in rows.values():
             norms += of_name.flatten(1).norm(dim=1) ** 2
@@ -141,20 +202,24 @@ class SelfCheck:
         self._weights_Q = norms.new_zeros(len(queries))
         self._weights_Q[start:stop] = weights
         direction = {name: torch.tensordot(weights, of_name, dims=1) for name, of_name in rows.items()}
+        self._projected_direction = direction
         if self.projection is not None:
             shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
             direction = {n: self.projection.unproject(n, d, shapes[n]) for n, d in direction.items()}
         self._direction = direction
         self._direction_norm = _norm(direction.values())
 
-    def add_to_window(self, gradients: PerExampleGradients) -> None:
+    def add_to_window(self, gradients: PerExampleGradients, factor: float) -> None:
         """In the first window, also add up the contributions themselves, parameter by parameter."""
-        if self._window_totals is not None:
-            for name in gradients.parts:
-                self._window_totals[name] = self._window_totals.get(name, 0) + gradients.total(name)
-                # sum_b |c_b| at most: what rounding goes by where contributions cancel
-                magnitude = float((gradients.square_norms([name]).sum() * len(gradients)).sqrt())
-                self._magnitudes[name] = self._magnitudes.get(name, 0.0) + magnitude
+        if self._window_totals is None:
+            return
+        for name in gradients.parts:
+            if name not in self.parameters:
+                continue
+            self._window_totals[name] = self._window_totals.get(name, 0) + factor * gradients.total(name)
+            # sum_b |c_b| at most: what rounding goes by where contributions cancel
+            magnitude = factor * float((gradients.square_norms([name]).sum() * len(gradients)).sqrt())
+            self._magnitudes[name] = self._magnitudes.get(name, 0.0) + magnitude
 
     def discard_window(self) -> None:
         """Forget a window whose gradients no optimizer step has used."""
@@ -166,22 +231,21 @@ class SelfCheck:
         """Whether :meth:`check_gradient` is due: once after each refresh."""
         return self._expected is not None
 
-    def check_gradient(self, norm: float, may_be_zeroed: bool, step: int) -> None:
+    def check_gradient(self, norm: float, step: int) -> None:
         """After the optimizer's step: it must have been given the gradient of the contributions, clipped.
 
         Args:
             norm: Norm of the gradient that the optimizer has left.
-            may_be_zeroed: Whether the module may have set it to zero after the step.
             step: The step that was taken.
         """
         noted, self._expected = self._expected, None
-        if noted is None or (may_be_zeroed and norm == 0):
+        if noted is None:
             return
         expected, along = noted
         found = self._along_direction()
         right = abs(norm - expected) <= 1e-3 * expected
         if not right or not abs(found - along) <= 1e-3 * (abs(along) + _TINY * self._direction_norm * expected):
-            self._fail(
+            self._failures.report(
                 f"at step {step} the optimizer was given a gradient of norm {norm:.6g} ({found:.6g} along the queries')"
                 f" and contributions sum to one of {expected:.6g} ({along:.6g}). Something changes gradients behind "
                 "the callback, such as the module's on_before_optimizer_step or another callback",
@@ -189,9 +253,9 @@ class SelfCheck:
             )
 
     def _along_direction(self) -> float:
-        grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        grads = {name: whole(p.grad) for name, p in self.parameters.items() if p.grad is not None}
         products = [
-            torch.dot(grads[name].flatten(), d.flatten()) for name, d in self._direction.items() if name in grads
+            torch.dot(grads[name].flatten().to(d), d.flatten()) for name, d in self._direction.items() if name in grads
         ]
         return float(torch.stack(products).sum()) if products else 0.0
 
@@ -200,49 +264,84 @@ class SelfCheck:
         """Whether the next :meth:`check_window` needs the gradient's norm: once after each refresh."""
         return self._after_step_due
 
-    def check_window(self, inner_products: Sequence[Tensor], clip: float, norm: float | None, step: int) -> None:
+    def check_window(
+        self, window: Sequence[Contribution], clip: float, norm: float | None, step: int, *, is_clipped: bool = False
+    ) -> None:
         """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
 
         Also notes what that gradient must be after clipping, for :meth:`check_gradient`.
 
         Args:
-            inner_products: For each batch of the window, ``<grad L_q, c_z>``, ``[B, Q]``, over covered parameters.
-            clip: The clip factor that is about to be applied.
+            window: What the gradient is the sum of.
+            clip: The clip factor.
             norm: Norm of the gradient, over all parameters of the optimizer, where it is known.
             step: The optimizer step that is about to be taken.
+            is_clipped: Whether it has been clipped already.
         """
-        grads = {name: p.grad.detach() for name, p in self.parameters.items() if p.grad is not None}
         self._find_direction()
+        done = clip if is_clipped else 1.0
         if self._window_totals is not None:
-            worst, error = _largest_difference(self._window_totals, self._projected(grads), self._magnitudes)
+            grads = {name: whole(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
+            named = dict.fromkeys([*self.parameters])
+            totals = {n: done * sum_over_processes(t) for n, t in self._all_ranks(named, grads).items()}
+            worst, error = _largest_difference(
+                totals, projected(grads, self.projection), self._magnitudes, coarse=self.coarse
+            )
             self._window_totals = None
             if not error <= 1:
-                self._fail(
+                self._failures.report(
                     f"at step {step} the examples' contributions to {worst!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook"
                 )
-        in_direction = [products @ self._weights_Q.to(products) for products in inner_products]
-        found = sum(float(values.sum()) for values in in_direction)
+        in_direction = [done * self._along(one) for one in window]
+        sums = [sum(float(v.sum()) for v in in_direction), sum(float(v.abs().sum()) for v in in_direction)]
+        found, magnitude = sum_over_processes(torch.tensor(sums, dtype=torch.float64, device=self._device())).tolist()
         expected = self._along_direction()
         if norm is not None:
             self._last_norm = norm
-            self._expected = (clip * norm, clip * expected) if self._after_step_due else None
+            rest = 1.0 if is_clipped else clip
+            self._expected = (rest * norm, rest * expected) if self._after_step_due else None
             self._after_step_due = False
-        scale = self._direction_norm * self._last_norm + sum(float(v.abs().sum()) for v in in_direction)
-        tolerance = _TOLERANCE[self._weights_Q.dtype] / 10
+        scale = self._direction_norm * self._last_norm + magnitude
+        tolerance = (_COARSE if self.coarse else _TOLERANCE[self._weights_Q.dtype]) / 10
         if not abs(found - expected) <= tolerance * scale:  # NaN is no agreement
-            self._fail(
+            self._failures.report(
                 f"at step {step} the examples' products sum to {found:.6g}, and the gradient's to {expected:.6g}. "
                 "Something in the model is not covered, or changed the gradient"
             )
 
-    def _fail(self, problem: str, remedy: str = "Leave such parameters out with parameters=(...)") -> None:
-        message = f"OnlineTracIn self_check: {problem}. {remedy}, or let training go on with strict=False."
-        if self.strict:
-            raise SelfCheckError(message)
-        self.failures.append(problem)
-        if len(self.failures) == 1:
-            warnings.warn(message, stacklevel=3)
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device if self.parameters else torch.device("cpu")
+
+    def _all_ranks(self, names: Mapping[str, None], grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Totals of what any process may have: with several, each one must join in each sum."""
+        assert self._window_totals is not None
+        found = dict(self._window_totals)
+        if num_processes() > 1:
+            for name in names:
+                if name in grads and name not in found:
+                    found[name] = torch.zeros_like(projected({name: grads[name]}, self.projection)[name])
+        return {name: found[name] for name in sorted(found)}
+
+    def _along(self, one: Contribution) -> Tensor:
+        """Products of contributions with the direction, ``[B]``."""
+        if one.products is not None:
+            return one.total(len(self._weights_Q)) @ self._weights_Q.to(
+                next(iter(one.products.values()), torch.empty(0))
+            )
+        assert one.gradients is not None
+        products = one.gradients.zeros(len(one.example_ids))
+        for name, direction in self._projected_direction.items():
+            if name in one.gradients.parts:
+                products += one.gradients.dense(name).flatten(1) @ direction.flatten().to(products)
+        return one.factor * products
+
+
+def projected(grads: Mapping[str, Tensor], projection: Projection | None) -> dict[str, Tensor]:
+    """Gradients by parameter, projected if there is a projection."""
+    if projection is None:
+        return dict(grads)
+    return {name: projection.project(name, grad.unsqueeze(0))[0] for name, grad in grads.items()}
 
 
 def _norm(tensors: object) -> float:
@@ -250,7 +349,11 @@ def _norm(tensors: object) -> float:
 
 
 def _largest_difference(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], magnitudes: Mapping[str, float] | None = None
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    magnitudes: Mapping[str, float] | None = None,
+    *,
+    coarse: bool = False,
 ) -> tuple[str, float]:
     """The parameter that differs most, and by how many times the tolerance.
 
@@ -258,6 +361,7 @@ def _largest_difference(
         found: By parameter.
         expected: By parameter.
         magnitudes: Where ``found`` is a sum that may cancel, the norms that were added up.
+        coarse: Whether passes are in half precision.
     """
     whole = _norm([*expected.values()])
     errors = {}
@@ -267,7 +371,9 @@ def _largest_difference(
         assert reference is not None
         difference = (f if f is not None else 0) - (e if e is not None else torch.zeros_like(reference))
         scale = float(reference.norm()) if e is not None else 0.0
-        allowed = _TOLERANCE[reference.dtype] * (scale + _TINY * (whole + (magnitudes or {}).get(name, 0.0)))
+        allowed = (_COARSE if coarse else _TOLERANCE.get(reference.dtype, _COARSE)) * (
+            scale + _TINY * (whole + (magnitudes or {}).get(name, 0.0))
+        )
         error = float(difference.norm())
         errors[name] = error / allowed if allowed else (float("inf") if error else 0.0)
     worst = max(errors, key=errors.__getitem__, default="")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
 from ftrace.gradients import is_compiled
-
-_PRECISIONS = ("32-true", "64-true")
 
 
 def refuse_unsupported_loop(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -23,54 +21,40 @@ def refuse_unsupported_loop(trainer: Trainer, pl_module: LightningModule) -> Non
     Raises:
         ValueError: If the loop is not one that is supported.
     """
-    for problem in _problems(trainer, pl_module):
+    for problem in _problems(trainer):
         raise ValueError(f"OnlineTracIn: {problem}")
 
 
-def _problems(trainer: Trainer, pl_module: LightningModule) -> Iterator[str]:
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        name = type(trainer.strategy).__name__
-        yield f"expected one process on one device, found strategy {name}. Train with Trainer(devices=1)."
-    if not pl_module.automatic_optimization:
-        yield "expected automatic optimization, found automatic_optimization=False. Let Lightning step the optimizer."
-    if len(trainer.optimizers) != 1:
-        yield f"expected one optimizer, found {len(trainer.optimizers)}. Put all parameters into groups of one."
+def _problems(trainer: Trainer) -> Iterator[str]:
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+        yield (
+            f"expected one device, DDP or ModelParallelStrategy, found {type(strategy).__name__}, whose gradients "
+            'can\'t be read. Set Trainer(strategy="ddp"), or ModelParallelStrategy with fully_shard for sharded weights.'
+        )
+    elif isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+        yield "tensor parallelism splits layers, whose inputs can't be read. Set tensor_parallel_size=1."
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         yield "LBFGS evaluates a batch several times a step, so a step is no sum over examples. Use another optimizer."
-    if any(group["lr"] is None for optimizer in trainer.optimizers for group in optimizer.param_groups):
-        yield "expected a learning rate, found None: the optimizer makes its own. Set lr=..., relative_step=False."
-    if trainer.precision not in _PRECISIONS:
-        yield f"expected precision {' or '.join(_PRECISIONS)}, found {trainer.precision}. Set Trainer(precision=...)."
-    if any(group.get("maximize") for optimizer in trainer.optimizers for group in optimizer.param_groups):
-        yield "an optimizer with maximize=True climbs, and scores say what descending did. Negate the loss instead."
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
         yield 'clipping by value is not linear in the gradient. Set Trainer(gradient_clip_algorithm="norm").'
-    if is_overridden("configure_gradient_clipping", pl_module, LightningModule):
-        name = type(pl_module).__name__
-        yield f"{name} overrides configure_gradient_clipping. Use Trainer(gradient_clip_val=...) instead."
-    if any(is_compiled(module) for module in pl_module.modules()):
-        yield "hooks registered on a compiled module may never fire. Train without torch.compile."
 
 
-def refuse_unfrozen(optimizer: Optimizer, known: Collection[nn.Parameter]) -> None:
-    """Refuse a parameter that has a gradient now and had none to expect when training began.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and parameter not in known:
-                raise ValueError(
-                    f"OnlineTracIn: a parameter of shape {tuple(parameter.shape)} was unfrozen or added to the "
-                    "optimizer after training began, which is not supported yet. Train it from the start"
-                )
+def loss_scale(trainer: Trainer) -> float:
+    """What the loss has been multiplied with before the backward pass."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
-def gradient_norm(optimizer: Optimizer) -> float:
-    """Norm of the gradient that the optimizer has before it, over all its parameters."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(grads))
+def scales_inside(trainer: Trainer, optimizer: Optimizer) -> bool:
+    """Whether the optimizer takes the loss scale out of its gradients by itself, in its step."""
+    return loss_scale(trainer) != 1 and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def is_compiled_anywhere(pl_module: LightningModule) -> bool:
+    """Whether ``torch.compile`` stands between the module, or a part of it, and its hooks."""
+    whole = getattr(pl_module, "_compiler_ctx", None) is not None
+    return whole or any(is_compiled(module) for module in pl_module.modules())
 
 
 def clip_factor(trainer: Trainer, norm: float | None) -> float:

@@ -19,7 +19,7 @@ from ftrace.gradients import (
     inner_products_and_square_norms,
 )
 from ftrace.models import FactLM
-from ftrace.scores import ScoreAccumulator, ScoreStore
+from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
 
 
 def score_by_tracin(
@@ -54,14 +54,14 @@ def score_by_tracin(
         _hold_against_autograd(model, batches[0], gradients[0])
         prepared = QueryGradients(PerExampleGradients.stack(gradients), batches=len(examples))
         query_norms = prepared.norms(names)
-        sums = ScoreAccumulator(("dot", "cosine"), len(query_ids))
+        sums = ScoreAccumulator(("dot", "cosine"), query_ids.tolist())
         batches_of_examples: Iterable[dict[str, Tensor]] = track(examples, "TracIn", total=len(examples))
         for batch in batches_of_examples:
             of_batch = _gradients(capture, model, _to(batch, model.device))
             dot, square_norms = inner_products_and_square_norms(of_batch, prepared, names)
             cosine = cosines(dot, square_norms.sqrt(), query_norms)
-            sums.add(batch["example_id"], {"dot": dot, "cosine": cosine})
-    example_ids, scores = sums.result()
+            sums.add(batch["example_id"], {Sum("dot"): dot, Sum("cosine"): cosine})
+    example_ids, scores = sums.arrays()
     facts = {"method": "TracIn", "coverage": capture.coverage.as_json(), **(manifest or {})}
     return ScoreStore.write(output_dir, example_ids, query_ids.numpy(), scores, facts)
 

@@ -3,10 +3,21 @@
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
+from ftrace.gradients.optimizer_steps import (
+    BeforeStep,
+    ParameterStep,
+    after_step,
+    before_step,
+    buffer_of,
+    full_name,
+    learning_rate,
+    unsupported_step,
+)
 from ftrace.gradients.parts import Dense, Lookup, Outer
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.preconditioners import (
     Elementwise,
+    Preconditioner,
     RankOne,
     precondition,
     preconditioner_from_state,
@@ -20,6 +31,7 @@ from ftrace.gradients.recording import Recording
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
 __all__ = [
+    "BeforeStep",
     "Coverage",
     "CoverageLine",
     "Dense",
@@ -27,19 +39,26 @@ __all__ = [
     "GradientCapture",
     "Lookup",
     "Outer",
+    "ParameterStep",
     "PerExampleGradients",
+    "Preconditioner",
     "Projection",
     "QueryGradients",
     "RankOne",
     "Rates",
     "Recording",
     "TokenProducts",
+    "after_step",
+    "before_step",
+    "buffer_of",
     "cosines",
     "find_coverage",
+    "full_name",
     "inner_products",
     "inner_products_and_square_norms",
     "inner_products_by_token",
     "is_compiled",
+    "learning_rate",
     "measured_rates",
     "pool",
     "precondition",
@@ -47,4 +66,5 @@ __all__ = [
     "preconditioners_from_optimizer",
     "project",
     "rank_one",
+    "unsupported_step",
 ]

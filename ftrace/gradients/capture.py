@@ -113,11 +113,17 @@ class GradientCapture:
     def __exit__(self, *exception: object) -> None:
         self.detach()
 
-    def start(self, num_examples: int) -> Recording:
-        """Listen to the forward passes from here on, as of one batch of examples."""
+    def start(self, num_examples: int, *, whole: bool = False) -> Recording:
+        """Listen to the forward passes from here on, as of one batch of examples.
+
+        Args:
+            num_examples: B.
+            whole: Keep gradients whole although the capture projects them.
+        """
         self._begun.clear()
+        projection = None if whole else self.projection
         layers = self.coverage.layers if self._refuse_unheard else []
-        self._recording = Recording(num_examples, id(self), self.projection, layers=layers, compiled=self._compiled)
+        self._recording = Recording(num_examples, id(self), projection, layers=layers, compiled=self._compiled)
         return self._recording
 
     def stop(self) -> None:
@@ -125,13 +131,13 @@ class GradientCapture:
         self._recording = None
 
     @contextmanager
-    def recording(self, num_examples: int) -> Iterator[Recording]:
+    def recording(self, num_examples: int, *, whole: bool = False) -> Iterator[Recording]:
         """Listen to the forward passes inside the block, then go back to whatever was listened to before.
 
         With activation checkpointing the backward pass belongs inside the block too, since layers run again in it.
         """
         outer = self._recording
-        recording = self.start(num_examples)
+        recording = self.start(num_examples, whole=whole)
         try:
             yield recording
         finally:

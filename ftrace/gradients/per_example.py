@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +52,12 @@ class PerExampleGradients:
     def zeros(self, *size: int) -> Tensor:
         """Zeros of the dtype that sums are taken in, on the gradients' device."""
         return torch.zeros(size, dtype=self.dtype, device=self.device)
+
+    def only(self, names: Collection[str]) -> PerExampleGradients:
+        """The same gradients of some parameters alone."""
+        parts = {name: list(of_name) for name, of_name in self.parts.items() if name in names}
+        scales = {name: scale for name, scale in self.scales.items() if name in names}
+        return PerExampleGradients(parts, self.shapes, len(self), scales)  # type: ignore[arg-type]
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
         """(R, C): the rows and columns that a parameter's factors have."""

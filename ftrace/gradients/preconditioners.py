@@ -146,12 +146,14 @@ def rank_one(preconditioner: Elementwise) -> tuple[RankOne, float]:
     return found, float((found.dense() - scale).norm() / scale.norm())
 
 
-def precondition(gradients: PerExampleGradients, preconditioners: Mapping[str, Preconditioner]) -> PerExampleGradients:
+def precondition(
+    gradients: PerExampleGradients, preconditioners: Mapping[str, float | Preconditioner]
+) -> PerExampleGradients:
     """Gradients multiplied with preconditioners; an outer product goes into their factors, so they stay factored.
 
     Args:
         gradients: Of any parameters.
-        preconditioners: By parameter.
+        preconditioners: By parameter; a number for one that multiplies all elements alike.
 
     Raises:
         ValueError: If a parameter that has a gradient has no preconditioner.
@@ -163,12 +165,22 @@ def precondition(gradients: PerExampleGradients, preconditioners: Mapping[str, P
     scales = dict(gradients.scales)
     for name, own in gradients.parts.items():
         factor = preconditioners[name]
-        if isinstance(factor, RankOne):
+        if isinstance(factor, float):
+            parts[name] = [_multiplied(part, factor) for part in own]
+        elif isinstance(factor, RankOne):
             parts[name] = [_scaled(part, factor) for part in own]
         else:
             parts[name] = list(own)
             scales[name] = factor.scale * scales[name] if name in scales else factor.scale
     return PerExampleGradients(parts, gradients.shapes, len(gradients), scales)
+
+
+def _multiplied(part: Part, factor: float) -> Part:
+    if isinstance(part, Outer):
+        return Outer(part.rows * factor, part.columns)
+    if isinstance(part, Lookup):
+        return Lookup(part.ids, part.columns * factor, part.num_rows)
+    return Dense(part.value * factor)
 
 
 def _scaled(part: Part, factor: RankOne) -> Part:

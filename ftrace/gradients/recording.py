@@ -184,6 +184,15 @@ class Recording:
                 shapes[name] = shape if self.projection is None else self.projection.shape(shape)
         return PerExampleGradients(parts, shapes, self.num_examples)
 
+    def has_gradients(self) -> bool:
+        """Whether a backward pass has come by."""
+        return any(use.has_gradient() for use in self._uses)
+
+    def forget_gradients(self) -> None:
+        """Ready for another backward pass through the same graph, which is to be read by itself."""
+        for use in self._uses:
+            use.forget_gradient()
+
     def _require_hooks(self) -> None:
         if self._compiled and not self._uses:
             raise ValueError(

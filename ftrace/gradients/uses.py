@@ -72,6 +72,14 @@ class Output:
         self.add(grad)
         return None
 
+    def has_gradient(self) -> bool:
+        """Whether one has come by."""
+        return self.grad is not None
+
+    def forget_gradient(self) -> None:
+        """Begin anew."""
+        self.grad = None
+
     def add(self, grad: Tensor) -> None:
         """Keep a gradient; a graph that is differentiated several times gives several."""
         self.grad = grad if self.grad is None else self.grad + grad
@@ -138,6 +146,14 @@ class ProjectedUse(Use):
                 kept = by_example(features, cut.num_examples)
                 self.kept = torch.cat([kept, kept.new_ones(*kept.shape[:2], 1)], 2) if "bias" in layer.names else kept
 
+    def has_gradient(self) -> bool:
+        """Whether one has come by."""
+        return bool(self.projected)
+
+    def forget_gradient(self) -> None:
+        """Begin anew."""
+        self.projected = {}
+
     def add(self, grad: Tensor) -> None:
         """Project the gradients that follow from this one."""
         names = trained(self.layer)
@@ -186,6 +202,15 @@ class FallbackUse:
         self.replay = replay
         self.outputs = outputs
         self.projection = projection
+
+    def has_gradient(self) -> bool:
+        """Whether one has come by."""
+        return any(output.has_gradient() for output in self.outputs)
+
+    def forget_gradient(self) -> None:
+        """Begin anew."""
+        for output in self.outputs:
+            output.forget_gradient()
 
     def parts(self, names: dict[str, str]) -> Parts:
         """Parts by local name, once the gradients are there."""

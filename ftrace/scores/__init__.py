@@ -1,6 +1,8 @@
 """The score store: what every method writes and everything else reads."""
 
-from ftrace.scores.accumulator import ScoreAccumulator
+from ftrace.scores.accumulator import Candidates, ScoreAccumulator, Sum
+from ftrace.scores.ids import stable_id
+from ftrace.scores.ledger import Ledger
 from ftrace.scores.store import ScoreStore, check_replaceable
 
-__all__ = ["ScoreAccumulator", "ScoreStore", "check_replaceable"]
+__all__ = ["Candidates", "Ledger", "ScoreAccumulator", "ScoreStore", "Sum", "check_replaceable", "stable_id"]

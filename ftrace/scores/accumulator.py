@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Candidates = Sequence[int] | Mapping[int, Sequence[int]] | None
+
+
+class Sum(NamedTuple):
+    """What one matrix of sums is of: a kind, or one part of a kind (one layer's, say).
+
+    Args:
+        kind: The kind.
+        axis: What the kind is broken down by; "" for the kind itself.
+        part: Which part.
+    """
+
+    kind: str
+    axis: str = ""
+    part: str = ""
 
 
 class ScoreAccumulator:
@@ -14,31 +31,147 @@ class ScoreAccumulator:
 
     Args:
         kinds: Names of the score kinds to add up.
-        num_queries: Q.
+        query_ids: ``[Q]``.
         dtype: float32 or float64.
+        candidates: Which examples to keep scores of: all; some; or for each query its own, so that memory is of their
+            number and not of N x Q.
+
+    Raises:
+        ValueError: If ``candidates`` names an example twice, or leaves out a query.
     """
 
-    def __init__(self, kinds: Sequence[str], num_queries: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        query_ids: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        candidates: Candidates = None,
+    ) -> None:
+        self.query_ids: list[int] = []
+        self.dtype = dtype
+        self.candidates = candidates
+        self._kinds = tuple(kinds)
         self._rows: dict[int, int] = {}
-        self._sums = {kind: torch.zeros(0, num_queries, dtype=dtype) for kind in kinds}
+        self._sums: dict[Sum, Tensor] = {}
+        self._slots: dict[int, tuple[list[int], list[int]]] = {}
+        self._pairs: list[int] = []
+        self.add_queries(query_ids)
+        if candidates is not None and not isinstance(candidates, Mapping):
+            self._rows = {int(example): row for row, example in enumerate(candidates)}
+            if len(self._rows) < len(candidates):
+                raise ValueError("candidates: expected each example id once, found some several times")
+        for kind in kinds:
+            self._sums[Sum(kind)] = self._zeros()
 
-    def add(self, example_ids: Tensor, contributions: dict[str, Tensor]) -> None:
+    @property
+    def is_ragged(self) -> bool:
+        """Whether each query has candidates of its own."""
+        return isinstance(self.candidates, Mapping)
+
+    def add_queries(self, query_ids: Iterable[int]) -> None:
+        """More queries: columns of zeros so far."""
+        new = [int(query) for query in query_ids]
+        if isinstance(self.candidates, Mapping):
+            self._add_slots(new, self.candidates)
+        self.query_ids += new
+        for key, sums in self._sums.items():
+            room = self._zeros(len(sums))
+            room[tuple(map(slice, sums.shape))] = sums
+            self._sums[key] = room
+
+    def _add_slots(self, query_ids: list[int], candidates: Mapping[int, Sequence[int]]) -> None:
+        missing = [query for query in query_ids if query not in candidates]
+        if missing:
+            raise ValueError(f"candidates: expected a list for each query, found none for {missing[:3]}")
+        for column, query in enumerate(query_ids, start=len(self.query_ids)):
+            of_query = [int(example) for example in candidates[query]]
+            if len(set(of_query)) < len(of_query):
+                raise ValueError(f"candidates: expected each example id once, found some twice for query {query}")
+            for example in of_query:
+                columns, slots = self._slots.setdefault(example, ([], []))
+                columns.append(column)
+                slots.append(len(self._pairs))
+                self._pairs.append(example)
+
+    def _zeros(self, rows: int = 0) -> Tensor:
+        if self.is_ragged:
+            return torch.zeros(len(self._pairs), dtype=self.dtype)
+        return torch.zeros(rows, len(self.query_ids), dtype=self.dtype)
+
+    def add(self, example_ids: Tensor, contributions: Mapping[Sum, Tensor]) -> None:
         """Add each example's contributions; an id that occurs twice is added twice.
 
         Args:
             example_ids: ``[B]`` int64.
-            contributions: For each kind, ``[B, Q]``.
+            contributions: For each matrix of sums, ``[B, Q]``.
         """
-        rows = torch.tensor([self._rows.setdefault(i, len(self._rows)) for i in example_ids.tolist()])
-        for kind, values in contributions.items():
-            self._sums[kind] = sums = _grown(self._sums[kind], len(self._rows))
-            sums.index_add_(0, rows, values.to(device=sums.device, dtype=sums.dtype))
+        places = self._ragged_places(example_ids) if self.is_ragged else self._places(example_ids)
+        for key, values in contributions.items():
+            sums = self._sums[key] if key in self._sums else self._zeros()
+            if not self.is_ragged:
+                sums = _grown(sums, len(self._rows))
+            self._sums[key] = sums
+            own = values.to(device=sums.device, dtype=sums.dtype)
+            if self.is_ragged:
+                examples, columns, slots = places
+                sums.index_add_(0, slots, own[examples, columns])
+            else:
+                examples, rows = places[0], places[1]
+                sums.index_add_(0, rows, own[examples])
 
-    def result(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Ids of all examples seen, ascending, ``[N]`` int64, and for each kind the sums ``[N, Q]`` in that order."""
+    def _places(self, example_ids: Tensor) -> tuple[Tensor, ...]:
+        ids = example_ids.tolist()
+        if self.candidates is None:
+            rows = [self._rows.setdefault(example, len(self._rows)) for example in ids]
+            return torch.arange(len(ids)), torch.tensor(rows, dtype=torch.int64)
+        kept = [(index, self._rows[example]) for index, example in enumerate(ids) if example in self._rows]
+        return tuple(torch.tensor(kept, dtype=torch.int64).view(-1, 2).unbind(1))
+
+    def _ragged_places(self, example_ids: Tensor) -> tuple[Tensor, ...]:
+        found: list[tuple[int, int, int]] = []
+        for index, example in enumerate(example_ids.tolist()):
+            columns, slots = self._slots.get(example, ([], []))
+            found += [(index, column, slot) for column, slot in zip(columns, slots, strict=True)]
+        return tuple(torch.tensor(found, dtype=torch.int64).view(-1, 3).unbind(1))
+
+    def total(self, key: Sum) -> Tensor:
+        """A matrix of sums, added up over examples: ``[Q]`` float64."""
+        sums = self._sums[key].double()
+        if not self.is_ragged:
+            return sums.sum(0)
+        total = torch.zeros(len(self.query_ids), dtype=torch.float64)
+        for columns, slots in self._slots.values():
+            total[columns] += sums[slots]
+        return total
+
+    def arrays(self) -> tuple[np.ndarray, dict[Sum, np.ndarray]]:
+        """Ids of examples ascending ``[N]`` int64, and for each matrix the sums ``[N, Q]`` in that order.
+
+        With candidates for each query: ids ``[pairs]``, query by query, and for each matrix the sums ``[pairs]``.
+        """
+        if self.is_ragged:
+            return np.array(self._pairs, dtype=np.int64), {key: sums.numpy() for key, sums in self._sums.items()}
         ids = np.fromiter(self._rows, dtype=np.int64, count=len(self._rows))
         order = np.argsort(ids)
-        return ids[order], {kind: sums[: len(ids)].numpy()[order] for kind, sums in self._sums.items()}
+        return ids[order], {key: _grown(sums, len(ids))[: len(ids)].numpy()[order] for key, sums in self._sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the settings, as numbers, strings and tensors."""
+        ids, arrays = self.arrays()
+        return {
+            "ids": torch.from_numpy(ids),
+            "query_ids": list(self.query_ids),
+            "sums": [[*key, torch.from_numpy(np.ascontiguousarray(values))] for key, values in arrays.items()],
+        }
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add what another accumulator of the same settings and queries has summed up."""
+        sums = {Sum(kind, axis, part): values for kind, axis, part, values in state["sums"]}
+        if self.is_ragged:
+            for key, values in sums.items():
+                self._sums[key] = self._sums.get(key, self._zeros()) + values.to(self.dtype)
+        else:
+            self.add(state["ids"], sums)
 
 
 def _grown(sums: Tensor, rows: int) -> Tensor:

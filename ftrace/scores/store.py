@@ -4,6 +4,12 @@
     example_ids.npy    int64 [N], ascending
     query_ids.npy      int64 [Q]
     <kind>.npy         float32 (float64 on request) [N, Q], in Fortran order: one query's scores lie side by side
+    <kind>.<axis>.<n>.npy   the same of the n-th part, where the kind is broken down; manifest.json names the parts
+    example_names.npy, query_names.npy   where ids were made from names: these
+    ledger.parquet     the run's ledger, where one was kept
+
+With candidates for each query, scores are [pairs], query by query: candidate_ids.npy says which example each is of,
+candidate_offsets.npy [Q + 1] where each query begins.
 
 Without ftrace: ``numpy.load("dot.npy", mmap_mode="r")[:, column]``.
 """
@@ -14,12 +20,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ftrace.scores.accumulator import Sum
+from ftrace.scores.ids import stable_id
+from ftrace.scores.ledger import FILE as _LEDGER
+from ftrace.scores.ledger import Ledger
 
 FORMAT = "ftrace-scores"
 VERSION = 1
@@ -64,8 +75,12 @@ class ScoreStore:
         path: str | os.PathLike[str],
         example_ids: np.ndarray,
         query_ids: np.ndarray,
-        scores: Mapping[str, np.ndarray],
+        scores: Mapping[str, np.ndarray] | Mapping[Sum, np.ndarray],
         manifest: Mapping[str, Any] | None = None,
+        *,
+        candidate_offsets: np.ndarray | None = None,
+        ledger: Ledger | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> ScoreStore:
         """Write a store whole or not at all: under a temporary name first, then renamed.
 
@@ -73,39 +88,63 @@ class ScoreStore:
             path: The folder; an earlier store there is replaced, anything else is an error.
             example_ids: ``[N]`` int64.
             query_ids: ``[Q]`` int64.
-            scores: For each kind, ``[N, Q]``.
+            scores: For each kind (or part of one, as :class:`Sum`), ``[N, Q]``.
             manifest: Anything JSON holds, about how the scores came about.
+            candidate_offsets: ``[Q + 1]`` int64, where each query has candidates of its own; then ``example_ids`` and
+                each of the scores are ``[pairs]``, query by query.
+            ledger: The run's ledger.
+            names: Names of the ids that were made from names.
 
         Raises:
             ValueError: If shapes don't agree, ids repeat, or the folder is not ours to replace.
         """
         folder = Path(path).resolve()
         check_replaceable(folder)
-        shape = (len(example_ids), len(query_ids))
+        keyed = {Sum(kind) if isinstance(kind, str) else kind: values for kind, values in scores.items()}
+        parts: dict[str, list[str]] = {}
+        for key in keyed:
+            if key.axis and key.part not in parts.setdefault(key.axis, []):
+                parts[key.axis].append(key.part)
+        arrays: dict[str, np.ndarray] = {}
+        if candidate_offsets is not None:
+            arrays = {"candidate_ids": np.asarray(example_ids, np.int64), "candidate_offsets": candidate_offsets}
+            order = np.arange(len(example_ids))
+            shape: tuple[int, ...] = (len(example_ids),)
+            example_ids = np.unique(example_ids)
+        else:
+            order = np.argsort(example_ids, kind="stable")
+            shape = (len(example_ids), len(query_ids))
+            example_ids = np.asarray(example_ids)[order]
         for name, ids in (("example_ids", example_ids), ("query_ids", query_ids)):
             if len(np.unique(ids)) != len(ids):
                 raise ValueError(f"expected {name} without duplicates, found {len(ids) - len(np.unique(ids))} of them")
-        for kind, values in scores.items():
+            arrays[name] = np.asarray(ids, np.int64)
+            if names and any(int(one) in names for one in ids):
+                of_ids = [names.get(int(one), str(one)) for one in ids]
+                arrays[name.replace("_ids", "_names")] = np.array(of_ids, dtype=np.str_)
+        for key, values in keyed.items():
             if values.shape != shape:
-                raise ValueError(f"expected scores of kind {kind!r} of shape {shape}, found {values.shape}")
-        order = np.argsort(example_ids, kind="stable")
-        arrays = {"example_ids": np.asarray(example_ids, np.int64)[order], "query_ids": np.asarray(query_ids, np.int64)}
-        for kind, values in scores.items():
+                raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
             dtype = np.float64 if values.dtype == np.float64 else np.float32
-            arrays[kind] = np.asfortranarray(values[order], dtype=dtype)
+            arrays[_file_name(key, parts)] = np.asfortranarray(values[order], dtype=dtype)
+        kinds = [key.kind for key in keyed if not key.axis]
         facts = {
             "format": FORMAT,
             "version": VERSION,
-            "kinds": list(scores),
-            "num_examples": shape[0],
-            "num_queries": shape[1],
-            "dtype": {kind: str(arrays[kind].dtype) for kind in scores},
+            "kinds": kinds,
+            "breakdown": parts,
+            "num_examples": len(example_ids),
+            "num_queries": len(query_ids),
+            "num_pairs": None if candidate_offsets is None else shape[0],
+            "dtype": {kind: str(arrays[kind].dtype) for kind in kinds},
         }
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
+                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+            if ledger is not None:
+                ledger.write(temporary / _LEDGER)
             (temporary / _MANIFEST).write_text(
                 json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False) + "\n"
             )
@@ -130,6 +169,35 @@ class ScoreStore:
         """``[Q]`` int64."""
         return self._load("query_ids", (self.manifest["num_queries"],))
 
+    @cached_property
+    def example_names(self) -> np.ndarray | None:
+        """Names of the examples, ``[N]``, where ids were made from names."""
+        return self._names("example_names", self.manifest["num_examples"])
+
+    @cached_property
+    def query_names(self) -> np.ndarray | None:
+        """Names of the queries, ``[Q]``, where ids were made from names."""
+        return self._names("query_names", self.manifest["num_queries"])
+
+    def _names(self, name: str, count: int) -> np.ndarray | None:
+        return self._load(name, (count,)) if (self.path / f"{name}.npy").exists() else None
+
+    @cached_property
+    def ledger(self) -> Ledger | None:
+        """The run's ledger, where one was kept."""
+        return Ledger.open(self.path / _LEDGER) if (self.path / _LEDGER).exists() else None
+
+    @property
+    def breakdown(self) -> dict[str, list[str]]:
+        """What kinds are broken down by, and the names of the parts."""
+        found: dict[str, list[str]] = self.manifest.get("breakdown", {})
+        return found
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether each query has candidates of its own."""
+        return self.manifest.get("num_pairs") is not None
+
     def check(self) -> None:
         """Make sure that all arrays are there and whole.
 
@@ -138,7 +206,7 @@ class ScoreStore:
         """
         _ = self.example_ids, self.query_ids
         for kind in self.kinds:
-            self.matrix(kind)
+            self._values(Sum(kind))
 
     def matrix(self, kind: str | None = None) -> np.ndarray:
         """All scores of a kind, ``[N, Q]``, mapped from disk.
@@ -147,29 +215,75 @@ class ScoreStore:
             kind: One of :attr:`kinds`. Left out, the only one, or ``dot`` where there are several.
 
         Raises:
-            ValueError: If the store doesn't hold that kind, or its file is damaged.
+            ValueError: If the store doesn't hold that kind, its file is damaged, or each query has candidates of its
+                own.
         """
-        if kind is None:
-            kind = self.kinds[0] if len(self.kinds) == 1 else "dot"
-        if kind not in self.kinds:
-            raise ValueError(f"{self.path}: expected one of the kinds {list(self.kinds)}, found {kind!r}")
-        return self._load(kind, (self.manifest["num_examples"], self.manifest["num_queries"]))
+        if self.has_candidates:
+            raise ValueError(f"{self.path}: each query has candidates of its own. Ask for scores(query_id)")
+        return self._values(Sum(self._known(kind)))
 
-    def scores(self, query_id: int, kind: str | None = None) -> np.ndarray:
-        """One query's scores, ``[N]``, in the order of :attr:`example_ids`.
+    def scores(self, query_id: int | str, kind: str | None = None) -> np.ndarray:
+        """One query's scores, ``[N]``, in the order of :attr:`example_ids`; NaN for what is no candidate of it.
+
+        Args:
+            query_id: Its id, or its name where ids were made from names.
+            kind: As in :meth:`matrix`.
 
         Raises:
             KeyError: If the store has no such query.
             ValueError: As :meth:`matrix`.
         """
-        columns = np.flatnonzero(self.query_ids == query_id)
+        return self._column(query_id, Sum(self._known(kind)))
+
+    def parts(self, query_id: int | str, axis: str, kind: str | None = None) -> dict[str, np.ndarray]:
+        """One query's scores by layer, epoch or whatever they are broken down by; the parts add up to the score.
+
+        Args:
+            query_id: As in :meth:`scores`.
+            axis: One of :attr:`breakdown`.
+            kind: As in :meth:`matrix`.
+
+        Returns:
+            For each part, ``[N]`` as in :meth:`scores`.
+
+        Raises:
+            KeyError: If the store has no such query.
+            ValueError: If it is not broken down so.
+        """
+        if axis not in self.breakdown:
+            raise ValueError(f"{self.path}: expected one of the breakdowns {list(self.breakdown)}, found {axis!r}")
+        known = self._known(kind)
+        return {part: self._column(query_id, Sum(known, axis, part)) for part in self.breakdown[axis]}
+
+    def _known(self, kind: str | None) -> str:
+        if kind is None:
+            kind = self.kinds[0] if len(self.kinds) == 1 else "dot"
+        if kind not in self.kinds:
+            raise ValueError(f"{self.path}: expected one of the kinds {list(self.kinds)}, found {kind!r}")
+        return kind
+
+    def _values(self, key: Sum) -> np.ndarray:
+        pairs, shape = self.manifest.get("num_pairs"), (self.manifest["num_examples"], self.manifest["num_queries"])
+        return self._load(_file_name(key, self.breakdown), shape if pairs is None else (pairs,))
+
+    def _column(self, query_id: int | str, key: Sum) -> np.ndarray:
+        wanted = stable_id(query_id) if isinstance(query_id, str) else query_id
+        columns = np.flatnonzero(self.query_ids == wanted)
         if not len(columns):
             known = f"{len(self.query_ids)} queries, the first {self.query_ids[:3].tolist()}"
             raise KeyError(f"{self.path}: no query {query_id}; the store has {known}")
-        return np.array(self.matrix(kind)[:, columns[0]])
+        column = int(columns[0])
+        if not self.has_candidates:
+            return np.array(self._values(key)[:, column])
+        offsets = self._load("candidate_offsets", (self.manifest["num_queries"] + 1,))
+        own = slice(int(offsets[column]), int(offsets[column + 1]))
+        values = self._values(key)
+        found = np.full(len(self.example_ids), np.nan, values.dtype)
+        found[np.searchsorted(self.example_ids, self._load("candidate_ids", values.shape)[own])] = values[own]
+        return found
 
     def top(
-        self, query_id: int, k: int = 10, kind: str | None = None, *, largest: bool = True
+        self, query_id: int | str, k: int = 10, kind: str | None = None, *, largest: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """The strongest proponents of a query, or with ``largest=False`` its strongest opponents.
 
@@ -182,7 +296,8 @@ class ScoreStore:
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"k: expected a whole number from 1 on, found {k!r}")
         scores = self.scores(query_id, kind)
-        order = np.argsort(-scores if largest else scores, kind="stable")[:k]
+        order = np.argsort(-scores if largest else scores, kind="stable")[:k]  # NaN last
+        order = order[~np.isnan(scores[order])]
         return self.example_ids[order], scores[order]
 
     def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -194,6 +309,10 @@ class ScoreStore:
         if array.shape != shape:
             raise ValueError(f"{file}: expected shape {shape} as in the manifest, found {array.shape}")
         return array
+
+
+def _file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
+    return f"{key.kind}.{key.axis}.{parts[key.axis].index(key.part):04d}" if key.axis else key.kind
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
@@ -211,7 +330,9 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
         if not folder.is_dir():
             raise ValueError("it is a file")
         _read_manifest(folder)
-        foreign = [file.name for file in folder.iterdir() if file.suffix != ".npy" and file.name != _MANIFEST]
+        foreign = [
+            file.name for file in folder.iterdir() if file.suffix != ".npy" and file.name not in (_MANIFEST, _LEDGER)
+        ]
         if foreign:
             raise ValueError(f"it also holds {sorted(foreign)[0]!r}")
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import oracle
 import pytest
 import tiny
 import torch
-import transformers
 from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -210,7 +210,9 @@ def test_user_hooks_and_checkpoints_are_left_alone(tmp_path: Path) -> None:
     assert without.keys() == with_ours.keys()
     for key in without.keys() - {"callbacks"}:
         assert same(without[key], with_ours[key]), key
-    assert without["callbacks"].keys() == with_ours["callbacks"].keys()
+    ours = with_ours["callbacks"].keys() - without["callbacks"].keys()
+    assert [key.split("{")[0] for key in ours] == ["OnlineTracIn"]
+    assert with_ours["callbacks"].keys() - ours == without["callbacks"].keys()
 
 
 def test_works_in_a_module_that_knows_nothing_of_ftrace(tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_the_manifest_says_how_the_scores_came_about(tmp_path: Path) -> None:
     manifest = ScoreStore.open(tmp_path / "online").manifest
     assert manifest["complete"] is True
     assert (manifest["first_step"], manifest["steps"], manifest["refresh_every_n_steps"]) == (0, 4, 3)
-    assert manifest["optimizer"] == "torch.optim.sgd.SGD"
+    assert [one["class"] for one in manifest["optimizers"]] == ["torch.optim.sgd.SGD"]
     assert manifest["query_losses"] == "ftrace.callbacks.query_losses.huggingface_losses"
     assert manifest["self_check"] == {"failures": []}
 
@@ -306,10 +308,8 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
     ("trainer", "message"),
     [
         ({"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "clipping by value is not linear"),
-        ({"precision": "bf16-mixed"}, "expected precision 32-true or 64-true, found bf16-mixed"),
-        ({"strategy": "ddp_fork", "devices": 1}, "expected one process on one device, found strategy DDPStrategy"),
     ],
-    ids=["value clipping", "bf16", "ddp"],
+    ids=["value clipping"],
 )
 def test_unsupported_loops_are_refused_by_name(trainer: dict[str, Any], message: str, tmp_path: Path) -> None:
     callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
@@ -319,56 +319,15 @@ def test_unsupported_loops_are_refused_by_name(trainer: dict[str, Any], message:
     assert not (tmp_path / "online").exists()
 
 
-class Manual(Module):
-    automatic_optimization = False
-
-    def __init__(self) -> None:
-        super().__init__("gpt2", torch.float32)
-        self.automatic_optimization = False
-
-
-class Clips(Module):
-    def configure_gradient_clipping(self, optimizer: Any, **kwargs: Any) -> None:
-        pass
-
-
-class Climbs(Module):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1, maximize=True)
-
-
-class OwnRate(Module):
-    def configure_optimizers(self) -> Any:
-        return transformers.Adafactor(self.parameters())
-
-
 class Closure(Module):
     def configure_optimizers(self) -> Any:
         return torch.optim.LBFGS(self.parameters())
 
 
-def compiled() -> Module:
-    module = Module("gpt2", torch.float32)
-    module.model.transformer.compile()
-    return module
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (Manual, "expected automatic optimization"),
-        (lambda: Clips("gpt2", torch.float32), "Clips overrides configure_gradient_clipping"),
-        (lambda: Climbs("gpt2", torch.float32), "an optimizer with maximize=True climbs"),
-        (lambda: OwnRate("gpt2", torch.float32), "expected a learning rate, found None"),
-        (lambda: Closure("gpt2", torch.float32), "LBFGS evaluates a batch several times"),
-        (compiled, "Train without torch.compile"),
-    ],
-    ids=["manual", "clipping", "maximize", "rate", "lbfgs", "compiled"],
-)
-def test_unsupported_modules_are_refused_by_name(make: Any, message: str, tmp_path: Path) -> None:
+def test_lbfgs_is_refused_by_name(tmp_path: Path) -> None:
     callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
-    with pytest.raises(ValueError, match=message):
-        fit(make(), DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback])
+    with pytest.raises(ValueError, match="LBFGS evaluates a batch several times"):
+        fit(Closure("gpt2", torch.float32), DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback])
 
 
 @pytest.mark.parametrize("kind", tiny.MODELS)
@@ -417,13 +376,16 @@ def test_projected_scores_are_the_projected_products(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scores": ("update",)}, r"scores: expected some of \['dot', 'cosine'\], found \('update',\)"),
+        ({"scores": ("whitened",)}, r"scores: expected some of \['dot', 'update', 'cosine'\], found \('whitened',\)"),
         ({"scores": "dot"}, "scores: expected some of"),
         ({"scores": ()}, "scores: expected some of"),
         ({"refresh_every_n_steps": 0}, "refresh_every_n_steps: expected at least 1, found 0"),
         ({"projection_side": 0}, "projection_side: expected None or at least 1, found 0"),
-        ({"integration": "trapezoid"}, "integration='trapezoid' is not supported yet: expected 'left'"),
-        ({"breakdown": ("layer",)}, "breakdown=.* is not supported yet"),
+        ({"integration": "simpson"}, r"integration: expected one of \['left', 'trapezoid'\], found 'simpson'"),
+        ({"momentum": "none"}, r"momentum: expected one of \['eventual', 'exact'\], found 'none'"),
+        ({"momentum": "exact"}, 'momentum="exact" is of the kind "update": expected it in scores'),
+        ({"breakdown": ("head",)}, "breakdown: expected some of"),
+        ({"staleness_every": -1}, "staleness_every: expected at least 0, found -1"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
@@ -501,6 +463,7 @@ def net_rows(count: int, key: str) -> list[dict[str, Any]]:
 
 def run_net(net: nn.Module, tmp_path: Path, **arguments: Any) -> ScoreStore:
     asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
+    shutil.rmtree(tmp_path / "online", ignore_errors=True)
     callback = OnlineTracIn(asked, tmp_path / "online", **arguments)
     fit(Net(net), DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path, [callback])
     return ScoreStore.open(tmp_path / "online")
@@ -606,21 +569,6 @@ def test_a_gradient_changed_by_a_hook_is_named(tmp_path: Path) -> None:
     net[0].weight.register_hook(lambda grad: 2 * grad)
     with pytest.raises(SelfCheckError, match=r"'net\.0\.weight'"):
         run_net(net, tmp_path)
-
-
-def test_unfreezing_during_training_is_refused(tmp_path: Path) -> None:
-    class Unfreeze(pl.Callback):
-        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            pl_module.net[0].bias.requires_grad_(trainer.current_epoch > 0)
-
-    module = Net(nn.Sequential(nn.Linear(4, 2)))
-    module.net[0].bias.requires_grad_(False)
-    asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
-    with pytest.raises(ValueError, match=r"a parameter of shape \(2,\) was unfrozen"):
-        fit(
-            module, DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path,
-            [Unfreeze(), OnlineTracIn(asked, tmp_path / "online")],
-        )  # fmt: skip
 
 
 def test_freezing_during_training_ends_a_parameters_contributions(tmp_path: Path) -> None:
@@ -781,10 +729,10 @@ def test_clipping_that_lightning_does_not_do_is_not_counted(tmp_path: Path) -> N
         asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
         module = Net(nn.Sequential(nn.Linear(4, 2, bias=False)))
         nn.init.ones_(module.net[0].weight)
-        callback = OnlineTracIn(asked, tmp_path / "online")
+        callback = OnlineTracIn(asked, tmp_path / f"online{clip}")
         loader = DataLoader(net_rows(6, "example_id"), batch_size=6)
         fit(module, loader, tmp_path, [callback], gradient_clip_val=clip)
-        stores.append(np.array(ScoreStore.open(tmp_path / "online").matrix("dot")))
+        stores.append(np.array(ScoreStore.open(tmp_path / f"online{clip}").matrix("dot")))
     assert np.array_equal(stores[0], stores[1])
     assert np.array_equal(stores[0], stores[2])
 
@@ -806,12 +754,8 @@ def test_a_step_that_is_no_number_spoils_no_scores(tmp_path: Path) -> None:
         loader = DataLoader(net_rows(6, "example_id"), batch_size=2)
         fit(Nan(nn.Sequential(nn.Linear(4, 2))), loader, tmp_path, [callback], max_epochs=1)
 
-    with pytest.raises(FloatingPointError, match="the contributions of step 1 are not finite"):
+    with pytest.warns(UserWarning, match="the contributions of step 1 are not finite.*Its scores are left out"):
         run()
-    kept = ScoreStore.open(tmp_path / "online-incomplete")
-    assert kept.example_ids.tolist() == [0, 1]
-    with pytest.warns(UserWarning, match="They are left out"):
-        run(strict=False)
     store = ScoreStore.open(tmp_path / "online")
     assert store.example_ids.tolist() == [0, 1, 4, 5]
     assert store.manifest["steps_left_out"] == [1]
@@ -820,9 +764,11 @@ def test_a_step_that_is_no_number_spoils_no_scores(tmp_path: Path) -> None:
 
 def test_two_instances_with_one_folder_are_refused(tmp_path: Path) -> None:
     loader = DataLoader(rows("gpt2", 4), batch_size=4)
-    both = [OnlineTracIn(queries("gpt2"), tmp_path / "online") for _ in range(2)]
+    both = [OnlineTracIn(queries("gpt2"), tmp_path / "online"), OnlineTracIn(queries("gpt2"))]
     with pytest.raises(ValueError, match=r"two of them write to .* Give each an output_dir of its own"):
         fit(Module("gpt2"), loader, tmp_path, both)
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `OnlineTracIn`"):
+        fit(Module("gpt2"), loader, tmp_path, [OnlineTracIn(queries("gpt2")) for _ in range(2)])
 
 
 def test_queries_that_draw_random_numbers_disturb_nothing(tmp_path: Path) -> None:
@@ -845,23 +791,6 @@ def test_queries_that_draw_random_numbers_disturb_nothing(tmp_path: Path) -> Non
         fit(module, Data(torch.Generator().manual_seed(0)), tmp_path, [callback] * online)
         trained.append(weights(module))
     assert torch.equal(*trained)
-
-
-def test_a_resumed_run_is_no_whole_one(tmp_path: Path) -> None:
-    loader = DataLoader(rows("gpt2", 8), batch_size=4)
-    module = Module("gpt2")
-    whole = OnlineTracIn(queries("gpt2"), tmp_path / "online")
-    trainer = fit(module, loader, tmp_path, [whole], max_epochs=1)
-    trainer.save_checkpoint(tmp_path / "one.ckpt")
-    resumed = pl.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, precision="64-true", callbacks=[OnlineTracIn(queries("gpt2"), tmp_path / "online")],
-    )  # fmt: skip
-    with pytest.warns(UserWarning, match="scores begin at step 2, earlier steps are not in them"):
-        resumed.fit(module, loader, ckpt_path=tmp_path / "one.ckpt")
-    assert ScoreStore.open(tmp_path / "online").manifest["steps"] == 2
-    rest = ScoreStore.open(tmp_path / "online-incomplete").manifest
-    assert (rest["complete"], rest["first_step"], rest["steps"]) == (False, 2, 2)
 
 
 def test_checkpointed_activations(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftrace.scores import ScoreAccumulator, ScoreStore
+from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
 
 IDS, QUERIES = np.array([7, 2, 5]), np.array([11, 10])
 DOT = np.array([[1.0, -3.0], [2.0, 0.0], [-1.0, 4.0]], dtype=np.float32)
@@ -87,7 +87,7 @@ def test_an_earlier_store_is_replaced_and_nothing_else_is(tmp_path: Path, monkey
 
 def test_a_write_that_fails_leaves_the_earlier_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "store")
-    monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(np, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path / "store", dot=2 * DOT)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
@@ -164,9 +164,9 @@ def test_an_empty_store_can_be_written_and_read(tmp_path: Path) -> None:
 
 
 def test_accumulator_adds_up_by_id_in_any_order() -> None:
-    sums = ScoreAccumulator(("dot",), num_queries=2)
-    sums.add(torch.tensor([5, 3]), {"dot": torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
-    sums.add(torch.tensor([3, 9, 3]), {"dot": torch.ones(3, 2)})
-    ids, found = sums.result()
+    sums = ScoreAccumulator(("dot",), query_ids=[7, 8])
+    sums.add(torch.tensor([5, 3]), {Sum("dot"): torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
+    sums.add(torch.tensor([3, 9, 3]), {Sum("dot"): torch.ones(3, 2)})
+    ids, found = sums.arrays()
     assert ids.tolist() == [3, 5, 9]
-    assert found["dot"].tolist() == [[5.0, 6.0], [1.0, 2.0], [1.0, 1.0]]
+    assert found[Sum("dot")].tolist() == [[5.0, 6.0], [1.0, 2.0], [1.0, 1.0]]

@@ -1,0 +1,330 @@
+"""From steps and refreshes to scores: which query gradient each step is multiplied with, and when.
+
+``left`` multiplies a step with the query gradients of the last refresh. ``trapezoid`` interpolates: the j-th of k steps
+between two refreshes moves the weights from j/k to (j+1)/k of the way, so it gets ``(1 - s) G(r) + s G(r')`` with ``s =
+(j + 1/2) / k``, and is held until the next refresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from ftrace.callbacks.contributions import (
+    Contribution,
+    Moment,
+    Shares,
+    StepTaken,
+    added,
+    all_finite,
+    book,
+    multiply,
+    of_cosine,
+    of_dot,
+    weighted,
+)
+from ftrace.callbacks.momentum import HeldStep, MomentumRing
+from torch import Tensor
+
+from ftrace.gradients import (
+    Elementwise,
+    ParameterStep,
+    PerExampleGradients,
+    Preconditioner,
+    Projection,
+    QueryGradients,
+    RankOne,
+    precondition,
+    project,
+)
+from ftrace.scores import ScoreAccumulator, Sum
+
+KINDS = ("dot", "update", "cosine")
+
+
+@dataclass(frozen=True)
+class ScoringRules:
+    """How scores are made of steps.
+
+    Args:
+        kinds: Of :data:`KINDS`.
+        trapezoid: Whether query gradients are interpolated between refreshes.
+        exact_momentum: Whether ``update`` follows momentum step by step instead of booking its whole later effect.
+        breakdown: Of "layer", "epoch" and "learned".
+        projection: What gradients are projected with.
+    """
+
+    kinds: tuple[str, ...]
+    trapezoid: bool = False
+    exact_momentum: bool = False
+    breakdown: tuple[str, ...] = ()
+    projection: Projection | None = None
+
+
+class Scoring:
+    """Adds up the scores of one run.
+
+    Args:
+        rules: How.
+        sums: Where they go.
+        names: The covered parameters.
+        batches: How many batches are multiplied with the same query gradients, about.
+    """
+
+    def __init__(self, rules: ScoringRules, sums: ScoreAccumulator, names: Collection[str], batches: float) -> None:
+        self.rules = rules
+        self.sums = sums
+        self.names = tuple(names)
+        self.batches = batches
+        self.queries: QueryGradients | None = None
+        self.whole: PerExampleGradients | None = None  # before projection
+        self.pending: list[StepTaken] = []
+        self.rings: dict[int, MomentumRing] = {}
+        self.learned: Tensor | None = None
+        self.gained = torch.zeros(0, dtype=torch.float64)  # by this process's examples, since it was last taken
+        self.gained_by_given = torch.zeros(0, dtype=torch.float64)
+        self._before: PerExampleGradients | None = None
+        self._query_norms = torch.empty(0)
+
+    @property
+    def keeps_queries_whole(self) -> bool:
+        """Whether query gradients are preconditioned before they are projected."""
+        return "update" in self.rules.kinds and self.rules.projection is not None
+
+    def holds(self, elementwise: bool) -> bool:
+        """Whether contributions must be kept after they have been multiplied once.
+
+        Args:
+            elementwise: Whether the optimizer multiplies gradients with more than a number for each parameter.
+        """
+        update = "update" in self.rules.kinds
+        return self.rules.trapezoid or (update and (elementwise or self.rules.exact_momentum))
+
+    def refresh(self, gradients: PerExampleGradients, learned: Tensor | None) -> None:
+        """New query gradients. Steps that waited for them are booked."""
+        self.whole = gradients
+        projected = gradients
+        if self.keeps_queries_whole:
+            assert self.rules.projection is not None
+            projected = project(gradients, self.rules.projection)
+        if self.queries is None or len(self.queries) != len(projected) or self.pending:
+            before, self.queries = self.queries, QueryGradients(projected, batches=self.batches)
+        else:
+            before = self.queries
+            self.queries.replace(projected)
+        if "cosine" in self.rules.kinds:
+            self._query_norms = self.queries.norms(self.names)
+        self._close(before)
+        if learned is not None:
+            self.learned = learned if self.learned is None else _or(self.learned, learned)
+
+    def multiply(
+        self, example_ids: Tensor, gradients: PerExampleGradients, shares: Shares, factor: float, *, elementwise: bool
+    ) -> Contribution:
+        """What one backward pass has added to the gradients of one optimizer's parameters."""
+        assert self.queries is not None
+        found = Contribution(example_ids, factor, shares)
+        kinds = self.rules.kinds
+        if "dot" in kinds or "cosine" in kinds or not (elementwise or self.rules.exact_momentum):
+            norms = "cosine" in kinds
+            found.products, found.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
+        if self.holds(elementwise):
+            names = {name for of_share in shares.values() for name in of_share}
+            found.gradients = gradients.only(names)
+        return found
+
+    def take(self, step: StepTaken) -> bool:
+        """Book a step, as far as that is possible before the next refresh.
+
+        Returns:
+            Whether its products are finite: otherwise nothing has been booked.
+        """
+        assert self.queries is not None
+        found = [self._scores(step, one, self.queries, with_cosine=True) for one in step.contributions]
+        if not all(all_finite(of_batch.values()) for of_batch in found):
+            return False
+        if step.given is not None and not self.rules.exact_momentum:
+            step.left_of_given = self._scores(step, step.given, self.queries, with_cosine=False, again=True)
+            if not self.rules.trapezoid:
+                self._gain(step.left_of_given, by_given=True)
+        for contribution, of_batch in zip(step.contributions, found, strict=True):
+            now = {k: v for k, v in of_batch.items() if k.kind == "cosine" or not self.rules.trapezoid}
+            book(self.sums, contribution.example_ids, now, step.moment)
+            self._gain(now)
+            if self.rules.trapezoid:
+                step.left.append({k: v for k, v in of_batch.items() if k.kind != "cosine"})
+        if self.rules.trapezoid:
+            self.pending.append(step)
+        elif self._follows_momentum(step):
+            self._hold(step, self._directions(step, self.whole))
+        return True
+
+    def finish(self) -> None:
+        """Training has ended: nothing is going to follow."""
+        if self.pending:  # without a last refresh, the last gradients are the best there are
+            self._close(self.queries)
+        for ring in self.rings.values():
+            ring.flush()
+
+    def _close(self, before: QueryGradients | None) -> None:
+        """The interval that ends here: its steps lie between the query gradients of before and those of now."""
+        assert self.queries is not None
+        pending, self.pending = self.pending, []
+        for index, step in enumerate(pending):
+            share = (index + 0.5) / len(pending)
+            for contribution, left in zip(step.contributions, step.left, strict=True):
+                found = self._interpolated(step, contribution, left, share, before)
+                book(self.sums, contribution.example_ids, found, step.moment)
+                self._gain(found)
+            if step.given is not None and not self.rules.exact_momentum:
+                self._gain(self._interpolated(step, step.given, step.left_of_given, share, before), by_given=True)
+            if self._follows_momentum(step):
+                assert before is not None
+                ahead = self._directions(step, self.whole)
+                behind = self._directions(step, self._before) if self.queries is not before else ahead
+                self._hold(step, {n: (1 - share) * old + share * ahead[n][: len(old)] for n, old in behind.items()})
+        if self.rules.trapezoid:
+            self._before = self.whole
+
+    def _interpolated(
+        self,
+        step: StepTaken,
+        contribution: Contribution,
+        left: dict[Sum, Tensor],
+        share: float,
+        before: QueryGradients | None,
+    ) -> dict[Sum, Tensor]:
+        if self.queries is before:
+            return left
+        assert self.queries is not None
+        return added(left, self._scores(step, contribution, self.queries, with_cosine=False, again=True), share)
+
+    def _gain(self, found: Mapping[Sum, Tensor], *, by_given: bool = False) -> None:
+        values = found.get(Sum("update"))
+        if values is not None:
+            self._add_gain(values.sum(0).double().cpu(), by_given=by_given)
+
+    def _add_gain(self, gained: Tensor, *, by_given: bool = False) -> None:
+        zeros = torch.zeros(len(self.sums.query_ids), dtype=torch.float64)
+        if by_given:
+            self.gained_by_given = _long(self.gained_by_given, zeros) + _long(gained, zeros)
+        else:
+            self.gained = _long(self.gained, zeros) + _long(gained, zeros)
+
+    def take_gains(self) -> tuple[Tensor, Tensor]:
+        """What ``update`` has gained since this was last called, ``[Q]``: by examples, and by the true gradient."""
+        zeros = torch.zeros(len(self.sums.query_ids), dtype=torch.float64)
+        found = (_long(self.gained, zeros), _long(self.gained_by_given, zeros))
+        self.gained, self.gained_by_given = zeros, zeros.clone()
+        return found
+
+    def _follows_momentum(self, step: StepTaken) -> bool:
+        return self.rules.exact_momentum and bool(step.steps)
+
+    def _hold(self, step: StepTaken, directions: dict[str, Tensor]) -> None:
+        ring = self.rings.setdefault(step.optimizer, MomentumRing(self.sums))
+        scalars = {name: light(own) for name, own in step.steps.items() if name in directions}
+        held = HeldStep(step.moment, step.clip, scalars, directions, step.contributions, step.given)
+        gained, given = ring.add(held)
+        self._add_gain(gained)
+        self._add_gain(given, by_given=True)
+
+    def _scores(
+        self,
+        step: StepTaken,
+        contribution: Contribution,
+        queries: QueryGradients,
+        *,
+        with_cosine: bool,
+        again: bool = False,
+    ) -> dict[Sum, Tensor]:
+        kinds = self.rules.kinds
+        products = contribution.products
+        scalar_update = "update" in kinds and not step.is_elementwise and not self.rules.exact_momentum
+        if again and (scalar_update or "dot" in kinds):
+            assert contribution.gradients is not None
+            products, _ = multiply(
+                contribution.gradients, queries, contribution.shares, contribution.factor, norms=False
+            )
+        found: dict[Sum, Tensor] = {}
+        if "dot" in kinds:
+            assert products is not None
+            found |= of_dot(products, step.rates, step.clip)
+        if "cosine" in kinds and with_cosine:
+            found |= of_cosine(contribution, self._query_norms)
+        if scalar_update:
+            assert products is not None
+            weights = {share: step.clip * _eventual_rate(step.steps, contribution.shares[share]) for share in products}
+            found |= weighted("update", products, weights)
+        elif "update" in kinds and not self.rules.exact_momentum:
+            assert contribution.gradients is not None
+            directions = QueryGradients(self._preconditioned(step, self.whole), batches=len(step.contributions))
+            shares = {s: [n for n in names if n in step.steps] for s, names in contribution.shares.items()}
+            of_update, _ = multiply(contribution.gradients, directions, shares, contribution.factor, norms=False)
+            found |= weighted("update", of_update, dict.fromkeys(of_update, step.clip))
+        return found
+
+    def _preconditioned(self, step: StepTaken, queries: PerExampleGradients | None) -> PerExampleGradients:
+        """Query gradients times what the step's own gradient is multiplied with, now and later."""
+        assert queries is not None
+        scales = {name: times(own.scale, own.eventual) for name, own in step.steps.items()}
+        return self._scaled(queries, scales)
+
+    def _directions(self, step: StepTaken, queries: PerExampleGradients | None) -> dict[str, Tensor]:
+        """Query gradients times the step's scale: dense, by parameter, ``[Q, ...]``."""
+        assert queries is not None
+        scaled = self._scaled(queries, {name: times(own.scale, 1.0) for name, own in step.steps.items()})
+        return {name: scaled.dense(name) for name in scaled.parts}
+
+    def _scaled(
+        self, queries: PerExampleGradients, scales: Mapping[str, float | Preconditioner]
+    ) -> PerExampleGradients:
+        scaled = precondition(queries.only(scales), scales)
+        return scaled if self.rules.projection is None else project(scaled, self.rules.projection)
+
+    def moment(self, epoch: int) -> Moment:
+        """Now, as far as scores are broken down by it."""
+        learned = self.learned
+        if "learned" in self.rules.breakdown and learned is None:
+            learned = torch.zeros(len(self.sums.query_ids), dtype=torch.bool)
+        by = self.rules.breakdown
+        return Moment(epoch if "epoch" in by else None, learned if "learned" in by else None)
+
+
+def times(scale: float | Preconditioner, factor: float) -> float | Preconditioner:
+    """A scale times a number."""
+    if isinstance(scale, float):
+        return scale * factor
+    if isinstance(scale, RankOne):
+        return RankOne(scale.rows * factor, scale.columns)
+    return Elementwise(scale.scale * factor)
+
+
+def light(step: ParameterStep) -> ParameterStep:
+    """The same step without its scale."""
+    return ParameterStep(
+        1.0, step.rate, step.direct, step.from_buffer, step.gain, step.decay, step.eventual,
+        step.added_decay, step.decoupled_decay,
+    )  # fmt: skip
+
+
+def _eventual_rate(steps: Mapping[str, ParameterStep], names: Sequence[str]) -> float:
+    """Scale times eventual effect, which parameters of one share have in common; 0 where the step left them out."""
+    for name in names:
+        if name in steps:
+            scale = steps[name].scale
+            assert isinstance(scale, float)
+            return scale * steps[name].eventual
+    return 0.0
+
+
+def _or(before: Tensor, now: Tensor) -> Tensor:
+    """Learned once is learned, for the queries of before; the later ones as they are."""
+    return torch.cat([before | now[: len(before)], now[len(before) :]])
+
+
+def _long(values: Tensor, zeros: Tensor) -> Tensor:
+    found = zeros.clone()
+    found[: len(values)] += values
+    return found

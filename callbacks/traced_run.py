@@ -1,0 +1,476 @@
+"""One training run that is traced: from backward passes and optimizer steps to scores, ledger and checks.
+
+The callback tells what happens; this decides what it means. A step of an optimizer is
+
+    begun    its gradients are complete (unclipped under automatic optimization, final under manual optimization)
+    ended    it has been taken: second moments hold its gradient, and its products can be booked
+    skipped  it was begun and never ended: a loss scaler has left it out
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ftrace.callbacks.contributions import Contribution, StepTaken
+from ftrace.callbacks.covered_parameters import CoveredParameters
+from ftrace.callbacks.followed_optimizer import FollowedOptimizer
+from ftrace.callbacks.ledger import LedgerKeeper
+from ftrace.callbacks.processes import gather_objects, num_processes
+from ftrace.callbacks.query_pass import QueryPass, Refresh
+from ftrace.callbacks.scoring import Scoring, ScoringRules
+from ftrace.callbacks.self_check import Conservation, Failures, SpotCheck
+from ftrace.callbacks.staleness import Staleness
+from ftrace.callbacks.training_loop import (
+    clip_factor,
+    is_compiled_anywhere,
+    keeps_gradients,
+    loss_scale,
+    scales_inside,
+    zeroes_gradients_itself,
+)
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ftrace.gradients import GradientCapture, PerExampleGradients, Recording
+from ftrace.scores import Candidates, ScoreAccumulator
+
+
+class TracedRun:
+    """Everything about one call of ``trainer.fit``.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+        queries: The queries.
+        rules: How scores are made.
+        captures: What listens to training, and what listens to the queries.
+        refresh_every_n_steps: After how many optimizer steps the queries are differentiated anew.
+        candidates: Whose scores are kept.
+        strict: Whether what is wrong is an error.
+        self_check: Whether to check.
+        ledger: Whether to keep one.
+        staleness_every: Measure staleness at every so many refreshes; 0: never.
+        patterns: Globs over parameter names.
+        seed: Of the checks.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        queries: QueryPass,
+        rules: ScoringRules,
+        captures: tuple[GradientCapture, GradientCapture],
+        *,
+        refresh_every_n_steps: int,
+        candidates: Candidates,
+        strict: bool,
+        self_check: bool,
+        ledger: bool,
+        staleness_every: int,
+        patterns: tuple[str, ...],
+        seed: int,
+    ) -> None:
+        self.trainer = trainer
+        self.pl_module = pl_module
+        self.queries = queries
+        self.rules = rules
+        self.refresh_every_n_steps = refresh_every_n_steps
+        self.strict = strict
+        self.patterns = patterns
+        self.seed = seed
+        self.run_id: str = gather_objects(uuid.uuid4().hex)[0]
+        self.failures = Failures(strict=strict) if self_check else None
+        self.first_step = trainer.global_step
+        self.steps_left_out: list[int] = []
+        self.steps_skipped: list[int] = []
+        self.refreshes: list[int] = []
+        self.query_first_steps: dict[int, int] = {}
+        self.unfrozen: dict[int, list[str]] = {}
+        self.staleness = Staleness(staleness_every)
+        self.refreshed_at: int | None = None
+        self.taken = 0  # optimizer steps begun since first_step, over all optimizers
+        self.has_queries_to_add = False
+        self._last: Refresh | None = None
+        self._recordings: list[Recording] = []
+        self._batch_ids = torch.empty(0)
+        self._listen(captures)
+        dtypes = {p.dtype for p in self.covered.by_name.values()}
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        ids = queries.ids.tolist()
+        self.sums = ScoreAccumulator(rules.kinds, ids, dtype, candidates)
+        batches = refresh_every_n_steps * trainer.accumulate_grad_batches
+        self.scoring = Scoring(rules, self.sums, list(self.covered.by_name), batches)
+        self.ledger: LedgerKeeper | None = None
+        if ledger:
+            accounts = "update" in rules.kinds
+            self.ledger = LedgerKeeper(
+                frozenset(self.covered.by_name),
+                trapezoid=rules.trapezoid,
+                accounts=accounts,
+                exact_momentum=rules.exact_momentum,
+                projection=rules.projection,
+                projects_all=rules.projection is not None and not self.scoring.keeps_queries_whole,
+            )
+        spot = self_check and not any(hasattr(p, "full_tensor") for p in self.covered.by_name.values())
+        self.spot_check = self._make(SpotCheck, self.covered.by_name) if spot else None
+
+    # What is listened to
+
+    def _listen(self, captures: tuple[GradientCapture, GradientCapture]) -> None:
+        """Find what is covered and by which optimizer it is trained."""
+        self.capture, self.query_capture = captures
+        named = dict(self.pl_module.named_parameters())
+        self.covered = CoveredParameters(
+            self.capture.coverage, named, strict=self.strict, trained={id(p) for p in self._trained()}
+        )
+        names = {id(p): name for name, p in named.items()}
+        by_layer = "layer" in self.rules.breakdown
+        self.followed = [
+            FollowedOptimizer(index, optimizer, names, self.covered.by_name, by_layer=by_layer)
+            for index, optimizer in enumerate(self.trainer.optimizers)
+        ]
+        self._known = {id(p) for p in self._trained()}
+        self.conservation: dict[int, Conservation] = {}
+        if self.failures is not None:
+            for one in self.followed:
+                own = {name: p for _, name, p in one.parameters(covered=True)}
+                self.conservation[one.index] = self._make(Conservation, own)
+
+    def _make(self, check: Any, parameters: Mapping[str, torch.nn.Parameter]) -> Any:
+        coarse = self.trainer.precision not in ("32-true", "64-true")
+        assert self.failures is not None
+        return check(parameters, self.failures, seed=self.seed, projection=self.rules.projection, coarse=coarse)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+    def listen_to_unfrozen(self, make_captures: Any) -> None:
+        """Cover parameters that were unfrozen, or given to an optimizer, since training began.
+
+        Args:
+            make_captures: Makes and attaches new captures.
+
+        Raises:
+            ValueError: If that can't be done any more.
+        """
+        new = [p for p in self._trained() if id(p) not in self._known]
+        if not new:
+            return
+        names = {id(p): name for name, p in self.pl_module.named_parameters()}
+        unfrozen = [names[id(p)] for p in new if id(p) in names]
+        if any(one.window for one in self.followed):
+            raise ValueError(
+                f"OnlineTracIn: {unfrozen[0]!r} was unfrozen between a backward pass and its optimizer step. Unfreeze "
+                "between steps, such as in on_train_epoch_start"
+            )
+        if is_compiled_anywhere(self.pl_module):
+            raise ValueError(
+                f"OnlineTracIn: {unfrozen[0]!r} was unfrozen in a compiled module, whose hooks can't change any more. "
+                "Unfreeze before training, or train without torch.compile"
+            )
+        taken = {one.index: one.steps_taken for one in self.followed}
+        self._listen(make_captures())
+        for one in self.followed:
+            one.steps_taken = taken.get(one.index, 0)
+        self.scoring.names = tuple(self.covered.by_name)
+        if self.ledger is not None:
+            self.ledger.covered = frozenset(self.covered.by_name)
+        self.unfrozen[self.step] = unfrozen
+        self.refreshed_at = None
+
+    # Passes
+
+    @property
+    def step(self) -> int:
+        """The optimizer step that is next, counted over all optimizers."""
+        return self.first_step + self.taken
+
+    def refresh_if_due(self) -> None:
+        """The queries' gradients at the weights of now, if it is time."""
+        due = self.refreshed_at is None or self.step - self.refreshed_at >= self.refresh_every_n_steps
+        if due or self.has_queries_to_add:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """The queries' gradients at the weights of now; the interval before is closed."""
+        whole = self.scoring.keeps_queries_whole
+        compare = None
+        if self.spot_check is not None and self._last is None:
+            check = self.spot_check
+
+            def compare(losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor) -> None:
+                check.compare_query(losses, gradients, query_ids, whole=whole)
+
+        gaps = {} if self.ledger is None else self._gaps()
+        found = self.queries.run(
+            self.trainer, self.pl_module, self.query_capture, self.step, gaps, compare, whole=whole
+        )
+        closing = None if self.ledger is None else self.ledger.close(self._ledger_queries(), found)
+        self.staleness.before_refresh(self.scoring, len(self.refreshes))
+        self.scoring.refresh(found.gradients, found.learned)
+        if closing is not None:
+            assert self.ledger is not None
+            queries = self._ledger_queries()
+            assert queries is not None
+            gained, by_given = self.scoring.take_gains()
+            given = by_given if self.rules.projection is not None and not self.ledger.projects_all else None
+            self._log_row(closing.finish(queries, gained, given))
+        if self.ledger is not None:
+            self.ledger.open(found, self._all_trained())
+        for check in self.conservation.values():
+            assert self.scoring.queries is not None
+            check.set_queries(self.scoring.queries)
+        self._last = found
+        self.refreshed_at = self.step
+        self.refreshes.append(self.step)
+        self.has_queries_to_add = False
+
+    def _ledger_queries(self) -> Any:
+        """The query gradients that the ledger multiplies with: whole ones, if there are."""
+        from ftrace.gradients import QueryGradients
+
+        if self.scoring.keeps_queries_whole and self.scoring.whole is not None:
+            return QueryGradients(self.scoring.whole)
+        return self.scoring.queries
+
+    def _all_trained(self) -> dict[str, torch.nn.Parameter]:
+        known = {id(p) for p in self._trained()}
+        return {name: p for name, p in self.pl_module.named_parameters() if id(p) in known}
+
+    def _gaps(self) -> dict[str, torch.nn.Parameter]:
+        """Trained parameters that not even the queries' capture reads."""
+        read = set(self.query_capture.coverage.covered)
+        return {name: p for name, p in self._all_trained().items() if name not in read}
+
+    def begin_batch(self, example_ids: Tensor) -> None:
+        """A batch of examples is about to be run."""
+        self.refresh_if_due()
+        self._batch_ids = example_ids
+        self._recordings = [self.capture.start(len(example_ids))]
+
+    def before_backward(self, loss: Tensor) -> None:
+        """A backward pass is about to begin."""
+        if not self._recordings:
+            return
+        if not self.pl_module.automatic_optimization:
+            self._refresh_between_steps()
+            for one in self.followed:
+                if one.window and not one.has_gradients():  # they have been set to zero since
+                    self._discard(one)
+        if self.spot_check is not None:
+            self.spot_check.differentiate_examples(loss, self._recordings[-1])
+
+    def _refresh_between_steps(self) -> None:
+        """Under manual optimization weights may have moved since the batch began."""
+        due = self.refreshed_at is None or self.step - self.refreshed_at >= self.refresh_every_n_steps
+        if due:
+            self.refresh()
+
+    def after_backward(self) -> None:
+        """A backward pass has ended: read what it has added to the gradients."""
+        if not self._recordings:
+            return
+        manual = not self.pl_module.automatic_optimization
+        self.capture.stop()
+        scale = loss_scale(self.trainer)
+        factor = 1 / (scale * num_processes())
+        for recording in self._recordings:
+            if len(self._recordings) > 1 and not recording.has_gradients():
+                continue
+            gradients = recording.gradients()
+            self.covered.heard(gradients.parts)
+            if self.spot_check is not None:
+                self.spot_check.compare_examples(gradients, self._batch_ids)
+            for one in self.followed:
+                self._contribute(one, gradients, factor)
+            self.staleness.after_backward(gradients, self.scoring)
+            if manual:
+                recording.forget_gradients()
+        if manual:
+            for one in self.followed:
+                one.norm_of_backward = one.gradient_norm() / scale
+            self._recordings.append(self.capture.start(len(self._batch_ids)))
+        else:
+            self._recordings = []  # lets go of the activations
+
+    def _contribute(self, one: FollowedOptimizer, gradients: PerExampleGradients, factor: float) -> None:
+        shares = {s: [n for n in names if n in gradients.parts] for s, names in one.shares().items()}
+        shares = {share: names for share, names in shares.items() if names}
+        if not shares:
+            return
+        if one.index in self.conservation:
+            self.conservation[one.index].add_to_window(gradients, factor)
+        follows = "update" in self.rules.kinds
+        contribution = self.scoring.multiply(
+            self._batch_ids, gradients, shares, factor, elementwise=follows and one.is_elementwise
+        )
+        one.window.append(contribution)
+
+    def end_batch(self) -> None:
+        """A batch is done: steps that were begun and not taken have been skipped."""
+        self.capture.stop()
+        self._recordings = []
+        for one in self.followed:
+            if one.is_stepping:
+                one.is_stepping = False
+                self.steps_skipped.append(self.step - 1)
+                self._discard(one)
+
+    # Steps
+
+    def find(self, optimizer: Optimizer) -> FollowedOptimizer:
+        """What follows an optimizer."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        return next(one for one in self.followed if one.optimizer is optimizer)
+
+    def begin_window(self) -> None:
+        """Gradients are about to be set to zero under automatic optimization."""
+        for one in self.followed:
+            self._discard(one)
+
+    def _discard(self, one: FollowedOptimizer) -> None:
+        one.window = []
+        if one.index in self.conservation:
+            self.conservation[one.index].discard_window()
+
+    def begin_step(self, one: FollowedOptimizer) -> None:
+        """An optimizer is about to step."""
+        self._refuse_unknown(one)
+        self.covered.require_hearing()
+        manual = not self.pl_module.automatic_optimization
+        check = self.conservation.get(one.index)
+        self._measures_clipping = not manual and is_overridden(
+            "configure_gradient_clipping", self.pl_module, LightningModule
+        )
+        clips = manual or self._measures_clipping or bool(self.trainer.gradient_clip_val)
+        wanted = clips or (check is not None and check.wants_norm) or self.scoring.rules.exact_momentum
+        norm = one.gradient_norm() if wanted else None
+        if norm is not None and scales_inside(self.trainer, one.optimizer):
+            norm /= loss_scale(self.trainer)
+        if manual:
+            assert norm is not None
+            before = one.norm_of_backward
+            self._clip = norm / before if before else 1.0
+        else:
+            self._clip = 1.0 if self._measures_clipping else clip_factor(self.trainer, norm)
+        one.norm_before_step = norm
+        one.note_before_step(steps="update" in self.rules.kinds and one.problem is None)
+        if self.ledger is not None:
+            self.ledger.before_step(one)
+        self.taken += 1
+        finite = norm is None or bool(torch.isfinite(torch.tensor(norm)))
+        if check is not None and one.window and finite:
+            check.check_window(one.window, self._clip, norm, self.step - 1, is_clipped=manual)
+
+    def end_step(self, one: FollowedOptimizer) -> None:
+        """An optimizer has stepped."""
+        if not one.is_stepping:  # not one that was announced, such as in a closure of somebody's own
+            return
+        one.is_stepping = False
+        one.steps_taken += 1
+        window = one.window
+        if self.pl_module.automatic_optimization:
+            one.window = []
+        if self._measures_clipping and one.norm_before_step:
+            self._clip = one.gradient_norm() / one.norm_before_step
+        given = one.gradients_given(self._clip)
+        steps = one.steps(given) if "update" in self.rules.kinds and one.problem is None else {}
+        step = StepTaken(
+            self.step - 1,
+            one.index,
+            one.rates,
+            self._clip,
+            steps,
+            window,
+            self.scoring.moment(self.trainer.current_epoch),
+            given=self._as_contribution(one, given) if steps and self.rules.projection is not None else None,
+        )
+        if not self._is_finite(one) or not self.scoring.take(step):
+            self._leave_out()
+        if self.ledger is not None:
+            self.ledger.after_step(one, steps, given)
+        check = self.conservation.get(one.index)
+        if check is not None and check.expects_gradient and keeps_gradients(one.optimizer):
+            self._check_after(check, one)
+
+    _clip = 1.0
+    _measures_clipping = False
+
+    def _check_after(self, check: Conservation, one: FollowedOptimizer) -> None:
+        if self._measures_clipping:
+            check._expected = None
+            return
+        norm = one.gradient_norm()
+        if not (zeroes_gradients_itself(self.pl_module) and norm == 0):
+            check.check_gradient(norm, self.step - 1)
+
+    def _is_finite(self, one: FollowedOptimizer) -> bool:
+        norm = one.norm_before_step
+        return norm is None or bool(torch.isfinite(torch.tensor(norm)))
+
+    def _as_contribution(self, one: FollowedOptimizer, given: Mapping[str, Tensor]) -> Contribution:
+        """The true gradient as if it were one example's, projected like the examples'."""
+        from ftrace.gradients import Dense
+
+        assert self.rules.projection is not None
+        shares = {s: [n for n in names if n in given] for s, names in one.shares().items()}
+        names = [name for of_share in shares.values() for name in of_share]
+        parts = {name: Dense(self.rules.projection.project(name, given[name][None])) for name in names}
+        shapes = {name: part.value.shape[1:] for name, part in parts.items()}
+        gradients = PerExampleGradients({name: [part] for name, part in parts.items()}, shapes, 1)
+        return Contribution(torch.zeros(1, dtype=torch.int64), 1 / self._clip, shares, gradients=gradients)
+
+    def _refuse_unknown(self, one: FollowedOptimizer) -> None:
+        for group in one.optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and id(p) not in self._known:
+                    raise ValueError(
+                        f"OnlineTracIn: a parameter of shape {tuple(p.shape)} was unfrozen or added to the optimizer "
+                        "within a batch. Unfreeze between batches, such as in on_train_epoch_start"
+                    )
+
+    def _leave_out(self) -> None:
+        """A step whose contributions are no numbers would spoil all its examples' scores."""
+        if not self.steps_left_out:
+            rank_zero_warn(
+                f"OnlineTracIn: the contributions of step {self.step - 1} are not finite: the loss or a gradient is "
+                "NaN or infinite. Its scores are left out, and so will be those of other such steps; the manifest "
+                "counts them"
+            )
+        self.steps_left_out.append(self.step - 1)
+
+    # Its end
+
+    def finish(self) -> None:
+        """Training has ended: close what is open."""
+        if self.taken and self.refreshed_at != self.step and (self.ledger is not None or self.scoring.pending):
+            self.refresh()
+        self.scoring.finish()
+
+    def _log_row(self, row: Mapping[str, Any]) -> None:
+        """The interval's means over queries, through the user's loggers."""
+        if not self.trainer.is_global_zero:
+            return
+        names = ("predicted", "examples", "momentum", "decay", "uncovered", "projection")
+        values = {"actual": float((row["loss"] - row["next_loss"]).mean())}
+        values |= {name: float(row[name].mean()) for name in names if row[name].size and row[name][0] == row[name][0]}
+        metrics = {f"ledger/{name}": value for name, value in values.items()}
+        every = getattr(self.trainer, "log_every_n_steps", 0)
+        if every and (len(self.refreshes) % max(1, every // self.refresh_every_n_steps) == 0):
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=self.step)
+
+    def report(self, output_dir: Path) -> None:
+        """One line that a person understands."""
+        if self.ledger is not None and self.ledger.rows:
+            summary = self.ledger.ledger(self.queries.ids.numpy()).summary()
+            rank_zero_info(f"OnlineTracIn: {summary}. Scores: {output_dir}")

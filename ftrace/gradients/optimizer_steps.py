@@ -1,0 +1,253 @@
+"""What an optimizer's step does with the gradients that it was given, parameter by parameter.
+
+Each supported optimizer's step on one parameter is linear in the gradients ``g_s`` of this and earlier steps, once its
+second moments are known:
+
+    buffer_t = decay_t buffer_{t-1} + gain_t g_t
+    theta_{t+1} - theta_t = - scale_t * (direct_t g_t + from_buffer_t buffer_t) - (weight decay)
+
+SGD's scale is the learning rate; Adam's is ``eta_t / (1 - beta1^t) / (sqrt(v_hat_t) + eps)``, where ``v_hat_t`` holds
+step t's own gradient and t counts the parameter's own steps, so it can be read only once the step is done. Weight decay
+that is added to gradients goes through the same buffer and scale; decoupled decay does not.
+
+Sources: Kingma and Ba 2015 (arXiv 1412.6980), Loshchilov and Hutter 2019 (arXiv 1711.05101), Shazeer and Stern 2018
+(arXiv 1804.04235), and the formulas in PyTorch's documentation of each optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne, preconditioner_from_state
+
+
+@dataclass(frozen=True)
+class ParameterStep:
+    """One step of an optimizer on one parameter.
+
+    Args:
+        scale: What the momentum-averaged gradient is multiplied with, learning rate included.
+        rate: The learning rate of the parameter's group; below zero where the optimizer climbs.
+        direct: Share of the step's own gradient that goes around the buffer.
+        from_buffer: Share of the buffer in the step.
+        gain: Share of the step's own gradient that enters the buffer.
+        decay: What the buffer of before is multiplied with.
+        eventual: By how much the step's own gradient, times ``scale``, moves the parameter in this and all later steps,
+            if learning rate and scale stay as they are.
+        added_decay: Weight decay that is added to the gradient.
+        decoupled_decay: Weight decay times the learning rate that it goes with: the share of the parameter taken away.
+    """
+
+    scale: float | Preconditioner
+    rate: float
+    direct: float = 1.0
+    from_buffer: float = 0.0
+    gain: float = 0.0
+    decay: float = 0.0
+    eventual: float = 1.0
+    added_decay: float = 0.0
+    decoupled_decay: float = 0.0
+
+    @property
+    def own(self) -> float:
+        """Share of the step's own gradient in the step itself, of :attr:`scale`."""
+        return self.direct + self.from_buffer * self.gain
+
+    def scaled(self, tensor: Tensor) -> Tensor:
+        """A tensor in the parameter's shape, times the scale."""
+        scale = self.scale
+        return tensor * (scale if isinstance(scale, float) else scale.dense().view(tensor.shape))
+
+
+@dataclass(frozen=True)
+class BeforeStep:
+    """What has to be noted before the optimizer's step, since the step changes it.
+
+    Args:
+        learning_rate: Of the parameter's group.
+        has_buffer: Whether SGD's momentum has begun for the parameter.
+        root_mean_square: Of the parameter, where the optimizer scales its steps by it.
+    """
+
+    learning_rate: float
+    has_buffer: bool
+    root_mean_square: float
+
+
+def full_name(optimizer: Optimizer) -> str:
+    """Module and class of an optimizer, as snapshots and manifests name it."""
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def unsupported_step(optimizer: Optimizer) -> str | None:
+    """Why an optimizer's steps can't be given to examples, or None if they can."""
+    name = full_name(optimizer)
+    if name not in _STEPS:
+        return f"expected one of {', '.join(_STEPS)}, found {name}"
+    if name == _TRANSFORMERS_ADAFACTOR and any(group.get("beta1") is not None for group in optimizer.param_groups):
+        return "Adafactor with beta1 averages steps, not gradients; set beta1=None"
+    return None
+
+
+def before_step(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> BeforeStep:
+    """To be called before the step, for each parameter; then :func:`after_step`."""
+    state = optimizer.state.get(parameter, {})
+    scaled = full_name(optimizer) == _TORCH_ADAFACTOR
+    size = float(parameter.detach().norm()) / math.sqrt(max(1, parameter.numel())) if scaled else 0.0
+    return BeforeStep(learning_rate(group), state.get("momentum_buffer") is not None, size)
+
+
+def after_step(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    name: str,
+    parameter: nn.Parameter,
+    gradient: Tensor | None,
+    noted: BeforeStep,
+    state: Mapping[str, Any] | None = None,
+) -> ParameterStep:
+    """The step that an optimizer has just taken on one parameter.
+
+    Args:
+        optimizer: A supported one (see :func:`unsupported_step`).
+        group: The parameter's group.
+        name: The parameter, for errors.
+        parameter: The parameter, after the step.
+        gradient: What the optimizer was given for it; only Adafactor's clipping looks at it.
+        noted: What was noted before the step.
+        state: The parameter's state; default: the optimizer's own.
+
+    Raises:
+        ValueError: If the optimizer is not supported, or has not taken a step on the parameter.
+    """
+    problem = unsupported_step(optimizer)
+    if problem is not None:
+        raise ValueError(f"the steps of this optimizer are not known: {problem}")
+    state = optimizer.state.get(parameter, {}) if state is None else state
+    return _STEPS[full_name(optimizer)](_Step(full_name(optimizer), group, state, name, parameter, gradient, noted))
+
+
+def buffer_of(state: Mapping[str, Any]) -> Tensor | None:
+    """The momentum buffer that an optimizer keeps of a parameter, in the sense of this module."""
+    found = state.get("momentum_buffer", state.get("exp_avg"))
+    return found if isinstance(found, Tensor) else None
+
+
+def learning_rate(group: Mapping[str, Any]) -> float:
+    """A group's learning rate; below zero where the optimizer climbs, since it then moves the other way.
+
+    An optimizer that makes its own rate has none in its group: then 1, so that shares still compare.
+    """
+    rate = group["lr"]
+    return (1.0 if rate is None else float(rate)) * (-1.0 if group.get("maximize") else 1.0)
+
+
+@dataclass(frozen=True)
+class _Step:
+    optimizer: str
+    group: Mapping[str, Any]
+    state: Mapping[str, Any]
+    name: str
+    parameter: nn.Parameter
+    gradient: Tensor | None
+    noted: BeforeStep
+
+
+def _sgd(step: _Step) -> ParameterStep:
+    group, rate = step.group, step.noted.learning_rate
+    momentum, decay = float(group["momentum"]), float(group["weight_decay"])
+    # With maximize, the gradient is turned around before decay is added, and decay still pulls to zero.
+    added = decay * math.copysign(1.0, rate)
+    if not momentum:
+        return ParameterStep(rate, rate, added_decay=added)
+    gain = 1 - float(group["dampening"]) if step.noted.has_buffer else 1.0
+    direct, from_buffer = (1.0, momentum) if group["nesterov"] else (0.0, 1.0)
+    eventual = direct + from_buffer * gain / (1 - momentum) if momentum < 1 else math.inf
+    return ParameterStep(rate, rate, direct, from_buffer, gain, momentum, eventual, added)
+
+
+def _adam(step: _Step) -> ParameterStep:
+    group, rate = step.group, step.noted.learning_rate
+    found = preconditioner_from_state(step.name, step.optimizer, group, step.state, step.parameter.shape)
+    beta, own_steps = float(group["betas"][0]), float(step.state["step"])
+    corrected = 1 - beta**own_steps
+    scale = Elementwise(found.dense() * (rate / corrected))
+    decay = float(group["weight_decay"])
+    decoupled = step.optimizer.endswith("AdamW") or bool(group.get("decoupled_weight_decay"))
+    return ParameterStep(
+        scale,
+        rate,
+        direct=0.0,
+        from_buffer=1.0,
+        gain=1 - beta,
+        decay=beta,
+        eventual=corrected * _eventual_of_adam(beta, own_steps),
+        added_decay=0.0 if decoupled else decay * math.copysign(1.0, rate),
+        decoupled_decay=abs(rate) * decay if decoupled else 0.0,
+    )
+
+
+def _eventual_of_adam(beta: float, own_steps: float) -> float:
+    """``sum_j (1 - beta) beta^j / (1 - beta^(t + j))``: 3.0 times at the first step, 1 in the long run."""
+    if not beta:
+        return 1.0
+    total, weight, later = 0.0, 1.0, own_steps
+    while weight > 1e-17 * max(total, 1.0):
+        total += (1 - beta) * weight / (1 - beta**later)
+        weight, later = weight * beta, later + 1
+    return total
+
+
+def _torch_adafactor(step: _Step) -> ParameterStep:
+    group, rate = step.group, step.noted.learning_rate
+    found = preconditioner_from_state(
+        step.name, step.optimizer, group, step.state, step.parameter.shape, step.parameter.dtype
+    )
+    relative = min(abs(rate), 1 / math.sqrt(float(step.state["step"])))
+    size = max(float(group["eps"][1]), step.noted.root_mean_square) * math.copysign(relative, rate)
+    scale = _times(found, size / max(1.0, _root_mean_square(found, step.gradient) / float(group["d"])))
+    return ParameterStep(scale, rate, decoupled_decay=abs(rate) * float(group["weight_decay"]))
+
+
+def _transformers_adafactor(step: _Step) -> ParameterStep:
+    group, state = step.group, step.state
+    found = preconditioner_from_state(step.name, step.optimizer, group, state, step.parameter.shape)
+    size = step.noted.learning_rate
+    if group["relative_step"]:
+        slow = 1e-6 * state["step"] if group["warmup_init"] else 1e-2
+        size = min(slow, 1 / math.sqrt(state["step"]))
+    if group["scale_parameter"]:
+        size *= max(group["eps"][1], float(state["RMS"]))
+    scale = _times(found, size / max(1.0, _root_mean_square(found, step.gradient) / group["clip_threshold"]))
+    rate = size if group["lr"] is None else step.noted.learning_rate
+    return ParameterStep(scale, rate, decoupled_decay=size * group["weight_decay"])
+
+
+def _root_mean_square(scale: Preconditioner, gradient: Tensor | None) -> float:
+    if gradient is None:
+        return 0.0
+    update = scale.dense().view(gradient.shape) * gradient
+    return float(update.norm()) / math.sqrt(max(1, update.numel()))
+
+
+def _times(scale: Preconditioner, factor: float) -> Preconditioner:
+    if isinstance(scale, RankOne):
+        return RankOne(scale.rows * factor, scale.columns)
+    return Elementwise(scale.scale * factor)
+
+
+_TORCH_ADAFACTOR = "torch.optim.Adafactor"
+_TRANSFORMERS_ADAFACTOR = "transformers.optimization.Adafactor"
+_STEPS: dict[str, Callable[[_Step], ParameterStep]] = {
+    "torch.optim.sgd.SGD": _sgd,
+    "torch.optim.adam.Adam": _adam,
+    "torch.optim.adamw.AdamW": _adam,
+    _TORCH_ADAFACTOR: _torch_adafactor,
+    _TRANSFORMERS_ADAFACTOR: _transformers_adafactor,
+}

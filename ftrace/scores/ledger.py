@@ -1,0 +1,150 @@
+"""The ledger: what each query's loss did between two refreshes, beside what its first-order accounts say.
+
+One row for each interval between refreshes and each query, in nats, positive where the loss fell:
+
+    actual        the loss at the interval's start minus the loss at its end
+    predicted     minus <query gradient, true change of all trained weights>, along the interval
+    examples      what the kind ``update`` has gained
+    momentum      momentum of gradients that is not given to examples in this interval
+    decay         weight decay
+    uncovered     parameters that the scores don't see
+    projection    what projecting gradients has taken from ``examples``
+
+The last five add up to ``predicted``; each is computed by itself. ``actual - predicted`` is curvature and staleness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection")
+COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS, "learned")
+FILE = "ledger.parquet"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run's ledger in a few numbers.
+
+    Args:
+        fall: How much the queries' losses fell over the run, in nats, on average.
+        shares: Of that fall: each account's share, and that of ``curvature``. Without accounts, ``predicted`` instead.
+    """
+
+    fall: float
+    shares: Mapping[str, float]
+
+    def __str__(self) -> str:
+        if not self.shares:
+            return "the queries' losses did not change"
+        learned = f"the queries {'learned' if self.fall > 0 else 'forgot'} ({abs(self.fall):.3g} nats each)"
+        if "examples" not in self.shares:
+            return f"to first order, the steps explain {self.shares['predicted']:.0%} of what {learned}"
+        rest = ", ".join(
+            f"{name} {share:.0%}"
+            for name, share in self.shares.items()
+            if name not in ("examples", "uncovered", "projection") or (name != "examples" and round(share, 2))
+        )
+        return f"the scores explain {self.shares['examples']:.0%} of what {learned}; {rest}"
+
+
+class Ledger:
+    """The books of one run.
+
+    Args:
+        steps: ``[R]``, the optimizer step that each interval begins with.
+        next_steps: ``[R]``, the step that the next one begins with.
+        query_ids: ``[Q]`` int64.
+        columns: Each of :data:`COLUMNS`, ``[R, Q]`` float64; NaN where there is none.
+    """
+
+    def __init__(
+        self, steps: np.ndarray, next_steps: np.ndarray, query_ids: np.ndarray, columns: Mapping[str, np.ndarray]
+    ) -> None:
+        self.steps = np.asarray(steps, np.int64)
+        self.next_steps = np.asarray(next_steps, np.int64)
+        self.query_ids = np.asarray(query_ids, np.int64)
+        shape = (len(self.steps), len(self.query_ids))
+        self.columns = {name: np.asarray(columns[name], np.float64).reshape(shape) for name in COLUMNS}
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """One column, ``[R, Q]``."""
+        return self.actual if column == "actual" else self.columns[column]
+
+    @property
+    def actual(self) -> np.ndarray:
+        """By how much each loss fell, ``[R, Q]``."""
+        return self.columns["loss"] - self.columns["next_loss"]
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether the accounts were kept: they are for the kind ``update``."""
+        return not bool(np.isnan(self.columns["examples"]).all())
+
+    def accounted(self) -> np.ndarray:
+        """The sum of the accounts, ``[R, Q]``, which must be ``predicted``."""
+        return np.sum([self.columns[name] for name in ACCOUNTS], axis=0)
+
+    def imbalance(self) -> np.ndarray:
+        """By interval: how far accounts are from ``predicted``, as a share of all that was booked, ``[R]``."""
+        off = np.linalg.norm(np.nan_to_num(self.accounted() - self.columns["predicted"]), axis=1)
+        booked = sum(np.linalg.norm(np.nan_to_num(self.columns[name]), axis=1) for name in (*ACCOUNTS, "predicted"))
+        return np.divide(off, booked, out=np.zeros_like(off), where=booked > 0)
+
+    def learned_steps(self) -> np.ndarray:
+        """The step at whose beginning each query was first seen to be right, ``[Q]``; -1 if never."""
+        right = self.columns["learned"] == 1
+        return np.where(right.any(0), self.next_steps[right.argmax(0)] if len(self.steps) else -1, -1)
+
+    def summary(self) -> Summary:
+        """What became of the whole fall of the queries' losses."""
+        fall = float(np.nansum(self.actual))
+        queries = max(1, len(self.query_ids))
+        if not len(self.steps) or fall == 0:
+            return Summary(fall / queries, {})
+        names = ACCOUNTS if self.has_accounts else ("predicted",)
+        shares = {name: float(np.nansum(self.columns[name])) / fall for name in names}
+        curvature = float(np.nansum(self.actual - self.columns["predicted"])) / fall
+        return Summary(fall / queries, {**shares, "curvature": curvature})
+
+    def write(self, file: Path) -> None:
+        """Write a Parquet table with one row for each interval and query."""
+        rows, queries = self.actual.shape
+        table = {
+            "step": np.repeat(self.steps, queries),
+            "next_step": np.repeat(self.next_steps, queries),
+            "query_id": np.tile(self.query_ids, rows),
+            "actual": self.actual.ravel(),
+            **{name: values.ravel() for name, values in self.columns.items()},
+        }
+        pq.write_table(pa.table(table), file)
+
+    @classmethod
+    def open(cls, file: Path) -> Ledger:
+        """Read what :meth:`write` has written.
+
+        Raises:
+            ValueError: If it is missing or damaged.
+        """
+        try:
+            table = pq.read_table(file)
+            found = {name: table.column(name).to_numpy() for name in ("step", "next_step", "query_id", *COLUMNS)}
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise ValueError(f"{file} is missing or no ledger ({error})") from error
+        steps = np.unique(found["step"])
+        queries = found["query_id"][: len(found["query_id"]) // max(1, len(steps))]
+        every = max(1, len(queries))
+        return cls(found["step"][::every], found["next_step"][::every], queries, {n: found[n] for n in COLUMNS})
+
+    @classmethod
+    def empty(cls) -> Ledger:
+        """Of a run that has not begun."""
+        nothing: Any = np.zeros(0)
+        return cls(nothing, nothing, nothing, dict.fromkeys(COLUMNS, nothing))
