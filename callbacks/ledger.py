@@ -1,7 +1,7 @@
 """Keeping the ledger: what each query's loss did between refreshes, and the accounts that explain it.
 
-Between two refreshes, vectors of the parameters' size are added up: the true change of the weights, and of it the parts
-that momentum and decay have made, from the optimizer's own state. At the next refresh they are multiplied with the query
+Between two refreshes, vectors of the parameters' size are added up: the true change of the weights, and of it what
+momentum and decay have made, from the optimizer's own state. At the next refresh they are multiplied with the query
 gradients, all at once. What examples have gained comes from their scores. Nothing here is computed as what is left of
 something else's total, so a wrong contribution leaves the books unbalanced.
 """

@@ -196,10 +196,10 @@ def _restore(
             for name, buffer in held["buffers"].items():
                 ring.buffers[name] = ring.buffers.get(name, 0) + buffer
     if not states:  # more processes than there were: this one has nothing of its own, but the steps are the same
-        scoring.pending = [_emptied(step) for step in shared["pending"]]
+        scoring.pending = [_emptied(step_taken) for step_taken in shared["pending"]]
         for ring_index, held in shared["rings"].items():
             ring = scoring.rings.setdefault(ring_index, MomentumRing(run.sums))
-            ring.held = [_emptied(one) for one in held["held"]]
+            ring.held = [_emptied(held_step) for held_step in held["held"]]
             ring.given_buffers = held["given_buffers"]
     if run.ledger is not None and shared["ledger"] is not None:
         run.ledger.load(shared["ledger"], last, run._all_trained())

@@ -1,7 +1,7 @@
 """State of a run that can be killed: files beside the user's checkpoints, never in them.
 
 The checkpoint holds names and hashes; each process's part is a file of its own, named by step and content, written
-under a temporary name first. Everything in it is numbers, text, lists and tensors, so it loads with ``weights_only=True``.
+under a temporary name first. All in it is numbers, text, lists and tensors, so it loads with ``weights_only=True``.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def _problems(trainer: Trainer) -> Iterator[str]:
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         yield (
             f"expected one device, DDP or ModelParallelStrategy, found {type(strategy).__name__}, whose gradients "
-            'can\'t be read. Set Trainer(strategy="ddp"), or ModelParallelStrategy with fully_shard for sharded weights.'
+            'can\'t be read. Set Trainer(strategy="ddp"), or ModelParallelStrategy for sharded weights.'
         )
     elif isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
         yield "tensor parallelism splits layers, whose inputs can't be read. Set tensor_parallel_size=1."

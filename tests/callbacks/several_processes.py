@@ -1,0 +1,159 @@
+"""Training runs by one and several processes; runs in a process of its own: python several_processes.py CASES.json.
+
+A process that has used threads can't fork others, so the tests start this script once, with all their cases.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import conftest  # noqa: F401
+import lightning.pytorch as pl
+import replay
+import torch
+from ftrace.callbacks import OnlineTracIn
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+torch.set_num_threads(1)
+EXAMPLES = 11
+
+Case = dict[str, Any]
+
+
+class Dropout(replay.Net):
+    """With dropout between its layers."""
+
+    def __init__(self, make_optimizer: Any) -> None:
+        super().__init__(make_optimizer)
+        self.net.insert(3, nn.Dropout(0.3))
+
+
+class Sharded(replay.Net):
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        for part in (self.table, self.net):  # not itself: Lightning calls training_step, not forward
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+
+class Manual(replay.Net):
+    """The same steps, by hand."""
+
+    automatic_optimization = False
+
+    def __init__(self, make_optimizer: Any) -> None:
+        super().__init__(make_optimizer)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+        schedule.step()
+
+    clip: float | None = None
+
+
+MODULES = {"plain": replay.Net, "dropout": Dropout, "sharded": Sharded, "manual": Manual}
+
+
+class Uneven(pl.LightningDataModule):
+    """Process r sees rows of its own, three batches of r + 1 of them."""
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        rank = self.trainer.global_rank
+        rows = replay.rows(40, "example_id")
+        first, size = sum(3 * (r + 1) for r in range(rank)), rank + 1
+        batches = [default_collate(rows[first + i * size : first + (i + 1) * size]) for i in range(3)]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+class Sampled(pl.LightningDataModule):
+    """Eleven rows in batches of two, dealt out by Lightning's sampler, which pads."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(replay.rows(EXAMPLES, "example_id"), batch_size=2, shuffle=True)  # type: ignore[arg-type]
+
+
+class Record(pl.Callback):
+    """Which examples each step saw, and what came of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.seen.append(batch["example_id"].tolist())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (self.folder / f"seen-{trainer.global_rank}.json").write_text(json.dumps(self.seen))
+        weights = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in pl_module.named_parameters()}
+        torch.save({"weights": weights, "random": torch.get_rng_state()}, self.folder / f"end-{trainer.global_rank}.pt")
+
+
+class Stop(pl.Callback):
+    """Kill -9 in the middle of training."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), 9)
+
+
+def queries() -> DataLoader:
+    return DataLoader(replay.rows(3, "query_id", seed=1), batch_size=2)  # type: ignore[arg-type]
+
+
+def run(case: Case) -> None:
+    from test_kinds import OPTIMIZERS, trainer
+
+    folder = Path(case["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.seed_everything(5, verbose=False)
+    module = MODULES[case.get("module", "plain")](OPTIMIZERS[case["optimizer"]])
+    precision = case.get("precision", "64-true")
+    if precision != "64-true":
+        module.float()
+    callbacks: list[Any] = [Record(folder)]
+    if case.get("online") is not None:
+        callbacks.append(OnlineTracIn(queries(), folder / "online", **case["online"]))
+    if "stop" in case:
+        callbacks.append(Stop(case["stop"]))
+    if "save_every" in case:
+        callbacks.append(
+            pl.callbacks.ModelCheckpoint(folder / "checkpoints", every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+        )
+    strategy: Any = "ddp_fork" if case["processes"] > 1 else "auto"
+    if case.get("module") == "sharded":
+        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+    clip = case.get("clip")
+    if isinstance(module, Manual):
+        module.clip, clip = clip, None
+    uneven = case.get("data", "uneven") == "uneven"
+    trainer(
+        folder, callbacks=callbacks, devices=case["processes"], strategy=strategy, precision=precision,
+        gradient_clip_val=clip, accumulate_grad_batches=case.get("accumulate", 1), max_epochs=case.get("epochs", 2),
+        use_distributed_sampler=not uneven, enable_checkpointing="save_every" in case,
+    ).fit(module, Uneven() if uneven else Sampled(), ckpt_path=case.get("resume"))  # fmt: skip
+
+
+if __name__ == "__main__":
+    for one in json.loads(Path(sys.argv[1]).read_text()):
+        run(one)
