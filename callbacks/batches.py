@@ -72,6 +72,12 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
     return ids.long()
 
 
+def batch_sizes(batch: Any, key: str) -> list[int]:
+    """Sizes of the batches of several dataloaders; of one batch, nothing."""
+    several = _batches_in(batch, key)
+    return [] if several is None else [len(one[key]) for one in several]
+
+
 def _batches_in(batch: Any, key: str) -> list[Any] | None:
     """The batches of several dataloaders, or None if this is one batch."""
     if isinstance(batch, Mapping):

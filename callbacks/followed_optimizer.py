@@ -110,7 +110,11 @@ class FollowedOptimizer:
                     self._copies[name] = whole(p.grad).clone()
 
     def gradients_given(self, clip: float) -> dict[str, Tensor]:
-        """Once the step is done: the gradients that it was made of, after clipping, by name."""
+        """Once the step is done: the gradients that it was made of, after clipping, by name.
+
+        Args:
+            clip: What has been clipped of them since they were noted.
+        """
         if self._copies:
             return {name: clip * grad for name, grad in self._copies.items()}
         return {n: whole(p.grad).detach() for _, n, p in self.parameters() if p.grad is not None and n in self._noted}

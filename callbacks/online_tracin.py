@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from ftrace.callbacks.batches import batch_ids
+from ftrace.callbacks.batches import batch_ids, batch_sizes
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.manifest import manifest_of, write_store
 from ftrace.callbacks.query_losses import find_query_learned, find_query_losses
@@ -251,7 +251,7 @@ class OnlineTracIn(Callback):
             run.sums.add_queries(new.tolist())
             run.query_first_steps |= dict.fromkeys(new.tolist(), run.step)
             run.has_queries_to_add = True
-        run.begin_batch(example_ids)
+        run.begin_batch(example_ids, batch_sizes(batch, self.id_key))
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

@@ -91,11 +91,14 @@ class SpotCheck:
         picks = torch.randperm(recording.num_examples, generator=self._generator)[:2]
         for example in picks.tolist():
             with recording.just(example):
-                self._by_autograd[example] = self._differentiate(loss)
+                self._by_autograd[example] = self._differentiate(loss, keep=True)
 
     def compare_examples(self, gradients: PerExampleGradients, example_ids: Tensor) -> None:
         """After the first backward pass: hold the rules' gradients of the same examples against autograd's."""
-        if self._examples_checked:
+        if self._examples_checked or not self._by_autograd:
+            return
+        if not all(bool(grad.isfinite().all()) for own in self._by_autograd.values() for grad in own.values()):
+            self._by_autograd.clear()  # an overflow of the loss scale, say: look at the next batch instead
             return
         for example, expected in self._by_autograd.items():
             expected = projected(expected, self.projection)
@@ -113,13 +116,13 @@ class SpotCheck:
             whole: Whether the gradients are not projected.
         """
         query = int(torch.randint(len(losses), (1,), generator=self._generator))
-        expected = projected(self._differentiate(losses[query]), None if whole else self.projection)
+        expected = projected(self._differentiate(losses[query], keep=False), None if whole else self.projection)
         self._compare(f"query {int(query_ids[query])}", gradients, query, expected)
 
-    def _differentiate(self, loss: Tensor) -> dict[str, Tensor]:
+    def _differentiate(self, loss: Tensor, *, keep: bool) -> dict[str, Tensor]:
         wanted = {name: p for name, p in self.parameters.items() if p.requires_grad}
         try:
-            found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=keep, allow_unused=True)
         except RuntimeError as error:
             raise SelfCheckError(
                 "OnlineTracIn self_check: autograd can't differentiate this model twice. Use non-reentrant activation "

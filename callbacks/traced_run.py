@@ -10,7 +10,7 @@ The callback tells what happens; this decides what it means. A step of an optimi
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class TracedRun:
         self._last: Refresh | None = None
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
+        self._batch_sizes: Sequence[int] = ()
         self._listen(captures)
         dtypes = {p.dtype for p in self.covered.by_name.values()}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -121,6 +122,7 @@ class TracedRun:
             )
         spot = self_check and not any(hasattr(p, "full_tensor") for p in self.covered.by_name.values())
         self.spot_check = self._make(SpotCheck, self.covered.by_name) if spot else None
+        self.checks_examples = spot and not is_compiled_anywhere(pl_module)  # compiled graphs can't be kept
 
     # What is listened to
 
@@ -251,11 +253,16 @@ class TracedRun:
         read = set(self.query_capture.coverage.covered)
         return {name: p for name, p in self._all_trained().items() if name not in read}
 
-    def begin_batch(self, example_ids: Tensor) -> None:
-        """A batch of examples is about to be run."""
+    def begin_batch(self, example_ids: Tensor, sizes: Sequence[int]) -> None:
+        """A batch of examples is about to be run.
+
+        Args:
+            example_ids: ``[B]``.
+            sizes: Of the batches of several dataloaders that it is made of.
+        """
         self.refresh_if_due()
-        self._batch_ids = example_ids
-        self._recordings = [self.capture.start(len(example_ids))]
+        self._batch_ids, self._batch_sizes = example_ids, sizes
+        self._recordings = [self.capture.start(len(example_ids), groups=sizes)]
 
     def before_backward(self, loss: Tensor) -> None:
         """A backward pass is about to begin."""
@@ -266,7 +273,7 @@ class TracedRun:
             for one in self.followed:
                 if one.window and not one.has_gradients():  # they have been set to zero since
                     self._discard(one)
-        if self.spot_check is not None:
+        if self.spot_check is not None and self.checks_examples:
             self.spot_check.differentiate_examples(loss, self._recordings[-1])
 
     def _refresh_between_steps(self) -> None:
@@ -298,7 +305,7 @@ class TracedRun:
         if manual:
             for one in self.followed:
                 one.norm_of_backward = one.gradient_norm() / scale
-            self._recordings.append(self.capture.start(len(self._batch_ids)))
+            self._recordings.append(self.capture.start(len(self._batch_ids), groups=self._batch_sizes))
         else:
             self._recordings = []  # lets go of the activations
 
@@ -382,7 +389,7 @@ class TracedRun:
             one.window = []
         if self._measures_clipping and one.norm_before_step:
             self._clip = one.gradient_norm() / one.norm_before_step
-        given = one.gradients_given(self._clip)
+        given = one.gradients_given(self._clip if self.pl_module.automatic_optimization else 1.0)
         steps = one.steps(given) if "update" in self.rules.kinds and one.problem is None else {}
         step = StepTaken(
             self.step - 1,

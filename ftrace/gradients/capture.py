@@ -113,17 +113,20 @@ class GradientCapture:
     def __exit__(self, *exception: object) -> None:
         self.detach()
 
-    def start(self, num_examples: int, *, whole: bool = False) -> Recording:
+    def start(self, num_examples: int, *, whole: bool = False, groups: Sequence[int] = ()) -> Recording:
         """Listen to the forward passes from here on, as of one batch of examples.
 
         Args:
             num_examples: B.
             whole: Keep gradients whole although the capture projects them.
+            groups: Sizes of the batches of several dataloaders, that the examples are made of.
         """
         self._begun.clear()
         projection = None if whole else self.projection
         layers = self.coverage.layers if self._refuse_unheard else []
-        self._recording = Recording(num_examples, id(self), projection, layers=layers, compiled=self._compiled)
+        self._recording = Recording(
+            num_examples, id(self), projection, layers=layers, compiled=self._compiled, groups=groups
+        )
         return self._recording
 
     def stop(self) -> None:
@@ -198,7 +201,7 @@ class GradientCapture:
             return None
         inputs = _first(args, kwargs)
         expanded = None
-        if layer.rule.is_table and inputs.shape[0] == 1 and recording.num_examples > 1:
+        if layer.rule.is_table and inputs.shape[0] == 1 and recording.num_examples > 1 and not recording.has_single:
             inputs = inputs.expand(recording.rows, *inputs.shape[1:])
             output = expanded = output.expand(recording.rows, *output.shape[1:])
         recording.add(layer, inputs, output, expanded=expanded is not None, positions=expanded is not None)

@@ -154,6 +154,8 @@ def only_of(grad: Tensor, example: int, num_examples: int) -> Tensor:
     group = grad.shape[0] // num_examples
     rows = slice(example * group, (example + 1) * group)
     masked = torch.zeros_like(grad)
+    if example < 0:  # nobody's
+        return masked
     masked[rows] = grad[rows]
     return masked
 

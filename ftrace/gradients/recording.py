@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,9 +30,12 @@ class Recording:
         projection: Project all gradients as they come; default: keep them whole.
         layers: All layers of which a gradient without a run is an error.
         compiled: Whether the module is compiled, so that hooks may have come too late.
+        groups: Sizes of the batches of several dataloaders that one training step runs one after another; together
+            they are the examples.
 
     Attributes:
         was_read: Whether its gradients have been read.
+        has_single: Whether a run of one row may be one dataloader's batch, and not a table of positions.
         rows: Rows that the model's last lookup had: what a table of positions, looked up once, is expanded to.
     """
 
@@ -43,6 +47,7 @@ class Recording:
         *,
         layers: Sequence[Layer] = (),
         compiled: bool = False,
+        groups: Sequence[int] = (),
     ) -> None:
         self.num_examples = num_examples
         self.rows = num_examples
@@ -53,7 +58,11 @@ class Recording:
         self._uses: list[Use | FallbackUse] = []
         self._positions: list[Use] = []
         self._edges: list[GradientEdge] = []
-        self._cut = Cut(num_examples, capture)
+        self._capture = capture
+        self._cut = Cut(num_examples, capture)  # of runs that have all examples' rows
+        self._groups = [Cut(size, capture) for size in groups] if len(groups) > 1 else []
+        self._runs_of: Counter[tuple[str, int]] = Counter()
+        self.has_single = 1 in groups and len(groups) > 1
 
     def add(
         self, layer: Layer, inputs: Tensor, output: Tensor, *, expanded: bool = False, positions: bool = False
@@ -68,11 +77,12 @@ class Recording:
             positions: Whether the model's own code has been given these copies, as rows of positions.
         """
         assert isinstance(layer.rule, Rule)
-        refusal = self._refusal(layer, inputs, output)
+        cut = self._cut_of(layer, output)
+        refusal = self._refusal(layer, inputs, output, cut.num_examples)
         if self.projection is None:
-            use = Use(layer, layer.rule, inputs, self._cut, refusal)
+            use = Use(layer, layer.rule, inputs, cut, refusal)
         else:
-            use = ProjectedUse(layer, layer.rule, inputs, self._cut, refusal, self.projection)
+            use = ProjectedUse(layer, layer.rule, inputs, cut, refusal, self.projection)
         self._uses.append(use)
         base = output._base
         if positions:
@@ -101,8 +111,9 @@ class Recording:
             return
         replay = Replay(layer.module, args, kwargs, output, began)
         outputs = []
+        cut = self._cut_of(layer, tensors[0])
         for tensor in tensors:
-            heard = Output(self._cut, self._refusal(layer, None, tensor))
+            heard = Output(cut, self._refusal(layer, None, tensor, cut.num_examples))
             if tensor.requires_grad:
                 self._listen(tensor, heard)
             outputs.append(heard)
@@ -112,18 +123,37 @@ class Recording:
         self._edges.append(get_gradient_edge(output))  # now, before anything may change the output in place
         output.register_hook(heard.take_gradient)
 
-    def _refusal(self, layer: Layer, inputs: Tensor | None, output: Tensor) -> str | None:
+    def _cut_of(self, layer: Layer, output: Tensor) -> Cut:
+        """Whose rows a run has: all examples', or those of one dataloader's batch.
+
+        Batches of one size are told apart by their order, which the caller's own check has to confirm.
+        """
+        rows = output.shape[0] if output.ndim else -1
+        same = [cut for cut in self._groups if cut.num_examples == rows]
+        if not same or rows == self.num_examples:
+            return self._cut
+        run = self._runs_of[layer.path, rows]
+        self._runs_of[layer.path, rows] += 1
+        if run >= len(same):
+            raise ValueError(
+                f"layer {layer.path!r} ({type(layer.module).__name__}) ran {run + 1} times on {rows} rows, and "
+                f"{len(same)} dataloaders have batches of that size: can't tell whose rows these are. Give the "
+                "dataloaders other batch sizes, or run their batches as one"
+            )
+        return same[run]
+
+    def _refusal(self, layer: Layer, inputs: Tensor | None, output: Tensor, num_examples: int) -> str | None:
         """Why a layer's gradient can't be taken apart; an error only if it ever gets a gradient."""
         rows = output.shape[0] if output.ndim >= (1 if inputs is None else 2) else -1
-        whole = rows == self.num_examples or (self.num_examples and rows > 0 and rows % self.num_examples == 0)
+        whole = rows == num_examples or (num_examples and rows > 0 and rows % num_examples == 0)
         of_positions = isinstance(layer.rule, Rule) and layer.rule.is_table and inputs is not None and inputs.ndim == 1
-        if whole and not (of_positions and rows != self.num_examples):
+        if whole and not (of_positions and rows != num_examples):
             return None
         left_out = ", ".join(f'"!{name}"' for name in list(layer.names.values())[:3])
         hint = " Look positions up with ids of shape [1, T]," if of_positions else ""
         return (
             f"layer {layer.path!r} ({type(layer.module).__name__}) returned shape {tuple(output.shape)}: expected the "
-            f"leading axis to be the batch of {self.num_examples} examples, or a multiple of it. Per-example gradients "
+            f"leading axis to be the batch of {num_examples} examples, or a multiple of it. Per-example gradients "
             f"can't be read off it.{hint} {'or l' if hint else 'L'}eave its parameters out with "
             f'parameters=("*", {left_out}).'
         )
@@ -174,15 +204,30 @@ class Recording:
         """
         self._require_hooks()
         self._require_broadcasting()
+        self.was_read = True
+        whole = self._read([use for use in self._uses if use.cut is self._cut], self.num_examples)
+        if not self._groups:
+            return whole
+        of_groups = [
+            self._read([use for use in self._uses if use.cut is cut], cut.num_examples) for cut in self._groups
+        ]
+        stacked = PerExampleGradients.stack(of_groups)
+        names = dict.fromkeys([*whole.parts, *stacked.parts])
+        parts: dict[str, list[Part | Places]] = {
+            name: [*whole.parts.get(name, ()), *stacked.parts.get(name, ())] for name in names
+        }
+        return PerExampleGradients(parts, {**whole.shapes, **stacked.shapes}, self.num_examples)
+
+    def _read(self, uses: Sequence[Use | FallbackUse], num_examples: int) -> PerExampleGradients:
         parts: dict[str, list[Part | Places]] = {}
         shapes: dict[str, torch.Size] = {}
-        for layer, of_run in self.runs():
+        for layer, of_run in _runs(uses):
             local_names = {full: local for local, full in layer.names.items()}
             for name, part in of_run:
                 parts.setdefault(name, []).append(part)
                 shape = layer.parameter(local_names[name]).shape
                 shapes[name] = shape if self.projection is None else self.projection.shape(shape)
-        return PerExampleGradients(parts, shapes, self.num_examples)
+        return PerExampleGradients(parts, shapes, num_examples)
 
     def has_gradients(self) -> bool:
         """Whether a backward pass has come by."""
@@ -217,11 +262,7 @@ class Recording:
         A parameter that the layer has under two names has two parts.
         """
         self.was_read = True
-        for use in self._uses:
-            names = trained(use.layer)
-            parts = use.parts(names)
-            if parts:
-                yield use.layer, [(names[local], part) for local, part in parts.items()]
+        yield from _runs(self._uses)
 
     @contextmanager
     def just(self, example: int) -> Iterator[None]:
@@ -230,11 +271,24 @@ class Recording:
         This is what makes ordinary autograd an oracle for a single example inside the user's own batch and loss.
         """
         self._cut.example = example
+        for cut in self._groups:
+            inside = 0 <= example < cut.num_examples
+            cut.example = example if inside else -1  # nobody
+            example = example - cut.num_examples if not inside else -1
         try:
-            with exclusively(self._cut.capture):
+            with exclusively(self._capture):
                 yield
         finally:
-            self._cut.example = None
+            for cut in (self._cut, *self._groups):
+                cut.example = None
+
+
+def _runs(uses: Sequence[Use | FallbackUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:
+    for use in uses:
+        names = trained(use.layer)
+        parts = use.parts(names)
+        if parts:
+            yield use.layer, [(names[local], part) for local, part in parts.items()]
 
 
 def _is_reshaped(view: Tensor) -> bool:

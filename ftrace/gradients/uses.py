@@ -202,6 +202,7 @@ class FallbackUse:
         self.replay = replay
         self.outputs = outputs
         self.projection = projection
+        self.cut = outputs[0].cut
 
     def has_gradient(self) -> bool:
         """Whether one has come by."""
@@ -219,7 +220,7 @@ class FallbackUse:
         if all(grad is None for grad in grads):
             return {}
         with exclusively(-1):  # nobody is to hear the layer run again
-            found = self.replay.parts(list(names), grads, self.outputs[0].cut.num_examples, self.layer.path)
+            found = self.replay.parts(list(names), grads, self.cut.num_examples, self.layer.path)
         if self.projection is None:
             return dict(found)
         shapes = {local: self.layer.parameter(local).shape for local in found}

@@ -1,0 +1,444 @@
+"""Training loops as people have them: by hand, with loss scalers, several loaders, compiled, unfrozen, foreign."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import oracle
+import pytest
+import replay
+import tiny
+import torch
+from ftrace.callbacks import OnlineTracIn
+from lightning.pytorch.plugins.precision import MixedPrecision
+from test_kinds import OPTIMIZERS, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from ftrace.scores import ScoreStore
+
+ASKED = replay.rows(3, "query_id", seed=1)
+EXAMPLES = replay.rows(8, "example_id")
+
+
+def queries(rows: list[replay.Row] = ASKED) -> DataLoader:
+    return DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
+
+
+def fit(
+    tmp_path: Path, module: pl.LightningModule, loader: Any = None, online: Any = (), **settings: Any
+) -> ScoreStore:
+    given = {"scores": ("dot", "update", "cosine"), **dict(online)}
+    callback = OnlineTracIn(given.pop("queries", queries()), tmp_path / "online", **given)
+    more = settings.pop("callbacks", [])
+    loader = DataLoader(EXAMPLES, batch_size=2) if loader is None else loader  # type: ignore[arg-type]
+    trainer(tmp_path, callbacks=[*more, callback], **settings).fit(module, loader)
+    return ScoreStore.open(tmp_path / "online")
+
+
+def hold(
+    store: ScoreStore, module: replay.Net, windows: list[list[list[replay.Row]]], tolerance: float = 1e-8,
+    *, clip: float | None = None, accumulate: int = 1,
+) -> None:  # fmt: skip
+    """Against the replay of these windows of batches; ``module`` is as it was before training."""
+    steps = replay.train(module, windows, ASKED, clip=clip, accumulate=accumulate)
+    for kind in store.kinds:
+        expected = replay.scores(kind, module, steps, ASKED)
+        matrix = np.stack([expected[int(example)].numpy() for example in store.example_ids])
+        assert np.abs(store.matrix(kind) - matrix).max() < tolerance * np.abs(matrix).max(), kind
+    assert store.manifest["self_check"] == {"failures": []}
+    assert store.manifest["ledger"]["balanced"] is True
+
+
+def batches(size: int = 2) -> list[list[replay.Row]]:
+    return [EXAMPLES[i : i + size] for i in range(0, len(EXAMPLES), size)]
+
+
+class ByHand(replay.Net):
+    """Steps its optimizer by itself, after two backward passes, clipped."""
+
+    raw = False
+    twice = False
+
+    def __init__(self, make_optimizer: Any) -> None:
+        super().__init__(make_optimizer)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers(use_pl_optimizer=not self.raw)
+        if batch_idx % 2 == 0:
+            optimizer.zero_grad()
+        losses = self.example_losses(batch)
+        if self.twice:
+            self.manual_backward(losses.sum() / 12, retain_graph=True)
+            self.manual_backward(losses.sum() / 6)
+        else:
+            self.manual_backward(losses.mean() / 2)
+        if batch_idx % 2 == 1:
+            nn.utils.clip_grad_norm_(self.parameters(), 0.4)
+            optimizer.step()
+            self.lr_schedulers().step()
+
+
+@pytest.mark.parametrize("how", ["", "raw", "twice"])
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
+def test_optimization_by_hand(optimizer: str, how: str, tmp_path: Path) -> None:
+    """Gradients accumulated by hand and clipped by hand; through Lightning's optimizer or around it."""
+    module = ByHand(OPTIMIZERS[optimizer])
+    module.raw, module.twice = how == "raw", how == "twice"
+    start = replay.Net(OPTIMIZERS[optimizer])
+    store = fit(
+        tmp_path, module, online={"scores": ("dot", "update") if how == "twice" else ("dot", "update", "cosine")}
+    )
+    hold(store, start, [batches()[i : i + 2] for i in (0, 2)] * 2, clip=0.4, accumulate=2)
+    for found, expected in zip(module.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+class TwoOptimizers(replay.Net):
+    """One for the table, one for the net, stepped one after the other on the same gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(OPTIMIZERS["momentum"])
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        table = torch.optim.SGD(self.table.parameters(), lr=0.05)
+        return [table, torch.optim.Adam(self.net.parameters(), lr=0.01)]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(self.example_losses(batch).mean())
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+def test_several_optimizers_add_up_and_are_named(tmp_path: Path) -> None:
+    module = TwoOptimizers()
+    start = copy.deepcopy(module)
+    store = fit(tmp_path, module, max_epochs=1, online={"scores": ("dot",), "refresh_every_n_steps": 2})
+    first = batches()[0]
+    examples = oracle.gradients(start, lambda: start.example_losses(default_collate(first)) / 2)
+    asked = oracle.gradients(start, lambda: start.example_losses(default_collate(ASKED)))
+    expected = torch.stack(
+        [torch.stack([sum((0.05 if n == "table.weight" else 0.01) * (q[n] * e[n]).sum() for n in e) for q in asked])
+         for e in examples]
+    )  # fmt: skip
+    found = store.matrix("dot")[np.isin(store.example_ids, [row["example_id"] for row in first])]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    named = [(one["class"], one["steps"], one["parameters"]) for one in store.manifest["optimizers"]]
+    assert named == [("torch.optim.sgd.SGD", 4, 20), ("torch.optim.adam.Adam", 4, 56)]
+
+
+def test_update_with_several_optimizers_balances(tmp_path: Path) -> None:
+    store = fit(tmp_path, TwoOptimizers(), online={"refresh_every_n_steps": 3, "integration": "trapezoid"})
+    assert store.manifest["ledger"]["worst_imbalance"] < 1e-9
+
+
+class Half(replay.Net):
+    def __init__(self) -> None:
+        super().__init__(OPTIMIZERS["adamw"])
+        self.float()
+
+
+class Skips(torch.amp.GradScaler):
+    """Leaves out the third step, whatever its gradients."""
+
+    steps = 0
+
+    def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        self.steps += 1
+        if self.steps == 3:
+            return None
+        return super().step(optimizer, *args, **kwargs)
+
+
+def test_a_loss_scaler_is_taken_out_and_a_skipped_step_discarded(tmp_path: Path) -> None:
+    stores = {}
+    for scale in (1.0, 1024.0):
+        plugin = MixedPrecision("16-mixed", "cpu", Skips("cpu", init_scale=scale))
+        folder = tmp_path / str(scale)
+        stores[scale] = fit(folder, Half(), precision=None, plugins=[plugin], max_epochs=1, gradient_clip_val=0.4)
+    store = stores[1024.0]
+    assert store.manifest["precision"] == "16-mixed"
+    assert store.manifest["steps_skipped"] == [2]
+    assert store.manifest["steps"] == 3
+    skipped = {row["example_id"] for row in batches()[2]}
+    assert skipped.isdisjoint(store.example_ids.tolist())
+    assert store.manifest["ledger"]["balanced"] is True
+    for kind in store.kinds:
+        error = np.abs(store.matrix(kind) - stores[1.0].matrix(kind)).max() / np.abs(store.matrix(kind)).max()
+        assert error < (0.05 if kind != "update" else np.inf), kind
+
+
+def test_an_overflow_is_a_skipped_step(tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    store = fit(tmp_path, Half(), precision=None, plugins=[plugin], max_epochs=8)
+    assert store.manifest["steps_skipped"]
+    assert store.manifest["steps"] + len(store.manifest["steps_skipped"]) == 32
+    assert np.isfinite(store.matrix("update")).all()
+
+
+@pytest.mark.parametrize("how", ["part", "module", "own"])
+def test_compiled_modules(how: str, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    module = replay.Net(OPTIMIZERS["adamw"])
+    start = copy.deepcopy(module)
+    if how == "part":
+        module.net.compile(backend="aot_eager")
+    elif how == "own":
+        module.compile(backend="aot_eager")
+    given = torch.compile(module, backend="aot_eager") if how == "module" else module
+    store = fit(tmp_path, given, max_epochs=1)
+    hold(store, start, [[batch] for batch in batches()])
+
+
+class Unfreeze(pl.Callback):
+    """As BaseFinetuning does: frozen in the first epoch, and in the second given to the optimizer."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            pl_module.table.requires_grad_(True)
+            trainer.optimizers[0].add_param_group({"params": [pl_module.table.weight], "lr": 0.03})
+
+
+class Frozen(replay.Net):
+    def __init__(self) -> None:
+        super().__init__(OPTIMIZERS["adamw"])
+        self.table.requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.net.parameters(), lr=0.01)
+
+
+def test_unfrozen_parameters_are_covered_from_then_on(tmp_path: Path) -> None:
+    store = fit(tmp_path, Frozen(), callbacks=[Unfreeze()], online={"breakdown": ("layer",)})
+    assert store.manifest["unfrozen"] == {"4": ["table.weight"]}
+    covered = [line["parameter"] for line in store.manifest["coverage"] if line["status"] == "covered"]
+    assert "table.weight" in covered
+    assert store.manifest["ledger"]["worst_imbalance"] < 1e-9
+    for query in store.query_ids:
+        parts = store.parts(query, "layer", "update")
+        assert np.abs(parts["table"]).max() > 0
+        np.testing.assert_allclose(sum(parts.values()), store.scores(query, "update"), rtol=1e-9)
+
+
+class ClipsByItself(replay.Net):
+    def configure_gradient_clipping(self, optimizer: Any, **kwargs: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), 0.4)
+
+
+def test_clipping_of_the_modules_own_is_measured(tmp_path: Path) -> None:
+    store = fit(tmp_path, ClipsByItself(OPTIMIZERS["adamw"]), max_epochs=1)
+    hold(store, replay.Net(OPTIMIZERS["adamw"]), [[batch] for batch in batches()], clip=0.4)
+
+
+class Two(replay.Net):
+    """Two dataloaders, whose batches run one after another."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        several = batch.values() if isinstance(batch, dict) else batch
+        losses = torch.cat([self.example_losses(one) for one in several])
+        return losses.mean()
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 3)])
+def test_several_dataloaders(sizes: tuple[int, int], tmp_path: Path) -> None:
+    first, second = EXAMPLES[: 2 * sizes[0]], EXAMPLES[2 * sizes[0] : 2 * sum(sizes)]
+    loaders = {"a": DataLoader(first, batch_size=sizes[0]), "b": DataLoader(second, batch_size=sizes[1])}
+    store = fit(tmp_path, Two(OPTIMIZERS["adamw"]), loaders, max_epochs=1)
+    windows = [[first[i * sizes[0] : (i + 1) * sizes[0]] + second[i * sizes[1] : (i + 1) * sizes[1]]] for i in range(2)]
+    hold(store, replay.Net(OPTIMIZERS["adamw"]), windows)
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[replay.Row]:
+        for row in EXAMPLES:
+            yield {**row, "example_id": f"train/{row['example_id']}"}
+
+
+def test_a_stream_of_named_examples(tmp_path: Path) -> None:
+    named = [{**row, "query_id": f"query {row['query_id']}"} for row in ASKED]
+    whole = fit(tmp_path / "numbered", replay.Net(OPTIMIZERS["adamw"]))
+    loader = DataLoader(Stream(), batch_size=2)
+    store = fit(tmp_path / "named", replay.Net(OPTIMIZERS["adamw"]), loader, {"queries": queries(named)})
+    assert store.example_names is not None
+    assert set(store.example_names) == {f"train/{row['example_id']}" for row in EXAMPLES}
+    order = np.argsort([int(name.split("/")[1]) for name in store.example_names])
+    for row in ASKED:
+        found = store.scores(f"query {row['query_id']}", "update")[order]
+        np.testing.assert_allclose(found, whole.scores(row["query_id"], "update"), rtol=1e-9)
+
+
+def test_candidates_keep_what_a_whole_matrix_would(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", replay.Net(OPTIMIZERS["adamw"]))
+    some = [1, 8, 50]
+    one_list = fit(tmp_path / "list", replay.Net(OPTIMIZERS["adamw"]), online={"candidates": [*some, 999]})
+    assert one_list.example_ids.tolist() == [*some, 999]  # never seen: 0
+    of_each = {row["query_id"]: some[index:] for index, row in enumerate(ASKED)}
+    ragged = fit(tmp_path / "each", replay.Net(OPTIMIZERS["adamw"]), online={"candidates": of_each})
+    assert ragged.manifest["num_pairs"] == 6
+    for query, ids in of_each.items():
+        for kind in whole.kinds:
+            expected = dict(zip(whole.example_ids.tolist(), whole.scores(query, kind), strict=True))
+            found = dict(zip(one_list.example_ids.tolist(), one_list.scores(query, kind), strict=True))
+            assert found == {**{example: expected[example] for example in some}, 999: 0}
+            own = ragged.scores(query, kind)
+            assert {int(i): v for i, v in zip(ragged.example_ids, own, strict=True) if not np.isnan(v)} == {
+                example: expected[example] for example in ids
+            }
+        top, _ = ragged.top(query, 10, "dot")
+        assert sorted(top.tolist()) == ids
+
+
+class Learns(replay.Net):
+    def learned(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.example_losses(batch) < 0.2
+
+
+@pytest.mark.parametrize("momentum", ["eventual", "exact"])
+@pytest.mark.parametrize("integration", ["left", "trapezoid"])
+def test_parts_add_up_to_the_score(momentum: Any, integration: Any, tmp_path: Path) -> None:
+    online = {
+        "breakdown": ("layer", "epoch", "learned"), "momentum": momentum, "integration": integration,
+        "refresh_every_n_steps": 3,
+    }  # fmt: skip
+    store = fit(tmp_path, Learns(lambda p: torch.optim.AdamW(p, lr=0.02)), online=online, max_epochs=6)
+    assert store.breakdown["layer"] == ["net.0", "net.1", "net.3", "table"] or len(store.breakdown["layer"]) == 4
+    assert store.breakdown["epoch"] == [str(epoch) for epoch in range(6)]
+    assert store.ledger is not None
+    assert (store.ledger.learned_steps() > 0).any()
+    for kind in store.kinds:
+        for axis in ("layer", "epoch", "learned"):
+            for query in store.query_ids:
+                parts = store.parts(query, axis, kind)
+                whole = store.scores(query, kind)
+                np.testing.assert_allclose(sum(parts.values()), whole, rtol=1e-9, atol=1e-12 * np.abs(whole).max())
+    with pytest.raises(ValueError, match=r"expected one of the breakdowns .*, found 'head'"):
+        store.parts(1, "head")
+
+
+class AddQueries(pl.Callback):
+    def __init__(self, rows: list[replay.Row]) -> None:
+        self.rows = rows
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            online = next(one for one in trainer.callbacks if isinstance(one, OnlineTracIn))
+            online.add_queries(DataLoader(self.rows, batch_size=2))
+
+
+@pytest.mark.parametrize("integration", ["left", "trapezoid"])
+def test_queries_that_come_later_are_traced_from_then_on(integration: Any, tmp_path: Path) -> None:
+    later = [{**row, "query_id": 100 + row["query_id"]} for row in ASKED[:2]]
+    online = {"integration": integration, "breakdown": ("epoch",), "momentum": "exact"}
+    whole = fit(tmp_path / "whole", replay.Net(OPTIMIZERS["adamw"]), online=online)
+    store = fit(
+        tmp_path / "later", replay.Net(OPTIMIZERS["adamw"]), callbacks=[AddQueries(later)], online=online
+    )  # fmt: skip
+    assert store.query_ids.tolist() == [1, 8, 15, 101, 108]
+    assert store.manifest["query_first_steps"] == {"101": 4, "108": 4}
+    for query in (1, 8, 15):
+        np.testing.assert_allclose(store.scores(query, "update"), whole.scores(query, "update"), rtol=1e-9)
+    for query in (1, 8):
+        parts, expected = store.parts(100 + query, "epoch", "dot"), whole.parts(query, "epoch", "dot")
+        np.testing.assert_allclose(parts["1"], expected["1"], rtol=1e-9)
+        assert not parts["0"].any()
+    assert store.manifest["ledger"]["worst_imbalance"] < 1e-9
+
+
+def test_staleness_is_measured(tmp_path: Path) -> None:
+    online = {"staleness_every": 2, "refresh_every_n_steps": 2}
+    module = replay.Net(lambda p: torch.optim.AdamW(p, lr=0.05))
+    store = fit(tmp_path, module, DataLoader(EXAMPLES, batch_size=4), online, max_epochs=5)  # type: ignore[arg-type]
+    measured = store.manifest["staleness"]
+    assert list(measured) == ["2", "4"]
+    assert all(-1 <= value <= 1 for value in measured.values())
+    assert store.manifest["refreshes"] == [0, 2, 4, 6, 8, 10]
+
+
+class Images(pl.LightningModule):
+    """An image classifier that knows nothing of ftrace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny.Classifier().double()
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.model(batch["image"]), batch["label"], label_smoothing=0.1)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def image_losses(module: Any, batch: dict[str, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(module.model(batch["image"]), batch["label"], reduction="none")
+
+
+def image_rows(count: int, key: str, seed: int) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, 7, 7, generator=generator).double()
+    return [{"image": images[i], "label": i % 5, key: i} for i in range(count)]
+
+
+class Adapters(pl.LightningModule):
+    """A decoder-only language model with LoRA adapters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny.lora()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return tiny.losses(self.model, batch).sum() / 20
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
+
+
+def adapter_rows(count: int, key: str, seed: int) -> list[dict[str, Any]]:
+    batch = tiny.batch("lora", count, seed)
+    return [{**{name: values[i] for name, values in batch.items()}, key: i} for i in range(count)]
+
+
+def language_losses(module: Any, batch: dict[str, Tensor]) -> Tensor:
+    return tiny.losses(module.model, batch)
+
+
+@pytest.mark.parametrize("kind", ["images", "adapters"])
+def test_foreign_modules(kind: str, tmp_path: Path) -> None:
+    """The first step against plain autograd; all of them against the true change of the weights."""
+    make, rows, losses = {
+        "images": (Images, image_rows, image_losses), "adapters": (Adapters, adapter_rows, language_losses)
+    }[kind]  # fmt: skip
+    module, examples, asked = make(), rows(6, "example_id", 0), rows(3, "query_id", 1)
+    start = copy.deepcopy(module)
+    online = {"queries": DataLoader(asked, batch_size=2), "query_losses": losses, "integration": "trapezoid"}
+    store = fit(tmp_path, module, DataLoader(examples, batch_size=3), online, max_epochs=1)
+    assert store.manifest["ledger"]["worst_imbalance"] < 1e-8
+    store = fit(
+        tmp_path / "left", copy.deepcopy(start), DataLoader(examples[:3], batch_size=3),
+        {**online, "integration": "left", "scores": ("dot",)}, max_epochs=1,
+    )  # fmt: skip
+    first = default_collate(examples[:3])
+    question = default_collate(asked)
+
+    def own() -> Tensor:
+        if kind == "images":
+            rates = nn.functional.cross_entropy(start.model(first["image"]), first["label"], label_smoothing=0.1,
+                                                reduction="none")  # fmt: skip
+            return rates / 3
+        return tiny.losses(start.model, first) / 20
+
+    start.eval()
+    expected = (
+        oracle.matrix(oracle.gradients(start, own))
+        @ oracle.matrix(oracle.gradients(start, lambda: losses(start, question))).T
+    )
+    rate = 1e-3 if kind == "images" else 1e-2
+    np.testing.assert_allclose(store.matrix("dot"), rate * expected.numpy(), rtol=1e-7, atol=1e-12)
