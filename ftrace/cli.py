@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +15,16 @@ from rich.console import Console
 
 from ftrace.attribution import score_by_bm25, score_by_tracin
 from ftrace.data import SynthSettings, fill_in, write_synth
-from ftrace.evaluation import Evaluation, evaluate, render_table, write_tables
-from ftrace.report import WorkedQuery, render_worked_query
+from ftrace.evaluation import (
+    Evaluation,
+    as_json,
+    evaluate,
+    learned_when,
+    render_learned_when,
+    render_table,
+    write_tables,
+)
+from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore, check_replaceable
 
@@ -87,6 +96,67 @@ def evaluate_stores(
     console.print(f"Wrote {' and '.join(map(str, files))}", soft_wrap=True)
 
 
+def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:
+    """Say and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written.
+
+    Args:
+        store: Folder of the score store.
+        output: Where the picture goes; default: ledger.png beside the store.
+        queries: Whose losses to draw; default: six that were learned at different times.
+    """
+    opened = ScoreStore.open(store)
+    if opened.ledger is None:
+        raise ValueError(f"{store}: no ledger in it. Train with OnlineTracIn(ledger=True)")
+    file = Path(output) if output else opened.path.with_name("ledger.png")
+    plot_ledger(opened.ledger, file, queries)
+    console = Console()
+    console.print(_sentence_of(opened), soft_wrap=True)
+    console.print(f"Wrote {file}", soft_wrap=True)
+
+
+def _sentence_of(store: ScoreStore) -> str:
+    """What the ledger says, and whether its books balance."""
+    assert store.ledger is not None
+    sentence = str(store.ledger.summary())
+    found = store.manifest.get("ledger", {})
+    if found.get("balanced") is False:
+        sentence += (
+            f". The books don't balance: accounts are off by up to {found['worst_imbalance']:.1%} of an interval"
+        )
+    return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def compare_by_learned_step(
+    online: str,
+    snapshot: str,
+    run: str | None = None,
+    bins: int = 4,
+    kind: str = "cosine",
+    output: str | None = None,
+) -> None:
+    """Compare a snapshot's scores with the online ones, by the step at which queries were learned.
+
+    Args:
+        online: Folder of the online scores.
+        snapshot: Folder of the scores at the last snapshot.
+        run: The log folder of the run that they belong to; default: the folder that the online store is in.
+        bins: Into how many bins, of about as many queries each.
+        kind: Which scores to compare.
+        output: Where the numbers go as JSON; default: learned_when.json beside the online store.
+    """
+    first, second = ScoreStore.open(online), ScoreStore.open(snapshot)
+    of_run = Run(run if run is not None else Path(online).resolve().parent)
+    proponents = {row["query_id"]: row["proponent_ids"] for row in of_run.data.query_rows}
+    found = learned_when(first, second, proponents, bins, kind, kind)
+    file = Path(output) if output else first.path.with_name("learned_when.json")
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(json.dumps(as_json(found), indent=2) + "\n")
+    temporary.rename(file)
+    console = Console()
+    console.print(render_learned_when(found))
+    console.print(f"Wrote {file}", soft_wrap=True)
+
+
 def _names(stores: Sequence[str]) -> list[str]:
     """Names of rows: as much of the end of each folder's path as tells it from the others."""
     paths = [Path(store).resolve().parts for store in stores]
@@ -147,8 +217,11 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
             others = [other for other in row["answers"] if other != answer]
             query = WorkedQuery(row["query_id"], row["inputs_pretokenized"], answer, others, row["proponent_ids"])
             console.print(render_worked_query(query, stores["online"], kind, lambda i: _sentence(rows[i])))
-    console.print("\nWhere everything is:")
     places = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
+    if stores["online"].ledger is not None:
+        console.print(f"\n{_sentence_of(stores['online'])}", soft_wrap=True)
+        places["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
+    console.print("\nWhere everything is:")
     for name, place in {**places, **{f"scores, {name}": store.path for name, store in stores.items()}}.items():
         console.print(f"  {name:16} {os.path.relpath(place)}", soft_wrap=True, highlight=False)
 
@@ -172,13 +245,26 @@ def _parser() -> ArgumentParser:
         elif name == "evaluate":
             command.add_argument("stores", nargs="+", type=str, help="Folders of score stores.")
             command.add_function_arguments(function, skip={"stores"})
+        elif name == "ledger":
+            command.add_argument("store", type=str, help="Folder of the score store.")
+            command.add_function_arguments(function, skip={"store"})
+        elif name == "learned-when":
+            command.add_argument("online", type=str, help="Folder of the online scores.")
+            command.add_argument("snapshot", type=str, help="Folder of the scores at the last snapshot.")
+            command.add_function_arguments(function, skip={"online", "snapshot"})
         else:
             command.add_function_arguments(function)
         commands.add_subcommand(name, command)
     return parser
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"synth": synth, "attribute": attribute, "evaluate": evaluate_stores}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "synth": synth,
+    "attribute": attribute,
+    "evaluate": evaluate_stores,
+    "ledger": show_ledger,
+    "learned-when": compare_by_learned_step,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,10 +1,15 @@
 """What a score is worth: retrieval metrics against ground-truth proponents, and the table that compares methods."""
 
 from ftrace.evaluation.learned import find_learned_queries
+from ftrace.evaluation.learned_when import LearnedBin, as_json, learned_when, render_learned_when
 from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
 from ftrace.evaluation.table import Evaluation, evaluate, render_table, write_tables
 
 __all__ = [
+    "LearnedBin",
+    "as_json",
+    "learned_when",
+    "render_learned_when",
     "Evaluation",
     "MeanReciprocalRank",
     "PrecisionAtK",

@@ -1,0 +1,109 @@
+"""The ledger as a picture: how the queries' losses fell, and what made them fall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ftrace.scores import Ledger
+from ftrace.scores.ledger import ACCOUNTS
+
+_BINS = 40
+_COLOURS = {
+    "examples": "#2a6f97", "momentum": "#e09f3e", "decay": "#9e2a2b", "uncovered": "#7f7f7f", "projection": "#6a4c93",
+    "predicted": "#2a6f97",
+}  # fmt: skip
+
+
+def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = None) -> Path:
+    """Draw a run's ledger.
+
+    Above, the loss of some queries by step, with a dot where each was first seen to be right. Below, what the loss of
+    all queries fell by in each stretch of training, in nats, and the accounts that explain it, one upon another.
+
+    Args:
+        ledger: The ledger.
+        file: Where the picture goes; its ending says in which format.
+        query_ids: Whose losses to draw; default: six that were learned at different times.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If the ledger is empty, or lacks a query.
+    """
+    if not len(ledger.steps):
+        raise ValueError("expected a ledger with at least one interval, found none: train for longer")
+    chosen = _columns(ledger, query_ids)
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    losses, accounts = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
+    _draw_losses(losses, ledger, chosen)
+    _draw_accounts(accounts, ledger)
+    figure.suptitle(_first_letter(str(ledger.summary())), fontsize=11)
+    temporary = file.with_name(f".{file.name}.tmp{file.suffix}")
+    figure.savefig(temporary, dpi=130)
+    temporary.replace(file)
+    return file
+
+
+def _columns(ledger: Ledger, query_ids: Sequence[int] | None) -> list[int]:
+    known = {int(query): column for column, query in enumerate(ledger.query_ids)}
+    if query_ids is not None:
+        missing = [query for query in query_ids if query not in known]
+        if missing:
+            raise ValueError(f"expected queries of the ledger, found {missing[:3]}; it has {list(known)[:3]}, ...")
+        return [known[query] for query in query_ids]
+    learned = ledger.learned_steps()
+    order = sorted(known.values(), key=lambda column: (learned[column] < 0, learned[column], column))
+    count = min(6, len(order))
+    return [order[index] for index in np.linspace(0, len(order) - 1, count).round().astype(int)] if count else []
+
+
+def _draw_losses(axes: Axes, ledger: Ledger, chosen: Sequence[int]) -> None:
+    steps = np.append(ledger.steps, ledger.next_steps[-1])
+    learned = ledger.learned_steps()
+    for column in chosen:
+        loss = np.append(ledger["loss"][:, column], ledger["next_loss"][-1, column])
+        (line,) = axes.plot(steps, loss, linewidth=1.2, label=f"query {ledger.query_ids[column]}")
+        if learned[column] >= 0:
+            at = int(np.searchsorted(steps, learned[column]))
+            axes.plot(steps[at], loss[at], "o", color=line.get_color(), markersize=6)
+    axes.set_ylabel("loss (nats)")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, ncols=2, title="a dot: first seen to be right", title_fontsize=8)
+    axes.grid(alpha=0.25)
+
+
+def _draw_accounts(axes: Axes, ledger: Ledger) -> None:
+    """Bars of equally long stretches: what was gained above 0, what was lost below."""
+    first, last = int(ledger.steps[0]), int(ledger.next_steps[-1])
+    edges = np.linspace(first, last, min(_BINS, len(ledger.steps)) + 1)
+    middle = (ledger.steps + ledger.next_steps) / 2
+    places = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, len(edges) - 2)
+
+    def by_stretch(values: np.ndarray) -> np.ndarray:
+        return np.bincount(places, weights=np.nan_to_num(values).mean(1), minlength=len(edges) - 1)
+
+    names = [name for name in ACCOUNTS if np.nan_to_num(ledger[name]).any()] if ledger.has_accounts else ["predicted"]
+    centres, width = (edges[:-1] + edges[1:]) / 2, float(np.diff(edges).min())
+    above, below = np.zeros(len(centres)), np.zeros(len(centres))
+    for name in names:
+        values = by_stretch(ledger[name])
+        bottom = np.where(values >= 0, above, below)
+        axes.bar(centres, values, 0.9 * width, bottom=bottom, color=_COLOURS[name], label=name)
+        above += np.clip(values, 0, None)
+        below += np.clip(values, None, 0)
+    axes.plot(centres, by_stretch(ledger.actual), "k.-", linewidth=1, label="actual")
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_ylabel("fall of a query's loss (nats)")
+    axes.set_xlabel("optimizer step")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.25)
+
+
+def _first_letter(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

@@ -1,0 +1,65 @@
+"""The ledger as it is kept on disk and summed up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftrace.scores import Ledger
+from ftrace.scores.ledger import COLUMNS
+
+
+def ledger(**changes: list[list[float]]) -> Ledger:
+    zeros = np.zeros((2, 3))
+    columns = {name: zeros for name in COLUMNS}
+    columns |= {
+        "loss": np.array([[4.0, 4.0, 4.0], [3.0, 2.0, 4.0]]),
+        "next_loss": np.array([[3.0, 2.0, 4.0], [1.0, 2.0, 4.0]]),
+        "predicted": np.array([[1.0, 2.0, 0.0], [1.5, 0.0, 0.0]]),
+        "examples": np.array([[0.9, 1.9, 0.0], [1.5, 0.0, 0.0]]),
+        "momentum": np.array([[0.1, 0.1, 0.0], [0.0, 0.0, 0.0]]),
+        "learned": np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+    }
+    columns |= {name: np.array(values) for name, values in changes.items()}
+    return Ledger(np.array([0, 5]), np.array([5, 8]), np.array([7, 8, 9]), columns)
+
+
+def test_it_says_in_one_line_what_explains_what_was_learned() -> None:
+    assert str(ledger().summary()) == (
+        "the scores explain 86% of what the queries learned (1.67 nats each); momentum 4%, decay 0%, curvature 10%"
+    )
+
+
+def test_without_accounts_it_says_what_steps_explain() -> None:
+    unknown = [[np.nan] * 3] * 2
+    found = ledger(**dict.fromkeys(("examples", "momentum", "decay", "uncovered", "projection"), unknown))
+    assert str(found.summary()) == "to first order, the steps explain 90% of what the queries learned (1.67 nats each)"
+
+
+def test_learned_is_where_a_query_was_first_right() -> None:
+    assert ledger().learned_steps().tolist() == [8, 5, -1]
+
+
+def test_imbalance_is_told_by_interval() -> None:
+    assert ledger().imbalance().max() < 1e-15
+    off = ledger(examples=[[0.9, 1.9, 0.0], [1.2, 0.0, 0.0]]).imbalance()
+    assert off[0] < 1e-15
+    assert off[1] == pytest.approx(0.3 / 2.7)
+
+
+def test_it_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    ledger().write(tmp_path / "ledger.parquet")
+    again = Ledger.open(tmp_path / "ledger.parquet")
+    for name in (*COLUMNS, "actual"):
+        np.testing.assert_array_equal(again[name], ledger()[name])
+    assert (again.steps.tolist(), again.next_steps.tolist(), again.query_ids.tolist()) == ([0, 5], [5, 8], [7, 8, 9])
+
+
+@pytest.mark.parametrize("content", [None, b"not a table"])
+def test_a_damaged_file_is_named(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "ledger.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"ledger.parquet is missing or no ledger"):
+        Ledger.open(tmp_path / "ledger.parquet")
