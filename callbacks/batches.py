@@ -63,7 +63,12 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
         ) from error
     if isinstance(ids, str | bytes) or (isinstance(ids, Sequence) and any(isinstance(one, str) for one in ids)):
         return _named_ids(ids, key, names)
-    ids = torch.as_tensor(ids)
+    try:
+        ids = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f'batch["{key}"]: expected integers of shape [B] or a list of names, found {ids!r:.60}'
+        ) from error
     if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(
             f'batch["{key}"]: expected integers of shape [B] or a list of names, found {ids.dtype} {tuple(ids.shape)}. '

@@ -33,6 +33,7 @@ def manifest_of(callback: OnlineTracIn, run: TracedRun, *, complete: bool) -> di
         "steps_skipped": run.steps_skipped,
         "refresh_every_n_steps": run.refresh_every_n_steps,
         "refreshes": run.refreshes,
+        "refreshes_failed": run.refreshes_failed,
         "projection_side": None if callback.projection is None else callback.projection.side,
         "integration": callback.integration,
         "momentum": callback.momentum if "update" in callback.scores else None,

@@ -39,6 +39,10 @@ class Refresh:
     uncovered: dict[str, Tensor]
 
 
+class NotFiniteError(ValueError):
+    """A query's loss is NaN or infinite."""
+
+
 class QueryPass:
     """Runs the queries through the model.
 
@@ -167,9 +171,14 @@ class QueryPass:
             raise ValueError(
                 f"query_losses: expected one loss per query, a tensor of shape {expected}, found {found}.{mean}"
             )
+        if not losses.requires_grad:
+            raise ValueError(
+                "query_losses: expected losses that can be differentiated, found some without a gradient. Don't detach "
+                "them, and don't compute them under torch.no_grad"
+            )
         bad = query_ids[~losses.detach().isfinite().to(query_ids.device)]
         if len(bad):
-            raise ValueError(
+            raise NotFiniteError(
                 f"query_losses: expected finite numbers, found NaN or infinity for the queries {bad[:5].tolist()}. "
                 "Either their labels are all masked, or the weights are no numbers any more"
             )

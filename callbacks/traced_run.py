@@ -20,7 +20,7 @@ from ftrace.callbacks.covered_parameters import CoveredParameters
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.ledger import LedgerKeeper
 from ftrace.callbacks.processes import gather_objects, num_processes
-from ftrace.callbacks.query_pass import QueryPass, Refresh
+from ftrace.callbacks.query_pass import NotFiniteError, QueryPass, Refresh
 from ftrace.callbacks.scoring import Scoring, ScoringRules
 from ftrace.callbacks.self_check import Conservation, Failures, SpotCheck
 from ftrace.callbacks.staleness import Staleness
@@ -92,6 +92,8 @@ class TracedRun:
         self.steps_left_out: list[int] = []
         self.steps_skipped: list[int] = []
         self.refreshes: list[int] = []
+        self.refreshes_failed: list[int] = []
+        self._heard: set[str] | None = set()
         self.query_first_steps: dict[int, int] = {}
         self.unfrozen: dict[int, list[str]] = {}
         self.staleness = Staleness(staleness_every)
@@ -213,9 +215,15 @@ class TracedRun:
                 check.compare_query(losses, gradients, query_ids, whole=whole)
 
         gaps = {} if self.ledger is None else self._gaps()
-        found = self.queries.run(
-            self.trainer, self.pl_module, self.query_capture, self.step, gaps, compare, whole=whole
-        )
+        try:
+            found = self.queries.run(
+                self.trainer, self.pl_module, self.query_capture, self.step, gaps, compare, whole=whole
+            )
+        except NotFiniteError as error:
+            if self._last is None:
+                raise
+            self._go_on_with_old_queries(error)
+            return
         closing = None if self.ledger is None else self.ledger.close(self._ledger_queries(), found)
         self.staleness.before_refresh(self.scoring, len(self.refreshes))
         self.scoring.refresh(found.gradients, found.learned)
@@ -235,6 +243,13 @@ class TracedRun:
         self.refreshed_at = self.step
         self.refreshes.append(self.step)
         self.has_queries_to_add = False
+
+    def _go_on_with_old_queries(self, error: NotFiniteError) -> None:
+        """Training has diverged: that is the user's to see, and no reason to lose the scores so far."""
+        if not self.refreshes_failed:
+            rank_zero_warn(f"OnlineTracIn: at step {self.step} the queries could not be differentiated anew. {error}")
+        self.refreshes_failed.append(self.step)
+        self.refreshed_at = self.step
 
     def _ledger_queries(self) -> Any:
         """The query gradients that the ledger multiplies with: whole ones, if there are."""
@@ -295,6 +310,8 @@ class TracedRun:
                 continue
             gradients = recording.gradients()
             self.covered.heard(gradients.parts)
+            if self._heard is not None:
+                self._heard.update(gradients.parts)
             if self.spot_check is not None:
                 self.spot_check.compare_examples(gradients, self._batch_ids)
             for one in self.followed:
@@ -326,11 +343,26 @@ class TracedRun:
         """A batch is done: steps that were begun and not taken have been skipped."""
         self.capture.stop()
         self._recordings = []
+        self._require_shared_parameters()
         for one in self.followed:
             if one.is_stepping:
                 one.is_stepping = False
                 self.steps_skipped.append(self.step - 1)
                 self._discard(one)
+
+    def _require_shared_parameters(self) -> None:
+        """After the first batch: what is trained must be something that queries depend on."""
+        heard, self._heard = self._heard, None
+        if not heard or self._last is None or heard & self._last.gradients.parts.keys():
+            return
+        asked = sorted(self._last.gradients.parts)[:3]
+        message = (
+            "OnlineTracIn: the queries' losses share no parameter with the training loss, so all scores would be 0. "
+            f"Training changes {sorted(heard)[:3]}, ...; the queries depend on {asked or 'no covered parameter'}"
+        )
+        if self.strict:
+            raise ValueError(f"{message}. Look at query_losses and parameters=(...)")
+        rank_zero_warn(message)
 
     # Steps
 

@@ -6,16 +6,16 @@ from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAt
 from ftrace.evaluation.table import Evaluation, evaluate, render_table, write_tables
 
 __all__ = [
-    "LearnedBin",
-    "as_json",
-    "learned_when",
-    "render_learned_when",
     "Evaluation",
+    "LearnedBin",
     "MeanReciprocalRank",
     "PrecisionAtK",
     "RecallAtK",
+    "as_json",
     "evaluate",
     "find_learned_queries",
+    "learned_when",
+    "render_learned_when",
     "render_table",
     "write_tables",
 ]

@@ -13,7 +13,7 @@ from ftrace.scores.ledger import COLUMNS
 
 def ledger(**changes: list[list[float]]) -> Ledger:
     zeros = np.zeros((2, 3))
-    columns = {name: zeros for name in COLUMNS}
+    columns = dict.fromkeys(COLUMNS, zeros)
     columns |= {
         "loss": np.array([[4.0, 4.0, 4.0], [3.0, 2.0, 4.0]]),
         "next_loss": np.array([[3.0, 2.0, 4.0], [1.0, 2.0, 4.0]]),
