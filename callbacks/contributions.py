@@ -50,6 +50,7 @@ class Contribution:
         products: ``<grad L_q, c_z>``, ``[B, Q]`` each, factor included; None where they were not asked for.
         norms: ``[B]``, of the whole contribution, factor included, where cosines are asked for.
         gradients: The contributions themselves, where they are multiplied again later.
+        refresh: Which refresh's query gradients the products are with.
     """
 
     example_ids: Tensor
@@ -58,6 +59,7 @@ class Contribution:
     products: Products | None = None
     norms: Tensor | None = None
     gradients: PerExampleGradients | None = None
+    refresh: int = 0
 
     def total(self, num_queries: int) -> Tensor:
         """Products over all parameters, ``[B, Q]``."""
@@ -133,7 +135,10 @@ def of_cosine(contribution: Contribution, query_norms: Tensor) -> dict[Sum, Tens
     assert contribution.products is not None
     assert contribution.norms is not None
     found = weighted("cosine", contribution.products, dict.fromkeys(contribution.products, 1.0))
-    return {key: cosines(products, contribution.norms, query_norms.to(products)) for key, products in found.items()}
+    return {
+        key: cosines(products, contribution.norms, query_norms[: products.shape[1]].to(products))
+        for key, products in found.items()
+    }
 
 
 def weighted(kind: str, products: Products, weights: Mapping[Share, float]) -> dict[Sum, Tensor]:

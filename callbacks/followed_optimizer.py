@@ -35,6 +35,8 @@ class FollowedOptimizer:
 
     Attributes:
         window: What its gradients are the sum of.
+        is_stepping: Whether a step was begun and has not been taken yet.
+        is_open: Whether its gradients hold contributions that no step has used yet.
         norm_before_step: Norm of its gradients right before the step, where it is noted.
         norm_of_backward: Norm of its gradients after the last backward pass, loss scale taken out, where it is noted.
     """
@@ -51,6 +53,7 @@ class FollowedOptimizer:
         self.norm_of_backward: float | None = None
         self.norm_before_step: float | None = None
         self.is_stepping = False
+        self.is_open = False
         self.steps_taken = 0
         self._noted: dict[str, BeforeStep] = {}
         self._copies: dict[str, Tensor] = {}

@@ -227,7 +227,7 @@ class LedgerKeeper:
             "rows": [{key: _plain(value) for key, value in row.items()} for row in self.rows],
             "steps": self.steps,
             "weights": self._weights,
-            "vectors": {name: [vectors.sums, vectors.late] for name, vectors in self.vectors.items()},
+            "vectors": {name: [_copied(one.sums), _copied(one.late)] for name, one in self.vectors.items()},
             "decay_buffers": self._decay_buffers,
             "given_buffers": self._given_buffers,
         }
@@ -300,6 +300,10 @@ class Closing:
             row["projection"] = lost.numpy()
         keeper.rows.append(row)
         return row
+
+
+def _copied(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: vector.clone() for name, vector in vectors.items()}
 
 
 def _plain(value: Any) -> Any:

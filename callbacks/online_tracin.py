@@ -31,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from ftrace.gradients import GradientCapture, Projection, unsupported_step
-from ftrace.scores import Candidates, ScoreStore, check_replaceable
+from ftrace.scores import Candidates, ScoreStore, check_replaceable, stable_id
 
 BREAKDOWNS = ("layer", "epoch", "learned")
 
@@ -96,7 +96,7 @@ class OnlineTracIn(Callback):
         projection_side: int | None = None,
         integration: Literal["left", "trapezoid"] = "left",
         momentum: Literal["eventual", "exact"] = "eventual",
-        candidates: list[int] | dict[int, list[int]] | None = None,
+        candidates: list[int | str] | dict[int | str, list[int | str]] | None = None,
         breakdown: Sequence[str] = (),
         ledger: bool = True,
         query_learned: Callable[..., Any] | None = None,
@@ -136,7 +136,7 @@ class OnlineTracIn(Callback):
         self.projection = None if projection_side is None else Projection(projection_side, seed)
         self.integration = integration
         self.momentum = momentum
-        self.candidates: Candidates = candidates
+        self.candidates = _numbered(candidates)
         self.breakdown = tuple(breakdown)
         self.ledger = ledger
         self.query_learned = query_learned
@@ -246,7 +246,7 @@ class OnlineTracIn(Callback):
         run = self._running
         example_ids = batch_ids(batch, self.id_key, "id_key", self._names)
         run.listen_to_unfrozen(lambda: self._reattach(pl_module, trainer))
-        while self._added:
+        while self._added and not any(one.is_open for one in run.followed):
             new = run.queries.add(self._added.pop(0), trainer)
             run.sums.add_queries(new.tolist())
             run.query_first_steps |= dict.fromkeys(new.tolist(), run.step)
@@ -256,12 +256,14 @@ class OnlineTracIn(Callback):
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._run is not None:
-            self._run.before_backward(loss)
+            with _without_autocast(pl_module):
+                self._run.before_backward(loss)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:
-            self._run.after_backward()
+            with _without_autocast(pl_module):
+                self._run.after_backward()
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -271,9 +273,9 @@ class OnlineTracIn(Callback):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # Under automatic optimization the window's gradient is whole and unclipped here, and only here.
-        run = self._running
-        if pl_module.automatic_optimization:
-            run.begin_step(run.find(optimizer))
+        # By hand, this comes after a closure of the user's own, and before a loss scaler decides whether to step.
+        with _without_autocast(pl_module):
+            self._running.begin_step(self._running.find(optimizer))
 
     @override
     def on_train_batch_end(
@@ -352,12 +354,21 @@ class OnlineTracIn(Callback):
         """Its own hooks tell what Lightning's can't: that a step has really been taken, and of manual optimization."""
 
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if not pl_module.automatic_optimization:
-                self._running.begin_step(self._running.find(optimizer))
+            one = self._running.find(optimizer)
+            if pl_module.automatic_optimization or one.is_stepping or _is_from_lightning(kwargs.get("closure")):
+                return  # on_before_optimizer_step comes, or has come
+            if kwargs.get("closure") is not None or len(args) > 1:
+                raise ValueError(
+                    "OnlineTracIn: an optimizer of your own was stepped with a closure, in which nobody can listen. Step "
+                    "the one that self.optimizers() gives, or call the closure before the step"
+                )
+            with _without_autocast(pl_module):
+                self._running.begin_step(one)
 
         @torch.no_grad()
         def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            self._running.end_step(self._running.find(optimizer))
+            with _without_autocast(pl_module):
+                self._running.end_step(self._running.find(optimizer))
 
         self._handles.append(optimizer.register_step_pre_hook(before))
         self._handles.append(optimizer.register_step_post_hook(after))
@@ -401,3 +412,26 @@ class OnlineTracIn(Callback):
         store = write_store(output_dir, run, facts, self._names, alone=alone)
         if store is not None:
             run.report(output_dir)
+
+
+def _without_autocast(pl_module: LightningModule) -> torch.autocast:
+    """By hand, hooks run inside of the user's autocast, which would round our products, too."""
+    return torch.autocast(pl_module.device.type, enabled=False)
+
+
+def _is_from_lightning(closure: Any) -> bool:
+    """Whether a closure is Lightning's, that calls on_before_optimizer_step once it is done."""
+    return getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"
+
+
+def _numbered(candidates: Any) -> Candidates:
+    """Candidates with names as their numbers."""
+    if candidates is None:
+        return None
+    if isinstance(candidates, Mapping):
+        return {_number(query): [_number(one) for one in own] for query, own in candidates.items()}
+    return [_number(one) for one in candidates]
+
+
+def _number(one: int | str) -> int:
+    return stable_id(one) if isinstance(one, str) else int(one)

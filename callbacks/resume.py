@@ -44,6 +44,8 @@ class RunState:
             "run_id": run.run_id,
             "step": step,
             "settings": _settings(run),
+            "global_step": run.trainer.global_step,
+            "unfrozen": sorted(_unfrozen(run)),
             "query_ids": run.sums.query_ids,
             "files": gather_objects(entry),
         }
@@ -96,8 +98,12 @@ def _settings(run: TracedRun) -> dict[str, Any]:
         "refresh_every_n_steps": run.refresh_every_n_steps,
         "candidates": "of each query" if run.sums.is_ragged else "all" if run.sums.candidates is None else "some",
         "ledger": run.ledger is not None,
-        "parameters": sorted(run.covered.by_name),
+        "parameters": sorted(run.covered.by_name.keys() - _unfrozen(run)),
     }
+
+
+def _unfrozen(run: TracedRun) -> set[str]:
+    return {name for names in run.unfrozen.values() for name in names}
 
 
 def _difference(restored: dict[str, Any], run: TracedRun) -> str | None:
@@ -107,15 +113,17 @@ def _difference(restored: dict[str, Any], run: TracedRun) -> str | None:
     for name, then in restored["settings"].items():
         if now.get(name) != then:
             if name == "parameters":
-                other = sorted(set(then) ^ set(now[name]))
+                other = sorted((set(then) ^ set(now[name])) - set(restored["unfrozen"]))
+                if not other:
+                    continue
                 return f"expected the same covered parameters, found other ones: {other[:3]}"
             return f"expected {name}={then!r}, found {now.get(name)!r}"
     ids = run.sums.query_ids
     if restored["query_ids"] != ids:
         other = sorted(set(restored["query_ids"]) ^ set(ids))
         return f"expected the same queries in the same order, found other ids: {other[:3] or 'another order'}"
-    if restored["step"] != run.trainer.global_step and len(run.followed) == 1:
-        return f"expected step {run.trainer.global_step} as in the checkpoint, found {restored['step']}"
+    if restored["global_step"] != run.trainer.global_step:
+        return f"expected step {run.trainer.global_step} as in the checkpoint, found {restored['global_step']}"
     return None
 
 
@@ -172,7 +180,7 @@ def _restore(
     if "cosine" in run.rules.kinds:
         scoring._query_norms = scoring.queries.norms(scoring.names)
     for check in run.conservation.values():
-        check.set_queries(scoring.queries)
+        check.set_queries(scoring.queries, len(run.refreshes) - 1)
     for index, state in enumerate(states):
         names |= state["names"]
         run.sums.add_state(state["sums"])
@@ -191,15 +199,15 @@ def _restore(
                 ring.held = list(held["held"])
                 ring.buffers, ring.given_buffers = held["buffers"], held["given_buffers"]
                 continue
-            for step, other in zip(ring.held, held["held"], strict=True):
-                step.contributions += other.contributions
+            for held_step, other in zip(ring.held, held["held"], strict=True):
+                held_step.contributions += other.contributions
             for name, buffer in held["buffers"].items():
                 ring.buffers[name] = ring.buffers.get(name, 0) + buffer
     if not states:  # more processes than there were: this one has nothing of its own, but the steps are the same
-        scoring.pending = [_emptied(step_taken) for step_taken in shared["pending"]]
+        scoring.pending = [_emptied(one) for one in shared["pending"]]
         for ring_index, held in shared["rings"].items():
             ring = scoring.rings.setdefault(ring_index, MomentumRing(run.sums))
-            ring.held = [_emptied(held_step) for held_step in held["held"]]
+            ring.held = [_emptied(one) for one in held["held"]]
             ring.given_buffers = held["given_buffers"]
     if run.ledger is not None and shared["ledger"] is not None:
         run.ledger.load(shared["ledger"], last, run._all_trained())

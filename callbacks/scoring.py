@@ -101,14 +101,20 @@ class Scoring:
         update = "update" in self.rules.kinds
         return self.rules.trapezoid or (update and (elementwise or self.rules.exact_momentum))
 
-    def refresh(self, gradients: PerExampleGradients, learned: Tensor | None) -> None:
-        """New query gradients. Steps that waited for them are booked."""
+    def refresh(self, gradients: PerExampleGradients, learned: Tensor | None, *, keep_last: bool = False) -> None:
+        """New query gradients. Steps that waited for them are booked.
+
+        Args:
+            gradients: Of all queries.
+            learned: Which of them are answered right; None where nobody can tell.
+            keep_last: Whether the last ones are still needed, so that their memory may not be used again.
+        """
         self.whole = gradients
         projected = gradients
         if self.keeps_queries_whole:
             assert self.rules.projection is not None
             projected = project(gradients, self.rules.projection)
-        if self.queries is None or len(self.queries) != len(projected) or self.pending:
+        if self.queries is None or len(self.queries) != len(projected) or self.pending or keep_last:
             before, self.queries = self.queries, QueryGradients(projected, batches=self.batches)
         else:
             before = self.queries

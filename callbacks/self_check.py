@@ -171,6 +171,7 @@ class Conservation:
         self._magnitudes: dict[str, float] = {}
         self._weights_Q = torch.empty(0)
         self._queries: QueryGradients | None = None
+        self._refresh = 0
         self._after_step_due = False
         self._last_norm = 0.0
         self._projected_direction: dict[str, Tensor] = {}
@@ -178,13 +179,13 @@ class Conservation:
         self._direction_norm = 0.0
         self._expected: tuple[float, float] | None = None
 
-    def set_queries(self, queries: QueryGradients) -> None:
+    def set_queries(self, queries: QueryGradients, refresh: int) -> None:
         """After a refresh: choose the direction in which conservation is checked until the next one.
 
         It is the sum of a few random queries' unit gradients with random signs: a contribution that is wrong for one of
         them is wrong in this direction, and checking one direction costs one pass over the gradient.
         """
-        self._queries = queries
+        self._queries, self._refresh = queries, refresh
         self._after_step_due = True
 
     def _find_direction(self) -> None:
@@ -235,17 +236,18 @@ class Conservation:
         """Whether :meth:`check_gradient` is due: once after each refresh."""
         return self._expected is not None
 
-    def check_gradient(self, norm: float, step: int) -> None:
+    def check_gradient(self, norm: float, step: int, clip: float = 1.0) -> None:
         """After the optimizer's step: it must have been given the gradient of the contributions, clipped.
 
         Args:
             norm: Norm of the gradient that the optimizer has left.
             step: The step that was taken.
+            clip: The clip factor, where it was not known before.
         """
         noted, self._expected = self._expected, None
         if noted is None:
             return
-        expected, along = noted
+        expected, along = clip * noted[0], clip * noted[1]
         found = self._along_direction()
         right = abs(norm - expected) <= 1e-3 * expected
         if not right or not abs(found - along) <= 1e-3 * (abs(along) + _TINY * self._direction_norm * expected):
@@ -269,7 +271,14 @@ class Conservation:
         return self._after_step_due
 
     def check_window(
-        self, window: Sequence[Contribution], clip: float, norm: float | None, step: int, *, is_clipped: bool = False
+        self,
+        window: Sequence[Contribution],
+        clip: float,
+        norm: float | None,
+        step: int,
+        *,
+        is_clipped: bool = False,
+        look_after: bool = False,
     ) -> None:
         """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
 
@@ -281,6 +290,7 @@ class Conservation:
             norm: Norm of the gradient, over all parameters of the optimizer, where it is known.
             step: The optimizer step that is about to be taken.
             is_clipped: Whether it has been clipped already.
+            look_after: Whether the gradient is to be looked at after this step in any case.
         """
         self._find_direction()
         done = clip if is_clipped else 1.0
@@ -297,6 +307,8 @@ class Conservation:
                     f"at step {step} the examples' contributions to {worst!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook"
                 )
+        if any(one.refresh != self._refresh for one in window):  # their products are with other query gradients
+            return
         in_direction = [done * self._along(one) for one in window]
         sums = [sum(float(v.sum()) for v in in_direction), sum(float(v.abs().sum()) for v in in_direction)]
         found, magnitude = sum_over_processes(torch.tensor(sums, dtype=torch.float64, device=self._device())).tolist()
@@ -304,7 +316,7 @@ class Conservation:
         if norm is not None:
             self._last_norm = norm
             rest = 1.0 if is_clipped else clip
-            self._expected = (rest * norm, rest * expected) if self._after_step_due else None
+            self._expected = (rest * norm, rest * expected) if self._after_step_due or look_after else None
             self._after_step_due = False
         if not math.isfinite(found) and not math.isfinite(expected):  # a step that is left out anyway
             return

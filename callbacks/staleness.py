@@ -29,11 +29,16 @@ class Staleness:
         self._stale: QueryGradients | None = None
         self._refresh = 0
 
-    def before_refresh(self, scoring: Scoring, refreshes: int) -> None:
-        """Keep the query gradients that are about to be replaced, if it is time."""
-        if self.every and scoring.queries is not None and refreshes % self.every == 0:
-            self._stale, scoring.queries = scoring.queries, None
-            self._refresh = refreshes
+    def before_refresh(self, queries: QueryGradients | None, refreshes: int) -> bool:
+        """Keep the query gradients that are about to be replaced, if it is time.
+
+        Returns:
+            Whether they are kept.
+        """
+        if not self.every or queries is None or refreshes % self.every:
+            return False
+        self._stale, self._refresh = queries, refreshes
+        return True
 
     def after_backward(self, gradients: PerExampleGradients, scoring: Scoring) -> None:
         """With the first batch after the refresh: compare."""

@@ -10,7 +10,8 @@ The callback tells what happens; this decides what it means. A step of an optimi
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ftrace.callbacks.self_check import Conservation, Failures, SpotCheck
 from ftrace.callbacks.staleness import Staleness
 from ftrace.callbacks.training_loop import (
     clip_factor,
+    clips_by_itself,
     is_compiled_anywhere,
     keeps_gradients,
     loss_scale,
@@ -34,7 +36,6 @@ from ftrace.callbacks.training_loop import (
 )
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -141,7 +142,7 @@ class TracedRun:
             FollowedOptimizer(index, optimizer, names, self.covered.by_name, by_layer=by_layer)
             for index, optimizer in enumerate(self.trainer.optimizers)
         ]
-        self._known = {id(p) for p in self._trained()}
+        self._known = {id(p): p for p in self._trained()}
         self.conservation: dict[int, Conservation] = {}
         if self.failures is not None:
             for one in self.followed:
@@ -171,7 +172,7 @@ class TracedRun:
             return
         names = {id(p): name for name, p in self.pl_module.named_parameters()}
         unfrozen = [names[id(p)] for p in new if id(p) in names]
-        if any(one.window for one in self.followed):
+        if any(one.is_open for one in self.followed):
             raise ValueError(
                 f"OnlineTracIn: {unfrozen[0]!r} was unfrozen between a backward pass and its optimizer step. Unfreeze "
                 "between steps, such as in on_train_epoch_start"
@@ -188,8 +189,10 @@ class TracedRun:
         self.scoring.names = tuple(self.covered.by_name)
         if self.ledger is not None:
             self.ledger.covered = frozenset(self.covered.by_name)
-        self.unfrozen[self.step] = unfrozen
-        self.refreshed_at = None
+        known = {name for names in self.unfrozen.values() for name in names}
+        if not known.issuperset(unfrozen):  # a resumed run knows them already, and their queries' gradients
+            self.unfrozen[self.step] = unfrozen
+            self.refreshed_at = None
 
     # Passes
 
@@ -216,17 +219,18 @@ class TracedRun:
 
         gaps = {} if self.ledger is None else self._gaps()
         try:
-            found = self.queries.run(
-                self.trainer, self.pl_module, self.query_capture, self.step, gaps, compare, whole=whole
-            )
+            with self._all_require_gradients():
+                found = self.queries.run(
+                    self.trainer, self.pl_module, self.query_capture, self.step, gaps, compare, whole=whole
+                )
         except NotFiniteError as error:
             if self._last is None:
                 raise
             self._go_on_with_old_queries(error)
             return
         closing = None if self.ledger is None else self.ledger.close(self._ledger_queries(), found)
-        self.staleness.before_refresh(self.scoring, len(self.refreshes))
-        self.scoring.refresh(found.gradients, found.learned)
+        stale = self.staleness.before_refresh(self.scoring.queries, len(self.refreshes))
+        self.scoring.refresh(found.gradients, found.learned, keep_last=stale)
         if closing is not None:
             assert self.ledger is not None
             queries = self._ledger_queries()
@@ -238,11 +242,23 @@ class TracedRun:
             self.ledger.open(found, self._all_trained())
         for check in self.conservation.values():
             assert self.scoring.queries is not None
-            check.set_queries(self.scoring.queries)
+            check.set_queries(self.scoring.queries, len(self.refreshes))
         self._last = found
         self.refreshed_at = self.step
         self.refreshes.append(self.step)
         self.has_queries_to_add = False
+
+    @contextmanager
+    def _all_require_gradients(self) -> Iterator[None]:
+        """By hand, parameters of other optimizers may be switched off for a moment: queries depend on them still."""
+        off = [p for p in self._known.values() if not p.requires_grad]
+        for parameter in off:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in off:
+                parameter.requires_grad_(False)
 
     def _go_on_with_old_queries(self, error: NotFiniteError) -> None:
         """Training has diverged: that is the user's to see, and no reason to lose the scores so far."""
@@ -260,8 +276,7 @@ class TracedRun:
         return self.scoring.queries
 
     def _all_trained(self) -> dict[str, torch.nn.Parameter]:
-        known = {id(p) for p in self._trained()}
-        return {name: p for name, p in self.pl_module.named_parameters() if id(p) in known}
+        return {name: p for name, p in self.pl_module.named_parameters() if id(p) in self._known}
 
     def _gaps(self) -> dict[str, torch.nn.Parameter]:
         """Trained parameters that not even the queries' capture reads."""
@@ -337,7 +352,9 @@ class TracedRun:
         contribution = self.scoring.multiply(
             self._batch_ids, gradients, shares, factor, elementwise=follows and one.is_elementwise
         )
+        contribution.refresh = len(self.refreshes) - 1
         one.window.append(contribution)
+        one.is_open = True
 
     def end_batch(self) -> None:
         """A batch is done: steps that were begun and not taken have been skipped."""
@@ -377,19 +394,24 @@ class TracedRun:
             self._discard(one)
 
     def _discard(self, one: FollowedOptimizer) -> None:
-        one.window = []
+        one.window, one.is_open = [], False
         if one.index in self.conservation:
             self.conservation[one.index].discard_window()
 
     def begin_step(self, one: FollowedOptimizer) -> None:
         """An optimizer is about to step."""
         self._refuse_unknown(one)
+        self._refuse_unannounced(one)
         self.covered.require_hearing()
         manual = not self.pl_module.automatic_optimization
         check = self.conservation.get(one.index)
-        self._measures_clipping = not manual and is_overridden(
-            "configure_gradient_clipping", self.pl_module, LightningModule
-        )
+        self._measures_clipping = clips_by_itself(self.pl_module)
+        if self._measures_clipping and not keeps_gradients(one.optimizer):
+            raise ValueError(
+                f"OnlineTracIn: {type(self.pl_module).__name__} overrides configure_gradient_clipping, and its optimizer "
+                "writes to the gradients, so that how much was clipped can't be told. Make it with foreach=False, or "
+                "use Trainer(gradient_clip_val=...)"
+            )
         clips = manual or self._measures_clipping or bool(self.trainer.gradient_clip_val)
         wanted = clips or (check is not None and check.wants_norm) or self.scoring.rules.exact_momentum
         norm = one.gradient_norm() if wanted else None
@@ -408,15 +430,17 @@ class TracedRun:
         self.taken += 1
         finite = norm is None or bool(torch.isfinite(torch.tensor(norm)))
         if check is not None and one.window and finite:
-            check.check_window(one.window, self._clip, norm, self.step - 1, is_clipped=manual)
+            check.check_window(
+                one.window, self._clip, norm, self.step - 1, is_clipped=manual, look_after=self._measures_clipping
+            )
 
     def end_step(self, one: FollowedOptimizer) -> None:
         """An optimizer has stepped."""
         if not one.is_stepping:  # not one that was announced, such as in a closure of somebody's own
             return
-        one.is_stepping = False
+        one.is_stepping = one.is_open = False
         one.steps_taken += 1
-        window = one.window
+        window = list(one.window)  # by hand, later backward passes may add to it
         if self.pl_module.automatic_optimization:
             one.window = []
         if self._measures_clipping and one.norm_before_step:
@@ -445,12 +469,9 @@ class TracedRun:
     _measures_clipping = False
 
     def _check_after(self, check: Conservation, one: FollowedOptimizer) -> None:
-        if self._measures_clipping:
-            check._expected = None
-            return
         norm = one.gradient_norm()
         if not (zeroes_gradients_itself(self.pl_module) and norm == 0):
-            check.check_gradient(norm, self.step - 1)
+            check.check_gradient(norm, self.step - 1, self._clip if self._measures_clipping else 1.0)
 
     def _is_finite(self, one: FollowedOptimizer) -> bool:
         norm = one.norm_before_step
@@ -467,6 +488,14 @@ class TracedRun:
         shapes = {name: part.value.shape[1:] for name, part in parts.items()}
         gradients = PerExampleGradients({name: [part] for name, part in parts.items()}, shapes, 1)
         return Contribution(torch.zeros(1, dtype=torch.int64), 1 / self._clip, shares, gradients=gradients)
+
+    def _refuse_unannounced(self, one: FollowedOptimizer) -> None:
+        """By hand, a backward pass that Lightning doesn't know of was not listened to."""
+        if not self.pl_module.automatic_optimization and not one.window and one.has_gradients():
+            raise ValueError(
+                "OnlineTracIn: an optimizer steps with gradients of a backward pass that nothing was told of. Call "
+                "self.manual_backward(loss) instead of loss.backward()"
+            )
 
     def _refuse_unknown(self, one: FollowedOptimizer) -> None:
         for group in one.optimizer.param_groups:

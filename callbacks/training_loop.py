@@ -74,8 +74,14 @@ def keeps_gradients(optimizer: Optimizer) -> bool:
 
     Nesterov momentum is added in place by foreach SGD, and optimizers from elsewhere may do anything.
     """
-    nesterov = any(group.get("nesterov") for group in optimizer.param_groups)
-    return type(optimizer).__module__.startswith("torch.optim.") and not nesterov
+    writes = any(group.get("nesterov") and group.get("foreach") is not False for group in optimizer.param_groups)
+    return type(optimizer).__module__.startswith("torch.optim") and not writes
+
+
+def clips_by_itself(pl_module: LightningModule) -> bool:
+    """Whether the module clips in a way of its own, so that how much must be measured."""
+    by_hand = not pl_module.automatic_optimization
+    return not by_hand and is_overridden("configure_gradient_clipping", pl_module, LightningModule)
 
 
 def zeroes_gradients_itself(pl_module: LightningModule) -> bool:

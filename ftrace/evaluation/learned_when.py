@@ -76,7 +76,7 @@ def learned_when(
         raise ValueError(f"bins: expected at least 1, found {bins}")
     if online.ledger is None or np.isnan(online.ledger["learned"]).all():
         raise ValueError(
-            f"{online.path}: expected a ledger that knows when queries were right. Train with OnlineTracIn(ledger=True) "
+            f"{online.path}: expected a ledger that knows when queries were right. Train with ledger=True "
             "and a module that has learned(batch), or query_learned=..."
         )
     if not np.array_equal(online.example_ids, snapshot.example_ids):

@@ -69,7 +69,11 @@ class Output:
                 "a backward pass with create_graph=True goes through a layer that is listened to: what it adds up is "
                 "no example's gradient alone. Take penalties on gradients out of the loss"
             )
-        self.add(grad)
+        if torch.is_autocast_enabled(grad.device.type):  # optimization by hand, inside of the user's autocast
+            with torch.autocast(grad.device.type, enabled=False):
+                self.add(grad)
+        else:
+            self.add(grad)
         return None
 
     def has_gradient(self) -> bool:

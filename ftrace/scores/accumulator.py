@@ -161,7 +161,7 @@ class ScoreAccumulator:
         return {
             "ids": torch.from_numpy(ids),
             "query_ids": list(self.query_ids),
-            "sums": [[*key, torch.from_numpy(np.ascontiguousarray(values))] for key, values in arrays.items()],
+            "sums": [[*key, torch.from_numpy(np.array(values, order="C"))] for key, values in arrays.items()],
         }
 
     def add_state(self, state: Mapping[str, Any]) -> None:

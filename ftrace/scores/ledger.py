@@ -124,7 +124,8 @@ class Ledger:
             "actual": self.actual.ravel(),
             **{name: values.ravel() for name, values in self.columns.items()},
         }
-        pq.write_table(pa.table(table), file)
+        made = pa.table(table).replace_schema_metadata({"num_queries": str(queries)})
+        pq.write_table(made, file)
 
     @classmethod
     def open(cls, file: Path) -> Ledger:
@@ -136,12 +137,12 @@ class Ledger:
         try:
             table = pq.read_table(file)
             found = {name: table.column(name).to_numpy() for name in ("step", "next_step", "query_id", *COLUMNS)}
-        except (OSError, KeyError, pa.ArrowException) as error:
+            queries = int(table.schema.metadata[b"num_queries"])
+        except (OSError, KeyError, TypeError, pa.ArrowException) as error:
             raise ValueError(f"{file} is missing or no ledger ({error})") from error
-        steps = np.unique(found["step"])
-        queries = found["query_id"][: len(found["query_id"]) // max(1, len(steps))]
-        every = max(1, len(queries))
-        return cls(found["step"][::every], found["next_step"][::every], queries, {n: found[n] for n in COLUMNS})
+        every = max(1, queries)
+        columns = {name: found[name] for name in COLUMNS}
+        return cls(found["step"][::every], found["next_step"][::every], found["query_id"][:queries], columns)
 
     @classmethod
     def empty(cls) -> Ledger:

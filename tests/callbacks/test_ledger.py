@@ -170,7 +170,7 @@ def test_an_error_of_the_callback_leaves_the_run_as_it_was(tmp_path: Path) -> No
     for callback in (Stops(), OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "o", Fails())):  # type: ignore[arg-type]
         pl.seed_everything(3, verbose=False)
         module = Dropout(OPTIMIZERS["adamw"])
-        with pytest.raises((KeyError, RuntimeError), match="stop|out of memory"):
+        with pytest.raises((KeyError, RuntimeError), match=r"stop|out of memory"):
             trainer(tmp_path, callbacks=[callback]).fit(module, DataLoader(EXAMPLES, batch_size=3))  # type: ignore[arg-type]
         assert all(one.training for one in module.modules())
         assert all(p.requires_grad for p in module.parameters())
