@@ -32,7 +32,8 @@ def load_queries(source: Any, trainer: Trainer) -> list[Any]:
         source = make() if source is None and make is not None else source
         loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
         with _random_state_of(loader):
-            batches = [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in loader]
+            device = trainer.lightning_module.device
+            batches = [trainer.strategy.batch_to_device(batch, device, dataloader_idx=0) for batch in loader]
     if not batches:
         raise ValueError("queries: expected at least one, found none")
     return batches

@@ -292,6 +292,13 @@ class OnlineTracIn(Callback):
         self._detach()
 
     @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Killed after its last checkpoint and before its store was written: there is nothing left to train.
+        if self._run is None and self._state.restored:
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         run = self._run
         if run is not None and self._captures is not None and run.taken and not isinstance(exception, SelfCheckError):
