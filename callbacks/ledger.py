@@ -130,6 +130,15 @@ class LedgerKeeper:
         self._decay_buffers: dict[str, Tensor] = {}
         self._given_buffers: dict[str, Tensor] = {}
 
+    def see(self, parameters: Mapping[str, nn.Parameter], covered: frozenset[str]) -> None:
+        """Training changes more parameters from here on.
+
+        Args:
+            parameters: All that it changes.
+            covered: Names of those that scores see.
+        """
+        self._parameters, self.covered = dict(parameters), covered
+
     def before_step(self, optimizer: FollowedOptimizer) -> None:
         """Note the weights, where the step alone is of interest."""
         decays = any(group.get("weight_decay") for group in optimizer.optimizer.param_groups)

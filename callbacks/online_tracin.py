@@ -366,8 +366,8 @@ class OnlineTracIn(Callback):
                 return  # on_before_optimizer_step comes, or has come
             if kwargs.get("closure") is not None or len(args) > 1:
                 raise ValueError(
-                    "OnlineTracIn: an optimizer of your own was stepped with a closure, in which nobody can listen. Step "
-                    "the one that self.optimizers() gives, or call the closure before the step"
+                    "OnlineTracIn: an optimizer of your own was stepped with a closure, in which nobody can listen. "
+                    "Step the one that self.optimizers() gives, or call the closure before the step"
                 )
             with _without_autocast(pl_module):
                 self._running.begin_step(one)

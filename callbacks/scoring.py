@@ -87,6 +87,12 @@ class Scoring:
         self._before: PerExampleGradients | None = None
         self._query_norms = torch.empty(0)
 
+    def see(self, names: Collection[str]) -> None:
+        """More parameters are covered from here on."""
+        self.names = tuple(names)
+        if self.queries is not None and "cosine" in self.rules.kinds:
+            self._query_norms = self.queries.norms(self.names)
+
     @property
     def keeps_queries_whole(self) -> bool:
         """Whether query gradients are preconditioned before they are projected."""

@@ -186,9 +186,9 @@ class TracedRun:
         self._listen(make_captures())
         for one in self.followed:
             one.steps_taken = taken.get(one.index, 0)
-        self.scoring.names = tuple(self.covered.by_name)
+        self.scoring.see(self.covered.by_name)
         if self.ledger is not None:
-            self.ledger.covered = frozenset(self.covered.by_name)
+            self.ledger.see(self._all_trained(), frozenset(self.covered.by_name))
         known = {name for names in self.unfrozen.values() for name in names}
         if not known.issuperset(unfrozen):  # a resumed run knows them already, and their queries' gradients
             self.unfrozen[self.step] = unfrozen
@@ -408,9 +408,9 @@ class TracedRun:
         self._measures_clipping = clips_by_itself(self.pl_module)
         if self._measures_clipping and not keeps_gradients(one.optimizer):
             raise ValueError(
-                f"OnlineTracIn: {type(self.pl_module).__name__} overrides configure_gradient_clipping, and its optimizer "
-                "writes to the gradients, so that how much was clipped can't be told. Make it with foreach=False, or "
-                "use Trainer(gradient_clip_val=...)"
+                f"OnlineTracIn: {type(self.pl_module).__name__} overrides configure_gradient_clipping, and its "
+                "optimizer writes to the gradients, so that how much was clipped can't be told. Make it with "
+                "foreach=False, or use Trainer(gradient_clip_val=...)"
             )
         clips = manual or self._measures_clipping or bool(self.trainer.gradient_clip_val)
         wanted = clips or (check is not None and check.wants_norm) or self.scoring.rules.exact_momentum
