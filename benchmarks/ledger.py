@@ -4,9 +4,9 @@
 
 For SGD, SGD with momentum and AdamW: a plain run of the demo leaves a checkpoint at the end of each epoch and notes the
 queries' loss. Training is then resumed at its start, in its steepest part and near its end, with OnlineTracIn following
-momentum exactly, for some steps that fill the ring of momentum and some that are measured. Over all queries and intervals
-of the measured steps: the correlation, the slope (least squares through 0) and the relative error of the sums, of the
-examples' account against predicted, and of predicted against actual.
+momentum exactly, for some steps that fill the ring of momentum and some that are measured. Over all queries and
+intervals of the measured steps: the correlation, the slope (least squares through 0) and the relative error of the
+sums, of the examples' account against predicted, and of predicted against actual.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class StopAt(pl.Callback):
         self.step = step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop, if it is time."""
         if trainer.global_step >= self.step:
             trainer.should_stop = True
 
@@ -135,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for optimizer in ["adamw"] if options.quick else options.optimizers:
-            with contextlib.redirect_stdout(open(os.devnull, "w")):
+            with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
                 losses = plain_run(folder, optimizer)
             steepest = int(np.argmax(losses[1:-2] - losses[2:-1])) + 1
             print(f"\n{optimizer}: mean loss of the queries by epoch: {np.array2string(losses, precision=2)}")

@@ -1,6 +1,7 @@
 """What OnlineTracIn costs beside plain training, and beside the least that it could cost.
 
     python benchmarks/online.py
+    python benchmarks/online.py --ways options
     python benchmarks/online.py --setting.device cuda --setting.layers 12 --setting.width 768 \
         --setting.vocabulary 50257 --setting.batch_size 16 --setting.tokens 512 --setting.queries 128
 
@@ -49,7 +50,7 @@ class Setting:
         batch_size: B.
         tokens: T, of examples and queries alike.
         queries: Q.
-        precision: "32-true" or "64-true": mixed precision is refused by OnlineTracIn for now.
+        precision: As Lightning names it.
         device: "cpu" or "cuda".
     """
 
@@ -59,7 +60,7 @@ class Setting:
     batch_size: int = 32
     tokens: int = 64
     queries: int = 32
-    precision: Literal["32-true", "64-true"] = "32-true"
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     device: str = "cpu"
 
 
@@ -71,6 +72,7 @@ class Way:
     projection_side: int | None = None
     refresh: int | None = None
     limits: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
 
     def callbacks(self, setting: Setting, folder: str) -> list[pl.Callback]:
         """The callbacks that make it."""
@@ -83,15 +85,34 @@ class Way:
             query_losses=lambda module, batch: module.losses(batch),
             refresh_every_n_steps=self.refresh,
             projection_side=self.projection_side,
+            **dict(self.options),
         )
         return [online]
 
 
-WAYS = (
-    Way("plain"),
-    Way("projected, K=16, refresh 10", 16, 10, "1.15 plain, 1.05 floor"),
-    Way("exact, refresh 1", None, 1, "1.25 floor"),
-)
+_UPDATE = ("scores", ("update",))
+_BOTH = ("scores", ("dot", "update", "cosine"))
+_TRAPEZOID = ("integration", "trapezoid")
+_FOLLOWED = ("momentum", "exact")
+WAYS = {
+    "standard": (
+        Way("plain"),
+        Way("projected, K=16, refresh 10", 16, 10, "1.15 plain, 1.05 floor"),
+        Way("exact, refresh 1", None, 1, "1.25 floor"),
+    ),
+    "options": (
+        Way("plain"),
+        Way("exact, refresh 1, no ledger", None, 1, "", (("ledger", False),)),
+        Way("exact, refresh 10", None, 10),
+        Way("exact, refresh 10, trapezoid", None, 10, "", (_TRAPEZOID,)),
+        Way("exact, refresh 10, update", None, 10, "", (_UPDATE,)),
+        Way("exact, refresh 10, all kinds", None, 10, "", (_BOTH,)),
+        Way("projected, refresh 10, no ledger", 16, 10, "", (("ledger", False),)),
+        Way("projected, refresh 10, trapezoid", 16, 10, "", (_TRAPEZOID,)),
+        Way("projected, refresh 10, update", 16, 10, "", (_UPDATE,)),
+        Way("projected, refresh 10, update, exact momentum", 16, 10, "", (_UPDATE, _FOLLOWED)),
+    ),
+}
 
 
 class LanguageModel(pl.LightningModule):
@@ -260,19 +281,26 @@ def peak_gib(setting: Setting, way: Way) -> float:
     return found
 
 
-def main(setting: Setting = Setting(), rounds: int = 3, steps: int = 20, memory: bool = True) -> None:
+def main(
+    setting: Setting = Setting(),
+    ways: Literal["standard", "options"] = "standard",
+    rounds: int = 3,
+    steps: int = 20,
+    memory: bool = True,
+) -> None:
     """Measure and print a table.
 
     Args:
         setting: What is trained.
+        ways: Which ways of training: the two that have limits, or what each option costs.
         rounds: How often each way of training takes its turn.
         steps: Steps of a turn that are timed, a multiple of 10.
         memory: Measure peak memory too.
     """
-    seconds: dict[str, list[float]] = {way.name: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {way.name: [] for way in WAYS[ways]}
     passes, rates = [], []
     for _ in range(rounds):
-        for way in WAYS:
+        for way in WAYS[ways]:
             seconds[way.name].append(train(setting, way, steps + 10, warm_up=10))
         passes.append(query_pass(setting))
         rates.append(matmul_rate(setting))
@@ -280,7 +308,7 @@ def main(setting: Setting = Setting(), rounds: int = 3, steps: int = 20, memory:
     table = Table(
         "training", "ms a step", "min to max", "tokens/s", "of plain", "floor, ms", "of floor", "limits", "GiB"
     )
-    for way in WAYS:
+    for way in WAYS[ways]:
         found = statistics.median(seconds[way.name])
         floor = plain
         if way.refresh is not None:

@@ -16,6 +16,7 @@ import torch
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.processes import sum_over_processes, whole
 from ftrace.callbacks.query_pass import Refresh
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from ftrace.gradients import (
@@ -317,3 +318,22 @@ def _copied(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _plain(value: Any) -> Any:
     return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+
+
+def log_interval(trainer: Trainer, row: Mapping[str, Any], step: int, refreshes: int) -> None:
+    """An interval's means over queries, through the user's loggers, about as often as these log.
+
+    Args:
+        trainer: The trainer.
+        row: The interval.
+        step: The step that it ended with.
+        refreshes: How many there have been.
+    """
+    every = getattr(trainer, "log_every_n_steps", 0)
+    per_refresh = max(1, int(row["next_step"]) - int(row["step"]))
+    if not trainer.is_global_zero or not every or refreshes % max(1, every // per_refresh):
+        return
+    values = {"actual": row["loss"] - row["next_loss"]} | {name: row[name] for name in ("predicted", *ACCOUNTS)}
+    metrics = {f"ledger/{name}": float(own.mean()) for name, own in values.items() if not np.isnan(own).any()}
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=step)

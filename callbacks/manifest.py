@@ -28,7 +28,7 @@ def manifest_of(callback: OnlineTracIn, run: TracedRun, *, complete: bool) -> di
         "run_id": run.run_id,
         "complete": complete,
         "first_step": run.first_step,
-        "steps": sum(one.steps_taken for one in run.followed) - len(run.steps_left_out),
+        "steps": sum(one.steps_taken for one in run.parameters.followed) - len(run.steps_left_out),
         "steps_left_out": run.steps_left_out,
         "steps_skipped": run.steps_skipped,
         "refresh_every_n_steps": run.refresh_every_n_steps,
@@ -40,7 +40,7 @@ def manifest_of(callback: OnlineTracIn, run: TracedRun, *, complete: bool) -> di
         "candidates": _candidates(callback),
         "query_first_steps": {str(query): step for query, step in run.query_first_steps.items()},
         "staleness": {str(refresh): value for refresh, value in run.staleness.measured.items()},
-        "optimizers": [one.facts() for one in run.followed],
+        "optimizers": [one.facts() for one in run.parameters.followed],
         "gradient_clip_val": trainer.gradient_clip_val,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "precision": str(trainer.precision),
@@ -54,7 +54,7 @@ def manifest_of(callback: OnlineTracIn, run: TracedRun, *, complete: bool) -> di
         "seed": callback.seed,
         "parameters": list(callback.parameters),
         "unfrozen": {str(step): names for step, names in run.unfrozen.items()},
-        "coverage": run.capture.coverage.as_json(),
+        "coverage": run.listening.training.coverage.as_json(),
         "versions": {name: version(name) for name in ("ftrace", "torch", "lightning")}
         | {"python": platform.python_version()},
     }

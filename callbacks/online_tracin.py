@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from ftrace.callbacks.batches import batch_ids, batch_sizes
-from ftrace.callbacks.followed_optimizer import FollowedOptimizer
+from ftrace.callbacks.listening import Listening, without_autocast
 from ftrace.callbacks.manifest import manifest_of, write_store
 from ftrace.callbacks.query_losses import find_query_learned, find_query_losses
 from ftrace.callbacks.query_pass import QueryPass
@@ -21,16 +20,15 @@ from ftrace.callbacks.resume import RunState
 from ftrace.callbacks.scoring import KINDS, ScoringRules
 from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.traced_run import TracedRun
-from ftrace.callbacks.training_loop import is_compiled_anywhere, refuse_unsupported_loop
+from ftrace.callbacks.training_loop import refuse_unsupported_loop
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from ftrace.gradients import GradientCapture, Projection, unsupported_step
+from ftrace.gradients import Projection, unsupported_step
 from ftrace.scores import Candidates, ScoreStore, check_replaceable, stable_id
 
 BREAKDOWNS = ("layer", "epoch", "learned")
@@ -147,8 +145,7 @@ class OnlineTracIn(Callback):
         self.self_check = self_check
         self.seed = seed
 
-        self._captures: tuple[GradientCapture, GradientCapture] | None = None
-        self._handles: list[RemovableHandle] = []
+        self._listening = Listening(self.parameters, self.projection, strict=strict, hears_all_of_queries=ledger)
         self._run: TracedRun | None = None
         self._added: list[Any] = []
         self._names: dict[int, str] = {}
@@ -180,8 +177,7 @@ class OnlineTracIn(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._run = None
-        if is_compiled_anywhere(pl_module):  # hooks must be there when it is first called, maybe by sanity checking
-            self._captures = self._attach(pl_module, None)
+        self._listening.attach_before_first_call(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,8 +204,8 @@ class OnlineTracIn(Callback):
                 "learned(batch) -> Tensor[B] bool, or pass query_learned=(pl_module, batch) -> Tensor[B]"
             )
         queries = QueryPass(self.queries, losses, learned, self.query_id_key, trainer)
-        if self._captures is None:
-            self._captures = self._attach(pl_module, trainer)
+        if not self._listening.is_attached:
+            self._listening.attach(pl_module, trainer.optimizers)
         rules = ScoringRules(
             self.scores, self.integration == "trapezoid", self.momentum == "exact", self.breakdown, self.projection
         )
@@ -219,14 +215,13 @@ class OnlineTracIn(Callback):
             pl_module,
             queries,
             rules,
-            self._captures,
+            self._listening,
             refresh_every_n_steps=self.refresh_every_n_steps,
             candidates=self.candidates,
             strict=self.strict,
             self_check=self.self_check,
             ledger=self.ledger,
             staleness_every=self.staleness_every,
-            patterns=self.parameters,
             seed=self.seed,
         )
         self._state.begin(self._run, self._names, self._output_dir, strict=self.strict)
@@ -238,15 +233,15 @@ class OnlineTracIn(Callback):
                 f"OnlineTracIn: scores begin at step {self._run.first_step}, earlier steps are not in them; they go to "
                 f"{self._incomplete_dir}"
             )
-        for one in self._run.followed:
-            self._hook(one, pl_module)
+        for optimizer in trainer.optimizers:
+            self._listening.follow(pl_module, optimizer, self._step_begins, self._step_has_ended)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._running
         example_ids = batch_ids(batch, self.id_key, "id_key", self._names)
-        run.listen_to_unfrozen(lambda: self._reattach(pl_module, trainer))
-        while self._added and not any(one.is_open for one in run.followed):
+        run.cover_unfrozen()
+        while self._added and not any(one.is_open for one in run.parameters.followed):
             new = run.queries.add(self._added.pop(0), trainer)
             run.sums.add_queries(new.tolist())
             run.query_first_steps |= dict.fromkeys(new.tolist(), run.step)
@@ -256,13 +251,13 @@ class OnlineTracIn(Callback):
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._run is not None:
-            with _without_autocast(pl_module):
+            with without_autocast(pl_module):
                 self._run.before_backward(loss)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:
-            with _without_autocast(pl_module):
+            with without_autocast(pl_module):
                 self._run.after_backward()
 
     @override
@@ -274,8 +269,8 @@ class OnlineTracIn(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # Under automatic optimization the window's gradient is whole and unclipped here, and only here.
         # By hand, this comes after a closure of the user's own, and before a loss scaler decides whether to step.
-        with _without_autocast(pl_module):
-            self._running.begin_step(self._running.find(optimizer))
+        with without_autocast(pl_module):
+            self._step_begins(optimizer)
 
     @override
     def on_train_batch_end(
@@ -289,7 +284,7 @@ class OnlineTracIn(Callback):
         self._state.remember(run, self._names)
         run.finish()
         self._write(complete=run.first_step == 0)
-        self._detach()
+        self._listening.detach()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -301,14 +296,14 @@ class OnlineTracIn(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         run = self._run
-        if run is not None and self._captures is not None and run.taken and not isinstance(exception, SelfCheckError):
+        if run is not None and self._listening.is_attached and run.taken and not isinstance(exception, SelfCheckError):
             run.scoring.finish()
             self._write(complete=False, alone=True)
-        self._detach()
+        self._listening.detach()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._detach()
+        self._listening.detach()
 
     # State
 
@@ -322,71 +317,17 @@ class OnlineTracIn(Callback):
 
     # Helpers
 
+    def _step_begins(self, optimizer: Optimizer) -> None:
+        self._running.begin_step(self._running.parameters.find(optimizer))
+
+    def _step_has_ended(self, optimizer: Optimizer) -> None:
+        self._running.end_step(self._running.parameters.find(optimizer))
+
     @property
     def _running(self) -> TracedRun:
         if self._run is None:
             raise RuntimeError("OnlineTracIn: training has not been started by trainer.fit")
         return self._run
-
-    def _attach(self, pl_module: LightningModule, trainer: Trainer | None) -> tuple[GradientCapture, GradientCapture]:
-        """What listens to training, and what listens to the queries: with a ledger, to all that is trained."""
-        optimized = None
-        if trainer is not None:
-            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-            optimized = [p for group in groups for p in group["params"]]
-        capture = GradientCapture(pl_module, self.parameters, optimized, self.projection, refuse_unheard=self.strict)
-        hidden = any(line.status == "excluded" for line in capture.coverage.lines)
-        queries = capture
-        if self.ledger and hidden:
-            queries = GradientCapture(pl_module, ("*",), optimized, self.projection, refuse_unheard=False)
-        for one in {capture, queries}:
-            one.attach()
-        return capture, queries
-
-    def _reattach(self, pl_module: LightningModule, trainer: Trainer) -> tuple[GradientCapture, GradientCapture]:
-        for one in self._captures or ():
-            one.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._captures = self._attach(pl_module, trainer)
-        for optimizer in trainer.optimizers:
-            self._hook_optimizer(optimizer, pl_module)
-        return self._captures
-
-    def _hook(self, one: FollowedOptimizer, pl_module: LightningModule) -> None:
-        self._hook_optimizer(one.optimizer, pl_module)
-
-    def _hook_optimizer(self, optimizer: Optimizer, pl_module: LightningModule) -> None:
-        """Its own hooks tell what Lightning's can't: that a step has really been taken, and of manual optimization."""
-
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            one = self._running.find(optimizer)
-            if pl_module.automatic_optimization or one.is_stepping or _is_from_lightning(kwargs.get("closure")):
-                return  # on_before_optimizer_step comes, or has come
-            if kwargs.get("closure") is not None or len(args) > 1:
-                raise ValueError(
-                    "OnlineTracIn: an optimizer of your own was stepped with a closure, in which nobody can listen. "
-                    "Step the one that self.optimizers() gives, or call the closure before the step"
-                )
-            with _without_autocast(pl_module):
-                self._running.begin_step(one)
-
-        @torch.no_grad()
-        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            with _without_autocast(pl_module):
-                self._running.end_step(self._running.find(optimizer))
-
-        self._handles.append(optimizer.register_step_pre_hook(before))
-        self._handles.append(optimizer.register_step_post_hook(after))
-
-    def _detach(self) -> None:
-        for one in self._captures or ():
-            one.detach()
-        self._captures = None
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def _find_output_dir(self, trainer: Trainer) -> Path:
         default = Path(trainer.log_dir or trainer.default_root_dir) / "online"
@@ -417,18 +358,8 @@ class OnlineTracIn(Callback):
         output_dir = self._output_dir if complete else self._incomplete_dir
         facts = manifest_of(self, run, complete=complete)
         store = write_store(output_dir, run, facts, self._names, alone=alone)
-        if store is not None:
-            run.report(output_dir)
-
-
-def _without_autocast(pl_module: LightningModule) -> torch.autocast:
-    """By hand, hooks run inside of the user's autocast, which would round our products, too."""
-    return torch.autocast(pl_module.device.type, enabled=False)
-
-
-def _is_from_lightning(closure: Any) -> bool:
-    """Whether a closure is Lightning's, that calls on_before_optimizer_step once it is done."""
-    return getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"
+        if store is not None and store.ledger is not None and len(store.ledger.steps):
+            rank_zero_info(f"OnlineTracIn: {store.ledger.summary()}. Scores: {output_dir}")
 
 
 def _numbered(candidates: Any) -> Candidates:

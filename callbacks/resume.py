@@ -33,7 +33,9 @@ class RunState:
         """What goes into the checkpoint: names and hashes of files. All processes must call it."""
         if run is None or run.refreshed_at is None:
             return {}
-        if any(one.is_stepping for one in run.followed):  # saved in the middle of a step: it counts as not taken
+        if any(
+            one.is_stepping for one in run.parameters.followed
+        ):  # saved in the middle of a step: it counts as not taken
             rank_zero_warn("OnlineTracIn: a checkpoint was saved within an optimizer step; its scores are of before it")
         state = {"sums": None, **(self._ended or _state_of(run, names))}
         state["sums"] = state["sums"] or run.sums.state()
@@ -98,7 +100,7 @@ def _settings(run: TracedRun) -> dict[str, Any]:
         "refresh_every_n_steps": run.refresh_every_n_steps,
         "candidates": "of each query" if run.sums.is_ragged else "all" if run.sums.candidates is None else "some",
         "ledger": run.ledger is not None,
-        "parameters": sorted(run.covered.by_name.keys() - _unfrozen(run)),
+        "parameters": sorted(run.parameters.covered.by_name.keys() - _unfrozen(run)),
     }
 
 
@@ -142,7 +144,7 @@ def _state_of(run: TracedRun, names: dict[int, str]) -> dict[str, Any]:
         "refreshes": list(run.refreshes),
         "steps_left_out": list(run.steps_left_out),
         "steps_skipped": list(run.steps_skipped),
-        "steps_taken": [one.steps_taken for one in run.followed],
+        "steps_taken": [one.steps_taken for one in run.parameters.followed],
         "query_first_steps": dict(run.query_first_steps),
         "unfrozen": dict(run.unfrozen),
         "staleness": dict(staleness.measured),
@@ -167,7 +169,7 @@ def _restore(
     run.steps_left_out, run.steps_skipped = shared["steps_left_out"], shared["steps_skipped"]
     run.query_first_steps, run.unfrozen = shared["query_first_steps"], shared["unfrozen"]
     run.staleness.measured = shared["staleness"]
-    for one, taken in zip(run.followed, shared["steps_taken"], strict=True):
+    for one, taken in zip(run.parameters.followed, shared["steps_taken"], strict=True):
         one.steps_taken = taken
     last = shared["last"]
     run._last = last
@@ -179,7 +181,7 @@ def _restore(
     scoring.queries = QueryGradients(given, batches=scoring.batches)
     if "cosine" in run.rules.kinds:
         scoring._query_norms = scoring.queries.norms(scoring.names)
-    for check in run.conservation.values():
+    for check in run.parameters.conservation.values():
         check.set_queries(scoring.queries, len(run.refreshes) - 1)
     for index, state in enumerate(states):
         names |= state["names"]
@@ -210,7 +212,7 @@ def _restore(
             ring.held = [_emptied(one) for one in held["held"]]
             ring.given_buffers = held["given_buffers"]
     if run.ledger is not None and shared["ledger"] is not None:
-        run.ledger.load(shared["ledger"], last, run._all_trained())
+        run.ledger.load(shared["ledger"], last, run.parameters.all())
         for row in run.ledger.rows:
             row.update({key: value.cpu().numpy() for key, value in row.items() if hasattr(value, "numpy")})
 

@@ -10,21 +10,20 @@ The callback tells what happens; this decides what it means. A step of an optimi
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from ftrace.callbacks.contributions import Contribution, StepTaken
-from ftrace.callbacks.covered_parameters import CoveredParameters
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
-from ftrace.callbacks.ledger import LedgerKeeper
+from ftrace.callbacks.ledger import LedgerKeeper, log_interval
+from ftrace.callbacks.listening import Listening
 from ftrace.callbacks.processes import gather_objects, num_processes
 from ftrace.callbacks.query_pass import NotFiniteError, QueryPass, Refresh
 from ftrace.callbacks.scoring import Scoring, ScoringRules
 from ftrace.callbacks.self_check import Conservation, Failures, SpotCheck
 from ftrace.callbacks.staleness import Staleness
+from ftrace.callbacks.trained_parameters import TrainedParameters
 from ftrace.callbacks.training_loop import (
     clip_factor,
     clips_by_itself,
@@ -35,11 +34,10 @@ from ftrace.callbacks.training_loop import (
     zeroes_gradients_itself,
 )
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ftrace.gradients import GradientCapture, PerExampleGradients, Recording
+from ftrace.gradients import Dense, PerExampleGradients, QueryGradients, Recording
 from ftrace.scores import Candidates, ScoreAccumulator
 
 
@@ -51,14 +49,13 @@ class TracedRun:
         pl_module: The module.
         queries: The queries.
         rules: How scores are made.
-        captures: What listens to training, and what listens to the queries.
+        listening: What listens to the module.
         refresh_every_n_steps: After how many optimizer steps the queries are differentiated anew.
         candidates: Whose scores are kept.
         strict: Whether what is wrong is an error.
         self_check: Whether to check.
         ledger: Whether to keep one.
         staleness_every: Measure staleness at every so many refreshes; 0: never.
-        patterns: Globs over parameter names.
         seed: Of the checks.
     """
 
@@ -68,7 +65,7 @@ class TracedRun:
         pl_module: LightningModule,
         queries: QueryPass,
         rules: ScoringRules,
-        captures: tuple[GradientCapture, GradientCapture],
+        listening: Listening,
         *,
         refresh_every_n_steps: int,
         candidates: Candidates,
@@ -76,7 +73,6 @@ class TracedRun:
         self_check: bool,
         ledger: bool,
         staleness_every: int,
-        patterns: tuple[str, ...],
         seed: int,
     ) -> None:
         self.trainer = trainer
@@ -85,8 +81,7 @@ class TracedRun:
         self.rules = rules
         self.refresh_every_n_steps = refresh_every_n_steps
         self.strict = strict
-        self.patterns = patterns
-        self.seed = seed
+        self.listening = listening
         self.run_id: str = gather_objects(uuid.uuid4().hex)[0]
         self.failures = Failures(strict=strict) if self_check else None
         self.first_step = trainer.global_step
@@ -105,90 +100,39 @@ class TracedRun:
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
         self._batch_sizes: Sequence[int] = ()
-        self._listen(captures)
-        dtypes = {p.dtype for p in self.covered.by_name.values()}
+        self.parameters = TrainedParameters(
+            trainer, pl_module, listening, rules, self.failures, strict=strict, seed=seed
+        )
+        covered = self.parameters.covered.by_name
+        dtypes = {p.dtype for p in covered.values()}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         ids = queries.ids.tolist()
         self.sums = ScoreAccumulator(rules.kinds, ids, dtype, candidates)
         batches = refresh_every_n_steps * trainer.accumulate_grad_batches
-        self.scoring = Scoring(rules, self.sums, list(self.covered.by_name), batches)
+        self.scoring = Scoring(rules, self.sums, list(covered), batches)
         self.ledger: LedgerKeeper | None = None
         if ledger:
             accounts = "update" in rules.kinds
             self.ledger = LedgerKeeper(
-                frozenset(self.covered.by_name),
+                frozenset(covered),
                 trapezoid=rules.trapezoid,
                 accounts=accounts,
                 exact_momentum=rules.exact_momentum,
                 projection=rules.projection,
                 projects_all=rules.projection is not None and not self.scoring.keeps_queries_whole,
             )
-        spot = self_check and not any(hasattr(p, "full_tensor") for p in self.covered.by_name.values())
-        self.spot_check = self._make(SpotCheck, self.covered.by_name) if spot else None
+        spot = self_check and not any(hasattr(p, "full_tensor") for p in covered.values())
+        self.spot_check = self.parameters.make_check(SpotCheck, covered) if spot else None
         self.checks_examples = spot and not is_compiled_anywhere(pl_module)  # compiled graphs can't be kept
 
-    # What is listened to
-
-    def _listen(self, captures: tuple[GradientCapture, GradientCapture]) -> None:
-        """Find what is covered and by which optimizer it is trained."""
-        self.capture, self.query_capture = captures
-        named = dict(self.pl_module.named_parameters())
-        self.covered = CoveredParameters(
-            self.capture.coverage, named, strict=self.strict, trained={id(p) for p in self._trained()}
-        )
-        names = {id(p): name for name, p in named.items()}
-        by_layer = "layer" in self.rules.breakdown
-        self.followed = [
-            FollowedOptimizer(index, optimizer, names, self.covered.by_name, by_layer=by_layer)
-            for index, optimizer in enumerate(self.trainer.optimizers)
-        ]
-        self._known = {id(p): p for p in self._trained()}
-        self.conservation: dict[int, Conservation] = {}
-        if self.failures is not None:
-            for one in self.followed:
-                own = {name: p for _, name, p in one.parameters(covered=True)}
-                self.conservation[one.index] = self._make(Conservation, own)
-
-    def _make(self, check: Any, parameters: Mapping[str, torch.nn.Parameter]) -> Any:
-        coarse = self.trainer.precision not in ("32-true", "64-true")
-        assert self.failures is not None
-        return check(parameters, self.failures, seed=self.seed, projection=self.rules.projection, coarse=coarse)
-
-    def _trained(self) -> list[torch.nn.Parameter]:
-        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-        return [p for group in groups for p in group["params"] if p.requires_grad]
-
-    def listen_to_unfrozen(self, make_captures: Any) -> None:
-        """Cover parameters that were unfrozen, or given to an optimizer, since training began.
-
-        Args:
-            make_captures: Makes and attaches new captures.
-
-        Raises:
-            ValueError: If that can't be done any more.
-        """
-        new = [p for p in self._trained() if id(p) not in self._known]
-        if not new:
+    def cover_unfrozen(self) -> None:
+        """Cover parameters that were unfrozen, or given to an optimizer, since training began."""
+        unfrozen = self.parameters.add_unfrozen()
+        if not unfrozen:
             return
-        names = {id(p): name for name, p in self.pl_module.named_parameters()}
-        unfrozen = [names[id(p)] for p in new if id(p) in names]
-        if any(one.is_open for one in self.followed):
-            raise ValueError(
-                f"OnlineTracIn: {unfrozen[0]!r} was unfrozen between a backward pass and its optimizer step. Unfreeze "
-                "between steps, such as in on_train_epoch_start"
-            )
-        if is_compiled_anywhere(self.pl_module):
-            raise ValueError(
-                f"OnlineTracIn: {unfrozen[0]!r} was unfrozen in a compiled module, whose hooks can't change any more. "
-                "Unfreeze before training, or train without torch.compile"
-            )
-        taken = {one.index: one.steps_taken for one in self.followed}
-        self._listen(make_captures())
-        for one in self.followed:
-            one.steps_taken = taken.get(one.index, 0)
-        self.scoring.see(self.covered.by_name)
+        self.scoring.see(self.parameters.covered.by_name)
         if self.ledger is not None:
-            self.ledger.see(self._all_trained(), frozenset(self.covered.by_name))
+            self.ledger.see(self.parameters.all(), frozenset(self.parameters.covered.by_name))
         known = {name for names in self.unfrozen.values() for name in names}
         if not known.issuperset(unfrozen):  # a resumed run knows them already, and their queries' gradients
             self.unfrozen[self.step] = unfrozen
@@ -217,11 +161,11 @@ class TracedRun:
             def compare(losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor) -> None:
                 check.compare_query(losses, gradients, query_ids, whole=whole)
 
-        gaps = {} if self.ledger is None else self._gaps()
+        gaps = {} if self.ledger is None else self.parameters.gaps()
         try:
-            with self._all_require_gradients():
+            with self.parameters.all_require_gradients():
                 found = self.queries.run(
-                    self.trainer, self.pl_module, self.query_capture, self.step, gaps, compare, whole=whole
+                    self.trainer, self.pl_module, self.listening.queries, self.step, gaps, compare, whole=whole
                 )
         except NotFiniteError as error:
             if self._last is None:
@@ -237,28 +181,16 @@ class TracedRun:
             assert queries is not None
             gained, by_given = self.scoring.take_gains()
             given = by_given if self.rules.projection is not None and not self.ledger.projects_all else None
-            self._log_row(closing.finish(queries, gained, given))
+            log_interval(self.trainer, closing.finish(queries, gained, given), self.step, len(self.refreshes))
         if self.ledger is not None:
-            self.ledger.open(found, self._all_trained())
-        for check in self.conservation.values():
+            self.ledger.open(found, self.parameters.all())
+        for check in self.parameters.conservation.values():
             assert self.scoring.queries is not None
             check.set_queries(self.scoring.queries, len(self.refreshes))
         self._last = found
         self.refreshed_at = self.step
         self.refreshes.append(self.step)
         self.has_queries_to_add = False
-
-    @contextmanager
-    def _all_require_gradients(self) -> Iterator[None]:
-        """By hand, parameters of other optimizers may be switched off for a moment: queries depend on them still."""
-        off = [p for p in self._known.values() if not p.requires_grad]
-        for parameter in off:
-            parameter.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for parameter in off:
-                parameter.requires_grad_(False)
 
     def _go_on_with_old_queries(self, error: NotFiniteError) -> None:
         """Training has diverged: that is the user's to see, and no reason to lose the scores so far."""
@@ -269,19 +201,9 @@ class TracedRun:
 
     def _ledger_queries(self) -> Any:
         """The query gradients that the ledger multiplies with: whole ones, if there are."""
-        from ftrace.gradients import QueryGradients
-
         if self.scoring.keeps_queries_whole and self.scoring.whole is not None:
             return QueryGradients(self.scoring.whole)
         return self.scoring.queries
-
-    def _all_trained(self) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in self.pl_module.named_parameters() if id(p) in self._known}
-
-    def _gaps(self) -> dict[str, torch.nn.Parameter]:
-        """Trained parameters that not even the queries' capture reads."""
-        read = set(self.query_capture.coverage.covered)
-        return {name: p for name, p in self._all_trained().items() if name not in read}
 
     def begin_batch(self, example_ids: Tensor, sizes: Sequence[int]) -> None:
         """A batch of examples is about to be run.
@@ -292,7 +214,7 @@ class TracedRun:
         """
         self.refresh_if_due()
         self._batch_ids, self._batch_sizes = example_ids, sizes
-        self._recordings = [self.capture.start(len(example_ids), groups=sizes)]
+        self._recordings = [self.listening.training.start(len(example_ids), groups=sizes)]
 
     def before_backward(self, loss: Tensor) -> None:
         """A backward pass is about to begin."""
@@ -300,7 +222,7 @@ class TracedRun:
             return
         if not self.pl_module.automatic_optimization:
             self._refresh_between_steps()
-            for one in self.followed:
+            for one in self.parameters.followed:
                 if one.window and not one.has_gradients():  # they have been set to zero since
                     self._discard(one)
         if self.spot_check is not None and self.checks_examples:
@@ -317,27 +239,27 @@ class TracedRun:
         if not self._recordings:
             return
         manual = not self.pl_module.automatic_optimization
-        self.capture.stop()
+        self.listening.training.stop()
         scale = loss_scale(self.trainer)
         factor = 1 / (scale * num_processes())
         for recording in self._recordings:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
             gradients = recording.gradients()
-            self.covered.heard(gradients.parts)
+            self.parameters.covered.heard(gradients.parts)
             if self._heard is not None:
                 self._heard.update(gradients.parts)
             if self.spot_check is not None:
                 self.spot_check.compare_examples(gradients, self._batch_ids)
-            for one in self.followed:
+            for one in self.parameters.followed:
                 self._contribute(one, gradients, factor)
             self.staleness.after_backward(gradients, self.scoring)
             if manual:
                 recording.forget_gradients()
         if manual:
-            for one in self.followed:
+            for one in self.parameters.followed:
                 one.norm_of_backward = one.gradient_norm() / scale
-            self._recordings.append(self.capture.start(len(self._batch_ids), groups=self._batch_sizes))
+            self._recordings.append(self.listening.training.start(len(self._batch_ids), groups=self._batch_sizes))
         else:
             self._recordings = []  # lets go of the activations
 
@@ -346,8 +268,8 @@ class TracedRun:
         shares = {share: names for share, names in shares.items() if names}
         if not shares:
             return
-        if one.index in self.conservation:
-            self.conservation[one.index].add_to_window(gradients, factor)
+        if one.index in self.parameters.conservation:
+            self.parameters.conservation[one.index].add_to_window(gradients, factor)
         follows = "update" in self.rules.kinds
         contribution = self.scoring.multiply(
             self._batch_ids, gradients, shares, factor, elementwise=follows and one.is_elementwise
@@ -358,10 +280,10 @@ class TracedRun:
 
     def end_batch(self) -> None:
         """A batch is done: steps that were begun and not taken have been skipped."""
-        self.capture.stop()
+        self.listening.training.stop()
         self._recordings = []
         self._require_shared_parameters()
-        for one in self.followed:
+        for one in self.parameters.followed:
             if one.is_stepping:
                 one.is_stepping = False
                 self.steps_skipped.append(self.step - 1)
@@ -383,28 +305,24 @@ class TracedRun:
 
     # Steps
 
-    def find(self, optimizer: Optimizer) -> FollowedOptimizer:
-        """What follows an optimizer."""
-        optimizer = getattr(optimizer, "optimizer", optimizer)
-        return next(one for one in self.followed if one.optimizer is optimizer)
-
     def begin_window(self) -> None:
         """Gradients are about to be set to zero under automatic optimization."""
-        for one in self.followed:
+        for one in self.parameters.followed:
             self._discard(one)
 
     def _discard(self, one: FollowedOptimizer) -> None:
         one.window, one.is_open = [], False
-        if one.index in self.conservation:
-            self.conservation[one.index].discard_window()
+        if one.index in self.parameters.conservation:
+            self.parameters.conservation[one.index].discard_window()
 
     def begin_step(self, one: FollowedOptimizer) -> None:
         """An optimizer is about to step."""
-        self._refuse_unknown(one)
-        self._refuse_unannounced(one)
-        self.covered.require_hearing()
+        if one.is_stepping:  # announced by Lightning already, before a loss scaler's decision
+            return
+        self.parameters.refuse_unknown(one)
+        self.parameters.covered.require_hearing()
         manual = not self.pl_module.automatic_optimization
-        check = self.conservation.get(one.index)
+        check = self.parameters.conservation.get(one.index)
         self._measures_clipping = clips_by_itself(self.pl_module)
         if self._measures_clipping and not keeps_gradients(one.optimizer):
             raise ValueError(
@@ -461,7 +379,7 @@ class TracedRun:
             self._leave_out()
         if self.ledger is not None:
             self.ledger.after_step(one, steps, given)
-        check = self.conservation.get(one.index)
+        check = self.parameters.conservation.get(one.index)
         if check is not None and check.expects_gradient and keeps_gradients(one.optimizer):
             self._check_after(check, one)
 
@@ -479,8 +397,6 @@ class TracedRun:
 
     def _as_contribution(self, one: FollowedOptimizer, given: Mapping[str, Tensor]) -> Contribution:
         """The true gradient as if it were one example's, projected like the examples'."""
-        from ftrace.gradients import Dense
-
         assert self.rules.projection is not None
         shares = {s: [n for n in names if n in given] for s, names in one.shares().items()}
         names = [name for of_share in shares.values() for name in of_share]
@@ -488,23 +404,6 @@ class TracedRun:
         shapes = {name: part.value.shape[1:] for name, part in parts.items()}
         gradients = PerExampleGradients({name: [part] for name, part in parts.items()}, shapes, 1)
         return Contribution(torch.zeros(1, dtype=torch.int64), 1 / self._clip, shares, gradients=gradients)
-
-    def _refuse_unannounced(self, one: FollowedOptimizer) -> None:
-        """By hand, a backward pass that Lightning doesn't know of was not listened to."""
-        if not self.pl_module.automatic_optimization and not one.window and one.has_gradients():
-            raise ValueError(
-                "OnlineTracIn: an optimizer steps with gradients of a backward pass that nothing was told of. Call "
-                "self.manual_backward(loss) instead of loss.backward()"
-            )
-
-    def _refuse_unknown(self, one: FollowedOptimizer) -> None:
-        for group in one.optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and id(p) not in self._known:
-                    raise ValueError(
-                        f"OnlineTracIn: a parameter of shape {tuple(p.shape)} was unfrozen or added to the optimizer "
-                        "within a batch. Unfreeze between batches, such as in on_train_epoch_start"
-                    )
 
     def _leave_out(self) -> None:
         """A step whose contributions are no numbers would spoil all its examples' scores."""
@@ -523,22 +422,3 @@ class TracedRun:
         if self.taken and self.refreshed_at != self.step and (self.ledger is not None or self.scoring.pending):
             self.refresh()
         self.scoring.finish()
-
-    def _log_row(self, row: Mapping[str, Any]) -> None:
-        """The interval's means over queries, through the user's loggers."""
-        if not self.trainer.is_global_zero:
-            return
-        names = ("predicted", "examples", "momentum", "decay", "uncovered", "projection")
-        values = {"actual": float((row["loss"] - row["next_loss"]).mean())}
-        values |= {name: float(row[name].mean()) for name in names if row[name].size and row[name][0] == row[name][0]}
-        metrics = {f"ledger/{name}": value for name, value in values.items()}
-        every = getattr(self.trainer, "log_every_n_steps", 0)
-        if every and (len(self.refreshes) % max(1, every // self.refresh_every_n_steps) == 0):
-            for logger in self.trainer.loggers:
-                logger.log_metrics(metrics, step=self.step)
-
-    def report(self, output_dir: Path) -> None:
-        """One line that a person understands."""
-        if self.ledger is not None and self.ledger.rows:
-            summary = self.ledger.ledger(self.queries.ids.numpy()).summary()
-            rank_zero_info(f"OnlineTracIn: {summary}. Scores: {output_dir}")
