@@ -47,7 +47,7 @@ def test_run_folder_holds_everything_and_the_working_directory_nothing(demo: tup
     run, _ = demo
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "hparams.yaml", "online", "snapshots", "bm25", "tracin", "evaluation",
-        "learned_queries.json", "working_directory.txt",
+        "learned_queries.json", "working_directory.txt", "ledger.png",
     }  # fmt: skip
     assert {path.name for path in run.parents[2].iterdir()} == {"runs", "data_cache"}
 
@@ -55,7 +55,7 @@ def test_run_folder_holds_everything_and_the_working_directory_nothing(demo: tup
 def test_output_ends_with_the_table_worked_queries_and_places(demo: tuple[Path, str]) -> None:
     run, output = demo
     rows = json.loads((run / "evaluation" / "table.json").read_text())["rows"]
-    assert list(rows) == ["online dot", "online cosine", "bm25", "tracin dot", "tracin cosine"]
+    assert list(rows) == ["online update", "online cosine", "bm25", "tracin dot", "tracin cosine"]
     assert "ceiling" in output
     for label in ("proponents", "opponents"):
         assert len(re.findall(rf"^│ {label} ", output, re.M)) == 3
@@ -92,6 +92,40 @@ def test_commands_repeat_what_the_job_wrote(demo: tuple[Path, str], tmp_path: Pa
     ]
     assert main(["evaluate", stores[0], "--queries=all", f"--output_dir={tmp_path / 'all'}"]) == 0
     assert json.loads((tmp_path / "all" / "table.json").read_text())["num_queries"] == 8
+
+
+def test_the_ledger_is_said_and_drawn(
+    demo: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = demo
+    assert "The scores explain " in output
+    assert "books" not in output  # they balance
+    assert (run / "ledger.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["ledger", str(run / "online"), f"--output={tmp_path / 'ledger.svg'}", "--queries=[0, 3]"]) == 0
+    drawn = (tmp_path / "ledger.svg").read_text()
+    assert "query 0" in drawn
+    assert "query 3" in drawn
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] in output
+    assert main(["ledger", str(run / "online"), f"--output={tmp_path / 'l.png'}", "--queries=[99]"]) == 2
+    assert main(["ledger", str(run / "bm25")]) == 2
+    assert "no ledger in it" in capsys.readouterr().err
+
+
+def test_scores_are_compared_by_the_step_at_which_queries_were_learned(demo: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = demo
+    file = tmp_path / "when.json"
+    stores = [str(run / "online"), str(run / "tracin")]
+    assert main(["learned-when", *stores, "--bins=2", f"--output={file}"]) == 0
+    bins = json.loads(file.read_text())
+    learned = [one for one in bins if one["first"] >= 0]
+    assert len(learned) == 2
+    assert sum(one["num_queries"] for one in bins) == 8
+    assert learned[0]["last"] <= learned[1]["first"]
+    for one in learned:
+        assert 0 <= one["before"] <= 1
+        assert -1 <= one["rank_correlation"] <= 1
+    assert main(["learned-when", str(run / "tracin"), stores[1], f"--run={run}"]) == 2
 
 
 def test_learned_queries_are_asked_for_once(demo: tuple[Path, str]) -> None:
@@ -173,14 +207,14 @@ def test_any_module_and_datamodule_by_class_path_twice(logger: bool, tmp_path: P
     arguments = [
         "fit", "--model=mine.Line", "--data=mine.Points", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
         f"--trainer.logger={str(logger).lower()}", "--trainer.callbacks=ftrace.callbacks.OnlineTracIn",
-        "--trainer.callbacks.query_losses=mine.losses", "--trainer.callbacks.output_dir=scores",
+        "--trainer.callbacks.query_losses=mine.losses",
     ]  # fmt: skip
-    for _ in range(2):
-        done = train(tmp_path, *arguments)
+    for scores in ("first", "second"):
+        done = train(tmp_path, *arguments, f"--trainer.callbacks.output_dir={scores}")
         assert done.returncode == 0, done.stderr[-3000:]
-    assert ScoreStore.open(tmp_path / "scores").example_ids.tolist() == [0, 1, 2, 3]
+        assert ScoreStore.open(tmp_path / scores).example_ids.tolist() == [0, 1, 2, 3]
     names = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
-    assert names == {"mine.py", "runs", "scores"}
+    assert names == {"mine.py", "runs", "first", "first-state", "second", "second-state"}
 
 
 def test_a_logger_of_the_working_directory_gets_no_config(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What README.md and docs/engine.md show is run."""
+"""What README.md and the pages in docs/ show is run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README + (ROOT / "docs" / "engine.md").read_text(), re.S)
+PAGES = [ROOT / "docs" / name for name in ("engine.md", "own_training.md")]
+BLOCKS = re.findall(r"```python\n(.*?)```", README + "".join(page.read_text() for page in PAGES), re.S)
 
 
 @pytest.mark.parametrize("index", range(len(BLOCKS)))

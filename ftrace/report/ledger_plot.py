@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
     losses, accounts = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
     _draw_losses(losses, ledger, chosen)
     _draw_accounts(accounts, ledger)
-    figure.suptitle(_first_letter(str(ledger.summary())), fontsize=11)
+    figure.suptitle(textwrap.fill(_first_letter(str(ledger.summary())), 90), fontsize=11)
     temporary = file.with_name(f".{file.name}.tmp{file.suffix}")
     figure.savefig(temporary, dpi=130)
     temporary.replace(file)
@@ -97,12 +98,29 @@ def _draw_accounts(axes: Axes, ledger: Ledger) -> None:
         axes.bar(centres, values, 0.9 * width, bottom=bottom, color=_COLOURS[name], label=name)
         above += np.clip(values, 0, None)
         below += np.clip(values, None, 0)
-    axes.plot(centres, by_stretch(ledger.actual), "k.-", linewidth=1, label="actual")
+    actual = by_stretch(ledger.actual)
+    axes.plot(centres, actual, "k.-", linewidth=1, label="actual")
+    _cut_off_towers(axes, centres, np.maximum(above, actual), np.minimum(below, actual))
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_ylabel("fall of a query's loss (nats)")
     axes.set_xlabel("optimizer step")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25)
+
+
+def _cut_off_towers(axes: Axes, centres: np.ndarray, above: np.ndarray, below: np.ndarray) -> None:
+    """A stretch that dwarfs all others, as the first one often does, is cut off and its height written beside it."""
+    heights = np.sort(above)
+    rest = heights[-2] if len(heights) > 1 else 0.0
+    if rest <= 0 or heights[-1] <= 4 * rest:
+        return
+    top = 1.3 * rest
+    axes.set_ylim(min(1.3 * float(below.min()), -0.05 * top), top)
+    tower = int(above.argmax())
+    axes.annotate(
+        f" up to {above[tower]:.3g}", (centres[tower], top), va="top", ha="left", fontsize=8, xytext=(8, -2),
+        textcoords="offset points",
+    )  # fmt: skip
 
 
 def _first_letter(sentence: str) -> str:
