@@ -442,3 +442,44 @@ def test_foreign_modules(kind: str, tmp_path: Path) -> None:
     )
     rate = 1e-3 if kind == "images" else 1e-2
     np.testing.assert_allclose(store.matrix("dot"), rate * expected.numpy(), rtol=1e-7, atol=1e-12)
+
+
+class Validates(replay.Net):
+    """With validation and sanity checking, in which it draws random numbers."""
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        assert not self.training
+        self.log("loss", self.example_losses(batch).mean() + 0 * torch.rand(()))
+
+
+def test_validation_in_between_changes_nothing(tmp_path: Path) -> None:
+    """Sanity checking, validation within accumulation windows, and an end within one, by max_steps."""
+    online = {"refresh_every_n_steps": 2, "integration": "trapezoid", "momentum": "exact"}
+    settings: dict[str, Any] = {"accumulate_grad_batches": 3, "max_steps": 3, "max_epochs": None, "online": online}
+    plain = fit(tmp_path / "plain", replay.Net(OPTIMIZERS["adamw"]), **settings)
+    folder, queries_of = tmp_path / "validated", DataLoader(ASKED, batch_size=2)  # type: ignore[arg-type]
+    callback = OnlineTracIn(queries(), folder / "online", scores=("dot", "update", "cosine"), **online)
+    made = trainer(
+        folder, callbacks=[callback], accumulate_grad_batches=3, max_steps=3, max_epochs=None, val_check_interval=1,
+        num_sanity_val_steps=1,
+    )  # fmt: skip
+    made.fit(Validates(OPTIMIZERS["adamw"]), DataLoader(EXAMPLES, batch_size=2), queries_of)  # type: ignore[arg-type]
+    store = ScoreStore.open(folder / "online")
+    assert store.manifest["steps"] == plain.manifest["steps"] == 3
+    for kind in plain.kinds:
+        np.testing.assert_allclose(store.matrix(kind), plain.matrix(kind), rtol=1e-12)
+
+
+def test_the_users_checkpoint_holds_nothing_large(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    sizes = []
+    for count in (3, 300):
+        asked = replay.rows(count, "query_id", seed=1)
+        callback = OnlineTracIn(DataLoader(asked, batch_size=100), tmp_path / str(count))  # type: ignore[arg-type]
+        made = trainer(tmp_path, callbacks=[callback])
+        made.fit(replay.Net(OPTIMIZERS["adamw"]), DataLoader(EXAMPLES, batch_size=2))  # type: ignore[arg-type]
+        made.save_checkpoint(tmp_path / "saved.ckpt")
+        state = torch.load(tmp_path / "saved.ckpt", weights_only=True)["callbacks"][callback.state_key]
+        sizes.append(len(str(state)))
+        assert not any(isinstance(value, Tensor) for value in state.values())
+    assert sizes[1] < sizes[0] + 20 * 300  # but for the queries' ids
