@@ -307,11 +307,13 @@ class Conservation:
                     f"at step {step} the examples' contributions to {worst!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook"
                 )
-        if any(one.refresh != self._refresh for one in window):  # their products are with other query gradients
+        old = [one for one in window if one.refresh != self._refresh]  # their products are with other query gradients
+        in_direction = [] if old else [done * self._along(one) for one in window]
+        sums = [sum(float(v.sum()) for v in in_direction), sum(float(v.abs().sum()) for v in in_direction), len(old)]
+        everywhere = sum_over_processes(torch.tensor(sums, dtype=torch.float64, device=self._device()))
+        found, magnitude, any_old = everywhere.tolist()
+        if any_old:
             return
-        in_direction = [done * self._along(one) for one in window]
-        sums = [sum(float(v.sum()) for v in in_direction), sum(float(v.abs().sum()) for v in in_direction)]
-        found, magnitude = sum_over_processes(torch.tensor(sums, dtype=torch.float64, device=self._device())).tolist()
         expected = self._along_direction()
         if norm is not None:
             self._last_norm = norm

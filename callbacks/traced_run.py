@@ -9,6 +9,7 @@ The callback tells what happens; this decides what it means. A step of an optimi
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,6 +97,7 @@ class TracedRun:
         self.refreshed_at: int | None = None
         self.taken = 0  # optimizer steps begun since first_step, over all optimizers
         self.has_queries_to_add = False
+        self._clip, self._measures_clipping = 1.0, False  # of the step that is under way
         self._last: Refresh | None = None
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
@@ -331,7 +333,8 @@ class TracedRun:
                 "foreach=False, or use Trainer(gradient_clip_val=...)"
             )
         clips = manual or self._measures_clipping or bool(self.trainer.gradient_clip_val)
-        wanted = clips or (check is not None and check.wants_norm) or self.scoring.rules.exact_momentum
+        # All processes must agree on which steps are left out, so the gradient that they share decides.
+        wanted = clips or (check is not None and check.wants_norm) or self.rules.exact_momentum or num_processes() > 1
         norm = one.gradient_norm() if wanted else None
         if norm is not None and scales_inside(self.trainer, one.optimizer):
             norm /= loss_scale(self.trainer)
@@ -346,8 +349,7 @@ class TracedRun:
         if self.ledger is not None:
             self.ledger.before_step(one)
         self.taken += 1
-        finite = norm is None or bool(torch.isfinite(torch.tensor(norm)))
-        if check is not None and one.window and finite:
+        if check is not None and (one.window or num_processes() > 1) and self._is_finite(one):
             check.check_window(
                 one.window, self._clip, norm, self.step - 1, is_clipped=manual, look_after=self._measures_clipping
             )
@@ -383,17 +385,13 @@ class TracedRun:
         if check is not None and check.expects_gradient and keeps_gradients(one.optimizer):
             self._check_after(check, one)
 
-    _clip = 1.0
-    _measures_clipping = False
-
     def _check_after(self, check: Conservation, one: FollowedOptimizer) -> None:
         norm = one.gradient_norm()
         if not (zeroes_gradients_itself(self.pl_module) and norm == 0):
             check.check_gradient(norm, self.step - 1, self._clip if self._measures_clipping else 1.0)
 
     def _is_finite(self, one: FollowedOptimizer) -> bool:
-        norm = one.norm_before_step
-        return norm is None or bool(torch.isfinite(torch.tensor(norm)))
+        return one.norm_before_step is None or math.isfinite(one.norm_before_step)
 
     def _as_contribution(self, one: FollowedOptimizer, given: Mapping[str, Tensor]) -> Contribution:
         """The true gradient as if it were one example's, projected like the examples'."""

@@ -10,6 +10,6 @@ def stable_id(name: str) -> int:
 
     Example:
         >>> stable_id("train/00017")
-        7055262127420119379
+        8381322313509753406
     """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
