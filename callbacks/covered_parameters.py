@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import torch
+from ftrace.callbacks.processes import sum_over_processes
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -38,7 +40,8 @@ class CoveredParameters:
         if not self.by_name:
             raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
         self._strict = strict
-        self._unheard = set(self.by_name)
+        self._unheard = set(self.by_name)  # by no process: the same on all of them
+        self._heard_here: set[str] = set()
         if coverage.gaps:
             names = ", ".join(f'"!{gap.parameter}"' for gap in coverage.gaps[:3])
             self._report(
@@ -48,14 +51,24 @@ class CoveredParameters:
 
     def heard(self, names: Collection[str]) -> None:
         """Note the parameters whose layers have been heard."""
-        self._unheard.difference_update(names)
+        if self._unheard:
+            self._heard_here.update(names)
 
     def require_hearing(self) -> None:
         """Before an optimizer's step: a gradient of a layer that never ran comes from where nobody listens.
 
+        All processes must call it: a layer may run on one of them only.
+
         Raises:
             ValueError: When strict, if there is one.
         """
+        if not self._unheard:
+            return
+        order = sorted(self._unheard)
+        device = self.by_name[order[0]].device
+        heard = torch.tensor([name in self._heard_here for name in order], dtype=torch.int64, device=device)
+        heard_anywhere = sum_over_processes(heard).tolist()
+        self._unheard = {name for name, count in zip(order, heard_anywhere, strict=True) if not count}
         silent = [n for n in self._unheard if (grad := self.by_name[n].grad) is not None and bool(grad.any())]
         if silent:
             self._unheard.difference_update(silent)

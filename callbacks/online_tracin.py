@@ -245,7 +245,7 @@ class OnlineTracIn(Callback):
             new = run.queries.add(self._added.pop(0), trainer)
             run.sums.add_queries(new.tolist())
             run.query_first_steps |= dict.fromkeys(new.tolist(), run.step)
-            run.has_queries_to_add = True
+            run.has_queries_to_add = run.has_queries_to_add or len(new) > 0
         run.begin_batch(example_ids, batch_sizes(batch, self.id_key))
 
     @override
@@ -297,6 +297,7 @@ class OnlineTracIn(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         run = self._run
         if run is not None and self._listening.is_attached and run.taken and not isinstance(exception, SelfCheckError):
+            self._state.remember(run, self._names)  # a checkpoint may be saved yet
             run.scoring.finish()
             self._write(complete=False, alone=True)
         self._listening.detach()
@@ -336,7 +337,13 @@ class OnlineTracIn(Callback):
 
     @property
     def _incomplete_dir(self) -> Path:
-        return self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
+        folder = self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
+        try:
+            other = ScoreStore.open(folder).manifest.get("run_id")
+        except (FileNotFoundError, ValueError):
+            return folder
+        run_id = self._running.run_id
+        return folder if other == run_id else folder.with_name(f"{folder.name}-{run_id[:8]}")
 
     def _refuse_another_run(self) -> None:
         """A store of another run must not be lost; an earlier one of the same run is replaced."""

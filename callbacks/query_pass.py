@@ -73,7 +73,7 @@ class QueryPass:
         self.add(source, trainer)
 
     def add(self, source: Any, trainer: Trainer) -> Tensor:
-        """More queries.
+        """More queries. If all of them are known, as in a resumed run that was given them at once, nothing happens.
 
         Returns:
             Their ids.
@@ -83,6 +83,8 @@ class QueryPass:
         """
         batches = load_queries(source, trainer)
         new = torch.cat([batch_ids(batch, self.id_key, "query_id_key", self.names).cpu() for batch in batches])
+        if set(new.tolist()) <= set(self.ids.tolist()):
+            return new[:0]
         ids = torch.cat([self.ids, new])
         values, counts = ids.unique(return_counts=True)
         if len(values) < len(ids):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ftrace.callbacks.traced_run import TracedRun
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ftrace.gradients import QueryGradients, project
+from ftrace.scores import Candidates
 
 VERSION = 1
 
@@ -74,7 +77,7 @@ class RunState:
         if problem is not None:
             message = (
                 f"OnlineTracIn: the checkpoint's scores are not of this run: {problem}. Resume with the same settings, "
-                "or give it another output_dir"
+                "or with another output_dir, to which scores go from here on"
             )
             if strict:
                 raise ValueError(f"{message}; strict=False starts new scores here")
@@ -98,10 +101,20 @@ def _settings(run: TracedRun) -> dict[str, Any]:
         "projection_side": None if rules.projection is None else rules.projection.side,
         "projection_seed": None if rules.projection is None else rules.projection.seed,
         "refresh_every_n_steps": run.refresh_every_n_steps,
-        "candidates": "of each query" if run.sums.is_ragged else "all" if run.sums.candidates is None else "some",
+        "candidates": _digest(run.sums.candidates),
         "ledger": run.ledger is not None,
         "parameters": sorted(run.parameters.covered.by_name.keys() - _unfrozen(run)),
     }
+
+
+def _digest(candidates: Candidates) -> str:
+    """Which candidates, in which order, in few letters."""
+    if candidates is None:
+        return "all"
+    text = repr(
+        {q: list(own) for q, own in candidates.items()} if isinstance(candidates, Mapping) else list(candidates)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _unfrozen(run: TracedRun) -> set[str]:
@@ -121,6 +134,12 @@ def _difference(restored: dict[str, Any], run: TracedRun) -> str | None:
                 return f"expected the same covered parameters, found other ones: {other[:3]}"
             return f"expected {name}={then!r}, found {now.get(name)!r}"
     ids = run.sums.query_ids
+    added = restored["query_ids"][len(ids) :]
+    if added and restored["query_ids"][: len(ids)] == ids:
+        return (
+            f"it also has queries that were added later, {added[:3]}: expected all of them in queries=..., those that "
+            "were added behind the others"
+        )
     if restored["query_ids"] != ids:
         other = sorted(set(restored["query_ids"]) ^ set(ids))
         return f"expected the same queries in the same order, found other ids: {other[:3] or 'another order'}"

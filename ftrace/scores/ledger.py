@@ -46,13 +46,17 @@ class Summary:
             return "the queries' losses did not change"
         learned = f"the queries {'learned' if self.fall > 0 else 'forgot'} ({abs(self.fall):.3g} nats each)"
         if "examples" not in self.shares:
-            return f"to first order, the steps explain {self.shares['predicted']:.0%} of what {learned}"
+            return f"to first order, the steps explain {_percent(self.shares['predicted'])} of what {learned}"
         rest = ", ".join(
-            f"{name} {share:.0%}"
+            f"{name} {_percent(share)}"
             for name, share in self.shares.items()
             if name not in ("examples", "uncovered", "projection") or (name != "examples" and round(share, 2))
         )
-        return f"the scores explain {self.shares['examples']:.0%} of what {learned}; {rest}"
+        return f"the scores explain {_percent(self.shares['examples'])} of what {learned}; {rest}"
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 2) + 0.0:.0%}"  # and never -0%
 
 
 class Ledger:

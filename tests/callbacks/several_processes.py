@@ -65,7 +65,35 @@ class Manual(replay.Net):
     clip: float | None = None
 
 
-MODULES = {"plain": replay.Net, "dropout": Dropout, "sharded": Sharded, "manual": Manual}
+class Branches(replay.Net):
+    """Every second batch of process 1 leaves the table out, and one loss of process 1 is no number."""
+
+    def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        skips = self.training and self.global_rank == 1
+        hidden = batch["x"] + (0 if skips and self.global_step % 2 else self.table(batch["word"]))
+        losses = self.net(hidden).square().mean(1)
+        return losses * float("nan") if skips and self.global_step == self.nan_at else losses
+
+    nan_at = -1
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        if any(not p.grad.isfinite().all() for p in self.parameters() if p.grad is not None):
+            for p in self.parameters():  # as people do against divergence
+                p.grad = None
+
+
+class Nans(Branches):
+    nan_at = 2
+
+
+MODULES = {
+    "branches": Branches,
+    "nans": Nans,
+    "plain": replay.Net,
+    "dropout": Dropout,
+    "sharded": Sharded,
+    "manual": Manual,
+}
 
 
 class Uneven(pl.LightningDataModule):
@@ -140,7 +168,8 @@ def run(case: Case) -> None:
         callbacks.append(
             pl.callbacks.ModelCheckpoint(folder / "checkpoints", every_n_epochs=1, save_top_k=-1, filename="{epoch}")
         )
-    strategy: Any = "ddp_fork" if case["processes"] > 1 else "auto"
+    unused = "_find_unused_parameters_true" if case.get("module") in ("branches", "nans") else ""
+    strategy: Any = f"ddp_fork{unused}" if case["processes"] > 1 else "auto"
     if case.get("module") == "sharded":
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
     clip = case.get("clip")

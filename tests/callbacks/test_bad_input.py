@@ -166,7 +166,9 @@ def resumed(tmp_path: Path, asked: list[replay.Row] = ASKED, **online: Any) -> A
         ({"scores": ("dot", "cosine")}, ASKED, r"expected scores=\['dot'\], found \['dot', 'cosine'\]"),
         ({"parameters": ("net.*",)}, ASKED, r"found other ones: \['table.weight'\]"),
         ({"refresh_every_n_steps": 2}, ASKED, "expected refresh_every_n_steps=1, found 2"),
-        ({}, ASKED[:2], r"expected the same queries in the same order, found other ids: \[15\]"),
+        ({}, ASKED[:2], r"it also has queries that were added later, \[15\]: expected all of them in queries=..."),
+        ({}, [ASKED[0], {**ASKED[1], "query_id": 9}], r"in the same order, found other ids: \[8, 9, 15\]"),
+        ({"candidates": [1, 8]}, ASKED, "expected candidates='all', found '"),
         ({}, ASKED[::-1], "found other ids: another order"),
     ],
 )

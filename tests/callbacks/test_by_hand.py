@@ -300,3 +300,53 @@ def test_thousands_of_queries_in_chunks(tmp_path: Path) -> None:
 def test_frozen_parameters_may_be_given_to_the_optimizer_later_and_saved(tmp_path: Path) -> None:
     store = fit(tmp_path, Frozen(), callbacks=[Unfreeze()], online={**KINDS, "momentum": "exact", "projection_side": 4})
     assert store.manifest["ledger"]["worst_imbalance"] < 1e-9
+
+
+class Fails(pl.Callback):
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("no space left")
+
+
+@pytest.mark.parametrize("how", INTEGRATIONS)
+def test_a_checkpoint_that_is_saved_on_an_error_can_be_resumed(how: str, tmp_path: Path) -> None:
+    settings = {**KINDS, **INTEGRATIONS[how], "refresh_every_n_steps": 3}
+    whole = fit(tmp_path / "whole", replay.Net(OPTIMIZERS["adamw"]), online=settings)
+    save = pl.callbacks.OnExceptionCheckpoint(tmp_path / "checkpoints", filename="failed")
+    with pytest.raises(RuntimeError, match="no space left"):
+        fit(
+            tmp_path / "parts", replay.Net(OPTIMIZERS["adamw"]), online=settings, callbacks=[Fails(), save],
+            enable_checkpointing=True,
+        )  # fmt: skip
+    queries = DataLoader(ASKED, batch_size=2)  # type: ignore[arg-type]
+    callback = OnlineTracIn(queries, tmp_path / "parts" / "online", **settings)
+    trainer(tmp_path, callbacks=[callback]).fit(
+        replay.Net(OPTIMIZERS["adamw"]), DataLoader(EXAMPLES, batch_size=2),  # type: ignore[arg-type]
+        ckpt_path=tmp_path / "checkpoints" / "failed.ckpt",
+    )  # fmt: skip
+    equal(whole, ScoreStore.open(tmp_path / "parts" / "online"))
+
+
+def test_what_another_failed_run_has_left_is_kept(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no space left"):
+            fit(tmp_path, replay.Net(OPTIMIZERS["adamw"]), callbacks=[Fails()])
+    stores = [ScoreStore.open(folder) for folder in tmp_path.glob("online-incomplete*")]
+    assert len({store.manifest["run_id"] for store in stores}) == 2
+
+
+def test_a_resumed_run_knows_queries_that_were_added(tmp_path: Path) -> None:
+    later = [{**row, "query_id": 100 + row["query_id"]} for row in ASKED[:2]]
+    whole = fit(
+        tmp_path / "whole", replay.Net(OPTIMIZERS["adamw"]), callbacks=[AddQueries(later)], online=KINDS, max_epochs=3
+    )
+    loader = DataLoader(EXAMPLES, batch_size=2)  # type: ignore[arg-type]
+    for last, asked in ((2, ASKED), (3, [*ASKED, *later])):
+        callback = OnlineTracIn(DataLoader(asked, batch_size=2), tmp_path / "parts", **KINDS)  # type: ignore[arg-type]
+        made = trainer(tmp_path, callbacks=[AddQueries(later), callback], max_epochs=last)
+        made.fit(replay.Net(OPTIMIZERS["adamw"]), loader, ckpt_path=None if last == 2 else tmp_path / "saved.ckpt")
+        if last == 2:
+            made.save_checkpoint(tmp_path / "saved.ckpt")
+    parts = ScoreStore.open(tmp_path / "parts")
+    assert parts.manifest["query_first_steps"] == {"101": 4, "108": 4}
+    equal(whole, parts)

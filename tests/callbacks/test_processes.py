@@ -238,3 +238,35 @@ def test_resumed_by_another_number_of_processes(tmp_path: Path) -> None:
             assert np.abs(parts["0"][rows]).min() > 0
             assert (parts["0"][~rows] == 0).all()
             np.testing.assert_allclose(sum(parts.values()), store.scores(query, "dot"), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("parameters", [["*"], ["table.*"]])
+def test_a_layer_that_runs_on_one_process_only(parameters: list[str], tmp_path: Path) -> None:
+    """No false alarm, and nobody waits for the process that has nothing to say; the books balance."""
+    online = {"scores": ["dot", "update"], "parameters": parameters, "integration": "trapezoid"}
+    case = {
+        "optimizer": "adamw",
+        "module": "branches",
+        "processes": 2,
+        "folder": str(tmp_path / "run"),
+        "online": online,
+    }
+    run([case], tmp_path)
+    store = ScoreStore.open(tmp_path / "run" / "online")
+    assert store.manifest["self_check"] == {"failures": []}
+    assert store.manifest["ledger"]["worst_imbalance"] < 1e-9
+
+
+def test_a_loss_that_is_no_number_on_one_process_leaves_the_step_out_on_all(tmp_path: Path) -> None:
+    case = {
+        "optimizer": "momentum", "module": "nans", "processes": 2, "folder": str(tmp_path / "run"), "epochs": 2,
+        "online": {"scores": ["dot", "update"], "breakdown": ["epoch"], "strict": False},
+    }  # fmt: skip
+    run([case], tmp_path)
+    store = ScoreStore.open(tmp_path / "run" / "online")
+    assert store.manifest["steps_left_out"] == [2]
+    third = {row["example_id"] for batch in windows(case)[2] for row in batch}
+    for query in store.query_ids:
+        first_epoch = dict(zip(store.example_ids.tolist(), store.parts(query, "epoch", "dot")["0"], strict=True))
+        assert all(first_epoch.get(example, 0) == 0 for example in third)
+        assert np.isfinite(list(first_epoch.values())).all()
