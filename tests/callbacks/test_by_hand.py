@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -304,33 +305,39 @@ def test_frozen_parameters_may_be_given_to_the_optimizer_later_and_saved(tmp_pat
 
 class Fails(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == 1:
+        if trainer.current_epoch == 4:
             raise RuntimeError("no space left")
 
 
 @pytest.mark.parametrize("how", INTEGRATIONS)
 def test_a_checkpoint_that_is_saved_on_an_error_can_be_resumed(how: str, tmp_path: Path) -> None:
     settings = {**KINDS, **INTEGRATIONS[how], "refresh_every_n_steps": 3}
-    whole = fit(tmp_path / "whole", replay.Net(OPTIMIZERS["adamw"]), online=settings)
-    save = pl.callbacks.OnExceptionCheckpoint(tmp_path / "checkpoints", filename="failed")
-    with pytest.raises(RuntimeError, match="no space left"):
-        fit(
-            tmp_path / "parts", replay.Net(OPTIMIZERS["adamw"]), online=settings, callbacks=[Fails(), save],
-            enable_checkpointing=True,
-        )  # fmt: skip
-    queries = DataLoader(ASKED, batch_size=2)  # type: ignore[arg-type]
-    callback = OnlineTracIn(queries, tmp_path / "parts" / "online", **settings)
-    trainer(tmp_path, callbacks=[callback]).fit(
-        replay.Net(OPTIMIZERS["adamw"]), DataLoader(EXAMPLES, batch_size=2),  # type: ignore[arg-type]
-        ckpt_path=tmp_path / "checkpoints" / "failed.ckpt",
-    )  # fmt: skip
-    equal(whole, ScoreStore.open(tmp_path / "parts" / "online"))
+    loader = DataLoader(EXAMPLES, batch_size=8)  # type: ignore[arg-type]
+    save = pl.callbacks.OnExceptionCheckpoint(tmp_path, filename="failed")
+    ends = []
+    for folder, callbacks, resume in (
+        ("whole", [], None),
+        ("parts", [Fails(), save], None),
+        ("parts", [], "failed.ckpt"),
+    ):
+        queries = DataLoader(ASKED, batch_size=2)  # type: ignore[arg-type]
+        online = OnlineTracIn(queries, tmp_path / folder, **settings)
+        made = trainer(
+            tmp_path, callbacks=[*callbacks, online], max_epochs=-1, max_steps=8, enable_checkpointing=bool(callbacks)
+        )
+        module = replay.Net(OPTIMIZERS["adamw"])
+        fails = pytest.raises(RuntimeError, match="no space left") if callbacks else contextlib.nullcontext()
+        with fails:
+            made.fit(module, loader, ckpt_path=tmp_path / resume if resume else None)
+        ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.equal(ends[0], ends[2])
+    equal(ScoreStore.open(tmp_path / "whole"), ScoreStore.open(tmp_path / "parts"))
 
 
 def test_what_another_failed_run_has_left_is_kept(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no space left"):
-            fit(tmp_path, replay.Net(OPTIMIZERS["adamw"]), callbacks=[Fails()])
+            fit(tmp_path, replay.Net(OPTIMIZERS["adamw"]), callbacks=[Fails()], max_epochs=6)
     stores = [ScoreStore.open(folder) for folder in tmp_path.glob("online-incomplete*")]
     assert len({store.manifest["run_id"] for store in stores}) == 2
 
