@@ -20,13 +20,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from ftrace.gradients import (
-    Dense,
     ParameterStep,
-    PerExampleGradients,
     Projection,
     QueryGradients,
     buffer_of,
-    inner_products,
 )
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
@@ -80,14 +77,12 @@ class _Along:
     def __call__(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """``[Q]`` float64."""
         total = torch.zeros(self.queries, dtype=torch.float64)
-        dtype = self._given.gradients.dtype
-        read = {n: v.to(dtype) for n, v in vectors.items() if n in self._given.gradients.parts}
-        if read:
-            if self._projection is not None:
-                read = {name: self._projection.project(name, vector[None])[0] for name, vector in read.items()}
-            shapes = {name: vector.shape for name, vector in read.items()}
-            one = PerExampleGradients({n: [Dense(v[None])] for n, v in read.items()}, shapes, 1)
-            total += inner_products(one, self._given, list(read))[0].double().cpu()
+        gradients = self._given.gradients
+        for name, vector in vectors.items():
+            if name in gradients.parts:
+                if self._projection is not None:
+                    vector = self._projection.project(name, vector[None])[0]
+                total += gradients.along(name, vector).double().cpu()
         for name, rows in self._refresh.uncovered.items():
             if name in vectors:
                 total += (rows.flatten(1) @ vectors[name].flatten().to(rows)).double().cpu()

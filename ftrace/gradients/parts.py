@@ -42,6 +42,11 @@ class Outer:
         """Add the gradients to a dense ``[B, R, C]``."""
         dense.baddbmm_(self.rows.transpose(1, 2), self.columns)
 
+    def along(self, vector: Tensor) -> Tensor:
+        """``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
+        matrix = vector.reshape(self.rows.shape[2], self.columns.shape[2])
+        return (torch.matmul(self.columns, matrix.T) * self.rows).sum((1, 2))
+
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
         columns = self.columns * weights_B[:, None, None]
@@ -75,6 +80,11 @@ class Lookup:
         first_rows = torch.arange(0, B * R, R, device=self.ids.device).unsqueeze(1)
         flat = dense.view(B * R, C)  # whole rows at a time: several times as fast as scattering single numbers
         flat.index_add_(0, (self.ids + first_rows).flatten(), self.columns.reshape(-1, C))
+
+    def along(self, vector: Tensor) -> Tensor:
+        """``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
+        matrix = vector.reshape(self.num_rows, self.columns.shape[2])
+        return (matrix[self.ids] * self.columns).sum((1, 2))
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
@@ -115,6 +125,10 @@ class Dense:
     def add_to(self, dense: Tensor) -> None:
         """Add the gradients to a dense tensor of as many elements."""
         dense += self.value.view(dense.shape)
+
+    def along(self, vector: Tensor) -> Tensor:
+        """``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
+        return self.value.flatten(1) @ vector.flatten()
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, in the parameter's shape."""

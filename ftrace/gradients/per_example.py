@@ -100,6 +100,21 @@ class PerExampleGradients:
             dense = dense * self.scales[name].view(R, C)[first_row:last_row]
         return dense if rows is not None else dense.view(stop - start, *self.shapes[name])
 
+    def along(self, name: str, vector: Tensor) -> Tensor:
+        """``<grad_b, vector>`` of one parameter, ``[B]``, without forming the gradients.
+
+        Args:
+            name: The parameter.
+            vector: In its shape.
+        """
+        if name in self.scales:
+            vector = vector * self.scales[name]
+        found = self.zeros(self.num_examples)
+        for part in self.parts[name]:
+            whole = take(part, 0, self.num_examples, self.dtype)
+            found += whole.along(vector.to(self.dtype))
+        return found
+
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
         total = torch.zeros((), dtype=weights_B.dtype, device=weights_B.device).expand(self.shapes[name])

@@ -48,3 +48,16 @@ def test_merging_and_stacking_keep_the_sum() -> None:
     torch.testing.assert_close(
         stacked.dense(), torch.cat([parts[0].dense(), parts[0].dense()[:2] * 0, parts[2].dense()])
     )
+
+
+@given(st.sampled_from(["outer", "lookup"]), sizes, sizes, sizes, sizes, st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_products_with_one_vector_are_those_of_the_dense_gradients(
+    kind: str, B: int, T: int, R: int, C: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    part = _part(kind, B, T, R, C, generator)
+    vector = torch.randn(R, C, generator=generator, dtype=torch.float64)
+    expected = part.dense().flatten(1) @ vector.flatten()
+    torch.testing.assert_close(part.along(vector), expected)
+    torch.testing.assert_close(Dense(part.dense()).along(vector), expected)
