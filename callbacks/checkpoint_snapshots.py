@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ftrace.gradients import full_name
+
 # Adam and its like; Adafactor's factored ones; RMSprop.
 _SECOND_MOMENTS = (
     "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "row_var", "col_var", "variance", "square_avg"
@@ -142,7 +144,7 @@ def _save(folder: Path, trainer: Trainer, pl_module: LightningModule) -> None:
         "tied": {also: same[0] for same in names.values() for also in same[1:]},
         "optimizers": [
             {
-                "class": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+                "class": full_name(optimizer),
                 "groups": [
                     {
                         "learning_rate": float(group["lr"]),

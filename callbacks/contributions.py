@@ -157,22 +157,26 @@ def book(sums: ScoreAccumulator, example_ids: Tensor, found: Mapping[Sum, Tensor
 
     Queries that were added later have no columns in older scores: zeros, then.
     """
-    both = {key: wider(values, len(sums.query_ids)) for key, values in found.items()}
+    both = {key: padded(values, len(sums.query_ids), axis=1) for key, values in found.items()}
     for key, values in list(both.items()):
         if key.axis:
             continue
         if moment.epoch is not None:
             both[Sum(key.kind, "epoch", f"{moment.epoch}")] = values
         if moment.learned is not None:
-            learned = wider(moment.learned[None], len(sums.query_ids))[0].to(values.device)
+            learned = padded(moment.learned, len(sums.query_ids)).to(values.device)
             both[Sum(key.kind, "learned", "before")] = values.masked_fill(learned, 0)
             both[Sum(key.kind, "learned", "after")] = values.masked_fill(~learned, 0)
     sums.add(example_ids, both)
 
 
-def wider(values: Tensor, queries: int) -> Tensor:
-    """``[B, Q]`` with zeros for queries that were added later."""
-    return values if values.shape[1] == queries else torch.nn.functional.pad(values, (0, queries - values.shape[1]))
+def padded(values: Tensor, queries: int, axis: int = 0) -> Tensor:
+    """The same with zeros for queries that were added later, along the axis that is theirs."""
+    missing = queries - values.shape[axis]
+    if not missing:
+        return values
+    size = [missing if index == axis else length for index, length in enumerate(values.shape)]
+    return torch.cat([values, values.new_zeros(size)], axis)
 
 
 def added(first: Mapping[Sum, Tensor], second: Mapping[Sum, Tensor], share: float) -> dict[Sum, Tensor]:

@@ -14,11 +14,16 @@ from torch.optim import Optimizer
 
 from ftrace.gradients import (
     BeforeStep,
+    Dense,
     ParameterStep,
+    PerExampleGradients,
+    Projection,
     after_step,
     before_step,
+    buffer_of,
     full_name,
     learning_rate,
+    scales_elements,
     unsupported_step,
 )
 
@@ -63,7 +68,7 @@ class FollowedOptimizer:
     @property
     def is_elementwise(self) -> bool:
         """Whether its steps multiply gradients with more than a number for each parameter."""
-        return self.problem is None and "SGD" not in type(self.optimizer).__name__
+        return self.problem is None and scales_elements(self.optimizer)
 
     def parameters(self, *, covered: bool = False) -> list[tuple[int, str, nn.Parameter]]:
         """Its parameters, with the index of their group and their name."""
@@ -132,15 +137,31 @@ class FollowedOptimizer:
                 p,
                 given.get(name),
                 self._noted[name],
-                self.state_of(p),
+                whole_state(self.optimizer.state.get(p, {})),
             )
             for group, name, p in self.parameters(covered=True)
             if name in self._noted
         }
 
-    def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """What the optimizer keeps of a parameter, in one piece."""
-        return whole_state(self.optimizer.state.get(parameter, {}))
+    def as_contribution(self, given: Mapping[str, Tensor], projection: Projection, clip: float) -> Contribution:
+        """The gradients that a step was made of, as if they were one example's, projected like the examples'.
+
+        Args:
+            given: As :meth:`gradients_given` gives them.
+            projection: What to project with.
+            clip: kappa, which is in them already.
+        """
+        shares = {s: [n for n in names if n in given] for s, names in self.shares().items()}
+        names = [name for of_share in shares.values() for name in of_share]
+        values = {name: projection.project(name, given[name][None]) for name in names}
+        shapes = {name: value.shape[1:] for name, value in values.items()}
+        gradients = PerExampleGradients({name: [Dense(value)] for name, value in values.items()}, shapes, 1)
+        return Contribution(torch.zeros(1, dtype=torch.int64), 1 / clip, shares, gradients=gradients)
+
+    def buffer_of(self, parameter: nn.Parameter) -> Tensor | None:
+        """The momentum that the optimizer keeps of a parameter, in one piece."""
+        found = buffer_of(self.optimizer.state.get(parameter, {}))
+        return None if found is None else whole(found)
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""

@@ -19,12 +19,7 @@ from ftrace.callbacks.query_pass import Refresh
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from ftrace.gradients import (
-    ParameterStep,
-    Projection,
-    QueryGradients,
-    buffer_of,
-)
+from ftrace.gradients import ParameterStep, Projection
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
@@ -68,16 +63,14 @@ class _Vectors:
 class _Along:
     """Inner products of vectors in the parameters' shapes with the query gradients of one refresh."""
 
-    def __init__(self, refresh: Refresh, queries: QueryGradients, projection: Projection | None) -> None:
+    def __init__(self, refresh: Refresh, projection: Projection | None) -> None:
         self._refresh = refresh
-        self._given = queries
         self._projection = projection
-        self.queries = len(refresh.losses)
 
     def __call__(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """``[Q]`` float64."""
-        total = torch.zeros(self.queries, dtype=torch.float64)
-        gradients = self._given.gradients
+        gradients = self._refresh.gradients
+        total = torch.zeros(len(gradients), dtype=torch.float64)
         for name, vector in vectors.items():
             if name in gradients.parts:
                 if self._projection is not None:
@@ -121,6 +114,7 @@ class LedgerKeeper:
         self._start: Refresh | None = None
         self._weights: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
+        self._weights_before: dict[str, Tensor] = {}
         self.steps = 0
         self.vectors = {name: _Vectors() for name in ("predicted", "momentum", "decay", "given")}
         self._decay_buffers: dict[str, Tensor] = {}
@@ -160,8 +154,7 @@ class LedgerKeeper:
                 change = self._weights_before[name] - whole(parameter.detach())
                 self.vectors["predicted"].add(name, change, position)
             if self.accounts and name in steps and name in given:
-                state = optimizer.state_of(parameter)
-                self._add_accounts(name, steps[name], given[name], buffer_of(state), position)
+                self._add_accounts(name, steps[name], given[name], optimizer.buffer_of(parameter), position)
 
     def _add_accounts(
         self, name: str, step: ParameterStep, given: Tensor, buffer: Tensor | None, position: float | None
@@ -190,19 +183,18 @@ class LedgerKeeper:
         if self.projection is not None and not self.projects_all:
             self.vectors["given"].add(name, step.scaled(to_examples), position)
 
-    def close(self, queries: QueryGradients | None, end: Refresh) -> Closing | None:
-        """An interval ends: everything that needs the query gradients of its start.
+    def close(self, end: Refresh) -> Closing | None:
+        """An interval ends: everything that needs the query gradients of its start, before their memory is used again.
 
         Args:
-            queries: The query gradients of the start.
             end: The refresh that ends it.
         """
-        if self._start is None or queries is None:
+        if self._start is None:
             return None
         if not self.trapezoid:
             for name, before in self._weights.items():
                 self.vectors["predicted"].add(name, before - whole(self._parameters[name].detach()), None)
-        return Closing(self, self._start, queries, end)
+        return Closing(self, self._start, end)
 
     def open(self, start: Refresh, parameters: Mapping[str, nn.Parameter]) -> None:
         """An interval begins.
@@ -211,7 +203,7 @@ class LedgerKeeper:
             start: The refresh that begins it.
             parameters: All that training changes.
         """
-        self._start = Refresh(start.step, start.gradients, start.losses, start.learned, start.uncovered)
+        self._start = start
         self._parameters = dict(parameters)
         self._weights = {} if self.trapezoid else {n: whole(p.detach()).clone() for n, p in parameters.items()}
         self.steps = 0
@@ -240,7 +232,7 @@ class LedgerKeeper:
     def load(self, state: Mapping[str, Any], start: Refresh, parameters: Mapping[str, nn.Parameter]) -> None:
         """Go on from where :meth:`state` was called, in an interval that began with ``start``."""
         self.open(start, parameters)
-        self.rows = [dict(row) for row in state["rows"]]
+        self.rows = [{key: _numbers(value) for key, value in row.items()} for row in state["rows"]]
         self.steps = state["steps"]
         self._weights = dict(state["weights"])
         for name, (sums, late) in state["vectors"].items():
@@ -255,24 +247,23 @@ class Closing:
     Args:
         keeper: The books.
         start: The refresh that began it.
-        queries: The query gradients of the start.
         end: The refresh that ends it.
     """
 
-    def __init__(self, keeper: LedgerKeeper, start: Refresh, queries: QueryGradients, end: Refresh) -> None:
+    def __init__(self, keeper: LedgerKeeper, start: Refresh, end: Refresh) -> None:
         self._keeper, self._start, self._end = keeper, start, end
-        along = _Along(start, queries, keeper.projection if keeper.projects_all else None)
+        self._projection = keeper.projection if keeper.projects_all else None
+        along = _Along(start, self._projection)
         moves = keeper.vectors["predicted"]
         hidden = moves.only([name for name in moves.sums if name not in keeper.covered])
         self._vectors = {**keeper.vectors, "uncovered": hidden}
         self._left = along(moves.sums)
         self._values = {n: vectors.along_start(along, keeper.steps) for n, vectors in self._vectors.items()}
 
-    def finish(self, queries: QueryGradients, gained: Tensor, gained_by_given: Tensor | None) -> dict[str, Any]:
+    def finish(self, gained: Tensor, gained_by_given: Tensor | None) -> dict[str, Any]:
         """Write the row.
 
         Args:
-            queries: The query gradients of the end.
             gained: ``[Q]``: what this process's examples have gained in the interval.
             gained_by_given: ``[Q]``: what the optimizer's own gradient would have gained, projected in the same way;
                 None where nothing is projected.
@@ -283,7 +274,7 @@ class Closing:
         keeper, start, end = self._keeper, self._start, self._end
         count = len(start.losses)
         if keeper.trapezoid:
-            along = _Along(end, queries, keeper.projection if keeper.projects_all else None)
+            along = _Along(end, self._projection)
             for name, vectors in self._vectors.items():
                 self._values[name] = self._values[name] + vectors.along_end(along, keeper.steps)[:count]
         unknown = np.full(count, np.nan)
@@ -313,6 +304,10 @@ def _copied(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _plain(value: Any) -> Any:
     return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+
+
+def _numbers(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
 
 
 def log_interval(trainer: Trainer, row: Mapping[str, Any], step: int, refreshes: int) -> None:

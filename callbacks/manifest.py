@@ -14,6 +14,7 @@ import torch
 from ftrace.callbacks.processes import gather_objects, gather_rows, num_processes, process_rank
 from ftrace.callbacks.traced_run import TracedRun
 
+from ftrace.gradients import full_name
 from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def manifest_of(callback: OnlineTracIn, run: TracedRun, *, complete: bool) -> di
         "precision": str(trainer.precision),
         "strategy": type(trainer.strategy).__name__,
         "processes": num_processes(),
-        "module": f"{type(run.pl_module).__module__}.{type(run.pl_module).__qualname__}",
+        "module": full_name(run.pl_module),
         "hyperparameters": _jsonable(dict(run.pl_module.hparams)),
         "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
         "self_check": None if run.failures is None else {"failures": run.failures.found},

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ftrace.callbacks.contributions import Contribution, Moment, book, multiply, weighted
+from ftrace.callbacks.contributions import Contribution, Moment, book, multiply, padded, weighted
 from torch import Tensor
 
 from ftrace.gradients import Dense, ParameterStep, PerExampleGradients, QueryGradients
@@ -111,7 +111,7 @@ class MomentumRing:
             held = self.held[index]
             towards: dict[str, Tensor] = {}
             for name, step in held.steps.items():
-                own = _padded(held.directions[name], len(self.sums.query_ids))
+                own = padded(held.directions[name], len(self.sums.query_ids))
                 rest = effect.get(name)
                 if name not in seen and not last and step.decay < 1:
                     rest = own * (step.from_buffer * step.decay / (1 - step.decay))
@@ -141,15 +141,6 @@ def as_queries(dense: Mapping[str, Tensor]) -> QueryGradients:
     first = next(iter(dense.values()))
     shapes = {name: torch.Size(values.shape[1:]) for name, values in dense.items()}
     return QueryGradients(PerExampleGradients({n: [Dense(v)] for n, v in dense.items()}, shapes, len(first)))
-
-
-def _padded(direction: Tensor, queries: int) -> Tensor:
-    """With rows of zeros for queries that were added later."""
-    if len(direction) == queries:
-        return direction
-    room = direction.new_zeros(queries, *direction.shape[1:])
-    room[: len(direction)] = direction
-    return room
 
 
 def total_contribution(contributions: Sequence[Contribution], name: str) -> Any:

@@ -181,7 +181,7 @@ class OnlineTracIn(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_unsupported_loop(trainer, pl_module)
+        refuse_unsupported_loop(trainer)
         for optimizer in trainer.optimizers if "update" in self.scores else ():
             problem = unsupported_step(optimizer)
             if problem is not None:

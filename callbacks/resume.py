@@ -14,7 +14,6 @@ from ftrace.callbacks.scoring import Scoring
 from ftrace.callbacks.traced_run import TracedRun
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ftrace.gradients import QueryGradients, project
 from ftrace.scores import Candidates
 
 VERSION = 1
@@ -36,9 +35,7 @@ class RunState:
         """What goes into the checkpoint: names and hashes of files. All processes must call it."""
         if run is None or run.refreshed_at is None:
             return {}
-        if any(
-            one.is_stepping for one in run.parameters.followed
-        ):  # saved in the middle of a step: it counts as not taken
+        if any(one.is_stepping for one in run.parameters.followed):
             rank_zero_warn("OnlineTracIn: a checkpoint was saved within an optimizer step; its scores are of before it")
         state = {"sums": None, **(self._ended or _state_of(run, names))}
         state["sums"] = state["sums"] or run.sums.state()
@@ -192,23 +189,16 @@ def _restore(
         one.steps_taken = taken
     last = shared["last"]
     run._last = last
-    scoring.whole = last.gradients
-    scoring._before = shared["before"]
     scoring.learned = shared["learned"]
-    projection = run.rules.projection
-    given = project(last.gradients, projection) if scoring.keeps_queries_whole and projection else last.gradients
-    scoring.queries = QueryGradients(given, batches=scoring.batches)
-    if "cosine" in run.rules.kinds:
-        scoring._query_norms = scoring.queries.norms(scoring.names)
+    queries = scoring.restore_queries(last.gradients, shared["before"])
     for check in run.parameters.conservation.values():
-        check.set_queries(scoring.queries, len(run.refreshes) - 1)
+        check.set_queries(queries, len(run.refreshes) - 1)
     for index, state in enumerate(states):
         names |= state["names"]
         run.sums.add_state(state["sums"])
         scoring._add_gain(state["gained"].cpu())
         if index == 0:
             scoring._add_gain(state["gained_by_given"].cpu(), by_given=True)
-        if index == 0:
             scoring.pending = list(state["pending"])
         else:  # another process's batches of the same steps
             for step, other in zip(scoring.pending, state["pending"], strict=True):
@@ -232,8 +222,6 @@ def _restore(
             ring.given_buffers = held["given_buffers"]
     if run.ledger is not None and shared["ledger"] is not None:
         run.ledger.load(shared["ledger"], last, run.parameters.all())
-        for row in run.ledger.rows:
-            row.update({key: value.cpu().numpy() for key, value in row.items() if hasattr(value, "numpy")})
 
 
 def _emptied(step: Any) -> Any:

@@ -8,7 +8,7 @@ between two refreshes moves the weights from j/k to (j+1)/k of the way, so it ge
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from ftrace.callbacks.contributions import (
@@ -22,21 +22,21 @@ from ftrace.callbacks.contributions import (
     multiply,
     of_cosine,
     of_dot,
+    padded,
     weighted,
 )
 from ftrace.callbacks.momentum import HeldStep, MomentumRing
 from torch import Tensor
 
 from ftrace.gradients import (
-    Elementwise,
     ParameterStep,
     PerExampleGradients,
     Preconditioner,
     Projection,
     QueryGradients,
-    RankOne,
     precondition,
     project,
+    times,
 )
 from ftrace.scores import ScoreAccumulator, Sum
 
@@ -115,21 +115,31 @@ class Scoring:
             learned: Which of them are answered right; None where nobody can tell.
             keep_last: Whether the last ones are still needed, so that their memory may not be used again.
         """
-        self.whole = gradients
-        projected = gradients
-        if self.keeps_queries_whole:
-            assert self.rules.projection is not None
-            projected = project(gradients, self.rules.projection)
+        projected = self._take_queries(gradients)
         if self.queries is None or len(self.queries) != len(projected) or self.pending or keep_last:
             before, self.queries = self.queries, QueryGradients(projected, batches=self.batches)
         else:
             before = self.queries
             self.queries.replace(projected)
-        if "cosine" in self.rules.kinds:
-            self._query_norms = self.queries.norms(self.names)
+        self.see(self.names)
         self._close(before)
         if learned is not None:
             self.learned = learned if self.learned is None else _or(self.learned, learned)
+
+    def _take_queries(self, gradients: PerExampleGradients) -> PerExampleGradients:
+        """Keep query gradients as they came; returns them as examples' are, projected where these are."""
+        self.whole = gradients
+        if not self.keeps_queries_whole:
+            return gradients
+        assert self.rules.projection is not None
+        return project(gradients, self.rules.projection)
+
+    def restore_queries(self, now: PerExampleGradients, before: PerExampleGradients | None) -> QueryGradients:
+        """The query gradients of a run that is resumed: of its last refresh, and of the one before."""
+        self.queries = QueryGradients(self._take_queries(now), batches=self.batches)
+        self._before = before
+        self.see(self.names)
+        return self.queries
 
     def multiply(
         self, example_ids: Tensor, gradients: PerExampleGradients, shares: Shares, factor: float, *, elementwise: bool
@@ -153,11 +163,12 @@ class Scoring:
             Whether its products are finite: otherwise nothing has been booked.
         """
         assert self.queries is not None
-        found = [self._scores(step, one, self.queries, with_cosine=True) for one in step.contributions]
+        directions = self._update_directions(step)
+        found = [self._scores(step, one, directions, with_cosine=True) for one in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in found):
             return False
         if step.given is not None and not self.rules.exact_momentum:
-            step.left_of_given = self._scores(step, step.given, self.queries, with_cosine=False, again=True)
+            step.left_of_given = self._scores(step, step.given, directions, again=True)
             if not self.rules.trapezoid:
                 self._gain(step.left_of_given, by_given=True)
         for contribution, of_batch in zip(step.contributions, found, strict=True):
@@ -185,12 +196,14 @@ class Scoring:
         pending, self.pending = self.pending, []
         for index, step in enumerate(pending):
             share = (index + 0.5) / len(pending)
+            directions = None if self.queries is before else self._update_directions(step)
             for contribution, left in zip(step.contributions, step.left, strict=True):
-                found = self._interpolated(step, contribution, left, share, before)
+                found = self._interpolated(step, contribution, left, share, before, directions)
                 book(self.sums, contribution.example_ids, found, step.moment)
                 self._gain(found)
             if step.given is not None and not self.rules.exact_momentum:
-                self._gain(self._interpolated(step, step.given, step.left_of_given, share, before), by_given=True)
+                given = self._interpolated(step, step.given, step.left_of_given, share, before, directions)
+                self._gain(given, by_given=True)
             if self._follows_momentum(step):
                 assert before is not None
                 ahead = self._directions(step, self.whole)
@@ -206,11 +219,11 @@ class Scoring:
         left: dict[Sum, Tensor],
         share: float,
         before: QueryGradients | None,
+        directions: QueryGradients | None,
     ) -> dict[Sum, Tensor]:
         if self.queries is before:
             return left
-        assert self.queries is not None
-        return added(left, self._scores(step, contribution, self.queries, with_cosine=False, again=True), share)
+        return added(left, self._scores(step, contribution, directions, again=True), share)
 
     def _gain(self, found: Mapping[Sum, Tensor], *, by_given: bool = False) -> None:
         values = found.get(Sum("update"))
@@ -218,17 +231,17 @@ class Scoring:
             self._add_gain(values.sum(0).double().cpu(), by_given=by_given)
 
     def _add_gain(self, gained: Tensor, *, by_given: bool = False) -> None:
-        zeros = torch.zeros(len(self.sums.query_ids), dtype=torch.float64)
+        queries = len(self.sums.query_ids)
         if by_given:
-            self.gained_by_given = _long(self.gained_by_given, zeros) + _long(gained, zeros)
+            self.gained_by_given = padded(self.gained_by_given, queries) + padded(gained, queries)
         else:
-            self.gained = _long(self.gained, zeros) + _long(gained, zeros)
+            self.gained = padded(self.gained, queries) + padded(gained, queries)
 
     def take_gains(self) -> tuple[Tensor, Tensor]:
         """What ``update`` has gained since this was last called, ``[Q]``: by examples, and by the true gradient."""
-        zeros = torch.zeros(len(self.sums.query_ids), dtype=torch.float64)
-        found = (_long(self.gained, zeros), _long(self.gained_by_given, zeros))
-        self.gained, self.gained_by_given = zeros, zeros.clone()
+        queries = len(self.sums.query_ids)
+        found = (padded(self.gained, queries), padded(self.gained_by_given, queries))
+        self.gained = self.gained_by_given = torch.zeros(queries, dtype=torch.float64)
         return found
 
     def _follows_momentum(self, step: StepTaken) -> bool:
@@ -236,7 +249,7 @@ class Scoring:
 
     def _hold(self, step: StepTaken, directions: dict[str, Tensor]) -> None:
         ring = self.rings.setdefault(step.optimizer, MomentumRing(self.sums))
-        scalars = {name: light(own) for name, own in step.steps.items() if name in directions}
+        scalars = {name: replace(own, scale=1.0) for name, own in step.steps.items() if name in directions}
         held = HeldStep(step.moment, step.clip, scalars, directions, step.contributions, step.given)
         gained, given = ring.add(held)
         self._add_gain(gained)
@@ -246,18 +259,28 @@ class Scoring:
         self,
         step: StepTaken,
         contribution: Contribution,
-        queries: QueryGradients,
+        directions: QueryGradients | None,
         *,
-        with_cosine: bool,
+        with_cosine: bool = False,
         again: bool = False,
     ) -> dict[Sum, Tensor]:
+        """Scores of one contribution with the query gradients of now.
+
+        Args:
+            step: What it was part of.
+            contribution: The contribution.
+            directions: As :meth:`_update_directions` gives them.
+            with_cosine: Whether cosines are wanted, too.
+            again: Whether its products are of other query gradients.
+        """
         kinds = self.rules.kinds
         products = contribution.products
-        scalar_update = "update" in kinds and not step.is_elementwise and not self.rules.exact_momentum
+        scalar_update = "update" in kinds and directions is None and not self.rules.exact_momentum
         if again and (scalar_update or "dot" in kinds):
             assert contribution.gradients is not None
+            assert self.queries is not None
             products, _ = multiply(
-                contribution.gradients, queries, contribution.shares, contribution.factor, norms=False
+                contribution.gradients, self.queries, contribution.shares, contribution.factor, norms=False
             )
         found: dict[Sum, Tensor] = {}
         if "dot" in kinds:
@@ -269,29 +292,32 @@ class Scoring:
             assert products is not None
             weights = {share: step.clip * _eventual_rate(step.steps, contribution.shares[share]) for share in products}
             found |= weighted("update", products, weights)
-        elif "update" in kinds and not self.rules.exact_momentum:
+        elif directions is not None:
             assert contribution.gradients is not None
-            directions = QueryGradients(self._preconditioned(step, self.whole), batches=len(step.contributions))
             shares = {s: [n for n in names if n in step.steps] for s, names in contribution.shares.items()}
             of_update, _ = multiply(contribution.gradients, directions, shares, contribution.factor, norms=False)
             found |= weighted("update", of_update, dict.fromkeys(of_update, step.clip))
         return found
 
-    def _preconditioned(self, step: StepTaken, queries: PerExampleGradients | None) -> PerExampleGradients:
-        """Query gradients times what the step's own gradient is multiplied with, now and later."""
-        assert queries is not None
+    def _update_directions(self, step: StepTaken) -> QueryGradients | None:
+        """What all contributions of a step are multiplied with for ``update``: made once for all of them.
+
+        None where their products with the queries, times numbers, do, or momentum is followed.
+        """
+        if "update" not in self.rules.kinds or self.rules.exact_momentum or not step.is_elementwise:
+            return None
         scales = {name: times(own.scale, own.eventual) for name, own in step.steps.items()}
-        return self._scaled(queries, scales)
+        return QueryGradients(self._scaled(self.whole, scales), batches=len(step.contributions))
 
     def _directions(self, step: StepTaken, queries: PerExampleGradients | None) -> dict[str, Tensor]:
         """Query gradients times the step's scale: dense, by parameter, ``[Q, ...]``."""
-        assert queries is not None
-        scaled = self._scaled(queries, {name: times(own.scale, 1.0) for name, own in step.steps.items()})
+        scaled = self._scaled(queries, {name: own.scale for name, own in step.steps.items()})
         return {name: scaled.dense(name) for name in scaled.parts}
 
     def _scaled(
-        self, queries: PerExampleGradients, scales: Mapping[str, float | Preconditioner]
+        self, queries: PerExampleGradients | None, scales: Mapping[str, float | Preconditioner]
     ) -> PerExampleGradients:
+        assert queries is not None
         scaled = precondition(queries.only(scales), scales)
         return scaled if self.rules.projection is None else project(scaled, self.rules.projection)
 
@@ -302,23 +328,6 @@ class Scoring:
             learned = torch.zeros(len(self.sums.query_ids), dtype=torch.bool)
         by = self.rules.breakdown
         return Moment(epoch if "epoch" in by else None, learned if "learned" in by else None)
-
-
-def times(scale: float | Preconditioner, factor: float) -> float | Preconditioner:
-    """A scale times a number."""
-    if isinstance(scale, float):
-        return scale * factor
-    if isinstance(scale, RankOne):
-        return RankOne(scale.rows * factor, scale.columns)
-    return Elementwise(scale.scale * factor)
-
-
-def light(step: ParameterStep) -> ParameterStep:
-    """The same step without its scale."""
-    return ParameterStep(
-        1.0, step.rate, step.direct, step.from_buffer, step.gain, step.decay, step.eventual,
-        step.added_decay, step.decoupled_decay,
-    )  # fmt: skip
 
 
 def _eventual_rate(steps: Mapping[str, ParameterStep], names: Sequence[str]) -> float:
@@ -334,9 +343,3 @@ def _eventual_rate(steps: Mapping[str, ParameterStep], names: Sequence[str]) -> 
 def _or(before: Tensor, now: Tensor) -> Tensor:
     """Learned once is learned, for the queries of before; the later ones as they are."""
     return torch.cat([before | now[: len(before)], now[len(before) :]])
-
-
-def _long(values: Tensor, zeros: Tensor) -> Tensor:
-    found = zeros.clone()
-    found[: len(values)] += values
-    return found

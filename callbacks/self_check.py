@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from ftrace.callbacks.contributions import Contribution
@@ -53,13 +54,13 @@ class Failures:
             warnings.warn(message, stacklevel=4)
 
 
-class SpotCheck:
-    """Single examples and one query against plain autograd, once.
+class _Check:
+    """What is checked, and how closely.
 
     Args:
         parameters: The covered parameters by name.
         failures: Where to report.
-        seed: Which examples are looked at.
+        seed: Of what is looked at.
         projection: What gradients are projected with, if they are: autograd's are, too, before they are compared.
         coarse: Whether passes are in half precision.
     """
@@ -78,6 +79,13 @@ class SpotCheck:
         self.coarse = coarse
         self._failures = failures
         self._generator = torch.Generator().manual_seed(seed)
+
+
+class SpotCheck(_Check):
+    """Single examples and one query against plain autograd, once."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, **settings: Any) -> None:
+        super().__init__(parameters, failures, **settings)
         self._by_autograd: dict[int, dict[str, Tensor]] = {}
         self._examples_checked = False
 
@@ -142,31 +150,11 @@ class SpotCheck:
             )
 
 
-class Conservation:
-    """Contributions must sum to the gradient that one optimizer is given: before its step, and after it.
+class Conservation(_Check):
+    """Contributions must sum to the gradient that one optimizer is given: before its step, and after it."""
 
-    Args:
-        parameters: Its covered parameters by name.
-        failures: Where to report.
-        seed: Of the direction in which that is checked.
-        projection: What gradients are projected with, if they are.
-        coarse: Whether passes are in half precision.
-    """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        failures: Failures,
-        *,
-        seed: int,
-        projection: Projection | None,
-        coarse: bool,
-    ) -> None:
-        self.parameters = dict(parameters)
-        self.projection = projection
-        self.coarse = coarse
-        self._failures = failures
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, **settings: Any) -> None:
+        super().__init__(parameters, failures, **settings)
         self._window_totals: dict[str, Tensor] | None = {}
         self._magnitudes: dict[str, float] = {}
         self._weights_Q = torch.empty(0)
@@ -296,11 +284,9 @@ class Conservation:
         done = clip if is_clipped else 1.0
         if self._window_totals is not None:
             grads = {name: whole(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
-            named = dict.fromkeys([*self.parameters])
-            totals = {n: done * sum_over_processes(t) for n, t in self._all_ranks(named, grads).items()}
-            worst, error = _largest_difference(
-                totals, projected(grads, self.projection), self._magnitudes, coarse=self.coarse
-            )
+            expected_grads = projected(grads, self.projection)
+            totals = {n: done * sum_over_processes(t) for n, t in self._all_ranks(expected_grads).items()}
+            worst, error = _largest_difference(totals, expected_grads, self._magnitudes, coarse=self.coarse)
             self._window_totals = None
             if not error <= 1:
                 self._failures.report(
@@ -333,14 +319,12 @@ class Conservation:
     def _device(self) -> torch.device:
         return next(iter(self.parameters.values())).device if self.parameters else torch.device("cpu")
 
-    def _all_ranks(self, names: Mapping[str, None], grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _all_ranks(self, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Totals of what any process may have: with several, each one must join in each sum."""
         assert self._window_totals is not None
         found = dict(self._window_totals)
         if num_processes() > 1:
-            for name in names:
-                if name in grads and name not in found:
-                    found[name] = torch.zeros_like(projected({name: grads[name]}, self.projection)[name])
+            found = {name: torch.zeros_like(grad) for name, grad in grads.items()} | found
         return {name: found[name] for name in sorted(found)}
 
     def _along(self, one: Contribution) -> Tensor:
@@ -353,7 +337,7 @@ class Conservation:
         products = one.gradients.zeros(len(one.example_ids))
         for name, direction in self._projected_direction.items():
             if name in one.gradients.parts:
-                products += one.gradients.dense(name).flatten(1) @ direction.flatten().to(products)
+                products += one.gradients.along(name, direction)
         return one.factor * products
 
 

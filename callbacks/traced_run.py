@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from ftrace.callbacks.contributions import Contribution, StepTaken
+from ftrace.callbacks.contributions import StepTaken
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.ledger import LedgerKeeper, log_interval
 from ftrace.callbacks.listening import Listening
@@ -38,7 +37,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ftrace.gradients import Dense, PerExampleGradients, QueryGradients, Recording
+from ftrace.gradients import PerExampleGradients, Recording
 from ftrace.scores import Candidates, ScoreAccumulator
 
 
@@ -147,11 +146,10 @@ class TracedRun:
         """The optimizer step that is next, counted over all optimizers."""
         return self.first_step + self.taken
 
-    def refresh_if_due(self) -> None:
-        """The queries' gradients at the weights of now, if it is time."""
-        due = self.refreshed_at is None or self.step - self.refreshed_at >= self.refresh_every_n_steps
-        if due or self.has_queries_to_add:
-            self.refresh()
+    @property
+    def _is_due(self) -> bool:
+        """Whether it is time for a refresh."""
+        return self.refreshed_at is None or self.step - self.refreshed_at >= self.refresh_every_n_steps
 
     def refresh(self) -> None:
         """The queries' gradients at the weights of now; the interval before is closed."""
@@ -174,16 +172,14 @@ class TracedRun:
                 raise
             self._go_on_with_old_queries(error)
             return
-        closing = None if self.ledger is None else self.ledger.close(self._ledger_queries(), found)
+        closing = None if self.ledger is None else self.ledger.close(found)
         stale = self.staleness.before_refresh(self.scoring.queries, len(self.refreshes))
         self.scoring.refresh(found.gradients, found.learned, keep_last=stale)
         if closing is not None:
             assert self.ledger is not None
-            queries = self._ledger_queries()
-            assert queries is not None
             gained, by_given = self.scoring.take_gains()
             given = by_given if self.rules.projection is not None and not self.ledger.projects_all else None
-            log_interval(self.trainer, closing.finish(queries, gained, given), self.step, len(self.refreshes))
+            log_interval(self.trainer, closing.finish(gained, given), self.step, len(self.refreshes))
         if self.ledger is not None:
             self.ledger.open(found, self.parameters.all())
         for check in self.parameters.conservation.values():
@@ -201,12 +197,6 @@ class TracedRun:
         self.refreshes_failed.append(self.step)
         self.refreshed_at = self.step
 
-    def _ledger_queries(self) -> Any:
-        """The query gradients that the ledger multiplies with: whole ones, if there are."""
-        if self.scoring.keeps_queries_whole and self.scoring.whole is not None:
-            return QueryGradients(self.scoring.whole)
-        return self.scoring.queries
-
     def begin_batch(self, example_ids: Tensor, sizes: Sequence[int]) -> None:
         """A batch of examples is about to be run.
 
@@ -214,7 +204,8 @@ class TracedRun:
             example_ids: ``[B]``.
             sizes: Of the batches of several dataloaders that it is made of.
         """
-        self.refresh_if_due()
+        if self._is_due or self.has_queries_to_add:
+            self.refresh()
         self._batch_ids, self._batch_sizes = example_ids, sizes
         self._recordings = [self.listening.training.start(len(example_ids), groups=sizes)]
 
@@ -223,18 +214,13 @@ class TracedRun:
         if not self._recordings:
             return
         if not self.pl_module.automatic_optimization:
-            self._refresh_between_steps()
+            if self._is_due:  # weights may have moved since the batch began
+                self.refresh()
             for one in self.parameters.followed:
                 if one.window and not one.has_gradients():  # they have been set to zero since
                     self._discard(one)
         if self.spot_check is not None and self.checks_examples:
             self.spot_check.differentiate_examples(loss, self._recordings[-1])
-
-    def _refresh_between_steps(self) -> None:
-        """Under manual optimization weights may have moved since the batch began."""
-        due = self.refreshed_at is None or self.step - self.refreshed_at >= self.refresh_every_n_steps
-        if due:
-            self.refresh()
 
     def after_backward(self) -> None:
         """A backward pass has ended: read what it has added to the gradients."""
@@ -367,6 +353,7 @@ class TracedRun:
             self._clip = one.gradient_norm() / one.norm_before_step
         given = one.gradients_given(self._clip if self.pl_module.automatic_optimization else 1.0)
         steps = one.steps(given) if "update" in self.rules.kinds and one.problem is None else {}
+        projection = self.rules.projection
         step = StepTaken(
             self.step - 1,
             one.index,
@@ -375,7 +362,7 @@ class TracedRun:
             steps,
             window,
             self.scoring.moment(self.trainer.current_epoch),
-            given=self._as_contribution(one, given) if steps and self.rules.projection is not None else None,
+            given=one.as_contribution(given, projection, self._clip) if steps and projection is not None else None,
         )
         if not self._is_finite(one) or not self.scoring.take(step):
             self._leave_out()
@@ -392,16 +379,6 @@ class TracedRun:
 
     def _is_finite(self, one: FollowedOptimizer) -> bool:
         return one.norm_before_step is None or math.isfinite(one.norm_before_step)
-
-    def _as_contribution(self, one: FollowedOptimizer, given: Mapping[str, Tensor]) -> Contribution:
-        """The true gradient as if it were one example's, projected like the examples'."""
-        assert self.rules.projection is not None
-        shares = {s: [n for n in names if n in given] for s, names in one.shares().items()}
-        names = [name for of_share in shares.values() for name in of_share]
-        parts = {name: Dense(self.rules.projection.project(name, given[name][None])) for name in names}
-        shapes = {name: part.value.shape[1:] for name, part in parts.items()}
-        gradients = PerExampleGradients({name: [part] for name, part in parts.items()}, shapes, 1)
-        return Contribution(torch.zeros(1, dtype=torch.int64), 1 / self._clip, shares, gradients=gradients)
 
     def _leave_out(self) -> None:
         """A step whose contributions are no numbers would spoil all its examples' scores."""

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ftrace.gradients import is_compiled
 
 
-def refuse_unsupported_loop(trainer: Trainer, pl_module: LightningModule) -> None:
+def refuse_unsupported_loop(trainer: Trainer) -> None:
     """Refuse, by name and with the remedy, any training loop whose scores would be wrong.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,11 +16,11 @@ from ftrace.attribution import score_by_bm25, score_by_tracin
 from ftrace.data import SynthSettings, fill_in, write_synth
 from ftrace.evaluation import (
     Evaluation,
-    as_json,
     evaluate,
     learned_when,
     render_learned_when,
     render_table,
+    write_learned_when,
     write_tables,
 )
 from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
@@ -149,9 +148,7 @@ def compare_by_learned_step(
     proponents = {row["query_id"]: row["proponent_ids"] for row in of_run.data.query_rows}
     found = learned_when(first, second, proponents, bins, kind, kind)
     file = Path(output) if output else first.path.with_name("learned_when.json")
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(as_json(found), indent=2) + "\n")
-    temporary.rename(file)
+    write_learned_when(found, file)
     console = Console()
     console.print(render_learned_when(found))
     console.print(f"Wrote {file}", soft_wrap=True)

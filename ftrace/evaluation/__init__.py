@@ -1,7 +1,7 @@
 """What a score is worth: retrieval metrics against ground-truth proponents, and the table that compares methods."""
 
 from ftrace.evaluation.learned import find_learned_queries
-from ftrace.evaluation.learned_when import LearnedBin, as_json, learned_when, render_learned_when
+from ftrace.evaluation.learned_when import LearnedBin, learned_when, render_learned_when, write_learned_when
 from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
 from ftrace.evaluation.table import Evaluation, evaluate, render_table, write_tables
 
@@ -11,11 +11,11 @@ __all__ = [
     "MeanReciprocalRank",
     "PrecisionAtK",
     "RecallAtK",
-    "as_json",
     "evaluate",
     "find_learned_queries",
     "learned_when",
     "render_learned_when",
     "render_table",
+    "write_learned_when",
     "write_tables",
 ]

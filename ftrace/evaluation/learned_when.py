@@ -6,9 +6,10 @@ snapshot should agree less with what happened, the earlier a query was learned. 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from rich.table import Table
 from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.evaluation.ranking import expected_hits
+from ftrace.evaluation.table import replace_text
 from ftrace.scores import ScoreStore
 
 K = 10
@@ -129,6 +131,6 @@ def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
     return table
 
 
-def as_json(bins: Sequence[LearnedBin]) -> list[dict[str, Any]]:
-    """The bins as plain dictionaries."""
-    return [asdict(one) for one in bins]
+def write_learned_when(bins: Sequence[LearnedBin], file: Path) -> None:
+    """Write the bins as JSON."""
+    replace_text(file, json.dumps([asdict(one) for one in bins], indent=2) + "\n")

@@ -135,7 +135,7 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
         "ceiling": evaluation.ceiling,
     }
     json_file, csv_file = output_dir / "table.json", output_dir / "table.csv"
-    _replace(json_file, json.dumps(facts, indent=2) + "\n")
+    replace_text(json_file, json.dumps(facts, indent=2) + "\n")
     with _temporary(csv_file).open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["method", *evaluation.ceiling])
@@ -149,6 +149,7 @@ def _temporary(file: Path) -> Path:
     return file.with_name(f".{file.name}.tmp")
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     _temporary(file).write_text(text)
     _temporary(file).rename(file)

@@ -3,14 +3,15 @@
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
+from ftrace.gradients.names import full_name
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
     ParameterStep,
     after_step,
     before_step,
     buffer_of,
-    full_name,
     learning_rate,
+    scales_elements,
     unsupported_step,
 )
 from ftrace.gradients.parts import Dense, Lookup, Outer
@@ -23,6 +24,7 @@ from ftrace.gradients.preconditioners import (
     preconditioner_from_state,
     preconditioners_from_optimizer,
     rank_one,
+    times,
 )
 from ftrace.gradients.products import cosines, inner_products, inner_products_and_square_norms
 from ftrace.gradients.projection import Projection, pool, project
@@ -66,5 +68,7 @@ __all__ = [
     "preconditioners_from_optimizer",
     "project",
     "rank_one",
+    "scales_elements",
+    "times",
     "unsupported_step",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ftrace.gradients import norms
 from ftrace.gradients.convolutions import find_convolution_rule
+from ftrace.gradients.names import full_name
 from ftrace.gradients.rules import CONV1D, EMBEDDING, LINEAR, Rule
 
 # By the forward that runs, so that a subclass which overrides it is not taken for its parent.
@@ -25,8 +26,3 @@ def find_rule(module: nn.Module) -> Rule | None:
     if "forward" in module.__dict__:  # somebody has put another one there
         return None
     return _BY_FORWARD.get(type(module).forward) or _BY_CLASS.get(full_name(module)) or find_convolution_rule(module)
-
-
-def full_name(module: nn.Module) -> str:
-    """The name of a module's class, with the module that it is from."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"

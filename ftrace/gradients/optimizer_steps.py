@@ -24,7 +24,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne, preconditioner_from_state
+from ftrace.gradients.names import full_name
+from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne, preconditioner_from_state, times
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,6 @@ class ParameterStep:
     added_decay: float = 0.0
     decoupled_decay: float = 0.0
 
-    @property
-    def own(self) -> float:
-        """Share of the step's own gradient in the step itself, of :attr:`scale`."""
-        return self.direct + self.from_buffer * self.gain
-
     def scaled(self, tensor: Tensor) -> Tensor:
         """A tensor in the parameter's shape, times the scale."""
         scale = self.scale
@@ -81,11 +77,6 @@ class BeforeStep:
     root_mean_square: float
 
 
-def full_name(optimizer: Optimizer) -> str:
-    """Module and class of an optimizer, as snapshots and manifests name it."""
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-
-
 def unsupported_step(optimizer: Optimizer) -> str | None:
     """Why an optimizer's steps can't be given to examples, or None if they can."""
     name = full_name(optimizer)
@@ -94,6 +85,11 @@ def unsupported_step(optimizer: Optimizer) -> str | None:
     if name == _TRANSFORMERS_ADAFACTOR and any(group.get("beta1") is not None for group in optimizer.param_groups):
         return "Adafactor with beta1 averages steps, not gradients; set beta1=None"
     return None
+
+
+def scales_elements(optimizer: Optimizer) -> bool:
+    """Whether a supported optimizer multiplies gradients with more than a number for each parameter."""
+    return full_name(optimizer) != _SGD
 
 
 def before_step(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> BeforeStep:
@@ -218,7 +214,7 @@ def _torch_adafactor(step: _Step) -> ParameterStep:
         found = Elementwise(found.dense().view(touched.shape) * touched)
     relative = min(abs(rate), 1 / math.sqrt(float(step.state["step"])))
     size = max(float(group["eps"][1]), step.noted.root_mean_square) * math.copysign(relative, rate)
-    scale = _times(found, size / max(1.0, _root_mean_square(found, step.gradient) / float(group["d"])))
+    scale = times(found, size / max(1.0, _root_mean_square(found, step.gradient) / float(group["d"])))
     return ParameterStep(scale, rate, decoupled_decay=abs(rate) * float(group["weight_decay"]))
 
 
@@ -237,7 +233,7 @@ def _transformers_adafactor(step: _Step) -> ParameterStep:
         size = min(slow, 1 / math.sqrt(state["step"]))
     if group["scale_parameter"]:
         size *= max(group["eps"][1], float(state["RMS"]))
-    scale = _times(found, size / max(1.0, _root_mean_square(found, step.gradient) / group["clip_threshold"]))
+    scale = times(found, size / max(1.0, _root_mean_square(found, step.gradient) / group["clip_threshold"]))
     rate = size if group["lr"] is None else step.noted.learning_rate
     return ParameterStep(scale, rate, decoupled_decay=size * group["weight_decay"])
 
@@ -249,16 +245,11 @@ def _root_mean_square(scale: Preconditioner, gradient: Tensor | None) -> float:
     return float(update.norm()) / math.sqrt(max(1, update.numel()))
 
 
-def _times(scale: Preconditioner, factor: float) -> Preconditioner:
-    if isinstance(scale, RankOne):
-        return RankOne(scale.rows * factor, scale.columns)
-    return Elementwise(scale.scale * factor)
-
-
+_SGD = "torch.optim.sgd.SGD"
 _TORCH_ADAFACTOR = "torch.optim.Adafactor"
 _TRANSFORMERS_ADAFACTOR = "transformers.optimization.Adafactor"
 _STEPS: dict[str, Callable[[_Step], ParameterStep]] = {
-    "torch.optim.sgd.SGD": _sgd,
+    _SGD: _sgd,
     "torch.optim.adam.Adam": _adam,
     "torch.optim.adamw.AdamW": _adam,
     _TORCH_ADAFACTOR: _torch_adafactor,

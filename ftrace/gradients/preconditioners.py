@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ftrace.gradients.names import full_name
 from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Places
 from ftrace.gradients.per_example import PerExampleGradients
 
@@ -73,7 +74,7 @@ def preconditioners_from_optimizer(
     Raises:
         ValueError: If the optimizer is another one, or has not taken a step on a parameter yet.
     """
-    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    kind = full_name(optimizer)
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     return {
         name: preconditioner_from_state(name, kind, group_of[id(p)], optimizer.state.get(p, {}), p.shape, p.dtype)
@@ -114,6 +115,15 @@ def preconditioner_from_state(
             f"{optimizer} has no {error} of {name!r}: expected it to have taken a step. Train first, or leave the "
             "parameter out"
         ) from error
+
+
+def times(factor: float | Preconditioner, number: float) -> float | Preconditioner:
+    """What multiplies a gradient, times a number."""
+    if isinstance(factor, float):
+        return factor * number
+    if isinstance(factor, RankOne):
+        return RankOne(factor.rows * number, factor.columns)
+    return Elementwise(factor.scale * number)
 
 
 def rank_one(preconditioner: Elementwise) -> tuple[RankOne, float]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ftrace.gradients.layers import full_name
+from ftrace.gradients.names import full_name
 from ftrace.gradients.parts import Lookup
 from ftrace.gradients.rules import Parts, Rule
 

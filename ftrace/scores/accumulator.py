@@ -50,7 +50,6 @@ class ScoreAccumulator:
         self.query_ids: list[int] = []
         self.dtype = dtype
         self.candidates = candidates
-        self._kinds = tuple(kinds)
         self._rows: dict[int, int] = {}
         self._sums: dict[Sum, Tensor] = {}
         self._slots: dict[int, tuple[list[int], list[int]]] = {}
@@ -133,16 +132,6 @@ class ScoreAccumulator:
             columns, slots = self._slots.get(example, ([], []))
             found += [(index, column, slot) for column, slot in zip(columns, slots, strict=True)]
         return tuple(torch.tensor(found, dtype=torch.int64).view(-1, 3).unbind(1))
-
-    def total(self, key: Sum) -> Tensor:
-        """A matrix of sums, added up over examples: ``[Q]`` float64."""
-        sums = self._sums[key].double()
-        if not self.is_ragged:
-            return sums.sum(0)
-        total = torch.zeros(len(self.query_ids), dtype=torch.float64)
-        for columns, slots in self._slots.values():
-            total[columns] += sums[slots]
-        return total
 
     def arrays(self) -> tuple[np.ndarray, dict[Sum, np.ndarray]]:
         """Ids of examples ascending ``[N]`` int64, and for each matrix the sums ``[N, Q]`` in that order.

@@ -50,7 +50,7 @@ class Summary:
         rest = ", ".join(
             f"{name} {_percent(share)}"
             for name, share in self.shares.items()
-            if name not in ("examples", "uncovered", "projection") or (name != "examples" and round(share, 2))
+            if name in ("momentum", "decay", "curvature") or (name != "examples" and round(share, 2))
         )
         return f"the scores explain {_percent(self.shares['examples'])} of what {learned}; {rest}"
 
