@@ -307,7 +307,8 @@ class Scoring:
         if "update" not in self.rules.kinds or self.rules.exact_momentum or not step.is_elementwise:
             return None
         scales = {name: times(own.scale, own.eventual) for name, own in step.steps.items()}
-        return QueryGradients(self._scaled(self.whole, scales), batches=len(step.contributions))
+        batches = max(1, len(step.contributions))  # none where the step's layers ran on other processes only
+        return QueryGradients(self._scaled(self.whole, scales), batches=batches)
 
     def _directions(self, step: StepTaken, queries: PerExampleGradients | None) -> dict[str, Tensor]:
         """Query gradients times the step's scale: dense, by parameter, ``[Q, ...]``."""
