@@ -145,8 +145,7 @@ def compare_by_learned_step(
     """
     first, second = ScoreStore.open(online), ScoreStore.open(snapshot)
     of_run = Run(run if run is not None else Path(online).resolve().parent)
-    proponents = {row["query_id"]: row["proponent_ids"] for row in of_run.data.query_rows}
-    found = learned_when(first, second, proponents, bins, kind, kind)
+    found = learned_when(first, second, of_run.data.proponents, bins, kind, kind)
     file = Path(output) if output else first.path.with_name("learned_when.json")
     write_learned_when(found, file)
     console = Console()
@@ -175,7 +174,7 @@ def run_method(method: Method, run: Run, output_dir: Path) -> ScoreStore:
 
 def compare(stores: dict[str, ScoreStore], run: Run, queries: Literal["learned", "all"]) -> Evaluation:
     """Evaluate stores on a run's queries."""
-    proponents = {row["query_id"]: row["proponent_ids"] for row in run.data.query_rows}
+    proponents = run.data.proponents
     if queries == "all":
         return evaluate(stores, proponents)
     learned = run.learned_queries()

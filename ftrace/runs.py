@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from ftrace.data import FtraceSynth
+from ftrace.data import FactData
 from ftrace.evaluation import find_learned_queries
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 
@@ -53,11 +53,11 @@ class Run:
         self._working_directory = there if there.is_dir() else Path.cwd()
 
     @cached_property
-    def data(self) -> FtraceSynth:
+    def data(self) -> FactData:
         """The run's datamodule, set up."""
         data = self._instantiate("data", LightningDataModule)
-        if not isinstance(data, FtraceSynth):
-            raise ValueError(f"{self.folder}: expected the datamodule FtraceSynth, found {type(data).__name__}")
+        if not isinstance(data, FactData):
+            raise ValueError(f"{self.folder}: expected a datamodule of facts, found {type(data).__name__}")
         data.prepare_data()
         data.setup()
         return data

@@ -1,8 +1,10 @@
 """Data sets, tokenizer and collators for fact tracing."""
 
+from ftrace.data.bm25_index import Bm25Index
 from ftrace.data.collators import Architecture, make_collator
-from ftrace.data.datamodule import FtraceSynth
 from ftrace.data.example_ids import WithExampleIds
+from ftrace.data.fact_data import FactData
+from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.synth import SynthCorpus, SynthSettings
 from ftrace.data.synth_files import write_synth
 from ftrace.data.text import fill_in
@@ -10,6 +12,8 @@ from ftrace.data.tokenizer import train_word_tokenizer
 
 __all__ = [
     "Architecture",
+    "Bm25Index",
+    "FactData",
     "FtraceSynth",
     "SynthCorpus",
     "SynthSettings",

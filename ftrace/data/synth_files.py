@@ -48,8 +48,9 @@ FACT_SCHEMA = pa.schema(
         ("is_test", pa.bool_()),
     ]
 )
-# What a folder may hold that is replaced; the last two are what FtraceSynth keeps beside the data.
-_OURS = {"facts.parquet", "train.parquet", "queries.parquet", "manifest.json", "README.md", "tokenizer", "arrow"}
+_TOKENIZERS = ("tokenizer", "tokenizer-hyphens")
+# What a folder may hold that is replaced; the last ones are what FactData keeps beside the data.
+_OURS = {"facts.parquet", "train.parquet", "queries.parquet", "manifest.json", "README.md", "arrow", *_TOKENIZERS}
 _CARD = """---
 configs:
 - config_name: train

@@ -13,11 +13,12 @@ NUM_SENTINELS = 16
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
-def train_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
     """Learn a word-level tokenizer: words between spaces, with a possessive or a final mark as tokens of their own.
 
     Args:
         texts: All texts that will be read or predicted.
+        split_hyphens: Whether the parts of a hyphenated word, and the hyphen, are tokens of their own.
 
     Returns:
         An ordinary fast tokenizer with T5's special tokens (``<pad>``, ``</s>``, ``<unk>``, ``<extra_id_0>`` ...),
@@ -25,9 +26,10 @@ def train_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """
     sentinels = [f"<extra_id_{index}>" for index in range(NUM_SENTINELS)]
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"'s$|[.,;:!?]+$"), "isolated")]
-    )
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"'s$|[.,;:!?]+$"), "isolated")]
+    if split_hyphens:
+        steps.append(pre_tokenizers.Split("-", "isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     trainer = trainers.WordLevelTrainer(
         special_tokens=[PAD, END, UNKNOWN, *sentinels], vocab_size=2**31 - 1, show_progress=False
     )

@@ -52,7 +52,7 @@ class LearnedBin:
 def learned_when(
     online: ScoreStore,
     snapshot: ScoreStore,
-    proponents: Mapping[int, Sequence[int]],
+    proponents: Mapping[int, Sequence[int] | np.ndarray],
     bins: int = 4,
     online_kind: str = "cosine",
     snapshot_kind: str = "cosine",
@@ -98,7 +98,7 @@ def learned_when(
 
 
 def _of_query(
-    online: ScoreStore, snapshot: ScoreStore, query: int, proponents: Sequence[int], kind: str, other: str
+    online: ScoreStore, snapshot: ScoreStore, query: int, proponents: Sequence[int] | np.ndarray, kind: str, other: str
 ) -> dict[str, float | None]:
     first = torch.from_numpy(online.scores(query, kind)).double()
     second = torch.from_numpy(snapshot.scores(query, other)).double()

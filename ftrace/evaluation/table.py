@@ -45,7 +45,7 @@ def _metrics() -> dict[str, Metric]:
 
 
 def evaluate(
-    stores: Mapping[str, ScoreStore], proponents: Mapping[int, Sequence[int]], queries: str = "all"
+    stores: Mapping[str, ScoreStore], proponents: Mapping[int, Sequence[int] | np.ndarray], queries: str = "all"
 ) -> Evaluation:
     """Compare score stores; each kind of each store is a row.
 

@@ -169,3 +169,22 @@ def test_loaders_before_setup_say_so(tmp_path: Path) -> None:
     data.train_rows = []
     with pytest.raises(RuntimeError, match=r"expected prepare_data\(\) and setup\(\) to have run"):
         data.train_dataloader()
+
+
+def test_a_learned_tokenizer_splits_hyphens_on_request(tmp_path: Path) -> None:
+    whole, split = ready(tmp_path), ready(tmp_path, split_hyphens=True)
+    tokens = [
+        [text for text, _ in data.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("entity-3's")]
+        for data in (whole, split)
+    ]
+    assert tokens == [["entity-3", "'s"], ["entity", "-", "3", "'s"]]
+    assert len(split.tokenizer) < len(whole.tokenizer)
+    assert whole.data_path == split.data_path
+
+
+def test_proponents_and_sentences_of_a_data_set(tmp_path: Path) -> None:
+    data = ready(tmp_path)
+    for query in data.query_rows:
+        stating = [row["example_id"] for row in data.train_rows if query["fact"] in row["facts"]]
+        assert data.proponents[query["query_id"]].tolist() == stating
+    assert data.sentence_ids is None

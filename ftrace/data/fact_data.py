@@ -1,74 +1,83 @@
-"""FTRACE-SYNTH as a LightningDataModule."""
+"""What every fact-tracing data set is to the rest of ftrace: rows that state facts, and queries that ask for them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from ftrace.data.collators import Architecture, make_collator
-from ftrace.data.synth import SynthSettings
-from ftrace.data.synth_files import FORMAT, write_synth
 from ftrace.data.tokenizer import train_word_tokenizer
 
 
-class FtraceSynth(LightningDataModule):
-    """FTRACE-SYNTH: generated once, cached by the hash of its settings, with queries that ask for the facts.
+class FactData(LightningDataModule):
+    """Training rows and queries, kept in a folder of their own as ``train.parquet`` and ``queries.parquet``.
+
+    Training rows have ``example_id`` (0 to N - 1, in order), ``inputs_pretokenized``, ``targets_pretokenized``,
+    ``facts`` (a list of keys), and where several rows are variants of one sentence, ``sentence_id``. Queries have
+    ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted surfaces) and ``proponent_ids``
+    (the ids of rows that state the fact, ascending).
 
     Training batches carry ``example_id``, query batches ``query_id``. Validation, test and prediction run over the
     queries.
 
     Args:
-        synth: The generator's flags.
-        data_dir: Where generated data is kept.
+        data_path: The folder.
         architecture: "encoder-decoder" or "decoder-only", as the model is.
         tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
+        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
         batch_size: Rows of a training batch.
         query_batch_size: Queries of a query batch.
         num_workers: Processes that load training batches.
 
     Attributes:
         tokenizer: The tokenizer, once :meth:`setup` has run.
-        data_path: The generated folder, with ``train.parquet`` and ``queries.parquet``.
+        train_rows: The training rows, once :meth:`setup` has run.
+        query_rows: The queries, once :meth:`setup` has run.
     """
+
+    train_rows: datasets.Dataset
+    query_rows: datasets.Dataset
 
     def __init__(
         self,
-        synth: SynthSettings = SynthSettings(),  # noqa: B008 - frozen
-        data_dir: str = "data_cache",
-        architecture: Architecture = "encoder-decoder",
-        tokenizer: str | None = None,
-        batch_size: int = 128,
-        query_batch_size: int = 128,
-        num_workers: int = 0,
+        data_path: Path,
+        architecture: Architecture,
+        tokenizer: str | None,
+        split_hyphens: bool,
+        batch_size: int,
+        query_batch_size: int,
+        num_workers: int,
     ) -> None:
         super().__init__()
-        self.synth = synth
-        self.data_dir = Path(data_dir).absolute()
+        self.data_path = data_path
         self.architecture: Architecture = architecture
         self.tokenizer_name = tokenizer
+        self.split_hyphens = split_hyphens
         self.batch_size = batch_size
         self.query_batch_size = query_batch_size
         self.num_workers = num_workers
-        self.data_path = self.data_dir / f"synth-{_hash(synth)}"
         self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    @abstractmethod
+    def make(self) -> None:
+        """Write the two files to :attr:`data_path`, whole or not at all, unless they are there already."""
 
     @override
     def prepare_data(self) -> None:
-        if not _is_complete(self.data_path):
-            write_synth(self.data_path, self.synth, progress=True)
+        self.make()
         if self.tokenizer_name is None and not self._own_tokenizer.exists():
-            temporary = self._own_tokenizer.with_name(".tokenizer")
-            train_word_tokenizer(self._texts()).save_pretrained(str(temporary))
+            temporary = self._own_tokenizer.with_name(f".{self._own_tokenizer.name}")
+            train_word_tokenizer(self._texts(), split_hyphens=self.split_hyphens).save_pretrained(str(temporary))
             temporary.rename(self._own_tokenizer)
 
     @override
@@ -102,9 +111,22 @@ class FtraceSynth(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self.query_dataloader()
 
+    @cached_property
+    def proponents(self) -> dict[int, np.ndarray]:
+        """For each query's id, the ids of its ground-truth proponents, ascending."""
+        ids, proponents = self.query_rows["query_id"], self.query_rows["proponent_ids"]
+        return {query: np.asarray(of_query, dtype=np.int64) for query, of_query in zip(ids, proponents, strict=True)}
+
+    @cached_property
+    def sentence_ids(self) -> np.ndarray | None:
+        """Which sentence each training row is a variant of, int64 ``[N]``; None where each row is its own."""
+        if "sentence_id" not in self.train_rows.column_names:
+            return None
+        return np.asarray(self.train_rows.with_format("numpy")["sentence_id"], dtype=np.int64)
+
     @property
     def _own_tokenizer(self) -> Path:
-        return self.data_path / "tokenizer"
+        return self.data_path / ("tokenizer-hyphens" if self.split_hyphens else "tokenizer")
 
     def _loader(self, rows: Any, batch_size: int, *, shuffle: bool = False) -> DataLoader:
         if self.tokenizer is None:
@@ -132,16 +154,3 @@ class FtraceSynth(LightningDataModule):
             for batch in self._read(name).select_columns(["inputs_pretokenized", "targets_pretokenized"]).iter(10_000):
                 for column in batch.values():
                     yield from column
-
-
-def _hash(synth: SynthSettings) -> str:
-    """Of the flags, and of the vocabulary's text rather than its path."""
-    vocabulary = synth.relation_vocabulary
-    text = Path(vocabulary).read_text() if vocabulary and Path(vocabulary).exists() else ""
-    flags = asdict(replace(synth, relation_vocabulary=text or vocabulary))
-    return hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _is_complete(folder: Path) -> bool:
-    manifest = folder / "manifest.json"  # present only in folders that were finished and renamed
-    return manifest.exists() and json.loads(manifest.read_text()).get("format") == FORMAT

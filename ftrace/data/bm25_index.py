@@ -1,0 +1,35 @@
+"""BM25 over sentences: what the method ranks by, and what candidate pools begin with.
+
+The formula is that of ``rank_bm25.BM25Plus`` with its defaults (k1 1.5, b 0.75, delta 1), as in the code of Akyürek et
+al. 2022; a summary of the paper prints it with + 1 inside the denominator. ``bm25s`` computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+
+K1, B, DELTA = 1.5, 0.75, 1.0
+
+
+class Bm25Index:
+    """An index of documents.
+
+    Args:
+        documents: Each document's words.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[str]]) -> None:
+        self._index = bm25s.BM25(method="bm25+", k1=K1, b=B, delta=DELTA)
+        self._index.index([list(words) for words in documents], show_progress=False)
+
+    def scores(self, words: Sequence[str]) -> np.ndarray:
+        """Scores of all documents for one query, float32 ``[N]``; a word that occurs twice counts twice."""
+        found: np.ndarray = self._index.get_scores(list(words))
+        return found
+
+    def top(self, words: Sequence[str], k: int) -> np.ndarray:
+        """Indices of the best ``k`` documents, best first; ties by index."""
+        return np.argsort(-self.scores(words), kind="stable")[:k]

@@ -1,0 +1,66 @@
+"""FTRACE-SYNTH as a LightningDataModule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from typing_extensions import override
+
+from ftrace.data.collators import Architecture
+from ftrace.data.fact_data import FactData
+from ftrace.data.synth import SynthSettings
+from ftrace.data.synth_files import FORMAT, write_synth
+
+
+class FtraceSynth(FactData):
+    """FTRACE-SYNTH: generated once, cached by the hash of its settings, with queries that ask for the facts.
+
+    Args:
+        synth: The generator's flags.
+        data_dir: Where generated data is kept.
+        architecture: "encoder-decoder" or "decoder-only", as the model is.
+        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
+        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
+        batch_size: Rows of a training batch.
+        query_batch_size: Queries of a query batch.
+        num_workers: Processes that load training batches.
+
+    Attributes:
+        data_path: The generated folder, with ``train.parquet`` and ``queries.parquet``.
+    """
+
+    def __init__(
+        self,
+        synth: SynthSettings = SynthSettings(),  # noqa: B008 - frozen
+        data_dir: str = "data_cache",
+        architecture: Architecture = "encoder-decoder",
+        tokenizer: str | None = None,
+        split_hyphens: bool = False,
+        batch_size: int = 128,
+        query_batch_size: int = 128,
+        num_workers: int = 0,
+    ) -> None:
+        data_path = Path(data_dir).absolute() / f"synth-{_hash(synth)}"
+        super().__init__(data_path, architecture, tokenizer, split_hyphens, batch_size, query_batch_size, num_workers)
+        self.synth = synth
+
+    @override
+    def make(self) -> None:
+        if not _is_complete(self.data_path):
+            write_synth(self.data_path, self.synth, progress=True)
+
+
+def _hash(synth: SynthSettings) -> str:
+    """Of the flags, and of the vocabulary's text rather than its path."""
+    vocabulary = synth.relation_vocabulary
+    text = Path(vocabulary).read_text() if vocabulary and Path(vocabulary).exists() else ""
+    flags = asdict(replace(synth, relation_vocabulary=text or vocabulary))
+    return hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_complete(folder: Path) -> bool:
+    manifest = folder / "manifest.json"  # present only in folders that were finished and renamed
+    return manifest.exists() and json.loads(manifest.read_text()).get("format") == FORMAT
