@@ -3,5 +3,6 @@
 from ftrace.callbacks.checkpoint_snapshots import CheckpointSnapshots
 from ftrace.callbacks.online_tracin import OnlineTracIn
 from ftrace.callbacks.self_check import SelfCheckError
+from ftrace.callbacks.whitened import Whitening
 
-__all__ = ["CheckpointSnapshots", "OnlineTracIn", "SelfCheckError"]
+__all__ = ["CheckpointSnapshots", "OnlineTracIn", "SelfCheckError", "Whitening"]

@@ -51,6 +51,8 @@ class Contribution:
         norms: ``[B]``, of the whole contribution, factor included, where cosines are asked for.
         gradients: The contributions themselves, where they are multiplied again later.
         refresh: Which refresh's query gradients the products are with.
+        whitened: Whitened cosines with the queries, ``[B, Q]`` each, where they are asked for.
+        projected: The gradients that these are of, by parameter, until the step has been taken.
     """
 
     example_ids: Tensor
@@ -60,6 +62,8 @@ class Contribution:
     norms: Tensor | None = None
     gradients: PerExampleGradients | None = None
     refresh: int = 0
+    whitened: dict[Sum, Tensor] = field(default_factory=dict)
+    projected: dict[str, Tensor] = field(default_factory=dict)
 
     def total(self, num_queries: int) -> Tensor:
         """Products over all parameters, ``[B, Q]``."""
@@ -93,6 +97,7 @@ class StepTaken:
         steps: By parameter, where ``update`` is asked for.
         contributions: Of the batches in the window.
         moment: When it was taken.
+        names: The optimizer's covered parameters, by name.
         given: The gradient that the optimizer was given, as one example's contribution; None where nobody asks.
         left: While it waits for the next refresh: for each contribution, its scores with the last query gradients.
     """
@@ -104,6 +109,7 @@ class StepTaken:
     steps: dict[str, ParameterStep]
     contributions: list[Contribution]
     moment: Moment
+    names: tuple[str, ...] = ()
     given: Contribution | None = None
     left: list[dict[Sum, Tensor]] = field(default_factory=list)
     left_of_given: dict[Sum, Tensor] = field(default_factory=dict)

@@ -15,15 +15,21 @@ from torch.optim import Optimizer
 from ftrace.gradients import (
     BeforeStep,
     Dense,
+    Elementwise,
     ParameterStep,
     PerExampleGradients,
+    Preconditioner,
     Projection,
     after_step,
     before_step,
     buffer_of,
     full_name,
     learning_rate,
+    of_touched,
+    preconditioner_from_state,
+    rank_one,
     scales_elements,
+    touched_elements,
     unsupported_step,
 )
 
@@ -162,6 +168,27 @@ class FollowedOptimizer:
         """The momentum that the optimizer keeps of a parameter, in one piece."""
         found = buffer_of(self.optimizer.state.get(parameter, {}))
         return None if found is None else whole(found)
+
+    def preconditioners(self, *, elementwise: bool) -> dict[str, Preconditioner]:
+        """One over the root of its second moments, of the covered parameters that have any.
+
+        Args:
+            elementwise: Keep those of matrices as they are, instead of the closest outer product.
+        """
+        if not self.is_elementwise:
+            return {}
+        found: dict[str, Preconditioner] = {}
+        kind = full_name(self.optimizer)
+        for group, name, p in self.parameters(covered=True):
+            state, settings = whole_state(self.optimizer.state.get(p, {})), self.optimizer.param_groups[group]
+            if "step" not in state:
+                continue
+            factor = preconditioner_from_state(name, kind, settings, state, p.shape, p.dtype)
+            factor = of_touched(factor, touched_elements(kind, settings, state))
+            if isinstance(factor, Elementwise) and p.ndim > 1 and not elementwise:
+                factor, _ = rank_one(factor)
+            found[name] = factor
+        return found
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""

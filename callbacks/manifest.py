@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def manifest_of(callback: OnlineTracIn, run: TracedRun, *, complete: bool) -> di
         "projection_side": None if callback.projection is None else callback.projection.side,
         "integration": callback.integration,
         "momentum": callback.momentum if "update" in callback.scores else None,
+        "whitening": asdict(callback.whitening) if run.rules.whitens else None,
         "candidates": _candidates(callback),
         "query_first_steps": {str(query): step for query, step in run.query_first_steps.items()},
         "staleness": {str(refresh): value for refresh, value in run.staleness.measured.items()},

@@ -21,6 +21,7 @@ from ftrace.callbacks.scoring import KINDS, ScoringRules
 from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.traced_run import TracedRun
 from ftrace.callbacks.training_loop import refuse_unsupported_loop
+from ftrace.callbacks.whitened import Whitening
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -51,7 +52,10 @@ class OnlineTracIn(Callback):
         scores: Kinds to accumulate, all in one pass. ``dot``: sum over steps of learning rate x clip factor x inner
             product, in nats if the optimizer were SGD. ``update``: the first-order effect of the optimizer's actual
             step in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: sum over steps of the cosine, over the covered
-            parameters.
+            parameters. ``whitened``: the same of gradients that are divided by the root of the optimizer's second
+            moments, projected, and whitened by their running autocorrelation. ``learning``: ``whitened`` with each step
+            weighted by p (1 - p), where p = exp(-loss) is the probability of the query's answer at the last refresh, so
+            that those steps count in which it is being learned: the one to rank by.
         parameters: Globs over parameter names, in order; one that begins with "!" takes away.
         refresh_every_n_steps: Recompute the queries' gradients every so many optimizer steps.
         projection_side: None is exact; a whole number K projects each weight's gradient on both sides to K x K (a
@@ -60,6 +64,7 @@ class OnlineTracIn(Callback):
             for ``dot`` and ``update``, and holds one interval's contributions.
         momentum: How ``update`` gives momentum to examples. "eventual": a step's whole later effect is booked at once,
             along the query gradients of the step. "exact": contributions are held until their effect is over.
+        whitening: How the kinds ``whitened`` and ``learning`` are made.
         candidates: Whose scores are kept: None, all examples'; a list of example ids; or such a list for each query id,
             so that a matrix of examples x queries never exists.
         breakdown: Of "layer", "epoch" and "learned" (before and after the query was first right): also keep scores by
@@ -94,6 +99,7 @@ class OnlineTracIn(Callback):
         projection_side: int | None = None,
         integration: Literal["left", "trapezoid"] = "left",
         momentum: Literal["eventual", "exact"] = "eventual",
+        whitening: Whitening = Whitening(),  # noqa: B008 - frozen
         candidates: list[int | str] | dict[int | str, list[int | str]] | None = None,
         breakdown: Sequence[str] = (),
         ledger: bool = True,
@@ -125,6 +131,12 @@ class OnlineTracIn(Callback):
             raise ValueError(f"projection_side: expected None or at least 1, found {projection_side}")
         if momentum == "exact" and "update" not in scores:
             raise ValueError('momentum="exact" is of the kind "update": expected it in scores')
+        whitened = [kind for kind in ("whitened", "learning") if kind in scores]
+        if whitened and projection_side is None:
+            raise ValueError(
+                f"scores of the kind {whitened[0]!r} whiten projected gradients: expected projection_side=K (R has K^4 "
+                "numbers for each parameter; 8 to 16 is usual), found None"
+            )
         self.queries = queries
         self.output_dir = output_dir
         self.query_losses = query_losses
@@ -134,6 +146,7 @@ class OnlineTracIn(Callback):
         self.projection = None if projection_side is None else Projection(projection_side, seed)
         self.integration = integration
         self.momentum = momentum
+        self.whitening = whitening
         self.candidates = _numbered(candidates)
         self.breakdown = tuple(breakdown)
         self.ledger = ledger
@@ -207,7 +220,12 @@ class OnlineTracIn(Callback):
         if not self._listening.is_attached:
             self._listening.attach(pl_module, trainer.optimizers)
         rules = ScoringRules(
-            self.scores, self.integration == "trapezoid", self.momentum == "exact", self.breakdown, self.projection
+            self.scores,
+            self.integration == "trapezoid",
+            self.momentum == "exact",
+            self.breakdown,
+            self.projection,
+            self.whitening,
         )
         self._names = {}
         self._run = TracedRun(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ftrace.scores import Candidates
 
-VERSION = 1
+VERSION = 2
 
 
 class RunState:
@@ -98,6 +99,7 @@ def _settings(run: TracedRun) -> dict[str, Any]:
         "projection_side": None if rules.projection is None else rules.projection.side,
         "projection_seed": None if rules.projection is None else rules.projection.seed,
         "refresh_every_n_steps": run.refresh_every_n_steps,
+        "whitening": asdict(rules.whitening) if rules.whitens else None,
         "candidates": _digest(run.sums.candidates),
         "ledger": run.ledger is not None,
         "parameters": sorted(run.parameters.covered.by_name.keys() - _unfrozen(run)),
@@ -172,6 +174,7 @@ def _state_of(run: TracedRun, names: dict[int, str]) -> dict[str, Any]:
         "gained": scoring.gained,
         "gained_by_given": scoring.gained_by_given,
         "ledger": None if run.ledger is None else run.ledger.state(),
+        "whitened": None if scoring.whitened is None else scoring.whitened.state(),
     }
 
 
@@ -190,7 +193,9 @@ def _restore(
     last = shared["last"]
     run._last = last
     scoring.learned = shared["learned"]
-    queries = scoring.restore_queries(last.gradients, shared["before"])
+    if scoring.whitened is not None:
+        scoring.whitened.restore([state["whitened"] for state in states], shared["whitened"])
+    queries = scoring.restore_queries(last.gradients, last.losses, shared["before"])
     for check in run.parameters.conservation.values():
         check.set_queries(queries, len(run.refreshes) - 1)
     for index, state in enumerate(states):

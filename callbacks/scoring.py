@@ -26,6 +26,7 @@ from ftrace.callbacks.contributions import (
     weighted,
 )
 from ftrace.callbacks.momentum import HeldStep, MomentumRing
+from ftrace.callbacks.whitened import WhitenedProducts, Whitening, learning_weights
 from torch import Tensor
 
 from ftrace.gradients import (
@@ -40,7 +41,8 @@ from ftrace.gradients import (
 )
 from ftrace.scores import ScoreAccumulator, Sum
 
-KINDS = ("dot", "update", "cosine")
+KINDS = ("dot", "update", "cosine", "whitened", "learning")
+OF_THE_STEP = {"cosine", "whitened", "learning"}  # kinds that are not interpolated between refreshes
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class ScoringRules:
         exact_momentum: Whether ``update`` follows momentum step by step instead of booking its whole later effect.
         breakdown: Of "layer", "epoch" and "learned".
         projection: What gradients are projected with.
+        whitening: How gradients are whitened.
     """
 
     kinds: tuple[str, ...]
@@ -60,6 +63,12 @@ class ScoringRules:
     exact_momentum: bool = False
     breakdown: tuple[str, ...] = ()
     projection: Projection | None = None
+    whitening: Whitening = Whitening()  # noqa: RUF009 - frozen
+
+    @property
+    def whitens(self) -> bool:
+        """Whether a kind of whitened scores is asked for."""
+        return not {"whitened", "learning"}.isdisjoint(self.kinds)
 
 
 class Scoring:
@@ -70,9 +79,18 @@ class Scoring:
         sums: Where they go.
         names: The covered parameters.
         batches: How many batches are multiplied with the same query gradients, about.
+        divides: Whether an optimizer keeps second moments.
     """
 
-    def __init__(self, rules: ScoringRules, sums: ScoreAccumulator, names: Collection[str], batches: float) -> None:
+    def __init__(
+        self,
+        rules: ScoringRules,
+        sums: ScoreAccumulator,
+        names: Collection[str],
+        batches: float,
+        *,
+        divides: bool = False,
+    ) -> None:
         self.rules = rules
         self.sums = sums
         self.names = tuple(names)
@@ -86,17 +104,33 @@ class Scoring:
         self.gained_by_given = torch.zeros(0, dtype=torch.float64)
         self._before: PerExampleGradients | None = None
         self._query_norms = torch.empty(0)
+        self._learning_weights = torch.empty(0)
+        self.whitened: WhitenedProducts | None = None
+        if rules.whitens:
+            assert rules.projection is not None
+            by_layer = "layer" in rules.breakdown
+            self.whitened = WhitenedProducts(
+                rules.whitening, rules.projection, names, divides=divides, by_layer=by_layer
+            )
 
     def see(self, names: Collection[str]) -> None:
         """More parameters are covered from here on."""
         self.names = tuple(names)
+        if self.whitened is not None:
+            self.whitened.see(names)
         if self.queries is not None and "cosine" in self.rules.kinds:
             self._query_norms = self.queries.norms(self.names)
 
     @property
     def keeps_queries_whole(self) -> bool:
         """Whether query gradients are preconditioned before they are projected."""
-        return "update" in self.rules.kinds and self.rules.projection is not None
+        precise = "update" in self.rules.kinds or self.keeps_examples_whole
+        return precise and self.rules.projection is not None
+
+    @property
+    def keeps_examples_whole(self) -> bool:
+        """Whether examples' gradients are preconditioned before they are projected."""
+        return self.whitened is not None and self.whitened.divides
 
     def holds(self, elementwise: bool) -> bool:
         """Whether contributions must be kept after they have been multiplied once.
@@ -107,11 +141,14 @@ class Scoring:
         update = "update" in self.rules.kinds
         return self.rules.trapezoid or (update and (elementwise or self.rules.exact_momentum))
 
-    def refresh(self, gradients: PerExampleGradients, learned: Tensor | None, *, keep_last: bool = False) -> None:
+    def refresh(
+        self, gradients: PerExampleGradients, losses: Tensor, learned: Tensor | None, *, keep_last: bool = False
+    ) -> None:
         """New query gradients. Steps that waited for them are booked.
 
         Args:
             gradients: Of all queries.
+            losses: Theirs, ``[Q]``, in nats.
             learned: Which of them are answered right; None where nobody can tell.
             keep_last: Whether the last ones are still needed, so that their memory may not be used again.
         """
@@ -122,6 +159,9 @@ class Scoring:
             before = self.queries
             self.queries.replace(projected)
         self.see(self.names)
+        self._learning_weights = learning_weights(losses)
+        if self.whitened is not None:
+            self.whitened.refresh(gradients if self.whitened.divides else projected)
         self._close(before)
         if learned is not None:
             self.learned = learned if self.learned is None else _or(self.learned, learned)
@@ -134,23 +174,50 @@ class Scoring:
         assert self.rules.projection is not None
         return project(gradients, self.rules.projection)
 
-    def restore_queries(self, now: PerExampleGradients, before: PerExampleGradients | None) -> QueryGradients:
-        """The query gradients of a run that is resumed: of its last refresh, and of the one before."""
-        self.queries = QueryGradients(self._take_queries(now), batches=self.batches)
+    def restore_queries(
+        self, now: PerExampleGradients, losses: Tensor, before: PerExampleGradients | None
+    ) -> QueryGradients:
+        """The query gradients of a run that is resumed: of its last refresh, with losses, and of the one before."""
+        projected = self._take_queries(now)
+        self.queries = QueryGradients(projected, batches=self.batches)
+        self._learning_weights = learning_weights(losses)
+        if self.whitened is not None:
+            self.whitened.take_queries(now if self.whitened.divides else projected)
         self._before = before
         self.see(self.names)
         return self.queries
 
     def multiply(
-        self, example_ids: Tensor, gradients: PerExampleGradients, shares: Shares, factor: float, *, elementwise: bool
+        self,
+        example_ids: Tensor,
+        gradients: PerExampleGradients,
+        shares: Shares,
+        factor: float,
+        *,
+        elementwise: bool,
+        whole: PerExampleGradients | None = None,
     ) -> Contribution:
-        """What one backward pass has added to the gradients of one optimizer's parameters."""
+        """What one backward pass has added to the gradients of one optimizer's parameters.
+
+        Args:
+            example_ids: ``[B]``.
+            gradients: The examples', projected where there is a projection.
+            shares: The optimizer's parameters.
+            factor: As in :class:`Contribution`.
+            elementwise: Whether the optimizer multiplies gradients with more than a number for each parameter.
+            whole: The examples' gradients before projection, where :attr:`keeps_examples_whole`.
+        """
         assert self.queries is not None
         found = Contribution(example_ids, factor, shares)
         kinds = self.rules.kinds
         if "dot" in kinds or "cosine" in kinds or not (elementwise or self.rules.exact_momentum):
             norms = "cosine" in kinds
             found.products, found.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
+        if self.whitened is not None:
+            own = self.whitened.project(gradients if whole is None else whole)
+            found.projected = {name: factor * phi for name, phi in own.items()}
+            names_of_all = [name for names in shares.values() for name in names]
+            found.whitened = self.whitened.cosines(found.projected, names_of_all)
         if self.holds(elementwise):
             names = {name for of_share in shares.values() for name in of_share}
             found.gradients = gradients.only(names)
@@ -164,7 +231,7 @@ class Scoring:
         """
         assert self.queries is not None
         directions = self._update_directions(step)
-        found = [self._scores(step, one, directions, with_cosine=True) for one in step.contributions]
+        found = [self._scores(step, one, directions, of_the_step=True) for one in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in found):
             return False
         if step.given is not None and not self.rules.exact_momentum:
@@ -172,15 +239,19 @@ class Scoring:
             if not self.rules.trapezoid:
                 self._gain(step.left_of_given, by_given=True)
         for contribution, of_batch in zip(step.contributions, found, strict=True):
-            now = {k: v for k, v in of_batch.items() if k.kind == "cosine" or not self.rules.trapezoid}
+            now = {k: v for k, v in of_batch.items() if k.kind in OF_THE_STEP or not self.rules.trapezoid}
             book(self.sums, contribution.example_ids, now, step.moment)
             self._gain(now)
             if self.rules.trapezoid:
-                step.left.append({k: v for k, v in of_batch.items() if k.kind != "cosine"})
+                step.left.append({k: v for k, v in of_batch.items() if k.kind not in OF_THE_STEP})
         if self.rules.trapezoid:
             self.pending.append(step)
         elif self._follows_momentum(step):
             self._hold(step, self._directions(step, self.whole))
+        if self.whitened is not None:
+            self.whitened.step([one.projected for one in step.contributions], step.names)
+            for one in step.contributions:
+                one.projected, one.whitened = {}, {}
         return True
 
     def finish(self) -> None:
@@ -261,7 +332,7 @@ class Scoring:
         contribution: Contribution,
         directions: QueryGradients | None,
         *,
-        with_cosine: bool = False,
+        of_the_step: bool = False,
         again: bool = False,
     ) -> dict[Sum, Tensor]:
         """Scores of one contribution with the query gradients of now.
@@ -270,7 +341,7 @@ class Scoring:
             step: What it was part of.
             contribution: The contribution.
             directions: As :meth:`_update_directions` gives them.
-            with_cosine: Whether cosines are wanted, too.
+            of_the_step: Whether the kinds that are not interpolated are wanted, too.
             again: Whether its products are of other query gradients.
         """
         kinds = self.rules.kinds
@@ -286,8 +357,10 @@ class Scoring:
         if "dot" in kinds:
             assert products is not None
             found |= of_dot(products, step.rates, step.clip)
-        if "cosine" in kinds and with_cosine:
+        if "cosine" in kinds and of_the_step:
             found |= of_cosine(contribution, self._query_norms)
+        if of_the_step:
+            found |= self._of_whitened(contribution.whitened)
         if scalar_update:
             assert products is not None
             weights = {share: step.clip * _eventual_rate(step.steps, contribution.shares[share]) for share in products}
@@ -297,6 +370,14 @@ class Scoring:
             shares = {s: [n for n in names if n in step.steps] for s, names in contribution.shares.items()}
             of_update, _ = multiply(contribution.gradients, directions, shares, contribution.factor, norms=False)
             found |= weighted("update", of_update, dict.fromkeys(of_update, step.clip))
+        return found
+
+    def _of_whitened(self, cosines: Mapping[Sum, Tensor]) -> dict[Sum, Tensor]:
+        found = dict(cosines) if "whitened" in self.rules.kinds else {}
+        if "learning" in self.rules.kinds:
+            for key, values in cosines.items():
+                weights = self._learning_weights[: values.shape[1]].to(values)
+                found[key._replace(kind="learning")] = values * weights
         return found
 
     def _update_directions(self, step: StepTaken) -> QueryGradients | None:

@@ -37,7 +37,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ftrace.gradients import PerExampleGradients, Recording
+from ftrace.gradients import PerExampleGradients, Preconditioner, Recording, project
 from ftrace.scores import Candidates, ScoreAccumulator
 
 
@@ -110,7 +110,8 @@ class TracedRun:
         ids = queries.ids.tolist()
         self.sums = ScoreAccumulator(rules.kinds, ids, dtype, candidates)
         batches = refresh_every_n_steps * trainer.accumulate_grad_batches
-        self.scoring = Scoring(rules, self.sums, list(covered), batches)
+        divides = any(one.is_elementwise for one in self.parameters.followed)
+        self.scoring = Scoring(rules, self.sums, list(covered), batches, divides=divides)
         self.ledger: LedgerKeeper | None = None
         if ledger:
             accounts = "update" in rules.kinds
@@ -153,6 +154,7 @@ class TracedRun:
 
     def refresh(self) -> None:
         """The queries' gradients at the weights of now; the interval before is closed."""
+        divided_before = self._divide_by_second_moments()
         whole = self.scoring.keeps_queries_whole
         compare = None
         if self.spot_check is not None and self._last is None:
@@ -170,11 +172,13 @@ class TracedRun:
         except NotFiniteError as error:
             if self._last is None:
                 raise
+            if self.scoring.whitened is not None:
+                self.scoring.whitened.precondition_with(divided_before)
             self._go_on_with_old_queries(error)
             return
         closing = None if self.ledger is None else self.ledger.close(found)
         stale = self.staleness.before_refresh(self.scoring.queries, len(self.refreshes))
-        self.scoring.refresh(found.gradients, found.learned, keep_last=stale)
+        self.scoring.refresh(found.gradients, found.losses, found.learned, keep_last=stale)
         if closing is not None:
             assert self.ledger is not None
             gained, by_given = self.scoring.take_gains()
@@ -189,6 +193,22 @@ class TracedRun:
         self.refreshed_at = self.step
         self.refreshes.append(self.step)
         self.has_queries_to_add = False
+
+    def _divide_by_second_moments(self) -> dict[str, Preconditioner]:
+        """Whitened scores see gradients as the optimizer's second moments of now make them.
+
+        Returns:
+            What they were multiplied with before.
+        """
+        whitened = self.scoring.whitened
+        if whitened is None or not whitened.divides:
+            return {}
+        before, elementwise = whitened.preconditioners, whitened.rules.preconditioner == "elementwise"
+        found: dict[str, Preconditioner] = {}
+        for one in self.parameters.followed:
+            found |= one.preconditioners(elementwise=elementwise)
+        whitened.precondition_with(found)
+        return before
 
     def _go_on_with_old_queries(self, error: NotFiniteError) -> None:
         """Training has diverged: that is the user's to see, and no reason to lose the scores so far."""
@@ -207,7 +227,11 @@ class TracedRun:
         if self._is_due or self.has_queries_to_add:
             self.refresh()
         self._batch_ids, self._batch_sizes = example_ids, sizes
-        self._recordings = [self.listening.training.start(len(example_ids), groups=sizes)]
+        self._recordings = [self._start_recording()]
+
+    def _start_recording(self) -> Recording:
+        whole = self.scoring.keeps_examples_whole
+        return self.listening.training.start(len(self._batch_ids), whole=whole, groups=self._batch_sizes)
 
     def before_backward(self, loss: Tensor) -> None:
         """A backward pass is about to begin."""
@@ -234,24 +258,34 @@ class TracedRun:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
             gradients = recording.gradients()
+            before_projection = None
+            if self.scoring.keeps_examples_whole:
+                assert self.rules.projection is not None
+                before_projection, gradients = gradients, project(gradients, self.rules.projection)
             self.parameters.covered.heard(gradients.parts)
             if self._heard is not None:
                 self._heard.update(gradients.parts)
             if self.spot_check is not None:
                 self.spot_check.compare_examples(gradients, self._batch_ids)
             for one in self.parameters.followed:
-                self._contribute(one, gradients, factor)
+                self._contribute(one, gradients, factor, before_projection)
             self.staleness.after_backward(gradients, self.scoring)
             if manual:
                 recording.forget_gradients()
         if manual:
             for one in self.parameters.followed:
                 one.norm_of_backward = one.gradient_norm() / scale
-            self._recordings.append(self.listening.training.start(len(self._batch_ids), groups=self._batch_sizes))
+            self._recordings.append(self._start_recording())
         else:
             self._recordings = []  # lets go of the activations
 
-    def _contribute(self, one: FollowedOptimizer, gradients: PerExampleGradients, factor: float) -> None:
+    def _contribute(
+        self,
+        one: FollowedOptimizer,
+        gradients: PerExampleGradients,
+        factor: float,
+        before_projection: PerExampleGradients | None,
+    ) -> None:
         shares = {s: [n for n in names if n in gradients.parts] for s, names in one.shares().items()}
         shares = {share: names for share, names in shares.items() if names}
         if not shares:
@@ -260,7 +294,12 @@ class TracedRun:
             self.parameters.conservation[one.index].add_to_window(gradients, factor)
         follows = "update" in self.rules.kinds
         contribution = self.scoring.multiply(
-            self._batch_ids, gradients, shares, factor, elementwise=follows and one.is_elementwise
+            self._batch_ids,
+            gradients,
+            shares,
+            factor,
+            elementwise=follows and one.is_elementwise,
+            whole=before_projection,
         )
         contribution.refresh = len(self.refreshes) - 1
         one.window.append(contribution)
@@ -362,6 +401,7 @@ class TracedRun:
             steps,
             window,
             self.scoring.moment(self.trainer.current_epoch),
+            tuple(name for _, name, _ in one.parameters(covered=True)),
             given=one.as_contribution(given, projection, self._clip) if steps and projection is not None else None,
         )
         if not self._is_finite(one) or not self.scoring.take(step):

@@ -1,9 +1,10 @@
 """The engine: per-example gradients and their products. Pure torch; imports nothing else of ftrace."""
 
+from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
-from ftrace.gradients.names import full_name
+from ftrace.gradients.names import full_name, match_globs
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
     ParameterStep,
@@ -20,11 +21,13 @@ from ftrace.gradients.preconditioners import (
     Elementwise,
     Preconditioner,
     RankOne,
+    of_touched,
     precondition,
     preconditioner_from_state,
     preconditioners_from_optimizer,
     rank_one,
     times,
+    touched_elements,
 )
 from ftrace.gradients.products import cosines, inner_products, inner_products_and_square_norms
 from ftrace.gradients.projection import Projection, pool, project
@@ -49,6 +52,7 @@ __all__ = [
     "RankOne",
     "Rates",
     "Recording",
+    "RunningAutocorrelation",
     "TokenProducts",
     "after_step",
     "before_step",
@@ -61,7 +65,9 @@ __all__ = [
     "inner_products_by_token",
     "is_compiled",
     "learning_rate",
+    "match_globs",
     "measured_rates",
+    "of_touched",
     "pool",
     "precondition",
     "preconditioner_from_state",
@@ -70,5 +76,7 @@ __all__ = [
     "rank_one",
     "scales_elements",
     "times",
+    "touched_elements",
     "unsupported_step",
+    "whitener",
 ]

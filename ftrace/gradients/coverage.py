@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
@@ -12,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from ftrace.gradients.fallback import FALLBACK, FallbackRule, has_forward, owns_children
 from ftrace.gradients.layers import find_rule
+from ftrace.gradients.names import match_globs
 from ftrace.gradients.relative_position_bias import find_tables, is_unknown_table
 from ftrace.gradients.rules import EMBEDDING, Rule
 
@@ -107,7 +107,7 @@ def find_coverage(
             raise ValueError(f"{name!r} has no shape yet: expected a lazy module to have been run once")
         aliases.setdefault(id(parameter), []).append(name)
         parameters[id(parameter)] = parameter
-    chosen = _match(patterns, aliases)
+    chosen = match_globs(patterns, aliases)
     optimized_ids = None if optimized is None else {id(parameter) for parameter in optimized}
     users = _find_users(module)
     of_parameter: dict[int, list[_User]] = {}
@@ -228,19 +228,3 @@ def _refusal(path: str, modules: Mapping[str, nn.Module], rule: Rule | None) -> 
         if getattr(modules[around], "lora_variant", None):  # PEFT
             return f"{kind} belongs to a variant of LoRA (such as DoRA) that reads weights without running their layer"
     return None
-
-
-def _match(patterns: Sequence[str], aliases: dict[int, list[str]]) -> set[int]:
-    chosen: set[int] = set()
-    for index, pattern in enumerate(patterns):
-        takes_away = pattern.startswith("!")
-        glob = pattern.removeprefix("!")
-        matched = {key for key, names in aliases.items() if any(fnmatchcase(name, glob) for name in names)}
-        if not matched:
-            known = ", ".join(names[0] for names in list(aliases.values())[:5])
-            raise ValueError(f"parameters: the glob {pattern!r} matches no parameter. There are: {known}, ...")
-        if takes_away:
-            chosen = (set(aliases) if index == 0 else chosen) - matched
-        else:
-            chosen |= matched
-    return chosen

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftrace.gradients.names import full_name
-from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne, preconditioner_from_state, times
+from ftrace.gradients.preconditioners import (
+    Preconditioner,
+    of_touched,
+    preconditioner_from_state,
+    times,
+    touched_elements,
+)
 
 
 @dataclass(frozen=True)
@@ -174,8 +180,8 @@ def _adam(step: _Step) -> ParameterStep:
     found = preconditioner_from_state(step.name, step.optimizer, group, step.state, step.parameter.shape)
     beta, own_steps = float(group["betas"][0]), float(step.state["step"])
     corrected = 1 - beta**own_steps
-    touched = step.state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"] > 0
-    scale = Elementwise(found.dense() * touched * (rate / corrected))
+    scale = times(of_touched(found, touched_elements(step.optimizer, group, step.state)), rate / corrected)
+    assert not isinstance(scale, float)
     decay = float(group["weight_decay"])
     decoupled = step.optimizer.endswith("AdamW") or bool(group.get("decoupled_weight_decay"))
     return ParameterStep(
@@ -207,11 +213,7 @@ def _torch_adafactor(step: _Step) -> ParameterStep:
     found = preconditioner_from_state(
         step.name, step.optimizer, group, step.state, step.parameter.shape, step.parameter.dtype
     )
-    state = step.state
-    factored = step.parameter.ndim > 1
-    touched = (state["row_var"] > 0) & (state["col_var"] > 0) if factored else state["variance"] > 0
-    if not touched.all():
-        found = Elementwise(found.dense().view(touched.shape) * touched)
+    found = of_touched(found, touched_elements(step.optimizer, group, step.state))
     relative = min(abs(rate), 1 / math.sqrt(float(step.state["step"])))
     size = max(float(group["eps"][1]), step.noted.root_mean_square) * math.copysign(relative, rate)
     scale = times(found, size / max(1.0, _root_mean_square(found, step.gradient) / float(group["d"])))
@@ -221,12 +223,7 @@ def _torch_adafactor(step: _Step) -> ParameterStep:
 def _transformers_adafactor(step: _Step) -> ParameterStep:
     group, state = step.group, step.state
     found = preconditioner_from_state(step.name, step.optimizer, group, state, step.parameter.shape)
-    if isinstance(found, RankOne):
-        least = 1.01 * group["eps"][0]  # what a row or column without any gradient has
-        rows, columns = state["exp_avg_sq_row"] > least, state["exp_avg_sq_col"] > least
-        found = RankOne(found.rows * rows, found.columns * columns)
-    elif "exp_avg_sq" in state:
-        found = Elementwise(found.scale * (state["exp_avg_sq"] > 1.01 * group["eps"][0]))
+    found = of_touched(found, touched_elements(step.optimizer, group, state))
     size = step.noted.learning_rate
     if group["relative_step"]:
         slow = 1e-6 * state["step"] if group["warmup_init"] else 1e-2

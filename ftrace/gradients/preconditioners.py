@@ -117,6 +117,41 @@ def preconditioner_from_state(
         ) from error
 
 
+def of_touched(preconditioner: Preconditioner, touched: Tensor) -> Preconditioner:
+    """A preconditioner with 0 where no gradient has ever come, and the optimizer would divide by next to nothing.
+
+    Args:
+        preconditioner: Of a parameter.
+        touched: As :func:`touched_elements` gives them.
+    """
+    if touched.all():
+        return preconditioner
+    if isinstance(preconditioner, RankOne):
+        rows, columns = touched.any(1), touched.any(0)
+        if torch.equal(torch.outer(rows, columns), touched):
+            return RankOne(preconditioner.rows * rows, preconditioner.columns * columns)
+    return Elementwise(preconditioner.dense().view(touched.shape) * touched)
+
+
+def touched_elements(optimizer: str, settings: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    """Where an optimizer's second moments have seen a gradient, bool, in the parameter's shape.
+
+    Args:
+        optimizer: Full name of the optimizer's class, one of which a preconditioner is known.
+        settings: The parameter's group.
+        state: The parameter's state.
+    """
+    if optimizer == "torch.optim.Adafactor":
+        return (state["row_var"] > 0) & (state["col_var"] > 0) if "row_var" in state else state["variance"] > 0
+    if optimizer == "transformers.optimization.Adafactor":
+        least = 1.01 * settings["eps"][0]  # what a row or column without any gradient has
+        if "exp_avg_sq" in state:
+            return state["exp_avg_sq"] > least
+        rows, columns = state["exp_avg_sq_row"] > least, state["exp_avg_sq_col"] > least
+        return rows.unsqueeze(-1) & columns.unsqueeze(-2)
+    return state["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"] > 0
+
+
 def times(factor: float | Preconditioner, number: float) -> float | Preconditioner:
     """What multiplies a gradient, times a number."""
     if isinstance(factor, float):
@@ -150,10 +185,16 @@ def rank_one(preconditioner: Elementwise) -> tuple[RankOne, float]:
     if preconditioner.scale.ndim < 2:
         raise ValueError("rank_one: expected a parameter of at least two axes; a vector's preconditioner is small")
     scale = preconditioner.scale.flatten(1)
-    moments = scale.square().reciprocal()
+    touched = scale > 0
+    moments = torch.where(touched, scale.square().reciprocal(), 0.0)
     rows, columns = moments.mean(1), moments.mean(0)
-    found = RankOne((rows / rows.mean()).rsqrt(), columns.rsqrt())
+    found = RankOne(_root_reciprocal(rows / rows.mean()), _root_reciprocal(columns))
     return found, float((found.dense() - scale).norm() / scale.norm())
+
+
+def _root_reciprocal(moments: Tensor) -> Tensor:
+    """One over the root; 0 where nothing has been seen."""
+    return torch.where(moments > 0, moments.rsqrt(), 0.0)
 
 
 def precondition(

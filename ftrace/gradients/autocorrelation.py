@@ -1,0 +1,101 @@
+"""The autocorrelation of projected gradients, block by block, and whitening with it.
+
+``R = mean over examples of phi phi^T``, damped by a share of its mean eigenvalue. Inner products of whitened gradients
+are ``a^T R^-1 b``, whichever root of ``R^-1`` both sides are multiplied with; here it is the inverse of the Cholesky
+factor, which is cheaper than ``R^(-1/2)`` and gives the same products and norms (TrackStar, Chang et al. 2024, arXiv
+2410.17413, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class RunningAutocorrelation:
+    """An exponential average over optimizer steps; a sum over processes is the sum of theirs.
+
+    Args:
+        window: Steps after which a gradient's weight has fallen to 1/e, about; at least 1.
+
+    Attributes:
+        sums: For each block, ``sum of weight * phi phi^T``, ``[D, D]``.
+        weights: For each block, the sum of the examples' weights.
+
+    Raises:
+        ValueError: If the window is less than 1.
+
+    Example:
+        >>> running = RunningAutocorrelation(window=10)
+        >>> running.add({"layer": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
+        >>> running.mean("layer")
+        tensor([[0.5000, 0.0000],
+                [0.0000, 2.0000]])
+    """
+
+    def __init__(self, window: float) -> None:
+        if not window >= 1:
+            raise ValueError(f"window: expected at least 1 step, found {window}")
+        self.window = window
+        self.sums: dict[str, Tensor] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add examples' projected gradients: by block, ``[B, D]`` each."""
+        for block, phi_BD in gradients.items():
+            if block not in self.sums:
+                self.sums[block] = phi_BD.new_zeros(phi_BD.shape[1], phi_BD.shape[1])
+            self.sums[block].addmm_(phi_BD.T, phi_BD)
+            self.weights[block] = self.weights.get(block, 0.0) + len(phi_BD)
+
+    def add_sums(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+        """Add what another one has summed up."""
+        for block, own in sums.items():
+            self.sums[block] = self.sums[block] + own if block in self.sums else own.clone()
+            self.weights[block] = self.weights.get(block, 0.0) + weights[block]
+
+    def age(self, blocks: Iterable[str]) -> None:
+        """A step of these blocks has passed: what was added before it counts less."""
+        share = 1 - 1 / self.window
+        for block in blocks:
+            if block in self.sums:
+                self.sums[block] *= share
+                self.weights[block] *= share
+
+    def mean(self, block: str) -> Tensor:
+        """R of one block, undamped, ``[D, D]``."""
+        return self.sums[block] / self.weights[block]
+
+
+def whitener(autocorrelation: Tensor, damping: float) -> Tensor:
+    """W ``[D, D]`` with ``W W^T = (R + damping * mean eigenvalue * I)^-1``; ``gradients [n, D] @ W`` are white.
+
+    Args:
+        autocorrelation: R, ``[D, D]``, symmetric and not negative.
+        damping: Of the mean eigenvalue, above 0.
+
+    Returns:
+        In R's dtype; the identity where R is 0, since then there is nothing to whiten.
+
+    Raises:
+        ValueError: If damping is not above 0, or R is not finite.
+
+    Example:
+        >>> whitener(torch.diag(torch.tensor([3.0, 1.0])), damping=0.5)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.7071]])
+    """
+    if not damping > 0:
+        raise ValueError(f"damping: expected a share of the mean eigenvalue above 0, found {damping}")
+    R = autocorrelation.double()
+    if not R.isfinite().all():
+        raise ValueError("autocorrelation: expected finite numbers, found NaN or infinity")
+    identity = torch.eye(len(R), dtype=R.dtype, device=R.device)
+    mean = float(R.diagonal().mean())
+    if mean == 0:
+        return identity.to(autocorrelation)
+    factor = torch.linalg.cholesky(R / mean + damping * identity)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return (inverse.T / mean**0.5).to(autocorrelation).contiguous()
