@@ -18,7 +18,7 @@ import conftest  # noqa: F401
 import lightning.pytorch as pl
 import replay
 import torch
-from ftrace.callbacks import OnlineTracIn
+from ftrace.callbacks import OnlineTracIn, Whitening
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -161,7 +161,9 @@ def run(case: Case) -> None:
         module.float()
     callbacks: list[Any] = [Record(folder)]
     if case.get("online") is not None:
-        callbacks.append(OnlineTracIn(queries(), folder / "online", **case["online"]))
+        settings = dict(case["online"])
+        settings["whitening"] = Whitening(**settings.get("whitening", {}))
+        callbacks.append(OnlineTracIn(queries(), folder / "online", **settings))
     if "stop" in case:
         callbacks.append(Stop(case["stop"]))
     if "save_every" in case:

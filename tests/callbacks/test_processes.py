@@ -15,6 +15,7 @@ import pytest
 import replay
 import torch
 from test_kinds import OPTIMIZERS
+from test_whitened import SIDE, dense_formula
 
 from ftrace.scores import ScoreStore
 
@@ -180,17 +181,41 @@ def test_manual_optimization_by_two_processes(tmp_path: Path) -> None:
     hold(case, 1e-8)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_whitened_scores_of_several_processes(processes: int, tmp_path: Path) -> None:
+    whitening = {"window": 3, "damping": 0.3}
+    online = {
+        "scores": ["whitened"], "projection_side": SIDE, "refresh_every_n_steps": 2, "whitening": whitening, "seed": 4
+    }  # fmt: skip
+    case = {"optimizer": "adamw", "processes": processes, "folder": str(tmp_path / "run"), "online": online}
+    run([case], tmp_path)
+    module = replay.Net(OPTIMIZERS["adamw"])
+    names = [name for name, _ in module.named_parameters()]
+    expected = dense_formula(
+        module, windows(case), replay.rows(3, "query_id", seed=1), refresh=2, divided="rank-one", names=names,
+        by_learning=False, share=1 / processes, **whitening,
+    )  # fmt: skip
+    store = ScoreStore.open(tmp_path / "run" / "online")
+    matrix = np.stack([expected[int(example)].numpy() for example in store.example_ids])
+    np.testing.assert_allclose(store.matrix("whitened"), matrix, rtol=1e-7, atol=1e-9)
+
+
 KILLED = {
     "plain": {"scores": ["dot", "cosine"], "refresh_every_n_steps": 2},
     "everything": {
         "scores": ["dot", "update", "cosine"], "refresh_every_n_steps": 2, "integration": "trapezoid",
         "momentum": "exact", "breakdown": ["layer", "epoch"],
     },
+    "whitened": {
+        "scores": ["update", "whitened", "learning"], "refresh_every_n_steps": 2, "projection_side": 2,
+        "whitening": {"window": 3}, "breakdown": ["layer"],
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("processes", "settings", "step"), [(1, "everything", 8), (2, "everything", 10), (2, "plain", 5)]
+    ("processes", "settings", "step"),
+    [(1, "everything", 8), (2, "everything", 10), (2, "plain", 5), (2, "whitened", 8)],
 )
 def test_killed_and_resumed_scores_equal_uninterrupted_ones(
     processes: int, settings: str, step: int, tmp_path: Path

@@ -55,9 +55,12 @@ def closest_outer_product(scale: Tensor) -> Tensor:
 
 def dense_formula(
     module: Any, windows: Any, asked: Any, *, refresh: int, window: int, damping: float, divided: str, names: list[str],
-    by_learning: bool, accumulate: int,
+    by_learning: bool, share: float,
 ) -> dict[int, Tensor]:  # fmt: skip
-    """Trains by hand; R, V and queries are those of the last refresh."""
+    """Trains by hand; R, V and queries are those of the last refresh.
+
+    Each batch's mean loss enters the gradient with ``share``: 1 / (batches accumulated * processes).
+    """
     (optimizer,), (schedule,) = module.configure_optimizers()
     projection = Projection(SIDE, seed=4)
     matrices = {n: dense_projection(projection, n, p.shape) for n, p in module.named_parameters() if n in names}
@@ -92,7 +95,7 @@ def dense_formula(
                 roots[n] = vectors @ torch.diag(values.rsqrt()) @ vectors.T
             queries = [torch.cat([roots[n] @ q for n, q in phi(g).items()]) for g in replay.per_example(module, losses)]
         for batch in batches:
-            losses = module.example_losses(torch.utils.data.default_collate(batch)) / len(batch) / accumulate
+            losses = module.example_losses(torch.utils.data.default_collate(batch)) / len(batch) * share
             for row, gradient in zip(batch, replay.per_example(module, losses), strict=True):
                 own = phi(gradient)
                 white = torch.cat([roots[n] @ v for n, v in own.items()])
@@ -102,7 +105,7 @@ def dense_formula(
                 seen.append((t, own))
         optimizer.zero_grad()
         for batch in batches:
-            (module.example_losses(torch.utils.data.default_collate(batch)).mean() / accumulate).backward()
+            (module.example_losses(torch.utils.data.default_collate(batch)).mean() * share).backward()
         optimizer.step()
         schedule["scheduler"].step()
     return found
@@ -135,9 +138,48 @@ def test_whitened_scores_equal_the_dense_formula(
     # Lightning divides by accumulate_grad_batches even in a short last window.
     expected = dense_formula(
         by_hand, windows, asked, refresh=refresh, window=4, damping=0.2, divided=divided, names=names,
-        by_learning=kind == "learning", accumulate=accumulate,
+        by_learning=kind == "learning", share=1 / accumulate,
     )  # fmt: skip
     store = ScoreStore.open(tmp_path / "online")
     matrix = np.stack([expected[int(example)].numpy() for example in store.example_ids])
     np.testing.assert_allclose(store.matrix(kind), matrix, rtol=1e-7, atol=1e-9)
     assert store.manifest["whitening"]["window"] == 4
+
+
+def test_layers_add_up_and_unknown_options_are_refused(tmp_path: Path) -> None:
+    examples, asked = replay.rows(6, "example_id"), replay.rows(2, "query_id", seed=1)
+    online = OnlineTracIn(
+        DataLoader(asked, batch_size=2), tmp_path / "online", scores=("whitened", "learning"), projection_side=2,
+        breakdown=("layer",),
+    )  # fmt: skip
+    trainer(tmp_path, callbacks=[online]).fit(replay.Net(OPTIMIZERS["sgd"]), DataLoader(examples, batch_size=2))
+    store = ScoreStore.open(tmp_path / "online")
+    for kind in store.kinds:
+        parts = store.parts(1, "layer", kind)
+        assert set(parts) == {"table", "net.0", "net.1", "net.3"}
+        np.testing.assert_allclose(sum(parts.values()), store.scores(1, kind), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "window: expected at least 1 step, found 0"),
+        ({"damping": 0.0}, "damping: expected a number above 0, found 0.0"),
+        ({"preconditioner": "full"}, "preconditioner: expected one of .*'rank-one', .*found 'full'"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Whitening(**options)
+
+
+def test_whitened_scores_need_a_projection_and_parameters_that_exist(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'learning' whiten projected gradients: expected projection_side=K .*None"):
+        OnlineTracIn(scores=("learning",))
+    asked, examples = replay.rows(2, "query_id"), replay.rows(2, "example_id")
+    online = OnlineTracIn(
+        DataLoader(asked, batch_size=2), tmp_path / "s", scores=("whitened",), projection_side=2,
+        whitening=Whitening(parameters=("net.0.weigth",)),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"whitening: parameters: .*'net.0.weigth' matches no .* net.0.weight"):
+        trainer(tmp_path, callbacks=[online]).fit(replay.Net(OPTIMIZERS["sgd"]), DataLoader(examples, batch_size=2))
