@@ -17,7 +17,7 @@ from ftrace.callbacks.manifest import manifest_of, write_store
 from ftrace.callbacks.query_losses import find_query_learned, find_query_losses
 from ftrace.callbacks.query_pass import QueryPass
 from ftrace.callbacks.resume import RunState
-from ftrace.callbacks.scoring import KINDS, ScoringRules
+from ftrace.callbacks.scoring_rules import KINDS, ScoringRules
 from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.traced_run import TracedRun
 from ftrace.callbacks.training_loop import refuse_unsupported_loop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from ftrace.callbacks.batches import batch_ids, load_queries
 from ftrace.callbacks.query_losses import QueryLosses
 from ftrace.callbacks.training_loop import evaluation_mode
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -192,3 +193,26 @@ def _add_rows(dense: dict[str, list[Tensor]], losses: Tensor, parameters: dict[s
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         for (name, parameter), grad in zip(parameters.items(), found, strict=True):
             dense[name].append((torch.zeros_like(parameter) if grad is None else grad).detach().unsqueeze(0))
+
+
+def require_shared_parameters(heard: Collection[str], asked: Collection[str], *, strict: bool) -> None:
+    """What is trained must be something that queries depend on.
+
+    Args:
+        heard: Parameters that the first batch gave a gradient.
+        asked: Those that queries' losses depend on.
+        strict: Whether it is an error, and not a warning, if they have nothing in common.
+
+    Raises:
+        ValueError: If so.
+    """
+    if not set(heard).isdisjoint(asked):
+        return
+    message = (
+        "OnlineTracIn: the queries' losses share no parameter with the training loss, so all scores would be 0. "
+        f"Training changes {sorted(heard)[:3]}, ...; the queries depend on "
+        f"{sorted(asked)[:3] or 'no covered parameter'}"
+    )
+    if strict:
+        raise ValueError(f"{message}. Look at query_losses and parameters=(...)")
+    rank_zero_warn(message)

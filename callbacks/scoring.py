@@ -8,7 +8,7 @@ between two refreshes moves the weights from j/k to (j+1)/k of the way, so it ge
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from ftrace.callbacks.contributions import (
@@ -26,49 +26,20 @@ from ftrace.callbacks.contributions import (
     weighted,
 )
 from ftrace.callbacks.momentum import HeldStep, MomentumRing
-from ftrace.callbacks.whitened import WhitenedProducts, Whitening, learning_weights
+from ftrace.callbacks.scoring_rules import OF_THE_STEP, ScoringRules
+from ftrace.callbacks.whitened import WhitenedProducts, learning_weights
 from torch import Tensor
 
 from ftrace.gradients import (
     ParameterStep,
     PerExampleGradients,
     Preconditioner,
-    Projection,
     QueryGradients,
     precondition,
     project,
     times,
 )
 from ftrace.scores import ScoreAccumulator, Sum
-
-KINDS = ("dot", "update", "cosine", "whitened", "learning")
-OF_THE_STEP = {"cosine", "whitened", "learning"}  # kinds that are not interpolated between refreshes
-
-
-@dataclass(frozen=True)
-class ScoringRules:
-    """How scores are made of steps.
-
-    Args:
-        kinds: Of :data:`KINDS`.
-        trapezoid: Whether query gradients are interpolated between refreshes.
-        exact_momentum: Whether ``update`` follows momentum step by step instead of booking its whole later effect.
-        breakdown: Of "layer", "epoch" and "learned".
-        projection: What gradients are projected with.
-        whitening: How gradients are whitened.
-    """
-
-    kinds: tuple[str, ...]
-    trapezoid: bool = False
-    exact_momentum: bool = False
-    breakdown: tuple[str, ...] = ()
-    projection: Projection | None = None
-    whitening: Whitening = Whitening()  # noqa: RUF009 - frozen
-
-    @property
-    def whitens(self) -> bool:
-        """Whether a kind of whitened scores is asked for."""
-        return not {"whitened", "learning"}.isdisjoint(self.kinds)
 
 
 class Scoring:

@@ -14,23 +14,22 @@ import uuid
 from collections.abc import Sequence
 
 import torch
+from ftrace.callbacks.clipping import Clipping
 from ftrace.callbacks.contributions import StepTaken
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.ledger import LedgerKeeper, log_interval
 from ftrace.callbacks.listening import Listening
 from ftrace.callbacks.processes import gather_objects, num_processes
-from ftrace.callbacks.query_pass import NotFiniteError, QueryPass, Refresh
-from ftrace.callbacks.scoring import Scoring, ScoringRules
+from ftrace.callbacks.query_pass import NotFiniteError, QueryPass, Refresh, require_shared_parameters
+from ftrace.callbacks.scoring import Scoring
+from ftrace.callbacks.scoring_rules import ScoringRules
 from ftrace.callbacks.self_check import Conservation, Failures, SpotCheck
 from ftrace.callbacks.staleness import Staleness
 from ftrace.callbacks.trained_parameters import TrainedParameters
 from ftrace.callbacks.training_loop import (
-    clip_factor,
-    clips_by_itself,
     is_compiled_anywhere,
     keeps_gradients,
     loss_scale,
-    scales_inside,
     zeroes_gradients_itself,
 )
 from lightning.pytorch import LightningModule, Trainer
@@ -96,7 +95,7 @@ class TracedRun:
         self.refreshed_at: int | None = None
         self.taken = 0  # optimizer steps begun since first_step, over all optimizers
         self.has_queries_to_add = False
-        self._clip, self._measures_clipping = 1.0, False  # of the step that is under way
+        self.clipping = Clipping(trainer, pl_module)
         self._last: Refresh | None = None
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
@@ -204,10 +203,7 @@ class TracedRun:
         if whitened is None or not whitened.divides:
             return {}
         before, elementwise = whitened.preconditioners, whitened.rules.preconditioner == "elementwise"
-        found: dict[str, Preconditioner] = {}
-        for one in self.parameters.followed:
-            found |= one.preconditioners(elementwise=elementwise)
-        whitened.precondition_with(found)
+        whitened.precondition_with(self.parameters.preconditioners(elementwise=elementwise))
         return before
 
     def _go_on_with_old_queries(self, error: NotFiniteError) -> None:
@@ -309,26 +305,14 @@ class TracedRun:
         """A batch is done: steps that were begun and not taken have been skipped."""
         self.listening.training.stop()
         self._recordings = []
-        self._require_shared_parameters()
+        heard, self._heard = self._heard, None
+        if heard and self._last is not None:
+            require_shared_parameters(heard, self._last.gradients.parts.keys(), strict=self.strict)
         for one in self.parameters.followed:
             if one.is_stepping:
                 one.is_stepping = False
                 self.steps_skipped.append(self.step - 1)
                 self._discard(one)
-
-    def _require_shared_parameters(self) -> None:
-        """After the first batch: what is trained must be something that queries depend on."""
-        heard, self._heard = self._heard, None
-        if not heard or self._last is None or heard & self._last.gradients.parts.keys():
-            return
-        asked = sorted(self._last.gradients.parts)[:3]
-        message = (
-            "OnlineTracIn: the queries' losses share no parameter with the training loss, so all scores would be 0. "
-            f"Training changes {sorted(heard)[:3]}, ...; the queries depend on {asked or 'no covered parameter'}"
-        )
-        if self.strict:
-            raise ValueError(f"{message}. Look at query_losses and parameters=(...)")
-        rank_zero_warn(message)
 
     # Steps
 
@@ -350,25 +334,8 @@ class TracedRun:
         self.parameters.covered.require_hearing()
         manual = not self.pl_module.automatic_optimization
         check = self.parameters.conservation.get(one.index)
-        self._measures_clipping = clips_by_itself(self.pl_module)
-        if self._measures_clipping and not keeps_gradients(one.optimizer):
-            raise ValueError(
-                f"OnlineTracIn: {type(self.pl_module).__name__} overrides configure_gradient_clipping, and its "
-                "optimizer writes to the gradients, so that how much was clipped can't be told. Make it with "
-                "foreach=False, or use Trainer(gradient_clip_val=...)"
-            )
-        clips = manual or self._measures_clipping or bool(self.trainer.gradient_clip_val)
-        # All processes must agree on which steps are left out, so the gradient that they share decides.
-        wanted = clips or (check is not None and check.wants_norm) or self.rules.exact_momentum or num_processes() > 1
-        norm = one.gradient_norm() if wanted else None
-        if norm is not None and scales_inside(self.trainer, one.optimizer):
-            norm /= loss_scale(self.trainer)
-        if manual:
-            assert norm is not None
-            before = one.norm_of_backward
-            self._clip = norm / before if before else 1.0
-        else:
-            self._clip = 1.0 if self._measures_clipping else clip_factor(self.trainer, norm)
+        wants_norm = (check is not None and check.wants_norm) or self.rules.exact_momentum
+        norm = self.clipping.before_step(one, wants_norm=wants_norm)
         one.norm_before_step = norm
         one.note_before_step(steps="update" in self.rules.kinds and one.problem is None)
         if self.ledger is not None:
@@ -376,7 +343,12 @@ class TracedRun:
         self.taken += 1
         if check is not None and (one.window or num_processes() > 1) and self._is_finite(one):
             check.check_window(
-                one.window, self._clip, norm, self.step - 1, is_clipped=manual, look_after=self._measures_clipping
+                one.window,
+                self.clipping.factor,
+                norm,
+                self.step - 1,
+                is_clipped=manual,
+                look_after=self.clipping.is_measured,
             )
 
     def end_step(self, one: FollowedOptimizer) -> None:
@@ -388,21 +360,21 @@ class TracedRun:
         window = list(one.window)  # by hand, later backward passes may add to it
         if self.pl_module.automatic_optimization:
             one.window = []
-        if self._measures_clipping and one.norm_before_step:
-            self._clip = one.gradient_norm() / one.norm_before_step
-        given = one.gradients_given(self._clip if self.pl_module.automatic_optimization else 1.0)
+        self.clipping.after_step(one)
+        clip = self.clipping.factor
+        given = one.gradients_given(clip if self.pl_module.automatic_optimization else 1.0)
         steps = one.steps(given) if "update" in self.rules.kinds and one.problem is None else {}
         projection = self.rules.projection
         step = StepTaken(
             self.step - 1,
             one.index,
             one.rates,
-            self._clip,
+            clip,
             steps,
             window,
             self.scoring.moment(self.trainer.current_epoch),
             tuple(name for _, name, _ in one.parameters(covered=True)),
-            given=one.as_contribution(given, projection, self._clip) if steps and projection is not None else None,
+            given=one.as_contribution(given, projection, clip) if steps and projection is not None else None,
         )
         if not self._is_finite(one) or not self.scoring.take(step):
             self._leave_out()
@@ -415,7 +387,7 @@ class TracedRun:
     def _check_after(self, check: Conservation, one: FollowedOptimizer) -> None:
         norm = one.gradient_norm()
         if not (zeroes_gradients_itself(self.pl_module) and norm == 0):
-            check.check_gradient(norm, self.step - 1, self._clip if self._measures_clipping else 1.0)
+            check.check_gradient(norm, self.step - 1, self.clipping.factor if self.clipping.is_measured else 1.0)
 
     def _is_finite(self, one: FollowedOptimizer) -> bool:
         return one.norm_before_step is None or math.isfinite(one.norm_before_step)

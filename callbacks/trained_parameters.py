@@ -9,12 +9,14 @@ from typing import Any
 from ftrace.callbacks.covered_parameters import CoveredParameters
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.listening import Listening
-from ftrace.callbacks.scoring import ScoringRules
+from ftrace.callbacks.scoring_rules import ScoringRules
 from ftrace.callbacks.self_check import Conservation, Failures
 from ftrace.callbacks.training_loop import is_compiled_anywhere
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
+
+from ftrace.gradients import Preconditioner
 
 
 class TrainedParameters:
@@ -97,6 +99,17 @@ class TrainedParameters:
         """What follows an optimizer."""
         optimizer = getattr(optimizer, "optimizer", optimizer)
         return next(one for one in self.followed if one.optimizer is optimizer)
+
+    def preconditioners(self, *, elementwise: bool) -> dict[str, Preconditioner]:
+        """One over the root of second moments, of all optimizers' covered parameters that have any.
+
+        Args:
+            elementwise: Keep those of matrices as they are, instead of the closest outer product.
+        """
+        found: dict[str, Preconditioner] = {}
+        for one in self.followed:
+            found |= one.preconditioners(elementwise=elementwise)
+        return found
 
     def add_unfrozen(self) -> list[str]:
         """Cover parameters that were unfrozen, or given to an optimizer, since this was last called.

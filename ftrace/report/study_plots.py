@@ -1,0 +1,87 @@
+"""Pictures of studies: rows as bars with intervals, and rows as curves over groups of queries or variants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ftrace.evaluation import Estimate
+
+Rows = Mapping[str, Estimate]
+
+
+def plot_bars(panels: Mapping[str, Rows], metric: str, title: str, file: Path) -> Path:
+    """One panel for each variant, one bar for each row, with 95% intervals.
+
+    Args:
+        panels: For each panel's title, estimates by row, as shares of 1.
+        metric: What they estimate.
+        title: Of the picture.
+        file: Where it goes.
+
+    Returns:
+        The file.
+    """
+    longest = max(len(rows) for rows in panels.values())
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5.6 * columns, lines * (1.0 + 0.26 * longest)), layout="constrained")
+    figure.suptitle(title)
+    for place, (name, rows) in enumerate(panels.items()):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        names = list(rows)[::-1]
+        means = np.array([100 * rows[one].mean for one in names])
+        ends = np.array([[100 * rows[one].low, 100 * rows[one].high] for one in names]).T
+        errors = np.nan_to_num(np.abs(ends - means))
+        colors = ["#1f6f8b" if one.startswith("online") else "#b8c4c9" for one in names]
+        axes.barh(names, means, xerr=errors, color=colors, ecolor="#444444", height=0.7)
+        axes.set_xlim(0, 103)
+        axes.set_xlabel(f"{metric}, percent")
+        axes.set_title(name, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, file)
+
+
+def plot_curves(panels: Mapping[str, Mapping[str, Rows]], axis: str, metric: str, file: Path) -> Path:
+    """One panel for each variant, one curve for each row over groups, with 95% intervals.
+
+    Args:
+        panels: For each panel's title and each row, estimates by group, as shares of 1.
+        axis: What groups are.
+        metric: What is estimated.
+        file: Where it goes.
+
+    Returns:
+        The file.
+    """
+    figure = Figure(figsize=(6.4 * len(panels), 4.4), layout="constrained")
+    for place, (title, rows) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        groups = list(dict.fromkeys(group for own in rows.values() for group in own))
+        for order, (name, own) in enumerate(rows.items()):
+            at = np.array([groups.index(group) for group in own]) + 0.04 * (order - len(rows) / 2)
+            means = np.array([100 * one.mean for one in own.values()])
+            ends = np.array([[100 * one.low, 100 * one.high] for one in own.values()]).T
+            style = "-" if name.startswith("online") else "--"
+            errors = np.nan_to_num(np.abs(ends - means))
+            axes.errorbar(at, means, yerr=errors, label=name, linestyle=style, marker="o", markersize=4, capsize=2)
+        axes.set_xticks(range(len(groups)), groups, fontsize=8)
+        axes.set_xlabel(axis)
+        axes.set_ylabel(f"{metric}, percent")
+        axes.set_title(title, fontsize=10)
+        axes.legend(fontsize=7, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.stem}.tmp.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.rename(file)
+    return file

@@ -1,0 +1,198 @@
+"""From a study's score stores to its tables and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import from_numpy
+from torchmetrics.functional import spearman_corrcoef
+
+from ftrace.commands.evaluate import Protocol, compare
+from ftrace.evaluation import Estimate, Evaluation, choose_best, families, over_runs, replace_text, row_name, write_tables
+from ftrace.evaluation.render import percent
+from ftrace.report import plot_bars, plot_curves
+from ftrace.runs import Run
+from ftrace.studies.settings import Study
+from ftrace.studies.work import StudyRun
+
+SHOWN = ("MRR", "P@10", "R@n")
+BINS = 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Figures of several groups of rows.
+
+    Args:
+        title: What it shows.
+        of: What groups are, such as "variant".
+        cells: For each group and row, its estimates by metric; a row may be missing from a group.
+        notes: For each group, more to say, such as how many queries it has.
+    """
+
+    title: str
+    of: str
+    cells: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+    notes: Mapping[str, str]
+
+    def render(self) -> Table:
+        """As a person reads it, in percent with the ends of 95% intervals."""
+        table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1))
+        table.add_column(self.of)
+        table.add_column("scores")
+        for metric in SHOWN:
+            table.add_column(metric, justify="right")
+        for group, rows in self.cells.items():
+            for place, (row, estimates) in enumerate(rows.items()):
+                first = f"{group} ({self.notes[group]})" if place == 0 else ""
+                table.add_row(first, row, *[_cell(estimates[metric]) for metric in SHOWN])
+            table.add_section()
+        return table
+
+    def markdown(self) -> str:
+        """The same, to be pasted."""
+        lines = [f"| {self.of} | scores | {' | '.join(SHOWN)} |", f"|---|---|{'---:|' * len(SHOWN)}"]
+        for group, rows in self.cells.items():
+            for row, estimates in rows.items():
+                cells = " | ".join(_cell(estimates[metric]) for metric in SHOWN)
+                lines.append(f"| {group} ({self.notes[group]}) | {row} | {cells} |")
+        return f"{self.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, console: Console) -> list[Path]:
+    """Print and write what a study has found.
+
+    Returns:
+        Its Markdown file and its picture, then the tables of each variant.
+    """
+    opened = {run: Run(run.folder) for run in runs}
+    grids, files = [], []
+    for pool in ("all", "candidates") if study.pools else ("all",):
+        evaluations = {v: _evaluate(study, v, opened, pool) for v in study.variants}
+        for variant, evaluation in evaluations.items():
+            folder = "evaluation" if pool == "all" else "evaluation-candidates"
+            files += write_tables(evaluation, output_dir / variant / folder)
+        shown = {v: _shown(study, evaluation) for v, evaluation in evaluations.items()}
+        notes = {v: f"{sum(len(run.queries) for run in e.runs)} queries" for v, e in evaluations.items()}
+        where = "the whole training set" if pool == "all" else "candidate pools"
+        grids.append(Grid(f"{study.question} On {where}", "variant", shown, notes))
+        if pool == "all":
+            whole = evaluations
+    picture = output_dir / "picture.png"
+    if study.report == "learned":
+        grids += [_by_learned_step(study, v, whole[v], [r for r in runs if r.variant == v]) for v in study.variants]
+        curves = {grid.title: {row: _series(grid, row) for row in _rows_of(grid)} for grid in grids[-len(whole) :]}
+        plot_curves(curves, "queries by the step at which they were learned", "P@10", picture)
+    elif study.report == "variants":
+        rows = _rows_of(grids[0])
+        plot_curves({study.question: {row: _series(grids[0], row) for row in rows}}, "variant", "P@10", picture)
+    else:
+        bars = {v: {row: one["P@10"] for row, one in cells.items()} for v, cells in grids[0].cells.items()}
+        plot_bars(bars, "P@10", study.question, picture)
+    text = [grid.markdown() for grid in grids]
+    for grid in grids:
+        console.print(grid.render())
+    if study.report == "variants":
+        costs = _costs(study, runs)
+        console.print(costs)
+        text.append(costs)
+    file = output_dir / "study.md"
+    replace_text(file, f"# {study.question}\n\n" + "\n".join(text))
+    return [file, picture, *files]
+
+
+def _evaluate(
+    study: Study, variant: str, opened: Mapping[StudyRun, Run], pool: Literal["all", "candidates"]
+) -> Evaluation:
+    protocol = Protocol(pool=pool)
+    of_variant = {run: data for run, data in opened.items() if run.variant == variant}
+    found = over_runs(compare(run.stores(study), data, protocol) for run, data in of_variant.items())
+    if study.choose:
+        first = next(iter(of_variant)).stores(study)
+        kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in first.items()}
+        found = choose_best(found, families(study.choose, kinds))
+    return replace(found, against=study.against)
+
+
+def _shown(study: Study, evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
+    rows = {name: row for name, row in evaluation.estimates.items() if name not in evaluation.hidden}
+    if not study.rows:
+        return rows
+    return {name: row for name, row in rows.items() if any(fnmatchcase(name, glob) for glob in study.rows)}
+
+
+def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: Sequence[StudyRun]) -> Grid:
+    """Queries of all runs, in bins by the step at which they were right for the first time."""
+    steps = []
+    for run, metrics in zip(runs, evaluation.runs, strict=True):
+        ledger = _learned_steps(run, study)
+        steps.append(np.array([ledger[query] for query in metrics.queries.query_ids.tolist()]))
+    everything = np.concatenate(steps)
+    ends = np.unique(np.quantile(everything, np.linspace(0, 1, BINS + 1)).round().astype(int))
+    cells, notes = {}, {}
+    for low, high in zip(ends[:-1], ends[1:], strict=True):
+        last = high == ends[-1]
+        masks = [(own >= low) & ((own <= high) if last else (own < high)) for own in steps]
+        if not any(mask.any() for mask in masks):
+            continue
+        some = [place for place, mask in enumerate(masks) if mask.any()]
+        part = replace(evaluation, runs=tuple(evaluation.runs[place] for place in some))
+        name = f"{low} to {high if last else high - 1}"
+        cells[name] = _shown(study, part.where([masks[place] for place in some]))
+        notes[name] = f"{sum(int(mask.sum()) for mask in masks)} queries"
+    return Grid(f"{variant}: by the step at which a query was first right", "step", cells, notes)
+
+
+def _learned_steps(run: StudyRun, study: Study) -> dict[int, int]:
+    """At which step each query was first right."""
+    ledger = run.stores(study)["online"].ledger
+    if ledger is None:
+        raise ValueError(f"{run.folder}: expected an online store with a ledger. Train with ledger=True")
+    return dict(zip(ledger.query_ids.tolist(), ledger.learned_steps().tolist(), strict=True))
+
+
+def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
+    """What each variant took, and how well its online scores agree with the first variant's."""
+    first = next(iter(study.variants))
+    reference = {run.seed: run for run in runs if run.variant == first}
+    kinds = [k for k in reference[runs[0].seed].stores(study)["online"].kinds]
+    head = f"| variant | training, seconds | of {first} | {' | '.join(f'{kind}: rank correlation' for kind in kinds)} |"
+    lines = [head, f"|---|---:|---:|{'---:|' * len(kinds)}"]
+    base = float(np.mean([run.seconds for run in reference.values()]))
+    for variant in study.variants:
+        own = [run for run in runs if run.variant == variant]
+        seconds = float(np.mean([run.seconds for run in own]))
+        cells = []
+        for kind in kinds:
+            pairs = [(run.stores(study)["online"], reference[run.seed].stores(study)["online"]) for run in own]
+            known = [(a, b) for a, b in pairs if kind in a.kinds]
+            found = [
+                float(spearman_corrcoef(*(from_numpy(np.array(s.scores(q, kind))).double() for s in pair)))
+                for pair in known
+                for q in pair[0].query_ids[::8].tolist()
+            ]
+            cells.append(f"{np.mean(found):.3f}" if found else "")
+        lines.append(f"| {variant} | {seconds:.0f} | {seconds / base:.2f} x | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows_of(grid: Grid) -> list[str]:
+    return list(dict.fromkeys(row for rows in grid.cells.values() for row in rows))
+
+
+def _series(grid: Grid, row: str) -> dict[str, Estimate]:
+    return {group: rows[row]["P@10"] for group, rows in grid.cells.items() if row in rows}
+
+
+def _cell(estimate: Estimate) -> str:
+    ends = "" if np.isnan(estimate.low) else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
+    spread = "" if estimate.spread is None else f" ({100 * estimate.spread:.1f})"
+    return f"{percent(estimate.mean)}{ends}{spread}"

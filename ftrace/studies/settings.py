@@ -1,0 +1,107 @@
+"""What a study asks, and what it trains and scores to find out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ftrace.attribution import AttributionMethod
+
+Report = Literal["methods", "learned", "variants"]
+_ONLINE = "ftrace.callbacks.OnlineTracIn"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Args:
+        config: A config of train.py.
+        changes: What is different, nested as the config is; lists are replaced as a whole.
+        online: What is different in the options of its OnlineTracIn.
+    """
+
+    config: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    online: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self, changes: Mapping[str, Any], online: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole config of train.py.
+
+        Args:
+            changes: Of the study; this variant's go before them.
+            online: Likewise.
+
+        Raises:
+            ValueError: If the config can't be read, or has no OnlineTracIn.
+        """
+        try:
+            found = yaml.safe_load(Path(self.config).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"config: can't read {self.config!r} ({error})") from error
+        found = merged(merged(found, changes), self.changes)
+        callbacks = found["trainer"].get("callbacks") or []
+        ours = [one for one in callbacks if one["class_path"] == _ONLINE]
+        if len(ours) != 1:
+            raise ValueError(f"{self.config}: expected one {_ONLINE} among trainer.callbacks, found {len(ours)}")
+        ours[0]["init_args"] = {**ours[0].get("init_args", {}), **online, **self.online}
+        found["trace"] = None  # the study has methods of its own
+        return found
+
+
+@dataclass(frozen=True)
+class Study:
+    """Several trainings, several methods, one question.
+
+    Args:
+        question: What is asked.
+        variants: Ways to train, by name.
+        methods: What scores each run besides its online scores, by the name of the store.
+        seeds: Each variant is trained with each of them: they seed weights, order and, where generated, data.
+        changes: What is different in all configs.
+        online: What is different in the options of all OnlineTracIn.
+        choose: Rows to choose the best of on the development half of the queries, as in ``ftrace evaluate --choose``.
+            All rows are then reported on the other half.
+        rows: Globs over the rows to report, such as "online *"; default: all.
+        against: The row to take paired differences to.
+        report: "methods": a table of methods for each variant; "learned": also by the step at which queries were
+            learned; "variants": the variants side by side, with what they cost.
+        pools: Whether to report on candidate pools, too.
+    """
+
+    question: str
+    variants: dict[str, Variant]
+    methods: dict[str, AttributionMethod] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    changes: dict[str, Any] = field(default_factory=dict)
+    online: dict[str, Any] = field(default_factory=dict)
+    choose: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    against: str | None = None
+    report: Report = "methods"
+    pools: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.variants or not self.seeds:
+            raise ValueError("expected at least one variant and one seed, found none")
+        if "online" in self.methods:
+            raise ValueError('methods: expected other names than "online", which is what training writes')
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with changes in them; neither is changed.
+
+    Example:
+        >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+        {'a': {'b': 3, 'c': 2}}
+    """
+    found = copy.deepcopy(dict(settings))
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else copy.deepcopy(value)
+    return found

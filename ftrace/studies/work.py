@@ -1,0 +1,126 @@
+"""Train and score all runs of a study; what is done already is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.progress import Progress
+
+from ftrace.commands.attribute import make_task
+from ftrace.evaluation import replace_text
+from ftrace.runs import Run
+from ftrace.scores import ScoreStore
+from ftrace.studies.settings import Study
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One training of a study.
+
+    Args:
+        variant: Name of the variant.
+        seed: Its seed.
+        folder: Where it is: logs, snapshots and score stores.
+    """
+
+    variant: str
+    seed: int
+    folder: Path
+
+    @property
+    def seconds(self) -> float:
+        """What its training took."""
+        return float(json.loads((self.folder / "training.json").read_text())["seconds"])
+
+    def stores(self, study: Study) -> dict[str, ScoreStore]:
+        """Its score stores, the online one first."""
+        return {name: ScoreStore.open(self.folder / name) for name in ("online", *study.methods)}
+
+
+def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) -> list[StudyRun]:
+    """Train and score all runs.
+
+    Args:
+        study: The study.
+        output_dir: Its folder; runs are in VARIANT/seed-SEED.
+        train_script: train.py.
+        jobs: How many trainings at a time; each gets its share of the cores.
+
+    Raises:
+        ValueError: If a training fails; what is finished is kept.
+    """
+    if not train_script.is_file():
+        raise ValueError(f"expected train.py, found nothing at {str(train_script)!r}. Name it: --train_script PATH")
+    if jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, found {jobs}")
+    runs = [
+        StudyRun(variant, seed, (output_dir / variant / f"seed-{seed}").absolute())
+        for seed in study.seeds
+        for variant in study.variants
+    ]
+    work = len(runs) * (1 + len(study.methods))
+    with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
+        bar = progress.add_task("Training", total=work)
+
+        def train(run: StudyRun) -> None:
+            _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs))
+            progress.advance(bar)
+
+        list(pool.map(train, runs))  # raises what a training raised
+        for run in runs:
+            opened = Run(run.folder)
+            for name, method in study.methods.items():
+                progress.update(bar, description=f"{run.variant}, seed {run.seed}: {name}")
+                folder = run.folder / name
+                if not _is_done(folder, method.options()):
+                    method.score(make_task(opened, folder))
+                    replace_text(folder.with_name(f"{name}.json"), json.dumps(method.options()) + "\n")
+                progress.advance(bar)
+    return runs
+
+
+def _is_done(folder: Path, options: object) -> bool:
+    """Whether a store is there, of a method with these options."""
+    noted = folder.with_name(f"{folder.name}.json")
+    try:
+        ScoreStore.open(folder).check()
+        return bool(json.loads(noted.read_text()) == json.loads(json.dumps(options)))
+    except (OSError, ValueError):
+        return False
+
+
+def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> None:
+    settings = study.variants[run.variant].settings(study.changes, study.online)
+    settings["seed_everything"] = run.seed
+    synth = settings["data"].get("init_args", {}).get("synth")
+    if isinstance(synth, dict):
+        synth["seed"] = run.seed
+    logger = {"save_dir": str(run.folder.parent.parent), "name": run.variant, "version": run.folder.name}
+    settings["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger}
+    settings["trainer"]["enable_progress_bar"] = False
+    text = yaml.safe_dump(settings, sort_keys=False)
+    done, config = run.folder / "training.json", run.folder.with_name(f"{run.folder.name}.yaml")
+    if done.exists() and config.exists() and config.read_text() == text:
+        return
+    config.parent.mkdir(parents=True, exist_ok=True)
+    if run.folder.exists():  # of other settings, or unfinished
+        aside = run.folder.with_name(f"{run.folder.name}-{int(time.time())}")
+        run.folder.rename(aside)
+    replace_text(config, text)
+    log = run.folder.with_name(f"{run.folder.name}.log")
+    started = time.perf_counter()
+    with log.open("w") as stream:
+        command = [sys.executable, str(train_script), "fit", "--config", str(config)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if code:
+        raise ValueError(f"training {run.variant} with seed {run.seed} failed: see {log}")
+    replace_text(done, json.dumps({"seconds": time.perf_counter() - started, "threads": threads}) + "\n")
