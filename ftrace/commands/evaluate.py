@@ -115,10 +115,10 @@ def evaluate_stores(
         )
     if runs and run:
         raise ValueError("expected one of run and runs, found both")
-    of_runs = [Run(folder) for folder in runs or [run or Path(stores[0]).resolve().parent]]
+    of_runs = [Run(folder) for folder in runs] if runs else [Run(run or Path(stores[0]).resolve().parent)]
     if len({one.folder.resolve() for one in of_runs}) < len(of_runs):
         raise ValueError(f"runs: expected each run once, found {list(runs or ())}")
-    opened = [open_stores([one.folder / name for name in stores] if runs else stores) for one in of_runs]
+    opened = [open_stores([str(one.folder / name) for name in stores] if runs else stores) for one in of_runs]
     evaluation = over_runs(compare(one, of_run, protocol) for one, of_run in zip(opened, of_runs, strict=True))
     if choose:
         kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0].items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from ftrace.scores import ScoreStore
 
 
-def open_stores(folders: Sequence[str | Path]) -> dict[str, ScoreStore]:
+def open_stores(folders: Sequence[str]) -> dict[str, ScoreStore]:
     """Open score stores and make sure that they are whole.
 
     Args:
@@ -23,7 +23,7 @@ def open_stores(folders: Sequence[str | Path]) -> dict[str, ScoreStore]:
     """
     paths = [Path(folder).resolve().parts for folder in folders]
     if len(set(paths)) < len(paths):
-        raise ValueError(f"expected each score store once, found {list(map(str, folders))}")
+        raise ValueError(f"expected each score store once, found {list(folders)}")
     length = 1
     while len({path[-length:] for path in paths}) < len(paths):
         length += 1

@@ -116,6 +116,6 @@ def _estimates(means: np.ndarray, resampled: np.ndarray) -> list[Estimate]:
         whole = resampled[~np.isnan(resampled).any(1)]  # all columns of a draw are NaN, or none
         low, high = np.quantile(whole, [tail, 1 - tail], axis=0)
     return [
-        Estimate(*map(float, ends), of_runs)
-        for ends, of_runs in zip(zip(means.mean(0), low, high, strict=True), spread, strict=True)
+        Estimate(float(mean), float(lowest), float(highest), of_runs)
+        for mean, lowest, highest, of_runs in zip(means.mean(0), low, high, spread, strict=True)
     ]
