@@ -31,6 +31,7 @@ from ftrace.evaluation import (
 from ftrace.evaluation.breakdown import By
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.queries import Half
+from ftrace.evaluation.table import known_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 
@@ -63,7 +64,7 @@ class Protocol:
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores, several runs and several choices without brackets."""
     command.add_argument(
-        "stores", nargs="+", type=str, help="Folders of score stores; with --runs, their names in each run's folder."
+        "stores", nargs="+", type=str, help="Folders of score stores; with --run or --runs, their names in it."
     )
     command.add_argument("--runs", nargs="+", type=str, help="Log folders of several runs, such as of several seeds.")
     command.add_argument(
@@ -97,7 +98,7 @@ def evaluate_stores(
     """Compare score stores: one table, all rows on the same pool and the same queries.
 
     Args:
-        stores: Folders of score stores; with ``runs``, their names in each run's folder.
+        stores: Folders of score stores; with ``run`` or ``runs``, also their names in that folder.
         protocol: What is evaluated on what.
         run: The log folder of the run that they belong to; default: the folder that the first store is in.
         runs: Log folders of several runs, such as of several seeds.
@@ -115,14 +116,19 @@ def evaluate_stores(
         )
     if runs and run:
         raise ValueError("expected one of run and runs, found both")
-    of_runs = [Run(folder) for folder in runs] if runs else [Run(run or Path(stores[0]).resolve().parent)]
-    if len({one.folder.resolve() for one in of_runs}) < len(of_runs):
+    folders = [Path(one) for one in runs or [run or str(Path(stores[0]).resolve().parent)]]
+    if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"runs: expected each run once, found {list(runs or ())}")
-    opened = [open_stores([str(one.folder / name) for name in stores] if runs else stores) for one in of_runs]
+    opened = [open_stores(stores, folder if runs or run else None) for folder in folders]
+    of_runs = [Run(folder) for folder in folders]
+    kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0].items()}
+    chosen_from = families(choose or (), kinds)
+    if against is not None:
+        rows = [row for of_store in kinds.values() for row in of_store]
+        known_name(against, [*rows, *[family.row for family in chosen_from]], "against")
     evaluation = over_runs(compare(one, of_run, protocol) for one, of_run in zip(opened, of_runs, strict=True))
-    if choose:
-        kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0].items()}
-        evaluation = choose_best(evaluation, families(choose, kinds))
+    if chosen_from:
+        evaluation = choose_best(evaluation, chosen_from)
     elif half:
         evaluation = evaluation.in_half(half)
     evaluation = replace(

@@ -8,11 +8,12 @@ from pathlib import Path
 from ftrace.scores import ScoreStore
 
 
-def open_stores(folders: Sequence[str]) -> dict[str, ScoreStore]:
+def open_stores(names: Sequence[str], run: Path | None = None) -> dict[str, ScoreStore]:
     """Open score stores and make sure that they are whole.
 
     Args:
-        folders: Their folders.
+        names: Their folders.
+        run: The folder of a run, in which they are looked for first.
 
     Returns:
         Stores by name: as much of the end of each folder's path as tells it from the others.
@@ -21,9 +22,10 @@ def open_stores(folders: Sequence[str]) -> dict[str, ScoreStore]:
         ValueError: If a store is named twice, or damaged.
         FileNotFoundError: If there is no such folder.
     """
-    paths = [Path(folder).resolve().parts for folder in folders]
+    folders = [run / name if run is not None and (run / name).is_dir() else Path(name) for name in names]
+    paths = [folder.resolve().parts for folder in folders]
     if len(set(paths)) < len(paths):
-        raise ValueError(f"expected each score store once, found {list(folders)}")
+        raise ValueError(f"expected each score store once, found {list(names)}")
     length = 1
     while len({path[-length:] for path in paths}) < len(paths):
         length += 1

@@ -19,7 +19,7 @@ class Family:
     """Rows of which one is to be chosen.
 
     Args:
-        name: What the chosen row is called, after "best of".
+        name: What they have in common.
         rows: Their names.
         metric: What is best.
     """
@@ -27,6 +27,11 @@ class Family:
     name: str
     rows: tuple[str, ...]
     metric: str
+
+    @property
+    def row(self) -> str:
+        """What the chosen row is called."""
+        return f"best of {self.name}"
 
 
 def families(choose: Sequence[str], kinds: dict[str, list[str]]) -> list[Family]:
@@ -38,7 +43,7 @@ def families(choose: Sequence[str], kinds: dict[str, list[str]]) -> list[Family]
         kinds: For each store's name, the names of its rows.
 
     Raises:
-        ValueError: If a metric is unknown, or a pattern matches no row.
+        ValueError: If a metric is unknown, a pattern matches no row, or there is nothing to choose from.
 
     Example:
         >>> families(["P@10"], {"embed": ["embed 0", "embed 1"], "bm25": ["bm25"]})
@@ -55,7 +60,10 @@ def families(choose: Sequence[str], kinds: dict[str, list[str]]) -> list[Family]
                 raise ValueError(f"choose: expected a pattern of rows, found {pattern!r}; there are {names}")
             found.append(Family(pattern, rows, metric))
         else:
-            found += [Family(store, tuple(rows), metric) for store, rows in kinds.items() if len(rows) > 1]
+            several = [Family(store, tuple(rows), metric) for store, rows in kinds.items() if len(rows) > 1]
+            if not several:
+                raise ValueError(f"choose: expected a store of several kinds to choose from, found only {names}")
+            found += several
     doubled = [family.name for place, family in enumerate(found) if family.name in [one.name for one in found[:place]]]
     if doubled:
         raise ValueError(f"choose: expected one metric for each family, found several for {doubled[0]!r}")
@@ -81,9 +89,9 @@ def choose_best(evaluation: Evaluation, chosen_from: Sequence[Family]) -> Evalua
         sign = -1 if family.metric in LOWER_IS_BETTER else 1
         means = {name: development.estimates[name][family.metric].mean for name in family.rows}
         winner = max(means, key=lambda name: sign * means[name])  # of equals, the first
-        best[f"best of {family.name}"] = winner
+        best[family.row] = winner
         notes.append(
-            f"best of {family.name}: {winner}, of {len(family.rows)}, by {family.metric} on the development half "
+            f"{family.row}: {winner}, of {len(family.rows)}, by {family.metric} on the development half "
             f"({100 * means[winner]:.1f} there)"
         )
     hidden = frozenset(name for family in chosen_from for name in family.rows)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -71,8 +72,9 @@ def find_learned_queries(
         right = _greedily_right(last, queries)
         known: set[int] = set()
     elif rule == "paper":
-        right = [query for query, of_beams in _beams_right(last, queries, answers, tokenizer).items() if of_beams[0]]
-        at_first = _beams_right(first(), queries, answers, tokenizer)
+        at_last = _beams_right(last, queries, answers, tokenizer, "answers of the last snapshot")
+        right = [query for query, of_beams in at_last.items() if of_beams[0]]
+        at_first = _beams_right(first(), queries, answers, tokenizer, "answers of the first snapshot")
         known = {query for query in right if any(at_first[query])}
     else:
         raise ValueError(f'rule: expected "paper" or "last", found {rule!r}')
@@ -89,11 +91,16 @@ def _greedily_right(model: FactLM, queries: DataLoader) -> list[int]:
 
 
 def _beams_right(
-    model: FactLM, queries: DataLoader, answers: Mapping[int, Sequence[str]], tokenizer: PreTrainedTokenizerBase
+    model: FactLM,
+    queries: DataLoader,
+    answers: Mapping[int, Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    title: str,
 ) -> dict[int, list[bool]]:
     """For each query, whether each of its best answers is right, best first."""
     found = {}
-    for batch in queries:
+    batches: Iterable[dict[str, Tensor]] = track(queries, title, total=len(queries))
+    for batch in batches:
         labels = batch["answer_labels"]
         longest = int((labels != IGNORED).sum(-1).max())
         texts = beam_answers(model, _to(batch, model), tokenizer, BEAMS, longest + 1)

@@ -157,13 +157,11 @@ class Judge:
                 last = question.example_ids
                 places = _places_in(store, question)
             scores = store.scores(question.query_id, kind)[places]
-            _hold_complete(store, question, scores)
-            if question.sentences is None:
-                ranking = Ranking.of(scores, question.relevant)
-                rankings.append((ranking, ranking.reversed()))
-            else:
-                best, worst = question.sentences.best(scores), question.sentences.best(-scores)
-                rankings.append((Ranking.of(best, question.relevant), Ranking.of(worst, question.relevant)))
+            _hold(store, question, int(np.isnan(scores).sum()) if store.has_candidates else 0)
+            try:
+                rankings.append(_rank(question, scores))
+            except ValueError as error:
+                raise ValueError(f"{store.path}, kind {kind!r}, query {question.query_id}: {error}") from error
         return _metrics(rankings)
 
     def ceiling(self) -> dict[str, np.ndarray]:
@@ -186,8 +184,13 @@ def _places_in(store: ScoreStore, question: _Question) -> np.ndarray | slice:
     return places
 
 
-def _hold_complete(store: ScoreStore, question: _Question, scores: np.ndarray) -> None:
-    _hold(store, question, int(np.isnan(scores).sum()) if store.has_candidates else 0)
+def _rank(question: _Question, scores: np.ndarray) -> tuple[Ranking, Ranking]:
+    """By proponents and by opponents."""
+    if question.sentences is None:
+        ranking = Ranking.of(scores, question.relevant)
+        return ranking, ranking.reversed()
+    best, worst = question.sentences.best(scores), question.sentences.best(-scores)
+    return Ranking.of(best, question.relevant), Ranking.of(worst, question.relevant)
 
 
 def _hold(store: ScoreStore, question: _Question, lacking: int) -> None:

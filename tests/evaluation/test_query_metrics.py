@@ -134,5 +134,5 @@ def test_bad_input(store: ScoreStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at least one query to evaluate, found none \(all; 2 without proponents"):
         Judge(EvaluatedQueries.of({0: [], 1: []}), EVERYTHING)
     unranked = ScoreStore.write(tmp_path / "nan", np.arange(N), np.arange(Q), {"dot": np.full((N, Q), np.nan)})
-    with pytest.raises(ValueError, match="expected finite numbers, found NaN"):
+    with pytest.raises(ValueError, match=r"nan, kind 'dot', query 0: scores: expected finite numbers, found NaN"):
         Judge(QUERIES, EVERYTHING).judge(unranked, "dot")

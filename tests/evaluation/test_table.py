@@ -220,6 +220,11 @@ def test_bad_choices(choose: list[str], message: str) -> None:
         families(choose, {"m": ["m dot", "m cosine"]})
 
 
+def test_one_kind_leaves_nothing_to_choose() -> None:
+    with pytest.raises(ValueError, match=r"a store of several kinds to choose from, found only \['bm25'\]"):
+        families(["P@10"], {"bm25": ["bm25"]})
+
+
 def test_a_choice_needs_queries_on_both_sides(tmp_path: Path) -> None:
     table = evaluate({"a": store(tmp_path / "a")}, QUERIES)
     one_sided = table.where([~QUERIES.is_development])

@@ -12,7 +12,7 @@ import pytest
 from made_run import data_of, make_run, write_scores
 
 from ftrace.cli import main
-from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation import EvaluatedQueries, PoolSettings
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 
@@ -61,9 +61,7 @@ def test_candidate_pools_need_scores_of_candidates_only(folder: Path, tmp_path: 
     assert len(list((run / "candidate_pools").iterdir())) == 1
     (file,) = (run / "candidate_pools").iterdir()
     made = file.stat().st_mtime_ns
-    pools = Run(run).candidate_pools(
-        Run(run).candidate_pools.__func__ and settings_of(10, 5, 20)  # type: ignore[attr-defined]
-    )
+    pools = Run(run).candidate_pools(PoolSettings(10, 5, 20))
     assert file.stat().st_mtime_ns == made  # kept, not made anew
     assert len(pools.example_ids) < 504
     some = write_scores(run / "some", data_of(folder / "data"), NOISE, 0, pools.example_ids)
@@ -76,20 +74,14 @@ def test_candidate_pools_need_scores_of_candidates_only(folder: Path, tmp_path: 
     assert not (tmp_path / "no").exists()
 
 
-def settings_of(*numbers: int) -> Any:
-    from ftrace.evaluation import PoolSettings
-
-    return PoolSettings(*numbers)
-
-
 def test_several_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [folder / f"run_{seed}" for seed in range(3)]
     assert evaluate("online", "bm25", "--runs", *runs, "--against=bm25", f"--output_dir={tmp_path}") == 0
     found = table(tmp_path)
-    each = [one["online dot"]["P@10"] for one in found["by_run"]]
+    each = [one["online dot"]["R@n"] for one in found["by_run"]]
     assert len(set(each)) > 1
-    assert found["rows"]["online dot"]["P@10"] == pytest.approx(np.mean(each))
-    assert found["spread"]["online dot"]["P@10"] == pytest.approx(np.std(each, ddof=1))
+    assert found["rows"]["online dot"]["R@n"] == pytest.approx(np.mean(each))
+    assert found["spread"]["online dot"]["R@n"] == pytest.approx(np.std(each, ddof=1))
     printed = capsys.readouterr().out
     assert "6 + 6 + 6 queries" in printed
     assert "minus bm25, paired by query" in printed
@@ -108,6 +100,14 @@ def test_choices_are_made_on_the_other_half(folder: Path, tmp_path: Path, capsys
     assert "report half" in capsys.readouterr().out
     assert evaluate(run / "online", "--half=development", f"--output_dir={tmp_path / 'd'}") == 0
     assert table(tmp_path / "d")["num_queries"] == 6 - len(report)
+
+
+def test_stores_may_be_named_by_their_place_in_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert evaluate("online", "bm25", f"--run={folder / 'run_0'}", "--output_dir=out") == 0
+    assert list(table(tmp_path / "out")["rows"]) == ["online dot", "online cosine", "bm25"]
 
 
 def test_which_queries(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
