@@ -88,20 +88,20 @@ class Run:
     @cached_property
     def model(self) -> FactLM:
         """The run's model at its last snapshot, in eval mode."""
-        return self.model_at(self.last_snapshot)
+        return self.model_at()
 
-    def model_at(self, snapshot: Path) -> FactLM:
+    def model_at(self, snapshot: Path | None = None) -> FactLM:
         """The run's model at a snapshot, in eval mode; a new one each time.
 
         Args:
-            snapshot: The snapshot's folder.
+            snapshot: The snapshot's folder; default: the last.
         """
         model = self._instantiate("model", LightningModule)
         if not isinstance(model, FactLM):
             raise ValueError(f"{self.folder}: expected the module FactLM, found {type(model).__name__}")
         if not hasattr(model, "model"):
             model.build(self.data.tokenizer)
-        load_snapshot(model, snapshot)
+        load_snapshot(model, snapshot or self.last_snapshot)
         return model.eval()
 
     def queries(self, split_seed: int = 0) -> EvaluatedQueries:
@@ -169,7 +169,8 @@ class Run:
         with contextlib.suppress(ValueError):  # what can't be read is made anew
             return CandidatePools.open(file)
         places = {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
-        rows = [self.data.query_rows[places[query]] for query in asked]
+        texts = self.data.query_rows.select_columns(["query_id", "inputs_pretokenized", "targets_pretokenized"])
+        rows = [texts[places[query]] for query in asked]
         pools = make_candidate_pools(self.data.train_rows, rows, self.data.proponents, settings)
         pools.write(file)
         return pools

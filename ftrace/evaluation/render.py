@@ -68,7 +68,7 @@ def _columns(evaluation: Evaluation) -> tuple[str, ...]:
 
 def _main_table(evaluation: Evaluation) -> Table:
     metrics = _columns(evaluation)
-    table = _table(title_of(evaluation), "method", metrics)
+    table = _table(escape(title_of(evaluation)), "method", metrics)
     shown = _shown(evaluation)
     best = {metric: max(evaluation.estimates[name][metric].mean for name in shown) for metric in metrics}
     for name in shown:
@@ -87,7 +87,9 @@ def _main_table(evaluation: Evaluation) -> Table:
 
 def _difference_table(evaluation: Evaluation) -> Table:
     metrics = _columns(evaluation)
-    table = _table(f"minus {evaluation.against}, paired by query; bold: the interval is without 0", "method", metrics)
+    table = _table(
+        f"minus {escape(evaluation.against or '')}, paired by query; bold: the interval is without 0", "method", metrics
+    )
     for name in _shown(evaluation):
         if name != evaluation.against:
             row = evaluation.differences[name]
