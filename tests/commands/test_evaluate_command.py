@@ -169,3 +169,17 @@ def test_nothing_learned_says_what_to_do(folder: Path, tmp_path: Path, capsys: p
     assert "found none (learned, of 8; 1 known from the start). Train for longer, or take --queries all" in (
         capsys.readouterr().err
     )
+
+
+def test_options_from_a_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(folder / f"run_{seed}") for seed in range(2)]
+    given = ["online", "bm25", "--runs", *runs, "--choose", "P@10", "--seed=3", f"--output_dir={tmp_path / 'out'}"]
+    assert evaluate(*given) == 0
+    first = table(tmp_path / "out")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        evaluate(*given, "--print_config")
+    (tmp_path / "evaluate.yaml").write_text(capsys.readouterr().out)
+    assert evaluate("--config", tmp_path / "evaluate.yaml") == 0
+    assert table(tmp_path / "out") == first
+    assert first["seed"] == 3
