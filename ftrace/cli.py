@@ -13,16 +13,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from ftrace.attribution import score_by_bm25, score_by_tracin
+from ftrace.commands import evaluate, learned_when
+from ftrace.commands.evaluate import Protocol, compare
 from ftrace.data import SynthSettings, fill_in, write_synth
-from ftrace.evaluation import (
-    Evaluation,
-    evaluate,
-    learned_when,
-    render_learned_when,
-    render_table,
-    write_learned_when,
-    write_tables,
-)
+from ftrace.evaluation import render_table, write_tables
 from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore, check_replaceable
@@ -70,31 +64,6 @@ def attribute(method: Method, run: str, output_dir: str | None = None) -> None:
     Console().print(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
 
 
-def evaluate_stores(
-    stores: Sequence[str],
-    run: str | None = None,
-    queries: Literal["learned", "all"] = "learned",
-    output_dir: str | None = None,
-) -> None:
-    """Compare score stores: one table, all rows on the same pool and the same queries.
-
-    Args:
-        stores: Folders of score stores.
-        run: The log folder of the run that they belong to; default: the folder that the first store is in.
-        queries: "learned" by the end of training, or "all".
-        output_dir: Where table.json and table.csv go; default: "evaluation" in the run's folder.
-    """
-    opened = {name: ScoreStore.open(store) for name, store in zip(_names(stores), stores, strict=True)}
-    for store in opened.values():
-        store.check()
-    of_run = Run(run if run is not None else Path(stores[0]).resolve().parent)
-    evaluation = compare(opened, of_run, queries)
-    files = write_tables(evaluation, Path(output_dir) if output_dir else of_run.folder / "evaluation")
-    console = Console()
-    console.print(render_table(evaluation))
-    console.print(f"Wrote {' and '.join(map(str, files))}", soft_wrap=True)
-
-
 def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:
     """Say and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written.
 
@@ -125,61 +94,12 @@ def _sentence_of(store: ScoreStore) -> str:
     return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
-def compare_by_learned_step(
-    online: str,
-    snapshot: str,
-    run: str | None = None,
-    bins: int = 4,
-    kind: str = "cosine",
-    output: str | None = None,
-) -> None:
-    """Compare a snapshot's scores with the online ones, by the step at which queries were learned.
-
-    Args:
-        online: Folder of the online scores.
-        snapshot: Folder of the scores at the last snapshot.
-        run: The log folder of the run that they belong to; default: the folder that the online store is in.
-        bins: Into how many bins, of about as many queries each.
-        kind: Which scores to compare.
-        output: Where the numbers go as JSON; default: learned_when.json beside the online store.
-    """
-    first, second = ScoreStore.open(online), ScoreStore.open(snapshot)
-    of_run = Run(run if run is not None else Path(online).resolve().parent)
-    found = learned_when(first, second, of_run.data.proponents, bins, kind, kind)
-    file = Path(output) if output else first.path.with_name("learned_when.json")
-    write_learned_when(found, file)
-    console = Console()
-    console.print(render_learned_when(found))
-    console.print(f"Wrote {file}", soft_wrap=True)
-
-
-def _names(stores: Sequence[str]) -> list[str]:
-    """Names of rows: as much of the end of each folder's path as tells it from the others."""
-    paths = [Path(store).resolve().parts for store in stores]
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"expected each score store once, found {list(stores)}")
-    length = 1
-    while len({path[-length:] for path in paths}) < len(paths):
-        length += 1
-    return ["/".join(path[-length:]) for path in paths]
-
-
 def run_method(method: Method, run: Run, output_dir: Path) -> ScoreStore:
     """Score all training examples of a run with one method."""
     if method == "bm25":
         return score_by_bm25(list(run.data.train_rows), list(run.data.query_rows), output_dir)
     facts = {"snapshot": run.last_snapshot.name, "answers": run.model.hparams["answers"]}
     return score_by_tracin(run.model, run.data.example_dataloader(), run.data.query_dataloader(), output_dir, facts)
-
-
-def compare(stores: dict[str, ScoreStore], run: Run, queries: Literal["learned", "all"]) -> Evaluation:
-    """Evaluate stores on a run's queries."""
-    proponents = run.data.proponents
-    if queries == "all":
-        return evaluate(stores, proponents)
-    learned = run.learned_queries()
-    words = f"learned, of {len(proponents)}"
-    return evaluate(stores, {query: proponents[query] for query in learned}, words)
 
 
 def trace_run(folder: Path, settings: TraceSettings) -> None:
@@ -194,7 +114,7 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
         console.print(
             "\nNo query has been learned, so there is little to trace: here are all of them. Train for longer."
         )
-    evaluation = compare(stores, run, "learned" if learned else "all")
+    evaluation = compare(stores, run, Protocol(queries="learned" if learned else "all"))
     files = write_tables(evaluation, folder / "evaluation")
     console.print(
         "\nWhich training examples taught the model? online: summed up while it trained; others: afterwards.\n"
@@ -239,15 +159,12 @@ def _parser() -> ArgumentParser:
             command.add_argument("--output_path", type=str, required=True, help="Folder to write the data set to.")
             command.add_class_arguments(SynthSettings)
         elif name == "evaluate":
-            command.add_argument("stores", nargs="+", type=str, help="Folders of score stores.")
-            command.add_function_arguments(function, skip={"stores"})
+            evaluate.add_arguments(command)
         elif name == "ledger":
             command.add_argument("store", type=str, help="Folder of the score store.")
             command.add_function_arguments(function, skip={"store"})
         elif name == "learned-when":
-            command.add_argument("online", type=str, help="Folder of the online scores.")
-            command.add_argument("snapshot", type=str, help="Folder of the scores at the last snapshot.")
-            command.add_function_arguments(function, skip={"online", "snapshot"})
+            learned_when.add_arguments(command)
         else:
             command.add_function_arguments(function)
         commands.add_subcommand(name, command)
@@ -257,9 +174,9 @@ def _parser() -> ArgumentParser:
 _COMMANDS: dict[str, Callable[..., None]] = {
     "synth": synth,
     "attribute": attribute,
-    "evaluate": evaluate_stores,
+    "evaluate": evaluate.command,
     "ledger": show_ledger,
-    "learned-when": compare_by_learned_step,
+    "learned-when": learned_when.compare_by_learned_step,
 }
 
 

@@ -3,14 +3,18 @@
 config.yaml             the run's config, as LightningCLI saves it
 working_directory.txt   what relative paths in the config start from, as train.py writes it
 snapshots/step-*/       as CheckpointSnapshots writes them
-learned_queries.json    which queries the last snapshot answers; made when first asked for
+learned_queries.json    which queries were learned, by which rule; made when first asked for
+candidate_pools/*       what each query's examples are ranked among, by a hash; made when first asked for
 online/, bm25/, ...     score stores
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+from collections.abc import Collection
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,16 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from ftrace.data import FactData
-from ftrace.evaluation import find_learned_queries
+from ftrace.evaluation import (
+    CandidatePools,
+    EvaluatedQueries,
+    LearnedQueries,
+    PoolSettings,
+    find_learned_queries,
+    make_candidate_pools,
+    replace_text,
+)
+from ftrace.evaluation.learned import Rule
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 
 WORKING_DIRECTORY = "working_directory.txt"
@@ -63,34 +76,111 @@ class Run:
         return data
 
     @cached_property
+    def snapshots(self) -> list[Path]:
+        """The folders of the run's snapshots, by step."""
+        return find_snapshots(self.folder / "snapshots")
+
+    @property
     def last_snapshot(self) -> Path:
         """The folder of the run's last snapshot."""
-        return find_snapshots(self.folder / "snapshots")[-1]
+        return self.snapshots[-1]
 
     @cached_property
     def model(self) -> FactLM:
         """The run's model at its last snapshot, in eval mode."""
+        return self.model_at()
+
+    def model_at(self, snapshot: Path | None = None) -> FactLM:
+        """The run's model at a snapshot, in eval mode; a new one each time.
+
+        Args:
+            snapshot: The snapshot's folder; default: the last.
+        """
         model = self._instantiate("model", LightningModule)
         if not isinstance(model, FactLM):
             raise ValueError(f"{self.folder}: expected the module FactLM, found {type(model).__name__}")
         if not hasattr(model, "model"):
             model.build(self.data.tokenizer)
-        load_snapshot(model, self.last_snapshot)
+        load_snapshot(model, snapshot or self.last_snapshot)
         return model.eval()
 
-    def learned_queries(self) -> list[int]:
-        """Ids of the queries that the last snapshot answers."""
+    def queries(self, split_seed: int = 0) -> EvaluatedQueries:
+        """All queries that have ground-truth proponents.
+
+        Args:
+            split_seed: Of the halves for choosing and for reporting.
+        """
+        rows = self.data.query_rows.select_columns(["query_id", "fact"])
+        facts = dict(zip(rows["query_id"], rows["fact"], strict=True))
+        return EvaluatedQueries.of(self.data.proponents, facts, seed=split_seed)
+
+    def learned_queries(self, rule: Rule | None = None) -> list[int]:
+        """Ids of the queries that were learned, as :meth:`learned`."""
+        return self.learned(rule).query_ids
+
+    def learned(self, rule: Rule | None = None) -> LearnedQueries:
+        """Which queries were learned; asked for once, and kept in learned_queries.json.
+
+        Args:
+            rule: "paper" or "last"; default: "paper", or "last" for a run of a single snapshot.
+
+        Raises:
+            ValueError: If the rule is "paper" and there is one snapshot only.
+        """
+        rule = rule or ("paper" if len(self.snapshots) > 1 else "last")
+        if rule == "paper" and len(self.snapshots) < 2:
+            raise ValueError(
+                f"{self.folder}: expected two snapshots, before and after learning, found one. Save step 0 too, with "
+                "CheckpointSnapshots, or take --rule last"
+            )
+        asked = [self.snapshots[0].name, self.last_snapshot.name] if rule == "paper" else [self.last_snapshot.name]
         file = self.folder / "learned_queries.json"
-        snapshot = self.last_snapshot.name
+        known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is made anew
-            known = json.loads(file.read_text())
-            if known["snapshot"] == snapshot:
-                return [int(query) for query in known["query_ids"]]
-        learned = find_learned_queries(self.model, self.data.query_dataloader())
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(json.dumps({"snapshot": snapshot, "query_ids": learned}) + "\n")
-        temporary.rename(file)
+            known = dict(json.loads(file.read_text()))
+            found = LearnedQueries(**known[rule])
+            if found.snapshots == asked:
+                return found
+        rows = self.data.query_rows.select_columns(["query_id", "answers"])
+        answers = dict(zip(rows["query_id"], rows["answers"], strict=True))
+        assert self.data.tokenizer is not None
+        learned = find_learned_queries(
+            self.model, lambda: self.model_at(self.snapshots[0]), self.data.query_dataloader(), answers,
+            self.data.tokenizer, rule, asked,
+        )  # fmt: skip
+        kept = {name: one for name, one in known.items() if name in ("paper", "last")}
+        replace_text(file, json.dumps({**kept, rule: asdict(learned)}) + "\n")
         return learned
+
+    def candidate_pools(
+        self, settings: PoolSettings | None = None, query_ids: Collection[int] | None = None
+    ) -> CandidatePools:
+        """What each query's examples are ranked among; made once, and kept in candidate_pools/.
+
+        Args:
+            settings: How many candidates come from where.
+            query_ids: For which queries; default: the learned ones. Those without ground-truth proponents are left out.
+        """
+        settings = settings or PoolSettings()
+        wanted = self.queries().among(self.learned_queries() if query_ids is None else query_ids, "pools").query_ids
+        asked = sorted(wanted.tolist())
+        key = json.dumps([self._data_fingerprint(), asdict(settings), asked])
+        file = self.folder / "candidate_pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+        with contextlib.suppress(ValueError):  # what can't be read is made anew
+            return CandidatePools.open(file)
+        places = {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
+        texts = self.data.query_rows.select_columns(["query_id", "inputs_pretokenized", "targets_pretokenized"])
+        rows = [texts[places[query]] for query in asked]
+        pools = make_candidate_pools(self.data.train_rows, rows, self.data.proponents, settings)
+        pools.write(file)
+        return pools
+
+    def _data_fingerprint(self) -> list[Any]:
+        """What tells this data from other data: its manifest and its files' sizes, not where they are."""
+        folder = self.data.data_path
+        manifest = folder / "manifest.json"
+        sizes = [(folder / name).stat().st_size for name in ("train.parquet", "queries.parquet")]
+        return [manifest.read_text() if manifest.exists() else "", *sizes]
 
     def _instantiate(self, section: str, base: type) -> Any:
         parser = ArgumentParser(exit_on_error=False)

@@ -1,21 +1,58 @@
-"""What a score is worth: retrieval metrics against ground-truth proponents, and the table that compares methods."""
+"""What a score is worth: pools, learned queries, metrics with intervals, and tables that compare methods."""
 
-from ftrace.evaluation.learned import find_learned_queries
-from ftrace.evaluation.learned_when import LearnedBin, learned_when, render_learned_when, write_learned_when
+from ftrace.evaluation.breakdown import breakdown
+from ftrace.evaluation.candidate_pools import CandidatePools, PoolSettings, make_candidate_pools
+from ftrace.evaluation.choices import Family, choose_best, families
+from ftrace.evaluation.estimates import Estimate, sample_means
+from ftrace.evaluation.files import replace_text, write_tables
+from ftrace.evaluation.learned import LearnedQueries, find_learned_queries
+from ftrace.evaluation.learned_when import (
+    LearnedBin,
+    LearnedMethod,
+    learned_when,
+    render_learned_when,
+    write_learned_when,
+)
 from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
-from ftrace.evaluation.table import Evaluation, evaluate, render_table, write_tables
+from ftrace.evaluation.published import published_for
+from ftrace.evaluation.queries import EvaluatedQueries, seeded_sample
+from ftrace.evaluation.query_metrics import Judge, WholeTrainingSet
+from ftrace.evaluation.ranking import Ranking
+from ftrace.evaluation.render import render_breakdown, render_table
+from ftrace.evaluation.table import Evaluation, evaluate, over_runs, row_name
 
 __all__ = [
+    "CandidatePools",
+    "Estimate",
+    "EvaluatedQueries",
     "Evaluation",
+    "Family",
+    "Judge",
     "LearnedBin",
+    "LearnedMethod",
+    "LearnedQueries",
     "MeanReciprocalRank",
+    "PoolSettings",
     "PrecisionAtK",
+    "Ranking",
     "RecallAtK",
+    "WholeTrainingSet",
+    "breakdown",
+    "choose_best",
     "evaluate",
+    "families",
     "find_learned_queries",
     "learned_when",
+    "make_candidate_pools",
+    "over_runs",
+    "published_for",
+    "render_breakdown",
     "render_learned_when",
     "render_table",
+    "replace_text",
+    "row_name",
+    "sample_means",
+    "seeded_sample",
     "write_learned_when",
     "write_tables",
 ]

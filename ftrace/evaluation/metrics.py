@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ftrace.evaluation.ranking import expected_hits, expected_reciprocal_rank
+from ftrace.evaluation.ranking import Ranking
 
 
 class _QueryMean(Metric):
@@ -30,11 +30,11 @@ class _QueryMean(Metric):
 
     def update(self, scores: Tensor, relevant: Tensor) -> None:
         """Add one query: its candidates' scores ``[N]``, and whether each is a ground-truth proponent, ``[N]`` bool."""
-        self.total += self.of_query(scores, relevant)
+        self.total += self.of_ranking(Ranking.of(scores.numpy(force=True), relevant.numpy(force=True)))
         self.count += 1
 
     @abstractmethod
-    def of_query(self, scores: Tensor, relevant: Tensor) -> Tensor:
+    def of_ranking(self, ranking: Ranking) -> float:
         """The metric of one query."""
 
     def compute(self) -> Tensor:
@@ -52,9 +52,9 @@ class MeanReciprocalRank(_QueryMean):
         0.5
     """
 
-    def of_query(self, scores: Tensor, relevant: Tensor) -> Tensor:
+    def of_ranking(self, ranking: Ranking) -> float:
         """The reciprocal rank of one query."""
-        return expected_reciprocal_rank(scores, relevant)
+        return ranking.reciprocal_rank()
 
 
 class PrecisionAtK(_QueryMean):
@@ -68,9 +68,9 @@ class PrecisionAtK(_QueryMean):
         super().__init__()
         self.k = k
 
-    def of_query(self, scores: Tensor, relevant: Tensor) -> Tensor:
+    def of_ranking(self, ranking: Ranking) -> float:
         """The precision of one query."""
-        return expected_hits(scores, relevant, self.k) / self.k
+        return ranking.hits_at(self.k) / self.k
 
 
 class RecallAtK(_QueryMean):
@@ -84,8 +84,7 @@ class RecallAtK(_QueryMean):
         super().__init__()
         self.k = k
 
-    def of_query(self, scores: Tensor, relevant: Tensor) -> Tensor:
+    def of_ranking(self, ranking: Ranking) -> float:
         """The recall of one query."""
-        proponents = int(relevant.sum())
-        hits = expected_hits(scores, relevant, self.k if self.k is not None else max(proponents, 1))
-        return hits / max(proponents, 1)
+        proponents = max(ranking.num_relevant, 1)
+        return ranking.hits_at(proponents if self.k is None else self.k) / proponents

@@ -1,86 +1,111 @@
-"""Metrics of one ranking, in expectation over the order of tied candidates.
+"""One ranking, and its metrics in expectation over the order of tied candidates.
 
-A method that scores many candidates alike has not ranked them: whatever a sort makes of it is luck. So each function
-here returns the mean over all orders of the tied, in closed form.
+A method that scores many candidates alike has not ranked them: whatever a sort makes of it is luck. So each metric here
+is the mean over all orders of the tied, in closed form. One sort gives all of them.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+
+import numpy as np
 
 
-def _tied_groups(scores: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
-    """Sizes of the groups of equal scores, best first, and the number of relevant candidates in each."""
-    if scores.shape != relevant.shape or scores.ndim != 1:
-        raise ValueError(
-            f"expected scores and relevant of one shape [N], found {tuple(scores.shape)} and {tuple(relevant.shape)}"
-        )
-    if relevant.dtype != torch.bool:
-        raise ValueError(f"relevant: expected bool, found {relevant.dtype}")
-    if not torch.isfinite(scores).all():
-        raise ValueError("scores: expected finite numbers, found NaN or infinity")
-    _, group, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
-    hits = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
-    hits.index_add_(0, group, relevant.double())
-    return sizes.flip(0).double(), hits.flip(0)
+@dataclass(frozen=True)
+class Ranking:
+    """Where the relevant candidates of one query stand.
 
-
-def expected_hits(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Relevant candidates among the best k, in expectation over the order of ties.
+    Candidates of equal score are a group. Only groups that hold a relevant candidate are kept, best first.
 
     Args:
-        scores: ``[N]``, higher is better.
-        relevant: ``[N]`` bool.
-        k: At least 1.
-
-    Returns:
-        A float64 scalar.
-
-    Raises:
-        ValueError: If shapes or dtypes are off, a score is not finite, or k is below 1.
+        num_candidates: How many were ranked.
+        before: ``[G]`` int64, how many candidates are ranked above each group.
+        tied: ``[G]`` int64, how many candidates each group has.
+        hits: ``[G]`` int64, how many of them are relevant.
 
     Example:
-        >>> expected_hits(torch.tensor([3.0, 1.0, 1.0]), torch.tensor([False, True, False]), k=2)
-        tensor(0.5000, dtype=torch.float64)
+        >>> ranking = Ranking.of(np.array([3.0, 1.0, 1.0]), np.array([False, True, False]))
+        >>> ranking.hits_at(2)
+        0.5
+        >>> round(ranking.reciprocal_rank(), 4)
+        0.4167
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
-    sizes, hits = _tied_groups(scores, relevant)
-    before = sizes.cumsum(0) - sizes
-    taken = (k - before).clamp(min=0).minimum(sizes)
-    return (hits * taken / sizes).sum()
 
+    num_candidates: int
+    before: np.ndarray
+    tied: np.ndarray
+    hits: np.ndarray
 
-def expected_reciprocal_rank(scores: Tensor, relevant: Tensor) -> Tensor:
-    """One over the rank of the best relevant candidate, in expectation over the order of ties; 0 if there is none.
+    @classmethod
+    def of(cls, scores: np.ndarray, relevant: np.ndarray) -> Ranking:
+        """Rank candidates.
 
-    With r relevant among m tied candidates behind s others, the first relevant one is the j-th of them with
-    probability ``C(m - j, r - 1) / C(m, r)``.
+        Args:
+            scores: ``[C]``, higher is better.
+            relevant: Which candidates are relevant: ``[C]`` bool, or their places, int64 without duplicates.
 
-    Args:
-        scores: ``[N]``, higher is better.
-        relevant: ``[N]`` bool.
+        Raises:
+            ValueError: If shapes or dtypes are off, or a score is not finite.
+        """
+        if scores.ndim != 1 or relevant.ndim != 1 or (relevant.dtype == bool and relevant.shape != scores.shape):
+            raise ValueError(
+                f"expected scores and relevant of one shape [C], found {scores.shape} and {relevant.shape}"
+            )
+        if relevant.dtype != bool and not np.issubdtype(relevant.dtype, np.integer):
+            raise ValueError(f"relevant: expected bool or places, found {relevant.dtype}")
+        if not np.isfinite(scores).all():
+            raise ValueError("scores: expected finite numbers, found NaN or infinity")
+        ascending = np.sort(scores)
+        values, hits = np.unique(scores[relevant], return_counts=True)
+        below, up_to = (np.searchsorted(ascending, values, side=side) for side in ("left", "right"))
+        before = len(scores) - up_to
+        return cls(len(scores), before[::-1], (up_to - below)[::-1], hits[::-1])
 
-    Returns:
-        A float64 scalar.
+    @classmethod
+    def perfect(cls, num_candidates: int, num_relevant: int) -> Ranking:
+        """The ranking that begins with all relevant candidates."""
+        groups = min(num_relevant, 1)
+        count = np.full(groups, num_relevant, np.int64)
+        return cls(num_candidates, np.zeros(groups, np.int64), count, count)
 
-    Raises:
-        ValueError: If shapes or dtypes are off, or a score is not finite.
+    def reversed(self) -> Ranking:
+        """The ranking that begins with the last candidate."""
+        before = self.num_candidates - self.before - self.tied
+        return Ranking(self.num_candidates, before[::-1], self.tied[::-1], self.hits[::-1])
 
-    Example:
-        >>> expected_reciprocal_rank(torch.tensor([3.0, 1.0, 1.0]), torch.tensor([False, True, False]))
-        tensor(0.4167, dtype=torch.float64)
-    """
-    sizes, hits = _tied_groups(scores, relevant)
-    if not hits.any():
-        return hits.sum()
-    first = int(hits.nonzero()[0])
-    before, m, r = sizes[:first].sum(), sizes[first], hits[first]
-    j = torch.arange(1, int(m - r) + 2, dtype=torch.float64, device=scores.device)
-    log_probability = _log_choose(m - j, r - 1) - _log_choose(m, r)
-    return (log_probability.exp() / (before + j)).sum()
+    @property
+    def num_relevant(self) -> int:
+        """How many candidates are relevant."""
+        return int(self.hits.sum())
 
+    def hits_at(self, k: int) -> float:
+        """Relevant candidates among the best ``k``.
 
-def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+        Raises:
+            ValueError: If k is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, found {k}")
+        taken = np.clip(k - self.before, 0, self.tied)
+        return float((self.hits * (taken / self.tied)).sum())
+
+    def reciprocal_rank(self) -> float:
+        """One over the rank of the best relevant candidate; 0 if there is none.
+
+        With r relevant among m tied candidates behind s others, the first relevant one is the j-th of them with
+        probability ``r / (m - j + 1)`` times that of not having met one earlier.
+        """
+        if not len(self.hits):
+            return 0.0
+        behind, m, r = int(self.before[0]), int(self.tied[0]), int(self.hits[0])
+        j = np.arange(1, m - r + 2)
+        missed = np.cumprod((m - r - j[:-1] + 1) / (m - j[:-1] + 1))
+        probability = np.append(1.0, missed) * r / (m - j + 1)
+        return float((probability / (behind + j)).sum())
+
+    def mean_rank(self) -> float:
+        """The mean place of relevant candidates as a share of all, from 0 (the first) to 1; NaN if there is none."""
+        if not len(self.hits):
+            return float("nan")
+        place = self.before + (self.tied - 1) / 2
+        return float((self.hits * place).sum() / self.num_relevant / max(1, self.num_candidates - 1))

@@ -1,23 +1,45 @@
-"""Score stores side by side: every row on the same pool of candidates and the same queries."""
+"""Score stores side by side: every row on the same pool of candidates and the same queries, in one or several runs."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-import torch
-from rich import box
-from rich.table import Table
-from torchmetrics import Metric
 
-from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
+from ftrace.evaluation.estimates import RESAMPLES, Estimate, Sample, sample_means
+from ftrace.evaluation.published import PublishedRow
+from ftrace.evaluation.queries import EvaluatedQueries, Half
+from ftrace.evaluation.query_metrics import METRICS, Judge, Pool, WholeTrainingSet
 from ftrace.scores import ScoreStore
 
-KS = (1, 3, 5, 10, 25)
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """Every method's metrics of every query of one run.
+
+    Args:
+        queries: The queries.
+        rows: For each row's name, its metrics by name, each ``[Q]``.
+        ceiling: The best that any method can get, by metric, ``[Q]``.
+        num_candidates: Size of each query's pool, ``[Q]``.
+        num_proponents: Each query's number of ground-truth proponents in it, ``[Q]``.
+    """
+
+    queries: EvaluatedQueries
+    rows: Mapping[str, Mapping[str, np.ndarray]]
+    ceiling: Mapping[str, np.ndarray]
+    num_candidates: np.ndarray
+    num_proponents: np.ndarray
+
+    def where(self, mask: np.ndarray) -> RunMetrics:
+        """The same of those queries that ``mask``, ``[Q]`` bool, says."""
+        rows = {name: {metric: values[mask] for metric, values in row.items()} for name, row in self.rows.items()}
+        ceiling = {metric: values[mask] for metric, values in self.ceiling.items()}
+        queries = self.queries.where(mask)
+        return RunMetrics(queries, rows, ceiling, self.num_candidates[mask], self.num_proponents[mask])
 
 
 @dataclass(frozen=True)
@@ -25,131 +47,147 @@ class Evaluation:
     """Metrics of several methods.
 
     Args:
-        rows: For each row's name, its metrics by name, as shares of 1.
-        ceiling: The best that any method can get, by metric.
-        num_queries: Queries that were evaluated.
-        num_candidates: Size of the pool.
-        queries: Which queries these are, in words.
+        runs: Each run's metrics, all with the same rows.
+        pool: What candidates are, in words.
+        level: "row" or "sentence".
+        half: Which half of the queries these are.
+        notes: What else a reader must know, such as what was chosen how.
+        hidden: Rows that stand behind a chosen one, and are left out where there is little room.
+        against: The row that differences are taken to.
+        published: Published rows to set ours beside.
+        seed: Of resampling.
+        resamples: How often to draw anew for intervals.
+        metrics: Which metrics to estimate.
     """
 
-    rows: dict[str, dict[str, float]]
-    ceiling: dict[str, float]
-    num_queries: int
-    num_candidates: int
-    queries: str
+    runs: tuple[RunMetrics, ...]
+    pool: str = "the whole training set"
+    level: str = "row"
+    half: Half = "all"
+    notes: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()
+    against: str | None = None
+    published: tuple[PublishedRow, ...] = ()
+    seed: int = 0
+    resamples: int = RESAMPLES
+    metrics: tuple[str, ...] = METRICS
 
+    @property
+    def names(self) -> list[str]:
+        """The rows' names."""
+        return list(self.runs[0].rows)
 
-def _metrics() -> dict[str, Metric]:
-    at_k = {f"P@{k}": PrecisionAtK(k) for k in KS} | {f"R@{k}": RecallAtK(k) for k in KS}
-    return {"MRR": MeanReciprocalRank(), **at_k, "R@n": RecallAtK(None)}
+    @cached_property
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """For each row, each metric's mean and interval."""
+        return self._by_row(self._sample.estimates())
+
+    @cached_property
+    def ceiling(self) -> dict[str, float]:
+        """The best that any method can get, by metric."""
+        return {name: float(np.mean([run.ceiling[name].mean() for run in self.runs])) for name in self.metrics}
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, Estimate]]:
+        """For each other row, each metric minus that of the row :attr:`against`, paired by query.
+
+        Raises:
+            ValueError: If there is no such row.
+        """
+        if self.against is None:
+            return {}
+        known_name(self.against, self.names, "against")
+        first = self.names.index(self.against) * len(self.metrics)
+        partners = np.tile(np.arange(first, first + len(self.metrics)), len(self.names))
+        found = self._by_row(self._sample.differences(partners))
+        del found[self.against]
+        return found
+
+    def where(self, masks: Sequence[np.ndarray]) -> Evaluation:
+        """The same of those queries that ``masks``, ``[Q]`` bool for each run, say."""
+        return replace(self, runs=tuple(run.where(mask) for run, mask in zip(self.runs, masks, strict=True)))
+
+    def in_half(self, half: Half) -> Evaluation:
+        """The same of one half of the queries.
+
+        Raises:
+            ValueError: If a run has no query in it.
+        """
+        masks = [run.queries.in_half(half) for run in self.runs]
+        if not all(mask.any() for mask in masks):
+            raise ValueError(f"half: expected queries in the {half} half, found none: too few have been learned")
+        return replace(self.where(masks), half=half)
+
+    @cached_property
+    def _sample(self) -> Sample:
+        values = [
+            np.stack([run.rows[name][metric] for name in self.names for metric in self.metrics], axis=1)
+            for run in self.runs
+        ]
+        return sample_means(values, [run.queries.facts for run in self.runs], self.resamples, self.seed)
+
+    def _by_row(self, estimates: Sequence[Estimate]) -> dict[str, dict[str, Estimate]]:
+        width = len(self.metrics)
+        return {
+            name: dict(zip(self.metrics, estimates[place * width : (place + 1) * width], strict=True))
+            for place, name in enumerate(self.names)
+        }
 
 
 def evaluate(
-    stores: Mapping[str, ScoreStore], proponents: Mapping[int, Sequence[int] | np.ndarray], queries: str = "all"
+    stores: Mapping[str, ScoreStore],
+    queries: EvaluatedQueries,
+    pool: Pool | None = None,
+    sentence_ids: np.ndarray | None = None,
 ) -> Evaluation:
-    """Compare score stores; each kind of each store is a row.
+    """Compare the score stores of one run; each kind of each store is a row.
 
     Args:
-        stores: Stores by the name of their rows. All must score the same examples.
-        proponents: For each query to evaluate, its ground-truth proponents' example ids.
-        queries: Which queries these are, in words.
+        stores: Stores by the name of their rows.
+        queries: The queries to evaluate.
+        pool: What each query's examples are ranked among; default: all examples of the first store.
+        sentence_ids: For each example's id, the sentence that it is a variant of, int64 ``[N]``: evaluates at the level
+            of sentences.
 
     Raises:
-        ValueError: If there is no query, a store scores other examples than the first,
-            or lacks a query or a proponent.
+        ValueError: If there is no query, or a store lacks a query or a candidate.
     """
-    if not proponents:
-        raise ValueError(f"expected at least one query to evaluate, found none ({queries})")
-    names = list(stores)
-    pool = stores[names[0]].example_ids
-    for name, store in stores.items():
-        if not np.array_equal(store.example_ids, pool):
-            raise ValueError(
-                f"expected all rows on the same pool of candidates, but {store.path} ({name}) scores "
-                f"{len(store.example_ids)} examples and {stores[names[0]].path} {len(pool)}, or others"
-            )
-        missing = [query for query in proponents if query not in set(store.query_ids.tolist())]
-        if missing:
-            raise ValueError(f"{store.path}: {len(missing)} evaluated queries have no scores, among them {missing[:3]}")
-    pooled = set(pool.tolist())
-    lost = sum(example not in pooled for ids in proponents.values() for example in ids)
-    if lost:
-        raise ValueError(
-            f"{stores[names[0]].path}: {lost} ground-truth proponents are not among the examples that it scores, which "
-            "would flatter recall. Are these the scores of a whole run?"
-        )
-    relevant = {query: torch.from_numpy(np.isin(pool, list(ids))) for query, ids in proponents.items()}
-    rows: dict[str, dict[str, float]] = {}
-    for name, store in stores.items():
-        for kind in store.kinds:
-            scores = {query: torch.from_numpy(store.scores(query, kind)) for query in proponents}
-            rows[name if name == kind else f"{name} {kind}"] = _mean(scores, relevant)
-    perfect = {query: relevant[query].double() for query in proponents}
-    return Evaluation(rows, _mean(perfect, relevant), len(proponents), len(pool), queries)
+    if not stores:
+        raise ValueError("expected at least one score store to evaluate, found none")
+    judge = Judge(queries, pool or WholeTrainingSet(next(iter(stores.values())).example_ids), sentence_ids)
+    rows = {
+        row_name(name, kind): judge.judge(store, kind) for name, store in stores.items() for kind in store.kinds
+    }  # fmt: skip
+    run = RunMetrics(queries, rows, judge.ceiling(), judge.num_candidates, judge.num_proponents)
+    return Evaluation((run,), level="row" if sentence_ids is None else "sentence")
 
 
-def _mean(scores: Mapping[int, torch.Tensor], relevant: Mapping[int, torch.Tensor]) -> dict[str, float]:
-    metrics = _metrics()
-    for query, of_query in scores.items():
-        for metric in metrics.values():
-            metric.update(of_query, relevant[query])
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+def row_name(store: str, kind: str) -> str:
+    """What the row of one kind of a store is called."""
+    return store if store == kind else f"{store} {kind}"
 
 
-def render_table(evaluation: Evaluation) -> Table:
-    """The table as a person reads it, in percent, the best of each column bold; fits 80 columns."""
-    title = f"{evaluation.num_queries} queries ({evaluation.queries}), {evaluation.num_candidates:,} candidates each"
-    caption = "percent, ties in expectation; n: a query's number of proponents"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("method", no_wrap=True)
-    for name in evaluation.ceiling:
-        table.add_column(name, justify="right", no_wrap=True)
-    best = {name: max(row[name] for row in evaluation.rows.values()) for name in evaluation.ceiling}
-    for method, row in evaluation.rows.items():
-        cells = {
-            name: f"[bold]{_percent(value)}[/]" if value == best[name] else _percent(value)
-            for name, value in row.items()
-        }
-        table.add_row(method, *cells.values())
-    table.add_section()
-    table.add_row("ceiling", *map(_percent, evaluation.ceiling.values()), style="dim")
-    return table
+def over_runs(evaluations: Iterable[Evaluation]) -> Evaluation:
+    """Several runs' evaluations as one.
 
-
-def _percent(share: float) -> str:
-    return "100" if round(share, 3) == 1 else f"{100 * share:.1f}"
-
-
-def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
-    """Write ``table.json`` and ``table.csv`` with all metrics, as shares of 1.
-
-    Returns:
-        The files.
+    Raises:
+        ValueError: If they have different rows.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "queries": evaluation.queries,
-        "num_queries": evaluation.num_queries,
-        "num_candidates": evaluation.num_candidates,
-        "rows": evaluation.rows,
-        "ceiling": evaluation.ceiling,
-    }
-    json_file, csv_file = output_dir / "table.json", output_dir / "table.csv"
-    replace_text(json_file, json.dumps(facts, indent=2) + "\n")
-    with _temporary(csv_file).open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["method", *evaluation.ceiling])
-        for method, row in {**evaluation.rows, "ceiling": evaluation.ceiling}.items():
-            writer.writerow([method, *row.values()])
-    _temporary(csv_file).rename(csv_file)
-    return [json_file, csv_file]
+    first, *others = evaluations
+    for other in others:
+        if other.names != first.names:
+            different = sorted(set(first.names) ^ set(other.names))
+            raise ValueError(f"expected the same rows in all runs, but {different} are in some only")
+    return replace(first, runs=(*first.runs, *[run for other in others for run in other.runs]))
 
 
-def _temporary(file: Path) -> Path:
-    return file.with_name(f".{file.name}.tmp")
+def known_name(name: str, known: Sequence[str], option: str) -> str:
+    """The name, if it is known.
 
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    _temporary(file).write_text(text)
-    _temporary(file).rename(file)
+    Raises:
+        ValueError: If it is not; names the nearest.
+    """
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [one for one in known if name in one]
+    raise ValueError(f"{option}: expected one of {list(near or known)}, found {name!r}")

@@ -1,0 +1,180 @@
+"""``ftrace evaluate``: score stores side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from ftrace.commands.stores import open_stores
+from ftrace.evaluation import (
+    Evaluation,
+    PoolSettings,
+    WholeTrainingSet,
+    breakdown,
+    choose_best,
+    evaluate,
+    families,
+    over_runs,
+    published_for,
+    render_breakdown,
+    render_table,
+    row_name,
+    seeded_sample,
+    write_tables,
+)
+from ftrace.evaluation.breakdown import By
+from ftrace.evaluation.learned import Rule
+from ftrace.evaluation.queries import Half
+from ftrace.evaluation.table import known_name
+from ftrace.runs import Run
+from ftrace.scores import ScoreStore
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is evaluated on what.
+
+    Args:
+        pool: What examples are ranked among: "all" training examples, or "candidates": each query's candidate pool.
+        pools: How many candidates come from where.
+        queries: "learned" by the end of training, or "all".
+        rule: What learned is: "paper", right at the last snapshot and not among the best three of a beam search at the
+            first; "last", right at the last snapshot, greedily. Default: "paper", or "last" for a single snapshot.
+        sample: Take this many queries, by a seeded shuffle.
+        level: "row", or "sentence": variants of one sentence are one candidate. Default: "sentence" where the data
+            knows its sentences.
+        seed: Of the sample, of the halves of the queries, and of resampling.
+    """
+
+    pool: Literal["all", "candidates"] = "all"
+    pools: PoolSettings = field(default_factory=PoolSettings)
+    queries: Literal["learned", "all"] = "learned"
+    rule: Rule | None = None
+    sample: int | None = None
+    level: Literal["row", "sentence"] | None = None
+    seed: int = 0
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments: several stores, several runs and several choices without brackets."""
+    command.add_argument(
+        "stores", nargs="+", type=str, help="Folders of score stores; with --run or --runs, their names in it."
+    )
+    command.add_argument("--runs", nargs="+", type=str, help="Log folders of several runs, such as of several seeds.")
+    command.add_argument(
+        "--choose", nargs="+", type=str, metavar="[PATTERN:]METRIC",
+        help="Choose the best of the rows that match PATTERN (default: of each store's kinds) by METRIC on the "
+        "development half of the queries, and report on the other half.",
+    )  # fmt: skip
+    command.add_class_arguments(Protocol)
+    command.add_function_arguments(evaluate_stores, skip={"stores", "runs", "choose", "protocol"})
+
+
+def command(**options: object) -> None:
+    """Compare score stores: one table, all rows on the same pool and the same queries."""
+    names = Protocol.__dataclass_fields__
+    protocol = Protocol(**{name: options.pop(name) for name in names})  # type: ignore[arg-type]
+    evaluate_stores(protocol=protocol, **options)  # type: ignore[arg-type]
+
+
+def evaluate_stores(
+    stores: Sequence[str],
+    protocol: Protocol = Protocol(),
+    run: str | None = None,
+    runs: Sequence[str] | None = None,
+    choose: Sequence[str] | None = None,
+    half: Half | None = None,
+    against: str | None = None,
+    by: By | None = None,
+    published: bool = True,
+    output_dir: str | None = None,
+) -> None:
+    """Compare score stores: one table, all rows on the same pool and the same queries.
+
+    Args:
+        stores: Folders of score stores; with ``run`` or ``runs``, also their names in that folder.
+        protocol: What is evaluated on what.
+        run: The log folder of the run that they belong to; default: the folder that the first store is in.
+        runs: Log folders of several runs, such as of several seeds.
+        choose: Families of rows to choose the best of.
+        half: Which half of the queries to report: "all", "development" or "report".
+        against: The row to take paired differences to.
+        by: Also print the metrics by "relation", or by number of "proponents".
+        published: Set published figures beside ours, where there are any on the data set.
+        output_dir: Where the files go; default: "evaluation" in the run's folder (of several runs, beside them), or
+            "evaluation-candidates" with candidate pools.
+    """
+    if choose and half not in (None, "report"):
+        raise ValueError(
+            f"half: expected report, found {half}: with --choose, the development half is what choices are made on"
+        )
+    if runs and run:
+        raise ValueError("expected one of run and runs, found both")
+    folders = [Path(one) for one in runs or [run or str(Path(stores[0]).resolve().parent)]]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"runs: expected each run once, found {list(runs or ())}")
+    opened = [open_stores(stores, folder if runs or run else None) for folder in folders]
+    of_runs = [Run(folder) for folder in folders]
+    kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0].items()}
+    chosen_from = families(choose or (), kinds)
+    if against is not None:
+        rows = [row for of_store in kinds.values() for row in of_store]
+        known_name(against, [*rows, *[family.row for family in chosen_from]], "against")
+    evaluation = over_runs(compare(one, of_run, protocol) for one, of_run in zip(opened, of_runs, strict=True))
+    if chosen_from:
+        evaluation = choose_best(evaluation, chosen_from)
+    elif half:
+        evaluation = evaluation.in_half(half)
+    evaluation = replace(
+        evaluation, against=against, published=published_for(of_runs[0].data) if published else ()
+    )  # fmt: skip
+    folder = of_runs[0].folder.resolve().parent if len(of_runs) > 1 else of_runs[0].folder
+    default = folder / ("evaluation" if protocol.pool == "all" else "evaluation-candidates")
+    console = Console()
+    console.print(render_table(evaluation))
+    if by:
+        console.print()
+        console.print(render_breakdown(evaluation, breakdown(evaluation, by)))
+    files = write_tables(evaluation, Path(output_dir) if output_dir else default)
+    console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
+
+
+def compare(stores: Mapping[str, ScoreStore], run: Run, protocol: Protocol = Protocol()) -> Evaluation:
+    """Evaluate the stores of one run.
+
+    Args:
+        stores: Stores by the name of their rows.
+        run: The run.
+        protocol: What is evaluated on what.
+
+    Raises:
+        ValueError: If there is no query to evaluate, or a store lacks a query or a candidate.
+    """
+    queries = run.queries(protocol.seed)
+    if protocol.queries == "learned":
+        learned = run.learned(protocol.rule)
+        queries = queries.among(learned.query_ids, str(learned))
+    if protocol.sample is not None:
+        sample = seeded_sample(queries.query_ids.tolist(), protocol.sample, protocol.seed)
+        queries = queries.among(sample, f"a sample of {len(queries)}: {queries.description}")
+    if not len(queries):
+        raise ValueError(
+            f"expected at least one query to evaluate, found none ({queries.description}). Train for longer, or take "
+            "--queries all"
+        )
+    sentence_ids = run.data.sentence_ids
+    if protocol.level == "sentence" and sentence_ids is None:
+        raise ValueError(f"level: expected rows that know their sentence, but {run.data.data_path} has no sentence_id")
+    at_sentences = sentence_ids if protocol.level != "row" else None
+    if protocol.pool == "all":
+        everything = WholeTrainingSet(np.arange(len(run.data.train_rows)))
+        return replace(evaluate(stores, queries, everything, at_sentences), seed=protocol.seed)
+    pools = run.candidate_pools(protocol.pools, queries.query_ids.tolist())
+    evaluation = evaluate(stores, queries, pools, at_sentences)
+    return replace(evaluation, pool=str(pools.settings), seed=protocol.seed)

@@ -1,0 +1,129 @@
+"""Which queries are evaluated, and which half of them choices are made on.
+
+Two queries of one fact (one for each of its entities) are hardly two observations: both halves and resampled sets take
+facts, not queries, for their unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+Half = Literal["all", "development", "report"]
+
+
+@dataclass(frozen=True)
+class EvaluatedQueries:
+    """Queries with what is needed to judge an answer.
+
+    Args:
+        query_ids: ``[Q]`` int64.
+        proponents: Each query's ground-truth proponents, ids of examples, ascending.
+        facts: Which fact each query asks for.
+        is_development: ``[Q]`` bool, whether choices may be made on the query; else it is for reporting.
+        description: Which queries these are, in words.
+        without_proponents: How many more were kept out, because no example states their fact.
+
+    Example:
+        >>> queries = EvaluatedQueries.of({4: [1, 2], 5: [2], 6: []}, {4: "r0-e1-e2", 5: "r0-e1-e2", 6: "r0-e3-e4"})
+        >>> queries.query_ids.tolist(), queries.without_proponents, len(set(queries.is_development.tolist()))
+        ([4, 5], 1, 1)
+    """
+
+    query_ids: np.ndarray
+    proponents: tuple[np.ndarray, ...]
+    facts: tuple[str, ...]
+    is_development: np.ndarray
+    description: str
+    without_proponents: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        proponents: Mapping[int, Sequence[int] | np.ndarray],
+        facts: Mapping[int, str] | None = None,
+        description: str = "all",
+        seed: int = 0,
+    ) -> EvaluatedQueries:
+        """Of a data set's queries; those without ground-truth proponents are kept out and counted.
+
+        Args:
+            proponents: For each query's id, the ids of its ground-truth proponents.
+            facts: For each query's id, the fact that it asks for; default: one of its own.
+            description: Which queries these are, in words.
+            seed: Of the halves.
+        """
+        kept = [query for query, of_query in proponents.items() if len(of_query)]
+        of_facts = {query: facts[query] if facts else f"query {query}" for query in proponents}
+        development = development_facts(of_facts.values(), seed)
+        return cls(
+            np.array(kept, dtype=np.int64),
+            tuple(np.unique(np.asarray(proponents[query], dtype=np.int64)) for query in kept),
+            tuple(of_facts[query] for query in kept),
+            np.array([of_facts[query] in development for query in kept], dtype=bool),
+            description,
+            len(proponents) - len(kept),
+        )
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def where(self, mask: np.ndarray, description: str | None = None) -> EvaluatedQueries:
+        """Those that ``mask``, ``[Q]`` bool, says."""
+        places = np.flatnonzero(mask)
+        return replace(
+            self,
+            query_ids=self.query_ids[places],
+            proponents=tuple(self.proponents[place] for place in places),
+            facts=tuple(self.facts[place] for place in places),
+            is_development=self.is_development[places],
+            description=description or self.description,
+        )
+
+    def among(self, query_ids: Collection[int], description: str) -> EvaluatedQueries:
+        """Those with one of these ids."""
+        return self.where(np.isin(self.query_ids, list(query_ids)), description)
+
+    def in_half(self, half: Half) -> np.ndarray:
+        """Which queries are in a half, ``[Q]`` bool."""
+        return {
+            "all": np.ones(len(self), bool),
+            "development": self.is_development,
+            "report": ~self.is_development,
+        }[half]
+
+
+def development_facts(facts: Iterable[str], seed: int) -> set[str]:
+    """Half of the facts (the smaller half, if their number is odd), drawn by a hash of seed and fact.
+
+    So a fact stays on its side from run to run of one data set.
+    """
+    drawn = sorted(set(facts), key=lambda fact: hashlib.sha256(f"{seed} {fact}".encode()).digest())
+    return set(drawn[: len(drawn) // 2])
+
+
+def relation_of(fact: str) -> str:
+    """The relation of a fact: what its key begins with.
+
+    Example:
+        >>> relation_of("r3-e1-e2"), relation_of("P361,Q48,Q771405")
+        ('r3', 'P361')
+    """
+    return fact.split("," if "," in fact else "-")[0]
+
+
+def seeded_sample(query_ids: Sequence[int], count: int, seed: int) -> list[int]:
+    """The first ``count`` queries of a seeded shuffle, in the order that they came in.
+
+    Raises:
+        ValueError: If ``count`` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"sample: expected at least 1, found {count}")
+    ordered = np.sort(np.asarray(query_ids, dtype=np.int64))
+    drawn = set(np.random.default_rng(seed).permutation(ordered)[:count].tolist())
+    return [query for query in query_ids if query in drawn]

@@ -1,0 +1,162 @@
+"""Beam search against scoring every sequence there is, and the rules of what counts as learned."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ftrace.data import make_collator, train_word_tokenizer
+from ftrace.evaluation import find_learned_queries
+from ftrace.evaluation.beam_search import beam_answers, is_right
+from ftrace.models import FactLM
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {
+        "model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0,
+    },
+    "decoder-only": {
+        "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+}  # fmt: skip
+TOKENIZER = train_word_tokenizer(["Ann likes Oslo Bob tea"])
+PROMPTS = ["<extra_id_0> likes Oslo", "<extra_id_0> likes Bob tea tea", "tea <extra_id_0>", "Bob Bob <extra_id_0>"]
+LONGEST = 3
+
+
+def model(architecture: str, seed: int = 0) -> FactLM:
+    torch.manual_seed(seed)
+    special = {"vocab_size": len(TOKENIZER), "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return FactLM(config={**CONFIGS[architecture], **special}, embedding_std=1.0).double().eval()
+
+
+def rows(answers: list[list[str]]) -> list[dict[str, Any]]:
+    return [
+        {"query_id": i, "inputs_pretokenized": prompt, "targets_pretokenized": f"<extra_id_0> {accepted[0]}",
+         "answers": accepted}
+        for i, (prompt, accepted) in enumerate(zip(PROMPTS, answers, strict=True))
+    ]  # fmt: skip
+
+
+def batch(architecture: str, prompts: slice = slice(None)) -> dict[str, Tensor]:
+    return make_collator(TOKENIZER, architecture)(rows([["Ann"]] * 4)[prompts])
+
+
+@torch.no_grad()
+def every_answer(module: FactLM, prompt: str) -> list[tuple[float, str | None]]:
+    """Log probability and text of every sequence that ends, or is as long as allowed; None for what has not ended."""
+    end, vocabulary = TOKENIZER.eos_token_id, range(len(TOKENIZER))
+    given = TOKENIZER(prompt, add_special_tokens=False).input_ids
+    sequences = [list(some) for some in itertools.product(vocabulary, repeat=LONGEST)]
+    tokens = torch.tensor(sequences)
+    if module.architecture == "encoder-decoder":
+        inputs = torch.tensor([[*given, end]]).expand(len(tokens), -1)
+        start = torch.zeros(len(tokens), 1, dtype=torch.long)
+        logits = module.model(input_ids=inputs, decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1)).logits
+    else:
+        sentinel = TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
+        prefix = torch.tensor([[*given, sentinel]]).expand(len(tokens), -1)
+        logits = module.model(input_ids=torch.cat([prefix, tokens], 1)).logits[:, -LONGEST - 1 : -1]
+    each = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+    found: dict[tuple[int, ...], float] = {}
+    for sequence, scores in zip(sequences, each.tolist(), strict=True):
+        length = sequence.index(end) + 1 if end in sequence else LONGEST
+        found[tuple(sequence[:length])] = sum(scores[:length])
+    ended = [
+        (score, TOKENIZER.decode(sequence[:-1]) if sequence[-1] == end else None) for sequence, score in found.items()
+    ]
+    return sorted(ended, key=lambda one: -one[0])
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_wide_beams_find_the_likeliest_of_all_sequences(architecture: str) -> None:
+    module = model(architecture)
+    # As many beams as there are sequences one token short of the longest: then nothing is ever dropped.
+    found = beam_answers(module, batch(architecture, slice(0, 2)), TOKENIZER, len(TOKENIZER) ** (LONGEST - 1), LONGEST)
+    for prompt, texts in zip(PROMPTS[:2], found, strict=True):
+        assert texts[:40] == [text for _, text in every_answer(module, prompt)[:40]]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_query_is_answered_alike_alone_and_in_any_company(architecture: str) -> None:
+    module = model(architecture)
+    together = beam_answers(module, batch(architecture), TOKENIZER, 3, 4)
+    assert all(len(texts) == 3 for texts in together)
+    for index, texts in enumerate(together):
+        assert beam_answers(module, batch(architecture, slice(index, index + 1)), TOKENIZER, 3, 4) == [texts]
+
+
+def taught(architecture: str, answers: list[str]) -> FactLM:
+    """A model that answers the prompts so."""
+    module = model(architecture).train()
+    lessons = make_collator(TOKENIZER, architecture)(rows([[answer] for answer in answers]))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.03)
+    for _ in range(80):
+        optimizer.zero_grad()
+        module.training_step(lessons, 0).backward()
+        optimizer.step()
+    return module.eval()
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.filterwarnings("ignore:You are trying to")
+def test_the_rules(architecture: str) -> None:
+    first = taught(architecture, ["Oslo", "tea", "Bob", "Oslo"])
+    last = taught(architecture, ["Ann", "Oslo", "Bob", "tea"])
+    at_first = beam_answers(first, batch(architecture), TOKENIZER, 3, 4)
+    at_last = beam_answers(last, batch(architecture), TOKENIZER, 3, 4)
+    for prompt, texts in zip(PROMPTS, at_last, strict=True):
+        best = [text for _, text in every_answer(last, prompt) if text is not None]
+        assert texts[0] == best[0]
+    second_at_first = next(text for text in at_first[1][1:] if text is not None).replace("<extra_id_0>", "")
+    accepted = [
+        ["likes", "Ann"],  # learned: right at last, in another surface, and not among the three at first
+        ["Oslo", second_at_first.strip()],  # known from the start, if only as the second of three
+        ["bob."],  # known from the start
+        ["likes likes", "Ann"],  # wrong at last
+    ]
+    assert not any(is_right(text, accepted[0]) for text in at_first[0])
+    loader = DataLoader(rows(accepted), batch_size=3, collate_fn=make_collator(TOKENIZER, architecture))
+    answers = dict(enumerate(accepted))
+    asked = []
+
+    def at_start() -> FactLM:
+        asked.append("first")
+        return first
+
+    found = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "paper", ["a", "b"])
+    assert found.query_ids == [0]
+    assert (found.asked, found.right_at_last, found.known_at_first, found.snapshots) == (4, 3, 2, ["a", "b"])
+    assert str(found) == "learned, of 4; 2 known from the start"
+    assert asked == ["first"]
+    greedy = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "last")
+    assert greedy.query_ids == [0, 1]  # token by token, "bob." is not "Bob"
+    assert asked == ["first"]  # the first snapshot is not even loaded
+    with pytest.raises(ValueError, match='rule: expected "paper" or "last", found \'best\''):
+        find_learned_queries(last, at_start, loader, answers, TOKENIZER, "best")
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("<extra_id_0> entity-4", True), ("Entity-4.", True), ("entity - 4", True), ("<extra_id_0> 4-ENTITY .", True),
+        ("<extra_id_0> entity-4 <extra_id_1>", True), ("entity-5", False), ("entity-4 entity-4", False),
+        ("entity-4..", False), ("", False), (None, False), ("<unk> entity-4", False),
+    ],
+)  # fmt: skip
+def test_what_is_right(answer: str | None, right: bool) -> None:
+    assert is_right(answer, ["entity-4", "4-entity"]) == right
+
+
+def test_hyphens_of_a_tokenizer_that_splits_them_count_as_they_should() -> None:
+    tokenizer = train_word_tokenizer(["entity-4 4-entity entity-44"], split_hyphens=True)
+    for text in ("entity-4", "4-entity"):
+        decoded = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids)
+        assert decoded != text
+        assert is_right(decoded, [text])
+    assert not is_right(tokenizer.decode(tokenizer("entity-44", add_special_tokens=False).input_ids), ["entity-4"])
