@@ -13,7 +13,7 @@ import yaml
 from ftrace.attribution import AttributionMethod
 
 Report = Literal["methods", "learned", "variants"]
-_ONLINE = "ftrace.callbacks.OnlineTracIn"
+_ONLINE, _SNAPSHOTS = "ftrace.callbacks.OnlineTracIn", "ftrace.callbacks.CheckpointSnapshots"
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,35 @@ class Variant:
         config: A config of train.py.
         changes: What is different, nested as the config is; lists are replaced as a whole.
         online: What is different in the options of its OnlineTracIn.
+        snapshots: What is different in the options of its CheckpointSnapshots.
     """
 
     config: str
     changes: dict[str, Any] = field(default_factory=dict)
     online: dict[str, Any] = field(default_factory=dict)
+    snapshots: dict[str, Any] | None = None
 
-    def settings(self, changes: Mapping[str, Any], online: Mapping[str, Any]) -> dict[str, Any]:
-        """The whole config of train.py.
-
-        Args:
-            changes: Of the study; this variant's go before them.
-            online: Likewise.
+    def settings(self, study: Study) -> dict[str, Any]:
+        """The whole config of train.py: this variant's changes go before the study's.
 
         Raises:
-            ValueError: If the config can't be read, or has no OnlineTracIn.
+            ValueError: If the config can't be read, or has not one OnlineTracIn and one CheckpointSnapshots.
         """
         try:
             found = yaml.safe_load(Path(self.config).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"config: can't read {self.config!r} ({error})") from error
-        found = merged(merged(found, changes), self.changes)
+        found = merged(merged(found, study.changes), self.changes)
         callbacks = found["trainer"].get("callbacks") or []
-        ours = [one for one in callbacks if one["class_path"] == _ONLINE]
-        if len(ours) != 1:
-            raise ValueError(f"{self.config}: expected one {_ONLINE} among trainer.callbacks, found {len(ours)}")
-        ours[0]["init_args"] = {**ours[0].get("init_args", {}), **online, **self.online}
+        for path in (_ONLINE, _SNAPSHOTS):
+            ours = [one for one in callbacks if one["class_path"] == path]
+            if len(ours) != 1:
+                raise ValueError(f"{self.config}: expected one {path} among trainer.callbacks, found {len(ours)}")
+            given = ours[0].get("init_args", {})
+            if path == _ONLINE:
+                ours[0]["init_args"] = {**given, **study.online, **self.online}
+            else:  # of steps, every_n_steps and log_spaced only one may be given
+                ours[0]["init_args"] = self.snapshots or study.snapshots or given
         found["trace"] = None  # the study has methods of its own
         return found
 
@@ -59,12 +62,14 @@ class Study:
     """Several trainings, several methods, one question.
 
     Args:
+        name: What it is called.
         question: What is asked.
         variants: Ways to train, by name.
         methods: What scores each run besides its online scores, by the name of the store.
         seeds: Each variant is trained with each of them: they seed weights, order and, where generated, data.
         changes: What is different in all configs.
         online: What is different in the options of all OnlineTracIn.
+        snapshots: The options of all CheckpointSnapshots; default: the configs' own.
         choose: Rows to choose the best of on the development half of the queries, as in ``ftrace evaluate --choose``.
             All rows are then reported on the other half.
         rows: Globs over the rows to report, such as "online *"; default: all.
@@ -74,12 +79,14 @@ class Study:
         pools: Whether to report on candidate pools, too.
     """
 
+    name: str
     question: str
     variants: dict[str, Variant]
     methods: dict[str, AttributionMethod] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     changes: dict[str, Any] = field(default_factory=dict)
     online: dict[str, Any] = field(default_factory=dict)
+    snapshots: dict[str, Any] | None = None
     choose: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     against: str | None = None

@@ -50,7 +50,7 @@ def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) 
 
     Args:
         study: The study.
-        output_dir: Its folder; runs are in VARIANT/seed-SEED.
+        output_dir: Where runs go, as VARIANT/seed-SEED. Studies that share it share runs of the same settings.
         train_script: train.py.
         jobs: How many trainings at a time; each gets its share of the cores.
 
@@ -98,7 +98,7 @@ def _is_done(folder: Path, options: object) -> bool:
 
 
 def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> None:
-    settings = study.variants[run.variant].settings(study.changes, study.online)
+    settings = study.variants[run.variant].settings(study)
     settings["seed_everything"] = run.seed
     synth = settings["data"].get("init_args", {}).get("synth")
     if isinstance(synth, dict):
