@@ -12,7 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.attribution import score_by_bm25, score_by_tracin
+from ftrace.commands.attribute import attribute, list_methods, run_method, with_class_paths
 from ftrace.data import SynthSettings, fill_in, write_synth
 from ftrace.evaluation import (
     Evaluation,
@@ -25,9 +25,9 @@ from ftrace.evaluation import (
 )
 from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
 from ftrace.runs import Run
-from ftrace.scores import ScoreStore, check_replaceable
+from ftrace.scores import ScoreStore
 
-Method = Literal["bm25", "tracin"]
+Baseline = Literal["bm25", "tracin", "embed", "random-target"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TraceSettings:
         kind: Which online score to work them out with; without it, the first that there is.
     """
 
-    baselines: tuple[Method, ...] = ("bm25", "tracin")
+    baselines: tuple[Baseline, ...] = ("bm25", "tracin")
     worked_queries: int = 3
     kind: str = "cosine"
 
@@ -54,20 +54,6 @@ def synth(output_path: str, settings: SynthSettings) -> None:
     """
     folder = write_synth(output_path, settings, progress=True)
     Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True)
-
-
-def attribute(method: Method, run: str, output_dir: str | None = None) -> None:
-    """Score all training examples for all queries with one method, over a finished run.
-
-    Args:
-        method: "bm25", or "tracin": dot and cosine of gradients at the run's last snapshot.
-        run: The run's log folder.
-        output_dir: Where the score store goes; default: a folder named after the method, in the run's.
-    """
-    folder = Path(output_dir) if output_dir else Path(run) / method
-    check_replaceable(folder)
-    store = run_method(method, Run(run), folder)
-    Console().print(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
 
 
 def evaluate_stores(
@@ -164,14 +150,6 @@ def _names(stores: Sequence[str]) -> list[str]:
     return ["/".join(path[-length:]) for path in paths]
 
 
-def run_method(method: Method, run: Run, output_dir: Path) -> ScoreStore:
-    """Score all training examples of a run with one method."""
-    if method == "bm25":
-        return score_by_bm25(list(run.data.train_rows), list(run.data.query_rows), output_dir)
-    facts = {"snapshot": run.last_snapshot.name, "answers": run.model.hparams["answers"]}
-    return score_by_tracin(run.model, run.data.example_dataloader(), run.data.query_dataloader(), output_dir, facts)
-
-
 def compare(stores: dict[str, ScoreStore], run: Run, queries: Literal["learned", "all"]) -> Evaluation:
     """Evaluate stores on a run's queries."""
     proponents = run.data.proponents
@@ -248,6 +226,9 @@ def _parser() -> ArgumentParser:
             command.add_argument("online", type=str, help="Folder of the online scores.")
             command.add_argument("snapshot", type=str, help="Folder of the scores at the last snapshot.")
             command.add_function_arguments(function, skip={"online", "snapshot"})
+        elif name == "attribute":
+            command.description = f"{command.description} {list_methods()}"
+            command.add_function_arguments(function)
         else:
             command.add_function_arguments(function)
         commands.add_subcommand(name, command)
@@ -268,7 +249,7 @@ def main(args: Sequence[str] | None = None) -> int:
     name = ""
     try:
         parser = _parser()
-        config = parser.parse_args(args)
+        config = parser.parse_args(with_class_paths(sys.argv[1:] if args is None else args))
         name = config["command"]
         options = parser.instantiate(config)[name]
         options.pop("config", None)

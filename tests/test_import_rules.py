@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "evaluation": {"scores", "data", "models", "gradients"},
     "report": {"scores", "evaluation"},
     "runs": {"data", "models", "evaluation"},
-    "cli": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs"},
+    "commands": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs"},
+    "cli": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs", "commands"},
 }
 WITHOUT_LIGHTNING = {"gradients", "scores"}
 

@@ -3,7 +3,7 @@
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
-from ftrace.gradients.names import full_name
+from ftrace.gradients.names import full_name, layer_of, nearest
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
     ParameterStep,
@@ -60,8 +60,10 @@ __all__ = [
     "inner_products_and_square_norms",
     "inner_products_by_token",
     "is_compiled",
+    "layer_of",
     "learning_rate",
     "measured_rates",
+    "nearest",
     "pool",
     "precondition",
     "preconditioner_from_state",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from ftrace.gradients.fallback import FALLBACK, FallbackRule, has_forward, owns_children
 from ftrace.gradients.layers import find_rule
+from ftrace.gradients.names import nearest
 from ftrace.gradients.relative_position_bias import find_tables, is_unknown_table
 from ftrace.gradients.rules import EMBEDDING, Rule
 
@@ -237,10 +238,16 @@ def _match(patterns: Sequence[str], aliases: dict[int, list[str]]) -> set[int]:
         glob = pattern.removeprefix("!")
         matched = {key for key, names in aliases.items() if any(fnmatchcase(name, glob) for name in names)}
         if not matched:
-            known = ", ".join(names[0] for names in list(aliases.values())[:5])
-            raise ValueError(f"parameters: the glob {pattern!r} matches no parameter. There are: {known}, ...")
+            raise ValueError(f"parameters: the glob {pattern!r} matches no parameter. {_meant(glob, aliases.values())}")
         if takes_away:
             chosen = (set(aliases) if index == 0 else chosen) - matched
         else:
             chosen |= matched
     return chosen
+
+
+def _meant(glob: str, names: Iterable[Sequence[str]]) -> str:
+    """Modules and parameters with names like a glob that matches nothing."""
+    paths = [of_one[0].split(".") for of_one in names]
+    found = dict.fromkeys(".".join(path[: end + 1]) for path in paths for end in range(len(path)))
+    return nearest(glob.strip("*."), found)

@@ -113,22 +113,33 @@ class FactLM(LightningModule):
         """Which of the two kinds the model is."""
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
 
-    def example_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def example_losses(self, batch: Mapping[str, Tensor], *, end_of_sequence: bool = True) -> Tensor:
         """-log probability of each row's answer given its input, in nats, ``[B]``.
 
         Query batches bring their accepted answers along; with ``answers="any"`` the loss is then -log of the answers'
         summed probability.
+
+        Args:
+            batch: Training rows or queries.
+            end_of_sequence: Whether the end-of-sequence token belongs to the answer.
         """
         if self.hparams["answers"] == "any" and "answer_labels" in batch:
-            return -torch.logsumexp(self._answer_log_probabilities(batch)[0], dim=1)
-        return _token_losses(*self._shifted(self._logits(batch), batch["labels"])).sum(1)
+            return -torch.logsumexp(self._answer_log_probabilities(batch, end_of_sequence=end_of_sequence)[0], dim=1)
+        logits, labels = self._shifted(self._logits(batch), batch["labels"])
+        return _token_losses(logits, labels if end_of_sequence else self._without_end(labels)).sum(1)
+
+    def _without_end(self, labels: Tensor) -> Tensor:
+        ends = torch.tensor(self.model.config.eos_token_id, device=labels.device)  # one, or several
+        return labels.masked_fill(torch.isin(labels, ends), IGNORED)
 
     @torch.no_grad()
     def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
         return self._answer_log_probabilities(batch)[1].any(1)
 
-    def _answer_log_probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _answer_log_probabilities(
+        self, batch: Mapping[str, Tensor], *, end_of_sequence: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Of each accepted answer: its log probability and whether greedy decoding gives it, each ``[B, A]``.
 
         Greedy decoding gives an answer exactly if each of its tokens is the likeliest after those before it, which one
@@ -148,7 +159,8 @@ class FactLM(LightningModule):
             logits = self.model(**rows, use_cache=False).logits
         logits, labels = self._shifted(logits, labels)
         exists = (labels != IGNORED).any(1)
-        log_probabilities = torch.where(exists, -_token_losses(logits, labels).sum(1), -torch.inf)
+        counted = labels if end_of_sequence else self._without_end(labels)
+        log_probabilities = torch.where(exists, -_token_losses(logits, counted).sum(1), -torch.inf)
         greedy = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1) & exists
         return log_probabilities.view(B, A), greedy.view(B, A)
 
