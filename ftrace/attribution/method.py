@@ -46,7 +46,8 @@ class AttributionMethod(ABC):
 
 def known_methods() -> dict[str, type[AttributionMethod]]:
     """All methods that have been imported, by their short names."""
-    return {kind.name: kind for kind in _subclasses(AttributionMethod) if not inspect.isabstract(kind)}
+    kinds = _subclasses(AttributionMethod)  # type: ignore[type-abstract]
+    return {kind.name: kind for kind in kinds if not inspect.isabstract(kind) and hasattr(kind, "name")}
 
 
 def find_method(name: str) -> type[AttributionMethod]:
@@ -68,7 +69,7 @@ def find_method(name: str) -> type[AttributionMethod]:
     return known[name]
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: type[AttributionMethod]) -> Iterator[type[AttributionMethod]]:
     for one in kind.__subclasses__():
         yield one
         yield from _subclasses(one)

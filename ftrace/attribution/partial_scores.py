@@ -106,10 +106,11 @@ class PartialScores:
             block = Block(summed, before.seconds + block.seconds, peak)
         file = self._file(place, passes_before + 1)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        arrays = {str(index): values for index, values in enumerate(block.scores.values())}
+        arrays: dict[str, Any] = {str(index): values for index, values in enumerate(block.scores.values())}
         facts = {"seconds": block.seconds, "peak": block.peak_memory_bytes, "keys": json.dumps(list(block.scores))}
+        arrays.update({name: np.array(fact) for name, fact in facts.items()})
         with temporary.open("wb") as stream:
-            np.savez(stream, **arrays, **{name: np.array(fact) for name, fact in facts.items()})
+            np.savez(stream, **arrays)
         temporary.replace(file)
         if passes_before:
             self._file(place, passes_before).unlink(missing_ok=True)

@@ -92,7 +92,7 @@ def score_in_passes(
 class _Item(NamedTuple):
     """One batch of work."""
 
-    index: int
+    of_pass: int
     passes_before: int
     place: Place
     start: int
@@ -159,10 +159,10 @@ class _Scoring(LightningModule):
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> int:
         item = self.items[batch_idx]
-        if item.index != self._begun:
+        if item.of_pass != self._begun:
             self._scorer = None  # its memory is needed
-            self._scorer = self.passes[item.index].begin(self.device)
-            self._begun = item.index
+            self._scorer = self.passes[item.of_pass].begin(self.device)
+            self._begun = item.of_pass
         assert self._scorer is not None
         self._open.append({key: scores.detach().cpu().numpy() for key, scores in self._scorer(batch).items()})
         if item.ends_block:

@@ -151,7 +151,7 @@ class TracIn(AttributionMethod):
         change = self._change(model, folder)
         capture.attach()
         with torch.enable_grad():
-            gradients = []
+            gradients: list[PerExampleGradients] = []
             for batch in task.query_batches(first, last):
                 on_device = {name: tensor.to(device) for name, tensor in batch.items()}
                 own = read(on_device)

@@ -55,8 +55,8 @@ def attribute(
     budget = memory_budget if isinstance(memory_budget, int) else bytes_of(memory_budget)
     task = make_task(of_run, folder, candidates, queries, memory_budget=budget, **settings)
     store = method.score(task)
-    if rank_zero_only.rank in (None, 0):
-        Console().print(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
+    say = rank_zero_only(Console().print)
+    say(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
 
 
 def make_task(
