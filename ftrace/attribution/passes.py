@@ -154,7 +154,7 @@ class _Scoring(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
-        self._since = time.perf_counter()
+        self._since = self.task.started
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> int:
