@@ -88,7 +88,10 @@ def make_task(
     learned = np.array(run.learned_queries(), np.int64) if queries == "learned" else None
     if learned is not None and not len(learned):
         raise ValueError("queries: expected some to be learned, found none. Train for longer, or --queries all")
-    pool = np.unique(run.candidate_pools().example_ids) if candidates == "pool" else None  # type: ignore[attr-defined]
+    pool = None
+    if candidates == "pool":
+        asked = None if queries == "learned" else run.data.query_rows["query_id"]  # None: the learned ones
+        pool = np.unique(run.candidate_pools(query_ids=asked).example_ids)  # type: ignore[attr-defined]
     return Task(
         run.data,
         output_dir,

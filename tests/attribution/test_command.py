@@ -74,7 +74,8 @@ def test_members_by_name_after_their_methods(folder: Path) -> None:
 
 def test_pool_and_learned_queries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pools = SimpleNamespace(example_ids=np.array([9, 2, 30, 2]))
-    monkeypatch.setattr(Run, "candidate_pools", lambda self: pools, raising=False)
+    asked = []
+    monkeypatch.setattr(Run, "candidate_pools", lambda self, query_ids: asked.append(query_ids) or pools, raising=False)
     monkeypatch.setattr(Run, "learned_queries", lambda self: [3, 1])
     chosen = [f"--run={folder}", "--candidates=pool", "--queries=learned", "--accelerator=cpu"]
     for name in ("bm25", "random-target", "embed", "tracin"):
@@ -87,6 +88,9 @@ def test_pool_and_learned_queries(folder: Path, monkeypatch: pytest.MonkeyPatch)
         for kind in store.kinds:
             own = whole.matrix(kind)[[2, 9, 30]][:, [3, 1]]
             np.testing.assert_allclose(store.matrix(kind), own, rtol=1e-3, atol=1e-6)
+    assert asked == [None] * 4
+    assert code("attribute", "--method=bm25", f"--run={folder}", "--candidates=pool") == 0
+    assert list(asked[-1]) == [0, 1, 2, 3]
 
 
 def test_the_example_of_contributing_is_a_method(
