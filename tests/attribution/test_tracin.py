@@ -160,6 +160,13 @@ def test_bad_options(options: dict, message: str, run: SmallRun, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_preconditioned_by_adafactor(tmp_path: Path) -> None:
+    run = small_run.make("encoder-decoder", tmp_path / "run", optimizer="adafactor")
+    method = TracIn(kinds=ALL, preconditioned=True)
+    store = method.score(run.task(tmp_path / "s", example_ids=EXAMPLES))
+    hold(store, by_hand(run, run.snapshots[-1:], preconditioned=True), ALL)
+
+
 def test_no_second_moments_and_no_learning_rate_left(tmp_path: Path) -> None:
     run = small_run.make("decoder-only", tmp_path / "run", optimizer="sgd")
     with pytest.raises(ValueError, match="its optimizer keeps no second moments"):
