@@ -12,7 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.commands.attribute import attribute, list_methods, run_method, with_class_paths
+from ftrace.commands import attribute
 from ftrace.data import SynthSettings, fill_in, write_synth
 from ftrace.evaluation import (
     Evaluation,
@@ -166,7 +166,7 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
     run = Run(folder)
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
-        stores[method] = run_method(method, run, folder / method)
+        stores[method] = attribute.run_method(method, run, folder / method)
     learned = run.learned_queries()
     if not learned:
         console.print(
@@ -227,8 +227,7 @@ def _parser() -> ArgumentParser:
             command.add_argument("snapshot", type=str, help="Folder of the scores at the last snapshot.")
             command.add_function_arguments(function, skip={"online", "snapshot"})
         elif name == "attribute":
-            command.description = f"{command.description} {list_methods()}"
-            command.add_function_arguments(function)
+            attribute.add_arguments(command)
         else:
             command.add_function_arguments(function)
         commands.add_subcommand(name, command)
@@ -237,7 +236,7 @@ def _parser() -> ArgumentParser:
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "synth": synth,
-    "attribute": attribute,
+    "attribute": attribute.attribute,
     "evaluate": evaluate_stores,
     "ledger": show_ledger,
     "learned-when": compare_by_learned_step,
@@ -249,7 +248,7 @@ def main(args: Sequence[str] | None = None) -> int:
     name = ""
     try:
         parser = _parser()
-        config = parser.parse_args(with_class_paths(sys.argv[1:] if args is None else args))
+        config = parser.parse_args(attribute.with_class_paths(sys.argv[1:] if args is None else args))
         name = config["command"]
         options = parser.instantiate(config)[name]
         options.pop("config", None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -18,6 +19,13 @@ from ftrace.runs import Run
 from ftrace.scores import ScoreStore, check_replaceable
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments, and say which methods there are."""
+    lines = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in known_methods().items())
+    command.description = f"{command.description} METHODS: " + " ".join(f"{name}: {line}" for name, line in lines)
+    command.add_function_arguments(attribute)
 
 
 def attribute(
@@ -143,12 +151,6 @@ def _class_path(name: str) -> str:
         return name
     kind = find_method(name)
     return f"{'ftrace.attribution' if kind.__module__.startswith('ftrace.') else kind.__module__}.{kind.__qualname__}"
-
-
-def list_methods() -> str:
-    """Short names of the methods and what they do, for the help."""
-    lines = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in known_methods().items())
-    return "METHODS: " + " ".join(f"{name}: {line}" for name, line in lines)
 
 
 def bytes_of(text: str) -> int:
