@@ -65,23 +65,28 @@ class PartialScores:
     def __init__(self, output_dir: Path, settings: Mapping[str, Any]) -> None:
         self.folder = output_dir.with_name(f"{output_dir.name}-partial")
         file = self.folder / "manifest.json"
-        given = json.loads(json.dumps(settings))
+        text = json.dumps(settings, indent=2) + "\n"
+        given = json.loads(text)
         if self.folder.exists():
             try:
                 found = json.loads(file.read_text())
             except (OSError, ValueError) as error:
                 raise ValueError(f"{str(self.folder)!r} holds no unfinished scores. Move it away") from error
             different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
-            if different:
+            if different and self.passes_done():
                 raise ValueError(
                     f"{str(self.folder)!r} holds unfinished scores of other settings ({', '.join(different)}). Give "
                     "the same ones to go on, delete the folder, or name another output_dir"
                 )
+            if different:  # what failed before its first block
+                write = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+                write.write_text(text)
+                write.replace(file)
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
         temporary.mkdir(exist_ok=True)
-        (temporary / "manifest.json").write_text(json.dumps(given, indent=2) + "\n")
+        (temporary / "manifest.json").write_text(text)
         try:
             temporary.rename(self.folder)
         except OSError:  # another process was faster

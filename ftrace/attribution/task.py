@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from ftrace.data import FactData
@@ -168,7 +169,8 @@ class Task:
         dtype = np.result_type(np.float32, *first.values()) if first else np.float32
         with ScoreWriter(self.output_dir, self.examples, self.queries, list(first), dtype) as writer:
             count = 0
-            for count, of_query in enumerate(chain([first], columns), start=1):
+            each = track(chain([first], columns), method.name, total=len(self.queries), transient=True)
+            for count, of_query in enumerate(each, start=1):
                 for kind, values in of_query.items():
                     writer.put(kind, values, columns=count - 1)
             assert count == len(self.queries), "one column for each query"

@@ -27,7 +27,6 @@ from ftrace.gradients import (
     QueryGradients,
     RankOne,
     cosines,
-    find_coverage,
     inner_products_and_square_norms,
     layer_of,
     precondition,
@@ -81,7 +80,7 @@ class TracIn(AttributionMethod):
         """Score the task's examples, in eval mode."""
         folders = task.choose_snapshots(self.snapshots)
         model = task.model_at(folders[0])
-        coverage = find_coverage(model, self.parameters)
+        coverage = GradientCapture(model, self.parameters, strict=True).coverage
         if not coverage.covered:
             raise ValueError(f"parameters: expected at least one to be trained. {coverage.summary()}")
         if self.preconditioned:

@@ -64,7 +64,7 @@ def attribute(
     task = make_task(of_run, folder, candidates, queries, memory_budget=budget, **settings)
     store = method.score(task)
     say = rank_zero_only(Console().print)
-    say(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
+    say(f"Wrote scores ({', '.join(store.kinds)}) to {folder}", soft_wrap=True)
 
 
 def make_task(

@@ -121,6 +121,18 @@ def test_other_settings_dont_go_on(
     counting.score(run.task(tmp_path / "s", example_ids=EXAMPLES))
 
 
+def test_what_failed_before_its_first_block_binds_nobody(
+    counting: CountsBatches, run: SmallRun, tmp_path: Path
+) -> None:
+    CountsBatches.fails_at = 0
+    with pytest.raises(RuntimeError):
+        counting.score(run.task(tmp_path / "s", example_ids=EXAMPLES))
+    assert (tmp_path / "s-partial").exists()
+    store = TracIn(answers="one").score(run.task(tmp_path / "s", example_ids=EXAMPLES))
+    assert store.manifest["answers"] == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s-partial").mkdir()
     (tmp_path / "s-partial" / "thesis.txt").write_text("mine")
