@@ -190,20 +190,6 @@ def added(first: Mapping[Sum, Tensor], second: Mapping[Sum, Tensor], share: floa
     return {k: (1 - share) * values + share * second[k][:, : values.shape[1]] for k, values in first.items()}
 
 
-def layer_of(parameter: str) -> str:
-    """Which layer a parameter belongs to: its block, or its module where it is in none.
-
-    Example:
-        >>> layer_of("model.h.0.attn.c_attn.weight"), layer_of("model.wte.weight")
-        ('model.h.0', 'model.wte')
-    """
-    path = parameter.split(".")[:-1]
-    for index, name in enumerate(path):
-        if name.isdigit():
-            return ".".join(path[: index + 1])
-    return ".".join(path) or parameter
-
-
 def all_finite(values: Iterable[Tensor]) -> bool:
     """Whether all numbers are."""
     return all(bool(one.isfinite().all()) for one in values)

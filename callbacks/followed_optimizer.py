@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from ftrace.callbacks.contributions import Contribution, Share, Shares, layer_of
+from ftrace.callbacks.contributions import Contribution, Share, Shares
 from ftrace.callbacks.processes import whole, whole_state
 from ftrace.callbacks.training_loop import keeps_gradients
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ftrace.gradients import (
     before_step,
     buffer_of,
     full_name,
+    layer_of,
     learning_rate,
     of_touched,
     preconditioner_from_state,

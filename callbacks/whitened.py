@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from ftrace.callbacks.contributions import layer_of
 from ftrace.callbacks.processes import sum_over_processes
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ftrace.gradients import (
     Projection,
     RunningAutocorrelation,
     cosines,
+    layer_of,
     match_globs,
     precondition,
     project,

@@ -12,16 +12,16 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.attribution import score_by_bm25, score_by_tracin
-from ftrace.commands import evaluate, learned_when
+from ftrace.commands import attribute, evaluate, learned_when
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.data import SynthSettings, fill_in, write_synth
 from ftrace.evaluation import render_table, write_tables
 from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
 from ftrace.runs import Run
-from ftrace.scores import ScoreStore, check_replaceable
+from ftrace.scores import ScoreStore
+from ftrace.studies.command import study
 
-Method = Literal["bm25", "tracin"]
+Baseline = Literal["bm25", "tracin", "embed", "random-target"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TraceSettings:
         kind: Which online score to work them out with; without it, the first that there is.
     """
 
-    baselines: tuple[Method, ...] = ("bm25", "tracin")
+    baselines: tuple[Baseline, ...] = ("bm25", "tracin")
     worked_queries: int = 3
     kind: str = "cosine"
 
@@ -48,20 +48,6 @@ def synth(output_path: str, settings: SynthSettings) -> None:
     """
     folder = write_synth(output_path, settings, progress=True)
     Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True)
-
-
-def attribute(method: Method, run: str, output_dir: str | None = None) -> None:
-    """Score all training examples for all queries with one method, over a finished run.
-
-    Args:
-        method: "bm25", or "tracin": dot and cosine of gradients at the run's last snapshot.
-        run: The run's log folder.
-        output_dir: Where the score store goes; default: a folder named after the method, in the run's.
-    """
-    folder = Path(output_dir) if output_dir else Path(run) / method
-    check_replaceable(folder)
-    store = run_method(method, Run(run), folder)
-    Console().print(f"Wrote scores ({', '.join(store.kinds)}) to {store.path}", soft_wrap=True)
 
 
 def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:
@@ -94,21 +80,13 @@ def _sentence_of(store: ScoreStore) -> str:
     return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
-def run_method(method: Method, run: Run, output_dir: Path) -> ScoreStore:
-    """Score all training examples of a run with one method."""
-    if method == "bm25":
-        return score_by_bm25(list(run.data.train_rows), list(run.data.query_rows), output_dir)
-    facts = {"snapshot": run.last_snapshot.name, "answers": run.model.hparams["answers"]}
-    return score_by_tracin(run.model, run.data.example_dataloader(), run.data.query_dataloader(), output_dir, facts)
-
-
 def trace_run(folder: Path, settings: TraceSettings) -> None:
     """The second half of the main job: baselines, the table, and some queries worked out."""
     console = Console()
     run = Run(folder)
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
-        stores[method] = run_method(method, run, folder / method)
+        stores[method] = attribute.run_method(method, run, folder / method)
     learned = run.learned_queries()
     if not learned:
         console.print(
@@ -165,6 +143,8 @@ def _parser() -> ArgumentParser:
             command.add_function_arguments(function, skip={"store"})
         elif name == "learned-when":
             learned_when.add_arguments(command)
+        elif name == "attribute":
+            attribute.add_arguments(command)
         else:
             command.add_function_arguments(function)
         commands.add_subcommand(name, command)
@@ -173,10 +153,11 @@ def _parser() -> ArgumentParser:
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "synth": synth,
-    "attribute": attribute,
+    "attribute": attribute.attribute,
     "evaluate": evaluate.command,
     "ledger": show_ledger,
     "learned-when": learned_when.compare_by_learned_step,
+    "study": study,
 }
 
 
@@ -185,7 +166,7 @@ def main(args: Sequence[str] | None = None) -> int:
     name = ""
     try:
         parser = _parser()
-        config = parser.parse_args(args)
+        config = parser.parse_args(attribute.with_class_paths(sys.argv[1:] if args is None else args))
         name = config["command"]
         options = parser.instantiate(config)[name]
         options.pop("config", None)

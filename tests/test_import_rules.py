@@ -20,7 +20,19 @@ MAY_IMPORT = {
     "report": {"scores", "evaluation"},
     "runs": {"data", "models", "evaluation"},
     "commands": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs"},
-    "cli": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs", "commands"},
+    "studies": {"attribution", "evaluation", "report", "runs", "scores", "commands"},
+    "cli": {
+        "gradients",
+        "scores",
+        "data",
+        "models",
+        "attribution",
+        "evaluation",
+        "report",
+        "runs",
+        "commands",
+        "studies",
+    },
 }
 WITHOUT_LIGHTNING = {"gradients", "scores"}
 

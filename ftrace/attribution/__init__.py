@@ -1,7 +1,28 @@
 """Attribution methods that score a finished run. Each writes a score store."""
 
-from ftrace.attribution.bm25 import score_by_bm25
+from ftrace.attribution.bm25 import Bm25
+from ftrace.attribution.dense import Dense
+from ftrace.attribution.embed import Embed
+from ftrace.attribution.ensemble import Ensemble
+from ftrace.attribution.method import AttributionMethod, find_method, known_methods
+from ftrace.attribution.passes import Pass, score_in_passes
+from ftrace.attribution.random_target import RandomTarget
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
-from ftrace.attribution.tracin import score_by_tracin
+from ftrace.attribution.task import Task
+from ftrace.attribution.tracin import TracIn
 
-__all__ = ["score_by_bm25", "score_by_tracin", "snapshot_preconditioners"]
+__all__ = [
+    "AttributionMethod",
+    "Bm25",
+    "Dense",
+    "Embed",
+    "Ensemble",
+    "Pass",
+    "RandomTarget",
+    "Task",
+    "TracIn",
+    "find_method",
+    "known_methods",
+    "score_in_passes",
+    "snapshot_preconditioners",
+]

@@ -1,38 +1,73 @@
-"""BM25 over sentences with the answer filled in, on both sides."""
+"""BM25 over sentences with the answer filled in, or over their inputs or targets alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-import numpy as np
-
+from ftrace.attribution.method import AttributionMethod
+from ftrace.attribution.task import Task
 from ftrace.data import Bm25Index, fill_in
 from ftrace.data.bm25_index import DELTA, K1, B
 from ftrace.scores import ScoreStore
 
+_MASK = re.compile(r"<extra_id_\d+>")
 
-def score_by_bm25(
-    rows: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]], output_dir: str | Path
-) -> ScoreStore:
-    """Score all rows for all queries.
+
+@dataclass(frozen=True)
+class Bm25(AttributionMethod):
+    """BM25 (the formula of rank_bm25.BM25Plus): words that an example and a query share.
+
+    Words are counted over all training rows, whichever of them are scored.
 
     Args:
-        rows: Training rows with ``example_id``, ``inputs_pretokenized`` and ``targets_pretokenized``.
-        queries: Query rows with ``query_id`` and the same text fields.
-        output_dir: Where the store goes.
-
-    Returns:
-        A store of kind ``bm25``.
+        text: What is compared: "filled", the sentence with its answer filled in; "masked", the inputs alone; "target",
+            the targets alone. Masks are no words.
+        tokens: "spaces": what stands between spaces; "words": runs of letters and digits in lower case, so that
+            hyphens separate.
+        k1: How soon more of a word counts no more.
+        b: How much long sentences are marked down, from 0 to 1.
+        delta: What each word that occurs counts at least.
     """
-    index = Bm25Index([_words(row) for row in rows])
-    scores = np.stack([index.scores(_words(query)) for query in queries], axis=1)
-    manifest = {"method": "BM25", "formula": "BM25Plus", "k1": K1, "b": B, "delta": DELTA, "tokens": 'split(" ")'}
-    example_ids = np.array([row["example_id"] for row in rows])
-    query_ids = np.array([query["query_id"] for query in queries])
-    return ScoreStore.write(output_dir, example_ids, query_ids, {"bm25": scores}, manifest)
+
+    name: ClassVar[str] = "bm25"
+
+    text: Literal["filled", "masked", "target"] = "filled"
+    tokens: Literal["spaces", "words"] = "spaces"
+    k1: float = K1
+    b: float = B
+    delta: float = DELTA
+
+    def __post_init__(self) -> None:
+        if self.k1 < 0 or not 0 <= self.b <= 1 or self.delta < 0:
+            raise ValueError(
+                f"expected k1 and delta from 0 on and b from 0 to 1, found {self.k1}, {self.delta} and {self.b}"
+            )
+
+    def score(self, task: Task) -> ScoreStore:
+        """Score the task's examples, one query after another."""
+        rows = task.data.train_rows
+        texts = zip(rows["inputs_pretokenized"], rows["targets_pretokenized"], strict=True)
+        index = Bm25Index([self.words(*of_row) for of_row in texts], k1=self.k1, b=self.b, delta=self.delta)
+        columns = (
+            {"bm25": index.scores(self.words(row["inputs_pretokenized"], row["targets_pretokenized"]))[task.examples]}
+            for row in task.query_rows()
+        )
+        return task.write(self, columns, formula="BM25Plus")
+
+    def words(self, inputs: str, targets: str) -> list[str]:
+        """The words of a row that are compared."""
+        return _TOKENS[self.tokens](_TEXTS[self.text](inputs, targets))
 
 
-def _words(row: Mapping[str, Any]) -> list[str]:
-    return fill_in(row["inputs_pretokenized"], row["targets_pretokenized"]).split(" ")
+_TEXTS: dict[str, Callable[[str, str], str]] = {
+    "filled": fill_in,
+    "masked": lambda inputs, targets: _MASK.sub(" ", inputs).strip(),
+    "target": lambda inputs, targets: _MASK.sub(" ", targets).strip(),
+}
+_TOKENS: dict[str, Callable[[str], list[str]]] = {
+    "spaces": lambda text: text.split(" "),
+    "words": lambda text: re.findall(r"[^\W_]+", text.lower()),
+}

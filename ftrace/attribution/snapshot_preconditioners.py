@@ -7,13 +7,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from ftrace.gradients import Elementwise, RankOne, preconditioner_from_state
+from ftrace.gradients import Elementwise, RankOne, of_touched, preconditioner_from_state, touched_elements
 
 
 def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Elementwise | RankOne]:
     """What the optimizer multiplied each parameter's gradient with at a snapshot, by the parameter's name.
+
+    Where a second moment is 0, no gradient has come by then, and one over epsilon would drown all else: 0 there.
 
     Args:
         folder: A snapshot that CheckpointSnapshots wrote.
@@ -29,7 +31,7 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
         raise ValueError(
             f"snapshot {str(folder)!r} is missing or damaged, or its optimizer keeps no second moments ({error})"
         ) from error
-    states: dict[str, dict[str, object]] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     for full, moment in moments.items():
         name, _, key = full.partition("::")
         states.setdefault(name, {})[key] = moment
@@ -42,7 +44,8 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
                     state = {**states.get(name, {}), "step": step}
                     shape, dtype = parameters[name].shape, parameters[name].dtype
                     settings = group["settings"]
-                    found[name] = preconditioner_from_state(name, optimizer["class"], settings, state, shape, dtype)
+                    factor = preconditioner_from_state(name, optimizer["class"], settings, state, shape, dtype)
+                    found[name] = of_touched(factor, touched_elements(optimizer["class"], settings, state))
     except KeyError as error:
         raise ValueError(f"snapshot {str(folder)!r} is of another model, or of an older ftrace: no {error}") from error
     return found

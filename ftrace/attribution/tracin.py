@@ -1,82 +1,253 @@
-"""TracIn at one snapshot of a finished run (Pruthi et al. 2020, arXiv 2002.08484, one term of eq. 1)."""
+"""TracIn: products of loss gradients, at one or several snapshots (Pruthi et al. 2020, arXiv 2002.08484, eq. 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from ftrace.attribution.method import AttributionMethod
+from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
+from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
+from ftrace.attribution.task import Task
 from ftrace.gradients import (
+    Coverage,
+    Elementwise,
     GradientCapture,
     PerExampleGradients,
+    Preconditioner,
+    Projection,
     QueryGradients,
+    RankOne,
     cosines,
     inner_products_and_square_norms,
+    layer_of,
+    precondition,
+    project,
 )
 from ftrace.models import FactLM
-from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
+from ftrace.scores import ScoreStore, Sum
+
+Kind = Literal["dot", "cosine", "tensor_cosine"]
 
 
-def score_by_tracin(
-    model: FactLM,
-    examples: DataLoader,
-    queries: DataLoader,
-    output_dir: str | Path,
-    manifest: dict[str, Any] | None = None,
-) -> ScoreStore:
-    """Score all examples for all queries by the gradients of their losses at the model's weights, in eval mode.
+@dataclass(frozen=True)
+class TracIn(AttributionMethod):
+    """Inner products or cosines of the gradients of an example's and a query's loss, over snapshots.
 
     Args:
-        model: The model at a snapshot.
-        examples: Batches with ``example_id``.
-        queries: Batches with ``query_id``.
-        output_dir: Where the store goes.
-        manifest: More to say about the scores.
-
-    Returns:
-        A store of the kinds ``dot``, the inner product of the gradients over all parameters, and ``cosine``.
-
-    Raises:
-        ValueError: If a parameter can't be covered, or the first batch's gradients don't sum to autograd's.
+        snapshots: "last", "first", "all", or a list of steps.
+        weight: What a snapshot counts: "mean" as much as any other; "learning_rate" by the rate that the next step
+            used, so that dot is the sum of TracIn's eq. 1, and the cosines are weighted means.
+        kinds: "dot"; "cosine" of the gradients over all parameters; "tensor_cosine", the mean over parameters of the
+            cosine of each one's gradients.
+        preconditioned: Divide both gradients by the root of the snapshot's second moments.
+        parameters: Globs over parameter names, in order; one that begins with "!" takes away.
+        end_of_sequence: Whether the losses count the end-of-sequence token of the target.
+        answers: What a query's loss is: "one", its own answer; "any", all accepted ones; default: as the run's.
+        breakdown: "layer": dot also by layer, and a kind cosine.LAYER for each layer, of its own gradients.
+        projection_side: Project each weight's gradient to that many rows and columns; default: exact.
+        seed: Of the projection.
     """
-    model.eval()
-    capture = GradientCapture(model, strict=True)
-    names = capture.coverage.covered
-    with capture:
-        batches = [_to(batch, model.device) for batch in queries]
-        query_ids = torch.cat([batch["query_id"] for batch in batches]).cpu()
-        gradients = [_gradients(capture, model, batch) for batch in batches]
-        _hold_against_autograd(model, batches[0], gradients[0])
-        prepared = QueryGradients(PerExampleGradients.stack(gradients), batches=len(examples))
-        query_norms = prepared.norms(names)
-        sums = ScoreAccumulator(("dot", "cosine"), query_ids.tolist())
-        batches_of_examples: Iterable[dict[str, Tensor]] = track(examples, "TracIn", total=len(examples))
-        for batch in batches_of_examples:
-            of_batch = _gradients(capture, model, _to(batch, model.device))
-            dot, square_norms = inner_products_and_square_norms(of_batch, prepared, names)
-            cosine = cosines(dot, square_norms.sqrt(), query_norms)
-            sums.add(batch["example_id"], {Sum("dot"): dot, Sum("cosine"): cosine})
-    example_ids, scores = sums.arrays()
-    facts = {"method": "TracIn", "coverage": capture.coverage.as_json(), **(manifest or {})}
-    return ScoreStore.write(output_dir, example_ids, query_ids.numpy(), scores, facts)
+
+    name: ClassVar[str] = "tracin"
+
+    snapshots: Literal["last", "first", "all"] | list[int] = "last"
+    weight: Literal["mean", "learning_rate"] = "mean"
+    kinds: Sequence[Kind] = ("dot", "cosine")
+    preconditioned: bool = False
+    parameters: Sequence[str] = ("*",)
+    end_of_sequence: bool = True
+    answers: Literal["one", "any"] | None = None
+    breakdown: Literal["layer"] | None = None
+    projection_side: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kinds: expected at least one, each once, found {list(self.kinds)}")
+        if self.projection_side is not None and self.projection_side < 1:
+            raise ValueError(f"projection_side: expected at least 1, found {self.projection_side}")
+
+    def score(self, task: Task) -> ScoreStore:
+        """Score the task's examples, in eval mode."""
+        folders = task.choose_snapshots(self.snapshots)
+        model = task.model_at(folders[0])
+        coverage = GradientCapture(model, self.parameters, strict=True).coverage
+        if not coverage.covered:
+            raise ValueError(f"parameters: expected at least one to be trained. {coverage.summary()}")
+        if self.preconditioned:
+            for folder in folders:
+                snapshot_preconditioners(folder, model)  # an error of the third snapshot should not take two passes
+        weights = self._weights(folders, coverage)
+        step = self._queries_of_a_pass(model, coverage, task)
+        answers = self.answers or model.hparams["answers"]
+        del model
+        passes = [
+            Pass(first, last, partial(self._begin, task, folder, weight, first, last))
+            for first, last in _ranges(len(task.queries), step)
+            for folder, weight in zip(folders, weights, strict=True)
+        ]
+        facts = {
+            "snapshots": [folder.name for folder in folders],
+            "snapshot_weights": [weight["dot"] for weight in weights],
+            "answers": answers,
+            "coverage": coverage.as_json(),
+        }
+        return score_in_passes(self, task, passes, task.data.example_dataloader().collate_fn, facts)
+
+    def _weights(self, folders: Sequence[Path], coverage: Coverage) -> list[dict[str, float]]:
+        """What each snapshot's scores are multiplied with, by kind."""
+        mean = 1 / len(folders)
+        if self.weight == "mean":
+            return [{"dot": mean, "cosine": mean, "tensor_cosine": mean} for _ in folders]
+        rates = [_learning_rate(folder, coverage.covered) for folder in folders]
+        if not sum(rates):
+            raise ValueError(
+                f"weight: the learning rates of {[folder.name for folder in folders]} are 0, as after a schedule's "
+                "last step. Choose earlier snapshots, or weight=mean"
+            )
+        shares = [rate / sum(rates) for rate in rates]
+        return [
+            {"dot": rate, "cosine": share, "tensor_cosine": share} for rate, share in zip(rates, shares, strict=True)
+        ]
+
+    def _queries_of_a_pass(self, model: FactLM, coverage: Coverage, task: Task) -> int:
+        """How many queries' gradients fit into half of the memory budget, as factors where these are smaller.
+
+        The other half is for the dense gradients that products may keep.
+        """
+        batches = task.query_batches()
+        places = max(sum(math.prod(tensor.shape[1:]) for tensor in batch.values()) for batch in batches)
+        parameters = dict(model.named_parameters())
+        elements = 0
+        for name in coverage.covered:
+            size, rows = parameters[name].numel(), len(parameters[name]) if parameters[name].ndim else 1
+            if self.projection_side is not None:
+                elements += self.projection_side**2
+            else:
+                elements += size if self.preconditioned else min(size, places * (rows + size // max(1, rows)))
+        element = next(iter(parameters.values())).element_size()
+        return max(1, task.memory_budget // 2 // max(1, elements * element))
+
+    def _begin(
+        self, task: Task, folder: Path, weights: Mapping[str, float], first: int, last: int, device: torch.device
+    ) -> Scorer:
+        """The queries' gradients at a snapshot, and what multiplies examples' with them."""
+        model = task.model_at(folder).to(device)
+        if self.answers is not None:
+            model.hparams["answers"] = self.answers
+        capture = GradientCapture(model, self.parameters, strict=True)
+        names = capture.coverage.covered
+        read = partial(_gradients, capture, model, self.end_of_sequence)
+        change = self._change(model, folder)
+        capture.attach()
+        with torch.enable_grad():
+            gradients: list[PerExampleGradients] = []
+            for batch in task.query_batches(first, last):
+                on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+                own = read(on_device)
+                if not gradients:
+                    _hold_against_autograd(model, on_device, self.end_of_sequence, own, names)
+                gradients.append(change(own))
+        budget = max(1, task.memory_budget // 2)
+        batches = len(task.examples) / (task.batch_size or task.data.batch_size)
+        queries = QueryGradients(PerExampleGradients.stack(gradients), memory_budget=budget, batches=max(1, batches))
+        groups = self._groups(names)
+        norms = {group: queries.norms(of_group) for group, of_group in groups.items()}
+
+        def score(batch: Batch) -> dict[Sum, Tensor]:
+            with torch.enable_grad():
+                own = change(read(batch))
+            products = {g: inner_products_and_square_norms(own, queries, of_group) for g, of_group in groups.items()}
+            found = self._scores(products, norms)
+            return {key: values * weights[key.kind.partition(".")[0]] for key, values in found.items()}
+
+        return score
+
+    def _change(self, model: FactLM, folder: Path) -> Callable[[PerExampleGradients], PerExampleGradients]:
+        """What is done with gradients before they are multiplied, on both sides."""
+        factors: dict[str, Preconditioner] = {}
+        if self.preconditioned:
+            own = dict(model.named_parameters())
+            found = snapshot_preconditioners(folder, model)
+            factors = {name: _like(own[name], factor) for name, factor in found.items()}
+        projection = None if self.projection_side is None else Projection(self.projection_side, self.seed)
+
+        def change(gradients: PerExampleGradients) -> PerExampleGradients:
+            if self.preconditioned:
+                gradients = precondition(gradients, factors)
+            return gradients if projection is None else project(gradients, projection)
+
+        return change
+
+    def _groups(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Parameters whose products are needed by themselves."""
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            group = name if "tensor_cosine" in self.kinds else layer_of(name) if self.breakdown else "*"
+            groups.setdefault(group, []).append(name)
+        return groups
+
+    def _scores(self, products: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, Tensor]) -> dict[Sum, Tensor]:
+        """All kinds of scores, from the products and square norms of each group of parameters."""
+        found: dict[Sum, Tensor] = {}
+        for kind in self.kinds:
+            if kind == "tensor_cosine":
+                each = [cosines(dot, square.sqrt(), norms[group]) for group, (dot, square) in products.items()]
+                found[Sum(kind)] = torch.stack(each).mean(0)
+            else:
+                found[Sum(kind)] = _over(list(products), products, norms, cosine=kind == "cosine")
+        layers: dict[str, list[str]] = {}
+        for group in products if self.breakdown else ():
+            layer = layer_of(group) if "tensor_cosine" in self.kinds else group
+            layers.setdefault(layer, []).append(group)
+        for layer, groups in layers.items():
+            if "dot" in self.kinds:
+                found[Sum("dot", "layer", layer)] = _over(groups, products, norms, cosine=False)
+            if "cosine" in self.kinds:
+                found[Sum(f"cosine.{layer}")] = _over(groups, products, norms, cosine=True)
+        return found
 
 
-def _gradients(capture: GradientCapture, model: FactLM, batch: dict[str, Tensor]) -> PerExampleGradients:
+def _over(
+    groups: Sequence[str],
+    products: Mapping[str, tuple[Tensor, Tensor]],
+    norms: Mapping[str, Tensor],
+    *,
+    cosine: bool,
+) -> Tensor:
+    """The inner product, or the cosine, of the gradients of several groups side by side."""
+    dot = torch.stack([products[group][0] for group in groups]).sum(0)
+    if not cosine:
+        return dot
+    of_examples = torch.stack([products[group][1] for group in groups]).sum(0).sqrt()
+    of_queries = torch.stack([norms[group].square() for group in groups]).sum(0).sqrt()
+    return cosines(dot, of_examples, of_queries)
+
+
+def _gradients(capture: GradientCapture, model: FactLM, end_of_sequence: bool, batch: Batch) -> PerExampleGradients:
     with capture.recording(len(batch["labels"])) as recording:
-        recording.backward(model.example_losses(batch))
+        recording.backward(model.example_losses(batch, end_of_sequence=end_of_sequence))
     return recording.gradients()
 
 
-def _hold_against_autograd(model: FactLM, batch: dict[str, Tensor], gradients: PerExampleGradients) -> None:
+def _hold_against_autograd(
+    model: FactLM, batch: Batch, end_of_sequence: bool, gradients: PerExampleGradients, names: Sequence[str]
+) -> None:
     """What is read off layers must sum to the gradient: a weight may be used outside of its layer too."""
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = torch.autograd.grad(model.example_losses(batch).sum(), list(named.values()), allow_unused=True)
-    whole = torch.stack([grad.norm() for grad in found if grad is not None]).norm()
+    parameters = dict(model.named_parameters())
+    named = {name: parameters[name] for name in names}
+    loss = model.example_losses(batch, end_of_sequence=end_of_sequence).sum()
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    whole = torch.stack([grad.norm() for grad in found if grad is not None] or [loss.new_zeros(())]).norm()
     for name, grad in zip(named, found, strict=True):
         total = gradients.total(name) if name in gradients.parts else torch.zeros_like(named[name])
         expected = torch.zeros_like(total) if grad is None else grad
@@ -87,5 +258,29 @@ def _hold_against_autograd(model: FactLM, batch: dict[str, Tensor], gradients: P
             )
 
 
-def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _learning_rate(folder: Path, names: Sequence[str]) -> float:
+    """The rate of the covered parameters at a snapshot.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    manifest: dict[str, Any] = json.loads((folder / "snapshot.json").read_text())
+    groups = [group for optimizer in manifest["optimizers"] for group in optimizer["groups"]]
+    rates = {group["learning_rate"] for group in groups if set(group["parameters"]) & set(names)}
+    if len(rates) != 1:
+        raise ValueError(
+            f"weight: expected one learning rate for all parameters at {folder.name}, found {sorted(rates)}. Choose "
+            "parameters of one group, or weight=mean"
+        )
+    return float(rates.pop())
+
+
+def _like(parameter: Tensor, factor: Preconditioner) -> Preconditioner:
+    """A preconditioner where the gradients are, in their precision."""
+    if isinstance(factor, RankOne):
+        return RankOne(factor.rows.to(parameter), factor.columns.to(parameter))
+    return Elementwise(factor.scale.to(parameter))
+
+
+def _ranges(total: int, step: int) -> list[tuple[int, int]]:
+    return [(first, min(first + step, total)) for first in range(0, total, step)]

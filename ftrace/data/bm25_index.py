@@ -19,10 +19,20 @@ class Bm25Index:
 
     Args:
         documents: Each document's words.
+        k1: How soon more of a word counts no more.
+        b: How much long documents are marked down, from 0 to 1.
+        delta: What each word that occurs counts at least.
+
+    Raises:
+        ValueError: If no document has a word.
     """
 
-    def __init__(self, documents: Sequence[Sequence[str]]) -> None:
-        self._index = bm25s.BM25(method="bm25+", k1=K1, b=B, delta=DELTA)
+    def __init__(
+        self, documents: Sequence[Sequence[str]], *, k1: float = K1, b: float = B, delta: float = DELTA
+    ) -> None:
+        if not any(documents):
+            raise ValueError("BM25: expected documents with words, found none")
+        self._index = bm25s.BM25(method="bm25+", k1=k1, b=b, delta=delta)
         self._index.index([list(words) for words in documents], show_progress=False)
 
     def scores(self, words: Sequence[str]) -> np.ndarray:

@@ -4,7 +4,7 @@ from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
-from ftrace.gradients.names import full_name, match_globs
+from ftrace.gradients.names import full_name, layer_of, match_globs, nearest
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
     ParameterStep,
@@ -64,9 +64,11 @@ __all__ = [
     "inner_products_and_square_norms",
     "inner_products_by_token",
     "is_compiled",
+    "layer_of",
     "learning_rate",
     "match_globs",
     "measured_rates",
+    "nearest",
     "of_touched",
     "pool",
     "precondition",

@@ -1,8 +1,8 @@
-"""How classes are named, in tables, snapshots and manifests; and how names of parameters are chosen."""
+"""Names: of classes, in tables of what is known, in snapshots and in manifests; of layers; and of what was meant."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -19,6 +19,37 @@ def full_name(thing: object) -> str:
         'torch.nn.modules.linear.Linear'
     """
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def layer_of(parameter: str) -> str:
+    """Which layer a parameter belongs to: its block, or its module where it is in none.
+
+    Example:
+        >>> layer_of("model.h.0.attn.c_attn.weight"), layer_of("model.wte.weight")
+        ('model.h.0', 'model.wte')
+    """
+    path = parameter.split(".")[:-1]
+    for index, name in enumerate(path):
+        if name.isdigit():
+            return ".".join(path[: index + 1])
+    return ".".join(path) or parameter
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence for errors: what may have been meant, or else what there is.
+
+    Example:
+        >>> nearest("tracing", ["bm25", "tracin", "embed"])
+        "Did you mean 'tracin'?"
+        >>> nearest("guess", ["bm25", "tracin", "embed"])
+        "There are: 'bm25', 'tracin', 'embed'."
+    """
+    names = list(known)
+    close = get_close_matches(name, names, n=3)
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    more = ", ..." if len(names) > 12 else "."
+    return f"There are: {', '.join(map(repr, names[:12]))}{more}"
 
 
 def match_globs(patterns: Sequence[str], names: Mapping[Key, Sequence[str]], argument: str = "parameters") -> set[Key]:
@@ -42,13 +73,16 @@ def match_globs(patterns: Sequence[str], names: Mapping[Key, Sequence[str]], arg
         glob = pattern.removeprefix("!")
         matched = {key for key, own in names.items() if any(fnmatchcase(name, glob) for name in own)}
         if not matched:
-            known = [own[0] for own in names.values()]
-            shown = get_close_matches(glob, known, n=3, cutoff=0.3) or known[:3]
-            raise ValueError(
-                f"{argument}: the glob {pattern!r} matches no parameter. There are: {', '.join(shown)}, ..."
-            )
+            raise ValueError(f"{argument}: the glob {pattern!r} matches no parameter. {_meant(glob, names.values())}")
         if takes_away:
             chosen = (set(names) if index == 0 else chosen) - matched
         else:
             chosen |= matched
     return chosen
+
+
+def _meant(glob: str, names: Iterable[Sequence[str]]) -> str:
+    """Modules and parameters with names like a glob that matches nothing."""
+    paths = [of_one[0].split(".") for of_one in names]
+    found = dict.fromkeys(".".join(path[: end + 1]) for path in paths for end in range(len(path)))
+    return nearest(glob.strip("*."), found)

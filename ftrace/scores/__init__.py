@@ -4,5 +4,15 @@ from ftrace.scores.accumulator import Candidates, ScoreAccumulator, Sum
 from ftrace.scores.ids import stable_id
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.store import ScoreStore, check_replaceable
+from ftrace.scores.writer import ScoreWriter
 
-__all__ = ["Candidates", "Ledger", "ScoreAccumulator", "ScoreStore", "Sum", "check_replaceable", "stable_id"]
+__all__ = [
+    "Candidates",
+    "Ledger",
+    "ScoreAccumulator",
+    "ScoreStore",
+    "ScoreWriter",
+    "Sum",
+    "check_replaceable",
+    "stable_id",
+]

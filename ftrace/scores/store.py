@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ftrace.scores.ledger import Ledger
 
 FORMAT = "ftrace-scores"
 VERSION = 1
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 class ScoreStore:
@@ -101,10 +101,7 @@ class ScoreStore:
         folder = Path(path).resolve()
         check_replaceable(folder)
         keyed = {Sum(kind) if isinstance(kind, str) else kind: values for kind, values in scores.items()}
-        parts: dict[str, list[str]] = {}
-        for key in keyed:
-            if key.axis and key.part not in parts.setdefault(key.axis, []):
-                parts[key.axis].append(key.part)
+        parts = parts_of(keyed)
         arrays: dict[str, np.ndarray] = {}
         if candidate_offsets is not None:
             arrays = {"candidate_ids": np.asarray(example_ids, np.int64), "candidate_offsets": candidate_offsets}
@@ -126,18 +123,10 @@ class ScoreStore:
             if values.shape != shape:
                 raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
             dtype = np.float64 if values.dtype == np.float64 else np.float32
-            arrays[_file_name(key, parts)] = np.asfortranarray(values[order], dtype=dtype)
-        kinds = [key.kind for key in keyed if not key.axis]
-        facts = {
-            "format": FORMAT,
-            "version": VERSION,
-            "kinds": kinds,
-            "breakdown": parts,
-            "num_examples": len(example_ids),
-            "num_queries": len(query_ids),
-            "num_pairs": None if candidate_offsets is None else shape[0],
-            "dtype": {kind: str(arrays[kind].dtype) for kind in kinds},
-        }
+            arrays[file_name(key, parts)] = np.asfortranarray(values[order], dtype=dtype)
+        facts = make_facts(list(keyed), example_ids, query_ids)
+        facts["num_pairs"] = None if candidate_offsets is None else shape[0]
+        facts["dtype"] = {kind: str(arrays[kind].dtype) for kind in facts["kinds"]}
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
@@ -145,11 +134,10 @@ class ScoreStore:
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             if ledger is not None:
                 ledger.write(temporary / _LEDGER)
-            (temporary / _MANIFEST).write_text(
+            (temporary / MANIFEST).write_text(
                 json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False) + "\n"
             )
-            temporary.chmod(0o777 & ~_umask())
-            _swap_in(temporary, folder)
+            swap_in(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return cls.open(folder)
@@ -264,7 +252,7 @@ class ScoreStore:
 
     def _values(self, key: Sum) -> np.ndarray:
         pairs, shape = self.manifest.get("num_pairs"), (self.manifest["num_examples"], self.manifest["num_queries"])
-        return self._load(_file_name(key, self.breakdown), shape if pairs is None else (pairs,))
+        return self._load(file_name(key, self.breakdown), shape if pairs is None else (pairs,))
 
     def _column(self, query_id: int | str, key: Sum) -> np.ndarray:
         wanted = stable_id(query_id) if isinstance(query_id, str) else query_id
@@ -311,7 +299,34 @@ class ScoreStore:
         return array
 
 
-def _file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
+def parts_of(keys: Iterable[Sum]) -> dict[str, list[str]]:
+    """What kinds are broken down by, and the names of the parts in their order."""
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        if key.axis and key.part not in parts.setdefault(key.axis, []):
+            parts[key.axis].append(key.part)
+    return parts
+
+
+def make_facts(
+    keys: Sequence[Sum], example_ids: np.ndarray, query_ids: np.ndarray, dtype: np.dtype | None = None
+) -> dict[str, Any]:
+    """What the manifest of every store says."""
+    kinds = [key.kind for key in keys if not key.axis]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "kinds": kinds,
+        "breakdown": parts_of(keys),
+        "num_examples": len(example_ids),
+        "num_queries": len(query_ids),
+        "num_pairs": None,
+        "dtype": {kind: str(dtype) for kind in kinds},
+    }
+
+
+def file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
+    """The name of a matrix's file, without its ending."""
     return f"{key.kind}.{key.axis}.{parts[key.axis].index(key.part):04d}" if key.axis else key.kind
 
 
@@ -331,7 +346,7 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
             raise ValueError("it is a file")
         _read_manifest(folder)
         foreign = [
-            file.name for file in folder.iterdir() if file.suffix != ".npy" and file.name not in (_MANIFEST, _LEDGER)
+            file.name for file in folder.iterdir() if file.suffix != ".npy" and file.name not in (MANIFEST, _LEDGER)
         ]
         if foreign:
             raise ValueError(f"it also holds {sorted(foreign)[0]!r}")
@@ -343,25 +358,26 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / _MANIFEST
+    file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{str(folder)!r} is not a score store: can't read its {_MANIFEST} ({error})") from error
+        raise ValueError(f"{str(folder)!r} is not a score store: can't read its {MANIFEST} ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{str(folder)!r} is not a score store: its {_MANIFEST} doesn't say format {FORMAT!r}")
+        raise ValueError(f"{str(folder)!r} is not a score store: its {MANIFEST} doesn't say format {FORMAT!r}")
     if manifest.get("version") != VERSION:
         raise ValueError(
             f"{str(folder)!r} is a score store of version {manifest.get('version')}, and this ftrace reads {VERSION}"
         )
     missing = {"kinds", "num_examples", "num_queries"} - manifest.keys()
     if missing:
-        raise ValueError(f"{str(folder)!r} is a damaged score store: its {_MANIFEST} lacks {sorted(missing)}")
+        raise ValueError(f"{str(folder)!r} is a damaged score store: its {MANIFEST} lacks {sorted(missing)}")
     return manifest
 
 
-def _swap_in(temporary: Path, folder: Path) -> None:
+def swap_in(temporary: Path, folder: Path) -> None:
     """Rename a finished folder to its place; the earlier one is put aside first and deleted last."""
+    temporary.chmod(0o777 & ~_umask())
     if not folder.exists():
         temporary.rename(folder)
         return

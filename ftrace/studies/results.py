@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,16 @@ from torch import from_numpy
 from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.commands.evaluate import Protocol, compare
-from ftrace.evaluation import Estimate, Evaluation, choose_best, families, over_runs, replace_text, row_name, write_tables
+from ftrace.evaluation import (
+    Estimate,
+    Evaluation,
+    choose_best,
+    families,
+    over_runs,
+    replace_text,
+    row_name,
+    write_tables,
+)
 from ftrace.evaluation.render import percent
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
@@ -138,7 +148,7 @@ def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: S
     everything = np.concatenate(steps)
     ends = np.unique(np.quantile(everything, np.linspace(0, 1, BINS + 1)).round().astype(int))
     cells, notes = {}, {}
-    for low, high in zip(ends[:-1], ends[1:], strict=True):
+    for low, high in pairwise(ends):
         last = high == ends[-1]
         masks = [(own >= low) & ((own <= high) if last else (own < high)) for own in steps]
         if not any(mask.any() for mask in masks):
@@ -163,7 +173,7 @@ def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
     """What each variant took, and how well its online scores agree with the first variant's."""
     first = next(iter(study.variants))
     reference = {run.seed: run for run in runs if run.variant == first}
-    kinds = [k for k in reference[runs[0].seed].stores(study)["online"].kinds]
+    kinds = reference[runs[0].seed].stores(study)["online"].kinds
     head = f"| variant | training, seconds | of {first} | {' | '.join(f'{kind}: rank correlation' for kind in kinds)} |"
     lines = [head, f"|---|---:|---:|{'---:|' * len(kinds)}"]
     base = float(np.mean([run.seconds for run in reference.values()]))

@@ -57,6 +57,18 @@ def test_a_snapshots_preconditioners_are_the_live_ones(name: str, tmp_path: Path
         torch.testing.assert_close(found[parameter].dense(), expected.dense(), rtol=0, atol=0)
 
 
+def test_where_no_gradient_has_come_it_is_zero(tmp_path: Path) -> None:
+    module = Net(OPTIMIZERS["adam amsgrad"])
+    module.net[0].register_forward_pre_hook(lambda layer, args: (args[0] * torch.tensor([1.0, 0.0, 1.0, 1.0]),))
+    trainer = _fit(module, tmp_path)
+    live = preconditioners_from_optimizer(trainer.optimizers[0], module.named_parameters())["net.0.weight"].dense()
+    found = snapshot_preconditioners(next((tmp_path / "s").glob("step-*")), module)["net.0.weight"].dense()
+    assert (live[:, 1] > 1e7).all()
+    assert not found[:, 1].any()
+    kept = [0, 2, 3]
+    torch.testing.assert_close(found[:, kept], live[:, kept], rtol=0, atol=0)
+
+
 def test_a_snapshot_without_second_moments_says_so(tmp_path: Path) -> None:
     module = Net(lambda p: torch.optim.SGD(p, lr=0.01))
     _fit(module, tmp_path)

@@ -139,7 +139,7 @@ def test_a_tied_parameter_goes_by_any_of_its_names() -> None:
 
 
 def test_a_glob_that_matches_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"the glob '\*\.query' matches no parameter. There are: transformer"):
+    with pytest.raises(ValueError, match=r"the glob '\*\.query' matches no parameter. There are: 'transformer"):
         find_coverage(tiny.gpt2(), ("*.query",))
 
 

@@ -1,0 +1,80 @@
+"""What every attribution method is: a name, options, and one function from a task to a score store."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ftrace.gradients import nearest
+from ftrace.scores import ScoreStore
+
+if TYPE_CHECKING:
+    from ftrace.attribution.task import Task
+
+
+class AttributionMethod(ABC):
+    """One way to score training examples for queries: ``ftrace attribute --method NAME``.
+
+    A subclass takes its options as typed arguments of ``__init__``, keeps each under its own name (as a dataclass
+    does), and has a short ``name``. Anybody's subclass can be named by its class path.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def score(self, task: Task) -> ScoreStore:
+        """Score the task's examples for its queries.
+
+        Args:
+            task: What to score, on what, and where to.
+
+        Returns:
+            The store, in the task's output folder.
+
+        Raises:
+            ValueError: If the method's options and the task don't fit.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """The options, as JSON holds them."""
+        names = list(inspect.signature(type(self)).parameters)
+        return {name: _plain(getattr(self, name)) for name in names}
+
+
+def known_methods() -> dict[str, type[AttributionMethod]]:
+    """All methods that have been imported, by their short names."""
+    kinds = _subclasses(AttributionMethod)  # type: ignore[type-abstract]
+    return {kind.name: kind for kind in kinds if not inspect.isabstract(kind) and hasattr(kind, "name")}
+
+
+def find_method(name: str) -> type[AttributionMethod]:
+    """A method by its short name.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> find_method("bm25").name
+        'bm25'
+    """
+    known = known_methods()
+    if name not in known:
+        raise ValueError(
+            f"method: expected a known name or a class path such as my_package.MyMethod, found {name!r}. "
+            + nearest(name, known)
+        )
+    return known[name]
+
+
+def _subclasses(kind: type[AttributionMethod]) -> Iterator[type[AttributionMethod]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _subclasses(one)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, str | int | float | list | dict | None) else str(value)

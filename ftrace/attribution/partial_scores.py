@@ -1,0 +1,146 @@
+"""Scores of blocks of examples that are finished, on disk, so that a killed command goes on where it was.
+
+manifest.json                              what is being computed; another computation is refused
+queries-000000-000128.block-000003.002.npz    scores of one block of examples for some queries, the sum over the
+                                           first two passes that these queries get
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ftrace.scores import Sum
+
+_FILE = re.compile(r"queries-(\d+)-(\d+)\.block-(\d+)\.(\d+)\.npz")
+
+
+class Place(NamedTuple):
+    """Some examples and some queries.
+
+    Args:
+        first: The first query's place.
+        last: One past the last query's place.
+        block: Which block of examples.
+    """
+
+    first: int
+    last: int
+    block: int
+
+
+class Block(NamedTuple):
+    """Scores of one place.
+
+    Args:
+        scores: For each matrix ``[examples, queries]``.
+        seconds: What they took.
+        peak_memory_bytes: The most memory that a process had at that time.
+    """
+
+    scores: dict[Sum, np.ndarray]
+    seconds: float
+    peak_memory_bytes: int
+
+
+class PartialScores:
+    """The folder of unfinished scores beside a store.
+
+    Args:
+        output_dir: The store's folder.
+        settings: All that the scores depend on, as JSON holds it.
+
+    Raises:
+        ValueError: If the folder holds scores of other settings.
+    """
+
+    def __init__(self, output_dir: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = output_dir.with_name(f"{output_dir.name}-partial")
+        file = self.folder / "manifest.json"
+        text = json.dumps(settings, indent=2) + "\n"
+        given = json.loads(text)
+        if self.folder.exists():
+            try:
+                found = json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{str(self.folder)!r} holds no unfinished scores. Move it away") from error
+            different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+            if different and self.passes_done():
+                raise ValueError(
+                    f"{str(self.folder)!r} holds unfinished scores of other settings ({', '.join(different)}). Give "
+                    "the same ones to go on, delete the folder, or name another output_dir"
+                )
+            if different:  # what failed before its first block
+                write = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+                write.write_text(text)
+                write.replace(file)
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        temporary.mkdir(exist_ok=True)
+        (temporary / "manifest.json").write_text(text)
+        try:
+            temporary.rename(self.folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(temporary)
+
+    def passes_done(self) -> dict[Place, int]:
+        """For each place that has scores, how many passes they are the sum over."""
+        done: dict[Place, int] = {}
+        for file in self.folder.iterdir():
+            if match := _FILE.fullmatch(file.name):
+                first, last, block, count = map(int, match.groups())
+                place = Place(first, last, block)
+                done[place] = max(count, done.get(place, 0))
+        return done
+
+    def add(self, place: Place, passes_before: int, block: Block) -> None:
+        """Keep a block's scores of one more pass, added to those of the passes before."""
+        if passes_before:
+            before = self.read(place, passes_before)
+            summed = {key: before.scores[key] + values for key, values in block.scores.items()}
+            peak = max(before.peak_memory_bytes, block.peak_memory_bytes)
+            block = Block(summed, before.seconds + block.seconds, peak)
+        file = self._file(place, passes_before + 1)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        arrays: dict[str, Any] = {str(index): values for index, values in enumerate(block.scores.values())}
+        facts = {"seconds": block.seconds, "peak": block.peak_memory_bytes, "keys": json.dumps(list(block.scores))}
+        arrays.update({name: np.array(fact) for name, fact in facts.items()})
+        with temporary.open("wb") as stream:
+            np.savez(stream, **arrays)
+        temporary.replace(file)
+        if passes_before:
+            self._file(place, passes_before).unlink(missing_ok=True)
+
+    def read(self, place: Place, passes: int) -> Block:
+        """A block's scores.
+
+        Raises:
+            ValueError: If its file is missing or damaged.
+        """
+        file = self._file(place, passes)
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                keys = [Sum(*key) for key in json.loads(str(stored["keys"]))]
+                scores = {key: stored[str(index)] for index, key in enumerate(keys)}
+                return Block(scores, float(stored["seconds"]), int(stored["peak"]))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise ValueError(
+                f"{str(file)!r} is missing or damaged ({error}). Delete it, and give the command again"
+            ) from error
+
+    def remove(self) -> None:
+        """Delete the folder, once the store is complete."""
+        shutil.rmtree(self.folder)
+
+    def _file(self, place: Place, passes: int) -> Path:
+        name = f"queries-{place.first:06d}-{place.last:06d}.block-{place.block:06d}.{passes:03d}.npz"
+        return self.folder / name

@@ -1,0 +1,233 @@
+"""Passes of a model over all examples, under Lightning: by one or several processes, block by block, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from ftrace.attribution.method import AttributionMethod
+from ftrace.attribution.partial_scores import Block, PartialScores, Place
+from ftrace.attribution.task import Row, Task, peak_memory_bytes
+from ftrace.scores import ScoreStore, ScoreWriter, Sum
+
+BLOCK = 1024  # examples whose scores are kept together; what is computed once more after a kill, at most
+
+Batch = dict[str, Tensor]
+Scorer = Callable[[Batch], Mapping[Sum, Tensor]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over all examples. Passes for the same queries are added up.
+
+    Args:
+        first: Place of the first query.
+        last: One past the place of the last query.
+        begin: Gets the device and prepares the queries; gives what scores a batch: for each matrix ``[B, queries]``.
+            It is called when the pass begins, so that only one pass's queries are in memory.
+    """
+
+    first: int
+    last: int
+    begin: Callable[[torch.device], Scorer]
+
+
+def score_in_passes(
+    method: AttributionMethod,
+    task: Task,
+    passes: Sequence[Pass],
+    collate: Callable[[list[Row]], Batch],
+    facts: Mapping[str, Any],
+) -> ScoreStore:
+    """Run passes over the task's examples and write the store.
+
+    Scores don't depend on how many processes take part, on the batch size, or on whether the command was killed and
+    given again on the way, beyond rounding.
+
+    Args:
+        method: The method, for the manifest.
+        task: What to score.
+        passes: Each query's passes side by side.
+        collate: From training rows to a batch.
+        facts: More for the manifest.
+
+    Raises:
+        ValueError: If what an earlier command left unfinished is of other settings.
+    """
+    partial = PartialScores(task.output_dir, _settings(method, task, passes))
+    module = _Scoring(task, passes, partial, collate)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")  # rows are in memory
+        warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
+        trainer = Trainer(
+            accelerator=task.accelerator,
+            devices=task.devices,
+            strategy=task.strategy,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            inference_mode=False,  # gradients are methods' own affair
+        )
+        trainer.predict(module, return_predictions=False)
+    if trainer.is_global_zero:
+        _write(method, task, passes, partial, facts)
+    trainer.strategy.barrier()
+    return ScoreStore.open(task.output_dir)
+
+
+class _Item(NamedTuple):
+    """One batch of work."""
+
+    of_pass: int
+    passes_before: int
+    place: Place
+    start: int
+    stop: int
+    ends_block: bool
+
+
+class _Work(Dataset):
+    """Batches of examples, with what is to be done with each."""
+
+    def __init__(self, items: list[_Item], task: Task, collate: Callable[[list[Row]], Batch]) -> None:
+        self.items = items
+        self.task = task
+        self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Batch:
+        item = self.items[index]
+        return self.collate(self.task.example_rows(item.start, item.stop))
+
+
+class _Scoring(LightningModule):
+    """Runs this process's share of the work. It has no weights: passes load the models that they need."""
+
+    def __init__(
+        self, task: Task, passes: Sequence[Pass], partial: PartialScores, collate: Callable[[list[Row]], Batch]
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.passes = passes
+        self.partial = partial
+        self.collate = collate
+        self._begun = -1
+        self._scorer: Scorer | None = None
+        self._open: list[dict[Sum, np.ndarray]] = []
+
+    @override
+    def predict_dataloader(self) -> DataLoader:
+        self.items = self._my_items()
+        return DataLoader(_Work(self.items, self.task, self.collate), batch_size=None)
+
+    def _my_items(self) -> list[_Item]:
+        """A block belongs to one process, whatever is done already: so all processes agree on it."""
+        total, done, items = len(self.task.examples), self.partial.passes_done(), []
+        size = self.task.batch_size or self.task.data.batch_size
+        for index, one in enumerate(self.passes):
+            before = sum(other.first == one.first for other in self.passes[:index])
+            for block in range(self.global_rank, -(-total // BLOCK), self.trainer.world_size):
+                place = Place(one.first, one.last, block)
+                if done.get(place, 0) > before:
+                    continue
+                end = min((block + 1) * BLOCK, total)
+                for start in range(block * BLOCK, end, size):
+                    stop = min(start + size, end)
+                    items.append(_Item(index, before, place, start, stop, stop == end))
+        return items
+
+    @override
+    def on_predict_start(self) -> None:
+        self._since = self.task.started
+
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int) -> int:
+        item = self.items[batch_idx]
+        if item.of_pass != self._begun:
+            self._scorer = None  # its memory is needed
+            self._scorer = self.passes[item.of_pass].begin(self.device)
+            self._begun = item.of_pass
+        assert self._scorer is not None
+        self._open.append({key: scores.detach().cpu().numpy() for key, scores in self._scorer(batch).items()})
+        if item.ends_block:
+            keys = list(self._open[0])
+            scores = {key: np.concatenate([of_batch[key] for of_batch in self._open]) for key in keys}
+            self._open.clear()
+            seconds = time.perf_counter() - self._since
+            self._since += seconds
+            self.partial.add(item.place, item.passes_before, Block(scores, seconds, peak_memory_bytes(self.device)))
+        return item.stop - item.start
+
+    @override
+    def on_predict_end(self) -> None:
+        self._scorer = None
+        self.trainer.strategy.barrier()  # the first process reads what all have written
+
+
+def _write(
+    method: AttributionMethod, task: Task, passes: Sequence[Pass], partial: PartialScores, facts: Mapping[str, Any]
+) -> None:
+    """One store of all blocks, written through a memory map."""
+    started = time.perf_counter()
+    counts = {(one.first, one.last): 0 for one in passes}
+    for one in passes:
+        counts[one.first, one.last] += 1
+    blocks = range(-(-len(task.examples) // BLOCK))
+    places = [(Place(first, last, block), count) for (first, last), count in counts.items() for block in blocks]
+    some = next(partial.read(*place).scores for place in places)
+    dtype = np.result_type(np.float32, *some.values())
+    seconds, peak = 0.0, 0
+    with ScoreWriter(task.output_dir, task.examples, task.queries, list(some), dtype) as writer:
+        for place, count in places:
+            block = partial.read(place, count)
+            rows = slice(place.block * BLOCK, (place.block + 1) * BLOCK)
+            for key, values in block.scores.items():
+                writer.put(key, values, rows, slice(place.first, place.last))
+            seconds, peak = seconds + block.seconds, max(peak, block.peak_memory_bytes)
+            if place.block == blocks[-1]:
+                writer.flush()
+        seconds += time.perf_counter() - started
+        measured = {"seconds": round(seconds, 3), "peak_memory_bytes": peak}
+        writer.finish({**task.describe(method), **facts, **measured})
+    partial.remove()
+
+
+def _settings(method: AttributionMethod, task: Task, passes: Sequence[Pass]) -> dict[str, Any]:
+    """All that the scores in an unfinished folder depend on, in a form in which two commands can be compared."""
+    described = task.describe(method)
+    return {
+        **{key: described[key] for key in ("method", "class", "options")},
+        "data": str(task.data.data_path),
+        "snapshots": {folder.name: _fingerprint(folder) for folder in task.snapshots},
+        "examples": _hash(task.examples),
+        "queries": _hash(task.queries),
+        "examples of a block": BLOCK,
+        "queries of a pass, by memory_budget": sorted({(one.first, one.last) for one in passes}),
+    }
+
+
+def _fingerprint(snapshot: Path) -> str:
+    """Of what a snapshot says of itself, and of when its weights were written."""
+    weights = (snapshot / "weights.safetensors").stat()
+    said = (snapshot / "snapshot.json").read_bytes()
+    return hashlib.sha256(said + json.dumps([weights.st_size, weights.st_mtime_ns]).encode()).hexdigest()[:16]
+
+
+def _hash(ids: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""Random-Target: what knowing the answer alone is worth (Akyürek et al. 2022, arXiv 2205.11482)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ftrace.attribution.method import AttributionMethod
+from ftrace.attribution.task import Task
+from ftrace.scores import ScoreStore
+
+_MASK = re.compile(r"<extra_id_\d+>")
+
+
+@dataclass(frozen=True)
+class RandomTarget(AttributionMethod):
+    """Examples with the query's target first, in random order, then all others in random order.
+
+    An example of several facts has the target if one of its answers is the query's. Scores are places counted from the
+    end; those of an example don't depend on which others are scored.
+
+    Args:
+        seed: Of the orders, of which each query has its own.
+    """
+
+    name: ClassVar[str] = "random-target"
+
+    seed: int = 0
+
+    def score(self, task: Task) -> ScoreStore:
+        """Score the task's examples."""
+        total = len(task.data.train_rows)
+        with_answer: dict[str, list[int]] = {}
+        for place, targets in enumerate(task.data.train_rows["targets_pretokenized"]):
+            for answer in set(answers_in(targets)):
+                with_answer.setdefault(answer, []).append(place)
+
+        def column(query_id: int, targets: str) -> dict[str, np.ndarray]:
+            order = np.random.default_rng([self.seed, query_id]).permutation(total).astype(np.float32)
+            for answer in set(answers_in(targets)):
+                order[with_answer.get(answer, [])] += total
+            return {"random-target": order[task.examples]}
+
+        return task.write(self, (column(row["query_id"], row["targets_pretokenized"]) for row in task.query_rows()))
+
+
+def answers_in(targets: str) -> list[str]:
+    """The answers of a target text.
+
+    Example:
+        >>> answers_in("<extra_id_0> Oslo <extra_id_1> a fjord")
+        ['Oslo', 'a fjord']
+    """
+    return [answer.strip() for answer in _MASK.split(targets) if answer.strip()]

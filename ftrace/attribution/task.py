@@ -1,0 +1,217 @@
+"""What a method is to score: which examples for which queries, with which model, and where the scores go."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from ftrace.data import FactData
+from ftrace.gradients import full_name, nearest
+from ftrace.models import FactLM
+from ftrace.scores import ScoreStore, ScoreWriter
+
+if TYPE_CHECKING:
+    from ftrace.attribution.method import AttributionMethod
+
+Row = dict[str, Any]
+WhichSnapshots = Literal["last", "first", "all"] | int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples and queries of a finished run.
+
+    Args:
+        data: The run's data, set up.
+        output_dir: Where the score store goes.
+        snapshots: Folders of the run's snapshots, by step.
+        load_model: Gives the model of a snapshot, a new one with each call.
+        example_ids: The examples to score, int64 ascending; None: all.
+        query_ids: The queries to score for; None: all.
+        run_dir: What relative paths of other stores start from.
+        accelerator: Lightning's: "auto", "cpu", "gpu", ...
+        devices: Lightning's: how many processes share the work.
+        strategy: Lightning's: "auto", "ddp", ...
+        memory_budget: Bytes that a method may take for what it holds of the queries. Scores don't depend on it.
+        batch_size: Examples of a batch; None: as the data's.
+        manifest: More to say about the scores.
+        started: When the work began, by ``time.perf_counter``.
+
+    Raises:
+        ValueError: If there is nothing to score, or ids are not the data's.
+    """
+
+    data: FactData
+    output_dir: Path
+    snapshots: Sequence[Path] = ()
+    load_model: Callable[[Path], FactLM] | None = None
+    example_ids: np.ndarray | None = None
+    query_ids: np.ndarray | None = None
+    run_dir: Path = Path()
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    memory_budget: int = 2 * 2**30
+    batch_size: int | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.memory_budget < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(
+                f"expected memory_budget and batch_size above 0, found {self.memory_budget} and {self.batch_size}"
+            )
+        for what, ids, count in (
+            ("examples", self.examples, len(self.data.train_rows)),
+            ("queries", self.queries, len(self.data.query_rows)),
+        ):
+            if not len(ids):
+                raise ValueError(f"expected at least one of the {count} {what} to be chosen, found none")
+        if (np.diff(self.examples) <= 0).any():
+            raise ValueError("example_ids: expected ascending ids, each once")
+        if self.examples[0] < 0 or self.examples[-1] >= len(self.data.train_rows):
+            bounds = f"from {self.examples[0]} to {self.examples[-1]}"
+            raise ValueError(f"example_ids: expected ids from 0 to {len(self.data.train_rows) - 1}, found {bounds}")
+        unknown = sorted(set(self.queries.tolist()) - self._places.keys())
+        if unknown or len(set(self.queries.tolist())) < len(self.queries):
+            raise ValueError(f"query_ids: expected ids of the data's queries, each once; unknown: {unknown[:3]}")
+
+    @cached_property
+    def examples(self) -> np.ndarray:
+        """Ids of the examples, int64 ``[N]``, ascending. An id is also the row's place in ``data.train_rows``."""
+        if self.example_ids is None:
+            return np.arange(len(self.data.train_rows), dtype=np.int64)
+        return np.asarray(self.example_ids, np.int64)
+
+    @cached_property
+    def queries(self) -> np.ndarray:
+        """Ids of the queries, int64 ``[Q]``."""
+        ids = self.data.query_rows["query_id"] if self.query_ids is None else self.query_ids
+        return np.asarray(ids, np.int64)
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
+
+    def example_rows(self, start: int = 0, stop: int | None = None) -> list[Row]:
+        """Rows of the examples from one place in :attr:`examples` to another."""
+        return _rows(self.data.train_rows[self.examples[start:stop]])
+
+    def query_rows(self, start: int = 0, stop: int | None = None) -> list[Row]:
+        """Rows of the queries from one place in :attr:`queries` to another."""
+        return _rows(self.data.query_rows[[self._places[query] for query in self.queries[start:stop].tolist()]])
+
+    def query_batches(self, start: int = 0, stop: int | None = None) -> list[dict[str, Tensor]]:
+        """Query batches of the data's size, as the data collates them."""
+        loader = self.data.query_dataloader()
+        rows, size = self.query_rows(start, stop), loader.batch_size or 1
+        return [loader.collate_fn(rows[first : first + size]) for first in range(0, len(rows), size)]
+
+    def choose_snapshots(self, which: WhichSnapshots) -> list[Path]:
+        """Some of the run's snapshots, by step.
+
+        Raises:
+            ValueError: If the run has none, or none of a step that is asked for.
+        """
+        if not self.snapshots:
+            raise ValueError("the run has no snapshots, and this method reads them. Train with CheckpointSnapshots")
+        if isinstance(which, str):
+            return {"last": list(self.snapshots[-1:]), "first": list(self.snapshots[:1])}.get(
+                which, list(self.snapshots)
+            )
+        steps = sorted({which} if isinstance(which, int) else set(which))
+        by_step = {int(folder.name.removeprefix("step-")): folder for folder in self.snapshots}
+        unknown = [step for step in steps if step not in by_step]
+        if unknown or not steps:
+            raise ValueError(f"snapshots: expected steps of {sorted(by_step)}, found {unknown or 'none'}")
+        return [by_step[step] for step in steps]
+
+    def model_at(self, snapshot: Path) -> FactLM:
+        """The model at a snapshot, in eval mode.
+
+        Raises:
+            ValueError: If the snapshot is of another model, or the data's tokens are not the model's.
+        """
+        if self.load_model is None:
+            raise ValueError("the task has no model to load")
+        model = self.load_model(snapshot).eval()
+        if model.architecture != self.data.architecture:
+            raise ValueError(f"expected data for {model.architecture} models, found {self.data.architecture}")
+        words, rows = len(self.data.tokenizer or ()), model.model.get_input_embeddings().weight.shape[0]
+        if words > rows:
+            raise ValueError(
+                f"expected a tokenizer of at most {rows} tokens, as the model has, found one of {words}: data and "
+                "model have different tokenizers. Give the data the model's own: tokenizer=..."
+            )
+        return model
+
+    def write(self, method: AttributionMethod, scores: Iterable[Mapping[str, np.ndarray]], **facts: Any) -> ScoreStore:
+        """Write the store, query by query, so that no more than a column of each kind need be in memory.
+
+        Args:
+            method: The method.
+            scores: For each query in order, the scores ``[N]`` of each kind.
+            facts: More for the manifest.
+        """
+        columns = iter(scores)
+        first = next(columns)
+        dtype = np.result_type(np.float32, *first.values()) if first else np.float32
+        with ScoreWriter(self.output_dir, self.examples, self.queries, list(first), dtype) as writer:
+            count = 0
+            each = track(chain([first], columns), method.name, total=len(self.queries), transient=True)
+            for count, of_query in enumerate(each, start=1):
+                for kind, values in of_query.items():
+                    writer.put(kind, values, columns=count - 1)
+            assert count == len(self.queries), "one column for each query"
+            return writer.finish(
+                {
+                    **self.describe(method),
+                    **facts,
+                    "seconds": round(time.perf_counter() - self.started, 3),
+                    "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
+                }
+            )
+
+    def describe(self, method: AttributionMethod) -> dict[str, Any]:
+        """What each manifest says about a method and its task."""
+        facts = {"method": method.name, "class": full_name(method), "options": method.options()}
+        return {**facts, **self.manifest}
+
+
+def choose_named(what: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Some of what there is by name, in its own order; None: all.
+
+    Raises:
+        ValueError: If one is not known.
+    """
+    for name in wanted or ():
+        if name not in known:
+            raise ValueError(f"{what}: no {name!r}. {nearest(name, known)}")
+    if wanted is not None and not wanted:
+        raise ValueError(f"{what}: expected at least one, found none")
+    return [name for name in known if wanted is None or name in wanted]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has had: on a GPU, of what torch allocates there, otherwise resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on every system
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

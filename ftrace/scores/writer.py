@@ -1,0 +1,115 @@
+"""A score store that is written block by block, so that it may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ftrace.scores.accumulator import Sum
+from ftrace.scores.store import MANIFEST, ScoreStore, check_replaceable, file_name, make_facts, parts_of, swap_in
+
+
+class ScoreWriter:
+    """Writes a store through memory maps, whole or not at all: under a temporary name, renamed when it is finished.
+
+    Args:
+        path: The store's folder; an earlier store there is replaced, anything else is an error.
+        example_ids: ``[N]`` int64, ascending.
+        query_ids: ``[Q]`` int64.
+        keys: The kinds, or parts of kinds, that will be written.
+        dtype: float32 or float64.
+
+    Raises:
+        ValueError: If ids repeat, examples are not in ascending order, or the folder is not ours to replace.
+
+    Example:
+        >>> folder = tempfile.mkdtemp() + "/scores"
+        >>> with ScoreWriter(folder, np.array([3, 8]), np.array([0]), ["dot"]) as writer:
+        ...     writer.put("dot", np.array([[0.5], [-1.0]]))
+        ...     store = writer.finish({"method": "mine"})
+        >>> store.scores(0).tolist()
+        [0.5, -1.0]
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        example_ids: np.ndarray,
+        query_ids: np.ndarray,
+        keys: Sequence[Sum | str],
+        dtype: Any = np.float32,
+    ) -> None:
+        self.folder = Path(path).resolve()
+        check_replaceable(self.folder)
+        examples, queries = np.asarray(example_ids, np.int64), np.asarray(query_ids, np.int64)
+        if (np.diff(examples) <= 0).any() or len(np.unique(queries)) < len(queries):
+            raise ValueError("expected example_ids in ascending order, and each example and query once")
+        self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]
+        self._parts = parts_of(self._keys)
+        self._facts = make_facts(self._keys, examples, queries, np.dtype(dtype))
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
+        np.save(self._temporary / "example_ids.npy", examples, allow_pickle=False)
+        np.save(self._temporary / "query_ids.npy", queries, allow_pickle=False)
+        self._shape = len(examples), len(queries)
+        self._dtype = np.dtype(dtype)
+        self._maps = {key: self._map(key) for key in self._keys}
+
+    def _map(self, key: Sum) -> np.ndarray:
+        file = self._temporary / f"{file_name(key, self._parts)}.npy"
+        if not all(self._shape):  # nothing can be mapped
+            np.save(file, np.zeros(self._shape, self._dtype, order="F"))
+            return np.zeros(self._shape, self._dtype)
+        mapped: np.ndarray = np.lib.format.open_memmap(
+            file, mode="w+", dtype=self._dtype, shape=self._shape, fortran_order=True
+        )
+        return mapped
+
+    def put(
+        self, key: Sum | str, values: np.ndarray, rows: slice | None = None, columns: slice | int | None = None
+    ) -> None:
+        """Write a block of one matrix.
+
+        Args:
+            key: Which matrix.
+            values: Scores in the block's shape.
+            rows: Which examples, as places in ``example_ids``; default: all.
+            columns: Which queries; default: all.
+        """
+        to = rows if rows is not None else slice(None), columns if columns is not None else slice(None)
+        self._maps[Sum(key) if isinstance(key, str) else key][to] = values
+
+    def flush(self) -> None:
+        """Let the operating system have the memory of what has been written."""
+        for mapped in self._maps.values():
+            if isinstance(mapped, np.memmap):
+                mapped.flush()
+
+    def finish(self, manifest: Mapping[str, Any] | None = None) -> ScoreStore:
+        """Put the store in its place.
+
+        Args:
+            manifest: Anything JSON holds, about how the scores came about.
+        """
+        self.flush()
+        self._maps.clear()
+        text = json.dumps({**(manifest or {}), **self._facts}, indent=2, allow_nan=False)
+        (self._temporary / MANIFEST).write_text(text + "\n")
+        swap_in(self._temporary, self.folder)
+        return ScoreStore.open(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
