@@ -55,14 +55,14 @@ class Grid:
 
     def render(self) -> Table:
         """As a person reads it, in percent with the ends of 95% intervals."""
-        table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1))
+        table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=0, title_justify="left")
         table.add_column(self.of)
-        table.add_column("scores")
+        table.add_column("scores", no_wrap=True)
         for metric in SHOWN:
-            table.add_column(metric, justify="right")
+            table.add_column(metric, justify="right", no_wrap=True)
         for group, rows in self.cells.items():
             for place, (row, estimates) in enumerate(rows.items()):
-                first = f"{group} ({self.notes[group]})" if place == 0 else ""
+                first = (group, self.notes[group])[place] if place < 2 else ""
                 table.add_row(first, row, *[_cell(estimates[metric]) for metric in SHOWN])
             table.add_section()
         return table

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 
 from ftrace.commands.attribute import make_task
@@ -66,24 +67,22 @@ def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) 
         for seed in study.seeds
         for variant in study.variants
     ]
-    work = len(runs) * (1 + len(study.methods))
     with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
-        bar = progress.add_task("Training", total=work)
+        bar = progress.add_task("Training", total=len(runs))
 
         def train(run: StudyRun) -> None:
             _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs))
             progress.advance(bar)
 
         list(pool.map(train, runs))  # raises what a training raised
-        for run in runs:
-            opened = Run(run.folder)
-            for name, method in study.methods.items():
-                progress.update(bar, description=f"{run.variant}, seed {run.seed}: {name}")
-                folder = run.folder / name
-                if not _is_done(folder, method.options()):
-                    method.score(make_task(opened, folder))
-                    replace_text(folder.with_name(f"{name}.json"), json.dumps(method.options()) + "\n")
-                progress.advance(bar)
+    for run in runs:
+        opened = Run(run.folder)
+        for name, method in study.methods.items():
+            folder = run.folder / name
+            if not _is_done(folder, method.options()):
+                rank_zero_info(f"{run.variant}, seed {run.seed}: {name}")
+                method.score(make_task(opened, folder))
+                replace_text(folder.with_name(f"{name}.json"), json.dumps(method.options()) + "\n")
     return runs
 
 
