@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     PreTrainedModel,
     get_linear_schedule_with_warmup,
 )
@@ -27,11 +28,12 @@ class FactLM(LightningModule):
 
     Args:
         model_name_or_path: A pretrained model, by hub name or folder. Give this or ``config``.
-        config: Settings of a model to build from scratch: ``model_type`` ("t5", "gpt2") and the fields of its Hugging
-            Face config. Without ``vocab_size``, the datamodule's tokenizer decides.
+        config: Settings of a model to build from scratch: ``model_type`` ("t5", "gpt2", "llama") and the fields of its
+            Hugging Face config. Without ``vocab_size``, the datamodule's tokenizer decides.
         answers: What a query's loss is: "one", the answer in the query's own surface; "any", -log of the summed
             probability of all accepted surfaces.
-        optimizer: "adamw" or "sgd".
+        optimizer: "adamw", "sgd", or "adafactor", as T5 is trained: PyTorch's, whose steps are relative to the size of
+            each parameter (Shazeer and Stern 2018, arXiv 1804.04235).
         learning_rate: Peak learning rate: reached after the warm-up, from where it falls linearly to 0.
         warmup_steps: Optimizer steps of the warm-up.
         weight_decay: The optimizer's weight decay.
@@ -53,7 +55,7 @@ class FactLM(LightningModule):
         model_name_or_path: str | None = None,
         config: dict[str, Any] | None = None,
         answers: Literal["one", "any"] = "any",
-        optimizer: Literal["adamw", "sgd"] = "adamw",
+        optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw",
         learning_rate: float = 1e-3,
         warmup_steps: int = 0,
         weight_decay: float = 0.0,
@@ -65,7 +67,10 @@ class FactLM(LightningModule):
             raise ValueError("expected exactly one of model_name_or_path and config, found both or neither")
         if config is not None and "model_type" not in config:
             raise ValueError(f'config: expected a "model_type" such as "t5" or "gpt2", found {sorted(config)}')
-        for name, value, known in (("answers", answers, ("one", "any")), ("optimizer", optimizer, ("adamw", "sgd"))):
+        for name, value, known in (
+            ("answers", answers, ("one", "any")),
+            ("optimizer", optimizer, ("adamw", "sgd", "adafactor")),
+        ):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {known}, found {value!r}")
         self.save_hyperparameters()
@@ -92,6 +97,22 @@ class FactLM(LightningModule):
                 f"expected a tokenizer of at most {rows} tokens, as the model has, found one of {words}. Give the "
                 "datamodule the model's own: tokenizer=..."
             )
+        self._check_tokenizer(tokenizer)
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse data whose tokens mean something else than they did when the model was pretrained."""
+        name = self.hparams["model_name_or_path"]
+        if name is None or tokenizer is None:
+            return
+        try:
+            own = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError):  # the model came without one
+            return
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"expected data in the tokens of the model {name!r}, found a tokenizer with another vocabulary "
+                f"({len(tokenizer)} tokens for {len(own)}). Give the datamodule the model's own: tokenizer={name}"
+            )
 
     def build(self, tokenizer: Any = None) -> None:
         """Build the model from its config; a tokenizer gives the vocabulary's size and the special tokens."""
@@ -113,22 +134,29 @@ class FactLM(LightningModule):
         """Which of the two kinds the model is."""
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
 
-    def example_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def example_losses(self, batch: Mapping[str, Tensor], end_of_sequence: bool = True) -> Tensor:
         """-log probability of each row's answer given its input, in nats, ``[B]``.
 
         Query batches bring their accepted answers along; with ``answers="any"`` the loss is then -log of the answers'
         summed probability.
+
+        Args:
+            batch: As the collators make it.
+            end_of_sequence: Whether the loss of each answer's last token, the end of the sequence, counts.
         """
         if self.hparams["answers"] == "any" and "answer_labels" in batch:
-            return -torch.logsumexp(self._answer_log_probabilities(batch)[0], dim=1)
-        return _token_losses(*self._shifted(self._logits(batch), batch["labels"])).sum(1)
+            return -torch.logsumexp(self._answer_log_probabilities(batch, end_of_sequence)[0], dim=1)
+        logits, labels = self._shifted(self._logits(batch), batch["labels"])
+        return _token_losses(logits, labels if end_of_sequence else _without_last(labels)).sum(1)
 
     @torch.no_grad()
     def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
         return self._answer_log_probabilities(batch)[1].any(1)
 
-    def _answer_log_probabilities(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _answer_log_probabilities(
+        self, batch: Mapping[str, Tensor], end_of_sequence: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Of each accepted answer: its log probability and whether greedy decoding gives it, each ``[B, A]``.
 
         Greedy decoding gives an answer exactly if each of its tokens is the likeliest after those before it, which one
@@ -148,7 +176,8 @@ class FactLM(LightningModule):
             logits = self.model(**rows, use_cache=False).logits
         logits, labels = self._shifted(logits, labels)
         exists = (labels != IGNORED).any(1)
-        log_probabilities = torch.where(exists, -_token_losses(logits, labels).sum(1), -torch.inf)
+        counted = labels if end_of_sequence else _without_last(labels)
+        log_probabilities = torch.where(exists, -_token_losses(logits, counted).sum(1), -torch.inf)
         greedy = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1) & exists
         return log_probabilities.view(B, A), greedy.view(B, A)
 
@@ -201,6 +230,8 @@ class FactLM(LightningModule):
         rates = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
         if settings["optimizer"] == "sgd":
             optimizer = torch.optim.SGD(self.parameters(), momentum=settings["momentum"], **rates)
+        elif settings["optimizer"] == "adafactor":
+            optimizer = torch.optim.Adafactor(self.parameters(), **rates)
         else:
             optimizer = torch.optim.AdamW(self.parameters(), **rates)
         total = self.trainer.estimated_stepping_batches
@@ -215,3 +246,10 @@ class FactLM(LightningModule):
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of each label, 0 where it is ignored; logits ``[B, S, V]``, labels ``[B, S]``."""
     return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+
+
+def _without_last(labels: Tensor) -> Tensor:
+    """Labels ``[B, S]`` with each row's last one ignored."""
+    is_label = labels != IGNORED
+    after = is_label.flip(1).cumsum(1).flip(1)  # how many labels there are from here on
+    return labels.masked_fill(is_label & (after == 1), IGNORED)
