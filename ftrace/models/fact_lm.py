@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -102,12 +103,9 @@ class FactLM(LightningModule):
     def _check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse data whose tokens mean something else than they did when the model was pretrained."""
         name = self.hparams["model_name_or_path"]
-        if name is None or tokenizer is None:
+        if name is None or tokenizer is None or not _has_tokenizer(name):
             return
-        try:
-            own = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError):  # the model came without one
-            return
+        own = AutoTokenizer.from_pretrained(name)
         if own.get_vocab() != tokenizer.get_vocab():
             raise ValueError(
                 f"expected data in the tokens of the model {name!r}, found a tokenizer with another vocabulary "
@@ -246,6 +244,12 @@ class FactLM(LightningModule):
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of each label, 0 where it is ignored; logits ``[B, S, V]``, labels ``[B, S]``."""
     return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+
+
+def _has_tokenizer(name: str) -> bool:
+    """Whether a model comes with a tokenizer: on the hub they do; without files, transformers would make one up."""
+    folder = Path(name)
+    return not folder.is_dir() or any(any(folder.glob(files)) for files in ("tokenizer*", "vocab*", "*.model"))
 
 
 def _without_last(labels: Tensor) -> Tensor:
