@@ -235,13 +235,14 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         FactLM(**settings)
 
 
-def test_a_pretrained_folder_is_loaded(tmp_path: Path) -> None:
-    source = model("encoder-decoder").float()
-    source.model.save_pretrained(tmp_path / "t5")
-    loaded = FactLM(str(tmp_path / "t5"))
+@pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])
+def test_a_pretrained_folder_is_loaded(architecture: str, tmp_path: Path) -> None:
+    source = model(architecture).float()
+    source.model.save_pretrained(tmp_path / "model")
+    loaded = FactLM(str(tmp_path / "model"))
     assert all(module.training for module in loaded.modules())  # dropout is on when it is fine-tuned
     loaded.eval()
-    batch = queries("encoder-decoder")
+    batch = queries(architecture)
     torch.testing.assert_close(loaded.example_losses(batch), source.example_losses(batch))
 
 
