@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from ftrace.data.cache_folder import whole_folder
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.tokenizer import train_word_tokenizer
 
@@ -23,9 +24,9 @@ class FactData(LightningDataModule):
     """Training rows and queries, kept in a folder of their own as ``train.parquet`` and ``queries.parquet``.
 
     Training rows have ``example_id`` (0 to N - 1, in order), ``inputs_pretokenized``, ``targets_pretokenized``,
-    ``facts`` (a list of keys), and where several rows are variants of one sentence, ``sentence_id``. Queries have
-    ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted surfaces) and ``proponent_ids``
-    (the ids of rows that state the fact, ascending).
+    ``facts`` (a list of keys), where the source names its rows ``name``, and where several rows are variants of one
+    sentence, ``sentence_id``. Queries have ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted
+    surfaces) and ``proponent_ids`` (the ids of rows that state the fact, ascending).
 
     Training batches carry ``example_id``, query batches ``query_id``. Validation, test and prediction run over the
     queries.
@@ -84,9 +85,9 @@ class FactData(LightningDataModule):
     def prepare_data(self) -> None:
         self.make()
         if self.tokenizer_name is None and not self._own_tokenizer.exists():
-            temporary = self._own_tokenizer.with_name(f".{self._own_tokenizer.name}")
-            train_word_tokenizer(self._texts(), split_hyphens=self.split_hyphens).save_pretrained(str(temporary))
-            temporary.rename(self._own_tokenizer)
+            learned = train_word_tokenizer(self._texts(), split_hyphens=self.split_hyphens)
+            with whole_folder(self._own_tokenizer) as temporary:
+                learned.save_pretrained(str(temporary))
 
     @override
     def setup(self, stage: str | None = None) -> None:
