@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ftrace.runs import Run
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text()
 
@@ -36,6 +38,8 @@ def test_a_corpus_of_ones_own(tmp_path: Path) -> None:
     assert table["num_queries"] == 2
     assert {"online update", "online cosine", "tracin dot"} <= table["rows"].keys()
     assert table["rows"]["online cosine"]["MRR"] > 0.5
+    run = Run(tmp_path / "runs" / "corpus" / "version_0")  # from another folder than the files' paths start from
+    assert run.data.train_rows["name"][:2] == ["atlas-1", "atlas-2"]
 
 
 def test_the_sample_is_as_large_as_the_page_says() -> None:
