@@ -47,8 +47,10 @@ def test_wheel_in_a_clean_environment_beside_a_folder_named_callbacks(tmp_path: 
         "import callbacks, ftrace, ftrace.callbacks\n"
         "from ftrace.callbacks import OnlineTracIn, CheckpointSnapshots\n"
         "from ftrace.data.synth import read_relations\n"
+        "from ftrace.data.trex_sources import open_trex\n"
         "import ftrace.cli\n"
         "assert callbacks.MINE and len(read_relations()) >= 40\n"
+        "assert next(open_trex('sample').rows('abstracts')).fields['facts']\n"
         "print(ftrace.callbacks.__file__)\n"
     )
     assert str(site) in run(python, "-c", check, cwd=project)

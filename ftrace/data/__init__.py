@@ -3,8 +3,10 @@
 from ftrace.data.bm25_index import Bm25Index
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.example_ids import WithExampleIds
+from ftrace.data.fact_corpus import FactCorpus
 from ftrace.data.fact_data import FactData
 from ftrace.data.ftrace_synth import FtraceSynth
+from ftrace.data.ftrace_trex import FtraceTrex
 from ftrace.data.synth import SynthCorpus, SynthSettings
 from ftrace.data.synth_files import write_synth
 from ftrace.data.text import fill_in
@@ -13,8 +15,10 @@ from ftrace.data.tokenizer import train_word_tokenizer
 __all__ = [
     "Architecture",
     "Bm25Index",
+    "FactCorpus",
     "FactData",
     "FtraceSynth",
+    "FtraceTrex",
     "SynthCorpus",
     "SynthSettings",
     "WithExampleIds",

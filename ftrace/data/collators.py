@@ -5,7 +5,6 @@ Shape letters: B rows, A accepted answers of a query, T and S tokens of inputs a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ftrace.data.text import continuation, split_sentinel
+
 Architecture = Literal["encoder-decoder", "decoder-only"]
 IGNORED = -100
-_SENTINEL = re.compile(r"^<extra_id_\d+>")
 
 
 class Collator(Protocol):
@@ -75,7 +75,11 @@ class _TextCollator:
 
     def answer_targets(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """For each query, the target text that each accepted answer makes, in its own target's form."""
-        return [[f"<extra_id_0> {answer}" for answer in row["answers"]] for row in rows]
+        sentinels = [split_sentinel(row["targets_pretokenized"])[0] for row in rows]
+        return [
+            [f"{sentinel} {answer}" if sentinel else answer for answer in row["answers"]]
+            for sentinel, row in zip(sentinels, rows, strict=True)
+        ]
 
 
 class EncoderDecoderCollator(_TextCollator):
@@ -106,9 +110,18 @@ class EncoderDecoderCollator(_TextCollator):
 class DecoderOnlyCollator(_TextCollator):
     """The masked text, then the target; the loss is on the target after its first sentinel.
 
+    A target without sentinel goes on where the inputs end; without inputs it is a text of its own, with the loss on all
+    of it. Where the tokenizer begins its texts with a token of its own, as Llama's does, rows begin with it too.
+
     For queries also ``answer_input_ids``, ``answer_attention_mask`` and ``answer_labels``, each ``[B, A, T]``: the
     same text followed by each accepted answer, all -100 where a query has fewer than A.
     """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        begin = tokenizer.bos_token_id
+        own = [] if begin is None else tokenizer("a")["input_ids"][:1]
+        self.begin: list[int] = own if own == [begin] else []
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with ``inputs_pretokenized`` and ``targets_pretokenized``; queries also have ``answers``."""
@@ -124,14 +137,20 @@ class DecoderOnlyCollator(_TextCollator):
         return batch
 
     def _batch(self, prompts: Sequence[str], targets: Sequence[str | None]) -> dict[str, Tensor]:
-        sentinels = [_SENTINEL.match(target or "") for target in targets]
-        firsts = self.tokens([sentinel.group() if sentinel else "" for sentinel in sentinels])
-        rests = self.closed([_SENTINEL.sub("", target or "", count=1) for target in targets])
+        split = [split_sentinel(target or "") for target in targets]
+        firsts = self.tokens([sentinel for sentinel, _ in split])
+        rests = self.closed(
+            [
+                rest if sentinel else continuation(prompt, rest)
+                for prompt, (sentinel, rest) in zip(prompts, split, strict=True)
+            ]
+        )
         inputs, labels = [], []
-        for given, first, rest, target in zip(self.tokens(prompts), firsts, rests, targets, strict=True):
+        for prompt, first, rest, target in zip(self.tokens(prompts), firsts, rests, targets, strict=True):
+            given = [*self.begin, *prompt, *first]
             answer = [] if target is None else rest  # None: a place that no answer takes
-            inputs.append([*given, *first, *answer])
-            labels.append([*[IGNORED] * (len(given) + len(first)), *answer])
+            inputs.append([*given, *answer])
+            labels.append([*[IGNORED] * len(given), *answer])
         return {
             "input_ids": self.padded(inputs, self.padding),
             "attention_mask": self.padded([[1] * len(tokens) for tokens in inputs], 0),

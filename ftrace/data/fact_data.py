@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from ftrace.data.cache_folder import whole_folder
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.tokenizer import train_word_tokenizer
 
@@ -23,9 +24,9 @@ class FactData(LightningDataModule):
     """Training rows and queries, kept in a folder of their own as ``train.parquet`` and ``queries.parquet``.
 
     Training rows have ``example_id`` (0 to N - 1, in order), ``inputs_pretokenized``, ``targets_pretokenized``,
-    ``facts`` (a list of keys), and where several rows are variants of one sentence, ``sentence_id``. Queries have
-    ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted surfaces) and ``proponent_ids``
-    (the ids of rows that state the fact, ascending).
+    ``facts`` (a list of keys), where the source names its rows ``name``, and where several rows are variants of one
+    sentence, ``sentence_id``. Queries have ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted
+    surfaces) and ``proponent_ids`` (the ids of rows that state the fact, ascending).
 
     Training batches carry ``example_id``, query batches ``query_id``. Validation, test and prediction run over the
     queries.
@@ -38,6 +39,8 @@ class FactData(LightningDataModule):
         batch_size: Rows of a training batch.
         query_batch_size: Queries of a query batch.
         num_workers: Processes that load training batches.
+        num_queries: How many queries to trace, drawn at random; None traces all.
+        query_seed: Of that draw.
 
     Attributes:
         tokenizer: The tokenizer, once :meth:`setup` has run.
@@ -57,8 +60,12 @@ class FactData(LightningDataModule):
         batch_size: int,
         query_batch_size: int,
         num_workers: int,
+        num_queries: int | None = None,
+        query_seed: int = 0,
     ) -> None:
         super().__init__()
+        if num_queries is not None and num_queries < 1:
+            raise ValueError(f"num_queries: expected None or at least 1, found {num_queries}")
         self.data_path = data_path
         self.architecture: Architecture = architecture
         self.tokenizer_name = tokenizer
@@ -66,6 +73,8 @@ class FactData(LightningDataModule):
         self.batch_size = batch_size
         self.query_batch_size = query_batch_size
         self.num_workers = num_workers
+        self.num_queries = num_queries
+        self.query_seed = query_seed
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
     @abstractmethod
@@ -76,16 +85,16 @@ class FactData(LightningDataModule):
     def prepare_data(self) -> None:
         self.make()
         if self.tokenizer_name is None and not self._own_tokenizer.exists():
-            temporary = self._own_tokenizer.with_name(f".{self._own_tokenizer.name}")
-            train_word_tokenizer(self._texts(), split_hyphens=self.split_hyphens).save_pretrained(str(temporary))
-            temporary.rename(self._own_tokenizer)
+            learned = train_word_tokenizer(self._texts(), split_hyphens=self.split_hyphens)
+            with whole_folder(self._own_tokenizer) as temporary:
+                learned.save_pretrained(str(temporary))
 
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.tokenizer is None:
             self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name or str(self._own_tokenizer))
             self.train_rows = self._read("train")
-            self.query_rows = self._read("queries")
+            self.query_rows = self._drawn(self._read("queries"))
 
     @override
     def train_dataloader(self) -> DataLoader:
@@ -114,15 +123,19 @@ class FactData(LightningDataModule):
     @cached_property
     def proponents(self) -> dict[int, np.ndarray]:
         """For each query's id, the ids of its ground-truth proponents, ascending."""
-        ids, proponents = self.query_rows["query_id"], self.query_rows["proponent_ids"]
-        return {query: np.asarray(of_query, dtype=np.int64) for query, of_query in zip(ids, proponents, strict=True)}
+        table = self.query_rows.with_format("arrow")[:]
+        of_queries = table["proponent_ids"].combine_chunks()
+        ends = np.cumsum(of_queries.value_lengths().to_numpy())
+        flat = of_queries.flatten().to_numpy().astype(np.int64, copy=False)
+        return dict(zip(table["query_id"].to_pylist(), np.split(flat, ends[:-1]), strict=True))
 
     @cached_property
     def sentence_ids(self) -> np.ndarray | None:
         """Which sentence each training row is a variant of, int64 ``[N]``; None where each row is its own."""
         if "sentence_id" not in self.train_rows.column_names:
             return None
-        return np.asarray(self.train_rows.with_format("numpy")["sentence_id"], dtype=np.int64)
+        found: np.ndarray = self.train_rows.with_format("arrow")[:]["sentence_id"].to_numpy()
+        return found
 
     @property
     def _own_tokenizer(self) -> Path:
@@ -138,6 +151,13 @@ class FactData(LightningDataModule):
             num_workers=self.num_workers if shuffle else 0,
             collate_fn=make_collator(self.tokenizer, self.architecture),
         )
+
+    def _drawn(self, queries: datasets.Dataset) -> datasets.Dataset:
+        """As many queries as are asked for, in their order."""
+        if self.num_queries is None or self.num_queries >= len(queries):
+            return queries
+        drawn = np.random.default_rng(self.query_seed).choice(len(queries), self.num_queries, replace=False)
+        return queries.select(np.sort(drawn))
 
     def _read(self, name: str) -> datasets.Dataset:
         file = str(self.data_path / f"{name}.parquet")

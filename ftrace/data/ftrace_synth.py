@@ -9,6 +9,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from ftrace.data.cache_folder import is_whole
 from ftrace.data.collators import Architecture
 from ftrace.data.fact_data import FactData
 from ftrace.data.synth import SynthSettings
@@ -27,6 +28,8 @@ class FtraceSynth(FactData):
         batch_size: Rows of a training batch.
         query_batch_size: Queries of a query batch.
         num_workers: Processes that load training batches.
+        num_queries: How many queries to trace, drawn at random; None traces all.
+        query_seed: Of that draw.
 
     Attributes:
         data_path: The generated folder, with ``train.parquet`` and ``queries.parquet``.
@@ -42,14 +45,25 @@ class FtraceSynth(FactData):
         batch_size: int = 128,
         query_batch_size: int = 128,
         num_workers: int = 0,
+        num_queries: int | None = None,
+        query_seed: int = 0,
     ) -> None:
-        data_path = Path(data_dir).absolute() / f"synth-{_hash(synth)}"
-        super().__init__(data_path, architecture, tokenizer, split_hyphens, batch_size, query_batch_size, num_workers)
+        super().__init__(
+            Path(data_dir).absolute() / f"synth-{_hash(synth)}",
+            architecture,
+            tokenizer,
+            split_hyphens,
+            batch_size,
+            query_batch_size,
+            num_workers,
+            num_queries,
+            query_seed,
+        )
         self.synth = synth
 
     @override
     def make(self) -> None:
-        if not _is_complete(self.data_path):
+        if not is_whole(self.data_path, FORMAT):
             write_synth(self.data_path, self.synth, progress=True)
 
 
@@ -59,8 +73,3 @@ def _hash(synth: SynthSettings) -> str:
     text = Path(vocabulary).read_text() if vocabulary and Path(vocabulary).exists() else ""
     flags = asdict(replace(synth, relation_vocabulary=text or vocabulary))
     return hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _is_complete(folder: Path) -> bool:
-    manifest = folder / "manifest.json"  # present only in folders that were finished and renamed
-    return manifest.exists() and json.loads(manifest.read_text()).get("format") == FORMAT

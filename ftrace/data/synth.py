@@ -7,7 +7,7 @@ that the published code leaves to the order of a set of strings is drawn from th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice, product
@@ -345,9 +345,3 @@ class _Room:
 
     def is_full(self) -> bool:
         return not self._open
-
-
-def chunks(rows: Iterator[dict[str, Any]], size: int) -> Iterator[Sequence[dict[str, Any]]]:
-    """Rows in lists of at most ``size``."""
-    while chunk := list(islice(rows, size)):
-        yield chunk

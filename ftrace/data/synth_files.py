@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.progress import track
 
-from ftrace.data.synth import SynthCorpus, SynthSettings, chunks, fact_id
+from ftrace.data.cache_folder import whole_folder
+from ftrace.data.row_files import write_rows
+from ftrace.data.synth import SynthCorpus, SynthSettings, fact_id
 
 FORMAT = "ftrace-synth"
-ROWS_PER_CHUNK = 100_000
 
 _TEXT = [("inputs_pretokenized", pa.string()), ("targets_pretokenized", pa.string()), ("guid", pa.string())]
 TRAIN_SCHEMA = pa.schema([("example_id", pa.int64()), *_TEXT, ("facts", pa.list_(pa.string()))])
@@ -83,15 +81,13 @@ def write_synth(output_path: str | os.PathLike[str], settings: SynthSettings, *,
     folder = Path(output_path).resolve()
     _check_output(folder)
     corpus = SynthCorpus(settings)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        num_queries = _write(temporary / "queries.parquet", QUERY_SCHEMA, corpus.query_rows())
-        _write(temporary / "facts.parquet", FACT_SCHEMA, _fact_rows(corpus))
+    with whole_folder(folder) as temporary:
+        num_queries = write_rows(temporary / "queries.parquet", QUERY_SCHEMA, corpus.query_rows())
+        write_rows(temporary / "facts.parquet", FACT_SCHEMA, _fact_rows(corpus))
         rows: Iterable[dict[str, Any]] = corpus.training_rows()
         if progress:
             rows = track(rows, "Writing training rows", total=corpus.num_rows)
-        num_rows = _write(temporary / "train.parquet", TRAIN_SCHEMA, iter(rows))
+        num_rows = write_rows(temporary / "train.parquet", TRAIN_SCHEMA, rows)
         assert num_rows == corpus.num_rows
         manifest = {
             "format": FORMAT,
@@ -105,16 +101,6 @@ def write_synth(output_path: str | os.PathLike[str], settings: SynthSettings, *,
         }
         (temporary / "README.md").write_text(_CARD)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.chmod(0o755)
-        if folder.exists():
-            aside = temporary.with_name(f"{temporary.name}.old")
-            folder.rename(aside)
-            temporary.rename(folder)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -138,13 +124,3 @@ def _fact_rows(corpus: SynthCorpus) -> Iterator[dict[str, Any]]:
         relation, (first, second) = fact
         names = ("fact", "relation", "entity_0", "entity_1", "is_test")
         yield dict(zip(names, (fact_id(fact), relation, first, second, index in tested), strict=True))
-
-
-def _write(file: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> int:
-    count = 0
-    with pq.ParquetWriter(file, schema) as writer:
-        for chunk in chunks(rows, ROWS_PER_CHUNK):
-            columns = {name: [row[name] for row in chunk] for name in schema.names}
-            writer.write_table(pa.table(columns, schema=schema))
-            count += len(chunk)
-    return count

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from ftrace.callbacks import OnlineTracIn
 from torch import Tensor
 
 from ftrace.data import FtraceSynth, SynthSettings, make_collator, train_word_tokenizer
 from ftrace.models import FactLM
+from ftrace.scores import ScoreStore
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "encoder-decoder": {
@@ -21,6 +24,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "resid_pdrop": 0.0,
         "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     },
+}  # fmt: skip
+LLAMA = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 32,
 }  # fmt: skip
 QUERIES = [
     {
@@ -35,14 +42,15 @@ TOKENIZER = train_word_tokenizer(["Ann likes Oslo Bob tea"])
 def model(architecture: str, **settings: Any) -> FactLM:
     torch.manual_seed(0)
     special = {"vocab_size": len(TOKENIZER), "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-    return FactLM(config={**CONFIGS[architecture], **special}, embedding_std=1.0, **settings).double().eval()
+    config = LLAMA if architecture == "llama" else CONFIGS[architecture]
+    return FactLM(config={**config, **special}, embedding_std=1.0, **settings).double().eval()
 
 
 def queries(architecture: str) -> dict[str, Tensor]:
-    return make_collator(TOKENIZER, architecture)(QUERIES)
+    return make_collator(TOKENIZER, "decoder-only" if architecture == "llama" else architecture)(QUERIES)
 
 
-def log_probability(module: FactLM, prompt: str, answer: str) -> Tensor:
+def log_probability(module: FactLM, prompt: str, answer: str, end_of_sequence: bool = True) -> Tensor:
     """Of one answer, by one forward pass with nothing else in the batch."""
     tokens = [*TOKENIZER(answer, add_special_tokens=False).input_ids, TOKENIZER.eos_token_id]
     given = TOKENIZER(prompt, add_special_tokens=False).input_ids
@@ -54,20 +62,52 @@ def log_probability(module: FactLM, prompt: str, answer: str) -> Tensor:
         tokens = [sentinel, *tokens]
     else:
         logits = module.model(input_ids=torch.tensor([[*given, sentinel, *tokens]])).logits[0, :-1][-len(tokens) :]
-    return logits.log_softmax(-1)[torch.arange(len(tokens)), tokens].sum()
+    each = logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
+    return (each if end_of_sequence else each[:-1]).sum()
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_a_querys_loss_is_of_one_answer_or_of_any(architecture: str) -> None:
+@pytest.mark.parametrize("end_of_sequence", [True, False])
+@pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])
+def test_a_querys_loss_is_of_one_answer_or_of_any(architecture: str, end_of_sequence: bool) -> None:
     batch = queries(architecture)
     for answers in ("one", "any"):
         module = model(architecture, answers=answers)
         expected = []
         for row in QUERIES:
             accepted = row["answers"] if answers == "any" else ["Ann"]
-            each = [log_probability(module, row["inputs_pretokenized"], answer) for answer in accepted]
+            prompt = row["inputs_pretokenized"]
+            each = [log_probability(module, prompt, answer, end_of_sequence) for answer in accepted]
             expected.append(-torch.stack(each).logsumexp(0))
-        torch.testing.assert_close(module.example_losses(batch), torch.stack(expected), rtol=1e-9, atol=1e-9)
+        found = module.example_losses(batch, end_of_sequence=end_of_sequence)
+        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("end_of_sequence", [True, False])
+def test_gradients_of_any_answer_are_finite_where_queries_have_fewer_answers(
+    architecture: str, end_of_sequence: bool
+) -> None:
+    module = model(architecture)
+    module.example_losses(queries(architecture), end_of_sequence).sum().backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_without_its_end_an_example_has_the_loss_of_its_other_tokens() -> None:
+    """Also for training rows: a text of its own, and rows of different length."""
+    rows = [
+        {"example_id": 0, "inputs_pretokenized": "", "targets_pretokenized": "Ann likes Bob"},
+        {"example_id": 1, "inputs_pretokenized": "Ann likes", "targets_pretokenized": "tea"},
+    ]
+    module = model("decoder-only")
+    batch = make_collator(TOKENIZER, "decoder-only")(rows)
+    ids = TOKENIZER("Ann likes Bob", add_special_tokens=False).input_ids
+    scores = module.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    found = module.example_losses(batch, end_of_sequence=False)
+    torch.testing.assert_close(found[0], -(scores[0, ids[1]] + scores[1, ids[2]]), rtol=1e-9, atol=1e-9)
+    end = -scores[2, TOKENIZER.eos_token_id]
+    torch.testing.assert_close(module.example_losses(batch)[0], found[0] + end, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -138,9 +178,11 @@ def run(tmp_path: Path, architecture: str, module: FactLM, epochs: int = 1) -> t
     return trainer, data
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])
 def test_trains_on_synth_with_the_datamodules_vocabulary(architecture: str, tmp_path: Path) -> None:
-    module = FactLM(config=CONFIGS[architecture], embedding_std=0.1, learning_rate=0.01, warmup_steps=2)
+    config = LLAMA if architecture == "llama" else CONFIGS[architecture]
+    module = FactLM(config=config, embedding_std=0.1, learning_rate=0.01, warmup_steps=2)
+    architecture = "decoder-only" if architecture == "llama" else architecture
     trainer, data = run(tmp_path, architecture, module, epochs=2)
     assert module.model.config.vocab_size == len(data.tokenizer)
     assert {"train/loss", "val/query_loss", "val/queries_learned"} <= trainer.callback_metrics.keys()
@@ -151,7 +193,7 @@ def test_trains_on_synth_with_the_datamodules_vocabulary(architecture: str, tmp_
     assert predictions[0].keys() == {"query_id", "loss", "learned"}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adafactor"])
 def test_schedule_warms_up_and_falls(optimizer: Any, tmp_path: Path) -> None:
     module = FactLM(
         config=CONFIGS["decoder-only"], optimizer=optimizer, learning_rate=0.5, warmup_steps=4, weight_decay=0.1
@@ -171,6 +213,7 @@ def test_schedule_warms_up_and_falls(optimizer: Any, tmp_path: Path) -> None:
         enable_model_summary=False, callbacks=[Watch()],
     )  # fmt: skip
     trainer.fit(module, data)
+    assert type(trainer.optimizers[0]).__name__.lower() == optimizer
     assert rates[:5] == pytest.approx([0, 0.125, 0.25, 0.375, 0.5])
     assert rates[-1] == pytest.approx(0.5 / 6)
 
@@ -192,13 +235,14 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         FactLM(**settings)
 
 
-def test_a_pretrained_folder_is_loaded(tmp_path: Path) -> None:
-    source = model("encoder-decoder").float()
-    source.model.save_pretrained(tmp_path / "t5")
-    loaded = FactLM(str(tmp_path / "t5"))
+@pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])
+def test_a_pretrained_folder_is_loaded(architecture: str, tmp_path: Path) -> None:
+    source = model(architecture).float()
+    source.model.save_pretrained(tmp_path / "model")
+    loaded = FactLM(str(tmp_path / "model"))
     assert all(module.training for module in loaded.modules())  # dropout is on when it is fine-tuned
     loaded.eval()
-    batch = queries("encoder-decoder")
+    batch = queries(architecture)
     torch.testing.assert_close(loaded.example_losses(batch), source.example_losses(batch))
 
 
@@ -214,3 +258,46 @@ def test_architecture_and_vocabulary_must_fit_the_datamodule(tmp_path: Path) -> 
     module = FactLM(config=CONFIGS["decoder-only"])
     with pytest.raises(ValueError, match="expected vocab_size, or a datamodule with a tokenizer"):
         module.configure_model()
+
+
+@pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])
+def test_online_scores_follow_adafactor_and_llama(architecture: str, tmp_path: Path) -> None:
+    """The self-check holds contributions against the gradient and the gradient after each step."""
+    config = LLAMA if architecture == "llama" else CONFIGS[architecture]
+    module = FactLM(config=config, embedding_std=0.1, optimizer="adafactor", learning_rate=0.05)
+    synth = SynthSettings(
+        num_entities=6, num_relations=2, num_facts=6, num_test_utterances=3, num_facts_per_utterance=1
+    )
+    kind: Any = "decoder-only" if architecture == "llama" else architecture
+    data = FtraceSynth(synth, str(tmp_path / "cache"), kind, batch_size=32)
+    online = OnlineTracIn(output_dir=tmp_path / "online", scores=("update", "cosine"))
+    trainer = pl.Trainer(
+        max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[online], num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    store = ScoreStore.open(tmp_path / "online")
+    assert store.manifest["optimizers"][0]["class"].endswith("Adafactor")
+    assert abs(store.matrix("update")).max() > 0
+
+
+def pretrained(folder: Path, tokenizer: Any | None) -> Path:
+    model("encoder-decoder").float().model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_data_must_be_in_the_models_own_tokens(tmp_path: Path) -> None:
+    folder = pretrained(tmp_path / "t5", TOKENIZER)
+    datamodule = SimpleNamespace(architecture="encoder-decoder", tokenizer=train_word_tokenizer(["Bob likes Oslo"]))
+    module = FactLM(str(folder))
+    module._trainer = SimpleNamespace(datamodule=datamodule)  # type: ignore[assignment]
+    message = rf"in the tokens of the model '{folder}', found a tokenizer with another.*tokenizer={folder}$"
+    with pytest.raises(ValueError, match=message):
+        module.configure_model()
+    datamodule.tokenizer = TOKENIZER
+    module.configure_model()
+    module = FactLM(str(pretrained(tmp_path / "without a tokenizer", None)))
+    module._trainer = SimpleNamespace(datamodule=datamodule)  # type: ignore[assignment]
+    module.configure_model()

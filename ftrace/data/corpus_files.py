@@ -1,0 +1,161 @@
+"""A user's own corpus on disk, in the form that all fact-tracing data sets have.
+
+train.parquet      example_id, inputs_pretokenized, targets_pretokenized, name, facts
+queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, name, fact, answers, proponent_ids
+manifest.json      counts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ftrace.data.cache_folder import whole_folder
+from ftrace.data.fact_index import FactIndex
+from ftrace.data.row_files import SourceRow, write_rows
+from ftrace.data.text import split_sentinel
+
+FORMAT = "ftrace-corpus"
+
+_TEXT = [("inputs_pretokenized", pa.string()), ("targets_pretokenized", pa.string()), ("name", pa.string())]
+TRAIN_SCHEMA = pa.schema([("example_id", pa.int64()), *_TEXT, ("facts", pa.list_(pa.string()))])
+QUERY_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.int64()),
+        *_TEXT,
+        ("fact", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("proponent_ids", pa.list_(pa.int64())),
+    ]
+)
+_PAIRS = (("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
+
+
+def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[SourceRow]) -> dict[str, Any]:
+    """Bring a user's rows and queries into a folder, whole or not at all.
+
+    Args:
+        folder: The folder; one that is there is replaced.
+        train: Training rows: ``inputs`` and ``targets`` (or the same with ``_pretokenized``), or ``text``; may have
+            ``id`` and ``facts``.
+        queries: Queries, likewise; may have ``id``, ``fact``, ``answers`` and ``proponents``.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: If a row is malformed, an id occurs twice, a proponent is unknown, or there are no rows or queries.
+    """
+    with whole_folder(folder) as temporary:
+        corpus = _Corpus()
+        num_train = write_rows(temporary / "train.parquet", TRAIN_SCHEMA, corpus.rows(train))
+        if not num_train:
+            raise ValueError("train: expected at least one row, found none")
+        num_queries = write_rows(temporary / "queries.parquet", QUERY_SCHEMA, corpus.queries(queries))
+        if not num_queries:
+            raise ValueError("queries: expected at least one query, found none")
+        manifest = {
+            "format": FORMAT,
+            "version": 1,
+            "num_train": num_train,
+            "num_facts": corpus.index.num_facts,
+            "num_queries": num_queries,
+            "num_queries_without_proponents": corpus.without_proponents,
+            "first_row_of_text": corpus.first_text,
+            "versions": {"ftrace": version("ftrace"), "pyarrow": version("pyarrow")},
+        }
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+class _Corpus:
+    """Reads training rows, then queries."""
+
+    def __init__(self) -> None:
+        self.index = FactIndex()
+        self.without_proponents = 0
+        self.first_text: str | None = None
+        self._example_ids: dict[str, int] = {}
+
+    def rows(self, train: Iterable[SourceRow]) -> Iterator[dict[str, Any]]:
+        for example_id, row in enumerate(train):
+            inputs, targets = self._texts(row)
+            name = _name(row, example_id, self._example_ids)
+            self._example_ids[name] = example_id
+            facts = _texts(row, "facts")
+            self.index.add(example_id, facts)
+            yield {
+                "example_id": example_id,
+                "inputs_pretokenized": inputs,
+                "targets_pretokenized": targets,
+                "name": name,
+                "facts": facts,
+            }
+
+    def queries(self, queries: Iterable[SourceRow]) -> Iterator[dict[str, Any]]:
+        names: dict[str, int] = {}
+        for query_id, row in enumerate(queries):
+            inputs, targets = self._texts(row)
+            name = _name(row, query_id, names)
+            names[name] = query_id
+            fact = row.text("fact") if "fact" in row.fields else None
+            proponents = self._proponents(row, fact)
+            self.without_proponents += not len(proponents)
+            yield {
+                "query_id": query_id,
+                "inputs_pretokenized": inputs,
+                "targets_pretokenized": targets,
+                "name": name,
+                "fact": fact,
+                "answers": _texts(row, "answers") or [split_sentinel(targets)[1].strip()],
+                "proponent_ids": proponents,
+            }
+
+    def _texts(self, row: SourceRow) -> tuple[str, str]:
+        for inputs, targets in _PAIRS:
+            if inputs in row.fields or targets in row.fields:
+                return row.text(inputs, empty=True), row.text(targets)
+        if "text" in row.fields:
+            self.first_text = self.first_text or row.place
+            return "", row.text("text")
+        raise ValueError(
+            f'{row.place}: expected the fields "inputs" and "targets", or "text", '
+            f"{row.found('inputs', 'targets', 'text')}"
+        )
+
+    def _proponents(self, row: SourceRow, fact: str | None) -> np.ndarray:
+        """The rows that the query names, or else those that state its fact."""
+        if "proponents" not in row.fields:
+            return self.index.rows_stating(fact) if fact is not None else np.empty(0, dtype=np.int64)
+        names = row.fields["proponents"]
+        names = names if isinstance(names, list) else [names]
+        if not all(isinstance(name, str | int) and not isinstance(name, bool) for name in names):
+            raise row.wrong("proponents", "ids of training rows")
+        unknown = [name for name in names if str(name) not in self._example_ids]
+        if unknown:
+            raise row.wrong("proponents", f"ids of training rows, {unknown[0]!r} is none")
+        return np.unique([self._example_ids[str(name)] for name in names]).astype(np.int64)
+
+
+def _name(row: SourceRow, number: int, known: dict[str, int]) -> str:
+    """The row's id, or its number where it has none."""
+    name = row.name("id") if "id" in row.fields else str(number)
+    if name in known:
+        other = f"that row {known[name]} (from 0) has too"
+        raise row.wrong("id", f"an id of its own, not {name!r}, {other}")
+    return name
+
+
+def _texts(row: SourceRow, field: str) -> list[str]:
+    """A field that is one text or a list of texts; none where it is missing."""
+    value = row.fields.get(field, [])
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise row.wrong(field, "text or a list of texts")
+    return texts

@@ -1,0 +1,101 @@
+"""A user's own corpus as a LightningDataModule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from ftrace.data.cache_folder import is_whole
+from ftrace.data.collators import Architecture
+from ftrace.data.corpus_files import FORMAT, write_corpus
+from ftrace.data.fact_data import FactData
+from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
+
+
+class FactCorpus(FactData):
+    """Your own training rows and queries, from JSON-lines, JSON or Parquet files; see docs/data.md.
+
+    Rows have ``inputs`` and ``targets`` (a masked sentence and its answers, or a beginning and its end), or ``text``
+    alone, all of which a decoder-only model learns. What states which fact is only needed to evaluate: ``facts`` of
+    rows and ``fact`` of queries, or a query's ``proponents``.
+
+    Args:
+        train: Files of training rows, one or several.
+        queries: Files of queries, one or several.
+        data_dir: Where the data is kept in our form, in a folder named by the hash of the files.
+        architecture: "encoder-decoder" or "decoder-only", as the model is.
+        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
+        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
+        batch_size: Rows of a training batch.
+        query_batch_size: Queries of a query batch.
+        num_workers: Processes that load training batches.
+        num_queries: How many queries to trace, drawn at random; None traces all.
+        query_seed: Of that draw.
+
+    Attributes:
+        data_path: The folder of our form, with ``train.parquet`` and ``queries.parquet``.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        queries: str | list[str],
+        data_dir: str = "data_cache",
+        architecture: Architecture = "encoder-decoder",
+        tokenizer: str | None = None,
+        split_hyphens: bool = False,
+        batch_size: int = 128,
+        query_batch_size: int = 128,
+        num_workers: int = 0,
+        num_queries: int | None = None,
+        query_seed: int = 0,
+    ) -> None:
+        self.train_files = _files("train", train)
+        self.query_files = _files("queries", queries)
+        key = hash_of_files([*self.train_files, *self.query_files], str(len(self.train_files)))
+        super().__init__(
+            Path(data_dir).absolute() / f"corpus-{key}",
+            architecture,
+            tokenizer,
+            split_hyphens,
+            batch_size,
+            query_batch_size,
+            num_workers,
+            num_queries,
+            query_seed,
+        )
+
+    @override
+    def make(self) -> None:
+        if is_whole(self.data_path, FORMAT):
+            manifest = json.loads((self.data_path / "manifest.json").read_text())
+        else:
+            manifest = write_corpus(self.data_path, _rows(self.train_files), _rows(self.query_files))
+        if self.architecture == "encoder-decoder" and manifest["first_row_of_text"]:
+            raise ValueError(
+                f'{manifest["first_row_of_text"]}: expected "inputs" and "targets", which an encoder-decoder model '
+                'needs, found "text" alone. Name them, or take a decoder-only model'
+            )
+        rank_zero_info(
+            f"{manifest['num_train']:,} training rows, {manifest['num_queries']:,} queries; "
+            f"{manifest['num_queries_without_proponents']:,} queries have no proponents and can't be evaluated"
+        )
+
+
+def _files(name: str, files: str | Sequence[str]) -> list[Path]:
+    paths = [Path(file).absolute() for file in ([files] if isinstance(files, str) else files)]
+    if not paths:
+        raise ValueError(f"{name}: expected at least one file, found none")
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"{name}: expected files, found none at {', '.join(missing)}")
+    return paths
+
+
+def _rows(files: Sequence[Path]) -> Iterator[SourceRow]:
+    for file in files:
+        yield from read_rows(file)

@@ -1,0 +1,78 @@
+"""FTRACE-TREX as a LightningDataModule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from ftrace.data.cache_folder import is_whole
+from ftrace.data.collators import Architecture
+from ftrace.data.fact_data import FactData
+from ftrace.data.trex_files import FORMAT, write_trex
+from ftrace.data.trex_sources import open_trex
+
+
+class FtraceTrex(FactData):
+    """FTRACE-TREX: sentences of Wikipedia with the facts that they state, and queries of LAMA that ask for these.
+
+    Indexed once, cached by the hash of its files. A query's ground-truth proponents are all masked variants of each
+    sentence that states its fact; queries without any are left out, counted and reported. Source: Akyürek et al. 2022,
+    arXiv 2205.11482.
+
+    Args:
+        source: A data set on the Hugging Face hub, a folder with the same files (``abstracts*`` and ``queries*``; JSON
+            lines, JSON or Parquet), or "sample": some sentences about made-up places and people that ship with ftrace.
+        data_dir: Where the indexed data is kept.
+        architecture: "encoder-decoder" or "decoder-only", as the model is.
+        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
+        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
+        batch_size: Rows of a training batch.
+        query_batch_size: Queries of a query batch.
+        num_workers: Processes that load training batches.
+        num_queries: How many queries to trace, drawn at random; None traces all.
+        query_seed: Of that draw.
+
+    Attributes:
+        data_path: The indexed folder, with ``train.parquet`` and ``queries.parquet``.
+    """
+
+    def __init__(
+        self,
+        source: str = "ekinakyurek/ftrace",
+        data_dir: str = "data_cache",
+        architecture: Architecture = "encoder-decoder",
+        tokenizer: str | None = None,
+        split_hyphens: bool = False,
+        batch_size: int = 128,
+        query_batch_size: int = 128,
+        num_workers: int = 0,
+        num_queries: int | None = None,
+        query_seed: int = 0,
+    ) -> None:
+        self.source = open_trex(source)
+        super().__init__(
+            Path(data_dir).absolute() / f"trex-{self.source.key()}",
+            architecture,
+            tokenizer,
+            split_hyphens,
+            batch_size,
+            query_batch_size,
+            num_workers,
+            num_queries,
+            query_seed,
+        )
+
+    @override
+    def make(self) -> None:
+        if is_whole(self.data_path, FORMAT):
+            manifest = json.loads((self.data_path / "manifest.json").read_text())
+        else:
+            abstracts, queries = self.source.rows("abstracts"), self.source.rows("queries")
+            manifest = write_trex(self.data_path, abstracts, queries, self.source.name, progress=True)
+        rank_zero_info(
+            f"FTRACE-TREX from {self.source.name}: {manifest['num_train']:,} rows, {manifest['num_queries']:,} "
+            f"queries, {manifest['num_queries_without_proponents']:,} more left out whose fact no row states"
+        )

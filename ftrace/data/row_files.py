@@ -1,0 +1,145 @@
+"""Rows of JSON-lines, JSON and Parquet files, one at a time, each of which knows where it is from."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+ROWS_PER_CHUNK = 100_000
+_ROWS_AT_A_TIME = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A row, and where it stands.
+
+    Args:
+        file: The file, for errors.
+        number: Its place there, from 1: of JSON lines, the line.
+        fields: The row itself; what is null is not there.
+    """
+
+    file: str
+    number: int
+    fields: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, in words."""
+        return f"{self.file}, row {self.number}"
+
+    def text(self, name: str, *, empty: bool = False) -> str:
+        """A field that must be text.
+
+        Raises:
+            ValueError: If it is missing, no text, or empty although that is not allowed.
+        """
+        if name not in self.fields:
+            raise ValueError(f"{self.place}: no field {name!r}, {self.found(name)}")
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise self.wrong(name, "text")
+        if not empty and not value.strip():
+            raise ValueError(f"{self.place}: field {name!r}: expected text, found none in it ({value!r})")
+        return value
+
+    def name(self, field: str) -> str:
+        """A field that names the row, a whole number or text.
+
+        Raises:
+            ValueError: If it is anything else.
+        """
+        value = self.fields.get(field)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return self.text(field)
+
+    def wrong(self, field: str, expected: str) -> ValueError:
+        """The error for a field that is not what was expected."""
+        return ValueError(f"{self.place}: field {field!r}: expected {expected}, found {self.fields.get(field)!r:.200}")
+
+    def found(self, *wanted: str) -> str:
+        """Which fields there are, and which of them are spelled nearly like the wanted ones."""
+        near = {close for name in wanted for close in difflib.get_close_matches(name, self.fields, n=1)}
+        return f"found the fields {sorted(self.fields)}" + (f"; nearest: {sorted(near)}" if near else "")
+
+
+def read_rows(file: Path) -> Iterator[SourceRow]:
+    """The rows of one file, in order; memory does not grow with the file, unless it is one JSON list.
+
+    Args:
+        file: ``.jsonl`` or ``.json`` (lines of objects, or one list of them; also with ``.gz``), or ``.parquet``.
+
+    Raises:
+        ValueError: If the file can't be read, is of another kind, or a row is no object.
+    """
+    if not file.name.endswith(SUFFIXES):
+        raise ValueError(f"{file}: expected a file that ends in {', '.join(SUFFIXES)}")
+    try:
+        rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+        for number, row in rows:
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, row {number}: expected a JSON object, found {row!r:.100}")
+            yield SourceRow(str(file), number, {name: value for name, value in row.items() if value is not None})
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError(f"{file}: can't be read ({error})") from error
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    with pq.ParquetFile(file) as reader:
+        batches = reader.iter_batches(batch_size=_ROWS_AT_A_TIME)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line.lstrip().startswith("["):
+                yield from enumerate(_json(file, number, line + lines.read()), 1)
+                return
+            if line.strip():
+                yield number, _json(file, number, line)
+
+
+def _json(file: Path, number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}, row {number}: expected JSON, found {text.strip()!r:.100} ({error})") from error
+
+
+def write_rows(file: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows to a Parquet file, chunk by chunk.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    iterator = iter(rows)
+    with pq.ParquetWriter(file, schema) as writer:
+        while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
+            columns = {name: [row[name] for row in chunk] for name in schema.names}
+            writer.write_table(pa.table(columns, schema=schema))
+            count += len(chunk)
+    return count
+
+
+def hash_of_files(files: Sequence[Path], *words: str) -> str:
+    """Twelve hexadecimal digits that change with the content of any file, or with the words."""
+    digest = hashlib.sha256(json.dumps(words).encode())
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:12]

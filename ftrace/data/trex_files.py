@@ -1,0 +1,238 @@
+"""FTRACE-TREX on disk: which rows state which fact, worked out once.
+
+train.parquet      example_id, inputs_pretokenized, targets_pretokenized, name, sentence_id, facts
+queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, uuid, predicate, fact, answers, proponent_ids
+manifest.json      counts, and what was left out
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.progress import track
+
+from ftrace.data.cache_folder import whole_folder
+from ftrace.data.fact_index import FactIndex
+from ftrace.data.row_files import SourceRow, write_rows
+from ftrace.data.text import fill_in, split_sentinel
+
+FORMAT = "ftrace-trex"
+ROWS_PER_BATCH = 100_000
+
+_TEXT = [("inputs_pretokenized", pa.string()), ("targets_pretokenized", pa.string())]
+_ROW_SCHEMA = pa.schema([("example_id", pa.int64()), *_TEXT, ("name", pa.string()), ("sentence_id", pa.int64())])
+TRAIN_SCHEMA = _ROW_SCHEMA.append(pa.field("facts", pa.list_(pa.string())))
+QUERY_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.int64()),
+        *_TEXT,
+        ("uuid", pa.string()),
+        ("predicate", pa.string()),
+        ("fact", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("proponent_ids", pa.list_(pa.int64())),
+    ]
+)
+_FACT = re.compile(r"[^,;\s]+,[^,;\s]+,[^,;\s]+")
+_MASK = "<extra_id_0>"
+
+
+def write_trex(
+    folder: Path,
+    abstracts: Iterable[SourceRow],
+    queries: Iterable[SourceRow],
+    source: str,
+    *,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Index FTRACE-TREX into a folder, whole or not at all.
+
+    Memory holds an index of numbers, the names of rows and a hash for each sentence, not the rows.
+
+    Args:
+        folder: The folder; one that is there is replaced.
+        abstracts: The masked sentences, as published: ``inputs_pretokenized``, ``targets_pretokenized``, ``page_uri``,
+            ``facts`` and ``id``; other fields are not read.
+        queries: The queries, as published.
+        source: Where they are from, for the manifest.
+        progress: Show a progress bar.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: If a row is malformed, ids occur twice, there are no rows, or no query's fact is stated.
+    """
+    with whole_folder(folder) as temporary:
+        reader = _Abstracts()
+        rows = reader.rows(track(abstracts, "Indexing abstracts") if progress else abstracts)
+        num_train = write_rows(temporary / "rows.parquet", _ROW_SCHEMA, rows)
+        reader.check(source)
+        num_completed = _add_facts(temporary / "rows.parquet", temporary / "train.parquet", reader)
+        (temporary / "rows.parquet").unlink()
+        asked = _Queries(reader.index)
+        num_queries = write_rows(temporary / "queries.parquet", QUERY_SCHEMA, asked.rows(queries))
+        if not num_queries:
+            raise ValueError(
+                f"{source}: expected queries whose facts are stated, found {asked.without_proponents} queries and none"
+            )
+        manifest = {
+            "format": FORMAT,
+            "version": 1,
+            "source": source,
+            "num_train": num_train,
+            "num_sentences": reader.index.num_sentences,
+            "num_facts": reader.index.num_facts,
+            "num_rows_with_facts_of_other_variants": num_completed,
+            "num_queries": num_queries,
+            "num_queries_without_proponents": asked.without_proponents,
+            "num_queries_with_a_repeated_uuid": asked.repeated,
+            "proponents": asked.statistics(),
+            "versions": {"ftrace": version("ftrace"), "pyarrow": version("pyarrow")},
+        }
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+class _Abstracts:
+    """Reads the masked sentences and indexes their facts."""
+
+    def __init__(self) -> None:
+        self.index = FactIndex()
+        self._sentences: dict[bytes, int] = {}
+        self._names: set[str] = set()
+        self._repeated: list[str] = []
+
+    def rows(self, abstracts: Iterable[SourceRow]) -> Iterator[dict[str, Any]]:
+        """Training rows without their facts, which are only complete at the end."""
+        for example_id, row in enumerate(abstracts):
+            inputs, targets = _masked_text(row)
+            name = row.name("id")
+            if name in self._names:
+                self._repeated.append(f"{name!r} ({row.place})")
+            self._names.add(name)
+            sentence = self._sentences.setdefault(_sentence_key(row, inputs, targets), len(self._sentences))
+            self.index.add(sentence, _facts(row))
+            yield {
+                "example_id": example_id,
+                "inputs_pretokenized": inputs,
+                "targets_pretokenized": targets,
+                "name": name,
+                "sentence_id": sentence,
+            }
+
+    def check(self, source: str) -> None:
+        """Refuse ids that occur twice, and an empty source."""
+        if self._repeated:
+            more = f" and {len(self._repeated) - 5} more" if len(self._repeated) > 5 else ""
+            raise ValueError(f"{source}: expected each id once, found again {', '.join(self._repeated[:5])}{more}")
+        if not self._names:
+            raise ValueError(f"{source}: expected abstracts, found none")
+
+
+class _Queries:
+    """Reads the queries and looks their facts up."""
+
+    def __init__(self, index: FactIndex) -> None:
+        self.without_proponents = 0
+        self.repeated = 0
+        self._index = index
+        self._counts: list[int] = []
+
+    def rows(self, queries: Iterable[SourceRow]) -> Iterator[dict[str, Any]]:
+        """Those queries whose facts are stated."""
+        seen: set[str] = set()
+        for row in queries:
+            inputs, targets = _masked_text(row)
+            fact = ",".join(_part(row, name) for name in ("predicate_id", "obj_uri", "sub_uri"))
+            uuid, answers = row.name("uuid"), _answers(row, targets)
+            self.repeated += uuid in seen
+            seen.add(uuid)
+            proponents = self._index.rows_stating(fact)
+            if not len(proponents):
+                self.without_proponents += 1
+                continue
+            yield {
+                "query_id": len(self._counts),
+                "inputs_pretokenized": inputs,
+                "targets_pretokenized": targets,
+                "uuid": uuid,
+                "predicate": row.fields["predicate_id"],
+                "fact": fact,
+                "answers": answers,
+                "proponent_ids": proponents,
+            }
+            self._counts.append(len(proponents))
+
+    def statistics(self) -> dict[str, float]:
+        """Of the number of proponents a query."""
+        counts = np.array(self._counts)
+        return {"mean": round(float(counts.mean()), 2), "median": float(np.median(counts)), "most": int(counts.max())}
+
+
+def _add_facts(rows: Path, file: Path, reader: _Abstracts) -> int:
+    """Write the rows with all facts of their sentences; returns how many had not noted all of them themselves."""
+    start = completed = 0
+    with pq.ParquetFile(rows) as source, pq.ParquetWriter(file, TRAIN_SCHEMA) as writer:
+        for batch in source.iter_batches(batch_size=ROWS_PER_BATCH):
+            stop = start + len(batch)
+            facts = reader.index.facts_of_rows(start, stop)
+            completed += int((np.diff(facts.offsets.to_numpy()) > reader.index.noted(start, stop)).sum())
+            writer.write_table(pa.Table.from_batches([batch]).append_column(TRAIN_SCHEMA.field("facts"), facts))
+            start = stop
+    return completed
+
+
+def _masked_text(row: SourceRow) -> tuple[str, str]:
+    inputs, targets = row.text("inputs_pretokenized"), row.text("targets_pretokenized")
+    if _MASK not in inputs:
+        raise row.wrong("inputs_pretokenized", f"a sentence with {_MASK} in it")
+    if split_sentinel(targets)[0] != _MASK:
+        raise row.wrong("targets_pretokenized", f"{_MASK} and the masked words")
+    return inputs, targets
+
+
+def _sentence_key(row: SourceRow, inputs: str, targets: str) -> bytes:
+    """What the variants of one sentence share: the page, and the sentence with the answer filled in.
+
+    Rows say nothing else that would do: ids number rows, and ``example_uris`` names pages, sentences and entities, but
+    of one row only those that were masked alike. Words count, not the spaces between them, since masking may have moved
+    these. The same words on another page are another sentence: who "he" is depends on the page.
+    """
+    sentence = " ".join(fill_in(inputs, targets).split())
+    return hashlib.blake2b(f"{row.text('page_uri')}\n{sentence}".encode(), digest_size=16).digest()
+
+
+def _facts(row: SourceRow) -> list[str]:
+    text = row.text("facts", empty=True).strip()
+    facts = text.split(";") if text else []
+    if not all(map(_FACT.fullmatch, facts)):
+        raise row.wrong("facts", "keys PREDICATE,OBJECT,SUBJECT joined by ;")
+    return facts
+
+
+def _part(row: SourceRow, name: str) -> str:
+    part = row.text(name)
+    if re.search(r"[,;\s]", part):
+        raise row.wrong(name, "one identifier such as Q48")
+    return part
+
+
+def _answers(row: SourceRow, targets: str) -> list[str]:
+    """The target's own text, and the surface of what is masked, if that is spelled otherwise."""
+    answer = split_sentinel(targets)[1].strip()
+    for name in ("obj_surface", "sub_surface"):
+        surface = row.text(name).strip()
+        if surface.casefold() == answer.casefold():
+            return list(dict.fromkeys([answer, surface]))
+    surfaces = " or ".join(repr(row.fields[name]) for name in ("obj_surface", "sub_surface"))
+    raise row.wrong("targets_pretokenized", f"{_MASK} and {surfaces} (obj_surface or sub_surface)")
