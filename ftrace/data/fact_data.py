@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -83,6 +84,11 @@ class FactData(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
+        self.data_path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.data_path.with_name(f".{self.data_path.name}.lock")):  # several runs may begin at once
+            self._prepare()
+
+    def _prepare(self) -> None:
         self.make()
         if self.tokenizer_name is None and not self._own_tokenizer.exists():
             learned = train_word_tokenizer(self._texts(), split_hyphens=self.split_hyphens)

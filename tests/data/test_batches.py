@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,15 @@ def test_proponents_and_sentences_of_a_data_set(tmp_path: Path) -> None:
         stating = [row["example_id"] for row in data.train_rows if query["fact"] in row["facts"]]
         assert data.proponents[query["query_id"]].tolist() == stating
     assert data.sentence_ids is None
+
+
+def test_runs_that_begin_at_once_make_their_data_once(tmp_path: Path) -> None:
+    code = (
+        "from ftrace.data import FtraceSynth, SynthSettings\n"
+        f"data = FtraceSynth({SYNTH!r}, data_dir={str(tmp_path)!r})\n"
+        "data.prepare_data(); data.setup(); print(len(data.train_rows), len(data.tokenizer))"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) for _ in range(3)]
+    said = [one.communicate(timeout=120) for one in running]
+    assert [one.returncode for one in running] == [0, 0, 0], said
+    assert len({out.splitlines()[-1] for out, _ in said}) == 1
