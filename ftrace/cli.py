@@ -36,7 +36,7 @@ class TraceSettings:
 
     baselines: tuple[Baseline, ...] = ("bm25", "tracin")
     worked_queries: int = 3
-    kind: str = "cosine"
+    kind: str = "learning"
 
 
 def synth(output_path: str, settings: SynthSettings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
-from ftrace.models import FactLM, find_snapshots, load_snapshot
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore, check_replaceable
 
@@ -83,14 +81,8 @@ def make_task(
         queries: As :func:`attribute`.
         settings: More fields of :class:`Task`.
     """
-
-    def load_model(snapshot: Path) -> FactLM:
-        model = copy.deepcopy(run.model)  # the run's own stays at the last snapshot
-        load_snapshot(model, snapshot)
-        return model
-
     try:
-        snapshots = find_snapshots(run.folder / "snapshots")
+        snapshots = run.snapshots
     except ValueError:  # not every method reads them
         snapshots = []
     learned = np.array(run.learned_queries(), np.int64) if queries == "learned" else None
@@ -104,7 +96,7 @@ def make_task(
         run.data,
         output_dir,
         snapshots,
-        load_model,
+        run.model_at,
         pool,
         learned,
         run.folder,
