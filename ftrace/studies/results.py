@@ -111,9 +111,10 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
     for grid in grids:
         console.print(grid.render())
     if study.report == "variants":
-        costs = _costs(study, runs)
-        console.print(costs)
-        text.append(costs)
+        text.append(_agreement(study, runs))
+    text.append(_costs(study, runs))
+    for lines in text[len(grids) :]:
+        console.print(lines)
     file = output_dir / "study.md"
     replace_text(file, f"# {study.question}\n\n" + "\n".join(text))
     return [file, picture, *files]
@@ -170,6 +171,19 @@ def _learned_steps(run: StudyRun, study: Study) -> dict[int, int]:
 
 
 def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
+    """What each training and each method took, over runs."""
+    lines = ["| | seconds | peak memory, GiB |", "|---|---:|---:|"]
+    for variant in study.variants:
+        seconds = [run.seconds for run in runs if run.variant == variant]
+        lines.append(f"| training {variant}, scores included | {np.mean(seconds):.0f} | |")
+    for name in study.methods:
+        facts = [run.stores(study)[name].manifest for run in runs]
+        memory = max(float(one["peak_memory_bytes"]) for one in facts) / 2**30
+        lines.append(f"| {name} | {np.mean([one['seconds'] for one in facts]):.1f} | {memory:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
     """What each variant took, and how well its online scores agree with the first variant's."""
     first = next(iter(study.variants))
     reference = {run.seed: run for run in runs if run.variant == first}

@@ -161,4 +161,4 @@ def test_bad_studies_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(ValueError, match=r"training a with seed 0 failed: see .*seed-0.log"):
         do_study(broken, tmp_path / "runs", ROOT / "train.py")
     assert main(["study", "--config", str(tmp_path / "missing.yaml")]) == 2
-    assert "ftrace study" in capsys.readouterr().err
+    assert "missing.yaml" in capsys.readouterr().err
