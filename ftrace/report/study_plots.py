@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ftrace.evaluation import Estimate
@@ -59,23 +60,29 @@ def plot_curves(panels: Mapping[str, Mapping[str, Rows]], axis: str, metric: str
     Returns:
         The file.
     """
-    figure = Figure(figsize=(6.4 * len(panels), 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(panels), 5.2), layout="constrained")
     for place, (title, rows) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), place + 1)
         groups = list(dict.fromkeys(group for own in rows.values() for group in own))
+        colors = colormaps["tab20"](np.linspace(0, 1, 20))[[*range(0, 20, 2), *range(1, 20, 2)]]
         for order, (name, own) in enumerate(rows.items()):
             at = np.array([groups.index(group) for group in own]) + 0.04 * (order - len(rows) / 2)
             means = np.array([100 * one.mean for one in own.values()])
             ends = np.array([[100 * one.low, 100 * one.high] for one in own.values()]).T
             style = "-" if name.startswith("online") else "--"
             errors = np.nan_to_num(np.abs(ends - means))
-            axes.errorbar(at, means, yerr=errors, label=name, linestyle=style, marker="o", markersize=4, capsize=2)
+            axes.errorbar(
+                at, means, yerr=errors, label=name, linestyle=style, color=colors[order % 20], marker="o", markersize=4,
+                capsize=2, linewidth=2.2 if name.startswith("online") else 1.2,
+            )  # fmt: skip
         axes.set_xticks(range(len(groups)), groups, fontsize=8)
         axes.set_xlabel(axis)
         axes.set_ylabel(f"{metric}, percent")
         axes.set_title(title, fontsize=10)
-        axes.legend(fontsize=7, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4
+    )
     return _save(figure, file)
 
 
