@@ -86,9 +86,11 @@ class Scoring:
 
     def see(self, names: Collection[str]) -> None:
         """More parameters are covered from here on."""
-        self.names = tuple(names)
-        if self.whitened is not None:
+        grown, self.names = set(names) != set(self.names), tuple(names)
+        if self.whitened is not None and grown:
             self.whitened.see(names)
+            if self.whole is not None:
+                self.whitened.take_queries(self._queries_to_whiten())
         if self.queries is not None and "cosine" in self.rules.kinds:
             self._query_norms = self.queries.norms(self.names)
 
@@ -132,7 +134,7 @@ class Scoring:
         self.see(self.names)
         self._learning_weights = learning_weights(losses)
         if self.whitened is not None:
-            self.whitened.refresh(gradients if self.whitened.divides else projected)
+            self.whitened.refresh(self._queries_to_whiten())
         self._close(before)
         if learned is not None:
             self.learned = learned if self.learned is None else _or(self.learned, learned)
@@ -145,15 +147,22 @@ class Scoring:
         assert self.rules.projection is not None
         return project(gradients, self.rules.projection)
 
+    def _queries_to_whiten(self) -> PerExampleGradients:
+        """Query gradients as :class:`WhitenedProducts` takes them."""
+        assert self.whole is not None
+        assert self.whitened is not None
+        if self.whitened.divides or not self.keeps_queries_whole:
+            return self.whole
+        return project(self.whole, self.whitened.projection)
+
     def restore_queries(
         self, now: PerExampleGradients, losses: Tensor, before: PerExampleGradients | None
     ) -> QueryGradients:
         """The query gradients of a run that is resumed: of its last refresh, with losses, and of the one before."""
-        projected = self._take_queries(now)
-        self.queries = QueryGradients(projected, batches=self.batches)
+        self.queries = QueryGradients(self._take_queries(now), batches=self.batches)
         self._learning_weights = learning_weights(losses)
         if self.whitened is not None:
-            self.whitened.take_queries(now if self.whitened.divides else projected)
+            self.whitened.take_queries(self._queries_to_whiten())
         self._before = before
         self.see(self.names)
         return self.queries
@@ -221,8 +230,6 @@ class Scoring:
             self._hold(step, self._directions(step, self.whole))
         if self.whitened is not None:
             self.whitened.step([one.projected for one in step.contributions], step.names)
-            for one in step.contributions:
-                one.projected, one.whitened = {}, {}
         return True
 
     def finish(self) -> None:

@@ -378,6 +378,9 @@ class TracedRun:
         )
         if not self._is_finite(one) or not self.scoring.take(step):
             self._leave_out()
+        if self.pl_module.automatic_optimization:  # by hand, another step may use the same gradients
+            for contribution in window:
+                contribution.projected, contribution.whitened = {}, {}
         if self.ledger is not None:
             self.ledger.after_step(one, steps, given)
         check = self.parameters.conservation.get(one.index)

@@ -4,7 +4,8 @@ What TrackStar does at one snapshot (Chang et al. 2024, arXiv 2410.17413, sectio
 sides are divided by the root of the optimizer's second moments, projected, and whitened by the autocorrelation R of the
 examples' gradients of the last steps, each parameter by itself; the score is the cosine over all of them. V and R are
 those of the last refresh, so that queries and examples are treated alike. Before the first refresh that follows a step,
-nothing has been seen, and R is the identity.
+nothing has been seen, and R is the identity; the same goes for the first interval in which there are second moments. A
+parameter of which nothing has been seen, while others' R is known, counts from the next refresh on.
 """
 
 from __future__ import annotations
@@ -103,9 +104,16 @@ class WhitenedProducts:
         chosen = match_globs(self.rules.parameters, {name: [name] for name in names}, "whitening: parameters")
         self.names = tuple(sorted(chosen))
 
-    def precondition_with(self, preconditioners: Mapping[str, Preconditioner]) -> None:
-        """New second moments."""
-        self.preconditioners = {name: preconditioners[name] for name in self.names if name in preconditioners}
+    def precondition_with(self, preconditioners: Mapping[str, Preconditioner], *, restored: bool = False) -> None:
+        """New second moments.
+
+        Args:
+            preconditioners: One over their roots, by parameter.
+            restored: Whether they are those that the autocorrelation was made with.
+        """
+        if not restored:  # what was seen before a parameter had any is of another scale
+            self.autocorrelation.forget(preconditioners.keys() - self.preconditioners.keys())
+        self.preconditioners = dict(preconditioners)
         self._projection = self.projection
         if self.preconditioners and self.rules.preconditioner == "rank-one":
             self._projection = self.projection.preconditioned(self.preconditioners)
@@ -122,7 +130,7 @@ class WhitenedProducts:
     def take_queries(self, queries: PerExampleGradients) -> None:
         """Query gradients for the whiteners that there are."""
         projected = self.project(queries)
-        self._queries = {name: self._whitened(name, phi) for name, phi in projected.items()}
+        self._queries = {name: self._whitened(name, phi) for name, phi in projected.items() if self._counts(name)}
         squares = [u.square().sum(1) for u in self._queries.values()]
         self._query_norms = torch.stack(squares).sum(0).sqrt() if squares else queries.zeros(len(queries))
 
@@ -150,6 +158,10 @@ class WhitenedProducts:
             own = project(own, self._projection)
         return {name: own.dense(name).flatten(1) for name in own.parts}
 
+    def _counts(self, name: str) -> bool:
+        """Once some parameters are white, others would outweigh them, or vanish beside them."""
+        return not self.whiteners or name in self.whiteners
+
     def _whitened(self, name: str, phi: Tensor) -> Tensor:
         return phi @ self.whiteners[name].to(phi) if name in self.whiteners else phi
 
@@ -163,7 +175,7 @@ class WhitenedProducts:
         by_layer: dict[str, Tensor] = {}
         square_norms: Tensor | None = None
         for name in names:
-            if name not in projected:
+            if name not in projected or not self._counts(name):
                 continue
             white = self._whitened(name, projected[name])
             own = white.square().sum(1)
@@ -207,7 +219,7 @@ class WhitenedProducts:
         for state in states:
             self.autocorrelation.add_sums(state["sums"], state["weights"])
         self.whiteners = dict(shared["whiteners"])
-        self.precondition_with(shared["preconditioners"])
+        self.precondition_with(shared["preconditioners"], restored=True)
 
 
 def learning_weights(losses: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "report": {"scores", "evaluation"},
     "runs": {"data", "models", "evaluation"},
     "commands": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs"},
-    "studies": {"attribution", "evaluation", "report", "runs", "scores", "commands"},
+    "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands"},
     "cli": {
         "gradients",
         "scores",

@@ -164,7 +164,8 @@ class _Scoring(LightningModule):
             self._scorer = self.passes[item.of_pass].begin(self.device)
             self._begun = item.of_pass
         assert self._scorer is not None
-        self._open.append({key: scores.detach().cpu().numpy() for key, scores in self._scorer(batch).items()})
+        found = {key: scores.detach().cpu() for key, scores in self._scorer(batch).items()}
+        self._open.append({key: (s if s.dtype == torch.float64 else s.float()).numpy() for key, s in found.items()})
         if item.ends_block:
             keys = list(self._open[0])
             scores = {key: np.concatenate([of_batch[key] for of_batch in self._open]) for key in keys}

@@ -119,7 +119,7 @@ def evaluate_stores(
     folders = [Path(one) for one in runs or [run or str(Path(stores[0]).resolve().parent)]]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"runs: expected each run once, found {list(runs or ())}")
-    opened = [open_stores(stores, folder if runs or run else None) for folder in folders]
+    opened = [open_stores(stores, folder if runs or run else None, only_in_run=bool(runs)) for folder in folders]
     of_runs = [Run(folder) for folder in folders]
     kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0].items()}
     chosen_from = families(choose or (), kinds)

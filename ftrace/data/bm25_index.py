@@ -32,11 +32,14 @@ class Bm25Index:
     ) -> None:
         if not any(documents):
             raise ValueError("BM25: expected documents with words, found none")
+        self._count = len(documents)
         self._index = bm25s.BM25(method="bm25+", k1=k1, b=b, delta=delta)
         self._index.index([list(words) for words in documents], show_progress=False)
 
     def scores(self, words: Sequence[str]) -> np.ndarray:
         """Scores of all documents for one query, float32 ``[N]``; a word that occurs twice counts twice."""
+        if not words:
+            return np.zeros(self._count, np.float32)
         found: np.ndarray = self._index.get_scores(list(words))
         return found
 

@@ -7,6 +7,7 @@ facts, not queries, for their unit.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -45,7 +46,7 @@ class EvaluatedQueries:
     def of(
         cls,
         proponents: Mapping[int, Sequence[int] | np.ndarray],
-        facts: Mapping[int, str] | None = None,
+        facts: Mapping[int, str | None] | None = None,
         description: str = "all",
         seed: int = 0,
     ) -> EvaluatedQueries:
@@ -53,12 +54,12 @@ class EvaluatedQueries:
 
         Args:
             proponents: For each query's id, the ids of its ground-truth proponents.
-            facts: For each query's id, the fact that it asks for; default: one of its own.
+            facts: For each query's id, the fact that it asks for; where there is none, one of its own.
             description: Which queries these are, in words.
             seed: Of the halves.
         """
         kept = [query for query, of_query in proponents.items() if len(of_query)]
-        of_facts = {query: facts[query] if facts else f"query {query}" for query in proponents}
+        of_facts = {query: (facts or {}).get(query) or f"query {query}" for query in proponents}
         development = development_facts(of_facts.values(), seed)
         return cls(
             np.array(kept, dtype=np.int64),
@@ -110,10 +111,10 @@ def relation_of(fact: str) -> str:
     """The relation of a fact: what its key begins with.
 
     Example:
-        >>> relation_of("r3-e1-e2"), relation_of("P361,Q48,Q771405")
-        ('r3', 'P361')
+        >>> relation_of("r3-e1-e2"), relation_of("P361,Q48,Q771405"), relation_of("query 5")
+        ('r3', 'P361', 'query')
     """
-    return fact.split("," if "," in fact else "-")[0]
+    return "query" if re.fullmatch(r"query -?\d+", fact) else fact.split("," if "," in fact else "-")[0]
 
 
 def seeded_sample(query_ids: Sequence[int], count: int, seed: int) -> list[int]:

@@ -56,6 +56,12 @@ class RunningAutocorrelation:
             self.sums[block] = self.sums[block] + own if block in self.sums else own.clone()
             self.weights[block] = self.weights.get(block, 0.0) + weights[block]
 
+    def forget(self, blocks: Iterable[str]) -> None:
+        """Begin anew with these blocks."""
+        for block in blocks:
+            self.sums.pop(block, None)
+            self.weights.pop(block, None)
+
     def age(self, blocks: Iterable[str]) -> None:
         """A step of these blocks has passed: what was added before it counts less."""
         share = 1 - 1 / self.window

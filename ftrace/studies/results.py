@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -98,7 +99,10 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
             whole = evaluations
     picture = output_dir / "picture.png"
     if study.report == "learned":
-        grids += [_by_learned_step(study, v, whole[v], [r for r in runs if r.variant == v]) for v in study.variants]
+        grids += [
+            _by_learned_step(study, v, whole[v], [r for r in runs if r.variant == v and opened[r].learned_queries()])
+            for v in study.variants
+        ]
         curves = {grid.title: {row: _series(grid, row) for row in _rows_of(grid)} for grid in grids[-len(whole) :]}
         plot_curves(curves, "queries by the step at which they were learned", "P@10", picture)
     elif study.report == "variants":
@@ -125,6 +129,12 @@ def _evaluate(
 ) -> Evaluation:
     protocol = Protocol(pool=pool)
     of_variant = {run: data for run, data in opened.items() if run.variant == variant}
+    without = [run.seed for run, data in of_variant.items() if not data.learned_queries()]
+    if len(without) == len(of_variant):
+        raise ValueError(f"variant {variant}: expected queries that were learned, found none. Train for longer")
+    if without:
+        rank_zero_warn(f"{variant}: no query was learned with the seeds {without}; they are left out")
+        of_variant = {run: data for run, data in of_variant.items() if run.seed not in without}
     found = over_runs(compare(run.stores(study), data, protocol) for run, data in of_variant.items())
     if study.choose:
         first = next(iter(of_variant)).stores(study)
@@ -147,16 +157,20 @@ def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: S
         ledger = _learned_steps(run, study)
         steps.append(np.array([ledger[query] for query in metrics.queries.query_ids.tolist()]))
     everything = np.concatenate(steps)
-    ends = np.unique(np.quantile(everything, np.linspace(0, 1, BINS + 1)).round().astype(int))
+    learned = everything[everything >= 0]
+    ends: list[int] = []
+    if len(learned):
+        ends = np.unique(np.quantile(learned, np.linspace(0, 1, BINS + 1)).round().astype(int)).tolist()
+        ends = [*ends[:-1], ends[-1] + 1] if len(ends) > 1 else [ends[0], ends[0] + 1]
+    bins = {f"{low} to {high - 1}": (low, high) for low, high in pairwise(ends)}
+    bins["never"] = (-1, 0)  # right by beam search at the end, and at no refresh
     cells, notes = {}, {}
-    for low, high in pairwise(ends):
-        last = high == ends[-1]
-        masks = [(own >= low) & ((own <= high) if last else (own < high)) for own in steps]
-        if not any(mask.any() for mask in masks):
-            continue
+    for name, (first, end) in bins.items():
+        masks = [(own >= first) & (own < end) for own in steps]
         some = [place for place, mask in enumerate(masks) if mask.any()]
+        if not some:
+            continue
         part = replace(evaluation, runs=tuple(evaluation.runs[place] for place in some))
-        name = f"{low} to {high if last else high - 1}"
         cells[name] = _shown(study, part.where([masks[place] for place in some]))
         notes[name] = f"{sum(int(mask.sum()) for mask in masks)} queries"
     return Grid(f"{variant}: by the step at which a query was first right", "step", cells, notes)

@@ -42,13 +42,17 @@ class Variant:
             found = yaml.safe_load(Path(self.config).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"config: can't read {self.config!r} ({error})") from error
+        if not isinstance(found, Mapping) or not all(
+            isinstance(found.get(one), Mapping) for one in ("trainer", "data")
+        ):
+            raise ValueError(f"{self.config}: expected a config of train.py with the sections model, data and trainer")
         found = merged(merged(found, study.changes), self.changes)
         callbacks = found["trainer"].get("callbacks") or []
         for path in (_ONLINE, _SNAPSHOTS):
             ours = [one for one in callbacks if one["class_path"] == path]
             if len(ours) != 1:
                 raise ValueError(f"{self.config}: expected one {path} among trainer.callbacks, found {len(ours)}")
-            given = ours[0].get("init_args", {})
+            given = ours[0].get("init_args") or {}
             if path == _ONLINE:
                 ours[0]["init_args"] = {**given, **study.online, **self.online}
             else:  # of steps, every_n_steps and log_spaced only one may be given

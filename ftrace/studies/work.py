@@ -15,8 +15,10 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 
+from ftrace.attribution import Ensemble
 from ftrace.commands.attribute import make_task
 from ftrace.evaluation import replace_text
+from ftrace.gradients import full_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from ftrace.studies.settings import Study
@@ -77,12 +79,15 @@ def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) 
         list(pool.map(train, runs))  # raises what a training raised
     for run in runs:
         opened = Run(run.folder)
+        some_are_new = False
         for name, method in study.methods.items():
-            folder = run.folder / name
-            if not _is_done(folder, method.options()):
+            folder, asked = run.folder / name, {"method": full_name(method), **method.options()}
+            is_stale = some_are_new and isinstance(method, Ensemble)  # of what may be its members
+            if is_stale or not _is_done(folder, asked):
                 rank_zero_info(f"{run.variant}, seed {run.seed}: {name}")
                 method.score(make_task(opened, folder))
-                replace_text(folder.with_name(f"{name}.json"), json.dumps(method.options()) + "\n")
+                replace_text(folder.with_name(f"{name}.json"), json.dumps(asked) + "\n")
+                some_are_new = True
     return runs
 
 

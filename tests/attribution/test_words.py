@@ -11,7 +11,7 @@ from rank_bm25 import BM25Plus
 
 from ftrace.attribution import Bm25, RandomTarget, Task
 from ftrace.attribution.random_target import answers_in
-from ftrace.data import FtraceSynth, SynthSettings, fill_in
+from ftrace.data import Bm25Index, FtraceSynth, SynthSettings, fill_in
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,7 @@ def test_bad_tasks(changes: dict, message: str, data: FtraceSynth, tmp_path: Pat
 def test_bad_constants() -> None:
     with pytest.raises(ValueError, match="b from 0 to 1"):
         Bm25(b=2)
+
+
+def test_a_query_without_words_scores_nothing() -> None:
+    assert Bm25Index([["a", "b"], ["c"]]).scores([]).tolist() == [0, 0]

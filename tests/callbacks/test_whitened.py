@@ -11,11 +11,12 @@ import pytest
 import replay
 import torch
 from ftrace.callbacks import OnlineTracIn, Whitening
+from ftrace.callbacks.whitened import WhitenedProducts
 from test_kinds import OPTIMIZERS, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ftrace.gradients import Projection
+from ftrace.gradients import Dense, Elementwise, PerExampleGradients, Projection
 from ftrace.scores import ScoreStore
 
 SIDE = 3
@@ -73,7 +74,9 @@ def dense_formula(
 
     for t, batches in enumerate(windows):
         if t % refresh == 0:
-            scales = second_moments(optimizer, module) if divided != "none" else {}
+            had_none, scales = not scales, second_moments(optimizer, module) if divided != "none" else {}
+            if had_none and scales:  # of another scale
+                seen.clear()
             if divided == "rank-one":
                 scales = {n: closest_outer_product(scale) for n, scale in scales.items()}
             losses = module.example_losses(torch.utils.data.default_collate(asked))
@@ -181,5 +184,73 @@ def test_whitened_scores_need_a_projection_and_parameters_that_exist(tmp_path: P
         DataLoader(asked, batch_size=2), tmp_path / "s", scores=("whitened",), projection_side=2,
         whitening=Whitening(parameters=("net.0.weigth",)),
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"whitening: parameters: .*'net.0.weigth' matches no .* net.0.weight"):
+    with pytest.raises(ValueError, match=r"whitening: parameters: .*'net.0.weigth' matches no .*'net.0.weight'"):
         trainer(tmp_path, callbacks=[online]).fit(replay.Net(OPTIMIZERS["sgd"]), DataLoader(examples, batch_size=2))
+
+
+class Twice(replay.Net):
+    """Steps by hand, once or twice with one gradient."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(OPTIMIZERS["sgd"])
+        self.automatic_optimization = False
+        self.steps = steps
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for _ in range(self.steps):
+            optimizer.step()
+
+
+def test_a_gradient_that_is_used_twice_counts_twice(tmp_path: Path) -> None:
+    examples, asked = replay.rows(3, "example_id"), replay.rows(2, "query_id", seed=1)
+    found = []
+    for steps in (1, 2):
+        folder = tmp_path / str(steps)
+        online = OnlineTracIn(
+            DataLoader(asked, batch_size=2), folder, scores=("whitened",), projection_side=2, refresh_every_n_steps=9
+        )  # fmt: skip
+        trainer(tmp_path, callbacks=[online], max_epochs=1).fit(Twice(steps), DataLoader(examples, batch_size=3))
+        found.append(np.array(ScoreStore.open(folder).matrix("whitened")))
+    np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-9)
+
+
+def test_a_resumed_run_whitens_parameters_that_it_sees_later() -> None:
+    """Those that were unfrozen before it was killed are covered anew only after its state is back."""
+    names, side = ["a.weight", "b.weight"], 2
+    projection = Projection(side)
+
+    def gradients(seed: int, rows: int) -> PerExampleGradients:
+        torch.manual_seed(seed)
+        parts: Any = {n: [Dense(torch.randn(rows, side, side, dtype=torch.float64))] for n in names}
+        return PerExampleGradients(parts, {n: torch.Size([side, side]) for n in names}, rows)
+
+    def product(seen: list[str]) -> WhitenedProducts:
+        return WhitenedProducts(Whitening(), projection, seen, divides=True, by_layer=False)
+
+    whole = product(names)
+    whole.precondition_with({n: Elementwise(torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()) for n in names[:0]})
+    whole.step([whole.project(gradients(0, 5))], names)
+    whole.refresh(gradients(1, 3))
+    resumed = product(names[:1])
+    resumed.restore([whole.state()], whole.state())
+    resumed.take_queries(gradients(1, 3))
+    resumed.see(names)
+    resumed.take_queries(gradients(1, 3))
+    batch = gradients(2, 4)
+    [first], [second] = (
+        list(one.cosines(one.project(batch), names).values()) for one in (whole, resumed)
+    )  # fmt: skip
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
+
+
+def test_what_was_seen_before_second_moments_is_forgotten() -> None:
+    whitened = WhitenedProducts(Whitening(), Projection(1), ["a", "b"], divides=True, by_layer=False)
+    whitened.step([{"a": torch.full((2, 1), 3.0), "b": torch.full((2, 1), 5.0)}], ["a", "b"])
+    whitened.precondition_with({"a": Elementwise(torch.ones(1))})
+    assert list(whitened.autocorrelation.sums) == ["b"]
+    whitened.step([{"a": torch.full((2, 1), 1.0)}], ["a"])
+    whitened.precondition_with({"a": Elementwise(2 * torch.ones(1))})
+    assert float(whitened.autocorrelation.mean("a")) == 1.0

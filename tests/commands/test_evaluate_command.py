@@ -157,6 +157,8 @@ def test_runs_and_run_exclude_each_other(folder: Path, capsys: pytest.CaptureFix
     run = folder / "run_0"
     assert evaluate("online", "--runs", run, f"--run={run}") == 2
     assert evaluate("online", "--runs", run, run) == 2
+    assert evaluate(f"{run}/online", "--runs", run) == 2  # one store for all runs
+    assert evaluate("missing", "--runs", run) == 2
     errors = capsys.readouterr().err
     assert "expected one of run and runs, found both" in errors
     assert "runs: expected each run once" in errors

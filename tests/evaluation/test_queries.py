@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ftrace.evaluation import EvaluatedQueries, seeded_sample
+from ftrace.evaluation import EvaluatedQueries, sample_means, seeded_sample
 from ftrace.evaluation.queries import development_facts, relation_of
 
 FACTS = {query: f"r{query // 2 % 4}-e{query // 2}-e9" for query in range(80)}
@@ -56,3 +56,10 @@ def test_samples_are_seeded_and_keep_the_order() -> None:
 
 def test_relations_of_both_data_sets_and_of_others() -> None:
     assert [relation_of(fact) for fact in ("r17-e1-e2", "P17,Q1,Q-2", "my fact")] == ["r17", "P17", "my fact"]
+
+
+def test_queries_without_a_fact_have_one_of_their_own() -> None:
+    queries = EvaluatedQueries.of({0: [1], 1: [2], 2: [3]}, {0: None, 1: "P1,Q1,Q2", 2: None})
+    assert queries.facts == ("query 0", "P1,Q1,Q2", "query 2")
+    assert [relation_of(fact) for fact in queries.facts] == ["query", "P1", "query"]
+    assert sample_means([np.ones((3, 1))], [queries.facts], 50, 0).estimates()[0].mean == 1

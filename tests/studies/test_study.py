@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from ftrace.attribution import Bm25, Embed
+from ftrace.attribution import Bm25, Embed, Ensemble
 from ftrace.cli import _parser, main
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -36,7 +36,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
             "plain": Variant(str(ROOT / "configs" / "synth_demo.yaml")),
             "rare refresh": Variant(str(ROOT / "configs" / "synth_demo.yaml"), online={"refresh_every_n_steps": 50}),
         },
-        methods={"bm25": Bm25(), "embed": Embed(layers=["encoder.0", "encoder.2"])},
+        methods={
+            "bm25": Bm25(),
+            "embed": Embed(layers=["encoder.0", "encoder.2"]),
+            "both": Ensemble(members=["bm25:bm25", "embed:encoder.0"], standardize=True),
+        },
         seeds=(0, 1),
         changes={"trainer": {"max_epochs": 3}, "data": {"init_args": small}},
         online={"scores": ["learning"], "projection_side": 4, "integration": "left", "momentum": "eventual"},
@@ -61,7 +65,7 @@ def test_each_variant_is_trained_with_each_seed_and_scored_by_each_method(
     for run in runs:
         assert run.folder == (folder / run.variant / f"seed-{run.seed}").absolute()
         stores = run.stores(study)
-        assert list(stores) == ["online", "bm25", "embed"]
+        assert list(stores) == ["online", "bm25", "embed", "both"]
         assert stores["online"].kinds == ("learning",)
         assert run.seconds > 0
         refreshes[run.variant] = len(stores["online"].manifest["refreshes"])
@@ -72,12 +76,12 @@ def test_each_variant_is_trained_with_each_seed_and_scored_by_each_method(
 
 def test_what_is_done_is_not_done_again(study: Study, done: tuple[list[StudyRun], Path]) -> None:
     runs, folder = done
-    files = [run.folder / name / "manifest.json" for run in runs for name in ("online", "bm25", "embed")]
+    files = [run.folder / name / "manifest.json" for run in runs for name in ("online", "bm25", "embed", "both")]
     before = [file.stat().st_mtime_ns for file in files]
     other = replace(study, methods={**study.methods, "bm25": Bm25(text="target")})
     do_study(other, folder, ROOT / "train.py")
     changed = [file.parent.name for file, then in zip(files, before, strict=True) if file.stat().st_mtime_ns != then]
-    assert changed == ["bm25"] * len(runs)
+    assert changed == ["bm25", "both"] * len(runs)  # an ensemble is made of what has changed
     do_study(study, folder, ROOT / "train.py")
 
 
@@ -112,6 +116,21 @@ def test_queries_are_binned_by_when_they_were_learned(
               if "| online learning |" in line]  # fmt: skip
     whole = next(line for line in text.splitlines() if line.startswith("| plain ") and "online learning" in line)
     assert sum(counts) == int(whole.split(" queries)")[0].split("(")[-1])
+
+
+def test_runs_without_learned_queries_are_left_out(
+    study: Study, done: tuple[list[StudyRun], Path], tmp_path: Path
+) -> None:
+    runs, _ = done
+    file = runs[0].folder / "learned_queries.json"
+    before = file.read_text()
+    known = json.loads(before)
+    file.write_text(json.dumps({**known, "paper": {**known["paper"], "query_ids": []}}))
+    with pytest.warns(UserWarning, match=r"plain: no query was learned with the seeds \[0\]"):
+        report_study(replace(study, choose=(), report="learned"), runs, tmp_path, Console(file=io.StringIO()))
+    table = json.loads((tmp_path / "plain" / "evaluation" / "table.json").read_text())
+    file.write_text(before)
+    assert table["num_runs"] == 1
 
 
 def test_variants_are_compared_with_the_first_one(
@@ -152,7 +171,10 @@ def test_bad_studies_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         Study("x", "x", {"a": variant}, {"online": Bm25()})
     with pytest.raises(ValueError, match=r"expected train.py, found nothing .* --train_script PATH"):
         do_study(Study("x", "x", {"a": variant}), tmp_path, tmp_path / "train.py")
-    (tmp_path / "none.yaml").write_text("trainer: {callbacks: []}")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"empty.yaml: expected a config of train.py"):
+        Variant(str(tmp_path / "empty.yaml")).settings(Study("x", "x", {"a": variant}))
+    (tmp_path / "none.yaml").write_text("{trainer: {callbacks: []}, data: {}}")
     with pytest.raises(ValueError, match=r"expected one ftrace\.callbacks\.OnlineTracIn .* found 0"):
         Variant(str(tmp_path / "none.yaml")).settings(Study("x", "x", {"a": variant}))
     broken = Study(
