@@ -55,7 +55,7 @@ def test_run_folder_holds_everything_and_the_working_directory_nothing(demo: tup
 def test_output_ends_with_the_table_worked_queries_and_places(demo: tuple[Path, str]) -> None:
     run, output = demo
     rows = json.loads((run / "evaluation" / "table.json").read_text())["rows"]
-    assert list(rows) == ["online update", "online cosine", "bm25", "tracin dot", "tracin cosine"]
+    assert list(rows) == ["online update", "online cosine", "online learning", "bm25", "tracin dot", "tracin cosine"]
     assert "ceiling" in output
     for label in ("proponents", "opponents"):
         assert len(re.findall(rf"^│ {label} ", output, re.M)) == 3
@@ -124,7 +124,13 @@ def test_scores_are_compared_by_the_step_at_which_queries_were_learned(demo: tup
     assert sum(one["num_queries"] for one in bins) == 8
     assert learned[0]["last"] <= learned[1]["first"]
     for one in learned:
-        assert list(one["methods"]) == ["online update", "online cosine", "tracin dot", "tracin cosine"]
+        assert list(one["methods"]) == [
+            "online update",
+            "online cosine",
+            "online learning",
+            "tracin dot",
+            "tracin cosine",
+        ]
         assert 0 <= one["methods"]["online cosine"]["before"] <= 1
         assert -1 <= one["methods"]["tracin cosine"]["rank_correlation"] <= 1
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
@@ -84,8 +86,8 @@ class FactData(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        self.data_path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.data_path.with_name(f".{self.data_path.name}.lock")):  # several runs may begin at once
+        name = hashlib.sha256(str(self.data_path.resolve()).encode()).hexdigest()[:16]
+        with FileLock(Path(tempfile.gettempdir()) / f"ftrace-{name}.lock"):  # several runs may begin at once
             self._prepare()
 
     def _prepare(self) -> None:
