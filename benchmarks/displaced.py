@@ -57,10 +57,10 @@ def train_without(run: Run, fact: str | None, seed: int) -> np.ndarray:
     del model.model
     model.build(data.tokenizer)
     loader = DataLoader(
-        kept,  # type: ignore[arg-type]
+        kept,
         batch_size=data.batch_size,
         shuffle=True,
-        collate_fn=make_collator(data.tokenizer, data.architecture),  # type: ignore[arg-type]
+        collate_fn=make_collator(data.tokenizer, data.architecture),
     )
     losses = QueryLosses(data.query_dataloader())
     trainer = pl.Trainer(
@@ -102,8 +102,8 @@ def main() -> None:
     seed = int(run._config["seed_everything"])
     rng = np.random.default_rng(seed)
     involved = {*displacing, *asked.values()}
-    others = sorted({fact for of_row in stated for fact in of_row} - involved)
-    controls = rng.choice(others, arguments.controls, replace=False).tolist()
+    unrelated = sorted({fact for of_row in stated for fact in of_row} - involved)
+    controls = rng.choice(np.array(unrelated), arguments.controls, replace=False).tolist()
     without_others = np.stack([train_without(run, fact, seed) for fact in controls])
 
     table = Table(title=f"Mean loss over training, in nats ({arguments.controls} controls: other facts left out)")
