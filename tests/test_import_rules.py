@@ -67,7 +67,7 @@ def test_part_imports_only_what_it_may(part: str) -> None:
         assert not forbidden, f"{file.relative_to(ROOT)} imports {sorted(forbidden)}"
 
 
-@pytest.mark.parametrize("part", WITHOUT_LIGHTNING)
+@pytest.mark.parametrize("part", sorted(WITHOUT_LIGHTNING))
 def test_part_knows_nothing_of_lightning(part: str) -> None:
     for file in sources(part):
         assert not {name for name in imported(file) if name.split(".")[0] in {"lightning", "transformers"}}, file
