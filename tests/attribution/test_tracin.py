@@ -89,7 +89,7 @@ ALL = ("dot", "cosine", "tensor_cosine")
             {"keep": lambda name: ".1." in name and ".0." not in name},
         ),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(map(str, value)),
 )
 def test_it_is_the_formula(options: dict, given: dict, run: SmallRun, tmp_path: Path) -> None:
     which = options.get("snapshots", "last")
