@@ -49,7 +49,7 @@ class QueryLosses(pl.Callback):
 
 def train_without(run: Run, fact: str | None, seed: int) -> np.ndarray:
     """Each query's mean loss in a training without a fact's rows, ``[Q]``."""
-    data, settings = run.data, run._config
+    data, settings = run.data, run.config
     facts = data.train_rows["facts"]
     kept = data.train_rows.select([row for row, of_row in enumerate(facts) if fact not in of_row])
     pl.seed_everything(seed, verbose=False)
@@ -99,7 +99,7 @@ def main() -> None:
             fact, count = others.most_common(1)[0]
             displacing.setdefault(fact, []).append((query, count))
     worst = sorted(displacing, key=lambda fact: -sum(count for _, count in displacing[fact]))[: arguments.facts]
-    seed = int(run._config["seed_everything"])
+    seed = int(run.config["seed_everything"])
     rng = np.random.default_rng(seed)
     involved = {*displacing, *asked.values()}
     unrelated = sorted({fact for of_row in stated for fact in of_row} - involved)

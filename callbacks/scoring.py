@@ -27,7 +27,7 @@ from ftrace.callbacks.contributions import (
 )
 from ftrace.callbacks.momentum import HeldStep, MomentumRing
 from ftrace.callbacks.scoring_rules import OF_THE_STEP, ScoringRules
-from ftrace.callbacks.whitened import WhitenedProducts, learning_weights
+from ftrace.callbacks.whitened import WhitenedProducts
 from torch import Tensor
 
 from ftrace.gradients import (
@@ -75,13 +75,12 @@ class Scoring:
         self.gained_by_given = torch.zeros(0, dtype=torch.float64)
         self._before: PerExampleGradients | None = None
         self._query_norms = torch.empty(0)
-        self._learning_weights = torch.empty(0)
         self.whitened: WhitenedProducts | None = None
         if rules.whitens:
             assert rules.projection is not None
             by_layer = "layer" in rules.breakdown
             self.whitened = WhitenedProducts(
-                rules.whitening, rules.projection, names, divides=divides, by_layer=by_layer
+                rules.whitening, rules.projection, names, divides=divides, by_layer=by_layer, kinds=rules.kinds
             )
 
     def see(self, names: Collection[str]) -> None:
@@ -132,8 +131,8 @@ class Scoring:
             before = self.queries
             self.queries.replace(projected)
         self.see(self.names)
-        self._learning_weights = learning_weights(losses)
         if self.whitened is not None:
+            self.whitened.weigh(losses)
             self.whitened.refresh(self._queries_to_whiten())
         self._close(before)
         if learned is not None:
@@ -160,8 +159,8 @@ class Scoring:
     ) -> QueryGradients:
         """The query gradients of a run that is resumed: of its last refresh, with losses, and of the one before."""
         self.queries = QueryGradients(self._take_queries(now), batches=self.batches)
-        self._learning_weights = learning_weights(losses)
         if self.whitened is not None:
+            self.whitened.weigh(losses)
             self.whitened.take_queries(self._queries_to_whiten())
         self._before = before
         self.see(self.names)
@@ -190,16 +189,15 @@ class Scoring:
         assert self.queries is not None
         found = Contribution(example_ids, factor, shares)
         kinds = self.rules.kinds
+        names = [name for of_share in shares.values() for name in of_share]
         if "dot" in kinds or "cosine" in kinds or not (elementwise or self.rules.exact_momentum):
             norms = "cosine" in kinds
             found.products, found.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
         if self.whitened is not None:
-            own = self.whitened.project(gradients if whole is None else whole)
+            own = self.whitened.project((gradients if whole is None else whole).only(names))
             found.projected = {name: factor * phi for name, phi in own.items()}
-            names_of_all = [name for names in shares.values() for name in names]
-            found.whitened = self.whitened.cosines(found.projected, names_of_all)
+            found.whitened = self.whitened.cosines(found.projected, names)
         if self.holds(elementwise):
-            names = {name for of_share in shares.values() for name in of_share}
             found.gradients = gradients.only(names)
         return found
 
@@ -338,7 +336,7 @@ class Scoring:
         if "cosine" in kinds and of_the_step:
             found |= of_cosine(contribution, self._query_norms)
         if of_the_step:
-            found |= self._of_whitened(contribution.whitened)
+            found |= contribution.whitened
         if scalar_update:
             assert products is not None
             weights = {share: step.clip * _eventual_rate(step.steps, contribution.shares[share]) for share in products}
@@ -348,14 +346,6 @@ class Scoring:
             shares = {s: [n for n in names if n in step.steps] for s, names in contribution.shares.items()}
             of_update, _ = multiply(contribution.gradients, directions, shares, contribution.factor, norms=False)
             found |= weighted("update", of_update, dict.fromkeys(of_update, step.clip))
-        return found
-
-    def _of_whitened(self, cosines: Mapping[Sum, Tensor]) -> dict[Sum, Tensor]:
-        found = dict(cosines) if "whitened" in self.rules.kinds else {}
-        if "learning" in self.rules.kinds:
-            for key, values in cosines.items():
-                weights = self._learning_weights[: values.shape[1]].to(values)
-                found[key._replace(kind="learning")] = values * weights
         return found
 
     def _update_directions(self, step: StepTaken) -> QueryGradients | None:

@@ -73,6 +73,7 @@ class WhitenedProducts:
         names: The covered parameters.
         divides: Whether the optimizer keeps second moments.
         by_layer: Whether cosines are broken down by layer.
+        kinds: Of "whitened" and "learning": what :meth:`cosines` gives.
 
     Attributes:
         divides: Whether gradients are divided by their root before they are projected, so that they come whole.
@@ -84,12 +85,20 @@ class WhitenedProducts:
     """
 
     def __init__(
-        self, rules: Whitening, projection: Projection, names: Collection[str], *, divides: bool, by_layer: bool
+        self,
+        rules: Whitening,
+        projection: Projection,
+        names: Collection[str],
+        *,
+        divides: bool,
+        by_layer: bool,
+        kinds: Collection[str] = ("whitened",),
     ) -> None:
         self.rules = rules
         self.divides = divides and rules.preconditioner != "none"
         self.projection = projection
         self.by_layer = by_layer
+        self.kinds = kinds
         self.autocorrelation = RunningAutocorrelation(rules.window)
         self.preconditioners: dict[str, Preconditioner] = {}
         self.whiteners: dict[str, Tensor] = {}
@@ -97,6 +106,7 @@ class WhitenedProducts:
         self._projection = projection
         self._queries: dict[str, Tensor] = {}
         self._query_norms = torch.empty(0)
+        self._learning_weights = torch.empty(0)
         self.see(names)
 
     def see(self, names: Collection[str]) -> None:
@@ -134,6 +144,10 @@ class WhitenedProducts:
         squares = [u.square().sum(1) for u in self._queries.values()]
         self._query_norms = torch.stack(squares).sum(0).sqrt() if squares else queries.zeros(len(queries))
 
+    def weigh(self, losses: Tensor) -> None:
+        """Losses of the queries at the last refresh, ``[Q]``, in nats."""
+        self._learning_weights = learning_weights(losses)
+
     def _make_whiteners(self, like: PerExampleGradients) -> dict[str, Tensor]:
         size = self.projection.side**2
         found = {}
@@ -166,7 +180,7 @@ class WhitenedProducts:
         return phi @ self.whiteners[name].to(phi) if name in self.whiteners else phi
 
     def cosines(self, projected: Mapping[str, Tensor], names: Iterable[str]) -> dict[Sum, Tensor]:
-        """Cosines of examples with queries, ``[B, Q]``, as a whole and, where there are layers, by layer.
+        """Cosines of examples with queries, ``[B, Q]``, of each kind, as a whole and, where there are layers, by layer.
 
         Args:
             projected: As :meth:`project` gives them.
@@ -187,18 +201,28 @@ class WhitenedProducts:
         if square_norms is None or not by_layer:
             return {}
         norms = square_norms.sqrt()
-        whole = cosines(torch.stack(list(by_layer.values())).sum(0), norms, self._query_norms)
-        found = {Sum("whitened"): whole}
-        for layer, products in by_layer.items() if self.by_layer else ():
-            found[Sum("whitened", "layer", layer)] = cosines(products, norms, self._query_norms)
+        parts = {("", ""): torch.stack(list(by_layer.values())).sum(0)}
+        if self.by_layer:
+            parts |= {("layer", layer): products for layer, products in by_layer.items()}
+        found: dict[Sum, Tensor] = {}
+        for part, products in parts.items():
+            values = cosines(products, norms, self._query_norms)
+            if "whitened" in self.kinds:
+                found[Sum("whitened", *part)] = values
+            if "learning" in self.kinds:
+                found[Sum("learning", *part)] = values * self._learning_weights.to(values)
         return found
 
     def step(self, contributions: Iterable[Mapping[str, Tensor]], names: Iterable[str]) -> None:
-        """An optimizer has taken a step: its contributions enter the autocorrelation of its parameters."""
-        own = set(self.names) & set(names)
-        self.autocorrelation.age(own)
+        """An optimizer has taken a step.
+
+        Args:
+            contributions: To the gradients of its parameters, as :meth:`project` gives them.
+            names: Its parameters.
+        """
+        self.autocorrelation.age(names)
         for one in contributions:
-            self.autocorrelation.add({name: phi for name, phi in one.items() if name in own})
+            self.autocorrelation.add(one)
 
     def state(self) -> dict[str, Any]:
         """For resuming: this process's sums, and what all share."""

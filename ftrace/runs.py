@@ -60,7 +60,7 @@ class Run:
             ) from error
         if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
             raise ValueError(f"{str(file)!r}: expected the sections model and data, as train.py saves them")
-        self._config: dict[str, Any] = config
+        self.config: dict[str, Any] = config
         noted = self.folder / WORKING_DIRECTORY
         there = Path(noted.read_text().strip()) if noted.exists() else Path.cwd()
         self._working_directory = there if there.is_dir() else Path.cwd()
@@ -187,6 +187,6 @@ class Run:
         parser.add_subclass_arguments(base, section)
         try:
             with contextlib.chdir(self._working_directory):
-                return parser.instantiate(parser.parse_object({section: self._config[section]}))[section]
+                return parser.instantiate(parser.parse_object({section: self.config[section]}))[section]
         except ArgumentError as error:
             raise ValueError(f"{self.folder / 'config.yaml'}, section {section}: {error}") from error

@@ -14,26 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ftrace.data.cache_folder import whole_folder
 from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, write_rows
+from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.text import split_sentinel
 
 FORMAT = "ftrace-corpus"
 
-_TEXT = [("inputs_pretokenized", pa.string()), ("targets_pretokenized", pa.string()), ("name", pa.string())]
-TRAIN_SCHEMA = pa.schema([("example_id", pa.int64()), *_TEXT, ("facts", pa.list_(pa.string()))])
-QUERY_SCHEMA = pa.schema(
-    [
-        ("query_id", pa.int64()),
-        *_TEXT,
-        ("fact", pa.string()),
-        ("answers", pa.list_(pa.string())),
-        ("proponent_ids", pa.list_(pa.int64())),
-    ]
-)
+TRAIN_SCHEMA, QUERY_SCHEMA = train_schema("name"), query_schema("name")
 _PAIRS = (("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
 
 

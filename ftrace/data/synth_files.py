@@ -22,21 +22,12 @@ from rich.progress import track
 
 from ftrace.data.cache_folder import whole_folder
 from ftrace.data.row_files import write_rows
+from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.synth import SynthCorpus, SynthSettings, fact_id
 
 FORMAT = "ftrace-synth"
 
-_TEXT = [("inputs_pretokenized", pa.string()), ("targets_pretokenized", pa.string()), ("guid", pa.string())]
-TRAIN_SCHEMA = pa.schema([("example_id", pa.int64()), *_TEXT, ("facts", pa.list_(pa.string()))])
-QUERY_SCHEMA = pa.schema(
-    [
-        ("query_id", pa.int64()),
-        *_TEXT,
-        ("fact", pa.string()),
-        ("answers", pa.list_(pa.string())),
-        ("proponent_ids", pa.list_(pa.int64())),
-    ]
-)
+TRAIN_SCHEMA, QUERY_SCHEMA = train_schema("guid"), query_schema("guid")
 FACT_SCHEMA = pa.schema(
     [
         ("fact", pa.string()),

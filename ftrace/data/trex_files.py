@@ -23,25 +23,15 @@ from rich.progress import track
 from ftrace.data.cache_folder import whole_folder
 from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, write_rows
+from ftrace.data.schemas import TEXT, query_schema
 from ftrace.data.text import fill_in, split_sentinel
 
 FORMAT = "ftrace-trex"
 ROWS_PER_BATCH = 100_000
 
-_TEXT = [("inputs_pretokenized", pa.string()), ("targets_pretokenized", pa.string())]
-_ROW_SCHEMA = pa.schema([("example_id", pa.int64()), *_TEXT, ("name", pa.string()), ("sentence_id", pa.int64())])
+_ROW_SCHEMA = pa.schema([("example_id", pa.int64()), *TEXT, ("name", pa.string()), ("sentence_id", pa.int64())])
 TRAIN_SCHEMA = _ROW_SCHEMA.append(pa.field("facts", pa.list_(pa.string())))
-QUERY_SCHEMA = pa.schema(
-    [
-        ("query_id", pa.int64()),
-        *_TEXT,
-        ("uuid", pa.string()),
-        ("predicate", pa.string()),
-        ("fact", pa.string()),
-        ("answers", pa.list_(pa.string())),
-        ("proponent_ids", pa.list_(pa.int64())),
-    ]
-)
+QUERY_SCHEMA = query_schema("uuid", "predicate")
 _FACT = re.compile(r"[^,;\s]+,[^,;\s]+,[^,;\s]+")
 _MASK = "<extra_id_0>"
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ftrace.evaluation import LearnedBin
 from ftrace.evaluation.learned_when import when
+from ftrace.report.pictures import save_picture
 
 
 def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
@@ -50,7 +51,4 @@ def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
     axes.set_ylim(0, 103)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, ncols=2)
-    temporary = file.with_name(f".{file.name}.tmp{file.suffix}")
-    figure.savefig(temporary, dpi=130)
-    temporary.replace(file)
-    return file
+    return save_picture(figure, file)

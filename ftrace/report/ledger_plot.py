@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ftrace.report.pictures import save_picture
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import ACCOUNTS
 
@@ -45,10 +46,7 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
     _draw_losses(losses, ledger, chosen)
     _draw_accounts(accounts, ledger)
     figure.suptitle(textwrap.fill(_first_letter(str(ledger.summary())), 90), fontsize=11)
-    temporary = file.with_name(f".{file.name}.tmp{file.suffix}")
-    figure.savefig(temporary, dpi=130)
-    temporary.replace(file)
-    return file
+    return save_picture(figure, file)
 
 
 def _columns(ledger: Ledger, query_ids: Sequence[int] | None) -> list[int]:

@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ftrace.evaluation import Estimate
+from ftrace.report.pictures import save_picture
 
 Rows = Mapping[str, Estimate]
 
@@ -45,7 +46,7 @@ def plot_bars(panels: Mapping[str, Rows], metric: str, title: str, file: Path) -
         axes.set_title(name, fontsize=10)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, file)
+    return save_picture(figure, file, dpi=150)
 
 
 def plot_curves(panels: Mapping[str, Mapping[str, Rows]], axis: str, metric: str, file: Path) -> Path:
@@ -83,12 +84,4 @@ def plot_curves(panels: Mapping[str, Mapping[str, Rows]], axis: str, metric: str
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4
     )
-    return _save(figure, file)
-
-
-def _save(figure: Figure, file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.rename(file)
-    return file
+    return save_picture(figure, file, dpi=150)

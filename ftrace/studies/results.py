@@ -198,7 +198,7 @@ def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
 
 
 def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
-    """What each variant took, and how well its online scores agree with the first variant's."""
+    """What each variant took, and how well its online scores agree with the first variant's, by every eighth query."""
     first = next(iter(study.variants))
     reference = {run.seed: run for run in runs if run.variant == first}
     kinds = reference[runs[0].seed].stores(study)["online"].kinds
