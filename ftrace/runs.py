@@ -34,7 +34,7 @@ from ftrace.evaluation import (
     replace_text,
 )
 from ftrace.evaluation.learned import Rule
-from ftrace.models import FactLM, find_snapshots, load_snapshot
+from ftrace.models import FactLM, find_snapshots, load_snapshot, snapshot_fingerprint
 
 WORKING_DIRECTORY = "working_directory.txt"
 
@@ -112,7 +112,7 @@ class Run:
         """
         rows = self.data.query_rows.select_columns(["query_id", "fact"])
         facts = dict(zip(rows["query_id"], rows["fact"], strict=True))
-        return EvaluatedQueries.of(self.data.proponents, facts, seed=split_seed)
+        return EvaluatedQueries.of(self.data.proponents, facts, seed=split_seed, data=self.data.fingerprint)
 
     def learned_queries(self, rule: Rule | None = None) -> list[int]:
         """Ids of the queries that were learned, as :meth:`learned`."""
@@ -133,7 +133,8 @@ class Run:
                 f"{self.folder}: expected two snapshots, before and after learning, found one. Save step 0 too, with "
                 "CheckpointSnapshots, or take --rule last"
             )
-        asked = [self.snapshots[0].name, self.last_snapshot.name] if rule == "paper" else [self.last_snapshot.name]
+        snapshots = [self.snapshots[0], self.last_snapshot] if rule == "paper" else [self.last_snapshot]
+        asked = {folder.name: snapshot_fingerprint(folder) for folder in snapshots}
         file = self.folder / "learned_queries.json"
         known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is made anew
@@ -164,7 +165,7 @@ class Run:
         settings = settings or PoolSettings()
         wanted = self.queries().among(self.learned_queries() if query_ids is None else query_ids, "pools").query_ids
         asked = sorted(wanted.tolist())
-        key = json.dumps([self._data_fingerprint(), asdict(settings), asked])
+        key = json.dumps([self.data.fingerprint, asdict(settings), asked])
         file = self.folder / "candidate_pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
         with contextlib.suppress(ValueError):  # what can't be read is made anew
             return CandidatePools.open(file)
@@ -174,13 +175,6 @@ class Run:
         pools = make_candidate_pools(self.data.train_rows, rows, self.data.proponents, settings)
         pools.write(file)
         return pools
-
-    def _data_fingerprint(self) -> list[Any]:
-        """What tells this data from other data: its manifest and its files' sizes, not where they are."""
-        folder = self.data.data_path
-        manifest = folder / "manifest.json"
-        sizes = [(folder / name).stat().st_size for name in ("train.parquet", "queries.parquet")]
-        return [manifest.read_text() if manifest.exists() else "", *sizes]
 
     def _instantiate(self, section: str, base: type) -> Any:
         parser = ArgumentParser(exit_on_error=False)

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ftrace.data import FtraceSynth, SynthSettings
-from ftrace.models import FactLM
+from ftrace.models import FactLM, snapshot_fingerprint
 from ftrace.scores import ScoreStore
 
 SYNTH = {
@@ -41,10 +41,11 @@ def make_run(folder: Path, data_dir: Path, learned: list[int] | None = None) -> 
     for name in SNAPSHOTS:
         (folder / "snapshots" / name).mkdir(parents=True)
         (folder / "snapshots" / name / "snapshot.json").write_text("{}")
+        (folder / "snapshots" / name / "weights.safetensors").touch()
     if learned is not None:
         found = {
             "rule": "paper", "query_ids": learned, "asked": 8, "right_at_last": len(learned) + 1, "known_at_first": 1,
-            "snapshots": SNAPSHOTS,
+            "snapshots": {name: snapshot_fingerprint(folder / "snapshots" / name) for name in SNAPSHOTS},
         }  # fmt: skip
         (folder / "learned_queries.json").write_text(json.dumps({"paper": found}))
     return folder

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +19,7 @@ from typing_extensions import override
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.partial_scores import Block, PartialScores, Place
 from ftrace.attribution.task import Row, Task, peak_memory_bytes
+from ftrace.models import snapshot_fingerprint
 from ftrace.scores import ScoreStore, ScoreWriter, Sum
 
 BLOCK = 1024  # examples whose scores are kept together; what is computed once more after a kill, at most
@@ -214,20 +213,13 @@ def _settings(method: AttributionMethod, task: Task, passes: Sequence[Pass]) -> 
     described = task.describe(method)
     return {
         **{key: described[key] for key in ("method", "class", "options")},
-        "data": str(task.data.data_path),
-        "snapshots": {folder.name: _fingerprint(folder) for folder in task.snapshots},
+        "data": task.data.fingerprint,
+        "snapshots": {folder.name: snapshot_fingerprint(folder) for folder in task.snapshots},
         "examples": _hash(task.examples),
         "queries": _hash(task.queries),
         "examples of a block": BLOCK,
         "queries of a pass, by memory_budget": sorted({(one.first, one.last) for one in passes}),
     }
-
-
-def _fingerprint(snapshot: Path) -> str:
-    """Of what a snapshot says of itself, and of when its weights were written."""
-    weights = (snapshot / "weights.safetensors").stat()
-    said = (snapshot / "snapshot.json").read_bytes()
-    return hashlib.sha256(said + json.dumps([weights.st_size, weights.st_mtime_ns]).encode()).hexdigest()[:16]
 
 
 def _hash(ids: np.ndarray) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ftrace.data.text import continuation, split_sentinel
+from ftrace.data.text import continuation, next_sentinel, split_sentinel
 
 Architecture = Literal["encoder-decoder", "decoder-only"]
 IGNORED = -100
@@ -25,8 +25,16 @@ class Collator(Protocol):
         """Collate rows of one kind, training rows or queries."""
 
 
-def make_collator(tokenizer: PreTrainedTokenizerBase, architecture: Architecture) -> Collator:
+def make_collator(
+    tokenizer: PreTrainedTokenizerBase, architecture: Architecture, *, several_answers: bool = False
+) -> Collator:
     """The collator for an architecture.
+
+    Args:
+        tokenizer: Any tokenizer with an end-of-sequence token.
+        architecture: As the model is.
+        several_answers: Whether training rows have several answers, so that a model goes on with the next sentinel
+            where it has answered a query.
 
     Raises:
         ValueError: If the architecture is unknown, or the tokenizer has no end-of-sequence token.
@@ -34,9 +42,9 @@ def make_collator(tokenizer: PreTrainedTokenizerBase, architecture: Architecture
     if tokenizer.eos_token_id is None:
         raise ValueError("expected a tokenizer with an end-of-sequence token, found none. Set tokenizer.eos_token")
     if architecture == "encoder-decoder":
-        return EncoderDecoderCollator(tokenizer)
+        return EncoderDecoderCollator(tokenizer, several_answers=several_answers)
     if architecture == "decoder-only":
-        return DecoderOnlyCollator(tokenizer)
+        return DecoderOnlyCollator(tokenizer, several_answers=several_answers)
     raise ValueError(f'architecture: expected "encoder-decoder" or "decoder-only", found {architecture!r}')
 
 
@@ -44,14 +52,14 @@ class _TextCollator:
     """What both collators share.
 
     Every batch has ``input_ids`` and ``attention_mask`` ``[B, T]`` and ``labels`` (-100 where there is no loss), and
-    ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]`` and the accepted answers (see the subclasses).
-
-    Args:
-        tokenizer: Any tokenizer with an end-of-sequence token.
+    ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]`` and the accepted answers (see the subclasses). Where
+    training rows have several answers, queries also have ``next_sentinel`` ``[B]``: the token that ends their answer as
+    the end of the sequence does; -100 where there is none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, several_answers: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.several_answers = several_answers
         self.end = int(tokenizer.eos_token_id)
         self.padding = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
@@ -72,6 +80,17 @@ class _TextCollator:
         """The rows' ids, under the key that they came with."""
         key = "query_id" if "query_id" in rows[0] else "example_id"
         return {key: torch.tensor([row[key] for row in rows], dtype=torch.int64)}
+
+    def next_sentinels(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """For each query, what may come after its answer instead of the end."""
+        if not self.several_answers:
+            return {}
+        texts = [next_sentinel(split_sentinel(row["targets_pretokenized"])[0]) for row in rows]
+        tokens = [self.tokens([text])[0] if text else [] for text in texts]
+        # A tokenizer that doesn't have this sentinel takes it apart, or doesn't know it.
+        is_one = [len(one) == 1 and one != [self.tokenizer.unk_token_id] for one in tokens]
+        found = [one[0] if single else IGNORED for one, single in zip(tokens, is_one, strict=True)]
+        return {"next_sentinel": torch.tensor(found)}
 
     def answer_targets(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """For each query, the target text that each accepted answer makes, in its own target's form."""
@@ -104,6 +123,7 @@ class EncoderDecoderCollator(_TextCollator):
             most = max(map(len, answers))
             flat = [tokens for of_row in answers for tokens in (*of_row, *[[IGNORED]] * (most - len(of_row)))]
             batch["answer_labels"] = self.padded(flat, IGNORED).view(len(rows), most, -1)
+            batch |= self.next_sentinels(rows)
         return batch
 
 
@@ -117,8 +137,8 @@ class DecoderOnlyCollator(_TextCollator):
     same text followed by each accepted answer, all -100 where a query has fewer than A.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, several_answers: bool = False) -> None:
+        super().__init__(tokenizer, several_answers=several_answers)
         begin = tokenizer.bos_token_id
         own = [] if begin is None else tokenizer("a")["input_ids"][:1]
         self.begin: list[int] = own if own == [begin] else []
@@ -134,6 +154,7 @@ class DecoderOnlyCollator(_TextCollator):
             repeated = [prompt for prompt in prompts for _ in range(most)]
             for name, tensor in self._batch(repeated, filled).items():
                 batch[f"answer_{name}"] = tensor.view(len(rows), most, -1)
+            batch |= self.next_sentinels(rows)
         return batch
 
     def _batch(self, prompts: Sequence[str], targets: Sequence[str | None]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -145,6 +147,21 @@ class FactData(LightningDataModule):
         found: np.ndarray = self.train_rows.with_format("arrow")[:]["sentence_id"].to_numpy()
         return found
 
+    @cached_property
+    def has_several_answers(self) -> bool:
+        """Whether some training row masks several entities, and so has an answer that another sentinel follows."""
+        targets = self.train_rows.select_columns(["targets_pretokenized"]).with_format("arrow")[:][0]
+        counts = (pyarrow.compute.count_substring(part, "<extra_id_") for part in targets.iterchunks())
+        return any((pyarrow.compute.max(count).as_py() or 0) > 1 for count in counts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this data from other data: its manifest and its files' sizes, not where they are."""
+        manifest = self.data_path / "manifest.json"
+        sizes = [(self.data_path / name).stat().st_size for name in ("train.parquet", "queries.parquet")]
+        said = manifest.read_text() if manifest.exists() else ""
+        return hashlib.sha256(json.dumps([said, *sizes]).encode()).hexdigest()[:16]
+
     @property
     def _own_tokenizer(self) -> Path:
         return self.data_path / ("tokenizer-hyphens" if self.split_hyphens else "tokenizer")
@@ -157,7 +174,7 @@ class FactData(LightningDataModule):
             batch_size=batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers if shuffle else 0,
-            collate_fn=make_collator(self.tokenizer, self.architecture),
+            collate_fn=make_collator(self.tokenizer, self.architecture, several_answers=self.has_several_answers),
         )
 
     def _drawn(self, queries: datasets.Dataset) -> datasets.Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
@@ -76,3 +76,9 @@ class FtraceTrex(FactData):
             f"FTRACE-TREX from {self.source.name}: {manifest['num_train']:,} rows, {manifest['num_queries']:,} "
             f"queries, {manifest['num_queries_without_proponents']:,} more left out whose fact no row states"
         )
+        other = manifest.get("num_queries_with_an_answer_of_another_surface")
+        if other:
+            rank_zero_warn(
+                f"{self.source.name}: {other:,} queries have another answer than the surface of their object or their "
+                "subject; they accept the answer as it is"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _ANSWER = re.compile(r"(<extra_id_\d+>)\s*(.*?)\s*(?=<extra_id_\d+>|$)", re.S)
+_NUMBER = re.compile(r"\d+")
 _FIRST_SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
@@ -45,3 +46,13 @@ def split_sentinel(targets: str) -> tuple[str, str]:
     """
     found = _FIRST_SENTINEL.match(targets)
     return (found.group(), targets[found.end() :]) if found else ("", targets)
+
+
+def next_sentinel(sentinel: str) -> str:
+    """The sentinel after one; none after none.
+
+    Example:
+        >>> next_sentinel("<extra_id_0>")
+        '<extra_id_1>'
+    """
+    return _NUMBER.sub(lambda found: str(int(found.group()) + 1), sentinel)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +86,7 @@ def write_trex(
             "num_queries": num_queries,
             "num_queries_without_proponents": asked.without_proponents,
             "num_queries_with_a_repeated_uuid": asked.repeated,
+            "num_queries_with_an_answer_of_another_surface": asked.other_surface,
             "proponents": asked.statistics(),
             "versions": {"ftrace": version("ftrace"), "pyarrow": version("pyarrow")},
         }
@@ -135,6 +136,7 @@ class _Queries:
     def __init__(self, index: FactIndex) -> None:
         self.without_proponents = 0
         self.repeated = 0
+        self.other_surface = 0
         self._index = index
         self._counts: list[int] = []
 
@@ -147,6 +149,7 @@ class _Queries:
             uuid, answers = row.name("uuid"), _answers(row, targets)
             self.repeated += uuid in seen
             seen.add(uuid)
+            self.other_surface += not answers.is_known
             proponents = self._index.rows_stating(fact)
             if not len(proponents):
                 self.without_proponents += 1
@@ -158,7 +161,7 @@ class _Queries:
                 "uuid": uuid,
                 "predicate": row.fields["predicate_id"],
                 "fact": fact,
-                "answers": answers,
+                "answers": answers.texts,
                 "proponent_ids": proponents,
             }
             self._counts.append(len(proponents))
@@ -217,12 +220,18 @@ def _part(row: SourceRow, name: str) -> str:
     return part
 
 
-def _answers(row: SourceRow, targets: str) -> list[str]:
+class _Answers(NamedTuple):
+    """Accepted surfaces of a query's answer, and whether they are a surface of its object or its subject."""
+
+    texts: list[str]
+    is_known: bool
+
+
+def _answers(row: SourceRow, targets: str) -> _Answers:
     """The target's own text, and the surface of what is masked, if that is spelled otherwise."""
     answer = split_sentinel(targets)[1].strip()
     for name in ("obj_surface", "sub_surface"):
         surface = row.text(name).strip()
         if surface.casefold() == answer.casefold():
-            return list(dict.fromkeys([answer, surface]))
-    surfaces = " or ".join(repr(row.fields[name]) for name in ("obj_surface", "sub_surface"))
-    raise row.wrong("targets_pretokenized", f"{_MASK} and {surfaces} (obj_surface or sub_surface)")
+            return _Answers(list(dict.fromkeys([answer, surface])), True)
+    return _Answers([answer], False)

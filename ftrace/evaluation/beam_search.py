@@ -23,7 +23,8 @@ def beam_answers(
     """The likeliest answers of each query.
 
     They are ranked by their whole probability, without a length penalty. Decoder-only models get queries of one length
-    at a time, so no row is padded.
+    at a time, so no row is padded. Where training rows have several answers, the next sentinel ends an answer, too;
+    with either end it is an answer of its own.
 
     Args:
         model: The model, in eval mode.
@@ -35,16 +36,19 @@ def beam_answers(
     Returns:
         For each query, ``beams`` texts, best first; None for one that has not come to its end.
     """
+    ends = [tokenizer.eos_token_id]
+    if "next_sentinel" in batch:
+        ends += [token for token in batch["next_sentinel"].unique().tolist() if token != IGNORED]
     settings = {
         "num_beams": beams, "num_return_sequences": beams, "max_new_tokens": max_new_tokens, "do_sample": False,
-        "length_penalty": 0.0, "early_stopping": False, "eos_token_id": tokenizer.eos_token_id,
+        "length_penalty": 0.0, "early_stopping": False, "eos_token_id": ends,
         "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     }  # fmt: skip
     found: list[list[str | None]] = [[] for _ in batch["labels"]]
     for rows, inputs in _inputs(model, batch):
         sequences = model.model.generate(**inputs, **settings)
         given = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = [_text(sequence, tokenizer) for sequence in sequences[:, given:].tolist()]
+        texts = [_text(sequence, tokenizer, ends) for sequence in sequences[:, given:].tolist()]
         for place, row in enumerate(rows):
             found[row] = texts[place * beams : (place + 1) * beams]
     return found
@@ -64,10 +68,11 @@ def _inputs(model: FactLM, batch: Mapping[str, Tensor]) -> list[tuple[list[int],
     return groups
 
 
-def _text(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    if tokenizer.eos_token_id not in tokens:
+def _text(tokens: list[int], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
+    end = next((place for place, token in enumerate(tokens) if token in ends), None)
+    if end is None:
         return None
-    answer = tokens[: tokens.index(tokenizer.eos_token_id)]
+    answer = tokens[:end]
     # Skipping all special tokens would also skip the unknown word, and make a wrong answer right.
     text: Any = tokenizer.decode(answer, skip_special_tokens=False)
     return str(text)

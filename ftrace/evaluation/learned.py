@@ -30,7 +30,7 @@ class LearnedQueries:
         asked: How many were asked.
         right_at_last: How many are right at the last snapshot.
         known_at_first: How many of those were known at the first one already, and so have not been learned.
-        snapshots: Names of the snapshots that were asked: first and last, or the last.
+        snapshots: The snapshots that were asked: first and last, or the last; names and fingerprints.
     """
 
     rule: Rule
@@ -38,7 +38,7 @@ class LearnedQueries:
     asked: int
     right_at_last: int
     known_at_first: int
-    snapshots: list[str]
+    snapshots: dict[str, str]
 
     def __str__(self) -> str:
         known = f"; {self.known_at_first} known from the start" if self.known_at_first else ""
@@ -52,7 +52,7 @@ def find_learned_queries(
     answers: Mapping[int, Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
     rule: Rule = "paper",
-    snapshots: Sequence[str] = (),
+    snapshots: Mapping[str, str] | None = None,
 ) -> LearnedQueries:
     """Find the queries that a model has learned.
 
@@ -63,7 +63,7 @@ def find_learned_queries(
         answers: For each query's id, the surfaces of its answer that are accepted.
         tokenizer: The data's.
         rule: As in :class:`LearnedQueries`.
-        snapshots: Names of the snapshots, to be noted.
+        snapshots: Names and fingerprints of the snapshots, to be noted.
 
     Raises:
         ValueError: If the rule is unknown.
@@ -79,7 +79,7 @@ def find_learned_queries(
     else:
         raise ValueError(f'rule: expected "paper" or "last", found {rule!r}')
     learned = [query for query in right if query not in known]
-    return LearnedQueries(rule, learned, len(answers), len(right), len(known), list(snapshots))
+    return LearnedQueries(rule, learned, len(answers), len(right), len(known), dict(snapshots or {}))
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ class EvaluatedQueries:
         is_development: ``[Q]`` bool, whether choices may be made on the query; else it is for reporting.
         description: Which queries these are, in words.
         without_proponents: How many more were kept out, because no example states their fact.
+        data: Fingerprint of the data that they are from: facts of one key in other data are others.
 
     Example:
         >>> queries = EvaluatedQueries.of({4: [1, 2], 5: [2], 6: []}, {4: "r0-e1-e2", 5: "r0-e1-e2", 6: "r0-e3-e4"})
@@ -41,6 +42,7 @@ class EvaluatedQueries:
     is_development: np.ndarray
     description: str
     without_proponents: int = 0
+    data: str = ""
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class EvaluatedQueries:
         facts: Mapping[int, str | None] | None = None,
         description: str = "all",
         seed: int = 0,
+        data: str = "",
     ) -> EvaluatedQueries:
         """Of a data set's queries; those without ground-truth proponents are kept out and counted.
 
@@ -57,6 +60,7 @@ class EvaluatedQueries:
             facts: For each query's id, the fact that it asks for; where there is none, one of its own.
             description: Which queries these are, in words.
             seed: Of the halves.
+            data: Fingerprint of the data.
         """
         kept = [query for query, of_query in proponents.items() if len(of_query)]
         of_facts = {query: (facts or {}).get(query) or f"query {query}" for query in proponents}
@@ -68,6 +72,7 @@ class EvaluatedQueries:
             np.array([of_facts[query] in development for query in kept], dtype=bool),
             description,
             len(proponents) - len(kept),
+            data,
         )
 
     def __len__(self) -> int:

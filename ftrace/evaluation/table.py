@@ -124,7 +124,8 @@ class Evaluation:
             np.stack([run.rows[name][metric] for name in self.names for metric in self.metrics], axis=1)
             for run in self.runs
         ]
-        return sample_means(values, [run.queries.facts for run in self.runs], self.resamples, self.seed)
+        facts = [[f"{run.queries.data} {fact}" for fact in run.queries.facts] for run in self.runs]
+        return sample_means(values, facts, self.resamples, self.seed)
 
     def _by_row(self, estimates: Sequence[Estimate]) -> dict[str, dict[str, Estimate]]:
         width = len(self.metrics)
@@ -175,8 +176,8 @@ def over_runs(evaluations: Iterable[Evaluation]) -> Evaluation:
     """
     first, *others = evaluations
     for other in others:
-        if other.names != first.names:
-            different = sorted(set(first.names) ^ set(other.names))
+        different = sorted(set(first.names) ^ set(other.names))
+        if different:
             raise ValueError(f"expected the same rows in all runs, but {different} are in some only")
     return replace(first, runs=(*first.runs, *[run for other in others for run in other.runs]))
 

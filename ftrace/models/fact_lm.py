@@ -22,6 +22,7 @@ from transformers import (
 from typing_extensions import override
 
 IGNORED = -100
+_OF_ROWS = ("input_ids", "attention_mask", "labels")
 
 
 class FactLM(LightningModule):
@@ -136,31 +137,33 @@ class FactLM(LightningModule):
         """-log probability of each row's answer given its input, in nats, ``[B]``.
 
         Query batches bring their accepted answers along; with ``answers="any"`` the loss is then -log of the answers'
-        summed probability.
+        summed probability. Where training rows have several answers, a query's answer ends with the end of the sequence
+        or with the next sentinel: what counts is the probability of either.
 
         Args:
             batch: As the collators make it.
             end_of_sequence: Whether the loss of each answer's last token, the end of the sequence, counts.
         """
-        if self.hparams["answers"] == "any" and "answer_labels" in batch:
-            return -torch.logsumexp(self._answer_log_probabilities(batch, end_of_sequence)[0], dim=1)
+        if "answer_labels" in batch:
+            answers = _accepted(batch) if self.hparams["answers"] == "any" else _own(batch)
+            return -torch.logsumexp(self._answer_log_probabilities(batch, answers, end_of_sequence)[0], dim=1)
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
         return _token_losses(logits, labels if end_of_sequence else _without_last(labels)).sum(1)
 
     @torch.no_grad()
     def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
-        return self._answer_log_probabilities(batch)[1].any(1)
+        return self._answer_log_probabilities(batch, _accepted(batch))[1].any(1)
 
     def _answer_log_probabilities(
-        self, batch: Mapping[str, Tensor], end_of_sequence: bool = True
+        self, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor], end_of_sequence: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Of each accepted answer: its log probability and whether greedy decoding gives it, each ``[B, A]``.
+        """Of each answer: its log probability and whether greedy decoding gives it, each ``[B, A]``.
 
         Greedy decoding gives an answer exactly if each of its tokens is the likeliest after those before it, which one
         pass with the answer given shows.
         """
-        labels_BAS = batch["answer_labels"]
+        labels_BAS = answers["labels"]
         B, A, S = labels_BAS.shape
         labels = labels_BAS.reshape(B * A, S)
         if self.model.config.is_encoder_decoder:
@@ -170,13 +173,22 @@ class FactLM(LightningModule):
             # The encoder has run once a query, not once an answer.
             logits = self._decode(labels, encoder_outputs=(hidden,), attention_mask=mask)
         else:
-            rows = {name: batch[f"answer_{name}"].reshape(B * A, -1) for name in ("input_ids", "attention_mask")}
+            rows = {name: answers[name].reshape(B * A, -1) for name in ("input_ids", "attention_mask")}
             logits = self.model(**rows, use_cache=False).logits
         logits, labels = self._shifted(logits, labels)
         exists = (labels != IGNORED).any(1)
         counted = labels if end_of_sequence else _without_last(labels)
-        log_probabilities = torch.where(exists, -_token_losses(logits, counted).sum(1), -torch.inf)
-        greedy = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1) & exists
+        of_tokens = -_token_losses(logits, counted)
+        likeliest = logits.argmax(-1)
+        right = likeliest == labels
+        if "next_sentinel" in batch:
+            other_ends = _last_replaced(labels, batch["next_sentinel"].repeat_interleave(A))
+            right = right | (likeliest == other_ends)
+            if end_of_sequence:
+                either = torch.logaddexp(of_tokens, -_token_losses(logits, other_ends))
+                of_tokens = torch.where(other_ends != IGNORED, either, of_tokens)
+        log_probabilities = torch.where(exists, of_tokens.sum(1), -torch.inf)
+        greedy = (right | (labels == IGNORED)).all(1) & exists
         return log_probabilities.view(B, A), greedy.view(B, A)
 
     def _logits(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -252,8 +264,28 @@ def _has_tokenizer(name: str) -> bool:
     return not folder.is_dir() or any(any(folder.glob(files)) for files in ("tokenizer*", "vocab*", "*.model"))
 
 
-def _without_last(labels: Tensor) -> Tensor:
-    """Labels ``[B, S]`` with each row's last one ignored."""
+def _accepted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A query batch's accepted answers, ``[B, A, S]``."""
+    return {name: batch[f"answer_{name}"] for name in _OF_ROWS if f"answer_{name}" in batch}
+
+
+def _own(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A query batch's answers in the queries' own surface, ``[B, 1, S]``."""
+    return {name: batch[name][:, None] for name in _OF_ROWS}
+
+
+def _is_last(labels: Tensor) -> Tensor:
+    """Where labels ``[B, S]`` have each row's last one."""
     is_label = labels != IGNORED
     after = is_label.flip(1).cumsum(1).flip(1)  # how many labels there are from here on
-    return labels.masked_fill(is_label & (after == 1), IGNORED)
+    return is_label & (after == 1)
+
+
+def _without_last(labels: Tensor) -> Tensor:
+    """Labels ``[B, S]`` with each row's last one ignored."""
+    return labels.masked_fill(_is_last(labels), IGNORED)
+
+
+def _last_replaced(labels: Tensor, others: Tensor) -> Tensor:
+    """Each row's ``others`` ``[B]`` in the place of its last label, and no other labels, ``[B, S]``."""
+    return torch.where(_is_last(labels), others[:, None], IGNORED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ def find_snapshots(folder: Path) -> list[Path]:
             f"no snapshot in {str(folder)!r}: expected step-*/snapshot.json. Train with CheckpointSnapshots"
         )
     return found
+
+
+def snapshot_fingerprint(folder: Path) -> str:
+    """Of what a snapshot says of itself, and of when its weights were written: 16 hexadecimal digits."""
+    weights = (folder / "weights.safetensors").stat()
+    said = (folder / "snapshot.json").read_bytes()
+    return hashlib.sha256(said + json.dumps([weights.st_size, weights.st_mtime_ns]).encode()).hexdigest()[:16]
 
 
 def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import yaml
 
 from ftrace.attribution import AttributionMethod
+from ftrace.evaluation.query_metrics import METRICS
+from ftrace.evaluation.table import known_name
 
 Report = Literal["methods", "learned", "variants"]
 _ONLINE, _SNAPSHOTS = "ftrace.callbacks.OnlineTracIn", "ftrace.callbacks.CheckpointSnapshots"
@@ -102,6 +104,8 @@ class Study:
             raise ValueError("expected at least one variant and one seed, found none")
         if "online" in self.methods:
             raise ValueError('methods: expected other names than "online", which is what training writes')
+        for one in self.choose:
+            known_name(one.rpartition(":")[2], METRICS, "choose")
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) 
         study: The study.
         output_dir: Where runs go, as VARIANT/seed-SEED. Studies that share it share runs of the same settings.
         train_script: train.py.
-        jobs: How many trainings at a time; each gets its share of the cores.
+        jobs: How many trainings at a time; each gets its share of the cores, or what OMP_NUM_THREADS says.
 
     Raises:
         ValueError: If a training fails; what is finished is kept.
@@ -102,6 +102,7 @@ def _is_done(folder: Path, options: object) -> bool:
 
 
 def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> None:
+    threads = int(os.environ.get("OMP_NUM_THREADS", threads))
     settings = study.variants[run.variant].settings(study)
     settings["seed_everything"] = run.seed
     synth = settings["data"].get("init_args", {}).get("synth")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.utils.data import IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ftrace.data import FtraceSynth, SynthSettings, WithExampleIds, make_collator, train_word_tokenizer
+from ftrace.data import Architecture, FtraceSynth, SynthSettings, WithExampleIds, make_collator, train_word_tokenizer
+from ftrace.data.tokenizer import NUM_SENTINELS
 
 ROWS = [
     {"example_id": 4, "inputs_pretokenized": "<extra_id_0> likes Oslo", "targets_pretokenized": "<extra_id_0> Ann"},
@@ -80,6 +81,33 @@ def test_query_batches_bring_all_accepted_answers(tokenizer: PreTrainedTokenizer
     assert words(tokenizer, batch["answer_input_ids"][0, 1]) == "<extra_id_0> likes Oslo <extra_id_0> Bob tea </s>"
     assert words(tokenizer, batch["answer_labels"][0, 1]) == "Bob tea </s>"
     assert (batch["answer_labels"][1, 1] == -100).all()
+
+
+def test_queries_say_what_may_follow_their_answer_where_rows_have_several(tokenizer: PreTrainedTokenizerFast) -> None:
+    for architecture in get_args(Architecture):
+        batch = make_collator(tokenizer, architecture, several_answers=True)(QUERIES)
+        assert words(tokenizer, batch["next_sentinel"]) == "<extra_id_1> <extra_id_1>"
+        assert "next_sentinel" not in make_collator(tokenizer, architecture)(QUERIES)
+        assert "next_sentinel" not in make_collator(tokenizer, architecture, several_answers=True)(ROWS)
+        last = [{**row, "targets_pretokenized": f"<extra_id_{NUM_SENTINELS - 1}> Ann"} for row in QUERIES]
+        batch = make_collator(tokenizer, architecture, several_answers=True)(last)
+        assert batch["next_sentinel"].tolist() == [-100, -100]  # the tokenizer has no other
+        bare = [{**row, "targets_pretokenized": "Ann"} for row in QUERIES]
+        assert (
+            make_collator(tokenizer, architecture, several_answers=True)(bare)["next_sentinel"].tolist() == [-100] * 2
+        )
+
+
+@pytest.mark.parametrize("facts_a_row", [1, 2])
+def test_data_know_whether_rows_have_several_answers(tmp_path: Path, facts_a_row: int) -> None:
+    settings = SynthSettings(
+        num_entities=6, num_relations=2, num_facts=6, num_test_utterances=3, num_facts_per_utterance=facts_a_row
+    )
+    data = FtraceSynth(settings, str(tmp_path), "encoder-decoder")
+    data.prepare_data()
+    data.setup()
+    assert data.has_several_answers == (facts_a_row == 2)
+    assert ("next_sentinel" in next(iter(data.query_dataloader()))) == data.has_several_answers
 
 
 def test_unknown_architectures_and_endless_tokenizers_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

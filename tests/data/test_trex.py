@@ -206,13 +206,21 @@ def without(mapping: dict[str, Any], name: str) -> dict[str, Any]:
         (ROWS, [query("P99")], "found 1 queries and none"),
         (ROWS, [without(query(), "uuid")], "queries.jsonl, row 1: no field 'uuid'"),
         (ROWS, [query(of="Q1,Q2")], "'obj_uri': expected one identifier such as Q48, found 'Q1,Q2'"),
-        (ROWS, [query(obj_surface="Sweden")], r"expected <extra_id_0> and 'Sweden' or 'Oslo' \(obj_surface or sub_su"),
     ],
     ids=str,
 )  # fmt: skip
 def test_malformed_rows_are_named(rows: list[Any], queries: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         ready(write(tmp_path / "in", rows, queries), tmp_path)
+
+
+def test_a_query_whose_answer_is_no_surface_keeps_it_and_is_counted(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", ROWS, [query(), query(obj_surface="Sweden", uuid="v")])
+    with pytest.warns(UserWarning, match="1 queries have another answer than the surface of their object"):
+        data = ready(folder, tmp_path)
+    assert data.query_rows["answers"] == [["Norway"], ["Norway"]]
+    manifest = json.loads((data.data_path / "manifest.json").read_text())
+    assert manifest["num_queries_with_an_answer_of_another_surface"] == 1
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

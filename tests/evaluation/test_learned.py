@@ -91,7 +91,7 @@ def test_a_query_is_answered_alike_alone_and_in_any_company(architecture: str) -
         assert beam_answers(module, batch(architecture, slice(index, index + 1)), TOKENIZER, 3, 4) == [texts]
 
 
-def taught(architecture: str, answers: list[str]) -> FactLM:
+def taught(architecture: Any, answers: list[str]) -> FactLM:
     """A model that answers the prompts so."""
     module = model(architecture).train()
     lessons = make_collator(TOKENIZER, architecture)(rows([[answer] for answer in answers]))
@@ -101,6 +101,29 @@ def taught(architecture: str, answers: list[str]) -> FactLM:
         module.training_step(lessons, 0).backward()
         optimizer.step()
     return module.eval()
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_model_that_always_goes_on_with_another_answer_has_learned_the_first(architecture: Any) -> None:
+    """It was trained on rows of two facts, and is asked for one."""
+    right = ["Ann", "Oslo", "Bob tea", "tea"]
+    last = taught(architecture, [f"{answer} <extra_id_1> Bob" for answer in right])
+    accepted = [["Ann"], ["Ann", "Oslo"], ["Bob tea"], ["Bob"]]  # the last one is wrong
+    several = DataLoader(
+        rows(accepted), batch_size=3, collate_fn=make_collator(TOKENIZER, architecture, several_answers=True)
+    )
+    for rule in ("paper", "last"):
+        found = find_learned_queries(
+            last, lambda: model(architecture), several, dict(enumerate(accepted)), TOKENIZER, rule
+        )
+        assert found.query_ids == [0, 1, 2]
+    batches = [make_collator(TOKENIZER, architecture, several_answers=one)(rows(accepted)) for one in (True, False)]
+    assert [last.learned(one).tolist() for one in batches] == [[True, True, True, False], [False] * 4]
+    losses = [last.example_losses(one)[:3] for one in batches]
+    assert losses[0].max() < 0.1
+    assert losses[1].min() > 2  # the end of the sequence is what it did not expect
+    answers = beam_answers(last, batches[0], TOKENIZER, 3, 4)
+    assert [is_right(texts[0], [answer]) for texts, answer in zip(answers, right, strict=True)] == [True] * 4
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -129,9 +152,9 @@ def test_the_rules(architecture: str) -> None:
         asked.append("first")
         return first
 
-    found = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "paper", ["a", "b"])
+    found = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "paper", {"a": "0", "b": "1"})
     assert found.query_ids == [0]
-    assert (found.asked, found.right_at_last, found.known_at_first, found.snapshots) == (4, 3, 2, ["a", "b"])
+    assert (found.asked, found.right_at_last, found.known_at_first, found.snapshots) == (4, 3, 2, {"a": "0", "b": "1"})
     assert str(found) == "learned, of 4; 2 known from the start"
     assert asked == ["first"]
     greedy = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "last")

@@ -46,13 +46,16 @@ def model(architecture: str, **settings: Any) -> FactLM:
     return FactLM(config={**config, **special}, embedding_std=1.0, **settings).double().eval()
 
 
-def queries(architecture: str) -> dict[str, Tensor]:
-    return make_collator(TOKENIZER, "decoder-only" if architecture == "llama" else architecture)(QUERIES)
+def queries(architecture: str, *, several_answers: bool = False) -> dict[str, Tensor]:
+    kind: Any = "decoder-only" if architecture == "llama" else architecture
+    return make_collator(TOKENIZER, kind, several_answers=several_answers)(QUERIES)
 
 
-def log_probability(module: FactLM, prompt: str, answer: str, end_of_sequence: bool = True) -> Tensor:
+def log_probability(
+    module: FactLM, prompt: str, answer: str, end_of_sequence: bool = True, end: str = "</s>"
+) -> Tensor:
     """Of one answer, by one forward pass with nothing else in the batch."""
-    tokens = [*TOKENIZER(answer, add_special_tokens=False).input_ids, TOKENIZER.eos_token_id]
+    tokens = [*TOKENIZER(answer, add_special_tokens=False).input_ids, TOKENIZER.convert_tokens_to_ids(end)]
     given = TOKENIZER(prompt, add_special_tokens=False).input_ids
     sentinel = TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
     if module.architecture == "encoder-decoder":
@@ -80,6 +83,27 @@ def test_a_querys_loss_is_of_one_answer_or_of_any(architecture: str, end_of_sequ
             expected.append(-torch.stack(each).logsumexp(0))
         found = module.example_losses(batch, end_of_sequence=end_of_sequence)
         torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("end_of_sequence", [True, False])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_where_rows_have_several_answers_the_next_sentinel_ends_one_too(
+    architecture: str, end_of_sequence: bool
+) -> None:
+    batch = queries(architecture, several_answers=True)
+    ends = ["</s>", "<extra_id_1>"] if end_of_sequence else ["</s>"]
+    for answers in ("one", "any"):
+        module = model(architecture, answers=answers)
+        expected = []
+        for row in QUERIES:
+            accepted = row["answers"] if answers == "any" else ["Ann"]
+            prompt = row["inputs_pretokenized"]
+            each = [log_probability(module, prompt, one, end_of_sequence, end) for one in accepted for end in ends]
+            expected.append(-torch.stack(each).logsumexp(0))
+        found = module.example_losses(batch, end_of_sequence=end_of_sequence)
+        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)
+        found.sum().backward()
+        assert all(one.grad is not None and torch.isfinite(one.grad).all() for one in module.parameters())
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
