@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from ftrace.callbacks import OnlineTracIn
+from ftrace.callbacks import OnlineTracIn, Whitening
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -94,6 +94,8 @@ _UPDATE = ("scores", ("update",))
 _BOTH = ("scores", ("dot", "update", "cosine"))
 _TRAPEZOID = ("integration", "trapezoid")
 _FOLLOWED = ("momentum", "exact")
+_WHITENED = ("scores", ("whitened",))
+_UNDIVIDED = ("whitening", Whitening(preconditioner="none"))
 WAYS = {
     "standard": (
         Way("plain"),
@@ -111,6 +113,14 @@ WAYS = {
         Way("projected, refresh 10, trapezoid", 16, 10, "", (_TRAPEZOID,)),
         Way("projected, refresh 10, update", 16, 10, "", (_UPDATE,)),
         Way("projected, refresh 10, update, exact momentum", 16, 10, "", (_UPDATE, _FOLLOWED)),
+    ),
+    "whitened": (
+        Way("plain"),
+        Way("dot, K=16", 16, 10),
+        Way("cosine, K=16", 16, 10, "", (("scores", ("cosine",)),)),
+        Way("whitened, K=16", 16, 10, "", (_WHITENED,)),
+        Way("whitened, K=16, undivided", 16, 10, "", (_WHITENED, _UNDIVIDED)),
+        Way("whitened, K=8", 8, 10, "", (_WHITENED,)),
     ),
 }
 
@@ -283,7 +293,7 @@ def peak_gib(setting: Setting, way: Way) -> float:
 
 def main(
     setting: Setting = Setting(),
-    ways: Literal["standard", "options"] = "standard",
+    ways: Literal["standard", "options", "whitened"] = "standard",
     rounds: int = 3,
     steps: int = 20,
     memory: bool = True,
@@ -292,7 +302,7 @@ def main(
 
     Args:
         setting: What is trained.
-        ways: Which ways of training: the two that have limits, or what each option costs.
+        ways: Which ways of training: the two that have limits, what each option costs, or what whitening costs.
         rounds: How often each way of training takes its turn.
         steps: Steps of a turn that are timed, a multiple of 10.
         memory: Measure peak memory too.

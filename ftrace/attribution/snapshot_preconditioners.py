@@ -22,15 +22,18 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
         module: The LightningModule, for the shapes of its parameters.
 
     Raises:
-        ValueError: If the snapshot is missing or damaged, or its optimizer keeps no second moments.
+        ValueError: If the snapshot is missing or damaged, or has no second moments.
     """
+    if (folder / "snapshot.json").exists() and not (folder / "second_moments.safetensors").exists():
+        raise ValueError(
+            f"snapshot {str(folder)!r} has no second moments: before the first step there are none, and optimizers such as "
+            "SGD keep none. Leave it out (snapshots=[...]), or take preconditioned=False"
+        )
     try:
         manifest = json.loads((folder / "snapshot.json").read_text())
         moments = load_file(folder / "second_moments.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"snapshot {str(folder)!r} is missing or damaged, or its optimizer keeps no second moments ({error})"
-        ) from error
+        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
     states: dict[str, dict[str, Tensor]] = {}
     for full, moment in moments.items():
         name, _, key = full.partition("::")
