@@ -26,8 +26,8 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
     """
     if (folder / "snapshot.json").exists() and not (folder / "second_moments.safetensors").exists():
         raise ValueError(
-            f"snapshot {str(folder)!r} has no second moments: before the first step there are none, and optimizers such as "
-            "SGD keep none. Leave it out (snapshots=[...]), or take preconditioned=False"
+            f"snapshot {str(folder)!r} has no second moments: before the first step there are none, and optimizers "
+            "such as SGD keep none. Leave it out (snapshots=[...]), or take preconditioned=False"
         )
     try:
         manifest = json.loads((folder / "snapshot.json").read_text())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -186,14 +186,16 @@ def _learned_steps(run: StudyRun, study: Study) -> dict[int, int]:
 
 def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
     """What each training and each method took, over runs."""
-    lines = ["| | seconds | peak memory, GiB |", "|---|---:|---:|"]
-    for variant in study.variants:
-        seconds = [run.seconds for run in runs if run.variant == variant]
-        lines.append(f"| training {variant}, scores included | {np.mean(seconds):.0f} | |")
-    for name in study.methods:
-        facts = [run.stores(study)[name].manifest for run in runs]
-        memory = max(float(one["peak_memory_bytes"]) for one in facts) / 2**30
-        lines.append(f"| {name} | {np.mean([one['seconds'] for one in facts]):.1f} | {memory:.2f} |")
+    lines = ["| | seconds | CPU seconds | peak memory, GiB |", "|---|---:|---:|---:|"]
+    trainings = {v: [run.cost for run in runs if run.variant == v] for v in study.variants}
+    scored = {name: [run.stores(study)[name].manifest for run in runs] for name in study.methods}
+    named = {f"training {variant}, scores included": costs for variant, costs in trainings.items()} | scored
+    for name, costs in named.items():
+        seconds = np.mean([one["seconds"] for one in costs])
+        cpu = _known(costs, "cpu_seconds")
+        memory = _known(costs, "peak_memory_bytes")
+        cells = [f"{np.mean(cpu):.1f}" if cpu else "", f"{max(memory) / 2**30:.2f}" if memory else ""]
+        lines.append(f"| {name} | {seconds:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -202,12 +204,14 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
     first = next(iter(study.variants))
     reference = {run.seed: run for run in runs if run.variant == first}
     kinds = reference[runs[0].seed].stores(study)["online"].kinds
-    head = f"| variant | training, seconds | of {first} | {' | '.join(f'{kind}: rank correlation' for kind in kinds)} |"
+    in_cpu = bool(_known([run.cost for run in runs], "cpu_seconds"))  # other work on the machine doesn't count there
+    unit, name = ("CPU seconds", "cpu_seconds") if in_cpu else ("seconds", "seconds")
+    head = f"| variant | training, {unit} | of {first} | {' | '.join(f'{kind}: rank correlation' for kind in kinds)} |"
     lines = [head, f"|---|---:|---:|{'---:|' * len(kinds)}"]
-    base = float(np.mean([run.seconds for run in reference.values()]))
+    base = float(np.mean([run.cost[name] for run in reference.values()]))
     for variant in study.variants:
         own = [run for run in runs if run.variant == variant]
-        seconds = float(np.mean([run.seconds for run in own]))
+        seconds = float(np.mean([run.cost[name] for run in own]))
         cells = []
         for kind in kinds:
             pairs = [(run.stores(study)["online"], reference[run.seed].stores(study)["online"]) for run in own]
@@ -220,6 +224,11 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
             cells.append(f"{np.mean(found):.3f}" if found else "")
         lines.append(f"| {variant} | {seconds:.0f} | {seconds / base:.2f} x | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _known(costs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """One entry of all costs; none if one lacks it."""
+    return [float(one[name]) for one in costs] if all(name in one for one in costs) else []
 
 
 def _rows_of(grid: Grid) -> list[str]:

@@ -39,9 +39,10 @@ class StudyRun:
     folder: Path
 
     @property
-    def seconds(self) -> float:
-        """What its training took."""
-        return float(json.loads((self.folder / "training.json").read_text())["seconds"])
+    def cost(self) -> dict[str, float]:
+        """What its training took: "seconds", "cpu_seconds" of all its threads, and "peak_memory_bytes"."""
+        found: dict[str, float] = json.loads((self.folder / "training.json").read_text())
+        return found
 
     def stores(self, study: Study) -> dict[str, ScoreStore]:
         """Its score stores, the online one first."""
@@ -125,7 +126,23 @@ def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> Non
     with log.open("w") as stream:
         command = [sys.executable, str(train_script), "fit", "--config", str(config)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        code, used = _wait(process)
     if code:
         raise ValueError(f"training {run.variant} with seed {run.seed} failed: see {log}")
-    replace_text(done, json.dumps({"seconds": time.perf_counter() - started, "threads": threads}) + "\n")
+    cost = {"seconds": time.perf_counter() - started, "threads": threads, **used}
+    replace_text(done, json.dumps(cost) + "\n")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, dict[str, float]]:
+    """A process's exit code and, where the system tells, what it has used."""
+    if not hasattr(os, "wait4"):
+        return process.wait(), {}
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return process.returncode, {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_memory_bytes": peak}
