@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -134,24 +134,31 @@ class Run:
                 "CheckpointSnapshots, or take --rule last"
             )
         snapshots = [self.snapshots[0], self.last_snapshot] if rule == "paper" else [self.last_snapshot]
-        asked = {folder.name: snapshot_fingerprint(folder) for folder in snapshots}
+        names = [folder.name for folder in snapshots]
+        key = self.learned_key(snapshots)
         file = self.folder / "learned_queries.json"
         known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is made anew
             known = dict(json.loads(file.read_text()))
             found = LearnedQueries(**known[rule])
-            if found.snapshots == asked:
+            if found.key == key:
                 return found
         rows = self.data.query_rows.select_columns(["query_id", "answers"])
         answers = dict(zip(rows["query_id"], rows["answers"], strict=True))
         assert self.data.tokenizer is not None
         learned = find_learned_queries(
             self.model, lambda: self.model_at(self.snapshots[0]), self.data.query_dataloader(), answers,
-            self.data.tokenizer, rule, asked,
+            self.data.tokenizer, rule, names, key,
         )  # fmt: skip
         kept = {name: one for name, one in known.items() if name in ("paper", "last")}
         replace_text(file, json.dumps({**kept, rule: asdict(learned)}) + "\n")
         return learned
+
+    def learned_key(self, snapshots: Sequence[Path]) -> str:
+        """Of all that learned queries depend on, and of this version of how they are found."""
+        weights = [snapshot_fingerprint(folder) for folder in snapshots]
+        asked = [2, *weights, self.data.fingerprint, list(self.data.query_rows["query_id"])]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
     def candidate_pools(
         self, settings: PoolSettings | None = None, query_ids: Collection[int] | None = None

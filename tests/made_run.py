@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import save_file
 
 from ftrace.data import FtraceSynth, SynthSettings
-from ftrace.models import FactLM, snapshot_fingerprint
+from ftrace.models import FactLM
+from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 
 SYNTH = {
@@ -43,9 +44,10 @@ def make_run(folder: Path, data_dir: Path, learned: list[int] | None = None) -> 
         (folder / "snapshots" / name / "snapshot.json").write_text("{}")
         (folder / "snapshots" / name / "weights.safetensors").touch()
     if learned is not None:
+        run = Run(folder)
         found = {
             "rule": "paper", "query_ids": learned, "asked": 8, "right_at_last": len(learned) + 1, "known_at_first": 1,
-            "snapshots": {name: snapshot_fingerprint(folder / "snapshots" / name) for name in SNAPSHOTS},
+            "snapshots": SNAPSHOTS, "key": run.learned_key(run.snapshots),
         }  # fmt: skip
         (folder / "learned_queries.json").write_text(json.dumps({"paper": found}))
     return folder

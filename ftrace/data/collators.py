@@ -5,10 +5,11 @@ Shape letters: B rows, A accepted answers of a query, T and S tokens of inputs a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -53,8 +54,9 @@ class _TextCollator:
 
     Every batch has ``input_ids`` and ``attention_mask`` ``[B, T]`` and ``labels`` (-100 where there is no loss), and
     ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]`` and the accepted answers (see the subclasses). Where
-    training rows have several answers, queries also have ``next_sentinel`` ``[B]``: the token that ends their answer as
-    the end of the sequence does; -100 where there is none.
+    training rows have several answers, queries also have ``other_end`` ``[B]``: the token that comes after their answer
+    where another one follows, which begins with the next sentinel; -100 where there is none. ``answer_other_end``
+    ``[B, A]`` is that of each accepted answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, several_answers: bool = False) -> None:
@@ -81,16 +83,35 @@ class _TextCollator:
         key = "query_id" if "query_id" in rows[0] else "example_id"
         return {key: torch.tensor([row[key] for row in rows], dtype=torch.int64)}
 
-    def next_sentinels(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """For each query, what may come after its answer instead of the end."""
+    def other_ends(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """What may come after each query's answers instead of the end of the sequence."""
         if not self.several_answers:
             return {}
-        texts = [next_sentinel(split_sentinel(row["targets_pretokenized"])[0]) for row in rows]
-        tokens = [self.tokens([text])[0] if text else [] for text in texts]
-        # A tokenizer that doesn't have this sentinel takes it apart, or doesn't know it.
-        is_one = [len(one) == 1 and one != [self.tokenizer.unk_token_id] for one in tokens]
-        found = [one[0] if single else IGNORED for one, single in zip(tokens, is_one, strict=True)]
-        return {"next_sentinel": torch.tensor(found)}
+        own, accepted = [], []
+        for row, targets in zip(rows, self.answer_targets(rows), strict=True):
+            inside = {token for tokens in self.tokens(targets) for token in tokens}
+            own.append(self._other_end(row["targets_pretokenized"], inside))
+            accepted.append([self._other_end(target, inside) for target in targets])
+        return {"other_end": torch.tensor(own), "answer_other_end": self.padded(accepted, IGNORED)}
+
+    def _other_end(self, target: str, inside: Collection[int]) -> int:
+        """The first token more that targets have if another answer follows: the next sentinel, or what it begins with.
+
+        There is none where a tokenizer's tokens don't tell: it doesn't know the sentinel, or answers have such a token.
+        """
+        sentinel = next_sentinel(target)
+        if not sentinel:
+            return IGNORED
+        alone, followed = self.tokens([target, f"{target} {sentinel}"])
+        token = followed[len(alone)] if followed[: len(alone)] == alone else IGNORED
+        if token in (IGNORED, self.tokenizer.unk_token_id) or token in inside:
+            rank_zero_warn(
+                f"training rows have several answers, but the tokenizer's tokens don't tell that {sentinel} follows "
+                f"{target!r}: only the end of the sequence ends an answer, and queries may count as not learned. Add "
+                "the sentinels to the tokenizer"
+            )
+            return IGNORED
+        return token
 
     def answer_targets(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """For each query, the target text that each accepted answer makes, in its own target's form."""
@@ -123,7 +144,7 @@ class EncoderDecoderCollator(_TextCollator):
             most = max(map(len, answers))
             flat = [tokens for of_row in answers for tokens in (*of_row, *[[IGNORED]] * (most - len(of_row)))]
             batch["answer_labels"] = self.padded(flat, IGNORED).view(len(rows), most, -1)
-            batch |= self.next_sentinels(rows)
+            batch |= self.other_ends(rows)
         return batch
 
 
@@ -154,7 +175,7 @@ class DecoderOnlyCollator(_TextCollator):
             repeated = [prompt for prompt in prompts for _ in range(most)]
             for name, tensor in self._batch(repeated, filled).items():
                 batch[f"answer_{name}"] = tensor.view(len(rows), most, -1)
-            batch |= self.next_sentinels(rows)
+            batch |= self.other_ends(rows)
         return batch
 
     def _batch(self, prompts: Sequence[str], targets: Sequence[str | None]) -> dict[str, Tensor]:

@@ -156,11 +156,16 @@ class FactData(LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this data from other data: its manifest and its files' sizes, not where they are."""
+        """What tells this data from other data, wherever they are: 16 hexadecimal digits.
+
+        Of the folder's name, which has a hash of settings or of source files, its manifest but for versions of
+        software, and its files' sizes.
+        """
         manifest = self.data_path / "manifest.json"
+        said = json.loads(manifest.read_text()) if manifest.exists() else {}
+        said.pop("versions", None)
         sizes = [(self.data_path / name).stat().st_size for name in ("train.parquet", "queries.parquet")]
-        said = manifest.read_text() if manifest.exists() else ""
-        return hashlib.sha256(json.dumps([said, *sizes]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.data_path.name, said, *sizes]).encode()).hexdigest()[:16]
 
     @property
     def _own_tokenizer(self) -> Path:

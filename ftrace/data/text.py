@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _ANSWER = re.compile(r"(<extra_id_\d+>)\s*(.*?)\s*(?=<extra_id_\d+>|$)", re.S)
-_NUMBER = re.compile(r"\d+")
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")
 _FIRST_SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
@@ -48,11 +48,12 @@ def split_sentinel(targets: str) -> tuple[str, str]:
     return (found.group(), targets[found.end() :]) if found else ("", targets)
 
 
-def next_sentinel(sentinel: str) -> str:
-    """The sentinel after one; none after none.
+def next_sentinel(targets: str) -> str:
+    """The sentinel that would come after targets; none where they have none.
 
     Example:
-        >>> next_sentinel("<extra_id_0>")
-        '<extra_id_1>'
+        >>> next_sentinel("<extra_id_0> Oslo"), next_sentinel("Oslo")
+        ('<extra_id_1>', '')
     """
-    return _NUMBER.sub(lambda found: str(int(found.group()) + 1), sentinel)
+    sentinels = _SENTINEL.findall(targets)
+    return f"<extra_id_{int(sentinels[-1]) + 1}>" if sentinels else ""

@@ -149,11 +149,11 @@ class _Queries:
             uuid, answers = row.name("uuid"), _answers(row, targets)
             self.repeated += uuid in seen
             seen.add(uuid)
-            self.other_surface += not answers.is_known
             proponents = self._index.rows_stating(fact)
             if not len(proponents):
                 self.without_proponents += 1
                 continue
+            self.other_surface += not answers.is_known
             yield {
                 "query_id": len(self._counts),
                 "inputs_pretokenized": inputs,
@@ -231,7 +231,7 @@ def _answers(row: SourceRow, targets: str) -> _Answers:
     """The target's own text, and the surface of what is masked, if that is spelled otherwise."""
     answer = split_sentinel(targets)[1].strip()
     for name in ("obj_surface", "sub_surface"):
-        surface = row.text(name).strip()
+        surface = row.text(name, empty=True).strip()
         if surface.casefold() == answer.casefold():
             return _Answers(list(dict.fromkeys([answer, surface])), True)
     return _Answers([answer], False)

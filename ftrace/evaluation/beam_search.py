@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,60 +23,83 @@ def beam_answers(
 ) -> list[list[str | None]]:
     """The likeliest answers of each query.
 
-    They are ranked by their whole probability, without a length penalty. Decoder-only models get queries of one length
-    at a time, so no row is padded. Where training rows have several answers, the next sentinel ends an answer, too;
-    with either end it is an answer of its own.
+    They are ranked by their whole probability, without a length penalty. An answer ends with the end of the sequence
+    or, where training rows have several answers, where another one follows; its probability is then that of either.
+    Queries are asked together only if they are of one length, where the model is decoder-only, and their answers end
+    alike; so no answer depends on the company.
 
     Args:
         model: The model, in eval mode.
         batch: Queries as the datamodule's collator gives them.
         tokenizer: The data's.
-        beams: How many beams, and how many answers.
+        beams: How many beams, and how many answers; of each end.
         max_new_tokens: How long an answer may be, its end included.
 
     Returns:
         For each query, ``beams`` texts, best first; None for one that has not come to its end.
     """
-    ends = [tokenizer.eos_token_id]
-    if "next_sentinel" in batch:
-        ends += [token for token in batch["next_sentinel"].unique().tolist() if token != IGNORED]
     settings = {
-        "num_beams": beams, "num_return_sequences": beams, "max_new_tokens": max_new_tokens, "do_sample": False,
-        "length_penalty": 0.0, "early_stopping": False, "eos_token_id": ends,
+        "max_new_tokens": max_new_tokens, "do_sample": False, "length_penalty": 0.0, "early_stopping": False,
         "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        "return_dict_in_generate": True, "output_scores": True,
     }  # fmt: skip
     found: list[list[str | None]] = [[] for _ in batch["labels"]]
-    for rows, inputs in _inputs(model, batch):
-        sequences = model.model.generate(**inputs, **settings)
+    for rows, inputs, others in _groups(model, batch):
+        ends = [int(tokenizer.eos_token_id), *others]
+        count = beams * len(ends)  # an answer may come once with each end
+        out = model.model.generate(**inputs, **settings, num_beams=count, num_return_sequences=count, eos_token_id=ends)
         given = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = [_text(sequence, tokenizer, ends) for sequence in sequences[:, given:].tolist()]
+        texts = [_text(sequence, tokenizer, ends) for sequence in out.sequences[:, given:].tolist()]
+        scores = out.sequences_scores.tolist() if count > 1 else [0.0] * len(texts)
         for place, row in enumerate(rows):
-            found[row] = texts[place * beams : (place + 1) * beams]
+            own = slice(place * count, (place + 1) * count)
+            found[row] = texts[own] if len(ends) == 1 else _merged(texts[own], scores[own], beams)
     return found
 
 
-def _inputs(model: FactLM, batch: Mapping[str, Tensor]) -> list[tuple[list[int], dict[str, Tensor]]]:
-    """Rows that can be generated from together, and their inputs."""
-    if model.model.config.is_encoder_decoder:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return [(list(range(len(inputs["input_ids"]))), inputs)]
-    lengths = (batch["labels"] != IGNORED).int().argmax(1)
-    groups = []
-    for length in lengths.unique().tolist():
-        rows = torch.nonzero(lengths == length).flatten()
-        prompts = batch["input_ids"][rows, :length]
-        groups.append((rows.tolist(), {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}))
-    return groups
+def _groups(
+    model: FactLM, batch: Mapping[str, Tensor]
+) -> Iterator[tuple[list[int], dict[str, Tensor], tuple[int, ...]]]:
+    """Rows that can be generated from together, their inputs, and what ends their answers but for the end."""
+    rows = range(len(batch["labels"]))
+    lengths = [0] * len(rows)
+    if not model.model.config.is_encoder_decoder:
+        lengths = (batch["labels"] != IGNORED).int().argmax(1).tolist()
+    ends: list[tuple[int, ...]] = [()] * len(rows)
+    if "answer_other_end" in batch:
+        of_rows = batch["answer_other_end"].tolist()
+        ends = [tuple(sorted({token for token in of_row if token != IGNORED})) for of_row in of_rows]
+    for length, others in sorted(set(zip(lengths, ends, strict=True))):
+        group = [row for row in rows if (lengths[row], ends[row]) == (length, others)]
+        if model.model.config.is_encoder_decoder:
+            inputs = {name: batch[name][group] for name in ("input_ids", "attention_mask")}
+        else:
+            prompts = batch["input_ids"][group, :length]
+            inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
+        yield group, inputs, others
 
 
 def _text(tokens: list[int], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
     if end is None:
         return None
-    answer = tokens[:end]
     # Skipping all special tokens would also skip the unknown word, and make a wrong answer right.
-    text: Any = tokenizer.decode(answer, skip_special_tokens=False)
+    text: Any = tokenizer.decode(tokens[:end], skip_special_tokens=False)
     return str(text)
+
+
+def _merged(texts: Sequence[str | None], scores: Sequence[float], count: int) -> list[str | None]:
+    """The likeliest texts, each once with the probability of all its ends; what has not ended is one of its own."""
+    probabilities: dict[str, float] = {}
+    unfinished = []
+    for text, score in zip(texts, scores, strict=True):
+        if text is None:
+            unfinished.append((math.exp(score), text))
+        else:
+            probabilities[text] = probabilities.get(text, 0.0) + math.exp(score)
+    every = [*((probability, text) for text, probability in probabilities.items()), *unfinished]
+    best = [text for _, text in sorted(every, key=lambda one: -one[0])]
+    return [*best, *[None] * count][:count]
 
 
 def is_right(answer: str | None, accepted: Sequence[str]) -> bool:

@@ -1,8 +1,8 @@
 """Means over queries, how sure they are, and how they spread over runs.
 
 Intervals are percentiles of the bootstrap (Efron 1979). What is drawn anew are facts, each with all its queries in all
-runs: two queries of one fact, or one query in two runs of one data set, are hardly two observations. One draw serves
-all methods, so differences between them are paired.
+runs of its data set: two queries of one fact, or one query in two runs, are hardly two observations. Each data set's
+facts are drawn among themselves. One draw serves all methods, so differences between them are paired.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Estimate:
 
     Args:
         mean: The mean.
-        low: Lower end of the 95% interval; NaN where there are fewer than two facts to draw from.
+        low: Lower end of the 95% interval; NaN where a data set has fewer than two facts to draw from.
         high: Its upper end.
         spread: Standard deviation of the runs' means (over n - 1); None for a single run.
     """
@@ -59,7 +59,11 @@ class Sample:
 
 
 def sample_means(
-    values: Sequence[np.ndarray], facts: Sequence[Sequence[str]], resamples: int = RESAMPLES, seed: int = 0
+    values: Sequence[np.ndarray],
+    facts: Sequence[Sequence[str]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    data: Sequence[str] | None = None,
 ) -> Sample:
     """Average columns over queries, and over resampled facts.
 
@@ -68,33 +72,49 @@ def sample_means(
         facts: For each run, which fact each of its queries asks for.
         resamples: How often to draw.
         seed: Of the draws.
+        data: For each run, which data set it is of; None: all of the same.
 
     Raises:
         ValueError: If a run has no queries.
     """
     if not values or not all(map(len, values)):
         raise ValueError("expected at least one query in each run, found none")
-    names = {fact: place for place, fact in enumerate(sorted({fact for of_run in facts for fact in of_run}))}
-    places = [np.array([names[fact] for fact in of_run]) for of_run in facts]
+    of_runs = data or [""] * len(values)
     means = np.stack([of_run.mean(0) for of_run in values])
+    generator = np.random.default_rng(seed)
+    resampled = np.zeros((resamples, means.shape[1]))
+    for name in dict.fromkeys(of_runs):
+        same = [place for place, of_run in enumerate(of_runs) if of_run == name]
+        own = _resample([values[place] for place in same], [facts[place] for place in same], resamples, generator)
+        if own is None:
+            return Sample(means, np.zeros((0, means.shape[1])))
+        resampled += own * len(same) / len(values)
+    return Sample(means, resampled)
+
+
+def _resample(
+    values: Sequence[np.ndarray], facts: Sequence[Sequence[str]], resamples: int, generator: np.random.Generator
+) -> np.ndarray | None:
+    """Means over runs of one data set for resampled facts, ``[resamples, M]``; None with fewer than two facts."""
+    names = {fact: place for place, fact in enumerate(sorted({fact for of_run in facts for fact in of_run}))}
     if len(names) < 2:
-        return Sample(means, np.zeros((0, means.shape[1])))
+        return None
     sums, counts = [], []
-    for of_run, place in zip(values, places, strict=True):
+    for of_run, of_facts in zip(values, facts, strict=True):
+        place = np.array([names[fact] for fact in of_facts])
         total = np.zeros((len(names), of_run.shape[1]))
         np.add.at(total, place, of_run)
         sums.append(total)
         counts.append(np.bincount(place, minlength=len(names)).astype(float))
-    resampled = [
+    found = [
         np.mean([_ratio(drawn @ total, drawn @ count) for total, count in zip(sums, counts, strict=True)], axis=0)
-        for drawn in _draws(len(names), resamples, seed)
+        for drawn in _draws(len(names), resamples, generator)
     ]
-    return Sample(means, np.concatenate(resampled))
+    return np.concatenate(found)
 
 
-def _draws(num_facts: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _draws(num_facts: int, resamples: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
     """How often each fact is drawn, ``[some resamples, F]``, a few resamples at a time."""
-    generator = np.random.default_rng(seed)
     at_once = max(1, _DRAWS_AT_ONCE // num_facts)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
@@ -114,7 +134,8 @@ def _estimates(means: np.ndarray, resampled: np.ndarray) -> list[Estimate]:
     if len(resampled):
         tail = (1 - LEVEL) / 2
         whole = resampled[~np.isnan(resampled).any(1)]  # all columns of a draw are NaN, or none
-        low, high = np.quantile(whole, [tail, 1 - tail], axis=0)
+        if len(whole) > len(resampled) / 2:  # otherwise a run has too few facts to say anything
+            low, high = np.quantile(whole, [tail, 1 - tail], axis=0)
     return [
         Estimate(float(mean), float(lowest), float(highest), of_runs)
         for mean, lowest, highest, of_runs in zip(means.mean(0), low, high, spread, strict=True)

@@ -30,7 +30,8 @@ class LearnedQueries:
         asked: How many were asked.
         right_at_last: How many are right at the last snapshot.
         known_at_first: How many of those were known at the first one already, and so have not been learned.
-        snapshots: The snapshots that were asked: first and last, or the last; names and fingerprints.
+        snapshots: Names of the snapshots that were asked: first and last, or the last.
+        key: What this was found with, for whoever keeps it.
     """
 
     rule: Rule
@@ -38,7 +39,8 @@ class LearnedQueries:
     asked: int
     right_at_last: int
     known_at_first: int
-    snapshots: dict[str, str]
+    snapshots: list[str]
+    key: str = ""
 
     def __str__(self) -> str:
         known = f"; {self.known_at_first} known from the start" if self.known_at_first else ""
@@ -52,7 +54,8 @@ def find_learned_queries(
     answers: Mapping[int, Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
     rule: Rule = "paper",
-    snapshots: Mapping[str, str] | None = None,
+    snapshots: Sequence[str] = (),
+    key: str = "",
 ) -> LearnedQueries:
     """Find the queries that a model has learned.
 
@@ -63,7 +66,8 @@ def find_learned_queries(
         answers: For each query's id, the surfaces of its answer that are accepted.
         tokenizer: The data's.
         rule: As in :class:`LearnedQueries`.
-        snapshots: Names and fingerprints of the snapshots, to be noted.
+        snapshots: Names of the snapshots, to be noted.
+        key: To be noted.
 
     Raises:
         ValueError: If the rule is unknown.
@@ -79,7 +83,7 @@ def find_learned_queries(
     else:
         raise ValueError(f'rule: expected "paper" or "last", found {rule!r}')
     learned = [query for query in right if query not in known]
-    return LearnedQueries(rule, learned, len(answers), len(right), len(known), dict(snapshots or {}))
+    return LearnedQueries(rule, learned, len(answers), len(right), len(known), list(snapshots), key)
 
 
 @torch.no_grad()

@@ -124,8 +124,8 @@ class Evaluation:
             np.stack([run.rows[name][metric] for name in self.names for metric in self.metrics], axis=1)
             for run in self.runs
         ]
-        facts = [[f"{run.queries.data} {fact}" for fact in run.queries.facts] for run in self.runs]
-        return sample_means(values, facts, self.resamples, self.seed)
+        facts, data = [run.queries.facts for run in self.runs], [run.queries.data for run in self.runs]
+        return sample_means(values, facts, self.resamples, self.seed, data)
 
     def _by_row(self, estimates: Sequence[Estimate]) -> dict[str, dict[str, Estimate]]:
         width = len(self.metrics)

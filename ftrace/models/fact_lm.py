@@ -22,7 +22,7 @@ from transformers import (
 from typing_extensions import override
 
 IGNORED = -100
-_OF_ROWS = ("input_ids", "attention_mask", "labels")
+_OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end")
 
 
 class FactLM(LightningModule):
@@ -138,7 +138,7 @@ class FactLM(LightningModule):
 
         Query batches bring their accepted answers along; with ``answers="any"`` the loss is then -log of the answers'
         summed probability. Where training rows have several answers, a query's answer ends with the end of the sequence
-        or with the next sentinel: what counts is the probability of either.
+        or where another one follows: what counts is the probability of either.
 
         Args:
             batch: As the collators make it.
@@ -181,13 +181,13 @@ class FactLM(LightningModule):
         of_tokens = -_token_losses(logits, counted)
         likeliest = logits.argmax(-1)
         right = likeliest == labels
-        if "next_sentinel" in batch:
-            other_ends = _last_replaced(labels, batch["next_sentinel"].repeat_interleave(A))
-            right = right | (likeliest == other_ends)
+        of_answers = of_tokens.sum(1)
+        if "other_end" in answers:
+            last, other = _is_last(labels), answers["other_end"].reshape(B * A)
+            right = right | (last & (likeliest == other[:, None]))
             if end_of_sequence:
-                either = torch.logaddexp(of_tokens, -_token_losses(logits, other_ends))
-                of_tokens = torch.where(other_ends != IGNORED, either, of_tokens)
-        log_probabilities = torch.where(exists, of_tokens.sum(1), -torch.inf)
+                of_answers = of_answers + _gain_of_other_end(logits, of_tokens, last, other)
+        log_probabilities = torch.where(exists, of_answers, -torch.inf)
         greedy = (right | (labels == IGNORED)).all(1) & exists
         return log_probabilities.view(B, A), greedy.view(B, A)
 
@@ -271,7 +271,7 @@ def _accepted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _own(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A query batch's answers in the queries' own surface, ``[B, 1, S]``."""
-    return {name: batch[name][:, None] for name in _OF_ROWS}
+    return {name: batch[name][:, None] for name in _OF_ROWS if name in batch}
 
 
 def _is_last(labels: Tensor) -> Tensor:
@@ -286,6 +286,17 @@ def _without_last(labels: Tensor) -> Tensor:
     return labels.masked_fill(_is_last(labels), IGNORED)
 
 
-def _last_replaced(labels: Tensor, others: Tensor) -> Tensor:
-    """Each row's ``others`` ``[B]`` in the place of its last label, and no other labels, ``[B, S]``."""
-    return torch.where(_is_last(labels), others[:, None], IGNORED)
+def _gain_of_other_end(logits: Tensor, of_tokens: Tensor, last: Tensor, other: Tensor) -> Tensor:
+    """How much likelier a row is, ``[B]``, if its last token may also be ``other`` ``[B]``, where there is one.
+
+    Args:
+        logits: ``[B, S, V]``.
+        of_tokens: Log probability of each label, ``[B, S]``.
+        last: Where each row's last label is, ``[B, S]`` bool.
+        other: A token; -100 where there is none.
+    """
+    place = last.int().argmax(1)
+    rows = torch.arange(len(place), device=place.device)
+    own = of_tokens[rows, place]
+    others = -F.cross_entropy(logits[rows, place], other, ignore_index=IGNORED, reduction="none")
+    return torch.where(other != IGNORED, torch.logaddexp(own, others) - own, 0.0)

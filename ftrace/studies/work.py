@@ -40,7 +40,7 @@ class StudyRun:
 
     @property
     def cost(self) -> dict[str, float]:
-        """What its training took: "seconds", "cpu_seconds" of all its threads, and "peak_memory_bytes"."""
+        """What its training took: "seconds" and, where the system tells, "cpu_seconds" of all its threads."""
         found: dict[str, float] = json.loads((self.folder / "training.json").read_text())
         return found
 
@@ -103,7 +103,6 @@ def _is_done(folder: Path, options: object) -> bool:
 
 
 def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> None:
-    threads = int(os.environ.get("OMP_NUM_THREADS", threads))
     settings = study.variants[run.variant].settings(study)
     settings["seed_everything"] = run.seed
     synth = settings["data"].get("init_args", {}).get("synth")
@@ -125,24 +124,26 @@ def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> Non
     started = time.perf_counter()
     with log.open("w") as stream:
         command = [sys.executable, str(train_script), "fit", "--config", str(config)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        given = os.environ.get("OMP_NUM_THREADS") or str(threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": given}
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         code, used = _wait(process)
     if code:
         raise ValueError(f"training {run.variant} with seed {run.seed} failed: see {log}")
-    cost = {"seconds": time.perf_counter() - started, "threads": threads, **used}
+    cost = {"seconds": time.perf_counter() - started, "threads": given, **used}
     replace_text(done, json.dumps(cost) + "\n")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, dict[str, float]]:
-    """A process's exit code and, where the system tells, what it has used."""
+    """A process's exit code and, where the system tells, its CPU seconds."""
     if not hasattr(os, "wait4"):
         return process.wait(), {}
     try:
         _, status, usage = os.wait4(process.pid, 0)
+    except ChildProcessError:  # where SIGCHLD is ignored
+        return process.wait(), {}
     except BaseException:
         process.kill()
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return process.returncode, {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_memory_bytes": peak}
+    return process.returncode, {"cpu_seconds": usage.ru_utime + usage.ru_stime}

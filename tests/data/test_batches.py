@@ -85,17 +85,22 @@ def test_query_batches_bring_all_accepted_answers(tokenizer: PreTrainedTokenizer
 
 def test_queries_say_what_may_follow_their_answer_where_rows_have_several(tokenizer: PreTrainedTokenizerFast) -> None:
     for architecture in get_args(Architecture):
-        batch = make_collator(tokenizer, architecture, several_answers=True)(QUERIES)
-        assert words(tokenizer, batch["next_sentinel"]) == "<extra_id_1> <extra_id_1>"
-        assert "next_sentinel" not in make_collator(tokenizer, architecture)(QUERIES)
-        assert "next_sentinel" not in make_collator(tokenizer, architecture, several_answers=True)(ROWS)
-        last = [{**row, "targets_pretokenized": f"<extra_id_{NUM_SENTINELS - 1}> Ann"} for row in QUERIES]
-        batch = make_collator(tokenizer, architecture, several_answers=True)(last)
-        assert batch["next_sentinel"].tolist() == [-100, -100]  # the tokenizer has no other
+        collate = make_collator(tokenizer, architecture, several_answers=True)
+        batch = collate(QUERIES)
+        assert words(tokenizer, batch["other_end"]) == "<extra_id_1> <extra_id_1>"
+        assert words(tokenizer, batch["answer_other_end"].flatten()) == "<extra_id_1> <extra_id_1> <extra_id_1>"
+        assert batch["answer_other_end"][1, 1] == -100  # there is no second answer
+        assert not {"other_end", "answer_other_end"} & make_collator(tokenizer, architecture)(QUERIES).keys()
+        assert "other_end" not in collate(ROWS)
+        both = {**QUERIES[0], "targets_pretokenized": "<extra_id_0> Ann <extra_id_1> tea"}
+        batch = collate([{**both, "answers": ["Ann <extra_id_1> tea"]}])
+        assert words(tokenizer, batch["answer_other_end"][0]) == words(tokenizer, batch["other_end"]) == "<extra_id_2>"
         bare = [{**row, "targets_pretokenized": "Ann"} for row in QUERIES]
-        assert (
-            make_collator(tokenizer, architecture, several_answers=True)(bare)["next_sentinel"].tolist() == [-100] * 2
-        )
+        assert collate(bare)["other_end"].tolist() == [-100, -100]
+        last = [{**row, "targets_pretokenized": f"<extra_id_{NUM_SENTINELS - 1}> Ann"} for row in QUERIES]
+        with pytest.warns(UserWarning, match="tokens don't tell that <extra_id_16> follows '<extra_id_15> Ann'"):
+            batch = collate(last)
+        assert batch["other_end"].tolist() == [-100, -100]
 
 
 @pytest.mark.parametrize("facts_a_row", [1, 2])
@@ -107,7 +112,7 @@ def test_data_know_whether_rows_have_several_answers(tmp_path: Path, facts_a_row
     data.prepare_data()
     data.setup()
     assert data.has_several_answers == (facts_a_row == 2)
-    assert ("next_sentinel" in next(iter(data.query_dataloader()))) == data.has_several_answers
+    assert ("other_end" in next(iter(data.query_dataloader()))) == data.has_several_answers
 
 
 def test_unknown_architectures_and_endless_tokenizers_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -215,12 +215,14 @@ def test_malformed_rows_are_named(rows: list[Any], queries: list[Any], message: 
 
 
 def test_a_query_whose_answer_is_no_surface_keeps_it_and_is_counted(tmp_path: Path) -> None:
-    folder = write(tmp_path / "in", ROWS, [query(), query(obj_surface="Sweden", uuid="v")])
-    with pytest.warns(UserWarning, match="1 queries have another answer than the surface of their object"):
+    others = [query(obj_surface="Sweden", uuid="v"), query(obj_surface="", uuid="w")]
+    left_out = query("P99", obj_surface="Sweden", uuid="x")
+    folder = write(tmp_path / "in", ROWS, [query(), *others, left_out])
+    with pytest.warns(UserWarning, match="2 queries have another answer than the surface of their object"):
         data = ready(folder, tmp_path)
-    assert data.query_rows["answers"] == [["Norway"], ["Norway"]]
+    assert data.query_rows["answers"] == [["Norway"]] * 3
     manifest = json.loads((data.data_path / "manifest.json").read_text())
-    assert manifest["num_queries_with_an_answer_of_another_surface"] == 1
+    assert manifest["num_queries_with_an_answer_of_another_surface"] == 2
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

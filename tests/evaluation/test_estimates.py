@@ -87,6 +87,21 @@ def test_one_fact_has_no_interval() -> None:
     assert isinstance(sample_means([np.ones((1, 2))], [["a"]]).differences(1)[0].low, float)
 
 
+def test_facts_of_different_data_sets_are_drawn_apart() -> None:
+    """Though their keys may agree. Means of independent data sets spread less than those of one, by the root of two."""
+    values, facts = [np.arange(40.0)[:, None]] * 2, [[str(i) for i in range(40)]] * 2
+    together = sample_means(values, facts, resamples=4000, data=["a", "a"]).resampled.std()
+    apart = sample_means(values, facts, resamples=4000, data=["a", "b"]).resampled.std()
+    alone = sample_means(values[:1], facts[:1], resamples=4000).resampled.std()
+    assert together == alone
+    assert abs(apart / alone - 0.5**0.5) < 0.03
+    three = [np.array([[0.0]]), np.array([[1.0]]), np.array([[1.0]])]
+    (estimate,) = sample_means(three, [["x"]] * 3, data=["a", "b", "c"]).estimates()  # one fact each: nothing to draw
+    assert (round(estimate.mean, 3), np.isnan(estimate.low)) == (0.667, True)
+    (estimate,) = sample_means(three, [["x"], ["y"], ["z"]], data=["a"] * 3).estimates()  # most draws lack a run
+    assert np.isnan(estimate.low)
+
+
 def test_seeds_decide() -> None:
     values, facts = clustered(np.random.default_rng(5))
     first, again, other = (sample_means([values], [facts], 200, seed).resampled for seed in (0, 0, 1))

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
 from ftrace.data import make_collator, train_word_tokenizer
 from ftrace.evaluation import find_learned_queries
@@ -93,8 +97,15 @@ def test_a_query_is_answered_alike_alone_and_in_any_company(architecture: str) -
 
 def taught(architecture: Any, answers: list[str]) -> FactLM:
     """A model that answers the prompts so."""
+    return fitted(architecture, rows([[answer] for answer in answers]))
+
+
+def fitted(architecture: Any, lines: list[dict[str, Any]]) -> FactLM:
+    """A model that has learned rows by heart."""
     module = model(architecture).train()
-    lessons = make_collator(TOKENIZER, architecture)(rows([[answer] for answer in answers]))
+    names = ("inputs_pretokenized", "targets_pretokenized")
+    examples = [{"example_id": i, **{name: row[name] for name in names}} for i, row in enumerate(lines)]
+    lessons = make_collator(TOKENIZER, architecture)(examples)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.03)
     for _ in range(80):
         optimizer.zero_grad()
@@ -127,6 +138,61 @@ def test_a_model_that_always_goes_on_with_another_answer_has_learned_the_first(a
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
+def test_several_masks_in_a_query_are_answered_together(architecture: Any) -> None:
+    """Of queries in one batch, one asks for two masks, and one's mask has another number."""
+    prompts = ["<extra_id_0> likes <extra_id_1>", "Bob <extra_id_0>", "tea <extra_id_1>"]
+    targets = ["<extra_id_0> Ann <extra_id_1> Oslo", "<extra_id_0> tea", "<extra_id_1> Bob"]
+    asked = [
+        {"query_id": i, "inputs_pretokenized": prompt, "targets_pretokenized": target, "answers": [target[13:]]}
+        for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True))
+    ]
+    last = fitted(architecture, asked)
+    collate = make_collator(TOKENIZER, architecture, several_answers=True)
+    answers = {row["query_id"]: row["answers"] for row in asked}
+    for rule in ("paper", "last"):
+        for size in (1, 3):
+            loader = DataLoader(asked, batch_size=size, collate_fn=collate)
+            found = find_learned_queries(last, lambda: model(architecture, 1), loader, answers, TOKENIZER, rule)
+            assert found.query_ids == [0, 1, 2]
+    assert last.example_losses(collate(asked)).max() < 0.1
+    together = beam_answers(last, collate(asked), TOKENIZER, 3, 6)
+    assert together == [beam_answers(last, collate([row]), TOKENIZER, 3, 6)[0] for row in asked]
+
+
+def test_sentinels_that_were_added_to_a_tokenizer_follow_a_space() -> None:
+    """A byte-level tokenizer as GPT-2's: an answer is followed by the token of a space, then by the sentinel."""
+    parts = Tokenizer(BPE())
+    parts.pre_tokenizer, parts.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=400, initial_alphabet=letters, special_tokens=["<|endoftext|>"])
+    parts.train_from_iterator(["likes Ann Oslo Bob tea", " Ann likes"] * 5, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=parts, eos_token="<|endoftext|>")
+    with pytest.warns(UserWarning, match="Add the sentinels to the tokenizer"):  # a space is a token of the answer, too
+        make_collator(tokenizer, "decoder-only", several_answers=True)([{**rows([["x"]] * 4)[0], "answers": ["Ann x"]}])
+    tokenizer.add_tokens(["<extra_id_0>", "<extra_id_1>"])
+    collate = make_collator(tokenizer, "decoder-only", several_answers=True)
+    torch.manual_seed(0)
+    config = {**CONFIGS["decoder-only"], "vocab_size": len(tokenizer), "n_positions": 80, "eos_token_id": 0}
+    last = FactLM(config=config, embedding_std=0.3).double()
+    asked = rows([["Ann"], ["tea"], ["Bob"], ["Oslo"]])
+    names = ("inputs_pretokenized", "targets_pretokenized")
+    lessons = [{"example_id": i, **{name: row[name] for name in names}} for i, row in enumerate(asked)]
+    for row in lessons:
+        row["targets_pretokenized"] += " <extra_id_1> Oslo"
+    optimizer = torch.optim.Adam(last.train().parameters(), lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        last.training_step(collate(lessons), 0).backward()
+        optimizer.step()
+    last.eval()
+    batch = collate(asked)
+    assert last.learned(batch).all()
+    assert last.example_losses(batch).max() < 0.1
+    texts = [of_query[0] for of_query in beam_answers(last, batch, tokenizer, 3, 8)]
+    assert all(is_right(text, row["answers"]) for text, row in zip(texts, asked, strict=True))
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.filterwarnings("ignore:You are trying to")
 def test_the_rules(architecture: str) -> None:
     first = taught(architecture, ["Oslo", "tea", "Bob", "Oslo"])
@@ -152,9 +218,9 @@ def test_the_rules(architecture: str) -> None:
         asked.append("first")
         return first
 
-    found = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "paper", {"a": "0", "b": "1"})
+    found = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "paper", ["a", "b"])
     assert found.query_ids == [0]
-    assert (found.asked, found.right_at_last, found.known_at_first, found.snapshots) == (4, 3, 2, {"a": "0", "b": "1"})
+    assert (found.asked, found.right_at_last, found.known_at_first, found.snapshots) == (4, 3, 2, ["a", "b"])
     assert str(found) == "learned, of 4; 2 known from the start"
     assert asked == ["first"]
     greedy = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "last")

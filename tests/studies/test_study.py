@@ -68,7 +68,6 @@ def test_each_variant_is_trained_with_each_seed_and_scored_by_each_method(
         assert list(stores) == ["online", "bm25", "embed", "both"]
         assert stores["online"].kinds == ("learning",)
         assert min(run.cost["seconds"], run.cost["cpu_seconds"]) > 0
-        assert run.cost["peak_memory_bytes"] > 2**26
         refreshes[run.variant] = len(stores["online"].manifest["refreshes"])
         config = yaml.safe_load((run.folder / "config.yaml").read_text())
         assert config["data"]["init_args"]["synth"]["seed"] == config["seed_everything"] == run.seed
