@@ -172,3 +172,17 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         FactCorpus(str(tmp_path / "nothing.jsonl"), str(tmp_path / "q.jsonl"))
     with pytest.raises(ValueError, match="queries: expected at least one file, found none"):
         FactCorpus(write(tmp_path / "t.jsonl", TRAIN), [])
+
+
+def test_fingerprints_know_the_content_and_not_the_place(tmp_path: Path) -> None:
+    """Counts and sizes of these corpora are the same."""
+    swapped = [
+        {**row, "targets": target} for row, target in zip(TRAIN[:2], ["<extra_id_0> Sweden", "Oslo"], strict=True)
+    ]
+    other = [{**row, "targets": target} for row, target in zip(TRAIN[:2], ["<extra_id_0> Norway", "Oslo"], strict=True)]
+    found = []
+    for place, rows in (("a", swapped), ("b", other), ("c", other)):
+        (tmp_path / place).mkdir()
+        found.append(ready(tmp_path / place, rows, QUERIES[:1]).fingerprint)
+    assert found[0] != found[1]
+    assert found[1] == found[2]
