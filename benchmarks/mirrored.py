@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ftrace.commands.evaluate import compare
 from ftrace.evaluation import Evaluation, over_runs
-from ftrace.evaluation.render import percent
+from ftrace.evaluation.render import with_interval
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 
@@ -51,9 +51,7 @@ def main() -> None:
         part = Evaluation(tuple(own.where(mask) for own, mask in kept))
         count = sum(int(mask.sum()) for _, mask in kept)
         for row, estimates in part.estimates.items():
-            ends = [estimates[metric] for metric in METRICS]
-            cells = [f"{percent(one.mean)} [{percent(one.low)}, {percent(one.high)}]" for one in ends]
-            table.add_row(f"{count} {name}", row, *cells)
+            table.add_row(f"{count} {name}", row, *[with_interval(estimates[metric]) for metric in METRICS])
         table.add_section()
     Console(width=120).print(table)
 

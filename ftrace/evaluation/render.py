@@ -119,6 +119,18 @@ def _table(title: str, first: str, others: Sequence[str]) -> Table:
     return table
 
 
+def with_interval(estimate: Estimate) -> str:
+    """A mean in percent, the ends of its interval and, over several runs, its spread.
+
+    Example:
+        >>> with_interval(Estimate(0.5, 0.25, 0.75, 0.1))
+        '50.0 [25.0, 75.0] (10.0)'
+    """
+    ends = "" if np.isnan(estimate.low) else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
+    spread = "" if estimate.spread is None else f" ({100 * estimate.spread:.1f})"
+    return f"{percent(estimate.mean)}{ends}{spread}"
+
+
 def percent(share: float, *, signed: bool = False) -> str:
     """A share in percent, with one decimal; 100 without."""
     if np.isnan(share):

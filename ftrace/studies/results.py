@@ -28,7 +28,7 @@ from ftrace.evaluation import (
     row_name,
     write_tables,
 )
-from ftrace.evaluation.render import percent
+from ftrace.evaluation.render import with_interval
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
 from ftrace.studies.settings import Study
@@ -64,7 +64,7 @@ class Grid:
         for group, rows in self.cells.items():
             for place, (row, estimates) in enumerate(rows.items()):
                 first = (group, self.notes[group])[place] if place < 2 else ""
-                table.add_row(first, row, *[_cell(estimates[metric]) for metric in SHOWN])
+                table.add_row(first, row, *[with_interval(estimates[metric]) for metric in SHOWN])
             table.add_section()
         return table
 
@@ -73,7 +73,7 @@ class Grid:
         lines = [f"| {self.of} | scores | {' | '.join(SHOWN)} |", f"|---|---|{'---:|' * len(SHOWN)}"]
         for group, rows in self.cells.items():
             for row, estimates in rows.items():
-                cells = " | ".join(_cell(estimates[metric]) for metric in SHOWN)
+                cells = " | ".join(with_interval(estimates[metric]) for metric in SHOWN)
                 lines.append(f"| {group} ({self.notes[group]}) | {row} | {cells} |")
         return f"{self.title}\n\n" + "\n".join(lines) + "\n"
 
@@ -237,9 +237,3 @@ def _rows_of(grid: Grid) -> list[str]:
 
 def _series(grid: Grid, row: str) -> dict[str, Estimate]:
     return {group: rows[row]["P@10"] for group, rows in grid.cells.items() if row in rows}
-
-
-def _cell(estimate: Estimate) -> str:
-    ends = "" if np.isnan(estimate.low) else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
-    spread = "" if estimate.spread is None else f" ({100 * estimate.spread:.1f})"
-    return f"{percent(estimate.mean)}{ends}{spread}"
