@@ -62,6 +62,7 @@ class _TextCollator:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, several_answers: bool = False) -> None:
         self.tokenizer = tokenizer
         self.several_answers = several_answers
+        self._has_warned = False
         self.end = int(tokenizer.eos_token_id)
         self.padding = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
@@ -104,14 +105,16 @@ class _TextCollator:
             return IGNORED
         alone, followed = self.tokens([target, f"{target} {sentinel}"])
         token = followed[len(alone)] if followed[: len(alone)] == alone else IGNORED
-        if token in (IGNORED, self.tokenizer.unk_token_id) or token in inside:
+        if token not in (IGNORED, self.tokenizer.unk_token_id) and token not in inside:
+            return token
+        if not self._has_warned:
             rank_zero_warn(
                 f"training rows have several answers, but the tokenizer's tokens don't tell that {sentinel} follows "
-                f"{target!r}: only the end of the sequence ends an answer, and queries may count as not learned. Add "
+                f"{target!r}: only the end of the sequence ends such answers, and queries may count as not learned. Add "
                 "the sentinels to the tokenizer"
             )
-            return IGNORED
-        return token
+        self._has_warned = True
+        return IGNORED
 
     def answer_targets(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """For each query, the target text that each accepted answer makes, in its own target's form."""
