@@ -110,8 +110,8 @@ class _TextCollator:
         if not self._has_warned:
             rank_zero_warn(
                 f"training rows have several answers, but the tokenizer's tokens don't tell that {sentinel} follows "
-                f"{target!r}: only the end of the sequence ends such answers, and queries may count as not learned. Add "
-                "the sentinels to the tokenizer"
+                f"{target!r}: only the end of the sequence ends such answers, and queries may count as not learned. "
+                "Add the sentinels to the tokenizer"
             )
         self._has_warned = True
         return IGNORED
