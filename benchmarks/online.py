@@ -2,6 +2,7 @@
 
     python benchmarks/online.py
     python benchmarks/online.py --ways options
+    python benchmarks/online.py --ways whitened
     python benchmarks/online.py --setting.device cuda --setting.layers 12 --setting.width 768 \
         --setting.vocabulary 50257 --setting.batch_size 16 --setting.tokens 512 --setting.queries 128
 
