@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,6 @@ class Run:
                 "CheckpointSnapshots, or take --rule last"
             )
         snapshots = [self.snapshots[0], self.last_snapshot] if rule == "paper" else [self.last_snapshot]
-        names = [folder.name for folder in snapshots]
         key = self.learned_key(snapshots)
         file = self.folder / "learned_queries.json"
         known: dict[str, dict[str, Any]] = {}
@@ -148,8 +147,9 @@ class Run:
         assert self.data.tokenizer is not None
         learned = find_learned_queries(
             self.model, lambda: self.model_at(self.snapshots[0]), self.data.query_dataloader(), answers,
-            self.data.tokenizer, rule, names, key,
+            self.data.tokenizer, rule, [folder.name for folder in snapshots],
         )  # fmt: skip
+        learned = replace(learned, key=key)
         kept = {name: one for name, one in known.items() if name in ("paper", "last")}
         replace_text(file, json.dumps({**kept, rule: asdict(learned)}) + "\n")
         return learned

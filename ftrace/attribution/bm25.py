@@ -9,11 +9,9 @@ from typing import ClassVar, Literal
 
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task
-from ftrace.data import Bm25Index, fill_in
+from ftrace.data import SENTINEL, Bm25Index, fill_in
 from ftrace.data.bm25_index import DELTA, K1, B
 from ftrace.scores import ScoreStore
-
-_MASK = re.compile(r"<extra_id_\d+>")
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class Bm25(AttributionMethod):
 
 _TEXTS: dict[str, Callable[[str, str], str]] = {
     "filled": fill_in,
-    "masked": lambda inputs, targets: _MASK.sub(" ", inputs).strip(),
-    "target": lambda inputs, targets: _MASK.sub(" ", targets).strip(),
+    "masked": lambda inputs, targets: SENTINEL.sub(" ", inputs).strip(),
+    "target": lambda inputs, targets: SENTINEL.sub(" ", targets).strip(),
 }
 _TOKENS: dict[str, Callable[[str], list[str]]] = {
     "spaces": lambda text: text.split(" "),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +9,8 @@ import numpy as np
 
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task
+from ftrace.data import answers_in
 from ftrace.scores import ScoreStore
-
-_MASK = re.compile(r"<extra_id_\d+>")
 
 
 @dataclass(frozen=True)
@@ -35,23 +33,13 @@ class RandomTarget(AttributionMethod):
         total = len(task.data.train_rows)
         with_answer: dict[str, list[int]] = {}
         for place, targets in enumerate(task.data.train_rows["targets_pretokenized"]):
-            for answer in set(answers_in(targets)):
+            for answer in answers_in(targets):
                 with_answer.setdefault(answer, []).append(place)
 
         def column(query_id: int, targets: str) -> dict[str, np.ndarray]:
             order = np.random.default_rng([self.seed, query_id]).permutation(total).astype(np.float32)
-            for answer in set(answers_in(targets)):
+            for answer in answers_in(targets):
                 order[with_answer.get(answer, [])] += total
             return {"random-target": order[task.examples]}
 
         return task.write(self, (column(row["query_id"], row["targets_pretokenized"]) for row in task.query_rows()))
-
-
-def answers_in(targets: str) -> list[str]:
-    """The answers of a target text.
-
-    Example:
-        >>> answers_in("<extra_id_0> Oslo <extra_id_1> a fjord")
-        ['Oslo', 'a fjord']
-    """
-    return [answer.strip() for answer in _MASK.split(targets) if answer.strip()]

@@ -9,10 +9,11 @@ from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.ftrace_trex import FtraceTrex
 from ftrace.data.synth import SynthCorpus, SynthSettings
 from ftrace.data.synth_files import write_synth
-from ftrace.data.text import fill_in
+from ftrace.data.text import SENTINEL, answers_in, fill_in
 from ftrace.data.tokenizer import train_word_tokenizer
 
 __all__ = [
+    "SENTINEL",
     "Architecture",
     "Bm25Index",
     "FactCorpus",
@@ -22,6 +23,7 @@ __all__ = [
     "SynthCorpus",
     "SynthSettings",
     "WithExampleIds",
+    "answers_in",
     "fill_in",
     "make_collator",
     "train_word_tokenizer",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 _ANSWER = re.compile(r"(<extra_id_\d+>)\s*(.*?)\s*(?=<extra_id_\d+>|$)", re.S)
-_SENTINEL = re.compile(r"<extra_id_(\d+)>")
-_FIRST_SENTINEL = re.compile(r"<extra_id_\d+>")
+SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 def fill_in(inputs: str, targets: str) -> str:
@@ -44,7 +43,7 @@ def split_sentinel(targets: str) -> tuple[str, str]:
         >>> split_sentinel("<extra_id_0> Oslo"), split_sentinel("Oslo")
         (('<extra_id_0>', ' Oslo'), ('', 'Oslo'))
     """
-    found = _FIRST_SENTINEL.match(targets)
+    found = SENTINEL.match(targets)
     return (found.group(), targets[found.end() :]) if found else ("", targets)
 
 
@@ -55,5 +54,16 @@ def next_sentinel(targets: str) -> str:
         >>> next_sentinel("<extra_id_0> Oslo"), next_sentinel("Oslo")
         ('<extra_id_1>', '')
     """
-    sentinels = _SENTINEL.findall(targets)
-    return f"<extra_id_{int(sentinels[-1]) + 1}>" if sentinels else ""
+    sentinels = SENTINEL.findall(targets)
+    return f"<extra_id_{int(sentinels[-1][10:-1]) + 1}>" if sentinels else ""
+
+
+def answers_in(targets: str) -> list[str]:
+    """The answers in targets, without sentinels; each once.
+
+    Example:
+        >>> answers_in("<extra_id_0> Oslo <extra_id_1> a fjord")
+        ['Oslo', 'a fjord']
+    """
+    stripped = (answer.strip() for answer in SENTINEL.split(targets))
+    return list(dict.fromkeys(answer for answer in stripped if answer))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ftrace.data.text import SENTINEL
+
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+
 NUM_SENTINELS = 16
-_SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
@@ -34,7 +35,7 @@ def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -
         special_tokens=[PAD, END, UNKNOWN, *sentinels], vocab_size=2**31 - 1, show_progress=False
     )
     # The trainer would give a sentinel that it meets in a text a second id.
-    tokenizer.train_from_iterator((_SENTINEL.sub(" ", text) for text in texts), trainer)
+    tokenizer.train_from_iterator((SENTINEL.sub(" ", text) for text in texts), trainer)
     end = (END, tokenizer.token_to_id(END))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[end])
     return PreTrainedTokenizerFast(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ftrace.data import SENTINEL
 from ftrace.models import FactLM
 
 IGNORED = -100
-_SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 @torch.no_grad()
@@ -41,19 +40,20 @@ def beam_answers(
     settings = {
         "max_new_tokens": max_new_tokens, "do_sample": False, "length_penalty": 0.0, "early_stopping": False,
         "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        "return_dict_in_generate": True, "output_scores": True,
+        "return_dict_in_generate": True,
     }  # fmt: skip
     found: list[list[str | None]] = [[] for _ in batch["labels"]]
     for rows, inputs, others in _groups(model, batch):
         ends = [int(tokenizer.eos_token_id), *others]
         count = beams * len(ends)  # an answer may come once with each end
-        out = model.model.generate(**inputs, **settings, num_beams=count, num_return_sequences=count, eos_token_id=ends)
+        several = len(ends) > 1
+        settings |= {"num_beams": count, "num_return_sequences": count, "eos_token_id": ends, "output_scores": several}
+        out = model.model.generate(**inputs, **settings)
         given = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         texts = [_text(sequence, tokenizer, ends) for sequence in out.sequences[:, given:].tolist()]
-        scores = out.sequences_scores.tolist() if count > 1 else [0.0] * len(texts)
         for place, row in enumerate(rows):
             own = slice(place * count, (place + 1) * count)
-            found[row] = texts[own] if len(ends) == 1 else _merged(texts[own], scores[own], beams)
+            found[row] = _merged(texts[own], out.sequences_scores[own].tolist(), beams) if several else texts[own]
     return found
 
 
@@ -115,4 +115,4 @@ def is_right(answer: str | None, accepted: Sequence[str]) -> bool:
 
 
 def _normalised(text: str) -> str:
-    return "".join(_SENTINEL.sub(" ", text).split()).casefold().removesuffix(".")
+    return "".join(SENTINEL.sub(" ", text).split()).casefold().removesuffix(".")

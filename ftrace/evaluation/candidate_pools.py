@@ -10,7 +10,6 @@ What is drawn for a query depends on the seed and its id alone, not on which oth
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,9 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from ftrace.data import Bm25Index, fill_in
+from ftrace.data import Bm25Index, answers_in, fill_in
 
-_SENTINEL = re.compile(r"<extra_id_\d+>")
 _ROWS_AT_ONCE = 10_000
 
 
@@ -153,14 +151,14 @@ def make_candidate_pools(
     """
     if not queries:
         raise ValueError("expected at least one query to make a candidate pool for, found none")
-    wanted = {answer for query in queries for answer in _answers(query["targets_pretokenized"])}
+    wanted = {answer for query in queries for answer in answers_in(query["targets_pretokenized"])}
     documents, with_answer = _read(rows, wanted, keep_documents=settings.bm25 > 0)
     index = Bm25Index(documents) if settings.bm25 else None
     del documents
     pools = []
     for query in track(queries, "candidate pools"):
         generator = np.random.default_rng([settings.seed, query["query_id"] % 2**63])
-        own_answers = _answers(query["targets_pretokenized"])
+        own_answers = answers_in(query["targets_pretokenized"])
         same = np.unique(np.concatenate([with_answer[answer] for answer in own_answers] or [np.zeros(0, np.int64)]))
         sources = [
             np.asarray(proponents[query["query_id"]], dtype=np.int64),
@@ -192,7 +190,7 @@ def _read(rows: Rows, wanted: set[str], *, keep_documents: bool) -> tuple[list[l
     example_id = 0
     for batch in texts.iter(_ROWS_AT_ONCE):
         for inputs, targets in zip(batch["inputs_pretokenized"], batch["targets_pretokenized"], strict=True):
-            for answer in _answers(targets):
+            for answer in answers_in(targets):
                 if answer in with_answer:
                     with_answer[answer].append(example_id)
             if keep_documents:
@@ -203,12 +201,6 @@ def _read(rows: Rows, wanted: set[str], *, keep_documents: bool) -> tuple[list[l
 
 def _words(inputs: str, targets: str) -> list[str]:
     return fill_in(inputs, targets).split(" ")
-
-
-def _answers(targets: str) -> list[str]:
-    """The answers in a target, without sentinels; each once."""
-    stripped = (answer.strip() for answer in _SENTINEL.split(targets))
-    return list(dict.fromkeys(answer for answer in stripped if answer))
 
 
 def _draw(generator: np.random.Generator, ids: np.ndarray, count: int) -> np.ndarray:

@@ -55,7 +55,6 @@ def find_learned_queries(
     tokenizer: PreTrainedTokenizerBase,
     rule: Rule = "paper",
     snapshots: Sequence[str] = (),
-    key: str = "",
 ) -> LearnedQueries:
     """Find the queries that a model has learned.
 
@@ -67,7 +66,6 @@ def find_learned_queries(
         tokenizer: The data's.
         rule: As in :class:`LearnedQueries`.
         snapshots: Names of the snapshots, to be noted.
-        key: To be noted.
 
     Raises:
         ValueError: If the rule is unknown.
@@ -83,7 +81,7 @@ def find_learned_queries(
     else:
         raise ValueError(f'rule: expected "paper" or "last", found {rule!r}')
     learned = [query for query in right if query not in known]
-    return LearnedQueries(rule, learned, len(answers), len(right), len(known), list(snapshots), key)
+    return LearnedQueries(rule, learned, len(answers), len(right), len(known), list(snapshots))
 
 
 @torch.no_grad()

@@ -10,8 +10,7 @@ import pytest
 from rank_bm25 import BM25Plus
 
 from ftrace.attribution import Bm25, RandomTarget, Task
-from ftrace.attribution.random_target import answers_in
-from ftrace.data import Bm25Index, FtraceSynth, SynthSettings, fill_in
+from ftrace.data import Bm25Index, FtraceSynth, SynthSettings, answers_in, fill_in
 
 
 @pytest.fixture(scope="module")

@@ -102,12 +102,15 @@ def taught(architecture: Any, answers: list[str]) -> FactLM:
 
 def fitted(architecture: Any, lines: list[dict[str, Any]]) -> FactLM:
     """A model that has learned rows by heart."""
-    module = model(architecture).train()
+    return learn(model(architecture), make_collator(TOKENIZER, architecture), lines)
+
+
+def learn(module: FactLM, collate: Any, lines: list[dict[str, Any]], rate: float = 0.03, steps: int = 80) -> FactLM:
     names = ("inputs_pretokenized", "targets_pretokenized")
-    examples = [{"example_id": i, **{name: row[name] for name in names}} for i, row in enumerate(lines)]
-    lessons = make_collator(TOKENIZER, architecture)(examples)
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.03)
-    for _ in range(80):
+    lessons = collate([{"example_id": i, **{name: row[name] for name in names}} for i, row in enumerate(lines)])
+    module.train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate)
+    for _ in range(steps):
         optimizer.zero_grad()
         module.training_step(lessons, 0).backward()
         optimizer.step()
@@ -175,16 +178,8 @@ def test_sentinels_that_were_added_to_a_tokenizer_follow_a_space() -> None:
     config = {**CONFIGS["decoder-only"], "vocab_size": len(tokenizer), "n_positions": 80, "eos_token_id": 0}
     last = FactLM(config=config, embedding_std=0.3).double()
     asked = rows([["Ann"], ["tea"], ["Bob"], ["Oslo"]])
-    names = ("inputs_pretokenized", "targets_pretokenized")
-    lessons = [{"example_id": i, **{name: row[name] for name in names}} for i, row in enumerate(asked)]
-    for row in lessons:
-        row["targets_pretokenized"] += " <extra_id_1> Oslo"
-    optimizer = torch.optim.Adam(last.train().parameters(), lr=0.02)
-    for _ in range(200):
-        optimizer.zero_grad()
-        last.training_step(collate(lessons), 0).backward()
-        optimizer.step()
-    last.eval()
+    lessons = [{**row, "targets_pretokenized": f"{row['targets_pretokenized']} <extra_id_1> Oslo"} for row in asked]
+    learn(last, collate, lessons, rate=0.02, steps=200)
     batch = collate(asked)
     assert last.learned(batch).all()
     assert last.example_losses(batch).max() < 0.1

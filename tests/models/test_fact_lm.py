@@ -69,29 +69,15 @@ def log_probability(
     return (each if end_of_sequence else each[:-1]).sum()
 
 
+@pytest.mark.parametrize("several_answers", [False, True])
 @pytest.mark.parametrize("end_of_sequence", [True, False])
 @pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])
-def test_a_querys_loss_is_of_one_answer_or_of_any(architecture: str, end_of_sequence: bool) -> None:
-    batch = queries(architecture)
-    for answers in ("one", "any"):
-        module = model(architecture, answers=answers)
-        expected = []
-        for row in QUERIES:
-            accepted = row["answers"] if answers == "any" else ["Ann"]
-            prompt = row["inputs_pretokenized"]
-            each = [log_probability(module, prompt, answer, end_of_sequence) for answer in accepted]
-            expected.append(-torch.stack(each).logsumexp(0))
-        found = module.example_losses(batch, end_of_sequence=end_of_sequence)
-        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("end_of_sequence", [True, False])
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_where_rows_have_several_answers_the_next_sentinel_ends_one_too(
-    architecture: str, end_of_sequence: bool
+def test_a_querys_loss_is_of_one_answer_or_of_any(
+    architecture: str, end_of_sequence: bool, several_answers: bool
 ) -> None:
-    batch = queries(architecture, several_answers=True)
-    ends = ["</s>", "<extra_id_1>"] if end_of_sequence else ["</s>"]
+    """Where rows have several answers, the next sentinel ends one, too."""
+    batch = queries(architecture, several_answers=several_answers)
+    ends = ["</s>", "<extra_id_1>"] if end_of_sequence and several_answers else ["</s>"]
     for answers in ("one", "any"):
         module = model(architecture, answers=answers)
         expected = []
