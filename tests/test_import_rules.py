@@ -12,18 +12,20 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "gradients": set(),
     "scores": set(),
-    "callbacks": {"gradients", "scores"},
+    "index": {"gradients"},
+    "callbacks": {"gradients", "scores", "index"},
     "data": set(),
     "models": {"data"},
-    "attribution": {"gradients", "scores", "data", "models"},
+    "attribution": {"gradients", "scores", "index", "data", "models"},
     "evaluation": {"scores", "data", "models", "gradients"},
     "report": {"scores", "evaluation"},
     "runs": {"data", "models", "evaluation"},
-    "commands": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs"},
+    "commands": {"gradients", "scores", "index", "data", "models", "attribution", "evaluation", "report", "runs"},
     "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands"},
     "cli": {
         "gradients",
         "scores",
+        "index",
         "data",
         "models",
         "attribution",
@@ -34,7 +36,7 @@ MAY_IMPORT = {
         "studies",
     },
 }
-WITHOUT_LIGHTNING = {"gradients", "scores"}
+WITHOUT_LIGHTNING = {"gradients", "scores", "index"}
 
 
 def sources(part: str) -> list[Path]:

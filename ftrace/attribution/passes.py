@@ -67,7 +67,15 @@ def score_in_passes(
         ValueError: If what an earlier command left unfinished is of other settings.
     """
     partial = PartialScores(task.output_dir, _settings(method, task, passes))
-    module = _Scoring(task, passes, partial, collate)
+    trainer = predict(_Scoring(task, passes, partial, collate), task)
+    if trainer.is_global_zero:
+        _write(method, task, passes, partial, facts)
+    trainer.strategy.barrier()
+    return ScoreStore.open(task.output_dir)
+
+
+def predict(module: LightningModule, task: Task) -> Trainer:
+    """Run a module's prediction as a task asks: on its devices, by its processes, with Lightning's progress bar."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # rows are in memory
         warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
@@ -82,10 +90,7 @@ def score_in_passes(
             inference_mode=False,  # gradients are methods' own affair
         )
         trainer.predict(module, return_predictions=False)
-    if trainer.is_global_zero:
-        _write(method, task, passes, partial, facts)
-    trainer.strategy.barrier()
-    return ScoreStore.open(task.output_dir)
+    return trainer
 
 
 class _Item(NamedTuple):

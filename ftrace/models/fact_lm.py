@@ -22,6 +22,7 @@ from transformers import (
 from typing_extensions import override
 
 IGNORED = -100
+Output = Literal["loss", "margin", "logit"]
 _OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end")
 
 
@@ -149,6 +150,26 @@ class FactLM(LightningModule):
             return -torch.logsumexp(self._answer_log_probabilities(batch, answers, end_of_sequence)[0], dim=1)
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
         return _token_losses(logits, labels if end_of_sequence else _without_last(labels)).sum(1)
+
+    def example_outputs(self, batch: Mapping[str, Tensor], output: Output = "loss") -> Tensor:
+        """What is measured of each row, ``[B]``: falls as the row's answer becomes likelier.
+
+        Args:
+            batch: As the collators make it.
+            output: "loss": :meth:`example_losses`; "margin": minus the sum over the answer's tokens of
+                log(p / (1 - p)), as TRAK takes it (Park et al. 2023, arXiv 2303.14186, section 3); "logit": minus the
+                sum of the tokens' logits. The last two are of the answer in the query's own surface.
+        """
+        if output == "loss":
+            return self.example_losses(batch)
+        logits, labels = self._shifted(self._logits(batch), batch["labels"])
+        counted = labels != IGNORED
+        chosen = labels.clamp(min=0).unsqueeze(-1)
+        of_tokens = logits.gather(-1, chosen).squeeze(-1)
+        if output == "margin":
+            others = logits.scatter(-1, chosen, -torch.inf)
+            of_tokens = of_tokens - others.logsumexp(-1)
+        return -of_tokens.masked_fill(~counted, 0).sum(1)
 
     @torch.no_grad()
     def learned(self, batch: Mapping[str, Tensor]) -> Tensor:

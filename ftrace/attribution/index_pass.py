@@ -1,0 +1,239 @@
+"""One pass over a corpus that writes a gradient index: by one or several processes, shard by shard, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from ftrace.attribution.gradient_rows import GradientRows
+from ftrace.attribution.passes import Batch, predict
+from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
+from ftrace.attribution.task import Task
+from ftrace.gradients import GradientCapture, Preconditioner
+from ftrace.index import (
+    GradientFeatures,
+    GradientIndex,
+    IndexSettings,
+    Rows,
+    Segment,
+    as_dtype,
+    begin_index,
+    block_weights,
+    close_segment,
+    correction_of,
+    read_preconditioners,
+    write_preconditioners,
+    write_shard,
+)
+from ftrace.models import FactLM, Output, snapshot_fingerprint
+
+
+def covered_names(model: FactLM, settings: IndexSettings) -> list[str]:
+    """The parameters that an index sees, in the model's order.
+
+    Raises:
+        ValueError: If one can't be covered, or there is none.
+    """
+    patterns = settings.features.parameters or tuple(block_weights(model))
+    coverage = GradientCapture(model, patterns, strict=True).coverage
+    if not coverage.covered:
+        raise ValueError(f"parameters: expected at least one to be trained. {coverage.summary()}")
+    return list(coverage.covered)
+
+
+def corrections_at(snapshot: Path, model: FactLM, settings: IndexSettings) -> dict[str, Preconditioner]:
+    """What gradients at a snapshot are multiplied with, in the model's precision.
+
+    Raises:
+        ValueError: If the snapshot has no second moments.
+    """
+    correction = settings.features.correction
+    if correction == "none":
+        return {}
+    found = snapshot_preconditioners(snapshot, model)
+    return {name: correction_of(factor, correction) for name, factor in found.items()}
+
+
+def index_corpus(
+    task: Task,
+    snapshot: Path,
+    settings: IndexSettings = IndexSettings(),  # noqa: B008 - frozen
+    output: Output = "loss",
+) -> GradientIndex:
+    """Write the index of a task's examples at one snapshot, or go on with it.
+
+    Args:
+        task: The examples, and the folder of the index as its ``output_dir``.
+        snapshot: The snapshot's folder.
+        settings: How.
+        output: What is differentiated. With "margin", rows are weighted by 1 - p, as TRAK weighs them, where p is the
+            probability of the example's target.
+
+    Raises:
+        ValueError: If the folder holds something else, or an index of other settings.
+    """
+    model = task.model_at(snapshot)
+    names = covered_names(model, settings)
+    facts = {
+        "written_by": "ftrace index",
+        "output": output,
+        "data": task.data.fingerprint,
+        "examples": {"count": len(task.examples), "ids": hashlib.sha256(task.examples.tobytes()).hexdigest()[:16]},
+        "snapshots": {snapshot.name: snapshot_fingerprint(snapshot)},
+    }
+    begin_index(task.output_dir, settings, model, names, facts)
+    corrections = corrections_at(snapshot, model, settings)
+    step = int(json.loads((snapshot / "snapshot.json").read_text())["step"])
+    folder = task.output_dir / f"segment-{step:08d}"
+    write_preconditioners(folder, corrections)
+    features = GradientFeatures(settings.features, names, corrections)
+    del model
+    trainer = predict(_Indexing(task, snapshot, folder, settings, output), task)
+    if trainer.is_global_zero and not (folder / "segment.json").exists():
+        place = os.path.relpath(snapshot.resolve(), task.output_dir.resolve())
+        of_segment = {"step": step, "snapshot": place, "fingerprint": snapshot_fingerprint(snapshot)}
+        close_segment(folder, list(features.blocks), of_segment, settings.sample, settings.features.seed)
+    trainer.strategy.barrier()
+    return GradientIndex(task.output_dir)
+
+
+def features_at(index: GradientIndex, segment: Segment, model: FactLM, *, corrected: bool = True) -> GradientFeatures:
+    """What makes rows of queries for a segment.
+
+    Args:
+        index: The index.
+        segment: The segment.
+        model: At the segment's weights.
+        corrected: Whether queries' gradients are divided by second moments as the rows' are.
+    """
+    features = index.features(segment, model)
+    if corrected:
+        return features
+    names = [name for of_block in features.blocks.values() for name in of_block]
+    order = {name: place for place, (name, _) in enumerate(model.named_parameters())}
+    plain = replace(index.settings.features, correction="none")
+    return GradientFeatures(plain, sorted(names, key=order.__getitem__))
+
+
+def snapshot_of(index: GradientIndex, segment: Segment) -> Path:
+    """The folder of a segment's snapshot.
+
+    Raises:
+        ValueError: If it is missing, or another one by now.
+    """
+    folder = (index.folder / segment.manifest["snapshot"]).resolve()
+    found = snapshot_fingerprint(folder)
+    if found != segment.manifest["fingerprint"]:
+        raise ValueError(
+            f"snapshot {str(folder)!r} is not the one that {str(segment.folder)!r} was written at: expected the "
+            f"fingerprint {segment.manifest['fingerprint']}, found {found}. Index again"
+        )
+    return folder
+
+
+class _Item(NamedTuple):
+    """One batch of work."""
+
+    shard: int
+    start: int
+    stop: int
+    ends_shard: bool
+
+
+class _Work(Dataset):
+    """Batches of examples."""
+
+    def __init__(self, items: list[_Item], task: Task) -> None:
+        self.items = items
+        self.task = task
+        self.collate = task.data.example_dataloader().collate_fn
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Batch:
+        item = self.items[index]
+        batch: Batch = self.collate(self.task.example_rows(item.start, item.stop))
+        return batch
+
+
+class _Indexing(LightningModule):
+    """Writes this process's shards. It has no weights: it loads the model when it begins."""
+
+    def __init__(self, task: Task, snapshot: Path, folder: Path, settings: IndexSettings, output: Output) -> None:
+        super().__init__()
+        self.task = task
+        self.snapshot = snapshot
+        self.folder = folder
+        self.settings = settings
+        self.output: Output = output
+        self._rows: GradientRows | None = None
+        self._open: list[tuple[Tensor, Tensor]] = []
+
+    @override
+    def predict_dataloader(self) -> DataLoader:
+        self.items = self._my_items()
+        return DataLoader(_Work(self.items, self.task), batch_size=None)
+
+    def _file(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:08d}.safetensors"
+
+    def _my_items(self) -> list[_Item]:
+        """A shard belongs to one process, whatever is written already: so all processes agree on it."""
+        model = self.task.model_at(self.snapshot)
+        width = GradientFeatures(self.settings.features, covered_names(model, self.settings)).size
+        rows, total = self.settings.rows_of_shard(width), len(self.task.examples)
+        size, items = self.task.batch_size or self.task.data.batch_size, []
+        for shard in range(self.global_rank, -(-total // rows), self.trainer.world_size):
+            if self._file(shard).exists():
+                continue
+            end = min((shard + 1) * rows, total)
+            for start in range(shard * rows, end, size):
+                stop = min(start + size, end)
+                items.append(_Item(shard, start, stop, stop == end))
+        return items
+
+    @override
+    def on_predict_start(self) -> None:
+        if not self.items:
+            return
+        model = self.task.model_at(self.snapshot).to(self.device)
+        names = covered_names(model, self.settings)
+        like = next(model.parameters())
+        corrections = read_preconditioners(self.folder, like)
+        self._rows = GradientRows(model, GradientFeatures(self.settings.features, names, corrections), self.output)
+
+    @override
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> int:
+        item = self.items[batch_idx]
+        assert self._rows is not None
+        rows, outputs = self._rows(dict(batch))
+        weights = torch.ones_like(outputs)
+        if self.output == "margin":
+            with torch.no_grad():
+                weights = 1 - torch.exp(-self._rows.model.example_losses(batch))
+        self._open.append((rows.cpu(), weights.cpu()))
+        if item.ends_shard:
+            first = item.stop - sum(len(own) for own, _ in self._open)
+            ids = torch.from_numpy(self.task.examples[first : item.stop].copy())
+            parts = list(zip(*self._open, strict=True))
+            given = Rows(torch.cat(parts[0]), ids, torch.cat(parts[1]), torch.zeros_like(ids))
+            self._open.clear()
+            write_shard(self._file(item.shard), given, as_dtype(self.settings.dtype))
+        return item.stop - item.start
+
+    @override
+    def on_predict_end(self) -> None:
+        self._rows = None
+        self.trainer.strategy.barrier()  # the first process closes what all have written

@@ -1,0 +1,53 @@
+"""Gradient indexes on disk: rows of projected gradients, written once, searched for any queries. Knows no model.
+
+An index is written while a model trains (the callback GradientIndexWriter) or in one pass over a snapshot (``ftrace
+index``), and searched with ``ftrace search``.
+"""
+
+from ftrace.index.blocks import block_weights, make_blocks
+from ftrace.index.features import CORRECTIONS, FeatureSettings, GradientFeatures, as_dtype, correction_of
+from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, model_fingerprint, read_manifest
+from ftrace.index.search import Found, SegmentQueries, prepare_queries, row_norms, scored_chunks, top_k
+from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
+from ftrace.index.shards import Rows, Shard, write_shard
+from ftrace.index.whitening import (
+    Whitening,
+    WhiteningSettings,
+    autocorrelation_of,
+    balanced_mix,
+    make_whitening,
+)
+
+__all__ = [
+    "CORRECTIONS",
+    "FeatureSettings",
+    "Found",
+    "GradientFeatures",
+    "GradientIndex",
+    "IndexSettings",
+    "Rows",
+    "Segment",
+    "SegmentQueries",
+    "Shard",
+    "Whitening",
+    "WhiteningSettings",
+    "as_dtype",
+    "autocorrelation_of",
+    "balanced_mix",
+    "begin_index",
+    "block_weights",
+    "close_segment",
+    "correction_of",
+    "make_blocks",
+    "make_whitening",
+    "model_fingerprint",
+    "prepare_queries",
+    "read_manifest",
+    "read_preconditioners",
+    "row_norms",
+    "scored_chunks",
+    "shard_files",
+    "top_k",
+    "write_preconditioners",
+    "write_shard",
+]

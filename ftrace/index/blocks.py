@@ -1,0 +1,89 @@
+"""Which weights an index sees, and which of them share a block of its rows.
+
+TrackStar pools attention and MLP weights into eight groups of consecutive layers each, and leaves embeddings, head,
+norms and biases out (Chang et al. 2024, arXiv 2410.17413, section 3 and appendix).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+from ftrace.gradients import layer_of
+
+Layout = Literal["pooled", "layer", "parameter"]
+
+_ATTENTION = re.compile(r"att", re.IGNORECASE)
+_MLP = re.compile(r"mlp|dense|ffn|ff\b|feed_?forward|fc\d?\b", re.IGNORECASE)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+
+
+def block_weights(module: nn.Module) -> list[str]:
+    """Names of the matrices in a model's numbered blocks: no embeddings, no head, no norms, no biases.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> block_weights(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Embedding(4, 3)))
+        ['0.weight']
+    """
+    tables = {id(p) for one in module.modules() if isinstance(one, _TABLES) for p in one.parameters(recurse=False)}
+    found = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in tables and re.search(r"(^|\.)\d+(\.|$)", name)
+    ]
+    if not found:
+        raise ValueError(
+            f"parameters: expected {type(module).__name__} to have matrices in numbered blocks, found none. Name what "
+            'the index is to see, such as parameters=("*",)'
+        )
+    return found
+
+
+def make_blocks(names: Sequence[str], layout: Layout = "pooled", groups: int = 8) -> dict[str, list[str]]:
+    """Names of parameters by the block that they share.
+
+    Args:
+        names: In the model's order.
+        layout: "pooled": attention, MLP and other weights of consecutive layers, in ``groups`` groups each; "layer":
+            all of a layer; "parameter": each by itself.
+        groups: Of "pooled"; each layer is its own where there are fewer. Encoder and decoder are counted as one stack.
+
+    Raises:
+        ValueError: On an unknown layout, or fewer than one group.
+
+    Example:
+        >>> make_blocks(["h.0.attn.weight", "h.1.attn.weight", "h.1.mlp.weight"], groups=1)
+        {'attention 0': ['h.0.attn.weight', 'h.1.attn.weight'], 'mlp 0': ['h.1.mlp.weight']}
+    """
+    if groups < 1:
+        raise ValueError(f"groups: expected at least 1, found {groups}")
+    if layout == "parameter":
+        return {name: [name] for name in names}
+    blocks: dict[str, list[str]] = {}
+    if layout == "layer":
+        for name in names:
+            blocks.setdefault(layer_of(name), []).append(name)
+        return blocks
+    if layout != "pooled":
+        raise ValueError(f'layout: expected "pooled", "layer" or "parameter", found {layout!r}')
+    by_kind: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        by_kind.setdefault(_kind(name), {}).setdefault(layer_of(name), []).append(name)
+    for kind, layers in by_kind.items():
+        shared = max(1.0, len(layers) / groups)
+        for place, of_layer in enumerate(layers.values()):
+            blocks.setdefault(f"{kind} {int(place / shared)}", []).extend(of_layer)
+    return blocks
+
+
+def _kind(name: str) -> str:
+    if not re.search(r"(^|\.)\d+(\.|$)", name):
+        return layer_of(name)
+    own = name.removeprefix(layer_of(name))
+    return "attention" if _ATTENTION.search(own) else "mlp" if _MLP.search(own) else "other"

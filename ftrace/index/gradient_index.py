@@ -1,0 +1,201 @@
+"""A gradient index on disk: what it is of, and its segments.
+
+index.json              how rows were made, of which model and data; a mismatch is an error
+segment-00000120/       rows at the weights of step 120
+snapshots/step-*/       where the callback wrote it: the weights of each segment
+norms/                  of rows, for tasks that were searched for
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ftrace.index.features import FeatureSettings, GradientFeatures, as_dtype
+from ftrace.index.segment import SEGMENT, Segment
+
+MANIFEST = "index.json"
+FORMAT, VERSION = "ftrace-index", 1
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How an index is kept.
+
+    Args:
+        features: What its rows are.
+        dtype: "float32", "float16" or "bfloat16" (or "float64"): of rows on disk.
+        shard_bytes: How large a file of rows becomes, about.
+        sample: Rows, drawn at random, that R is taken of.
+
+    Raises:
+        ValueError: If a number is out of range, or the dtype unknown.
+    """
+
+    features: FeatureSettings = FeatureSettings()  # noqa: RUF009 - frozen
+    dtype: str = "float32"
+    shard_bytes: int = 256 * 2**20
+    sample: int = 10_000
+
+    def __post_init__(self) -> None:
+        as_dtype(self.dtype)
+        if self.shard_bytes < 1 or self.sample < 1:
+            raise ValueError(
+                f"expected shard_bytes and sample of at least 1, found {self.shard_bytes} and {self.sample}"
+            )
+
+    def row_bytes(self, size: int) -> int:
+        """Bytes of a row of that many numbers, with its id, step, weight and scale."""
+        return size * as_dtype(self.dtype).itemsize + 24
+
+    def rows_of_shard(self, size: int) -> int:
+        """How many rows a shard has."""
+        return max(1, self.shard_bytes // self.row_bytes(size))
+
+
+def model_fingerprint(module: nn.Module) -> str:
+    """What tells models of different parameters apart: 16 hexadecimal digits of their names and shapes."""
+    shapes = [[name, *parameter.shape] for name, parameter in module.named_parameters()]
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+
+
+def begin_index(
+    folder: Path, settings: IndexSettings, module: nn.Module, names: Sequence[str], facts: Mapping[str, Any]
+) -> GradientFeatures:
+    """Make the folder of an index, or go on with one of the same settings.
+
+    Args:
+        folder: The index's.
+        settings: How.
+        module: The model.
+        names: The parameters that it sees.
+        facts: More for the manifest. They must be the same as well.
+
+    Returns:
+        The features of the index, before any second moments are known.
+
+    Raises:
+        ValueError: If the folder holds something else, or an index of other settings.
+    """
+    features = GradientFeatures(settings.features, names)
+    seen = {name for of_block in features.blocks.values() for name in of_block}
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": _plain(settings),
+        "model": model_fingerprint(module),
+        "blocks": features.blocks,
+        "left_out": [name for name, p in module.named_parameters() if p.requires_grad and name not in seen],
+        **facts,
+    }
+    given = json.loads(json.dumps(manifest))
+    if folder.exists() and any(folder.iterdir()):
+        found = read_manifest(folder)
+        different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+        if different:
+            raise ValueError(
+                f"{str(folder)!r} holds an index of other settings ({', '.join(different)}: "
+                f"{_short(found.get(different[0]))} there, {_short(given.get(different[0]))} asked for). Give the same "
+                "ones to go on, or name another folder"
+            )
+        return features
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    temporary.replace(folder / MANIFEST)
+    return features
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What an index says of itself.
+
+    Raises:
+        ValueError: If the folder holds no index, or one of another version.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(folder)!r} is not a gradient index: can't read its {MANIFEST} ({error})") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("version") != VERSION:
+        raise ValueError(f"{str(folder)!r} is not a gradient index of version {VERSION}, which this ftrace reads")
+    return found
+
+
+class GradientIndex:
+    """An index, opened for search.
+
+    Args:
+        folder: The index's.
+
+    Raises:
+        ValueError: If it is none, or unfinished or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        stored = dict(self.manifest["settings"])
+        features = dict(stored.pop("features"))
+        parameters = features.pop("parameters")
+        self.settings = IndexSettings(
+            FeatureSettings(**features, parameters=None if parameters is None else tuple(parameters)), **stored
+        )
+        self.blocks: dict[str, list[str]] = self.manifest["blocks"]
+        folders = sorted(self.folder.glob("segment-*"))
+        unfinished = [one.name for one in folders if not (one / SEGMENT).exists()]
+        if unfinished or not folders:
+            raise ValueError(
+                f"{str(self.folder)!r} is not finished: {', '.join(unfinished) or 'no segment'}. Give the command "
+                "that writes it again, and it goes on where it was"
+            )
+        self.segments = [Segment(one) for one in folders]
+
+    @property
+    def size(self) -> int:
+        """D: numbers of a row."""
+        return len(self.blocks) * self.settings.features.side**2
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that it sees."""
+        return [name for names in self.blocks.values() for name in names]
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of all segments."""
+        return sum(map(len, self.segments))
+
+    def features(self, segment: Segment, module: nn.Module) -> GradientFeatures:
+        """What makes rows of gradients as the segment's were made.
+
+        Raises:
+            ValueError: If the model is another one.
+        """
+        found = model_fingerprint(module)
+        if found != self.manifest["model"]:
+            raise ValueError(
+                f"{str(self.folder)!r} is of a model with other parameters than {type(module).__name__}: fingerprint "
+                f"{self.manifest['model']}, found {found}"
+            )
+        order = {name: place for place, (name, _) in enumerate(module.named_parameters())}
+        names = sorted(self.names, key=order.__getitem__)
+        like = next(module.parameters())
+        return GradientFeatures(self.settings.features, names, segment.preconditioners(like))
+
+
+def _plain(settings: IndexSettings) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return found
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,207 @@
+"""A segment of an index: rows of examples at, or near, one set of weights.
+
+shard-*.safetensors               rows
+preconditioners.safetensors       one over the root of second moments that gradients were multiplied with
+autocorrelation.safetensors       mean of phi phi^T over a random sample of rows, block by block
+ids.npy, weights.npy, order.npy   of all rows; the order by id, where they are not in it
+segment.json                      written last: a segment without it is not finished
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ftrace.gradients import Preconditioner, RunningAutocorrelation
+from ftrace.index.features import from_tensors, to_tensors
+from ftrace.index.shards import PATTERN, Shard
+
+SEGMENT = "segment.json"
+_ROWS_AT_A_TIME = 1024
+
+
+def write_preconditioners(folder: Path, preconditioners: Mapping[str, Preconditioner]) -> None:
+    """Keep what a segment's gradients are multiplied with; a segment begins with this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".preconditioners.{os.getpid()}.tmp"
+    save_file(to_tensors(preconditioners), temporary)
+    temporary.replace(folder / "preconditioners.safetensors")
+
+
+def read_preconditioners(folder: Path, like: Tensor | None = None) -> dict[str, Preconditioner]:
+    """What a segment's gradients are multiplied with, by parameter, on the device and in the dtype of a tensor.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    return from_tensors(_tensors(folder / "preconditioners.safetensors"), like)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is missing or damaged ({error}). Index again") from error
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The files of a segment's shards, in the order of their names."""
+    return sorted(folder.glob(PATTERN))
+
+
+def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any], sample: int, seed: int) -> Segment:
+    """Finish a segment whose shards are all written.
+
+    Args:
+        folder: The segment's.
+        blocks: Names of the blocks of a row, in order.
+        facts: For its manifest.
+        sample: How many rows, drawn at random, the autocorrelation is taken of; of all where there are fewer.
+        seed: Of that draw.
+
+    Raises:
+        ValueError: If there are no rows, or a shard is damaged.
+    """
+    shards = [Shard(file) for file in shard_files(folder)]
+    total = sum(shard.num_rows for shard in shards)
+    if not total:
+        raise ValueError(f"segment {str(folder)!r}: expected rows of at least one example, found none")
+    ids = np.concatenate([shard.column("ids").numpy() for shard in shards])
+    _save(folder / "ids.npy", ids)
+    _save(folder / "weights.npy", np.concatenate([shard.column("weights").numpy() for shard in shards]))
+    if (np.diff(ids) < 0).any():
+        _save(folder / "order.npy", np.argsort(ids, kind="stable"))
+    drawn = np.sort(np.random.default_rng(seed).choice(total, min(sample, total), replace=False))
+    running = RunningAutocorrelation(window=1)
+    starts = [0, *accumulate(shard.num_rows for shard in shards)]
+    for place, shard in enumerate(shards):
+        own = torch.from_numpy(drawn[(drawn >= starts[place]) & (drawn < starts[place + 1])] - starts[place])
+        for some in own.split(_ROWS_AT_A_TIME):
+            columns = shard.rows(places=some).unflatten(1, (len(blocks), -1)).unbind(1)
+            running.add(dict(zip(blocks, columns, strict=True)))
+    means = {name: running.mean(name).contiguous() for name in blocks}
+    temporary = folder / f".autocorrelation.{os.getpid()}.tmp"
+    save_file(means, temporary)
+    temporary.replace(folder / "autocorrelation.safetensors")
+    manifest = {
+        **facts,
+        "rows": total,
+        "examples": len(np.unique(ids)),
+        "autocorrelation": {"sample": len(drawn), "seed": seed},
+        "shards": [{"file": shard.file.name, "rows": shard.num_rows, "checksum": shard.checksum} for shard in shards],
+    }
+    temporary = folder / f".{SEGMENT}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    temporary.replace(folder / SEGMENT)
+    return Segment(folder)
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+    temporary.replace(file)
+
+
+class Segment:
+    """A finished segment; nothing is read before it is asked for.
+
+    Args:
+        folder: The segment's.
+
+    Raises:
+        ValueError: If it is not finished, or a shard is missing, or damaged as far as its header tells.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / SEGMENT).read_text())
+            noted = self.manifest["shards"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"segment {str(folder)!r} is not finished, or damaged ({error}). Give the command that wrote it again"
+            ) from error
+        self.shards = [Shard(folder / one["file"]) for one in noted]
+        for shard, one in zip(self.shards, noted, strict=True):
+            if (shard.num_rows, shard.checksum) != (one["rows"], one["checksum"]):
+                raise ValueError(f"shard {str(shard.file)!r} is not the one that the segment was closed with")
+        self._starts = [0, *accumulate(shard.num_rows for shard in self.shards)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def step(self) -> int:
+        """The optimizer step of its weights."""
+        return int(self.manifest["step"])
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Ids of the rows' examples, int64 ``[N]``, mapped from disk."""
+        return self._load("ids")
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """What rows count where scores are weighted, ``[N]``, mapped from disk."""
+        return self._load("weights")
+
+    @cached_property
+    def order(self) -> np.ndarray | None:
+        """Places of the rows by id, int64 ``[N]``, mapped from disk; None where they are in that order."""
+        return self._load("order") if (self.folder / "order.npy").exists() else None
+
+    def _load(self, name: str) -> np.ndarray:
+        file = self.folder / f"{name}.npy"
+        try:
+            found: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{file} is missing or damaged ({error}). Index again") from error
+        if found.shape != (len(self),):
+            raise ValueError(f"{file}: expected {len(self)} numbers, found {found.shape}")
+        return found
+
+    def preconditioners(self, like: Tensor | None = None) -> dict[str, Preconditioner]:
+        """What gradients are multiplied with, by parameter, on the device and in the dtype of a tensor."""
+        return read_preconditioners(self.folder, like)
+
+    def autocorrelation(self) -> dict[str, Tensor]:
+        """R of the rows: for each block ``[K * K, K * K]``, undamped."""
+        return _tensors(self.folder / "autocorrelation.safetensors")
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows from one place to another, ``[n, D]``."""
+        found = []
+        for place in range(bisect.bisect_right(self._starts, start) - 1, len(self.shards)):
+            first, shard = self._starts[place], self.shards[place]
+            if first >= stop:
+                break
+            found.append(shard.rows(max(0, start - first), min(shard.num_rows, stop - first)))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def rows_at(self, places: np.ndarray) -> Tensor:
+        """Rows in any places, ``[n, D]``, in the order that is asked for."""
+        if len(places) and (np.diff(places) == 1).all():
+            return self.rows(int(places[0]), int(places[-1]) + 1)
+        of_shard = np.searchsorted(self._starts, places, side="right") - 1
+        found: Tensor | None = None
+        for shard in np.unique(of_shard):
+            chosen = np.flatnonzero(of_shard == shard)
+            rows = self.shards[shard].rows(places=torch.from_numpy(places[chosen] - self._starts[shard]))
+            if found is None:
+                found = rows.new_empty(len(places), rows.shape[1])
+            found[torch.from_numpy(chosen)] = rows
+        assert found is not None
+        return found

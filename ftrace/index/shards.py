@@ -1,0 +1,129 @@
+"""Files of an index's rows: each written whole or not at all, and each with a checksum.
+
+A shard is a safetensors file of ``rows [n, D]``, and for each row its example's ``ids`` int64, a ``weights`` and a
+``scales`` number, and the optimizer ``steps`` it is of. In half precision a row is kept divided by its root mean
+square, which goes into ``scales``: so no row is too large or too small for it, whatever the loss's reduction.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+PATTERN = "shard-*.safetensors"
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of an index.
+
+    Args:
+        rows: ``[n, D]``.
+        ids: Of their examples, int64 ``[n]``.
+        weights: What they count where scores are weighted, ``[n]``: a step's learning rate times its clip factor.
+        steps: The optimizer steps that they are of, int64 ``[n]``.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    weights: Tensor
+    steps: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def write_shard(file: Path, given: Rows, dtype: torch.dtype) -> None:
+    """Write a shard under a temporary name, then rename it.
+
+    Raises:
+        ValueError: If a row is not finite.
+    """
+    rows = given.rows.detach().cpu()
+    if not rows.isfinite().all():
+        bad = given.ids[~rows.isfinite().all(1).cpu()]
+        raise ValueError(f"expected gradients that are finite, found NaN or infinity in those of examples {bad[:3]}")
+    scales = torch.ones(len(rows), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    if dtype in _HALF:
+        scales = rows.float().square().mean(1).sqrt()
+        rows = rows / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+    kept = rows.to(dtype).contiguous()
+    tensors = {
+        "rows": kept,
+        "scales": scales,
+        "ids": given.ids.cpu().long().contiguous(),
+        "weights": given.weights.cpu().to(scales.dtype).contiguous(),
+        "steps": given.steps.cpu().long().contiguous(),
+    }
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary, {"format": "ftrace-index-shard", "checksum": str(checksum(kept))})
+    temporary.replace(file)
+
+
+def checksum(rows: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(memoryview(rows.view(torch.uint8).numpy()).cast("B")) if rows.numel() else 0
+
+
+class Shard:
+    """A shard on disk, mapped into memory when rows are asked for.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ValueError: If it is missing or damaged, as far as its header tells.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            self._opened = safe_open(file, "pt")
+            self._opened.__enter__()
+            shape = self._opened.get_slice("rows").get_shape()
+            self.checksum = int(self._opened.metadata()["checksum"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(error) from error
+        self.num_rows, self.size = int(shape[0]), int(shape[1])
+
+    def _damaged(self, why: object) -> ValueError:
+        return ValueError(f"shard {str(self.file)!r} is missing or damaged ({why}). Delete it, and index again")
+
+    def column(self, name: str) -> Tensor:
+        """One number of each row: "ids", "weights", "scales" or "steps", ``[n]``."""
+        try:
+            return self._opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(error) from error
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        return self.column("rows")
+
+    def rows(self, start: int = 0, stop: int | None = None, places: Tensor | None = None) -> Tensor:
+        """Rows ``[n, D]`` in float32 at least: a range, or those in some places."""
+        if places is not None:
+            kept, scales = self._kept[places], self.column("scales")[places]
+        else:
+            kept, scales = self._kept[start:stop], self.column("scales")[start:stop]
+        if kept.dtype in _HALF:
+            return kept.float() * scales.unsqueeze(1)
+        return kept
+
+    def check(self) -> None:
+        """Read all rows, and hold them against their checksum.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if checksum(self._kept) != self.checksum:
+            raise self._damaged("its rows are not what was written: the checksum differs")

@@ -1,0 +1,167 @@
+"""R^(-1/2) of a task: the autocorrelation of the corpus, mixed with that of the task's queries.
+
+``R = lambda R_query + (1 - lambda) R_train`` makes directions that all of a task's queries share count less (Chang et
+al. 2024, arXiv 2410.17413, section 3). R is not in an index, so that any task's can be used: a score is ``phi_z . u_q``
+with ``u_q = R^-1 phi_q``, over ``|R^(-1/2) phi_q|`` and ``|R^(-1/2) phi_z|``, and only the last needs a pass over all
+rows, once for a task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ftrace.gradients import RunningAutocorrelation, whitener
+
+RANK_SHARE = 1000 / 65_536
+
+WhichR = Literal["mixed", "train", "none"]
+
+
+@dataclass(frozen=True)
+class WhiteningSettings:
+    """Which R.
+
+    Args:
+        autocorrelation: "mixed": of the corpus and of the task's queries; "train": of the corpus alone; "none": do not
+            whiten.
+        mix: lambda, what the queries count of the mixture, from 0 to 1; default: by the rule on their spectra.
+        rank_share: Where the rule looks, as a share of all dimensions: there, both sides are to have the same
+            eigenvalue. TrackStar's is the 1,000th of 65,536.
+        damping: What is added to R's diagonal, as a share of its mean eigenvalue, block by block.
+
+    Raises:
+        ValueError: If a number is out of range or an option unknown.
+    """
+
+    autocorrelation: WhichR = "mixed"
+    mix: float | None = None
+    rank_share: float = RANK_SHARE
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.autocorrelation not in ("mixed", "train", "none"):
+            raise ValueError(f"autocorrelation: expected mixed, train or none, found {self.autocorrelation!r}")
+        if self.mix is not None and not 0 <= self.mix <= 1:
+            raise ValueError(f"mix: expected a number from 0 to 1, found {self.mix}")
+        if self.mix is not None and self.autocorrelation != "mixed":
+            raise ValueError(f"mix: expected it with autocorrelation=mixed alone, found {self.autocorrelation!r}")
+        if not 0 < self.rank_share < 1:
+            raise ValueError(f"rank_share: expected a share between 0 and 1, found {self.rank_share}")
+        if not self.damping > 0:
+            raise ValueError(f"damping: expected a number above 0, found {self.damping}")
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """What rows are multiplied with, block by block.
+
+    Args:
+        whiteners: For each block W ``[K * K, K * K]`` with ``W W^T = R^-1``; None: rows stay as they are.
+        mix: lambda.
+        why: How lambda came about, in words.
+    """
+
+    whiteners: tuple[Tensor, ...] | None
+    mix: float
+    why: str
+
+    def white(self, rows: Tensor) -> Tensor:
+        """Rows ``[n, D]`` times R^(-1/2), up to a rotation."""
+        return rows if self.whiteners is None else self._times(rows, self.whiteners)
+
+    def solved(self, rows: Tensor) -> Tensor:
+        """Rows ``[n, D]`` times R^-1."""
+        if self.whiteners is None:
+            return rows
+        return self._times(self.white(rows), [one.T for one in self.whiteners])
+
+    @staticmethod
+    def _times(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        blocks = rows.unflatten(1, (len(factors), -1)).unbind(1)
+        return torch.cat([own @ factor.to(own) for own, factor in zip(blocks, factors, strict=True)], 1)
+
+    @property
+    def key(self) -> str:
+        """What tells one from another: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for one in self.whiteners or ():
+            digest.update(one.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16] if self.whiteners is not None else "plain"
+
+
+def autocorrelation_of(rows: Tensor, blocks: Sequence[str]) -> dict[str, Tensor]:
+    """R of rows ``[n, D]``: for each block ``[K * K, K * K]``."""
+    running = RunningAutocorrelation(window=1)
+    running.add(dict(zip(blocks, rows.unflatten(1, (len(blocks), -1)).unbind(1), strict=True)))
+    return {block: running.mean(block) for block in blocks}
+
+
+def make_whitening(
+    train: Mapping[str, Tensor], queries: Mapping[str, Tensor] | None, settings: WhiteningSettings
+) -> Whitening:
+    """The whitening of a task.
+
+    Args:
+        train: R of the corpus, block by block.
+        queries: R of the task's queries, likewise; None where there are none: lambda is 0 then.
+        settings: Which R.
+
+    Raises:
+        ValueError: If lambda is given and there are no queries.
+    """
+    if settings.autocorrelation == "none":
+        return Whitening(None, 0.0, "not whitened")
+    if settings.autocorrelation == "train":
+        mix, why = 0.0, "0: of the corpus alone"
+    elif queries is None:
+        if settings.mix:
+            raise ValueError(f"mix: expected queries of the task to mix {settings.mix} of, found none")
+        mix, why = 0.0, "0: no queries of a task"
+    elif settings.mix is not None:
+        mix, why = settings.mix, f"{settings.mix:g}: as given"
+    else:
+        mix, why = balanced_mix(train, queries, settings.rank_share)
+    mixed = {name: own if queries is None or not mix else (1 - mix) * own + mix * queries[name].to(own)
+             for name, own in train.items()}  # fmt: skip
+    return Whitening(tuple(whitener(R, settings.damping) for R in mixed.values()), mix, why)
+
+
+def balanced_mix(
+    train: Mapping[str, Tensor], queries: Mapping[str, Tensor], rank_share: float = RANK_SHARE
+) -> tuple[float, str]:
+    """Lambda by the spectrum rule: ``lambda sigma_query[k] = (1 - lambda) sigma_train[k]``.
+
+    Args:
+        train: R of the corpus, block by block.
+        queries: R of the task's queries, likewise.
+        rank_share: k, as a share of all dimensions, counted from the largest eigenvalue.
+
+    Returns:
+        lambda, and how it came about. Where the queries span fewer than k dimensions, nothing can be balanced at k: 0.
+
+    Example:
+        >>> train = {"a": torch.diag(torch.tensor([9.0, 3.0]))}
+        >>> queries = {"a": torch.diag(torch.tensor([4.0, 1.0]))}
+        >>> balanced_mix(train, queries, rank_share=0.5)[0]
+        0.75
+    """
+    of_train, of_queries = _spectrum(train), _spectrum(queries)
+    place = min(len(of_train) - 1, max(0, round(rank_share * len(of_train))))
+    floor = 1e-9 * float(of_queries[0])
+    if float(of_queries[place]) <= floor:
+        span = int((of_queries > floor).sum())
+        return 0.0, f"0: the queries span {span} dimensions, and the rule looks at the {place + 1}th"
+    mix = float(of_train[place] / (of_train[place] + of_queries[place]))
+    return mix, f"{mix:.4g}: equal eigenvalues at {place + 1} of {len(of_train)}"
+
+
+def _spectrum(of_blocks: Mapping[str, Tensor]) -> Tensor:
+    """All blocks' eigenvalues, from the largest."""
+    values = [torch.linalg.eigvalsh(own.double()) for own in of_blocks.values()]
+    return torch.cat(values).clamp(min=0).sort(descending=True).values
