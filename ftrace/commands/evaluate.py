@@ -1,16 +1,17 @@
-"""``ftrace evaluate``: score stores side by side."""
+"""``ftrace evaluate``: score stores side by side, or files of retrieved proponents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ftrace.commands.evaluate_results import compare_results, names_of_results
 from ftrace.commands.stores import open_stores
 from ftrace.evaluation import (
     Evaluation,
@@ -31,6 +32,7 @@ from ftrace.evaluation import (
 from ftrace.evaluation.breakdown import By
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.queries import Half
+from ftrace.evaluation.result_metrics import ResultsBy
 from ftrace.evaluation.table import known_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -64,23 +66,55 @@ class Protocol:
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores, several runs and several choices without brackets."""
     command.add_argument(
-        "stores", nargs="+", type=str, help="Folders of score stores; with --run or --runs, their names in it."
-    )
+        "stores", nargs="+", type=str,
+        help="Folders of score stores (with --run or --runs, their names in it), or files of results (.jsonl, "
+        ".jsonl.gz), to which only --precision_at, --against, --by, --seed and --output_dir apply.",
+    )  # fmt: skip
     command.add_argument("--runs", nargs="+", type=str, help="Log folders of several runs, such as of several seeds.")
     command.add_argument(
         "--choose", nargs="+", type=str, metavar="[PATTERN:]METRIC",
         help="Choose the best of the rows that match PATTERN (default: of each store's kinds) by METRIC on the "
         "development half of the queries, and report on the other half.",
     )  # fmt: skip
+    command.add_argument(
+        "--precision_at", nargs="+", type=int, metavar="K",
+        help="Of files of results: take the precision of the first K proponents (default: 1 10).",
+    )  # fmt: skip
     command.add_class_arguments(Protocol)
-    command.add_function_arguments(evaluate_stores, skip={"stores", "runs", "choose", "protocol"})
+    command.add_argument(
+        "--by", type=By | ResultsBy | None,
+        help='Also print the metrics by "relation", or by number of "proponents"; of files of results, by "query_set", '
+        '"relation" or "c4_frequency_bucket".',
+    )  # fmt: skip
+    command.add_function_arguments(evaluate_stores, skip={"stores", "runs", "choose", "protocol", "by"})
 
 
-def command(**options: object) -> None:
-    """Compare score stores: one table, all rows on the same pool and the same queries."""
-    names = Protocol.__dataclass_fields__
-    protocol = Protocol(**{name: options.pop(name) for name in names})  # type: ignore[arg-type]
-    evaluate_stores(protocol=protocol, **options)  # type: ignore[arg-type]
+def command(stores: Sequence[str], precision_at: Sequence[int] | None = None, **options: Any) -> None:
+    """Compare score stores, or files of results: one table, all rows on the same queries."""
+    protocol = Protocol(**{name: options.pop(name) for name in Protocol.__dataclass_fields__})
+    if names_of_results(stores):
+        _hold_for_results(protocol, options)
+        shared = {name: options[name] for name in ("against", "by", "output_dir")}
+        compare_results(stores, precision_at, seed=protocol.seed, **shared)
+        return
+    if precision_at is not None:
+        raise ValueError("precision_at: expected files of results, found score stores, which have P@k for fixed k")
+    if options["by"] not in (None, *get_args(By)):
+        raise ValueError(f"by: expected one of {list(get_args(By))} for score stores, found {options['by']!r}")
+    evaluate_stores(stores, protocol, **options)
+
+
+def _hold_for_results(protocol: Protocol, options: Mapping[str, Any]) -> None:
+    """Refuse options that mean nothing for files of results.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    defaults = Protocol(seed=protocol.seed)
+    given = [name for name in Protocol.__dataclass_fields__ if getattr(protocol, name) != getattr(defaults, name)]
+    given += [name for name in ("run", "runs", "choose", "half") if options[name]]
+    if given:
+        raise ValueError(f"{given[0]}: expected score stores, found files of results, to which it doesn't apply")
 
 
 def evaluate_stores(

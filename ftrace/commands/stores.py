@@ -29,14 +29,19 @@ def open_stores(names: Sequence[str], run: Path | None = None, *, only_in_run: b
             if Path(name).is_absolute() or not (run / name).is_dir():
                 raise ValueError(f"expected the name of a score store in each run, found no {name!r} in {str(run)!r}")
     folders = [run / name if run is not None and (run / name).is_dir() else Path(name) for name in names]
-    paths = [folder.resolve().parts for folder in folders]
-    if len(set(paths)) < len(paths):
+    if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"expected each score store once, found {list(names)}")
-    length = 1
-    while len({path[-length:] for path in paths}) < len(paths):
-        length += 1
     opened = {}
-    for path, folder in zip(paths, folders, strict=True):
-        opened["/".join(path[-length:])] = store = ScoreStore.open(folder)
+    for name, folder in short_names(folders).items():
+        opened[name] = store = ScoreStore.open(folder)
         store.check()
     return opened
+
+
+def short_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Different paths by as much of their ends as tells them apart."""
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while len({of_path[-length:] for of_path in parts}) < len(parts):
+        length += 1
+    return {"/".join(of_path[-length:]): path for of_path, path in zip(parts, paths, strict=True)}

@@ -27,7 +27,7 @@ class SourceRow:
     Args:
         file: The file, for errors.
         number: Its place there, from 1: of JSON lines, the line.
-        fields: The row itself; what is null is not there.
+        fields: The row itself; what is null is not there, unless asked for.
     """
 
     file: str
@@ -75,11 +75,12 @@ class SourceRow:
         return f"found the fields {sorted(self.fields)}" + (f"; nearest: {sorted(near)}" if near else "")
 
 
-def read_rows(file: Path) -> Iterator[SourceRow]:
+def read_rows(file: Path, *, nulls: bool = False) -> Iterator[SourceRow]:
     """The rows of one file, in order; memory does not grow with the file, unless it is one JSON list.
 
     Args:
         file: ``.jsonl`` or ``.json`` (lines of objects, or one list of them; also with ``.gz``), or ``.parquet``.
+        nulls: Keep fields that are null.
 
     Raises:
         ValueError: If the file can't be read, is of another kind, or a row is no object.
@@ -91,7 +92,8 @@ def read_rows(file: Path) -> Iterator[SourceRow]:
         for number, row in rows:
             if not isinstance(row, dict):
                 raise ValueError(f"{file}, row {number}: expected a JSON object, found {row!r:.100}")
-            yield SourceRow(str(file), number, {name: value for name, value in row.items() if value is not None})
+            kept = {name: value for name, value in row.items() if nulls or value is not None}
+            yield SourceRow(str(file), number, kept)
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{file}: can't be read ({error})") from error
 

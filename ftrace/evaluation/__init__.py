@@ -19,6 +19,9 @@ from ftrace.evaluation.queries import EvaluatedQueries, seeded_sample
 from ftrace.evaluation.query_metrics import Judge, WholeTrainingSet
 from ftrace.evaluation.ranking import Ranking
 from ftrace.evaluation.render import render_breakdown, render_table
+from ftrace.evaluation.result_files import Passages, RetrievalResult, read_results, write_results
+from ftrace.evaluation.result_metrics import ResultsEvaluation, evaluate_results, result_metrics
+from ftrace.evaluation.result_tables import render_result_groups, render_results, write_result_tables
 from ftrace.evaluation.table import Evaluation, evaluate, over_runs, row_name
 
 __all__ = [
@@ -32,27 +35,37 @@ __all__ = [
     "LearnedMethod",
     "LearnedQueries",
     "MeanReciprocalRank",
+    "Passages",
     "PoolSettings",
     "PrecisionAtK",
     "Ranking",
     "RecallAtK",
+    "ResultsEvaluation",
+    "RetrievalResult",
     "WholeTrainingSet",
     "breakdown",
     "choose_best",
     "evaluate",
+    "evaluate_results",
     "families",
     "find_learned_queries",
     "learned_when",
     "make_candidate_pools",
     "over_runs",
     "published_for",
+    "read_results",
     "render_breakdown",
     "render_learned_when",
+    "render_result_groups",
+    "render_results",
     "render_table",
     "replace_text",
+    "result_metrics",
     "row_name",
     "sample_means",
     "seeded_sample",
     "write_learned_when",
+    "write_result_tables",
+    "write_results",
     "write_tables",
 ]

@@ -32,10 +32,10 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
     groups = [*breakdown(evaluation, "relation"), *breakdown(evaluation, "proponents")]
     files = [output_dir / name for name in ("table.md", "table.csv", "table.json", "breakdown.csv", "per_query.csv")]
     replace_text(files[0], _markdown(evaluation))
-    _replace_csv(files[1], _csv_rows(evaluation))
-    replace_text(files[2], json.dumps(_finite(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
-    _replace_csv(files[3], _breakdown_rows(groups))
-    _replace_csv(files[4], _query_rows(evaluation))
+    replace_csv(files[1], _csv_rows(evaluation))
+    replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
+    replace_csv(files[3], _breakdown_rows(groups))
+    replace_csv(files[4], _query_rows(evaluation))
     return files
 
 
@@ -49,7 +49,8 @@ def _temporary(file: Path) -> Path:
     return file.with_name(f".{file.name}.tmp")
 
 
-def _replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+def replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file whole or not at all."""
     with _temporary(file).open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
     _temporary(file).rename(file)
@@ -60,8 +61,10 @@ def _markdown(evaluation: Evaluation) -> str:
     lines += _markdown_table(evaluation, RETRIEVAL, ceiling=True)
     if evaluation.against is not None:
         lines += ["", f"Minus {evaluation.against}, paired by query:", ""]
-        rows = {name: [_ends(row[one], signed=True) for one in MAIN] for name, row in evaluation.differences.items()}
-        lines += _grid(MAIN, rows)
+        rows = {
+            name: [with_ends(row[one], signed=True) for one in MAIN] for name, row in evaluation.differences.items()
+        }
+        lines += markdown_grid(MAIN, rows)
     lines += ["", "Ground-truth proponents among opponents (lower is better):", ""]
     lines += _markdown_table(evaluation, OPPONENTS, ceiling=False)
     lines += ["", *[f"- {note}" for note in notes_of(evaluation)]]
@@ -69,21 +72,23 @@ def _markdown(evaluation: Evaluation) -> str:
 
 
 def _markdown_table(evaluation: Evaluation, metrics: Sequence[str], *, ceiling: bool) -> list[str]:
-    rows = {name: [_ends(row[one]) for one in metrics] for name, row in evaluation.estimates.items()}
+    rows = {name: [with_ends(row[one]) for one in metrics] for name, row in evaluation.estimates.items()}
     if ceiling:
         for row in evaluation.published:
             cells = [percent(row.metrics[one]) if one in row.metrics else "" for one in metrics]
             rows[f"{row.method} (published)"] = cells
         rows["ceiling"] = [percent(evaluation.ceiling[one]) for one in metrics]
-    return _grid(metrics, rows)
+    return markdown_grid(metrics, rows)
 
 
-def _grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+def markdown_grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """A Markdown table, line by line: methods down, cells across."""
     head = [f"| method | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     return head + [f"| {name.replace('|', chr(92) + '|')} | {' | '.join(cells)} |" for name, cells in rows.items()]
 
 
-def _ends(estimate: Estimate, *, signed: bool = False) -> str:
+def with_ends(estimate: Estimate, *, signed: bool = False) -> str:
+    """A mean in percent with the ends of its interval, as Markdown has room for."""
     parts = [percent(estimate.mean, signed=signed)]
     if not math.isnan(estimate.low):
         parts.append(f"[{percent(estimate.low, signed=signed)}, {percent(estimate.high, signed=signed)}]")
@@ -152,12 +157,12 @@ def _as_json(evaluation: Evaluation, groups: Sequence[Group]) -> dict[str, Any]:
         "notes": list(evaluation.notes),
         "seed": evaluation.seed,
         "resamples": evaluation.resamples,
-        "rows": _means(estimates),
-        "intervals": _intervals(estimates),
+        "rows": means_of(estimates),
+        "intervals": intervals_of(estimates),
         "spread": {name: {metric: one.spread for metric, one in row.items()} for name, row in estimates.items()},
         "ceiling": evaluation.ceiling,
         "against": evaluation.against,
-        "differences": {"means": _means(evaluation.differences), "intervals": _intervals(evaluation.differences)},
+        "differences": {"means": means_of(evaluation.differences), "intervals": intervals_of(evaluation.differences)},
         "by_run": [
             {name: {metric: float(values.mean()) for metric, values in row.items()} for name, row in run.rows.items()}
             for run in evaluation.runs
@@ -167,8 +172,8 @@ def _as_json(evaluation: Evaluation, groups: Sequence[Group]) -> dict[str, Any]:
                 "by": group.by,
                 "group": group.name,
                 "num_queries": group.num_queries,
-                "rows": _means(group.estimates),
-                "intervals": _intervals(group.estimates),
+                "rows": means_of(group.estimates),
+                "intervals": intervals_of(group.estimates),
             }
             for group in groups
         ],
@@ -178,18 +183,20 @@ def _as_json(evaluation: Evaluation, groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _means(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, float]]:
+def means_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, float]]:
+    """The means alone."""
     return {name: {metric: one.mean for metric, one in row.items()} for name, row in rows.items()}
 
 
-def _intervals(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, list[float]]]:
+def intervals_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, list[float]]]:
+    """The intervals alone."""
     return {name: {metric: [one.low, one.high] for metric, one in row.items()} for name, row in rows.items()}
 
 
-def _finite(value: Any) -> Any:
+def nan_as_null(value: Any) -> Any:
     """With null for what is not known, as JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: nan_as_null(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [nan_as_null(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -68,12 +68,12 @@ def _columns(evaluation: Evaluation) -> tuple[str, ...]:
 
 def _main_table(evaluation: Evaluation) -> Table:
     metrics = _columns(evaluation)
-    table = _table(escape(title_of(evaluation)), "method", metrics)
+    table = plain_table(escape(title_of(evaluation)), "method", metrics)
     shown = _shown(evaluation)
     best = {metric: max(evaluation.estimates[name][metric].mean for name in shown) for metric in metrics}
     for name in shown:
         row = evaluation.estimates[name]
-        table.add_row(escape(name), *[_cell(row[one], bold=row[one].mean == best[one]) for one in metrics])
+        table.add_row(escape(name), *[cell(row[one], bold=row[one].mean == best[one]) for one in metrics])
     if evaluation.published:
         table.add_section()
         table.add_row("published", style="italic")
@@ -87,13 +87,13 @@ def _main_table(evaluation: Evaluation) -> Table:
 
 def _difference_table(evaluation: Evaluation) -> Table:
     metrics = _columns(evaluation)
-    table = _table(
+    table = plain_table(
         f"minus {escape(evaluation.against or '')}, paired by query; bold: the interval is without 0", "method", metrics
     )
     for name in _shown(evaluation):
         if name != evaluation.against:
             row = evaluation.differences[name]
-            cells = [_cell(row[one], bold=row[one].low > 0 or row[one].high < 0, signed=True) for one in metrics]
+            cells = [cell(row[one], bold=row[one].low > 0 or row[one].high < 0, signed=True) for one in metrics]
             table.add_row(escape(name), *cells)
     return table
 
@@ -102,7 +102,7 @@ def render_breakdown(evaluation: Evaluation, groups: Sequence[Group], metric: st
     """One metric by group of queries, a column for each of the first methods."""
     shown = _shown(evaluation)
     by = {"relation": "relation", "proponents": "number of proponents"}[groups[0].by]
-    table = _table(f"{metric} by {by}", by, ("queries", *map(escape, shown[:_MOST_COLUMNS])))
+    table = plain_table(f"{metric} by {by}", by, ("queries", *map(escape, shown[:_MOST_COLUMNS])))
     for group in groups:
         cells = [percent(group.estimates[name][metric].mean) for name in shown[:_MOST_COLUMNS]]
         table.add_row(group.name, str(group.num_queries), *cells)
@@ -111,7 +111,8 @@ def render_breakdown(evaluation: Evaluation, groups: Sequence[Group], metric: st
     return Stack(table, Text(f" with intervals{more}: breakdown.csv", style="dim"))
 
 
-def _table(title: str, first: str, others: Sequence[str]) -> Table:
+def plain_table(title: str, first: str, others: Sequence[str]) -> Table:
+    """An empty table: the first column is for names, the others for figures."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column(first, overflow="fold")
     for name in others:
@@ -138,7 +139,8 @@ def percent(share: float, *, signed: bool = False) -> str:
     return "100" if round(share, 3) == 1 and not signed else f"{100 * share:{'+' if signed else ''}.1f}"
 
 
-def _cell(estimate: Estimate, *, bold: bool = False, signed: bool = False) -> str:
+def cell(estimate: Estimate, *, bold: bool = False, signed: bool = False) -> str:
+    """A mean in percent and half its interval, aligned to others."""
     mean = percent(estimate.mean, signed=signed)
     parts = [f"[bold]{mean}[/]" if bold else mean, *_uncertainty(estimate)]
     return " ".join(parts)

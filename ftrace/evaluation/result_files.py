@@ -1,0 +1,287 @@
+"""Files of what was retrieved for each query, in the format of TrackStar's released results: JSON lines.
+
+A line has ``example_id``, ``query_set``, ``inputs_plaintext``, ``targets_plaintext``, and its proponents as three lists
+of one length, ``proponents``, ``proponent_ids`` and ``proponent_scores``; gradient methods have the same of opponents.
+``proponent_correct`` or ``proponent_ais_scores`` say which proponents state the query's fact. Whatever else there is
+(T-REx: ``fact_id``, ``relation``, ``8b_generations``, ``c4_frequency_bucket`` ...) is kept as it stands.
+
+Source: Chang et al. 2024, arXiv 2410.17413, and the description of its released data files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ftrace.data.row_files import SourceRow, read_rows
+
+RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")
+ENTAILED = 0.5  # a proponent whose entailment score is above states the fact
+
+_QUERY = ("example_id", "query_set", "inputs_plaintext", "targets_plaintext")
+_PROPONENTS = ("proponents", "proponent_ids", "proponent_scores")
+_OPPONENTS = ("opponents", "opponent_ids", "opponent_scores")
+_LABELS = ("proponent_correct", "proponent_ais_scores")
+_FORMAT = (*_QUERY, *_PROPONENTS, *_OPPONENTS, *_LABELS)
+
+Name = str | int
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Training examples that were retrieved for one query, in their order: the first has rank 1.
+
+    Args:
+        texts: What each of them says.
+        ids: What each is called: text, or whole numbers.
+        scores: Each one's score, finite.
+
+    Raises:
+        ValueError: If their numbers differ, or something is not what it must be.
+    """
+
+    texts: Sequence[str]
+    ids: Sequence[Name]
+    scores: Sequence[float]
+
+    def __post_init__(self) -> None:
+        texts = [_of_kind(text, "texts", place, str, "text") for place, text in enumerate(self.texts)]
+        ids = [_name(one, "ids", place) for place, one in enumerate(self.ids)]
+        scores = _finite("scores", self.scores)
+        if not len(texts) == len(ids) == len(scores):
+            raise ValueError(
+                "expected as many ids and scores as texts, "
+                f"found {len(texts)} texts, {len(ids)} ids and {len(scores)} scores"
+            )
+        _set(self, texts=tuple(texts), ids=tuple(ids), scores=scores)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult:
+    """What was retrieved for one query.
+
+    Args:
+        example_id: The query's name, text or a whole number; it is what two files are aligned by.
+        query_set: Which set of queries it is of.
+        prompt: The query's input (``inputs_plaintext``).
+        target: The answer that was traced (``targets_plaintext``).
+        proponents: The best first.
+        opponents: The strongest first; None for methods that know none.
+        correct: Whether each proponent states the fact (``proponent_correct``); None where that isn't known.
+        ais_scores: Each proponent's entailment score (``proponent_ais_scores``); None where there are none.
+        annotations: All other fields, as JSON has them, such as ``fact_id`` and ``relation``.
+
+    Raises:
+        ValueError: If there aren't as many labels as proponents, something is not what it must be, or an annotation
+            has the name of another field.
+
+    Example:
+        >>> found = Passages(texts=["Paris is in France.", "Rome is in Italy."], ids=[7, 2], scores=[0.5, 0.25])
+        >>> result = RetrievalResult(
+        ...     example_id=0, query_set="trex", prompt="Paris is in", target="France", proponents=found,
+        ...     ais_scores=[0.9, 0.5], annotations={"relation": "country"},
+        ... )
+        >>> result.states_fact
+        (True, False)
+    """
+
+    example_id: Name
+    query_set: str
+    prompt: str
+    target: str
+    proponents: Passages
+    opponents: Passages | None = None
+    correct: Sequence[bool] | None = None
+    ais_scores: Sequence[float] | None = None
+    annotations: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _set(self, example_id=_name(self.example_id, "example_id"))
+        for name, text in zip(_QUERY[1:], (self.query_set, self.prompt, self.target), strict=True):
+            _of_kind(text, name, None, str, "text")
+        if self.correct is not None:
+            found = [_of_kind(one, _LABELS[0], place, (bool, np.bool_), "true or false")
+                     for place, one in enumerate(self.correct)]  # fmt: skip
+            _set(self, correct=tuple(map(bool, found)))
+        if self.ais_scores is not None:
+            _set(self, ais_scores=_finite(_LABELS[1], self.ais_scores))
+        for name, labels in zip(_LABELS, (self.correct, self.ais_scores), strict=True):
+            if labels is not None and len(labels) != len(self.proponents):
+                raise ValueError(
+                    f"{name}: expected one for each of the {len(self.proponents)} proponents, found {len(labels)}"
+                )
+        taken = [name for name in _FORMAT if self.annotations.get(name) is not None]
+        if taken:
+            raise ValueError(f"annotations: expected other fields than the result's own, found {taken}")
+
+    @property
+    def states_fact(self) -> tuple[bool, ...] | None:
+        """Whether each proponent states the query's fact, by annotation or else by entailment; None if unknown."""
+        if self.correct is not None:
+            return tuple(self.correct)
+        if self.ais_scores is not None:
+            return tuple(score > ENTAILED for score in self.ais_scores)
+        return None
+
+    @property
+    def labelled_by(self) -> Literal["annotation", "entailment"] | None:
+        """What says whether proponents state the fact."""
+        if self.correct is not None:
+            return "annotation"
+        return None if self.ais_scores is None else "entailment"
+
+
+def read_results(file: str | Path) -> Iterator[RetrievalResult]:
+    """The results of one file, in order; only the names of the queries stay in memory.
+
+    Args:
+        file: ``.jsonl`` or ``.jsonl.gz``.
+
+    Raises:
+        ValueError: If the file can't be read or is of another kind, a field is missing or not what it must be, or a
+            query comes twice; names file and line.
+    """
+    file = _known(file)
+    places: dict[str, int] = {}
+    for row in read_rows(file, nulls=True):
+        result = _from_row(row)
+        first = places.setdefault(str(result.example_id), row.number)
+        if first != row.number:
+            raise ValueError(
+                f"{row.place}: expected each example_id once, found {result.example_id!r} in row {first} already"
+            )
+        yield result
+
+
+def write_results(file: str | Path, results: Iterable[RetrievalResult]) -> int:
+    """Write results to a file, whole or not at all: the file may be one that they are being read from.
+
+    Args:
+        file: ``.jsonl`` or ``.jsonl.gz``; replaced if it is there.
+        results: Taken one by one.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        ValueError: If the file is of another kind, a query comes twice, or an annotation is not JSON.
+    """
+    file = _known(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    opener = gzip.open if file.suffix == ".gz" else open
+    names: set[str] = set()
+    try:
+        with opener(temporary, "wt", encoding="utf-8", newline="\n") as lines:
+            for result in results:
+                if str(result.example_id) in names:
+                    raise ValueError(f"{file}: expected each example_id once, found {result.example_id!r} twice")
+                names.add(str(result.example_id))
+                lines.write(_to_line(result))
+        temporary.rename(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(names)
+
+
+def is_result_file(name: str) -> bool:
+    """Whether a file has the name of one of results."""
+    return name.endswith(RESULT_SUFFIXES)
+
+
+def _known(file: str | Path) -> Path:
+    if not is_result_file(str(file)):
+        raise ValueError(f"{file}: expected a file of results that ends in {' or '.join(RESULT_SUFFIXES)}")
+    return Path(file)
+
+
+def _from_row(row: SourceRow) -> RetrievalResult:
+    missing = [name for name in (*_QUERY, *_PROPONENTS) if name not in row.fields]
+    if missing:
+        raise ValueError(f"{row.place}: no field {missing[0]!r}, {row.found(missing[0])}")
+    used = {name for name in _FORMAT if row.fields.get(name) is not None}
+    try:
+        return RetrievalResult(
+            example_id=row.fields["example_id"],
+            query_set=row.fields["query_set"],
+            prompt=row.fields["inputs_plaintext"],
+            target=row.fields["targets_plaintext"],
+            proponents=_passages(row, _PROPONENTS),
+            opponents=_passages(row, _OPPONENTS) if used.intersection(_OPPONENTS) else None,
+            correct=_list(row, "proponent_correct") if "proponent_correct" in used else None,
+            ais_scores=_list(row, "proponent_ais_scores") if "proponent_ais_scores" in used else None,
+            annotations={name: value for name, value in row.fields.items() if name not in used},
+        )
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {str(error).removeprefix(f'{row.place}: ')}") from error
+
+
+def _passages(row: SourceRow, names: tuple[str, str, str]) -> Passages:
+    lists = [_list(row, name) for name in names]
+    try:
+        return Passages(*lists)
+    except ValueError as error:
+        raise ValueError(f"{names[0]}: {error}") from error
+
+
+def _list(row: SourceRow, name: str) -> list[Any]:
+    if name not in row.fields:
+        raise ValueError(f"no field {name!r}, {row.found(name)}")
+    if not isinstance(row.fields[name], list):
+        raise row.wrong(name, "a list")
+    found: list[Any] = row.fields[name]
+    return found
+
+
+def _to_line(result: RetrievalResult) -> str:
+    fields: dict[str, Any] = dict(
+        zip(_QUERY, (result.example_id, result.query_set, result.prompt, result.target), strict=True)
+    )
+    for names, passages in ((_PROPONENTS, result.proponents), (_OPPONENTS, result.opponents)):
+        if passages is not None:
+            fields.update(zip(names, (passages.texts, passages.ids, passages.scores), strict=True))
+    fields.update((name, labels) for name, labels in zip(_LABELS, (result.correct, result.ais_scores), strict=True)
+                  if labels is not None)  # fmt: skip
+    try:
+        return json.dumps({**fields, **result.annotations}, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"example_id {result.example_id!r}: annotations: expected JSON values, {error}") from error
+
+
+def _set(instance: object, **values: Any) -> None:
+    """Give a frozen dataclass what was made of its arguments."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+def _of_kind(value: Any, name: str, place: int | None, kind: type | tuple[type, ...], words: str) -> Any:
+    if not isinstance(value, kind):
+        where = name if place is None else f"{name}[{place}]"
+        raise ValueError(f"{where}: expected {words}, found {value!r:.100}")
+    return value
+
+
+def _name(value: Any, name: str, place: int | None = None) -> Name:
+    if isinstance(value, bool):
+        value = None
+    found = _of_kind(value, name, place, (str, Integral), "text or a whole number")
+    return found if isinstance(found, str) else int(found)
+
+
+def _finite(name: str, values: Sequence[Any]) -> tuple[float, ...]:
+    """As numbers of Python's own, which are what JSON can have."""
+    for place, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name}[{place}]: expected a finite number, found {value!r:.100}")
+    return tuple(value if isinstance(value, int) else float(value) for value in values)
