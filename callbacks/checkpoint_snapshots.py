@@ -101,7 +101,7 @@ class CheckpointSnapshots(Callback):
         step = trainer.global_step
         due = step % self.every_n_steps == 0 if self.every_n_steps else step in (self._chosen or ())
         if due and step != self._saved_at and trainer.is_global_zero:
-            _save(self._output_dir / f"step-{step:08d}", trainer, pl_module)
+            save_snapshot(self._output_dir / f"step-{step:08d}", trainer, pl_module)
         if due:
             self._saved_at = step
 
@@ -125,7 +125,8 @@ def _total_steps(trainer: Trainer) -> int:
     return int(total)
 
 
-def _save(folder: Path, trainer: Trainer, pl_module: LightningModule) -> None:
+def save_snapshot(folder: Path, trainer: Trainer, pl_module: LightningModule) -> None:
+    """Save a snapshot of now, whole or not at all."""
     names: dict[int, list[str]] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in pl_module.state_dict(keep_vars=True).items():

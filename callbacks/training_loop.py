@@ -1,4 +1,4 @@
-"""What OnlineTracIn needs to know of the loop it is in, and the loops that it refuses."""
+"""What callbacks that read gradients need to know of the loop they are in, and the loops that they refuse."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from torch.optim import Optimizer
 from ftrace.gradients import is_compiled
 
 
-def refuse_unsupported_loop(trainer: Trainer) -> None:
+def refuse_unsupported_loop(trainer: Trainer, who: str = "OnlineTracIn") -> None:
     """Refuse, by name and with the remedy, any training loop whose scores would be wrong.
+
+    Args:
+        trainer: The trainer.
+        who: Who refuses.
 
     Raises:
         ValueError: If the loop is not one that is supported.
     """
     for problem in _problems(trainer):
-        raise ValueError(f"OnlineTracIn: {problem}")
+        raise ValueError(f"{who}: {problem}")
 
 
 def _problems(trainer: Trainer) -> Iterator[str]:

@@ -34,7 +34,8 @@ from ftrace.evaluation import (
     replace_text,
 )
 from ftrace.evaluation.learned import Rule
-from ftrace.models import FactLM, find_snapshots, load_snapshot, snapshot_fingerprint
+from ftrace.index import snapshot_fingerprint
+from ftrace.models import FactLM, find_snapshots, load_snapshot
 
 WORKING_DIRECTORY = "working_directory.txt"
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "attribution": {"gradients", "scores", "index", "data", "models"},
     "evaluation": {"scores", "data", "models", "gradients"},
     "report": {"scores", "evaluation"},
-    "runs": {"data", "models", "evaluation"},
+    "runs": {"index", "data", "models", "evaluation"},
     "commands": {"gradients", "scores", "index", "data", "models", "attribution", "evaluation", "report", "runs"},
     "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands"},
     "cli": {

@@ -33,10 +33,11 @@ from ftrace.index import (
     close_segment,
     correction_of,
     read_preconditioners,
+    snapshot_fingerprint,
     write_preconditioners,
     write_shard,
 )
-from ftrace.models import FactLM, Output, snapshot_fingerprint
+from ftrace.models import FactLM, Output
 
 
 def covered_names(model: FactLM, settings: IndexSettings) -> list[str]:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.partial_scores import Block, PartialScores, Place
 from ftrace.attribution.task import Row, Task, peak_memory_bytes
-from ftrace.models import snapshot_fingerprint
+from ftrace.index import snapshot_fingerprint
 from ftrace.scores import ScoreStore, ScoreWriter, Sum
 
 BLOCK = 1024  # examples whose scores are kept together; what is computed once more after a kill, at most

@@ -176,7 +176,7 @@ class TrackStar(AttributionMethod):
             whitening, self.unit_norm, self.weighted, self.correct_queries, self.output, self.answers
         )
         index = self._index(task)
-        if rank_zero_only.rank:  # the first process writes the store
+        if getattr(rank_zero_only, "rank", 0):  # the first process writes the store
             torch.distributed.barrier()
             return ScoreStore.open(task.output_dir)
         prepared = prepare_search(index, task.model_at, task.query_batches(), settings)

@@ -6,7 +6,8 @@ index``), and searched with ``ftrace search``.
 
 from ftrace.index.blocks import block_weights, make_blocks
 from ftrace.index.features import CORRECTIONS, FeatureSettings, GradientFeatures, as_dtype, correction_of
-from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, model_fingerprint, read_manifest
+from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
+from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest
 from ftrace.index.search import Found, SegmentQueries, prepare_queries, row_norms, scored_chunks, top_k
 from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
 from ftrace.index.shards import Rows, Shard, write_shard
@@ -47,6 +48,7 @@ __all__ = [
     "row_norms",
     "scored_chunks",
     "shard_files",
+    "snapshot_fingerprint",
     "top_k",
     "write_preconditioners",
     "write_shard",

@@ -8,7 +8,6 @@ norms/                  of rows, for tasks that were searched for
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from ftrace.index.features import FeatureSettings, GradientFeatures, as_dtype
+from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.segment import SEGMENT, Segment
 
 MANIFEST = "index.json"
@@ -59,12 +59,6 @@ class IndexSettings:
     def rows_of_shard(self, size: int) -> int:
         """How many rows a shard has."""
         return max(1, self.shard_bytes // self.row_bytes(size))
-
-
-def model_fingerprint(module: nn.Module) -> str:
-    """What tells models of different parameters apart: 16 hexadecimal digits of their names and shapes."""
-    shapes = [[name, *parameter.shape] for name, parameter in module.named_parameters()]
-    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
 
 
 def begin_index(

@@ -188,11 +188,10 @@ def top_k(
     for ids, scores in scored_chunks(index, queries, chunk_bytes):
         for side, sign in enumerate((1, -1)):
             best[side] = _merged(best[side], torch.from_numpy(ids), sign * scores.T, k)
-    found = []
-    for side, sign in zip(best, (1, -1), strict=True):
-        assert side is not None
-        found.append(Found(side[0].numpy(), (sign * side[1]).numpy()))
-    return found[0], found[1]
+    proponents, opponents = best
+    assert proponents is not None
+    assert opponents is not None
+    return Found(proponents[0].numpy(), proponents[1].numpy()), Found(opponents[0].numpy(), -opponents[1].numpy())
 
 
 def _merged(best: tuple[Tensor, Tensor] | None, ids: Tensor, scores_Qn: Tensor, k: int) -> tuple[Tensor, Tensor]:

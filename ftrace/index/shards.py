@@ -71,7 +71,7 @@ def write_shard(file: Path, given: Rows, dtype: torch.dtype) -> None:
 
 def checksum(rows: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(memoryview(rows.view(torch.uint8).numpy()).cast("B")) if rows.numel() else 0
+    return zlib.crc32(rows.view(torch.uint8).numpy().data) if rows.numel() else 0
 
 
 class Shard:

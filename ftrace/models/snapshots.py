@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-
-_SAMPLES, _SAMPLE_BYTES = 32, 65_536
 
 
 def find_snapshots(folder: Path) -> list[Path]:
@@ -27,26 +23,6 @@ def find_snapshots(folder: Path) -> list[Path]:
             f"no snapshot in {str(folder)!r}: expected step-*/snapshot.json. Train with CheckpointSnapshots"
         )
     return found
-
-
-def snapshot_fingerprint(folder: Path) -> str:
-    """What tells a snapshot from others of the same step: 16 hexadecimal digits.
-
-    Of what it says of itself, and of samples of its weights: reading all of a large model's would take too long.
-
-    Raises:
-        ValueError: If the snapshot is missing or damaged.
-    """
-    try:
-        found = hashlib.sha256((folder / "snapshot.json").read_bytes())
-        with (folder / "weights.safetensors").open("rb") as weights:
-            size = weights.seek(0, os.SEEK_END)
-            for sample in range(_SAMPLES):
-                weights.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                found.update(weights.read(_SAMPLE_BYTES))
-    except OSError as error:
-        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
-    return found.hexdigest()[:16]
 
 
 def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,457 @@
+"""A gradient index that is written while the model trains, so that any query can be asked afterwards without replay.
+
+At optimizer step t an example's contribution to the gradient, divided by the root of the optimizer's second moments and
+projected, becomes a row. Rows belong to segments; a segment keeps the weights and second moments of its first step, at
+which later queries are differentiated. Summed over segments, rows times their learning rates are TracIn's sum over
+steps (Pruthi et al. 2020, arXiv 2002.08484, eq. 1) with query gradients that are refreshed once a segment.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from ftrace.callbacks.batches import batch_ids, batch_sizes
+from ftrace.callbacks.checkpoint_snapshots import save_snapshot
+from ftrace.callbacks.clipping import Clipping
+from ftrace.callbacks.followed_optimizer import FollowedOptimizer
+from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
+from ftrace.callbacks.processes import gather_objects, num_processes, process_rank, sum_over_processes
+from ftrace.callbacks.self_check import Failures
+from ftrace.callbacks.training_loop import (
+    is_compiled_anywhere,
+    loss_scale,
+    refuse_unsupported_loop,
+    scales_inside,
+)
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from ftrace.gradients import GradientCapture, Recording
+from ftrace.index import (
+    FeatureSettings,
+    GradientFeatures,
+    GradientIndex,
+    IndexSettings,
+    Rows,
+    begin_index,
+    block_weights,
+    correction_of,
+    read_preconditioners,
+    snapshot_fingerprint,
+)
+
+WHO = "GradientIndexWriter"
+
+
+class GradientIndexWriter(Callback):
+    """Write each example's projected, optimizer-corrected gradient during training.
+
+    Works in any LightningModule under automatic optimization with one optimizer; rows are read off the module's own
+    backward pass, whatever its loss. Weights after training are bit-identical with and without this callback.
+
+    Args:
+        output_dir: The index's folder; default ``index`` in the run's log folder.
+        epochs: Which epochs to write; default: all.
+        steps: Ranges ``[first, last]`` of optimizer steps to write instead, the last one included.
+        segment_steps: Begin a new segment after so many optimizer steps; default: with each epoch, and each range.
+            A later query is differentiated once a segment.
+        side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
+        layout: Which weights share a block: "pooled", attention and MLP weights of consecutive layers; "layer";
+            "parameter".
+        groups: Of the layout "pooled": groups of layers.
+        parameters: Globs over parameter names, in order; one that begins with "!" takes away. Default: the matrices in
+            the model's numbered blocks.
+        correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
+            second moments; "elementwise", their root as it is, which forms each example's gradient of each weight
+            whole; "none". Before the first step, and with optimizers that keep none, nothing is divided.
+        dtype: Of rows on disk: "float32", "float16" or "bfloat16".
+        shard_bytes: How large a file of rows becomes, about; it is held in memory until then.
+        sample: Rows, drawn at random, that a segment's autocorrelation is taken of.
+        id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
+        strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning.
+        self_check: Hold the sum of rows against the gradient, at the first step of each segment.
+        seed: Of the projection and of the sample.
+
+    Raises:
+        ValueError: On an unknown or unsupported option; when training starts, on a loop that is not supported, or a
+            folder that holds something else.
+        SelfCheckError: When the self-check fails.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path | None = None,
+        epochs: Sequence[int] | None = None,
+        steps: Sequence[Sequence[int]] | None = None,
+        segment_steps: int | None = None,
+        side: int = 16,
+        layout: Literal["pooled", "layer", "parameter"] = "pooled",
+        groups: int = 8,
+        parameters: Sequence[str] | None = None,
+        correction: Literal["rank-one", "elementwise", "none"] = "rank-one",
+        dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32",
+        shard_bytes: int = 64 * 2**20,
+        sample: int = 10_000,
+        id_key: str = "example_id",
+        strict: bool = True,
+        self_check: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if epochs is not None and steps is not None:
+            raise ValueError("expected one of epochs and steps, found both")
+        if epochs is not None and (not epochs or min(epochs) < 0):
+            raise ValueError(f"epochs: expected epochs from 0 on, found {list(epochs)}")
+        if steps is not None and (not steps or any(len(one) != 2 or one[0] < 0 or one[1] < one[0] for one in steps)):
+            raise ValueError(f"steps: expected ranges [first, last] of steps from 0 on, found {list(steps)}")
+        if segment_steps is not None and segment_steps < 1:
+            raise ValueError(f"segment_steps: expected at least 1, found {segment_steps}")
+        patterns = None if parameters is None else tuple(parameters)
+        self.settings = IndexSettings(
+            FeatureSettings(side, seed, layout, groups, patterns, correction), dtype, shard_bytes, sample
+        )
+        self.output_dir = output_dir
+        self.epochs = epochs
+        self.steps = steps
+        self.segment_steps = segment_steps
+        self.id_key = id_key
+        self.strict = strict
+        self.self_check = self_check
+        self._capture: GradientCapture | None = None
+        self._handles: list[RemovableHandle] = []
+        self._restored: dict[str, Any] | None = None
+        self._run_id = ""
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """Two instances in one run have states of their own, told apart by their folders."""
+        return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
+
+    # Hooks
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._capture = None
+        if is_compiled_anywhere(pl_module):  # it keeps to the hooks that it has when it is called first
+            self._attach(pl_module, None)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _refuse(trainer, pl_module)
+        optimizer = trainer.optimizers[0]
+        if self._capture is None:
+            self._attach(pl_module, [p for group in optimizer.param_groups for p in group["params"]])
+        assert self._capture is not None
+        names = list(self._capture.coverage.covered)
+        if not names:
+            raise ValueError(
+                f"{WHO}: expected at least one parameter to be trained. {self._capture.coverage.summary()}"
+            )
+        of_ids = {id(p): name for name, p in pl_module.named_parameters()}
+        self._names = names
+        self._optimizer = FollowedOptimizer(0, optimizer, of_ids, names, by_layer=False)
+        self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
+        self._clipping = Clipping(trainer, pl_module)
+        self._failures = Failures(strict=self.strict) if self.self_check else None
+        self._example_names: dict[int, str] = {}
+        self._segment: SegmentWriter | None = None
+        self._window: list[tuple[Tensor, Tensor]] = []
+        self._is_checked = True
+        self._recording: Recording | None = None
+        self._batch_ids = torch.empty(0)
+        self.steps_left_out = 0
+        self._begin_index(trainer, pl_module)
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._window:
+            self._step, self._epoch = trainer.global_step, trainer.current_epoch
+            self._open_segment_if_due(trainer, pl_module)
+        if self._segment is not None:
+            assert self._capture is not None
+            self._batch_ids = batch_ids(batch, self.id_key, "id_key", self._example_names)
+            groups = batch_sizes(batch, self.id_key)
+            whole = self._features.needs_whole
+            self._recording = self._capture.start(len(self._batch_ids), whole=whole, groups=groups)
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._recording is None:
+            return
+        assert self._capture is not None
+        self._capture.stop()
+        with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
+            rows = self._features.rows(self._recording.gradients())
+            self._window.append((rows / (loss_scale(trainer) * num_processes()), self._batch_ids))
+        self._recording = None
+
+    @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._window = []  # of gradients that no optimizer step has used
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # The gradient is whole and unclipped here, and only here.
+        if self._segment is None:
+            return
+        one = self._optimizer
+        one.norm_before_step = self._clipping.before_step(one, wants_norm=False)
+        one.note_before_step(steps=False)
+        if not self._is_checked and not scales_inside(trainer, optimizer):
+            self._check(trainer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._capture is not None:
+            self._capture.stop()
+        self._recording = None
+        if self._optimizer.is_stepping:  # a loss scaler has left the step out
+            self._optimizer.is_stepping, self._window = False, []
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        self._close_segment()
+        self._detach()
+        if process_rank() == 0 and any(self._output_dir.glob("segment-*")):
+            index = GradientIndex(self._output_dir)
+            size = sum(file.stat().st_size for file in self._output_dir.glob("segment-*/*"))
+            rank_zero_info(
+                f"{WHO}: {index.num_rows:,} rows of {index.size:,} numbers in {len(index.segments)} segments, "
+                f"{size / 2**20:,.0f} MiB: {self._output_dir}. Ask it with ftrace search --index {self._output_dir}"
+            )
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Killed after its last checkpoint and before its last segment was closed: there is nothing left to train.
+        if self._restored is not None:
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if getattr(self, "_segment", None) is not None:
+            assert self._segment is not None
+            self._segment.flush()
+        self._detach()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._detach()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if not self._run_id:
+            return {}
+        if self._segment is not None:
+            self._segment.flush()
+        return {"version": 1, "run_id": self._run_id}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict or None
+
+    # Helpers
+
+    def _attach(self, pl_module: LightningModule, optimized: list[Any] | None) -> None:
+        patterns = self.settings.features.parameters or tuple(block_weights(pl_module))
+        self._capture = GradientCapture(pl_module, patterns, optimized, strict=self.strict)
+        self._capture.attach()
+
+    def _detach(self) -> None:
+        if self._capture is not None:
+            self._capture.detach()
+            self._capture = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _begin_index(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        default = Path(trainer.log_dir or trainer.default_root_dir) / "index"
+        found = Path(self.output_dir) if self.output_dir is not None else default
+        self._output_dir = Path(trainer.strategy.broadcast(str(found.absolute())))
+        restored, self._restored = self._restored, None
+        self._run_id = restored["run_id"] if restored else gather_objects(uuid.uuid4().hex)[0]
+        if trainer.global_step and not restored:
+            rank_zero_warn(
+                f"{WHO}: training goes on at step {trainer.global_step}, from a checkpoint that knows no index: rows "
+                "of earlier steps are not in this one"
+            )
+        facts = {"written_by": WHO, "output": "the training loss", "run_id": self._run_id}
+        manifest = self._output_dir / "index.json"
+        if process_rank() == 0:
+            if manifest.exists() and json.loads(manifest.read_text()).get("run_id") != self._run_id:
+                raise ValueError(
+                    f"{WHO}: {str(self._output_dir)!r} holds the index of another run. Name another output_dir, or "
+                    "move or delete the folder"
+                )
+            begin_index(self._output_dir, self.settings, pl_module, self._names, facts)
+            drop_rows_from(self._output_dir, trainer.global_step, self.settings.dtype)
+        trainer.strategy.barrier()
+        self._features = GradientFeatures(self.settings.features, self._names)
+        self._go_on_with_segment(trainer)
+
+    def _go_on_with_segment(self, trainer: Trainer) -> None:
+        """Take up the last segment, if it was open at the step that training goes on with."""
+        unfinished = [one for one in sorted(self._output_dir.glob("segment-*")) if not (one / "segment.json").exists()]
+        if not unfinished:
+            return
+        folder = unfinished[-1]
+        step = int(folder.name.removeprefix("segment-"))
+        noted = json.loads((folder / "begun.json").read_text())
+        self._segment = SegmentWriter(folder, self.settings, self._features.size, step, noted["epoch"])
+        like = next(iter(self._parameters.values()))
+        self._use(GradientFeatures(self.settings.features, self._names, read_preconditioners(folder, like)))
+
+    def _is_wanted(self) -> bool:
+        if self.steps is not None:
+            return self._range(self._step) is not None
+        return self.epochs is None or self._epoch in self.epochs
+
+    def _range(self, step: int) -> int | None:
+        """Which of the ranges of steps a step is in."""
+        ranges = enumerate(self.steps or ())
+        return next((place for place, (first, last) in ranges if first <= step <= last), None)
+
+    def _open_segment_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wanted, now = self._is_wanted(), self._segment
+        if wanted and now is not None:
+            parts = self._part_of(now.step, now.epoch) == self._part_of(self._step, self._epoch)
+            if parts and (self.segment_steps is None or self._step - now.step < self.segment_steps):
+                return
+        self._close_segment()
+        if not wanted:
+            return
+        snapshot = self._output_dir / "snapshots" / f"step-{self._step:08d}"
+        corrections = {}
+        if self.settings.features.correction != "none":
+            found = self._optimizer.preconditioners(elementwise=True)
+            corrections = {name: correction_of(f, self.settings.features.correction) for name, f in found.items()}
+        features = GradientFeatures(self.settings.features, self._names, corrections)
+        folder = self._output_dir / f"segment-{self._step:08d}"
+        self._segment = SegmentWriter(folder, self.settings, features.size, self._step, self._epoch)
+        if process_rank() == 0:
+            save_snapshot(snapshot, trainer, pl_module)
+            self._segment.begin(features.preconditioners)
+            (folder / "begun.json").write_text(json.dumps({"epoch": self._epoch}))
+        trainer.strategy.barrier()
+        self._use(features)
+
+    def _part_of(self, step: int, epoch: int) -> tuple[str, int | None]:
+        """What a segment must not reach beyond."""
+        if self.steps is not None:
+            return "range", self._range(step)
+        return ("run", None) if self.segment_steps is not None and self.epochs is None else ("epoch", epoch)
+
+    def _use(self, features: GradientFeatures) -> None:
+        assert self._capture is not None
+        self._features = features
+        self._capture.projection = features.projection
+        self._is_checked = self._failures is None
+
+    def _close_segment(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        segment.flush()
+        names = {name: one for found in gather_objects(self._example_names) for name, one in found.items()}
+        gather_objects(None)  # all have written out
+        if process_rank() == 0:
+            snapshot = Path("snapshots") / f"step-{segment.step:08d}"
+            facts = {
+                "snapshot": str(snapshot),
+                "fingerprint": snapshot_fingerprint(self._output_dir / snapshot),
+                "last_step": self._step - 1,
+                "corrected": bool(self._features.preconditioners),
+                "rows_left_out": self.steps_left_out,
+            }
+            if names:
+                (self._output_dir / "example_names.json").write_text(json.dumps(names))
+            segment.close(list(self._features.blocks), facts)
+        gather_objects(None)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        one, segment = self._optimizer, self._segment
+        if segment is None or not one.is_stepping:
+            return
+        one.is_stepping = False
+        self._clipping.after_step(one)
+        weight = self._learning_rate() * self._clipping.factor
+        window, self._window = self._window, []
+        for rows, ids in window:
+            kept = rows.detach().cpu()
+            if not kept.isfinite().all():
+                self._leave_out()
+                continue
+            of_step = torch.full((len(ids),), self._step, dtype=torch.int64)
+            segment.add(Rows(kept, ids.cpu(), torch.full((len(ids),), weight, dtype=kept.dtype), of_step))
+
+    def _learning_rate(self) -> float:
+        groups = {index for index, _, _ in self._optimizer.parameters(covered=True)}
+        rates = {self._optimizer.rates[index] for index in groups}
+        if len(rates) != 1:
+            raise ValueError(
+                f"{WHO}: expected one learning rate for all parameters that the index sees, found {sorted(rates)}. "
+                "Choose parameters of one group: parameters=(...)"
+            )
+        return rates.pop()
+
+    def _leave_out(self) -> None:
+        if not self.steps_left_out:
+            rank_zero_warn(
+                f"{WHO}: gradients of step {self._step} are not finite. Its rows are left out, and so will be those of "
+                "other such steps; segments count them"
+            )
+        self.steps_left_out += 1
+
+    def _check(self, trainer: Trainer) -> None:
+        """The rows of a window must sum to the row of the gradient that the optimizer gets."""
+        assert self._failures is not None
+        self._is_checked = True
+        given = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        if not given:
+            return
+        like = next(iter(given.values()))
+        like = like if like.dtype in (torch.float32, torch.float64) else like.float()
+        expected = self._features.row_of(given, like)
+        found = torch.stack([rows.sum(0) for rows, _ in self._window]).sum(0) if self._window else expected * 0
+        total = sum_over_processes(found.to(expected))
+        tolerance = 1e-3 if trainer.precision in ("32-true", "64-true") else 0.1
+        if not (total - expected).norm() <= tolerance * expected.norm() and bool(expected.isfinite().all()):
+            self._failures.report(
+                f"{WHO}: at step {self._step} the examples' rows don't sum to the gradient's: off by "
+                f"{float((total - expected).norm() / expected.norm()):.1e} of it"
+            )
+
+
+def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse loops that an index can't be written in.
+
+    Raises:
+        ValueError: By name, with the remedy.
+    """
+    refuse_unsupported_loop(trainer, WHO)
+    if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
+        raise ValueError(
+            f"{WHO}: expected automatic optimization with one optimizer, found "
+            f"{'automatic' if pl_module.automatic_optimization else 'manual'} optimization with "
+            f"{len(trainer.optimizers)}. Write the index of a snapshot afterwards: ftrace index"
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise ValueError(
+            f"{WHO}: expected one device or DDP, found ModelParallelStrategy, whose weights are sharded. Write the "
+            "index of a snapshot afterwards: ftrace index"
+        )

@@ -1,0 +1,325 @@
+"""GradientIndexWriter: rows against plain autograd, sums against OnlineTracIn, and training that it must not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import replay
+import tiny
+import torch
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, SelfCheckError
+from safetensors.torch import load_file
+from test_online_tracin import Module, fit, queries, rows, weights
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ftrace.gradients import GradientCapture, Projection
+from ftrace.index import (
+    GradientIndex,
+    SegmentQueries,
+    Whitening,
+    prepare_queries,
+    scored_chunks,
+)
+from ftrace.scores import ScoreStore
+
+PLAIN = Whitening(None, 0.0, "")
+
+
+class AdamModule(Module):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def load(module: nn.Module, folder: Path) -> nn.Module:
+    state = load_file(folder / "weights.safetensors")
+    module.load_state_dict(state, strict=False)
+    return module.eval()
+
+
+def query_rows(index: GradientIndex, segment: Any, module: pl.LightningModule, kind: str, corrected: bool) -> Tensor:
+    features = index.features(segment, module)
+    if not corrected:
+        features.preconditioners = {}
+    capture = GradientCapture(module, index.names, projection=features.projection)
+    found = []
+    with capture:
+        for batch in queries(kind):
+            with capture.recording(len(batch["labels"])) as recording:
+                recording.backward(tiny.losses(module.model, batch))
+            found.append(features.rows(recording.gradients()))
+    return torch.cat(found)
+
+
+def search(
+    folder: Path, make: Any, kind: str, *, unit_norm: bool = False, weighted: bool = True, corrected: bool = True
+) -> dict[int, Tensor]:
+    """Scores by example id, summed over segments."""
+    index = GradientIndex(folder)
+    prepared: list[SegmentQueries] = []
+    for segment in index.segments:
+        module = load(make(), folder / segment.manifest["snapshot"])
+        own = query_rows(index, segment, module, kind, corrected)
+        prepared.append(prepare_queries(segment, own, PLAIN, folder / "norms", unit_norm=unit_norm, weighted=weighted))
+    found: dict[int, Tensor] = {}
+    for ids, scores in scored_chunks(index, prepared, chunk_bytes=20_000):
+        found |= dict(zip(ids.tolist(), scores, strict=True))
+    return found
+
+
+def store_rows(folder: Path, kind: str) -> dict[int, np.ndarray]:
+    store = ScoreStore.open(folder)
+    return dict(zip(store.example_ids.tolist(), store.matrix(kind), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+@pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": 0.3, "accumulate_grad_batches": 2}])
+def test_sums_over_segments_are_online_tracins(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Of the same projection, with query gradients of the same steps."""
+    patterns = ("*",)
+    online = OnlineTracIn(
+        queries(kind), tmp_path / "online", lambda m, b: tiny.losses(m.model, b), scores=("dot",),
+        refresh_every_n_steps=2, projection_side=3, parameters=patterns,
+    )  # fmt: skip
+    writer = GradientIndexWriter(
+        tmp_path / "index", segment_steps=2, side=3, layout="parameter", parameters=patterns, dtype="float64",
+        correction="none",
+    )  # fmt: skip
+    loader = DataLoader(rows(kind, 10), batch_size=3)
+    fit(Module(kind), loader, tmp_path, [online, writer], **settings)
+    found = search(tmp_path / "index", lambda: Module(kind), kind)
+    expected = store_rows(tmp_path / "online", "dot")
+    assert found.keys() == expected.keys()
+    for example, scores in expected.items():
+        np.testing.assert_allclose(found[example].numpy(), scores, rtol=1e-9, atol=1e-12)
+
+
+def test_of_pooled_blocks_rows_are_sums(tmp_path: Path) -> None:
+    loader = DataLoader(rows("gpt2", 6), batch_size=3)
+    for layout in ("parameter", "pooled"):
+        writer = GradientIndexWriter(tmp_path / layout, side=3, layout=layout, groups=1, dtype="float64")  # type: ignore[arg-type]
+        fit(AdamModule("gpt2"), loader, tmp_path, [writer], max_epochs=2)
+    whole, pooled = (GradientIndex(tmp_path / layout) for layout in ("parameter", "pooled"))
+    for one, other in zip(whole.segments, pooled.segments, strict=True):
+        rows_of = dict(zip(whole.blocks, one.rows(0, 6).unflatten(1, (-1, 9)).unbind(1), strict=True))
+        expected = [sum(rows_of[name] for name in names) for names in pooled.blocks.values()]
+        torch.testing.assert_close(other.rows(0, 6), torch.cat(expected, 1), rtol=1e-12, atol=1e-15)  # type: ignore[arg-type]
+
+
+def test_rows_are_divided_by_the_second_moments_of_the_segments_first_step(tmp_path: Path) -> None:
+    writer = GradientIndexWriter(tmp_path / "a", segment_steps=2, side=3, layout="parameter", dtype="float64")
+    plain = GradientIndexWriter(
+        tmp_path / "b", segment_steps=2, side=3, layout="parameter", dtype="float64", correction="none"
+    )
+    elementwise = GradientIndexWriter(
+        tmp_path / "c", segment_steps=2, side=64, layout="parameter", dtype="float64", correction="elementwise"
+    )
+    fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer, plain, elementwise])
+    of_a, of_b, of_c = (GradientIndex(tmp_path / name) for name in "abc")
+    assert [segment.manifest["corrected"] for segment in of_a.segments] == [False, True]
+    torch.testing.assert_close(of_a.segments[0].rows(0, 6), of_b.segments[0].rows(0, 6))
+    assert not torch.allclose(of_a.segments[1].rows(0, 6), of_b.segments[1].rows(0, 6), rtol=1e-2)
+    # A side beyond all weights' loses nothing: products are those of the gradients, divided element by element.
+    segment = of_c.segments[1]
+    folder = tmp_path / "c" / segment.manifest["snapshot"]
+    moments = load_file(folder / "second_moments.safetensors")
+    step = 2
+    for name in of_c.names:
+        root = (moments[f"{name}::exp_avg_sq"] / (1 - 0.999**step)).sqrt() + 1e-8
+        torch.testing.assert_close(segment.preconditioners()[name].dense(), 1 / root, rtol=1e-9, atol=0)
+
+
+def test_rows_of_segments_that_hold_an_example_twice_are_added_up(tmp_path: Path) -> None:
+    writer = GradientIndexWriter(tmp_path / "index", segment_steps=100, side=3, dtype="float64")
+    fit(Module("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer], max_epochs=3)
+    index = GradientIndex(tmp_path / "index")
+    (segment,) = index.segments
+    assert len(segment) == 18
+    vectors = torch.randn(2, index.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(6, 2, dtype=torch.float64)
+    expected.index_add_(0, torch.from_numpy((np.array(segment.ids) - 3) // 10), segment.rows(0, 18) @ vectors.T)
+    for chunk_bytes in (1, 3000, 10**9):
+        chunks = list(scored_chunks(index, [SegmentQueries(vectors)], chunk_bytes))
+        assert np.concatenate([ids for ids, _ in chunks]).tolist() == [3, 13, 23, 33, 43, 53]
+        torch.testing.assert_close(torch.cat([scores for _, scores in chunks]), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"epochs": [1]}, {2: (2, 3)}),
+        ({"epochs": [0, 2], "segment_steps": 1}, {0: (0, 0), 1: (1, 1), 4: (4, 4), 5: (5, 5)}),
+        ({"steps": [[1, 2], [5, 5]]}, {1: (1, 2), 5: (5, 5)}),
+        ({"steps": [[0, 4]], "segment_steps": 2}, {0: (0, 1), 2: (2, 3), 4: (4, 4)}),
+        ({}, {0: (0, 1), 2: (2, 3), 4: (4, 5)}),
+        ({"segment_steps": 4}, {0: (0, 3), 4: (4, 5)}),
+    ],
+)
+def test_segments_are_of_the_steps_that_are_asked_for(
+    tmp_path: Path, options: dict[str, Any], expected: dict[int, tuple[int, int]]
+) -> None:
+    writer = GradientIndexWriter(tmp_path / "index", side=2, **options)
+    fit(Module("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer], max_epochs=3)
+    found = {}
+    for segment in GradientIndex(tmp_path / "index").segments:
+        steps = torch.cat([shard.column("steps") for shard in segment.shards])
+        found[segment.step] = (int(steps.min()), int(steps.max()))
+    assert found == expected
+
+
+class Dropout(AdamModule):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__("gpt2", dtype, resid_pdrop=0.2)
+
+
+def test_training_is_the_same_bit_by_bit(tmp_path: Path) -> None:
+    loader = DataLoader(rows("gpt2", 10), batch_size=3, shuffle=True)
+    ends = []
+    for callbacks in ([], [GradientIndexWriter(tmp_path / "index", segment_steps=2, side=2)]):
+        module = Dropout()
+        before = [dict(layer._forward_hooks) for layer in module.modules()]
+        fit(module, loader, tmp_path, callbacks, accumulate_grad_batches=2, gradient_clip_val=0.5)
+        ends.append((weights(module), torch.get_rng_state()))
+        assert [dict(layer._forward_hooks) for layer in module.modules()] == before
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+class Killed(RuntimeError):
+    pass
+
+
+class Kill(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+def checkpoint(folder: Path, every: int) -> pl.Callback:
+    return pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, filename="{step}")
+
+
+@pytest.mark.parametrize("kill_at", [4, 5, 8])
+def test_killed_and_resumed_is_as_if_uninterrupted(tmp_path: Path, kill_at: int) -> None:
+    def train(name: str, more: Sequence[pl.Callback], **fit_options: Any) -> None:
+        writer = GradientIndexWriter(tmp_path / name, segment_steps=2, side=2, dtype="float64", shard_bytes=200)
+        pl.seed_everything(7, verbose=False)
+        trainer = pl.Trainer(
+            max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            precision="64-true", default_root_dir=tmp_path, callbacks=[writer, *more],
+        )  # fmt: skip
+        trainer.fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 9), batch_size=3), **fit_options)
+
+    saved = tmp_path / "checkpoints"
+    train("whole", [checkpoint(tmp_path / "other", 3)])
+    with pytest.raises(Killed):
+        train("index", [checkpoint(saved, 3), Kill(kill_at)])
+    with pytest.raises(ValueError, match="not finished"):
+        GradientIndex(tmp_path / "index")
+    for step in (6, 3) if kill_at == 8 else (3,):  # an older checkpoint, too
+        train("index", [], ckpt_path=saved / f"step={step}.ckpt")
+        whole, resumed = GradientIndex(tmp_path / "whole"), GradientIndex(tmp_path / "index")
+        assert [len(one) for one in whole.segments] == [len(one) for one in resumed.segments]
+        for one, other in zip(whole.segments, resumed.segments, strict=True):
+            assert (one.ids == other.ids).all()
+            assert (one.weights == other.weights).all()
+            torch.testing.assert_close(one.rows(0, len(one)), other.rows(0, len(one)), rtol=0, atol=0)
+            for block, R in one.autocorrelation().items():
+                torch.testing.assert_close(R, other.autocorrelation()[block], rtol=0, atol=0)
+
+
+def test_the_index_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    loader = DataLoader(rows("gpt2", 6), batch_size=3)
+    fit(Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", side=2)], max_epochs=1)
+    with pytest.raises(ValueError, match="index of another run"):
+        fit(Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", side=2)], max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": [0], "steps": [[0, 1]]}, "one of epochs and steps"),
+        ({"epochs": []}, "epochs"),
+        ({"steps": [[3, 1]]}, "ranges"),
+        ({"segment_steps": 0}, "segment_steps"),
+        ({"side": 0}, "side"),
+        ({"layout": "diagonal"}, "layout"),
+        ({"correction": "half"}, "correction"),
+        ({"dtype": "int8"}, "dtype"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GradientIndexWriter(**options)
+
+
+def test_parameters_of_several_learning_rates_are_refused(tmp_path: Path) -> None:
+    writer = GradientIndexWriter(tmp_path / "index", side=2, parameters=("*",))
+    with pytest.raises(ValueError, match="one learning rate"):
+        fit(Module("gpt2", groups=True), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer])
+
+
+def test_manual_optimization_is_refused(tmp_path: Path) -> None:
+    module = Module("gpt2")
+    module.automatic_optimization = False
+    with pytest.raises(ValueError, match="automatic optimization with one optimizer"):
+        fit(module, DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [GradientIndexWriter(tmp_path / "i", side=2)])
+
+
+class UsesWeightElsewhere(Module):
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        penalty = self.model.transformer.h[0].mlp.c_fc.weight.square().sum()
+        return super().training_step(batch, batch_idx) + penalty
+
+
+def test_a_weight_that_is_used_outside_of_its_layer_is_found(tmp_path: Path) -> None:
+    with pytest.raises(SelfCheckError, match="don't sum to the gradient"):
+        fit(
+            UsesWeightElsewhere("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path,
+            [GradientIndexWriter(tmp_path / "i", side=2)],
+        )  # fmt: skip
+
+
+def test_a_step_whose_gradients_are_no_numbers_is_left_out(tmp_path: Path) -> None:
+    class Nan(replay.Net):
+        def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+            losses = super().example_losses(batch)
+            return losses * float("nan") if self.global_step == 1 else losses
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    module = Nan(lambda groups: torch.optim.SGD(groups, lr=0.0))
+    loader = DataLoader(replay.rows(6, "example_id"), batch_size=2)
+    writer = GradientIndexWriter(tmp_path / "i", side=2)
+    with pytest.warns(UserWarning, match="not finite"):
+        fit(module, loader, tmp_path, [writer], max_epochs=1)
+    (segment,) = GradientIndex(tmp_path / "i").segments
+    assert len(segment) == 4 or segment.manifest["rows_left_out"]
+
+
+def test_projection_is_that_of_the_engine(tmp_path: Path) -> None:
+    writer = GradientIndexWriter(tmp_path / "index", side=3, layout="parameter", dtype="float64", seed=4)
+    loader = DataLoader(rows("gpt2", 3), batch_size=3)
+    module = Module("gpt2")
+    batch = next(iter(loader))
+    loss = module.training_step(batch, 0)
+    fit(module, loader, tmp_path, [writer], max_epochs=1)
+    named = dict(Module("gpt2").named_parameters())
+    fresh = Module("gpt2")
+    grads = torch.autograd.grad(fresh.training_step(batch, 0), list(dict(fresh.named_parameters()).values()))
+    of_names = dict(zip(named, grads, strict=True))
+    index = GradientIndex(tmp_path / "index")
+    total = index.segments[0].rows(0, 3).sum(0).unflatten(0, (-1, 9))
+    assert torch.isfinite(loss)
+    for place, name in enumerate(index.blocks):
+        expected = Projection(3, 4).project(name, of_names[name][None]).flatten()
+        torch.testing.assert_close(total[place], expected, rtol=1e-9, atol=1e-12)
