@@ -12,8 +12,9 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.commands import attribute, evaluate, learned_when
+from ftrace.commands import attribute, evaluate, learned_when, search
 from ftrace.commands.evaluate import Protocol, compare
+from ftrace.commands.index import index
 from ftrace.data import SynthSettings, fill_in, write_synth
 from ftrace.evaluation import render_table, write_tables
 from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
@@ -143,6 +144,8 @@ def _parser() -> ArgumentParser:
             command.add_function_arguments(function, skip={"store"})
         elif name == "learned-when":
             learned_when.add_arguments(command)
+        elif name == "search":
+            search.add_arguments(command)
         elif name == "attribute":
             attribute.add_arguments(command)
         else:
@@ -155,6 +158,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "synth": synth,
     "attribute": attribute.attribute,
     "evaluate": evaluate.command,
+    "index": index,
+    "search": search.search,
     "ledger": show_ledger,
     "learned-when": learned_when.compare_by_learned_step,
     "study": study,

@@ -71,6 +71,7 @@ def index_corpus(
     snapshot: Path,
     settings: IndexSettings = IndexSettings(),  # noqa: B008 - frozen
     output: Output = "loss",
+    facts: Mapping[str, Any] | None = None,
 ) -> GradientIndex:
     """Write the index of a task's examples at one snapshot, or go on with it.
 
@@ -80,20 +81,22 @@ def index_corpus(
         settings: How.
         output: What is differentiated. With "margin", rows are weighted by 1 - p, as TRAK weighs them, where p is the
             probability of the example's target.
+        facts: More for the manifest.
 
     Raises:
         ValueError: If the folder holds something else, or an index of other settings.
     """
     model = task.model_at(snapshot)
     names = covered_names(model, settings)
-    facts = {
+    described = {
+        **(facts or {}),
         "written_by": "ftrace index",
         "output": output,
         "data": task.data.fingerprint,
         "examples": {"count": len(task.examples), "ids": hashlib.sha256(task.examples.tobytes()).hexdigest()[:16]},
         "snapshots": {snapshot.name: snapshot_fingerprint(snapshot)},
     }
-    begin_index(task.output_dir, settings, model, names, facts)
+    begin_index(task.output_dir, settings, model, names, described)
     corrections = corrections_at(snapshot, model, settings)
     step = int(json.loads((snapshot / "snapshot.json").read_text())["step"])
     folder = task.output_dir / f"segment-{step:08d}"

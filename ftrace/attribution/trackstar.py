@@ -65,11 +65,15 @@ class PreparedSearch:
         index: The index.
         queries: For each of its segments, what rows are multiplied with.
         whitenings: For each segment, the task's.
+        white_rows: For each segment, the queries' whitened rows ``[Q, D]``.
+        seconds: What it took: "queries" and "norms", of the rows, the one pass that a task needs.
     """
 
     index: GradientIndex
     queries: list[SegmentQueries]
     whitenings: list[Whitening]
+    white_rows: list[Tensor]
+    seconds: dict[str, float]
 
 
 def prepare_search(
@@ -94,8 +98,10 @@ def prepare_search(
         ValueError: If the model or a snapshot is not the index's.
     """
     place = torch.device(device)
-    queries, whitenings = [], []
+    queries, whitenings, white_rows = [], [], []
+    seconds = {"queries": 0.0, "norms": 0.0}
     for segment in index.segments:
+        started = time.perf_counter()
         model: FactLM = load_model(snapshot_of(index, segment)).to(place)
 
         def rows_of(some: Sequence[Batch], *, corrected: bool, model: FactLM = model, segment: Any = segment) -> Tensor:
@@ -111,13 +117,17 @@ def prepare_search(
             task_rows = rows if task_batches is None else rows_of(task_batches, corrected=settings.correct_queries)
             of_task = autocorrelation_of(task_rows, blocks)
         whitening = make_whitening(_ordered(segment.autocorrelation(), blocks), of_task, settings.whitening)
+        differentiated = time.perf_counter()
         cache = index.folder / "norms"
         prepared = prepare_queries(
             segment, rows, whitening, cache, unit_norm=settings.unit_norm, weighted=settings.weighted
         )
         queries.append(prepared)
         whitenings.append(whitening)
-    return PreparedSearch(index, queries, whitenings)
+        white_rows.append(whitening.white(rows))
+        seconds["queries"] += differentiated - started
+        seconds["norms"] += time.perf_counter() - differentiated
+    return PreparedSearch(index, queries, whitenings, white_rows, seconds)
 
 
 def _ordered(of_blocks: dict[str, Tensor], blocks: Sequence[str]) -> dict[str, Tensor]:

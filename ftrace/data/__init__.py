@@ -2,6 +2,7 @@
 
 from ftrace.data.bm25_index import Bm25Index
 from ftrace.data.collators import Architecture, make_collator
+from ftrace.data.corpus_files import read_queries
 from ftrace.data.example_ids import WithExampleIds
 from ftrace.data.fact_corpus import FactCorpus
 from ftrace.data.fact_data import FactData
@@ -26,6 +27,7 @@ __all__ = [
     "answers_in",
     "fill_in",
     "make_collator",
+    "read_queries",
     "train_word_tokenizer",
     "write_synth",
 ]

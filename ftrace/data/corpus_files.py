@@ -17,7 +17,7 @@ import numpy as np
 
 from ftrace.data.cache_folder import whole_folder
 from ftrace.data.fact_index import FactIndex
-from ftrace.data.row_files import SourceRow, write_rows
+from ftrace.data.row_files import SourceRow, read_rows, write_rows
 from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.text import split_sentinel
 
@@ -62,6 +62,20 @@ def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[Sou
         }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def read_queries(file: Path) -> list[dict[str, Any]]:
+    """A user's queries, for data whose training rows are known already: what :func:`write_corpus` writes of them.
+
+    They have no ``proponents``: ids of training rows are not known here.
+
+    Raises:
+        ValueError: If a row is malformed, an id occurs twice, or there are none.
+    """
+    found = list(_Corpus().queries(read_rows(file)))
+    if not found:
+        raise ValueError(f"{file}: expected at least one query, found none")
+    return found
 
 
 class _Corpus:

@@ -4,10 +4,12 @@ An index is written while a model trains (the callback GradientIndexWriter) or i
 index``), and searched with ``ftrace search``.
 """
 
+from ftrace.index.approximate import ApproximateSettings, approximate_top_k, open_approximate, recall
 from ftrace.index.blocks import block_weights, make_blocks
-from ftrace.index.features import CORRECTIONS, FeatureSettings, GradientFeatures, as_dtype, correction_of
+from ftrace.index.features import CORRECTIONS, FeatureSettings, GradientFeatures, as_dtype, correction_of, placed
 from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest
+from ftrace.index.plan import IndexPlan, readable
 from ftrace.index.search import Found, SegmentQueries, prepare_queries, row_norms, scored_chunks, top_k
 from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
 from ftrace.index.shards import Rows, Shard, write_shard
@@ -21,10 +23,12 @@ from ftrace.index.whitening import (
 
 __all__ = [
     "CORRECTIONS",
+    "ApproximateSettings",
     "FeatureSettings",
     "Found",
     "GradientFeatures",
     "GradientIndex",
+    "IndexPlan",
     "IndexSettings",
     "Rows",
     "Segment",
@@ -32,6 +36,7 @@ __all__ = [
     "Shard",
     "Whitening",
     "WhiteningSettings",
+    "approximate_top_k",
     "as_dtype",
     "autocorrelation_of",
     "balanced_mix",
@@ -42,9 +47,13 @@ __all__ = [
     "make_blocks",
     "make_whitening",
     "model_fingerprint",
+    "open_approximate",
+    "placed",
     "prepare_queries",
     "read_manifest",
     "read_preconditioners",
+    "readable",
+    "recall",
     "row_norms",
     "scored_chunks",
     "shard_files",

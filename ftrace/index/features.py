@@ -179,6 +179,11 @@ def from_tensors(tensors: Mapping[str, Tensor], like: Tensor | None = None) -> d
     return found
 
 
+def placed(preconditioners: Mapping[str, Preconditioner], like: Tensor) -> dict[str, Preconditioner]:
+    """Preconditioners on the device and in the dtype of a tensor."""
+    return from_tensors(to_tensors(preconditioners), like)
+
+
 def as_dtype(name: str) -> torch.dtype:
     """A dtype that rows are kept in, by its name.
 

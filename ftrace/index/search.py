@@ -113,7 +113,7 @@ def scored_chunks(
             for first in range(start, stop, each):  # many rows of one example
                 places = _places(segment, first, min(first + each, stop))
                 ids.append(np.asarray(segment.ids[places]))
-                scores.append(_scores(segment, of_segment, places))
+                scores.append(score_places(segment, of_segment, places))
         all_ids, all_scores = np.concatenate(ids), torch.cat(scores)
         if len(all_ids) == 1 or (np.diff(all_ids) > 0).all():
             yield all_ids, all_scores
@@ -123,7 +123,8 @@ def scored_chunks(
             yield unique, total.index_add_(0, torch.from_numpy(inverse), all_scores)
 
 
-def _scores(segment: Segment, queries: SegmentQueries, places: np.ndarray) -> Tensor:
+def score_places(segment: Segment, queries: SegmentQueries, places: np.ndarray) -> Tensor:
+    """Scores ``[n, Q]`` of rows in some places of a segment."""
     rows = segment.rows_at(places)
     scores = rows @ queries.vectors.to(rows).T
     factors = np.ones(len(places), np.float64)

@@ -117,14 +117,13 @@ def test_rows_are_divided_by_the_second_moments_of_the_segments_first_step(tmp_p
         tmp_path / "b", segment_steps=2, side=3, layout="parameter", dtype="float64", correction="none"
     )
     elementwise = GradientIndexWriter(
-        tmp_path / "c", segment_steps=2, side=64, layout="parameter", dtype="float64", correction="elementwise"
+        tmp_path / "c", segment_steps=2, side=3, layout="parameter", dtype="float64", correction="elementwise"
     )
     fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer, plain, elementwise])
     of_a, of_b, of_c = (GradientIndex(tmp_path / name) for name in "abc")
     assert [segment.manifest["corrected"] for segment in of_a.segments] == [False, True]
     torch.testing.assert_close(of_a.segments[0].rows(0, 6), of_b.segments[0].rows(0, 6))
     assert not torch.allclose(of_a.segments[1].rows(0, 6), of_b.segments[1].rows(0, 6), rtol=1e-2)
-    # A side beyond all weights' loses nothing: products are those of the gradients, divided element by element.
     segment = of_c.segments[1]
     folder = tmp_path / "c" / segment.manifest["snapshot"]
     moments = load_file(folder / "second_moments.safetensors")

@@ -1,0 +1,216 @@
+"""``ftrace index``: the gradients of a corpus at one snapshot, on disk, to be searched later."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from ftrace.attribution import Task, index_corpus
+from ftrace.attribution.gradient_rows import GradientRows
+from ftrace.attribution.index_pass import corrections_at, covered_names
+from ftrace.commands.attribute import bytes_of
+from ftrace.data import FactCorpus, FactData
+from ftrace.index import (
+    FeatureSettings,
+    GradientFeatures,
+    GradientIndex,
+    IndexPlan,
+    IndexSettings,
+    Rows,
+    Shard,
+    as_dtype,
+    placed,
+    readable,
+    write_shard,
+)
+from ftrace.models import Output
+from ftrace.runs import Run
+
+_MEASURED_SECONDS = 5.0
+
+
+def index(
+    run: str,
+    snapshot: Literal["last", "first"] | int = "last",
+    output_dir: str | None = None,
+    corpus: list[str] | None = None,
+    side: int = 16,
+    layout: Literal["pooled", "layer", "parameter"] = "pooled",
+    groups: int = 8,
+    parameters: list[str] | None = None,
+    correction: Literal["auto", "rank-one", "elementwise", "none"] = "auto",
+    output: Output = "loss",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    shard_bytes: int | str = "256MiB",
+    sample: int = 10_000,
+    seed: int = 0,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    strategy: str = "auto",
+    batch_size: int | None = None,
+    plan: float | None = None,
+    plan_hours: float = 24.0,
+    check: bool = False,
+) -> None:
+    """Write the gradient index of a corpus at one snapshot of a run; killed and given again, it goes on.
+
+    Args:
+        run: The run's log folder.
+        snapshot: "last", "first", or a step.
+        output_dir: The index's folder; default: index-step-STEP in the run's.
+        corpus: Files of examples, as FactCorpus reads training rows; default: the run's training rows.
+        side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
+        layout: Which weights share a block: "pooled", attention and MLP weights of consecutive layers in groups each;
+            "layer"; "parameter".
+        groups: Of the layout "pooled".
+        parameters: Globs over parameter names; default: the matrices in the model's numbered blocks.
+        correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
+            second moments; "elementwise", their root as it is; "none"; "auto", rank-one where the snapshot has any.
+        output: What is differentiated: "loss", "margin" or "logit".
+        dtype: Of rows on disk.
+        shard_bytes: How large a file of rows becomes, about, such as "1GiB".
+        sample: Examples, drawn at random, that the autocorrelation R is taken of.
+        seed: Of the projection and of that sample.
+        accelerator: Lightning's, such as "cpu" or "gpu".
+        devices: How many processes share the work.
+        strategy: Lightning's, such as "ddp".
+        batch_size: Examples of a batch; default: as the run's.
+        plan: Write nothing; say what an index of so many examples takes, by rates that are measured for some seconds.
+        plan_hours: Within which the planned index is to be written.
+        check: Write nothing; read all of the index in OUTPUT_DIR, and hold it against its checksums.
+    """
+    of_run = Run(run)
+    data: FactData = of_run.data if corpus is None else corpus_of(of_run, corpus)
+    base = Task(
+        data, of_run.folder, of_run.snapshots, of_run.model_at, None, None, of_run.folder, accelerator, devices,
+        strategy, batch_size=batch_size,
+    )  # fmt: skip
+    (folder,) = base.choose_snapshots(snapshot)
+    place = Path(output_dir) if output_dir else of_run.folder / f"index-{folder.name}"
+    if check:
+        check_index(GradientIndex(place))
+        return
+    kind = correction
+    if kind == "auto":
+        kind = "rank-one" if (folder / "second_moments.safetensors").exists() else "none"
+    patterns = None if parameters is None else tuple(parameters)
+    features = FeatureSettings(side, seed, layout, groups, patterns, kind)
+    size = shard_bytes if isinstance(shard_bytes, int) else bytes_of(shard_bytes)
+    settings = IndexSettings(features, dtype, size, sample)
+    task = Task(
+        data, place, of_run.snapshots, of_run.model_at, None, None, of_run.folder, accelerator, devices, strategy,
+        batch_size=batch_size,
+    )  # fmt: skip
+    if plan is not None:
+        show_plan(make_plan(task, folder, settings, output, int(plan), plan_hours))
+        return
+    started = time.perf_counter()
+    facts = {
+        "run": os.path.relpath(of_run.folder.resolve(), place.resolve()),
+        "corpus": None if corpus is None else [str(Path(one).absolute()) for one in corpus],
+    }
+    made = index_corpus(task, folder, settings, output, facts)
+    say = rank_zero_only(Console().print)
+    seconds, total = time.perf_counter() - started, sum(file.stat().st_size for file in place.glob("segment-*/*"))
+    say(
+        f"Wrote {made.num_rows:,} rows of {made.size:,} numbers in {len(made.blocks)} blocks "
+        f"({readable(total)}, gradients divided: {kind}) to {place} in {seconds:,.0f} seconds. "
+        f"Left out: {_left_out(made)}",
+        soft_wrap=True,
+    )
+
+
+def _left_out(made: GradientIndex) -> str:
+    names = made.manifest["left_out"]
+    return f"{len(names)} parameters, such as {names[0]}" if names else "nothing"
+
+
+def corpus_of(run: Run, files: list[str]) -> FactData:
+    """Another corpus in the tokens of a run's model, with the run's queries."""
+    own = run.data
+    data = FactCorpus(
+        list(files), str(own.data_path / "queries.parquet"), str(own.data_path.parent), own.architecture,
+        own.tokenizer_name or str(own._own_tokenizer), own.split_hyphens, own.batch_size, own.query_batch_size,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def check_index(opened: GradientIndex) -> None:
+    """Read all rows, and hold them against their checksums.
+
+    Raises:
+        ValueError: If a shard is damaged, by name.
+    """
+    for segment in opened.segments:
+        for shard in segment.shards:
+            shard.check()
+    count = sum(len(segment.shards) for segment in opened.segments)
+    Console().print(f"All {count} files of rows of {opened.folder} are as they were written", soft_wrap=True)
+
+
+def make_plan(
+    task: Task, snapshot: Path, settings: IndexSettings, output: Output, examples: int, hours: float
+) -> IndexPlan:
+    """Measure for some seconds what rows, writing and reading cost here, and what follows for a corpus."""
+    if task.accelerator == "gpu" or (task.accelerator == "auto" and torch.cuda.is_available()):
+        device = torch.device("cuda")
+    else:
+        device = torch.device("cpu")
+    model = task.model_at(snapshot).to(device)
+    names = covered_names(model, settings)
+    like = next(model.parameters())
+    corrections = placed(corrections_at(snapshot, model, settings), like)
+    features = GradientFeatures(settings.features, names, corrections)
+    rows_of = GradientRows(model, features, output)
+    size = task.batch_size or task.data.batch_size
+    collate = task.data.example_dataloader().collate_fn
+    count, seconds, made = 0, 0.0, torch.empty(0)
+    for start in itertools.count(0, size):
+        rows = task.example_rows(start % len(task.examples), start % len(task.examples) + size)
+        began = time.perf_counter()
+        batch = {name: one.to(device) for name, one in collate(rows).items()}
+        made = rows_of(batch)[0].cpu()
+        if start:  # the first warms up
+            count, seconds = count + len(made), seconds + time.perf_counter() - began
+        if seconds > _MEASURED_SECONDS:
+            break
+    write_rate, read_rate = _disk_rates(task.output_dir, made, settings)
+    return IndexPlan(
+        examples, features.size, len(features.blocks), settings, count / seconds, write_rate, read_rate, hours
+    )
+
+
+def _disk_rates(folder: Path, rows: torch.Tensor, settings: IndexSettings) -> tuple[float, float]:
+    """Bytes a second that are written to, and read from, where the index is to be."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    copies = max(1, 2**26 // max(1, rows.nbytes))
+    many = rows.repeat(copies, 1)
+    ids = torch.arange(len(many))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".plan") as temporary:
+        file = Path(temporary) / "shard-0.safetensors"
+        began = time.perf_counter()
+        write_shard(file, Rows(many, ids, torch.ones(len(many)), torch.zeros_like(ids)), as_dtype(settings.dtype))
+        written = time.perf_counter()
+        Shard(file).check()
+        read = time.perf_counter()
+        size = file.stat().st_size
+    return size / (written - began), size / (read - written)
+
+
+def show_plan(plan: IndexPlan) -> None:
+    """Print a plan."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for what, value in plan.lines():
+        table.add_row(what, value)
+    Console().print(table)
