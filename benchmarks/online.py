@@ -1,8 +1,9 @@
-"""What OnlineTracIn costs beside plain training, and beside the least that it could cost.
+"""What OnlineTracIn and GradientIndexWriter cost beside plain training, and beside the least that they could cost.
 
     python benchmarks/online.py
     python benchmarks/online.py --ways options
     python benchmarks/online.py --ways whitened
+    python benchmarks/online.py --ways index --steps 60
     python benchmarks/online.py --setting.device cuda --setting.layers 12 --setting.width 768 \
         --setting.vocabulary 50257 --setting.batch_size 16 --setting.tokens 512 --setting.queries 128
 
@@ -12,7 +13,10 @@ The floor is what no implementation can avoid: the plain step, the queries' pass
 operations of products and projections at the rate of a large matrix product. Peak memory is taken in processes of their
 own, one for each way of training.
 
-Limits: projected 1.15 times plain and 1.05 times its floor; exact 1.25 times its floor.
+An index has no queries while it is written: its floor is the plain step and the projections of the weights that it
+sees. Its segment begins within the time that is measured, so that a snapshot is saved and second moments are factored.
+
+Limits: projected, and with an index, 1.15 times plain and 1.05 times its floor; exact 1.25 times its floor.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from ftrace.callbacks import OnlineTracIn, Whitening
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, Whitening
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -67,16 +71,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of training: with OnlineTracIn or without."""
+    """A way of training: with OnlineTracIn, with GradientIndexWriter, or with neither."""
 
     name: str
     projection_side: int | None = None
     refresh: int | None = None
     limits: str = ""
     options: tuple[tuple[str, Any], ...] = ()
+    writes_index: bool = False
 
     def callbacks(self, setting: Setting, folder: str) -> list[pl.Callback]:
         """The callbacks that make it."""
+        if self.writes_index:
+            assert self.projection_side is not None
+            place = Path(folder) / self.name.replace(" ", "-")
+            return [GradientIndexWriter(place, side=self.projection_side, **dict(self.options))]
         if self.refresh is None:
             return []
         loader = random_rows(setting, setting.queries, "query_id", seed=1)
@@ -96,6 +105,7 @@ _BOTH = ("scores", ("dot", "update", "cosine"))
 _TRAPEZOID = ("integration", "trapezoid")
 _FOLLOWED = ("momentum", "exact")
 _WHITENED = ("scores", ("whitened",))
+_FROM_STEP_10 = ("steps", ((10, 10**9),))
 _UNDIVIDED = ("whitening", Whitening(preconditioner="none"))
 WAYS = {
     "standard": (
@@ -114,6 +124,15 @@ WAYS = {
         Way("projected, refresh 10, trapezoid", 16, 10, "", (_TRAPEZOID,)),
         Way("projected, refresh 10, update", 16, 10, "", (_UPDATE,)),
         Way("projected, refresh 10, update, exact momentum", 16, 10, "", (_UPDATE, _FOLLOWED)),
+    ),
+    "index": (
+        Way("plain"),
+        Way("index, K=16, rank-1 V", 16, None, "1.15 plain, 1.05 floor", (_FROM_STEP_10,), True),
+        Way("index, half precision", 16, None, "", (_FROM_STEP_10, ("dtype", "float16")), True),
+        Way("index, undivided", 16, None, "", (_FROM_STEP_10, ("correction", "none")), True),
+        Way("index, elementwise V", 16, None, "", (_FROM_STEP_10, ("correction", "elementwise")), True),
+        Way("index, a block a weight", 16, None, "", (_FROM_STEP_10, ("layout", "parameter")), True),
+        Way("index, K=64", 64, None, "", (_FROM_STEP_10,), True),
     ),
     "whitened": (
         Way("plain"),
@@ -244,6 +263,11 @@ def operations(setting: Setting, way: Way) -> tuple[float, float]:
     """Operations of the products, for each step and for each refresh, by the least that each weight takes."""
     B, T, Q = setting.batch_size, setting.tokens, setting.queries
     step, refresh = 0.0, 0.0
+    if way.writes_index:
+        assert way.projection_side is not None
+        K = way.projection_side
+        seen = weight_shapes(setting)[:-1]  # not the head
+        return sum(2 * B * T * (size_in + size_out) * K + 2 * B * T * K**2 for size_in, size_out in seen), 0.0
     for size_in, size_out in weight_shapes(setting):
         if way.projection_side is not None:
             K = way.projection_side
@@ -294,7 +318,7 @@ def peak_gib(setting: Setting, way: Way) -> float:
 
 def main(
     setting: Setting = Setting(),
-    ways: Literal["standard", "options", "whitened"] = "standard",
+    ways: Literal["standard", "options", "whitened", "index"] = "standard",
     rounds: int = 3,
     steps: int = 20,
     memory: bool = True,
@@ -303,7 +327,8 @@ def main(
 
     Args:
         setting: What is trained.
-        ways: Which ways of training: the two that have limits, what each option costs, or what whitening costs.
+        ways: Which ways of training: the two that have limits, what each option costs, what whitening costs, or what an
+            index costs.
         rounds: How often each way of training takes its turn.
         steps: Steps of a turn that are timed, a multiple of 10.
         memory: Measure peak memory too.
@@ -322,10 +347,12 @@ def main(
     for way in WAYS[ways]:
         found = statistics.median(seconds[way.name])
         floor = plain
-        if way.refresh is not None:
+        if way.projection_side is not None or way.refresh is not None:
             step, refresh = operations(setting, way)
             rate = statistics.median(rates)
-            floor += step / rate + (statistics.median(passes) + refresh / rate) / way.refresh
+            floor += step / rate
+            if way.refresh is not None:
+                floor += (statistics.median(passes) + refresh / rate) / way.refresh
         table.add_row(
             way.name,
             f"{1e3 * found:.1f}",

@@ -91,14 +91,18 @@ def begin_index(
         **facts,
     }
     given = json.loads(json.dumps(manifest))
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not one.name.startswith(".") for one in folder.iterdir()):
         found = read_manifest(folder)
-        different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+        there, asked = _flat(found), _flat(given)
+        different = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
         if different:
+            few = [
+                f"{key}: {_short(there.get(key))} there, {_short(asked.get(key))} asked for" for key in different[:2]
+            ]
+            more = f"; {len(different) - 2} more" if len(different) > 2 else ""
             raise ValueError(
-                f"{str(folder)!r} holds an index of other settings ({', '.join(different)}: "
-                f"{_short(found.get(different[0]))} there, {_short(given.get(different[0]))} asked for). Give the same "
-                "ones to go on, or name another folder"
+                f"{str(folder)!r} holds an index of other settings ({'; '.join(few)}{more}). Give the same ones to go "
+                "on, or name another folder"
             )
         return features
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,6 +191,17 @@ class GradientIndex:
 
 def _plain(settings: IndexSettings) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return found
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names, the options of the index itself first."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and key != "blocks":
+            found |= _flat(value, prefix if key in ("settings", "features") else f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
     return found
 
 

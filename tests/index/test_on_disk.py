@@ -88,11 +88,11 @@ def test_what_is_no_index_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "others", "facts", "message"),
     [
-        ({"seed": 1}, {}, {}, "settings"),
-        ({"side": 3}, {}, {}, "settings"),
-        ({"layout": "pooled"}, {}, {}, "blocks, settings"),
-        ({}, {"dtype": "float32"}, {}, "settings"),
-        ({}, {}, {"data": "other"}, "data"),
+        ({"seed": 1}, {}, {}, "seed: 0 there, 1 asked"),
+        ({"side": 3}, {}, {}, "side: 2 there, 3 asked"),
+        ({"layout": "pooled"}, {}, {}, "blocks: .*; layout: "),
+        ({}, {"dtype": "float32"}, {}, 'dtype: "float64" there, "float32" asked'),
+        ({}, {}, {"data": "other"}, 'data: null there, "other" asked'),
     ],
 )
 def test_an_index_of_other_settings_is_not_gone_on_with(
