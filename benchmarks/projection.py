@@ -3,9 +3,10 @@
     python benchmarks/projection.py --run runs/synth_demo/version_0
 
 Products of some examples' gradients with all queries' at one snapshot, over the matrices of the model's blocks: exact,
-and of rows of 2^8 to 2^16 numbers (four blocks: attention and MLP weights of either half of the layers). Raw gradients,
-and divided by the root of the optimizer's second moments, elementwise or by the closest outer product; the former is
-what the latter's exact products are compared with, too. Correlations are over all pairs, and in the median over queries.
+and of rows of 2^8 to 2^16 numbers (four blocks: attention and MLP weights of either half of the layers). Raw
+gradients, and divided by the root of the optimizer's second moments, elementwise or by the closest outer product; the
+latter is held against the former's exact products, too. Correlations are over all pairs, and in the median over
+queries.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ def main(
         repeats: Searches, of which the median is shown.
         folder: Where indexes are written; default: a temporary folder.
     """
-    table = Table("rows", "on disk", "norms, once, s", "1 query, s", "100 queries, s", "a query of 100, ms", "one read, s",
-                  "memory")  # fmt: skip
+    columns = ("rows", "on disk", "norms, once, s", "1 query, s", "100 queries, s", "a query of 100, ms")
+    table = Table(*columns, "one read, s", "memory")
     context = multiprocessing.get_context("spawn")
     for rows in sizes:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:

@@ -45,6 +45,8 @@ class SearchSettings:
             rate times its clip factor; of one of margins, 1 - p.
         correct_queries: Whether queries' gradients are divided by second moments as the rows' are. Without it, weighted
             and neither whitened nor of unit norm, a score is the first-order effect of the optimizer's steps, in nats.
+        learning: Whether a segment counts by p (1 - p), where p is the probability of the query's answer at its
+            weights: of an index of several segments, those count in which the answer was being learned.
         output: What is differentiated of the queries: "loss", "margin" or "logit".
         answers: What a query's loss is: "one", its own answer; "any", all accepted ones; default: as the run's.
     """
@@ -53,6 +55,7 @@ class SearchSettings:
     unit_norm: bool = True
     weighted: bool = False
     correct_queries: bool = True
+    learning: bool = False
     output: Output = "loss"
     answers: Literal["one", "any"] | None = None
 
@@ -122,12 +125,23 @@ def prepare_search(
         prepared = prepare_queries(
             segment, rows, whitening, cache, unit_norm=settings.unit_norm, weighted=settings.weighted
         )
+        if settings.learning:
+            weights = _learning_weights(model, batches, place).to(prepared.vectors)
+            prepared = replace(prepared, vectors=prepared.vectors * weights.unsqueeze(1))
         queries.append(prepared)
         whitenings.append(whitening)
         white_rows.append(whitening.white(rows))
         seconds["queries"] += differentiated - started
         seconds["norms"] += time.perf_counter() - differentiated
     return PreparedSearch(index, queries, whitenings, white_rows, seconds)
+
+
+@torch.no_grad()
+def _learning_weights(model: FactLM, batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """``p (1 - p)`` of each query's answer, ``[Q]``: how fast p moves with its logit."""
+    moved = ({name: one.to(device) for name, one in batch.items()} for batch in batches)
+    p = torch.exp(-torch.cat([model.example_losses(batch).cpu() for batch in moved]))
+    return p * (1 - p)
 
 
 def _ordered(of_blocks: dict[str, Tensor], blocks: Sequence[str]) -> dict[str, Tensor]:
@@ -155,6 +169,7 @@ class TrackStar(AttributionMethod):
         unit_norm: Whether norms are divided out.
         weighted: Whether rows count by their weights.
         correct_queries: Whether queries are divided by second moments too.
+        learning: Whether segments of an index count by p (1 - p) of the query's answer at their weights.
         answers: What a query's loss is; default: as the run's.
         seed: Of the projection, and of the sample for R.
     """
@@ -176,6 +191,7 @@ class TrackStar(AttributionMethod):
     unit_norm: bool = True
     weighted: bool = False
     correct_queries: bool = True
+    learning: bool = False
     answers: Literal["one", "any"] | None = None
     seed: int = 0
 
@@ -183,7 +199,7 @@ class TrackStar(AttributionMethod):
         """Score the task's examples with an index, which is written first where there is none."""
         whitening = WhiteningSettings(self.autocorrelation, self.mix, self.rank_share, self.damping)
         settings = SearchSettings(
-            whitening, self.unit_norm, self.weighted, self.correct_queries, self.output, self.answers
+            whitening, self.unit_norm, self.weighted, self.correct_queries, self.learning, self.output, self.answers
         )
         index = self._index(task)
         if getattr(rank_zero_only, "rank", 0):  # the first process writes the store

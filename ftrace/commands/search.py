@@ -93,6 +93,7 @@ def search(
     unit_norm: bool = True,
     weighted: bool = False,
     correct_queries: bool = True,
+    learning: bool = False,
     output: Output | None = None,
     answers: Literal["one", "any"] | None = None,
     against: str | None = None,
@@ -118,6 +119,8 @@ def search(
         unit_norm: Whether norms are divided out.
         weighted: Whether rows count by their learning rate times clip factor, as TracIn weighs them.
         correct_queries: Whether the queries' gradients are divided by second moments too.
+        learning: Whether segments count by p (1 - p), where p is the probability of the query's answer at their
+            weights, so that those count in which it was being learned.
         output: What is differentiated: "loss", "margin" or "logit"; default: as of the rows.
         answers: What a query's loss is: "one" or "any" of its answers; default: as the run's.
         against: FOLDER[:KIND] of a score store, such as online:dot, to measure how well scores agree with it.
@@ -135,7 +138,7 @@ def search(
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
     whitening = WhiteningSettings(autocorrelation, mix, rank_share, damping)
-    settings = SearchSettings(whitening, unit_norm, weighted, correct_queries, output or of_rows, answers)
+    settings = SearchSettings(whitening, unit_norm, weighted, correct_queries, learning, output or of_rows, answers)
     task = None if task_queries is None else _batches(data, read_queries(Path(task_queries)))
     prepared = prepare_search(opened, corpus.run.model_at, _batches(data, rows), settings, task)
     console = Console()
