@@ -118,7 +118,7 @@ def main(run: str, examples: int = 512, seeds: int = 3, sides: tuple[int, ...] =
                 )
                 for seed in range(seeds)
             ]
-            over_all, of_queries = np.mean(found, axis=0)
+            over_all, of_queries = np.array(found).mean(0)
             cells.append(f"{over_all:.3f} ({of_queries:.3f})")
         table.add_row(f"{4 * side**2:,}", *cells)
     exact_cells = [f"{a:.3f} ({b:.3f})" for a, b in (correlations(whole[w], whole[t]) for w, t in shown.values())]
