@@ -26,7 +26,7 @@ from ftrace.attribution.gradient_rows import GradientRows
 from ftrace.attribution.index_pass import corrections_at, covered_names
 from ftrace.gradients import GradientCapture, PerExampleGradients, inner_products, precondition
 from ftrace.gradients.queries import QueryGradients
-from ftrace.index import FeatureSettings, GradientFeatures, IndexSettings, placed
+from ftrace.index import CORRECTIONS, Correction, FeatureSettings, GradientFeatures, IndexSettings, placed
 from ftrace.runs import Run
 
 SIDES = (8, 11, 16, 23, 32, 45, 64, 91, 128)
@@ -93,15 +93,18 @@ def main(run: str, examples: int = 512, seeds: int = 3, sides: tuple[int, ...] =
     settings = FeatureSettings(groups=2)
     names = covered_names(model, IndexSettings(settings))
     like = next(model.parameters())
-    ways: dict[str, dict[str, Any]] = {}
-    for correction in ("none", "rank-one", "elementwise"):
+    ways: dict[Correction, dict[str, Any]] = {}
+    for correction in CORRECTIONS:
         own = IndexSettings(replace(settings, correction=correction))
-        found = placed(corrections_at(snapshot, model, own), like)
-        ways[correction] = {name: factor for name, factor in found.items() if name in set(names)}
+        factors = placed(corrections_at(snapshot, model, own), like)
+        ways[correction] = {name: factor for name, factor in factors.items() if name in set(names)}
     whole = {way: exact(model, names, batches, query_batches, factors) for way, factors in ways.items()}
-    shown = {"raw": ("none", "none"), "divided, rank one": ("rank-one", "rank-one"),
-             "divided, elementwise": ("elementwise", "elementwise"),
-             "rank one beside elementwise": ("rank-one", "elementwise")}  # fmt: skip
+    shown: dict[str, tuple[Correction, Correction]] = {
+        "raw": ("none", "none"),
+        "divided, rank one": ("rank-one", "rank-one"),
+        "divided, elementwise": ("elementwise", "elementwise"),
+        "rank one beside elementwise": ("rank-one", "elementwise"),
+    }
     table = Table("numbers of a row", *shown)
     for side in track(sides, "projecting", transient=True):
         cells = []
@@ -110,7 +113,7 @@ def main(run: str, examples: int = 512, seeds: int = 3, sides: tuple[int, ...] =
                 correlations(
                     projected(
                         model,
-                        GradientFeatures(replace(settings, side=side, seed=seed, correction=way), names, ways[way]),
+                        GradientFeatures(FeatureSettings(side, seed, groups=2, correction=way), names, ways[way]),
                         batches,
                         query_batches,
                     ).detach(),

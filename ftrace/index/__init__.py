@@ -6,7 +6,15 @@ index``), and searched with ``ftrace search``.
 
 from ftrace.index.approximate import ApproximateSettings, approximate_top_k, open_approximate, recall
 from ftrace.index.blocks import block_weights, make_blocks
-from ftrace.index.features import CORRECTIONS, FeatureSettings, GradientFeatures, as_dtype, correction_of, placed
+from ftrace.index.features import (
+    CORRECTIONS,
+    Correction,
+    FeatureSettings,
+    GradientFeatures,
+    as_dtype,
+    correction_of,
+    placed,
+)
 from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest
 from ftrace.index.plan import IndexPlan, readable
@@ -24,6 +32,7 @@ from ftrace.index.whitening import (
 __all__ = [
     "CORRECTIONS",
     "ApproximateSettings",
+    "Correction",
     "FeatureSettings",
     "Found",
     "GradientFeatures",

@@ -28,7 +28,7 @@ from ftrace.gradients import (
 from ftrace.index.blocks import Layout, make_blocks
 
 Correction = Literal["rank-one", "elementwise", "none"]
-CORRECTIONS = ("rank-one", "elementwise", "none")
+CORRECTIONS: tuple[Correction, ...] = ("rank-one", "elementwise", "none")
 
 
 @dataclass(frozen=True)
