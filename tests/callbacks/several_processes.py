@@ -18,7 +18,7 @@ import conftest  # noqa: F401
 import lightning.pytorch as pl
 import replay
 import torch
-from ftrace.callbacks import OnlineTracIn, Whitening
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, Whitening
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -164,6 +164,8 @@ def run(case: Case) -> None:
         settings = dict(case["online"])
         settings["whitening"] = Whitening(**settings.get("whitening", {}))
         callbacks.append(OnlineTracIn(queries(), folder / "online", **settings))
+    if case.get("index") is not None:
+        callbacks.append(GradientIndexWriter(folder / "index", **case["index"]))
     if "stop" in case:
         callbacks.append(Stop(case["stop"]))
     if "save_every" in case:

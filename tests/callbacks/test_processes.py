@@ -17,6 +17,7 @@ import torch
 from test_kinds import OPTIMIZERS
 from test_whitened import SIDE, dense_formula
 
+from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
@@ -295,3 +296,50 @@ def test_a_loss_that_is_no_number_on_one_process_leaves_the_step_out_on_all(tmp_
         first_epoch = dict(zip(store.example_ids.tolist(), store.parts(query, "epoch", "dot")["0"], strict=True))
         assert all(first_epoch.get(example, 0) == 0 for example in third)
         assert np.isfinite(list(first_epoch.values())).all()
+
+
+INDEX = {"parameters": ["table.weight", "net.0.*"], "side": 6, "layout": "parameter", "correction": "none"}
+
+
+def test_an_index_holds_what_all_processes_contributed(tmp_path: Path) -> None:
+    """A side of all axes' length loses nothing, so inner products of rows are those of the contributions."""
+    cases: list[Case] = [
+        {"optimizer": "adamw", "clip": 0.4, "folder": str(tmp_path / f"{number}"), "index": dict(INDEX), **changes}
+        for number, changes in enumerate(
+            (
+                {"processes": 2},
+                {"processes": 2, "accumulate": 2, "index": {**INDEX, "dtype": "float64", "segment_steps": 2}},
+                {"processes": 1, "precision": "bf16-mixed"},
+                {"processes": 4, "precision": "32-true"},
+            )
+        )
+    ]
+    run(cases, tmp_path)
+    for case in cases:
+        _, steps = replayed(case)
+        index = GradientIndex(Path(case["folder"]) / "index")
+        rows = torch.cat([segment.rows(0, len(segment)).double() for segment in index.segments])
+        columns = {
+            name: torch.cat([shard.column(name) for segment in index.segments for shard in segment.shards])
+            for name in ("ids", "steps", "weights")
+        }
+        assert len(index.segments) == 2
+        found = {}
+        for step, example, weight, row in zip(columns["steps"], columns["ids"], columns["weights"], rows, strict=True):
+            found[int(step), int(example)] = float(weight), row
+        expected = {
+            (number, example): (
+                step.rate["table.weight"] * step.clip,
+                torch.cat([own[n].flatten() for n in index.names]),
+            )
+            for number, step in enumerate(steps)
+            for example, own in step.contributions
+        }
+        assert found.keys() == expected.keys()
+        tolerance = {"64-true": 1e-5, "32-true": 2e-3, "bf16-mixed": 0.05}[case.get("precision", "64-true")]
+        tolerance = 1e-9 if case["index"].get("dtype") == "float64" else tolerance
+        ours, theirs = (torch.stack([of[key][1] for key in expected]) for of in (found, expected))
+        gram, true = ours @ ours.T, theirs @ theirs.T
+        assert float((gram - true).abs().max() / true.abs().max()) < tolerance, case
+        weights = [[of[key][0] for key in expected] for of in (found, expected)]
+        np.testing.assert_allclose(*weights, rtol=max(1e-6, tolerance))
