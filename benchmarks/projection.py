@@ -22,11 +22,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ftrace.attribution.gradient_rows import GradientRows
-from ftrace.attribution.index_pass import corrections_at, covered_names
+from ftrace.attribution.index_pass import corrections_at, covered_names, measured
 from ftrace.gradients import GradientCapture, PerExampleGradients, inner_products, precondition
 from ftrace.gradients.queries import QueryGradients
-from ftrace.index import CORRECTIONS, Correction, FeatureSettings, GradientFeatures, IndexSettings, placed
+from ftrace.index import CORRECTIONS, Correction, FeatureSettings, GradientFeatures, GradientRows, IndexSettings, placed
 from ftrace.runs import Run
 
 SIDES = (8, 11, 16, 23, 32, 45, 64, 91, 128)
@@ -59,10 +58,10 @@ def _whole(gradients: PerExampleGradients) -> PerExampleGradients:
 
 def projected(model: Any, features: GradientFeatures, batches: list[Any], query_batches: list[Any]) -> Tensor:
     """Products of rows, ``[N, Q]``."""
-    rows = GradientRows(model, features)
+    rows = GradientRows(model, features, measured("loss"))
     queries = torch.cat([rows(batch)[0] for batch in query_batches])
     found = torch.cat([rows(batch)[0] @ queries.T for batch in batches])
-    rows.capture.detach()
+    rows.detach()
     return found
 
 

@@ -4,14 +4,14 @@ from ftrace.attribution.bm25 import Bm25
 from ftrace.attribution.dense import Dense
 from ftrace.attribution.embed import Embed
 from ftrace.attribution.ensemble import Ensemble
-from ftrace.attribution.index_pass import index_corpus
+from ftrace.attribution.index_pass import index_corpus, measured
 from ftrace.attribution.method import AttributionMethod, find_method, known_methods
 from ftrace.attribution.passes import Pass, score_in_passes
 from ftrace.attribution.random_target import RandomTarget
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
 from ftrace.attribution.tracin import TracIn
-from ftrace.attribution.trackstar import SearchSettings, TrackStar, prepare_search
+from ftrace.attribution.trackstar import TrackStar
 
 __all__ = [
     "AttributionMethod",
@@ -21,14 +21,13 @@ __all__ = [
     "Ensemble",
     "Pass",
     "RandomTarget",
-    "SearchSettings",
     "Task",
     "TracIn",
     "TrackStar",
     "find_method",
     "index_corpus",
     "known_methods",
-    "prepare_search",
+    "measured",
     "score_in_passes",
     "snapshot_preconditioners",
 ]

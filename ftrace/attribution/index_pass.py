@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ftrace.attribution.gradient_rows import GradientRows
 from ftrace.attribution.passes import Batch, predict
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
@@ -24,9 +22,9 @@ from ftrace.gradients import GradientCapture, Preconditioner
 from ftrace.index import (
     GradientFeatures,
     GradientIndex,
+    GradientRows,
     IndexSettings,
     Rows,
-    Segment,
     as_dtype,
     begin_index,
     block_weights,
@@ -38,6 +36,22 @@ from ftrace.index import (
     write_shard,
 )
 from ftrace.models import FactLM, Output
+
+
+def measured(output: Output, answers: Literal["one", "any"] | None = None) -> Callable[[FactLM, Any], Tensor]:
+    """What is differentiated of a batch.
+
+    Args:
+        output: "loss", "margin" or "logit".
+        answers: What a query's loss is; default: as the run's.
+    """
+
+    def of_batch(model: FactLM, batch: Any) -> Tensor:
+        if answers is not None:
+            model.hparams["answers"] = answers
+        return model.example_outputs(batch, output)
+
+    return of_batch
 
 
 def covered_names(model: FactLM, settings: IndexSettings) -> list[str]:
@@ -112,40 +126,6 @@ def index_corpus(
     return GradientIndex(task.output_dir)
 
 
-def features_at(index: GradientIndex, segment: Segment, model: FactLM, *, corrected: bool = True) -> GradientFeatures:
-    """What makes rows of queries for a segment.
-
-    Args:
-        index: The index.
-        segment: The segment.
-        model: At the segment's weights.
-        corrected: Whether queries' gradients are divided by second moments as the rows' are.
-    """
-    features = index.features(segment, model)
-    if corrected:
-        return features
-    names = [name for of_block in features.blocks.values() for name in of_block]
-    order = {name: place for place, (name, _) in enumerate(model.named_parameters())}
-    plain = replace(index.settings.features, correction="none")
-    return GradientFeatures(plain, sorted(names, key=order.__getitem__))
-
-
-def snapshot_of(index: GradientIndex, segment: Segment) -> Path:
-    """The folder of a segment's snapshot.
-
-    Raises:
-        ValueError: If it is missing, or another one by now.
-    """
-    folder = (index.folder / segment.manifest["snapshot"]).resolve()
-    found = snapshot_fingerprint(folder)
-    if found != segment.manifest["fingerprint"]:
-        raise ValueError(
-            f"snapshot {str(folder)!r} is not the one that {str(segment.folder)!r} was written at: expected the "
-            f"fingerprint {segment.manifest['fingerprint']}, found {found}. Index again"
-        )
-    return folder
-
-
 class _Item(NamedTuple):
     """One batch of work."""
 
@@ -183,6 +163,7 @@ class _Indexing(LightningModule):
         self.settings = settings
         self.output: Output = output
         self._rows: GradientRows | None = None
+        self._model: Any = None
         self._open: list[tuple[Tensor, Tensor]] = []
 
     @override
@@ -212,11 +193,12 @@ class _Indexing(LightningModule):
     def on_predict_start(self) -> None:
         if not self.items:
             return
-        model = self.task.model_at(self.snapshot).to(self.device)
+        self._model = model = self.task.model_at(self.snapshot).to(self.device)
         names = covered_names(model, self.settings)
         like = next(model.parameters())
         corrections = read_preconditioners(self.folder, like)
-        self._rows = GradientRows(model, GradientFeatures(self.settings.features, names, corrections), self.output)
+        features = GradientFeatures(self.settings.features, names, corrections)
+        self._rows = GradientRows(model, features, measured(self.output))
 
     @override
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> int:
@@ -226,7 +208,7 @@ class _Indexing(LightningModule):
         weights = torch.ones_like(outputs)
         if self.output == "margin":
             with torch.no_grad():
-                weights = 1 - torch.exp(-self._rows.model.example_losses(batch))
+                weights = 1 - torch.exp(-measured("loss")(self._model, batch))
         self._open.append((rows.cpu(), weights.cpu()))
         if item.ends_shard:
             first = item.stop - sum(len(own) for own, _ in self._open)
@@ -239,5 +221,5 @@ class _Indexing(LightningModule):
 
     @override
     def on_predict_end(self) -> None:
-        self._rows = None
+        self._rows = self._model = None
         self.trainer.strategy.barrier()  # the first process closes what all have written

@@ -14,8 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from ftrace.attribution import Task, index_corpus
-from ftrace.attribution.gradient_rows import GradientRows
+from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import corrections_at, covered_names
 from ftrace.commands.attribute import bytes_of
 from ftrace.data import FactCorpus, FactData
@@ -23,6 +22,7 @@ from ftrace.index import (
     FeatureSettings,
     GradientFeatures,
     GradientIndex,
+    GradientRows,
     IndexPlan,
     IndexSettings,
     Rows,
@@ -172,7 +172,7 @@ def make_plan(
     like = next(model.parameters())
     corrections = placed(corrections_at(snapshot, model, settings), like)
     features = GradientFeatures(settings.features, names, corrections)
-    rows_of = GradientRows(model, features, output)
+    rows_of = GradientRows(model, features, measured(output))
     size = task.batch_size or task.data.batch_size
     collate = task.data.example_dataloader().collate_fn
     count, seconds, made = 0, 0.0, torch.empty(0)

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.attribution import SearchSettings, prepare_search
-from ftrace.attribution.trackstar import PreparedSearch
+from ftrace.attribution import measured
 from ftrace.commands.index import corpus_of
 from ftrace.data import FactData, fill_in, read_queries
 from ftrace.evaluation import Passages, RetrievalResult, write_results
@@ -25,9 +24,12 @@ from ftrace.index import (
     ApproximateSettings,
     Found,
     GradientIndex,
+    PreparedSearch,
+    SearchSettings,
     WhiteningSettings,
     approximate_top_k,
     open_approximate,
+    prepare_search,
     recall,
     scored_chunks,
     top_k,
@@ -138,9 +140,12 @@ def search(
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
     whitening = WhiteningSettings(autocorrelation, mix, rank_share, damping)
-    settings = SearchSettings(whitening, unit_norm, weighted, correct_queries, learning, output or of_rows, answers)
+    settings = SearchSettings(whitening, unit_norm, weighted, correct_queries, learning)
     task = None if task_queries is None else _batches(data, read_queries(Path(task_queries)))
-    prepared = prepare_search(opened, corpus.run.model_at, _batches(data, rows), settings, task)
+    prepared = prepare_search(
+        opened, corpus.run.model_at, _batches(data, rows), measured("loss", answers), settings, task,
+        measured(output or of_rows, answers),
+    )  # fmt: skip
     console = Console()
     started = time.perf_counter()
     if approximate:

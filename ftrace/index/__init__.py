@@ -17,7 +17,9 @@ from ftrace.index.features import (
 )
 from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest
+from ftrace.index.gradient_rows import GradientRows
 from ftrace.index.plan import IndexPlan, readable
+from ftrace.index.prepared_search import PreparedSearch, SearchSettings, prepare_search
 from ftrace.index.search import Found, SegmentQueries, prepare_queries, row_norms, scored_chunks, top_k
 from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
 from ftrace.index.shards import Rows, Shard, write_shard
@@ -37,9 +39,12 @@ __all__ = [
     "Found",
     "GradientFeatures",
     "GradientIndex",
+    "GradientRows",
     "IndexPlan",
     "IndexSettings",
+    "PreparedSearch",
     "Rows",
+    "SearchSettings",
     "Segment",
     "SegmentQueries",
     "Shard",
@@ -59,6 +64,7 @@ __all__ = [
     "open_approximate",
     "placed",
     "prepare_queries",
+    "prepare_search",
     "read_manifest",
     "read_preconditioners",
     "readable",

@@ -8,7 +8,7 @@ an elementwise one needs each example's gradient of each weight whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -73,6 +73,7 @@ class GradientFeatures:
         preconditioners: One over the root of second moments, by parameter; those of others count as 1.
 
     Attributes:
+        names: The parameters.
         blocks: Names of the parameters in each block, in the order of a row.
     """
 
@@ -83,6 +84,7 @@ class GradientFeatures:
         preconditioners: Mapping[str, Preconditioner] | None = None,
     ) -> None:
         self.settings = settings
+        self.names = list(names)
         self.blocks = make_blocks(names, settings.layout, settings.groups)
         given = {} if settings.correction == "none" else dict(preconditioners or {})
         self.preconditioners = {name: factor for name, factor in given.items() if name in set(names)}
@@ -107,6 +109,10 @@ class GradientFeatures:
         """What gradients are projected with, division included where it can be folded in."""
         plain = Projection(self.settings.side, self.settings.seed)
         return plain if self.needs_whole else plain.preconditioned(self.preconditioners)
+
+    def without_correction(self) -> GradientFeatures:
+        """The same of gradients as they are."""
+        return GradientFeatures(replace(self.settings, correction="none"), self.names)
 
     def rows(self, gradients: PerExampleGradients) -> Tensor:
         """Rows ``[B, D]`` of gradients that are projected, or whole where :attr:`needs_whole`.

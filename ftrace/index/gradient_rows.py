@@ -1,0 +1,90 @@
+"""Rows of a gradient index, of batches of examples or queries, at a module's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ftrace.gradients import GradientCapture
+from ftrace.index.features import GradientFeatures
+
+Losses = Callable[[Any, Any], Tensor]
+
+
+class GradientRows:
+    """Makes rows of batches.
+
+    Args:
+        module: At the weights that gradients are taken at, in eval mode.
+        features: What rows are.
+        losses: ``(module, batch) -> Tensor[B]``: what is differentiated, one number for each row of the batch.
+
+    Raises:
+        ValueError: If a parameter can't be covered.
+    """
+
+    def __init__(self, module: nn.Module, features: GradientFeatures, losses: Losses) -> None:
+        self.module = module
+        self.features = features
+        self.losses = losses
+        projection = None if features.needs_whole else features.projection
+        self.capture = GradientCapture(module, features.names, projection=projection, strict=True)
+        self.capture.attach()
+        self._is_checked = False
+
+    @torch.enable_grad()
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The rows ``[B, D]`` of a batch, and what is differentiated, ``[B]``.
+
+        Raises:
+            ValueError: If rows don't sum to what autograd finds for the first batch.
+        """
+        with self.capture.recording(rows_of_batch(batch)) as recording:
+            losses = self.losses(self.module, batch)
+            recording.backward(losses)
+        rows = self.features.rows(recording.gradients())
+        if not self._is_checked:
+            self._hold_against_autograd(batch, rows)
+            self._is_checked = True
+        return rows, losses.detach()
+
+    def detach(self) -> None:
+        """Remove the hooks; the module is as it was."""
+        self.capture.detach()
+
+    def _hold_against_autograd(self, batch: Any, rows: Tensor) -> None:
+        """What is read off layers must sum to the gradient: a weight may be used outside of its layer too."""
+        parameters = dict(self.module.named_parameters())
+        named = {name: parameters[name] for name in self.features.names}
+        with self.capture.exclusively():
+            total = self.losses(self.module, batch).sum()
+            found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        gradients = {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
+        expected = self.features.row_of(gradients, rows)
+        tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 0.1
+        if not (rows.sum(0) - expected).norm() <= tolerance * (expected.norm() + 1e-3 * rows.norm()):
+            raise ValueError(
+                "the examples' gradients don't sum to the batch's: something may use a weight outside of its layer's "
+                "forward. Name the parameters that the index is to see: parameters=(...)"
+            )
+
+
+def rows_of_batch(batch: Any) -> int:
+    """How many rows a batch has: as many as the first of its tensors.
+
+    Raises:
+        ValueError: If there is no tensor in it.
+    """
+    for leaf in _pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    raise ValueError(f"expected a batch with tensors whose leading axis is its rows, found a {type(batch).__name__}")
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device."""
+    return _pytree.tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, batch)

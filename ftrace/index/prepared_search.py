@@ -1,0 +1,155 @@
+"""From queries to what an index is searched with: differentiated at each segment's weights, whitened, over their norms.
+
+Knows no model but by a function that gives it and one that gives losses, so it works for anybody's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftrace.index.fingerprints import snapshot_fingerprint
+from ftrace.index.gradient_index import GradientIndex
+from ftrace.index.gradient_rows import GradientRows, Losses, on_device
+from ftrace.index.search import Found, SegmentQueries, prepare_queries, top_k
+from ftrace.index.segment import Segment
+from ftrace.index.whitening import Whitening, WhiteningSettings, autocorrelation_of, make_whitening
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How examples are scored with an index.
+
+    Args:
+        whitening: Which R.
+        unit_norm: Whether both sides have their norms divided out: with it, scores are cosines.
+        weighted: Whether rows count by their weights: of an index that was written while training, a step's learning
+            rate times its clip factor; of one of margins, 1 - p.
+        correct_queries: Whether queries' gradients are divided by second moments as the rows' are. Without it, weighted
+            and neither whitened nor of unit norm, a score is the first-order effect of the optimizer's steps, in nats.
+        learning: Whether a segment counts by p (1 - p), where p is the probability of the query's answer at its
+            weights: of an index of several segments, those count in which the answer was being learned.
+    """
+
+    whitening: WhiteningSettings = WhiteningSettings()  # noqa: RUF009 - frozen
+    unit_norm: bool = True
+    weighted: bool = False
+    correct_queries: bool = True
+    learning: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """Queries that are ready to be searched for.
+
+    Args:
+        index: The index.
+        queries: For each of its segments, what rows are multiplied with.
+        whitenings: For each segment, the task's.
+        white_rows: For each segment, the queries' whitened rows ``[Q, D]``.
+        seconds: What it took: "queries" and "norms", of the rows, the one pass that a task needs.
+    """
+
+    index: GradientIndex
+    queries: list[SegmentQueries]
+    whitenings: list[Whitening]
+    white_rows: list[Tensor]
+    seconds: dict[str, float]
+
+    def top(self, k: int) -> tuple[Found, Found]:
+        """The strongest proponents and opponents of each query, exactly."""
+        return top_k(self.index, self.queries, k)
+
+
+def prepare_search(
+    index: GradientIndex,
+    load_model: Callable[[Path], nn.Module],
+    batches: Sequence[Any],
+    losses: Losses,
+    settings: SearchSettings = SearchSettings(),
+    task_batches: Sequence[Any] | None = None,
+    output: Losses | None = None,
+    device: torch.device | str = "cpu",
+) -> PreparedSearch:
+    """Differentiate queries at the weights of each segment, and whiten them.
+
+    Args:
+        index: The index.
+        load_model: Gives the model at the folder of a snapshot, in eval mode.
+        batches: The queries.
+        losses: ``(model, batch) -> Tensor[B]``, one loss a query, in nats.
+        settings: How.
+        task_batches: The queries of the task that R is mixed of; default: those that are searched for.
+        output: What is differentiated, likewise; default: the losses.
+        device: Where queries are differentiated.
+
+    Raises:
+        ValueError: If the model or a snapshot is not the index's.
+    """
+    place, blocks = torch.device(device), list(index.blocks)
+    queries, whitenings, white_rows = [], [], []
+    seconds = {"queries": 0.0, "norms": 0.0}
+    for segment in index.segments:
+        started = time.perf_counter()
+        model = load_model(snapshot_of(index, segment)).to(place)
+        rows_of = GradientRows(model, _features(index, segment, model, settings), output or losses)
+        rows = _rows(rows_of, batches, place)
+        of_task = None
+        if settings.whitening.autocorrelation == "mixed":
+            task_rows = rows if task_batches is None else _rows(rows_of, task_batches, place)
+            of_task = autocorrelation_of(task_rows, blocks)
+        rows_of.detach()
+        of_rows = segment.autocorrelation()
+        whitening = make_whitening({block: of_rows[block] for block in blocks}, of_task, settings.whitening)
+        differentiated = time.perf_counter()
+        prepared = prepare_queries(
+            segment, rows, whitening, index.folder / "norms", unit_norm=settings.unit_norm, weighted=settings.weighted
+        )
+        if settings.learning:
+            weights = _learning_weights(model, batches, losses, place).to(prepared.vectors)
+            prepared = replace(prepared, vectors=prepared.vectors * weights.unsqueeze(1))
+        queries.append(prepared)
+        whitenings.append(whitening)
+        white_rows.append(whitening.white(rows))
+        seconds["queries"] += differentiated - started
+        seconds["norms"] += time.perf_counter() - differentiated
+    return PreparedSearch(index, queries, whitenings, white_rows, seconds)
+
+
+def snapshot_of(index: GradientIndex, segment: Segment) -> Path:
+    """The folder of a segment's snapshot.
+
+    Raises:
+        ValueError: If it is missing, or another one by now.
+    """
+    folder = (index.folder / segment.manifest["snapshot"]).resolve()
+    found = snapshot_fingerprint(folder)
+    if found != segment.manifest["fingerprint"]:
+        raise ValueError(
+            f"snapshot {str(folder)!r} is not the one that {str(segment.folder)!r} was written at: expected the "
+            f"fingerprint {segment.manifest['fingerprint']}, found {found}. Index again"
+        )
+    return folder
+
+
+def _features(index: GradientIndex, segment: Segment, model: nn.Module, settings: SearchSettings) -> Any:
+    made = index.features(segment, model)
+    return made if settings.correct_queries else made.without_correction()
+
+
+@torch.no_grad()
+def _rows(rows_of: GradientRows, batches: Sequence[Any], device: torch.device) -> Tensor:
+    return torch.cat([rows_of(on_device(batch, device))[0].cpu() for batch in batches])
+
+
+@torch.no_grad()
+def _learning_weights(model: nn.Module, batches: Sequence[Any], losses: Losses, device: torch.device) -> Tensor:
+    """``p (1 - p)`` of each query's answer, ``[Q]``: how fast p moves with its logit."""
+    p = torch.exp(-torch.cat([losses(model, on_device(batch, device)).cpu() for batch in batches]).clamp(min=0))
+    return p * (1 - p)
