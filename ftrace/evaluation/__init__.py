@@ -19,9 +19,12 @@ from ftrace.evaluation.queries import EvaluatedQueries, seeded_sample
 from ftrace.evaluation.query_metrics import Judge, WholeTrainingSet
 from ftrace.evaluation.ranking import Ranking
 from ftrace.evaluation.render import render_breakdown, render_table
+from ftrace.evaluation.step_rules import Adam, Sgd, StepRule
 from ftrace.evaluation.table import Evaluation, evaluate, over_runs, row_name
+from ftrace.evaluation.tail_patch import PatchedPairs, tail_patch
 
 __all__ = [
+    "Adam",
     "CandidatePools",
     "Estimate",
     "EvaluatedQueries",
@@ -32,9 +35,12 @@ __all__ = [
     "LearnedMethod",
     "LearnedQueries",
     "MeanReciprocalRank",
+    "PatchedPairs",
     "PoolSettings",
     "PrecisionAtK",
     "Ranking",
+    "Sgd",
+    "StepRule",
     "RecallAtK",
     "WholeTrainingSet",
     "breakdown",
@@ -53,6 +59,7 @@ __all__ = [
     "row_name",
     "sample_means",
     "seeded_sample",
+    "tail_patch",
     "write_learned_when",
     "write_tables",
 ]

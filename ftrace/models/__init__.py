@@ -8,10 +8,12 @@ from ftrace.models.snapshots import (
     load_snapshot,
     snapshot_fingerprint,
 )
+from ftrace.models.stacked import StackedFactLM
 
 __all__ = [
     "FactLM",
     "OptimizerState",
+    "StackedFactLM",
     "find_snapshots",
     "load_optimizer_states",
     "load_snapshot",
