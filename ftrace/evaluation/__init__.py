@@ -4,6 +4,7 @@ from ftrace.evaluation.breakdown import breakdown
 from ftrace.evaluation.candidate_pools import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.evaluation.choices import Family, choose_best, families
 from ftrace.evaluation.estimates import Estimate, sample_means
+from ftrace.evaluation.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.files import replace_text, write_tables
 from ftrace.evaluation.learned import LearnedQueries, find_learned_queries
 from ftrace.evaluation.learned_when import (
@@ -22,13 +23,23 @@ from ftrace.evaluation.render import render_breakdown, render_table
 from ftrace.evaluation.step_rules import Adam, Sgd, StepRule
 from ftrace.evaluation.table import Evaluation, evaluate, over_runs, row_name
 from ftrace.evaluation.tail_patch import PatchedPairs, tail_patch
+from ftrace.evaluation.tail_patch_files import render_tail_patch, write_tail_patch
+from ftrace.evaluation.tail_patch_table import (
+    TailPatchRow,
+    TailPatchTable,
+    random_examples,
+    some_proponents,
+    summarize_rises,
+)
 
 __all__ = [
+    "KINDS",
     "Adam",
     "CandidatePools",
     "Estimate",
     "EvaluatedQueries",
     "Evaluation",
+    "ExampleKinds",
     "Family",
     "Judge",
     "LearnedBin",
@@ -39,9 +50,11 @@ __all__ = [
     "PoolSettings",
     "PrecisionAtK",
     "Ranking",
+    "RecallAtK",
     "Sgd",
     "StepRule",
-    "RecallAtK",
+    "TailPatchRow",
+    "TailPatchTable",
     "WholeTrainingSet",
     "breakdown",
     "choose_best",
@@ -52,14 +65,19 @@ __all__ = [
     "make_candidate_pools",
     "over_runs",
     "published_for",
+    "random_examples",
     "render_breakdown",
     "render_learned_when",
     "render_table",
+    "render_tail_patch",
     "replace_text",
     "row_name",
     "sample_means",
     "seeded_sample",
+    "some_proponents",
+    "summarize_rises",
     "tail_patch",
     "write_learned_when",
     "write_tables",
+    "write_tail_patch",
 ]

@@ -67,8 +67,8 @@ class ExampleKinds:
             parts = data.parts_of_fact(fact) if fact is not None else None
             if parts is None:
                 raise ValueError(
-                    f"examples can't be sorted by kind: expected facts with a relation, a subject and an object, and "
-                    f"those of {type(data).__name__} are keys that don't tell. Give the data a parts_of_fact"
+                    f"examples can't be sorted by kind: expected facts of a relation, a subject and an object, and the "
+                    f"keys of {type(data).__name__} don't name them (see FactData.parts_of_fact)"
                 )
             self._facts[query] = parts
         self._known: dict[str, FactParts] = {}

@@ -32,10 +32,10 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
     groups = [*breakdown(evaluation, "relation"), *breakdown(evaluation, "proponents")]
     files = [output_dir / name for name in ("table.md", "table.csv", "table.json", "breakdown.csv", "per_query.csv")]
     replace_text(files[0], _markdown(evaluation))
-    _replace_csv(files[1], _csv_rows(evaluation))
-    replace_text(files[2], json.dumps(_finite(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
-    _replace_csv(files[3], _breakdown_rows(groups))
-    _replace_csv(files[4], _query_rows(evaluation))
+    replace_csv(files[1], _csv_rows(evaluation))
+    replace_text(files[2], json.dumps(finite(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
+    replace_csv(files[3], _breakdown_rows(groups))
+    replace_csv(files[4], _query_rows(evaluation))
     return files
 
 
@@ -49,7 +49,8 @@ def _temporary(file: Path) -> Path:
     return file.with_name(f".{file.name}.tmp")
 
 
-def _replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+def replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write lines of a table whole or not at all."""
     with _temporary(file).open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
     _temporary(file).rename(file)
@@ -61,7 +62,7 @@ def _markdown(evaluation: Evaluation) -> str:
     if evaluation.against is not None:
         lines += ["", f"Minus {evaluation.against}, paired by query:", ""]
         rows = {name: [_ends(row[one], signed=True) for one in MAIN] for name, row in evaluation.differences.items()}
-        lines += _grid(MAIN, rows)
+        lines += grid(MAIN, rows)
     lines += ["", "Ground-truth proponents among opponents (lower is better):", ""]
     lines += _markdown_table(evaluation, OPPONENTS, ceiling=False)
     lines += ["", *[f"- {note}" for note in notes_of(evaluation)]]
@@ -75,10 +76,11 @@ def _markdown_table(evaluation: Evaluation, metrics: Sequence[str], *, ceiling: 
             cells = [percent(row.metrics[one]) if one in row.metrics else "" for one in metrics]
             rows[f"{row.method} (published)"] = cells
         rows["ceiling"] = [percent(evaluation.ceiling[one]) for one in metrics]
-    return _grid(metrics, rows)
+    return grid(metrics, rows)
 
 
-def _grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+def grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, a line for each method."""
     head = [f"| method | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     return head + [f"| {name.replace('|', chr(92) + '|')} | {' | '.join(cells)} |" for name, cells in rows.items()]
 
@@ -186,10 +188,10 @@ def _intervals(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str
     return {name: {metric: [one.low, one.high] for metric, one in row.items()} for name, row in rows.items()}
 
 
-def _finite(value: Any) -> Any:
-    """With null for what is not known, as JSON has no NaN."""
+def finite(value: Any) -> Any:
+    """A value with null for what is not known, as JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value

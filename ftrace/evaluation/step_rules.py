@@ -42,7 +42,7 @@ class Sgd:
         return gradients * self.learning_rate
 
     def __str__(self) -> str:
-        return f"SGD at learning rate {self.learning_rate:g}, without momentum, weight decay or clipping"
+        return f"SGD, learning rate {self.learning_rate:g}"
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,7 @@ class Adam:
         return self.learning_rate * gradients / root.add_(float(state.settings["eps"]))
 
     def __str__(self) -> str:
-        return (
-            f"Adam at learning rate {self.learning_rate:g}, with the snapshot's second moments and the gradient mixed "
-            "in, without momentum, weight decay or clipping"
-        )
+        return f"Adam, learning rate {self.learning_rate:g}, the snapshot's second moments"
 
 
 StepRule = Sgd | Adam

@@ -10,8 +10,9 @@ weights; each example's gradient is computed once, however many queries it is pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class PatchedPairs:
     before: np.ndarray
     after: np.ndarray
 
-    @property
+    @cached_property
     def rises(self) -> dict[tuple[int, int], float]:
         """By how much each pair's step raised the probability, by query and example."""
         pairs = zip(self.query_ids.tolist(), self.example_ids.tolist(), strict=True)
@@ -105,7 +106,7 @@ class _Rows:
     def __init__(self, data: FactData, device: torch.device) -> None:
         self._data = data
         self._device = device
-        self._collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]] = data.query_dataloader().collate_fn
+        self._collate: Any = data.query_dataloader().collate_fn
         self._places = {query: place for place, query in enumerate(data.query_rows["query_id"])}
 
     def check(self, pairs: np.ndarray) -> None:

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
-
 import small_run
+import torch
 
 from ftrace.evaluation import Adam, Sgd, tail_patch
 from ftrace.evaluation.step_rules import StepRule
 from ftrace.evaluation.tail_patch import PatchedPairs
-from ftrace.models import FactLM, OptimizerState, StackedFactLM, load_optimizer_states
+from ftrace.models import FactLM, OptimizerState, load_optimizer_states
 
 ARCHITECTURES = ["encoder-decoder", "decoder-only"]
 LLAMA = {
