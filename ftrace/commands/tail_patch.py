@@ -60,7 +60,7 @@ def patch_stores(
     queries: Literal["learned", "all"] = "learned",
     sample: int | None = None,
     by: Literal["kind"] | None = None,
-    memory_budget: int | str = "2GiB",
+    memory_budget: int | str = "1GiB",
     seed: int = 0,
     output_dir: str | None = None,
 ) -> None:

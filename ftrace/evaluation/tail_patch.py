@@ -10,21 +10,21 @@ weights; each example's gradient is computed once, however many queries it is pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from ftrace.data import FactData
 from ftrace.evaluation.step_rules import StepRule
 from ftrace.models import FactLM, StackedFactLM
 
-MEMORY_BUDGET = 2 * 2**30
+MEMORY_BUDGET = 2**30
 _COPIES = 4  # of an example's gradient: it, its square and the changed weights, and one for what torch takes
 
 
@@ -83,12 +83,9 @@ def tail_patch(
     before = _probabilities(model, rows, np.unique(pairs[:, 0]).tolist())
     after: dict[tuple[int, int], float] = {}
     if len(pairs):
-        stacked = StackedFactLM(model)
-        first = pairs[0].tolist()
-        stacked.check(rows.examples([first[1]]), rows.queries([first[0]]))
         with Progress() as progress:
             bar = progress.add_task("a step on each example", total=len(pairs))
-            for found in _steps(stacked, rows, pairs, rule, memory_budget):
+            for found in _steps(StackedFactLM(model), rows, pairs, rule, memory_budget):
                 after |= found
                 progress.advance(bar, len(found))
     keys = [(query, example) for query, example in pairs.tolist()]
@@ -129,23 +126,17 @@ class _Rows:
         """A batch of queries."""
         return self._batch(self._data.query_rows[[self._places[query] for query in query_ids]])
 
-    def example_lengths(self, example_ids: Sequence[int]) -> dict[int, int]:
-        """How long each training row is, in characters."""
-        return dict(zip(example_ids, _lengths(self._data.train_rows[list(example_ids)]), strict=True))
-
-    def longest_query(self, query_ids: Sequence[int]) -> int:
-        """The query of the longest text."""
-        lengths = _lengths(self._data.query_rows[[self._places[query] for query in query_ids]])
-        return query_ids[int(np.argmax(lengths))]
+    def shortest_first(self, what: Literal["examples", "queries"], ids: Sequence[int]) -> list[int]:
+        """Ids of examples or queries by the length of their texts."""
+        rows = self._data.train_rows if what == "examples" else self._data.query_rows
+        columns = rows[list(ids) if what == "examples" else [self._places[query] for query in ids]]
+        texts = zip(columns["inputs_pretokenized"], columns["targets_pretokenized"], strict=True)
+        lengths = [len(inputs) + len(targets) for inputs, targets in texts]
+        return [ids[place] for place in np.argsort(lengths, kind="stable").tolist()]
 
     def _batch(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return {name: tensor.to(self._device) for name, tensor in self._collate(rows).items()}
-
-
-def _lengths(columns: Mapping[str, Sequence[str]]) -> list[int]:
-    texts = zip(columns["inputs_pretokenized"], columns["targets_pretokenized"], strict=True)
-    return [len(inputs) + len(targets) for inputs, targets in texts]
 
 
 @torch.no_grad()
@@ -169,24 +160,25 @@ def _steps(
     queries_of: dict[int, list[int]] = {}
     for query, example in pairs.tolist():
         queries_of.setdefault(example, []).append(query)
-    lengths = rows.example_lengths(list(queries_of))
-    # Examples of as many queries, and of about one length, side by side: hardly anything is filled up.
-    examples = sorted(queries_of, key=lambda example: (len(queries_of[example]), lengths[example], example))
-    longest = max(examples, key=lambda example: lengths[example])
+    examples = rows.shortest_first("examples", list(queries_of))
+    queries = rows.shortest_first("queries", np.unique(pairs[:, 0]).tolist())
+    # The shortest and the longest, so that one is filled up.
+    stacked.check(rows.examples([examples[0], examples[-1]]), rows.queries([queries[0], queries[-1]]))
     of_weights = _COPIES * sum(weight.numel() * weight.element_size() for weight in stacked.weights.values())
-    of_example = of_weights + _activations(stacked.model, "training_loss", rows.examples([longest]))
-    most = max(1, memory_budget // 2 // of_example)
-    longest_query = rows.longest_query(np.unique(pairs[:, 0]).tolist())
-    of_query = _activations(stacked.model, "example_losses", rows.queries([longest_query]))
-    for start in range(0, len(examples), most):
-        chunk = examples[start : start + most]
+    of_example = of_weights + _activations(stacked, stacked.model.training_loss, rows.examples(examples[-1:]))
+    of_query = _activations(stacked, stacked.model.example_losses, rows.queries(queries[-1:]))
+    at_once = max(1, memory_budget // 2 // of_example)
+    # Examples of as many queries and of about one length are side by side, so that hardly anything is filled up.
+    examples.sort(key=lambda example: len(queries_of[example]))
+    for start in range(0, len(examples), at_once):
+        chunk = examples[start : start + at_once]
         weights = stacked.gradients(rows.examples(chunk))
         for name, before in stacked.weights.items():
             weights[name] = before - rule.change(name, weights[name])  # a gradient goes as soon as it is used
         width = max(1, memory_budget // 2 // (of_query * len(chunk)))
         for first in range(0, len(queries_of[chunk[-1]]), width):
-            asked = [queries_of[example][first : first + width] for example in chunk]
-            yield _ask(stacked, rows, weights, dict(zip(chunk, asked, strict=True)))
+            asked = {example: queries_of[example][first : first + width] for example in chunk}
+            yield _ask(stacked, rows, weights, asked)
 
 
 def _ask(
@@ -208,16 +200,18 @@ def _ask(
     }
 
 
-def _activations(model: nn.Module, method: str, batch: Mapping[str, Tensor]) -> int:
-    """Bytes that a pass keeps of one row for its backward pass."""
-    kept: dict[int, Tensor] = {}
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+def _activations(
+    stacked: StackedFactLM, loss: Callable[[Mapping[str, Tensor]], Tensor], batch: Mapping[str, Tensor]
+) -> int:
+    """Bytes besides weights that a pass over one row keeps for its backward pass."""
+    kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        getattr(model, method)(batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        found = loss(batch)
+    del found  # until here, nothing that was kept has made place for another
+    weights = {weight.untyped_storage().data_ptr() for weight in stacked.weights.values()}
+    return sum(size for pointer, size in kept.items() if pointer not in weights)

@@ -126,7 +126,10 @@ def _markdown(table: TailPatchTable) -> str:
     lines = [f"{_title(table)}.", "", *grid(_COLUMNS, rows), "", *[f"- {note}" for note in _notes(table)]]
     if any(row.kinds for row in table.rows.values()):
         of_kinds = {
-            name: [f"{with_interval(kind.share)}: {_points_with_ends(kind.rise)}" for kind in row.kinds]
+            name: [
+                f"{with_interval(kind.share)}: {_points_with_ends(kind.rise)}" if kind.count else "0.0"
+                for kind in row.kinds
+            ]
             for name, row in table.rows.items()
         }
         lines += ["", "By kind of example, percent of them and their mean rise:", "", *grid(KINDS, of_kinds)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class OfKind:
     Args:
         count: How many they are, over all queries.
         share: Their share of a query's examples.
-        rise: Mean rise over them; NaN where there are none.
+        rise: Mean rise over them; NaN where there are none, and without an interval where they are of one query.
     """
 
     count: int
@@ -112,7 +113,7 @@ def summarize_rises(
     rows = {}
     for (name, first), count in zip(firsts.items(), counts, strict=True):
         of_kinds = tuple(
-            OfKind(int(count[kind]), estimates[share], sample.ratio(share + 1, share))
+            OfKind(int(count[kind]), estimates[share], _sure(sample.ratio(share + 1, share), columns[share]))
             for kind, share in enumerate(range(first + 2, first + width, 2))
         )
         minus_random = None if name == random else beyond[first]
@@ -135,6 +136,11 @@ def _of_query(
     is_of = kinds.of(query, examples)[:, None] == np.arange(len(KINDS)) if len(values) else np.zeros((0, len(KINDS)))
     of_kinds = np.stack([is_of.sum(0), (values[:, None] * is_of).sum(0)], axis=1) / size
     return np.concatenate([means, of_kinds.ravel()]), is_of.sum(0)
+
+
+def _sure(rise: Estimate, shares: np.ndarray) -> Estimate:
+    """An estimate; without its interval where a single query has a share, which resampling would call certain."""
+    return rise if (shares > 0).sum() > 1 else replace(rise, low=math.nan, high=math.nan)
 
 
 def random_examples(query_ids: Sequence[int], num_examples: int, k: int, seed: int) -> dict[int, np.ndarray]:

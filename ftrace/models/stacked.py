@@ -5,7 +5,7 @@ Shape letters: E sets of weights, M rows for each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,34 +81,36 @@ class StackedFactLM:
             found: Tensor = vmap(losses)(dict(weights), own)
         return found
 
-    def check(self, example: Mapping[str, Tensor], query: Mapping[str, Tensor]) -> None:
-        """Make sure that one row's gradient and one row's loss are what plain passes of the model say.
+    def check(self, examples: Mapping[str, Tensor], queries: Mapping[str, Tensor]) -> None:
+        """Make sure that gradients and losses are what plain passes of the model say, one row at a time.
 
         Args:
-            example: A batch of one training row.
-            query: A batch of one query.
+            examples: A few training rows, best of different lengths.
+            queries: A few queries, likewise.
 
         Raises:
             ValueError: If they are not.
         """
-        parameters = dict(self.model.named_parameters())
-        loss = self.model.training_loss(example)
-        plain = torch.autograd.grad(loss, [parameters[name] for name in self.weights], allow_unused=True)
-        found = self.gradients(example)
-        wrong = sum(
-            float((found[name][0] - (0 if one is None else one)).square().sum())
-            for name, one in zip(self.weights, plain, strict=True)
-        )
-        size = sum(float(one.square().sum()) for one in plain if one is not None)
-        with torch.no_grad():
-            expected = self.model.example_losses(query)
+        found = self.gradients(examples)
         unchanged = {name: weight[None] for name, weight in self.weights.items()}
-        difference = (self.losses(unchanged, {k: v[None] for k, v in query.items()})[0] - expected).abs().max()
-        if wrong > _CLOSE**2 * size or difference > _CLOSE * (1 + expected.abs().max()):
+        losses = self.losses(unchanged, {name: tensor[None] for name, tensor in queries.items()})[0]
+        right = all(
+            _close([found[name][place] for name in self.weights], self._plain_gradient(row))
+            for place, row in enumerate(_each_row(examples))
+        )
+        with torch.no_grad():
+            plain = torch.cat([self.model.example_losses(row) for row in _each_row(queries)])
+        if not right or not torch.allclose(losses, plain, rtol=_CLOSE, atol=_CLOSE):
             raise ValueError(
-                f"{self._name} gives other gradients or losses for many sets of weights at a time than for one: "
+                f"{self._name} gives other gradients or losses with many sets of weights at a time than with one: "
                 "expected a T5, GPT-2 or Llama model, or another whose code doesn't look at values in its batches"
             )
+
+    def _plain_gradient(self, row: Mapping[str, Tensor]) -> list[Tensor]:
+        named = dict(self.model.named_parameters())
+        parameters = [named[name] for name in self.weights]
+        found = torch.autograd.grad(self.model.training_loss(row), parameters, allow_unused=True)
+        return [torch.zeros_like(weight) if one is None else one for weight, one in zip(parameters, found, strict=True)]
 
     def _batches(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What each set of weights gets of a batch ``[E, M, ...]``, and what all get: attention masks ``[M, ...]``.
@@ -160,3 +162,14 @@ class _Call(nn.Module):
 
 def _of_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"owner.{name}": weight for name, weight in weights.items()}
+
+
+def _each_row(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    for place in range(len(batch["labels"])):
+        yield {name: tensor[place : place + 1] for name, tensor in batch.items()}
+
+
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether gradients are alike as vectors."""
+    wrong = sum(float((one - other).square().sum()) for one, other in zip(found, expected, strict=True))
+    return wrong <= _CLOSE**2 * sum(float(one.square().sum()) for one in expected)
