@@ -41,7 +41,7 @@ def add_arguments(command: ArgumentParser) -> None:
         "--store", nargs="+", action="extend", type=str, required=True,
         help="Folders of score stores, or their names in the run's folder; may be given again.",
     )  # fmt: skip
-    command.add_argument("-k", "--k", type=int, default=10, help="How many examples of each query (default: 10).")
+    command.add_argument("-k", "--k", type=int, default=10, help="How many examples of each query.")
     command.add_argument(
         "--kind", nargs="+", type=str,
         help="Which kinds of scores, of stores that have several; default: all.",
