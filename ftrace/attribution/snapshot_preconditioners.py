@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from ftrace.gradients import Elementwise, RankOne, of_touched, preconditioner_from_state, touched_elements
+from ftrace.models import load_optimizer_states
 
 
 def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Elementwise | RankOne]:
@@ -24,31 +22,19 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
     Raises:
         ValueError: If the snapshot is missing or damaged, or has no second moments.
     """
-    if (folder / "snapshot.json").exists() and not (folder / "second_moments.safetensors").exists():
+    states = load_optimizer_states(folder)
+    if not states:
         raise ValueError(
             f"snapshot {str(folder)!r} has no second moments: before the first step there are none, and optimizers "
             "such as SGD keep none. Leave it out (snapshots=[...]), or take preconditioned=False"
         )
-    try:
-        manifest = json.loads((folder / "snapshot.json").read_text())
-        moments = load_file(folder / "second_moments.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
-    states: dict[str, dict[str, Tensor]] = {}
-    for full, moment in moments.items():
-        name, _, key = full.partition("::")
-        states.setdefault(name, {})[key] = moment
     parameters = dict(module.named_parameters())
     found = {}
-    try:
-        for optimizer in manifest["optimizers"]:
-            for group in optimizer["groups"]:
-                for name, step in group["steps"].items():
-                    state = {**states.get(name, {}), "step": step}
-                    shape, dtype = parameters[name].shape, parameters[name].dtype
-                    settings = group["settings"]
-                    factor = preconditioner_from_state(name, optimizer["class"], settings, state, shape, dtype)
-                    found[name] = of_touched(factor, touched_elements(optimizer["class"], settings, state))
-    except KeyError as error:
-        raise ValueError(f"snapshot {str(folder)!r} is of another model, or of an older ftrace: no {error}") from error
+    for name, kept in states.items():
+        if name not in parameters:
+            raise ValueError(f"snapshot {str(folder)!r} is of another model: no {name!r} in it")
+        state = {**kept.moments, "step": kept.step}
+        shape, dtype = parameters[name].shape, parameters[name].dtype
+        factor = preconditioner_from_state(name, kept.optimizer, kept.settings, state, shape, dtype)
+        found[name] = of_touched(factor, touched_elements(kept.optimizer, kept.settings, state))
     return found

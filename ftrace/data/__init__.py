@@ -5,7 +5,7 @@ from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.corpus_files import read_queries
 from ftrace.data.example_ids import WithExampleIds
 from ftrace.data.fact_corpus import FactCorpus
-from ftrace.data.fact_data import FactData
+from ftrace.data.fact_data import FactData, FactParts
 from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.ftrace_trex import FtraceTrex
 from ftrace.data.synth import SynthCorpus, SynthSettings
@@ -19,6 +19,7 @@ __all__ = [
     "Bm25Index",
     "FactCorpus",
     "FactData",
+    "FactParts",
     "FtraceSynth",
     "FtraceTrex",
     "SynthCorpus",

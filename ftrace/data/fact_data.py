@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -23,6 +23,20 @@ from typing_extensions import override
 from ftrace.data.cache_folder import whole_folder
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.tokenizer import train_word_tokenizer
+
+
+class FactParts(NamedTuple):
+    """What a fact says of what.
+
+    Args:
+        relation: Key of the relation.
+        subject: Key of the entity that stands first in it.
+        object: Key of the entity that stands second.
+    """
+
+    relation: str
+    subject: str
+    object: str
 
 
 class FactData(LightningDataModule):
@@ -129,6 +143,14 @@ class FactData(LightningDataModule):
     @override
     def predict_dataloader(self) -> DataLoader:
         return self.query_dataloader()
+
+    def parts_of_fact(self, fact: str) -> FactParts | None:
+        """Relation, subject and object of a fact, from its key; None where keys don't tell.
+
+        Raises:
+            ValueError: If it is no key of this data's.
+        """
+        return None
 
     @cached_property
     def proponents(self) -> dict[int, np.ndarray]:

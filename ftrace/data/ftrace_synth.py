@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.collators import Architecture
-from ftrace.data.fact_data import FactData
+from ftrace.data.fact_data import FactData, FactParts
 from ftrace.data.synth import SynthSettings
 from ftrace.data.synth_files import FORMAT, write_synth
 
@@ -65,6 +66,13 @@ class FtraceSynth(FactData):
     def make(self) -> None:
         if not is_whole(self.data_path, FORMAT):
             write_synth(self.data_path, self.synth, progress=True)
+
+    @override
+    def parts_of_fact(self, fact: str) -> FactParts:
+        found = re.fullmatch(r"(r\d+)-(e\d+)-(e\d+)", fact)
+        if not found:
+            raise ValueError(f"fact: expected a key such as r3-e1-e2, found {fact!r}")
+        return FactParts(*found.groups())
 
 
 def _hash(synth: SynthSettings) -> str:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.collators import Architecture
-from ftrace.data.fact_data import FactData
+from ftrace.data.fact_data import FactData, FactParts
 from ftrace.data.trex_files import FORMAT, write_trex
 from ftrace.data.trex_sources import open_trex
 
@@ -82,3 +82,11 @@ class FtraceTrex(FactData):
                 f"{self.source.name}: {other:,} queries have another answer than the surface of their object or their "
                 "subject; they accept the answer as it is"
             )
+
+    @override
+    def parts_of_fact(self, fact: str) -> FactParts:
+        parts = fact.split(",")
+        if len(parts) != 3:
+            raise ValueError(f"fact: expected a key such as P361,Q48,Q771405, found {fact!r}")
+        relation, of, subject = parts  # keys name the object before the subject
+        return FactParts(relation, subject, of)

@@ -4,6 +4,7 @@ from ftrace.evaluation.breakdown import breakdown
 from ftrace.evaluation.candidate_pools import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.evaluation.choices import Family, choose_best, families
 from ftrace.evaluation.estimates import Estimate, sample_means
+from ftrace.evaluation.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.files import replace_text, write_tables
 from ftrace.evaluation.learned import LearnedQueries, find_learned_queries
 from ftrace.evaluation.learned_when import (
@@ -22,13 +23,26 @@ from ftrace.evaluation.render import render_breakdown, render_table
 from ftrace.evaluation.result_files import Passages, RetrievalResult, read_results, write_results
 from ftrace.evaluation.result_metrics import ResultsEvaluation, evaluate_results, result_metrics
 from ftrace.evaluation.result_tables import render_result_groups, render_results, write_result_tables
+from ftrace.evaluation.step_rules import Adam, Sgd, StepRule
 from ftrace.evaluation.table import Evaluation, evaluate, over_runs, row_name
+from ftrace.evaluation.tail_patch import PatchedPairs, tail_patch
+from ftrace.evaluation.tail_patch_files import render_tail_patch, write_tail_patch
+from ftrace.evaluation.tail_patch_table import (
+    TailPatchRow,
+    TailPatchTable,
+    random_examples,
+    some_proponents,
+    summarize_rises,
+)
 
 __all__ = [
+    "KINDS",
+    "Adam",
     "CandidatePools",
     "Estimate",
     "EvaluatedQueries",
     "Evaluation",
+    "ExampleKinds",
     "Family",
     "Judge",
     "LearnedBin",
@@ -36,12 +50,17 @@ __all__ = [
     "LearnedQueries",
     "MeanReciprocalRank",
     "Passages",
+    "PatchedPairs",
     "PoolSettings",
     "PrecisionAtK",
     "Ranking",
     "RecallAtK",
     "ResultsEvaluation",
     "RetrievalResult",
+    "Sgd",
+    "StepRule",
+    "TailPatchRow",
+    "TailPatchTable",
     "WholeTrainingSet",
     "breakdown",
     "choose_best",
@@ -53,19 +72,25 @@ __all__ = [
     "make_candidate_pools",
     "over_runs",
     "published_for",
+    "random_examples",
     "read_results",
     "render_breakdown",
     "render_learned_when",
     "render_result_groups",
     "render_results",
     "render_table",
+    "render_tail_patch",
     "replace_text",
     "result_metrics",
     "row_name",
     "sample_means",
     "seeded_sample",
+    "some_proponents",
+    "summarize_rises",
+    "tail_patch",
     "write_learned_when",
     "write_result_tables",
     "write_results",
     "write_tables",
+    "write_tail_patch",
 ]

@@ -57,6 +57,14 @@ class Sample:
             self.resampled - self.resampled[:, np.atleast_1d(column)],
         )
 
+    def ratio(self, above: int, below: int) -> Estimate:
+        """Of one column's mean to another's; NaN where that is 0, and resamples without it are left out."""
+        means, resampled = (
+            np.divide(of[:, [above]], of[:, [below]], out=np.full((len(of), 1), np.nan), where=of[:, [below]] != 0)
+            for of in (self.means, self.resampled)
+        )
+        return _estimates(means, resampled)[0]
+
 
 def sample_means(
     values: Sequence[np.ndarray],

@@ -171,6 +171,11 @@ class FactLM(LightningModule):
             of_tokens = of_tokens - others.logsumexp(-1)
         return -of_tokens.masked_fill(~counted, 0).sum(1)
 
+    def training_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What training lowers: the mean over all target tokens of a batch of training rows, in nats, ``[]``."""
+        logits, labels = self._shifted(self._logits(batch), batch["labels"])
+        return _token_losses(logits, labels).sum() / (labels != IGNORED).sum()
+
     @torch.no_grad()
     def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
@@ -231,9 +236,8 @@ class FactLM(LightningModule):
 
     @override
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        logits, labels = self._shifted(self._logits(batch), batch["labels"])
-        loss = _token_losses(logits, labels).sum() / (labels != IGNORED).sum()
-        self.log("train/loss", loss, batch_size=len(labels), prog_bar=True)
+        loss = self.training_loss(batch)
+        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True)
         return loss
 
     @override

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,49 @@ def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
     except RuntimeError as error:
         raise ValueError(f"snapshot {str(folder)!r} is of another model: {error}") from error
     return manifest
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer keeps of one parameter besides momentum.
+
+    Args:
+        optimizer: Full name of the optimizer's class.
+        settings: Of the parameter's group: ``betas``, ``eps``, ``amsgrad``, as far as the optimizer has them.
+        moments: Second moments by the optimizer's own keys, such as ``exp_avg_sq``.
+        step: How many steps the optimizer has taken on the parameter.
+    """
+
+    optimizer: str
+    settings: Mapping[str, Any]
+    moments: Mapping[str, Tensor]
+    step: float
+
+
+def load_optimizer_states(folder: Path) -> dict[str, OptimizerState]:
+    """The second moments that a snapshot holds, by the parameter's name.
+
+    There are none before the first step, and optimizers such as SGD keep none.
+
+    Raises:
+        ValueError: If the snapshot is missing, damaged or of an older ftrace.
+    """
+    moments: dict[str, dict[str, Tensor]] = {}
+    try:
+        manifest = json.loads((folder / "snapshot.json").read_text())
+        if not (folder / "second_moments.safetensors").exists():
+            return {}
+        for full, moment in load_file(folder / "second_moments.safetensors").items():
+            name, _, key = full.partition("::")
+            moments.setdefault(name, {})[key] = moment
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
+    try:
+        return {
+            name: OptimizerState(optimizer["class"], group["settings"], moments.get(name, {}), step)
+            for optimizer in manifest["optimizers"]
+            for group in optimizer["groups"]
+            for name, step in group["steps"].items()
+        }
+    except KeyError as error:
+        raise ValueError(f"snapshot {str(folder)!r} is of an older ftrace: no {error}") from error

@@ -114,3 +114,15 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match="at least one query in each run, found none"):
             sample_means(values, [[] for _ in values])
     assert isinstance(sample_means([np.ones((2, 1))], [["a", "b"]], resamples=5), Sample)
+
+
+def test_a_ratio_is_of_means_and_leaves_out_resamples_without_its_denominator() -> None:
+    values = np.array([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+    sample = sample_means([values], [["a", "b", "c", "d"]], resamples=2_000)
+    found = sample.ratio(0, 1)
+    assert found.mean == pytest.approx(6 / 8)
+    draws = sample.resampled[sample.resampled[:, 1] > 0]
+    assert len(draws) < len(sample.resampled)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])))
+    nothing = sample.ratio(0, 2)
+    assert np.isnan([nothing.mean, nothing.low, nothing.high]).all()
