@@ -7,7 +7,7 @@
 Recall is not that of score stores (``R@10``, the share of all ground-truth proponents): a file knows only what was
 retrieved. Files are aligned by ``example_id``: metrics are over the queries that all of them have, with labels.
 
-Source: Chang et al. 2024, arXiv 2410.17413, section 4.2.
+Source: Chang et al. 2024, arXiv 2410.17413, and the metrics of its released viewer.
 """
 
 from __future__ import annotations
