@@ -12,7 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.commands import attribute, evaluate, learned_when
+from ftrace.commands import attribute, counterfactual, evaluate, learned_when
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.data import SynthSettings, fill_in, write_synth
 from ftrace.evaluation import render_table, write_tables
@@ -143,6 +143,8 @@ def _parser() -> ArgumentParser:
             command.add_function_arguments(function, skip={"store"})
         elif name == "learned-when":
             learned_when.add_arguments(command)
+        elif name == "counterfactual":
+            counterfactual.add_arguments(command)
         elif name == "attribute":
             attribute.add_arguments(command)
         else:
@@ -155,6 +157,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "synth": synth,
     "attribute": attribute.attribute,
     "evaluate": evaluate.command,
+    "counterfactual": counterfactual.leave_out_and_compare,
     "ledger": show_ledger,
     "learned-when": learned_when.compare_by_learned_step,
     "study": study,

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "evaluation": {"scores", "data", "models", "gradients"},
     "report": {"scores", "evaluation"},
     "runs": {"data", "models", "evaluation"},
-    "commands": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs"},
+    "retraining": {"data", "models", "evaluation", "runs"},
+    "commands": {"gradients", "scores", "data", "models", "attribution", "evaluation", "report", "runs", "retraining"},
     "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands"},
     "cli": {
         "gradients",

@@ -3,6 +3,15 @@
 from ftrace.evaluation.breakdown import breakdown
 from ftrace.evaluation.candidate_pools import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.evaluation.choices import Family, choose_best, families
+from ftrace.evaluation.counterfactual import (
+    Subsets,
+    datamodelling_scores,
+    draw_kept,
+    order_seed,
+    rank_correlations,
+    reliability,
+)
+from ftrace.evaluation.counterfactual_tables import Counterfactual, render_counterfactual, write_counterfactual
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.files import replace_text, write_tables
 from ftrace.evaluation.learned import LearnedQueries, find_learned_queries
@@ -13,6 +22,7 @@ from ftrace.evaluation.learned_when import (
     render_learned_when,
     write_learned_when,
 )
+from ftrace.evaluation.leave_out import LeftOut, effects, plan_facts, plan_top
 from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
 from ftrace.evaluation.published import published_for
 from ftrace.evaluation.queries import EvaluatedQueries, seeded_sample
@@ -23,6 +33,7 @@ from ftrace.evaluation.table import Evaluation, evaluate, over_runs, row_name
 
 __all__ = [
     "CandidatePools",
+    "Counterfactual",
     "Estimate",
     "EvaluatedQueries",
     "Evaluation",
@@ -31,28 +42,40 @@ __all__ = [
     "LearnedBin",
     "LearnedMethod",
     "LearnedQueries",
+    "LeftOut",
     "MeanReciprocalRank",
     "PoolSettings",
     "PrecisionAtK",
     "Ranking",
     "RecallAtK",
+    "Subsets",
     "WholeTrainingSet",
     "breakdown",
     "choose_best",
+    "datamodelling_scores",
+    "draw_kept",
+    "effects",
     "evaluate",
     "families",
     "find_learned_queries",
     "learned_when",
     "make_candidate_pools",
+    "order_seed",
     "over_runs",
+    "plan_facts",
+    "plan_top",
     "published_for",
+    "rank_correlations",
+    "reliability",
     "render_breakdown",
+    "render_counterfactual",
     "render_learned_when",
     "render_table",
     "replace_text",
     "row_name",
     "sample_means",
     "seeded_sample",
+    "write_counterfactual",
     "write_learned_when",
     "write_tables",
 ]

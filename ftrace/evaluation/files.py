@@ -32,10 +32,10 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
     groups = [*breakdown(evaluation, "relation"), *breakdown(evaluation, "proponents")]
     files = [output_dir / name for name in ("table.md", "table.csv", "table.json", "breakdown.csv", "per_query.csv")]
     replace_text(files[0], _markdown(evaluation))
-    _replace_csv(files[1], _csv_rows(evaluation))
+    replace_csv(files[1], _csv_rows(evaluation))
     replace_text(files[2], json.dumps(_finite(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
-    _replace_csv(files[3], _breakdown_rows(groups))
-    _replace_csv(files[4], _query_rows(evaluation))
+    replace_csv(files[3], _breakdown_rows(groups))
+    replace_csv(files[4], _query_rows(evaluation))
     return files
 
 
@@ -49,7 +49,8 @@ def _temporary(file: Path) -> Path:
     return file.with_name(f".{file.name}.tmp")
 
 
-def _replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+def replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table whole or not at all."""
     with _temporary(file).open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
     _temporary(file).rename(file)
