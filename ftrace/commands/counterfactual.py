@@ -39,7 +39,7 @@ def add_arguments(command: ArgumentParser) -> None:
         nargs="*",
         type=str,
         help="Folders of score stores; with --run, their names in it. None: only retrain.",
-    )
+    )  # fmt: skip
     for name, what in (("k", "each query's top K examples"), ("facts", "all rows that state a fact of its top K")):
         command.add_argument(
             f"--leave_out_{name}", nargs="+", type=int, default=[], metavar="K",

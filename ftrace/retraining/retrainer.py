@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ftrace.data import CollatedRows, KeptRows
 from ftrace.models import FactLM
@@ -50,7 +51,7 @@ class Retrainer:
             warm-up is the run's.
 
     Raises:
-        ValueError: If the run's config has no seed or trainer, is of several devices, or says nothing of the budget.
+        ValueError: If the run's config has no seed or trainer, or can't be repeated on this budget.
     """
 
     def __init__(self, run: Run, budget: Budget = "epochs") -> None:
@@ -65,17 +66,26 @@ class Retrainer:
                 f"{seed!r}. Train with a seed"
             )
         self._seed = seed
-        epochs, steps = settings.get("max_epochs"), settings.get("max_steps", -1)
-        if steps != -1 and budget == "epochs":
+        unrepeatable = [name for name in ("max_time", "overfit_batches") if settings.get(name)]
+        if unrepeatable:
             raise ValueError(
-                f"budget: expected steps, as the run was to train for {steps} steps (trainer.max_steps), found epochs"
+                f"{run.folder}: expected a run that can be repeated, found trainer.{unrepeatable[0]} in it"
             )
-        if budget == "steps" and steps == -1 and (epochs is None or settings.get("limit_train_batches") is not None):
+        self._epochs, self._steps = settings.get("max_epochs"), settings.get("max_steps", -1)
+        if budget == "epochs" and self._steps != -1:
             raise ValueError(
-                "budget: steps can be counted where trainer.max_epochs or max_steps is set, and no limit_train_batches"
+                f"budget: expected steps, as the run was to train for {self._steps} steps (trainer.max_steps), found "
+                "epochs"
+            )
+        if budget == "steps" and (settings.get("limit_train_batches") or (self._epochs or -1, self._steps) == (-1, -1)):
+            raise ValueError(
+                "budget: expected epochs, as the run's steps can't be counted: it has trainer.limit_train_batches, or "
+                "neither max_epochs nor max_steps, found steps"
             )
         self._budget = budget
-        self._max_steps = steps
+        others = [name for name in map(_class_of, settings.get("callbacks") or ()) if not name.startswith("ftrace.")]
+        if others:
+            rank_zero_warn(f"retraining goes without the run's callbacks {others}: if they change weights, it differs")
 
     @property
     def key(self) -> str:
@@ -117,14 +127,15 @@ class Retrainer:
         return model.cpu().eval()
 
     def _length(self) -> dict[str, Any]:
+        """Settings of the trainer that say how long to train, where they are not the run's."""
         if self._budget == "epochs":
             return {}
-        if self._max_steps != -1:
-            return {"max_epochs": -1}
-        settings = self.run.config["trainer"]
-        batches = -(-len(self._rows) // self.run.data.batch_size)
-        steps = -(-batches // (settings.get("accumulate_grad_batches") or 1)) * settings["max_epochs"]
-        return {"max_steps": steps, "max_epochs": -1}
+        counts = [] if self._steps == -1 else [self._steps]
+        if self._epochs not in (None, -1):
+            batches = -(-len(self._rows) // self.run.data.batch_size)
+            at_once = self.run.config["trainer"].get("accumulate_grad_batches") or 1
+            counts.append(self._epochs * -(-batches // at_once))
+        return {"max_steps": min(counts), "max_epochs": -1}
 
     @cached_property
     def _rows(self) -> CollatedRows:
@@ -133,6 +144,11 @@ class Retrainer:
     @cached_property
     def _query_batches(self) -> list[dict[str, torch.Tensor]]:
         return list(self.run.data.query_dataloader())
+
+
+def _class_of(callback: Any) -> str:
+    """The class path of a callback in a config."""
+    return str(callback.get("class_path")) if isinstance(callback, dict) else str(callback)
 
 
 @contextmanager

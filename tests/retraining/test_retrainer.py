@@ -77,7 +77,9 @@ def test_as_many_epochs_or_as_many_steps(run: Run, budget: str, steps: int) -> N
         ({"seed_everything": None}, "epochs", "expected seed_everything to be the seed that the run began with"),
         ({"seed_everything": True}, "epochs", "found True. Train with a seed"),
         ({"trainer": {"max_steps": 9}}, "epochs", r"budget: expected steps, .* for 9 steps \(trainer.max_steps\)"),
-        ({"trainer": {"max_epochs": 2, "limit_train_batches": 3}}, "steps", "and no limit_train_batches"),
+        ({"trainer": {"max_epochs": 2, "limit_train_batches": 3}}, "steps", "it has trainer.limit_train_batches"),
+        ({"trainer": {}}, "steps", "or neither max_epochs nor max_steps, found steps"),
+        ({"trainer": {"max_epochs": 2, "max_time": "00:00:10:00"}}, "epochs", "repeated, found trainer.max_time in it"),
     ],
 )
 def test_runs_that_cannot_be_repeated_are_refused(
@@ -86,6 +88,15 @@ def test_runs_that_cannot_be_repeated_are_refused(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**run.config, **changes}))
     with pytest.raises(ValueError, match=message):
         Retrainer(Run(tmp_path), budget)  # type: ignore[arg-type]
+
+
+def test_callbacks_that_are_left_out_are_named(run: Run, tmp_path: Path) -> None:
+    trainer = {**run.config["trainer"], "callbacks": [{"class_path": "lightning.pytorch.callbacks.EarlyStopping"}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**run.config, "trainer": trainer}))
+    with pytest.warns(
+        UserWarning, match=r"without the run's callbacks \['lightning.pytorch.callbacks.EarlyStopping'\]"
+    ):
+        Retrainer(Run(tmp_path))
 
 
 def test_the_key_tells_what_weights_depend_on_and_nothing_else(run: Run, tmp_path: Path) -> None:
