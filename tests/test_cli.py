@@ -24,12 +24,13 @@ def code(*arguments: str) -> int:
         return int(stop.code or 0)
 
 
-@pytest.mark.parametrize("command", ["synth", "attribute", "evaluate"])
+@pytest.mark.parametrize("command", ["synth", "attribute", "evaluate", "counterfactual"])
 def test_help_and_print_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code(command, "--help") == 0
     assert "--config" in capsys.readouterr().out
     given = {
         "synth": ["--output_path=x"], "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
+        "counterfactual": ["--run=x"],
     }  # fmt: skip
     assert code(command, *given[command], "--print_config") == 0
     assert isinstance(yaml.safe_load(capsys.readouterr().out), dict)
