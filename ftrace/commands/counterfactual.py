@@ -38,8 +38,9 @@ def add_arguments(command: ArgumentParser) -> None:
         "stores",
         nargs="*",
         type=str,
-        help="Folders of score stores; with --run, their names in it. None: only retrain.",
-    )  # fmt: skip
+        default=[],
+        help="Folders of score stores; with --run, their names in it. Without any, there is only the ceiling.",
+    )
     for name, what in (("k", "each query's top K examples"), ("facts", "all rows that state a fact of its top K")):
         command.add_argument(
             f"--leave_out_{name}", nargs="+", type=int, default=[], metavar="K",
@@ -111,19 +112,15 @@ def leave_out_and_compare(
     some = min(ceiling_subsets, subsets) if seeds > 1 else 0
     again = [[_subset(is_kept, index, training, seed) for index in range(some)] for training in range(seeds)]
     sample = asked.among(seeded_sample(asked.query_ids.tolist(), leave_out_queries, seed), "a sample")
-    plans = {f"top {k}": plan_top(opened, sample, num_rows, k, seed) for k in leave_out_k}
-    plans |= {f"facts of top {k}": plan_facts(opened, sample, facts, k, seed) for k in leave_out_facts}
+    plans = {f"the top {k}": plan_top(opened, sample, num_rows, k, seed) for k in leave_out_k}
+    plans |= {f"all facts of the top {k}": plan_facts(opened, sample, facts, k, seed) for k in leave_out_facts}
     left_out = [without(examples) for plan in plans.values() for row in plan for examples in row.examples]
 
     settings = {"run": retrainer.key, "unit": unit, "keep": keep, "budget": budget, "seed": seed}
     claim_folder(folder, settings)
     on_subsets = [_subset(is_kept, index, 0, seed) for index in range(subsets)]
-    wanted = [
-        *on_subsets,
-        *[one for training in again for one in training],
-        *([without(())] if plans else []),
-        *left_out,
-    ]
+    wanted = [*on_subsets, *[one for training in again for one in training]]
+    wanted += [without(()), *left_out] if plans else []
     outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
     losses = {one.name: outcome.losses for one, outcome in zip(wanted, outcomes, strict=True)}
 

@@ -34,9 +34,9 @@ def test_one_command_one_table(run: Path, capsys: pytest.CaptureFixture[str]) ->
     table = json.loads((folder / "table.json").read_text())
     rows = ["exact dot", "exact update", "ground truth"]
     assert list(table["subsets"])[:3] == rows
-    assert list(table["left_out"]) == ["top 31", "top 62", "facts of top 1"]
-    assert list(table["left_out"]["top 62"]) == [*rows, "random"]
-    assert table["left_out"]["top 62"]["exact dot"]["proponents"]["mean"] == 1
+    assert list(table["left_out"]) == ["the top 31", "the top 62", "all facts of the top 1"]
+    assert list(table["left_out"]["the top 62"]) == [*rows, "random"]
+    assert table["left_out"]["the top 62"]["exact dot"]["proponents"]["mean"] == 1
     done = {file.stem for file in (folder / "retrainings").iterdir()}
     trainings = {f"subset-{index:05d}-training-{training}" for index in range(3) for training in range(2)}
     assert trainings < done
@@ -55,7 +55,8 @@ def test_a_folder_with_other_settings_is_an_error(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["counterfactual", f"--run={run}", "--subsets=3", "--queries=all", f"--output_dir={tmp_path}"]
-    assert main([*given, "--unit=row"]) == 0
+    assert main([*given, "--unit=row"]) == 0  # without stores, for the ground truth alone
+    assert list(json.loads((tmp_path / "table.json").read_text())["subsets"]) == ["ground truth"]
     capsys.readouterr()
     assert main(given) == 2
     error = capsys.readouterr().err
