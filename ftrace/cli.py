@@ -12,7 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.commands import attribute, evaluate, learned_when, search, tail_patch
+from ftrace.commands import attribute, counterfactual, evaluate, learned_when, search, tail_patch
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.index import index
 from ftrace.data import SynthSettings, fill_in, write_synth
@@ -148,6 +148,8 @@ def _parser() -> ArgumentParser:
             search.add_arguments(command)
         elif name == "tail-patch":
             tail_patch.add_arguments(command)
+        elif name == "counterfactual":
+            counterfactual.add_arguments(command)
         elif name == "attribute":
             attribute.add_arguments(command)
         else:
@@ -162,6 +164,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.command,
     "index": index,
     "search": search.search,
+    "counterfactual": counterfactual.leave_out_and_compare,
     "ledger": show_ledger,
     "learned-when": learned_when.compare_by_learned_step,
     "tail-patch": tail_patch.patch_stores,

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from ftrace.data import FactData
 from ftrace.evaluation import (
@@ -38,6 +38,12 @@ from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 
 WORKING_DIRECTORY = "working_directory.txt"
+_BARE: dict[str, Any] = {  # what a Trainer must be given if it is to be barebones
+    "callbacks": None, "logger": None, "enable_checkpointing": None, "enable_progress_bar": None,
+    "enable_model_summary": None, "log_every_n_steps": None, "num_sanity_val_steps": None, "fast_dev_run": False,
+    "detect_anomaly": False, "profiler": None, "barebones": True,
+}  # fmt: skip
+NOT_OF_WEIGHTS = (*_BARE, "default_root_dir")  # settings of a Trainer that the weights don't depend on
 
 
 class Run:
@@ -97,13 +103,28 @@ class Run:
         Args:
             snapshot: The snapshot's folder; default: the last.
         """
-        model = self._instantiate("model", LightningModule)
-        if not isinstance(model, FactLM):
-            raise ValueError(f"{self.folder}: expected the module FactLM, found {type(model).__name__}")
+        model = self.untrained_model()
         if not hasattr(model, "model"):
             model.build(self.data.tokenizer)
         load_snapshot(model, snapshot or self.last_snapshot)
         return model.eval()
+
+    def untrained_model(self) -> FactLM:
+        """The run's model as its config describes it; one built from scratch may yet have to be built."""
+        model = self._instantiate("model", LightningModule)
+        if not isinstance(model, FactLM):
+            raise ValueError(f"{self.folder}: expected the module FactLM, found {type(model).__name__}")
+        return model
+
+    def bare_trainer(self, **changes: Any) -> Trainer:
+        """The run's trainer without callbacks, logger and whatever else does not change the weights; a new one.
+
+        Args:
+            changes: Other settings than the run's.
+        """
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(Trainer, "trainer")
+        return self._parsed(parser, "trainer", {**self.config["trainer"], **_BARE, **changes})
 
     def queries(self, split_seed: int = 0) -> EvaluatedQueries:
         """All queries that have ground-truth proponents.
@@ -187,8 +208,11 @@ class Run:
     def _instantiate(self, section: str, base: type) -> Any:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(base, section)
+        return self._parsed(parser, section, self.config[section])
+
+    def _parsed(self, parser: ArgumentParser, section: str, settings: Any) -> Any:
         try:
             with contextlib.chdir(self._working_directory):
-                return parser.instantiate(parser.parse_object({section: self.config[section]}))[section]
+                return parser.instantiate(parser.parse_object({section: settings}))[section]
         except ArgumentError as error:
             raise ValueError(f"{self.folder / 'config.yaml'}, section {section}: {error}") from error

@@ -24,13 +24,16 @@ def code(*arguments: str) -> int:
         return int(stop.code or 0)
 
 
-@pytest.mark.parametrize("command", ["synth", "attribute", "evaluate", "tail-patch"])
+@pytest.mark.parametrize(
+    "command", ["synth", "attribute", "evaluate", "tail-patch", "counterfactual", "index", "search"]
+)
 def test_help_and_print_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code(command, "--help") == 0
     assert "--config" in capsys.readouterr().out
     given = {
         "synth": ["--output_path=x"], "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
         "tail-patch": ["--store=x"],
+        "counterfactual": ["--run=x"], "index": ["--run=x"], "search": ["--index=x"],
     }  # fmt: skip
     assert code(command, *given[command], "--print_config") == 0
     assert isinstance(yaml.safe_load(capsys.readouterr().out), dict)

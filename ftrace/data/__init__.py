@@ -8,6 +8,7 @@ from ftrace.data.fact_corpus import FactCorpus
 from ftrace.data.fact_data import FactData, FactParts
 from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.ftrace_trex import FtraceTrex
+from ftrace.data.kept_rows import CollatedRows, KeptRows
 from ftrace.data.synth import SynthCorpus, SynthSettings
 from ftrace.data.synth_files import write_synth
 from ftrace.data.text import SENTINEL, answers_in, fill_in
@@ -17,11 +18,13 @@ __all__ = [
     "SENTINEL",
     "Architecture",
     "Bm25Index",
+    "CollatedRows",
     "FactCorpus",
     "FactData",
     "FactParts",
     "FtraceSynth",
     "FtraceTrex",
+    "KeptRows",
     "SynthCorpus",
     "SynthSettings",
     "WithExampleIds",

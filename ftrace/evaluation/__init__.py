@@ -3,6 +3,15 @@
 from ftrace.evaluation.breakdown import breakdown
 from ftrace.evaluation.candidate_pools import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.evaluation.choices import Family, choose_best, families
+from ftrace.evaluation.counterfactual import (
+    Subsets,
+    datamodelling_scores,
+    draw_kept,
+    order_seed,
+    rank_correlations,
+    reliability,
+)
+from ftrace.evaluation.counterfactual_tables import Counterfactual, render_counterfactual, write_counterfactual
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.files import replace_text, write_tables
@@ -14,6 +23,7 @@ from ftrace.evaluation.learned_when import (
     render_learned_when,
     write_learned_when,
 )
+from ftrace.evaluation.leave_out import LeftOut, effects, plan_facts, plan_top
 from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
 from ftrace.evaluation.published import published_for
 from ftrace.evaluation.queries import EvaluatedQueries, seeded_sample
@@ -39,6 +49,7 @@ __all__ = [
     "KINDS",
     "Adam",
     "CandidatePools",
+    "Counterfactual",
     "Estimate",
     "EvaluatedQueries",
     "Evaluation",
@@ -48,6 +59,7 @@ __all__ = [
     "LearnedBin",
     "LearnedMethod",
     "LearnedQueries",
+    "LeftOut",
     "MeanReciprocalRank",
     "Passages",
     "PatchedPairs",
@@ -59,22 +71,32 @@ __all__ = [
     "RetrievalResult",
     "Sgd",
     "StepRule",
+    "Subsets",
     "TailPatchRow",
     "TailPatchTable",
     "WholeTrainingSet",
     "breakdown",
     "choose_best",
+    "datamodelling_scores",
+    "draw_kept",
+    "effects",
     "evaluate",
     "evaluate_results",
     "families",
     "find_learned_queries",
     "learned_when",
     "make_candidate_pools",
+    "order_seed",
     "over_runs",
+    "plan_facts",
+    "plan_top",
     "published_for",
     "random_examples",
+    "rank_correlations",
     "read_results",
+    "reliability",
     "render_breakdown",
+    "render_counterfactual",
     "render_learned_when",
     "render_result_groups",
     "render_results",
@@ -88,6 +110,7 @@ __all__ = [
     "some_proponents",
     "summarize_rises",
     "tail_patch",
+    "write_counterfactual",
     "write_learned_when",
     "write_result_tables",
     "write_results",
