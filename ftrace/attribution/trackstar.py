@@ -31,6 +31,8 @@ from ftrace.scores import ScoreStore, ScoreWriter
 class TrackStar(AttributionMethod):
     """Cosines of gradients that are divided by the optimizer's second moments, projected and whitened, at one snapshot.
 
+    Its kind is "cosine", or without unit norm "dot".
+
     Args:
         index: Folder of a gradient index, relative to the run's; default: made beside the store, kept for searches.
         snapshots: Of an index that is made: the one snapshot, "last", "first" or a step.
@@ -88,7 +90,7 @@ class TrackStar(AttributionMethod):
             "mix": [one.mix for one in prepared.whitenings],
             "coverage": {"blocks": index.blocks, "left_out": index.manifest["left_out"]},
         }
-        store = write_scores(self, task, prepared, facts)
+        store = write_scores(self, task, prepared, facts, "cosine" if self.unit_norm else "dot")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
         return store
@@ -105,9 +107,9 @@ class TrackStar(AttributionMethod):
 
 
 def write_scores(
-    method: AttributionMethod, task: Task, prepared: PreparedSearch, facts: dict[str, Any], kind: str = "trackstar"
+    method: AttributionMethod, task: Task, prepared: PreparedSearch, facts: dict[str, Any], kind: str
 ) -> ScoreStore:
-    """Write the store of all scores, chunk by chunk.
+    """Write the store of all scores, of one kind, chunk by chunk.
 
     Raises:
         ValueError: If the index lacks an example.

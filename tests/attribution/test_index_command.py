@@ -164,7 +164,7 @@ def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) ->
 def test_trackstar_is_a_method(run: SmallRun, folder: Path) -> None:
     assert code("attribute", "--method=trackstar", f"--run={folder}", "--method.side=2", "--accelerator=cpu") == 0
     store = ScoreStore.open(folder / "trackstar")
-    assert store.kinds == ("trackstar",)
+    assert store.kinds == ("cosine",)
     assert store.manifest["mix"]
     assert (folder / "trackstar-index" / "index.json").exists()
 
