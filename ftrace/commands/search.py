@@ -232,7 +232,10 @@ def _passages(found: Found, place: int, data: FactData) -> Passages:
 
 def _tell(console: Console, prepared: PreparedSearch, count: int, seconds: float) -> None:
     index = prepared.index
-    why = "; ".join(dict.fromkeys(one.why for one in prepared.whitenings))
+    mixes = [one.mix for one in prepared.whitenings]
+    why = prepared.whitenings[0].why
+    if len(set(mixes)) > 1:
+        why = f"{min(mixes):.3g} to {max(mixes):.3g}, segment by segment"
     segments = f" in {len(index.segments)} segments" if len(index.segments) > 1 else ""
     console.print(
         f"{count} queries, {index.num_rows:,} rows of {index.size:,} numbers{segments}; lambda {why}. "
