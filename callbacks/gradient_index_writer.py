@@ -21,6 +21,7 @@ from ftrace.callbacks.clipping import Clipping
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
 from ftrace.callbacks.processes import gather_objects, num_processes, process_rank, sum_over_processes
+from ftrace.callbacks.segment_schedule import SegmentSchedule
 from ftrace.callbacks.self_check import Failures
 from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
@@ -107,22 +108,12 @@ class GradientIndexWriter(Callback):
         self_check: bool = True,
         seed: int = 0,
     ) -> None:
-        if epochs is not None and steps is not None:
-            raise ValueError("expected one of epochs and steps, found both")
-        if epochs is not None and (not epochs or min(epochs) < 0):
-            raise ValueError(f"epochs: expected epochs from 0 on, found {list(epochs)}")
-        if steps is not None and (not steps or any(len(one) != 2 or one[0] < 0 or one[1] < one[0] for one in steps)):
-            raise ValueError(f"steps: expected ranges [first, last] of steps from 0 on, found {list(steps)}")
-        if segment_steps is not None and segment_steps < 1:
-            raise ValueError(f"segment_steps: expected at least 1, found {segment_steps}")
+        self.schedule = SegmentSchedule(epochs, steps, segment_steps)
         patterns = None if parameters is None else tuple(parameters)
         self.settings = IndexSettings(
             FeatureSettings(side, seed, layout, groups, patterns, correction), dtype, shard_bytes, sample
         )
         self.output_dir = output_dir
-        self.epochs = epochs
-        self.steps = steps
-        self.segment_steps = segment_steps
         self.id_key = id_key
         self.strict = strict
         self.self_check = self_check
@@ -316,24 +307,12 @@ class GradientIndexWriter(Callback):
         like = next(iter(self._parameters.values()))
         self._use(GradientFeatures(self.settings.features, self._names, read_preconditioners(folder, like)))
 
-    def _is_wanted(self) -> bool:
-        if self.steps is not None:
-            return self._range(self._step) is not None
-        return self.epochs is None or self._epoch in self.epochs
-
-    def _range(self, step: int) -> int | None:
-        """Which of the ranges of steps a step is in."""
-        ranges = enumerate(self.steps or ())
-        return next((place for place, (first, last) in ranges if first <= step <= last), None)
-
     def _open_segment_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        wanted, now = self._is_wanted(), self._segment
-        if wanted and now is not None:
-            parts = self._part_of(now.step, now.epoch) == self._part_of(self._step, self._epoch)
-            if parts and (self.segment_steps is None or self._step - now.step < self.segment_steps):
-                return
+        now = self._segment
+        if now is not None and self.schedule.goes_on((now.step, now.epoch), self._step, self._epoch):
+            return
         self._close_segment()
-        if not wanted:
+        if self.schedule.part(self._step, self._epoch) is None:
             return
         snapshot = self._output_dir / "snapshots" / f"step-{self._step:08d}"
         corrections = {}
@@ -349,12 +328,6 @@ class GradientIndexWriter(Callback):
             (folder / "begun.json").write_text(json.dumps({"epoch": self._epoch}))
         trainer.strategy.barrier()
         self._use(features)
-
-    def _part_of(self, step: int, epoch: int) -> tuple[str, int | None]:
-        """What a segment must not reach beyond."""
-        if self.steps is not None:
-            return "range", self._range(step)
-        return ("run", None) if self.segment_steps is not None and self.epochs is None else ("epoch", epoch)
 
     def _use(self, features: GradientFeatures) -> None:
         assert self._capture is not None
