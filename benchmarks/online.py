@@ -128,11 +128,8 @@ WAYS = {
     "index": (
         Way("plain"),
         Way("index, K=16, rank-1 V", 16, None, "1.15 plain, 1.05 floor", (_FROM_STEP_10,), True),
-        Way("index, half precision", 16, None, "", (_FROM_STEP_10, ("dtype", "float16")), True),
         Way("index, undivided", 16, None, "", (_FROM_STEP_10, ("correction", "none")), True),
         Way("index, elementwise V", 16, None, "", (_FROM_STEP_10, ("correction", "elementwise")), True),
-        Way("index, a block a weight", 16, None, "", (_FROM_STEP_10, ("layout", "parameter")), True),
-        Way("index, K=64", 64, None, "", (_FROM_STEP_10,), True),
     ),
     "whitened": (
         Way("plain"),
