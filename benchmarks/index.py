@@ -142,13 +142,16 @@ Indexer = Callable[[Job], Index]
 def index_with_ftrace(job: Job) -> Index:
     """By what ``ftrace index`` is made of: rows of batches, shards, the autocorrelation, all checks included.
 
-    A batch has 16 rows by default; where it comes from a datamodule, it is the datamodule's.
+    The projection has random signs, as bergson's. A batch has 16 rows by default; where it comes from a datamodule, it is
+    the datamodule's.
     """
     names = [f"{name}.weight" for name in indexed_layers(job.model)]
     given = {}
     for name, one in (job.factors or {}).items():  # Conv1D keeps [I, O]
         given[f"{name}.weight"] = RankOne(one.column.rsqrt(), (one.row / one.row.mean()).rsqrt())
-    settings = IndexSettings(FeatureSettings(job.side, job.seed, layout="parameter", parameters=tuple(names)))
+    settings = IndexSettings(
+        FeatureSettings(job.side, job.seed, layout="parameter", parameters=tuple(names), entries="signs")
+    )
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()
         folder = Path(temporary) / "index"

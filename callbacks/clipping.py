@@ -43,7 +43,7 @@ class Clipping:
         self.is_measured = clips_by_itself(self.pl_module)
         if self.is_measured and not keeps_gradients(one.optimizer):
             raise ValueError(
-                f"OnlineTracIn: {type(self.pl_module).__name__} overrides configure_gradient_clipping, and its "
+                f"{type(self.pl_module).__name__} overrides configure_gradient_clipping, and its "
                 "optimizer writes to the gradients, so that how much was clipped can't be told. Make it with "
                 "foreach=False, or use Trainer(gradient_clip_val=...)"
             )

@@ -22,7 +22,7 @@ from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
 from ftrace.callbacks.processes import gather_objects, num_processes, process_rank, sum_over_processes
 from ftrace.callbacks.segment_schedule import SegmentSchedule
-from ftrace.callbacks.self_check import Failures
+from ftrace.callbacks.self_check import Failures, SpotCheck
 from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
     loss_scale,
@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from ftrace.gradients import GradientCapture, Recording
+from ftrace.gradients import Entries, GradientCapture, Recording
 from ftrace.index import (
     FeatureSettings,
     GradientFeatures,
@@ -75,6 +75,7 @@ class GradientIndexWriter(Callback):
         correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
             second moments; "elementwise", their root as it is, which forms each example's gradient of each weight
             whole; "none". Before the first step, and with optimizers that keep none, nothing is divided.
+        entries: Of the projection: "normal" numbers, or random "signs".
         dtype: Of rows on disk: "float32", "float16" or "bfloat16".
         shard_bytes: How large a file of rows becomes, about; it is held in memory until then.
         sample: Rows, drawn at random, that a segment's autocorrelation is taken of.
@@ -100,6 +101,7 @@ class GradientIndexWriter(Callback):
         groups: int = 8,
         parameters: Sequence[str] | None = None,
         correction: Literal["rank-one", "elementwise", "none"] = "rank-one",
+        entries: Entries = "normal",
         dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32",
         shard_bytes: int = 64 * 2**20,
         sample: int = 10_000,
@@ -111,7 +113,7 @@ class GradientIndexWriter(Callback):
         self.schedule = SegmentSchedule(epochs, steps, segment_steps)
         patterns = None if parameters is None else tuple(parameters)
         self.settings = IndexSettings(
-            FeatureSettings(side, seed, layout, groups, patterns, correction), dtype, shard_bytes, sample
+            FeatureSettings(side, seed, layout, groups, patterns, correction, entries), dtype, shard_bytes, sample
         )
         self.output_dir = output_dir
         self.id_key = id_key
@@ -153,11 +155,15 @@ class GradientIndexWriter(Callback):
         self._optimizer = FollowedOptimizer(0, optimizer, of_ids, names, by_layer=False)
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(trainer, pl_module)
-        self._failures = Failures(strict=self.strict) if self.self_check else None
+        self._failures = Failures(strict=self.strict, who=WHO) if self.self_check else None
+        self._spot_check: SpotCheck | None = None
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None
         self._window: list[tuple[Tensor, Tensor]] = []
         self._is_checked = True
+        self._has_spot_checked = False
+        self._is_compiled = is_compiled_anywhere(pl_module)
+        self._is_coarse = trainer.precision not in ("32-true", "64-true")
         self._recording: Recording | None = None
         self._batch_ids = torch.empty(0)
         self.steps_left_out = 0
@@ -177,14 +183,25 @@ class GradientIndexWriter(Callback):
             self._recording = self._capture.start(len(self._batch_ids), whole=whole, groups=groups)
 
     @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._recording is not None and self._spot_check is not None:
+            with torch.autocast(pl_module.device.type, enabled=False):
+                self._spot_check.differentiate_examples(loss, self._recording)
+
+    @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._recording is None:
             return
         assert self._capture is not None
         self._capture.stop()
         with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
-            rows = self._features.rows(self._recording.gradients())
-            self._window.append((rows / (loss_scale(trainer) * num_processes()), self._batch_ids))
+            gradients = self._recording.gradients()
+            if self._spot_check is not None:
+                self._spot_check.compare_examples(gradients, self._batch_ids)
+                self._spot_check = None
+            rows = self._features.rows(gradients)
+            rows = rows / (loss_scale(trainer) * num_processes())
+            self._window.append((rows.detach(), self._batch_ids.to(rows.device)))
         self._recording = None
 
     @override
@@ -217,7 +234,12 @@ class GradientIndexWriter(Callback):
         self._step = trainer.global_step
         self._close_segment()
         self._detach()
-        if process_rank() == 0 and any(self._output_dir.glob("segment-*")):
+        if not any(self._output_dir.glob("segment-*")):
+            rank_zero_warn(
+                f"{WHO}: nothing was written: the {trainer.global_step} steps of {trainer.current_epoch} epochs had "
+                f"none of epochs={self.schedule.epochs}, steps={self.schedule.steps}"
+            )
+        elif process_rank() == 0:
             index = GradientIndex(self._output_dir)
             size = sum(file.stat().st_size for file in self._output_dir.glob("segment-*/*"))
             rank_zero_info(
@@ -249,7 +271,7 @@ class GradientIndexWriter(Callback):
             return {}
         if self._segment is not None:
             self._segment.flush()
-        return {"version": 1, "run_id": self._run_id}
+        return {"version": 1, "run_id": self._run_id, "output_dir": str(self._output_dir)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -273,15 +295,27 @@ class GradientIndexWriter(Callback):
     def _begin_index(self, trainer: Trainer, pl_module: LightningModule) -> None:
         default = Path(trainer.log_dir or trainer.default_root_dir) / "index"
         found = Path(self.output_dir) if self.output_dir is not None else default
-        self._output_dir = Path(trainer.strategy.broadcast(str(found.absolute())))
         restored, self._restored = self._restored, None
-        self._run_id = restored["run_id"] if restored else gather_objects(uuid.uuid4().hex)[0]
-        if trainer.global_step and not restored:
+        if restored and self.output_dir is None:  # a logger has a new folder for each call
+            found = Path(restored["output_dir"])
+        self._output_dir = Path(trainer.strategy.broadcast(str(found.absolute())))
+        goes_on = bool(trainer.global_step) and bool(self._run_id)  # the same callback, told to train on
+        if restored:
+            self._run_id = restored["run_id"]
+        elif not goes_on:
+            self._run_id = gather_objects(uuid.uuid4().hex)[0]
+        if (restored or goes_on) and not (self._output_dir / "index.json").exists():
+            raise ValueError(
+                f"{WHO}: training goes on with an index, and there is none at {str(self._output_dir)!r}. Move it "
+                "there, or name where it is: output_dir=..."
+            )
+        if trainer.global_step and not restored and not goes_on:
             rank_zero_warn(
                 f"{WHO}: training goes on at step {trainer.global_step}, from a checkpoint that knows no index: rows "
                 "of earlier steps are not in this one"
             )
-        facts = {"written_by": WHO, "output": "the training loss", "run_id": self._run_id}
+        data = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
+        facts = {"written_by": WHO, "output": "the training loss", "run_id": self._run_id, "data": data}
         manifest = self._output_dir / "index.json"
         if process_rank() == 0:
             if manifest.exists() and json.loads(manifest.read_text()).get("run_id") != self._run_id:
@@ -320,6 +354,13 @@ class GradientIndexWriter(Callback):
             found = self._optimizer.preconditioners(elementwise=True)
             corrections = {name: correction_of(f, self.settings.features.correction) for name, f in found.items()}
         features = GradientFeatures(self.settings.features, self._names, corrections)
+        undivided = [name for name in self._names if name not in features.preconditioners]
+        if features.preconditioners and undivided:
+            rank_zero_warn(
+                f"{WHO}: at step {self._step} the optimizer has no second moments of {undivided[0]!r} and "
+                f"{len(undivided) - 1} others yet: their gradients are not divided, beside others that are. The "
+                "segment lists them"
+            )
         folder = self._output_dir / f"segment-{self._step:08d}"
         self._segment = SegmentWriter(folder, self.settings, features.size, self._step, self._epoch)
         if process_rank() == 0:
@@ -333,6 +374,13 @@ class GradientIndexWriter(Callback):
         assert self._capture is not None
         self._features = features
         self._capture.projection = features.projection
+        if self._failures is not None and self._segment is not None and not self._has_spot_checked:
+            self._has_spot_checked = True
+            if not self._is_compiled:
+                self._spot_check = SpotCheck(
+                    self._parameters, self._failures, seed=self.settings.features.seed,
+                    projection=None if features.needs_whole else features.projection, coarse=self._is_coarse,
+                )  # fmt: skip
         self._is_checked = self._failures is None
 
     def _close_segment(self) -> None:
@@ -349,8 +397,10 @@ class GradientIndexWriter(Callback):
                 "fingerprint": snapshot_fingerprint(self._output_dir / snapshot),
                 "last_step": self._step - 1,
                 "corrected": bool(self._features.preconditioners),
-                "rows_left_out": self.steps_left_out,
+                "undivided": [name for name in self._names if name not in self._features.preconditioners],
+                "steps_left_out": self.steps_left_out,
             }
+            self.steps_left_out = 0
             if names:
                 (self._output_dir / "example_names.json").write_text(json.dumps(names))
             segment.close(list(self._features.blocks), facts)
@@ -364,13 +414,14 @@ class GradientIndexWriter(Callback):
         self._clipping.after_step(one)
         weight = self._learning_rate() * self._clipping.factor
         window, self._window = self._window, []
-        for rows, ids in window:
-            kept = rows.detach().cpu()
-            if not kept.isfinite().all():
-                self._leave_out()
-                continue
-            of_step = torch.full((len(ids),), self._step, dtype=torch.int64)
-            segment.add(Rows(kept, ids.cpu(), torch.full((len(ids),), weight, dtype=kept.dtype), of_step))
+        if not window:
+            return
+        rows, ids = (torch.cat(parts).cpu() for parts in zip(*window, strict=True))
+        if not rows.isfinite().all():
+            self._leave_out()
+            return
+        of_step = torch.full((len(ids),), self._step, dtype=torch.int64)
+        segment.add(Rows(rows, ids, torch.full((len(ids),), weight, dtype=rows.dtype), of_step))
 
     def _learning_rate(self) -> float:
         groups = {index for index, _, _ in self._optimizer.parameters(covered=True)}

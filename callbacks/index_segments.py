@@ -64,8 +64,9 @@ class SegmentWriter:
             return
         rows = joined(self._open)
         self._open.clear()
-        name = f"shard-{int(rows.steps[0]):08d}-{process_rank():03d}.safetensors"
-        write_shard(self.folder / name, rows, as_dtype(self.settings.dtype))
+        file = self.folder / f"shard-{int(rows.steps[0]):08d}-{process_rank():03d}.safetensors"
+        assert not file.exists(), "a step's rows are in one shard"
+        write_shard(file, rows, as_dtype(self.settings.dtype))
 
     def close(self, blocks: Sequence[str], facts: Mapping[str, Any]) -> None:
         """Finish the segment, once all processes have written out; by one process.

@@ -34,10 +34,12 @@ class Failures:
 
     Args:
         strict: Raise at the first one; otherwise note it, and warn the first time.
+        who: Who checks.
     """
 
-    def __init__(self, *, strict: bool) -> None:
+    def __init__(self, *, strict: bool, who: str = "OnlineTracIn") -> None:
         self.strict = strict
+        self.who = who
         self.found: list[str] = []
 
     def report(self, problem: str, remedy: str = "Leave such parameters out with parameters=(...)") -> None:
@@ -46,7 +48,7 @@ class Failures:
         Raises:
             SelfCheckError: When strict.
         """
-        message = f"OnlineTracIn self_check: {problem}. {remedy}, or let training go on with strict=False."
+        message = f"{self.who} self_check: {problem}. {remedy}, or let training go on with strict=False."
         if self.strict:
             raise SelfCheckError(message)
         self.found.append(problem)

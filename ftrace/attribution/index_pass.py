@@ -157,6 +157,7 @@ class _Indexing(LightningModule):
 
     def __init__(self, task: Task, snapshot: Path, folder: Path, settings: IndexSettings, output: Output) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may find all its work done
         self.task = task
         self.snapshot = snapshot
         self.folder = folder
@@ -222,4 +223,3 @@ class _Indexing(LightningModule):
     @override
     def on_predict_end(self) -> None:
         self._rows = self._model = None
-        self.trainer.strategy.barrier()  # the first process closes what all have written

@@ -90,6 +90,7 @@ def predict(module: LightningModule, task: Task) -> Trainer:
             inference_mode=False,  # gradients are methods' own affair
         )
         trainer.predict(module, return_predictions=False)
+    trainer.strategy.barrier()  # the first process reads what all have written, also those that had nothing to do
     return trainer
 
 
@@ -127,6 +128,7 @@ class _Scoring(LightningModule):
         self, task: Task, passes: Sequence[Pass], partial: PartialScores, collate: Callable[[list[Row]], Batch]
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may find all its work done
         self.task = task
         self.passes = passes
         self.partial = partial
@@ -182,7 +184,6 @@ class _Scoring(LightningModule):
     @override
     def on_predict_end(self) -> None:
         self._scorer = None
-        self.trainer.strategy.barrier()  # the first process reads what all have written
 
 
 def _write(

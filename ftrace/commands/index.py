@@ -18,6 +18,7 @@ from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import corrections_at, covered_names
 from ftrace.commands.attribute import bytes_of
 from ftrace.data import FactCorpus, FactData
+from ftrace.gradients import Entries
 from ftrace.index import (
     FeatureSettings,
     GradientFeatures,
@@ -48,6 +49,7 @@ def index(
     groups: int = 8,
     parameters: list[str] | None = None,
     correction: Literal["auto", "rank-one", "elementwise", "none"] = "auto",
+    entries: Entries = "normal",
     output: Output = "loss",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     shard_bytes: int | str = "256MiB",
@@ -75,6 +77,7 @@ def index(
         parameters: Globs over parameter names; default: the matrices in the model's numbered blocks.
         correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
             second moments; "elementwise", their root as it is; "none"; "auto", rank-one where the snapshot has any.
+        entries: Of the projection: "normal" numbers, or "signs".
         output: What is differentiated: "loss", "margin" or "logit".
         dtype: Of rows on disk.
         shard_bytes: How large a file of rows becomes, about, such as "1GiB".
@@ -89,6 +92,9 @@ def index(
         check: Write nothing; read all of the index in OUTPUT_DIR, and hold it against its checksums.
     """
     of_run = Run(run)
+    if check and output_dir:
+        check_index(GradientIndex(output_dir))
+        return
     data: FactData = of_run.data if corpus is None else corpus_of(of_run, corpus)
     base = Task(
         data, of_run.folder, of_run.snapshots, of_run.model_at, None, None, of_run.folder, accelerator, devices,
@@ -103,7 +109,7 @@ def index(
     if kind == "auto":
         kind = "rank-one" if (folder / "second_moments.safetensors").exists() else "none"
     patterns = None if parameters is None else tuple(parameters)
-    features = FeatureSettings(side, seed, layout, groups, patterns, kind)
+    features = FeatureSettings(side, seed, layout, groups, patterns, kind, entries)
     size = shard_bytes if isinstance(shard_bytes, int) else bytes_of(shard_bytes)
     settings = IndexSettings(features, dtype, size, sample)
     task = Task(
@@ -153,9 +159,8 @@ def check_index(opened: GradientIndex) -> None:
         ValueError: If a shard is damaged, by name.
     """
     for segment in opened.segments:
-        for shard in segment.shards:
-            shard.check()
-    count = sum(len(segment.shards) for segment in opened.segments)
+        segment.check()
+    count = sum(segment.num_shards for segment in opened.segments)
     Console().print(f"All {count} files of rows of {opened.folder} are as they were written", soft_wrap=True)
 
 

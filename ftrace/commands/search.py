@@ -131,6 +131,8 @@ def search(
         probes: Of the approximate search: how many lists it looks into.
         show: How many queries to print.
     """
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, found {k}")
     opened = GradientIndex(index)
     corpus = Corpus.of(opened, run)
     data = corpus.run.data
@@ -144,7 +146,7 @@ def search(
     task = None if task_queries is None else _batches(data, read_queries(Path(task_queries)))
     prepared = prepare_search(
         opened, corpus.run.model_at, _batches(data, rows), measured("loss", answers), settings, task,
-        measured(output or of_rows, answers),
+        measured(output or of_rows, answers), snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
     console = Console()
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -179,7 +180,7 @@ def write_results(file: str | Path, results: Iterable[RetrievalResult]) -> int:
     """
     file = _known(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     opener = gzip.open if file.suffix == ".gz" else open
     names: set[str] = set()
     try:

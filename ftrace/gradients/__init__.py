@@ -30,7 +30,7 @@ from ftrace.gradients.preconditioners import (
     touched_elements,
 )
 from ftrace.gradients.products import cosines, inner_products, inner_products_and_square_norms
-from ftrace.gradients.projection import Projection, pool, project
+from ftrace.gradients.projection import Entries, Projection, pool, project
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
@@ -41,6 +41,7 @@ __all__ = [
     "CoverageLine",
     "Dense",
     "Elementwise",
+    "Entries",
     "GradientCapture",
     "Lookup",
     "Outer",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from ftrace.gradients.parts import Dense, Lookup, Part, Places, accumulation_dty
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne
 
+Entries = Literal["normal", "signs"]
+
 
 class Projection:
     """Two-sided random projection, the same for all gradients of a parameter.
@@ -32,9 +35,11 @@ class Projection:
     Args:
         side: K: what each axis of a matrix is projected to.
         seed: Of the directions.
+        entries: Of the directions: "normal" numbers, as TrackStar has them, or random "signs", both of variance 1/K.
+            Products vary a little less with signs.
 
     Raises:
-        ValueError: If K is less than 1.
+        ValueError: If K is less than 1, or the entries are unknown.
 
     Example:
         >>> projection = Projection(side=16)
@@ -44,11 +49,14 @@ class Projection:
         torch.Size([5, 256])
     """
 
-    def __init__(self, side: int, seed: int = 0) -> None:
+    def __init__(self, side: int, seed: int = 0, entries: Entries = "normal") -> None:
         if side < 1:
             raise ValueError(f"side: expected a whole number of at least 1, found {side}")
+        if entries not in ("normal", "signs"):
+            raise ValueError(f'entries: expected "normal" or "signs", found {entries!r}')
         self.side = side
         self.seed = seed
+        self.entries: Entries = entries
         self._preconditioners: dict[str, Preconditioner] = {}
         self._axes: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
         self._sketches: dict[tuple[str, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -64,7 +72,7 @@ class Projection:
             ValueError: On an elementwise preconditioner of a matrix. It needs the gradient whole: record without
                 projection, then use ``precondition`` and ``project``.
         """
-        made = Projection(self.side, self.seed)
+        made = Projection(self.side, self.seed, self.entries)
         for name, factor in preconditioners.items():
             if isinstance(factor, Elementwise) and factor.scale.ndim > 1:
                 raise ValueError(
@@ -97,7 +105,7 @@ class Projection:
         if key not in self._axes:
             generator = self._generator(name, axis)
             if size > self.side:
-                drawn = torch.randn(size, self.side, generator=generator, dtype=torch.float64) / math.sqrt(self.side)
+                drawn = self._draw(size, generator) / math.sqrt(self.side)
             else:
                 square = torch.randn(self.side, size, generator=generator, dtype=torch.float64)
                 basis, triangle = torch.linalg.qr(square)
@@ -108,6 +116,11 @@ class Projection:
                 drawn = drawn * own.to("cpu", torch.float64).unsqueeze(1)
             self._axes[key] = drawn.to(like)
         return self._axes[key]
+
+    def _draw(self, size: int, generator: torch.Generator) -> Tensor:
+        if self.entries == "normal":
+            return torch.randn(size, self.side, generator=generator, dtype=torch.float64)
+        return torch.randint(0, 2, (size, self.side), generator=generator).double() * 2 - 1
 
     def sketch(self, name: str, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The bucket of each entry of a vector, ``[size]`` int64, and its sign, ``[size]``."""

@@ -65,6 +65,8 @@ def open_approximate(index: GradientIndex, whitening: Whitening, settings: Appro
             "--approximate out"
         )
     segment = index.segments[0]
+    if settings.lists is not None and settings.lists > len(segment):
+        raise ValueError(f"lists: expected at most {len(segment)}, as there are rows, found {settings.lists}")
     lists = settings.lists or max(1, min(len(segment) // _TRAINING_ROWS_OF_A_LIST, round(4 * len(segment) ** 0.5)))
     folder = index.folder / "approximate"
     file = folder / f"{whitening.key}-{lists}.faiss"

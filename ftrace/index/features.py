@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ftrace.gradients import (
     Elementwise,
+    Entries,
     PerExampleGradients,
     Preconditioner,
     Projection,
@@ -44,6 +45,7 @@ class FeatureSettings:
             the model's numbered blocks.
         correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
             second moments; "elementwise", their root as it is; "none".
+        entries: Of the projection: "normal" or "signs".
 
     Raises:
         ValueError: If a number is out of range or an option unknown.
@@ -55,12 +57,14 @@ class FeatureSettings:
     groups: int = 8
     parameters: tuple[str, ...] | None = None
     correction: Correction = "rank-one"
+    entries: Entries = "normal"
 
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side: expected at least 1, found {self.side}")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction: expected one of {list(CORRECTIONS)}, found {self.correction!r}")
+        Projection(self.side, self.seed, self.entries)
         make_blocks([], self.layout, self.groups)
 
 
@@ -107,7 +111,7 @@ class GradientFeatures:
     @cached_property
     def projection(self) -> Projection:
         """What gradients are projected with, division included where it can be folded in."""
-        plain = Projection(self.settings.side, self.settings.seed)
+        plain = Projection(self.settings.side, self.settings.seed, self.settings.entries)
         return plain if self.needs_whole else plain.preconditioned(self.preconditioners)
 
     def without_correction(self) -> GradientFeatures:

@@ -76,6 +76,7 @@ def prepare_search(
     task_batches: Sequence[Any] | None = None,
     output: Losses | None = None,
     device: torch.device | str = "cpu",
+    snapshots: Path | None = None,
 ) -> PreparedSearch:
     """Differentiate queries at the weights of each segment, and whiten them.
 
@@ -88,6 +89,7 @@ def prepare_search(
         task_batches: The queries of the task that R is mixed of; default: those that are searched for.
         output: What is differentiated, likewise; default: the losses.
         device: Where queries are differentiated.
+        snapshots: A folder with the snapshots, where they are no longer beside the index.
 
     Raises:
         ValueError: If the model or a snapshot is not the index's.
@@ -97,13 +99,13 @@ def prepare_search(
     seconds = {"queries": 0.0, "norms": 0.0}
     for segment in index.segments:
         started = time.perf_counter()
-        model = load_model(snapshot_of(index, segment)).to(place)
+        model = load_model(snapshot_of(index, segment, snapshots)).to(place)
         rows_of = GradientRows(model, _features(index, segment, model, settings), output or losses)
         rows = _rows(rows_of, batches, place)
         of_task = None
         if settings.whitening.autocorrelation == "mixed":
             task_rows = rows if task_batches is None else _rows(rows_of, task_batches, place)
-            of_task = autocorrelation_of(task_rows, blocks)
+            of_task = autocorrelation_of(task_rows.double(), blocks)  # in float32 its rank would be that of rounding
         rows_of.detach()
         of_rows = segment.autocorrelation()
         whitening = make_whitening({block: of_rows[block] for block in blocks}, of_task, settings.whitening)
@@ -122,13 +124,15 @@ def prepare_search(
     return PreparedSearch(index, queries, whitenings, white_rows, seconds)
 
 
-def snapshot_of(index: GradientIndex, segment: Segment) -> Path:
-    """The folder of a segment's snapshot.
+def snapshot_of(index: GradientIndex, segment: Segment, snapshots: Path | None = None) -> Path:
+    """The folder of a segment's snapshot: where it was, or else among others.
 
     Raises:
         ValueError: If it is missing, or another one by now.
     """
     folder = (index.folder / segment.manifest["snapshot"]).resolve()
+    if snapshots is not None and not folder.exists():
+        folder = snapshots / folder.name
     found = snapshot_fingerprint(folder)
     if found != segment.manifest["fingerprint"]:
         raise ValueError(
@@ -145,7 +149,11 @@ def _features(index: GradientIndex, segment: Segment, model: nn.Module, settings
 
 @torch.no_grad()
 def _rows(rows_of: GradientRows, batches: Sequence[Any], device: torch.device) -> Tensor:
-    return torch.cat([rows_of(on_device(batch, device))[0].cpu() for batch in batches])
+    rows = torch.cat([rows_of(on_device(batch, device))[0].cpu() for batch in batches])
+    bad = (~rows.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"expected queries whose gradients are finite, found NaN or infinity in those at {bad[:5]}")
+    return rows
 
 
 @torch.no_grad()

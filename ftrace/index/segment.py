@@ -12,8 +12,9 @@ from __future__ import annotations
 import bisect
 import json
 import os
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from ftrace.index.features import from_tensors, to_tensors
 from ftrace.index.shards import PATTERN, Shard
 
 SEGMENT = "segment.json"
+FILES = ("preconditioners.safetensors", "autocorrelation.safetensors", "ids.npy", "weights.npy", "order.npy")
+_OPEN = 64  # shards that are mapped into memory at a time: an index may have more than the system maps
 _ROWS_AT_A_TIME = 1024
 
 
@@ -49,8 +52,10 @@ def read_preconditioners(folder: Path, like: Tensor | None = None) -> dict[str, 
     return from_tensors(_tensors(folder / "preconditioners.safetensors"), like)
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path, checksums: Mapping[str, int] | None = None) -> dict[str, Tensor]:
     try:
+        if checksums is not None and zlib.crc32(file.read_bytes()) != checksums[file.name]:
+            raise ValueError(f"{file} is damaged: the checksum differs. Index again")
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} is missing or damaged ({error}). Index again") from error
@@ -74,23 +79,32 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
     Raises:
         ValueError: If there are no rows, or a shard is damaged.
     """
-    shards = [Shard(file) for file in shard_files(folder)]
-    total = sum(shard.num_rows for shard in shards)
+    files, noted, columns = shard_files(folder), [], []
+    for file in files:
+        shard = Shard(file)
+        size = file.stat().st_size
+        noted.append({"file": file.name, "rows": shard.num_rows, "checksum": shard.checksum, "bytes": size})
+        columns.append([shard.column(name).numpy().copy() for name in ("ids", "weights")])
+    total = sum(len(of_shard) for of_shard, _ in columns)
     if not total:
         raise ValueError(f"segment {str(folder)!r}: expected rows of at least one example, found none")
-    ids = np.concatenate([shard.column("ids").numpy() for shard in shards])
+    ids, weights = (np.concatenate(column) for column in zip(*columns, strict=True))
     _save(folder / "ids.npy", ids)
-    _save(folder / "weights.npy", np.concatenate([shard.column("weights").numpy() for shard in shards]))
+    _save(folder / "weights.npy", weights)
+    (folder / "order.npy").unlink(missing_ok=True)  # of before it was opened again
     if (np.diff(ids) < 0).any():
         _save(folder / "order.npy", np.argsort(ids, kind="stable"))
     drawn = np.sort(np.random.default_rng(seed).choice(total, min(sample, total), replace=False))
     running = RunningAutocorrelation(window=1)
-    starts = [0, *accumulate(shard.num_rows for shard in shards)]
-    for place, shard in enumerate(shards):
+    starts = [0, *accumulate(len(of_shard) for of_shard, _ in columns)]
+    for place, file in enumerate(files):
         own = torch.from_numpy(drawn[(drawn >= starts[place]) & (drawn < starts[place + 1])] - starts[place])
+        if not len(own):
+            continue
+        drawn_from = Shard(file)
         for some in own.split(_ROWS_AT_A_TIME):
-            columns = shard.rows(places=some).unflatten(1, (len(blocks), -1)).unbind(1)
-            running.add(dict(zip(blocks, columns, strict=True)))
+            of_blocks = drawn_from.rows(places=some).unflatten(1, (len(blocks), -1)).unbind(1)
+            running.add(dict(zip(blocks, of_blocks, strict=True)))
     means = {name: running.mean(name).contiguous() for name in blocks}
     temporary = folder / f".autocorrelation.{os.getpid()}.tmp"
     save_file(means, temporary)
@@ -100,7 +114,8 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
         "rows": total,
         "examples": len(np.unique(ids)),
         "autocorrelation": {"sample": len(drawn), "seed": seed},
-        "shards": [{"file": shard.file.name, "rows": shard.num_rows, "checksum": shard.checksum} for shard in shards],
+        "shards": noted,
+        "files": {file.name: zlib.crc32(file.read_bytes()) for file in sorted(folder.iterdir()) if file.name in FILES},
     }
     temporary = folder / f".{SEGMENT}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(manifest, indent=2) + "\n")
@@ -134,11 +149,43 @@ class Segment:
             raise ValueError(
                 f"segment {str(folder)!r} is not finished, or damaged ({error}). Give the command that wrote it again"
             ) from error
-        self.shards = [Shard(folder / one["file"]) for one in noted]
-        for shard, one in zip(self.shards, noted, strict=True):
-            if (shard.num_rows, shard.checksum) != (one["rows"], one["checksum"]):
-                raise ValueError(f"shard {str(shard.file)!r} is not the one that the segment was closed with")
-        self._starts = [0, *accumulate(shard.num_rows for shard in self.shards)]
+        for one in noted:
+            file = folder / one["file"]
+            found = file.stat().st_size if file.exists() else 0
+            if found != one["bytes"]:
+                raise ValueError(
+                    f"shard {str(file)!r} is missing or damaged: expected {one['bytes']} bytes, found {found}. Delete "
+                    f"it and {SEGMENT}, and index again"
+                )
+        self.num_shards = len(noted)
+        self._noted = noted
+        self._starts = [0, *accumulate(one["rows"] for one in noted)]
+        self.shard = lru_cache(_OPEN)(self._open)
+
+    def _open(self, place: int) -> Shard:
+        one = self._noted[place]
+        found = Shard(self.folder / one["file"])
+        if (found.num_rows, found.checksum) != (one["rows"], one["checksum"]):
+            raise ValueError(f"shard {str(found.file)!r} is not the one that the segment was closed with")
+        return found
+
+    @property
+    def shards(self) -> Iterator[Shard]:
+        """Its shards, one after the other."""
+        return (self.shard(place) for place in range(self.num_shards))
+
+    def check(self) -> None:
+        """Read everything, and hold it against its checksums.
+
+        Raises:
+            ValueError: If a file differs, by name.
+        """
+        for shard in self.shards:
+            shard.check()
+        for name, noted in self.manifest["files"].items():
+            file = self.folder / name
+            if not file.exists() or zlib.crc32(file.read_bytes()) != noted:
+                raise ValueError(f"{file} is missing or damaged: the checksum differs. Index again")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -175,19 +222,21 @@ class Segment:
 
     def preconditioners(self, like: Tensor | None = None) -> dict[str, Preconditioner]:
         """What gradients are multiplied with, by parameter, on the device and in the dtype of a tensor."""
-        return read_preconditioners(self.folder, like)
+        found = _tensors(self.folder / "preconditioners.safetensors", self.manifest["files"])
+        return from_tensors(found, like)
 
     def autocorrelation(self) -> dict[str, Tensor]:
         """R of the rows: for each block ``[K * K, K * K]``, undamped."""
-        return _tensors(self.folder / "autocorrelation.safetensors")
+        return _tensors(self.folder / "autocorrelation.safetensors", self.manifest["files"])
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows from one place to another, ``[n, D]``."""
         found = []
-        for place in range(bisect.bisect_right(self._starts, start) - 1, len(self.shards)):
-            first, shard = self._starts[place], self.shards[place]
+        for place in range(bisect.bisect_right(self._starts, start) - 1, self.num_shards):
+            first = self._starts[place]
             if first >= stop:
                 break
+            shard = self.shard(place)
             found.append(shard.rows(max(0, start - first), min(shard.num_rows, stop - first)))
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -199,7 +248,7 @@ class Segment:
         found: Tensor | None = None
         for shard in np.unique(of_shard):
             chosen = np.flatnonzero(of_shard == shard)
-            rows = self.shards[shard].rows(places=torch.from_numpy(places[chosen] - self._starts[shard]))
+            rows = self.shard(int(shard)).rows(places=torch.from_numpy(places[chosen] - self._starts[shard]))
             if found is None:
                 found = rows.new_empty(len(places), rows.shape[1])
             found[torch.from_numpy(chosen)] = rows

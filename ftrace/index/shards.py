@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 PATTERN = "shard-*.safetensors"
+COLUMNS = ("rows", "ids", "weights", "scales", "steps")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -54,8 +56,10 @@ def write_shard(file: Path, given: Rows, dtype: torch.dtype) -> None:
         raise ValueError(f"expected gradients that are finite, found NaN or infinity in those of examples {bad[:3]}")
     scales = torch.ones(len(rows), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     if dtype in _HALF:
-        scales = rows.float().square().mean(1).sqrt()
-        rows = rows / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+        largest = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+        rows = rows / largest  # squares of very small or large numbers would be 0 or infinite
+        roots = rows.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
+        rows, scales = rows / roots, (largest * roots).squeeze(1).float()
     kept = rows.to(dtype).contiguous()
     tensors = {
         "rows": kept,
@@ -65,13 +69,17 @@ def write_shard(file: Path, given: Rows, dtype: torch.dtype) -> None:
         "steps": given.steps.cpu().long().contiguous(),
     }
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, {"format": "ftrace-index-shard", "checksum": str(checksum(kept))})
+    save_file(tensors, temporary, {"format": "ftrace-index-shard", "checksum": str(checksum(tensors))})
     temporary.replace(file)
 
 
-def checksum(rows: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(rows.view(torch.uint8).numpy().data) if rows.numel() else 0
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the bytes of all columns of a shard."""
+    found = 0
+    for name in COLUMNS:
+        if tensors[name].numel():
+            found = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, found)
+    return found
 
 
 class Shard:
@@ -91,7 +99,7 @@ class Shard:
             self._opened.__enter__()
             shape = self._opened.get_slice("rows").get_shape()
             self.checksum = int(self._opened.metadata()["checksum"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise self._damaged(error) from error
         self.num_rows, self.size = int(shape[0]), int(shape[1])
 
@@ -125,5 +133,5 @@ class Shard:
         Raises:
             ValueError: If they differ.
         """
-        if checksum(self._kept) != self.checksum:
-            raise self._damaged("its rows are not what was written: the checksum differs")
+        if checksum({name: self._kept if name == "rows" else self.column(name) for name in COLUMNS}) != self.checksum:
+            raise self._damaged("its content is not what was written: the checksum differs")

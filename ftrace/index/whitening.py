@@ -148,11 +148,11 @@ def balanced_mix(
     Example:
         >>> train = {"a": torch.diag(torch.tensor([9.0, 3.0]))}
         >>> queries = {"a": torch.diag(torch.tensor([4.0, 1.0]))}
-        >>> balanced_mix(train, queries, rank_share=0.5)[0]
+        >>> balanced_mix(train, queries, rank_share=1.0)[0]
         0.75
     """
     of_train, of_queries = _spectrum(train), _spectrum(queries)
-    place = min(len(of_train) - 1, max(0, round(rank_share * len(of_train))))
+    place = max(1, min(len(of_train), round(rank_share * len(of_train)))) - 1
     floor = 1e-9 * float(of_queries[0])
     if float(of_queries[place]) <= floor:
         span = int((of_queries > floor).sum())

@@ -148,7 +148,7 @@ def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) ->
     assert done.stdout.count("Wrote") == 1
     ranks = (tmp_path / "notes").read_text().split()
     index = GradientIndex(place)
-    assert len(ranks) == len(index.segments[0].shards)  # none was written twice
+    assert len(ranks) == index.segments[0].num_shards  # none was written twice
     assert ranks.count("1") > 2
     assert index.segments[0].ids.tolist() == list(range(len(run.data.train_rows)))
     whole = tmp_path / "whole"
@@ -217,3 +217,38 @@ def test_a_snapshot_that_changed_is_refused(run: SmallRun, tmp_path: Path, capsy
     capsys.readouterr()
     assert code("search", f"--index={folder / 'index-step-00000004'}") == 2
     assert "is not the one that" in capsys.readouterr().err
+
+
+def test_a_process_without_work_is_no_error(run: SmallRun, tmp_path: Path) -> None:
+    """One shard for two processes; then one that is gone, of the other process."""
+    folder = small_run.write_run_folder(run, tmp_path / "run")
+    place = folder / "index-step-00000004"
+    command = [sys.executable, "-m", "ftrace.cli", "index", f"--run={folder}", *OPTIONS, "--devices=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert GradientIndex(place).num_rows == len(run.data.train_rows)
+
+
+def test_an_index_that_was_moved_finds_its_snapshot_in_the_run(run: SmallRun, folder: Path, tmp_path: Path) -> None:
+    assert code("index", f"--run={folder}", *OPTIONS) == 0
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    moved = (folder / "index-step-00000004").rename(tmp_path / "elsewhere" / "deep" / "index")
+    assert code("search", f"--index={moved}", f"--run={folder}", "-k", "2") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["-k", "0"], "k: expected at least 1"),
+        (["--approximate=true", "--lists=5000"], "lists: expected at most"),
+        (["--queries=nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_bad_searches_are_one_line(
+    folder: Path, changes: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code("index", f"--run={folder}", *OPTIONS) == 0
+    capsys.readouterr()
+    assert code("search", f"--index={folder / 'index-step-00000004'}", *changes) == 2
+    assert message in capsys.readouterr().err

@@ -237,3 +237,20 @@ def test_preconditioners_of_a_projection_add_up() -> None:
     once = Projection(2).preconditioned({"w": RankOne(first.square(), second.square())})
     gradient = torch.randn(3, 5, 4)
     torch.testing.assert_close(twice.project("w", gradient), once.project("w", gradient))
+
+
+def test_signs_keep_products_in_expectation_and_vary_less() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 40, 30, generator=generator, dtype=torch.float64)
+
+    def product(entries: str, seed: int) -> torch.Tensor:
+        projection = Projection(8, seed, entries)  # type: ignore[arg-type]
+        return (projection.project("w", a[None]) * projection.project("w", b[None])).sum()
+
+    found = {entries: torch.stack([product(entries, n) for n in range(400)]) for entries in ("normal", "signs")}
+    for products in found.values():
+        assert abs(float(products.mean() - (a * b).sum())) < 4 * float(products.std()) / 20
+    assert found["signs"].std() < found["normal"].std()
+    assert set(Projection(8, 0, "signs").axis("w", 0, 40, a).mul(8**0.5).round(decimals=9).unique().tolist()) == {-1, 1}
+    with pytest.raises(ValueError, match="entries"):
+        Projection(8, 0, "uniform")  # type: ignore[arg-type]

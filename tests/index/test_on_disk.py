@@ -57,7 +57,7 @@ def test_a_flipped_bit_is_found_by_the_pass_that_takes_norms(tmp_path: Path) -> 
     file.write_bytes(bytes(content))
     index = GradientIndex(tmp_path / "index")
     with pytest.raises(ValueError, match=f"{file.name}.*checksum"):
-        index.segments[0].shards[2].check()
+        index.segments[0].check()
     with pytest.raises(ValueError, match=file.name):
         row_norms(index.segments[0], Whitening(None, 0.0, ""), tmp_path / "norms")
 
@@ -67,7 +67,26 @@ def test_another_shard_in_the_place_of_one_is_found(tmp_path: Path) -> None:
     rows, ids = random_rows(7, seed=5), torch.arange(7)
     write_shard(shard_of(tmp_path / "index"), Rows(rows, ids, torch.ones(7), ids.clone()), torch.float64)
     with pytest.raises(ValueError, match="not the one that the segment was closed with"):
-        GradientIndex(tmp_path / "index")
+        GradientIndex(tmp_path / "index").segments[0].rows(0, 30)
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "weights.npy", "autocorrelation.safetensors", "shard"])
+def test_a_flipped_bit_anywhere_is_named(tmp_path: Path, name: str) -> None:
+    make_index(tmp_path / "index", IDS)
+    file = shard_of(tmp_path / "index") if name == "shard" else tmp_path / "index" / "segment-00000000" / name
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=file.name):
+        GradientIndex(tmp_path / "index").segments[0].check()
+
+
+def test_more_shards_than_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftrace.index.segment._OPEN", 2)
+    index, (rows,) = make_index(tmp_path / "index", IDS, rows_of_shard=3)
+    assert index.segments[0].num_shards == 10
+    for _ in range(2):
+        torch.testing.assert_close(index.segments[0].rows(0, 30), rows)
 
 
 def test_an_unfinished_index_is_told(tmp_path: Path) -> None:

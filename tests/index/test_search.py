@@ -106,7 +106,7 @@ def test_ties_are_broken_by_id_whatever_the_chunk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 1.5e-2)])
-@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, 1e9, 1e30])
 def test_rows_are_kept_in_fewer_bits_whatever_their_size(
     tmp_path: Path, dtype: str, tolerance: float, size: float
 ) -> None:

@@ -24,7 +24,7 @@ def test_lambda_is_recovered_from_synthetic_spectra(mix: float, rank_share: floa
     size = SIZE * len(BLOCKS)
     train = 100.0 * torch.arange(1, size + 1, dtype=torch.float64) ** -1.5
     queries = torch.exp(-torch.arange(size, dtype=torch.float64) / 7)
-    place = round(rank_share * size)
+    place = max(1, round(rank_share * size)) - 1
     queries = queries * (train[place] / queries[place]) * (1 - mix) / mix
     shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(0))
 
@@ -34,6 +34,15 @@ def test_lambda_is_recovered_from_synthetic_spectra(mix: float, rank_share: floa
 
     found, _ = balanced_mix(in_blocks(train, 1), in_blocks(queries, 5), rank_share)
     assert found == pytest.approx(mix, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_queries_in_float32_have_no_more_rank_than_they_are(count: int) -> None:
+    rows = torch.randn(count, 2 * SIZE, generator=torch.Generator().manual_seed(0))
+    train = {name: torch.eye(SIZE) for name in BLOCKS}
+    mix, why = balanced_mix(train, autocorrelation_of(rows.double(), BLOCKS), rank_share=0.5)
+    assert mix == 0
+    assert f"span {2 * count} dimensions" in why
 
 
 def test_too_few_queries_for_the_rule_are_not_mixed_in() -> None:
