@@ -142,8 +142,8 @@ Indexer = Callable[[Job], Index]
 def index_with_ftrace(job: Job) -> Index:
     """By what ``ftrace index`` is made of: rows of batches, shards, the autocorrelation, all checks included.
 
-    The projection has random signs, as bergson's. A batch has 16 rows by default; where it comes from a datamodule, it is
-    the datamodule's.
+    The projection has random signs, as bergson's. A batch has 16 rows by default; where it comes from a datamodule, it
+    is the datamodule's.
     """
     names = [f"{name}.weight" for name in indexed_layers(job.model)]
     given = {}
