@@ -19,18 +19,16 @@ from ftrace.callbacks.batches import batch_ids, batch_sizes
 from ftrace.callbacks.checkpoint_snapshots import save_snapshot
 from ftrace.callbacks.clipping import Clipping
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
+from ftrace.callbacks.index_checks import IndexChecks, refuse_loop_without_index
 from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
-from ftrace.callbacks.processes import gather_objects, num_processes, process_rank, sum_over_processes
+from ftrace.callbacks.processes import gather_objects, num_processes, process_rank
 from ftrace.callbacks.segment_schedule import SegmentSchedule
-from ftrace.callbacks.self_check import Failures, SpotCheck
 from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
     loss_scale,
-    refuse_unsupported_loop,
     scales_inside,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -81,7 +79,8 @@ class GradientIndexWriter(Callback):
         sample: Rows, drawn at random, that a segment's autocorrelation is taken of.
         id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
         strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning.
-        self_check: Hold the sum of rows against the gradient, at the first step of each segment.
+        self_check: Hold two examples of the first batch against plain autograd, and the sum of rows against the
+            gradient at the first step of each segment.
         seed: Of the projection and of the sample.
 
     Raises:
@@ -140,7 +139,7 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _refuse(trainer, pl_module)
+        refuse_loop_without_index(trainer, pl_module, WHO)
         optimizer = trainer.optimizers[0]
         if self._capture is None:
             self._attach(pl_module, [p for group in optimizer.param_groups for p in group["params"]])
@@ -155,15 +154,15 @@ class GradientIndexWriter(Callback):
         self._optimizer = FollowedOptimizer(0, optimizer, of_ids, names, by_layer=False)
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(trainer, pl_module)
-        self._failures = Failures(strict=self.strict, who=WHO) if self.self_check else None
-        self._spot_check: SpotCheck | None = None
+        self._checks: IndexChecks | None = None
+        if self.self_check:
+            self._checks = IndexChecks(
+                self._parameters, WHO, strict=self.strict, seed=self.settings.features.seed,
+                spots=not is_compiled_anywhere(pl_module), coarse=trainer.precision not in ("32-true", "64-true"),
+            )  # fmt: skip
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None
         self._window: list[tuple[Tensor, Tensor]] = []
-        self._is_checked = True
-        self._has_spot_checked = False
-        self._is_compiled = is_compiled_anywhere(pl_module)
-        self._is_coarse = trainer.precision not in ("32-true", "64-true")
         self._recording: Recording | None = None
         self._batch_ids = torch.empty(0)
         self.steps_left_out = 0
@@ -184,9 +183,9 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._recording is not None and self._spot_check is not None:
+        if self._recording is not None and self._checks is not None:
             with torch.autocast(pl_module.device.type, enabled=False):
-                self._spot_check.differentiate_examples(loss, self._recording)
+                self._checks.before_backward(loss, self._recording)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,9 +195,8 @@ class GradientIndexWriter(Callback):
         self._capture.stop()
         with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
             gradients = self._recording.gradients()
-            if self._spot_check is not None:
-                self._spot_check.compare_examples(gradients, self._batch_ids)
-                self._spot_check = None
+            if self._checks is not None:
+                self._checks.after_backward(gradients, self._batch_ids)
             rows = self._features.rows(gradients)
             rows = rows / (loss_scale(trainer) * num_processes())
             self._window.append((rows.detach(), self._batch_ids.to(rows.device)))
@@ -216,8 +214,8 @@ class GradientIndexWriter(Callback):
         one = self._optimizer
         one.norm_before_step = self._clipping.before_step(one, wants_norm=False)
         one.note_before_step(steps=False)
-        if not self._is_checked and not scales_inside(trainer, optimizer):
-            self._check(trainer)
+        if self._checks is not None and not scales_inside(trainer, optimizer):
+            self._checks.before_step(self._features, self._window, self._step)
 
     @override
     def on_train_batch_end(
@@ -374,14 +372,8 @@ class GradientIndexWriter(Callback):
         assert self._capture is not None
         self._features = features
         self._capture.projection = features.projection
-        if self._failures is not None and self._segment is not None and not self._has_spot_checked:
-            self._has_spot_checked = True
-            if not self._is_compiled:
-                self._spot_check = SpotCheck(
-                    self._parameters, self._failures, seed=self.settings.features.seed,
-                    projection=None if features.needs_whole else features.projection, coarse=self._is_coarse,
-                )  # fmt: skip
-        self._is_checked = self._failures is None
+        if self._checks is not None:
+            self._checks.begin_segment(features)
 
     def _close_segment(self) -> None:
         segment, self._segment = self._segment, None
@@ -440,42 +432,3 @@ class GradientIndexWriter(Callback):
                 "other such steps; segments count them"
             )
         self.steps_left_out += 1
-
-    def _check(self, trainer: Trainer) -> None:
-        """The rows of a window must sum to the row of the gradient that the optimizer gets."""
-        assert self._failures is not None
-        self._is_checked = True
-        given = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        if not given:
-            return
-        like = next(iter(given.values()))
-        like = like if like.dtype in (torch.float32, torch.float64) else like.float()
-        expected = self._features.row_of(given, like)
-        found = torch.stack([rows.sum(0) for rows, _ in self._window]).sum(0) if self._window else expected * 0
-        total = sum_over_processes(found.to(expected))
-        tolerance = 1e-3 if trainer.precision in ("32-true", "64-true") else 0.1
-        if not (total - expected).norm() <= tolerance * expected.norm() and bool(expected.isfinite().all()):
-            self._failures.report(
-                f"{WHO}: at step {self._step} the examples' rows don't sum to the gradient's: off by "
-                f"{float((total - expected).norm() / expected.norm()):.1e} of it"
-            )
-
-
-def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Refuse loops that an index can't be written in.
-
-    Raises:
-        ValueError: By name, with the remedy.
-    """
-    refuse_unsupported_loop(trainer, WHO)
-    if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
-        raise ValueError(
-            f"{WHO}: expected automatic optimization with one optimizer, found "
-            f"{'automatic' if pl_module.automatic_optimization else 'manual'} optimization with "
-            f"{len(trainer.optimizers)}. Write the index of a snapshot afterwards: ftrace index"
-        )
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise ValueError(
-            f"{WHO}: expected one device or DDP, found ModelParallelStrategy, whose weights are sharded. Write the "
-            "index of a snapshot afterwards: ftrace index"
-        )

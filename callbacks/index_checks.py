@@ -1,0 +1,107 @@
+"""What makes sure that the rows of an index are what they are called: examples, sums, and loops that are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from ftrace.callbacks.processes import sum_over_processes
+from ftrace.callbacks.self_check import Failures, SpotCheck
+from ftrace.callbacks.training_loop import refuse_unsupported_loop
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+
+from ftrace.gradients import PerExampleGradients, Recording
+from ftrace.index import GradientFeatures
+
+
+class IndexChecks:
+    """Two examples of the first batch by plain autograd, and at the first step of each segment the sum of all rows.
+
+    Neither replaces the other: rows of mixed-up examples have the same sum, and one look doesn't see later steps.
+
+    Args:
+        parameters: That the index sees, by name.
+        who: Who checks.
+        strict: Whether what is wrong is an error.
+        seed: Of the examples that are looked at.
+        spots: Whether single examples can be looked at: compiled graphs can't be kept.
+        coarse: Whether passes are in half precision.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], who: str, *, strict: bool, seed: int, spots: bool, coarse: bool
+    ) -> None:
+        self.parameters = parameters
+        self.failures = Failures(strict=strict, who=who)
+        self.seed = seed
+        self.coarse = coarse
+        self._wants_spots = spots
+        self._spot_check: SpotCheck | None = None
+        self._wants_sum = False
+
+    def begin_segment(self, features: GradientFeatures) -> None:
+        """Rows are made by these from here on."""
+        self._wants_sum = True
+        self._spot_check = None
+        if self._wants_spots:
+            projection = None if features.needs_whole else features.projection
+            self._spot_check = SpotCheck(
+                self.parameters, self.failures, seed=self.seed, projection=projection, coarse=self.coarse
+            )
+
+    def before_backward(self, loss: Tensor, recording: Recording) -> None:
+        """A backward pass is about to begin."""
+        if self._spot_check is not None:
+            self._spot_check.differentiate_examples(loss, recording)
+
+    def after_backward(self, gradients: PerExampleGradients, example_ids: Tensor) -> None:
+        """It has ended, and this was read off it."""
+        if self._spot_check is not None:
+            self._spot_check.compare_examples(gradients, example_ids)
+            self._spot_check, self._wants_spots = None, False
+
+    def before_step(self, features: GradientFeatures, window: Sequence[tuple[Tensor, Tensor]], step: int) -> None:
+        """The rows of a window must sum to the row of the gradient that the optimizer gets. All processes must call it.
+
+        Args:
+            features: That made the rows.
+            window: Rows, and their examples' ids.
+            step: Which step.
+        """
+        given = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not self._wants_sum or not given:
+            return
+        self._wants_sum = False
+        like = next(iter(given.values()))
+        like = like if like.dtype in (torch.float32, torch.float64) else like.float()
+        expected = features.row_of(given, like)
+        found = torch.stack([rows.sum(0) for rows, _ in window]).sum(0) if window else expected * 0
+        total = sum_over_processes(found.to(expected))
+        tolerance = 0.1 if self.coarse else 1e-3
+        if bool(expected.isfinite().all()) and not (total - expected).norm() <= tolerance * expected.norm():
+            self.failures.report(
+                f"at step {step} the examples' rows don't sum to the gradient's: off by "
+                f"{float((total - expected).norm() / expected.norm()):.1e} of it"
+            )
+
+
+def refuse_loop_without_index(trainer: Trainer, pl_module: LightningModule, who: str) -> None:
+    """Refuse loops that an index can't be written in.
+
+    Raises:
+        ValueError: By name, with the remedy.
+    """
+    refuse_unsupported_loop(trainer, who)
+    if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
+        raise ValueError(
+            f"{who}: expected automatic optimization with one optimizer, found "
+            f"{'automatic' if pl_module.automatic_optimization else 'manual'} optimization with "
+            f"{len(trainer.optimizers)}. Write the index of a snapshot afterwards: ftrace index"
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise ValueError(
+            f"{who}: expected one device or DDP, found ModelParallelStrategy, whose weights are sharded. Write the "
+            "index of a snapshot afterwards: ftrace index"
+        )
