@@ -71,14 +71,15 @@ def row_norms(segment: Segment, whitening: Whitening, cache: Path) -> np.ndarray
         newer = file.stat().st_mtime_ns >= (segment.folder / "segment.json").stat().st_mtime_ns
         if newer and found.shape == (len(segment),):
             return found
-    parts = []
+    made: np.ndarray = np.empty(len(segment), np.float64 if segment.is_double else np.float32)
+    done = 0  # into memory of its own: small results between large ones would keep the latter's from the system
     for shard in segment.shards:
         shard.check()
         step = max(1, CHUNK_BYTES // (4 * shard.size))
         for start in range(0, shard.num_rows, step):
             rows = shard.rows(start, start + step)
-            parts.append(torch.linalg.vector_norm(whitening.white(rows), dim=1))
-    made: np.ndarray = torch.cat(parts).numpy()
+            made[done : done + len(rows)] = whitening.norms(rows).numpy()
+            done += len(rows)
     with suppress(OSError):  # an index may lie where nothing can be written
         cache.mkdir(exist_ok=True)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
@@ -197,6 +198,11 @@ def top_k(
 
 def _merged(best: tuple[Tensor, Tensor] | None, ids: Tensor, scores_Qn: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The best of what there was and of a chunk, whose ids are larger: so a stable order keeps ties by id."""
+    if best is not None and best[1].shape[1] == k:  # ties go to smaller ids, which came before
+        better = (scores_Qn > best[1][:, -1:]).any(0)
+        if not better.any():
+            return best
+        ids, scores_Qn = ids[better], scores_Qn[:, better]
     ids_Qn = ids.expand(len(scores_Qn), -1)
     if scores_Qn.shape[1] > 8 * k:  # few can be among the best: all that are not below the k-th
         least = scores_Qn.topk(k, dim=1).values[:, -1:]

@@ -191,6 +191,11 @@ class Segment:
         return self._starts[-1]
 
     @property
+    def is_double(self) -> bool:
+        """Whether its rows are in float64."""
+        return self.shard(0).column("scales").dtype == torch.float64
+
+    @property
     def step(self) -> int:
         """The optimizer step of its weights."""
         return int(self.manifest["step"])

@@ -75,6 +75,16 @@ class Whitening:
         """Rows ``[n, D]`` times R^(-1/2), up to a rotation."""
         return rows if self.whiteners is None else self._times(rows, self.whiteners)
 
+    def norms(self, rows: Tensor) -> Tensor:
+        """``|R^(-1/2) phi|`` of rows ``[n, D]``, ``[n]``; a block at a time, so that little is held."""
+        if self.whiteners is None:
+            return torch.linalg.vector_norm(rows, dim=1)
+        squares = rows.new_zeros(len(rows))
+        blocks = rows.unflatten(1, (len(self.whiteners), -1)).unbind(1)
+        for own, factor in zip(blocks, self.whiteners, strict=True):
+            squares += torch.linalg.vector_norm(own @ factor.to(own), dim=1).square()
+        return squares.sqrt()
+
     def solved(self, rows: Tensor) -> Tensor:
         """Rows ``[n, D]`` times R^-1."""
         if self.whiteners is None:
