@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from ftrace.attribution.passes import Batch, predict
+from ftrace.attribution.passes import ExampleBatches, predict
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
 from ftrace.gradients import GradientCapture, Preconditioner
@@ -30,7 +30,7 @@ from ftrace.index import (
     block_weights,
     close_segment,
     correction_of,
-    read_preconditioners,
+    placed,
     snapshot_fingerprint,
     write_preconditioners,
     write_shard,
@@ -117,7 +117,7 @@ def index_corpus(
     write_preconditioners(folder, corrections)
     features = GradientFeatures(settings.features, names, corrections)
     del model
-    trainer = predict(_Indexing(task, snapshot, folder, settings, output), task)
+    trainer = predict(_Indexing(task, snapshot, folder, settings, features, output), task)
     if trainer.is_global_zero and not (folder / "segment.json").exists():
         place = os.path.relpath(snapshot.resolve(), task.output_dir.resolve())
         of_segment = {"step": step, "snapshot": place, "fingerprint": snapshot_fingerprint(snapshot)}
@@ -135,33 +135,25 @@ class _Item(NamedTuple):
     ends_shard: bool
 
 
-class _Work(Dataset):
-    """Batches of examples."""
-
-    def __init__(self, items: list[_Item], task: Task) -> None:
-        self.items = items
-        self.task = task
-        self.collate = task.data.example_dataloader().collate_fn
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Batch:
-        item = self.items[index]
-        batch: Batch = self.collate(self.task.example_rows(item.start, item.stop))
-        return batch
-
-
 class _Indexing(LightningModule):
     """Writes this process's shards. It has no weights: it loads the model when it begins."""
 
-    def __init__(self, task: Task, snapshot: Path, folder: Path, settings: IndexSettings, output: Output) -> None:
+    def __init__(
+        self,
+        task: Task,
+        snapshot: Path,
+        folder: Path,
+        settings: IndexSettings,
+        features: GradientFeatures,
+        output: Output,
+    ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may find all its work done
         self.task = task
         self.snapshot = snapshot
         self.folder = folder
         self.settings = settings
+        self.features = features
         self.output: Output = output
         self._rows: GradientRows | None = None
         self._model: Any = None
@@ -170,16 +162,15 @@ class _Indexing(LightningModule):
     @override
     def predict_dataloader(self) -> DataLoader:
         self.items = self._my_items()
-        return DataLoader(_Work(self.items, self.task), batch_size=None)
+        collate = self.task.data.example_dataloader().collate_fn
+        return DataLoader(ExampleBatches(self.items, self.task, collate), batch_size=None)
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:08d}.safetensors"
 
     def _my_items(self) -> list[_Item]:
         """A shard belongs to one process, whatever is written already: so all processes agree on it."""
-        model = self.task.model_at(self.snapshot)
-        width = GradientFeatures(self.settings.features, covered_names(model, self.settings)).size
-        rows, total = self.settings.rows_of_shard(width), len(self.task.examples)
+        rows, total = self.settings.rows_of_shard(self.features.size), len(self.task.examples)
         size, items = self.task.batch_size or self.task.data.batch_size, []
         for shard in range(self.global_rank, -(-total // rows), self.trainer.world_size):
             if self._file(shard).exists():
@@ -195,10 +186,8 @@ class _Indexing(LightningModule):
         if not self.items:
             return
         self._model = model = self.task.model_at(self.snapshot).to(self.device)
-        names = covered_names(model, self.settings)
-        like = next(model.parameters())
-        corrections = read_preconditioners(self.folder, like)
-        features = GradientFeatures(self.settings.features, names, corrections)
+        corrections = placed(self.features.preconditioners, next(model.parameters()))
+        features = GradientFeatures(self.settings.features, self.features.names, corrections)
         self._rows = GradientRows(model, features, measured(self.output))
 
     @override

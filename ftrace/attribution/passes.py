@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -105,10 +105,28 @@ class _Item(NamedTuple):
     ends_block: bool
 
 
-class _Work(Dataset):
-    """Batches of examples, with what is to be done with each."""
+class Stretch(Protocol):
+    """Examples from one place in a task's to another."""
 
-    def __init__(self, items: list[_Item], task: Task, collate: Callable[[list[Row]], Batch]) -> None:
+    @property
+    def start(self) -> int:
+        """The first one's place."""
+
+    @property
+    def stop(self) -> int:
+        """One past the last one's place."""
+
+
+class ExampleBatches(Dataset):
+    """A batch of a task's examples for each stretch of them.
+
+    Args:
+        items: The stretches.
+        task: Whose examples.
+        collate: From rows to a batch.
+    """
+
+    def __init__(self, items: Sequence[Stretch], task: Task, collate: Callable[[list[Row]], Batch]) -> None:
         self.items = items
         self.task = task
         self.collate = collate
@@ -140,7 +158,7 @@ class _Scoring(LightningModule):
     @override
     def predict_dataloader(self) -> DataLoader:
         self.items = self._my_items()
-        return DataLoader(_Work(self.items, self.task, self.collate), batch_size=None)
+        return DataLoader(ExampleBatches(self.items, self.task, self.collate), batch_size=None)
 
     def _my_items(self) -> list[_Item]:
         """A block belongs to one process, whatever is done already: so all processes agree on it."""

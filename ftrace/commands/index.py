@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -112,10 +113,7 @@ def index(
     features = FeatureSettings(side, seed, layout, groups, patterns, kind, entries)
     size = shard_bytes if isinstance(shard_bytes, int) else bytes_of(shard_bytes)
     settings = IndexSettings(features, dtype, size, sample)
-    task = Task(
-        data, place, of_run.snapshots, of_run.model_at, None, None, of_run.folder, accelerator, devices, strategy,
-        batch_size=batch_size,
-    )  # fmt: skip
+    task = replace(base, output_dir=place)
     if plan is not None:
         show_plan(make_plan(task, folder, settings, output, int(plan), plan_hours))
         return

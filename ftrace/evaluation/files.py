@@ -7,13 +7,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftrace.evaluation.breakdown import Group, breakdown
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.query_metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
 from ftrace.evaluation.render import notes_of, percent, title_of
 from ftrace.evaluation.table import Evaluation
+
+if TYPE_CHECKING:
+    from ftrace.evaluation.result_metrics import ResultsGroup
 
 
 def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
@@ -167,16 +170,7 @@ def _as_json(evaluation: Evaluation, groups: Sequence[Group]) -> dict[str, Any]:
             {name: {metric: float(values.mean()) for metric, values in row.items()} for name, row in run.rows.items()}
             for run in evaluation.runs
         ],
-        "breakdown": [
-            {
-                "by": group.by,
-                "group": group.name,
-                "num_queries": group.num_queries,
-                "rows": means_of(group.estimates),
-                "intervals": intervals_of(group.estimates),
-            }
-            for group in groups
-        ],
+        "breakdown": groups_as_json(groups),
         "published": [
             {"method": row.method, "source": row.source, "metrics": dict(row.metrics)} for row in evaluation.published
         ],
@@ -186,6 +180,20 @@ def _as_json(evaluation: Evaluation, groups: Sequence[Group]) -> dict[str, Any]:
 def means_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, float]]:
     """The means alone."""
     return {name: {metric: one.mean for metric, one in row.items()} for name, row in rows.items()}
+
+
+def groups_as_json(groups: Sequence[Group] | Sequence[ResultsGroup]) -> list[dict[str, Any]]:
+    """Metrics of groups of queries, with the ends of their intervals."""
+    return [
+        {
+            "by": group.by,
+            "group": group.name,
+            "num_queries": group.num_queries,
+            "rows": means_of(group.estimates),
+            "intervals": intervals_of(group.estimates),
+        }
+        for group in groups
+    ]
 
 
 def intervals_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, list[float]]]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import (
+    groups_as_json,
     intervals_of,
     markdown_grid,
     means_of,
@@ -155,14 +156,5 @@ def _as_json(evaluation: ResultsEvaluation, groups: Sequence[ResultsGroup]) -> d
         "intervals": intervals_of(evaluation.estimates),
         "against": evaluation.against,
         "differences": {"means": means_of(evaluation.differences), "intervals": intervals_of(evaluation.differences)},
-        "breakdown": [
-            {
-                "by": group.by,
-                "group": group.name,
-                "num_queries": group.num_queries,
-                "rows": means_of(group.estimates),
-                "intervals": intervals_of(group.estimates),
-            }
-            for group in groups
-        ],
+        "breakdown": groups_as_json(groups),
     }
