@@ -1,0 +1,1 @@
+"""Causal tracing: where in a model a fact lives."""
