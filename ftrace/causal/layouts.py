@@ -1,0 +1,145 @@
+"""Where a model has its embedding, its layers, and the attention and feed-forward modules in them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftrace.causal.mediators import Module
+from ftrace.causal.prompt_trace import Stack
+
+_PLACEHOLDERS = ("{layer}", "[LAYER_NUM]")
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """Names of modules, as ``named_modules()`` gives them. ``{layer}`` or ``[LAYER_NUM]`` stands for a layer's number.
+
+    Args:
+        layer: A layer of the residual stream, such as ``transformer.h.{layer}``.
+        attention: Its self-attention, before the residual is added: ``.attn`` within the layer, or a whole name.
+        mlp: Its feed-forward module, likewise.
+        embedding: The token embedding that noise is added to; none for an encoder-decoder's decoder, which reads a
+            corrupted encoder.
+        cross_attention: Its cross-attention, likewise.
+    """
+
+    layer: str
+    attention: str
+    mlp: str
+    embedding: str | None = None
+    cross_attention: str | None = None
+
+
+_GPT2 = ModelLayout("transformer.h.{layer}", ".attn", ".mlp", "transformer.wte")
+_LLAMA = ModelLayout("model.layers.{layer}", ".self_attn", ".mlp", "model.embed_tokens")
+_NEOX = ModelLayout("gpt_neox.layers.{layer}", ".attention", ".mlp", "gpt_neox.embed_in")
+_T5: dict[Stack, ModelLayout] = {
+    "encoder": ModelLayout(
+        "encoder.block.{layer}", ".layer.0.SelfAttention", ".layer.1.DenseReluDense", "encoder.embed_tokens"
+    ),
+    "decoder": ModelLayout(
+        "decoder.block.{layer}",
+        ".layer.0.SelfAttention",
+        ".layer.2.DenseReluDense",
+        cross_attention=".layer.1.EncDecAttention",
+    ),
+}
+PRESETS: dict[str, Mapping[Stack, ModelLayout]] = {
+    "gpt2": {"decoder": _GPT2},
+    "gptj": {"decoder": _GPT2},
+    "gpt_neox": {"decoder": _NEOX},
+    **{
+        name: {"decoder": _LLAMA}
+        for name in (
+            "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "smollm3"
+        )
+    },
+    "t5": _T5,
+    "mt5": _T5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StackModules:
+    """A stack's modules.
+
+    Args:
+        embedding: The token embedding, where noise belongs.
+        layers: The layers, from below.
+        modules: What each layer has of each kind.
+    """
+
+    embedding: nn.Module | None
+    layers: tuple[nn.Module, ...]
+    modules: Mapping[Module, tuple[nn.Module, ...]]
+
+
+def layouts_of(model: PreTrainedModel) -> Mapping[Stack, ModelLayout]:
+    """The preset for a model's type.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    kind = model.config.model_type
+    if kind not in PRESETS:
+        raise ValueError(
+            f"no module names are known for the model type {kind!r}, but for {', '.join(sorted(PRESETS))}. Give them: "
+            'layouts: {decoder: {embedding: ..., layer: "...{layer}", attention: ".attn", mlp: ".mlp"}}'
+        )
+    return PRESETS[kind]
+
+
+def find_modules(model: nn.Module, layout: ModelLayout) -> StackModules:
+    """The modules that a layout names.
+
+    Raises:
+        ValueError: If a name has no placeholder or resolves to nothing; it lists near matches.
+    """
+    named = dict(model.named_modules())
+    template = _template(layout.layer, "layer")
+    layers: list[nn.Module] = []
+    while (name := template.replace("{layer}", str(len(layers)))) in named:
+        layers.append(named[name])
+    if not layers:
+        raise _unknown("layer", template, named)
+    kinds: dict[Module, str | None] = {
+        "attention": layout.attention,
+        "mlp": layout.mlp,
+        "cross_attention": layout.cross_attention,
+    }
+    modules: dict[Module, tuple[nn.Module, ...]] = {}
+    for kind, given in kinds.items():
+        if given is None:
+            continue
+        whole = _template(template + given if given.startswith(".") else given, kind)
+        found = [named.get(whole.replace("{layer}", str(number))) for number in range(len(layers))]
+        if None in found:
+            raise _unknown(kind, whole.replace("{layer}", str(found.index(None))), named)
+        modules[kind] = tuple(module for module in found if module is not None)
+    if layout.embedding is not None and layout.embedding not in named:
+        raise _unknown("embedding", layout.embedding, named)
+    embedding = None if layout.embedding is None else named[layout.embedding]
+    return StackModules(embedding, tuple(layers), modules)
+
+
+def _template(name: str, what: str) -> str:
+    for placeholder in _PLACEHOLDERS:
+        name = name.replace(placeholder, "{layer}")
+    if "{layer}" not in name:
+        raise ValueError(f"layout: {what}: expected {{layer}} or [LAYER_NUM] in the name, found {name!r}")
+    return name
+
+
+def _unknown(what: str, name: str, named: Mapping[str, nn.Module]) -> ValueError:
+    """The error for a name of nothing, with names like it that are there."""
+    short = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".{layer}", other) for other in named if other)
+    pattern = re.sub(r"\.\d+(?=\.|$)", ".{layer}", name)
+    near = difflib.get_close_matches(pattern, short, n=4, cutoff=0.4)
+    listed = ", ".join(map(repr, near or list(short)[:8]))
+    return ValueError(f"layout: {what}: the model has no module {name!r}. {'Near' if near else 'It has'}: {listed}")

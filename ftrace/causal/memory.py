@@ -1,0 +1,50 @@
+"""How many tokens a forward pass may have: halved where memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+_OF_CPU = ("can't allocate memory", "not enough memory")
+
+
+class MemoryLimit:
+    """A limit of tokens in a pass.
+
+    Args:
+        tokens: What it begins with.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        if tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1 token in a pass, found {tokens}")
+        self.tokens = tokens
+
+    def attempt(self, work: Callable[[], Result], tokens: int) -> Result | None:
+        """Do some work; None if memory ran out, and then the limit is half of what was tried."""
+        try:
+            return work()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.tokens = max(
+            1, min(self.tokens, tokens) // 2
+        )  # outside of the handler, which would hold what was computed
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OF_CPU)

@@ -1,0 +1,90 @@
+"""The residual-stream self-test: whether a model's named modules are what causal tracing takes them for.
+
+With the attention, feed-forward and cross-attention outputs at one token frozen in all layers above, nothing may reach
+that token's state but what was there: a difference that is put there must stay as it is, layer by layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ftrace.causal.mediators import Cell, Override
+from ftrace.causal.passes import Inputs, Passes, Runs
+from ftrace.causal.prompt_trace import Stack
+from ftrace.causal.row_plan import RowPlan
+
+_TOKENS, _SUBJECT, _PLACE = 6, (1, 3), 2
+_NOISE = 4.0  # in standard deviations of the embedding: differences must stand out of rounding
+
+
+def check_residual_stream(passes: Passes, model_type: str) -> None:
+    """Make sure that a model can be traced.
+
+    Args:
+        passes: The model.
+        model_type: What to call it.
+
+    Raises:
+        ValueError: If it can't; it says in which layer what fails.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = passes.model.config.get_text_config(decoder=True).vocab_size
+    ids = torch.randint(vocabulary, (1, _TOKENS), generator=generator).to(passes.device)
+    decoder_ids = ids[:, :3] if passes.is_encoder_decoder else None
+    inputs = Inputs(ids, _SUBJECT, decoder_ids, 1)
+    with torch.inference_mode():
+        clean = passes.reading.embedding(ids)[:, slice(*_SUBJECT)]  # type: ignore[misc]
+        noise = torch.randn(clean.shape, generator=generator).to(clean) * clean.float().std() * _NOISE
+    try:
+        runs = passes.runs(inputs, clean + noise)
+        _check_embedding(runs.first_states)
+        for stack in passes.stacks:
+            inside = stack == "decoder" and passes.is_encoder_decoder
+            _check_stack(
+                passes, stack, inputs, runs, decoder_ids.shape[1] - 1 if inside and decoder_ids is not None else _PLACE
+            )
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"models of the type {model_type!r} with this layout can't be traced: {error}") from error
+
+
+def _check_embedding(states: Tensor) -> None:
+    differs = (states[1] != states[0]).any(-1).nonzero().flatten().tolist()
+    expected = list(range(*_SUBJECT))
+    if differs != expected:
+        raise ValueError(
+            f"noise on the embedding of the tokens {expected} must change these tokens' states before the first layer, "
+            f"found changes at {differs}. Is `embedding` the module of token embeddings?"
+        )
+
+
+def _check_stack(passes: Passes, stack: Stack, inputs: Inputs, runs: Runs, place: int) -> None:
+    modules = passes.stacks[stack]
+    num_layers = len(modules.layers)
+    cells = [
+        Cell(place, birth, True, tuple(Override(kind, birth, num_layers, "corrupted") for kind in modules.modules))
+        for birth in range(1, num_layers)
+    ]
+    plan = RowPlan(cells, 1, device=passes.device)
+    seen: dict[int, Tensor] = {}
+
+    def watch(layer: int, states: Tensor) -> None:
+        seen[layer] = states[:, place].double()
+
+    passes.grown(stack, inputs, runs, plan, watch=watch)
+    precision = torch.finfo(next(passes.model.parameters()).dtype).eps
+    for birth in range(1, num_layers):
+        row = 1 + birth  # after the clean and the corrupted one, in the order of birth
+        put = seen[birth][row] - seen[birth][1]
+        if not put.any():
+            raise ValueError(f"{stack}: corrupted states reach nothing at token {place} of layer {birth - 1}")
+        for layer in range(birth + 1, num_layers + 1):
+            kept = seen[layer][row] - seen[layer][1]
+            error, largest = (kept - put).norm(), seen[layer].norm(dim=-1).max()
+            if error > 1e-3 * put.norm() + 32 * precision * largest:
+                frozen = ", ".join(modules.modules)
+                raise ValueError(
+                    f"{stack}, layer {layer - 1}: with {frozen} frozen at a token, what was put into its state must "
+                    f"pass the layer unchanged, found a change by {float(error / put.norm()):.2g} of it. Do these "
+                    "modules give what is added to the state, without the state itself?"
+                )

@@ -1,0 +1,278 @@
+"""Causal tracing of prompts, one at a time.
+
+Shape letters: N noise samples, O outcomes, L layers, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._dynamo import OptimizedModule
+from transformers import PreTrainedModel
+
+from ftrace.causal.corruption import Corruption
+from ftrace.causal.grids import Measure, StackShape, grid_cells, run_cells
+from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
+from ftrace.causal.mediators import MEDIATORS, Cell, Mediator, module_of
+from ftrace.causal.memory import MemoryLimit
+from ftrace.causal.outcomes import AnswerGroup, answer_groups, best_rank, is_greedy, likeliest_other
+from ftrace.causal.passes import Inputs, Passes, Runs, inputs_of
+from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack, StackTrace, Status
+from ftrace.causal.residual_check import check_residual_stream
+from ftrace.data.prompt_tokens import TokenizedPrompt
+
+MAX_TOKENS = 16_384
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What to trace.
+
+    Args:
+        mediators: Which; default: all that the model has.
+        window: How many layers are restored together, of "mlp", "attention" and "cross_attention".
+        stacks: Of an encoder-decoder: "encoder", "decoder", or both; default: both.
+        answer: "joint": the probability of all tokens of an answer; "first": of its first token.
+        only_correct: Whether prompts that the model doesn't answer rightly are left out.
+        suffix: Of decoder-only models: compute only tokens from the restored one on; those before it come from the
+            corrupted run's cache. About half the work.
+        max_tokens: The most tokens in a forward pass; halved where memory runs out.
+        checked: Whether cells that are known without a run are run all the same for the first prompt, to compare.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    mediators: tuple[Mediator, ...] | None = None
+    window: int = 10
+    stacks: tuple[Stack, ...] | None = None
+    answer: Literal["joint", "first"] = "joint"
+    only_correct: bool = True
+    suffix: bool = False
+    max_tokens: int = MAX_TOKENS
+    checked: bool = True
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window: expected at least 1 layer, found {self.window}")
+        if self.mediators is not None and not self.mediators:
+            raise ValueError(f"mediators: expected at least one of {MEDIATORS}, found none")
+        if self.stacks is not None and not self.stacks:
+            raise ValueError("stacks: expected encoder, decoder or both, found none")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1, found {self.max_tokens}")
+
+
+class CausalTracer:
+    """Traces prompts through a Hugging Face language model. The model is left as it was.
+
+    Args:
+        model: In eval mode, not compiled.
+        settings: What to trace.
+        layouts: Where things are in the model's stacks; default: the preset for its type.
+
+    Raises:
+        ValueError: If the model is in train mode or compiled, lacks what settings ask for, or is none whose layers add
+            to one residual stream.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: TraceSettings | None = None,
+        layouts: Mapping[Stack, ModelLayout] | None = None,
+    ) -> None:
+        self.settings = settings or TraceSettings()
+        _check_state(model)
+        layouts = layouts or layouts_of(model)
+        self.passes = Passes(model, {stack: find_modules(model, layout) for stack, layout in layouts.items()})
+        self.mediators = {stack: self._mediators_of(stack) for stack in self._stacks()}
+        check_residual_stream(self.passes, model.config.model_type)
+        self._limit = MemoryLimit(self.settings.max_tokens)
+        self._is_checked = not self.settings.checked
+        config = model.config.get_text_config(decoder=not self.passes.is_encoder_decoder)
+        lengths = [getattr(config, name, None) for name in _LENGTHS]
+        self._longest = next((length for length in lengths if isinstance(length, int) and length > 0), None)
+
+    @property
+    def embedding(self) -> torch.nn.Module:
+        """The token embedding that is corrupted."""
+        assert self.passes.reading.embedding is not None
+        return self.passes.reading.embedding
+
+    def trace(self, prompt: TokenizedPrompt, corruption: Corruption) -> PromptTrace:
+        """Trace a prompt.
+
+        Returns:
+            Its grids; or without them, that the model answers it wrongly.
+
+        Raises:
+            ValueError: If it can't be traced: it is too long, or its foil begins as its answer does.
+        """
+        answers = [answer[:1] if self.settings.answer == "first" else answer for answer in prompt.answers]
+        groups = answer_groups(answers)
+        self._check_length(prompt, max(map(len, answers)))
+        first = [token for group in groups for token in group.first_tokens]
+        asked = [self._inputs(prompt, group) for group in groups]
+        with torch.inference_mode():
+            subject = prompt.input_ids[slice(*prompt.subject)]
+            corrupted = corruption.draw(prompt.prompt.name, subject).to(self.passes.device)
+            runs = [self.passes.runs(inputs, corrupted[:1]) for inputs in asked]
+        clean = [run.logits[0] for run in runs]
+        rank = best_rank(clean[0][0], first)
+        if self.settings.only_correct and not any(map(is_greedy, clean, groups)):
+            reason = f"the model gives the answer rank {rank}"
+            if rank == 1:
+                reason = "the model begins as the answer does, and goes on otherwise"
+            return _described(prompt, "wrong", reason, rank)
+        foil = self._foil(prompt, clean[0][0], first)
+        measures = [Measure(group, answers[0][0], foil) for group in groups]
+        keep = self.settings.suffix and not self.passes.is_encoder_decoder
+        runs = [self.passes.runs(inputs, corrupted, keep_cache=keep) for inputs in asked]
+        of_runs = _outcomes([measure(run.logits) for measure, run in zip(measures, runs, strict=True)])
+        stacks = {stack: self._grids(stack, prompt, asked, runs, measures, of_runs) for stack in self.mediators}
+        self._is_checked = True
+        return _described(prompt, "traced", "", rank, of_runs[0].numpy(), of_runs[1:].mean(0).numpy(), stacks)
+
+    def _grids(
+        self,
+        stack: Stack,
+        prompt: TokenizedPrompt,
+        asked: Sequence[Inputs],
+        runs: Sequence[Runs],
+        measures: Sequence[Measure],
+        of_runs: Tensor,
+    ) -> StackTrace:
+        modules = self.passes.stacks[stack]
+        inside = stack == "decoder" and self.passes.is_encoder_decoder
+        tokens = prompt.decoder_tokens if inside else prompt.tokens
+        shape = StackShape(
+            num_layers=len(modules.layers),
+            num_places=len(tokens),
+            sees_ahead=stack == "encoder",
+            corrupted_from=0 if inside else prompt.subject[0],
+            last_decides=len(asked) == 1 and asked[0].outputs == 1,
+        )
+        grids = grid_cells(self.mediators[stack], shape, self.settings.window)
+        distinct = dict.fromkeys(cell for layers in grids.values() for places in layers for cell in places)
+        known = {cell: run for cell in distinct if (run := shape.known(cell)) is not None}
+        to_run = list(distinct) if not self._is_checked else [cell for cell in distinct if cell not in known]
+        found: list[dict[Cell, Tensor]] = []
+        for inputs, own, measure in zip(asked, runs, measures, strict=True):
+            suffix = self.settings.suffix and own.cache is not None
+            found.append(run_cells(self.passes, stack, inputs, own, to_run, measure, self._limit, suffix=suffix))
+        outcomes = {cell: _outcomes([of_group[cell] for of_group in found]) for cell in to_run}
+        for cell, name in known.items():
+            expected = of_runs[:1].expand(len(of_runs) - 1, -1) if name == "clean" else of_runs[1:]
+            if cell in outcomes:
+                _check_known(cell, name, outcomes[cell], expected, runs[0].logits.dtype)
+            outcomes[cell] = expected
+        stacked = {  # [N, O, L, T]
+            mediator: torch.stack([torch.stack([outcomes[cell] for cell in places], -1) for places in layers], -2)
+            for mediator, layers in grids.items()
+        }
+        return StackTrace(
+            tokens,
+            (0, 0) if inside else prompt.subject,
+            {mediator: grid.mean(0).numpy() for mediator, grid in stacked.items()},
+            {mediator: _spread(grid) for mediator, grid in stacked.items()},
+        )
+
+    def _inputs(self, prompt: TokenizedPrompt, group: AnswerGroup) -> Inputs:
+        answer = (*group.prefix, group.finals[0])
+        return inputs_of(prompt.input_ids, prompt.subject, prompt.decoder_ids, answer, self.passes.device)
+
+    def _foil(self, prompt: TokenizedPrompt, logits: Tensor, first: Sequence[int]) -> int:
+        if prompt.foil is None:
+            return likeliest_other(logits, first)
+        if prompt.foil[0] in first:
+            raise ValueError(
+                f"foil: expected one that begins with another token than the answer, found {prompt.prompt.foil!r}"
+            )
+        return prompt.foil[0]
+
+    def _check_length(self, prompt: TokenizedPrompt, of_answer: int) -> None:
+        length = len(prompt.input_ids) + (0 if self.passes.is_encoder_decoder else of_answer - 1)
+        if self._longest is not None and length > self._longest:
+            raise ValueError(f"too long: expected at most {self._longest} tokens, as the model takes, found {length}")
+
+    def _stacks(self) -> tuple[Stack, ...]:
+        known = tuple(self.passes.stacks)
+        asked = self.settings.stacks or known
+        unknown = [stack for stack in asked if stack not in known]
+        if unknown:
+            raise ValueError(f"stacks: expected some of {known}, as the model has, found {unknown[0]!r}")
+        return tuple(dict.fromkeys(asked))
+
+    def _mediators_of(self, stack: Stack) -> tuple[Mediator, ...]:
+        """Those that are asked for and that the stack has; one that no stack has is an error."""
+
+        def has(stack: Stack, mediator: Mediator) -> bool:
+            return module_of(mediator) in (None, *self.passes.stacks[stack].modules)
+
+        asked = self.settings.mediators or tuple(
+            one for one in MEDIATORS if any(has(other, one) for other in self.passes.stacks)
+        )
+        for mediator in asked:
+            if mediator not in MEDIATORS:
+                raise ValueError(f"mediators: expected some of {MEDIATORS}, found {mediator!r}")
+            if not any(has(other, mediator) for other in self._stacks()):
+                raise ValueError(f"mediators: the model has nothing to restore for {mediator!r}")
+        return tuple(dict.fromkeys(mediator for mediator in asked if has(stack, mediator)))
+
+
+def _check_state(model: PreTrainedModel) -> None:
+    if isinstance(model, OptimizedModule) or any(
+        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
+    ):
+        raise ValueError("expected a model that is not compiled, found one of torch.compile. Give the model itself")
+    training = [name for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"expected a model in eval mode, found {training[0] or type(model).__name__!r} in train mode. "
+            "Call model.eval()"
+        )
+
+
+def _outcomes(of_groups: Sequence[Tensor]) -> Tensor:
+    """Outcomes ``[..., O]`` of the measures of each group of answers ``[..., 2]``: probabilities add up."""
+    logs = torch.stack([one[..., 0] for one in of_groups]).logsumexp(0)
+    found = {"probability": logs.exp(), "log_probability": logs, "logit_difference": of_groups[0][..., 1]}
+    return torch.stack([found[name] for name in OUTCOMES], -1)
+
+
+def _check_known(cell: Cell, name: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    bound = {torch.float64: 1e-9, torch.float32: 2e-3}.get(dtype, 0.25)
+    if not torch.allclose(found, expected, rtol=bound, atol=bound):
+        raise ValueError(
+            f"expected the {name} run's outcome with something restored at place {cell.place} from layer {cell.birth} "
+            f"on, found one that differs by {float((found - expected).abs().max()):.3g}: tokens see those after them"
+        )
+
+
+def _spread(grid: Tensor) -> np.ndarray:
+    found: np.ndarray = (grid.std(0) if len(grid) > 1 else torch.zeros_like(grid[0])).numpy()
+    return found
+
+
+def _described(
+    prompt: TokenizedPrompt,
+    status: Status,
+    reason: str,
+    rank: int,
+    clean: np.ndarray | None = None,
+    corrupted: np.ndarray | None = None,
+    stacks: Mapping[Stack, StackTrace] | None = None,
+) -> PromptTrace:
+    asked = prompt.prompt
+    nothing = np.full(len(OUTCOMES), np.nan)
+    return PromptTrace(
+        asked.name, status, reason, asked.prompt, asked.subject, asked.answers, asked.fact, asked.query_id, rank,
+        nothing if clean is None else clean, nothing if corrupted is None else corrupted, stacks or {},
+    )  # fmt: skip
