@@ -89,7 +89,7 @@ class CausalTracer:
         layouts: Mapping[Stack, ModelLayout] | None = None,
     ) -> None:
         self.settings = settings or TraceSettings()
-        _check_state(model)
+        check_state(model)
         layouts = layouts or layouts_of(model)
         self.passes = Passes(model, {stack: find_modules(model, layout) for stack, layout in layouts.items()})
         self.mediators = {stack: self._mediators_of(stack) for stack in self._stacks()}
@@ -227,7 +227,12 @@ class CausalTracer:
         return tuple(dict.fromkeys(mediator for mediator in asked if has(stack, mediator)))
 
 
-def _check_state(model: PreTrainedModel) -> None:
+def check_state(model: PreTrainedModel) -> None:
+    """Refuse a model in train mode, where no two runs are alike, and a compiled one, which hooks don't reach.
+
+    Raises:
+        ValueError: If it is either.
+    """
     if isinstance(model, OptimizedModule) or any(
         getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
     ):
