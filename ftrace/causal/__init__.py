@@ -1,23 +1,38 @@
 """Causal tracing: where in a model a fact lives."""
 
+from ftrace.causal.averages import Averages, EffectGrid, Peak, StackAverages, average_effects
 from ftrace.causal.corruption import Corruption, NoiseSettings
 from ftrace.causal.layouts import PRESETS, ModelLayout
 from ftrace.causal.mediators import MEDIATORS, Mediator
+from ftrace.causal.positions import position_groups
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack, StackTrace
+from ftrace.causal.trace_files import find_trace, read_settings, read_trace, read_traces, trace_file, write_trace
 from ftrace.causal.tracer import CausalTracer, TraceSettings
 
 __all__ = [
     "MEDIATORS",
     "OUTCOMES",
     "PRESETS",
+    "Averages",
     "CausalTracer",
     "Corruption",
+    "EffectGrid",
     "Mediator",
     "ModelLayout",
     "NoiseSettings",
     "Outcome",
+    "Peak",
     "PromptTrace",
     "Stack",
+    "StackAverages",
     "StackTrace",
     "TraceSettings",
+    "average_effects",
+    "find_trace",
+    "position_groups",
+    "read_settings",
+    "read_trace",
+    "read_traces",
+    "trace_file",
+    "write_trace",
 ]

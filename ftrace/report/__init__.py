@@ -1,5 +1,7 @@
 """What a person looks at."""
 
+from ftrace.report.causal_plots import plot_average, plot_lines, plot_prompt
+from ftrace.report.causal_tables import render_averages, write_averages_csv, write_effects_csv
 from ftrace.report.learned_when_plot import plot_learned_when
 from ftrace.report.ledger_plot import plot_ledger
 from ftrace.report.study_plots import plot_bars, plot_curves
@@ -7,9 +9,15 @@ from ftrace.report.worked_queries import WorkedQuery, render_worked_query
 
 __all__ = [
     "WorkedQuery",
+    "plot_average",
     "plot_bars",
     "plot_curves",
     "plot_learned_when",
     "plot_ledger",
+    "plot_lines",
+    "plot_prompt",
+    "render_averages",
     "render_worked_query",
+    "write_averages_csv",
+    "write_effects_csv",
 ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+_FORMATS = (".png", ".pdf")
 
 
 def save_picture(figure: Figure, file: Path, dpi: int = 130) -> Path:
@@ -18,3 +21,20 @@ def save_picture(figure: Figure, file: Path, dpi: int = 130) -> Path:
     figure.savefig(temporary, dpi=dpi)
     temporary.replace(file)
     return file
+
+
+def save_png_and_pdf(figure: Figure, file: Path, dpi: int = 150) -> tuple[Path, Path]:
+    """Write a figure in both formats: one for screens, one for papers, whose text stays text.
+
+    Args:
+        figure: The figure.
+        file: Where it goes; an ending ``.png`` or ``.pdf`` is left out, and both are added.
+        dpi: Dots per inch of the PNG.
+
+    Returns:
+        The files, PNG first.
+    """
+    base = file.with_suffix("") if file.suffix in _FORMATS else file
+    with rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse the default, Type 3
+        png, pdf = (save_picture(figure, base.with_name(base.name + ending), dpi) for ending in _FORMATS)
+    return png, pdf

@@ -1,0 +1,244 @@
+"""Average effects over prompts: by group of places and layer, with intervals.
+
+A prompt's effects are averaged over the tokens of a group first, so that long subjects count no more than short ones,
+then over the prompts that have tokens in the group. Intervals are those of :mod:`ftrace.evaluation.estimates`: facts
+are drawn anew, each with all its prompts. Effects are never clipped: they may be negative, or exceed the total.
+
+Shape letters: G groups of places, L layers, O outcomes, T tokens, P prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ftrace.causal.positions import LAST, groups_of
+from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack
+from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
+
+SEVERED = "_severed"
+
+
+@dataclass(frozen=True)
+class EffectGrid:
+    """Average effects by group and layer, each ``[G, L]``; NaN in a group that no prompt has.
+
+    Args:
+        mean: Over prompts.
+        low: Lower ends of their 95% intervals; NaN with fewer than two facts.
+        high: The upper ends.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Where an average effect is largest.
+
+    Args:
+        group: At which places.
+        layer: In which layer, from 0.
+        effect: How large, with the interval of that one cell: that it was chosen as the largest is not in it.
+    """
+
+    group: str
+    layer: int
+    effect: Estimate
+
+
+@dataclass(frozen=True)
+class StackAverages:
+    """Averages over the prompts of one stack of layers.
+
+    Args:
+        stack: Which.
+        groups: Names of the groups of places, ``[G]``.
+        num_prompts: How many prompts have tokens in each, int64 ``[G]``.
+        effects: Indirect effects by mediator and outcome.
+        differences: By severed mediator and outcome, the indirect effect of "hidden" minus that of the mediator, paired
+            by prompt: what severing takes away. Empty without "hidden".
+    """
+
+    stack: Stack
+    groups: tuple[str, ...]
+    num_prompts: np.ndarray
+    effects: Mapping[str, Mapping[Outcome, EffectGrid]]
+    differences: Mapping[str, Mapping[Outcome, EffectGrid]]
+
+    def peak(self, mediator: str, outcome: Outcome = "probability", group: str | None = None) -> Peak | None:
+        """Where a mediator's average indirect effect is largest.
+
+        Where a layer's output is restored, a decoder's last token is left out unless it is asked for: the answer is
+        read off it, and the last layer's output there restores everything, whatever the model.
+
+        Args:
+            mediator: One of those in ``effects``.
+            outcome: Of which outcome.
+            group: In this group only.
+
+        Returns:
+            The peak; None where no prompt has tokens in the groups that count.
+
+        Raises:
+            ValueError: If there is no such mediator or group.
+        """
+        if mediator not in self.effects or group not in (None, *self.groups):
+            raise ValueError(
+                f"expected one of the mediators {list(self.effects)} and of the groups {list(self.groups)}, "
+                f"found {mediator!r} and {group!r}"
+            )
+        grid = self.effects[mediator][outcome]
+        whole = self.stack == "decoder" and (mediator == "hidden" or mediator.endswith(SEVERED))
+        counts = [one == group if group else not (whole and one == LAST) for one in self.groups]
+        mean = np.where(np.array(counts)[:, None], grid.mean, np.nan)
+        if np.isnan(mean).all():
+            return None
+        row, layer = np.unravel_index(np.nanargmax(mean), mean.shape)
+        effect = Estimate(*(float(one[row, layer]) for one in (grid.mean, grid.low, grid.high)))
+        return Peak(self.groups[row], int(layer), effect)
+
+
+@dataclass(frozen=True)
+class Averages:
+    """What causal tracing finds on average.
+
+    Args:
+        num_prompts: How many prompts have each status: "traced", "wrong" and "refused". Averages are of the traced.
+        num_facts: How many facts those are of, prompts without a known fact being one each.
+        clean: Outcomes of the clean runs.
+        corrupted: Outcomes of the corrupted runs.
+        total_effect: The clean run's minus the corrupted runs', paired.
+        stacks: Indirect effects, by stack.
+        resamples: How often facts were drawn for the intervals.
+        seed: Of the draws.
+    """
+
+    num_prompts: Mapping[str, int]
+    num_facts: int
+    clean: Mapping[Outcome, Estimate]
+    corrupted: Mapping[Outcome, Estimate]
+    total_effect: Mapping[Outcome, Estimate]
+    stacks: Mapping[Stack, StackAverages]
+    resamples: int
+    seed: int
+
+
+def average_effects(traces: Sequence[PromptTrace], resamples: int = RESAMPLES, seed: int = 0) -> Averages:
+    """Average the effects of traced prompts.
+
+    The same draws serve all layers, mediators and outcomes of a group, so that they can be compared.
+
+    Args:
+        traces: Of all prompts, those that were left out included: they are counted.
+        resamples: How often to draw facts for the intervals.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If no prompt was traced, a prompt is there twice, or prompts have different stacks, mediators or
+            numbers of layers.
+    """
+    traced = [trace for trace in traces if trace.status == "traced"]
+    if not traced:
+        raise ValueError(
+            f"expected at least one prompt that was traced, found {len(traces)} prompts, none of them traced: "
+            "a prompt is traced if the model answers it rightly"
+        )
+    (name, times), *_ = Counter(trace.name for trace in traces).most_common(1)
+    if times > 1:
+        raise ValueError(f"expected each prompt once, found {name!r} {times} times: give the traces of one run")
+    _check_alike(traced)
+    facts = [f"prompt {trace.name}" if trace.fact is None else f"fact {trace.fact}" for trace in traced]
+    clean, corrupted = (np.stack([getattr(one, name) for one in traced]) for name in ("clean", "corrupted"))
+    totals = np.concatenate([clean, corrupted, clean - corrupted], axis=1)
+    estimates = sample_means([totals], [facts], resamples, seed).estimates()
+    by_outcome = [
+        dict(zip(OUTCOMES, estimates[start : start + len(OUTCOMES)], strict=True))
+        for start in range(0, 3 * len(OUTCOMES), len(OUTCOMES))
+    ]
+    return Averages(
+        num_prompts={status: sum(one.status == status for one in traces) for status in ("traced", "wrong", "refused")},
+        num_facts=len(set(facts)),
+        clean=by_outcome[0],
+        corrupted=by_outcome[1],
+        total_effect=by_outcome[2],
+        stacks={stack: _average_stack(traced, stack, facts, resamples, seed) for stack in traced[0].stacks},
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _check_alike(traced: Sequence[PromptTrace]) -> None:
+    def shape(trace: PromptTrace) -> dict[str, tuple[str, int]]:
+        return {
+            f"{stack}/{mediator}": (f"{len(groups_of(trace, stack))} groups of places", grid.shape[1])
+            for stack, own in trace.stacks.items()
+            for mediator, grid in own.restored.items()
+        }
+
+    first = shape(traced[0])
+    for trace in traced[1:]:
+        found = shape(trace)
+        if found != first:
+            differ = sorted(one for one in found.keys() | first.keys() if found.get(one) != first.get(one))
+            raise ValueError(
+                f"expected prompts that were traced in the same way, found {differ[0]} to be "
+                f"{_in_words(first.get(differ[0]))} in prompt {traced[0].name!r} and "
+                f"{_in_words(found.get(differ[0]))} in prompt {trace.name!r}: average the prompts of one run alone"
+            )
+
+
+def _in_words(shape: tuple[str, int] | None) -> str:
+    return "missing" if shape is None else f"of {shape[1]} layers and {shape[0]}"
+
+
+def _average_stack(
+    traced: Sequence[PromptTrace], stack: Stack, facts: Sequence[str], resamples: int, seed: int
+) -> StackAverages:
+    mediators = list(traced[0].stacks[stack].restored)
+    severed = [one for one in mediators if one.endswith(SEVERED)] if "hidden" in mediators else []
+    places = [groups_of(trace, stack) for trace in traced]
+    groups = tuple(places[0])
+    layers = next(iter(traced[0].stacks[stack].restored.values())).shape[1]
+    columns = len(mediators) + len(severed)
+    grids = np.full((len(OUTCOMES), 3, columns, len(groups), layers), math.nan)
+    counts = np.zeros(len(groups), dtype=np.int64)
+    for row, group in enumerate(groups):
+        having = [place for place, own in enumerate(places) if len(own[group])]
+        counts[row] = len(having)
+        if not having:
+            continue
+        of_facts = [facts[place] for place in having]
+        means = np.stack([_means_of_prompt(traced[place], stack, mediators, places[place][group]) for place in having])
+        hidden = means[:, [mediators.index("hidden")] * len(severed)] if severed else means[:, :0]
+        taken = hidden - means[:, [mediators.index(one) for one in severed]]
+        values = np.concatenate([means, taken], axis=1)  # P, mediators and differences, O, L
+        for place in range(len(OUTCOMES)):  # one at a time, to hold less: a column takes a number for each draw
+            flat = values[:, :, place].reshape(len(having), -1)
+            estimates = sample_means([flat], [of_facts], resamples, seed).estimates()
+            cells = np.array([[one.mean, one.low, one.high] for one in estimates])
+            grids[place, :, :, row] = cells.T.reshape(3, columns, layers)
+
+    def by_outcome(column: int) -> dict[Outcome, EffectGrid]:
+        return {outcome: EffectGrid(*grids[place, :, column]) for place, outcome in enumerate(OUTCOMES)}
+
+    return StackAverages(
+        stack,
+        groups,
+        counts,
+        {mediator: by_outcome(column) for column, mediator in enumerate(mediators)},
+        {mediator: by_outcome(len(mediators) + column) for column, mediator in enumerate(severed)},
+    )
+
+
+def _means_of_prompt(trace: PromptTrace, stack: Stack, mediators: Sequence[str], places: np.ndarray) -> np.ndarray:
+    """Indirect effects of each mediator, means over some places, ``[mediators, O, L]``."""
+    restored = np.stack([trace.stacks[stack].restored[one] for one in mediators])[..., places]
+    means: np.ndarray = (restored - trace.corrupted[:, None, None]).mean(-1)
+    return means
