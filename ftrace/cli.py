@@ -12,7 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.commands import attribute, counterfactual, evaluate, learned_when, search, tail_patch
+from ftrace.commands import attribute, causal_trace, counterfactual, evaluate, learned_when, search, tail_patch
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.index import index
 from ftrace.data import SynthSettings, fill_in, write_synth
@@ -146,6 +146,8 @@ def _parser() -> ArgumentParser:
             learned_when.add_arguments(command)
         elif name == "search":
             search.add_arguments(command)
+        elif name == "causal-trace":
+            causal_trace.add_arguments(command)
         elif name == "tail-patch":
             tail_patch.add_arguments(command)
         elif name == "counterfactual":
@@ -165,6 +167,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "index": index,
     "search": search.search,
     "counterfactual": counterfactual.leave_out_and_compare,
+    "causal-trace": causal_trace.command,
     "ledger": show_ledger,
     "learned-when": learned_when.compare_by_learned_step,
     "tail-patch": tail_patch.patch_stores,

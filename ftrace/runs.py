@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -44,6 +44,21 @@ _BARE: dict[str, Any] = {  # what a Trainer must be given if it is to be barebon
     "detect_anomaly": False, "profiler": None, "barebones": True,
 }  # fmt: skip
 NOT_OF_WEIGHTS = (*_BARE, "default_root_dir")  # settings of a Trainer that the weights don't depend on
+
+
+def newest_run(folder: str | Path) -> Path:
+    """A run's folder; of one that has only versions of a run in it, as Lightning's loggers number them, the newest.
+
+    Example:
+        >>> newest_run("runs/a").name  # nothing there: Run() says so
+        'a'
+    """
+    place = Path(folder)
+    if (place / "config.yaml").exists():
+        return place
+    versions = [one.parent for one in place.glob("version_*/config.yaml")]
+    numbered = [one for one in versions if one.name.removeprefix("version_").isdigit()]
+    return max(numbered, key=lambda one: int(one.name.removeprefix("version_")), default=place)
 
 
 class Run:
@@ -91,6 +106,22 @@ class Run:
     def last_snapshot(self) -> Path:
         """The folder of the run's last snapshot."""
         return self.snapshots[-1]
+
+    def snapshot(self, which: Literal["last", "first"] | int) -> Path:
+        """The folder of a snapshot.
+
+        Args:
+            which: "last", "first", or the one after so many steps.
+
+        Raises:
+            ValueError: If there is no snapshot of that step.
+        """
+        if isinstance(which, str):
+            return self.snapshots[-1 if which == "last" else 0]
+        by_step = {int(folder.name.removeprefix("step-")): folder for folder in self.snapshots}
+        if which not in by_step:
+            raise ValueError(f"snapshot: expected last, first, or one of the steps {sorted(by_step)}, found {which}")
+        return by_step[which]
 
     @cached_property
     def model(self) -> FactLM:

@@ -5,6 +5,7 @@ from ftrace.causal.corruption import Corruption, NoiseSettings
 from ftrace.causal.layouts import PRESETS, ModelLayout
 from ftrace.causal.mediators import MEDIATORS, Mediator
 from ftrace.causal.positions import position_groups
+from ftrace.causal.prediction import TraceTask, trace_prompts
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack, StackTrace
 from ftrace.causal.trace_files import find_trace, read_settings, read_trace, read_traces, trace_file, write_trace
 from ftrace.causal.tracer import CausalTracer, TraceSettings
@@ -27,6 +28,7 @@ __all__ = [
     "StackAverages",
     "StackTrace",
     "TraceSettings",
+    "TraceTask",
     "average_effects",
     "find_trace",
     "position_groups",
@@ -34,5 +36,6 @@ __all__ = [
     "read_trace",
     "read_traces",
     "trace_file",
+    "trace_prompts",
     "write_trace",
 ]

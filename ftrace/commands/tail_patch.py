@@ -87,7 +87,7 @@ def patch_stores(
     budget = memory_budget if isinstance(memory_budget, int) else bytes_of(memory_budget)
     of_run = Run(run if run is not None else Path(store[0]).resolve().parent)
     stores = _rows(open_stores(store, of_run.folder if run is not None else None), kind)
-    folder = _snapshot(of_run, snapshot)
+    folder = of_run.snapshot(snapshot)
     model = of_run.model_at(folder)
     rule, settings = _rule(of_run, model, folder, optimizer, learning_rate)
     asked = _queries(of_run, queries, sample, seed)
@@ -131,15 +131,6 @@ def _top(store: ScoreStore, kind: str, query_ids: Sequence[int], k: int) -> dict
     if lacking:
         raise ValueError(f"{store.path}: expected scores for each of the queries, found none for query {lacking[0]}")
     return {query: store.top(query, k, kind)[0] for query in query_ids}
-
-
-def _snapshot(run: Run, which: Literal["last", "first"] | int) -> Path:
-    if isinstance(which, str):
-        return run.snapshots[-1 if which == "last" else 0]
-    by_step = {int(folder.name.removeprefix("step-")): folder for folder in run.snapshots}
-    if which not in by_step:
-        raise ValueError(f"snapshot: expected last, first, or one of the steps {sorted(by_step)}, found {which}")
-    return by_step[which]
 
 
 def _rule(

@@ -1,0 +1,199 @@
+"""Tracing many prompts under Lightning: by one or several processes, prompt by prompt, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
+
+from ftrace.causal.corruption import Corruption, NoiseSettings
+from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
+from ftrace.causal.prompt_trace import PromptTrace, Stack
+from ftrace.causal.trace_files import read_trace, trace_file, write_trace
+from ftrace.causal.tracer import CausalTracer, TraceSettings, check_state
+from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
+from ftrace.evaluation import replace_text
+
+SETTINGS = "settings.json"
+_NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")
+
+
+@dataclass(frozen=True)
+class TraceTask:
+    """Prompts to trace through a model.
+
+    Args:
+        model: The model, in eval mode.
+        tokenizer: Its tokenizer.
+        prompts: The prompts; those that can't be traced are left out one by one, and said so in their files.
+        folder: Where the files go; those that are there already are not computed again.
+        settings: What to trace.
+        noise: How subjects are corrupted.
+        layouts: Where things are in the model; default: the preset for its type.
+        as_trained: Whether the model was trained by ftrace, on the tokens that its collators make.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[FactPrompt]
+    folder: Path
+    settings: TraceSettings = field(default_factory=TraceSettings)
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    layouts: Mapping[Stack, ModelLayout] | None = None
+    as_trained: bool = False
+
+    def tokenized(self, prompt: FactPrompt) -> TokenizedPrompt:
+        """A prompt in the model's tokens.
+
+        Raises:
+            ValueError: If it can't be traced.
+        """
+        config = self.model.config
+        start = config.decoder_start_token_id if config.is_encoder_decoder else None
+        return tokenize_prompt(prompt, self.tokenizer, decoder_start=start, as_trained=self.as_trained)
+
+
+def trace_prompts(
+    task: TraceTask, accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto"
+) -> list[PromptTrace]:
+    """Trace prompts; each has a file of its own as soon as it is done.
+
+    Args:
+        task: What to trace.
+        accelerator: Lightning's.
+        devices: How many processes share the prompts.
+        strategy: Lightning's.
+
+    Returns:
+        What was found of each prompt, in their order; in every process.
+
+    Raises:
+        ValueError: If there are no prompts, the model can't be traced, or the folder is of other settings.
+    """
+    if not task.prompts:
+        raise ValueError("expected at least one prompt, found none")
+    check_state(task.model)
+    for layout in (task.layouts or layouts_of(task.model)).values():
+        find_modules(task.model, layout)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a prompt's place is all they would load
+        warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
+        trainer = Trainer(
+            accelerator=accelerator, devices=devices, strategy=strategy, logger=False, enable_checkpointing=False,
+            enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        module = _Tracing(task)
+        trainer.predict(module, return_predictions=False)
+    trainer.strategy.barrier()  # the first process reads what all have written
+    return [read_trace(trace_file(task.folder, prompt.name)) for prompt in task.prompts]
+
+
+class _Tracing(LightningModule):
+    """Traces this process's share of the prompts."""
+
+    def __init__(self, task: TraceTask) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may find all its work done
+        self.task = task
+        self.model = task.model
+        self.described = _described(task)
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self.trainer.is_global_zero:
+            _claim(self.task.folder, self.described)
+        self.trainer.strategy.barrier()
+
+    @override
+    def predict_dataloader(self) -> DataLoader:
+        mine = range(self.global_rank, len(self.task.prompts), self.trainer.world_size)
+        waiting = [place for place in mine if not _is_done(self.task.folder, self.task.prompts[place].name)]
+        return DataLoader(waiting, batch_size=None)  # type: ignore[arg-type]
+
+    @override
+    def on_predict_start(self) -> None:
+        task = self.task
+        self.tracer = CausalTracer(self.model, task.settings, task.layouts)
+        tokenized = []
+        for prompt in task.prompts:
+            try:
+                tokenized.append(task.tokenized(prompt))
+            except ValueError:
+                continue  # it is refused, with the reason, when its turn comes
+        alone = [task.tokenizer(one.prompt.subject, add_special_tokens=False)["input_ids"] for one in tokenized]
+        inside = [one.input_ids[slice(*one.subject)] for one in tokenized]
+        # Where no prompt can be traced, each says why; noise would only say that there are no subjects.
+        self.corruption = Corruption(task.noise, self.tracer.embedding, alone, inside) if tokenized else None
+
+    @override
+    def predict_step(self, batch: int, batch_idx: int) -> None:
+        prompt = self.task.prompts[batch]
+        try:
+            tokenized = self.task.tokenized(prompt)
+            assert self.corruption is not None
+            trace = self.tracer.trace(tokenized, self.corruption)
+        except (ValueError, MemoryError) as error:
+            trace = PromptTrace(
+                prompt.name, "refused", " ".join(str(error).split()), prompt.prompt, prompt.subject, prompt.answers,
+                prompt.fact, prompt.query_id,
+            )  # fmt: skip
+        write_trace(self.task.folder, trace, self.described)
+
+
+def _described(task: TraceTask) -> dict[str, Any]:
+    """All that results depend on, as JSON holds it."""
+    settings = {name: value for name, value in asdict(task.settings).items() if name not in _NOT_OF_RESULTS}
+    layouts = {stack: asdict(layout) for stack, layout in (task.layouts or layouts_of(task.model)).items()}
+    prompts = hashlib.sha256(json.dumps([asdict(prompt) for prompt in task.prompts]).encode()).hexdigest()[:16]
+    described = {
+        "settings": settings, "noise": asdict(task.noise), "layouts": layouts, "prompts": prompts,
+        "as_trained": task.as_trained, "model": _fingerprint(task.model),
+    }  # fmt: skip
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """What tells a model from others: 16 hexadecimal digits of its type and some entries of each parameter."""
+    found = hashlib.sha256(model.config.model_type.encode())
+    for name, parameter in model.named_parameters():
+        some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].double()
+        found.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
+    return found.hexdigest()[:16]
+
+
+def _claim(folder: Path, described: Mapping[str, Any]) -> None:
+    """Note what a folder is of; one that is of something else is refused."""
+    file = folder / SETTINGS
+    if file.exists():
+        try:
+            known = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}). Remove the folder, or give another output_dir") from error
+        differing = [name for name in described if known.get(name) != described[name]]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{folder} has traces with another {name!r}: expected {json.dumps(known.get(name))}, found "
+                f"{json.dumps(described[name])}. Remove it, or give another output_dir"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(file, json.dumps(described, indent=2) + "\n")
+
+
+def _is_done(folder: Path, name: str) -> bool:
+    """Whether a prompt needs no further run; one that was refused is tried again, which costs little."""
+    file = trace_file(folder, name)
+    try:
+        return file.exists() and read_trace(file).status != "refused"
+    except ValueError:  # damaged: made anew
+        return False

@@ -1,0 +1,250 @@
+"""``ftrace causal-trace``: where in a model facts live, and who wrote them there."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import track
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ftrace.causal import (
+    MEDIATORS,
+    Averages,
+    ModelLayout,
+    NoiseSettings,
+    Outcome,
+    PromptTrace,
+    Stack,
+    TraceSettings,
+    TraceTask,
+    average_effects,
+    trace_prompts,
+)
+from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
+from ftrace.evaluation import seeded_sample
+from ftrace.report import (
+    plot_average,
+    plot_lines,
+    plot_prompt,
+    render_averages,
+    write_averages_csv,
+    write_effects_csv,
+)
+from ftrace.runs import Run, newest_run
+
+_MOST_LISTED = 12
+_SETTINGS = tuple(field.name for field in fields(TraceSettings))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model that is traced.
+
+    Args:
+        model: The model, in eval mode.
+        tokenizer: Its tokenizer.
+        run: The run that trained it, if one did.
+        folder: Where results go by default.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    run: Run | None
+    folder: Path
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments: those of :class:`TraceSettings` as its own, lists without brackets."""
+    for name, known in (("mediators", MEDIATORS), ("stacks", get_args(Stack))):
+        command.add_argument(f"--{name}", nargs="+", choices=known, help=f"Some of {', '.join(known)}; default: all.")
+    command.add_class_arguments(TraceSettings, skip={"mediators", "stacks"})
+    command.add_function_arguments(causal_trace, skip={"settings"})
+
+
+def command(**options: Any) -> None:
+    """Trace where in a model facts live: clean, corrupted and restored runs, as Meng et al. (2022)."""
+    settings = {name: options.pop(name) for name in _SETTINGS}
+    lists = {name: None if settings[name] is None else tuple(settings[name]) for name in ("mediators", "stacks")}
+    causal_trace(TraceSettings(**{**settings, **lists}), **options)
+
+
+def causal_trace(
+    settings: TraceSettings,
+    run: str | None = None,
+    model: str | None = None,
+    prompts: str | None = None,
+    output_dir: str | None = None,
+    tokenizer: str | None = None,
+    snapshot: Literal["last", "first"] | int = "last",
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
+    noise: NoiseSettings = NoiseSettings(),  # noqa: B008
+    layouts: dict[Stack, ModelLayout] | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    outcome: Outcome = "probability",
+    pictures: int = 8,
+    effects_csv: bool = True,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    strategy: str = "auto",
+) -> None:
+    """Trace where in a model facts live; killed and given again, it goes on.
+
+    Args:
+        settings: What to trace.
+        run: The log folder of a run that ftrace trained, or the folder that its versions are in: the newest is taken.
+            Its queries are the prompts, unless a file is given.
+        model: Or a pretrained model, by hub name or folder.
+        prompts: A file of prompts, JSON or JSON lines: "prompt", "subject" and "answer", or as the known_1000 file.
+        output_dir: Where results go; default: "causal" in the run's folder, else runs/causal/MODEL.
+        tokenizer: The model's tokenizer; default: its own.
+        snapshot: Of a run: "last", "first", or a step.
+        dtype: Of a pretrained model's weights; default: as they are stored.
+        noise: How subjects are corrupted.
+        layouts: Names of modules, by stack, for models that none are known for.
+        sample: Trace this many prompts, by a seeded shuffle.
+        seed: Of the sample and of bootstrap intervals.
+        outcome: What pictures and the table show. Files have all outcomes.
+        pictures: How many prompts to draw one by one.
+        effects_csv: Whether to write every cell of every prompt to effects.csv.
+        accelerator: Lightning's, such as "cpu" or "gpu".
+        devices: How many processes share the prompts.
+        strategy: Lightning's, such as "ddp".
+    """
+    if pictures < 0:
+        raise ValueError(f"pictures: expected at least 0, found {pictures}")
+    traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
+    chosen = _prompts(traced.run, prompts, sample, seed)
+    folder = Path(output_dir) if output_dir else traced.folder
+    as_trained = traced.run is not None
+    task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
+    traces = trace_prompts(task, accelerator, devices, strategy)
+    if rank_zero_only.rank == 0:
+        console = Console()
+        _check_some_traced(traces)
+        averages = average_effects(traces, seed=seed)
+        console.print(render_averages(averages, outcome))
+        written = write_results(folder, traces, averages, outcome, pictures, effects_csv=effects_csv)
+        tell_left_out(traces, console)
+        console.print(f"Wrote {', '.join(written)} to {folder}", soft_wrap=True)
+
+
+def _subject(
+    run: str | None,
+    model: str | None,
+    prompts: str | None,
+    tokenizer: str | None,
+    snapshot: Literal["last", "first"] | int,
+    dtype: str,
+) -> _Subject:
+    if (run is None) == (model is None):
+        raise ValueError("expected exactly one of run and model, found both or neither")
+    if run is not None:
+        of_run = Run(newest_run(run))
+        found = of_run.model_at(of_run.snapshot(snapshot))
+        own = of_run.data.tokenizer
+        assert own is not None
+        return _Subject(found.model.eval(), own, of_run, of_run.folder / "causal")
+    assert model is not None
+    if prompts is None:
+        raise ValueError("prompts: expected a file of prompts for a pretrained model, found none")
+    try:
+        config = AutoConfig.from_pretrained(model)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        loaded = auto.from_pretrained(model, dtype=dtype)
+        words = AutoTokenizer.from_pretrained(tokenizer or model)
+    except OSError as error:
+        raise ValueError(f"model: can't load {model!r}: {error}") from error
+    return _Subject(loaded.eval(), words, None, Path("runs", "causal", re.sub(r"[^\w.-]+", "-", model).strip("-")))
+
+
+def _prompts(run: Run | None, file: str | None, sample: int | None, seed: int) -> list[FactPrompt]:
+    if file is not None:
+        found = read_prompts(Path(file))
+    else:
+        assert run is not None
+        found = prompts_of_queries(run.data)
+    if sample is None:
+        return found
+    if sample < 1:
+        raise ValueError(f"sample: expected at least 1, found {sample}")
+    drawn = set(seeded_sample(list(range(len(found))), sample, seed))
+    return [prompt for place, prompt in enumerate(found) if place in drawn]
+
+
+def _check_some_traced(traces: Sequence[PromptTrace]) -> None:
+    if any(trace.status == "traced" for trace in traces):
+        return
+    ranked = sorted((trace.rank, trace.name) for trace in traces if trace.rank is not None)
+    best = ", ".join(f"{name} (rank {rank})" for rank, name in ranked[:5])
+    refused = [trace for trace in traces if trace.status == "refused"]
+    why = f" {len(refused)} can't be traced, the first ({refused[0].name}): {refused[0].reason}" if refused else ""
+    raise ValueError(
+        f"expected at least one prompt that the model answers rightly, found none of {len(traces)}."
+        + (f" The best ranks of answers: {best}. Trace them all the same with --only_correct false." if best else "")
+        + why
+    )
+
+
+def write_results(
+    folder: Path,
+    traces: Sequence[PromptTrace],
+    averages: Averages,
+    outcome: Outcome,
+    pictures: int,
+    *,
+    effects_csv: bool = True,
+) -> list[str]:
+    """Write tables and pictures of traced prompts.
+
+    Args:
+        folder: Where they go.
+        traces: Of all prompts.
+        averages: Of those that were traced.
+        outcome: What pictures show.
+        pictures: How many prompts to draw.
+        effects_csv: Whether to write every cell of every prompt.
+
+    Returns:
+        What was written, by name.
+    """
+    write_averages_csv(averages, folder / "average_effects.csv")
+    plot_average(averages, folder / "average.png", outcome)
+    plot_lines(averages, folder / "lines.png", outcome)
+    drawn = [trace for trace in traces if trace.status == "traced"][:pictures]
+    for trace in track(drawn, "Drawing", transient=True, disable=len(drawn) < 2):
+        plot_prompt(trace, outcome, folder / "pictures" / f"{trace.name}.png")
+    written = ["prompts/", "average_effects.csv", "average.png", "lines.png", *(["pictures/"] if drawn else [])]
+    if effects_csv:
+        write_effects_csv(traces, folder / "effects.csv")
+        written.insert(1, "effects.csv")
+    return written
+
+
+def tell_left_out(traces: Sequence[PromptTrace], console: Console) -> None:
+    """List the prompts that were left out, and why."""
+    counts: Mapping[str, int] = Counter(trace.status for trace in traces)
+    if counts["wrong"]:
+        console.print(f"{counts['wrong']} of {len(traces)} prompts left out: the model answers them wrongly.")
+    refused = [trace for trace in traces if trace.status == "refused"]
+    if refused:
+        console.print(f"{len(refused)} of {len(traces)} prompts can't be traced:")
+    for trace in refused[:_MOST_LISTED]:
+        console.print(f"  {trace.name}: {trace.reason}", soft_wrap=True, markup=False)
+    if len(refused) > _MOST_LISTED:
+        console.print(f"  ... and {len(refused) - _MOST_LISTED} more; each has its reason in its file in prompts/")
