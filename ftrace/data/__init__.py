@@ -6,9 +6,13 @@ from ftrace.data.corpus_files import read_queries
 from ftrace.data.example_ids import WithExampleIds
 from ftrace.data.fact_corpus import FactCorpus
 from ftrace.data.fact_data import FactData, FactParts
+from ftrace.data.fact_prompts import FactPrompt, read_prompts
 from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.ftrace_trex import FtraceTrex
 from ftrace.data.kept_rows import CollatedRows, KeptRows
+from ftrace.data.prompt_tokens import TokenizedPrompt, tokenize_prompt
+from ftrace.data.query_prompts import prompts_of_queries
+from ftrace.data.subject_spans import subject_span
 from ftrace.data.synth import SynthCorpus, SynthSettings
 from ftrace.data.synth_files import write_synth
 from ftrace.data.text import SENTINEL, answers_in, fill_in
@@ -22,16 +26,22 @@ __all__ = [
     "FactCorpus",
     "FactData",
     "FactParts",
+    "FactPrompt",
     "FtraceSynth",
     "FtraceTrex",
     "KeptRows",
     "SynthCorpus",
     "SynthSettings",
+    "TokenizedPrompt",
     "WithExampleIds",
     "answers_in",
     "fill_in",
     "make_collator",
+    "prompts_of_queries",
+    "read_prompts",
     "read_queries",
+    "subject_span",
+    "tokenize_prompt",
     "train_word_tokenizer",
     "write_synth",
 ]

@@ -1,7 +1,8 @@
 """A user's own corpus on disk, in the form that all fact-tracing data sets have.
 
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, name, facts
-queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, name, fact, answers, proponent_ids
+queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, name, fact, answers, proponent_ids; subject, if
+                   a query has one
 manifest.json      counts
 """
 
@@ -23,7 +24,7 @@ from ftrace.data.text import split_sentinel
 
 FORMAT = "ftrace-corpus"
 
-TRAIN_SCHEMA, QUERY_SCHEMA = train_schema("name"), query_schema("name")
+TRAIN_SCHEMA = train_schema("name")
 _PAIRS = (("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
 
 
@@ -34,7 +35,7 @@ def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[Sou
         folder: The folder; one that is there is replaced.
         train: Training rows: ``inputs`` and ``targets`` (or the same with ``_pretokenized``), or ``text``; may have
             ``id`` and ``facts``.
-        queries: Queries, likewise; may have ``id``, ``fact``, ``answers`` and ``proponents``.
+        queries: Queries, likewise; may have ``id``, ``fact``, ``answers``, ``subject`` and ``proponents``.
 
     Returns:
         The manifest.
@@ -47,7 +48,11 @@ def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[Sou
         num_train = write_rows(temporary / "train.parquet", TRAIN_SCHEMA, corpus.rows(train))
         if not num_train:
             raise ValueError("train: expected at least one row, found none")
-        num_queries = write_rows(temporary / "queries.parquet", QUERY_SCHEMA, corpus.queries(queries))
+        asked = list(corpus.queries(queries))
+        # Only where it is told: the same files give the same folder as before there were subjects.
+        has_subject = any(query["subject"] is not None for query in asked)
+        schema = query_schema("name", "subject") if has_subject else query_schema("name")
+        num_queries = write_rows(temporary / "queries.parquet", schema, asked)
         if not num_queries:
             raise ValueError("queries: expected at least one query, found none")
         manifest = {
@@ -119,6 +124,7 @@ class _Corpus:
                 "fact": fact,
                 "answers": _texts(row, "answers") or [split_sentinel(targets)[1].strip()],
                 "proponent_ids": proponents,
+                "subject": row.text("subject", empty=True) if "subject" in row.fields else None,
             }
 
     def _texts(self, row: SourceRow) -> tuple[str, str]:

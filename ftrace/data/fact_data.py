@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,8 @@ class FactData(LightningDataModule):
     Training rows have ``example_id`` (0 to N - 1, in order), ``inputs_pretokenized``, ``targets_pretokenized``,
     ``facts`` (a list of keys), where the source names its rows ``name``, and where several rows are variants of one
     sentence, ``sentence_id``. Queries have ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted
-    surfaces) and ``proponent_ids`` (the ids of rows that state the fact, ascending).
+    surfaces), ``proponent_ids`` (the ids of rows that state the fact, ascending), and where the source tells,
+    ``subject`` (what the fact is about, in the words of the text).
 
     Training batches carry ``example_id``, query batches ``query_id``. Validation, test and prediction run over the
     queries.
@@ -151,6 +152,15 @@ class FactData(LightningDataModule):
             ValueError: If it is no key of this data's.
         """
         return None
+
+    def subject_of_query(self, row: Mapping[str, Any]) -> str | None:
+        """What a query's text says its fact of, as it is spelled there; None where the data don't tell.
+
+        Args:
+            row: The query, of :attr:`query_rows`.
+        """
+        subject: str | None = row.get("subject")
+        return subject
 
     @cached_property
     def proponents(self) -> dict[int, np.ndarray]:

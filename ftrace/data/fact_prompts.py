@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+
+from ftrace.data.row_files import SourceRow, read_rows
+
+_OPTIONAL = ("answer", "answers", "foil", "subject_start", "id", "fact")
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
 class FactPrompt:
     """A text that a model is to go on with, or whose mask it is to fill in.
 
+    It may be unfit to be traced: :func:`ftrace.data.tokenize_prompt` says why.
+
     Args:
         name: Its name, unique among the prompts: files are called after it.
         prompt: The text. Where it has a mask such as ``<extra_id_0>``, that is where the answer belongs.
-        subject: What the fact is about, as the text spells it.
+        subject: What the fact is about, as the text spells it; empty where that is not known.
         answers: The accepted surfaces of the answer, the prompt's own first.
         foil: Another answer, whose logit the answer's is compared with; None: the model's likeliest other token.
         subject_start: Where the subject begins, in characters; None where it stands there only once.
         fact: Key of the fact, where it is known: prompts of one fact are one observation.
         query_id: The query that it is, where it is one.
+        targets: The query's own target text, where it is a query: a model that was trained on such rows answers in its
+            form, after a sentinel or without.
     """
 
     name: str
@@ -28,3 +41,111 @@ class FactPrompt:
     subject_start: int | None = None
     fact: str | None = None
     query_id: int | None = None
+    targets: str | None = None
+
+
+def read_prompts(file: Path) -> list[FactPrompt]:
+    """The prompts of a file: records of ``known_1000`` (Meng et al. 2022, arXiv 2202.05262), or a user's own.
+
+    A record of ``known_1000`` has ``known_id``, ``subject``, ``attribute`` (the answer) and ``prompt``; its other
+    fields are not read. A user's has ``prompt``, ``subject`` and ``answer``, and may have ``answers`` (more that are
+    accepted), ``foil``, ``subject_start``, ``id`` and ``fact``.
+
+    What a prompt says is not judged here: one with an empty answer, or whose subject is not in it, is kept, and refused
+    when it is tokenized, so that the others can be traced.
+
+    Args:
+        file: JSON lines, JSON or Parquet.
+
+    Raises:
+        ValueError: If the file can't be read, a record lacks a field or has one of the wrong kind, an id occurs twice,
+            or there are no prompts.
+    """
+    prompts: list[FactPrompt] = []
+    ids: dict[str, str] = {}
+    names: set[str] = set()
+    for row in read_rows(file, nulls=True):
+        prompt, subject = _text(row, "prompt"), _text(row, "subject")
+        answers = _answers(row)
+        _check_spelling(row)
+        name = _unused(_name(row, ids), names)
+        names.add(name.casefold())  # some file systems don't tell A from a
+        prompts.append(
+            FactPrompt(
+                name,
+                prompt,
+                subject,
+                answers,
+                foil=_text(row, "foil") if _has(row, "foil") else None,
+                subject_start=_start(row),
+                fact=row.name("fact") if _has(row, "fact") else None,
+            )
+        )
+    if not prompts:
+        raise ValueError(f"{file}: expected at least one prompt, found none")
+    return prompts
+
+
+def _has(row: SourceRow, field: str) -> bool:
+    return row.fields.get(field) is not None
+
+
+def _text(row: SourceRow, field: str) -> str:
+    """A field that must be there, and is text; empty where it is null."""
+    if field in row.fields and row.fields[field] is None:
+        return ""
+    return row.text(field, empty=True)
+
+
+def _answers(row: SourceRow) -> tuple[str, ...]:
+    """The prompt's own answer, then what else is accepted."""
+    field = next((field for field in ("answer", "attribute", "answers") if _has(row, field)), None)
+    if field is None:
+        if "answer" in row.fields or "attribute" in row.fields:
+            return ("",)
+        raise ValueError(f'{row.place}: expected the field "answer" (or "attribute"), {row.found("answer")}')
+    own = [] if field == "answers" else [_text(row, field)]
+    more = row.fields["answers"] if _has(row, "answers") else []
+    more = [more] if isinstance(more, str) else more
+    if not isinstance(more, list) or not all(isinstance(answer, str) for answer in more):
+        raise row.wrong("answers", "text or a list of texts")
+    return tuple(dict.fromkeys([*own, *more])) or ("",)
+
+
+def _start(row: SourceRow) -> int | None:
+    if not _has(row, "subject_start"):
+        return None
+    start = row.fields["subject_start"]
+    if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+        raise row.wrong("subject_start", "the place of the subject's first character, counted from 0")
+    return start
+
+
+def _check_spelling(row: SourceRow) -> None:
+    """Refuse a field that is nearly an optional one: it would be passed over without a word."""
+    for field in sorted(row.fields.keys() - {*_OPTIONAL, "attribute"}):
+        near = difflib.get_close_matches(field, [name for name in _OPTIONAL if name not in row.fields], 1, 0.85)
+        if near:
+            raise ValueError(f"{row.place}: unknown field {field!r}. Write it {near[0]!r}, or leave it out")
+
+
+def _name(row: SourceRow, ids: dict[str, str]) -> str:
+    """What a prompt's files are called after, by its id or else its place in the file."""
+    field = next((field for field in ("id", "known_id") if _has(row, field)), None)
+    if field is None:
+        return f"prompt-{row.number}"
+    found = row.name(field)
+    if found in ids:
+        raise row.wrong(field, f"an id of its own, not {found!r}, that {ids[found]} has too")
+    ids[found] = f"row {row.number}"
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", found).strip("-.")[:_LONGEST_NAME]
+    prefix = "known-" if field == "known_id" else "" if re.search("[A-Za-z]", safe) else "prompt-"
+    return f"{prefix}{safe}" if safe else f"prompt-{row.number}"
+
+
+def _unused(name: str, used: Collection[str]) -> str:
+    """The name, or with the first number from 2 that makes it a new one."""
+    candidate, number = name, 2
+    while candidate.casefold() in used:
+        candidate, number = f"{name}-{number}", number + 1
+    return candidate

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.collators import Architecture
 from ftrace.data.fact_data import FactData, FactParts
-from ftrace.data.synth import SynthSettings
+from ftrace.data.synth import SynthSettings, entity_surfaces
 from ftrace.data.synth_files import FORMAT, write_synth
 
 
@@ -73,6 +75,15 @@ class FtraceSynth(FactData):
         if not found:
             raise ValueError(f"fact: expected a key such as r3-e1-e2, found {fact!r}")
         return FactParts(*found.groups())
+
+    @override
+    def subject_of_query(self, row: Mapping[str, Any]) -> str:
+        """The entity that is not masked, in the surface that the query's name tells."""
+        found = re.fullmatch(r"r\d+-e(\d+)-e(\d+)-rx\d+-ex(\d)-ex(\d)-s([01])", row["guid"])
+        if not found:
+            raise ValueError(f"guid: expected a name such as r3-e1-e2-rx0-ex1-ex0-s0, found {row['guid']!r}")
+        *entities, first, second, masked = map(int, found.groups())
+        return entity_surfaces(entities[1 - masked])[(first, second)[1 - masked]]
 
 
 def _hash(synth: SynthSettings) -> str:

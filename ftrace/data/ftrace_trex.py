@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
@@ -11,7 +14,7 @@ from typing_extensions import override
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.collators import Architecture
 from ftrace.data.fact_data import FactData, FactParts
-from ftrace.data.trex_files import FORMAT, write_trex
+from ftrace.data.trex_files import FORMAT, subject_of_query, write_trex
 from ftrace.data.trex_sources import open_trex
 
 
@@ -90,3 +93,18 @@ class FtraceTrex(FactData):
             raise ValueError(f"fact: expected a key such as P361,Q48,Q771405, found {fact!r}")
         relation, of, subject = parts  # keys name the object before the subject
         return FactParts(relation, subject, of)
+
+    @override
+    def subject_of_query(self, row: Mapping[str, Any]) -> str | None:
+        """The one of the fact's subject and object that is not masked, if the text has it."""
+        if "subject" in row:
+            return super().subject_of_query(row)
+        return self._subjects[row["uuid"], row["inputs_pretokenized"], row["targets_pretokenized"]]
+
+    @cached_property
+    def _subjects(self) -> dict[tuple[str, ...], str | None]:
+        """From the source, for folders that were written before they had subjects."""
+        return {
+            (row.name("uuid"), row.text("inputs_pretokenized"), row.text("targets_pretokenized")): subject_of_query(row)
+            for row in self.source.rows("queries")
+        }

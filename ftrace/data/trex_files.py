@@ -1,7 +1,8 @@
 """FTRACE-TREX on disk: which rows state which fact, worked out once.
 
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, name, sentence_id, facts
-queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, uuid, predicate, fact, answers, proponent_ids
+queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, uuid, predicate, subject, fact, answers,
+                   proponent_ids
 manifest.json      counts, and what was left out
 """
 
@@ -31,9 +32,10 @@ ROWS_PER_BATCH = 100_000
 
 _ROW_SCHEMA = pa.schema([("example_id", pa.int64()), *TEXT, ("name", pa.string()), ("sentence_id", pa.int64())])
 TRAIN_SCHEMA = _ROW_SCHEMA.append(pa.field("facts", pa.list_(pa.string())))
-QUERY_SCHEMA = query_schema("uuid", "predicate")
+QUERY_SCHEMA = query_schema("uuid", "predicate", "subject")
 _FACT = re.compile(r"[^,;\s]+,[^,;\s]+,[^,;\s]+")
 _MASK = "<extra_id_0>"
+_SURFACES = ("obj_surface", "sub_surface")
 
 
 def write_trex(
@@ -160,6 +162,7 @@ class _Queries:
                 "targets_pretokenized": targets,
                 "uuid": uuid,
                 "predicate": row.fields["predicate_id"],
+                "subject": subject_of_query(row),
                 "fact": fact,
                 "answers": answers.texts,
                 "proponent_ids": proponents,
@@ -230,8 +233,34 @@ class _Answers(NamedTuple):
 def _answers(row: SourceRow, targets: str) -> _Answers:
     """The target's own text, and the surface of what is masked, if that is spelled otherwise."""
     answer = split_sentinel(targets)[1].strip()
-    for name in ("obj_surface", "sub_surface"):
+    for name in _SURFACES:
         surface = row.text(name, empty=True).strip()
         if surface.casefold() == answer.casefold():
             return _Answers(list(dict.fromkeys([answer, surface])), True)
     return _Answers([answer], False)
+
+
+def subject_of_query(row: SourceRow) -> str | None:
+    """What a published query's text says its fact of: the one of object and subject that is not masked.
+
+    Returns:
+        It in the text's spelling; None if the text doesn't have it, or has both.
+
+    Raises:
+        ValueError: If the row is malformed.
+    """
+    inputs, targets = _masked_text(row)
+    masked = [surface.casefold() for surface in _answers(row, targets).texts]
+    surfaces = [row.text(name, empty=True).strip() if name in row.fields else "" for name in _SURFACES]
+    # Both may be spelled like the answer, as a town and its state: then one of them is masked, the other is not.
+    others = [surface for surface in surfaces if surface.casefold() not in masked] or surfaces[:1]
+    found = {spelled for other in others if (spelled := _spelled(other, inputs))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _spelled(words: str, text: str) -> str | None:
+    """Words as a text spells them, but for the case of letters; None if it doesn't have them."""
+    if not words or words in text:
+        return words or None
+    found = re.search(re.escape(words), text, re.IGNORECASE)
+    return found.group() if found else None

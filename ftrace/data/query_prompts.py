@@ -1,0 +1,37 @@
+"""The queries of a data set as prompts for causal tracing."""
+
+from __future__ import annotations
+
+from ftrace.data.fact_data import FactData
+from ftrace.data.fact_prompts import FactPrompt
+from ftrace.data.text import split_sentinel
+
+
+def prompts_of_queries(data: FactData) -> list[FactPrompt]:
+    """The queries of a data set, in order, as prompts.
+
+    A query whose subject the data don't tell has an empty one, and is refused when it is tokenized.
+
+    Args:
+        data: The data, once ``setup()`` has run.
+
+    Raises:
+        RuntimeError: If it has not.
+    """
+    if data.tokenizer is None:
+        raise RuntimeError("expected prepare_data() and setup() to have run before prompts are asked for")
+    prompts = []
+    for row in data.query_rows:
+        own = split_sentinel(row["targets_pretokenized"])[1].strip()
+        prompts.append(
+            FactPrompt(
+                f"query-{row['query_id']}",
+                row["inputs_pretokenized"],
+                data.subject_of_query(row) or "",
+                tuple(dict.fromkeys([own, *row["answers"]])),
+                fact=row["fact"],
+                query_id=row["query_id"],
+                targets=row["targets_pretokenized"],
+            )
+        )
+    return prompts

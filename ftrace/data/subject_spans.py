@@ -1,0 +1,106 @@
+"""Where a prompt's subject is, in characters and in tokens."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from transformers import PreTrainedTokenizerBase
+
+_JOINERS = "\u200c\u200d"
+
+
+def subject_span(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    subject: str,
+    start: int | None = None,
+    add_special_tokens: bool = True,
+) -> tuple[int, int]:
+    """The half-open range of a text's tokens that hold a subject.
+
+    A token belongs to the subject if it holds one of its characters, or a part of one. A space before the subject is
+    none of them, though it may share its first token.
+
+    Args:
+        tokenizer: A fast tokenizer, which knows the characters that its tokens are from.
+        text: The text.
+        subject: The subject, as the text spells it.
+        start: Its first character's place in the text; None finds it, if it stands there once: as a word or words of
+            its own, or else as part of longer ones.
+        add_special_tokens: Whether the tokenizer puts its special tokens around the text, which are counted then.
+
+    Raises:
+        ValueError: If the subject is empty, is not in the text, is there more than once, or no tokens in a row hold it;
+            or if the tokenizer is a slow one.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            "expected a fast tokenizer, which knows the characters that its tokens are from, found "
+            f"{type(tokenizer).__name__}. Load it with AutoTokenizer.from_pretrained(name, use_fast=True)"
+        )
+    first, end = _characters(text, subject, start)
+    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    places = [place for place, (left, right) in enumerate(offsets) if left < end and right > first and left < right]
+    while places and is_blank(tokenizer, ids[places[0]]):
+        places.pop(0)  # the space that some tokenizers put before a text is said to be of its first character
+    if not places:
+        raise ValueError(
+            f"subject {subject!r}: expected tokens that hold it, found none in {text!r}: the tokenizer leaves its "
+            "characters out. Spell it in others"
+        )
+    between = set(range(places[0], places[-1])) - set(places)
+    if any(offsets[place][0] < offsets[place][1] for place in between):
+        raise ValueError(
+            f"subject {subject!r}: expected tokens in a row, found them at {places} in {text!r}: the tokenizer changes "
+            "the order of characters. Take another one"
+        )
+    return places[0], places[-1] + 1
+
+
+def is_blank(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a token is nothing but space."""
+    text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    return not text.strip()
+
+
+def _characters(text: str, subject: str, start: int | None) -> tuple[int, int]:
+    """The half-open range of the subject's characters."""
+    wanted = subject.strip()
+    if not wanted:
+        raise ValueError(
+            "no subject: expected the words of the prompt that its fact is about, found none. Give them as subject"
+        )
+    if start is not None:
+        if text[start : start + len(subject)] != subject:
+            raise ValueError(
+                f"subject_start: expected the place of {subject!r} in characters, found {start}, where "
+                f"{text[start : start + len(subject)]!r} stands in {text!r}"
+            )
+        first = start + len(subject) - len(subject.lstrip())
+        return first, first + len(wanted)
+    found = [match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text)]
+    found = [first for first in found if _is_whole(text, first, first + len(wanted))] or found
+    if not found:
+        raise ValueError(f"subject {wanted!r}: expected it in the prompt, found {text!r}. {_remedy(text, wanted)}")
+    if len(found) > 1:
+        raise ValueError(
+            f"subject {wanted!r}: expected it once in the prompt, found it {len(found)} times in {text!r}. Give the "
+            f"place of the one that is meant as subject_start: {' or '.join(map(str, found))}"
+        )
+    return found[0], found[0] + len(wanted)
+
+
+def _is_whole(text: str, first: int, end: int) -> bool:
+    """Whether no letter, digit or the like stands right before or after."""
+    around = [*text[max(first - 1, 0) : first], *text[end : end + 1]]
+    return not any(unicodedata.category(one)[0] in "LNM" or one == "_" or one in _JOINERS for one in around)
+
+
+def _remedy(text: str, subject: str) -> str:
+    """What to do about a subject that is not in the text."""
+    likened = [unicodedata.normalize("NFKC", words).casefold() for words in (subject, text)]
+    if likened[0] in likened[1]:
+        return "They differ in case, or in how their characters are composed: spell it as the prompt does"
+    return "Spell it as the prompt does"
