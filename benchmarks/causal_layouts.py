@@ -1,7 +1,8 @@
 """How causal tracing is laid out elsewhere, on GPT-2: whole forwards, by cell or with all cells in large batches.
 
 Every layout gives the probability of one token in every cell (mediator, layer, place), mean over the noise samples. The
-noise is given, the same for all cells, so that the layouts agree; only the last place goes through the head.
+noise is given, the same for all cells, so that the layouts agree. Which places go through the head is a choice: their
+authors' code sends all of them there, although the last one alone is looked at.
 
 Shape letters: M mediators, L layers, T tokens, N noise samples, s tokens of the subject, D width.
 """
@@ -23,7 +24,9 @@ Change = Callable[[Tensor], None]
 
 
 @torch.no_grad()
-def forward_per_cell(model: Any, input_ids: Tensor, subject: tuple[int, int], noise: Tensor, token: int) -> Tensor:
+def forward_per_cell(
+    model: Any, input_ids: Tensor, subject: tuple[int, int], noise: Tensor, token: int, outputs: int = 1
+) -> Tensor:
     """One forward of N corrupted rows for every cell, and one more before it where a module is severed.
 
     Args:
@@ -32,6 +35,7 @@ def forward_per_cell(model: Any, input_ids: Tensor, subject: tuple[int, int], no
         subject: Half-open range of its subject's places.
         noise: Added to the subject's embeddings, ``[N, s, D]``.
         token: The token whose probability is asked for.
+        outputs: How many of the last places go through the head; 0: all.
 
     Returns:
         Probabilities, ``[M, L, T]``.
@@ -45,14 +49,16 @@ def forward_per_cell(model: Any, input_ids: Tensor, subject: tuple[int, int], no
         if MEDIATORS[m] in SEVERED:
             above = [f"transformer.h.{k}.{SEVERED[MEDIATORS[m]]}" for k in range(layer + 1, len(blocks))]
             corrupted: dict[str, Tensor] = {}
-            _probabilities(model, rows, noise, subject, token, _keeping(above, corrupted))
+            _probabilities(model, rows, noise, subject, token, _keeping(above, corrupted), outputs)
             changes |= {name: _put(slice(None), place, corrupted[name][:, place]) for name in above}
-        found[m, layer, place] = _probabilities(model, rows, noise, subject, token, changes).mean()
+        found[m, layer, place] = _probabilities(model, rows, noise, subject, token, changes, outputs).mean()
     return found
 
 
 @torch.no_grad()
-def published_layout(model: Any, input_ids: Tensor, subject: tuple[int, int], noise: Tensor, token: int) -> Tensor:
+def published_layout(
+    model: Any, input_ids: Tensor, subject: tuple[int, int], noise: Tensor, token: int, outputs: int = 1
+) -> Tensor:
     """One forward of a clean and N corrupted rows for every cell; severed outputs are kept from one pass before.
 
     Arguments and result as for :func:`forward_per_cell`. Source: Meng et al. 2022, which has no severed mediators.
@@ -67,7 +73,7 @@ def published_layout(model: Any, input_ids: Tensor, subject: tuple[int, int], no
         if MEDIATORS[m] in SEVERED:
             above = [f"transformer.h.{k}.{SEVERED[MEDIATORS[m]]}" for k in range(layer + 1, len(blocks))]
             changes |= {name: _put(slice(1, None), place, corrupted[name][1:, place]) for name in above}
-        found[m, layer, place] = _probabilities(model, rows, noise, subject, token, changes)[1:].mean()
+        found[m, layer, place] = _probabilities(model, rows, noise, subject, token, changes, outputs)[1:].mean()
     return found
 
 
@@ -151,6 +157,7 @@ def _probabilities(
     subject: tuple[int, ...],
     token: int,
     changes: dict[str, Change],
+    outputs: int = 1,
 ) -> Tensor:
     """A token's probability, ``[rows]``, in one forward with noise on the subject and changes by module."""
 
@@ -159,7 +166,7 @@ def _probabilities(
             embeddings[:, slice(*subject)] += noise
 
     with _hooked(model, {"transformer.wte": corrupt, **changes}):
-        logits = model(rows, use_cache=False, logits_to_keep=1).logits[:, 0]
+        logits = model(rows, use_cache=False, logits_to_keep=outputs).logits[:, -1]
     probabilities: Tensor = logits.float().softmax(-1) if logits.dtype != torch.float64 else logits.softmax(-1)
     return probabilities[:, token]
 

@@ -137,7 +137,7 @@ def run_cells(
             halves = one.halves()
             if not halves:
                 raise MemoryError(
-                    f"one token with one sample of noise takes more memory than there is: {one.tokens} tokens"
+                    f"one cell with one sample of noise takes more memory than there is: {one.tokens} tokens"
                 )
             waiting += halves
             continue

@@ -27,6 +27,7 @@ def growing_rows(
     plan: RowPlan,
     first_states: Tensor | None = None,
     encoder_states: Tensor | None = None,
+    outputs: int | None = None,
     watch: Watch | None = None,
 ) -> Iterator[None]:
     """While this is open, a forward pass of a batch of one row computes all rows of a plan.
@@ -40,6 +41,8 @@ def growing_rows(
         first_states: What the first layer gets of the clean and the corrupted runs, ``[1 + N, T, D]``; None: what it
             gets anyway, which is the same for all of them.
         encoder_states: What cross-attention reads of the clean and the corrupted runs, ``[1 + N, tokens, D]``.
+        outputs: How many of the last places' outputs are wanted of the last layer; None: all. At the others its
+            feed-forward module, the largest part of a layer, is then not run.
         watch: Gets each layer's number and its input ``[R, T, D]``, and at last the output of the last layer.
     """
     last = len(stack.layers) - 1
@@ -52,6 +55,10 @@ def growing_rows(
             grow = partial(_grow_before, plan, number, first_states, watch)
             hook(layer.register_forward_pre_hook(grow, with_kwargs=True))
         hook(stack.layers[last].register_forward_hook(partial(_grow_after, plan, last + 1, watch)))
+        if outputs is not None:
+            trimmed = _LastPlaces(outputs)
+            hook(stack.modules["mlp"][last].register_forward_pre_hook(trimmed.before, with_kwargs=True))
+            hook(stack.modules["mlp"][last].register_forward_hook(trimmed.after))
         for kind, modules in stack.modules.items():
             for number, module in enumerate(modules):
                 if encoder_states is not None and kind == "cross_attention":
@@ -59,6 +66,28 @@ def growing_rows(
                     hook(module.register_forward_pre_hook(spread, with_kwargs=True))
                 hook(module.register_forward_hook(partial(_replace, plan, kind, number)))
         yield
+
+
+class _LastPlaces:
+    """Runs a module that works token by token at the last places only; it gives 0 at the others."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self._left_out = 0
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Take away what stands before the last places, unless the module is given more than its states."""
+        self._left_out = 0
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 3:
+            return None
+        self._left_out = max(0, args[0].shape[1] - self.places)
+        return (args[0][:, self._left_out :],), kwargs
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Put zeros where nothing was run."""
+        return with_states(output, nn.functional.pad(states_of(output), (0, 0, self._left_out, 0)))
 
 
 def states_of(output: Any) -> Tensor:

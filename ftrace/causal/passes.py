@@ -118,9 +118,10 @@ class Passes:
             watch: As :func:`growing_rows` takes it.
         """
         modules = self.stacks[stack]
+        outputs = inputs.outputs if watch is None else None
         if not self.is_encoder_decoder:
             first = runs.first_states[:, offset:]
-            with growing_rows(modules, plan, first, watch=watch):
+            with growing_rows(modules, plan, first, outputs=outputs, watch=watch):
                 cache = None if not offset else prefix_cache(runs.cache, offset, plan, runs.rows)
                 return self._read(inputs.input_ids[:, offset:], inputs.outputs, cache)
         assert runs.encoder_states is not None
@@ -129,7 +130,7 @@ class Passes:
                 states = self._encode(inputs.input_ids)
             with torch.inference_mode():
                 return self._decode(states, inputs, len(states))
-        with growing_rows(modules, plan, encoder_states=runs.encoder_states, watch=watch):
+        with growing_rows(modules, plan, encoder_states=runs.encoder_states, outputs=outputs, watch=watch):
             return self._decode(runs.encoder_states[:1], inputs, 1)
 
     def _read(self, ids: Tensor, outputs: int, cache: Any = None) -> Tensor:

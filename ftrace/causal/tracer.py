@@ -26,7 +26,7 @@ from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack, StackTrace,
 from ftrace.causal.residual_check import check_residual_stream
 from ftrace.data.prompt_tokens import TokenizedPrompt
 
-MAX_TOKENS = 16_384
+MAX_TOKENS = 4096
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
@@ -133,8 +133,7 @@ class CausalTracer:
             return _described(prompt, "wrong", reason, rank)
         foil = self._foil(prompt, clean[0][0], first)
         measures = [Measure(group, answers[0][0], foil) for group in groups]
-        keep = self.settings.suffix and not self.passes.is_encoder_decoder
-        runs = [self.passes.runs(inputs, corrupted, keep_cache=keep) for inputs in asked]
+        runs = [self._runs(inputs, corrupted) for inputs in asked]
         of_runs = _outcomes([measure(run.logits) for measure, run in zip(measures, runs, strict=True)])
         stacks = {stack: self._grids(stack, prompt, asked, runs, measures, of_runs) for stack in self.mediators}
         self._is_checked = True
@@ -183,6 +182,17 @@ class CausalTracer:
             {mediator: grid.mean(0).numpy() for mediator, grid in stacked.items()},
             {mediator: _spread(grid) for mediator, grid in stacked.items()},
         )
+
+    def _runs(self, inputs: Inputs, corrupted: Tensor) -> Runs:
+        keep = self.settings.suffix and not self.passes.is_encoder_decoder
+        tokens = (1 + len(corrupted)) * inputs.input_ids.shape[1]
+        found = self._limit.attempt(lambda: self.passes.runs(inputs, corrupted, keep_cache=keep), tokens)
+        if found is None:
+            raise MemoryError(
+                f"the clean and the {len(corrupted)} corrupted runs, {tokens} tokens, take more memory than there is. "
+                "Take fewer noise samples or a smaller dtype"
+            )
+        return found
 
     def _inputs(self, prompt: TokenizedPrompt, group: AnswerGroup) -> Inputs:
         answer = (*group.prefix, group.finals[0])

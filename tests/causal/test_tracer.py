@@ -1,0 +1,189 @@
+"""Rows that grow inside one forward pass give what one forward for every cell gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import published
+import pytest
+import torch
+from per_cell import PerCell
+from tiny_models import FAMILIES, prompt
+from torch import Tensor
+
+from ftrace.causal import MEDIATORS, CausalTracer, Corruption, NoiseSettings, TraceSettings
+from ftrace.causal import memory as memory_of_passes
+from ftrace.data import FactPrompt, TokenizedPrompt
+
+CASES = [
+    (family, stack, attention)
+    for family, about in FAMILIES.items()
+    for stack in about.stacks
+    for attention in about.attentions
+]
+ANSWERS = {"one token": ((5,),), "several answers": ((5,), (9,)), "several tokens": ((5, 7), (9,), (5, 3))}
+
+
+class GivenNoise:
+    """A corruption with noise that the test knows."""
+
+    def __init__(self, embedding: torch.nn.Module, noise: Tensor) -> None:
+        self.embedding, self.noise = embedding, noise
+
+    def draw(self, name: str, subject: tuple[int, ...]) -> Tensor:
+        return self.embedding(torch.tensor([subject])).detach() + self.noise
+
+
+def tokenized(given: dict[str, Any]) -> TokenizedPrompt:
+    decoder = tuple(given["decoder_ids"] or ())
+    return TokenizedPrompt(
+        FactPrompt("one", "a b c d e f", "b c", ("x",)), tuple(given["input_ids"]), tuple("abcdef"), given["subject"],
+        decoder, tuple(map(str, decoder)), tuple(given["answers"]), (given["foil"],),
+    )  # fmt: skip
+
+
+def traced(model: Any, given: dict[str, Any], **settings: Any) -> Any:
+    tracer = CausalTracer(model, TraceSettings(**{"only_correct": False, **settings}))
+    return tracer.trace(tokenized(given), GivenNoise(tracer.embedding, given["noise"]))
+
+
+def assert_equal(trace: Any, oracle: PerCell, stack: str, window: int) -> None:
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(torch.from_numpy(trace.clean), oracle.clean(), **close)
+    torch.testing.assert_close(torch.from_numpy(trace.corrupted), oracle.corrupted().mean(0), **close)
+    found = trace.stacks[stack]
+    for mediator, grid in found.restored.items():
+        samples = oracle.samples(mediator, window)
+        torch.testing.assert_close(torch.from_numpy(grid), samples.mean(0), **close)
+        torch.testing.assert_close(torch.from_numpy(found.spread[mediator]), samples.std(0), **close)
+
+
+@pytest.mark.parametrize(("family", "stack", "attention"), CASES)
+def test_grids_equal_one_forward_per_cell(family: str, stack: str, attention: str) -> None:
+    model = FAMILIES[family].build(attn_implementation=attention)
+    given = prompt(model, stack, answers=ANSWERS["one token"])
+    oracle = PerCell(model, FAMILIES[family].stacks[stack], **given)
+    trace = traced(model, given, window=2)
+    crosses = stack == "decoder" and model.config.is_encoder_decoder
+    assert list(trace.stacks[stack].restored) == [one for one in MEDIATORS if crosses or "cross" not in one]
+    assert_equal(trace, oracle, stack, 2)
+
+
+@pytest.mark.parametrize("window", [1, 3, 20])
+@pytest.mark.parametrize(("family", "stack"), [("gpt2", "decoder"), ("t5", "encoder"), ("t5", "decoder")])
+def test_windows(family: str, stack: str, window: int) -> None:
+    model = FAMILIES[family].build()
+    given = prompt(model, stack, answers=ANSWERS["one token"])
+    windows = ["mlp", "attention", *(["cross_attention"] if stack == "decoder" and family == "t5" else [])]
+    trace = traced(model, given, window=window, mediators=tuple(windows), stacks=(stack,))
+    assert_equal(trace, PerCell(model, FAMILIES[family].stacks[stack], **given), stack, window)
+
+
+@pytest.mark.parametrize("answers", ["several answers", "several tokens"])
+@pytest.mark.parametrize(("family", "stack"), [("llama", "decoder"), ("t5 gated", "encoder"), ("t5", "decoder")])
+@pytest.mark.parametrize("suffix", [False, True])
+def test_answers(family: str, stack: str, answers: str, suffix: bool) -> None:
+    model = FAMILIES[family].build()
+    given = prompt(model, stack, answers=ANSWERS[answers])
+    mediators = ("hidden", "attention_severed", "mlp")
+    trace = traced(model, given, window=2, mediators=mediators, suffix=suffix)
+    assert_equal(trace, PerCell(model, FAMILIES[family].stacks[stack], **given), stack, 2)
+
+
+@pytest.mark.parametrize("max_tokens", [40, 200, 10_000])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma2", "neox"])
+def test_what_stands_before_may_come_from_a_cache(family: str, max_tokens: int) -> None:
+    model = FAMILIES[family].build()
+    given = prompt(model, samples=3, answers=ANSWERS["one token"])
+    trace = traced(model, given, window=3, suffix=True, max_tokens=max_tokens)
+    assert_equal(trace, PerCell(model, FAMILIES[family].stacks["decoder"], **given), "decoder", 3)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 37, 150, 900])
+@pytest.mark.parametrize(("family", "stack"), [("gpt2", "decoder"), ("t5", "encoder"), ("t5", "decoder")])
+def test_passes_may_have_any_size(family: str, stack: str, max_tokens: int) -> None:
+    model = FAMILIES[family].build()
+    given = prompt(model, stack, samples=3, answers=ANSWERS["several answers"])
+    whole, split = (traced(model, given, window=2, max_tokens=size) for size in (100_000, max_tokens))
+    for mediator, grid in whole.stacks[stack].restored.items():
+        torch.testing.assert_close(split.stacks[stack].restored[mediator], grid, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("suffix", [False, True])
+def test_where_memory_runs_out_passes_become_smaller(suffix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["gpt2"].build()
+    given = prompt(model, samples=3, answers=ANSWERS["one token"])
+    expected = traced(model, given, suffix=suffix)
+    most, seen = 300, []
+    forward = model.transformer.h[2].mlp.forward
+
+    def little_memory(states: Tensor) -> Tensor:
+        seen.append(states.shape[0] * states.shape[1])
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(states)
+
+    monkeypatch.setattr(model.transformer.h[2].mlp, "forward", little_memory)
+    found = traced(model, given, suffix=suffix)
+    assert max(seen) > most >= seen[-1]
+    for mediator, grid in expected.stacks["decoder"].restored.items():
+        torch.testing.assert_close(found.stacks["decoder"].restored[mediator], grid, rtol=1e-9, atol=1e-11)
+    most = 5
+    with pytest.raises(MemoryError, match="more memory than there is"):
+        traced(model, given, suffix=suffix)
+
+
+def test_errors_that_are_not_of_memory_are_not_swallowed() -> None:
+    assert memory_of_passes.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        memory_of_passes.MemoryLimit(10).attempt(_mismatch, 10)
+
+
+def _mismatch() -> None:
+    raise RuntimeError("size mismatch")
+
+
+@pytest.mark.parametrize("kind", [None, "mlp", "attn"])
+def test_the_published_definition(kind: str | None) -> None:
+    model = FAMILIES["gpt2"].build()
+    subjects = [[4, 5, 6], [7], [8, 9]]
+    given = prompt(model, answers=ANSWERS["one token"])
+    scale = published.noise_scale(model, subjects)
+    draws = published.noise(scale, 2, 12, samples=4, seed=1)
+    expected = published.trace(model, given["input_ids"], given["subject"], draws, kind, window=3)
+    mediator = {None: "hidden", "mlp": "mlp", "attn": "attention"}[kind]
+    tracer = CausalTracer(model, TraceSettings(mediators=(mediator,), window=3, answer="first"))
+    noise = NoiseSettings("gaussian", scale=3.0, samples=4, seed=1, draws="published")
+    corruption = Corruption(noise, tracer.embedding, subjects)
+    assert corruption.sigma * 3 == pytest.approx(float(scale), rel=1e-12)
+    asked = {**given, "answers": ((expected.prediction,),), "foil": (expected.prediction + 1) % 20}
+    trace = tracer.trace(tokenized(asked), corruption)
+    assert (trace.status, trace.rank) == ("traced", 1)
+    assert trace.clean[0] == pytest.approx(float(expected.clean), rel=1e-9)
+    assert trace.corrupted[0] == pytest.approx(float(expected.corrupted), rel=1e-9)
+    found = torch.from_numpy(trace.stacks["decoder"].restored[mediator][0])
+    torch.testing.assert_close(found, expected.restored.double(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_the_model_is_left_as_it_was(family: str) -> None:
+    model = FAMILIES[family].build()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    state = torch.get_rng_state()
+    traced(model, prompt(model, answers=ANSWERS["one token"]))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()] == hooks
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_wrong_answers_are_left_out_with_their_rank() -> None:
+    model = FAMILIES["gpt2"].build()
+    given = prompt(model, answers=ANSWERS["one token"])
+    trace = traced(model, given, only_correct=True)
+    logits = model(torch.tensor([given["input_ids"]])).logits[0, -1]
+    rank = int((logits > logits[5]).sum()) + 1
+    assert rank > 1
+    assert (trace.status, trace.rank, trace.reason) == ("wrong", rank, f"the model gives the answer rank {rank}")
+    assert not trace.stacks
