@@ -128,9 +128,10 @@ def test_where_memory_runs_out_passes_become_smaller(suffix: bool, monkeypatch: 
     assert max(seen) > most >= seen[-1]
     for mediator, grid in expected.stacks["decoder"].restored.items():
         torch.testing.assert_close(found.stacks["decoder"].restored[mediator], grid, rtol=1e-9, atol=1e-11)
+    tracer = CausalTracer(model, TraceSettings(only_correct=False, suffix=suffix))
     most = 5
     with pytest.raises(MemoryError, match="more memory than there is"):
-        traced(model, given, suffix=suffix)
+        tracer.trace(tokenized(given), GivenNoise(tracer.embedding, given["noise"]))
 
 
 def test_errors_that_are_not_of_memory_are_not_swallowed() -> None:
