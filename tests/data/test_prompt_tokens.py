@@ -212,6 +212,7 @@ BARE = prompt_of("Oslo is in", "Oslo", "Norway")
         (replace(BARE, prompt="Oslo is "), "t5", {}, "expected its tokens after those of 'Oslo is ', found that"),
         (BARE, "gpt-2", {"decoder_start": 0}, "a tokenizer with <extra_id_0> as one token, as T5's, found"),
         (BARE, "bert", {"decoder_start": 0}, "a tokenizer with <extra_id_0> as one token"),
+        (replace(BARE, prompt="Oslo <extra_id_99>"), "words", {"decoder_start": 0}, "found \\['<unk>'\\]. Take"),
     ],
     ids=str,
 )  # fmt: skip
