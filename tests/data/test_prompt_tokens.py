@@ -206,6 +206,7 @@ BARE = prompt_of("Oslo is in", "Oslo", "Norway")
         (replace(BARE, answers=("unheardof",)), "words", {}, "answer 'unheardof': expected .*found \\['<unk>'\\]"),
         (replace(BARE, answers=("unheardof",)), "words", {"as_trained": True}, "answer 'unheardof': expected tokens"),
         (replace(BARE, answers=("unheardof",)), "words", {"decoder_start": 0}, "answer 'unheardof': expected tokens"),
+        (replace(BARE, answers=("☃",)), "t5", {"decoder_start": 0}, r"expected tokens .*found \['␣', '<unk>'\]"),
         (replace(BARE, foil="unheardof"), "words", {}, "foil 'unheardof': expected tokens that the tokenizer knows"),
         (replace(BARE, foil="NORWAY"), "bert", {}, "foil 'NORWAY': expected another answer, .* of the answer 'Norway'"),
         (replace(BARE, prompt="Oslo is "), "gpt-2", {}, "answer 'Norway': .*that it changes these. End the prompt"),
