@@ -97,7 +97,7 @@ def tokenize_prompt(
     foil = None
     for place, (answer, tokens) in enumerate(zip(answers, pieces.answers, strict=True)):
         is_foil = place == len(prompt.answers)
-        if any(token != unknown for token in tokens):
+        if any(token != unknown and not is_blank(tokenizer, token) for token in tokens):
             if is_foil:
                 foil = tuple(tokens)
             else:

@@ -42,7 +42,7 @@ def subject_span(
     first, end = _characters(text, subject, start)
     encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    places = [place for place, (left, right) in enumerate(offsets) if left < end and right > first and left < right]
+    places = [place for place, (left, right) in enumerate(offsets) if left < end and right > first]
     while places and is_blank(tokenizer, ids[places[0]]):
         places.pop(0)  # the space that some tokenizers put before a text is said to be of its first character
     if not places:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from awkward_prompts import PROMPTS
+from awkward_prompts import PROMPTS, tokenizer_of
 
 from ftrace.data import (
     FactCorpus,
@@ -267,3 +267,14 @@ def test_a_corpus_without_subjects_is_written_as_before(tmp_path: Path) -> None:
         "query_id", "inputs_pretokenized", "targets_pretokenized", "name", "fact", "answers", "proponent_ids",
     ]  # fmt: skip
     assert prompts_of_queries(data)[0].subject == ""
+
+
+def test_the_example_in_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (lines,) = re.findall(r"```json\n(.*?)```", page, re.S)
+    (tmp_path / "own.jsonl").write_text(lines)
+    prompts = read_prompts(tmp_path / "own.jsonl")
+    assert [prompt.name for prompt in prompts] == ["prompt-1", "trade", "prompt-3"]
+    for prompt in prompts:
+        found = tokenize_prompt(prompt, tokenizer_of("gpt-2"))
+        assert "".join(found.tokens[slice(*found.subject)]) == prompt.subject

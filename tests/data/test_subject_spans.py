@@ -100,6 +100,9 @@ def test_any_subject_in_any_text(
         ("the U.S.", "U.S.", ["U.S", "."]),
         ("the U.S.", "U.S", ["U.S"]),
         ("entity-12 likes entity-1", "entity-1", ["entity-1"]),
+        ("entity_1 likes entity", "entity", ["entity"]),
+        ("Lodz\u0301 likes Lodz", "Lodz", ["Lodz"]),
+        ("👩\u200d🚀 likes 👩", "👩", ["👩"]),
         ("where <extra_id_0> meets Oslo", " Oslo ", ["Oslo"]),
     ],
 )
@@ -108,7 +111,8 @@ def test_spans_by_hand(text: str, subject: str, tokens: list[str]) -> None:
     first, end = subject_span(tokenizer, text, subject)
     ids, offsets = tokenizer(text).input_ids, tokenizer(text, return_offsets_mapping=True).offset_mapping
     assert [text[left:right] for left, right in offsets[first:end]] == tokens
-    assert end <= len(ids) - 1  # its end is never the subject's
+    assert end <= len(ids) - 1  # the end of the sequence is never the subject's
+    assert first or text.startswith(tokens[0])
 
 
 def test_a_subject_that_occurs_twice_is_found_by_its_place() -> None:
@@ -116,6 +120,7 @@ def test_a_subject_that_occurs_twice_is_found_by_its_place() -> None:
     assert subject_span(tokenizer, "Oslo is not Oslo", "Oslo", 0) == (0, 1)
     assert subject_span(tokenizer, "Oslo is not Oslo", "Oslo", 12) == (3, 4)
     assert subject_span(tokenizer, "Oslo is not Oslo", " Oslo", 11) == (3, 4)
+    assert subject_span(tokenizer, "Oslo a b", " a", 4) == (1, 2)
 
 
 def drops(character: str) -> PreTrainedTokenizerFast:
@@ -151,6 +156,18 @@ def test_tokenizers_that_cannot_tell() -> None:
     with pytest.raises(ValueError, match="subject '@@': expected tokens that hold it, found none in 'a @@ b'"):
         subject_span(drops("@"), "a @@ b", "@@")
     assert subject_span(drops("@"), "a @b@ b", "@b@") == (1, 2)
+
+    class Reordering:
+        is_fast = True
+
+        def __call__(self, text: str, **settings: bool) -> dict[str, list[Any]]:
+            return {"input_ids": [1, 2, 3], "offset_mapping": [(0, 2), (4, 5), (2, 4)]}
+
+        def decode(self, ids: list[int], **settings: bool) -> str:
+            return "x"
+
+    with pytest.raises(ValueError, match=r"expected tokens in a row, found them at \[0, 2\] in 'Oslo is'"):
+        subject_span(Reordering(), "Oslo is", "Oslo")  # type: ignore[arg-type]
 
     class Slow:
         is_fast = False
