@@ -21,6 +21,7 @@ from ftrace.causal.profiles import IN_WORDS
 from ftrace.causal.prompt_trace import OUTCOMES
 from ftrace.report.causal_words import UNITS, drawable, font_families, mediator_title, token_label
 from ftrace.report.heat_maps import HeatMap, draw_bar, draw_map, largest
+from ftrace.report.joined_tables import signed
 from ftrace.report.pictures import save_png_and_pdf
 
 _EFFECT, _SCORE = "#0072B2", "#D55E00"  # Okabe and Ito
@@ -142,8 +143,8 @@ def _draw_profiles(figure: SubFigure, query: JoinedQuery, joined: Joined) -> Non
                 textcoords="offset points", ha="center", va="top", fontsize=8,
             )  # fmt: skip
     scores.set_xlabel("layer", fontsize=9, labelpad=14 if several else 4)
-    correlation = "" if math.isnan(query.correlation) else f"rank correlation of both {query.correlation:+.2f}"
-    figure.supxlabel(correlation, fontsize=9)
+    if not math.isnan(query.correlation):
+        figure.supxlabel(f"rank correlation of both {signed(query.correlation)}", fontsize=9)
 
 
 def _with_unit(kind: str) -> str:

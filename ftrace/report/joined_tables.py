@@ -60,7 +60,7 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
             unit.text(float(trace.corrupted[place])),
             labels[int(query.effects.argmax())],
             labels[int(query.scores.argmax())],
-            _number(query.correlation),
+            signed(query.correlation),
         )
     if count > most:
         table.add_row(f"... and {count - most} more", style="dim")
@@ -69,7 +69,7 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
         f"{_estimate(agreement.matched)}; with other facts' profiles {_estimate(agreement.mismatched)}; difference "
         f"{_estimate(agreement.difference)}",
         "Over queries, layer by layer: "
-        + ", ".join(f"{label} {_number(one)}" for label, one in zip(labels, agreement.by_layer, strict=True)),
+        + ", ".join(f"{label} {signed(one)}" for label, one in zip(labels, agreement.by_layer, strict=True)),
         *[f"- {note}" for note in joined.notes],
     ]
     return Group(table, *[Text(line) for line in lines])
@@ -79,14 +79,15 @@ def _shortened(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:+.2f}"
+def signed(value: float) -> str:
+    """A correlation with its sign and two digits; empty where it is not known."""
+    return "" if math.isnan(value) else f"{round(value, 2) + 0.0:+.2f}"  # a sum with 0.0 has no -0.00
 
 
 def _estimate(one: Estimate) -> str:
     if math.isnan(one.mean):
         return "not known"
-    return _number(one.mean) + ("" if math.isnan(one.low) else f" [{_number(one.low)}, {_number(one.high)}]")
+    return signed(one.mean) + ("" if math.isnan(one.low) else f" [{signed(one.low)}, {signed(one.high)}]")
 
 
 def write_joined(joined: Joined, folder: Path) -> list[Path]:
