@@ -73,11 +73,13 @@ class StackModules:
         embedding: The token embedding, where noise belongs.
         layers: The layers, from below.
         modules: What each layer has of each kind.
+        layer_names: What the layers are called within the model.
     """
 
     embedding: nn.Module | None
     layers: tuple[nn.Module, ...]
     modules: Mapping[Module, tuple[nn.Module, ...]]
+    layer_names: tuple[str, ...] = ()
 
 
 def layouts_of(model: PreTrainedModel) -> Mapping[Stack, ModelLayout]:
@@ -125,7 +127,8 @@ def find_modules(model: nn.Module, layout: ModelLayout) -> StackModules:
     if layout.embedding is not None and layout.embedding not in named:
         raise _unknown("embedding", layout.embedding, named)
     embedding = None if layout.embedding is None else named[layout.embedding]
-    return StackModules(embedding, tuple(layers), modules)
+    names = tuple(template.replace("{layer}", str(number)) for number in range(len(layers)))
+    return StackModules(embedding, tuple(layers), modules, names)
 
 
 def _template(name: str, what: str) -> str:

@@ -106,6 +106,11 @@ class CausalTracer:
         assert self.passes.reading.embedding is not None
         return self.passes.reading.embedding
 
+    @property
+    def layer_names(self) -> dict[Stack, tuple[str, ...]]:
+        """What the layers of each traced stack are called within the model, from below."""
+        return {stack: self.passes.stacks[stack].layer_names for stack in self.mediators}
+
     def trace(self, prompt: TokenizedPrompt, corruption: Corruption) -> PromptTrace:
         """Trace a prompt.
 

@@ -170,7 +170,7 @@ def rank_correlations(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarra
     found = np.full(predicted.shape[1], np.nan)
     for query in range(predicted.shape[1]):
         rows = slice(None) if mask is None else mask[:, query]
-        a, b = _centred_ranks(predicted[rows, query]), _centred_ranks(actual[rows, query])
+        a, b = centred_ranks(predicted[rows, query]), centred_ranks(actual[rows, query])
         if len(a) >= _FEWEST:
             size = np.sqrt((a @ a) * (b @ b))
             found[query] = a @ b / size if size else 0.0
@@ -229,7 +229,8 @@ def _masks(has_fact: np.ndarray) -> dict[str, np.ndarray]:
     return everything if has_fact.all() else {**everything, WITH_FACT: has_fact}
 
 
-def _centred_ranks(values: np.ndarray) -> np.ndarray:
+def centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks minus their mean, ``[N]`` float64; ties share their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[place]
     return ranks - ranks.mean() if len(ranks) else ranks

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from ftrace.report.causal_words import drawable, in_order, wrapped
@@ -82,7 +82,7 @@ def draw_heat_maps(
         for row, one in enumerate(cells):
             if one:
                 axes = figure.add_subplot(grid[row, column])
-                _draw(axes, one, norm)
+                draw_map(axes, one, norm)
                 axes.set_title(wrapped(one.title, int(widths[column] / _LETTER)), fontsize=9)
                 if column == 0 or len(stacks) > 1:
                     axes.set_yticks(range(len(one.rows)), one.rows, parse_math=False)
@@ -92,7 +92,7 @@ def draw_heat_maps(
                 if one.height < heights[row]:  # a decoder of few tokens beside its encoder
                     axes.set_box_aspect(one.height / widths[column])
                     axes.set_anchor("N")
-    _draw_bar(figure, norm, maps, bar)
+    draw_bar(figure, figure.axes, norm, maps, bar)
     set_heading(figure, heading)
     figure.supxlabel(footnote, fontsize=8, color="#555555")
     return figure
@@ -129,7 +129,8 @@ def _columns(stacks: Mapping[str, Mapping[str, HeatMap]]) -> list[list[HeatMap |
     return [cells[column::across] for column in range(across)]
 
 
-def _draw(axes: Axes, given: HeatMap, norm: Normalize) -> None:
+def draw_map(axes: Axes, given: HeatMap, norm: Normalize) -> None:
+    """Draw one heat map's cells; titles and labels of rows are the caller's."""
     rows, layers = given.values.shape
     axes.pcolormesh(
         np.arange(layers + 1) - 0.5, np.arange(rows + 1) - 0.5, np.ma.masked_invalid(given.values), norm=norm,
@@ -145,13 +146,17 @@ def _draw(axes: Axes, given: HeatMap, norm: Normalize) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_bar(figure: Figure, norm: Normalize, maps: Sequence[HeatMap], label: str) -> None:
+def draw_bar(
+    figure: Figure | SubFigure, beside: Sequence[Axes], norm: Normalize, maps: Sequence[HeatMap], label: str
+) -> None:
+    """Draw what the colours of some heat maps mean, beside them; only what of the scale occurs."""
     values = np.concatenate([one.values.ravel() for one in maps])
     values = values[np.isfinite(values)]
-    down = figure.get_figheight() - 1.2
+    width, height_of_figure = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
+    down = height_of_figure - 1.2
     height = min(down, 4.0)
     bar = figure.colorbar(
-        ScalarMappable(norm, _COLOURS), ax=figure.axes, fraction=0.2 / figure.get_figwidth(), aspect=height / 0.15,
+        ScalarMappable(norm, _COLOURS), ax=list(beside), fraction=0.2 / width, aspect=height / 0.15,
         pad=0.02, shrink=height / down, panchor=False,
     )  # fmt: skip
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)

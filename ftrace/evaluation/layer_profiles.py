@@ -1,0 +1,203 @@
+"""Layer profiles of scores, and how well they agree with what else is known by layer.
+
+A profile has a number for each layer: here, what a query's strongest proponents taught it there, out of a store whose
+scores are broken down by layer. Another profile of the same layers can be held against it, query by query (do the
+layers stand in the same order?) and layer by layer (do the queries?).
+
+Shape letters: Q queries, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ftrace.evaluation.counterfactual import centred_ranks
+from ftrace.evaluation.estimates import Estimate, sample_means
+from ftrace.scores import ScoreStore
+
+AXIS = "layer"
+FEW_LAYERS = 3  # below, a rank correlation is hardly more than a sign
+
+
+@dataclass(frozen=True)
+class ScoreProfile:
+    """By layer, what some examples' scores for a query add up to.
+
+    Args:
+        query_id: The query.
+        parts: Sum over the examples, for each part of the model that the store tells apart.
+        example_ids: The examples, ``[k]``, strongest first.
+        scores: Their whole scores, ``[k]``.
+    """
+
+    query_id: int
+    parts: dict[str, float]
+    example_ids: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Sum over all parts: the examples' scores together."""
+        return sum(self.parts.values())
+
+    def share(self, part: str) -> float:
+        """A part of the total; below 0 or above 1 where parts have different signs, NaN of a total of 0."""
+        return self.parts[part] / self.total if self.total else float("nan")
+
+
+def score_profile(
+    store: ScoreStore, query_id: int, kind: str | None = None, k: int = 10, example_ids: Collection[int] | None = None
+) -> ScoreProfile:
+    """Sum the scores of a query's strongest proponents by layer.
+
+    Args:
+        store: With a breakdown by layer.
+        query_id: The query.
+        kind: Of the store's kinds; default: the only one, or dot.
+        k: How many proponents.
+        example_ids: Sum over these instead, such as those that state the fact.
+
+    Raises:
+        KeyError: If the store has no such query.
+        ValueError: If the store's scores are not broken down by layer, or it lacks examples.
+    """
+    if AXIS not in store.breakdown:
+        raise ValueError(
+            f"{store.path}: expected scores that are broken down by layer, found breakdowns {list(store.breakdown)}. "
+            "Train with OnlineTracIn's breakdown: [layer]"
+        )
+    scores = store.scores(query_id, kind)
+    if example_ids is None:
+        ids, own = store.top(query_id, k, kind)
+        places = np.searchsorted(store.example_ids, ids)
+    else:
+        wanted = np.unique(np.fromiter(example_ids, np.int64))
+        places = np.flatnonzero(np.isin(store.example_ids, wanted) & ~np.isnan(scores))
+        if len(places) < len(wanted):
+            raise ValueError(
+                f"{store.path}: query {query_id}: expected scores of {len(wanted)} examples, found those of "
+                f"{len(places)}. Are these the scores of a whole run?"
+            )
+        places = places[np.argsort(-scores[places], kind="stable")]
+        ids, own = store.example_ids[places], scores[places]
+    parts = {
+        part: float(values[places].sum(dtype=np.float64)) for part, values in store.parts(query_id, AXIS, kind).items()
+    }
+    return ScoreProfile(query_id, parts, np.array(ids), np.array(own))
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation; ties share their mean rank.
+
+    Args:
+        first: ``[N]``.
+        second: ``[N]``.
+
+    Returns:
+        From -1 to 1; NaN where a side is constant, or has a NaN, and so has no order.
+
+    Raises:
+        ValueError: If they are not equally long.
+
+    Example:
+        >>> round(rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.3, 0.2])), 6)
+        0.5
+    """
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"expected two lists of as many numbers, found shapes {first.shape} and {second.shape}")
+    return float(_unit_ranks(first) @ _unit_ranks(second))
+
+
+def _unit_ranks(values: np.ndarray) -> np.ndarray:
+    """Centred ranks as a vector of length 1; NaN where there is no order."""
+    ranks = centred_ranks(values)
+    size = float(np.sqrt(ranks @ ranks))
+    if not size or np.isnan(values).any():
+        return np.full(len(values), np.nan)
+    return ranks / size
+
+
+@dataclass(frozen=True)
+class ProfileAgreement:
+    """How well two layer profiles of the same queries agree.
+
+    Args:
+        by_query: For each query, the rank correlation over layers, ``[Q]``; NaN where a profile is constant.
+        by_query_mismatched: For each query, the mean correlation of its one profile with the other profile of queries
+            of other facts, both ways round, ``[Q]``; NaN where there is none.
+        by_layer: For each layer, the rank correlation over queries, ``[L]``.
+        matched: Mean of ``by_query``, with its interval.
+        mismatched: Mean of ``by_query_mismatched``: what layers have in common whatever the query.
+        difference: Matched minus mismatched, paired: what is particular to the query.
+        num_queries: How many queries the means are of: those whose correlations are known.
+    """
+
+    by_query: np.ndarray
+    by_query_mismatched: np.ndarray
+    by_layer: np.ndarray
+    matched: Estimate
+    mismatched: Estimate
+    difference: Estimate
+    num_queries: int
+
+
+def compare_profiles(first: np.ndarray, second: np.ndarray, facts: Sequence[str], seed: int = 0) -> ProfileAgreement:
+    """Hold two layer profiles of the same queries against each other.
+
+    All layers are compared together, those of an encoder with those of its decoder. Means are over queries, intervals
+    over facts, as :func:`ftrace.evaluation.sample_means` draws them.
+
+    Args:
+        first: ``[Q, L]``.
+        second: ``[Q, L]``.
+        facts: Which fact each query asks for.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If the profiles are not of the same queries and layers, there are fewer than two layers, or no
+            query has two profiles that can be ranked.
+    """
+    if first.shape != second.shape or first.ndim != 2 or len(facts) != len(first):
+        raise ValueError(
+            f"expected two profiles of as many queries and layers, and as many facts, found shapes {first.shape} and "
+            f"{second.shape}, and {len(facts)} facts"
+        )
+    if first.shape[1] < 2:
+        raise ValueError(f"expected profiles of at least two layers, which can be ranked, found {first.shape[1]}")
+    correlations = _rows_of_unit_ranks(first) @ _rows_of_unit_ranks(second).T
+    by_query = np.diag(correlations).copy()
+    mismatched = _mismatched(correlations, facts)
+    by_layer = np.array([rank_correlation(one, other) for one, other in zip(first.T, second.T, strict=True)])
+    known = np.flatnonzero(~np.isnan(by_query))
+    if not len(known):
+        raise ValueError(
+            f"expected some query whose two profiles differ by layer, found none of {len(first)}: there is nothing to "
+            "rank"
+        )
+    of_facts = [facts[place] for place in known.tolist()]
+    (matched,) = sample_means([by_query[known, None]], [of_facts], seed=seed).estimates()
+    with_others = known[~np.isnan(mismatched[known])]
+    nothing = Estimate(float("nan"), float("nan"), float("nan"))
+    of_mismatched, difference = nothing, nothing
+    if len(with_others):
+        columns = np.stack([mismatched, by_query - mismatched], 1)[with_others]
+        of_facts = [facts[place] for place in with_others.tolist()]
+        of_mismatched, difference = sample_means([columns], [of_facts], seed=seed).estimates()
+    return ProfileAgreement(by_query, mismatched, by_layer, matched, of_mismatched, difference, len(known))
+
+
+def _rows_of_unit_ranks(profiles: np.ndarray) -> np.ndarray:
+    return np.array([_unit_ranks(one) for one in profiles])
+
+
+def _mismatched(correlations: np.ndarray, facts: Sequence[str]) -> np.ndarray:
+    """For each query, the mean of what pairs it with queries of other facts; NaN where there are none."""
+    names = np.array(facts)
+    either = np.stack([correlations, correlations.T])
+    of_others = (names[:, None] != names[None, :])[None] & ~np.isnan(either)
+    counts = of_others.sum((0, 2))
+    sums = np.where(of_others, either, 0.0).sum((0, 2))
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)

@@ -1,0 +1,212 @@
+"""One query's picture: where the model reads a fact, where its proponents wrote it, and who they are."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from ftrace.causal.joined import Joined, JoinedQuery, Layer
+from ftrace.causal.profiles import IN_WORDS
+from ftrace.causal.prompt_trace import OUTCOMES
+from ftrace.report.causal_words import UNITS, drawable, font_families, mediator_title, token_label
+from ftrace.report.heat_maps import HeatMap, draw_bar, draw_map, largest
+from ftrace.report.joined_tables import signed
+from ftrace.report.pictures import save_png_and_pdf
+
+_EFFECT, _SCORE = "#0072B2", "#D55E00"  # Okabe and Ito
+_GREY, _YES = "#555555", "#00704f"
+_WIDTH, _LINE, _MARGIN, _LETTER = 11.0, 0.19, 0.2, 0.078  # inches
+_COLUMNS = (_MARGIN, 1.25, 2.45, 3.4)  # where the columns of the list of proponents begin
+_UNITS = {"dot": "nats", "update": "nats"}
+_MOST_TICKS = 20
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One of a query's proponents.
+
+    Args:
+        example_id: Its id.
+        score: Its score for the query.
+        sentence: What it says.
+        states_the_fact: Whether it states the query's fact.
+    """
+
+    example_id: int
+    score: float
+    sentence: str
+    states_the_fact: bool
+
+
+def plot_joined(query: JoinedQuery, joined: Joined, proponents: Sequence[Teacher], file: Path) -> tuple[Path, Path]:
+    """Draw a query's causal effects by token and layer, both layer profiles, and its proponents.
+
+    Above, on the left, a heat map of the mediator's indirect effects for each stack; on the right, over the same
+    layers, what becomes of them over tokens, and below it the scores of the query's proponents. At the bottom, the
+    strongest proponents.
+
+    Args:
+        query: The query, one of those in ``joined``.
+        joined: Which layers, mediator and kind of scores.
+        proponents: To be listed, strongest first.
+        file: Where the picture goes; endings ``.png`` and ``.pdf`` are added.
+
+    Returns:
+        The PNG and the PDF.
+
+    Raises:
+        ValueError: If there is no finite effect to draw.
+    """
+    unit = UNITS[joined.outcome]
+    maps = _heat_maps(query, joined)
+    heading = _heading(query, joined)
+    lines = _lines(proponents)
+    rows = sum(len(one.rows) for one in maps.values())
+    above = max(0.2 * rows + 0.5 * len(maps) + 0.4, 3.4) + 0.2 * sum(line.count("\n") + 1 for line in heading)
+    below = _LINE * (sum(len(one[-1]) for one in lines) + 1.75) + _MARGIN
+    with rc_context({"font.family": list(font_families())}):
+        figure = Figure(figsize=(_WIDTH, above + below), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, below)).ravel()
+        left, right = upper.subfigures(1, 2, squeeze=False, width_ratios=(1.2, 1)).ravel()
+        upper.suptitle("\n".join(heading), fontsize=10, parse_math=False)
+        _draw_maps(left, maps, unit.points)
+        _draw_profiles(right, query, joined)
+        _write_proponents(lower, below, _with_unit(joined.kind), lines)
+        return save_png_and_pdf(figure, file)
+
+
+def _heat_maps(query: JoinedQuery, joined: Joined) -> dict[str, HeatMap]:
+    maps: dict[str, HeatMap] = {}
+    for stack, own in query.trace.stacks.items():
+        start, end = own.subject
+        labels = [token_label(token, of_subject=start <= place < end) for place, token in enumerate(own.tokens)]
+        effects = UNITS[joined.outcome].factor * query.trace.indirect_effect(stack, joined.mediator, joined.outcome).T
+        title = mediator_title(joined.mediator)
+        maps[stack] = HeatMap(f"{stack}: {title}" if len(query.trace.stacks) > 1 else title, labels, effects)
+    return maps
+
+
+def _heading(query: JoinedQuery, joined: Joined) -> list[str]:
+    trace, unit, place = query.trace, UNITS[joined.outcome], OUTCOMES.index(joined.outcome)
+    answer = trace.answers[0].strip() if trace.answers else "?"
+    clean, corrupted = (unit.text(float(one[place])) for one in (trace.clean, trace.corrupted))
+    asked = _in_lines(f"query {query.query_id}: {trace.prompt.strip()}", _WIDTH - 2 * _MARGIN, 2)
+    answered = _in_lines(f"answer: {answer}", _WIDTH / 2, 1)
+    return [asked, f"{answered}   ·   {unit.name}: P = {clean}, with a corrupted subject P* = {corrupted}"]
+
+
+def _draw_maps(figure: SubFigure, maps: dict[str, HeatMap], points: str) -> None:
+    size = largest(one.values for one in maps.values())
+    norm = Normalize(-size, size)
+    panels = figure.subplots(len(maps), 1, squeeze=False, height_ratios=[len(one.rows) for one in maps.values()])[:, 0]
+    for axes, one in zip(panels, maps.values(), strict=True):
+        draw_map(axes, one, norm)
+        axes.set_title(one.title, fontsize=9)
+        axes.set_yticks(range(len(one.rows)), one.rows, parse_math=False)
+    panels[-1].set_xlabel("layer", fontsize=9)
+    draw_bar(figure, list(panels), norm, list(maps.values()), f"indirect effect ({points})")
+
+
+def _draw_profiles(figure: SubFigure, query: JoinedQuery, joined: Joined) -> None:
+    unit = UNITS[joined.outcome]
+    effects, scores = figure.subplots(2, 1, sharex=True)
+    layers = joined.layers
+    places = np.arange(len(layers)) + np.cumsum([_begins(layers, at) for at in range(len(layers))])
+    _draw_bars(effects, places, unit.factor * query.effects, _EFFECT)
+    _draw_bars(scores, places, query.scores, _SCORE)
+    effects.set_title(textwrap.fill(f"causal effect, {IN_WORDS[joined.reduction]}", 66), fontsize=9)
+    effects.set_ylabel(unit.points, fontsize=8)
+    share = f"{query.share_outside:.0%}".replace("-", "\N{MINUS SIGN}")
+    outside = "" if math.isnan(query.share_outside) else f"; {share} outside of these layers"
+    scores.set_title(textwrap.fill(f"score of {joined.summed_over}{outside}", 66), fontsize=9)
+    scores.set_ylabel(_with_unit(joined.kind), fontsize=8)
+    several = len({layer.stack for layer in layers}) > 1
+    step = max(1, math.ceil(len(layers) / _MOST_TICKS))
+    ticks = [at for at, layer in enumerate(layers) if layer.number % step == 0]
+    scores.set_xticks(places[ticks], [str(layers[at].number) for at in ticks])
+    if several:
+        for stack in dict.fromkeys(layer.stack for layer in layers):
+            own = places[[layer.stack == stack for layer in layers]]
+            scores.annotate(
+                stack, (float(own.mean()), 0), (0, -16), xycoords=scores.get_xaxis_transform(),
+                textcoords="offset points", ha="center", va="top", fontsize=8,
+            )  # fmt: skip
+    scores.set_xlabel("layer", fontsize=9, labelpad=14 if several else 4)
+    if not math.isnan(query.correlation):
+        figure.supxlabel(f"rank correlation of both {signed(query.correlation)}", fontsize=9)
+
+
+def _with_unit(kind: str) -> str:
+    return f"{kind} ({_UNITS[kind]})" if kind in _UNITS else kind
+
+
+def _begins(layers: Sequence[Layer], at: int) -> int:
+    """1 where another stack begins: a gap is left."""
+    return int(at > 0 and layers[at].stack != layers[at - 1].stack)
+
+
+def _draw_bars(axes: Axes, places: np.ndarray, values: np.ndarray, colour: str) -> None:
+    axes.bar(places, values, color=colour, width=0.75)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _lines(proponents: Sequence[Teacher]) -> list[tuple[str, str, str, list[str]]]:
+    """For each proponent its score, whether it states the fact, its id, and its sentence in lines."""
+    width = _WIDTH - _COLUMNS[-1] - _MARGIN
+    return [
+        (
+            f"{one.score:+.3g}".replace("-", "\N{MINUS SIGN}"),
+            "yes" if one.states_the_fact else "no",
+            str(one.example_id),
+            _in_lines(one.sentence.strip(), width, 2).split("\n"),
+        )
+        for one in proponents
+    ]
+
+
+def _in_lines(text: str, inches: float, most: int) -> str:
+    """A text broken where so many inches end; signs of East Asian scripts are twice as wide."""
+    shown = drawable(text.replace("\n", " "))
+    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in shown)
+    width = int(inches / _LETTER * len(shown) / max(1, len(shown) + wide))
+    lines = textwrap.wrap(shown, width)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1][: width - 2].rstrip()} …"]
+    return "\n".join(lines)
+
+
+def _write_proponents(
+    figure: SubFigure, height: float, kind: str, lines: Sequence[tuple[str, str, str, list[str]]]
+) -> None:
+    def write(column: int, down: float, text: str, colour: str = "black", weight: str = "normal") -> None:
+        figure.text(
+            _COLUMNS[column] / _WIDTH, 1 - down / height, text, va="baseline", fontsize=8.5, parse_math=False,
+            color=colour, weight=weight,
+        )  # fmt: skip
+
+    for column, name in enumerate((kind, "states the fact", "example", "what taught it: the strongest proponents")):
+        write(column, _LINE, name, _GREY)
+    down = 2.25 * _LINE
+    for score, states, example, sentence in lines:
+        write(0, down, score)
+        write(2, down, example, _GREY)
+        write(1, down, states, *((_YES, "bold") if states == "yes" else ()))
+        for line in sentence:
+            write(3, down, line)
+            down += _LINE

@@ -1,0 +1,187 @@
+"""Causal tracing joined to attribution: a table to read, and its numbers as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.text import Text
+
+from ftrace.causal.joined import Joined, JoinedQuery, Layer
+from ftrace.causal.prompt_trace import OUTCOMES
+from ftrace.evaluation import Estimate
+from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
+from ftrace.evaluation.render import plain_table
+from ftrace.report.causal_words import UNITS
+
+_FILES = ("layer_profiles.csv", "joined.csv", "joined.json")
+
+
+def layer_label(layer: Layer, layers: Sequence[Layer]) -> str:
+    """What a layer is called: its number, after its stack where there are two.
+
+    Example:
+        >>> encoder, decoder = Layer("encoder", 0, "encoder.block.0"), Layer("decoder", 3, "decoder.block.3")
+        >>> layer_label(decoder, [encoder, decoder]), layer_label(decoder, [decoder])
+        ('decoder 3', '3')
+    """
+    return f"{layer.stack} {layer.number}" if len({one.stack for one in layers}) > 1 else str(layer.number)
+
+
+def render_joined(joined: Joined, most: int = 10) -> RenderableType:
+    """The table: a line for each query, then what holds of all, then what the numbers are.
+
+    Args:
+        joined: The queries.
+        most: How many queries to show, evenly drawn from all.
+    """
+    unit, agreement = UNITS[joined.outcome], joined.agreement
+    labels = [layer_label(one, joined.layers) for one in joined.layers]
+    place = OUTCOMES.index(joined.outcome)
+    table = plain_table(
+        "What taught it, where it was written, where it is read: causal effects and scores by layer",
+        "query",
+        ["answer", "clean", "corrupted", "most effect in", "most score in", "rank correlation"],
+    )
+    count = len(joined.queries)
+    for at in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
+        query = joined.queries[at]
+        trace = query.trace
+        table.add_row(
+            escape(f"{query.query_id}: {_shortened(trace.prompt)}"),
+            escape(trace.answers[0] if trace.answers else ""),
+            unit.text(float(trace.clean[place])),
+            unit.text(float(trace.corrupted[place])),
+            labels[int(query.effects.argmax())],
+            labels[int(query.scores.argmax())],
+            signed(query.correlation),
+        )
+    if count > most:
+        table.add_row(f"... and {count - most} more", style="dim")
+    lines = [
+        f"Mean rank correlation of {agreement.num_queries} queries over {len(labels)} layers: "
+        f"{_estimate(agreement.matched)}; with other facts' profiles {_estimate(agreement.mismatched)}; difference "
+        f"{_estimate(agreement.difference)}",
+        "Over queries, layer by layer: "
+        + ", ".join(f"{label} {signed(one)}" for label, one in zip(labels, agreement.by_layer, strict=True)),
+        *[f"- {note}" for note in joined.notes],
+    ]
+    return Group(table, *[Text(line) for line in lines])
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def signed(value: float) -> str:
+    """A correlation with its sign and two digits; empty where it is not known."""
+    return "" if math.isnan(value) else f"{round(value, 2) + 0.0:+.2f}"  # a sum with 0.0 has no -0.00
+
+
+def _estimate(one: Estimate) -> str:
+    if math.isnan(one.mean):
+        return "not known"
+    return signed(one.mean) + ("" if math.isnan(one.low) else f" [{signed(one.low)}, {signed(one.high)}]")
+
+
+def write_joined(joined: Joined, folder: Path) -> list[Path]:
+    """Write what was joined, each file whole or not at all.
+
+        layer_profiles.csv   a line for each query and part of the model: its causal effect, its scores and their share
+        joined.csv           a line for each query
+        joined.json          what holds of all, and how it was made
+
+    Effects and scores are as they are: probabilities are shares of 1. What is not known is empty, in JSON null.
+
+    Args:
+        joined: The queries.
+        folder: Where the files go; folders that are missing are made.
+
+    Returns:
+        The files, in this order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    profiles, queries, summary = (folder / name for name in _FILES)
+    replace_csv(profiles, _profile_rows(joined))
+    replace_csv(queries, _query_rows(joined))
+    replace_text(summary, json.dumps(nan_as_null(_as_json(joined)), indent=2, allow_nan=False) + "\n")
+    return [profiles, queries, summary]
+
+
+def _profile_rows(joined: Joined) -> Iterable[Sequence[Any]]:
+    yield ["query_id", "fact", "stack", "layer", "part", "causal_effect", "score", "score_share"]
+    for query in joined.queries:
+        about = [query.query_id, query.trace.fact or ""]
+        for layer, effect in zip(joined.layers, query.effects.tolist(), strict=True):
+            yield [*about, layer.stack, layer.number, layer.part, effect, *_score(query, layer.part)]
+        for part in joined.outside:
+            yield [*about, "", "", part, "", *_score(query, part)]
+
+
+def _score(query: JoinedQuery, part: str) -> list[Any]:
+    return [query.profile.parts[part], _known(query.profile.share(part))]
+
+
+def _query_rows(joined: Joined) -> Iterable[Sequence[Any]]:
+    labels = [layer_label(one, joined.layers) for one in joined.layers]
+    place = OUTCOMES.index(joined.outcome)
+    yield [
+        "query_id", "fact", "prompt", "subject", "answer", "clean", "corrupted", "total_effect", "rank_correlation",
+        "rank_correlation_mismatched", "most_effect_in", "most_score_in", "score", "score_share_outside", "example_ids",
+    ]  # fmt: skip
+    for query in joined.queries:
+        trace = query.trace
+        yield [
+            query.query_id, trace.fact or "", trace.prompt, trace.subject, trace.answers[0] if trace.answers else "",
+            _known(float(trace.clean[place])), _known(float(trace.corrupted[place])),
+            _known(trace.total_effect(joined.outcome)), _known(query.correlation), _known(query.mismatched),
+            labels[int(query.effects.argmax())], labels[int(query.scores.argmax())], query.profile.total,
+            _known(query.share_outside), " ".join(map(str, query.profile.example_ids.tolist())),
+        ]  # fmt: skip
+
+
+def _known(value: float) -> Any:
+    return "" if math.isnan(value) else value
+
+
+def _as_json(joined: Joined) -> dict[str, Any]:
+    agreement = joined.agreement
+
+    def of(one: Estimate) -> dict[str, Any]:
+        return {"mean": one.mean, "interval": [one.low, one.high]}
+
+    return {
+        "num_queries": len(joined.queries),
+        "num_ranked": agreement.num_queries,
+        "left_out": joined.left_out,
+        "num_layers": len(joined.layers),
+        "mediator": joined.mediator,
+        "reduction": joined.reduction,
+        "outcome": joined.outcome,
+        "kind": joined.kind,
+        "summed_over": joined.summed_over,
+        "rank_correlation": of(agreement.matched),
+        "rank_correlation_mismatched": of(agreement.mismatched),
+        "difference": of(agreement.difference),
+        "by_layer": [
+            {
+                "stack": layer.stack,
+                "layer": layer.number,
+                "part": layer.part,
+                "mean_causal_effect": float(np.mean([query.effects[place] for query in joined.queries])),
+                "mean_score": float(np.mean([query.scores[place] for query in joined.queries])),
+                "rank_correlation_over_queries": float(agreement.by_layer[place]),
+            }
+            for place, layer in enumerate(joined.layers)
+        ],
+        "outside": {"parts": list(joined.outside), "share_of_scores": joined.share_outside},
+        "without_scores": list(joined.without_scores),
+        "notes": joined.notes,
+        "seed": joined.seed,
+    }
