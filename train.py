@@ -59,6 +59,11 @@ class FactTracingCLI(LightningCLI):
                     "of the run. Add it, or set --trace null"
                 )
 
+        if self._trace_settings.causal and not any(
+            isinstance(one, OnlineTracIn) and one.output_dir is None and "layer" in one.breakdown for one in callbacks
+        ):
+            self.parser.error("trace.causal: expected OnlineTracIn with breakdown: [layer]. Add it, or set it to false")
+
     def after_fit(self) -> None:
         """Compare with baselines and work out some queries, if the config says so."""
         folder = self.trainer.log_dir  # None in a fast_dev_run

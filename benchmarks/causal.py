@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ftrace.causal import CausalTracer, TraceSettings
+from ftrace.causal import CausalSettings, CausalTracer
 from ftrace.causal.grids import StackShape, grid_cells
 from ftrace.data import FactPrompt, TokenizedPrompt
 
@@ -79,7 +79,7 @@ def work_of(name: str, model: Any, ids: Tensor, noise: Tensor, max_tokens: int) 
         return lambda: rows_of_full_forwards(*given, max_tokens)
     if name.startswith("floor"):
         return lambda: plain_forward(model, ids, len(noise), max_tokens)
-    settings = TraceSettings(
+    settings = CausalSettings(
         mediators=MEDIATORS, only_correct=False, suffix=name.endswith("suffix"), max_tokens=max_tokens, checked=False
     )  # type: ignore[arg-type]
     tracer = CausalTracer(model, settings)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
+from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace, counterfactual, evaluate, learned_when, search, tail_patch
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.index import index
@@ -33,11 +34,14 @@ class TraceSettings:
         baselines: Methods to compare the online scores with.
         worked_queries: How many learned queries to work out for the reader.
         kind: Which online score to work them out with; without it, the first that there is.
+        causal: Whether to trace, too, where in the model the queries' facts live, and to join that to the online
+            scores by layer.
     """
 
     baselines: tuple[Baseline, ...] = ("bm25", "tracin")
     worked_queries: int = 3
     kind: str = "learning"
+    causal: bool = False
 
 
 def synth(output_path: str, settings: SynthSettings) -> None:
@@ -113,6 +117,12 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
             query = WorkedQuery(row["query_id"], row["inputs_pretokenized"], answer, others, row["proponent_ids"])
             console.print(render_worked_query(query, stores["online"], kind, lambda i: _sentence(rows[i])))
     places = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
+    if settings.causal:
+        console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
+        causal_trace.causal_trace(
+            CausalSettings(window=1), run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False
+        )
+        places["causal traces"] = folder / "causal"
     if stores["online"].ledger is not None:
         console.print(f"\n{_sentence_of(stores['online'])}", soft_wrap=True)
         places["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")

@@ -8,13 +8,14 @@ from ftrace.causal.positions import position_groups
 from ftrace.causal.prediction import TraceTask, trace_prompts
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack, StackTrace
 from ftrace.causal.trace_files import find_trace, read_settings, read_trace, read_traces, trace_file, write_trace
-from ftrace.causal.tracer import CausalTracer, TraceSettings
+from ftrace.causal.tracer import CausalSettings, CausalTracer
 
 __all__ = [
     "MEDIATORS",
     "OUTCOMES",
     "PRESETS",
     "Averages",
+    "CausalSettings",
     "CausalTracer",
     "Corruption",
     "EffectGrid",
@@ -27,7 +28,6 @@ __all__ = [
     "Stack",
     "StackAverages",
     "StackTrace",
-    "TraceSettings",
     "TraceTask",
     "average_effects",
     "find_trace",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftrace.causal.positions import LAST, groups_of
+from ftrace.causal.positions import GIVEN, LAST, groups_of
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
 
@@ -75,8 +75,9 @@ class StackAverages:
     def peak(self, mediator: str, outcome: Outcome = "probability", group: str | None = None) -> Peak | None:
         """Where a mediator's average indirect effect is largest.
 
-        Where a layer's output is restored, a decoder's last token is left out unless it is asked for: the answer is
-        read off it, and the last layer's output there restores everything, whatever the model.
+        Where a layer's output is restored, a decoder-only model's last token is left out unless it is asked for: the
+        answer is read off it, and the last layer's output there restores everything, whatever the model. Of a decoder
+        that reads an encoder, that one cell is left out.
 
         Args:
             mediator: One of those in ``effects``.
@@ -96,8 +97,11 @@ class StackAverages:
             )
         grid = self.effects[mediator][outcome]
         whole = self.stack == "decoder" and (mediator == "hidden" or mediator.endswith(SEVERED))
-        counts = [one == group if group else not (whole and one == LAST) for one in self.groups]
+        skips = whole and GIVEN not in self.groups
+        counts = [one == group if group else not (skips and one == LAST) for one in self.groups]
         mean = np.where(np.array(counts)[:, None], grid.mean, np.nan)
+        if whole and not skips and not group:
+            mean[self.groups.index(LAST), -1] = np.nan
         if np.isnan(mean).all():
             return None
         row, layer = np.unravel_index(np.nanargmax(mean), mean.shape)

@@ -19,7 +19,7 @@ from ftrace.causal.corruption import Corruption, NoiseSettings
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
 from ftrace.causal.prompt_trace import PromptTrace, Stack
 from ftrace.causal.trace_files import read_trace, trace_file, write_trace
-from ftrace.causal.tracer import CausalTracer, TraceSettings, check_state
+from ftrace.causal.tracer import CausalSettings, CausalTracer, check_state
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
 from ftrace.evaluation import replace_text
 
@@ -46,10 +46,16 @@ class TraceTask:
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[FactPrompt]
     folder: Path
-    settings: TraceSettings = field(default_factory=TraceSettings)
+    settings: CausalSettings = field(default_factory=CausalSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     layouts: Mapping[Stack, ModelLayout] | None = None
     as_trained: bool = False
+
+    @property
+    def layer_names(self) -> dict[Stack, tuple[str, ...]]:
+        """What each stack's layers are called within the model."""
+        layouts = self.layouts or layouts_of(self.model)
+        return {stack: find_modules(self.model, layout).layer_names for stack, layout in layouts.items()}
 
     def tokenized(self, prompt: FactPrompt) -> TokenizedPrompt:
         """A prompt in the model's tokens.
@@ -82,8 +88,7 @@ def trace_prompts(
     if not task.prompts:
         raise ValueError("expected at least one prompt, found none")
     check_state(task.model)
-    for layout in (task.layouts or layouts_of(task.model)).values():
-        find_modules(task.model, layout)
+    _ = task.layer_names  # an error here says which name is wrong, before anything is begun
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a prompt's place is all they would load
         warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
@@ -135,7 +140,7 @@ class _Tracing(LightningModule):
         self.corruption = Corruption(task.noise, self.tracer.embedding, alone, inside) if tokenized else None
 
     @override
-    def predict_step(self, batch: int, batch_idx: int) -> None:
+    def predict_step(self, batch: int, batch_idx: int) -> str:
         prompt = self.task.prompts[batch]
         try:
             tokenized = self.task.tokenized(prompt)
@@ -147,6 +152,7 @@ class _Tracing(LightningModule):
                 prompt.fact, prompt.query_id,
             )  # fmt: skip
         write_trace(self.task.folder, trace, self.described)
+        return trace.status
 
 
 def _described(task: TraceTask) -> dict[str, Any]:

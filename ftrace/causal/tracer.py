@@ -31,7 +31,7 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
 @dataclass(frozen=True)
-class TraceSettings:
+class CausalSettings:
     """What to trace.
 
     Args:
@@ -85,10 +85,10 @@ class CausalTracer:
     def __init__(
         self,
         model: PreTrainedModel,
-        settings: TraceSettings | None = None,
+        settings: CausalSettings | None = None,
         layouts: Mapping[Stack, ModelLayout] | None = None,
     ) -> None:
-        self.settings = settings or TraceSettings()
+        self.settings = settings or CausalSettings()
         check_state(model)
         layouts = layouts or layouts_of(model)
         self.passes = Passes(model, {stack: find_modules(model, layout) for stack, layout in layouts.items()})
@@ -128,7 +128,7 @@ class CausalTracer:
         with torch.inference_mode():
             subject = prompt.input_ids[slice(*prompt.subject)]
             corrupted = corruption.draw(prompt.prompt.name, subject).to(self.passes.device)
-            runs = [self.passes.runs(inputs, corrupted[:1]) for inputs in asked]
+            runs = [self._runs(inputs, corrupted[:1]) for inputs in asked]
         clean = [run.logits[0] for run in runs]
         rank = best_rank(clean[0][0], first)
         if self.settings.only_correct and not any(map(is_greedy, clean, groups)):

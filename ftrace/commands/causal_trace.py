@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,16 +25,18 @@ from transformers import (
 from ftrace.causal import (
     MEDIATORS,
     Averages,
+    CausalSettings,
     ModelLayout,
     NoiseSettings,
     Outcome,
     PromptTrace,
     Stack,
-    TraceSettings,
     TraceTask,
     average_effects,
     trace_prompts,
 )
+from ftrace.commands.joined import JoinSettings
+from ftrace.commands.joined import join as join_to_scores
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
 from ftrace.report import (
@@ -45,10 +47,12 @@ from ftrace.report import (
     write_averages_csv,
     write_effects_csv,
 )
+from ftrace.report.joined_tables import render_joined
 from ftrace.runs import Run, newest_run
+from ftrace.scores import ScoreStore
 
 _MOST_LISTED = 12
-_SETTINGS = tuple(field.name for field in fields(TraceSettings))
+_SETTINGS = tuple(field.name for field in fields(CausalSettings))
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,10 @@ class _Subject:
 
 
 def add_arguments(command: ArgumentParser) -> None:
-    """Add the command's arguments: those of :class:`TraceSettings` as its own, lists without brackets."""
+    """Add the command's arguments: those of :class:`CausalSettings` as its own, lists without brackets."""
     for name, known in (("mediators", MEDIATORS), ("stacks", get_args(Stack))):
         command.add_argument(f"--{name}", nargs="+", choices=known, help=f"Some of {', '.join(known)}; default: all.")
-    command.add_class_arguments(TraceSettings, skip={"mediators", "stacks"})
+    command.add_class_arguments(CausalSettings, skip={"mediators", "stacks"})
     command.add_function_arguments(causal_trace, skip={"settings"})
 
 
@@ -80,11 +84,11 @@ def command(**options: Any) -> None:
     """Trace where in a model facts live: clean, corrupted and restored runs, as Meng et al. (2022)."""
     settings = {name: options.pop(name) for name in _SETTINGS}
     lists = {name: None if settings[name] is None else tuple(settings[name]) for name in ("mediators", "stacks")}
-    causal_trace(TraceSettings(**{**settings, **lists}), **options)
+    causal_trace(CausalSettings(**{**settings, **lists}), **options)
 
 
 def causal_trace(
-    settings: TraceSettings,
+    settings: CausalSettings,
     run: str | None = None,
     model: str | None = None,
     prompts: str | None = None,
@@ -97,6 +101,8 @@ def causal_trace(
     sample: int | None = None,
     seed: int = 0,
     outcome: Outcome = "probability",
+    scores: str | None = None,
+    join: JoinSettings = JoinSettings(),  # noqa: B008
     pictures: int = 8,
     effects_csv: bool = True,
     accelerator: str = "auto",
@@ -120,6 +126,9 @@ def causal_trace(
         sample: Trace this many prompts, by a seeded shuffle.
         seed: Of the sample and of bootstrap intervals.
         outcome: What pictures and the table show. Files have all outcomes.
+        scores: FOLDER[:KIND] of a score store of the run's queries, broken down by layer, such as online:learning, to
+            set beside where facts live which layers they were written in, and who wrote them.
+        join: How scores are joined.
         pictures: How many prompts to draw one by one.
         effects_csv: Whether to write every cell of every prompt to effects.csv.
         accelerator: Lightning's, such as "cpu" or "gpu".
@@ -129,19 +138,66 @@ def causal_trace(
     if pictures < 0:
         raise ValueError(f"pictures: expected at least 0, found {pictures}")
     traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
+    store, join = _scores(traced.run, prompts, scores, join)
     chosen = _prompts(traced.run, prompts, sample, seed)
     folder = Path(output_dir) if output_dir else traced.folder
     as_trained = traced.run is not None
     task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
     traces = trace_prompts(task, accelerator, devices, strategy)
-    if rank_zero_only.rank == 0:
-        console = Console()
-        _check_some_traced(traces)
-        averages = average_effects(traces, seed=seed)
-        console.print(render_averages(averages, outcome))
-        written = write_results(folder, traces, averages, outcome, pictures, effects_csv=effects_csv)
-        tell_left_out(traces, console)
-        console.print(f"Wrote {', '.join(written)} to {folder}", soft_wrap=True)
+    shown = _Shown(outcome, pictures, seed, effects_csv)
+    _finish(task, traces, shown, traced.run, store, join)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What is written of traces: see :func:`causal_trace`."""
+
+    outcome: Outcome
+    pictures: int
+    seed: int
+    effects_csv: bool
+
+
+@rank_zero_only
+def _finish(
+    task: TraceTask,
+    traces: Sequence[PromptTrace],
+    shown: _Shown,
+    run: Run | None,
+    store: ScoreStore | None,
+    join: JoinSettings,
+) -> None:
+    console = Console()
+    _check_some_traced(traces)
+    averages = average_effects(traces, seed=shown.seed)
+    console.print(render_averages(averages, shown.outcome))
+    written = write_results(task.folder, traces, averages, shown.outcome, shown.pictures, effects_csv=shown.effects_csv)
+    if store is not None:
+        assert run is not None
+        found = join_to_scores(traces, store, run.data, task.layer_names, task.folder, join)
+        console.print(render_joined(found.joined))
+        written += [*(file.name for file in found.tables), *(["joined/"] if found.pictures else [])]
+    tell_left_out(traces, console)
+    console.print(f"Wrote {', '.join(written)} to {task.folder}", soft_wrap=True)
+
+
+def _scores(
+    run: Run | None, prompts: str | None, scores: str | None, join: JoinSettings
+) -> tuple[ScoreStore | None, JoinSettings]:
+    """The store that is joined, opened before anything is traced, and how."""
+    if scores is None:
+        return None, join
+    if run is None or prompts is not None:
+        raise ValueError("scores: expected a run and its own queries, whose ids a score store knows")
+    folder, _, kind = scores.partition(":")
+    place = run.folder / folder if (run.folder / folder).is_dir() else Path(folder)
+    store = ScoreStore.open(place)
+    if "layer" not in store.breakdown:
+        raise ValueError(f"scores: {place} is not broken down by layer. Train with OnlineTracIn(breakdown=['layer'])")
+    chosen = replace(join, kind=kind or join.kind)
+    if chosen.kind is not None and chosen.kind not in store.kinds:
+        raise ValueError(f"scores: expected one of the kinds {list(store.kinds)} of {place}, found {chosen.kind!r}")
+    return store, chosen
 
 
 def _subject(
@@ -153,13 +209,14 @@ def _subject(
     dtype: str,
 ) -> _Subject:
     if (run is None) == (model is None):
-        raise ValueError("expected exactly one of run and model, found both or neither")
+        found = "neither" if run is None else f"both, {run!r} and {model!r}: set the other to null"
+        raise ValueError(f"expected a run or a model, found {found}")
     if run is not None:
         of_run = Run(newest_run(run))
-        found = of_run.model_at(of_run.snapshot(snapshot))
+        trained = of_run.model_at(of_run.snapshot(snapshot))
         own = of_run.data.tokenizer
         assert own is not None
-        return _Subject(found.model.eval(), own, of_run, of_run.folder / "causal")
+        return _Subject(trained.model, own, of_run, of_run.folder / "causal")
     assert model is not None
     if prompts is None:
         raise ValueError("prompts: expected a file of prompts for a pretrained model, found none")

@@ -11,7 +11,7 @@ from per_cell import PerCell
 from tiny_models import FAMILIES, prompt
 from torch import Tensor
 
-from ftrace.causal import MEDIATORS, CausalTracer, Corruption, NoiseSettings, TraceSettings
+from ftrace.causal import MEDIATORS, CausalSettings, CausalTracer, Corruption, NoiseSettings
 from ftrace.causal import memory as memory_of_passes
 from ftrace.data import FactPrompt, TokenizedPrompt
 
@@ -43,7 +43,7 @@ def tokenized(given: dict[str, Any]) -> TokenizedPrompt:
 
 
 def traced(model: Any, given: dict[str, Any], **settings: Any) -> Any:
-    tracer = CausalTracer(model, TraceSettings(**{"only_correct": False, **settings}))
+    tracer = CausalTracer(model, CausalSettings(**{"only_correct": False, **settings}))
     return tracer.trace(tokenized(given), GivenNoise(tracer.embedding, given["noise"]))
 
 
@@ -128,7 +128,7 @@ def test_where_memory_runs_out_passes_become_smaller(suffix: bool, monkeypatch: 
     assert max(seen) > most >= seen[-1]
     for mediator, grid in expected.stacks["decoder"].restored.items():
         torch.testing.assert_close(found.stacks["decoder"].restored[mediator], grid, rtol=1e-9, atol=1e-11)
-    tracer = CausalTracer(model, TraceSettings(only_correct=False, suffix=suffix))
+    tracer = CausalTracer(model, CausalSettings(only_correct=False, suffix=suffix))
     most = 5
     with pytest.raises(MemoryError, match="more memory than there is"):
         tracer.trace(tokenized(given), GivenNoise(tracer.embedding, given["noise"]))
@@ -153,7 +153,7 @@ def test_the_published_definition(kind: str | None) -> None:
     draws = published.noise(scale, 2, 12, samples=4, seed=1)
     expected = published.trace(model, given["input_ids"], given["subject"], draws, kind, window=3)
     mediator = {None: "hidden", "mlp": "mlp", "attn": "attention"}[kind]
-    tracer = CausalTracer(model, TraceSettings(mediators=(mediator,), window=3, answer="first"))
+    tracer = CausalTracer(model, CausalSettings(mediators=(mediator,), window=3, answer="first"))
     noise = NoiseSettings("gaussian", scale=3.0, samples=4, seed=1, draws="published")
     corruption = Corruption(noise, tracer.embedding, subjects)
     assert corruption.sigma * 3 == pytest.approx(float(scale), rel=1e-12)
