@@ -35,12 +35,19 @@ class AnswerGroup:
 def answer_groups(answers: Sequence[Sequence[int]]) -> list[AnswerGroup]:
     """Answers by their tokens but for the last, in the order in which they come.
 
+    An answer that begins with another one is left out: whatever goes on with it has given the shorter one already.
+
     Example:
         >>> answer_groups([(1, 2), (5,), (1, 3)])
         [AnswerGroup(prefix=(1,), finals=(2, 3)), AnswerGroup(prefix=(), finals=(5,))]
+        >>> answer_groups([(1, 2, 4), (1, 2)])
+        [AnswerGroup(prefix=(1,), finals=(2,))]
     """
     groups: dict[tuple[int, ...], list[int]] = {}
-    for answer in dict.fromkeys(map(tuple, answers)):
+    distinct = dict.fromkeys(map(tuple, answers))
+    for answer in distinct:
+        if any(answer[:length] in distinct for length in range(1, len(answer))):
+            continue
         groups.setdefault(answer[:-1], []).append(answer[-1])
     return [AnswerGroup(prefix, tuple(finals)) for prefix, finals in groups.items()]
 
