@@ -13,7 +13,7 @@ import torch
 from made_run import SNAPSHOTS, data_of, make_run, train
 
 from ftrace.evaluation import PoolSettings
-from ftrace.runs import Run
+from ftrace.runs import Run, newest_run
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,26 @@ def test_pools_know_their_data(trained: Path, tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
     Run(run.folder).candidate_pools(settings, [1])
     assert len(list((run.folder / "candidate_pools").iterdir())) == 2
+
+
+def test_a_snapshot_by_its_step(trained: Path) -> None:
+    run = Run(trained)
+    first, last = (trained / "snapshots" / name for name in SNAPSHOTS)
+    assert [run.snapshot(which) for which in ("first", "last", 0, 40)] == [first, last, first, last]
+    for which in (7, -1, 4):
+        with pytest.raises(ValueError, match=rf"snapshot: .* one of the steps \[0, 40\], found {which}"):
+            run.snapshot(which)
+
+
+def test_the_newest_version_is_the_one_of_the_highest_number(tmp_path: Path) -> None:
+    assert newest_run(tmp_path / "nowhere") == tmp_path / "nowhere"
+    assert newest_run(tmp_path) == tmp_path
+    for name in ("version_0", "version_9", "version_10", "version_best", "version_", "other_99"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "version_11").mkdir()  # a run that has died before it began
+    assert newest_run(tmp_path) == tmp_path / "version_10"
+    assert newest_run(str(tmp_path)) == tmp_path / "version_10"
+    assert newest_run(tmp_path / "version_9") == tmp_path / "version_9"
+    (tmp_path / "config.yaml").touch()
+    assert newest_run(tmp_path) == tmp_path

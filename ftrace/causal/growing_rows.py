@@ -83,7 +83,7 @@ class _LastPlaces:
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 3:
             return None
         self._left_out = max(0, args[0].shape[1] - self.places)
-        return (args[0][:, self._left_out :],), kwargs
+        return (args[0][:, self._left_out :].contiguous(),), kwargs  # GPT-2's modules view it in another shape
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Put zeros where nothing was run."""

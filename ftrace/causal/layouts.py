@@ -143,6 +143,6 @@ def _unknown(what: str, name: str, named: Mapping[str, nn.Module]) -> ValueError
     """The error for a name of nothing, with names like it that are there."""
     short = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".{layer}", other) for other in named if other)
     pattern = re.sub(r"\.\d+(?=\.|$)", ".{layer}", name)
-    near = difflib.get_close_matches(pattern, short, n=4, cutoff=0.4)
+    near = difflib.get_close_matches(pattern, short, n=6, cutoff=0.4)
     listed = ", ".join(map(repr, near or list(short)[:8]))
     return ValueError(f"layout: {what}: the model has no module {name!r}. {'Near' if near else 'It has'}: {listed}")

@@ -74,8 +74,8 @@ def _log_probabilities(logits: Tensor, group: AnswerGroup) -> Tensor:
 
 def logit_differences(logits: Tensor, token: int, foil: int) -> Tensor:
     """Logit of a token minus that of its foil where an answer begins, ``[R]``; logits ``[R, S, V]``."""
-    first = logits[:, 0]
-    return (first[:, token] - first[:, foil]).to(torch.promote_types(logits.dtype, torch.float32))
+    both = logits[:, 0, [token, foil]].to(torch.promote_types(logits.dtype, torch.float32))
+    return both[:, 0] - both[:, 1]
 
 
 def is_greedy(logits: Tensor, group: AnswerGroup) -> bool:

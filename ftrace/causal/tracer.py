@@ -248,8 +248,9 @@ def check_state(model: PreTrainedModel) -> None:
     Raises:
         ValueError: If it is either.
     """
-    if isinstance(model, OptimizedModule) or any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
+    if any(
+        isinstance(module, OptimizedModule) or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
     ):
         raise ValueError("expected a model that is not compiled, found one of torch.compile. Give the model itself")
     training = [name for name, module in model.named_modules() if module.training]

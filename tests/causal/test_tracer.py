@@ -38,7 +38,7 @@ def tokenized(given: dict[str, Any]) -> TokenizedPrompt:
     decoder = tuple(given["decoder_ids"] or ())
     return TokenizedPrompt(
         FactPrompt("one", "a b c d e f", "b c", ("x",)), tuple(given["input_ids"]), tuple("abcdef"), given["subject"],
-        decoder, tuple(map(str, decoder)), tuple(given["answers"]), (given["foil"],),
+        decoder, tuple(map(str, decoder)), tuple(given["answers"]), None if given["foil"] is None else (given["foil"],),
     )  # fmt: skip
 
 
@@ -80,7 +80,9 @@ def test_windows(family: str, stack: str, window: int) -> None:
 
 
 @pytest.mark.parametrize("answers", ["several answers", "several tokens"])
-@pytest.mark.parametrize(("family", "stack"), [("llama", "decoder"), ("t5 gated", "encoder"), ("t5", "decoder")])
+@pytest.mark.parametrize(
+    ("family", "stack"), [("gpt2", "decoder"), ("llama", "decoder"), ("t5 gated", "encoder"), ("t5", "decoder")]
+)
 @pytest.mark.parametrize("suffix", [False, True])
 def test_answers(family: str, stack: str, answers: str, suffix: bool) -> None:
     model = FAMILIES[family].build()
