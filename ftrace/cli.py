@@ -120,7 +120,11 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
     if settings.causal:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
         causal_trace.causal_trace(
-            CausalSettings(window=1), run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False
+            CausalSettings(window=1, only_correct=bool(learned)),
+            run=str(folder),
+            scores=f"online:{kind}",
+            pictures=4,
+            effects_csv=False,
         )
         places["causal traces"] = folder / "causal"
     if stores["online"].ledger is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,15 +185,24 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
             known = json.loads(file.read_text())
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}). Remove the folder, or give another output_dir") from error
-        differing = [name for name in described if known.get(name) != described[name]]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{folder} has traces with another {name!r}: expected {json.dumps(known.get(name))}, found "
-                f"{json.dumps(described[name])}. Remove it, or give another output_dir"
-            )
+        there, asked = (dict(_by_name(one)) for one in (known, described))
+        for name, value in asked.items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"{folder} has traces with another {name!r}: expected {json.dumps(there.get(name))}, found "
+                    f"{json.dumps(value)}. Remove it, or give another output_dir"
+                )
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(described, indent=2) + "\n")
+
+
+def _by_name(described: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by its whole name, such as ``noise.scale``."""
+    for name, value in described.items():
+        if isinstance(value, dict):
+            yield from _by_name(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def _is_done(folder: Path, name: str) -> bool:

@@ -232,7 +232,7 @@ class CausalTracer:
             return module_of(mediator) in (None, *self.passes.stacks[stack].modules)
 
         asked = self.settings.mediators or tuple(
-            one for one in MEDIATORS if any(has(other, one) for other in self.passes.stacks)
+            one for one in MEDIATORS if any(has(other, one) for other in self._stacks())
         )
         for mediator in asked:
             if mediator not in MEDIATORS:

@@ -138,7 +138,7 @@ def causal_trace(
     if pictures < 0:
         raise ValueError(f"pictures: expected at least 0, found {pictures}")
     traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
-    store, join = _scores(traced.run, prompts, scores, join)
+    store, join = _scores(traced.run, prompts, scores, join, settings)
     chosen = _prompts(traced.run, prompts, sample, seed)
     folder = Path(output_dir) if output_dir else traced.folder
     as_trained = traced.run is not None
@@ -182,13 +182,17 @@ def _finish(
 
 
 def _scores(
-    run: Run | None, prompts: str | None, scores: str | None, join: JoinSettings
+    run: Run | None, prompts: str | None, scores: str | None, join: JoinSettings, settings: CausalSettings
 ) -> tuple[ScoreStore | None, JoinSettings]:
     """The store that is joined, opened before anything is traced, and how."""
     if scores is None:
         return None, join
     if run is None or prompts is not None:
         raise ValueError("scores: expected a run and its own queries, whose ids a score store knows")
+    if settings.mediators is not None and join.mediator not in settings.mediators:
+        raise ValueError(
+            f"join.mediator: expected one of those that are traced, {list(settings.mediators)}, found {join.mediator!r}"
+        )
     folder, _, kind = scores.partition(":")
     place = run.folder / folder if (run.folder / folder).is_dir() else Path(folder)
     store = ScoreStore.open(place)

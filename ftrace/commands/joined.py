@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ftrace.causal import Outcome, PromptTrace, Stack
+from ftrace.causal import MEDIATORS, Outcome, PromptTrace, Stack
 from ftrace.causal.joined import Joined, JoinedQuery, join_profiles
 from ftrace.causal.profiles import Reduction
 from ftrace.data import FactData
@@ -53,6 +53,8 @@ class JoinSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.mediator not in MEDIATORS:
+            raise ValueError(f"mediator: expected one of {MEDIATORS}, found {self.mediator!r}")
         for name in ("k", "listed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
