@@ -76,8 +76,8 @@ class StackAverages:
         """Where a mediator's average indirect effect is largest.
 
         Where a layer's output is restored, a decoder-only model's last token is left out unless it is asked for: the
-        answer is read off it, and the last layer's output there restores everything, whatever the model. Of a decoder
-        that reads an encoder, that one cell is left out.
+        answer is read off it, and the last layer's output there restores an answer of one token whatever the model. Of
+        a decoder that reads an encoder, that one cell is left out.
 
         Args:
             mediator: One of those in ``effects``.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -26,7 +26,8 @@ class NoiseSettings:
     Args:
         kind: "gaussian": independent normal noise. "uniform": from -1 to 1. "full_covariance": normal, with the
             covariance of the subjects' embeddings. "student_t": normal, divided by the root of a chi-squared variable
-            over its 3 degrees, one a token. "tokens": another prompt's subject of as many tokens, instead of noise.
+            over its 3 degrees, one a token. "tokens": instead of noise, another prompt's subject of as many tokens
+            and with other answers; where there are fewer such than samples, some are taken several times.
         scale: What noise is multiplied with: of "full_covariance" alone, else together with sigma.
         sigma: The unit of noise; default: the standard deviation of all entries of the subjects' token embeddings, as
             Meng et al. (2022) take it. For fixed noise of .1, give ``scale: 0.1, sigma: 1``.
@@ -64,6 +65,7 @@ class Corruption:
         embedding: The model's token embedding.
         subjects: Tokens of all prompts' subjects, each subject tokenized alone: what sigma and the covariance are of.
         replacements: Tokens of all prompts' subjects as they stand in their prompts: what "tokens" draws from.
+        answers: The accepted answers of each of these prompts: a subject that shares one is no replacement.
 
     Raises:
         ValueError: If there is no subject although noise is measured by them.
@@ -75,13 +77,18 @@ class Corruption:
         embedding: nn.Module,
         subjects: Iterable[Sequence[int]],
         replacements: Iterable[Sequence[int]] = (),
+        answers: Iterable[Collection[str]] | None = None,
     ) -> None:
         self.settings = settings
         self.embedding = embedding
         self._tokens = [token for subject in subjects for token in subject]
+        inside = [tuple(one) for one in replacements]
         self._by_length: dict[int, list[tuple[int, ...]]] = {}
-        for subject in sorted({tuple(one) for one in replacements}):
+        for subject in sorted(set(inside)):
             self._by_length.setdefault(len(subject), []).append(subject)
+        self._answers: dict[tuple[int, ...], set[str]] = {subject: set() for subject in inside}
+        for subject, own in zip(inside, inside if answers is None else answers, strict=True):
+            self._answers[subject] |= set() if answers is None else set(map(str, own))
         needs_subjects = settings.kind == "full_covariance" or (settings.kind != "tokens" and settings.sigma is None)
         if needs_subjects and len(self._tokens) < 2:
             raise ValueError(
@@ -147,11 +154,13 @@ class Corruption:
 
     def _others(self, name: str, tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Other subjects of as many tokens, each at most once if there are enough."""
-        others = [one for one in self._by_length.get(len(tokens), []) if one != tokens]
+        own = self._answers.get(tokens, set())
+        alike = [one for one in self._by_length.get(len(tokens), []) if one != tokens]
+        others = [one for one in alike if not own & self._answers[one]]
         if not others:
             raise ValueError(
-                f"no other subject has {len(tokens)} tokens, to replace this one by. Trace it with noise of another "
-                "kind, or among more prompts"
+                f"no other subject has {len(tokens)} tokens and another answer, to replace this one by. Trace it with "
+                "noise of another kind, or among more prompts"
             )
         samples = self.settings.samples
         drawn = self._generator(name).choice(len(others), samples, replace=len(others) < samples)

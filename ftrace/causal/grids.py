@@ -199,6 +199,8 @@ def _joined(work: Sequence[_Work]) -> list[_Work]:
 
 def _check_unchanged(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """The clean and the corrupted runs are in every growing batch: they must come out as they did alone."""
+    if not (torch.isfinite(found).all() and torch.isfinite(expected).all()):
+        raise ValueError("the model gives numbers that are not finite. Take a larger dtype, or less noise")
     bound = {torch.float64: 1e-9, torch.float32: 2e-3}.get(dtype, 0.25)
     if not torch.allclose(found, expected, rtol=bound, atol=bound):
         worst = float((found - expected).abs().max())

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-_OF_CPU = ("can't allocate memory", "not enough memory")
+_WORDS = ("can't allocate memory", "not enough memory", "alloc_failed")
 
 
 class MemoryLimit:
@@ -47,4 +47,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OF_CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ftrace.causal.growing_rows import Watch, growing_rows, input_states
 from ftrace.causal.layouts import StackModules
-from ftrace.causal.prefix_cache import prefix_cache, recording_cache
+from ftrace.causal.prefix_cache import joined_caches, prefix_cache, recording_cache
 from ftrace.causal.prompt_trace import Stack
 from ftrace.causal.row_plan import RowPlan
 
@@ -64,6 +64,24 @@ class Runs:
         rows = rows.to(self.logits.device)
         encoder_states = None if self.encoder_states is None else self.encoder_states[rows]
         return Runs(self.logits[rows], self.first_states[rows], encoder_states, self.cache, rows)
+
+
+def joined_runs(parts: Sequence[Runs]) -> Runs:
+    """Runs of some samples each as one; they share their clean run."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensors[0], *(one[1:] for one in tensors[1:])])
+
+    states = [one.encoder_states for one in parts if one.encoder_states is not None]
+    caches = [one.cache for one in parts if one.cache is not None]
+    return Runs(
+        joined([one.logits for one in parts]),
+        joined([one.first_states for one in parts]),
+        joined(states) if states else None,
+        joined_caches(caches, joined) if caches else None,
+    )
 
 
 class Passes:

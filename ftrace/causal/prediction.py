@@ -6,7 +6,8 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from typing_extensions import override
 from ftrace.causal.corruption import Corruption, NoiseSettings
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
 from ftrace.causal.prompt_trace import PromptTrace, Stack
-from ftrace.causal.trace_files import read_trace, trace_file, write_trace
+from ftrace.causal.trace_files import read_settings, read_trace, trace_file, write_trace
 from ftrace.causal.tracer import CausalSettings, CausalTracer, check_state
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
 from ftrace.evaluation import replace_text
@@ -63,9 +64,24 @@ class TraceTask:
         Raises:
             ValueError: If it can't be traced.
         """
-        config = self.model.config
-        start = config.decoder_start_token_id if config.is_encoder_decoder else None
-        return tokenize_prompt(prompt, self.tokenizer, decoder_start=start, as_trained=self.as_trained)
+        return tokenize_prompt(prompt, self.tokenizer, decoder_start=self.decoder_start, as_trained=self.as_trained)
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The token that an encoder-decoder's decoder starts with; None for a decoder-only model.
+
+        Raises:
+            ValueError: If an encoder-decoder's config doesn't say.
+        """
+        if not self.model.config.is_encoder_decoder:
+            return None
+        for config in (self.model.config, getattr(self.model, "generation_config", None)):
+            start = getattr(config, "decoder_start_token_id", None)
+            if start is not None:
+                return int(start)
+        raise ValueError(
+            "expected a model whose config has decoder_start_token_id, found none. Set it, such as 0 for T5"
+        )
 
 
 def trace_prompts(
@@ -88,10 +104,11 @@ def trace_prompts(
     if not task.prompts:
         raise ValueError("expected at least one prompt, found none")
     check_state(task.model)
-    _ = task.layer_names  # an error here says which name is wrong, before anything is begun
+    _ = task.layer_names, task.decoder_start  # errors here come before anything is begun
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a prompt's place is all they would load
         warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
+        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning's own
         trainer = Trainer(
             accelerator=accelerator, devices=devices, strategy=strategy, logger=False, enable_checkpointing=False,
             enable_model_summary=False, use_distributed_sampler=False,
@@ -99,7 +116,7 @@ def trace_prompts(
         module = _Tracing(task)
         trainer.predict(module, return_predictions=False)
     trainer.strategy.barrier()  # the first process reads what all have written
-    return [read_trace(trace_file(task.folder, prompt.name)) for prompt in task.prompts]
+    return [_read(task.folder, prompt.name, module.described) for prompt in task.prompts]
 
 
 class _Tracing(LightningModule):
@@ -113,21 +130,19 @@ class _Tracing(LightningModule):
         self.described = _described(task)
 
     @override
-    def setup(self, stage: str) -> None:
-        if self.trainer.is_global_zero:
-            _claim(self.task.folder, self.described)
-        self.trainer.strategy.barrier()
-
-    @override
     def predict_dataloader(self) -> DataLoader:
         mine = range(self.global_rank, len(self.task.prompts), self.trainer.world_size)
-        waiting = [place for place in mine if not _is_done(self.task.folder, self.task.prompts[place].name)]
+        names = [prompt.name for prompt in self.task.prompts]
+        waiting = [place for place in mine if not _is_done(self.task.folder, names[place], self.described)]
         return DataLoader(waiting, batch_size=None)  # type: ignore[arg-type]
 
     @override
     def on_predict_start(self) -> None:
         task = self.task
         self.tracer = CausalTracer(self.model, task.settings, task.layouts)
+        if self.trainer.is_global_zero:  # now that all has been checked
+            _claim(task.folder, self.described)
+        self.trainer.strategy.barrier()
         tokenized = []
         for prompt in task.prompts:
             try:
@@ -137,7 +152,8 @@ class _Tracing(LightningModule):
         alone = [task.tokenizer(one.prompt.subject, add_special_tokens=False)["input_ids"] for one in tokenized]
         inside = [one.input_ids[slice(*one.subject)] for one in tokenized]
         # Where no prompt can be traced, each says why; noise would only say that there are no subjects.
-        self.corruption = Corruption(task.noise, self.tracer.embedding, alone, inside) if tokenized else None
+        answers = [one.prompt.answers for one in tokenized]
+        self.corruption = Corruption(task.noise, self.tracer.embedding, alone, inside, answers) if tokenized else None
 
     @override
     def predict_step(self, batch: int, batch_idx: int) -> str:
@@ -146,7 +162,9 @@ class _Tracing(LightningModule):
             tokenized = self.task.tokenized(prompt)
             assert self.corruption is not None
             trace = self.tracer.trace(tokenized, self.corruption)
-        except (ValueError, MemoryError) as error:
+            if self.task.noise.kind not in ("tokens", "full_covariance"):
+                trace = replace(trace, sigma=self.corruption.sigma)
+        except (ValueError, MemoryError, RuntimeError) as error:
             trace = PromptTrace(
                 prompt.name, "refused", " ".join(str(error).split()), prompt.prompt, prompt.subject, prompt.answers,
                 prompt.fact, prompt.query_id,
@@ -159,22 +177,38 @@ def _described(task: TraceTask) -> dict[str, Any]:
     """All that results depend on, as JSON holds it."""
     settings = {name: value for name, value in asdict(task.settings).items() if name not in _NOT_OF_RESULTS}
     layouts = {stack: asdict(layout) for stack, layout in (task.layouts or layouts_of(task.model)).items()}
-    prompts = hashlib.sha256(json.dumps([asdict(prompt) for prompt in task.prompts]).encode()).hexdigest()[:16]
+    prompts = [[asdict(prompt), _tokens_of(task, prompt)] for prompt in task.prompts]
     described = {
-        "settings": settings, "noise": asdict(task.noise), "layouts": layouts, "prompts": prompts,
+        "settings": settings, "noise": asdict(task.noise), "layouts": layouts, "prompts": _hash(prompts),
         "as_trained": task.as_trained, "model": _fingerprint(task.model),
     }  # fmt: skip
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
 
 
+def _tokens_of(task: TraceTask, prompt: FactPrompt) -> Any:
+    """A prompt in the model's tokens, or why it has none."""
+    try:
+        found = task.tokenized(prompt)
+    except ValueError as error:
+        return str(error)
+    return [found.input_ids, found.subject, found.decoder_ids, found.answers, found.foil]
+
+
 def _fingerprint(model: PreTrainedModel) -> str:
-    """What tells a model from others: 16 hexadecimal digits of its type and some entries of each parameter."""
-    found = hashlib.sha256(model.config.model_type.encode())
-    for name, parameter in model.named_parameters():
-        some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].double()
-        found.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
-    return found.hexdigest()[:16]
+    """What tells a model from others: of its config, and of some entries of each parameter and buffer."""
+    config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    some = [
+        [name, str(one.dtype), list(one.shape), one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist()]
+        for name, one in tensors
+    ]
+    return _hash([config, getattr(model.config, "_attn_implementation", None), some])
+
+
+def _hash(things: Any) -> str:
+    """Sixteen hexadecimal digits of what JSON holds."""
+    return hashlib.sha256(json.dumps(things, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _claim(folder: Path, described: Mapping[str, Any]) -> None:
@@ -185,15 +219,23 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
             known = json.loads(file.read_text())
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}). Remove the folder, or give another output_dir") from error
+        if not isinstance(known, dict):
+            raise ValueError(f"{file} is damaged: {known!r:.50}. Remove the folder, or give another output_dir")
         there, asked = (dict(_by_name(one)) for one in (known, described))
         for name, value in asked.items():
+            if there.get(name) != value and name in ("prompts", "model"):
+                raise ValueError(
+                    f"{folder} has traces of {'another model' if name == 'model' else 'other prompts'}. Remove it, or "
+                    "give another output_dir"
+                )
             if there.get(name) != value:
                 raise ValueError(
                     f"{folder} has traces with another {name!r}: expected {json.dumps(there.get(name))}, found "
                     f"{json.dumps(value)}. Remove it, or give another output_dir"
                 )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps(described, indent=2) + "\n")
+    versions = {name: version(name) for name in ("ftrace", "torch", "transformers")}
+    replace_text(file, json.dumps({**described, "versions": versions}, indent=2) + "\n")
 
 
 def _by_name(described: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -205,10 +247,17 @@ def _by_name(described: Mapping[str, Any], before: str = "") -> Iterator[tuple[s
             yield f"{before}{name}", value
 
 
-def _is_done(folder: Path, name: str) -> bool:
+def _is_done(folder: Path, name: str, described: Mapping[str, Any]) -> bool:
     """Whether a prompt needs no further run; one that was refused is tried again, which costs little."""
     file = trace_file(folder, name)
     try:
-        return file.exists() and read_trace(file).status != "refused"
+        return file.exists() and read_settings(file) == described and read_trace(file).status != "refused"
     except ValueError:  # damaged: made anew
         return False
+
+
+def _read(folder: Path, name: str, described: Mapping[str, Any]) -> PromptTrace:
+    file = trace_file(folder, name)
+    if read_settings(file) != described:
+        raise ValueError(f"{file} was traced with other settings meanwhile. Give each command an output_dir of its own")
+    return read_trace(file)

@@ -5,6 +5,7 @@ Shape letters: N noise samples, R rows, H heads, T tokens, W width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,18 @@ class _PrefixLayer(DynamicLayer):
 def recording_cache(num_layers: int) -> Cache:
     """A cache that keeps all keys and values, also of layers that attend to a window only."""
     return Cache(layers=[DynamicLayer() for _ in range(num_layers)])
+
+
+def joined_caches(caches: Sequence[Cache], joined: Callable[[Sequence[Tensor]], Tensor]) -> Cache:
+    """Recorded caches of some rows each as one, by what joins their tensors."""
+    layers = []
+    for own in zip(*(one.layers for one in caches), strict=True):
+        layer = DynamicLayer()
+        keys, values = joined([one.keys for one in own]), joined([one.values for one in own])
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        layers.append(layer)
+    return Cache(layers=layers)
 
 
 def prefix_cache(recorded: Cache, length: int, plan: RowPlan, rows: Tensor | None = None) -> Cache:

@@ -48,6 +48,9 @@ class PromptTrace:
         fact: Key of the fact, where known.
         query_id: The query that it is, where it is one.
         rank: Rank of the answer's first token in the clean run, from 1; None where no run was possible.
+        answer_tokens: Tokens of each accepted answer whose probability is measured.
+        foil_token: The token whose logit the answer's is compared with.
+        sigma: What noise was measured by; None where nothing was added.
         clean: The outcomes of the clean run, ``[O]``.
         corrupted: The outcomes of the corrupted runs, means over noise samples, ``[O]``.
         stacks: The grids, by stack.
@@ -62,6 +65,9 @@ class PromptTrace:
     fact: str | None = None
     query_id: int | None = None
     rank: int | None = None
+    answer_tokens: tuple[tuple[int, ...], ...] = ()
+    foil_token: int | None = None
+    sigma: float | None = None
     clean: np.ndarray = field(default_factory=lambda: np.full(len(OUTCOMES), np.nan))
     corrupted: np.ndarray = field(default_factory=lambda: np.full(len(OUTCOMES), np.nan))
     stacks: Mapping[Stack, StackTrace] = field(default_factory=dict)

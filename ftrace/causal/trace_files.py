@@ -29,7 +29,10 @@ _FOLDER = "prompts"
 _ENDING = ".safetensors"
 _SAFE = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,79}")
 _KINDS = ("restored", "spread")
-_TEXTS = ("name", "status", "reason", "prompt", "subject", "answers", "fact", "query_id", "rank")
+_TEXTS = (
+    "name", "status", "reason", "prompt", "subject", "answers", "fact", "query_id", "rank", "answer_tokens",
+    "foil_token", "sigma",
+)  # fmt: skip
 
 
 def trace_file(folder: Path, name: str) -> Path:
@@ -233,7 +236,8 @@ def _read(file: Path) -> tuple[PromptTrace, dict[str, Any]]:
 
 
 def _trace(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> PromptTrace:
-    texts = {name: about[name] for name in _TEXTS} | {"answers": tuple(about["answers"])}
+    tuples = {"answers": tuple(about["answers"]), "answer_tokens": tuple(map(tuple, about["answer_tokens"]))}
+    texts = {name: about[name] for name in _TEXTS} | tuples
     stacks: dict[Stack, StackTrace] = {}
     for stack, own in about["stacks"].items():
         restored, spread = (

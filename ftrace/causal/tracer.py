@@ -6,7 +6,8 @@ Shape letters: N noise samples, O outcomes, L layers, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
 from ftrace.causal.mediators import MEDIATORS, Cell, Mediator, module_of
 from ftrace.causal.memory import MemoryLimit
 from ftrace.causal.outcomes import AnswerGroup, answer_groups, best_rank, is_greedy, likeliest_other
-from ftrace.causal.passes import Inputs, Passes, Runs, inputs_of
+from ftrace.causal.passes import Inputs, Passes, Runs, inputs_of, joined_runs
 from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack, StackTrace, Status
 from ftrace.causal.residual_check import check_residual_stream
 from ftrace.data.prompt_tokens import TokenizedPrompt
@@ -99,6 +100,8 @@ class CausalTracer:
         config = model.config.get_text_config(decoder=not self.passes.is_encoder_decoder)
         lengths = [getattr(config, name, None) for name in _LENGTHS]
         self._longest = next((length for length in lengths if isinstance(length, int) and length > 0), None)
+        if hasattr(config, "relative_attention_num_buckets"):  # T5 knows distances only, whatever its config says
+            self._longest = None
 
     @property
     def embedding(self) -> torch.nn.Module:
@@ -122,7 +125,7 @@ class CausalTracer:
         """
         answers = [answer[:1] if self.settings.answer == "first" else answer for answer in prompt.answers]
         groups = answer_groups(answers)
-        self._check_length(prompt, max(map(len, answers)))
+        self._check_length(prompt, max(1 + len(group.prefix) for group in groups))
         first = [token for group in groups for token in group.first_tokens]
         asked = [self._inputs(prompt, group) for group in groups]
         with torch.inference_mode():
@@ -142,7 +145,9 @@ class CausalTracer:
         of_runs = _outcomes([measure(run.logits) for measure, run in zip(measures, runs, strict=True)])
         stacks = {stack: self._grids(stack, prompt, asked, runs, measures, of_runs) for stack in self.mediators}
         self._is_checked = True
-        return _described(prompt, "traced", "", rank, of_runs[0].numpy(), of_runs[1:].mean(0).numpy(), stacks)
+        traced = _described(prompt, "traced", "", rank, of_runs[0].numpy(), of_runs[1:].mean(0).numpy(), stacks)
+        measured = tuple((*group.prefix, final) for group in groups for final in group.finals)
+        return replace(traced, answer_tokens=measured, foil_token=foil)
 
     def _grids(
         self,
@@ -177,27 +182,39 @@ class CausalTracer:
             if cell in outcomes:
                 _check_known(cell, name, outcomes[cell], expected, runs[0].logits.dtype)
             outcomes[cell] = expected
-        stacked = {  # [N, O, L, T]
-            mediator: torch.stack([torch.stack([outcomes[cell] for cell in places], -1) for places in layers], -2)
-            for mediator, layers in grids.items()
-        }
+        means = {cell: values.mean(0) for cell, values in outcomes.items()}
+        spreads = {cell: _spread(values) for cell, values in outcomes.items()}
+        for cell, name in known.items():
+            means[cell] = of_runs[0] if name == "clean" else of_runs[1:].mean(0)
+
+        def arranged(values: Mapping[Cell, Tensor], layers: Sequence[Sequence[Cell]]) -> np.ndarray:
+            grid = torch.stack([torch.stack([values[cell] for cell in places], -1) for places in layers], -2)
+            found: np.ndarray = grid.numpy()
+            return found
+
         return StackTrace(
             tokens,
             (0, 0) if inside else prompt.subject,
-            {mediator: grid.mean(0).numpy() for mediator, grid in stacked.items()},
-            {mediator: _spread(grid) for mediator, grid in stacked.items()},
+            {mediator: arranged(means, layers) for mediator, layers in grids.items()},
+            {mediator: arranged(spreads, layers) for mediator, layers in grids.items()},
         )
 
     def _runs(self, inputs: Inputs, corrupted: Tensor) -> Runs:
+        """The clean and the corrupted runs, a few samples at a time where a pass would be too large."""
         keep = self.settings.suffix and not self.passes.is_encoder_decoder
-        tokens = (1 + len(corrupted)) * inputs.input_ids.shape[1]
-        found = self._limit.attempt(lambda: self.passes.runs(inputs, corrupted, keep_cache=keep), tokens)
-        if found is None:
-            raise MemoryError(
-                f"the clean and the {len(corrupted)} corrupted runs, {tokens} tokens, take more memory than there is. "
-                "Take fewer noise samples or a smaller dtype"
-            )
-        return found
+        width = inputs.input_ids.shape[1]
+        parts, start = [], 0
+        while start < len(corrupted):
+            most = max(1, self._limit.tokens // width - 1)
+            some = corrupted[start : start + most]
+            attempt = partial(self.passes.runs, inputs, some, keep_cache=keep)
+            found = self._limit.attempt(attempt, (1 + len(some)) * width)
+            if found is not None:
+                parts.append(found)
+                start += len(some)
+            elif len(some) == 1:
+                raise MemoryError(f"the clean and a corrupted run, {2 * width} tokens, take more memory than there is")
+        return joined_runs(parts)
 
     def _inputs(self, prompt: TokenizedPrompt, group: AnswerGroup) -> Inputs:
         answer = (*group.prefix, group.finals[0])
@@ -277,9 +294,9 @@ def _check_known(cell: Cell, name: str, found: Tensor, expected: Tensor, dtype: 
         )
 
 
-def _spread(grid: Tensor) -> np.ndarray:
-    found: np.ndarray = (grid.std(0) if len(grid) > 1 else torch.zeros_like(grid[0])).numpy()
-    return found
+def _spread(values: Tensor) -> Tensor:
+    """Standard deviation over samples: of ``[N, O]``, ``[O]``."""
+    return values.std(0) if len(values) > 1 else torch.zeros_like(values[0])
 
 
 def _described(
@@ -295,5 +312,6 @@ def _described(
     nothing = np.full(len(OUTCOMES), np.nan)
     return PromptTrace(
         asked.name, status, reason, asked.prompt, asked.subject, asked.answers, asked.fact, asked.query_id, rank,
-        nothing if clean is None else clean, nothing if corrupted is None else corrupted, stacks or {},
+        clean=nothing if clean is None else clean, corrupted=nothing if corrupted is None else corrupted,
+        stacks=stacks or {},
     )  # fmt: skip

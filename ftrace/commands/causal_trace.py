@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
@@ -35,6 +37,7 @@ from ftrace.causal import (
     average_effects,
     trace_prompts,
 )
+from ftrace.causal.mediators import Mediator, make_cell
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
@@ -48,6 +51,7 @@ from ftrace.report import (
     write_effects_csv,
 )
 from ftrace.report.joined_tables import render_joined
+from ftrace.report.pictures import remove_pictures
 from ftrace.runs import Run, newest_run
 from ftrace.scores import ScoreStore
 
@@ -143,7 +147,10 @@ def causal_trace(
     folder = Path(output_dir) if output_dir else traced.folder
     as_trained = traced.run is not None
     task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
-    traces = trace_prompts(task, accelerator, devices, strategy)
+    if store is not None:
+        _check_joinable(store, chosen, join, task)
+    with _quiet():
+        traces = trace_prompts(task, accelerator, devices, strategy)
     shown = _Shown(outcome, pictures, seed, effects_csv)
     _finish(task, traces, shown, traced.run, store, join)
 
@@ -168,16 +175,16 @@ def _finish(
     join: JoinSettings,
 ) -> None:
     console = Console()
+    tell_left_out(traces, console)
     _check_some_traced(traces)
     averages = average_effects(traces, seed=shown.seed)
     console.print(render_averages(averages, shown.outcome))
     written = write_results(task.folder, traces, averages, shown.outcome, shown.pictures, effects_csv=shown.effects_csv)
     if store is not None:
         assert run is not None
-        found = join_to_scores(traces, store, run.data, task.layer_names, task.folder, join)
+        found = join_to_scores(traces, store, run.data, task.layer_names, task.folder, join, shown.outcome, shown.seed)
         console.print(render_joined(found.joined))
         written += [*(file.name for file in found.tables), *(["joined/"] if found.pictures else [])]
-    tell_left_out(traces, console)
     console.print(f"Wrote {', '.join(written)} to {task.folder}", soft_wrap=True)
 
 
@@ -248,17 +255,45 @@ def _prompts(run: Run | None, file: str | None, sample: int | None, seed: int) -
     return [prompt for place, prompt in enumerate(found) if place in drawn]
 
 
+def _check_joinable(store: ScoreStore, prompts: Sequence[FactPrompt], join: JoinSettings, task: TraceTask) -> None:
+    """Find out before tracing what would make joining fail after it."""
+    lacking = sorted(
+        {prompt.query_id for prompt in prompts if prompt.query_id is not None} - set(store.query_ids.tolist())
+    )
+    if lacking:
+        raise ValueError(
+            f"scores: expected scores of each query that is traced, {store.path} has none of {lacking[:3]}"
+        )
+    for names in task.layer_names.values():
+        layers = range(len(names))
+        cells = {make_cell(cast(Mediator, join.mediator), one, 0, len(names), task.settings.window) for one in layers}
+        if len(names) > 1 and len(cells) == 1:
+            raise ValueError(
+                f"window: expected a window smaller than the stack to tell its {len(names)} layers apart, found "
+                f"{task.settings.window}. Take --window 1"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Lightning says of itself when prediction begins."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _check_some_traced(traces: Sequence[PromptTrace]) -> None:
     if any(trace.status == "traced" for trace in traces):
         return
     ranked = sorted((trace.rank, trace.name) for trace in traces if trace.rank is not None)
     best = ", ".join(f"{name} (rank {rank})" for rank, name in ranked[:5])
-    refused = [trace for trace in traces if trace.status == "refused"]
-    why = f" {len(refused)} can't be traced, the first ({refused[0].name}): {refused[0].reason}" if refused else ""
     raise ValueError(
         f"expected at least one prompt that the model answers rightly, found none of {len(traces)}."
-        + (f" The best ranks of answers: {best}. Trace them all the same with --only_correct false." if best else "")
-        + why
+        + (f" The best ranks of answers' first tokens: {best}. --only_correct false traces them all" if best else "")
     )
 
 
@@ -287,6 +322,7 @@ def write_results(
     write_averages_csv(averages, folder / "average_effects.csv")
     plot_average(averages, folder / "average.png", outcome)
     plot_lines(averages, folder / "lines.png", outcome)
+    remove_pictures(folder / "pictures")
     drawn = [trace for trace in traces if trace.status == "traced"][:pictures]
     for trace in track(drawn, "Drawing", transient=True, disable=len(drawn) < 2):
         plot_prompt(trace, outcome, folder / "pictures" / f"{trace.name}.png")
@@ -301,7 +337,7 @@ def tell_left_out(traces: Sequence[PromptTrace], console: Console) -> None:
     """List the prompts that were left out, and why."""
     counts: Mapping[str, int] = Counter(trace.status for trace in traces)
     if counts["wrong"]:
-        console.print(f"{counts['wrong']} of {len(traces)} prompts left out: the model answers them wrongly.")
+        console.print(f"{counts['wrong']} of {len(traces)} prompts are left out: the model answers them wrongly.")
     refused = [trace for trace in traces if trace.status == "refused"]
     if refused:
         console.print(f"{len(refused)} of {len(traces)} prompts can't be traced:")

@@ -17,6 +17,7 @@ from ftrace.data.text import fill_in
 from ftrace.evaluation.layer_profiles import score_profile
 from ftrace.report.joined_plots import Teacher, plot_joined
 from ftrace.report.joined_tables import write_joined
+from ftrace.report.pictures import remove_pictures
 from ftrace.scores import ScoreStore
 
 PICTURES = "joined"
@@ -33,10 +34,8 @@ class JoinSettings:
         mediator: Whose causal effects.
         reduction: What becomes of a layer's effects at several tokens: their "sum", the "largest", or the one at the
             "place" of the subject's last token (in a decoder that doesn't read the subject, its last token).
-        outcome: Effects on what.
         pictures: Of how many queries to draw pictures, evenly drawn from all; None: of all.
         listed: How many proponents to list below a picture.
-        seed: Of the intervals.
 
     Raises:
         ValueError: If an option is out of range.
@@ -47,10 +46,8 @@ class JoinSettings:
     k: int = 10
     mediator: str = "mlp"
     reduction: Reduction = "sum"
-    outcome: Outcome = "probability"
     pictures: int | None = 10
     listed: int = 5
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.mediator not in MEDIATORS:
@@ -84,6 +81,8 @@ def join(
     layer_names: Mapping[Stack, Sequence[str]],
     output_dir: Path,
     settings: JoinSettings | None = None,
+    outcome: Outcome = "probability",
+    seed: int = 0,
 ) -> JoinedFiles:
     """Join what causal tracing found of a data set's queries to a store's scores, and write tables and pictures.
 
@@ -94,6 +93,8 @@ def join(
         layer_names: What each stack's layers are called; see :attr:`ftrace.causal.CausalTracer.layer_names`.
         output_dir: Where files go; pictures in a folder ``joined`` in it.
         settings: How.
+        outcome: Effects on what.
+        seed: Of the intervals.
 
     Raises:
         ValueError: If the store is not broken down by layer, lacks a query or the kind, no query was traced, or there
@@ -113,9 +114,10 @@ def join(
     joined = join_profiles(
         traces, profiles, layer_names, kind=kind,
         summed_over="the ground-truth proponents" if by_truth else f"the {settings.k} strongest proponents",
-        mediator=settings.mediator, reduction=settings.reduction, outcome=settings.outcome, seed=settings.seed,
+        mediator=settings.mediator, reduction=settings.reduction, outcome=outcome, seed=seed,
     )  # fmt: skip
     tables = write_joined(joined, output_dir)
+    remove_pictures(output_dir / PICTURES)
     pictures = []
     for query in _some(joined.queries, settings.pictures):
         ids, scores = store.top(query.query_id, settings.listed, kind)

@@ -90,7 +90,7 @@ def render_averages(averages: Averages, outcome: Outcome = "probability") -> Ren
     ]
     notes = ["intervals of 95% over facts; layers from 0"]
     if any(_leaves_out_last(own) for own in averages.stacks.values()):
-        notes.append("layers' outputs where a decoder gives the answer don't count: the last one restores everything")
+        notes.append("peaks of layers' outputs leave out the place where the answer is read off")
     return Group(*map(Text, lines), table, *[Text(f" {note}", style="dim") for note in notes])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -17,7 +18,7 @@ def save_picture(figure: Figure, file: Path, dpi: int = 130) -> Path:
         The file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp{file.suffix}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp{file.suffix}")
     figure.savefig(temporary, dpi=dpi)
     temporary.replace(file)
     return file
@@ -38,3 +39,10 @@ def save_png_and_pdf(figure: Figure, file: Path, dpi: int = 150) -> tuple[Path, 
     with rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse the default, Type 3
         png, pdf = (save_picture(figure, base.with_name(base.name + ending), dpi) for ending in _FORMATS)
     return png, pdf
+
+
+def remove_pictures(folder: Path) -> None:
+    """Remove the pictures in a folder of nothing but pictures, so that those of an earlier command don't stay."""
+    for file in folder.glob("*"):
+        if file.suffix in _FORMATS:
+            file.unlink()

@@ -181,7 +181,9 @@ def test_other_subjects_in_its_place() -> None:
 
 
 def test_no_other_subject_is_as_long() -> None:
-    with pytest.raises(ValueError, match=r"no other subject has 3 tokens, to replace this one by. Trace it"):
+    with pytest.raises(
+        ValueError, match=r"no other subject has 3 tokens and another answer, to replace this one by. Trace it"
+    ):
         corruption(kind="tokens").draw("one", (5, 6, 7))
     with pytest.raises(ValueError, match="no other subject has 5 tokens"):
         corruption(kind="tokens").draw("one", (1, 2, 3, 4, 5))
