@@ -110,12 +110,12 @@ def _check_stack(passes: Passes, stack: Stack, inputs: Inputs, runs: Runs, place
         largest = seen[birth][[1, row]].norm(dim=-1).max()
         for layer in range(birth + 1, num_layers + 1):
             kept = seen[layer][row] - seen[layer][1]
-            error, largest = (kept - put).norm(), torch.maximum(largest, seen[layer][[1, row]].norm(dim=-1).max())
+            change, largest = (kept - put).norm(), torch.maximum(largest, seen[layer][[1, row]].norm(dim=-1).max())
             rounding = _ROUNDING * precision * math.sqrt(layer - birth) * largest
-            if error > 1e-3 * put.norm() + rounding:
+            if change > 1e-3 * put.norm() + rounding:
                 frozen = ", ".join(modules.modules)
                 raise ValueError(
                     f"{stack}, layer {layer - 1}: with {frozen} frozen at a token, what was put into its state must "
-                    f"pass the layer unchanged, found a change by {float(error / put.norm()):.2g} of it. Do these "
+                    f"pass the layer unchanged, found a change by {float(change / put.norm()):.2g} of it. Do these "
                     "modules give what is added to the state, without the state itself?"
                 )
