@@ -33,11 +33,11 @@ from rich.table import Table
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ftrace.causal import CausalSettings, CausalTracer
+from ftrace.causal import CausalSettings, CausalTracer, Mediator
 from ftrace.causal.grids import StackShape, grid_cells
 from ftrace.data import FactPrompt, TokenizedPrompt
 
-MEDIATORS = ("hidden", "attention_severed", "mlp_severed")
+MEDIATORS: tuple[Mediator, ...] = ("hidden", "attention_severed", "mlp_severed")
 SUBJECT = (0, 3)
 TOKEN = 9
 SLICES = 40
@@ -79,7 +79,7 @@ def work_of(name: str, model: Any, ids: Tensor, noise: Tensor, max_tokens: int) 
         return lambda: plain_forward(model, ids, len(noise), max_tokens)
     settings = CausalSettings(
         mediators=MEDIATORS, only_correct=False, suffix=name.endswith("suffix"), max_tokens=max_tokens, checked=False
-    )  # type: ignore[arg-type]
+    )
     tracer = CausalTracer(model, settings)
     decoded = tuple(map(str, range(len(ids))))
     prompt = TokenizedPrompt(
@@ -99,7 +99,7 @@ def plain_forward(model: Any, ids: Tensor, samples: int, max_tokens: int) -> Non
     """As many tokens in each layer, on average, and rows in the head as growing rows have: arithmetic alone."""
     layers = len(model.transformer.h)
     shape = StackShape(layers, len(ids), False, SUBJECT[0], True)
-    grids = grid_cells(MEDIATORS, shape, 1)  # type: ignore[arg-type]
+    grids = grid_cells(MEDIATORS, shape, 1)
     cells = {cell for places in grids.values() for row in places for cell in row if shape.known(cell) is None}
     in_head = samples * len(cells)
     in_layers = round(samples * sum(layers - cell.birth for cell in cells) / layers)

@@ -119,14 +119,12 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
     places = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
     if settings.causal:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
-        causal_trace.causal_trace(
-            CausalSettings(window=1, only_correct=bool(learned)),
-            run=str(folder),
-            scores=f"online:{kind}",
-            pictures=4,
-            effects_csv=False,
-        )
-        places["causal traces"] = folder / "causal"
+        tracing = CausalSettings(window=1, only_correct=bool(learned))
+        try:
+            causal_trace.causal_trace(tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False)
+            places["causal traces"] = folder / "causal"
+        except ValueError as error:  # of a model that answers nothing rightly, for one
+            console.print(f"Not traced: {error}", soft_wrap=True, markup=False)
     if stores["online"].ledger is not None:
         console.print(f"\n{_sentence_of(stores['online'])}", soft_wrap=True)
         places["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")

@@ -15,6 +15,7 @@ import numpy as np
 
 from ftrace.causal.profiles import IN_WORDS, Reduction, effect_profile, flat_stacks
 from ftrace.causal.prompt_trace import Outcome, PromptTrace, Stack
+from ftrace.data import SENTINEL
 from ftrace.evaluation.layer_profiles import FEW_LAYERS, ProfileAgreement, ScoreProfile, compare_profiles
 
 
@@ -57,6 +58,11 @@ class JoinedQuery:
     def query_id(self) -> int:
         """The query."""
         return self.profile.query_id
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, with a blank for each mask."""
+        return SENTINEL.sub("___", self.trace.prompt)
 
     @property
     def share_outside(self) -> float:

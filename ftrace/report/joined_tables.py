@@ -47,17 +47,18 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     table = plain_table(
         "What taught it, where it was written, where it is read: causal effects and scores by layer",
         "query",
-        ["answer", "clean", "corrupted", "most effect in", "most score in", "rank correlation"],
+        ["answer", "clean → corrupted", "effect most in", "score most in", "correlation"],
     )
+    table.columns[0].no_wrap = True
+    table.columns[0].overflow = "ellipsis"
     count = len(joined.queries)
     for at in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
         query = joined.queries[at]
         trace = query.trace
         table.add_row(
-            escape(f"{query.query_id}: {_shortened(trace.prompt)}"),
+            escape(f"{query.query_id}: {_shortened(query.prompt)}"),
             escape(trace.answers[0] if trace.answers else ""),
-            unit.text(float(trace.clean[place])),
-            unit.text(float(trace.corrupted[place])),
+            f"{unit.text(float(trace.clean[place]))} → {unit.text(float(trace.corrupted[place]))}",
             labels[int(query.effects.argmax())],
             labels[int(query.scores.argmax())],
             signed(query.correlation),
@@ -75,7 +76,7 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     return Group(table, *[Text(line) for line in lines])
 
 
-def _shortened(text: str, most: int = 60) -> str:
+def _shortened(text: str, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -127,7 +127,7 @@ def test_a_runs_own_queries(
     assert len(right) >= 3
     assert status == {query: "traced" if query in right else "wrong" for query in range(8)}
     if len(right) < 8:
-        assert f"{8 - len(right)} of 8 prompts left out: the model answers them wrongly." in said
+        assert f"{8 - len(right)} of 8 prompts are left out: the model answers them wrongly." in said
     assert f"Wrote prompts/, effects.csv, average_effects.csv, average.png, lines.png, pictures/ to {out}" in said
     assert {path.name for path in out.iterdir()} == {
         "prompts", "pictures", "settings.json", "effects.csv", "average_effects.csv", "average.png", "average.pdf",
@@ -225,8 +225,8 @@ def test_killed_and_given_again(
         (["--noise.samples=4"], "with another 'noise.samples': expected 3, found 4"),
         (["--noise.seed=1"], "with another 'noise.seed': expected 0, found 1"),
         (["--noise.kind=uniform"], 'with another \'noise.kind\': expected "gaussian", found "uniform"'),
-        (["--sample=2"], "with another 'prompts'"),
-        (["--snapshot=first"], "with another 'model'"),
+        (["--sample=2"], "has traces of other prompts"),
+        (["--snapshot=first"], "has traces of another model"),
     ],
 )
 def test_another_setting_in_the_same_folder(
@@ -393,12 +393,16 @@ def test_no_prompt_is_answered_rightly(pretrained: Path, tmp_path: Path, capsys:
     (tmp_path / "wrong.json").write_text(json.dumps([*rows, {**rows[0], "subject": "Ost", "id": "bad"}]))
     given = [f"--model={pretrained}", f"--prompts={tmp_path / 'wrong.json'}", f"--output_dir={tmp_path / 'out'}", *BARE]
     assert code(*given) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    said = capsys.readouterr()
+    error = said.err.strip().splitlines()[-1]
     assert "expected at least one prompt that the model answers rightly, found none of 4." in error
     ranks = sorted((one.rank, name) for name, one in traces_in(tmp_path / "out").items() if one.rank is not None)
-    assert f"The best ranks of answers: {', '.join(f'{name} (rank {rank})' for rank, name in ranks)}." in error
-    assert "Trace them all the same with --only_correct false." in error
-    assert "1 can't be traced, the first (bad): " in error
+    best = ", ".join(f"{name} (rank {rank})" for rank, name in ranks)
+    assert f"The best ranks of answers' first tokens: {best}." in error
+    assert "--only_correct false traces them all" in error
+    assert "3 of 4 prompts are left out: the model answers them wrongly." in said.out
+    assert "1 of 4 prompts can't be traced:" in said.out
+    assert "bad: " in said.out
     assert not (tmp_path / "out" / "average.png").exists()
 
 
@@ -480,7 +484,7 @@ def test_windows_over_all_layers_say_nothing_of_layers(
 ) -> None:
     given = [f"--run={runs('decoder-only')}", f"--output_dir={tmp_path}", "--accelerator=cpu", "--noise.samples=2"]
     assert code(*given, "--mediators", "mlp", "--pictures=0", "--scores=online", "--window=10") == 2
-    assert "Trace with a smaller window, such as window: 1" in capsys.readouterr().err
+    assert "Take --window 1" in capsys.readouterr().err
 
 
 def test_options_are_printed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
