@@ -64,11 +64,11 @@ def log_probabilities(logits: Tensor, group: AnswerGroup) -> Tensor:
 
 def _log_probabilities(logits: Tensor, group: AnswerGroup) -> Tensor:
     logs = logits if logits.dtype == torch.float64 else logits.float()
-    logs = logs - logs.logsumexp(-1, keepdim=True)
+    norms = logs.logsumexp(-1)  # [R, S]; taken off the few tokens that count, not off the whole vocabulary
     finals = torch.tensor(group.finals, device=logits.device)
-    found: Tensor = logs[:, -1].index_select(1, finals).logsumexp(1)
+    found: Tensor = logs[:, -1].index_select(1, finals).logsumexp(1) - norms[:, -1]
     for place, token in enumerate(group.prefix):
-        found = found + logs[:, place, token]
+        found = found + (logs[:, place, token] - norms[:, place])
     return found
 
 
