@@ -47,18 +47,18 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     table = plain_table(
         "What taught it, where it was written, where it is read: causal effects and scores by layer",
         "query",
-        ["answer", "clean → corrupted", "effect most in", "score most in", "correlation"],
+        ["answer", "effect", "read in", "written in", "corr."],
     )
-    table.columns[0].no_wrap = True
-    table.columns[0].overflow = "ellipsis"
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
     count = len(joined.queries)
     for at in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
         query = joined.queries[at]
         trace = query.trace
         table.add_row(
-            escape(f"{query.query_id}: {_shortened(query.prompt)}"),
-            escape(trace.answers[0] if trace.answers else ""),
-            f"{unit.text(float(trace.clean[place]))} → {unit.text(float(trace.corrupted[place]))}",
+            escape(_shortened(f"{query.query_id}: {query.prompt}")),
+            escape(_shortened(trace.answers[0], 14) if trace.answers else ""),
+            unit.text(float(trace.clean[place] - trace.corrupted[place])),
             labels[int(query.effects.argmax())],
             labels[int(query.scores.argmax())],
             signed(query.correlation),
@@ -66,6 +66,8 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     if count > most:
         table.add_row(f"... and {count - most} more", style="dim")
     lines = [
+        "effect: the total one; read in: the layer of the largest causal effect; written in: of the largest score; "
+        "corr.: rank correlation of both over layers",
         f"Mean rank correlation of {agreement.num_queries} queries over {len(labels)} layers: "
         f"{_estimate(agreement.matched)}; with other facts' profiles {_estimate(agreement.mismatched)}; difference "
         f"{_estimate(agreement.difference)}",
@@ -76,7 +78,7 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     return Group(table, *[Text(line) for line in lines])
 
 
-def _shortened(text: str, most: int = 40) -> str:
+def _shortened(text: str, most: int = 24) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

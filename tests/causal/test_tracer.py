@@ -92,7 +92,7 @@ def test_answers(family: str, stack: str, answers: str, suffix: bool) -> None:
     assert_equal(trace, PerCell(model, FAMILIES[family].stacks[stack], **given), stack, 2)
 
 
-@pytest.mark.parametrize("max_tokens", [40, 200, 10_000])
+@pytest.mark.parametrize("max_tokens", [40, 10_000])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma2", "neox"])
 def test_what_stands_before_may_come_from_a_cache(family: str, max_tokens: int) -> None:
     model = FAMILIES[family].build()
@@ -101,7 +101,7 @@ def test_what_stands_before_may_come_from_a_cache(family: str, max_tokens: int) 
     assert_equal(trace, PerCell(model, FAMILIES[family].stacks["decoder"], **given), "decoder", 3)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 37, 150, 900])
+@pytest.mark.parametrize("max_tokens", [1, 150])
 @pytest.mark.parametrize(("family", "stack"), [("gpt2", "decoder"), ("t5", "encoder"), ("t5", "decoder")])
 def test_passes_may_have_any_size(family: str, stack: str, max_tokens: int) -> None:
     model = FAMILIES[family].build()

@@ -101,7 +101,7 @@ def test_table_shows_some_queries_and_the_mean() -> None:
     console.print(render_joined(joined, most=5))
     text = console.export_text()
     assert "... and 7 more" in text
-    assert text.count("The $x_1$ of [Łódź] is") == 5
+    assert text.count("The $x_1$ of [Łódź]") == 5
     assert f"Mean rank correlation of 12 queries over 3 layers: {joined.agreement.matched.mean:+.2f}" in text
     assert "summed over tokens" in text
     assert "model.shared" in text
