@@ -120,10 +120,11 @@ def run_cells(
     expected = measure(runs.logits)
     found = {cell: torch.empty(samples, 2, dtype=torch.float64) for cell in cells}
     width = inputs.input_ids.shape[1] + (0 if inputs.decoder_ids is None else inputs.decoder_ids.shape[1])
-    work = [_Work(tuple(own), slice(0, samples), width, 0) for own in _by_place(cells)]
+    whole = slice(0, samples)
     if suffix:
-        work = [_Work(one.cells, one.samples, width - one.cells[0].place, one.cells[0].place) for one in work]
-    waiting = work if suffix else _joined(work)
+        waiting = [_Work(tuple(own), whole, width - place, place) for place, own in _by_place(cells)]
+    else:
+        waiting = [_Work(tuple(cells), whole, width, 0)] if cells else []
     while waiting:
         one = waiting.pop()
         if one.tokens > limit.tokens and (halves := one.halves()):
@@ -187,22 +188,22 @@ class _Work:
         return [_Work(cells, samples, self.width, self.offset) for cells, samples in parts]
 
 
-def _by_place(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    for _, own in groupby(sorted(cells, key=lambda cell: cell.place), lambda cell: cell.place):
-        yield list(own)
+def _by_place(cells: Sequence[Cell]) -> Iterator[tuple[int, list[Cell]]]:
+    for place, own in groupby(sorted(cells, key=lambda cell: cell.place), lambda cell: cell.place):
+        yield place, list(own)
 
 
-def _joined(work: Sequence[_Work]) -> list[_Work]:
-    cells = tuple(cell for one in work for cell in one.cells)
-    return [_Work(cells, work[0].samples, work[0].width, 0)] if cells else []
+def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether outcomes that must be the same are, but for what a model of this dtype rounds."""
+    bound = {torch.float64: 1e-9, torch.float32: 2e-3}.get(dtype, 0.25)
+    return torch.allclose(found, expected, rtol=bound, atol=bound)
 
 
 def _check_unchanged(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """The clean and the corrupted runs are in every growing batch: they must come out as they did alone."""
     if not (torch.isfinite(found).all() and torch.isfinite(expected).all()):
         raise ValueError("the model gives numbers that are not finite. Take a larger dtype, or less noise")
-    bound = {torch.float64: 1e-9, torch.float32: 2e-3}.get(dtype, 0.25)
-    if not torch.allclose(found, expected, rtol=bound, atol=bound):
+    if not alike(found, expected, dtype):
         worst = float((found - expected).abs().max())
         raise ValueError(
             "the model gives other results for a row when more rows are added to its batch: log-probabilities differ "

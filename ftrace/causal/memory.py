@@ -34,9 +34,8 @@ class MemoryLimit:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        self.tokens = max(
-            1, min(self.tokens, tokens) // 2
-        )  # outside of the handler, which would hold what was computed
+        # Outside of the handler, which would hold what was computed.
+        self.tokens = max(1, min(self.tokens, tokens) // 2)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -117,10 +117,10 @@ class Passes:
         with _corrupted(self.reading, inputs.subject, corrupted), _seen(self.reading.layers[0], seen):
             if self.is_encoder_decoder:
                 states = self._encode(ids)
-                return Runs(self._decode(states, inputs, rows), seen[0], states)
-            cache = recording_cache(len(self.reading.layers)) if keep_cache else None
-            logits = self._read(ids, inputs.outputs, cache)
-        return Runs(logits, seen[0], None, cache)
+            else:
+                cache = recording_cache(len(self.reading.layers)) if keep_cache else None
+                return Runs(self._read(ids, inputs.outputs, cache), seen[0], None, cache)
+        return Runs(self._decode(states, inputs, rows), seen[0], states)
 
     def grown(
         self, stack: Stack, inputs: Inputs, runs: Runs, plan: RowPlan, offset: int = 0, watch: Watch | None = None
@@ -173,17 +173,11 @@ class Passes:
 def _corrupted(stack: StackModules, subject: tuple[int, int], corrupted: Tensor) -> Iterator[None]:
     """While this is open, all rows but the first have other embeddings of the subject.
 
-    An embedding that is shared with a decoder is left alone there: it is given fewer tokens, or rows of other tokens;
-    so only its first call is changed.
+    It is open while the prompt is read, and no longer: a decoder may share the embedding.
     """
     assert stack.embedding is not None
-    calls = 0
 
-    def corrupt(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            return None
+    def corrupt(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         output = output.clone()
         output[1:, subject[0] : subject[1]] = corrupted
         return output

@@ -127,7 +127,8 @@ class _Tracing(LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may find all its work done
         self.task = task
         self.model = task.model
-        self.described = _described(task)
+        self.tokenized = [_tokenized(task, prompt) for prompt in task.prompts]
+        self.described = _described(task, self.tokenized)
 
     @override
     def predict_dataloader(self) -> DataLoader:
@@ -143,12 +144,7 @@ class _Tracing(LightningModule):
         if self.trainer.is_global_zero:  # now that all has been checked
             _claim(task.folder, self.described)
         self.trainer.strategy.barrier()
-        tokenized = []
-        for prompt in task.prompts:
-            try:
-                tokenized.append(task.tokenized(prompt))
-            except ValueError:
-                continue  # it is refused, with the reason, when its turn comes
+        tokenized = [one for one in self.tokenized if isinstance(one, TokenizedPrompt)]
         alone = [task.tokenizer(one.prompt.subject, add_special_tokens=False)["input_ids"] for one in tokenized]
         inside = [one.input_ids[slice(*one.subject)] for one in tokenized]
         # Where no prompt can be traced, each says why; noise would only say that there are no subjects.
@@ -159,7 +155,9 @@ class _Tracing(LightningModule):
     def predict_step(self, batch: int, batch_idx: int) -> str:
         prompt = self.task.prompts[batch]
         try:
-            tokenized = self.task.tokenized(prompt)
+            tokenized = self.tokenized[batch]
+            if isinstance(tokenized, ValueError):
+                raise tokenized
             assert self.corruption is not None
             trace = self.tracer.trace(tokenized, self.corruption)
             if self.task.noise.kind not in ("tokens", "full_covariance"):
@@ -173,11 +171,20 @@ class _Tracing(LightningModule):
         return trace.status
 
 
-def _described(task: TraceTask) -> dict[str, Any]:
+def _tokenized(task: TraceTask, prompt: FactPrompt) -> TokenizedPrompt | ValueError:
+    """A prompt in the model's tokens, or why it has none: it is refused with that when its turn comes."""
+    try:
+        return task.tokenized(prompt)
+    except ValueError as error:
+        return error
+
+
+def _described(task: TraceTask, tokenized: Sequence[TokenizedPrompt | ValueError]) -> dict[str, Any]:
     """All that results depend on, as JSON holds it."""
     settings = {name: value for name, value in asdict(task.settings).items() if name not in _NOT_OF_RESULTS}
     layouts = {stack: asdict(layout) for stack, layout in (task.layouts or layouts_of(task.model)).items()}
-    prompts = [[asdict(prompt), _tokens_of(task, prompt)] for prompt in task.prompts]
+    tokens = [str(one) if isinstance(one, ValueError) else _tokens_of(one) for one in tokenized]
+    prompts = [[asdict(prompt), own] for prompt, own in zip(task.prompts, tokens, strict=True)]
     described = {
         "settings": settings, "noise": asdict(task.noise), "layouts": layouts, "prompts": _hash(prompts),
         "as_trained": task.as_trained, "model": _fingerprint(task.model),
@@ -186,13 +193,8 @@ def _described(task: TraceTask) -> dict[str, Any]:
     return plain
 
 
-def _tokens_of(task: TraceTask, prompt: FactPrompt) -> Any:
-    """A prompt in the model's tokens, or why it has none."""
-    try:
-        found = task.tokenized(prompt)
-    except ValueError as error:
-        return str(error)
-    return [found.input_ids, found.subject, found.decoder_ids, found.answers, found.foil]
+def _tokens_of(prompt: TokenizedPrompt) -> list[Any]:
+    return [prompt.input_ids, prompt.subject, prompt.decoder_ids, prompt.answers, prompt.foil]
 
 
 def _fingerprint(model: PreTrainedModel) -> str:

@@ -17,7 +17,7 @@ from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
 
 from ftrace.causal.corruption import Corruption
-from ftrace.causal.grids import Measure, StackShape, grid_cells, run_cells
+from ftrace.causal.grids import Measure, StackShape, alike, grid_cells, run_cells
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
 from ftrace.causal.mediators import MEDIATORS, Cell, Mediator, module_of
 from ftrace.causal.memory import MemoryLimit
@@ -286,8 +286,7 @@ def _outcomes(of_groups: Sequence[Tensor]) -> Tensor:
 
 
 def _check_known(cell: Cell, name: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    bound = {torch.float64: 1e-9, torch.float32: 2e-3}.get(dtype, 0.25)
-    if not torch.allclose(found, expected, rtol=bound, atol=bound):
+    if not alike(found, expected, dtype):
         raise ValueError(
             f"expected the {name} run's outcome with something restored at place {cell.place} from layer {cell.birth} "
             f"on, found one that differs by {float((found - expected).abs().max()):.3g}: tokens see those after them"

@@ -40,6 +40,7 @@ from ftrace.causal import (
 from ftrace.causal.mediators import Mediator, make_cell
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
+from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
 from ftrace.report import (
@@ -200,14 +201,16 @@ def _scores(
         raise ValueError(
             f"join.mediator: expected one of those that are traced, {list(settings.mediators)}, found {join.mediator!r}"
         )
-    folder, _, kind = scores.partition(":")
-    place = run.folder / folder if (run.folder / folder).is_dir() else Path(folder)
-    store = ScoreStore.open(place)
+    store, kind = open_with_kind(run.folder, scores)
     if "layer" not in store.breakdown:
-        raise ValueError(f"scores: {place} is not broken down by layer. Train with OnlineTracIn(breakdown=['layer'])")
+        raise ValueError(
+            f"scores: {store.path} is not broken down by layer. Train with OnlineTracIn(breakdown=['layer'])"
+        )
     chosen = replace(join, kind=kind or join.kind)
     if chosen.kind is not None and chosen.kind not in store.kinds:
-        raise ValueError(f"scores: expected one of the kinds {list(store.kinds)} of {place}, found {chosen.kind!r}")
+        raise ValueError(
+            f"scores: expected one of the kinds {list(store.kinds)} of {store.path}, found {chosen.kind!r}"
+        )
     return store, chosen
 
 

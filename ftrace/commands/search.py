@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ftrace.attribution import measured
 from ftrace.commands.index import corpus_of
+from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactData, fill_in, read_queries
 from ftrace.evaluation import Passages, RetrievalResult, write_results
 from ftrace.evaluation.agreement import Agreement, agreement
@@ -36,7 +37,6 @@ from ftrace.index import (
 )
 from ftrace.models import Output
 from ftrace.runs import Run
-from ftrace.scores import ScoreStore
 
 Row = Mapping[str, Any]
 _RECALL_QUERIES = 32
@@ -261,9 +261,5 @@ def _worked_out(row: Row, proponents: Found, opponents: Found, place: int, data:
 
 
 def _agree(prepared: PreparedSearch, rows: Sequence[Row], against: str, run: Run) -> Agreement:
-    folder, _, kind = against.partition(":")
-    place = run.folder / folder if (run.folder / folder).is_dir() else Path(folder)
-    store = ScoreStore.open(place)
-    return agreement(
-        scored_chunks(prepared.index, prepared.queries), [row["query_id"] for row in rows], store, kind or None
-    )
+    store, kind = open_with_kind(run.folder, against)
+    return agreement(scored_chunks(prepared.index, prepared.queries), [row["query_id"] for row in rows], store, kind)

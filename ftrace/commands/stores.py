@@ -45,3 +45,9 @@ def short_names(paths: Sequence[Path]) -> dict[str, Path]:
     while len({of_path[-length:] for of_path in parts}) < len(parts):
         length += 1
     return {"/".join(of_path[-length:]): path for of_path, path in zip(parts, paths, strict=True)}
+
+
+def open_with_kind(run: Path, given: str) -> tuple[ScoreStore, str | None]:
+    """A store given as FOLDER[:KIND], a name in the run's folder or a path, and the kind if there is one."""
+    folder, _, kind = given.partition(":")
+    return ScoreStore.open(run / folder if (run / folder).is_dir() else Path(folder)), kind or None
