@@ -33,7 +33,12 @@ def load_queries(source: Any, trainer: Trainer) -> list[Any]:
         loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
         with _random_state_of(loader):
             device = trainer.lightning_module.device
-            batches = [trainer.strategy.batch_to_device(batch, device, dataloader_idx=0) for batch in loader]
+            batches = [
+                trainer.strategy.batch_to_device(
+                    trainer.precision_plugin.convert_input(batch), device, dataloader_idx=0
+                )
+                for batch in loader
+            ]
     if not batches:
         raise ValueError("queries: expected at least one, found none")
     return batches
@@ -51,9 +56,9 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
     Raises:
         ValueError: If the batch has no such key, or something else under it.
     """
-    several = _batches_in(batch, key)
+    several = batches_in(batch, key)
     if several is not None:
-        return torch.cat([batch_ids(one, key, option, names) for one in several])
+        return torch.cat([batch_ids(one, key, option, names) for one in several.values()])
     try:
         ids = batch[key]
     except (KeyError, TypeError, IndexError) as error:
@@ -79,19 +84,22 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
 
 
 def batch_sizes(batch: Any, key: str) -> list[int]:
-    """Sizes of the batches of several dataloaders; of one batch, nothing."""
-    several = _batches_in(batch, key)
-    return [] if several is None else [len(one[key]) for one in several]
+    """Sizes of the batches of several dataloaders, 0 for one that has run out; of one batch, nothing."""
+    several = batches_in(batch, key)
+    if several is None:
+        return []
+    places = batch if isinstance(batch, Mapping) else range(len(batch))
+    return [len(several[place][key]) if place in several else 0 for place in places]
 
 
-def _batches_in(batch: Any, key: str) -> list[Any] | None:
-    """The batches of several dataloaders, or None if this is one batch."""
+def batches_in(batch: Any, key: str) -> dict[Any, Any] | None:
+    """The batches of several dataloaders by place, without those that have run out; None if this is one batch."""
     if isinstance(batch, Mapping):
-        inner = list(batch.values()) if key not in batch else []
+        places = dict(batch) if key not in batch else {}
     else:
-        inner = list(batch) if isinstance(batch, list | tuple) else []
-    inner = [one for one in inner if one is not None]  # a loader that has run out
-    return inner if inner and all(isinstance(one, Mapping) and key in one for one in inner) else None
+        places = dict(enumerate(batch)) if isinstance(batch, list | tuple) else {}
+    inner = {place: one for place, one in places.items() if one is not None}
+    return inner if inner and all(isinstance(one, Mapping) and key in one for one in inner.values()) else None
 
 
 def _named_ids(found: Any, key: str, names: dict[int, str] | None) -> Tensor:

@@ -49,6 +49,17 @@ class CoveredParameters:
                 f'Leave them out with parameters=("*", {names}, ...)'
             )
 
+    def see(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter]) -> None:
+        """Fewer parameters are covered from here on.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        self.by_name = {n: named_parameters[n] for n in coverage.covered if n in self.by_name}
+        if not self.by_name:
+            raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
+        self._unheard &= set(self.by_name)
+
     def heard(self, names: Collection[str]) -> None:
         """Note the parameters whose layers have been heard."""
         if self._unheard:

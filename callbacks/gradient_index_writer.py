@@ -22,7 +22,9 @@ from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.index_checks import IndexChecks, refuse_loop_without_index
 from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
 from ftrace.callbacks.processes import gather_objects, num_processes, process_rank
+from ftrace.callbacks.rows import RowFinder
 from ftrace.callbacks.segment_schedule import SegmentSchedule
+from ftrace.callbacks.self_check import Failures
 from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
     loss_scale,
@@ -154,12 +156,13 @@ class GradientIndexWriter(Callback):
         self._optimizer = FollowedOptimizer(0, optimizer, of_ids, names, by_layer=False)
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(trainer, pl_module)
-        self._checks: IndexChecks | None = None
-        if self.self_check:
-            self._checks = IndexChecks(
-                self._parameters, WHO, strict=self.strict, seed=self.settings.features.seed,
-                spots=not is_compiled_anywhere(pl_module), coarse=trainer.precision not in ("32-true", "64-true"),
-            )  # fmt: skip
+        coarse = trainer.precision not in ("32-true", "64-true")
+        failures = Failures(strict=self.strict, who=WHO) if self.self_check else None
+        self._checks = None if failures is None else IndexChecks(self._parameters, failures, coarse=coarse)
+        seed = self.settings.features.seed
+        self._rows = RowFinder(
+            trainer, pl_module, self._capture, self.id_key, WHO, failures, strict=self.strict, seed=seed, coarse=coarse
+        )
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None
         self._window: list[tuple[Tensor, Tensor]] = []
@@ -177,15 +180,16 @@ class GradientIndexWriter(Callback):
         if self._segment is not None:
             assert self._capture is not None
             self._batch_ids = batch_ids(batch, self.id_key, "id_key", self._example_names)
-            groups = batch_sizes(batch, self.id_key)
-            whole = self._features.needs_whole
-            self._recording = self._capture.start(len(self._batch_ids), whole=whole, groups=groups)
+            groups, whole = batch_sizes(batch, self.id_key), self._features.needs_whole
+            count = len(self._batch_ids)
+            self._rows.before_batch(batch, batch_idx, count, groups, trainer.global_step, whole=whole)
+            self._recording = self._capture.start(count, whole=whole, groups=groups, book=self._rows.book)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._recording is not None and self._checks is not None:
+        if self._recording is not None:
             with torch.autocast(pl_module.device.type, enabled=False):
-                self._checks.before_backward(loss, self._recording)
+                self._rows.before_backward(self._recording, loss, trainer.global_step)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,8 +199,7 @@ class GradientIndexWriter(Callback):
         self._capture.stop()
         with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
             gradients = self._recording.gradients()
-            if self._checks is not None:
-                self._checks.after_backward(gradients, self._batch_ids)
+            self._rows.after_backward(self._recording)
             rows = self._features.rows(gradients)
             rows = rows / (loss_scale(trainer) * num_processes())
             self._window.append((rows.detach(), self._batch_ids.to(rows.device)))
@@ -214,6 +217,7 @@ class GradientIndexWriter(Callback):
         one = self._optimizer
         one.norm_before_step = self._clipping.before_step(one, wants_norm=False)
         one.note_before_step(steps=False)
+        self._rows.before_step(self._parameters)
         if self._checks is not None and not scales_inside(trainer, optimizer):
             self._checks.before_step(self._features, self._window, self._step)
 
@@ -373,7 +377,7 @@ class GradientIndexWriter(Callback):
         self._features = features
         self._capture.projection = features.projection
         if self._checks is not None:
-            self._checks.begin_segment(features)
+            self._checks.begin_segment()
 
     def _close_segment(self) -> None:
         segment, self._segment = self._segment, None

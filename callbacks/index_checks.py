@@ -6,61 +6,33 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from ftrace.callbacks.processes import sum_over_processes
-from ftrace.callbacks.self_check import Failures, SpotCheck
+from ftrace.callbacks.self_check import Failures
 from ftrace.callbacks.training_loop import refuse_unsupported_loop
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from ftrace.gradients import PerExampleGradients, Recording
 from ftrace.index import GradientFeatures
 
 
 class IndexChecks:
-    """Two examples of the first batch by plain autograd, and at the first step of each segment the sum of all rows.
-
-    Neither replaces the other: rows of mixed-up examples have the same sum, and one look doesn't see later steps.
+    """At the first step of each segment, the sum of all rows against the gradient.
 
     Args:
         parameters: That the index sees, by name.
-        who: Who checks.
-        strict: Whether what is wrong is an error.
-        seed: Of the examples that are looked at.
-        spots: Whether single examples can be looked at: compiled graphs can't be kept.
+        failures: Where to report.
         coarse: Whether passes are in half precision.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], who: str, *, strict: bool, seed: int, spots: bool, coarse: bool
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, *, coarse: bool) -> None:
         self.parameters = parameters
-        self.failures = Failures(strict=strict, who=who)
-        self.seed = seed
+        self.failures = failures
         self.coarse = coarse
-        self._wants_spots = spots
-        self._spot_check: SpotCheck | None = None
         self._wants_sum = False
 
-    def begin_segment(self, features: GradientFeatures) -> None:
-        """Rows are made by these from here on."""
+    def begin_segment(self) -> None:
+        """Rows are made by other features from here on."""
         self._wants_sum = True
-        self._spot_check = None
-        if self._wants_spots:
-            projection = None if features.needs_whole else features.projection
-            self._spot_check = SpotCheck(
-                self.parameters, self.failures, seed=self.seed, projection=projection, coarse=self.coarse
-            )
-
-    def before_backward(self, loss: Tensor, recording: Recording) -> None:
-        """A backward pass is about to begin."""
-        if self._spot_check is not None:
-            self._spot_check.differentiate_examples(loss, recording)
-
-    def after_backward(self, gradients: PerExampleGradients, example_ids: Tensor) -> None:
-        """It has ended, and this was read off it."""
-        if self._spot_check is not None:
-            self._spot_check.compare_examples(gradients, example_ids)
-            self._spot_check, self._wants_spots = None, False
 
     def before_step(self, features: GradientFeatures, window: Sequence[tuple[Tensor, Tensor]], step: int) -> None:
         """The rows of a window must sum to the row of the gradient that the optimizer gets. All processes must call it.

@@ -19,7 +19,7 @@ from ftrace.callbacks.query_pass import Refresh
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from ftrace.gradients import ParameterStep, Projection
+from ftrace.gradients import ParameterStep, Projection, flat_rows
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
@@ -78,7 +78,7 @@ class _Along:
                 total += gradients.along(name, vector).double().cpu()
         for name, rows in self._refresh.uncovered.items():
             if name in vectors:
-                total += (rows.flatten(1) @ vectors[name].flatten().to(rows)).double().cpu()
+                total += (flat_rows(rows) @ vectors[name].flatten().to(rows)).double().cpu()
         return total
 
 

@@ -53,7 +53,7 @@ def manifest_of(callback: OnlineTracIn, run: TracedRun, *, complete: bool) -> di
         "hyperparameters": _jsonable(dict(run.pl_module.hparams)),
         "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
         "self_check": None if run.failures is None else {"failures": run.failures.found},
-        "single_examples_checked": run.checks_examples,
+        "rows": run.rows.facts(),
         "seed": callback.seed,
         "parameters": list(callback.parameters),
         "unfrozen": {str(step): names for step, names in run.unfrozen.items()},

@@ -21,7 +21,7 @@ import torch
 from ftrace.callbacks.contributions import Contribution, Moment, book, multiply, padded, weighted
 from torch import Tensor
 
-from ftrace.gradients import Dense, ParameterStep, PerExampleGradients, QueryGradients
+from ftrace.gradients import Dense, ParameterStep, PerExampleGradients, QueryGradients, flat_rows
 from ftrace.scores import ScoreAccumulator
 
 REMAINDER = 0.01  # of a gradient's effect may be left after the horizon
@@ -87,7 +87,7 @@ class MomentumRing:
     def _gained(self, held: HeldStep, contributions: Sequence[Contribution], buffers: dict[str, Tensor]) -> Tensor:
         total = torch.zeros(len(self.sums.query_ids), dtype=torch.float64)
         for name, step in held.steps.items():
-            direction = held.directions[name].flatten(1)
+            direction = flat_rows(held.directions[name])
             now = held.clip * total_contribution(contributions, name)
             if not isinstance(now, Tensor) and name not in buffers:
                 continue

@@ -236,6 +236,7 @@ class OnlineTracIn(Callback):
             self._listening,
             refresh_every_n_steps=self.refresh_every_n_steps,
             candidates=self.candidates,
+            id_key=self.id_key,
             strict=self.strict,
             self_check=self.self_check,
             ledger=self.ledger,
@@ -264,7 +265,7 @@ class OnlineTracIn(Callback):
             run.sums.add_queries(new.tolist())
             run.query_first_steps |= dict.fromkeys(new.tolist(), run.step)
             run.has_queries_to_add = run.has_queries_to_add or len(new) > 0
-        run.begin_batch(example_ids, batch_sizes(batch, self.id_key))
+        run.begin_batch(batch, batch_idx, example_ids, batch_sizes(batch, self.id_key))
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

@@ -65,6 +65,13 @@ def whole(tensor: Tensor) -> Tensor:
     return full() if full is not None else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Of a tensor that may be sharded over processes, what this one holds, out of autograd's sight."""
+    to_local = getattr(tensor, "to_local", None)
+    found: Tensor = tensor.data if to_local is None else to_local().data
+    return found
+
+
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state of one parameter, in one piece."""
     return {key: whole(value) if isinstance(value, Tensor) else value for key, value in state.items()}

@@ -55,13 +55,23 @@ def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> 
     For a module with one Hugging Face language model, decoder-only or encoder-decoder, among its attributes.
     """
     model: Any = next(child for child in pl_module.children() if _is_language_model(child))
-    takes = inspect.signature(model.forward).parameters
+    takes = _columns(model)
     logits = model(**{name: value for name, value in batch.items() if name in takes}).logits
     labels = batch["labels"]
+    logits = logits[:, logits.shape[1] - labels.shape[1] :]  # prompt tuning puts virtual tokens in front
     if not model.config.is_encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1)
+
+
+def _columns(model: nn.Module) -> set[str]:
+    """Columns of a batch that a model takes, whatever stands around it: PEFT, ``torch.compile``, a wrapper of its own.
+
+    Wrappers hand on what they don't name themselves, so what the models inside of them name counts as well.
+    """
+    forwards = [one.forward for one in model.modules() if one is model or _is_language_model(one)]
+    return {name for forward in forwards for name in inspect.signature(forward).parameters}
 
 
 def _is_language_model(module: nn.Module) -> bool:

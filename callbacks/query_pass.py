@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ftrace.callbacks.batches import batch_ids, load_queries
 from ftrace.callbacks.query_losses import QueryLosses
-from ftrace.callbacks.training_loop import evaluation_mode
+from ftrace.callbacks.training_loop import evaluation_mode, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,6 +19,7 @@ from torch import Tensor
 from ftrace.gradients import GradientCapture, PerExampleGradients
 
 Learned = Callable[[LightningModule, Any], Tensor]
+Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class QueryPass:
         with (
             isolate_rng(),
             evaluation_mode(pl_module),
+            without_reentrant_checkpointing(),
             trainer.precision_plugin.forward_context(),
             torch.enable_grad(),
             capture.exclusively(),
@@ -120,7 +122,7 @@ class QueryPass:
         capture: GradientCapture,
         step: int,
         uncovered: dict[str, torch.nn.Parameter],
-        compare: Callable[[Tensor, PerExampleGradients, Tensor], None] | None = None,
+        compare: Compare | None = None,
         *,
         whole: bool = False,
     ) -> Refresh:

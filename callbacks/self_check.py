@@ -1,7 +1,7 @@
-"""Each run proves its own scores: by plain autograd at the start, by conservation at every step.
+"""Each run proves its own scores: by plain autograd now and then, by conservation at every step.
 
-Neither replaces the other: conservation holds however examples are mixed up, and single examples are only looked at
-once.
+Neither replaces the other: conservation holds however examples are mixed up, and single examples are looked at in few
+steps (``rows.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ftrace.callbacks.contributions import Contribution
 from ftrace.callbacks.processes import num_processes, sum_over_processes, whole
 from torch import Tensor, nn
 
-from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, Recording
+from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, UnreadableError, flat_rows
 
 # Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -61,7 +61,7 @@ class _Check:
 
     Args:
         parameters: The covered parameters by name.
-        failures: Where to report.
+        failures: Where to report; None to look at sums only.
         seed: Of what is looked at.
         projection: What gradients are projected with, if they are: autograd's are, too, before they are compared.
         coarse: Whether passes are in half precision.
@@ -70,7 +70,7 @@ class _Check:
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        failures: Failures,
+        failures: Failures | None,
         *,
         seed: int,
         projection: Projection | None,
@@ -83,77 +83,57 @@ class _Check:
         self._generator = torch.Generator().manual_seed(seed)
 
 
-class SpotCheck(_Check):
-    """Single examples and one query against plain autograd, once."""
+class QueryCheck(_Check):
+    """The first batch of queries against plain autograd: all together, and one of them alone."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, **settings: Any) -> None:
-        super().__init__(parameters, failures, **settings)
-        self._by_autograd: dict[int, dict[str, Tensor]] = {}
-        self._examples_checked = False
-
-    def differentiate_examples(self, loss: Tensor, recording: Recording) -> None:
-        """Before the first backward pass: gradients of two of the batch's examples, by autograd through its own graph.
-
-        All other examples' gradients are cut off on their way down, so what reaches a parameter is one example's
-        contribution, whatever the user's loss is. The graph is kept for the user's own backward pass.
-        """
-        if self._examples_checked:
-            return
-        picks = torch.randperm(recording.num_examples, generator=self._generator)[:2]
-        for example in picks.tolist():
-            with recording.just(example):
-                self._by_autograd[example] = self._differentiate(loss, keep=True)
-
-    def compare_examples(self, gradients: PerExampleGradients, example_ids: Tensor) -> None:
-        """After the first backward pass: hold the rules' gradients of the same examples against autograd's."""
-        if self._examples_checked or not self._by_autograd:
-            return
-        if not all(bool(grad.isfinite().all()) for own in self._by_autograd.values() for grad in own.values()):
-            self._by_autograd.clear()  # an overflow of the loss scale, say: look at the next batch instead
-            return
-        for example, expected in self._by_autograd.items():
-            expected = projected(expected, self.projection)
-            self._compare(f"example {int(example_ids[example])}", gradients, example, expected)
-        self._by_autograd.clear()
-        self._examples_checked = True
-
-    def compare_query(self, losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor, *, whole: bool) -> None:
-        """Hold the rules' gradient of one query against autograd's.
+    def compare(self, losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor, *, whole: bool) -> None:
+        """Hold what is read off layers against autograd.
 
         Args:
             losses: ``[Q]``, of a forward pass that nothing listened to.
             gradients: Gradients of the same queries, from a recorded pass.
             query_ids: ``[Q]``.
             whole: Whether the gradients are not projected.
+
+        Raises:
+            UnreadableError: If parameters are used outside of the layers that they are read off.
         """
+        projection = None if whole else self.projection
+        names = [name for name in gradients.parts if name in self.parameters]
+        expected = projected(self._differentiate(losses.sum(), keep=True), projection)
+        magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in names}
+        totals = {name: gradients.total(name) for name in names}
+        elsewhere = compare_gradients(totals, expected, magnitudes, coarse=self.coarse)
+        if elsewhere:
+            left_out = ", ".join(f'"!{name}"' for name in elsewhere)
+            raise UnreadableError(
+                f"queries use {elsewhere[0]!r} outside of the layers that it is read off. Leave it out with "
+                f'parameters=("*", {left_out})',
+                elsewhere,
+            )
+        if self._failures is None:
+            return
         query = int(torch.randint(len(losses), (1,), generator=self._generator))
-        expected = projected(self._differentiate(losses[query], keep=False), None if whole else self.projection)
-        self._compare(f"query {int(query_ids[query])}", gradients, query, expected)
+        expected = projected(self._differentiate(losses[query], keep=False), projection)
+        wrong = compare_gradients(
+            {name: gradients.dense(name, query, query + 1)[0] for name in names}, expected, coarse=self.coarse
+        )
+        if wrong:
+            self._failures.report(
+                f"the gradient of query {int(query_ids[query])} for {wrong[0]!r}, read off its layers, is not what "
+                "autograd gives. A layer may mix queries"
+            )
 
     def _differentiate(self, loss: Tensor, *, keep: bool) -> dict[str, Tensor]:
         wanted = {name: p for name, p in self.parameters.items() if p.requires_grad}
-        try:
-            found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=keep, allow_unused=True)
-        except RuntimeError as error:
-            raise SelfCheckError(
-                "OnlineTracIn self_check: autograd can't differentiate this model twice. Use non-reentrant activation "
-                f"checkpointing, or self_check=False. It says: {error}"
-            ) from error
+        found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=keep or None, allow_unused=True)
         return {name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None}
-
-    def _compare(self, who: str, gradients: PerExampleGradients, index: int, expected: Mapping[str, Tensor]) -> None:
-        found = {n: gradients.dense(n, index, index + 1)[0] for n in gradients.parts if n in self.parameters}
-        worst, error = _largest_difference(found, expected, coarse=self.coarse)
-        if not error <= 1:
-            self._failures.report(
-                f"the gradient of {who} for {worst!r}, read off its layers, is not what autograd gives. A layer may "
-                "mix examples, or not have them as its leading axis; or the loss may have a term of no example, such "
-                "as a penalty on weights (use weight_decay)"
-            )
 
 
 class Conservation(_Check):
     """Contributions must sum to the gradient that one optimizer is given: before its step, and after it."""
+
+    _failures: Failures
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, **settings: Any) -> None:
         super().__init__(parameters, failures, **settings)
@@ -190,7 +170,7 @@ class Conservation(_Check):
         rows = {name: queries.gradients.dense(name, start, stop) for name in names}
         norms = queries.gradients.zeros(stop - start)
         for of_name in rows.values():
-            norms += of_name.flatten(1).norm(dim=1) ** 2
+            norms += flat_rows(of_name).norm(dim=1) ** 2
         norms = norms.sqrt()
         signs = torch.randint(0, 2, (stop - start,), generator=self._generator).to(norms) * 2 - 1
         weights = torch.where(norms > 0, signs / norms, 0)
@@ -288,11 +268,11 @@ class Conservation(_Check):
             grads = {name: whole(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
             expected_grads = projected(grads, self.projection)
             totals = {n: done * sum_over_processes(t) for n, t in self._all_ranks(expected_grads).items()}
-            worst, error = _largest_difference(totals, expected_grads, self._magnitudes, coarse=self.coarse)
+            wrong = compare_gradients(totals, expected_grads, self._magnitudes, coarse=self.coarse)
             self._window_totals = None
-            if not error <= 1:
+            if wrong:
                 self._failures.report(
-                    f"at step {step} the examples' contributions to {worst!r} don't sum to its gradient. It may be "
+                    f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook"
                 )
         old = [one for one in window if one.refresh != self._refresh]  # their products are with other query gradients
@@ -354,14 +334,14 @@ def _norm(tensors: object) -> float:
     return float(torch.nn.utils.get_total_norm(list(tensors)))  # type: ignore[call-overload]
 
 
-def _largest_difference(
+def compare_gradients(
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     magnitudes: Mapping[str, float] | None = None,
     *,
     coarse: bool = False,
-) -> tuple[str, float]:
-    """The parameter that differs most, and by how many times the tolerance.
+) -> list[str]:
+    """The parameters whose gradients differ by more than rounding, the worst first.
 
     Args:
         found: By parameter.
@@ -381,6 +361,6 @@ def _largest_difference(
             scale + _TINY * (whole + (magnitudes or {}).get(name, 0.0))
         )
         error = float(difference.norm())
-        errors[name] = error / allowed if allowed else (float("inf") if error else 0.0)
-    worst = max(errors, key=errors.__getitem__, default="")
-    return worst, errors.get(worst, 0.0)
+        if not error <= allowed:  # NaN is no agreement
+            errors[name] = error / allowed if allowed else math.inf
+    return sorted(errors, key=errors.__getitem__, reverse=True)

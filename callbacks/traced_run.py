@@ -12,22 +12,24 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from ftrace.callbacks.clipping import Clipping
 from ftrace.callbacks.contributions import StepTaken
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
+from ftrace.callbacks.kept_weights import KeptWeights
 from ftrace.callbacks.ledger import LedgerKeeper, log_interval
 from ftrace.callbacks.listening import Listening
 from ftrace.callbacks.processes import gather_objects, num_processes
-from ftrace.callbacks.query_pass import NotFiniteError, QueryPass, Refresh, require_shared_parameters
+from ftrace.callbacks.query_pass import Compare, NotFiniteError, QueryPass, Refresh, require_shared_parameters
+from ftrace.callbacks.rows import RowFinder
 from ftrace.callbacks.scoring import Scoring
 from ftrace.callbacks.scoring_rules import ScoringRules
-from ftrace.callbacks.self_check import Conservation, Failures, SpotCheck
+from ftrace.callbacks.self_check import Conservation, Failures, QueryCheck
 from ftrace.callbacks.staleness import Staleness
 from ftrace.callbacks.trained_parameters import TrainedParameters
 from ftrace.callbacks.training_loop import (
-    is_compiled_anywhere,
     keeps_gradients,
     loss_scale,
     zeroes_gradients_itself,
@@ -36,7 +38,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ftrace.gradients import PerExampleGradients, Preconditioner, Recording, project
+from ftrace.gradients import (
+    LayoutBook,
+    PerExampleGradients,
+    Preconditioner,
+    Recording,
+    UnreadableError,
+    project,
+)
 from ftrace.scores import Candidates, ScoreAccumulator
 
 
@@ -51,6 +60,7 @@ class TracedRun:
         listening: What listens to the module.
         refresh_every_n_steps: After how many optimizer steps the queries are differentiated anew.
         candidates: Whose scores are kept.
+        id_key: The batches' key of the examples' ids.
         strict: Whether what is wrong is an error.
         self_check: Whether to check.
         ledger: Whether to keep one.
@@ -68,6 +78,7 @@ class TracedRun:
         *,
         refresh_every_n_steps: int,
         candidates: Candidates,
+        id_key: str,
         strict: bool,
         self_check: bool,
         ledger: bool,
@@ -100,6 +111,7 @@ class TracedRun:
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
         self._batch_sizes: Sequence[int] = ()
+        self._written_to = KeptWeights(pl_module)
         self.parameters = TrainedParameters(
             trainer, pl_module, listening, rules, self.failures, strict=strict, seed=seed
         )
@@ -122,22 +134,41 @@ class TracedRun:
                 projection=rules.projection,
                 projects_all=rules.projection is not None and not self.scoring.keeps_queries_whole,
             )
-        spot = self_check and not any(hasattr(p, "full_tensor") for p in covered.values())
-        self.spot_check = self.parameters.make_check(SpotCheck, covered) if spot else None
-        self.checks_examples = spot and not is_compiled_anywhere(pl_module)  # compiled graphs can't be kept
+        whole = not any(hasattr(p, "full_tensor") for p in covered.values())  # sharded ones are not held
+        self.query_check = self.parameters.make_check(QueryCheck, covered) if whole else None
+        self.rows = RowFinder(
+            trainer,
+            pl_module,
+            listening.training,
+            id_key,
+            "OnlineTracIn",
+            self.failures,
+            strict=strict,
+            seed=seed,
+            coarse=self.parameters.is_coarse,
+            query_rows=self._query_rows,
+        )
 
     def cover_unfrozen(self) -> None:
         """Cover parameters that were unfrozen, or given to an optimizer, since training began."""
         unfrozen = self.parameters.add_unfrozen()
         if not unfrozen:
             return
-        self.scoring.see(self.parameters.covered.by_name)
-        if self.ledger is not None:
-            self.ledger.see(self.parameters.all(), frozenset(self.parameters.covered.by_name))
+        self.rows.capture = self.listening.training
+        self._see_coverage()
         known = {name for names in self.unfrozen.values() for name in names}
         if not known.issuperset(unfrozen):  # a resumed run knows them already, and their queries' gradients
             self.unfrozen[self.step] = unfrozen
             self.refreshed_at = None
+
+    def _see_coverage(self) -> None:
+        """Other parameters are covered from here on."""
+        self.parameters.see_coverage()
+        if self.query_check is not None:
+            self.query_check.parameters = dict(self.parameters.covered.by_name)
+        self.scoring.see(self.parameters.covered.by_name)
+        if self.ledger is not None:
+            self.ledger.see(self.parameters.all(), frozenset(self.parameters.covered.by_name))
 
     # Passes
 
@@ -156,18 +187,14 @@ class TracedRun:
         divided_before = self._divide_by_second_moments()
         whole = self.scoring.keeps_queries_whole
         compare = None
-        if self.spot_check is not None and self._last is None:
-            check = self.spot_check
+        if self.query_check is not None and self._last is None:
+            check = self.query_check
 
             def compare(losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor) -> None:
-                check.compare_query(losses, gradients, query_ids, whole=whole)
+                check.compare(losses, gradients, query_ids, whole=whole)
 
-        gaps = {} if self.ledger is None else self.parameters.gaps()
         try:
-            with self.parameters.all_require_gradients():
-                found = self.queries.run(
-                    self.trainer, self.pl_module, self.listening.queries, self.step, gaps, compare, whole=whole
-                )
+            found = self._run_queries(compare, whole=whole)
         except NotFiniteError as error:
             if self._last is None:
                 raise
@@ -193,6 +220,27 @@ class TracedRun:
         self.refreshes.append(self.step)
         self.has_queries_to_add = False
 
+    def _run_queries(self, compare: Compare | None, *, whole: bool) -> Refresh:
+        """Differentiate the queries, until all parameters that can't be read off their layers are known."""
+        while True:
+            gaps = {} if self.ledger is None else self.parameters.gaps()
+            try:
+                with self.parameters.all_require_gradients(), self._written_to.in_place():
+                    return self.queries.run(
+                        self.trainer, self.pl_module, self.listening.queries, self.step, gaps, compare, whole=whole
+                    )
+            except UnreadableError as error:
+                if self.rows.yield_to_queries(error, self.listening.queries):
+                    self._see_coverage()
+
+    def _query_rows(self) -> LayoutBook | None:
+        """Whose rows are whose in the queries' passes; None if some can't be told apart."""
+        try:
+            self._run_queries(None, whole=self.scoring.keeps_queries_whole)
+        except ValueError:
+            return None
+        return self.listening.queries.book
+
     def _divide_by_second_moments(self) -> dict[str, Preconditioner]:
         """Whitened scores see gradients as the optimizer's second moments of now make them.
 
@@ -213,13 +261,18 @@ class TracedRun:
         self.refreshes_failed.append(self.step)
         self.refreshed_at = self.step
 
-    def begin_batch(self, example_ids: Tensor, sizes: Sequence[int]) -> None:
+    def begin_batch(self, batch: Any, batch_idx: int, example_ids: Tensor, sizes: Sequence[int]) -> None:
         """A batch of examples is about to be run.
 
         Args:
+            batch: The batch.
+            batch_idx: Its index.
             example_ids: ``[B]``.
             sizes: Of the batches of several dataloaders that it is made of.
         """
+        whole = self.scoring.keeps_examples_whole
+        if self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, whole=whole):
+            self._see_coverage()
         if self._is_due or self.has_queries_to_add:
             self.refresh()
         self._batch_ids, self._batch_sizes = example_ids, sizes
@@ -227,20 +280,21 @@ class TracedRun:
 
     def _start_recording(self) -> Recording:
         whole = self.scoring.keeps_examples_whole
-        return self.listening.training.start(len(self._batch_ids), whole=whole, groups=self._batch_sizes)
+        return self.listening.training.start(
+            len(self._batch_ids), whole=whole, groups=self._batch_sizes, book=self.rows.book
+        )
 
     def before_backward(self, loss: Tensor) -> None:
         """A backward pass is about to begin."""
         if not self._recordings:
             return
+        self.rows.before_backward(self._recordings[-1], loss, self.step)
         if not self.pl_module.automatic_optimization:
             if self._is_due:  # weights may have moved since the batch began
                 self.refresh()
             for one in self.parameters.followed:
                 if one.window and not one.has_gradients():  # they have been set to zero since
                     self._discard(one)
-        if self.spot_check is not None and self.checks_examples:
-            self.spot_check.differentiate_examples(loss, self._recordings[-1])
 
     def after_backward(self) -> None:
         """A backward pass has ended: read what it has added to the gradients."""
@@ -254,6 +308,7 @@ class TracedRun:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
             gradients = recording.gradients()
+            self.rows.after_backward(recording)
             before_projection = None
             if self.scoring.keeps_examples_whole:
                 assert self.rules.projection is not None
@@ -261,8 +316,6 @@ class TracedRun:
             self.parameters.covered.heard(gradients.parts)
             if self._heard is not None:
                 self._heard.update(gradients.parts)
-            if self.spot_check is not None:
-                self.spot_check.compare_examples(gradients, self._batch_ids)
             for one in self.parameters.followed:
                 self._contribute(one, gradients, factor, before_projection)
             self.staleness.after_backward(gradients, self.scoring)
@@ -332,6 +385,7 @@ class TracedRun:
             return
         self.parameters.refuse_unknown(one)
         self.parameters.covered.require_hearing()
+        self.rows.before_step(self.parameters.covered.by_name)
         manual = not self.pl_module.automatic_optimization
         check = self.parameters.conservation.get(one.index)
         wants_norm = (check is not None and check.wants_norm) or self.rules.exact_momentum

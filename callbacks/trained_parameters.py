@@ -76,11 +76,23 @@ class TrainedParameters:
                 own = {name: p for _, name, p in one.parameters(covered=True)}
                 self.conservation[one.index] = self.make_check(Conservation, own)
 
+    def see_coverage(self) -> None:
+        """Other parameters can be read from here on."""
+        named = dict(self.pl_module.named_parameters())
+        self.covered.see(self.listening.training.coverage, named)
+        for one in self.followed:
+            one.covered = frozenset(self.covered.by_name)
+        for check in self.conservation.values():
+            check.parameters = {name: p for name, p in check.parameters.items() if name in self.covered.by_name}
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether passes are in half precision."""
+        return self.trainer.precision not in ("32-true", "64-true")
+
     def make_check(self, kind: Any, parameters: Mapping[str, nn.Parameter]) -> Any:
         """A check of some parameters, as this run needs it."""
-        assert self.failures is not None
-        coarse = self.trainer.precision not in ("32-true", "64-true")
-        return kind(parameters, self.failures, seed=self.seed, projection=self.rules.projection, coarse=coarse)
+        return kind(parameters, self.failures, seed=self.seed, projection=self.rules.projection, coarse=self.is_coarse)
 
     def _requiring_gradients(self) -> list[nn.Parameter]:
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -92,6 +94,21 @@ def zeroes_gradients_itself(pl_module: LightningModule) -> bool:
     """Whether the module may have set gradients to zero once the optimizer's step was done."""
     hooks = ("optimizer_step", "optimizer_zero_grad")
     return any(is_overridden(hook, pl_module, LightningModule) for hook in hooks)
+
+
+@contextmanager
+def without_reentrant_checkpointing() -> Iterator[None]:
+    """Reentrant activation checkpointing runs as the other kind: it refuses to be differentiated for chosen inputs."""
+    function: Any = torch.utils.checkpoint.CheckpointFunction
+
+    def apply(run: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+    function.apply = staticmethod(apply)
+    try:
+        yield
+    finally:
+        del function.apply
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from ftrace.gradients import (
     Projection,
     RunningAutocorrelation,
     cosines,
+    flat_rows,
     layer_of,
     match_globs,
     precondition,
@@ -170,7 +171,7 @@ class WhitenedProducts:
                 }
                 own = precondition(own, factors)
             own = project(own, self._projection)
-        return {name: own.dense(name).flatten(1) for name in own.parts}
+        return {name: flat_rows(own.dense(name)) for name in own.parts}
 
     def _counts(self, name: str) -> bool:
         """Once some parameters are white, others would outweigh them, or vanish beside them."""

@@ -4,6 +4,9 @@ from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
+from ftrace.gradients.layers import writes_nothing
+from ftrace.gradients.layout_book import LayoutBook, Rows, Shared, UnreadableError
+from ftrace.gradients.layouts import Examples
 from ftrace.gradients.names import full_name, layer_of, match_globs, nearest
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
@@ -15,7 +18,7 @@ from ftrace.gradients.optimizer_steps import (
     scales_elements,
     unsupported_step,
 )
-from ftrace.gradients.parts import Dense, Lookup, Outer
+from ftrace.gradients.parts import Dense, Lookup, Outer, flat_rows
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.preconditioners import (
     Elementwise,
@@ -33,6 +36,7 @@ from ftrace.gradients.products import cosines, inner_products, inner_products_an
 from ftrace.gradients.projection import Entries, Projection, pool, project
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
+from ftrace.gradients.rehearsal import Rehearsal
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
 __all__ = [
@@ -42,7 +46,9 @@ __all__ = [
     "Dense",
     "Elementwise",
     "Entries",
+    "Examples",
     "GradientCapture",
+    "LayoutBook",
     "Lookup",
     "Outer",
     "ParameterStep",
@@ -53,13 +59,18 @@ __all__ = [
     "RankOne",
     "Rates",
     "Recording",
+    "Rehearsal",
+    "Rows",
     "RunningAutocorrelation",
+    "Shared",
     "TokenProducts",
+    "UnreadableError",
     "after_step",
     "before_step",
     "buffer_of",
     "cosines",
     "find_coverage",
+    "flat_rows",
     "full_name",
     "inner_products",
     "inner_products_and_square_norms",
@@ -82,4 +93,5 @@ __all__ = [
     "touched_elements",
     "unsupported_step",
     "whitener",
+    "writes_nothing",
 ]

@@ -1,7 +1,7 @@
 """Listening to a module: from an ordinary forward and backward pass to per-example gradients.
 
-Hooks read each layer's input and the gradient of its output. Nothing is added to the computation but expansions of
-tensors that the model shares between examples (position tables), which leave trained weights bit-identical.
+Hooks read each layer's input and the gradient of its output. They return nothing: the model computes with its own
+tensors, always.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ftrace.gradients import relative_position_bias
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
 from ftrace.gradients.fallback import Beginning, FallbackRule
-from ftrace.gradients.layers import find_rule
+from ftrace.gradients.layout_book import LayoutBook
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.projection import Projection
-from ftrace.gradients.recording import Recording
+from ftrace.gradients.recording import Observation, Recording
 from ftrace.gradients.uses import exclusively, hears
+
+_Changed = TypeVar("_Changed")
 
 
 class GradientCapture:
@@ -43,6 +45,7 @@ class GradientCapture:
 
     Attributes:
         coverage: What became of each parameter.
+        book: What has been found out, in passes with one loss for each example, of whose rows are whose.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -67,13 +70,14 @@ class GradientCapture:
         self.projection = projection
         self.coverage: Coverage = find_coverage(module, patterns, optimized)
         self._recording: Recording | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | _KeptGraphs] = []
         if strict and self.coverage.gaps:
             raise ValueError(f"can't cover all trained parameters. {self.coverage.summary()}")
         self._refuse_unheard = refuse_unheard
         self._compiled = False
         self._ended: Callable[[], Recording | None] = lambda: None
         self._begun: dict[str, list[Beginning]] = {}
+        self.book = LayoutBook()
 
     def attach(self) -> None:
         """Register the hooks. They do nothing until a recording is started.
@@ -81,20 +85,15 @@ class GradientCapture:
         A compiled module must not have been called before: hooks that come later never fire.
         """
         self._compiled = any(is_compiled(module) for module in self.module.modules())
+        if self._compiled:
+            self._handles.append(_KeptGraphs())
         for layer in self.coverage.layers:
-            if layer.rule is relative_position_bias.RELATIVE_POSITION_BIAS:
-                record = partial(self._record_bias, layer)
-                handles = relative_position_bias.listen(self.module, layer.module, record, self._is_listening)
-                self._handles.extend(handles)
-                continue
             if isinstance(layer.rule, FallbackRule):
                 before = partial(self._before_fallback, layer)
                 self._handles.append(layer.module.register_forward_pre_hook(before))
             hook = partial(self._after_forward, layer)
             # First of all hooks: the gradient must be that of the layer's own output, not of a user's edit of it.
             self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
-        for table in _lookup_tables(self.module):
-            self._handles.append(table.register_forward_pre_hook(self._count_rows, with_kwargs=True))
         for path, module in self.module.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 self._handles.append(module.register_forward_pre_hook(partial(self._refuse_mixing, path)))
@@ -106,6 +105,31 @@ class GradientCapture:
             handle.remove()
         self._handles.clear()
 
+    def widen(self, name: str) -> str | None:
+        """Read a parameter off a module further out: something uses it where its layer can't be listened to.
+
+        Args:
+            name: The parameter.
+
+        Returns:
+            The name of that module; None where there is none, or the module is compiled.
+        """
+        return None if self._compiled else self._changed(lambda: self.coverage.widen(self.module, name))
+
+    def leave_out(self, names: Collection[str], reason: str) -> None:
+        """Read these parameters no more, since it turned out that they can't be."""
+        self._changed(lambda: self.coverage.leave_out(names, reason))
+
+    def _changed(self, change: Callable[[], _Changed]) -> _Changed:
+        """Other layers are listened to from here on."""
+        was_attached = bool(self._handles) and not self._compiled
+        if was_attached:
+            self.detach()
+        changed = change()
+        if was_attached:
+            self.attach()
+        return changed
+
     def __enter__(self) -> GradientCapture:
         self.attach()
         return self
@@ -113,19 +137,34 @@ class GradientCapture:
     def __exit__(self, *exception: object) -> None:
         self.detach()
 
-    def start(self, num_examples: int, *, whole: bool = False, groups: Sequence[int] = ()) -> Recording:
+    def start(
+        self,
+        num_examples: int,
+        *,
+        whole: bool = False,
+        groups: Sequence[int] = (),
+        book: LayoutBook | None = None,
+        observes: bool = False,
+    ) -> Recording:
         """Listen to the forward passes from here on, as of one batch of examples.
 
         Args:
             num_examples: B.
             whole: Keep gradients whole although the capture projects them.
             groups: Sizes of the batches of several dataloaders, that the examples are made of.
+            book: What is known of whose rows are whose; default: what this capture has found out from losses.
+            observes: Keep prints only.
         """
         self._begun.clear()
-        projection = None if whole else self.projection
-        layers = self.coverage.layers if self._refuse_unheard else []
-        self._recording = Recording(
-            num_examples, id(self), projection, layers=layers, compiled=self._compiled, groups=groups
+        kind = Observation if observes else Recording
+        self._recording = kind(
+            num_examples,
+            id(self),
+            None if whole or observes else self.projection,
+            layers=self.coverage.layers if self._refuse_unheard else [],
+            compiled=self._compiled,
+            groups=groups,
+            book=self.book if book is None else book,
         )
         return self._recording
 
@@ -157,20 +196,10 @@ class GradientCapture:
         return self._recording is not None and torch.is_grad_enabled() and hears(id(self))
 
     @torch.compiler.disable
-    def _count_rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = _first(args, kwargs)
-        if self._recording is not None and self._is_listening() and ids.shape[0] > 1:
-            self._recording.rows = ids.shape[0]
-
-    @torch.compiler.disable
     def _refuse_mixing(self, path: str, module: nn.Module, args: object) -> None:
         problem = mixes_examples(module) if self._is_listening() else None
         if problem:
             raise ValueError(f"layer {path!r} ({type(module).__name__}) {problem}")
-
-    def _record_bias(self, layer: Layer, ids: Tensor, bias: Tensor) -> None:
-        assert self._recording is not None
-        self._recording.add(layer, ids, bias, expanded=True)
 
     def _require_open(self, recording: Recording | None) -> None:
         ended = self._ended() if recording is None and torch.is_grad_enabled() and hears(id(self)) else None
@@ -182,30 +211,37 @@ class GradientCapture:
 
     @torch.compiler.disable
     def _before_fallback(self, layer: Layer, module: nn.Module, args: object) -> None:
-        if self._is_listening():
+        if self._is_listening() and layer.names:
             self._begun.setdefault(layer.path, []).append(Beginning.of(module))
 
     @torch.compiler.disable
     def _after_forward(
         self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Tensor | None:
+    ) -> None:
         recording = self._recording
         if recording is None or not self._is_listening():
             self._require_open(recording)
-            return None
+            return
+        if not layer.names:  # all left out, in a compiled module
+            return
         if isinstance(layer.rule, FallbackRule):
             begun = self._begun[layer.path].pop()
             recording.add_fallback(layer, args, kwargs, output, begun)
-            return None
-        if not output.requires_grad:
-            return None
-        inputs = _first(args, kwargs)
-        expanded = None
-        if layer.rule.is_table and inputs.shape[0] == 1 and recording.num_examples > 1 and not recording.has_single:
-            inputs = inputs.expand(recording.rows, *inputs.shape[1:])
-            output = expanded = output.expand(recording.rows, *output.shape[1:])
-        recording.add(layer, inputs, output, expanded=expanded is not None, positions=expanded is not None)
-        return expanded
+            return
+        if output.requires_grad:
+            recording.add(layer, _first(args, kwargs), output)
+
+
+class _KeptGraphs:
+    """While it stands, compiled graphs may be differentiated several times: their backward passes reuse no buffers."""
+
+    def __init__(self) -> None:
+        self._before: bool = functorch_config.donated_buffer
+        functorch_config.donated_buffer = False
+
+    def remove(self) -> None:
+        """As it was."""
+        functorch_config.donated_buffer = self._before
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -217,10 +253,3 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """A layer's input."""
     first: Tensor = args[0] if args else next(iter(kwargs.values()))
     return first
-
-
-def _lookup_tables(module: nn.Module) -> list[nn.Module]:
-    """Tables that ids are looked up in, covered or not; not those of relative positions, which have no batch axis."""
-    biases = relative_position_bias.find_tables(module)
-    rules = {layer: find_rule(layer) for layer in module.modules() if layer not in biases}
-    return [layer for layer, rule in rules.items() if rule is not None and rule.is_table]

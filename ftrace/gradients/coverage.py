@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from ftrace.gradients.fallback import FALLBACK, FallbackRule, has_forward, owns_children
 from ftrace.gradients.layers import find_rule
 from ftrace.gradients.names import match_globs
-from ftrace.gradients.relative_position_bias import find_tables, is_unknown_table
+from ftrace.gradients.relative_position_bias import RELATIVE_POSITION_BIAS, is_relative_table
 from ftrace.gradients.rules import EMBEDDING, Rule
 
 Status = Literal["covered", "frozen", "not optimized", "excluded", "unsupported"]
@@ -71,6 +71,53 @@ class Coverage:
         """Parameters that training changes and scores don't see, though nobody asked for that."""
         return [line for line in self.lines if line.status == "unsupported"]
 
+    def leave_out(self, names: Collection[str], reason: str) -> None:
+        """Parameters that turned out not to be readable are gaps from here on."""
+        self._change(names, status="unsupported", rules=(), reason=reason)
+        self._drop(names)
+
+    def widen(self, root: nn.Module, name: str) -> str | None:
+        """Read a parameter off a module further out, since something uses it outside of the layers it is read off now.
+
+        Args:
+            root: The module that this is the coverage of.
+            name: The parameter.
+
+        Returns:
+            The name of that module; None where there is none.
+        """
+        modules = dict(root.named_modules(remove_duplicate=False))
+        readers = [layer for layer in self.layers if name in layer.names.values()]
+        path = _common([layer.path for layer in readers])
+        if any(layer.path == path for layer in readers):
+            if not path:
+                return None
+            path = _parent(path)
+        while not has_forward(modules[path]):
+            if not path:
+                return None
+            path = _parent(path)
+        parameter = next(layer.parameter(local) for layer in readers for local, n in layer.names.items() if n == name)
+        everywhere = modules[path].named_parameters(remove_duplicate=False)
+        names_here = {local: name for local, p in everywhere if p is parameter}
+        self._drop([name])
+        known = next((one for one in self.layers if one.path == path and one.rule is FALLBACK), None)
+        if known is None:
+            self.layers.append(Layer(path, modules[path], FALLBACK, names_here))
+        else:
+            known.names.update(names_here)
+        self._change([name], rules=(f"{FALLBACK.name} at {path!r}",))
+        return path
+
+    def _drop(self, names: Collection[str]) -> None:
+        for layer in self.layers:
+            for local in [local for local, name in layer.names.items() if name in names]:
+                del layer.names[local]
+        self.layers[:] = [layer for layer in self.layers if layer.names]
+
+    def _change(self, names: Collection[str], **changes: Any) -> None:
+        self.lines[:] = [replace(line, **changes) if line.parameter in names else line for line in self.lines]
+
     def as_json(self) -> list[dict[str, Any]]:
         """The lines as plain dictionaries."""
         return [asdict(line) for line in self.lines]
@@ -127,7 +174,13 @@ def find_coverage(
         elif key not in chosen:
             status = "excluded"
         else:
-            reason = "; ".join(dict.fromkeys(user.refusal for user in of_parameter[key] if user.refusal))
+            reasons = [user.refusal for user in of_parameter[key] if user.refusal]
+            if parameters[key].is_complex():
+                reasons.append(
+                    "it holds complex numbers. Keep them as pairs of real ones, [..., 2], and call "
+                    "torch.view_as_complex in forward"
+                )
+            reason = "; ".join(dict.fromkeys(reasons))
             status = "unsupported" if reason else "covered"
         if status == "covered":
             covered[key] = names[0]
@@ -155,7 +208,6 @@ class _User:
 
 def _find_users(root: nn.Module) -> list[_User]:
     """The modules in which parameters are used, as far as can be told without running them."""
-    tables = find_tables(root)
     parameters_of: dict[str, dict[str, nn.Parameter]] = {}
     given_away: set[str] = set()
     modules = dict(root.named_modules(remove_duplicate=False))
@@ -174,7 +226,9 @@ def _find_users(root: nn.Module) -> list[_User]:
         module = modules[path]
         fresh = {local: p for local, p in own.items() if (id(module), id(p)) not in seen}  # not by another path
         seen |= {(id(module), id(p)) for p in fresh.values()}
-        rule = tables[module] if module in tables else find_rule(module)
+        rule = find_rule(module)
+        if rule is EMBEDDING and path and is_relative_table(modules[_parent(path)], module):
+            rule = RELATIVE_POSITION_BIAS
         if rule is None or path in given_away:
             by_rule: dict[str, nn.Parameter] = {}
         else:
@@ -204,6 +258,17 @@ def _user_of(path: str, modules: Mapping[str, nn.Module]) -> str:
     return user
 
 
+def _common(paths: Sequence[str]) -> str:
+    """The innermost module around several."""
+    parts = [path.split(".") if path else [] for path in paths]
+    shared = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)
+
+
 def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
@@ -220,11 +285,4 @@ def _refusal(path: str, modules: Mapping[str, nn.Module], rule: Rule | None) -> 
         return f"{kind}: {refused}"
     if not has_forward(module):
         return f"{kind} has no forward to listen to"
-    if rule is EMBEDDING and path and is_unknown_table(modules[_parent(path)], module):
-        return f"{kind} is a table of relative positions, whose output has no batch axis"
-    around = path
-    while around:
-        around = _parent(around)
-        if getattr(modules[around], "lora_variant", None):  # PEFT
-            return f"{kind} belongs to a variant of LoRA (such as DoRA) that reads weights without running their layer"
     return None

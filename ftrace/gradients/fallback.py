@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,14 +23,15 @@ from torch.func import vjp, vmap
 from torch.nn.modules.module import _forward_unimplemented
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ftrace.gradients.parts import Dense, only_of
+from ftrace.gradients.layout_book import UnreadableError
+from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.parts import Dense
 
 
 class FallbackRule:
     """Stands where a layer's rule would; what it takes is kept by :class:`Replay`."""
 
     name = "fallback"
-    is_table = False
 
 
 FALLBACK = FallbackRule()
@@ -48,6 +49,27 @@ def has_forward(module: nn.Module) -> bool:
 def owns_children(module: nn.Module) -> bool:
     """Whether a module is known to use weights of the modules inside of it without running these."""
     return isinstance(module, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class Cotangent:
+    """The gradient of one output.
+
+    Args:
+        grad: In the output's shape.
+        layout: Whose rows it has. None where it is ``[B, *shape]``: each example's own, of an output that all share.
+    """
+
+    grad: Tensor
+    layout: Layout | None
+
+    def of_example(self, example: int, examples: Examples) -> Tensor:
+        """One example's share, in the output's shape."""
+        if self.layout is None:
+            return self.grad[example]
+        if examples.count(self.layout.group) == 1:
+            return self.grad
+        return self.layout.only(self.grad, examples.first(self.layout.group) + example, examples)
 
 
 class Replay:
@@ -68,12 +90,12 @@ class Replay:
         self._versions = [value._version if isinstance(value, Tensor) else 0 for value in flat]
         self._module = module
         self._began = began
-        ended = Beginning.of(module)
-        self._drew = not all(map(torch.equal, began.random_state, ended.random_state))
-        self._wrote = began.weight_versions != ended.weight_versions
+        self._drew = not all(map(torch.equal, began.random_state, _random_state(module)))
+        versions = _weight_versions(module)
+        self._written = {n for n, version in began.weight_versions.items() if versions.get(n, version) != version}
         self._device = next(module.parameters()).device
         self._autocast = torch.is_autocast_enabled(self._device.type), torch.get_autocast_dtype(self._device.type)
-        self._training = [submodule.training for submodule in module.modules()]
+        self._training = {submodule: submodule.training for submodule in module.modules()}
         outputs = differentiable(output)
         self._expected = [tensor.detach().clone() for tensor in outputs]  # others may write to what it returned
         # An in-place change of a view goes around the hook on it.
@@ -90,67 +112,65 @@ class Replay:
                 raise self._refusal(names, path, "its input was changed in place afterwards")
         if any(view._version != version for view, version in self._views):
             raise self._refusal(names, path, "its output, a view, was changed in place afterwards")
-        if self._wrote:
+        if not self._written.isdisjoint(names):
             raise self._refusal(names, path, "it writes to its own weights when it runs")
 
-    def parts(self, names: list[str], grads: list[Tensor | None], num_examples: int, path: str) -> dict[str, Dense]:
+    def parts(
+        self, names: list[str], cotangents: Sequence[Cotangent | None], examples: Examples, path: str
+    ) -> dict[str, Dense]:
         """Per-example gradients of the layer's parameters.
 
         Args:
             names: Local (dotted) names of the parameters that are wanted.
-            grads: The gradient of each of the :func:`differentiable` outputs, or None where it has none.
-            num_examples: B; an output has ``B * g`` rows, each example's side by side.
+            cotangents: Of each of the :func:`differentiable` outputs, or None where nothing has used it.
+            examples: Of the batch.
             path: The layer's name, for errors.
 
         Raises:
             ValueError: If the layer can't be run once more as it ran.
         """
-        used = [index for index, grad in enumerate(grads) if grad is not None]
-        cotangents = [grads[index] for index in used]
+        used = [index for index, cotangent in enumerate(cotangents) if cotangent is not None]
+        given = [cotangents[index] for index in used]
         slots = _slots(self._module, names)
         with self._as_it_ran(names, path):
             found = None
             if not self._drew and len(used) == 1:
-                found = self._vectorised(slots, used, cotangents, num_examples)
+                found = self._vectorised(slots, used, given, examples)
             if found is None:
-                found = self._one_by_one(slots, used, cotangents, num_examples, names, path)
+                found = self._one_by_one(slots, used, given, examples, names, path)
         return {name: Dense(grad) for name, grad in found.items()}
 
     def _vectorised(
-        self, slots: dict[str, _Slot], used: list[int], cotangents: list[Any], num_examples: int
+        self, slots: dict[str, _Slot], used: list[int], given: list[Any], examples: Examples
     ) -> dict[str, Tensor] | None:
         """By ``torch.func`` over single examples; None where the layer can't be run so."""
-        if num_examples == 0:
+        grad, layout = given[0].grad, given[0].layout
+        if layout is None or not examples.count(layout.group):
             return None
-        rows = cotangents[0].shape[0]
-        batched = [isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows for value in self._inputs]
-        groups = rows // num_examples
-
-        def split(tensor: Tensor) -> Tensor:
-            return tensor.reshape(num_examples, groups, *tensor.shape[1:])
+        layouts = [_like(value, layout, grad, anywhere=True) for value in self._inputs]
 
         def of_example(inputs: list[Tensor], grads: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-            given = iter(inputs)
-            values = [next(given) if own else value for own, value in zip(batched, self._inputs, strict=True)]
+            own = iter(inputs)
+            values = [next(own) if of_value else v for of_value, v in zip(layouts, self._inputs, strict=True)]
             outputs, pull_back, *_ = vjp(lambda p: self._run(slots, p, values, used), leaves)
             return pull_back(grads)[0], outputs
 
         leaves = {name: slot.value().detach().clone() for name, slot in slots.items()}
-        inputs = [split(value) for own, value in zip(batched, self._inputs, strict=True) if own]
+        inputs = [own.split(value, examples) for own, value in zip(layouts, self._inputs, strict=True) if own]
         try:
             with torch.no_grad():  # of the modules inside
-                grads, outputs = vmap(of_example)(inputs, [split(grad) for grad in cotangents])
+                grads, outputs = vmap(of_example)(inputs, [layout.split(grad, examples)])
+            whole = [layout.join(outputs[0], examples, grad.shape[layout.axis])]
         except Exception:  # whatever one example alone, or vmap, can't do; the way that is left says what is wrong
             return None
-        flat = [output.flatten(0, 1) for output in outputs]
-        return grads if self._agrees(flat, used) else None
+        return grads if self._agrees(whole, used) else None
 
     def _one_by_one(
         self,
         slots: dict[str, _Slot],
         used: list[int],
-        cotangents: list[Any],
-        num_examples: int,
+        given: list[Any],
+        examples: Examples,
         names: list[str],
         path: str,
     ) -> dict[str, Tensor]:
@@ -168,20 +188,29 @@ class Replay:
             raise self._refusal(names, path, problem) from error
         if not self._agrees(outputs, used):
             raise self._refusal(names, path, "run once more, it returned something else")
-        cotangents = _from_outside(outputs, cotangents)
-        rows = cotangents[0].shape[0]
-        watched = [v for v, own in zip(values, self._watched, strict=True) if own and v.ndim and v.shape[0] == rows]
-        found = {name: leaf.new_zeros(num_examples, *leaf.shape) for name, leaf in leaves.items()}
-        for example in range(num_examples):
-            masked = [only_of(grad, example, num_examples) for grad in cotangents]
+        cotangents = _from_outside(outputs, given)
+        layout = cotangents[0].layout
+        watched: list[tuple[Tensor, Layout]] = []
+        if layout is not None:
+            inputs = [value for value, own in zip(values, self._watched, strict=True) if own]
+            of_inputs = [_like(value, layout, cotangents[0].grad) for value in inputs]
+            watched = [(value, own) for value, own in zip(inputs, of_inputs, strict=True) if own]
+        count = examples.total if layout is None else examples.count(layout.group)
+        first = 0 if layout is None else examples.first(layout.group)
+        found = {name: leaf.new_zeros(count, *leaf.shape) for name, leaf in leaves.items()}
+        for example in range(count):
             grads = torch.autograd.grad(
-                outputs, [*leaves.values(), *watched], masked, retain_graph=True, allow_unused=True
+                outputs,
+                [*leaves.values(), *(value for value, _ in watched)],
+                [cotangent.of_example(example, examples) for cotangent in cotangents],
+                retain_graph=True,
+                allow_unused=True,
             )
             for name, grad in zip(leaves, grads, strict=False):
                 if grad is not None:
                     found[name][example] = grad
-            for grad in grads[len(leaves) :]:
-                if grad is not None and (grad - only_of(grad, example, num_examples)).any():
+            for grad, (_, own) in zip(grads[len(leaves) :], watched, strict=True):
+                if grad is not None and count > 1 and (grad - own.only(grad, first + example, examples)).any():
                     raise self._refusal(names, path, "its output for one example depends on the others")
         return found
 
@@ -203,28 +232,25 @@ class Replay:
                 return False
         return True
 
-    def _refusal(self, names: list[str], path: str, problem: str) -> ValueError:
-        leave_out = ", ".join(f'"!{path}.{name}"' if path else f'"!{name}"' for name in names[:3])
-        return ValueError(
+    def _refusal(self, names: list[str], path: str, problem: str) -> UnreadableError:
+        full = [f"{path}.{name}" if path else name for name in names]
+        leave_out = ", ".join(f'"!{name}"' for name in full)
+        return UnreadableError(
             f"layer {path!r} ({type(self._module).__name__}) has no rule, and can't be covered by the fallback: "
-            f'leave its parameters out with parameters=("*", {leave_out}), since {problem}'
+            f'leave its parameters out with parameters=("*", {leave_out}), since {problem}',
+            full,
         )
 
     @contextmanager
     def _as_it_ran(self, names: list[str], path: str) -> Iterator[None]:
         """In the modes and the precision of the first run; whatever the layer keeps for itself is put back."""
         modules = list(self._module.modules())
-        if [module.training for module in modules] != self._training:
+        if any(module.training != self._training.get(module, module.training) for module in modules):
             raise self._refusal(
                 names, path, "it was put into another mode between its run and the reading of gradients"
             )
         enabled, dtype = self._autocast
-        buffers = [
-            (module._buffers, name, buffer.clone())
-            for module in modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        buffers = [(tensors, name, before.clone()) for tensors, name, before in self._began.buffers]
         with (
             torch.autocast(self._device.type, dtype, enabled=enabled, cache_enabled=False),
             _own_attributes(modules),
@@ -235,19 +261,17 @@ class Replay:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a layer's run may change: the random state, and versions of its weights."""
+    """What a layer's run may change: the random state, versions of its weights, and its buffers."""
 
     random_state: list[Tensor]
-    weight_versions: list[int]
+    weight_versions: dict[str, int]
+    buffers: list[tuple[dict[str, Any], str, Tensor]]  # where they are kept, and copies
 
     @classmethod
     def of(cls, module: nn.Module) -> Beginning:
         """As it is now."""
-        states = [torch.get_rng_state()]
-        device = next(module.parameters()).device
-        if device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(device))
-        return cls(states, [parameter._version for parameter in module.parameters()])
+        buffers = [(tensors, name, buffer.clone()) for tensors, name, buffer in _buffers(module)]
+        return cls(_random_state(module), _weight_versions(module), buffers)
 
     @contextmanager
     def random_numbers(self, device: torch.device) -> Iterator[None]:
@@ -257,6 +281,15 @@ class Beginning:
             if device.type == "cuda":
                 torch.cuda.set_rng_state(self.random_state[1], device)
             yield
+
+
+def _random_state(module: nn.Module) -> list[Tensor]:
+    device = next(module.parameters()).device
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _weight_versions(module: nn.Module) -> dict[str, int]:
+    return {name: parameter._version for name, parameter in module.named_parameters()}
 
 
 @dataclass(frozen=True)
@@ -282,6 +315,16 @@ def _slots(module: nn.Module, names: Sequence[str]) -> dict[str, _Slot]:
             seen.add((id(owner), local))
             slots[name] = _Slot(owner._parameters, local)
     return slots
+
+
+def _buffers(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Where a module and those inside of it keep buffers, and which."""
+    return [
+        (submodule._buffers, name, buffer)
+        for submodule in module.modules()
+        for name, buffer in submodule._buffers.items()
+        if buffer is not None
+    ]
 
 
 @contextmanager
@@ -321,7 +364,25 @@ def _copied(value: Any) -> Any:
     )
 
 
-def _from_outside(outputs: list[Tensor], totals: list[Tensor]) -> list[Tensor]:
+def _like(value: Any, layout: Layout, grad: Tensor, *, anywhere: bool = False) -> Layout | None:
+    """The layout of an input, where its shape lets it have the output's.
+
+    Args:
+        value: The input.
+        layout: Of the output.
+        grad: In the output's shape.
+        anywhere: Whether examples may run along another axis: for a trial that is held against the output.
+    """
+    if not isinstance(value, Tensor):
+        return None
+    length = grad.shape[layout.axis]
+    for axis in dict.fromkeys((layout.axis, *range(value.ndim if anywhere else 0))):
+        if axis < value.ndim and value.shape[axis] == length:
+            return replace(layout, axis=axis)
+    return None
+
+
+def _from_outside(outputs: list[Tensor], totals: list[Cotangent]) -> list[Cotangent]:
     """Of the outputs' whole gradients, the share that does not come by way of the layer's other outputs.
 
     An output that the layer goes on computing with has both, and repeating the layer would count the inner one twice.
@@ -332,12 +393,20 @@ def _from_outside(outputs: list[Tensor], totals: list[Tensor]) -> list[Tensor]:
         earlier = [i for i in order[place + 1 :] if outputs[i].requires_grad]
         if not earlier or not outputs[later].requires_grad:
             continue
-        inner = torch.autograd.grad(
-            outputs[later], [outputs[i] for i in earlier], found[later], retain_graph=True, allow_unused=True
-        )
+        into = [outputs[i] for i in earlier]
+        if found[later].layout is None:
+            rows = [
+                torch.autograd.grad(outputs[later], into, own, retain_graph=True, allow_unused=True)
+                for own in found[later].grad
+            ]
+            inner = [None if of_one[0] is None else torch.stack(of_one) for of_one in zip(*rows, strict=True)]
+        else:
+            inner = list(
+                torch.autograd.grad(outputs[later], into, found[later].grad, retain_graph=True, allow_unused=True)
+            )
         for i, grad in zip(earlier, inner, strict=True):
             if grad is not None:
-                found[i] = found[i] - grad
+                found[i] = replace(found[i], grad=found[i].grad - grad)
     return found
 
 

@@ -64,9 +64,9 @@ def _gemma_norm(module: Any, x: Tensor) -> Tensor:
     return rounded * torch.rsqrt(rounded.pow(2).mean(-1, keepdim=True) + module.eps)
 
 
-def _refuse_many_axes(module: nn.Module) -> str | None:
-    shape = getattr(module, "normalized_shape", (0,))
-    return None if len(shape) == 1 else f"normalized_shape {tuple(shape)}: expected one axis"
+def _normalised_axes(module: nn.Module) -> int:
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    return len(module.normalized_shape)
 
 
 def mixes_examples(module: nn.Module) -> str | None:
@@ -79,10 +79,10 @@ def mixes_examples(module: nn.Module) -> str | None:
     return None
 
 
-_LAYER_NORM = Rule("LayerNorm", ("weight", "bias"), scale_parts, _layer_norm, _refuse_many_axes)
+_LAYER_NORM = Rule("LayerNorm", ("weight", "bias"), scale_parts, _layer_norm, own_axes=_normalised_axes)
 _GROUP_NORM = Rule("GroupNorm", ("weight", "bias"), scale_parts, _group_norm, channel_axis=1)
 _BATCH_NORM = Rule("BatchNorm", ("weight", "bias"), scale_parts, _batch_norm, mixes_examples, channel_axis=1)
-_RMS_NORM = Rule("RMSNorm", ("weight",), scale_parts, _rms_norm, _refuse_many_axes)
+_RMS_NORM = Rule("RMSNorm", ("weight",), scale_parts, _rms_norm, own_axes=_normalised_axes)
 
 BY_FORWARD: dict[Callable[..., Tensor], Rule] = {
     nn.LayerNorm.forward: _LAYER_NORM,

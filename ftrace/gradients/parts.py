@@ -13,6 +13,7 @@ row for each output channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -128,7 +129,7 @@ class Dense:
 
     def along(self, vector: Tensor) -> Tensor:
         """``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
-        return self.value.flatten(1) @ vector.flatten()
+        return flat_rows(self.value) @ vector.flatten()
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """``sum_b weights[b] * grad[b]``, in the parameter's shape."""
@@ -142,6 +143,11 @@ Part = Outer | Lookup | Dense
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """What sums of a tensor are taken in: float64 stays, all else is float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def flat_rows(values: Tensor) -> Tensor:
+    """``[B, *shape]`` as ``[B, P]``, of a parameter that has no axes, too."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def num_places(part: Factored) -> int:
@@ -161,17 +167,6 @@ def take(part: Part, start: int, stop: int, dtype: torch.dtype) -> Part:
     if isinstance(part, Lookup):
         return replace(part, ids=part.ids[start:stop], columns=part.columns[start:stop].to(dtype))
     return Dense(part.value[start:stop].to(dtype))
-
-
-def only_of(grad: Tensor, example: int, num_examples: int) -> Tensor:
-    """A gradient ``[B * g, ...]`` with all rows but one example's set to zero."""
-    group = grad.shape[0] // num_examples
-    rows = slice(example * group, (example + 1) * group)
-    masked = torch.zeros_like(grad)
-    if example < 0:  # nobody's
-        return masked
-    masked[rows] = grad[rows]
-    return masked
 
 
 def take_rows(part: Part, start: int, stop: int) -> Part:

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from ftrace.gradients.costs import Shape, measured_rates, own_gram_is_cheaper, shape_of_parts
 from ftrace.gradients.factored import own_gram
-from ftrace.gradients.parts import Dense, Part, Places, accumulation_dtype, like, merge, stack_examples, take, take_rows
+from ftrace.gradients.parts import (
+    Dense,
+    Part,
+    Places,
+    accumulation_dtype,
+    flat_rows,
+    like,
+    merge,
+    stack_examples,
+    take,
+    take_rows,
+)
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -146,7 +157,7 @@ class PerExampleGradients:
                     norms[start:stop] += self._own_gram(name, start, stop)
             else:
                 for start, stop in self.chunks(self.shapes[name].numel()):
-                    norms[start:stop] += row_square_norms(self.dense(name, start, stop).flatten(1))
+                    norms[start:stop] += row_square_norms(flat_rows(self.dense(name, start, stop)))
         return norms
 
     def _own_gram_is_cheaper(self, name: str) -> bool:
@@ -161,6 +172,16 @@ class PerExampleGradients:
         parts = [take(part, start, stop, self.dtype) for part in self.parts[name]]
         pairs = [(a, b) for a in parts for b in parts if not isinstance(a, Dense) and not isinstance(b, Dense)]
         return torch.stack([own_gram(first, second) for first, second in pairs]).sum(0)
+
+    @staticmethod
+    def sum(several: Sequence[PerExampleGradients]) -> PerExampleGradients:
+        """The gradients that several backward passes over the same examples add up to; at least one."""
+        parts: dict[str, list[Part | Places]] = {}
+        for one in several:
+            for name, of_name in one.parts.items():
+                parts.setdefault(name, []).extend(of_name)
+        shapes = {name: shape for one in several for name, shape in one.shapes.items()}
+        return PerExampleGradients(parts, shapes, len(several[0]))
 
     @staticmethod
     def stack(batches: Sequence[PerExampleGradients]) -> PerExampleGradients:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ftrace.gradients.costs import Choice, Way
 from ftrace.gradients.factored import contract, gram
-from ftrace.gradients.parts import Dense, Factored, Lookup, Outer, num_places, take
+from ftrace.gradients.parts import Dense, Factored, Lookup, Outer, flat_rows, num_places, take
 from ftrace.gradients.per_example import PerExampleGradients, row_square_norms
 from ftrace.gradients.queries import QueryGradients
 
@@ -94,7 +94,7 @@ def _add_joined(
         return
     joined_QP = queries.joined(names)
     for start, stop in examples.chunks(joined_QP.shape[1], queries.chunk_bytes):
-        dense_BP = torch.cat([examples.dense(name, start, stop).flatten(1) for name in names], 1)
+        dense_BP = torch.cat([flat_rows(examples.dense(name, start, stop)) for name in names], 1)
         inner_BQ[start:stop] += tall_product(dense_BP, joined_QP)
         if norms_B is not None:
             norms_B[start:stop] += row_square_norms(dense_BP)
@@ -118,10 +118,10 @@ def _add_materialised(
     for first in range(0, R, block_rows):
         rows = None if block_rows >= R else (first, min(first + block_rows, R))
         of_rows = slice(None) if rows is None else slice(rows[0] * C, rows[1] * C)
-        queries_QP = kept_QP[:, of_rows] if kept_QP is not None else queries.gradients.dense(name, rows=rows).flatten(1)
+        queries_QP = kept_QP[:, of_rows] if kept_QP is not None else flat_rows(queries.gradients.dense(name, rows=rows))
         for start, stop in examples.chunks(queries_QP.shape[1], queries.chunk_bytes):
             memory = queries.memory((stop - start) * queries_QP.shape[1], like=inner_BQ)
-            dense_BP = examples.dense(name, start, stop, out=memory, rows=rows, only=parts).flatten(1)
+            dense_BP = flat_rows(examples.dense(name, start, stop, out=memory, rows=rows, only=parts))
             inner_BQ[start:stop] += tall_product(dense_BP, queries_QP)
             if norms_B is not None:
                 norms_B[start:stop] += row_square_norms(dense_BP)

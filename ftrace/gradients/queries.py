@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients.costs import WAYS, Choice, Rates, Shape, Way, choices, measured_rates, shape_of_parts
-from ftrace.gradients.parts import Dense, Part
+from ftrace.gradients.parts import Dense, Part, flat_rows
 from ftrace.gradients.per_example import PerExampleGradients
 
 MEMORY_BUDGET = 2 * 2**30
@@ -127,7 +127,7 @@ class QueryGradients:
             spare = self._spare_QP.pop(name, None)
             if spare is not None and (spare.shape[0] != len(self) or spare.dtype != self.gradients.dtype):
                 spare = None
-            dense_QP = self.gradients.dense(name, out=None if spare is None else spare.flatten()).flatten(1)
+            dense_QP = flat_rows(self.gradients.dense(name, out=None if spare is None else spare.flatten()))
             if not any(isinstance(part, Dense) for part in self.gradients.parts[name]):
                 self._bytes_left -= dense_QP.nbytes
             self._dense_QP[name] = dense_QP
@@ -146,7 +146,7 @@ class QueryGradients:
         """Gradients of several parameters side by side, ``[Q, sum of P]``, kept for the next call."""
         key = tuple(names)
         if key not in self._joined:
-            self._joined[key] = torch.cat([self.gradients.dense(name).flatten(1) for name in names], 1)
+            self._joined[key] = torch.cat([flat_rows(self.gradients.dense(name)) for name in names], 1)
         return self._joined[key]
 
     def memory(self, elements: int, like: Tensor) -> Tensor:

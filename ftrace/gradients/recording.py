@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ftrace.gradients.coverage import Layer
+from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.fallback import Beginning, Replay, differentiable
+from ftrace.gradients.finding import Heard, learn_from_losses
+from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
+from ftrace.gradients.layouts import Examples
 from ftrace.gradients.parts import Part, Places
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.rules import Rule
-from ftrace.gradients.uses import Cut, FallbackUse, Output, ProjectedUse, Use, exclusively, trained
+from ftrace.gradients.shared import SharedGradients
+from ftrace.gradients.uses import (
+    FallbackOutput,
+    FallbackUse,
+    Output,
+    Pass,
+    ProjectedUse,
+    Silent,
+    Use,
+    exclusively,
+    trained,
+)
 
 
 class Recording:
     """What was heard of one forward pass.
 
     Args:
-        num_examples: Rows of the batch. A layer that gets a multiple of them (several answers a query, tokens
-            flattened into rows) is taken to hold each example's rows side by side.
+        num_examples: Examples in the batch.
         capture: Id of the capture that listens.
         projection: Project all gradients as they come; default: keep them whole.
         layers: All layers of which a gradient without a run is an error.
         compiled: Whether the module is compiled, so that hooks may have come too late.
-        groups: Sizes of the batches of several dataloaders that one training step runs one after another; together
-            they are the examples.
+        groups: Sizes of the batches of several dataloaders that one training step runs; together they are the examples.
+        book: What is known of whose rows are whose; default: nothing.
 
     Attributes:
+        of_pass: What its outputs have in common.
+        outputs: All that was heard, by output.
         was_read: Whether its gradients have been read.
-        has_single: Whether a run of one row may be one dataloader's batch, and not a table of positions.
-        rows: Rows that the model's last lookup had: what a table of positions, looked up once, is expanded to.
     """
 
     def __init__(
@@ -48,118 +63,128 @@ class Recording:
         layers: Sequence[Layer] = (),
         compiled: bool = False,
         groups: Sequence[int] = (),
+        book: LayoutBook | None = None,
     ) -> None:
         self.num_examples = num_examples
-        self.rows = num_examples
         self.was_read = False
         self.projection = projection
+        self.examples = Examples(num_examples, tuple(groups) if len(groups) > 1 else ())
+        self.of_pass = Pass(self.examples, capture, book or LayoutBook())
+        self.outputs: dict[Key, Output] = {}
+        self.edges: dict[Key, GradientEdge] = {}
         self._layers = layers
         self._compiled = compiled
         self._uses: list[Use | FallbackUse] = []
-        self._positions: list[Use] = []
-        self._edges: list[GradientEdge] = []
         self._capture = capture
-        self._cut = Cut(num_examples, capture)  # of runs that have all examples' rows
-        self._groups = [Cut(size, capture) for size in groups] if len(groups) > 1 else []
-        self._runs_of: Counter[tuple[str, int]] = Counter()
-        self.has_single = 1 in groups and len(groups) > 1
+        self._runs_of: Counter[str] = Counter()
+        self._shared: SharedGradients | None = None
+        self._await_backward()
 
-    def add(
-        self, layer: Layer, inputs: Tensor, output: Tensor, *, expanded: bool = False, positions: bool = False
-    ) -> None:
+    @property
+    def heard(self) -> Heard:
+        """Its outputs."""
+        return Heard(self.outputs, self.edges, self.of_pass)
+
+    @property
+    def book(self) -> LayoutBook:
+        """What is known of whose rows are whose."""
+        return self.of_pass.book
+
+    def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
         """Take note of a layer's run, and ask autograd for the gradient of its output.
 
         Args:
             layer: The layer.
             inputs: What it was given.
             output: What it returned.
-            expanded: Whether that is one copy an example of what the layer itself returned.
-            positions: Whether the model's own code has been given these copies, as rows of positions.
         """
         assert isinstance(layer.rule, Rule)
-        cut = self._cut_of(layer, output)
-        refusal = self._refusal(layer, inputs, output, cut.num_examples)
+        key = self._next_key(layer)
         if self.projection is None:
-            use = Use(layer, layer.rule, inputs, cut, refusal)
+            use = Use(layer, layer.rule, inputs, output, key, self.of_pass)
         else:
-            use = ProjectedUse(layer, layer.rule, inputs, cut, refusal, self.projection)
+            use = ProjectedUse(layer, layer.rule, inputs, output, key, self.of_pass, self.projection)
         self._uses.append(use)
-        base = output._base
-        if positions:
-            self._positions.append(use)
-        if (
-            not expanded
-            and base is not None
-            and base.grad_fn is not None
-            and base.numel() == output.numel()
-            and _is_reshaped(output)
-        ):
-            # A matrix product with a bias returns a view, and an in-place change of a view goes around hooks on it.
-            use.output_shape = output.shape
-            output = base
         self._listen(output, use)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         """Take note of the run of a layer without a rule."""
-        tensors = differentiable(output)
-        if not tensors:
-            raise ValueError(
-                f"layer {layer.path!r} ({type(layer.module).__name__}) has no rule and returned a "
-                f"{type(output).__name__} in which no tensor is found: leave its parameters out"
-            )
+        tensors = self._differentiable(layer, output)
+        key = self._next_key(layer)
         if not any(tensor.requires_grad for tensor in tensors):
             return
         replay = Replay(layer.module, args, kwargs, output, began)
         outputs = []
-        cut = self._cut_of(layer, tensors[0])
-        for tensor in tensors:
-            heard = Output(cut, self._refusal(layer, None, tensor, cut.num_examples))
+        for number, tensor in enumerate(tensors):
+            heard = FallbackOutput(key._replace(output=number), self.of_pass, layer, tensor.shape)
             if tensor.requires_grad:
                 self._listen(tensor, heard)
             outputs.append(heard)
         self._uses.append(FallbackUse(layer, replay, outputs, self.projection))
 
+    def _differentiable(self, layer: Layer, output: Any) -> list[Tensor]:
+        tensors = differentiable(output)
+        if not tensors:
+            raise UnreadableError(
+                f"layer {layer.path!r} ({type(layer.module).__name__}) has no rule and returned a "
+                f"{type(output).__name__} in which no tensor is found: leave its parameters out with "
+                f'parameters=("*", {", ".join(f"""{chr(34)}!{name}{chr(34)}""" for name in layer.names.values())})',
+                tuple(layer.names.values()),
+            )
+        return tensors
+
+    def _next_key(self, layer: Layer) -> Key:
+        run = self._runs_of[layer.path]
+        self._runs_of[layer.path] += 1
+        return Key(layer.path, run)
+
     def _listen(self, output: Tensor, heard: Output) -> None:
-        self._edges.append(get_gradient_edge(output))  # now, before anything may change the output in place
+        base = output._base
+        if base is not None and base.grad_fn is not None and base.numel() == output.numel() and _is_reshaped(output):
+            # A matrix product with a bias returns a view, and an in-place change of a view goes around hooks on it.
+            heard.is_flat = True
+            output = base
+        self.outputs[heard.key] = heard
+        self.edges[heard.key] = get_gradient_edge(output)  # now, before anything may change the output in place
         output.register_hook(heard.take_gradient)
 
-    def _cut_of(self, layer: Layer, output: Tensor) -> Cut:
-        """Whose rows a run has: all examples', or those of one dataloader's batch.
+    def prepare(self, starts: Iterable[Node]) -> None:
+        """Before a backward pass: find out where what is shared by all examples meets them.
 
-        Batches of one size are told apart by their order, which the caller's own check has to confirm.
+        Args:
+            starts: The nodes that it begins at, such as the loss's.
         """
-        rows = output.shape[0] if output.ndim else -1
-        same = [cut for cut in self._groups if cut.num_examples == rows]
-        if not same or rows == self.num_examples:
-            return self._cut
-        run = self._runs_of[layer.path, rows]
-        self._runs_of[layer.path, rows] += 1
-        if run >= len(same):
-            raise ValueError(
-                f"layer {layer.path!r} ({type(layer.module).__name__}) ran {run + 1} times on {rows} rows, and "
-                f"{len(same)} dataloaders have batches of that size: can't tell whose rows these are. Give the "
-                "dataloaders other batch sizes, or run their batches as one"
-            )
-        return same[run]
+        self._close_shared()
+        self.of_pass.before_first = None
+        rows = {key: output.rows for key, output in self.outputs.items()}
+        shared = {key: own for key, own in rows.items() if isinstance(own, Shared)}
+        if shared and self.examples.total > 1:
+            edges = {key: self.edges[key] for key in shared}
+            self._shared = SharedGradients(edges, shared, starts, self.of_pass)
+            weakref.finalize(self, self._shared.close)
 
-    def _refusal(self, layer: Layer, inputs: Tensor | None, output: Tensor, num_examples: int) -> str | None:
-        """Why a layer's gradient can't be taken apart; an error only if it ever gets a gradient."""
-        rows = output.shape[0] if output.ndim >= (1 if inputs is None else 2) else -1
-        whole = rows == num_examples or (num_examples and rows > 0 and rows % num_examples == 0)
-        of_positions = isinstance(layer.rule, Rule) and layer.rule.is_table and inputs is not None and inputs.ndim == 1
-        if whole and not (of_positions and rows != num_examples):
-            return None
-        left_out = ", ".join(f'"!{name}"' for name in list(layer.names.values())[:3])
-        hint = " Look positions up with ids of shape [1, T]," if of_positions else ""
-        return (
-            f"layer {layer.path!r} ({type(layer.module).__name__}) returned shape {tuple(output.shape)}: expected the "
-            f"leading axis to be the batch of {num_examples} examples, or a multiple of it. Per-example gradients "
-            f"can't be read off it.{hint} {'or l' if hint else 'L'}eave its parameters out with "
-            f'parameters=("*", {left_out}).'
-        )
+    def _close_shared(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+        self.of_pass.shared.clear()
+        self._await_backward()
+
+    def _await_backward(self) -> None:
+        """A backward pass that nobody has announced begins at the outputs that were heard."""
+        this = weakref.ref(self)  # autograd's graph holds the pass, and must not hold what holds the graph
+
+        def prepare() -> None:
+            recording = this()
+            if recording is not None:
+                recording.prepare([edge.node for edge in recording.edges.values()])
+
+        self.of_pass.before_first = prepare
 
     def backward(self, losses: Tensor) -> None:
         """Differentiate one loss per example with respect to layer outputs only: no weight gradient is computed.
+
+        Whose rows are whose is found out at the first pass, by differentiating some examples' losses alone.
 
         Args:
             losses: ``[num_examples]``.
@@ -174,16 +199,53 @@ class Recording:
             )
         self._require_hooks()
         unheard = self._unheard()
-        if not self._edges and not unheard:
+        if not self.edges and not unheard:
             return
-        # The hooks take the layers' gradients; a weight whose layer never ran must not get one.
-        inputs: list[Any] = [*self._edges, *unheard.values()]
-        found = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-        for name, grad in zip(unheard, found[len(self._edges) :], strict=True):
+        starts = [] if losses.grad_fn is None else [losses.grad_fn]
+        self.prepare(starts)
+        if self.unknown():
+            self._learn(losses, unheard)
+            self.prepare(starts)
+        self._require_none(unheard, self.differentiate(losses, list(unheard.values())))
+
+    def unknown(self) -> list[Key]:
+        """Once :meth:`prepare` was called: outputs whose rows nobody has seen, or how they are shared."""
+        if self.examples.total <= 1:
+            return []
+        return [*self.heard.unknown(), *(() if self._shared is None else self._shared.unknown)]
+
+    def _learn(self, losses: Tensor, unheard: dict[str, nn.Parameter]) -> None:
+        """Find out whose rows are whose, where that is not known yet and there are gradients to tell by."""
+        self.of_pass.open = set()
+        try:
+            self._require_none(unheard, self.differentiate(losses, list(unheard.values()), retain=True))
+            wanted = [key for key in self.unknown() if key in self.of_pass.open]
+        finally:
+            self.of_pass.open = None
+        self.forget_gradients()
+        if wanted:
+            learn_from_losses(self.heard, losses, wanted)
+
+    def differentiate(
+        self, losses: Tensor, parameters: Sequence[nn.Parameter] = (), *, retain: bool = False
+    ) -> list[Tensor | None]:
+        """Send the gradient of the sum of losses down to the layers' outputs, whose hooks take it.
+
+        Returns:
+            Gradients of the given parameters.
+        """
+        edges: list[Any] = list(self.edges.values())  # activation checkpointing adds to them meanwhile
+        found = torch.autograd.grad(losses.sum(), [*edges, *parameters], allow_unused=True, retain_graph=retain or None)
+        return list(found[len(edges) :])
+
+    def _require_none(self, unheard: dict[str, nn.Parameter], grads: Sequence[Tensor | None]) -> None:
+        """The hooks take the layers' gradients; a weight whose layer never ran must not get one."""
+        for name, grad in zip(unheard, grads, strict=True):
             if grad is not None and grad.any():
-                raise ValueError(
+                raise UnreadableError(
                     f"{name!r} gets a gradient, though its layer never ran: something uses it outside of its layer's "
-                    f'forward, so it can\'t be covered. Leave it out with parameters=("*", "!{name}")'
+                    f'forward, so it can\'t be covered. Leave it out with parameters=("*", "!{name}")',
+                    [name],
                 )
 
     def _unheard(self) -> dict[str, nn.Parameter]:
@@ -203,13 +265,14 @@ class Recording:
             ValueError: If a layer's gradients can't be read off it after all.
         """
         self._require_hooks()
-        self._require_broadcasting()
+        self._close_shared()
         self.was_read = True
-        whole = self._read([use for use in self._uses if use.cut is self._cut], self.num_examples)
-        if not self._groups:
-            return whole
+        if not self.examples.groups:
+            return self._read(self._uses, self.num_examples)
+        whole = self._read([use for use in self._uses if use.group is None], self.num_examples)
         of_groups = [
-            self._read([use for use in self._uses if use.cut is cut], cut.num_examples) for cut in self._groups
+            self._read([use for use in self._uses if use.group == group], count)
+            for group, count in enumerate(self.examples.groups)
         ]
         stacked = PerExampleGradients.stack(of_groups)
         names = dict.fromkeys([*whole.parts, *stacked.parts])
@@ -239,48 +302,83 @@ class Recording:
             use.forget_gradient()
 
     def _require_hooks(self) -> None:
-        if self._compiled and not self._uses:
+        if self._compiled and not self.outputs:
             raise ValueError(
                 "none of the covered layers was heard: a compiled module keeps to the hooks that it had when it was "
                 "called first. Attach the capture before its first call, or torch.compiler.reset() it"
             )
-
-    def _require_broadcasting(self) -> None:
-        """A table of positions, expanded to one copy an example, must have been used by every example."""
-        for use in self._positions:
-            first, others = use.rows_with_gradient()
-            if first and not others and any(u.rows_with_gradient()[1] for u in self._uses if isinstance(u, Use)):
-                raise ValueError(
-                    f"layer {use.layer.path!r} ({type(use.layer.module).__name__}) looked rows up once for the batch, "
-                    "and only the first example has used them: its output may only be broadcast over the batch, not "
-                    "indexed. Look them up for each example"
-                )
 
     def runs(self) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:
         """Each run of a layer by itself, in order: the layer, and its parts with the parameters' full names.
 
         A parameter that the layer has under two names has two parts.
         """
+        self._close_shared()
         self.was_read = True
         yield from _runs(self._uses)
 
     @contextmanager
-    def just(self, example: int) -> Iterator[None]:
-        """While active, backward passes through the recorded layers carry one example's gradient and nobody else's.
+    def just(self, examples: int | Tensor) -> Iterator[None]:
+        """While active, backward passes through the recorded layers carry some examples' gradients and nobody else's.
 
         This is what makes ordinary autograd an oracle for a single example inside the user's own batch and loss.
+
+        Args:
+            examples: One example, or ``[num_examples]`` bool.
         """
-        self._cut.example = example
-        for cut in self._groups:
-            inside = 0 <= example < cut.num_examples
-            cut.example = example if inside else -1  # nobody
-            example = example - cut.num_examples if not inside else -1
+        chosen = examples if isinstance(examples, Tensor) else torch.arange(self.num_examples) == examples
+        self.of_pass.chosen = chosen
         try:
             with exclusively(self._capture):
                 yield
         finally:
-            for cut in (self._cut, *self._groups):
-                cut.example = None
+            self.of_pass.chosen = None
+
+    @contextmanager
+    def observing(self) -> Iterator[dict[Key, Prints]]:
+        """While active, backward passes leave prints of the gradients of outputs, and nothing else."""
+        self.of_pass.prints = {}
+        try:
+            with exclusively(self._capture):
+                yield self.of_pass.prints
+        finally:
+            self.of_pass.prints = None
+
+
+class Observation(Recording):
+    """A pass of which only prints are kept: of what goes into layers, of what comes out, and of gradients.
+
+    Attributes:
+        values: By output, prints of the input (None where it has another shape) and of the output.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.values: dict[Key, tuple[Prints | None, Prints]] = {}
+
+    def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
+        """Take prints of a layer's run."""
+        assert isinstance(layer.rule, Rule)
+        rule = layer.rule
+        own_axes = rule.own_axes(layer.module)
+        heard = Silent(
+            self._next_key(layer), self.of_pass, layer, output.shape, own_axes, rule.lookup, rule.channel_axis
+        )
+        own = output if rule.channel_axis == -1 else output.movedim(rule.channel_axis, -1)
+        of_input = None
+        if rule.channel_axis == -1:
+            of_input = prints_of(inputs, 0 if rule.is_table else own_axes)
+        self.values[heard.key] = of_input, prints_of(own, own_axes)
+        self._listen(output, heard)
+
+    def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
+        """Take prints of the run of a layer without a rule."""
+        key = self._next_key(layer)
+        for number, tensor in enumerate(self._differentiable(layer, output)):
+            heard = Silent(key._replace(output=number), self.of_pass, layer, tensor.shape)
+            self.values[heard.key] = None, prints_of(tensor)
+            if tensor.requires_grad:
+                self._listen(tensor, heard)
 
 
 def _runs(uses: Sequence[Use | FallbackUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from ftrace.gradients.parts import Lookup, Outer, Part, Places
+from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Places, accumulation_dtype
 
 Parts = dict[str, Part | Places]
+Lookups = Literal["no", "ids", "shared"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class Rule:
             name: part}``.
         features: ``(module, input) -> features [rows, ..., I]``.
         refuse: Why this very module can't be covered, or None.
-        is_table: Whether the input is row numbers, which may come once for the whole batch (positions).
+        lookup: Whether the input is row numbers ("ids"), and whether these surely come once for the whole batch
+            ("shared"), as relative positions do.
         channel_axis: The axis of the output gradient that the parameter's own axis runs along.
         feature_axis: The axis of the weight, seen as a matrix, that features run along: 0 for rows, 1 for columns;
             None where the weight's gradient is no matrix product of features.
+        own_axes: ``(module) -> `` how many of the output's last axes the parameters run along.
     """
 
     name: str
@@ -41,9 +46,15 @@ class Rule:
     parts: Callable[[nn.Module, Tensor, Tensor, Container[str]], Parts]
     features: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: x
     refuse: Callable[[nn.Module], str | None] = lambda module: None
-    is_table: bool = False
+    lookup: Lookups = "no"
     channel_axis: int = -1
     feature_axis: int | None = None
+    own_axes: Callable[[nn.Module], int] = lambda module: 1
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the input is row numbers."""
+        return self.lookup != "no"
 
 
 def linear_parts(module: nn.Module, features: Tensor, grad: Tensor, wanted: Container[str]) -> Parts:
@@ -75,12 +86,21 @@ def embedding_parts(module: nn.Module, ids: Tensor, grad: Tensor, wanted: Contai
 def scale_parts(module: nn.Module, features: Tensor, grad: Tensor, wanted: Container[str]) -> Parts:
     """Of a layer that is ``weight * features + bias``, or ``(1 + weight) * features``."""
     parts: Parts = {}
+    shape = module.weight.shape
+    assert isinstance(shape, torch.Size)
     if "weight" in wanted:
-        same = features.dtype == grad.dtype  # then the features, which are nobody else's, have room for the product
-        parts["weight"] = Places(features.mul_(grad) if same else grad * features)
+        same = features.dtype == grad.dtype and features.is_contiguous()  # nobody else's, so there is room in them
+        parts["weight"] = _of_shape(features.mul_(grad) if same else grad * features, shape)
     if "bias" in wanted:
-        parts["bias"] = Places(grad)
+        parts["bias"] = _of_shape(grad, shape)
     return parts
+
+
+def _of_shape(value: Tensor, shape: torch.Size) -> Dense | Places:
+    """``[B, T, C]`` for a parameter of that shape."""
+    if len(shape) == 1:
+        return Places(value)
+    return Dense(value.sum(1, dtype=accumulation_dtype(value)).unflatten(1, shape))
 
 
 def _refuse_embedding(module: nn.Module) -> str | None:
@@ -92,4 +112,4 @@ def _refuse_embedding(module: nn.Module) -> str | None:
 
 LINEAR = Rule("Linear", ("weight", "bias"), linear_parts, feature_axis=1)
 CONV1D = Rule("Conv1D", ("weight", "bias"), transposed_linear_parts, feature_axis=0)
-EMBEDDING = Rule("Embedding", ("weight",), embedding_parts, refuse=_refuse_embedding, is_table=True)
+EMBEDDING = Rule("Embedding", ("weight",), embedding_parts, refuse=_refuse_embedding, lookup="ids")

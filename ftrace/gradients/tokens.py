@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ftrace.gradients.parts import Dense, Lookup, Outer, Places, accumulation_dtype
+from ftrace.gradients.parts import Dense, Lookup, Outer, Places, accumulation_dtype, flat_rows
 from ftrace.gradients.products import by_place
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
@@ -68,7 +68,7 @@ def inner_products_by_token(
 
 def _of_places(part: Places, queries: QueryGradients, name: str) -> Tensor:
     value = part.value.to(accumulation_dtype(part.value))
-    return value @ queries.gradients.dense(name).flatten(1).T
+    return value @ flat_rows(queries.gradients.dense(name)).T
 
 
 def _of_factors(part: Outer | Lookup, queries: QueryGradients, name: str) -> Tensor:

@@ -22,6 +22,7 @@ from ftrace.gradients import (
     Preconditioner,
     Projection,
     RankOne,
+    flat_rows,
     precondition,
     project,
     rank_one,
@@ -132,7 +133,7 @@ class GradientFeatures:
         for place, names in enumerate(self.blocks.values()):
             for name in names:
                 if name in gradients.parts:
-                    rows[:, place] += gradients.dense(name).flatten(1)
+                    rows[:, place] += flat_rows(gradients.dense(name))
         return rows.flatten(1)
 
     def row_of(self, gradients: Mapping[str, Tensor], like: Tensor) -> Tensor:

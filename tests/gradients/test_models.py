@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ftrace.gradients import GradientCapture, PerExampleGradients, Projection, QueryGradients, inner_products
+from ftrace.gradients import (
+    GradientCapture,
+    PerExampleGradients,
+    Projection,
+    QueryGradients,
+    UnreadableError,
+    inner_products,
+)
 
 
 def _heard(model: nn.Module, rows: int, losses: Any) -> PerExampleGradients:
@@ -104,6 +111,15 @@ def test_activation_checkpointing(kind: str, side: int | None, reentrant: bool) 
     plain, saving = tiny.LANGUAGE_MODELS[kind](), tiny.LANGUAGE_MODELS[kind]()
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     saving.enable_input_require_grads()
+    if kind == "t5" and reentrant:
+        message = r"relative_attention_bias.*set use_reentrant=False"
+        with (
+            GradientCapture(saving) as capture,
+            capture.recording(4),
+            pytest.raises(UnreadableError, match=message),
+        ):
+            tiny.losses(saving.train(), batch).mean().backward()
+        return
     found = []
     for model in (plain, saving):
         model.train()

@@ -1,0 +1,150 @@
+"""Batches in which some examples have others' inputs: which tensors hold examples, and along which axis."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}  # of the same bits
+
+Place = tuple[Any, ...]  # where in a batch something is: keys, indices and names of attributes
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a batch holds.
+
+    Args:
+        count: Examples in it.
+        axes: By place, the axis along which a tensor holds the examples.
+        loose: Tensors in which no examples can be found, though their leading axis is a multiple of their number.
+        shapes: Of all tensors, by place.
+    """
+
+    count: int
+    axes: Mapping[Place, int]
+    loose: tuple[Place, ...]
+    shapes: Mapping[Place, tuple[int, ...]]
+
+    def others(self) -> list[Inputs]:
+        """The same with other axes, where a tensor has several of that length, and without one tensor each."""
+        found = []
+        turned = {
+            place: next(
+                (a for a in range(axis + 1, len(self.shapes[place])) if self.shapes[place][a] == self.count), axis
+            )
+            for place, axis in self.axes.items()
+        }
+        if turned != self.axes:
+            found.append(dataclasses.replace(self, axes=turned))
+        for place in self.axes if len(self.axes) > 1 else ():
+            rest = {other: axis for other, axis in self.axes.items() if other != place}
+            found.append(dataclasses.replace(self, axes=rest))
+        return found
+
+
+def find_inputs(batch: Any, count: int, ids: Place) -> Inputs:
+    """Find the examples in a batch.
+
+    Args:
+        batch: One dataloader's.
+        count: How many examples it has.
+        ids: Where their ids are, which are no input by themselves.
+    """
+    axes: dict[Place, int] = {}
+    shapes: dict[Place, tuple[int, ...]] = {}
+
+    def look(place: Place, value: Any) -> Any:
+        shapes[place] = tuple(value.shape) if isinstance(value, Tensor | np.ndarray) else (len(value),)
+        axis = next((a for a, length in enumerate(shapes[place]) if length == count), None)
+        if axis is not None:
+            axes[place] = axis
+        return value
+
+    _mapped(batch, (), look, count)
+    loose = tuple(
+        place
+        for place, shape in shapes.items()
+        if place not in axes and shape and shape[0] > count and shape[0] % max(1, count) == 0
+    )
+    if set(axes) <= {ids}:
+        axes = {}
+    return Inputs(count, axes, loose, shapes)
+
+
+def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stirred: bool = False) -> Any:
+    """A copy of a batch in which each example has the inputs of another.
+
+    Args:
+        batch: One dataloader's.
+        inputs: What it holds.
+        sources: For each example, whose inputs it gets (-1: its own, changed); default: its own.
+        stirred: Whether to turn around those tensors in which no examples can be found.
+    """
+
+    def take(place: Place, value: Any) -> Any:
+        axis = inputs.axes.get(place)
+        if axis is None or sources is None:
+            if stirred and place in inputs.loose:
+                return value.roll(1, 0) if isinstance(value, Tensor) else np.roll(value, 1, 0)
+            return value.clone() if isinstance(value, Tensor) else copy.copy(value)
+        if isinstance(value, Tensor):
+            turned = _turned(value, axis) if sources[0] < 0 else value
+            index = torch.tensor(list(sources), device=value.device).clamp_min(0)
+            if value.dtype in _UNSIGNED:
+                return turned.view(_UNSIGNED[value.dtype]).index_select(axis, index).view(value.dtype)
+            return turned.index_select(axis, index)
+        if isinstance(value, np.ndarray):
+            return np.take(value, [max(0, source) for source in sources], axis)
+        return type(value)(value[max(0, source)] for source in sources) if not hasattr(value, "_fields") else value
+
+    return _mapped(batch, (), take, inputs.count)
+
+
+def _turned(value: Tensor, axis: int) -> Tensor:
+    """Other inputs for the only example of a batch: its own, moved along another axis."""
+    others = [a for a in range(value.ndim) if a != axis and value.shape[a] > 1]
+    return value.roll(1, others[0]) if others else value
+
+
+def _mapped(value: Any, place: Place, function: Callable[[Place, Any], Any], count: int) -> Any:
+    """A copy of a batch, with its tensors, arrays and lists of one element an example changed."""
+    if isinstance(value, Tensor | np.ndarray):
+        return function(place, value)
+    if isinstance(value, Mapping):
+        items = {key: _mapped(own, (*place, key), function, count) for key, own in value.items()}
+        made = copy.copy(value)
+        try:
+            for key, own in items.items():
+                made[key] = own  # type: ignore[index]
+        except TypeError:
+            return items
+        return made
+    if isinstance(value, str | bytes) or value is None:
+        return value
+    if isinstance(value, list | tuple):
+        if len(value) == count and not any(_holds(own, count) for own in value):
+            return function(place, value)
+        several = [_mapped(own, (*place, index), function, count) for index, own in enumerate(value)]
+        return type(value)(*several) if hasattr(value, "_fields") else type(value)(several)
+    if hasattr(value, "__dict__") and not callable(value):
+        made = copy.copy(value)
+        for name, own in vars(value).items():
+            if isinstance(own, Tensor | np.ndarray | Mapping | list | tuple):
+                object.__setattr__(made, name, _mapped(own, (*place, name), function, count))
+        return made
+    return value
+
+
+def _holds(value: Any, count: int) -> bool:
+    """Whether something has an axis of that length itself, so that a list of such is no list of examples."""
+    if isinstance(value, Tensor | np.ndarray):
+        return count in value.shape
+    return isinstance(value, Mapping | list | tuple) and len(value) > 0 and not isinstance(value, str)

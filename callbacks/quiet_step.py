@@ -1,0 +1,310 @@
+"""A module's training step, run as often as one likes without leaving a trace."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any
+
+import numpy as np
+import torch
+from ftrace.callbacks.batches import batches_in
+from ftrace.callbacks.exchange import Inputs, exchanged
+from ftrace.callbacks.processes import gather_objects, local
+from ftrace.callbacks.training_loop import without_reentrant_checkpointing
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+OnLoss = Callable[[Tensor, bool], None]
+_DONE, _FORWARD, _BACKWARD = range(3)
+
+
+class RandomState:
+    """All random state that training draws from, as it was at one moment."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def put_back(self) -> None:
+        """Draw from here on what was drawn from there on."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+class QuietStep:
+    """Runs the training step of a module on one batch.
+
+    Weights, gradients, buffers, attributes of modules, random state, logs and printed text are as they were
+    afterwards. What a step changes elsewhere (files, objects of its own) it changes once more.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+        batch: The batch.
+        batch_idx: Its index.
+        inputs: What the batch holds, of each dataloader's.
+        id_key: The batch's key of the examples' ids.
+        begins: Random state that the real step begins with.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        inputs: Sequence[Inputs],
+        id_key: str,
+        begins: RandomState,
+    ) -> None:
+        self.trainer = trainer
+        self.pl_module = pl_module
+        self.batch = batch
+        self.batch_idx = batch_idx
+        self.inputs = list(inputs)
+        self.id_key = id_key
+        self.begins = begins
+
+    def __call__(
+        self,
+        on_loss: OnLoss | None,
+        *,
+        sources: Sequence[int] | None = None,
+        fresh: bool = False,
+        stirred: bool = False,
+    ) -> None:
+        """Run the step; arguments as :class:`ftrace.gradients.rehearsal.Step` has them.
+
+        All processes must run it as often as each other, since it may have collectives of its own.
+        """
+        if _greatest(_FORWARD if on_loss is None else _BACKWARD) == _BACKWARD and on_loss is None:
+            on_loss = self._differentiate
+        self._run(on_loss, sources, fresh, stirred)
+
+    def finish(self) -> None:
+        """Run the step for nothing, as long as other processes need theirs."""
+        while kind := _greatest(_DONE):
+            self._run(self._differentiate if kind == _BACKWARD else None, None, False, False)
+
+    def _differentiate(self, loss: Tensor, keeps: bool) -> None:
+        wanted = [parameter for parameter in self.pl_module.parameters() if parameter.requires_grad]
+        torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=keeps or None)
+
+    def _run(self, on_loss: OnLoss | None, sources: Sequence[int] | None, fresh: bool, stirred: bool) -> None:
+        on_loss = on_loss or _ignore
+        with ExitStack() as stack:
+            stack.enter_context(isolate_rng())
+            stack.enter_context(_sharded(self.pl_module))
+            stack.enter_context(_as_it_was(self.pl_module))
+            stack.enter_context(_untrained(self.pl_module))
+            stack.enter_context(_unlogged(self.trainer, self.pl_module, on_loss))
+            stack.enter_context(redirect_stdout(io.StringIO()))
+            stack.enter_context(without_reentrant_checkpointing())
+            stack.enter_context(self.trainer.precision_plugin.train_step_context())
+            stack.enter_context(torch.enable_grad())
+            if fresh:
+                _seed(self.batch_idx + 1)
+            else:
+                self.begins.put_back()
+            output = self.pl_module.training_step(**self._arguments(sources, stirred))
+            if self.pl_module.automatic_optimization:
+                loss = output.get("loss") if isinstance(output, Mapping) else output
+                if isinstance(loss, Tensor) and loss.requires_grad:
+                    on_loss(loss, False)
+            elif any(parameter.grad is not None for parameter in self.pl_module.parameters()):
+                raise ValueError(
+                    "the training step runs a backward pass that nothing was told of. Call self.manual_backward(loss) "
+                    "instead of loss.backward()"
+                )
+
+    def _arguments(self, sources: Sequence[int] | None, stirred: bool) -> dict[str, Any]:
+        step = self.pl_module.training_step
+        arguments = {"batch": self._exchanged(sources, stirred)}
+        if is_param_in_hook_signature(step, "batch_idx", min_args=2):
+            arguments["batch_idx"] = self.batch_idx
+        return arguments
+
+    def _exchanged(self, sources: Sequence[int] | None, stirred: bool) -> Any:
+        several = batches_in(self.batch, self.id_key)
+        if several is None:
+            return exchanged(self.batch, self.inputs[0], sources, stirred=stirred)
+        first, made = 0, {}
+        for (place, own), inputs in zip(several.items(), self.inputs, strict=True):
+            of_own = None
+            if sources is not None:
+                of_own = [source - first if source >= 0 else -1 for source in sources[first : first + inputs.count]]
+            made[place] = exchanged(own, inputs, of_own, stirred=stirred)
+            first += inputs.count
+        if isinstance(self.batch, Mapping):
+            return {**self.batch, **made}
+        return type(self.batch)([made.get(place, own) for place, own in enumerate(self.batch)])
+
+
+def _ignore(loss: Tensor, keeps: bool) -> None:
+    return None
+
+
+def _greatest(kind: int) -> int:
+    """Over all processes."""
+    return max(gather_objects(kind))
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def _sharded(module: nn.Module) -> Iterator[None]:
+    """Weights that are sharded over processes are so before and after: a forward pass alone leaves them gathered."""
+    sharded = [one for one in module.modules() if callable(getattr(one, "reshard", None))]
+    for one in sharded:
+        one.reshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for one in sharded:
+            one.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def _untrained(module: nn.Module) -> Iterator[None]:
+    """Gradients that training has gathered are out of reach, and weights are afterwards what they were."""
+    kept = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
+    weights = [local(parameter).to("cpu", copy=True) for parameter, _, _ in kept]
+    for parameter, _, _ in kept:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for (parameter, grad, requires_grad), weight in zip(kept, weights, strict=True):
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+            if not torch.equal(local(parameter).cpu(), weight):
+                local(parameter).copy_(weight)
+
+
+@contextmanager
+def _as_it_was(module: nn.Module) -> Iterator[None]:
+    """Buffers, counters, metrics and lists that modules keep are as they were afterwards."""
+    attributes = [(one, dict(one.__dict__)) for one in module.modules()]
+    containers = list(_containers(module))
+    before = [(tensor, tensor.detach().clone(), tensor._version) for tensor in _tensors(module)]
+    try:
+        yield
+    finally:
+        for one, own in attributes:
+            one.__dict__.clear()
+            one.__dict__.update(own)
+        for container, content in containers:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+        with torch.no_grad():
+            for tensor, value, version in before:
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+_INTERNAL = frozenset(nn.Module().__dict__) - {"_buffers"}
+
+
+def _kept(module: nn.Module) -> Iterator[Any]:
+    """Whatever modules keep as attributes and buffers; no hooks, and no parameters."""
+    for one in module.modules():
+        yield from (value for name, value in one.__dict__.items() if name not in _INTERNAL)
+
+
+def _containers(module: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Lists, dictionaries and sets that modules keep, and those in them, with what is in each."""
+    waiting, seen = list(_kept(module)), set()
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, list | dict | set) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value, copy.copy(value)
+        waiting += value.values() if isinstance(value, dict) else value
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Tensors that modules keep, which are no parameters."""
+    found = [value for value in _kept(module) if isinstance(value, Tensor)]
+    for container, _ in _containers(module):
+        found += [own for own in (container.values() if isinstance(container, dict) else container)
+                  if isinstance(own, Tensor)]  # fmt: skip
+    return list({id(one): one for one in found if not isinstance(one, nn.Parameter)}.values())
+
+
+@contextmanager
+def _unlogged(trainer: Trainer, pl_module: LightningModule, on_loss: OnLoss) -> Iterator[None]:
+    """Nothing is logged, and no optimizer steps."""
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    replaced: dict[str, Any] = {"log": nothing, "log_dict": nothing, "print": nothing}
+    if not pl_module.automatic_optimization:
+        make = type(pl_module).optimizers.__get__(pl_module)
+        schedulers = type(pl_module).lr_schedulers.__get__(pl_module)
+        replaced |= {
+            "manual_backward": lambda loss, *args, **kwargs: on_loss(loss, bool(kwargs.get("retain_graph"))),
+            "optimizers": lambda use_pl_optimizer=True: _still(make(use_pl_optimizer)),
+            "lr_schedulers": lambda: _still(schedulers()),
+            "clip_gradients": nothing,
+        }
+    loggers, stops = trainer.loggers, trainer.should_stop
+    before = {name: pl_module.__dict__[name] for name in replaced if name in pl_module.__dict__}
+    handle = register_optimizer_step_pre_hook(_refuse_step)
+    pl_module.__dict__.update(replaced)
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        handle.remove()
+        trainer.loggers, trainer.should_stop = loggers, stops
+        for name in replaced:
+            pl_module.__dict__.pop(name, None)
+        pl_module.__dict__.update(before)
+
+
+def _refuse_step(*args: Any) -> None:
+    raise RuntimeError(
+        "the training step steps an optimizer that self.optimizers() doesn't give: step that one, which can be held"
+    )
+
+
+def _still(found: Any) -> Any:
+    if isinstance(found, list | tuple):
+        return [_Still(one) for one in found]
+    return None if found is None else _Still(found)
+
+
+class _Still:
+    """An optimizer or a schedule that doesn't step."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Run the closure, if there is one."""
+        closure = kwargs.get("closure", args[0] if args else None)
+        if callable(closure):
+            closure()
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: there are no gradients."""

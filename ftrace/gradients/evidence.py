@@ -1,0 +1,203 @@
+"""Finding out whose slices of a tensor are whose, by what becomes of them when something is done to some examples.
+
+Two things are done to a set of examples, and a tensor of the pass is compared with the same tensor of a plain pass:
+
+* their inputs are exchanged for others' (*movement*): a slice that has changed depends on one of them;
+* the gradients of all other examples are cut off (*cut*): a slice whose gradient stays is theirs, one whose gradient
+  vanishes is another's, and one that does neither belongs to several.
+
+Tensors are compared by prints: one number for each slice along each axis, so that passes need not be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ftrace.gradients.layouts import Examples, Layout, candidates
+
+UNKNOWN, OUTSIDE, INSIDE, NEITHER = -1, 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Prints:
+    """Numbers that stand for the slices of a tensor: equal slices, equal numbers.
+
+    Args:
+        shape: Of the tensor, without the axes that hold no examples.
+        along: For each axis, ``[length]`` float64.
+        precision: Relative differences below it are rounding.
+    """
+
+    shape: tuple[int, ...]
+    along: Mapping[int, Tensor]
+    precision: float
+
+    def scale(self, axis: int) -> Tensor:
+        """What differences along an axis are measured by."""
+        values = self.along[axis]
+        return values.abs().amax() if len(values) else values.new_zeros(())
+
+
+@torch.no_grad()
+def prints_of(tensor: Tensor, last: int = 0) -> Prints:
+    """The prints of a tensor.
+
+    Args:
+        tensor: Of any dtype.
+        last: How many of its last axes hold no examples (features).
+    """
+    precision = torch.finfo(tensor.dtype).eps ** 0.8 if tensor.is_floating_point() else 1e-9
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+        last += 1
+    values = tensor.detach()
+    values = values.double() if not values.is_floating_point() or values.dtype == torch.float64 else values.float()
+    shape = tuple(values.shape[: values.ndim - last])
+    for _ in range(last):
+        values = _contracted(values, values.ndim - 1)
+    values = values.double()
+    if not shape:
+        return Prints((), {}, precision)
+    along = {}
+    for axis in range(len(shape)):
+        of_axis = values
+        for other in reversed(range(len(shape))):
+            if other != axis:
+                of_axis = _contracted(of_axis, other)
+        along[axis] = of_axis
+    return Prints(shape, along, precision)
+
+
+def _contracted(values: Tensor, axis: int) -> Tensor:
+    weights = _weights(values.shape[axis]).to(values)
+    return torch.tensordot(values, weights, dims=([axis], [0]))
+
+
+@cache
+def _weights(length: int) -> Tensor:
+    """Of a sum in which no two slices stand for each other."""
+    generator = torch.Generator().manual_seed(length)
+    return torch.rand(length, generator=generator, dtype=torch.float64) + 0.5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one comparison says of a tensor.
+
+    Args:
+        members: ``[B]`` bool: the examples that something was done to.
+        along: For each axis, ``[length]`` int8: whether a slice belongs to one of them (INSIDE), to another example
+            (OUTSIDE), to both (NEITHER), or nothing is known (UNKNOWN).
+    """
+
+    members: Tensor
+    along: Mapping[int, Tensor]
+
+
+def movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
+    """Of values, or gradients, in a pass in which the inputs of some examples were exchanged."""
+    along = {}
+    for axis, before in plain.along.items():
+        after = moved.along[axis]
+        scale = torch.maximum(plain.scale(axis), moved.scale(axis))
+        has_moved = ~((after - before).abs() <= plain.precision * scale)
+        along[axis] = torch.where(has_moved, INSIDE, UNKNOWN).to(torch.int8).cpu()
+    return Evidence(members, along)
+
+
+def scaled_movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
+    """The same of gradients, which a mean over tokens multiplies with another number when inputs are exchanged."""
+    along = {}
+    for axis, before in plain.along.items():
+        after, allowed = moved.along[axis], plain.precision * plain.scale(axis)
+        some = before.abs() > allowed
+        ratios = torch.where(some, after / torch.where(some, before, 1), torch.nan)
+        close = (ratios[:, None] - ratios).abs() <= 10 * plain.precision * ratios.abs()
+        votes = close.sum(1)
+        common = ratios[votes.argmax()] if len(votes) and int(votes.max()) > 1 else before.new_ones(())
+        found = torch.full(before.shape, UNKNOWN, dtype=torch.int8, device=before.device)
+        found[some & ~((ratios - common).abs() <= 10 * plain.precision * common.abs())] = INSIDE
+        along[axis] = found.cpu()
+    return Evidence(members, along)
+
+
+def contradiction(shape: Sequence[int], members: Tensor) -> Evidence:
+    """Of a tensor that is there in one of two passes only, or has another shape."""
+    return Evidence(members, {axis: torch.full((n,), NEITHER, dtype=torch.int8) for axis, n in enumerate(shape)})
+
+
+def either(first: Evidence, second: Evidence) -> Evidence:
+    """What two tensors of one shape say together."""
+    along = {axis: torch.maximum(own, second.along[axis]) for axis, own in first.along.items()}
+    return Evidence(first.members, along)
+
+
+def cut(plain: Prints, rest: Prints, members: Tensor) -> Evidence:
+    """Of gradients, in a pass in which those of all other examples were cut off."""
+    along = {}
+    for axis, before in plain.along.items():
+        after, allowed = rest.along[axis], plain.precision * plain.scale(axis)
+        found = torch.full(before.shape, NEITHER, dtype=torch.int8, device=before.device)
+        found[(after - before).abs() <= plain.precision * before.abs()] = INSIDE
+        found[after.abs() <= plain.precision * before.abs()] = OUTSIDE
+        found[(before.abs() <= allowed) & (after.abs() <= allowed)] = UNKNOWN
+        along[axis] = found.cpu()
+    return Evidence(members, along)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What all evidence of a tensor comes to.
+
+    Args:
+        layout: The layout that agrees with it; None where none does, or nothing is known.
+        known: Whether anything is known.
+        others: Other layouts that agree as well, so that they were not told apart.
+        seen: ``[B]`` bool: the examples of which a slice was seen.
+    """
+
+    layout: Layout | None
+    known: bool
+    others: tuple[Layout, ...] = ()
+    seen: Tensor | None = None
+
+
+def agrees(layout: Layout, shape: Sequence[int], evidence: Evidence, examples: Examples) -> bool:
+    """Whether a layout is not contradicted by what was seen."""
+    found = evidence.along[layout.axis]
+    expected = evidence.members[layout.owners(shape[layout.axis], examples)]
+    wrong = (found == NEITHER) | ((found == INSIDE) & ~expected) | ((found == OUTSIDE) & expected)
+    return not bool(wrong.any())
+
+
+def choose(shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> Choice:
+    """The layout of a tensor that agrees with all that was seen of it."""
+    if not any(bool((found != UNKNOWN).any()) for one in evidence for found in one.along.values()):
+        return Choice(None, known=False)
+    agreeing: list[tuple[int, Layout]] = []
+    for layout in candidates(shape, examples):
+        if all(agrees(layout, shape, one, examples) for one in evidence):
+            owners = layout.owners(shape[layout.axis], examples)
+            missing = sum(int(((one.along[layout.axis] == UNKNOWN) & one.members[owners]).sum()) for one in evidence)
+            agreeing.append((missing, layout))
+    if not agreeing:
+        return Choice(None, known=True)
+    least = min(missing for missing, _ in agreeing)
+    best = [layout for missing, layout in agreeing if missing == least]
+    # Layouts that say the same of every slice are one.
+    chosen, length = best[0], shape[best[0].axis]
+    owners = chosen.owners(length, examples)
+    others = tuple(
+        layout
+        for layout in best[1:]
+        if layout.axis != chosen.axis or not torch.equal(layout.owners(length, examples), owners)
+    )
+    seen = torch.zeros(examples.total, dtype=torch.bool)
+    for one in evidence:
+        seen[owners[one.along[chosen.axis] == INSIDE]] = True
+    return Choice(chosen, True, others, seen)

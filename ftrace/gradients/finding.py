@@ -1,0 +1,197 @@
+"""Finding out whose rows are whose, where each example has a loss: some losses are differentiated alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, cut
+from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
+from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.shared import NodePrints
+from ftrace.gradients.uses import Output, Pass
+
+
+def member_sets(total: int) -> list[Tensor]:
+    """Sets of examples, ``[B]`` bool each, which together tell any two examples apart; the first ones most of them."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(total))
+    digits = [(order >> digit) % 2 == 0 for digit in range(max(1, math.ceil(math.log2(max(2, total)))))]
+    return digits + [~digit for digit in digits]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The outputs of a pass.
+
+    Args:
+        outputs: By key.
+        edges: Into them.
+        of_pass: The pass.
+    """
+
+    outputs: Mapping[Key, Output]
+    edges: Mapping[Key, GradientEdge]
+    of_pass: Pass
+
+    @property
+    def examples(self) -> Examples:
+        """Of the batch."""
+        return self.of_pass.examples
+
+    @property
+    def book(self) -> LayoutBook:
+        """What is known."""
+        return self.of_pass.book
+
+    def unknown(self) -> list[Key]:
+        """Outputs whose rows nobody has seen."""
+        return [key for key, output in self.outputs.items() if not is_seen(output)]
+
+
+def is_seen(output: Output) -> bool:
+    """Whether it was seen whose rows an output has, in a shape like this."""
+    book = output.of_pass.book
+    return output.key in book.verified and book.is_known(output.key, output.example_axes, output.of_pass.examples)
+
+
+def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> None:
+    """Write into the book whose rows are whose.
+
+    Args:
+        heard: The pass, which has one loss for each example.
+        losses: ``[B]``, whose graph is kept.
+        wanted: The outputs that are asked for.
+
+    Raises:
+        UnreadableError: If that can't be told of an output that has a gradient.
+    """
+    sets = member_sets(heard.examples.total)
+    plain, _ = _differentiated(heard, losses)
+    evidence: dict[Key, list[Evidence]] = {key: [] for key in plain}
+    choices: dict[Key, Choice] = {}
+    for index, members in enumerate(sets):
+        rest, _ = _differentiated(heard, losses, members)
+        for key, prints in plain.items():
+            evidence[key].append(cut(prints, rest.get(key, nothing_like(prints)), members))
+        choices = {
+            key: choose(heard.outputs[key].example_axes, evidence[key], heard.examples)
+            for key in wanted
+            if key in evidence
+        }
+        if index and not any(choice.others for choice in choices.values()):
+            break
+    apart = write_choices(heard, choices)
+    if apart:
+        plain_nodes, *nodes = [
+            _differentiated(heard, losses, members, apart)[1] for members in (None, *sets[: index + 1])
+        ]
+        passes = [(members, [one]) for members, one in zip(sets, nodes, strict=False)]
+        apart = learn_ways(heard, apart, [plain_nodes], passes, cut)
+    if apart:
+        raise unreadable([heard.outputs[key] for key in apart])
+
+
+def write_choices(heard: Heard, choices: Mapping[Key, Choice]) -> list[Key]:
+    """Write what was chosen into the book.
+
+    Returns:
+        Outputs that have a gradient, and no layout.
+    """
+    for key, choice in choices.items():
+        if choice.layout is not None:
+            heard.book.known[key] = choice.layout
+            heard.book.verified.add(key)
+            heard.book.ambiguous[key] = choice.others
+    return [key for key, choice in choices.items() if choice.known and choice.layout is None]
+
+
+def learn_ways(
+    heard: Heard,
+    keys: Sequence[Key],
+    plain: Sequence[NodePrints],
+    passes: Sequence[tuple[Tensor, Sequence[NodePrints]]],
+    compare: Callable[[Prints, Prints, Tensor], Evidence],
+) -> list[Key]:
+    """Write into the book how outputs that have no layout are shared.
+
+    Args:
+        heard: The pass.
+        keys: The outputs.
+        plain: Of a plain pass: for each of its backward passes, the nodes behind these outputs.
+        passes: Of passes in which something was done to some examples: these, and the same.
+        compare: What a plain and such a pass say together.
+
+    Returns:
+        Those for which it can't be told.
+    """
+    lost: list[Key] = []
+    for index, nodes in enumerate(plain):
+        others = [(members, several[index]) for members, several in passes if index < len(several)]
+        layouts: dict[tuple[int, int], Layout] = {}
+        if all(one.names == nodes.names for _, one in others):
+            for place, prints in nodes.prints.items():
+                evidence = [compare(prints, one.prints.get(place, nothing_like(prints)), m) for m, one in others]
+                choice = choose(prints.shape, evidence, heard.examples)
+                if choice.layout is not None and not choice.others:
+                    layouts[place] = choice.layout
+        for key in keys:
+            if not nodes.reaches(key):
+                continue
+            way = nodes.way(key, layouts)
+            if way is None:
+                lost.append(key)
+                continue
+            known = heard.book.known.get(key)
+            ways = known.ways if isinstance(known, Shared) and key in heard.book.verified else ()
+            heard.book.known[key] = Shared((*ways, way))
+            heard.book.verified.add(key)
+    return list(dict.fromkeys(lost))
+
+
+_PROBLEM = (
+    "in which the examples of the batch can't be told apart: it may mix them, order them in a way of its own, or be "
+    "used by a term of the loss that is no example's, such as a penalty (use weight_decay)"
+)
+
+
+def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> UnreadableError:
+    """An error that names all layers whose rows could not be told apart."""
+    layers = {output.layer.path: output for output in outputs}
+    first, count = next(iter(layers.values())), len(layers)
+    names = list(dict.fromkeys(name for output in outputs for name in output.layer.names.values()))
+    more = f", and {count - 1} more" if count > 1 else ""
+    left_out = ", ".join(f'"!{name}"' for name in names)
+    return UnreadableError(
+        f"layer {first.layer.path!r} ({type(first.layer.module).__name__}){more} returned shape {tuple(first.shape)} "
+        f"for {first.of_pass.examples.total} examples, {problem}. Leave its parameters out with "
+        f'parameters=("*", {left_out})',
+        names,
+    )
+
+
+def nothing_like(prints: Prints) -> Prints:
+    """Prints of a tensor of zeros."""
+    return Prints(prints.shape, {axis: torch.zeros_like(own) for axis, own in prints.along.items()}, prints.precision)
+
+
+def _differentiated(
+    heard: Heard, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
+) -> tuple[dict[Key, Prints], NodePrints]:
+    """Prints of the gradients of all outputs, and of the nodes behind some; of some examples' losses alone."""
+    known = [edge for key, edge in heard.edges.items() if is_seen(heard.outputs[key])]
+    starts = [] if losses.grad_fn is None else [losses.grad_fn]
+    nodes = NodePrints({key: heard.edges[key] for key in behind}, starts if behind else [], known)
+    weights = torch.ones_like(losses) if members is None else members.to(losses)
+    prints: dict[Key, Prints] = {}
+    heard.of_pass.prints = prints
+    try:
+        torch.autograd.grad(losses, list(heard.edges.values()), weights, allow_unused=True, retain_graph=True)
+    finally:
+        heard.of_pass.prints = None
+        nodes.close()
+    return prints, nodes

@@ -1,0 +1,391 @@
+"""Finding out whose rows are whose in somebody's training step, whatever it does with its batch: by trying it.
+
+The step is run a few times on a batch in which some examples' inputs are exchanged for others': what comes out of a
+layer for these examples changes, and for all other examples it stays. So rows side by side, blocks, layers whose
+leading axis is time, and dataloaders whose batches run in another order are told apart by what happens, not by an
+assumption that the reading of gradients shares. Layers that no input reaches (positions, prompts) are told by their
+gradients: those of all other examples are cut off at the layers that are known by then.
+
+Then the step is run once more and differentiated, for what is read off the layers to be held against autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ftrace.gradients.capture import GradientCapture
+from ftrace.gradients.evidence import (
+    INSIDE,
+    Choice,
+    Evidence,
+    Prints,
+    agrees,
+    choose,
+    contradiction,
+    cut,
+    either,
+    movement,
+    scaled_movement,
+)
+from ftrace.gradients.finding import (
+    Heard,
+    is_seen,
+    learn_ways,
+    member_sets,
+    nothing_like,
+    unreadable,
+    write_choices,
+)
+from ftrace.gradients.layout_book import Key, LayoutBook
+from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.per_example import PerExampleGradients
+from ftrace.gradients.recording import Observation, Recording
+from ftrace.gradients.shared import NodePrints
+from ftrace.gradients.uses import Output
+
+OnLoss = Callable[[Tensor, bool], None]
+MOST_SETS = 6
+
+
+class Step(Protocol):
+    """A training step that can be run at will, and leaves no trace."""
+
+    def __call__(
+        self,
+        on_loss: OnLoss | None,
+        *,
+        sources: Sequence[int] | None = None,
+        fresh: bool = False,
+        stirred: bool = False,
+    ) -> None:
+        """Run it.
+
+        Args:
+            on_loss: Is given each loss that the step differentiates, and whether its graph is used again; None where
+                nothing is differentiated.
+            sources: For each example, the one whose inputs it gets (-1: its own, changed); default: its own.
+            fresh: Whether to draw other random numbers than the step itself is going to.
+            stirred: Whether to change those inputs, too, in which no examples can be found.
+        """
+
+
+def sources_of(members: Tensor, examples: Examples) -> list[int]:
+    """For each example that is to be exchanged, another one of its dataloader's whose inputs it gets.
+
+    Where it is the only one, it gets its own, changed, which is said by -1.
+    """
+    sources = list(range(examples.total))
+    for group in range(len(examples.groups)) if examples.groups else [None]:
+        first = examples.first(group)
+        own = range(first, first + examples.count(group))
+        kept = [i for i in own if not members[i]]
+        for i in own:
+            if members[i] and len(own) == 1:
+                sources[i] = -1
+            elif members[i]:
+                sources[i] = kept[i % len(kept)] if kept else own[(i - first + 1) % len(own)]
+    return sources
+
+
+@dataclass
+class Rehearsal:
+    """One batch of a training step, tried out.
+
+    Args:
+        capture: What listens to the module.
+        step: Runs the step.
+        examples: Of the batch.
+        book: Gets whose rows are whose.
+        has_loose_inputs: Whether there are inputs in which no examples can be found, though their size is a multiple of
+            the batch's.
+        forwards: Passes that have been run without a backward pass.
+        backwards: Passes that have been run with one.
+        changed: Outputs whose rows are not where an earlier batch had them.
+    """
+
+    capture: GradientCapture
+    step: Step
+    examples: Examples
+    book: LayoutBook
+    has_loose_inputs: bool = False
+    forwards: int = 0
+    backwards: int = 0
+    changed: list[Key] = field(default_factory=list)
+    _plain: dict[bool, Observation] = field(default_factory=dict)
+
+    # Whose rows are whose
+
+    def find_rows(self) -> None:
+        """Write into the book whose rows are whose.
+
+        Raises:
+            UnreadableError: If that can't be told of layers that have a gradient.
+        """
+        evidence: dict[Key, list[Evidence]] = {}
+        choices: dict[Key, Choice] = {}
+        heard = self._observed(False)
+        for index, members in enumerate(member_sets(self.examples.total)[:MOST_SETS]):
+            plain = self._observed(index % 2 == 1)
+            moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
+            for key, output in heard.outputs.items():
+                if key in plain.outputs:
+                    found = _moved(plain, moved, key, output.row_shape, members)
+                    evidence.setdefault(key, []).append(found)
+            if index:
+                choices = {
+                    key: choose(heard.outputs[key].example_axes, found, self.examples)
+                    for key, found in evidence.items()
+                }
+                if not any(choice.others for choice in choices.values()):
+                    break
+        self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
+        lost = write_choices(heard.heard, choices)
+        still = [key for key, choice in choices.items() if not choice.known]
+        if still and self.has_loose_inputs:
+            self._refuse_loose(still)
+        if lost or still:
+            self._learn_from_gradients(still, lost)
+
+    def confirm(self, which: int) -> list[Key]:
+        """Outputs whose rows are not where they were seen before, by one exchange.
+
+        Args:
+            which: Chooses the examples that are exchanged.
+        """
+        sets = member_sets(self.examples.total)
+        members = sets[which % len(sets)]
+        plain = self._observed(False)
+        moved = self._forward(sources=sources_of(members, self.examples))
+        found = []
+        for key, output in plain.outputs.items():
+            rows = self.book.known.get(key)
+            if isinstance(rows, Layout) and is_seen(output):
+                evidence = _moved(plain, moved, key, output.row_shape, members)
+                if not agrees(rows, output.example_axes, evidence, self.examples):
+                    found.append(key)
+        return found
+
+    def _differs(self, output: Output, choice: Choice) -> bool:
+        """Whether an output's rows are not where they were seen before."""
+        known = self.book.known.get(output.key)
+        if choice.layout is None or not isinstance(known, Layout) or not is_seen(output):
+            return False
+        length = output.example_axes[known.axis]
+        own = known.owners(length, self.examples)
+        return not any(
+            layout.axis == known.axis and torch.equal(layout.owners(length, self.examples), own)
+            for layout in (choice.layout, *choice.others)
+        )
+
+    @property
+    def heard_keys(self) -> set[Key]:
+        """Outputs that were heard."""
+        return set(self._observed(False).outputs)
+
+    def _observed(self, fresh: bool) -> Observation:
+        if fresh not in self._plain:
+            self._plain[fresh] = self._forward(fresh=fresh)
+        return self._plain[fresh]
+
+    def _forward(
+        self, *, sources: Sequence[int] | None = None, fresh: bool = False, stirred: bool = False
+    ) -> Observation:
+        self.forwards += 1
+        observation = self._start(observes=True)
+        assert isinstance(observation, Observation)
+        with self._listening():
+            self.step(None, sources=sources, fresh=fresh, stirred=stirred)
+        observation.edges.clear()  # lets go of the graph
+        return observation
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Nobody else listens to the model meanwhile."""
+        try:
+            with self.capture.exclusively():
+                yield
+        finally:
+            self.capture.stop()
+
+    def _refuse_loose(self, still: Sequence[Key]) -> None:
+        plain, stirred = self._observed(False), self._forward(stirred=True)
+        members = torch.ones(self.examples.total, dtype=torch.bool)
+        loose = [
+            plain.outputs[key]
+            for key in still
+            if any(
+                bool((own == INSIDE).any())
+                for own in _moved(plain, stirred, key, plain.outputs[key].row_shape, members).along.values()
+            )
+        ]
+        if loose:
+            raise unreadable(
+                loose,
+                "which depends on tensors of the batch that have no axis of that many: give them one, [examples, n, "
+                "...], and put examples side by side in the step; or keep what all examples share out of the batch",
+            )
+
+    def _learn_from_gradients(self, still: Sequence[Key], lost: Sequence[Key]) -> None:
+        """Tell outputs that no input reaches by their gradients."""
+        plain = self._backward(still)
+        with_gradient = [key for key, prints in plain.prints.items() if _has_any(prints)]
+        mixed = [plain.heard.outputs[key] for key in lost if key in with_gradient]
+        if mixed:
+            raise unreadable(mixed)
+        wanted = [key for key in still if key in with_gradient]
+        if not wanted:
+            return
+        sets = member_sets(self.examples.total)[:2]
+        passes = [(members, self._backward(still, chosen=members)) for members in sets]
+        apart = self._conclude(plain, passes, wanted, cut)
+        if apart:  # nothing known lies between them and the loss: see which change with the inputs
+            passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in sets]
+            apart = self._conclude(plain, passes, apart, scaled_movement)
+        if apart:
+            raise unreadable([plain.heard.outputs[key] for key in apart])
+
+    def _conclude(
+        self,
+        plain: Backward,
+        passes: Sequence[tuple[Tensor, Backward]],
+        wanted: Sequence[Key],
+        compare: Callable[[Prints, Prints, Tensor], Evidence],
+    ) -> list[Key]:
+        choices = {}
+        for key in wanted:
+            prints = plain.prints[key]
+            evidence = [compare(prints, one.prints.get(key, nothing_like(prints)), m) for m, one in passes]
+            choices[key] = choose(plain.heard.outputs[key].example_axes, evidence, self.examples)
+        apart = write_choices(plain.heard, choices)
+        apart += [key for key, choice in choices.items() if not choice.known]
+        if not apart:
+            return []
+        return learn_ways(plain.heard, apart, plain.nodes, [(m, one.nodes) for m, one in passes], compare)
+
+    def _backward(
+        self, behind: Sequence[Key], *, chosen: Tensor | None = None, sources: Sequence[int] | None = None
+    ) -> Backward:
+        """Prints of gradients: of outputs, and of the nodes behind some."""
+        self.backwards += 1
+        observation = self._start(observes=True)
+        found = Backward(observation.heard, {}, [])
+
+        def on_loss(loss: Tensor, keeps: bool) -> None:
+            edges = {key: observation.edges[key] for key in behind if key in observation.edges}
+            known = [edge for key, edge in observation.edges.items() if is_seen(observation.outputs[key])]
+            starts = [] if loss.grad_fn is None else [loss.grad_fn]
+            nodes = NodePrints(edges, starts, known)
+            observation.of_pass.chosen = chosen
+            observation.of_pass.prints = {}
+            try:
+                observation.differentiate(loss, retain=keeps)
+                for key, prints in observation.of_pass.prints.items():
+                    found.prints[key] = _sum(found.prints.get(key), prints)
+            finally:
+                observation.of_pass.chosen = observation.of_pass.prints = None
+                nodes.close()
+            found.nodes.append(nodes)
+
+        with self._listening():
+            self.step(on_loss, sources=sources)
+        return found
+
+    # What is read, and what is right
+
+    def read(self, *, whole: bool) -> tuple[PerExampleGradients, dict[str, Tensor]]:
+        """The examples' gradients as they are read off layers, and by name what autograd finds for all together.
+
+        Args:
+            whole: Not projected, though the capture projects.
+        """
+        self.backwards += 1
+        recording = self._start(whole=whole)
+        read: list[PerExampleGradients] = []
+        totals = self._differentiate(recording, None, read)
+        return PerExampleGradients.sum(read or [recording.gradients()]), totals
+
+    def alone(self, example: int) -> dict[str, Tensor]:
+        """By name, what autograd finds for one example: all others' gradients are cut off on their way down."""
+        self.backwards += 1
+        recording = self._start(observes=True)
+        return self._differentiate(recording, torch.arange(self.examples.total) == example, [])
+
+    def _differentiate(
+        self, recording: Recording, chosen: Tensor | None, read: list[PerExampleGradients]
+    ) -> dict[str, Tensor]:
+        """By name, gradients of each loss of the step, added up; what is read off layers goes to ``read``."""
+        named = dict(self.capture.module.named_parameters())
+        totals: dict[str, Tensor] = {}
+
+        def on_loss(loss: Tensor, keeps: bool) -> None:
+            recording.prepare([] if loss.grad_fn is None else [loss.grad_fn])
+            wanted = {name: named[name] for name in self.capture.coverage.covered if named[name].requires_grad}
+            recording.of_pass.chosen = chosen
+            recording.of_pass.open = None if chosen is not None else set()
+            try:
+                grads = recording.differentiate(loss, list(wanted.values()), retain=keeps)
+            finally:
+                recording.of_pass.chosen = None
+            if chosen is None:  # now, as long as what is switched off for this loss is off
+                read.append(recording.gradients())
+                recording.forget_gradients()
+            for name, grad in zip(wanted, grads, strict=True):
+                if grad is not None:
+                    totals[name] = totals[name] + grad if name in totals else grad
+
+        with self._listening():
+            self.step(on_loss)
+        return totals
+
+    def _start(self, *, observes: bool = False, whole: bool = False) -> Recording:
+        recording = self.capture.start(
+            self.examples.total, whole=whole, groups=self.examples.groups, book=self.book, observes=observes
+        )
+        recording.of_pass.trusts = False
+        return recording
+
+
+@dataclass
+class Backward:
+    """What was seen of a pass with its backward pass.
+
+    Args:
+        heard: Its outputs.
+        prints: Of their gradients.
+        nodes: Of the nodes behind some of them, for each backward pass of the step.
+    """
+
+    heard: Heard
+    prints: dict[Key, Prints]
+    nodes: list[NodePrints]
+
+
+def _moved(plain: Observation, moved: Observation, key: Key, shape: Sequence[int], members: Tensor) -> Evidence:
+    """What became of a layer's input and output when some examples' inputs were exchanged."""
+    if key not in moved.values:
+        return contradiction(shape, members)
+    before, after = plain.values[key], moved.values[key]
+    if before[1].shape != tuple(shape) or after[1].shape != tuple(shape):
+        return contradiction(shape, members)
+    found = movement(before[1], after[1], members)
+    if before[0] is not None and after[0] is not None and before[0].shape == after[0].shape == tuple(shape):
+        found = either(found, movement(before[0], after[0], members))
+    return found
+
+
+def _has_any(prints: Prints) -> bool:
+    return any(bool(own.any()) for own in prints.along.values()) or not prints.shape
+
+
+def _sum(first: Prints | None, second: Prints) -> Prints:
+    """Of gradients that several backward passes bring to one output."""
+    if first is None:
+        return second
+    along = {axis: own + second.along[axis] for axis, own in first.along.items()}
+    return Prints(first.shape, along, first.precision)
