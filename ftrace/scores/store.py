@@ -276,7 +276,8 @@ class ScoreStore:
         """The strongest proponents of a query, or with ``largest=False`` its strongest opponents.
 
         Returns:
-            Example ids ``[k]`` and their scores ``[k]``, strongest first; ties by id.
+            Example ids ``[k]`` and their scores ``[k]``, strongest first; ties by id. Examples whose score is NaN or
+            infinite are none of them; there are fewer than k where not enough others are left.
 
         Raises:
             KeyError, ValueError: As :meth:`scores`.
@@ -284,8 +285,8 @@ class ScoreStore:
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"k: expected a whole number from 1 on, found {k!r}")
         scores = self.scores(query_id, kind)
-        order = np.argsort(-scores if largest else scores, kind="stable")[:k]  # NaN last
-        order = order[~np.isnan(scores[order])]
+        known = np.flatnonzero(np.isfinite(scores))
+        order = known[np.argsort(-scores[known] if largest else scores[known], kind="stable")[:k]]
         return self.example_ids[order], scores[order]
 
     def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -158,6 +158,17 @@ def test_shapes_and_ids_must_agree(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("largest", [True, False])
+def test_scores_that_are_not_finite_have_no_rank(tmp_path: Path, largest: bool) -> None:
+    scores = np.array([np.nan, 3.0, np.inf, -1.0, -np.inf, 2.0])[:, None]
+    store = ScoreStore.write(tmp_path / "store", np.arange(6), np.array([0]), {"dot": scores})
+    order = [1, 5, 3] if largest else [3, 5, 1]
+    for k in (1, 2, 5):
+        ids, found = store.top(0, k, largest=largest)
+        assert ids.tolist() == order[:k]
+        assert found.tolist() == scores[order[:k], 0].tolist()
+
+
 def test_an_empty_store_can_be_written_and_read(tmp_path: Path) -> None:
     store = ScoreStore.write(tmp_path / "store", np.array([], int), QUERIES, {"dot": np.zeros((0, 2))})
     assert store.scores(10).shape == (0,)
