@@ -22,6 +22,7 @@ from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.index_checks import IndexChecks, refuse_loop_without_index
 from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
 from ftrace.callbacks.processes import gather_objects, num_processes, process_rank
+from ftrace.callbacks.repeated_ids import RepeatedIds
 from ftrace.callbacks.segment_schedule import SegmentSchedule
 from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
@@ -140,6 +141,7 @@ class GradientIndexWriter(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_loop_without_index(trainer, pl_module, WHO)
+        self._repeated_ids = RepeatedIds(trainer, self.id_key, strict=self.strict)
         optimizer = trainer.optimizers[0]
         if self._capture is None:
             self._attach(pl_module, [p for group in optimizer.param_groups for p in group["params"]])
@@ -177,6 +179,7 @@ class GradientIndexWriter(Callback):
         if self._segment is not None:
             assert self._capture is not None
             self._batch_ids = batch_ids(batch, self.id_key, "id_key", self._example_names)
+            self._repeated_ids.see(trainer, self._batch_ids, self._example_names)
             groups = batch_sizes(batch, self.id_key)
             whole = self._features.needs_whole
             self._recording = self._capture.start(len(self._batch_ids), whole=whole, groups=groups)

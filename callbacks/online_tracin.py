@@ -16,6 +16,7 @@ from ftrace.callbacks.listening import Listening, without_autocast
 from ftrace.callbacks.manifest import manifest_of, write_store
 from ftrace.callbacks.query_losses import find_query_learned, find_query_losses
 from ftrace.callbacks.query_pass import QueryPass
+from ftrace.callbacks.repeated_ids import RepeatedIds
 from ftrace.callbacks.resume import RunState
 from ftrace.callbacks.scoring_rules import KINDS, ScoringRules
 from ftrace.callbacks.self_check import SelfCheckError
@@ -195,6 +196,7 @@ class OnlineTracIn(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unsupported_loop(trainer)
+        self._repeated_ids = RepeatedIds(trainer, self.id_key, strict=self.strict)
         for optimizer in trainer.optimizers if "update" in self.scores else ():
             problem = unsupported_step(optimizer)
             if problem is not None:
@@ -258,6 +260,7 @@ class OnlineTracIn(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._running
         example_ids = batch_ids(batch, self.id_key, "id_key", self._names)
+        self._repeated_ids.see(trainer, example_ids, self._names)
         run.cover_unfrozen()
         while self._added and not any(one.is_open for one in run.parameters.followed):
             new = run.queries.add(self._added.pop(0), trainer)
