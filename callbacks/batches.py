@@ -57,10 +57,10 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
     """
     several = _batches_in(batch, key)
     if several is not None:
-        found = torch.cat([batch_ids(one, key, option, names) for one in several])
-        if names and not all(one in names for one in found.tolist()):
+        of_all = torch.cat([batch_ids(inner, key, option, names) for inner in several])
+        if names and not all(number in names for number in of_all.tolist()):
             raise _mixed(key, names)
-        return found
+        return of_all
     try:
         ids = batch[key]
     except (KeyError, TypeError, IndexError) as error:
@@ -69,7 +69,7 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
         array = np.asarray(ids)
         is_of_objects = array.dtype.kind not in "biuf"
         ids = array.tolist() if is_of_objects else array.astype(array.dtype.newbyteorder("="))
-    if isinstance(ids, str | bytes) or (isinstance(ids, Sequence) and any(isinstance(one, str | bytes) for one in ids)):
+    if isinstance(ids, str | bytes) or (isinstance(ids, Sequence) and any(isinstance(id_, str | bytes) for id_ in ids)):
         return _named_ids(ids, key, names)
     if names:
         raise _mixed(key, names)
@@ -111,53 +111,48 @@ def _mixed(key: str, names: Mapping[int, str]) -> ValueError:
     )
 
 
-def _named_ids(found: Any, key: str, names: dict[int, str] | None) -> Tensor:
+def _named_ids(ids: Any, key: str, names: dict[int, str] | None) -> Tensor:
     expected = f'batch["{key}"]: expected integers of shape [B] or a list of names, found'
-    if isinstance(found, str):
-        raise ValueError(f"{expected} the text {found!r:.60}. Give a list of names, one for each example")
-    if isinstance(found, bytes) or any(isinstance(one, bytes) for one in found):
-        raise ValueError(f"{expected} bytes, {found!r:.60}. Make them text: [id.decode() for id in ids]")
-    if not all(isinstance(one, str) for one in found):
-        raise ValueError(f"{expected} {found!r:.60}. Give all ids as names, or all as numbers")
+    if isinstance(ids, str):
+        raise ValueError(f"{expected} the text {ids!r:.60}. Give a list of names, one for each example")
+    if isinstance(ids, bytes) or any(isinstance(name, bytes) for name in ids):
+        raise ValueError(f"{expected} bytes, {ids!r:.60}. Make them text: [id.decode() for id in ids]")
+    if not all(isinstance(name, str) for name in ids):
+        raise ValueError(f"{expected} {ids!r:.60}. Give all ids as names, or all as numbers")
     known = {} if names is None else names
-    numbered = [stable_id(one) for one in found]
-    for number, name in zip(numbered, map(str, found), strict=True):
+    numbers = [stable_id(name) for name in ids]
+    for number, name in zip(numbers, map(str, ids), strict=True):
         if known.setdefault(number, name) != name:
             raise ValueError(
                 f'batch["{key}"]: expected another number for each name, found {number} for {known[number]!r} and for '
                 f"{name!r}. Rename one of them"
             )
-    return torch.tensor(numbered, dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
-def _numbered_ids(found: Any, key: str) -> Tensor:
+def _numbered_ids(ids: Any, key: str) -> Tensor:
     expected = f'batch["{key}"]: expected integers of shape [B] or a list of names, found'
-    if isinstance(found, Sequence) and all(isinstance(one, Integral) and not isinstance(one, bool) for one in found):
-        found = [int(one) for one in found]
-        large = [one for one in found if not -(2**63) <= one < 2**63]
+    if isinstance(ids, Sequence) and all(isinstance(id_, Integral) and not isinstance(id_, bool) for id_ in ids):
+        ids = list(map(int, ids))
+        large = [number for number in ids if not -(2**63) <= number < 2**63]
         if large:
             raise _too_large(key, large[0], "ids")
     try:
-        ids = torch.as_tensor(found)
+        numbers = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{expected} {found!r:.60}. Give each example one whole number, or one name") from error
-    if ids.is_floating_point():
-        raise ValueError(
-            f"{expected} {ids.dtype} {tuple(ids.shape)}. Make them whole numbers: ids.long(), or of an array or a "
-            'column ids.astype("int64")'
-        )
-    if ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"{expected} {ids.dtype} {tuple(ids.shape)}. Number the rows of the data set, not of the batch"
-        )
-    if ids.ndim != 1:
-        is_column = ids.ndim == 0 or ids.numel() == len(ids)
-        remedy = "Flatten them: ids.reshape(-1)" if is_column else "Give each example one id"
-        raise ValueError(f"{expected} {ids.dtype} {tuple(ids.shape)}. {remedy}")
-    as_signed = ids.long()
-    if ids.dtype == torch.uint64 and (as_signed < 0).any():
-        raise _too_large(key, int(as_signed[as_signed < 0][0]) + 2**64, "ids.tolist()")
-    return as_signed
+        raise ValueError(f"{expected} {ids!r:.60}. Give each example one whole number, or one name") from error
+    seen = f"{expected} {numbers.dtype} {tuple(numbers.shape)}"
+    if numbers.is_floating_point():
+        raise ValueError(f'{seen}. Make them whole numbers: ids.long(), or of an array or a column ids.astype("int64")')
+    if numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"{seen}. Number the rows of the data set, not of the batch")
+    if numbers.ndim != 1:
+        is_column = numbers.ndim == 0 or numbers.numel() == len(numbers)
+        raise ValueError(f"{seen}. {'Flatten them: ids.reshape(-1)' if is_column else 'Give each example one id'}")
+    signed = numbers.long()
+    if numbers.dtype == torch.uint64 and (signed < 0).any():
+        raise _too_large(key, int(signed[signed < 0][0]) + 2**64, "ids.tolist()")
+    return signed
 
 
 def _too_large(key: str, found: int, ids: str) -> ValueError:

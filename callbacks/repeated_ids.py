@@ -1,7 +1,7 @@
 """Ids that stand for several examples, whose scores would be added up without a word.
 
-They are seen from data sets when training starts: two of them that number their rows alike. And from batches: an id
-that comes again in an epoch in which each row is drawn once. Examples may come again wherever rows are drawn again: in
+There are two signs of them: when training starts, two data sets that number their rows alike; and later, an id that
+comes again in an epoch in which each row is drawn once. An example may come again wherever its row is drawn again: in
 the next epoch, by samplers with replacement or of several processes, or because a loader has the same rows twice.
 """
 
@@ -65,16 +65,16 @@ class RepeatedIds:
         batch_idx = trainer.fit_loop.batch_idx
         if batch_idx >= self._batches_of_rows_once:
             return
-        own = np.sort(ids.cpu().numpy())
-        again = own[1:][own[1:] == own[:-1]]
-        if len(again) and len(own) > _rows_drawn(self._loaders, batch_idx):
-            own, again = np.unique(own), again[:0]  # a batch may have several rows of an example
-        again = np.concatenate([again, self._seen.add(own)])
-        if len(again):
+        of_batch = np.sort(ids.cpu().numpy())
+        repeated = of_batch[1:][of_batch[1:] == of_batch[:-1]]
+        if len(repeated) and len(of_batch) > _rows_drawn(self._loaders, batch_idx):
+            of_batch, repeated = np.unique(of_batch), repeated[:0]  # a batch may have several rows of an example
+        repeated = np.concatenate([repeated, self._seen.add(of_batch)])
+        if len(repeated):
             self._batches_of_rows_once = 0  # one warning will do
-            found = int(again[0])
+            first = int(repeated[0])
             self._tell(
-                f'batch["{self._key}"]: expected an id for each row of the data, found {names.get(found, found)!r} '
+                f'batch["{self._key}"]: expected an id for each row of the data, found {names.get(first, first)!r} '
                 f"twice in epoch {self._epoch}, though the loader draws each row once. Number the rows of all data "
                 "together, WithExampleIds(ConcatDataset([a, b])), or apart, WithExampleIds(b, first=len(a)), not those "
                 "of each batch. If both are one example, pass strict=False"
@@ -83,8 +83,8 @@ class RepeatedIds:
     def _begin_epoch(self, trainer: Trainer) -> None:
         self._epoch = trainer.current_epoch
         self._seen = _SortedIds()
-        loaders, before = _loaders(trainer), self._loaders
-        if len(loaders) != len(before) or any(one is not other for one, other in zip(loaders, before, strict=True)):
+        loaders = _loaders(trainer)
+        if list(map(id, loaders)) != list(map(id, self._loaders)):
             self._loaders = loaders
             self._batches_of_rows_once = _batches_of_rows_once(trainer, loaders)
 
@@ -111,14 +111,14 @@ class _SortedIds:
         while len(self._arrays) > 1 and len(self._arrays[-2]) < 2 * len(self._arrays[-1]):
             last = self._arrays.pop()
             self._arrays[-1] = np.sort(np.concatenate([self._arrays[-1], last]), kind="stable")
-        found: np.ndarray = ids[is_known]
-        return found
+        known: np.ndarray = ids[is_known]
+        return known
 
 
 def _loaders(trainer: Trainer) -> list[DataLoader]:
     """The training loaders, as far as they are DataLoaders."""
     combined = trainer.fit_loop._combined_loader
-    return [] if combined is None else [one for one in combined.flattened if isinstance(one, DataLoader)]
+    return [] if combined is None else [loader for loader in combined.flattened if isinstance(loader, DataLoader)]
 
 
 def _batches_of_rows_once(trainer: Trainer, loaders: Sequence[DataLoader]) -> int:
@@ -156,32 +156,31 @@ def _has_rows_twice(datasets: Sequence[Any]) -> bool:
     """Whether a row can be drawn by several indices, so that it may come again as the example that it is."""
     places: dict[Any, list[np.ndarray | None]] = {}
     for dataset in datasets:
-        for leaf, own in _leaves(dataset):
+        for leaf, rows in _leaves(dataset):
             identity = (id(leaf.dataset), leaf.ids) if _is_numbered(leaf) else id(leaf)
-            places.setdefault(identity, []).append(own)
+            places.setdefault(identity, []).append(rows)
     for of_leaf in places.values():
-        some = [one for one in of_leaf if one is not None]
-        if len(some) < len(of_leaf):
+        parts = [rows for rows in of_leaf if rows is not None]
+        if len(parts) < len(of_leaf):
             if len(of_leaf) > 1:
                 return True  # all rows, and some or all of them again
-        elif len(np.unique(np.concatenate(some))) < sum(map(len, some)):
+        elif len(np.unique(np.concatenate(parts))) < sum(map(len, parts)):
             return True
     return False
 
 
-def _leaves(dataset: Any, places: np.ndarray | None = None) -> Iterator[tuple[Any, np.ndarray | None]]:
+def _leaves(dataset: Any, rows: np.ndarray | None = None) -> Iterator[tuple[Any, np.ndarray | None]]:
     """The data sets that a data set is made of, and which of their rows it has; None: all."""
     if isinstance(dataset, Subset):
-        own = np.asarray(dataset.indices, dtype=np.int64)
-        yield from _leaves(dataset.dataset, own if places is None else own[places])
+        indices = np.asarray(dataset.indices, dtype=np.int64) % len(dataset.dataset)  # type: ignore[arg-type]
+        yield from _leaves(dataset.dataset, indices if rows is None else indices[rows])
     elif isinstance(dataset, ConcatDataset):
         start = 0
         for part, stop in zip(dataset.datasets, dataset.cumulative_sizes, strict=True):
-            own_part = None if places is None else places[(places >= start) & (places < stop)] - start
-            yield from _leaves(part, own_part)
+            yield from _leaves(part, None if rows is None else rows[(rows >= start) & (rows < stop)] - start)
             start = stop
     else:
-        yield dataset, places
+        yield dataset, rows
 
 
 def _is_numbered(dataset: Any) -> bool:
@@ -190,17 +189,17 @@ def _is_numbered(dataset: Any) -> bool:
 
 
 def _collision(datasets: Sequence[Any], key: str) -> str | None:
-    """That two data sets number other rows alike; None if none do."""
+    """What to say of two data sets that number different rows alike; None without such."""
     known: list[tuple[Any, np.ndarray | range]] = []
-    for leaf, places in (found for dataset in datasets for found in _leaves(dataset)):
+    for leaf, rows in (leaf for dataset in datasets for leaf in _leaves(dataset)):
         if not _is_numbered(leaf) or leaf.key != key:
             continue
-        ids = leaf.ids if places is None else places + leaf.ids.start
+        ids = leaf.ids if rows is None else rows + leaf.ids.start
         for other, of_other in known:
             common = _common(ids, of_other)
             has_same_rows = leaf.dataset is other.dataset and leaf.ids == other.ids
             if len(common) and not has_same_rows:
-                free = max(one.ids.stop for one in (leaf, *(one for one, _ in known)))
+                free = max(numbered.ids.stop for numbered, _ in [*known, (leaf, ids)])
                 return (
                     f'two data sets number their rows alike: expected another "{key}" for each row, found '
                     f"{len(common)} ids in both, such as {int(common[0])}. Number them apart, WithExampleIds(b, "
