@@ -108,7 +108,8 @@ class NotFinite:
         return cls(int(bad.any(1).sum()), len(bad), int(bad.any(0).sum()), int(bad.sum()))
 
     def __str__(self) -> str:
-        return f"{self.losses} losses of {self.trainings} of {self.num_trainings} trainings, of {self.queries} queries"
+        of = f"in {self.trainings} of {self.num_trainings} trainings, of {self.queries} queries"
+        return f"{self.losses} losses ({of}) that are NaN or infinite"
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Counterfactual:
         """What is not in the figures, and why."""
         for what, bad in self.not_finite.items():
             if bad.losses:
-                yield f"not in the {what}: {bad}, which are NaN or infinite, as where a training diverged"
+                yield f"not in the {what}: {bad}, as when a training diverges"
         scores = _of_subsets(self)
         few: dict[str, list[str]] = {}
         for row, columns in scores.items():
@@ -117,7 +117,7 @@ class Counterfactual:
             one.mean for of_rows in self.effect_estimates().values() for row in of_rows.values() for one in row.values()
         ]
         if any(map(math.isnan, means)):
-            yield "NaN: of no query is enough left"
+            yield "NaN: no query has enough left"
 
 
 def render_counterfactual(found: Counterfactual) -> RenderableType:

@@ -68,8 +68,8 @@ def test_a_retraining_that_diverged_is_left_out_and_counted(
     capsys.readouterr()
     assert main(given) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "not in the LDS: 8 losses of 1 of 5 trainings, of 8 queries, which are NaN or infinite" in shown
-    assert "not in the ceiling: 16 losses of 2 of 8 trainings, of 8 queries" in shown
+    assert "not in the LDS: 8 losses (in 1 of 5 trainings, of 8 queries) that are NaN or infinite" in shown
+    assert "not in the ceiling: 16 losses (in 2 of 8 trainings, of 8 queries)" in shown
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["not_finite"]["LDS"] == {"trainings": 1, "num_trainings": 5, "queries": 8, "losses": 8}
     assert table["left_out"] == before["left_out"]

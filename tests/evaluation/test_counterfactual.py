@@ -303,9 +303,9 @@ def test_tables_say_what_was_left_out_and_why(tmp_path: Path) -> None:
     )  # fmt: skip
     screen, markdown, table, lines = said(found, tmp_path)
     notes = (
-        "not in the LDS: 52 losses of 29 of 30 trainings, of 12 queries, which are NaN or infinite, as where a "
-        "training diverged",
-        "not in the ceiling: 24 losses of 2 of 60 trainings, of 12 queries, which are NaN or infinite",
+        "not in the LDS: 52 losses (in 29 of 30 trainings, of 12 queries) that are NaN or infinite, as when a training "
+        "diverges",
+        "not in the ceiling: 24 losses (in 2 of 60 trainings, of 12 queries) that are NaN or infinite",
         "not in the mean of 'LDS': 1 of 12 queries, for which fewer than three subsets are left to rank "
         "(true dot, ground truth)",
         "left out, the top 5: not in the means of 'true dot': 1 of 3 queries, whose loss with or without these rows is "
@@ -337,8 +337,8 @@ def test_where_nothing_is_left_the_tables_say_nan(tmp_path: Path) -> None:
     screen, markdown, table, lines = said(found, tmp_path)
     assert "| ground truth | NaN | NaN |" in markdown
     assert f"| {NOISE_FREE} | NaN | NaN |" in markdown
-    assert markdown.endswith("- NaN: of no query is enough left\n")
-    assert "NaN: of no query is enough left" in screen
+    assert markdown.endswith("- NaN: no query has enough left\n")
+    assert "NaN: no query has enough left" in screen
     assert table["subsets"][NOISE_FREE][LDS] == {"mean": None, "low": None, "high": None}  # type: ignore[index]
     assert {line["queries"] for line in lines} == {"0"}
 
