@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -51,36 +53,32 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
         batch: The batch. A list or a dictionary of batches, as several dataloaders give, has the ids of all of them.
         key: Under which key they are.
         option: Which argument of the callback names another key.
-        names: Gets the names of ids that are text, which are mapped to numbers by :func:`ftrace.scores.stable_id`.
+        names: Gets the names of ids that are text, which are mapped to numbers by :func:`ftrace.scores.stable_id`. If
+            there are some, all ids must be names.
 
     Raises:
-        ValueError: If the batch has no such key, or something else under it.
+        ValueError: If the batch has no such key, something else under it, or numbers where other ids are names; or if
+            two names have one number.
     """
     several = batches_in(batch, key)
     if several is not None:
-        return torch.cat([batch_ids(one, key, option, names) for one in several.values()])
+        of_all = torch.cat([batch_ids(inner, key, option, names) for inner in several.values()])
+        if names and not all(number in names for number in of_all.tolist()):
+            raise _mixed(key, names)
+        return of_all
     try:
         ids = batch[key]
     except (KeyError, TypeError, IndexError) as error:
-        found = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f'batch has no "{key}": found {found}. Add ids with ftrace.data.WithExampleIds(dataset), or pass '
-            f"{option}=..."
-        ) from error
-    if isinstance(ids, str | bytes) or (isinstance(ids, Sequence) and any(isinstance(one, str) for one in ids)):
+        raise ValueError(_missing(batch, key, option)) from error
+    if not isinstance(ids, Tensor) and hasattr(ids, "__array__"):  # of numpy or pandas
+        array = np.asarray(ids)
+        is_of_objects = array.dtype.kind not in "biuf"
+        ids = array.tolist() if is_of_objects else array.astype(array.dtype.newbyteorder("="))
+    if isinstance(ids, str | bytes) or (isinstance(ids, Sequence) and any(isinstance(id_, str | bytes) for id_ in ids)):
         return _named_ids(ids, key, names)
-    try:
-        ids = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f'batch["{key}"]: expected integers of shape [B] or a list of names, found {ids!r:.60}'
-        ) from error
-    if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(
-            f'batch["{key}"]: expected integers of shape [B] or a list of names, found {ids.dtype} {tuple(ids.shape)}. '
-            "Number the rows of the data set, not of the batch"
-        )
-    return ids.long()
+    if names:
+        raise _mixed(key, names)
+    return _numbered_ids(ids, key)
 
 
 def batch_sizes(batch: Any, key: str) -> list[int]:
@@ -102,13 +100,75 @@ def batches_in(batch: Any, key: str) -> dict[Any, Any] | None:
     return inner if inner and all(isinstance(one, Mapping) and key in one for one in inner.values()) else None
 
 
-def _named_ids(found: Any, key: str, names: dict[int, str] | None) -> Tensor:
-    if isinstance(found, str | bytes) or not all(isinstance(one, str) for one in found):
-        raise ValueError(f'batch["{key}"]: expected integers of shape [B] or a list of names, found {found!r:.60}')
-    numbered = [stable_id(one) for one in found]
-    if names is not None:
-        names.update(zip(numbered, found, strict=True))
-    return torch.tensor(numbered, dtype=torch.int64)
+def _missing(batch: Any, key: str, option: str) -> str:
+    """What to do about a batch without ids."""
+    is_named = isinstance(batch, Mapping)
+    found = f"keys {list(batch)}" if is_named else f"a {type(batch).__name__}"
+    given = ["dataset"] if key == "example_id" else ["dataset", f'key="{key}"']
+    given += [] if is_named else ['names=("x", "y")']
+    return (
+        f'batch has no "{key}": found {found}. Add ids with ftrace.data.WithExampleIds({", ".join(given)}), or pass '
+        f"{option}=..."
+    )
+
+
+def _mixed(key: str, names: Mapping[int, str]) -> ValueError:
+    return ValueError(
+        f'batch["{key}"]: expected names, such as {next(iter(names.values()))!r}, in all batches, found numbers. Give '
+        "all ids as names, such as [str(id) for id in ids.tolist()], or all as numbers"
+    )
+
+
+def _named_ids(ids: Any, key: str, names: dict[int, str] | None) -> Tensor:
+    expected = f'batch["{key}"]: expected integers of shape [B] or a list of names, found'
+    if isinstance(ids, str):
+        raise ValueError(f"{expected} the text {ids!r:.60}. Give a list of names, one for each example")
+    if isinstance(ids, bytes) or any(isinstance(name, bytes) for name in ids):
+        raise ValueError(f"{expected} bytes, {ids!r:.60}. Make them text: [id.decode() for id in ids]")
+    if not all(isinstance(name, str) for name in ids):
+        raise ValueError(f"{expected} {ids!r:.60}. Give all ids as names, or all as numbers")
+    known = {} if names is None else names
+    numbers = [stable_id(name) for name in ids]
+    for number, name in zip(numbers, map(str, ids), strict=True):
+        if known.setdefault(number, name) != name:
+            raise ValueError(
+                f'batch["{key}"]: expected another number for each name, found {number} for {known[number]!r} and for '
+                f"{name!r}. Rename one of them"
+            )
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _numbered_ids(ids: Any, key: str) -> Tensor:
+    expected = f'batch["{key}"]: expected integers of shape [B] or a list of names, found'
+    if isinstance(ids, Sequence) and all(isinstance(id_, Integral) and not isinstance(id_, bool) for id_ in ids):
+        ids = list(map(int, ids))
+        large = [number for number in ids if not -(2**63) <= number < 2**63]
+        if large:
+            raise _too_large(key, large[0], "ids")
+    try:
+        numbers = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{expected} {ids!r:.60}. Give each example one whole number, or one name") from error
+    seen = f"{expected} {numbers.dtype} {tuple(numbers.shape)}"
+    if numbers.is_floating_point():
+        raise ValueError(f'{seen}. Make them whole numbers: ids.long(), or of an array or a column ids.astype("int64")')
+    if numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"{seen}. Number the rows of the data set, not of the batch")
+    if numbers.ndim != 1:
+        is_column = numbers.ndim == 0 or numbers.numel() == len(numbers)
+        raise ValueError(f"{seen}. {'Flatten them: ids.reshape(-1)' if is_column else 'Give each example one id'}")
+    signed = numbers.long()
+    if numbers.dtype == torch.uint64 and (signed < 0).any():
+        raise _too_large(key, int(signed[signed < 0][0]) + 2**64, "ids.tolist()")
+    return signed
+
+
+def _too_large(key: str, found: int, ids: str) -> ValueError:
+    shown = str(found) if abs(found) < 10**40 else "a longer one"
+    return ValueError(
+        f'batch["{key}"]: expected whole numbers from -2^63 to 2^63 - 1, found {shown}. Give them as names: '
+        f"[str(id) for id in {ids}]"
+    )
 
 
 @contextmanager

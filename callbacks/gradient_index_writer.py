@@ -22,6 +22,7 @@ from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.index_checks import IndexChecks, refuse_loop_without_index
 from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
 from ftrace.callbacks.processes import gather_objects, num_processes, process_rank
+from ftrace.callbacks.repeated_ids import RepeatedIds
 from ftrace.callbacks.rows import RowFinder
 from ftrace.callbacks.segment_schedule import SegmentSchedule
 from ftrace.callbacks.self_check import Failures
@@ -84,6 +85,7 @@ class GradientIndexWriter(Callback):
         self_check: Hold two examples of the first batch against plain autograd, and the sum of rows against the
             gradient at the first step of each segment.
         seed: Of the projection and of the sample.
+        shared_ids: Whether several rows of the data may have one id, such as the pieces of a document.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop that is not supported, or a
@@ -110,6 +112,7 @@ class GradientIndexWriter(Callback):
         strict: bool = True,
         self_check: bool = True,
         seed: int = 0,
+        shared_ids: bool = False,
     ) -> None:
         self.schedule = SegmentSchedule(epochs, steps, segment_steps)
         patterns = None if parameters is None else tuple(parameters)
@@ -118,6 +121,7 @@ class GradientIndexWriter(Callback):
         )
         self.output_dir = output_dir
         self.id_key = id_key
+        self.shared_ids = shared_ids
         self.strict = strict
         self.self_check = self_check
         self._capture: GradientCapture | None = None
@@ -142,6 +146,7 @@ class GradientIndexWriter(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_loop_without_index(trainer, pl_module, WHO)
+        self._repeated_ids = RepeatedIds(trainer, self.id_key, strict=self.strict, shared=self.shared_ids)
         optimizer = trainer.optimizers[0]
         if self._capture is None:
             self._attach(pl_module, [p for group in optimizer.param_groups for p in group["params"]])
@@ -180,6 +185,7 @@ class GradientIndexWriter(Callback):
         if self._segment is not None:
             assert self._capture is not None
             self._batch_ids = batch_ids(batch, self.id_key, "id_key", self._example_names)
+            self._repeated_ids.see(trainer, self._batch_ids, self._example_names)
             groups, whole = batch_sizes(batch, self.id_key), self._features.needs_whole
             count = len(self._batch_ids)
             self._rows.before_batch(batch, batch_idx, count, groups, trainer.global_step, whole=whole)

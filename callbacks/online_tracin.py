@@ -16,6 +16,7 @@ from ftrace.callbacks.listening import Listening, without_autocast
 from ftrace.callbacks.manifest import manifest_of, write_store
 from ftrace.callbacks.query_losses import find_query_learned, find_query_losses
 from ftrace.callbacks.query_pass import QueryPass
+from ftrace.callbacks.repeated_ids import RepeatedIds
 from ftrace.callbacks.resume import RunState
 from ftrace.callbacks.scoring_rules import KINDS, ScoringRules
 from ftrace.callbacks.self_check import SelfCheckError
@@ -81,6 +82,8 @@ class OnlineTracIn(Callback):
             contributions against the gradient. The former runs a part of the first batch's backward pass twice more,
             so tensor hooks of your own fire there too.
         seed: Of the projection, and of the examples that the self-check looks at.
+        shared_ids: Whether several rows of the data may have one id, such as the pieces of a document; their scores are
+            added up.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop, layer, optimizer or query
@@ -110,6 +113,7 @@ class OnlineTracIn(Callback):
         strict: bool = True,
         self_check: bool = True,
         seed: int = 0,
+        shared_ids: bool = False,
     ) -> None:
         for name, values, known in (("scores", scores, KINDS), ("breakdown", breakdown, BREAKDOWNS)):
             unknown = [value for value in values if value not in known]
@@ -154,6 +158,7 @@ class OnlineTracIn(Callback):
         self.staleness_every = staleness_every
         self.id_key = id_key
         self.query_id_key = query_id_key
+        self.shared_ids = shared_ids
         self.strict = strict
         self.self_check = self_check
         self.seed = seed
@@ -195,6 +200,7 @@ class OnlineTracIn(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unsupported_loop(trainer)
+        self._repeated_ids = RepeatedIds(trainer, self.id_key, strict=self.strict, shared=self.shared_ids)
         for optimizer in trainer.optimizers if "update" in self.scores else ():
             problem = unsupported_step(optimizer)
             if problem is not None:
@@ -259,6 +265,7 @@ class OnlineTracIn(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._running
         example_ids = batch_ids(batch, self.id_key, "id_key", self._names)
+        self._repeated_ids.see(trainer, example_ids, self._names)
         run.cover_unfrozen()
         while self._added and not any(one.is_open for one in run.parameters.followed):
             new = run.queries.add(self._added.pop(0), trainer)

@@ -52,6 +52,7 @@ class Staleness:
 
 
 def mean_rank_correlation(first_BQ: Tensor, second_BQ: Tensor) -> float:
-    """Spearman's correlation over examples, averaged over queries."""
-    found = spearman_corrcoef(first_BQ.float(), second_BQ.float())
-    return float(found.nanmean())
+    """Spearman's correlation over examples, averaged over queries whose products are all finite; NaN without any."""
+    found = spearman_corrcoef(first_BQ.float(), second_BQ.float()).reshape(-1)
+    is_known = (first_BQ.isfinite() & second_BQ.isfinite()).all(0)  # torchmetrics ranks NaN above everything
+    return float(found[is_known].nanmean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,6 +10,7 @@ from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task
 from ftrace.data import SENTINEL, Bm25Index, fill_in
 from ftrace.data.bm25_index import DELTA, K1, B
+from ftrace.data.words import words_of
 from ftrace.scores import ScoreStore
 
 
@@ -23,8 +23,8 @@ class Bm25(AttributionMethod):
     Args:
         text: What is compared: "filled", the sentence with its answer filled in; "masked", the inputs alone; "target",
             the targets alone. Masks are no words.
-        tokens: "spaces": what stands between spaces; "words": runs of letters and digits in lower case, so that
-            hyphens separate.
+        tokens: "spaces": what stands between spaces; "words": runs of letters and digits, with their marks, in
+            lower case, so that hyphens separate.
         k1: How soon more of a word counts no more.
         b: How much long sentences are marked down, from 0 to 1.
         delta: What each word that occurs counts at least.
@@ -67,5 +67,5 @@ _TEXTS: dict[str, Callable[[str, str], str]] = {
 }
 _TOKENS: dict[str, Callable[[str], list[str]]] = {
     "spaces": lambda text: text.split(" "),
-    "words": lambda text: re.findall(r"[^\W_]+", text.lower()),
+    "words": words_of,
 }

@@ -133,6 +133,8 @@ class CausalTracer:
             corrupted = corruption.draw(prompt.prompt.name, subject).to(self.passes.device)
             runs = [self._runs(inputs, corrupted[:1]) for inputs in asked]
         clean = [run.logits[0] for run in runs]
+        if any(logits.isnan().any() for logits in clean):  # any answer would have rank 1
+            raise ValueError("the model gives NaN for the prompt. Take other weights, or a larger dtype")
         rank = best_rank(clean[0][0], first)
         if self.settings.only_correct and not any(map(is_greedy, clean, groups)):
             reason = f"the model gives the answer rank {rank}"

@@ -136,7 +136,8 @@ def leave_out_and_compare(
     result = Counterfactual(
         {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
         asked, datamodelling_scores(opened, found), reliability(found),
-        sample, _left_out(plans, sample, losses, places), seed,
+        sample, _left_out(plans, sample, losses, places), seed, found.num_ranked,
+        found.not_finite,
     )  # fmt: skip
     files = write_counterfactual(result, folder)
     console.print(render_counterfactual(result))

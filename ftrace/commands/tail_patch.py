@@ -19,6 +19,7 @@ from ftrace.evaluation import (
     Sgd,
     StepRule,
     TailPatchTable,
+    notes_on_rises,
     random_examples,
     render_tail_patch,
     row_name,
@@ -28,6 +29,7 @@ from ftrace.evaluation import (
     tail_patch,
     write_tail_patch,
 )
+from ftrace.evaluation.counterfactual import check_finite
 from ftrace.models import FactLM, load_optimizer_states
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -101,6 +103,7 @@ def patch_stores(
     pairs = [(query, example) for own in picks.values() for query, ids in own.items() for example in ids.tolist()]
     patched = tail_patch(model, of_run.data, np.array(pairs), rule, budget)
     rows, probability = summarize_rises(patched, picks, asked, RANDOM, kinds, seed)
+    notes = (*notes, *notes_on_rises(patched, picks, asked))
     table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
     console = Console()
     console.print(render_tail_patch(table))
@@ -130,6 +133,7 @@ def _top(store: ScoreStore, kind: str, query_ids: Sequence[int], k: int) -> dict
     lacking = sorted(set(query_ids) - set(store.query_ids.tolist()))
     if lacking:
         raise ValueError(f"{store.path}: expected scores for each of the queries, found none for query {lacking[0]}")
+    check_finite(store, kind, query_ids)
     return {query: store.top(query, k, kind)[0] for query in query_ids}
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ftrace.data.continuations import tokenize_continued
 from ftrace.data.text import continuation, next_sentinel, split_sentinel
 
 Architecture = Literal["encoder-decoder", "decoder-only"]
@@ -154,8 +155,10 @@ class EncoderDecoderCollator(_TextCollator):
 class DecoderOnlyCollator(_TextCollator):
     """The masked text, then the target; the loss is on the target after its first sentinel.
 
-    A target without sentinel goes on where the inputs end; without inputs it is a text of its own, with the loss on all
-    of it. Where the tokenizer begins its texts with a token of its own, as Llama's does, rows begin with it too.
+    A target without sentinel goes on where the inputs end, and is tokenized with them as one text; which tokens are the
+    target's is said in :func:`ftrace.data.continuations.tokenize_continued`. Without inputs it is a text of its own,
+    with the loss on all of it. A target with a sentinel is always a text of its own. Where the tokenizer begins its
+    texts with a token of its own, as Llama's does, rows begin with it too.
 
     For queries also ``answer_input_ids``, ``answer_attention_mask`` and ``answer_labels``, each ``[B, A, T]``: the
     same text followed by each accepted answer, all -100 where a query has fewer than A.
@@ -183,17 +186,18 @@ class DecoderOnlyCollator(_TextCollator):
 
     def _batch(self, prompts: Sequence[str], targets: Sequence[str | None]) -> dict[str, Tensor]:
         split = [split_sentinel(target or "") for target in targets]
-        firsts = self.tokens([sentinel for sentinel, _ in split])
-        rests = self.closed(
-            [
-                rest if sentinel else continuation(prompt, rest)
-                for prompt, (sentinel, rest) in zip(prompts, split, strict=True)
-            ]
-        )
+        apart = self.tokens([prompt if sentinel else "" for prompt, (sentinel, _) in zip(prompts, split, strict=True)])
+        befores = [sentinel or prompt for prompt, (sentinel, _) in zip(prompts, split, strict=True)]
+        rests = [
+            rest if sentinel else continuation(prompt, rest)
+            for prompt, (sentinel, rest) in zip(prompts, split, strict=True)
+        ]
         inputs, labels = [], []
-        for prompt, first, rest, target in zip(self.tokens(prompts), firsts, rests, targets, strict=True):
-            given = [*self.begin, *prompt, *first]
-            answer = [] if target is None else rest  # None: a place that no answer takes
+        for before, text, target in zip(
+            apart, tokenize_continued(self.tokenizer, befores, rests), targets, strict=True
+        ):
+            given = [*self.begin, *before, *text.given]
+            answer = [] if target is None else [*text.answer, self.end]  # None: a place that no answer takes
             inputs.append([*given, *answer])
             labels.append([*[IGNORED] * len(given), *answer])
         return {

@@ -97,7 +97,7 @@ class _Corpus:
             inputs, targets = self._texts(row)
             name = _name(row, example_id, self._example_ids)
             self._example_ids[name] = example_id
-            facts = _texts(row, "facts")
+            facts = row.texts("facts")
             self.index.add(example_id, facts)
             yield {
                 "example_id": example_id,
@@ -122,7 +122,7 @@ class _Corpus:
                 "targets_pretokenized": targets,
                 "name": name,
                 "fact": fact,
-                "answers": _texts(row, "answers") or [split_sentinel(targets)[1].strip()],
+                "answers": row.texts("answers") or [split_sentinel(targets)[1].strip()],
                 "proponent_ids": proponents,
                 "subject": row.text("subject", empty=True) if "subject" in row.fields else None,
             }
@@ -143,29 +143,17 @@ class _Corpus:
         """The rows that the query names, or else those that state its fact."""
         if "proponents" not in row.fields:
             return self.index.rows_stating(fact) if fact is not None else np.empty(0, dtype=np.int64)
-        names = row.fields["proponents"]
-        names = names if isinstance(names, list) else [names]
-        if not all(isinstance(name, str | int) and not isinstance(name, bool) for name in names):
-            raise row.wrong("proponents", "ids of training rows")
-        unknown = [name for name in names if str(name) not in self._example_ids]
+        names = row.texts("proponents", empty=True)
+        unknown = [name for name in names if name not in self._example_ids]
         if unknown:
             raise row.wrong("proponents", f"ids of training rows, {unknown[0]!r} is none")
-        return np.unique([self._example_ids[str(name)] for name in names]).astype(np.int64)
+        return np.unique([self._example_ids[name] for name in names]).astype(np.int64)
 
 
 def _name(row: SourceRow, number: int, known: dict[str, int]) -> str:
     """The row's id, or its number where it has none."""
-    name = row.name("id") if "id" in row.fields else str(number)
+    name = row.text("id") if "id" in row.fields else str(number)
     if name in known:
         other = f"that row {known[name]} (from 0) has too"
         raise row.wrong("id", f"an id of its own, not {name!r}, {other}")
     return name
-
-
-def _texts(row: SourceRow, field: str) -> list[str]:
-    """A field that is one text or a list of texts; none where it is missing."""
-    value = row.fields.get(field, [])
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise row.wrong(field, "text or a list of texts")
-    return texts

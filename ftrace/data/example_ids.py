@@ -11,24 +11,36 @@ from torch.utils.data import Dataset, IterableDataset
 class WithExampleIds(Dataset[dict[str, Any]]):
     """A map-style dataset whose samples also carry their own index, so that every batch tells who is in it.
 
+    Of several data sets in one training, no two may number their rows alike: number them together,
+    ``WithExampleIds(ConcatDataset([a, b]))``, or, as several loaders need it, apart with ``first``.
+
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``. Samples are dictionaries, or tuples named by ``names``.
         key: The name of the id.
         names: Names for the fields of samples that are tuples, such as ``("x", "y")``.
+        first: The id of the first row.
+
+    Attributes:
+        ids: Of all rows, by index.
 
     Raises:
         TypeError: If the dataset is iterable-style, which has no indices; when a sample is asked for, if it is neither
             a dictionary nor a tuple with names.
-        ValueError: When a sample is asked for, if it already has the key, or another number of fields than names.
+        ValueError: If ids would not fit into 64 bits; when a sample is asked for, if it already has the key, or another
+            number of fields than names.
 
     Example:
         >>> WithExampleIds([{"x": 5}, {"x": 6}])[1]
         {'x': 6, 'example_id': 1}
         >>> WithExampleIds([(5, True), (6, False)], names=("x", "y"))[1]
         {'x': 6, 'y': False, 'example_id': 1}
+        >>> WithExampleIds([{"x": 7}], first=2)[0]
+        {'x': 7, 'example_id': 2}
     """
 
-    def __init__(self, dataset: Any, key: str = "example_id", names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, dataset: Any, key: str = "example_id", names: Sequence[str] | None = None, first: int = 0
+    ) -> None:
         if (
             isinstance(dataset, IterableDataset)
             or not hasattr(dataset, "__getitem__")
@@ -41,6 +53,17 @@ class WithExampleIds(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.key = key
         self.names = None if names is None else tuple(names)
+        if isinstance(first, bool) or not isinstance(first, int) or not -(2**63) <= first <= 2**63 - 1 - len(dataset):
+            raise ValueError(
+                f"first: expected a whole number from which {len(dataset)} ids fit into 64 bits, -2^63 to 2^63 - 1, "
+                f"found {first!r}"
+            )
+        self.first = first
+
+    @property
+    def ids(self) -> range:
+        """The ids of all rows, by index."""
+        return range(self.first, self.first + len(self))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -59,4 +82,4 @@ class WithExampleIds(Dataset[dict[str, Any]]):
             raise TypeError(f'expected samples that are dictionaries, found {found}. Name its fields: names=("x", "y")')
         if self.key in sample:
             raise ValueError(f'samples already have "{self.key}": expected none')
-        return {**sample, self.key: index}
+        return {**sample, self.key: self.ids[index]}

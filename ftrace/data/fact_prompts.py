@@ -78,7 +78,7 @@ def read_prompts(file: Path) -> list[FactPrompt]:
                 answers,
                 foil=_text(row, "foil") if _has(row, "foil") else None,
                 subject_start=_start(row),
-                fact=row.name("fact") if _has(row, "fact") else None,
+                fact=row.text("fact") if _has(row, "fact") else None,
             )
         )
     if not prompts:
@@ -105,10 +105,7 @@ def _answers(row: SourceRow) -> tuple[str, ...]:
             return ("",)
         raise ValueError(f'{row.place}: expected the field "answer" (or "attribute"), {row.found("answer")}')
     own = [] if field == "answers" else [_text(row, field)]
-    more = row.fields["answers"] if _has(row, "answers") else []
-    more = [more] if isinstance(more, str) else more
-    if not isinstance(more, list) or not all(isinstance(answer, str) for answer in more):
-        raise row.wrong("answers", "text or a list of texts")
+    more = row.texts("answers", empty=True) if _has(row, "answers") else []
     return tuple(dict.fromkeys([*own, *more])) or ("",)
 
 
@@ -134,7 +131,7 @@ def _name(row: SourceRow, ids: dict[str, str]) -> str:
     field = next((field for field in ("id", "known_id") if _has(row, field)), None)
     if field is None:
         return f"prompt-{row.number}"
-    found = row.name(field)
+    found = row.text(field)
     if found in ids:
         raise row.wrong(field, f"an id of its own, not {found!r}, that {ids[found]} has too")
     ids[found] = f"row {row.number}"

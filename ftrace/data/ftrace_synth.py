@@ -15,7 +15,7 @@ from typing_extensions import override
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.collators import Architecture
 from ftrace.data.fact_data import FactData, FactParts
-from ftrace.data.synth import SynthSettings, entity_surfaces
+from ftrace.data.synth import SynthSettings, entity_surfaces, vocabulary_text
 from ftrace.data.synth_files import FORMAT, write_synth
 
 
@@ -89,6 +89,6 @@ class FtraceSynth(FactData):
 def _hash(synth: SynthSettings) -> str:
     """Of the flags, and of the vocabulary's text rather than its path."""
     vocabulary = synth.relation_vocabulary
-    text = Path(vocabulary).read_text() if vocabulary and Path(vocabulary).exists() else ""
+    text = vocabulary_text(vocabulary) if vocabulary and Path(vocabulary).exists() else ""
     flags = asdict(replace(synth, relation_vocabulary=text or vocabulary))
     return hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:12]

@@ -105,6 +105,6 @@ class FtraceTrex(FactData):
     def _subjects(self) -> dict[tuple[str, ...], str | None]:
         """From the source, for folders that were written before they had subjects."""
         return {
-            (row.name("uuid"), row.text("inputs_pretokenized"), row.text("targets_pretokenized")): subject_of_query(row)
+            (row.text("uuid"), row.text("inputs_pretokenized"), row.text("targets_pretokenized")): subject_of_query(row)
             for row in self.source.rows("queries")
         }

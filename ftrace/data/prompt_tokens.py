@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ftrace.data.collators import IGNORED, make_collator
+from ftrace.data.collators import DecoderOnlyCollator, make_collator
+from ftrace.data.continuations import ContinuedText, tokenize_continued
 from ftrace.data.fact_prompts import FactPrompt
-from ftrace.data.subject_spans import is_blank, subject_span
+from ftrace.data.subject_spans import is_blank, require_offsets, subject_characters, tokens_of_subject
 from ftrace.data.text import SENTINEL, continuation, split_sentinel
 
 _MASK = "<extra_id_0>"
@@ -48,6 +50,8 @@ class _Pieces(NamedTuple):
     Args:
         text: The text that the subject is in.
         front: How many tokens stand before the text's own in ``given``.
+        offsets: The half-open ranges of the text's characters that its own tokens are from.
+        answers_from: The character that answers begin with, where they go on with the text.
         given: What the model is given.
         decoder: What its decoder is given after the token that it starts with; empty for a decoder-only model.
         answers: The tokens of each answer.
@@ -55,6 +59,8 @@ class _Pieces(NamedTuple):
 
     text: str
     front: int
+    offsets: list[tuple[int, int]]
+    answers_from: float
     given: list[int]
     decoder: list[int]
     answers: list[list[int]]
@@ -71,9 +77,9 @@ def tokenize_prompt(
 
     As pretrained models expect them: a decoder-only model goes on with the text, after the tokens that its tokenizer
     begins texts with; an encoder-decoder, as T5, fills in a mask, which is put after a prompt that has none. As our
-    collators make them (``as_trained``): prompt and answer are tokenized apart, in the form of the query's own targets.
-    Either way a prompt with a mask is given to a decoder-only model as its collator does: the text, the mask again, and
-    then comes the answer.
+    collators make them (``as_trained``): in the form of the query's own targets. Either way a prompt with a mask is
+    given to a decoder-only model as its collator does: the text, the mask again, and then comes the answer; and without
+    a mask, text and answer are tokenized as one (:func:`ftrace.data.continuations.tokenize_continued`).
 
     Of several accepted answers with the same tokens, the first is kept. Accepted answers other than the prompt's own
     are left out if they are nothing but unknown tokens: the model can't say them.
@@ -86,12 +92,20 @@ def tokenize_prompt(
 
     Raises:
         ValueError: If the prompt can't be traced: it has no answer; it has no subject, or not just once; the own answer
-            or the foil has no tokens that the tokenizer knows; an answer changes the prompt's tokens; or the foil is an
-            answer.
+            or the foil has no tokens that the tokenizer knows; answers have other tokens before them; an answer's first
+            token holds a part of the subject; or the foil is an answer.
     """
+    require_offsets(tokenizer)
     answers = _texts_to_score(prompt)
+    characters = subject_characters(prompt.prompt, prompt.subject, prompt.subject_start)
     pieces = _pieces(prompt, tokenizer, answers, decoder_start is not None, as_trained)
-    first, end = subject_span(tokenizer, pieces.text, prompt.subject, prompt.subject_start, add_special_tokens=False)
+    if pieces.answers_from < characters[1]:
+        raise ValueError(
+            f"subject {prompt.subject.strip()!r}: expected tokens of its own, found one that it shares with the answer "
+            f"{answers[0]!r}. End the prompt with other words"
+        )
+    own = pieces.given[pieces.front : pieces.front + len(pieces.offsets)]
+    first, end = tokens_of_subject(tokenizer, own, pieces.offsets, pieces.text, characters)
     unknown = tokenizer.unk_token_id
     accepted: dict[tuple[int, ...], str] = {}
     foil = None
@@ -153,20 +167,17 @@ def _pieces(
 def _as_trained(
     text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], has_decoder: bool
 ) -> _Pieces:
-    """Read off the batch that the collator makes of a query."""
+    """As the collator makes a query's rows."""
     collate = make_collator(tokenizer, "encoder-decoder" if has_decoder else "decoder-only")
-    targets = f"{sentinel} {answers[0]}" if sentinel else answers[0]
-    row = {"query_id": 0, "inputs_pretokenized": text, "targets_pretokenized": targets, "answers": answers}
-    batch = collate([row])
-    labels = batch["answer_labels"][0]
-    said = [of_answer[of_answer != IGNORED][:-1].tolist() for of_answer in labels]  # without the end of the sequence
-    first = _tokens(tokenizer, sentinel)
-    if has_decoder:
-        rests = [_after(first, tokens, sentinel, answer) for tokens, answer in zip(said, answers, strict=True)]
-        return _Pieces(text, 0, batch["input_ids"][0].tolist(), first, rests)
-    is_given = (labels[0] == IGNORED) & (batch["answer_attention_mask"][0, 0] == 1)
-    given = batch["answer_input_ids"][0, 0][is_given].tolist()
-    return _Pieces(text, len(given) - len(first) - len(_tokens(tokenizer, text)), given, [], said)
+    if isinstance(collate, DecoderOnlyCollator) and not sentinel:
+        return _continue(text, collate.begin, tokenizer, answers)
+    own = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens, offsets = list(own["input_ids"]), list(own["offset_mapping"])
+    before, said = _split(tokenizer, sentinel, [f" {one}" if sentinel else one for one in answers], answers)
+    if isinstance(collate, DecoderOnlyCollator):
+        given = [*collate.begin, *tokens, *before.given]
+        return _Pieces(text, len(collate.begin), offsets, math.inf, given, [], said)
+    return _Pieces(text, 0, offsets, math.inf, [*tokens, int(tokenizer.eos_token_id)], before.given, said)
 
 
 def _fill_in(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
@@ -178,17 +189,49 @@ def _fill_in(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answe
             f"{[_name(tokenizer, token) for token in first]}. Take a model that fills in such masks"
         )
     given = list(tokenizer(text)["input_ids"])
-    said = [_after(first, _tokens(tokenizer, f"{sentinel} {answer}"), sentinel, answer) for answer in answers]
-    return _Pieces(text, _front(given, _tokens(tokenizer, text), text), given, first, said)
+    own = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    front = _front(given, list(own["input_ids"]), text)
+    before, said = _split(tokenizer, sentinel, [f" {answer}" for answer in answers], answers)
+    return _Pieces(text, front, list(own["offset_mapping"]), math.inf, given, before.given, said)
 
 
 def _go_on(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
     """For a pretrained decoder-only model."""
-    own = _tokens(tokenizer, text)
     given = list(tokenizer(text)["input_ids"])
-    front = _front(given, own, text)
-    said = [_after(own, _tokens(tokenizer, text + continuation(text, answer)), text, answer) for answer in answers]
-    return _Pieces(text, front, given[: front + len(own)], [], said)
+    return _continue(text, given[: _front(given, _tokens(tokenizer, text), text)], tokenizer, answers)
+
+
+def _continue(text: str, begin: Sequence[int], tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
+    """A text after the tokens that texts begin with, and the answers that go on with it."""
+    before, said = _split(tokenizer, text, [continuation(text, answer) for answer in answers], answers)
+    count = len(before.given)
+    left = before.offsets[count][0] if count < len(before.offsets) else math.inf
+    return _Pieces(text, len(begin), before.offsets[:count], left, [*begin, *before.given], [], said)
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase, before: str, rests: Sequence[str], answers: Sequence[str]
+) -> tuple[ContinuedText, list[list[int]]]:
+    """What stands before all answers, with the first of them, and the tokens of each.
+
+    Args:
+        tokenizer: The tokenizer.
+        before: What stands there.
+        rests: What follows it: each answer, and the space before it.
+        answers: Their names in errors.
+
+    Raises:
+        ValueError: If it has other tokens before another answer.
+    """
+    first, *others = tokenize_continued(tokenizer, [before] * len(rests), rests)
+    for answer, other in zip(answers[1:], others, strict=True):
+        if other.given != first.given:
+            raise ValueError(
+                f"answer {answer!r}: expected the tokens before it that stand before {answers[0]!r}, found others: a "
+                f"token holds a part of {before!r} and of an answer. End the prompt without a space, or leave the "
+                "answer out"
+            )
+    return first, [one.answer for one in (first, *others)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -206,25 +249,13 @@ def _front(given: list[int], own: list[int], text: str) -> int:
     )
 
 
-def _after(before: list[int], joint: list[int], text: str, answer: str) -> list[int]:
-    """The tokens of an answer, where it is tokenized with what stands before it."""
-    if joint[: len(before)] != before:
-        raise ValueError(
-            f"answer {answer!r}: expected its tokens after those of {text!r}, found that it changes these. End the "
-            "prompt with a whole word, without a space"
-        )
-    return joint[len(before) :]
-
-
 def _labels(tokenizer: PreTrainedTokenizerBase, pieces: _Pieces) -> list[str]:
     """What each token of the given is of the text; special tokens by their names."""
-    encoded = tokenizer(pieces.text, add_special_tokens=False, return_offsets_mapping=True)
-    own = [
-        _name(tokenizer, token) if is_blank(tokenizer, token) or left == right else pieces.text[left:right].strip()
-        for token, (left, right) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
-    names = [_name(tokenizer, token) for token in pieces.given]
-    return [*names[: pieces.front], *own, *names[pieces.front + len(own) :]]
+    found = [_name(tokenizer, token) for token in pieces.given]
+    for place, (left, right) in enumerate(pieces.offsets, pieces.front):
+        if left < right and not is_blank(tokenizer, pieces.given[place]):
+            found[place] = pieces.text[left:right].strip()
+    return found
 
 
 def _name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

@@ -1,11 +1,14 @@
-"""Rows of JSON-lines, JSON and Parquet files, one at a time, each of which knows where it is from."""
+"""Rows of JSON-lines, JSON and Parquet files, one at a time, each of which knows where it is from.
+
+A whole number counts as text wherever text is expected, since it can be written in one way only: 7 is "7".
+"""
 
 from __future__ import annotations
 
 import difflib
-import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ftrace.data.json_rows import read_json_rows
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 ROWS_PER_CHUNK = 100_000
@@ -40,30 +45,31 @@ class SourceRow:
         return f"{self.file}, row {self.number}"
 
     def text(self, name: str, *, empty: bool = False) -> str:
-        """A field that must be text.
+        """A field that must be text, or a whole number.
 
         Raises:
-            ValueError: If it is missing, no text, or empty although that is not allowed.
+            ValueError: If it is missing, neither, or empty although that is not allowed.
         """
         if name not in self.fields:
             raise ValueError(f"{self.place}: no field {name!r}, {self.found(name)}")
-        value = self.fields[name]
-        if not isinstance(value, str):
-            raise self.wrong(name, "text")
-        if not empty and not value.strip():
-            raise ValueError(f"{self.place}: field {name!r}: expected text, found none in it ({value!r})")
-        return value
+        text = as_text(self.fields[name])
+        if text is None:
+            raise self.wrong(name, "text or a whole number")
+        if not empty and not text.strip():
+            raise ValueError(f"{self.place}: field {name!r}: expected text, found none in it ({text!r})")
+        return text
 
-    def name(self, field: str) -> str:
-        """A field that names the row, a whole number or text.
+    def texts(self, name: str, *, empty: bool = False) -> list[str]:
+        """A field that is one text or a list of texts, each as in :meth:`text`; none where it is missing.
 
         Raises:
-            ValueError: If it is anything else.
+            ValueError: If it is anything else, or one of them is empty although that is not allowed.
         """
-        value = self.fields.get(field)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        return self.text(field)
+        value = self.fields.get(name, [])
+        texts = [as_text(one) for one in value] if isinstance(value, list) else [as_text(value)]
+        if any(text is None or not (empty or text.strip()) for text in texts):
+            raise self.wrong(name, "text or a list of texts")
+        return [text for text in texts if text is not None]
 
     def wrong(self, field: str, expected: str) -> ValueError:
         """The error for a field that is not what was expected."""
@@ -75,11 +81,24 @@ class SourceRow:
         return f"found the fields {sorted(self.fields)}" + (f"; nearest: {sorted(near)}" if near else "")
 
 
+def as_text(value: Any) -> str | None:
+    """Text as it is, and a whole number as text; None for anything else.
+
+    Example:
+        >>> as_text("7"), as_text(7), as_text(7.0), as_text(True)
+        ('7', '7', None, None)
+    """
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def read_rows(file: Path, *, nulls: bool = False) -> Iterator[SourceRow]:
     """The rows of one file, in order; memory does not grow with the file, unless it is one JSON list.
 
     Args:
-        file: ``.jsonl`` or ``.json`` (lines of objects, or one list of them; also with ``.gz``), or ``.parquet``.
+        file: ``.jsonl`` or ``.json`` (lines of objects, or one list of them, in UTF-8; also with ``.gz``), or
+            ``.parquet``.
         nulls: Keep fields that are null.
 
     Raises:
@@ -88,13 +107,13 @@ def read_rows(file: Path, *, nulls: bool = False) -> Iterator[SourceRow]:
     if not file.name.endswith(SUFFIXES):
         raise ValueError(f"{file}: expected a file that ends in {', '.join(SUFFIXES)}")
     try:
-        rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+        rows = _parquet_rows(file) if file.suffix == ".parquet" else read_json_rows(file)
         for number, row in rows:
             if not isinstance(row, dict):
                 raise ValueError(f"{file}, row {number}: expected a JSON object, found {row!r:.100}")
             kept = {name: value for name, value in row.items() if nulls or value is not None}
             yield SourceRow(str(file), number, kept)
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{file}: can't be read ({error})") from error
 
 
@@ -102,24 +121,6 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
     with pq.ParquetFile(file) as reader:
         batches = reader.iter_batches(batch_size=_ROWS_AT_A_TIME)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-
-
-def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if number == 1 and line.lstrip().startswith("["):
-                yield from enumerate(_json(file, number, line + lines.read()), 1)
-                return
-            if line.strip():
-                yield number, _json(file, number, line)
-
-
-def _json(file: Path, number: int, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, row {number}: expected JSON, found {text.strip()!r:.100} ({error})") from error
 
 
 def write_rows(file: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,14 +35,46 @@ def subject_span(
         ValueError: If the subject is empty, is not in the text, is there more than once, or no tokens in a row hold it;
             or if the tokenizer is a slow one.
     """
+    require_offsets(tokenizer)
+    characters = subject_characters(text, subject, start)
+    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    return tokens_of_subject(tokenizer, encoded["input_ids"], encoded["offset_mapping"], text, characters)
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a slow tokenizer, which doesn't know the characters that its tokens are from.
+
+    Raises:
+        ValueError: If it is one.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             "expected a fast tokenizer, which knows the characters that its tokens are from, found "
             f"{type(tokenizer).__name__}. Load it with AutoTokenizer.from_pretrained(name, use_fast=True)"
         )
-    first, end = _characters(text, subject, start)
-    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+
+
+def tokens_of_subject(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    text: str,
+    characters: tuple[int, int],
+) -> tuple[int, int]:
+    """The half-open range of tokens that hold a subject's characters.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: The tokens.
+        offsets: The half-open ranges of characters that they are from.
+        text: The text that they are from.
+        characters: The half-open range of the subject's; see :func:`subject_characters`.
+
+    Raises:
+        ValueError: If no tokens in a row hold it.
+    """
+    first, end = characters
+    subject = text[first:end]
     places = [place for place, (left, right) in enumerate(offsets) if left < end and right > first]
     while places and is_blank(tokenizer, ids[places[0]]):
         places.pop(0)  # the space that some tokenizers put before a text is said to be of its first character
@@ -65,8 +98,12 @@ def is_blank(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
     return not text.strip()
 
 
-def _characters(text: str, subject: str, start: int | None) -> tuple[int, int]:
-    """The half-open range of the subject's characters."""
+def subject_characters(text: str, subject: str, start: int | None = None) -> tuple[int, int]:
+    """The half-open range of a subject's characters; see :func:`subject_span`.
+
+    Raises:
+        ValueError: If the subject is empty, is not in the text, or is there more than once.
+    """
     wanted = subject.strip()
     if not wanted:
         raise ValueError(

@@ -248,6 +248,21 @@ def roman(number: int) -> str:
     return text
 
 
+def vocabulary_text(path: str | Path | None = None) -> str:
+    """The text of a vocabulary file, or of the one that ships with ftrace; without its byte order mark, if it has one.
+
+    Raises:
+        ValueError: If the file is missing, or no UTF-8.
+    """
+    file = files("ftrace.data") / "relations.txt" if path is None else Path(path)
+    try:
+        return file.read_text(encoding="utf-8").removeprefix("\ufeff")
+    except OSError as error:
+        raise ValueError(f"relation_vocabulary: can't read {str(path)!r} ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, found something else ({error}). Save the file as UTF-8") from error
+
+
 def read_relations(path: str | Path | None = None) -> list[list[str]]:
     """Relations and their paraphrases from a vocabulary file, or the one that ships with ftrace.
 
@@ -255,12 +270,8 @@ def read_relations(path: str | Path | None = None) -> list[list[str]]:
         ValueError: If the file is missing or a paraphrase has not exactly the slots ``{0}`` and ``{1}``.
     """
     name = "relations.txt" if path is None else str(path)
-    try:
-        text = (files("ftrace.data") / name).read_text() if path is None else Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"relation_vocabulary: can't read {name!r} ({error})") from error
     relations = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(vocabulary_text(path).splitlines(), 1):
         if not line.strip():
             continue
         paraphrases = [paraphrase.strip() for paraphrase in line.split("|")]

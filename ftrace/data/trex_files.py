@@ -109,7 +109,7 @@ class _Abstracts:
         """Training rows without their facts, which are only complete at the end."""
         for example_id, row in enumerate(abstracts):
             inputs, targets = _masked_text(row)
-            name = row.name("id")
+            name = row.text("id")
             if name in self._names:
                 self._repeated.append(f"{name!r} ({row.place})")
             self._names.add(name)
@@ -147,8 +147,9 @@ class _Queries:
         seen: set[str] = set()
         for row in queries:
             inputs, targets = _masked_text(row)
-            fact = ",".join(_part(row, name) for name in ("predicate_id", "obj_uri", "sub_uri"))
-            uuid, answers = row.name("uuid"), _answers(row, targets)
+            predicate, *others = (_part(row, name) for name in ("predicate_id", "obj_uri", "sub_uri"))
+            fact = ",".join([predicate, *others])
+            uuid, answers = row.text("uuid"), _answers(row, targets)
             self.repeated += uuid in seen
             seen.add(uuid)
             proponents = self._index.rows_stating(fact)
@@ -161,7 +162,7 @@ class _Queries:
                 "inputs_pretokenized": inputs,
                 "targets_pretokenized": targets,
                 "uuid": uuid,
-                "predicate": row.fields["predicate_id"],
+                "predicate": predicate,
                 "subject": subject_of_query(row),
                 "fact": fact,
                 "answers": answers.texts,

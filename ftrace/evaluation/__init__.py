@@ -40,6 +40,7 @@ from ftrace.evaluation.tail_patch_files import render_tail_patch, write_tail_pat
 from ftrace.evaluation.tail_patch_table import (
     TailPatchRow,
     TailPatchTable,
+    notes_on_rises,
     random_examples,
     some_proponents,
     summarize_rises,
@@ -86,6 +87,7 @@ __all__ = [
     "find_learned_queries",
     "learned_when",
     "make_candidate_pools",
+    "notes_on_rises",
     "order_seed",
     "over_runs",
     "plan_facts",

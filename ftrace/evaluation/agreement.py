@@ -1,8 +1,11 @@
-"""How well two ways to score agree: correlations over examples, query by query."""
+"""How well two ways to score agree: correlations over examples, query by query.
+
+A score that is NaN or infinite says nothing, so an example that has one, on either side, is left out for that query.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +23,12 @@ class Agreement:
 
     Args:
         name: Of the store and its kind.
-        pearson: For each query.
-        spearman: For each query.
-        top: For each query, the share of the store's ten strongest that are among the ten strongest here.
+        pearson: For each query; NaN where a side is constant, or fewer than two examples are left.
+        spearman: For each query, likewise.
+        top: For each query, the share of the store's ten strongest that are among the ten strongest here; NaN where no
+            example is left.
         examples: That both know.
+        not_finite: How many pairs of example and query were left out, as a score is NaN or infinite.
     """
 
     name: str
@@ -31,14 +36,23 @@ class Agreement:
     spearman: np.ndarray
     top: np.ndarray
     examples: int
+    not_finite: int = 0
 
     def __str__(self) -> str:
-        low, high = np.quantile(self.pearson, [0.25, 0.75])
-        return (
-            f"Agreement with {self.name} over {self.examples:,} examples, of {len(self.pearson)} queries: Pearson "
-            f"{np.median(self.pearson):.3f} in the median ({low:.3f} to {high:.3f} in the middle half), Spearman "
-            f"{np.median(self.spearman):.3f}, of the ten strongest {self.top.mean():.0%} the same"
-        )
+        is_known = ~np.isnan([self.pearson, self.spearman, self.top]).any(0)
+        said = f"Agreement with {self.name} over {self.examples:,} examples, of {is_known.sum()} queries"
+        if is_known.any():
+            pearson, spearman, top = self.pearson[is_known], self.spearman[is_known], self.top[is_known]
+            low, high = np.quantile(pearson, [0.25, 0.75])
+            said += (
+                f": Pearson {np.median(pearson):.3f} in the median ({low:.3f} to {high:.3f} in the middle half), "
+                f"Spearman {np.median(spearman):.3f}, of the ten strongest {top.mean():.0%} the same"
+            )
+        if self.not_finite:
+            said += f". Left out: {self.not_finite:,} pairs of example and query with a score that is NaN or infinite"
+        if not is_known.all():
+            said += f". Left out: {(~is_known).sum()} queries whose scores are constant, or NaN or infinite"
+        return said
 
 
 def agreement(
@@ -81,15 +95,37 @@ def agreement(
         np.atleast_1d(_each(spearman_corrcoef, ours, theirs)),
         np.array([_same_top(ours[:, q], theirs[:, q]) for q in range(len(places))]),
         len(ours),
+        int((~(ours.isfinite() & theirs.isfinite())).sum()),
     )
 
 
-def _each(correlation: object, ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
+def finite_correlation(correlation: Callable[..., torch.Tensor], first: np.ndarray, second: np.ndarray) -> float:
+    """A correlation of torchmetrics' over those places where both sides are finite, which it would not leave out.
+
+    Args:
+        correlation: Such as ``torchmetrics.functional.spearman_corrcoef``, which ranks NaN above everything.
+        first: ``[N]``.
+        second: ``[N]``.
+
+    Returns:
+        NaN where fewer than two places are left.
+    """
+    is_known = np.isfinite(first) & np.isfinite(second)
+    if is_known.sum() < 2:
+        return float("nan")
+    return float(correlation(*(torch.from_numpy(one[is_known]).double() for one in (first, second))))
+
+
+def _each(correlation: Callable[..., torch.Tensor], ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
     """Column by column: torchmetrics' forms for many columns treat a single one differently."""
-    assert callable(correlation)
-    return np.array([float(correlation(a, b)) for a, b in zip(ours.T, theirs.T, strict=True)])
+    columns = zip(ours.T.numpy(), theirs.T.numpy(), strict=True)
+    return np.array([finite_correlation(correlation, *pair) for pair in columns])
 
 
 def _same_top(ours: torch.Tensor, theirs: torch.Tensor, k: int = 10) -> float:
+    is_known = ours.isfinite() & theirs.isfinite()
+    ours, theirs = ours[is_known], theirs[is_known]
+    if not len(ours):
+        return float("nan")
     k = min(k, len(ours))
     return len(set(ours.topk(k).indices.tolist()) & set(theirs.topk(k).indices.tolist())) / k

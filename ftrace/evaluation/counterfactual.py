@@ -11,12 +11,15 @@ reliability of a measured loss. A prediction without noise, of the mean over ord
 training than another training does: with the root of the reliability (Spearman 1904, the correction for attenuation;
 exact for linear correlations, near enough for ranks), so that root is the ceiling of an LDS.
 
+A training may diverge, and its losses are then NaN or infinite. Such a loss is neither high nor low, so it has no rank:
+the subset is left out for that query, from the LDS and the ceiling alike.
+
 Shape letters: S subsets, N examples, Q queries, R trainings of one subset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -75,6 +78,41 @@ def order_seed(seed: int, index: int, training: int) -> int:
 
 
 @dataclass(frozen=True)
+class NotFinite:
+    """Losses that are NaN or infinite, as those of a training that diverged.
+
+    Args:
+        trainings: How many trainings have such a loss of some query.
+        num_trainings: Of how many trainings.
+        queries: How many queries have such a loss in some training.
+        losses: How many losses they are.
+    """
+
+    trainings: int
+    num_trainings: int
+    queries: int
+    losses: int
+
+    @classmethod
+    def of(cls, losses: np.ndarray) -> NotFinite:
+        """Count them.
+
+        Args:
+            losses: ``[..., Q]``, of one training or several.
+
+        Example:
+            >>> NotFinite.of(np.array([[0.5, np.nan], [0.25, np.inf], [0.5, 0.5]]))
+            NotFinite(trainings=2, num_trainings=3, queries=1, losses=2)
+        """
+        bad = ~np.isfinite(losses.reshape(-1, losses.shape[-1]))
+        return cls(int(bad.any(1).sum()), len(bad), int(bad.any(0).sum()), int(bad.sum()))
+
+    def __str__(self) -> str:
+        of = f"in {self.trainings} of {self.num_trainings} trainings, of {self.queries} queries"
+        return f"{self.losses} losses ({of}) that are NaN or infinite"
+
+
+@dataclass(frozen=True)
 class Subsets:
     """What came of training on random subsets.
 
@@ -96,6 +134,17 @@ class Subsets:
         """Whether a subset has examples that state a query's fact, bool ``[S, Q]``."""
         return np.stack([self.is_kept[:, of_query].any(1) for of_query in self.queries.proponents], axis=1)
 
+    @property
+    def num_ranked(self) -> dict[str, np.ndarray]:
+        """For each column of the table, over how many subsets a query's LDS is taken, int64 ``[Q]``."""
+        return {column: (mask & np.isfinite(self.losses)).sum(0) for column, mask in _masks(self.has_fact).items()}
+
+    @property
+    def not_finite(self) -> dict[str, NotFinite]:
+        """What is left out of the LDS and, where there is one, of the ceiling."""
+        found = {"LDS": NotFinite.of(self.losses)}
+        return found if len(self.again) < 2 else {**found, "ceiling": NotFinite.of(self.again)}
+
 
 def datamodelling_scores(stores: Mapping[str, ScoreStore], subsets: Subsets) -> dict[str, dict[str, np.ndarray]]:
     """The LDS of each kind of each store, query by query.
@@ -106,13 +155,15 @@ def datamodelling_scores(stores: Mapping[str, ScoreStore], subsets: Subsets) -> 
 
     Returns:
         For each row, ``LDS`` over all subsets and, if some subsets lack a query's fact, ``LDS, fact kept`` over those
-        that don't: each ``[Q]``, NaN where a query has fewer than three subsets. The last row is of scores that are 1
-        for ground-truth proponents and else 0.
+        that don't: each ``[Q]``, over the subsets where the query's loss is finite, and NaN where those are fewer than
+        three. The last row is of scores that are 1 for ground-truth proponents and else 0.
 
     Raises:
         ValueError: If a store lacks queries or training rows, or has scores that are not finite.
     """
     truth = np.stack([subsets.is_kept[:, of_query].sum(1) for of_query in subsets.queries.proponents], axis=1)
+    for store in stores.values():
+        check_store(store, subsets.queries.query_ids, subsets.is_kept.shape[1])
     predictions = {
         row_name(name, kind): _predicted(store, kind, subsets) for name, store in stores.items() for kind in store.kinds
     }
@@ -130,8 +181,9 @@ def reliability(subsets: Subsets) -> dict[str, np.ndarray]:
     """How well one training of a subset predicts another one in another order.
 
     Returns:
-        For each column of the table, the rank correlation over subsets of two trainings' losses, averaged over pairs of
-        trainings, ``[Q]``; empty where no subset was trained twice.
+        For each column of the table, the rank correlation over subsets of two trainings' losses where both are finite,
+        averaged over the pairs of trainings that have three such subsets, ``[Q]``; NaN where there is no such pair.
+        Empty where no subset was trained twice.
     """
     if len(subsets.again) < 2:
         return {}
@@ -139,7 +191,7 @@ def reliability(subsets: Subsets) -> dict[str, np.ndarray]:
     pairs = list(combinations(subsets.again.astype(float), 2))
     some = subsets.again.shape[1]
     return {
-        column: np.mean([rank_correlations(one, other, mask[:some]) for one, other in pairs], axis=0)
+        column: _mean_of_known(np.stack([rank_correlations(one, other, mask[:some]) for one, other in pairs]))
         for column, mask in masks.items()
     }
 
@@ -147,13 +199,16 @@ def reliability(subsets: Subsets) -> dict[str, np.ndarray]:
 def noise_free(of_another: Estimate) -> Estimate:
     """The ceiling: with what a prediction without noise would correlate, where another training does so.
 
-    The root of a mean is no less than the mean of roots, so the mean LDS of no prediction should be above it.
+    The root of a mean is no less than the mean of roots, so the mean LDS of no prediction should be above it. NaN stays
+    NaN.
     """
-    return Estimate(*[float(np.sqrt(max(0.0, value))) for value in (of_another.mean, of_another.low, of_another.high)])
+    return Estimate(*np.sqrt(np.maximum(0.0, [of_another.mean, of_another.low, of_another.high])).tolist())
 
 
 def rank_correlations(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Spearman's rank correlation over subsets, query by query; ties share their mean rank.
+
+    A subset with a value that is NaN or infinite, on either side, is left out for that query.
 
     Args:
         predicted: ``[S, Q]``.
@@ -167,9 +222,10 @@ def rank_correlations(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarra
         >>> rank_correlations(np.array([[1.0], [2.0], [9.0]]), np.array([[0.1], [0.3], [0.2]]))
         array([0.5])
     """
+    is_known = np.isfinite(predicted) & np.isfinite(actual)
     found = np.full(predicted.shape[1], np.nan)
     for query in range(predicted.shape[1]):
-        rows = slice(None) if mask is None else mask[:, query]
+        rows = is_known[:, query] if mask is None else is_known[:, query] & mask[:, query]
         a, b = centred_ranks(predicted[rows, query]), centred_ranks(actual[rows, query])
         if len(a) >= _FEWEST:
             size = np.sqrt((a @ a) * (b @ b))
@@ -180,10 +236,10 @@ def rank_correlations(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarra
 def mean_over_queries(
     columns: Mapping[str, np.ndarray], queries: EvaluatedQueries, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Estimate]:
-    """Mean and interval of each column ``[Q]``; queries with NaN are left out of a column."""
+    """Mean and interval of each column ``[Q]``; queries without a finite value are left out of a column."""
     found = {}
     for name, values in columns.items():
-        known = np.flatnonzero(~np.isnan(values))
+        known = np.flatnonzero(np.isfinite(values))
         if len(known):
             facts = [queries.facts[place] for place in known]
             found[name] = sample_means([values[known, None]], [facts], resamples, seed).estimates()[0]
@@ -193,7 +249,7 @@ def mean_over_queries(
 
 
 def check_store(store: ScoreStore, query_ids: np.ndarray, num_examples: int) -> None:
-    """Make sure that a store has a score of each training row for each query.
+    """Make sure that a store has a score of each training row for each query, of each kind, and a finite one.
 
     Raises:
         ValueError: If it doesn't.
@@ -209,17 +265,31 @@ def check_store(store: ScoreStore, query_ids: np.ndarray, num_examples: int) -> 
         raise ValueError(
             f"{store.path}: expected scores for query {missing[0]}, found none ({len(missing)} are missing)"
         )
+    for kind in store.kinds:
+        check_finite(store, kind, query_ids.tolist())
+
+
+def check_finite(store: ScoreStore, kind: str, query_ids: Iterable[int]) -> None:
+    """Make sure that a kind's scores for some queries can be ranked; where queries have candidates, those of these.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    for query in query_ids:
+        scores = store.scores(query, kind)
+        bad = ~np.isfinite(scores) if not store.has_candidates else np.isinf(scores)
+        if bad.any():
+            raise ValueError(
+                f"{store.path}: expected finite scores, found {bad.sum()} others in kind {kind!r} of query {query}. "
+                "Score a run that has not diverged, or in a larger dtype"
+            )
 
 
 def _predicted(store: ScoreStore, kind: str, subsets: Subsets) -> np.ndarray:
     """The sum of scores over the examples kept, ``[S, Q]``."""
-    check_store(store, subsets.queries.query_ids, subsets.is_kept.shape[1])
     kept, found = subsets.is_kept.astype(float), []
     for query in subsets.queries.query_ids.tolist():
-        scores = store.scores(query, kind).astype(float)
-        if not np.isfinite(scores).all():
-            raise ValueError(f"{store.path}: expected finite scores, found others in kind {kind!r} of query {query}")
-        found.append(kept @ scores)
+        found.append(kept @ store.scores(query, kind).astype(float))
     return np.stack(found, axis=1)
 
 
@@ -229,8 +299,23 @@ def _masks(has_fact: np.ndarray) -> dict[str, np.ndarray]:
     return everything if has_fact.all() else {**everything, WITH_FACT: has_fact}
 
 
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where everything is."""
+    is_known = ~np.isnan(values)
+    counts = is_known.sum(0)
+    total = np.where(is_known, values, 0.0).sum(0)
+    mean: np.ndarray = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+    return mean
+
+
 def centred_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks minus their mean, ``[N]`` float64; ties share their mean rank."""
+    """Ranks minus their mean, ``[N]`` float64; ties share their mean rank.
+
+    Raises:
+        ValueError: If a value is NaN or infinite, which has no rank.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("expected finite values to rank, found NaN or infinity. Leave them out")
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[place]
     return ranks - ranks.mean() if len(ranks) else ranks

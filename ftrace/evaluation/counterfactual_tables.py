@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.evaluation.counterfactual import mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual import NotFinite, mean_over_queries, noise_free
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import replace_csv, replace_text
 from ftrace.evaluation.queries import EvaluatedQueries
@@ -43,6 +43,8 @@ class Counterfactual:
         leave_out_queries: The queries whose examples were left out.
         effects: For each thing that was left out and each row, its effects, ``[Q]``.
         seed: Of resampling.
+        num_ranked: For each column of the first table, over how many subsets each query's LDS is taken, ``[Q]``.
+        not_finite: Losses that were left out of the "LDS" and of the "ceiling", as they are NaN or infinite.
     """
 
     settings: Mapping[str, Any]
@@ -52,6 +54,8 @@ class Counterfactual:
     leave_out_queries: EvaluatedQueries
     effects: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
     seed: int = 0
+    num_ranked: Mapping[str, np.ndarray] = field(default_factory=dict)
+    not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
 
     def score_estimates(self) -> dict[str, dict[str, Estimate]]:
         """For each row of the first table, the ceiling's included, each column's mean and interval."""
@@ -86,7 +90,34 @@ class Counterfactual:
             ]
         if self.effects:
             found.append("left out: against the run itself, retrained without these rows in its own order")
-        return [*found, "95% intervals: over facts, for these subsets"]
+        return [*found, "95% intervals: over facts, for these subsets", *self._missing()]
+
+    def _missing(self) -> Iterator[str]:
+        """What is not in the figures, and why."""
+        for what, bad in self.not_finite.items():
+            if bad.losses:
+                yield f"not in the {what}: {bad}, as when a training diverges"
+        scores = _of_subsets(self)
+        few: dict[str, list[str]] = {}
+        for row, columns in scores.items():
+            for column, values in columns.items():
+                if count := int((~np.isfinite(values)).sum()):
+                    where = f"not in the mean of {column!r}: {count} of {len(values)} queries"
+                    few.setdefault(f"{where}, for which fewer than three subsets are left to rank", []).append(row)
+        yield from (f"{note} ({', '.join(rows)})" if len(rows) < len(scores) else note for note, rows in few.items())
+        for what, of_rows in self.effects.items():
+            for row, columns in of_rows.items():
+                if count := int((~np.isfinite(columns["rise"])).sum()):
+                    yield (
+                        f"left out, {what}: not in the means of {row!r}: {count} of {len(columns['rise'])} queries, "
+                        "whose loss with or without these rows is NaN or infinite"
+                    )
+        means = [one.mean for columns in self.score_estimates().values() for one in columns.values()]
+        means += [
+            one.mean for of_rows in self.effect_estimates().values() for row in of_rows.values() for one in row.values()
+        ]
+        if any(map(math.isnan, means)):
+            yield "NaN: no query has enough left"
 
 
 def render_counterfactual(found: Counterfactual) -> RenderableType:
@@ -108,9 +139,9 @@ def write_counterfactual(found: Counterfactual, output_dir: Path) -> list[Path]:
     """Write the tables to a folder.
 
         table.md        the tables, with the ends of 95% intervals
-        table.csv       a line for each figure
+        table.csv       a line for each figure, with the number of queries that it is a mean over
         table.json      the same, and what was retrained how
-        per_query.csv   the figures of every query
+        per_query.csv   the figures of every query, and of an LDS over how many subsets
 
     Returns:
         The files, in this order.
@@ -139,7 +170,7 @@ def _tables(found: Counterfactual) -> Iterable[tuple[str, Mapping[str, Mapping[s
 def _half(column: str, estimate: Estimate) -> str:
     """A mean and half its interval; of the ceiling's ends, which are not even, half their distance."""
     if math.isnan(estimate.mean):
-        return ""
+        return "NaN"
     if column == "rows":
         return f"{estimate.mean:.0f}"
     half = (estimate.high - estimate.low) / 2
@@ -149,7 +180,7 @@ def _half(column: str, estimate: Estimate) -> str:
 
 def _ends(column: str, estimate: Estimate) -> str:
     if math.isnan(estimate.mean):
-        return ""
+        return "NaN"
     if column == "rows":
         return f"{estimate.mean:.0f}"
     ends = "" if math.isnan(estimate.low) else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
@@ -170,27 +201,36 @@ def _markdown(found: Counterfactual) -> str:
 def _csv_rows(found: Counterfactual) -> Iterable[Sequence[Any]]:
     yield ["table", "method", "figure", "mean", "low", "high", "queries"]
     for title, rows, columns in _tables(found):
-        what, queries = ("subsets", found.queries)
+        what, of_rows = ("subsets", _of_subsets(found))
         if title.startswith("Left out: "):
-            what, queries = title.split("; ")[0].removeprefix("Left out: "), found.leave_out_queries
+            what = title.split("; ")[0].removeprefix("Left out: ")
+            of_rows = found.effects[what]
         for row, estimates in rows.items():
+            values = of_rows[ANOTHER if row == NOISE_FREE else row]
             for name in columns:
                 one = estimates[name]
                 ends = ["" if math.isnan(value) else value for value in (one.mean, one.low, one.high)]
-                yield [what, row, name, *ends, len(queries)]
+                yield [what, row, name, *ends, int(np.isfinite(values[name]).sum())]
 
 
 def _query_rows(found: Counterfactual) -> Iterable[Sequence[Any]]:
-    yield ["table", "method", "query_id", "fact", "figure", "value"]
-    tables = {
-        "subsets": ({**found.scores, **({ANOTHER: found.reliability} if found.reliability else {})}, found.queries)
-    }
-    tables |= {what: (dict(rows), found.leave_out_queries) for what, rows in found.effects.items()}
+    yield ["table", "method", "query_id", "fact", "figure", "value", "subsets"]
+    tables = {"subsets": (_of_subsets(found), found.queries)}
+    tables |= {what: (rows, found.leave_out_queries) for what, rows in found.effects.items()}
     for what, (rows, queries) in tables.items():
         for row, columns in rows.items():
             for name, values in columns.items():
-                for query, fact, value in zip(queries.query_ids.tolist(), queries.facts, values.tolist(), strict=True):
-                    yield [what, row, query, fact, name, "" if math.isnan(value) else value]
+                counts = found.num_ranked.get(name) if what == "subsets" and row != ANOTHER else None
+                ranked = [""] * len(queries) if counts is None else counts.tolist()
+                for query, fact, value, count in zip(
+                    queries.query_ids.tolist(), queries.facts, values.tolist(), ranked, strict=True
+                ):
+                    yield [what, row, query, fact, name, "" if math.isnan(value) else value, count]
+
+
+def _of_subsets(found: Counterfactual) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """What the first table's figures are means of, ``[Q]`` each."""
+    return {**found.scores, **({ANOTHER: found.reliability} if found.reliability else {})}
 
 
 def _as_json(found: Counterfactual) -> dict[str, Any]:
@@ -201,6 +241,7 @@ def _as_json(found: Counterfactual) -> dict[str, Any]:
         "leave_out_queries": found.leave_out_queries.query_ids.tolist() if found.effects else [],
         "notes": found.notes,
         "seed": found.seed,
+        "not_finite": {what: asdict(one) for what, one in found.not_finite.items()},
         "subsets": {row: _estimates(columns) for row, columns in found.score_estimates().items()},
         "left_out": {
             what: {row: _estimates(columns) for row, columns in rows.items()}

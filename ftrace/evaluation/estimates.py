@@ -141,7 +141,7 @@ def _estimates(means: np.ndarray, resampled: np.ndarray) -> list[Estimate]:
     low, high = np.full((2, columns), np.nan)
     if len(resampled):
         tail = (1 - LEVEL) / 2
-        whole = resampled[~np.isnan(resampled).any(1)]  # all columns of a draw are NaN, or none
+        whole = resampled[~np.isnan(resampled).all(1)]  # a draw without queries of a run is NaN in all columns
         if len(whole) > len(resampled) / 2:  # otherwise a run has too few facts to say anything
             low, high = np.quantile(whole, [tail, 1 - tail], axis=0)
     return [

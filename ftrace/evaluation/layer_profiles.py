@@ -97,7 +97,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
         second: ``[N]``.
 
     Returns:
-        From -1 to 1; NaN where a side is constant, or has a NaN, and so has no order.
+        From -1 to 1; NaN where a side is constant, or has a value that is NaN or infinite, and so has no order.
 
     Raises:
         ValueError: If they are not equally long.
@@ -113,11 +113,12 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 def _unit_ranks(values: np.ndarray) -> np.ndarray:
     """Centred ranks as a vector of length 1; NaN where there is no order."""
+    nothing = np.full(len(values), np.nan)
+    if not np.isfinite(values).all():
+        return nothing
     ranks = centred_ranks(values)
     size = float(np.sqrt(ranks @ ranks))
-    if not size or np.isnan(values).any():
-        return np.full(len(values), np.nan)
-    return ranks / size
+    return ranks / size if size else nothing
 
 
 @dataclass(frozen=True)

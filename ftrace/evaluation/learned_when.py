@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from torchmetrics.functional import spearman_corrcoef
 
+from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.queries import EvaluatedQueries
@@ -150,8 +150,7 @@ def _bin(
 def _correlation(first: tuple[ScoreStore, str], second: tuple[ScoreStore, str], query: int) -> float:
     if first == second:
         return 1.0
-    scores = [torch.from_numpy(store.scores(query, kind)).double() for store, kind in (first, second)]
-    return float(spearman_corrcoef(*scores))
+    return finite_correlation(spearman_corrcoef, *(store.scores(query, kind) for store, kind in (first, second)))
 
 
 def _gained_before(store: ScoreStore, kind: str, query: int) -> float | None:

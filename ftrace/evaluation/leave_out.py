@@ -110,9 +110,12 @@ def effects(
 
     Returns:
         ``rise`` of the loss in nats, ``fall`` of the answer's probability, how many ``rows`` were left out, and which
-        share of the query's ground-truth ``proponents`` was among them, each ``[Q]``.
+        share of the query's ground-truth ``proponents`` was among them, each ``[Q]``. A query that has a loss which is
+        NaN or infinite, as of a training that diverged, has NaN in all four.
     """
     before, after = before.astype(float), after.astype(float)
+    is_known = np.isfinite(before) & np.isfinite(after)
+    before, after = np.where(is_known, before, np.nan), np.where(is_known, after, np.nan)
     shares = [
         np.isin(of_query, examples).mean()
         for of_query, examples in zip(queries.proponents, left_out.examples, strict=True)
@@ -120,6 +123,6 @@ def effects(
     return {
         "rise": after - before,
         "fall": np.exp(-before) - np.exp(-after),
-        "rows": np.array([len(examples) for examples in left_out.examples], dtype=float),
-        "proponents": np.array(shares),
+        "rows": np.where(is_known, [len(examples) for examples in left_out.examples], np.nan),
+        "proponents": np.where(is_known, shares, np.nan),
     }

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ftrace.data.row_files import SourceRow, read_rows
+from ftrace.data.json_rows import is_text
+from ftrace.data.row_files import SourceRow, as_text, read_rows
 
 RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")
 ENTAILED = 0.5  # a proponent whose entailment score is above states the fact
@@ -54,7 +55,7 @@ class Passages:
     scores: Sequence[float]
 
     def __post_init__(self) -> None:
-        texts = [_of_kind(text, "texts", place, str, "text") for place, text in enumerate(self.texts)]
+        texts = [_text(text, "texts", place) for place, text in enumerate(self.texts)]
         ids = [_name(one, "ids", place) for place, one in enumerate(self.ids)]
         scores = _finite("scores", self.scores)
         if not len(texts) == len(ids) == len(scores):
@@ -109,8 +110,10 @@ class RetrievalResult:
 
     def __post_init__(self) -> None:
         _set(self, example_id=_name(self.example_id, "example_id"))
-        for name, text in zip(_QUERY[1:], (self.query_set, self.prompt, self.target), strict=True):
-            _of_kind(text, name, None, str, "text")
+        query_set, prompt, target = (
+            _text(text, name) for name, text in zip(_QUERY[1:], (self.query_set, self.prompt, self.target), strict=True)
+        )
+        _set(self, query_set=query_set, prompt=prompt, target=target)
         if self.correct is not None:
             found = [_of_kind(one, _LABELS[0], place, (bool, np.bool_), "true or false")
                      for place, one in enumerate(self.correct)]  # fmt: skip
@@ -255,9 +258,15 @@ def _to_line(result: RetrievalResult) -> str:
     fields.update((name, labels) for name, labels in zip(_LABELS, (result.correct, result.ais_scores), strict=True)
                   if labels is not None)  # fmt: skip
     try:
-        return json.dumps({**fields, **result.annotations}, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+        line = json.dumps({**fields, **result.annotations}, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"example_id {result.example_id!r}: annotations: expected JSON values, {error}") from error
+    if not is_text(line):
+        raise ValueError(
+            f"example_id {result.example_id!r}: expected text, found half of a surrogate pair, which is no character. "
+            "Write the whole character, or leave it out"
+        )
+    return line
 
 
 def _set(instance: object, **values: Any) -> None:
@@ -273,6 +282,11 @@ def _of_kind(value: Any, name: str, place: int | None, kind: type | tuple[type, 
     return value
 
 
+def _text(value: Any, name: str, place: int | None = None) -> str:
+    text = as_text(value)
+    return str(_of_kind(value, name, place, str, "text or a whole number")) if text is None else text
+
+
 def _name(value: Any, name: str, place: int | None = None) -> Name:
     if isinstance(value, bool):
         value = None
@@ -283,6 +297,13 @@ def _name(value: Any, name: str, place: int | None = None) -> Name:
 def _finite(name: str, values: Sequence[Any]) -> tuple[float, ...]:
     """As numbers of Python's own, which are what JSON can have."""
     for place, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
             raise ValueError(f"{name}[{place}]: expected a finite number, found {value!r:.100}")
     return tuple(value if isinstance(value, int) else float(value) for value in values)
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floating-point ones
+        return False

@@ -27,9 +27,9 @@ _COLUMNS = ("rise", "minus random", "raised")
 def render_tail_patch(table: TailPatchTable) -> RenderableType:
     """Mean rises, and below them the shares and mean rises of each kind of example."""
     main = _table(_title(table), _COLUMNS)
-    best = max(row.rise.mean for row in table.rows.values())
+    best = max((row.rise.mean for row in table.rows.values() if not math.isnan(row.rise.mean)), default=math.nan)
     for name, row in table.rows.items():
-        rise = points(row.rise.mean)
+        rise = points(row.rise.mean) or "NaN"
         beyond = row.beyond_random
         main.add_row(
             escape(name),
@@ -115,7 +115,7 @@ def _points_with_ends(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
     ends = "" if math.isnan(estimate.low) else f" [{points(estimate.low)}, {points(estimate.high)}]"
-    return f"{points(estimate.mean)}{ends}"
+    return f"{points(estimate.mean) or 'NaN'}{ends}"
 
 
 def _markdown(table: TailPatchTable) -> str:
@@ -190,4 +190,5 @@ def _pairs(patched: PatchedPairs, kinds: ExampleKinds | None) -> Iterator[Sequen
     yield ["query_id", "example_id", "before", "after", *(["kind"] if kinds else [])]
     columns = (patched.query_ids, patched.example_ids, patched.before, patched.after)
     for query, example, before, after in zip(*(column.tolist() for column in columns), strict=True):
-        yield [query, example, before, after, *([KINDS[int(kinds.of(query, [example])[0])]] if kinds else [])]
+        known = ["" if math.isnan(value) else value for value in (before, after)]
+        yield [query, example, *known, *([KINDS[int(kinds.of(query, [example])[0])]] if kinds else [])]

@@ -88,6 +88,10 @@ def summarize_rises(
 ) -> tuple[dict[str, TailPatchRow], Estimate]:
     """Average rises over each method's examples and over queries.
 
+    A probability that is NaN, as where a step overflows, says nothing: its pair is left out of the query's means, and a
+    query of which nothing is left for one of the methods is left out of all, so that differences stay paired. See
+    :func:`notes_on_rises`.
+
     Args:
         patched: All pairs of queries and picked examples.
         picks: For each method, each query's examples; without any, a query counts as not raised.
@@ -97,9 +101,16 @@ def summarize_rises(
         seed: Of resampling.
 
     Returns:
-        Each method's row, and the mean probability before the step.
+        Each method's row, and the mean probability before the step; NaN where no query is left.
     """
     before = dict(zip(patched.query_ids.tolist(), patched.before.tolist(), strict=True))
+    is_known = _known_queries(patched, picks, queries)
+    if not is_known.any():
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        of_kinds = () if kinds is None else (OfKind(0, nothing, nothing),) * len(KINDS)
+        empty = TailPatchRow(nothing, nothing, nothing, of_kinds)
+        return {name: replace(empty, beyond_random=None) if name == random else empty for name in picks}, nothing
+    queries = queries.where(is_known)
     columns = [np.array([before[query] for query in queries.query_ids.tolist()])]
     counts: list[np.ndarray] = []
     for of_method in picks.values():
@@ -121,6 +132,30 @@ def summarize_rises(
     return rows, estimates[0]
 
 
+def notes_on_rises(patched: PatchedPairs, picks: Mapping[str, Picks], queries: EvaluatedQueries) -> tuple[str, ...]:
+    """What :func:`summarize_rises` leaves out, in words; nothing where all probabilities are numbers."""
+    bad = int((~np.isfinite(patched.after - patched.before)).sum())
+    if not bad:
+        return ()
+    left = _known_queries(patched, picks, queries)
+    lost = f", and {(~left).sum()} of {len(left)} queries with them" if not left.all() else ""
+    return (
+        f"left out: {bad} of {len(patched.after)} pairs whose probability is NaN before or after the step{lost}",
+        *([] if left.any() else ["NaN: no query is left"]),
+    )
+
+
+def _known_queries(patched: PatchedPairs, picks: Mapping[str, Picks], queries: EvaluatedQueries) -> np.ndarray:
+    """Whether each query, ``[Q]``, has a probability before and, of each method's examples, one after some step."""
+    before = dict(zip(patched.query_ids.tolist(), patched.before.tolist(), strict=True))
+    found = []
+    for query in queries.query_ids.tolist():
+        rises = [[patched.rises[query, example] for example in own[query].tolist()] for own in picks.values()]
+        is_lost = [len(of_method) and not np.isfinite(of_method).any() for of_method in rises]
+        found.append(math.isfinite(before[query]) and not any(is_lost))
+    return np.array(found, dtype=bool)
+
+
 def _of_query(
     rises: Mapping[tuple[int, int], float], query: int, examples: np.ndarray, kinds: ExampleKinds | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +164,7 @@ def _of_query(
     Also the number of examples of each kind.
     """
     values = np.array([rises[query, example] for example in examples.tolist()])
+    examples, values = examples[np.isfinite(values)], values[np.isfinite(values)]
     size = max(1, len(values))
     means = [values.sum() / size, (values > 0).sum() / size]
     if kinds is None:

@@ -243,12 +243,13 @@ class Rehearsal:
             return
         sets = member_sets(self.examples.total)[:2]
         passes = [(members, self._backward(still, chosen=members)) for members in sets]
-        apart = self._conclude(plain, passes, wanted, cut)
-        if apart:  # nothing known lies between them and the loss: see which change with the inputs
+        unknown, lost = self._conclude(plain, passes, wanted, cut)
+        if unknown or lost:  # nothing known lies between them and the loss: see which change with the inputs
             passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in sets]
-            apart = self._conclude(plain, passes, apart, scaled_movement)
-        if apart:
-            raise unreadable([plain.heard.outputs[key] for key in apart])
+            # Where examples are all alike, nothing changes, and another batch has to tell.
+            _, lost = self._conclude(plain, passes, [*unknown, *lost], scaled_movement)
+        if lost:
+            raise unreadable([plain.heard.outputs[key] for key in lost])
 
     def _conclude(
         self,
@@ -256,7 +257,8 @@ class Rehearsal:
         passes: Sequence[tuple[Tensor, Backward]],
         wanted: Sequence[Key],
         compare: Callable[[Prints, Prints, Tensor], Evidence],
-    ) -> list[Key]:
+    ) -> tuple[list[Key], list[Key]]:
+        """Write into the book what gradients say; returns outputs of which they say nothing, and no layout's way."""
         choices = {}
         for key in wanted:
             prints = plain.prints[key]
@@ -264,9 +266,9 @@ class Rehearsal:
             choices[key] = choose(plain.heard.outputs[key].example_axes, evidence, self.examples)
         apart = write_choices(plain.heard, choices)
         apart += [key for key, choice in choices.items() if not choice.known]
-        if not apart:
-            return []
-        return learn_ways(plain.heard, apart, plain.nodes, [(m, one.nodes) for m, one in passes], compare)
+        if apart:
+            apart = learn_ways(plain.heard, apart, plain.nodes, [(m, one.nodes) for m, one in passes], compare)
+        return [key for key in apart if not choices[key].known], [key for key in apart if choices[key].known]
 
     def _backward(
         self, behind: Sequence[Key], *, chosen: Tensor | None = None, sources: Sequence[int] | None = None

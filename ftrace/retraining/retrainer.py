@@ -29,7 +29,8 @@ class QueryOutcome:
     """What a model makes of the queries.
 
     Args:
-        losses: Each query's loss in nats, float32 ``[Q]``.
+        losses: Each query's loss in nats, float32 ``[Q]``; NaN or infinite where the training diverged, and NaN from a
+            file.
         learned: Whether each is answered right by greedy decoding, bool ``[Q]``.
     """
 

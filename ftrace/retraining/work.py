@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -123,10 +124,10 @@ def retrain(retrainer: Retrainer, one: Retraining, folder: Path) -> None:
         "num_rows": int(is_kept.sum()),
         "seconds": round(perf_counter() - started, 2),
         "query_ids": list(retrainer.run.data.query_rows["query_id"]),
-        "losses": outcome.losses.tolist(),
+        "losses": [loss if math.isfinite(loss) else None for loss in outcome.losses.tolist()],  # JSON has no NaN
         "learned": outcome.learned.tolist(),
     }
-    replace_text(folder / f"{one.name}.json", json.dumps(found) + "\n")
+    replace_text(folder / f"{one.name}.json", json.dumps(found, allow_nan=False) + "\n")
 
 
 def read_outcome(one: Retraining, folder: Path, query_ids: Sequence[int]) -> QueryOutcome | None:

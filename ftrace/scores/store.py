@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from ftrace.scores.accumulator import Sum
-from ftrace.scores.ids import stable_id
+from ftrace.scores.ids import as_ids, stable_id
 from ftrace.scores.ledger import FILE as _LEDGER
 from ftrace.scores.ledger import Ledger
 
@@ -96,26 +96,28 @@ class ScoreStore:
             names: Names of the ids that were made from names.
 
         Raises:
-            ValueError: If shapes don't agree, ids repeat, or the folder is not ours to replace.
+            ValueError: If shapes don't agree, ids repeat or don't fit into 64 bits, or the folder is not ours to
+                replace.
         """
         folder = Path(path).resolve()
         check_replaceable(folder)
         keyed = {Sum(kind) if isinstance(kind, str) else kind: values for kind, values in scores.items()}
         parts = parts_of(keyed)
         arrays: dict[str, np.ndarray] = {}
+        example_ids, query_ids = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
         if candidate_offsets is not None:
-            arrays = {"candidate_ids": np.asarray(example_ids, np.int64), "candidate_offsets": candidate_offsets}
+            arrays = {"candidate_ids": example_ids, "candidate_offsets": candidate_offsets}
             order = np.arange(len(example_ids))
             shape: tuple[int, ...] = (len(example_ids),)
             example_ids = np.unique(example_ids)
         else:
             order = np.argsort(example_ids, kind="stable")
             shape = (len(example_ids), len(query_ids))
-            example_ids = np.asarray(example_ids)[order]
+            example_ids = example_ids[order]
         for name, ids in (("example_ids", example_ids), ("query_ids", query_ids)):
             if len(np.unique(ids)) != len(ids):
                 raise ValueError(f"expected {name} without duplicates, found {len(ids) - len(np.unique(ids))} of them")
-            arrays[name] = np.asarray(ids, np.int64)
+            arrays[name] = ids
             if names and any(int(one) in names for one in ids):
                 of_ids = [names.get(int(one), str(one)) for one in ids]
                 arrays[name.replace("_ids", "_names")] = np.array(of_ids, dtype=np.str_)
@@ -276,7 +278,8 @@ class ScoreStore:
         """The strongest proponents of a query, or with ``largest=False`` its strongest opponents.
 
         Returns:
-            Example ids ``[k]`` and their scores ``[k]``, strongest first; ties by id.
+            Example ids ``[k]`` and their scores ``[k]``, strongest first; ties by id. Examples whose score is NaN or
+            infinite are none of them; there are fewer than k where not enough others are left.
 
         Raises:
             KeyError, ValueError: As :meth:`scores`.
@@ -284,8 +287,8 @@ class ScoreStore:
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"k: expected a whole number from 1 on, found {k!r}")
         scores = self.scores(query_id, kind)
-        order = np.argsort(-scores if largest else scores, kind="stable")[:k]  # NaN last
-        order = order[~np.isnan(scores[order])]
+        known = np.flatnonzero(np.isfinite(scores))
+        order = known[np.argsort(-scores[known] if largest else scores[known], kind="stable")[:k]]
         return self.example_ids[order], scores[order]
 
     def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from ftrace.scores.accumulator import Sum
+from ftrace.scores.ids import as_ids
 from ftrace.scores.store import MANIFEST, ScoreStore, check_replaceable, file_name, make_facts, parts_of, swap_in
 
 
@@ -49,7 +50,7 @@ class ScoreWriter:
     ) -> None:
         self.folder = Path(path).resolve()
         check_replaceable(self.folder)
-        examples, queries = np.asarray(example_ids, np.int64), np.asarray(query_ids, np.int64)
+        examples, queries = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
         if (np.diff(examples) <= 0).any() or len(np.unique(queries)) < len(queries):
             raise ValueError("expected example_ids in ascending order, and each example and query once")
         self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]

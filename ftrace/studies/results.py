@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import from_numpy
 from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.commands.evaluate import Protocol, compare
@@ -28,6 +27,7 @@ from ftrace.evaluation import (
     row_name,
     write_tables,
 )
+from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.render import with_interval
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
@@ -215,13 +215,14 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
         cells = []
         for kind in kinds:
             pairs = [(run.stores(study)["online"], reference[run.seed].stores(study)["online"]) for run in own]
-            known = [(a, b) for a, b in pairs if kind in a.kinds]
+            both = [(a, b) for a, b in pairs if kind in a.kinds]
             found = [
-                float(spearman_corrcoef(*(from_numpy(np.array(s.scores(q, kind))).double() for s in pair)))
-                for pair in known
+                finite_correlation(spearman_corrcoef, *(store.scores(q, kind) for store in pair))
+                for pair in both
                 for q in pair[0].query_ids[::8].tolist()
             ]
-            cells.append(f"{np.mean(found):.3f}" if found else "")
+            known = [one for one in found if not np.isnan(one)]
+            cells.append(f"{np.mean(known):.3f}" if known else "")
         lines.append(f"| {variant} | {seconds:.0f} | {seconds / base:.2f} x | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

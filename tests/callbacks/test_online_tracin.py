@@ -256,11 +256,12 @@ def test_works_in_a_module_that_knows_nothing_of_ftrace(tmp_path: Path) -> None:
     assert oracle.relative_error(torch.from_numpy(np.array(store.matrix("dot"))), expected) < 1e-9
 
 
-def test_an_example_that_comes_twice_is_counted_twice(tmp_path: Path) -> None:
+def test_an_example_that_is_drawn_twice_is_counted_twice(tmp_path: Path) -> None:
     examples = rows("gpt2", 2)
     twice = [examples[0], examples[1], examples[0]]
     callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", scores=("cosine",))
-    fit(Module("gpt2"), DataLoader(twice, batch_size=3), tmp_path, [callback], max_epochs=1)
+    loader = DataLoader(examples, batch_size=3, sampler=[0, 1, 0])  # type: ignore[arg-type]
+    fit(Module("gpt2"), loader, tmp_path, [callback], max_epochs=1)
     apart = [{**row, "example_id": i} for i, row in enumerate(twice)]
     callback = OnlineTracIn(queries("gpt2"), tmp_path / "apart", scores=("cosine",))
     fit(Module("gpt2"), DataLoader(apart, batch_size=3), tmp_path, [callback], max_epochs=1)

@@ -181,6 +181,15 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_model_that_gives_nan_is_not_taken_to_be_right() -> None:
+    model = FAMILIES["gpt2"].build()
+    given = prompt(model, answers=ANSWERS["one token"])
+    tracer = CausalTracer(model, CausalSettings())
+    model.transformer.ln_f.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"the model gives NaN for the prompt\. Take other weights, or a larger dtype"):
+        tracer.trace(tokenized(given), GivenNoise(tracer.embedding, given["noise"]))
+
+
 def test_wrong_answers_are_left_out_with_their_rank() -> None:
     model = FAMILIES["gpt2"].build()
     given = prompt(model, answers=ANSWERS["one token"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -49,6 +50,32 @@ def test_one_command_one_table(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {file: file.stat().st_mtime_ns for file in (folder / "retrainings").iterdir()} == before
     table = json.loads((folder / "table.json").read_text())
     assert list(table["subsets"])[:5] == ["exact dot", "exact update", "online dot", "online update", "ground truth"]
+
+
+def test_a_retraining_that_diverged_is_left_out_and_counted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "counterfactual", "exact", f"--run={run}", "--subsets=5", "--seeds=2", "--ceiling_subsets=4", "--queries=all",
+        "--leave_out_k", "31", "--leave_out_queries=2", f"--output_dir={tmp_path}",
+    ]  # fmt: skip
+    assert main(given) == 0
+    before = json.loads((tmp_path / "table.json").read_text())
+    for training in (0, 1):
+        file = tmp_path / "retrainings" / f"subset-00001-training-{training}.json"
+        outcome = json.loads(file.read_text())
+        file.write_text(json.dumps({**outcome, "losses": [None] * len(outcome["losses"])}))
+    capsys.readouterr()
+    assert main(given) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "not in the LDS: 8 losses (in 1 of 5 trainings, of 8 queries) that are NaN or infinite" in shown
+    assert "not in the ceiling: 16 losses (in 2 of 8 trainings, of 8 queries)" in shown
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["not_finite"]["LDS"] == {"trainings": 1, "num_trainings": 5, "queries": 8, "losses": 8}
+    assert table["left_out"] == before["left_out"]
+    with (tmp_path / "per_query.csv").open() as lines:
+        counts = {line["subsets"] for line in csv.DictReader(lines) if line["figure"] == "LDS" and line["subsets"]}
+    assert counts == {"4"}
 
 
 def test_a_folder_with_other_settings_is_an_error(

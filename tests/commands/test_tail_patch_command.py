@@ -166,6 +166,17 @@ def test_runs_of_other_optimizers(
         assert table(run / "tail-patch")["step"]["learning_rate"] == pytest.approx(0.01 / 16)
 
 
+def test_stores_whose_scores_are_not_finite_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "run"
+    store = ScoreStore.open(run / "bm25")
+    scores = store.matrix().copy()
+    scores[3, 1] = np.nan
+    ScoreStore.write(run / "spoilt", store.example_ids, store.query_ids, {"dot": scores})
+    assert patch(run, "--store=spoilt", "-k=2") == 2
+    error = capsys.readouterr().err
+    assert "spoilt: expected finite scores, found 1 others in kind 'dot' of query 1. Score a run that" in error
+
+
 def test_ones_own_data_without_ground_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = small_run.make("decoder-only", tmp_path / "made", optimizer="sgd")
     run = small_run.write_run_folder(made, tmp_path / "run")

@@ -132,6 +132,17 @@ def test_ids_are_added_to_any_map_style_dataset() -> None:
         WithExampleIds([{"x": 1}])[1]
 
 
+def test_ids_begin_where_they_are_told(tmp_path: Path) -> None:
+    dataset = WithExampleIds([{"x": 1}, {"x": 2}], first=5)
+    assert [row["example_id"] for row in (dataset[0], dataset[1], dataset[-1])] == [5, 6, 6]
+    assert dataset.ids == range(5, 7)
+    assert WithExampleIds([{"x": 1}], first=-(2**63))[0]["example_id"] == -(2**63)
+    assert WithExampleIds([{"x": 1}], first=2**63 - 2).ids[-1] == 2**63 - 2
+    for first in (2**63 - 1, -(2**63) - 1, 1.0, True, "7"):
+        with pytest.raises(ValueError, match="first: expected a whole number from which 1 ids fit into 64 bits"):
+            WithExampleIds([{"x": 1}], first=first)  # type: ignore[arg-type]
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Any:
         return iter(())

@@ -57,6 +57,23 @@ def test_rows_queries_and_proponents(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert data.train_rows[0]["inputs_pretokenized"] == "Oslo lies in <extra_id_0>"
 
 
+def test_whole_numbers_are_text_everywhere(tmp_path: Path) -> None:
+    train = [
+        {"id": 1, "inputs": "The tower was built in", "targets": 1889, "facts": [1, "two"]},
+        {"id": "2", "inputs": 7, "targets": "x", "facts": 1},
+    ]
+    queries = [{"inputs": "Built in", "targets": 1889, "fact": 1, "answers": [1889, "eighty-nine"], "subject": 5}]
+    queries += [{"text": 3, "proponents": [2, "1"]}]
+    data = ready(tmp_path, train, queries, architecture="decoder-only")
+    assert data.train_rows["facts"][:] == [["1", "two"], ["1"]]
+    assert data.train_rows["targets_pretokenized"][:] == ["1889", "x"]
+    assert data.train_rows["inputs_pretokenized"][:] == ["The tower was built in", "7"]
+    assert data.query_rows["fact"][:] == ["1", None]
+    assert data.query_rows["answers"][:] == [["1889", "eighty-nine"], ["3"]]
+    assert data.query_rows["subject"][:] == ["5", None]
+    assert {query: ids.tolist() for query, ids in data.proponents.items()} == {0: [0, 1], 1: [0, 1]}
+
+
 def test_several_files_of_several_kinds_are_one_corpus(tmp_path: Path) -> None:
     files = [write(tmp_path / "1.parquet", TRAIN[1:2]), write(tmp_path / "2.jsonl", TRAIN[2:])]
     data = FactCorpus(files, write(tmp_path / "q.jsonl", QUERIES[2:]), data_dir=str(tmp_path))
@@ -144,18 +161,20 @@ def test_a_learned_tokenizer_has_no_token_for_beginning() -> None:
          r"train.jsonl, row 1: expected the fields \"inputs\" and \"targets\", or \"text\", found the fields "
          r"\['input', 'target'\]; nearest: \['input', 'target'\]"),
         ([{"inputs": "a", "target": "b"}], QUERIES, r"no field 'targets', found the fields .*; nearest: \['target'\]"),
-        ([*TRAIN, {"inputs": "a", "targets": 4}], QUERIES, "train.jsonl, row 4: field 'targets': expected text, fou"),
+        ([*TRAIN, {"inputs": "a", "targets": 4.5}], QUERIES, "row 4: field 'targets': expected text or a whole"),
         ([{"inputs": "a", "targets": " "}], QUERIES, "row 1: field 'targets': expected text, found none in it"),
         ([{"text": ""}], QUERIES, "row 1: field 'text': expected text, found none in it"),
         ([{**TRAIN[0], "facts": {"a": 1}}], QUERIES, "'facts': expected text or a list of texts, found {'a': 1}"),
-        ([{**TRAIN[0], "facts": [3]}], QUERIES, r"'facts': expected text or a list of texts, found \[3\]"),
-        ([{**TRAIN[0], "id": True}], QUERIES, "field 'id': expected text, found True"),
+        ([{**TRAIN[0], "facts": [3.5]}], QUERIES, r"'facts': expected text or a list of texts, found \[3.5\]"),
+        ([{**TRAIN[0], "facts": [True]}], QUERIES, r"'facts': expected text or a list of texts, found \[True\]"),
+        ([{**TRAIN[0], "id": True}], QUERIES, "field 'id': expected text or a whole number, found True"),
+        ([{**TRAIN[0], "id": 1.0}], QUERIES, "field 'id': expected text or a whole number, found 1.0"),
         ([*TRAIN, {"id": "7", "text": "b"}], QUERIES, r"row 4: field 'id': expected an id of its own, .*row 1 \(from"),
         ([], QUERIES, "train: expected at least one row, found none"),
         (TRAIN, [], "queries: expected at least one query, found none"),
         (TRAIN, [{**QUERIES[0], "proponents": ["a", "z"]}], "queries.jsonl, row 1: field 'proponents': .*'z' is none"),
-        (TRAIN, [{**QUERIES[0], "proponents": [1.5]}], "'proponents': expected ids of training rows, found"),
-        (TRAIN, [{**QUERIES[0], "fact": 3}], "'fact': expected text, found 3"),
+        (TRAIN, [{**QUERIES[0], "proponents": [1.5]}], r"'proponents': expected text or a list of texts, found"),
+        (TRAIN, [{**QUERIES[0], "fact": [3]}], r"'fact': expected text or a whole number, found \[3\]"),
         (TRAIN, [{**QUERIES[0], "answers": [""]}], "'answers': expected text or a list of texts"),
         (TRAIN, [QUERIES[1], QUERIES[1]], "row 2: field 'id': expected an id of its own"),
     ],

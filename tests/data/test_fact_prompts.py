@@ -116,17 +116,17 @@ def test_what_a_prompt_says_does_not_keep_the_others_from_being_read(tmp_path: P
         ),
         ([{**OWN, "subject_strat": 3}], "row 1: unknown field 'subject_strat'. Write it 'subject_start', or leave it"),
         ([{**OWN, "foils": "x"}], "unknown field 'foils'. Write it 'foil'"),
-        ([{**OWN, "prompt": 3}], "field 'prompt': expected text, found 3"),
+        ([{**OWN, "prompt": 3.5}], "field 'prompt': expected text or a whole number, found 3.5"),
         ([{**OWN, "subject": ["Oslo"]}], "field 'subject': expected text"),
-        ([{**OWN, "answer": 1814}], "field 'answer': expected text, found 1814"),
-        ([{**OWN, "answers": [1]}], "field 'answers': expected text or a list of texts, found"),
+        ([{**OWN, "answer": True}], "field 'answer': expected text or a whole number, found True"),
+        ([{**OWN, "answers": [1.5]}], "field 'answers': expected text or a list of texts, found"),
         ([{**OWN, "answers": {}}], "field 'answers': expected text or a list of texts"),
-        ([{**OWN, "foil": 1}], "field 'foil': expected text, found 1"),
+        ([{**OWN, "foil": [1]}], r"field 'foil': expected text or a whole number, found \[1\]"),
         ([{**OWN, "subject_start": "3"}], "field 'subject_start': expected the place of .* found '3'"),
         ([{**OWN, "subject_start": -1}], "field 'subject_start'.* found -1"),
         ([{**OWN, "subject_start": True}], "field 'subject_start'.* found True"),
         ([{**OWN, "fact": []}], "field 'fact': expected text"),
-        ([{**OWN, "id": 1.5}], "field 'id': expected text, found 1.5"),
+        ([{**OWN, "id": 1.5}], "field 'id': expected text or a whole number, found 1.5"),
         ([{**OWN, "id": 1}, {**OWN, "id": "1"}], "row 2: field 'id': expected an id of its own, not '1', that row 1"),
         ([], "expected at least one prompt, found none"),
         (["Oslo"], "row 1: expected a JSON object"),
@@ -245,6 +245,14 @@ def corpus(tmp_path: Path, queries: list[Any]) -> FactCorpus:
     return data
 
 
+def test_whole_numbers_are_text(tmp_path: Path) -> None:
+    row = {"prompt": 1814, "subject": 18, "answer": 7, "answers": [8, "nine"], "foil": 10, "fact": 3}
+    row["subject_start"] = 0
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    (found,) = read_prompts(tmp_path / "own.jsonl")
+    assert found == FactPrompt("prompt-1", "1814", "18", ("7", "8", "nine"), "10", 0, "3")
+
+
 def test_queries_of_a_corpus(tmp_path: Path) -> None:
     query = {"inputs": "Where is Oslo ? <extra_id_0>", "targets": "<extra_id_0> Norway", "fact": "in"}
     queries = [{**query, "subject": "Oslo", "answers": ["Norge", "Norway"]}, {**query, "answers": ["Norge"]}]
@@ -257,8 +265,8 @@ def test_queries_of_a_corpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no subject: .* Give them as subject"):
         tokenize_prompt(untold, data.tokenizer, as_trained=True, decoder_start=0)
     assert [row["subject"] for row in read_queries(tmp_path / "queries.jsonl")] == ["Oslo", None]
-    with pytest.raises(ValueError, match="row 1: field 'subject': expected text, found 4"):
-        corpus(tmp_path / "wrong", [{**query, "subject": 4}])
+    with pytest.raises(ValueError, match=r"row 1: field 'subject': expected text or a whole number, found 4\.5"):
+        corpus(tmp_path / "wrong", [{**query, "subject": 4.5}])
 
 
 def test_a_corpus_without_subjects_is_written_as_before(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import pytest
 from awkward_prompts import KINDS, PROMPTS, tokenizer_of
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from ftrace.data import Architecture, FactPrompt, TokenizedPrompt, make_collator, subject_span, tokenize_prompt
 
@@ -209,8 +211,6 @@ BARE = prompt_of("Oslo is in", "Oslo", "Norway")
         (replace(BARE, answers=("☃",)), "t5", {"decoder_start": 0}, r"expected tokens .*found \['␣', '<unk>'\]"),
         (replace(BARE, foil="unheardof"), "words", {}, "foil 'unheardof': expected tokens that the tokenizer knows"),
         (replace(BARE, foil="NORWAY"), "bert", {}, "foil 'NORWAY': expected another answer, .* of the answer 'Norway'"),
-        (replace(BARE, prompt="Oslo is "), "gpt-2", {}, "answer 'Norway': .*that it changes these. End the prompt"),
-        (replace(BARE, prompt="Oslo is "), "t5", {}, "expected its tokens after those of 'Oslo is ', found that"),
         (BARE, "gpt-2", {"decoder_start": 0}, "a tokenizer with <extra_id_0> as one token, as T5's, found"),
         (BARE, "bert", {"decoder_start": 0}, "a tokenizer with <extra_id_0> as one token"),
         (replace(BARE, prompt="Oslo <extra_id_99>"), "words", {"decoder_start": 0}, "found \\['<unk>'\\]. Take"),
@@ -220,6 +220,47 @@ BARE = prompt_of("Oslo is in", "Oslo", "Norway")
 def test_prompts_that_are_refused(prompt: FactPrompt, kind: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tokenize_prompt(prompt, tokenizer_of(kind), **settings)
+
+
+@pytest.mark.parametrize("kind", ["gpt-2", "roberta", "llama-3", "llama-2", "llama-2 newer", "gemma", "t5", "words"])
+@pytest.mark.parametrize("as_trained", [False, True])
+def test_a_space_that_ends_a_prompt_is_the_answers(kind: str, as_trained: bool) -> None:
+    tokenizer = tokenizer_of(kind)
+    answers = ("Norway",) if kind == "t5" else ("Norway", "the U.S.")
+    found, expected = (
+        tokenize_prompt(prompt_of(text, "Oslo", *answers), tokenizer, as_trained=as_trained)
+        for text in ("Oslo is ", "Oslo is")
+    )
+    assert replace(found, prompt=expected.prompt) == expected
+
+
+def test_a_space_that_is_a_token_before_one_answer_and_not_before_another() -> None:
+    prompt = prompt_of("Oslo is ", "Oslo", "Norway", "the U.S.")
+    message = "answer 'the U.S.': .* that stand before 'Norway', found others: .*End the prompt without a space, or"
+    with pytest.raises(ValueError, match=message):
+        tokenize_prompt(prompt, tokenizer_of("t5"))
+    tokenize_prompt(replace(prompt, prompt="Oslo is"), tokenizer_of("t5"))
+
+
+def across_words() -> PreTrainedTokenizerFast:
+    """Of a tokenizer that knows no words, so that a token may hold parts of several."""
+    pieces = ["Oslo", " is", " in", " Norway", " Bergen", " is Norway", " in Bergen", "lo is Norway", " Os", "Os"]
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((piece, -1.0) for piece in pieces)], 0))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("as_trained", [False, True])
+def test_a_token_of_prompt_and_answer_is_the_answers(as_trained: bool) -> None:
+    tokenizer = across_words()
+    found = tokenize_prompt(prompt_of("Oslo is", "Oslo", "Bergen"), tokenizer, as_trained=as_trained)
+    assert (found.tokens, found.subject) == (("Oslo", "is"), (0, 1))
+    found = tokenize_prompt(prompt_of("Oslo in", "Oslo", "Bergen"), tokenizer, as_trained=as_trained)
+    assert (found.tokens, found.subject) == (("Oslo",), (0, 1))
+    assert tokenizer.convert_ids_to_tokens(found.answers[0]) == [" in Bergen"]
+    with pytest.raises(ValueError, match=r"answer 'Norway': expected the tokens before it that stand before 'Bergen'"):
+        tokenize_prompt(prompt_of("Oslo in", "Oslo", "Bergen", "Norway"), tokenizer, as_trained=as_trained)
+    with pytest.raises(ValueError, match=r"subject 'Oslo': expected tokens of its own, found one that it shares with"):
+        tokenize_prompt(prompt_of("Oslo is", "Oslo", "Norway"), tokenizer, as_trained=as_trained)
 
 
 class Odd:

@@ -222,6 +222,17 @@ def test_bad_vocabularies_are_named(line: str, message: str, tmp_path: Path) -> 
         read_relations(file)
 
 
+def test_a_vocabulary_is_utf_8_with_a_byte_order_mark_or_without(tmp_path: Path) -> None:
+    file = tmp_path / "relations.txt"
+    for mark in ("", "\ufeff"):
+        file.write_text(f"{mark}{{0}} möchte {{1}}\n", encoding="utf-8")
+        assert read_relations(file) == [["{0} möchte {1}"]]
+    for encoding in ("latin-1", "utf-16"):
+        file.write_text("{0} möchte {1}\n", encoding=encoding)
+        with pytest.raises(ValueError, match=r"relations\.txt: expected UTF-8, found .*Save the file as UTF-8"):
+            read_relations(file)
+
+
 def test_forbidden_collisions_in_a_vocabulary_are_named(tmp_path: Path) -> None:
     file = tmp_path / "relations.txt"
     file.write_text("{0} likes {1}\n{1} hates {0} | {0} likes {1}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.evaluation import (
     Counterfactual,
     EvaluatedQueries,
+    LeftOut,
     Subsets,
     datamodelling_scores,
     draw_kept,
@@ -26,7 +30,15 @@ from ftrace.evaluation import (
     render_counterfactual,
     write_counterfactual,
 )
-from ftrace.evaluation.counterfactual import LDS, TRUTH, WITH_FACT, mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual import (
+    LDS,
+    TRUTH,
+    WITH_FACT,
+    NotFinite,
+    centred_ranks,
+    mean_over_queries,
+    noise_free,
+)
 from ftrace.evaluation.counterfactual_tables import ANOTHER, NOISE_FREE
 from ftrace.scores import ScoreStore
 
@@ -92,6 +104,58 @@ def test_rank_correlations_are_spearmans_with_ties() -> None:
     assert np.isnan(rank_correlations(a[:2], b[:2])).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_have_no_rank(bad: float) -> None:
+    generator = np.random.default_rng(6)
+    a, b = generator.normal(size=(2, 20, 3))
+    for side in (a, b):
+        before = side[4, 1], side[7, 1]
+        side[4, 1], side[7, 1] = bad, -bad
+        without = np.delete(np.arange(20), [4, 7])
+        expected = spearman_corrcoef(torch.from_numpy(a[without, 1]), torch.from_numpy(b[without, 1]))
+        np.testing.assert_allclose(rank_correlations(a, b)[1], float(expected), atol=1e-6)
+        side[4, 1], side[7, 1] = before
+    a[2:, 0] = bad
+    found = rank_correlations(a, b)
+    assert np.isnan(found).tolist() == [True, False, False]  # two are too few
+    with pytest.raises(ValueError, match=r"expected finite values to rank, found NaN or infinity\. Leave them out"):
+        centred_ranks(a[:, 0])
+
+
+def diverged(found: Subsets, bad: float) -> Subsets:
+    """The same, where some trainings diverged: of two subsets for all queries, of one for a single query."""
+    losses, again = found.losses.copy(), found.again.copy()
+    losses[[0, 5]], losses[9, 2] = bad, bad
+    again[1, [3, 4]] = bad
+    return replace(found, losses=losses, again=again)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_trainings_that_diverged_are_left_out_and_not_ranked(tmp_path: Path, bad: float) -> None:
+    stores = {"true": store(tmp_path / "true", TRUE)}
+    made = diverged(subsets(0.0, count=30), bad)
+    np.testing.assert_allclose(datamodelling_scores(stores, made)["true dot"][LDS], 1, atol=1e-9)
+    np.testing.assert_allclose(reliability(made)[LDS], 1, atol=1e-9)
+    assert made.num_ranked[LDS].tolist() == [28, 28, 27, *[28] * 9]
+    assert made.not_finite == {"LDS": NotFinite(3, 30, 12, 25), "ceiling": NotFinite(2, 60, 12, 24)}
+    noisy = subsets(0.5, count=30)
+    some = np.delete(np.arange(30), [0, 5])
+    fewer = Subsets(noisy.is_kept[some], noisy.losses[some], noisy.again[:, some], QUERIES)
+    found, expected = (datamodelling_scores(stores, one)["true dot"] for one in (diverged(noisy, bad), fewer))
+    for column in (LDS, WITH_FACT):
+        np.testing.assert_allclose(np.delete(found[column], 2), np.delete(expected[column], 2))
+
+
+def test_a_training_that_diverged_throughout_takes_no_other_out_of_the_ceiling() -> None:
+    made = subsets(0.0, count=10, trainings=3)
+    again = made.again.copy()
+    again[1] = np.nan
+    np.testing.assert_allclose(reliability(replace(made, again=again))[LDS], 1)
+    assert np.isnan(reliability(replace(made, again=again[:2]))[LDS]).all()
+    nothing = noise_free(mean_over_queries({LDS: np.full(12, np.nan)}, QUERIES)[LDS])
+    assert np.isnan([nothing.mean, nothing.low, nothing.high]).all()
+
+
 def test_a_perfect_prediction_scores_1_and_noise_0(tmp_path: Path) -> None:
     noise = np.random.default_rng(3).normal(size=TRUE.shape)
     # With a mean of its own, a score would predict how many rows are kept, and that is the same in all subsets.
@@ -147,7 +211,7 @@ def test_bad_stores_are_refused(tmp_path: Path) -> None:
         (few, "expected scores of all 100 training rows for each query, found 50 examples"),
         (of_pairs, "found candidates of each query. Score without candidates"),
         (missing, r"expected scores for query 9, found none \(3 are missing\)"),
-        (wrong, "expected finite scores, found others in kind 'dot' of query"),
+        (wrong, r"expected finite scores, found \d others in kind 'dot' of query \d\. Score a run that"),
     ):
         with pytest.raises(ValueError, match=message):
             datamodelling_scores({"bad": bad}, subsets(0.0, count=3))
@@ -201,6 +265,82 @@ def test_effects_are_the_rise_of_the_loss_and_the_fall_of_the_probability(tmp_pa
     top = [set(np.argsort(-TRUE[:, query])[:5].tolist()) for query in range(3)]
     shares = [len(top[query] & set(QUERIES.proponents[query].tolist())) / 5 for query in range(3)]
     np.testing.assert_allclose(one["proponents"], shares)
+
+
+def test_queries_whose_retraining_diverged_have_no_effect() -> None:
+    left_out = LeftOut("x", tuple(np.arange(5) for _ in range(4)))
+    some = QUERIES.among([0, 1, 2, 3], "a sample")
+    before, after = np.array([0.1, np.nan, 0.3, 0.4]), np.array([1.1, 0.2, np.inf, 0.4])
+    found = effects(before, after, left_out, some)
+    for values in found.values():
+        assert np.isnan(values).tolist() == [False, True, True, False]
+    assert mean_over_queries(found, some)["rise"].mean == pytest.approx(0.5)
+    assert mean_over_queries(found, some)["rows"].mean == 5
+
+
+def said(found: Counterfactual, folder: Path) -> tuple[str, str, dict[str, object], list[dict[str, str]]]:
+    """The table on a screen, as Markdown, as JSON, and lines of CSV."""
+    files = write_counterfactual(found, folder)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_counterfactual(found))
+    with files[1].open() as lines:
+        table = list(csv.DictReader(lines))
+    return console.export_text(), files[0].read_text(), json.loads(files[2].read_text()), table
+
+
+def test_tables_say_what_was_left_out_and_why(tmp_path: Path) -> None:
+    stores = {"true": store(tmp_path / "true", TRUE)}
+    made, sample = diverged(subsets(0.0, count=30), np.nan), QUERIES.among([0, 1, 2], "a sample")
+    losses = made.losses.copy()
+    losses[2:, 7] = np.nan
+    made = replace(made, losses=losses)
+    (first, *_) = plan_top(stores, sample, 100, 5)
+    settings = {"subsets": 30, "keep": 0.5, "unit": "fact"}
+    of_one = effects(np.array([0.1, np.nan, 0.3]), np.array([1.1, 0.2, 2.3]), first, sample)
+    found = Counterfactual(
+        settings, QUERIES, datamodelling_scores(stores, made), reliability(made), sample,
+        {"the top 5": {first.row: of_one}}, 0, made.num_ranked, made.not_finite,
+    )  # fmt: skip
+    screen, markdown, table, lines = said(found, tmp_path)
+    notes = (
+        "not in the LDS: 52 losses (in 29 of 30 trainings, of 12 queries) that are NaN or infinite, as when a training "
+        "diverges",
+        "not in the ceiling: 24 losses (in 2 of 60 trainings, of 12 queries) that are NaN or infinite",
+        "not in the mean of 'LDS': 1 of 12 queries, for which fewer than three subsets are left to rank "
+        "(true dot, ground truth)",
+        "left out, the top 5: not in the means of 'true dot': 1 of 3 queries, whose loss with or without these rows is "
+        "NaN or infinite",
+    )
+    for note in notes:
+        assert note in " ".join(screen.split())
+        assert note in markdown
+        assert any(one.startswith(note) for one in table["notes"])  # type: ignore[attr-defined]
+    assert table["subsets"]["true dot"][LDS]["mean"] == pytest.approx(1)  # type: ignore[index]
+    assert table["not_finite"]["ceiling"]["losses"] == 24  # type: ignore[index]
+    counts = {(line["table"], line["method"], line["figure"]): line["queries"] for line in lines}
+    assert counts["subsets", "true dot", LDS] == "11"
+    assert counts["subsets", NOISE_FREE, LDS] == "12"
+    assert counts["the top 5", "true dot", "rise"] == "2"
+    with (tmp_path / "per_query.csv").open() as rows:
+        per_query = [line for line in csv.DictReader(rows) if (line["method"], line["figure"]) == ("true dot", LDS)]
+    assert [line["subsets"] for line in per_query] == ["28", "28", "27", "28", "28", "28", "28", "1", *["28"] * 4]
+    assert [line["value"] == "" for line in per_query].index(True) == 7
+    assert "NaN:" not in markdown
+
+
+def test_where_nothing_is_left_the_tables_say_nan(tmp_path: Path) -> None:
+    made = replace(subsets(0.0, count=3), losses=np.full((3, 12), np.nan), again=np.full((2, 3, 12), np.nan))
+    found = Counterfactual(
+        {"subsets": 3, "keep": 0.5, "unit": "fact"}, QUERIES, datamodelling_scores({}, made), reliability(made),
+        QUERIES, {}, 0, made.num_ranked, made.not_finite,
+    )  # fmt: skip
+    screen, markdown, table, lines = said(found, tmp_path)
+    assert "| ground truth | NaN | NaN |" in markdown
+    assert f"| {NOISE_FREE} | NaN | NaN |" in markdown
+    assert markdown.endswith("- NaN: no query has enough left\n")
+    assert "NaN: no query has enough left" in screen
+    assert table["subsets"][NOISE_FREE][LDS] == {"mean": None, "low": None, "high": None}  # type: ignore[index]
+    assert {line["queries"] for line in lines} == {"0"}
 
 
 def test_tables_as_files(tmp_path: Path) -> None:

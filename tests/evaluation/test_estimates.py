@@ -109,6 +109,17 @@ def test_seeds_decide() -> None:
     assert not np.array_equal(first, other)
 
 
+def test_a_column_that_is_not_known_leaves_the_others_their_intervals() -> None:
+    generator = np.random.default_rng(8)
+    (column, facts), (another, _) = clustered(generator), clustered(generator)
+    values = np.concatenate([column, another], axis=1)
+    spoilt = values.copy()
+    spoilt[3, 1] = np.nan
+    found, expected = (sample_means([one], [facts], 200).estimates() for one in (spoilt, values))
+    assert np.isnan([found[1].mean, found[1].low, found[1].high]).all()
+    assert found[0] == expected[0]
+
+
 def test_bad_input() -> None:
     for values in ([], [np.zeros((0, 2))], [np.ones((1, 2)), np.zeros((0, 2))]):
         with pytest.raises(ValueError, match="at least one query in each run, found none"):

@@ -110,15 +110,20 @@ def test_arrays_will_do(tmp_path: Path) -> None:
         (without("query_set"), "no field 'query_set', found the fields"),
         (without("proponent_ids"), r"no field 'proponent_ids', found the fields .*nearest: \['"),
         (without("opponent_ids"), "no field 'opponent_ids'"),
-        (LINE | {"inputs_plaintext": None}, "inputs_plaintext: expected text, found None"),
+        (LINE | {"inputs_plaintext": None}, "inputs_plaintext: expected text or a whole number, found None"),
         (LINE | {"example_id": 1.5}, "example_id: expected text or a whole number, found 1.5"),
         (LINE | {"example_id": True}, "example_id: expected text or a whole number"),
         (LINE | {"proponents": "one"}, "field 'proponents': expected a list, found 'one'"),
-        (LINE | {"proponents": ["a", "b", 3]}, r"proponents: texts\[2\]: expected text, found 3"),
+        (LINE | {"proponents": ["a", "b", 3.5]}, r"proponents: texts\[2\]: expected text or a whole number, found 3.5"),
         (LINE | {"proponents": ["a", "b"]}, "proponents: expected as many .* found 2 texts, 3 ids and 3 scores"),
         (LINE | {"opponent_scores": []}, "opponents: expected as many .* found 1 texts, 1 ids and 0 scores"),
         (LINE | {"proponent_scores": [1, float("nan"), 0]}, r"proponents: scores\[1\]: expected .* found nan"),
         (LINE | {"proponent_scores": [1, "2", 0]}, r"proponents: scores\[1\]: expected a finite number, found '2'"),
+        (LINE | {"proponent_scores": [1, 10**400, 0]}, r"proponents: scores\[1\]: expected a finite number, found 100"),
+        (LINE | {"proponents": ["a", "\ud83d", "c"]}, "expected text, found half of a surrogate pair"),
+        (LINE | {"of our own": {"deep": ["\ud83d"]}}, "expected text, found half of a surrogate pair"),
+        (json.dumps(LINE)[:-1] + ', "n": ' + "9" * 5000 + "}", "expected JSON, found a number of more than 4,300"),
+        (json.dumps(LINE)[:-1] + ', "n": ' + "[" * 99_999 + "]" * 99_999 + "}", "expected JSON, found lists or obj"),
         (LINE | {"proponent_scores": None}, "field 'proponent_scores': expected a list, found None"),
         (LINE | {"proponent_correct": [1, 0, 0]}, r"proponent_correct\[0\]: expected true or false, found 1"),
         (LINE | {"proponent_correct": [True]}, "proponent_correct: expected one for each of the 3 proponents, found 1"),
@@ -135,6 +140,13 @@ def test_a_bad_line_is_named(line: Any, message: str, tmp_path: Path) -> None:
         file, place = write_lines(tmp_path / "bad.jsonl", first, line), 2
     with pytest.raises(ValueError, match=rf"bad\.jsonl, row {place}: (field .*)?{message}"):
         list(read_results(file))
+
+
+def test_whole_numbers_are_text(tmp_path: Path) -> None:
+    line = LINE | {"inputs_plaintext": 1814, "targets_plaintext": 7, "query_set": 2, "proponents": ["a", 3, "c"]}
+    (found,) = read_results(write_lines(tmp_path / "a.jsonl", line))
+    assert (found.prompt, found.target, found.query_set) == ("1814", "7", "2")
+    assert found.proponents.texts == ("a", "3", "c")
 
 
 def test_numbers_and_text_name_the_same_query(tmp_path: Path) -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ftrace.evaluation import EvaluatedQueries, PatchedPairs, random_examples, some_proponents, summarize_rises
+from ftrace.evaluation import (
+    EvaluatedQueries,
+    PatchedPairs,
+    TailPatchTable,
+    notes_on_rises,
+    random_examples,
+    render_tail_patch,
+    some_proponents,
+    summarize_rises,
+    write_tail_patch,
+)
 
 RISES = {(0, 1): 0.1, (0, 2): -0.2, (1, 1): 0.3, (1, 3): 0.0, (2, 2): 0.5}
 KIND = {(0, 1): 0, (0, 2): 1, (1, 1): 0, (1, 3): 4, (2, 2): 0}
@@ -58,6 +71,40 @@ def test_means_by_hand(queries: EvaluatedQueries) -> None:
     assert math.isnan(relation.rise.mean)
     of_kinds = sum(kind.share.mean * kind.rise.mean for kind in one.kinds if kind.count)
     assert of_kinds == pytest.approx(one.rise.mean)
+
+
+def test_probabilities_that_are_not_numbers_are_left_out_and_told(queries: EvaluatedQueries) -> None:
+    picks = {name: {query: np.array(ids, np.int64) for query, ids in own.items()} for name, own in PICKS.items()}
+    made = patched()
+    after = made.after.copy()
+    after[1] = np.nan  # query 0, example 2: all that there is of the random ones
+    after[3] = np.nan  # query 1, example 3
+    made = replace(made, after=after)
+    rows, probability = summarize_rises(made, picks, queries, "random", Kinds())  # type: ignore[arg-type]
+    assert probability.mean == pytest.approx((0.4 + 0.0) / 2)  # query 0 is left out of all rows
+    assert rows["a"].rise.mean == pytest.approx((0.3 + 0.5) / 2)
+    assert rows["a"].raised.mean == 1
+    assert rows["random"].rise.mean == pytest.approx((0.3 + 0) / 2)
+    assert rows["a"].beyond_random is not None
+    assert rows["a"].beyond_random.mean == pytest.approx(rows["a"].rise.mean - rows["random"].rise.mean)
+    assert [kind.count for kind in rows["a"].kinds] == [2, 0, 0, 0, 0]
+    note = "left out: 2 of 5 pairs whose probability is NaN before or after the step, and 1 of 3 queries with them"
+    assert notes_on_rises(made, picks, queries) == (note,)
+    assert notes_on_rises(patched(), picks, queries) == ()
+
+
+def test_where_no_query_is_left_the_table_says_nan(queries: EvaluatedQueries, tmp_path: Path) -> None:
+    picks = {name: {query: np.array(ids, np.int64) for query, ids in own.items()} for name, own in PICKS.items()}
+    made = replace(patched(), before=np.full(5, np.nan))
+    rows, probability = summarize_rises(made, picks, queries, "random")
+    assert math.isnan(probability.mean)
+    notes = notes_on_rises(made, picks, queries)
+    assert notes[-1] == "NaN: no query is left"
+    table = TailPatchTable(rows, probability, queries, 2, "step-00000004", "SGD", {}, 0, notes)
+    files = write_tail_patch(table, made, tmp_path)
+    assert "| a | NaN | NaN |" in files[0].read_text()
+    assert json.loads(files[2].read_text())["rows"]["a"]["rise"]["mean"] is None
+    render_tail_patch(table)
 
 
 def test_without_kinds(queries: EvaluatedQueries) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from made_run import make_run
 
-from ftrace.retraining import Retraining, claim_folder, do_retrainings, without, work
+from ftrace.retraining import QueryOutcome, Retraining, claim_folder, do_retrainings, without, work
 from ftrace.runs import Run
 
 ASKED = [Retraining(f"subset-{index}", tuple(range(index, 504, 2)), index) for index in range(4)] + [without([3, 1])]
@@ -95,6 +95,26 @@ def test_the_outcome_of_something_else_is_refused(run: Run, tmp_path: Path) -> N
         file.write_text(before)
     with pytest.raises(ValueError, match="jobs: expected at least 1, found 0"):
         do_retrainings(run, ASKED[:1], tmp_path, jobs=0)
+
+
+def test_losses_of_a_training_that_diverged_are_kept_as_json_has_them(run: Run, tmp_path: Path) -> None:
+    class Diverging:
+        def __init__(self) -> None:
+            self.run = run
+
+        def query_outcome(self, is_kept: np.ndarray, order_seed: int | None) -> QueryOutcome:
+            return QueryOutcome(np.array([0.5, np.nan, np.inf], np.float32), np.zeros(3, bool))
+
+    work.retrain(Diverging(), ASKED[0], tmp_path)  # type: ignore[arg-type]
+    text = (tmp_path / "subset-0.json").read_text()
+    assert '"losses": [0.5, null, null]' in text
+    found = work.read_outcome(ASKED[0], tmp_path, list(run.data.query_rows["query_id"]))
+    assert found is not None
+    np.testing.assert_array_equal(found.losses, [0.5, np.nan, np.nan])
+    (tmp_path / "subset-0.json").write_text(text.replace("null", "NaN"))  # as earlier versions wrote it
+    found = work.read_outcome(ASKED[0], tmp_path, list(run.data.query_rows["query_id"]))
+    assert found is not None
+    np.testing.assert_array_equal(found.losses, [0.5, np.nan, np.nan])
 
 
 def test_a_folder_is_of_one_set_of_settings(tmp_path: Path) -> None:

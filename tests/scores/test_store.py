@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
+from ftrace.scores import ScoreAccumulator, ScoreStore, ScoreWriter, Sum, stable_id
 
 IDS, QUERIES = np.array([7, 2, 5]), np.array([11, 10])
 DOT = np.array([[1.0, -3.0], [2.0, 0.0], [-1.0, 4.0]], dtype=np.float32)
@@ -156,6 +156,46 @@ def test_shapes_and_ids_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected query_ids without duplicates, found 1 of them"):
         ScoreStore.write(tmp_path / "store", IDS, np.array([1, 1]), {"dot": DOT})
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_scores_that_are_not_finite_have_no_rank(tmp_path: Path, largest: bool) -> None:
+    scores = np.array([np.nan, 3.0, np.inf, -1.0, -np.inf, 2.0])[:, None]
+    store = ScoreStore.write(tmp_path / "store", np.arange(6), np.array([0]), {"dot": scores})
+    order = [1, 5, 3] if largest else [3, 5, 1]
+    for k in (1, 2, 5):
+        ids, found = store.top(0, k, largest=largest)
+        assert ids.tolist() == order[:k]
+        assert found.tolist() == scores[order[:k], 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message", "remedy"),
+    [
+        (np.array([1, 2**63], np.uint64), r"from -2\^63 to 2\^63 - 1, found 9223372036854775808. Number them as", str),
+        (np.array([1, 2**70], object), "found others .*Number them as names: ftrace.scores.stable_id", str),
+        (np.array(["a", "b"]), "found <U1. Number them as names", str),
+        (np.array(["a", "b"], object), "found others .*Number them as names", str),
+        (np.array([0.0, 1.0]), r'found float64. Make them whole numbers: ids.astype\("int64"\)', int),
+    ],
+)  # fmt: skip
+def test_ids_that_would_become_others_are_refused(ids: np.ndarray, message: str, remedy: Any, tmp_path: Path) -> None:
+    for given in ((ids, QUERIES), (np.array([1, 2]), ids)):
+        with pytest.raises(ValueError, match=message):
+            ScoreStore.write(tmp_path / "store", *given, {"dot": np.zeros((2, 2))})
+        with pytest.raises(ValueError, match=message):
+            ScoreWriter(tmp_path / "store", *given, ["dot"])
+    assert not list(tmp_path.iterdir())
+    numbered = [stable_id(str(one)) if remedy is str else int(one) for one in ids.tolist()]
+    store = ScoreStore.write(tmp_path / "store", np.array(numbered), QUERIES, {"dot": np.zeros((2, 2))})
+    assert store.example_ids.tolist() == sorted(numbered)
+
+
+def test_ids_of_all_whole_types_are_taken(tmp_path: Path) -> None:
+    for ids in (np.array([3, 1], np.uint64), np.array([3, 1], np.int8), np.array([3, 1], object), [3, 1]):
+        store = ScoreStore.write(tmp_path / "store", ids, QUERIES, {"dot": np.eye(2)})  # type: ignore[arg-type]
+        assert store.example_ids.tolist() == [1, 3]
+        assert store.matrix().tolist() == [[0, 1], [1, 0]]
 
 
 def test_an_empty_store_can_be_written_and_read(tmp_path: Path) -> None:
