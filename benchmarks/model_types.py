@@ -3,6 +3,7 @@
     python benchmarks/model_types.py
     python benchmarks/model_types.py --types gpt2 t5 mixtral --out model_types.md
     python benchmarks/model_types.py --rows 8 --queries 8    # as many as tokens, so that axes can be mistaken
+    python benchmarks/model_types.py --use_cache             # with the cache that models have by default
 
 A model of random weights, in a module that knows nothing of attribution, is trained for two steps with OnlineTracIn at
 its defaults. Its ``dot`` scores are held against a replay by autograd, in which an example's contribution is the
@@ -53,11 +54,18 @@ COLUMNS = ("type", "family", "parameters", "result", "largest error", "by rule",
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Rows of a batch of examples, and of the one batch of queries."""
+class Setting:
+    """What all types have in common.
+
+    Args:
+        rows: Examples of a step.
+        queries: How many, in one batch.
+        use_cache: Whether models keep keys and values while they train.
+    """
 
     rows: int
     queries: int
+    use_cache: bool
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,9 @@ class Outcome:
 class Module(pl.LightningModule):
     """Wraps a model, as anybody would."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = build(name)
+        self.model = model
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean over rows."""
@@ -108,14 +116,14 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE)
 
 
-def make_batches(model: Any, sizes: Sizes) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+def make_batches(model: Any, setting: Setting) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     """Batches of examples, and one of queries."""
-    first_ids = range(0, STEPS * sizes.rows, sizes.rows)
+    first_ids = range(0, STEPS * setting.rows, setting.rows)
     examples = [
-        {**random_batch(model, sizes.rows, seed), "example_id": torch.arange(first, first + sizes.rows)}
+        {**random_batch(model, setting.rows, seed), "example_id": torch.arange(first, first + setting.rows)}
         for seed, first in enumerate(first_ids)
     ]
-    return examples, {**random_batch(model, sizes.queries, seed=STEPS), "query_id": torch.arange(sizes.queries)}
+    return examples, {**random_batch(model, setting.queries, seed=STEPS), "query_id": torch.arange(setting.queries)}
 
 
 def as_they_are(batches: Any) -> DataLoader:
@@ -123,11 +131,11 @@ def as_they_are(batches: Any) -> DataLoader:
     return DataLoader(batches, batch_size=None)
 
 
-def train(name: str, sizes: Sizes, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Tensor]:
+def train(name: str, setting: Setting, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Tensor]:
     """Train, and return the weights."""
     pl.seed_everything(0, verbose=False)
-    module = Module(name)
-    examples, _ = make_batches(module.model, sizes)
+    module = Module(build(name, use_cache=setting.use_cache))
+    examples, _ = make_batches(module.model, setting)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=list(callbacks),
@@ -136,23 +144,23 @@ def train(name: str, sizes: Sizes, callbacks: Sequence[pl.Callback] = ()) -> dic
     return module.model.state_dict()
 
 
-def trace(name: str, sizes: Sizes) -> tuple[Tensor, dict[str, Tensor]]:
+def trace(name: str, setting: Setting) -> tuple[Tensor, dict[str, Tensor]]:
     """Scores by OnlineTracIn, ``[examples, queries]``, and the weights it leaves."""
-    _, queries = make_batches(build(name), sizes)
+    _, queries = make_batches(build(name), setting)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "online"
         online = OnlineTracIn(as_they_are([queries]), store, lambda module, batch: token_losses(module.model, batch))
-        weights = train(name, sizes, [online])
+        weights = train(name, setting, [online])
         scores = ScoreStore.open(store)
         rows, columns = scores.example_ids.argsort(), scores.query_ids.argsort()
         return torch.from_numpy(scores.matrix("dot")[rows][:, columns].copy()).double(), weights
 
 
-def replay(name: str, sizes: Sizes) -> Tensor:
+def replay(name: str, setting: Setting) -> Tensor:
     """The same scores by plain autograd, one example and one query at a time."""
     pl.seed_everything(0, verbose=False)
-    model = build(name)
-    batches, queries = make_batches(model, sizes)
+    model = build(name, use_cache=setting.use_cache)
+    batches, queries = make_batches(model, setting)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     scores = []
     for batch in batches:
@@ -194,7 +202,7 @@ def shortened(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(".".join(re.sub(r"\d+", "*", name).split(".")[-3:]) for name in names))
 
 
-def examine(name: str, sizes: Sizes) -> Outcome:
+def examine(name: str, setting: Setting) -> Outcome:
     """All that is done with one type."""
     outcome = Outcome(name)
     try:
@@ -203,11 +211,11 @@ def examine(name: str, sizes: Sizes) -> Outcome:
             return replace(outcome, result=f"not built: {reason}")
         model = build(name)
         outcome = replace(outcome, family=family(model), elements=model.num_parameters(), **how_covered(model))
-        expected, plain = replay(name, sizes), train(name, sizes)
+        expected, plain = replay(name, setting), train(name, setting)
     except Exception as error:
         return replace(outcome, result=f"not built: {described(error)}")
     try:
-        scores, weights = trace(name, sizes)
+        scores, weights = trace(name, setting)
     except Exception as error:
         return replace(outcome, result=f"{'refused' if is_refusal(error) else 'crashed'}: {described(error)}")
     largest_error = float((scores - expected).abs().max() / expected.abs().max())
@@ -230,7 +238,7 @@ def described(error: Exception) -> str:
     return lines if is_refusal(error) else f"{type(error).__name__}: {lines}"
 
 
-def _examine_and_send(name: str, sizes: Sizes, sender: Connection) -> None:
+def _examine_and_send(name: str, setting: Setting, sender: Connection) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -240,16 +248,16 @@ def _examine_and_send(name: str, sizes: Sizes, sender: Connection) -> None:
         contextlib.redirect_stdout(nothing),
         contextlib.redirect_stderr(nothing),
     ):
-        outcome = examine(name, sizes)
+        outcome = examine(name, setting)
     sender.send(outcome)
 
 
-def examine_apart(name: str, sizes: Sizes, limit: float) -> Outcome:
+def examine_apart(name: str, setting: Setting, limit: float) -> Outcome:
     """The same in a process of its own, for so many seconds at most."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightning.pytorch", "transformers", "ftrace.callbacks"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_examine_and_send, args=(name, sizes, sender))
+    process = context.Process(target=_examine_and_send, args=(name, setting, sender))
     process.start()
     sender.close()
     try:
@@ -271,6 +279,7 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=list(type_names()), metavar="TYPE", help="Which; default: all.")
     parser.add_argument("--rows", type=int, default=4, help="Examples of a step.")
     parser.add_argument("--queries", type=int, default=3, help="How many queries.")
+    parser.add_argument("--use_cache", action="store_true", help="Leave the models' cache on.")
     parser.add_argument("--limit", type=float, default=120.0, help="Seconds for each type.")
     parser.add_argument("--out", type=Path, help="A file that the table is written to as well.")
     arguments = parser.parse_args()
@@ -279,9 +288,10 @@ def main() -> None:
         parser.error(f"--types: expected model types of Transformers (TYPE-decoder: a decoder alone), found {unknown}")
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     print("\n".join(lines))
+    setting = Setting(arguments.rows, arguments.queries, arguments.use_cache)
     results: Counter[str] = Counter()
     for name in arguments.types:
-        outcome = examine_apart(name, Sizes(arguments.rows, arguments.queries), arguments.limit)
+        outcome = examine_apart(name, setting, arguments.limit)
         results[outcome.result.partition(":")[0]] += 1
         lines.append(outcome.as_markdown())
         print(lines[-1], flush=True)

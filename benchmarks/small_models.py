@@ -161,24 +161,25 @@ def why_not_built(name: str) -> str | None:
     return f"not small: {elements:,} parameters" if elements > _LARGEST else None
 
 
-def small_config(name: str) -> Any:
+def small_config(name: str, *, use_cache: bool = False) -> Any:
     """The type's config, small."""
     model_type, _ = type_names()[name]
     config_class = CONFIG_MAPPING[model_type]
     if model_type == "encoder-decoder":
-        halves = [_shrunk(CONFIG_MAPPING["bert"], {"is_decoder": is_decoder}) for is_decoder in (False, True)]
-        return config_class.from_encoder_decoder_configs(*halves)
+        decoder = _shrunk(CONFIG_MAPPING["bert"], {}, use_cache)
+        encoder = _shrunk(CONFIG_MAPPING["bert"], {"is_decoder": False}, use_cache)
+        return config_class.from_encoder_decoder_configs(encoder, decoder)
     _, changes = _VARIANTS.get(name, (model_type, {}))
-    return _shrunk(config_class, _OVERRIDES.get(model_type, {}) | changes)
+    return _shrunk(config_class, _OVERRIDES.get(model_type, {}) | changes, use_cache)
 
 
-def _shrunk(config_class: Any, changes: dict[str, Any]) -> Any:
+def _shrunk(config_class: Any, changes: dict[str, Any], use_cache: bool) -> Any:
     fields = {name: parameter.default for name, parameter in inspect.signature(config_class).parameters.items()}
     parts = config_class.sub_configs
     small: dict[str, Any] = {}
     for name, value in fields.items():
         if name in parts:
-            small[name] = _shrunk(_class_of_part(config_class, name), changes.get(name, {}))
+            small[name] = _shrunk(_class_of_part(config_class, name), changes.get(name, {}), use_cache)
         elif name in _SIZES and isinstance(value, int) and value > _SIZES[name]:
             small[name] = _SIZES[name]
         elif _NOISE.search(name) and isinstance(value, float):
@@ -191,6 +192,8 @@ def _shrunk(config_class: Any, changes: dict[str, Any]) -> Any:
         small["pad_token_id"] = 0
     if "is_decoder" in fields:
         small["is_decoder"] = True
+    if "use_cache" in fields:
+        small["use_cache"] = use_cache
     own = {name: value for name, value in changes.items() if name not in parts}
     return config_class(**{**small, **_one_layer_of_each_kind(config_class, fields), **own})
 
@@ -213,13 +216,19 @@ def _one_layer_of_each_kind(config_class: Any, fields: Iterable[str]) -> dict[st
     return {**dict(chosen), "num_hidden_layers": len(layers)}
 
 
-def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The model, with random weights none of which is 0 or 1, where mistakes would hide."""
+def build(name: str, dtype: torch.dtype = torch.float32, *, use_cache: bool = False) -> Any:
+    """The model, with random weights none of which is 0 or 1, where mistakes would hide.
+
+    Args:
+        name: The type.
+        dtype: Of the weights.
+        use_cache: Whether keys and values are kept while it trains, too, as by default.
+    """
     torch.manual_seed(0)
     auto = AutoModelForSeq2SeqLM if type_names()[name][1] else AutoModelForCausalLM
     # The default for experts has no float64.
     experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
-    model = auto.from_config(small_config(name), dtype=dtype, **experts)
+    model = auto.from_config(small_config(name, use_cache=use_cache), dtype=dtype, **experts)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
@@ -259,9 +268,7 @@ def _random_rows(rows: int, length: int, generator: torch.Generator) -> tuple[Te
 def token_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """One loss a row, the summed negative log-likelihood of its labels, ``[B]``."""
     takes = inspect.signature(model.forward).parameters
-    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name in takes and name != "labels"}
-    if "use_cache" in takes:
-        inputs["use_cache"] = False
+    inputs = {name: value for name, value in batch.items() if name in takes and name != "labels"}
     logits, labels = model(**inputs).logits, batch["labels"]
     if not model.config.is_encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
