@@ -1,0 +1,121 @@
+"""Model types of Transformers that have every structure between them: products equal autograd, or a named refusal.
+
+Their configs are those of ``benchmarks/model_types.py``, which sweeps over all types.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from torch import Tensor
+
+from ftrace.gradients import GradientCapture, QueryGradients, inner_products
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "small_models.py"
+EXACT = {
+    "gpt2": "learned positions by ids of one row; tied weights",
+    "bert": "learned positions and token types by slices of a buffer",
+    "opt-projected": "positions with an offset, counted by the mask; embeddings of a width of their own",
+    "ctrl": "sinusoids",
+    "llama": "rotary positions",
+    "cohere": "attention and feed-forward layer side by side",
+    "falcon-alibi": "attention biased by distance; a linear layer of a class of its own",
+    "gemma3_text": "norms around each part, scaled by 1 + weight",
+    "t5-gated": "relative positions, one table a stack",
+    "encoder-decoder": "two models with cross-attention",
+    "deepseek_v3": "latent attention; experts in groups",
+    "mixtral": "experts as one module, on flattened tokens",
+    "gpt_oss": "sinks of attention; experts with biases",
+    "rwkv": "a recurrence",
+    "recurrent_gemma": "gates by blocks of weights",
+    "xlstm": "cells with several gates",
+}
+NOT_YET = {
+    "bart": "learned positions by ids of one row, with an offset, that only a fallback knows",
+    "blenderbot": "learned positions by a vector of ids",
+    "prophetnet": "a table's weight read without a look-up; a second look-up beside forward",
+    "mvp-prompt": "whole layers on prompts that have no batch axis",
+    "umt5": "relative positions, a table a layer",
+    "longt5-global": "relative positions within blocks",
+    "led": "layers whose leading axis is time",
+    "gpt_neox_japanese": "an attention layer that returns its bias",
+    "gemma3n_text": "weights used by another method than forward, or clamped",
+    "switch_transformers": "experts as layers, each on the rows that it is given",
+    "dbrx": "an expert that is given slices of its own weights",
+    "llama4_text": "experts that all get all tokens, one expert's after another's",
+    "jetmoe": "experts of attention, on sorted rows; a bias used by another method than forward",
+    "mamba": "weights of a convolution and a projection read outside of them",
+    "qwen3_next": "gated linear attention after such a convolution",
+    "zamba": "one attention layer at several depths, and such convolutions",
+}
+REFUSED = {"doge-experts": "its output for one example depends on the others"}  # its routing mixes them
+
+
+@pytest.fixture(scope="module")
+def small_models() -> Any:
+    spec = importlib.util.spec_from_file_location("small_models", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def products_by_autograd(small_models: Any, name: str, **settings: Any) -> Tensor:
+    """Of each example's share of a mean loss with each query, in the modes that training has."""
+    model = small_models.build(name, torch.float64, **settings)
+    examples, queries = (small_models.random_batch(model, rows, seed) for seed, rows in enumerate((4, 3)))
+    model.train()
+    of_examples = oracle.gradients(model, lambda: small_models.token_losses(model, examples) / 4)
+    model.eval()
+    of_queries = oracle.gradients(model, lambda: small_models.token_losses(model, queries))
+    return oracle.matrix(of_examples) @ oracle.matrix(of_queries).T
+
+
+def products_by_hooks(small_models: Any, name: str, **settings: Any) -> Tensor:
+    """The same; the gradients that training gets must be what they are without hooks."""
+    model = small_models.build(name, torch.float64, **settings)
+    examples, queries = (small_models.random_batch(model, rows, seed) for seed, rows in enumerate((4, 3)))
+    model.train()
+    small_models.token_losses(model, examples).mean().backward()
+    without_hooks = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    with GradientCapture(model, strict=True) as capture:
+        with capture.recording(4) as recording:
+            small_models.token_losses(model, examples).mean().backward()
+        of_examples = recording.gradients()
+        model.eval()
+        with capture.recording(3) as recording:
+            recording.backward(small_models.token_losses(model, queries))
+        of_queries = recording.gradients()
+    for parameter, grad in zip(model.parameters(), without_hooks, strict=True):
+        assert parameter.grad is grad is None or torch.equal(parameter.grad, grad)
+    return inner_products(of_examples, QueryGradients(of_queries), capture.coverage.covered)
+
+
+def not_yet(name: str, reason: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.xfail(strict=False, reason=reason))
+
+
+@pytest.mark.parametrize("name", [*EXACT, *(not_yet(name, reason) for name, reason in NOT_YET.items())])
+def test_products_equal_autograd(small_models: Any, name: str) -> None:
+    expected = products_by_autograd(small_models, name)
+    # Norms and softmax are taken in float32 by many.
+    assert oracle.relative_error(products_by_hooks(small_models, name), expected) < 1e-7
+
+
+@pytest.mark.parametrize("name", ["llama", not_yet("gpt_oss", "a fallback can't copy the tensors in a cache")])
+def test_with_the_cache_that_is_on_by_default(small_models: Any, name: str) -> None:
+    expected = products_by_autograd(small_models, name, use_cache=True)
+    assert oracle.relative_error(products_by_hooks(small_models, name, use_cache=True), expected) < 1e-7
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(small_models: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        products_by_hooks(small_models, name)
