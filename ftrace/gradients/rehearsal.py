@@ -107,6 +107,7 @@ class Rehearsal:
         forwards: Passes that have been run without a backward pass.
         backwards: Passes that have been run with one.
         changed: Outputs whose rows are not where an earlier batch had them.
+        is_complete: Whether it is known whose rows are whose wherever there was a gradient.
     """
 
     capture: GradientCapture
@@ -117,6 +118,7 @@ class Rehearsal:
     forwards: int = 0
     backwards: int = 0
     changed: list[Key] = field(default_factory=list)
+    is_complete: bool = True
     _plain: dict[bool, Observation] = field(default_factory=dict)
 
     # Whose rows are whose
@@ -308,8 +310,10 @@ class Rehearsal:
         """
         self.backwards += 1
         recording = self._start(whole=whole)
+        recording.of_pass.open = set()
         read: list[PerExampleGradients] = []
         totals = self._differentiate(recording, None, read)
+        self.is_complete = not recording.of_pass.open
         return PerExampleGradients.sum(read or [recording.gradients()]), totals
 
     def alone(self, example: int) -> dict[str, Tensor]:
@@ -329,7 +333,6 @@ class Rehearsal:
             recording.prepare([] if loss.grad_fn is None else [loss.grad_fn])
             wanted = {name: named[name] for name in self.capture.coverage.covered if named[name].requires_grad}
             recording.of_pass.chosen = chosen
-            recording.of_pass.open = None if chosen is not None else set()
             try:
                 grads = recording.differentiate(loss, list(wanted.values()), retain=keeps)
             finally:
