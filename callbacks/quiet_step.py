@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, exchanged
-from ftrace.callbacks.processes import gather_objects, local
+from ftrace.callbacks.kept_state import KeptState
+from ftrace.callbacks.processes import gather_objects
 from ftrace.callbacks.training_loop import without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -106,7 +106,7 @@ class QuietStep:
         with ExitStack() as stack:
             stack.enter_context(isolate_rng())
             stack.enter_context(_sharded(self.pl_module))
-            stack.enter_context(_as_it_was(self.pl_module))
+            stack.enter_context(KeptState(self.pl_module, always=True).in_place())
             stack.enter_context(_untrained(self.pl_module))
             stack.enter_context(_unlogged(self.trainer, self.pl_module, on_loss))
             stack.enter_context(redirect_stdout(io.StringIO()))
@@ -181,70 +181,16 @@ def _sharded(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _untrained(module: nn.Module) -> Iterator[None]:
-    """Gradients that training has gathered are out of reach, and weights are afterwards what they were."""
+    """Gradients that training has gathered are out of reach."""
     kept = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
-    weights = [local(parameter).to("cpu", copy=True) for parameter, _, _ in kept]
     for parameter, _, _ in kept:
         parameter.grad = None
     try:
         yield
     finally:
-        for (parameter, grad, requires_grad), weight in zip(kept, weights, strict=True):
+        for parameter, grad, requires_grad in kept:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-            if not torch.equal(local(parameter).cpu(), weight):
-                local(parameter).copy_(weight)
-
-
-@contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Buffers, counters, metrics and lists that modules keep are as they were afterwards."""
-    attributes = [(one, dict(one.__dict__)) for one in module.modules()]
-    containers = list(_containers(module))
-    before = [(tensor, tensor.detach().clone(), tensor._version) for tensor in _tensors(module)]
-    try:
-        yield
-    finally:
-        for one, own in attributes:
-            one.__dict__.clear()
-            one.__dict__.update(own)
-        for container, content in containers:
-            container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
-        with torch.no_grad():
-            for tensor, value, version in before:
-                if tensor._version != version:
-                    tensor.copy_(value)
-
-
-_INTERNAL = frozenset(nn.Module().__dict__) - {"_buffers"}
-
-
-def _kept(module: nn.Module) -> Iterator[Any]:
-    """Whatever modules keep as attributes and buffers; no hooks, and no parameters."""
-    for one in module.modules():
-        yield from (value for name, value in one.__dict__.items() if name not in _INTERNAL)
-
-
-def _containers(module: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Lists, dictionaries and sets that modules keep, and those in them, with what is in each."""
-    waiting, seen = list(_kept(module)), set()
-    while waiting:
-        value = waiting.pop()
-        if not isinstance(value, list | dict | set) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        yield value, copy.copy(value)
-        waiting += value.values() if isinstance(value, dict) else value
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    """Tensors that modules keep, which are no parameters."""
-    found = [value for value in _kept(module) if isinstance(value, Tensor)]
-    for container, _ in _containers(module):
-        found += [own for own in (container.values() if isinstance(container, dict) else container)
-                  if isinstance(own, Tensor)]  # fmt: skip
-    return list({id(one): one for one in found if not isinstance(one, nn.Parameter)}.values())
 
 
 @contextmanager

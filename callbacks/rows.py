@@ -96,6 +96,7 @@ class RowFinder:
         self._next_confirmation = self._within(_CONFIRM_EVERY)
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Any] = set()
+        self._seen: set[str] = set()
         self._silent_batches = 0
         self._first_problem: dict[str, str] = {}
         self._now: tuple[Any, int, Examples, RandomState] | None = None
@@ -152,11 +153,15 @@ class RowFinder:
         new = set(recording.unknown()) - self._tried
         if _any_process(bool(new)):
             assert self._now is not None
+            read = dict(self.widened)
             changed = self._rehearse(step) if self._now[2].total > 1 else False
             if changed:  # hooks of other layers have not heard this forward pass
+                names = [name for name, path in self.widened.items() if read.get(name) != path]
+                left_out = ", ".join(f'"!{name}"' for name in names)
                 raise ValueError(
                     f"{self.who}: at step {step} layers run that had not run before, and their parameters can't be "
-                    f"read off them: {', '.join(sorted({key.path for key in new})[:3])}. {self._remedy(self.left_out)}"
+                    f"read off them: {', '.join(sorted({key.path for key in new})[:3])}. Leave them out with "
+                    f'parameters=("*", {left_out})'
                 )
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
@@ -248,6 +253,7 @@ class RowFinder:
                     rehearsal.find_rows()
             except UnreadableError as error:
                 first = first or error
+                self._seen |= {key.path for key in rehearsal.book.verified}
                 continue
             if trial is not inputs and not self._queries_agree(rehearsal.book):
                 continue
@@ -351,18 +357,14 @@ class RowFinder:
         names = [name for name in problem.names if name in self.capture.coverage.covered]
         for name in names:
             self._first_problem.setdefault(name, str(problem))
-        stuck = []
-        for name in names:
-            path = self.capture.widen(name)
-            if path is None:
-                stuck.append(name)
-            else:
-                self.widened[name] = path
+        moved = self.capture.widen(names, self._seen | {key.path for key in self.book.verified})
+        self.widened |= moved
+        stuck = [name for name in names if name not in moved]
         if stuck or not names:
             first = self._first_problem[stuck[0]] if stuck else str(problem)
             alike = [name for name in names if self._first_problem[name] == first]
             self.leave_out(alike, first)
-        self._forget(names)
+        self._forget([*names, *moved])
         return True
 
     def yield_to_queries(self, problem: UnreadableError, listens: GradientCapture) -> bool:
@@ -388,9 +390,7 @@ class RowFinder:
         self._is_due = True
         changed = self._yield_to(problem)
         if listens is not self.capture:
-            for name in scored:
-                if name in self.widened:
-                    listens.widen(name)
+            listens.widen([name for name in scored if name in self.widened])
             listens.leave_out([name for name in problem.names if name not in self.widened], str(problem))
         return changed
 
@@ -409,10 +409,6 @@ class RowFinder:
 
     def _forget(self, names: Collection[str]) -> None:
         self.checked = {name: step for name, step in self.checked.items() if name not in names}
-
-    def _remedy(self, names: Collection[str]) -> str:
-        left_out = ", ".join(f'"!{name}"' for name in names)
-        return f'Leave them out with parameters=("*", {left_out})'
 
     # What was found
 

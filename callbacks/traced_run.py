@@ -18,7 +18,7 @@ import torch
 from ftrace.callbacks.clipping import Clipping
 from ftrace.callbacks.contributions import StepTaken
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
-from ftrace.callbacks.kept_weights import KeptWeights
+from ftrace.callbacks.kept_state import KeptState
 from ftrace.callbacks.ledger import LedgerKeeper, log_interval
 from ftrace.callbacks.listening import Listening
 from ftrace.callbacks.processes import gather_objects, num_processes
@@ -111,7 +111,7 @@ class TracedRun:
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
         self._batch_sizes: Sequence[int] = ()
-        self._written_to = KeptWeights(pl_module)
+        self._kept = KeptState(pl_module)
         self.parameters = TrainedParameters(
             trainer, pl_module, listening, rules, self.failures, strict=strict, seed=seed
         )
@@ -225,7 +225,7 @@ class TracedRun:
         while True:
             gaps = {} if self.ledger is None else self.parameters.gaps()
             try:
-                with self.parameters.all_require_gradients(), self._written_to.in_place():
+                with self.parameters.all_require_gradients(), self._kept.in_place():
                     return self.queries.run(
                         self.trainer, self.pl_module, self.listening.queries, self.step, gaps, compare, whole=whole
                     )
@@ -326,7 +326,13 @@ class TracedRun:
                 one.norm_of_backward = one.gradient_norm() / scale
             self._recordings.append(self._start_recording())
         else:
-            self._recordings = []  # lets go of the activations
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Of what was recorded, and so of the activations."""
+        for recording in self._recordings:
+            recording.close()
+        self._recordings = []
 
     def _contribute(
         self,
@@ -357,7 +363,7 @@ class TracedRun:
     def end_batch(self) -> None:
         """A batch is done: steps that were begun and not taken have been skipped."""
         self.listening.training.stop()
-        self._recordings = []
+        self._let_go()
         heard, self._heard = self._heard, None
         if heard and self._last is not None:
             require_shared_parameters(heard, self._last.gradients.parts.keys(), strict=self.strict)

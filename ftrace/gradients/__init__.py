@@ -4,7 +4,6 @@ from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
-from ftrace.gradients.layers import writes_nothing
 from ftrace.gradients.layout_book import LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.names import full_name, layer_of, match_globs, nearest
@@ -93,5 +92,4 @@ __all__ = [
     "touched_elements",
     "unsupported_step",
     "whitener",
-    "writes_nothing",
 ]

@@ -105,16 +105,18 @@ class GradientCapture:
             handle.remove()
         self._handles.clear()
 
-    def widen(self, name: str) -> str | None:
-        """Read a parameter off a module further out: something uses it where its layer can't be listened to.
+    def widen(self, names: Collection[str], seen: Collection[str] = ()) -> dict[str, str]:
+        """Read parameters off modules further out: something uses them where their layers can't be listened to.
 
         Args:
-            name: The parameter.
+            names: The parameters.
+            seen: Names of layers that have been seen at work; parameters of others go along.
 
         Returns:
-            The name of that module; None where there is none, or the module is compiled.
+            By parameter, the name of that module; without those for which there is none. In a compiled module, whose
+            hooks can't change, there is none.
         """
-        return None if self._compiled else self._changed(lambda: self.coverage.widen(self.module, name))
+        return {} if self._compiled else self._changed(lambda: self.coverage.widen(self.module, names, seen))
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
         """Read these parameters no more, since it turned out that they can't be."""

@@ -76,20 +76,36 @@ class Coverage:
         self._change(names, status="unsupported", rules=(), reason=reason)
         self._drop(names)
 
-    def widen(self, root: nn.Module, name: str) -> str | None:
-        """Read a parameter off a module further out, since something uses it outside of the layers it is read off now.
+    def widen(self, root: nn.Module, names: Collection[str], seen: Collection[str]) -> dict[str, str]:
+        """Read parameters off modules further out, since something uses them outside of where they are read off now.
+
+        What is read inside of such a module, off layers that nobody has seen at work (another expert, say), goes along.
 
         Args:
             root: The module that this is the coverage of.
-            name: The parameter.
+            names: The parameters.
+            seen: Names of layers that have been seen at work.
 
         Returns:
-            The name of that module; None where there is none.
+            By parameter, the name of that module; without those for which there is none.
         """
         modules = dict(root.named_modules(remove_duplicate=False))
-        readers = [layer for layer in self.layers if name in layer.names.values()]
-        path = _common([layer.path for layer in readers])
-        if any(layer.path == path for layer in readers):
+        outer = {name: path for name in names if (path := self._outer(name, modules)) is not None}
+        moved = dict(outer)
+        for path in dict.fromkeys(outer.values()):
+            inside = f"{path}." if path else ""
+            for layer in self.layers:
+                if layer.path != path and layer.path.startswith(inside) and layer.path not in seen:
+                    moved = dict.fromkeys(layer.names.values(), path) | moved
+        for name, path in moved.items():
+            self._move(name, path, modules[path])
+        return moved
+
+    def _outer(self, name: str, modules: Mapping[str, nn.Module]) -> str | None:
+        """The next module around all layers that a parameter is read off."""
+        readers = [layer.path for layer in self.layers if name in layer.names.values()]
+        path = _common(readers)
+        if path in readers:
             if not path:
                 return None
             path = _parent(path)
@@ -97,17 +113,20 @@ class Coverage:
             if not path:
                 return None
             path = _parent(path)
+        return path
+
+    def _move(self, name: str, path: str, module: nn.Module) -> None:
+        readers = [layer for layer in self.layers if name in layer.names.values()]
         parameter = next(layer.parameter(local) for layer in readers for local, n in layer.names.items() if n == name)
-        everywhere = modules[path].named_parameters(remove_duplicate=False)
+        everywhere = module.named_parameters(remove_duplicate=False)
         names_here = {local: name for local, p in everywhere if p is parameter}
         self._drop([name])
         known = next((one for one in self.layers if one.path == path and one.rule is FALLBACK), None)
         if known is None:
-            self.layers.append(Layer(path, modules[path], FALLBACK, names_here))
+            self.layers.append(Layer(path, module, FALLBACK, names_here))
         else:
             known.names.update(names_here)
         self._change([name], rules=(f"{FALLBACK.name} at {path!r}",))
-        return path
 
     def _drop(self, names: Collection[str]) -> None:
         for layer in self.layers:

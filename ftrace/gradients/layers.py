@@ -26,8 +26,3 @@ def find_rule(module: nn.Module) -> Rule | None:
     if "forward" in module.__dict__:  # somebody has put another one there
         return None
     return _BY_FORWARD.get(type(module).forward) or _BY_CLASS.get(full_name(module)) or find_convolution_rule(module)
-
-
-def writes_nothing(module: nn.Module) -> bool:
-    """Whether a layer is known not to write to its own weights when it runs."""
-    return find_rule(module) is not None and getattr(module, "max_norm", None) is None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
@@ -78,6 +79,7 @@ class Recording:
         self._capture = capture
         self._runs_of: Counter[str] = Counter()
         self._shared: SharedGradients | None = None
+        self._handles: list[RemovableHandle] = []
         self._await_backward()
 
     @property
@@ -146,7 +148,10 @@ class Recording:
             output = base
         self.outputs[heard.key] = heard
         self.edges[heard.key] = get_gradient_edge(output)  # now, before anything may change the output in place
-        output.register_hook(heard.take_gradient)
+        handle = output.register_hook(heard.take_gradient)
+        if output.grad_fn is None:  # a parameter that its layer returns, which outlives this pass
+            self._handles.append(handle)
+            weakref.finalize(self, handle.remove)
 
     def prepare(self, starts: Iterable[Node]) -> None:
         """Before a backward pass: find out where what is shared by all examples meets them.
@@ -169,6 +174,12 @@ class Recording:
             self._shared = None
         self.of_pass.shared.clear()
         self._await_backward()
+
+    def close(self) -> None:
+        """Take no gradients any more."""
+        self._close_shared()
+        for handle in self._handles:
+            handle.remove()
 
     def _await_backward(self) -> None:
         """A backward pass that nobody has announced begins at the outputs that were heard."""
@@ -235,6 +246,8 @@ class Recording:
             Gradients of the given parameters.
         """
         edges: list[Any] = list(self.edges.values())  # activation checkpointing adds to them meanwhile
+        if not edges and not parameters:
+            return []
         found = torch.autograd.grad(losses.sum(), [*edges, *parameters], allow_unused=True, retain_graph=retain or None)
         return list(found[len(edges) :])
 

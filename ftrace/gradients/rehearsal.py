@@ -201,19 +201,20 @@ class Rehearsal:
         self.forwards += 1
         observation = self._start(observes=True)
         assert isinstance(observation, Observation)
-        with self._listening():
+        with self._listening(observation):
             self.step(None, sources=sources, fresh=fresh, stirred=stirred)
         observation.edges.clear()  # lets go of the graph
         return observation
 
     @contextmanager
-    def _listening(self) -> Iterator[None]:
+    def _listening(self, recording: Recording) -> Iterator[None]:
         """Nobody else listens to the model meanwhile."""
         try:
             with self.capture.exclusively():
                 yield
         finally:
             self.capture.stop()
+            recording.close()
 
     def _refuse_loose(self, still: Sequence[Key]) -> None:
         plain, stirred = self._observed(False), self._forward(stirred=True)
@@ -296,7 +297,7 @@ class Rehearsal:
                 nodes.close()
             found.nodes.append(nodes)
 
-        with self._listening():
+        with self._listening(observation):
             self.step(on_loss, sources=sources)
         return found
 
@@ -344,7 +345,7 @@ class Rehearsal:
                 if grad is not None:
                     totals[name] = totals[name] + grad if name in totals else grad
 
-        with self._listening():
+        with self._listening(recording):
             self.step(on_loss)
         return totals
 

@@ -474,7 +474,7 @@ def run_net(net: nn.Module, tmp_path: Path, **arguments: Any) -> ScoreStore:
 def hold_net(net: nn.Module, tmp_path: Path, **arguments: Any) -> None:
     """Against a replay by plain autograd, one example at a time."""
     module = Net(copy.deepcopy(net))
-    store = run_net(net, tmp_path, **arguments)
+    store = run_net(copy.deepcopy(net), tmp_path, **arguments)
     asked = default_collate(net_rows(3, "query_id"))
     expected = torch.zeros(6, 3, dtype=torch.float64)
     for start in (0, 3) * (store.manifest["steps"] // 2):
@@ -516,7 +516,7 @@ def test_a_weight_that_is_used_without_its_layer_is_read_off_the_module_around_i
     net = nn.Sequential(nn.Linear(4, 4), BorrowsWeight())
     hold_net(net, tmp_path)
     store = ScoreStore.open(tmp_path / "online")
-    assert store.manifest["rows"]["read_off_outer_modules"] == {"net.1.layer.weight": "net.1"}
+    assert store.manifest["rows"]["read_off_outer_modules"]["net.1.layer.weight"] == "net.1"
 
 
 class MixesExamples(nn.Module):
