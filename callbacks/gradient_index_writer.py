@@ -30,6 +30,7 @@ from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
     loss_scale,
     scales_inside,
+    warn_of_missing_rates,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -81,7 +82,8 @@ class GradientIndexWriter(Callback):
         shard_bytes: How large a file of rows becomes, about; it is held in memory until then.
         sample: Rows, drawn at random, that a segment's autocorrelation is taken of.
         id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
-        strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning.
+        strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning. One
+            that turns out to be unreadable when the model runs always is, since all rows have the same parameters.
         self_check: Hold two examples of the first batch against plain autograd, and the sum of rows against the
             gradient at the first step of each segment.
         seed: Of the projection and of the sample.
@@ -146,6 +148,7 @@ class GradientIndexWriter(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_loop_without_index(trainer, pl_module, WHO)
+        warn_of_missing_rates(trainer, WHO, "the index")
         self._repeated_ids = RepeatedIds(trainer, self.id_key, strict=self.strict, shared=self.shared_ids)
         optimizer = trainer.optimizers[0]
         if self._capture is None:
@@ -166,7 +169,7 @@ class GradientIndexWriter(Callback):
         self._checks = None if failures is None else IndexChecks(self._parameters, failures, coarse=coarse)
         seed = self.settings.features.seed
         self._rows = RowFinder(
-            trainer, pl_module, self._capture, self.id_key, WHO, failures, strict=self.strict, seed=seed, coarse=coarse
+            trainer, pl_module, self._capture, self.id_key, WHO, failures, strict=True, seed=seed, coarse=coarse
         )
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None
@@ -242,6 +245,7 @@ class GradientIndexWriter(Callback):
         self._step = trainer.global_step
         self._close_segment()
         self._detach()
+        self._rows.say_what_was_never_checked()
         if not any(self._output_dir.glob("segment-*")):
             rank_zero_warn(
                 f"{WHO}: nothing was written: the {trainer.global_step} steps of {trainer.current_epoch} epochs had "
@@ -401,6 +405,7 @@ class GradientIndexWriter(Callback):
                 "corrected": bool(self._features.preconditioners),
                 "undivided": [name for name in self._names if name not in self._features.preconditioners],
                 "steps_left_out": self.steps_left_out,
+                "rows": self._rows.facts(),
             }
             self.steps_left_out = 0
             if names:

@@ -21,7 +21,7 @@ from ftrace.callbacks.resume import RunState
 from ftrace.callbacks.scoring_rules import KINDS, ScoringRules
 from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.traced_run import TracedRun
-from ftrace.callbacks.training_loop import refuse_unsupported_loop
+from ftrace.callbacks.training_loop import refuse_unsupported_loop, warn_of_missing_rates
 from ftrace.callbacks.whitened import Whitening
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -200,6 +200,8 @@ class OnlineTracIn(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_unsupported_loop(trainer)
+        if "dot" in self.scores:
+            warn_of_missing_rates(trainer, "OnlineTracIn", 'the kind "dot"')
         self._repeated_ids = RepeatedIds(trainer, self.id_key, strict=self.strict, shared=self.shared_ids)
         for optimizer in trainer.optimizers if "update" in self.scores else ():
             problem = unsupported_step(optimizer)
@@ -309,6 +311,7 @@ class OnlineTracIn(Callback):
         run = self._running
         self._state.remember(run, self._names)
         run.finish()
+        run.rows.say_what_was_never_checked()
         self._write(complete=run.first_step == 0)
         self._listening.detach()
 

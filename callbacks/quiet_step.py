@@ -14,7 +14,7 @@ from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, exchanged
 from ftrace.callbacks.kept_state import KeptState
 from ftrace.callbacks.processes import gather_objects
-from ftrace.callbacks.training_loop import without_reentrant_checkpointing
+from ftrace.callbacks.training_loop import loss_scale, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -121,7 +121,7 @@ class QuietStep:
             if self.pl_module.automatic_optimization:
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor) and loss.requires_grad:
-                    on_loss(loss, False)
+                    on_loss(loss * loss_scale(self.trainer), False)
             elif any(parameter.grad is not None for parameter in self.pl_module.parameters()):
                 raise ValueError(
                     "the training step runs a backward pass that nothing was told of. Call self.manual_backward(loss) "
@@ -205,7 +205,9 @@ def _unlogged(trainer: Trainer, pl_module: LightningModule, on_loss: OnLoss) -> 
         make = type(pl_module).optimizers.__get__(pl_module)
         schedulers = type(pl_module).lr_schedulers.__get__(pl_module)
         replaced |= {
-            "manual_backward": lambda loss, *args, **kwargs: on_loss(loss, bool(kwargs.get("retain_graph"))),
+            "manual_backward": lambda loss, *args, **kwargs: on_loss(
+                loss * loss_scale(trainer), bool(kwargs.get("retain_graph"))
+            ),
             "optimizers": lambda use_pl_optimizer=True: _still(make(use_pl_optimizer)),
             "lr_schedulers": lambda: _still(schedulers()),
             "clip_gradients": nothing,

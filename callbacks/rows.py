@@ -18,7 +18,7 @@ from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_p
 from ftrace.callbacks.quiet_step import QuietStep, RandomState
 from ftrace.callbacks.self_check import Failures, compare_gradients, projected
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ftrace.gradients import (
@@ -85,6 +85,7 @@ class RowFinder:
         self.strict = strict
         self.coarse = coarse
         self.query_rows = query_rows
+        self.may_go_on = who == "OnlineTracIn"  # an index has the same parameters in all rows
         self.book = LayoutBook()
         self.checked: dict[str, int] = {}
         self.left_out: dict[str, str] = {}
@@ -401,7 +402,8 @@ class RowFinder:
             ValueError: When strict.
         """
         if self.strict or not names:
-            raise ValueError(f"{self.who}: {reason}, or go on without with strict=False.")
+            remedy = ", or go on without with strict=False" if self.may_go_on else ""
+            raise ValueError(f"{self.who}: {reason}{remedy}.")
         rank_zero_warn(f"{self.who}: {reason}. Left out")
         self.capture.leave_out(names, reason)
         self.left_out |= dict.fromkeys(names, reason)
@@ -427,6 +429,16 @@ class RowFinder:
             "read_off_outer_modules": self.widened,
             "left_out": self.left_out,
         }
+
+    def say_what_was_never_checked(self) -> None:
+        """When training ends: name what nobody could look at."""
+        names = self.never_checked()
+        if names and self.rehearsed_at and self.failures is not None:
+            shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            rank_zero_info(
+                f"{self.who} self_check: {len(names)} parameters were never held against autograd, since they had no "
+                f"gradient in any batch of several examples that was looked at: {shown}. The manifest has all of them"
+            )
 
     def never_checked(self) -> list[str]:
         """Covered parameters that had no gradient in any batch of several examples that was rehearsed."""

@@ -10,6 +10,7 @@ import torch
 import torch.utils.checkpoint
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
@@ -44,6 +45,22 @@ def _problems(trainer: Trainer) -> Iterator[str]:
         yield "LBFGS evaluates a batch several times a step, so a step is no sum over examples. Use another optimizer."
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
         yield 'clipping by value is not linear in the gradient. Set Trainer(gradient_clip_algorithm="norm").'
+
+
+def warn_of_missing_rates(trainer: Trainer, who: str, what: str) -> None:
+    """Say so where an optimizer does not tell its learning rate, which is then counted as 1.
+
+    Args:
+        trainer: The trainer.
+        who: Who says so.
+        what: What goes by it.
+    """
+    for optimizer in trainer.optimizers:
+        if any(group.get("lr") is None for group in optimizer.param_groups):
+            rank_zero_warn(
+                f'{who}: {type(optimizer).__name__} has no learning rate "lr" in its parameter groups: {what} counts '
+                "each step with 1. Give the groups their rate as lr=..., where it changes"
+            )
 
 
 def loss_scale(trainer: Trainer) -> float:

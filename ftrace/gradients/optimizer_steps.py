@@ -147,7 +147,7 @@ def learning_rate(group: Mapping[str, Any]) -> float:
 
     An optimizer that makes its own rate has none in its group: then 1, so that shares still compare.
     """
-    rate = group["lr"]
+    rate = group.get("lr")
     return (1.0 if rate is None else float(rate)) * (-1.0 if group.get("maximize") else 1.0)
 
 
