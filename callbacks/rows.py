@@ -52,6 +52,7 @@ class RowFinder:
         seed: Of what is looked at, and when.
         coarse: Whether passes are in half precision.
         query_rows: Finds out whose rows are whose in the queries' passes, whose losses tell; None if it can't.
+        or_else: What else can be done about a parameter that can't be read, beside leaving it out.
 
     Attributes:
         book: Whose rows are whose.
@@ -75,6 +76,7 @@ class RowFinder:
         seed: int,
         coarse: bool,
         query_rows: Callable[[], LayoutBook | None] = lambda: None,
+        or_else: str = "",
     ) -> None:
         self.trainer = trainer
         self.pl_module = pl_module
@@ -85,7 +87,7 @@ class RowFinder:
         self.strict = strict
         self.coarse = coarse
         self.query_rows = query_rows
-        self.may_go_on = who == "OnlineTracIn"  # an index has the same parameters in all rows
+        self.or_else = or_else
         self.book = LayoutBook()
         self.checked: dict[str, int] = {}
         self.left_out: dict[str, str] = {}
@@ -402,8 +404,7 @@ class RowFinder:
             ValueError: When strict.
         """
         if self.strict or not names:
-            remedy = ", or go on without with strict=False" if self.may_go_on else ""
-            raise ValueError(f"{self.who}: {reason}{remedy}.")
+            raise ValueError(f"{self.who}: {reason}{self.or_else}.")
         rank_zero_warn(f"{self.who}: {reason}. Left out")
         self.capture.leave_out(names, reason)
         self.left_out |= dict.fromkeys(names, reason)

@@ -147,6 +147,7 @@ class TracedRun:
             seed=seed,
             coarse=self.parameters.is_coarse,
             query_rows=self._query_rows,
+            or_else=", or go on without with strict=False",
         )
 
     def cover_unfrozen(self) -> None:
