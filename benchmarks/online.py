@@ -13,6 +13,9 @@ The floor is what no implementation can avoid: the plain step, the queries' pass
 operations of products and projections at the rate of a large matrix product. Peak memory is taken in processes of their
 own, one for each way of training.
 
+Before the first step, the training step is rehearsed to find out whose rows are whose, and a few times later on: the
+table has the time of the first step and the passes in it.
+
 An index has no queries while it is written: its floor is the plain step and the projections of the weights that it
 sees. Its segment begins within the time that is measured, so that a snapshot is saved and second moments are factored.
 
@@ -21,6 +24,7 @@ Limits: projected, and with an index, 1.15 times plain and 1.05 times its floor;
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import statistics
 import tempfile
@@ -205,8 +209,34 @@ def random_rows(setting: Setting, count: int, key: str, seed: int) -> DataLoader
     return DataLoader(rows, batch_size=setting.batch_size)
 
 
-def train(setting: Setting, way: Way, steps: int, warm_up: int) -> float:
-    """Train, and return the mean seconds of the steps that follow the first ones."""
+@dataclass(frozen=True)
+class Timing:
+    """What one turn of training took.
+
+    Args:
+        step: Mean seconds of the steps that follow the first ones.
+        first: Seconds of the very first step, before which the training step is rehearsed.
+        forward: Forward passes of the training step that rehearsals have run without a backward pass.
+        backward: Those with one.
+    """
+
+    step: float
+    first: float
+    forward: int = 0
+    backward: int = 0
+
+
+def rehearsed(folder: str) -> tuple[int, int]:
+    """Passes that were run to find out whose rows are whose, as the manifests count them."""
+    manifests = [*Path(folder).glob("*/manifest.json"), *Path(folder).glob("*/segment-*/segment.json")]
+    if not manifests:
+        return 0, 0
+    passes = json.loads(manifests[0].read_text())["rows"]["passes"]
+    return passes.get("forward", 0), passes.get("backward", 0)
+
+
+def train(setting: Setting, way: Way, steps: int, warm_up: int) -> Timing:
+    """Train, and time it."""
     torch.manual_seed(0)
     module = LanguageModel(setting)
     loader = random_rows(setting, steps * setting.batch_size, "example_id", seed=0)
@@ -224,7 +254,9 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> float:
             enable_model_summary=False,
         )
         trainer.fit(module, loader)
-    return (clock.times[-1] - clock.times[warm_up]) / (steps - warm_up)
+        passes = rehearsed(folder)
+    mean = (clock.times[-1] - clock.times[warm_up]) / (steps - warm_up)
+    return Timing(mean, clock.times[1] - clock.times[0], *passes)
 
 
 def query_pass(setting: Setting, repeats: int = 5) -> float:
@@ -330,18 +362,22 @@ def main(
         steps: Steps of a turn that are timed, a multiple of 10.
         memory: Measure peak memory too.
     """
-    seconds: dict[str, list[float]] = {way.name: [] for way in WAYS[ways]}
+    turns: dict[str, list[Timing]] = {way.name: [] for way in WAYS[ways]}
     passes, rates = [], []
     for _ in range(rounds):
         for way in WAYS[ways]:
-            seconds[way.name].append(train(setting, way, steps + 10, warm_up=10))
+            turns[way.name].append(train(setting, way, steps + 10, warm_up=10))
         passes.append(query_pass(setting))
         rates.append(matmul_rate(setting))
+    seconds = {name: [turn.step for turn in several] for name, several in turns.items()}
     plain = statistics.median(seconds["plain"])
     table = Table(
-        "training", "ms a step", "min to max", "tokens/s", "of plain", "floor, ms", "of floor", "limits", "GiB"
-    )
+        "training", "ms a step", "min to max", "tokens/s", "of plain", "floor, ms", "of floor", "limits",
+        "first step, of plain", "of these passes", "GiB",
+    )  # fmt: skip
     for way in WAYS[ways]:
+        first = statistics.median(turn.first for turn in turns[way.name])
+        last = turns[way.name][-1]
         found = statistics.median(seconds[way.name])
         floor = plain
         if way.projection_side is not None or way.refresh is not None:
@@ -359,9 +395,11 @@ def main(
             f"{1e3 * floor:.1f}",
             f"{found / floor:.3f}",
             way.limits,
+            f"{first / plain:.1f}",
+            f"{last.forward} forward, {last.backward} with backward" if last.forward + last.backward else "",
             f"{peak_gib(setting, way):.2f}" if memory else "",
         )
-    console = Console(width=130)
+    console = Console(width=170)
     console.print(setting, table)
     console.print(
         f"queries' pass {1e3 * statistics.median(passes):.1f} ms; "

@@ -148,7 +148,7 @@ class Rehearsal:
                     break
         self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
         lost = write_choices(heard.heard, choices)
-        still = [key for key, choice in choices.items() if not choice.known]
+        still = [key for key, choice in choices.items() if not choice.known and not is_seen(heard.outputs[key])]
         if still and self.has_loose_inputs:
             self._refuse_loose(still)
         if lost or still:
