@@ -11,8 +11,8 @@ gradient of its own share of the batch's loss, and its trained weights against t
 has a process of its own, so that a hang or a crash ends with it.
 
 Results: ``exact`` (the largest error is below 1e-4 of the largest score), ``wrong``, ``weights differ``, ``refused``
-(with the message), ``crashed``, ``not built`` (and why). Parameters are counted by how they are covered; in a layer's
-name, ``*`` is any number.
+(with the message), ``crashed``, ``not built`` (and why). Parameters are counted by how they were read; in a name,
+``*`` is any number.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import ftrace
-from ftrace.gradients import find_coverage
 from ftrace.scores import ScoreStore
 
 STEPS = 2
@@ -144,8 +143,23 @@ def train(name: str, setting: Setting, callbacks: Sequence[pl.Callback] = ()) ->
     return module.model.state_dict()
 
 
-def trace(name: str, setting: Setting) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores by OnlineTracIn, ``[examples, queries]``, and the weights it leaves."""
+@dataclass(frozen=True)
+class Traced:
+    """What OnlineTracIn has found.
+
+    Args:
+        scores: ``[examples, queries]``.
+        weights: Those that it leaves.
+        coverage: The lines of the store's manifest.
+    """
+
+    scores: Tensor
+    weights: dict[str, Tensor]
+    coverage: list[dict[str, Any]]
+
+
+def trace(name: str, setting: Setting) -> Traced:
+    """Train with OnlineTracIn."""
     _, queries = make_batches(build(name), setting)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "online"
@@ -153,7 +167,8 @@ def trace(name: str, setting: Setting) -> tuple[Tensor, dict[str, Tensor]]:
         weights = train(name, setting, [online])
         scores = ScoreStore.open(store)
         rows, columns = scores.example_ids.argsort(), scores.query_ids.argsort()
-        return torch.from_numpy(scores.matrix("dot")[rows][:, columns].copy()).double(), weights
+        matrix = torch.from_numpy(scores.matrix("dot")[rows][:, columns].copy()).double()
+        return Traced(matrix, weights, scores.manifest["coverage"])
 
 
 def replay(name: str, setting: Setting) -> Tensor:
@@ -185,14 +200,15 @@ def gradients(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def how_covered(model: Any) -> dict[str, Any]:
+def how_covered(coverage: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How many parameters are covered by rules, by the fallback, and not; which, but for the first."""
     names: dict[str, list[str]] = {"by_rule": [], "by_fallback": [], "uncovered": []}
-    for line in find_coverage(model).lines:
-        if line.status == "covered":
-            names["by_fallback" if "fallback" in line.rules else "by_rule"].append(line.parameter)
-        elif line.status != "frozen":
-            names["uncovered"].append(line.parameter)
+    for line in coverage:
+        if line["status"] == "covered":
+            by_fallback = any(rule.startswith("fallback") for rule in line["rules"])
+            names["by_fallback" if by_fallback else "by_rule"].append(line["parameter"])
+        elif line["status"] != "frozen":
+            names["uncovered"].append(line["parameter"])
     cells = {way: [str(len(of_way)), *shortened(of_way)] for way, of_way in names.items() if of_way}
     return {way: cell[0] if way == "by_rule" else f"{cell[0]}: {', '.join(cell[1:])}" for way, cell in cells.items()}
 
@@ -210,17 +226,18 @@ def examine(name: str, setting: Setting) -> Outcome:
         if reason is not None:
             return replace(outcome, result=f"not built: {reason}")
         model = build(name)
-        outcome = replace(outcome, family=family(model), elements=model.num_parameters(), **how_covered(model))
+        outcome = replace(outcome, family=family(model), elements=model.num_parameters())
         expected, plain = replay(name, setting), train(name, setting)
     except Exception as error:
         return replace(outcome, result=f"not built: {described(error)}")
     try:
-        scores, weights = trace(name, setting)
+        traced = trace(name, setting)
     except Exception as error:
         return replace(outcome, result=f"{'refused' if is_refusal(error) else 'crashed'}: {described(error)}")
-    largest_error = float((scores - expected).abs().max() / expected.abs().max())
+    outcome = replace(outcome, **how_covered(traced.coverage))
+    largest_error = float((traced.scores - expected).abs().max() / expected.abs().max())
     result = "exact" if largest_error < TOLERANCE else "wrong"
-    changed = [key for key, value in plain.items() if not torch.equal(value, weights[key])]
+    changed = [key for key, value in plain.items() if not torch.equal(value, traced.weights[key])]
     if changed:
         result = f"weights differ: {', '.join(shortened(changed))}; scores {result}"
     return replace(outcome, result=result, error=largest_error)
