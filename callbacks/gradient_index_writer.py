@@ -84,8 +84,9 @@ class GradientIndexWriter(Callback):
         id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
         strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning. One
             that turns out to be unreadable when the model runs always is, since all rows have the same parameters.
-        self_check: Hold two examples of the first batch against plain autograd, and the sum of rows against the
-            gradient at the first step of each segment.
+        self_check: Hold two examples of the first batch, and of a few later ones, against plain autograd, and the sum
+            of rows against the gradient at the first step of each segment. Whose rows are whose is found out with and
+            without it.
         seed: Of the projection and of the sample.
         shared_ids: Whether several rows of the data may have one id, such as the pieces of a document.
 

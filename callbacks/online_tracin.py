@@ -78,9 +78,10 @@ class OnlineTracIn(Callback):
         query_id_key: The query batches' key of the queries' ids, likewise.
         strict: A parameter that can't be covered, or a failed self-check, is an error; otherwise a warning and a line
             in the manifest.
-        self_check: Hold two examples and one query against plain autograd at the start, and at each step the sum of
-            contributions against the gradient. The former runs a part of the first batch's backward pass twice more,
-            so tensor hooks of your own fire there too.
+        self_check: Hold single examples, found in rehearsals of the training step, and one query against plain
+            autograd, until each parameter was seen with a gradient and at a few later steps; and at each step the sum
+            of contributions against the gradient. Whose rows are whose is found out with and without it: before the
+            first step, the training step is rehearsed some ten times, so forward hooks of your own fire there too.
         seed: Of the projection, and of the examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have one id, such as the pieces of a document; their scores are
             added up.
