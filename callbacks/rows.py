@@ -101,6 +101,7 @@ class RowFinder:
         self._tried: set[Any] = set()
         self._seen: set[str] = set()
         self._silent_batches = 0
+        self._looks_in_vain = 0
         self._first_problem: dict[str, str] = {}
         self._now: tuple[Any, int, Examples, RandomState] | None = None
 
@@ -154,6 +155,8 @@ class RowFinder:
         recording.prepare(starts)
         recording.of_pass.open = set()
         new = set(recording.unknown()) - self._tried
+        if self._looks_in_vain < _MOST_SILENT:
+            new |= set(recording.unreadable())
         if _any_process(bool(new)):
             assert self._now is not None
             read = dict(self.widened)
@@ -168,6 +171,7 @@ class RowFinder:
                 )
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
+            self._looks_in_vain += bool(recording.unreadable())
 
     def after_backward(self, recording: Recording) -> None:
         """Whether something was seen with a gradient that is still to be looked at."""

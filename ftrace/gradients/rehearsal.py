@@ -311,7 +311,7 @@ class Rehearsal:
         """
         self.backwards += 1
         recording = self._start(whole=whole)
-        recording.of_pass.open = set()
+        recording.of_pass.open, recording.of_pass.passes_over = set(), True
         read: list[PerExampleGradients] = []
         totals = self._differentiate(recording, None, read)
         self.is_complete = not recording.of_pass.open

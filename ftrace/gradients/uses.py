@@ -51,6 +51,7 @@ class Pass:
         prints: While it is set, gradients are not kept, and their prints go here.
         shared: By shared output, each example's own gradient of it, once it is known.
         open: While it is set, gets those outputs that have a gradient, though nobody has seen whose rows they have.
+        passes_over: Whether gradients of which nobody knows whose they are go by unread, and are no error.
         before_first: While it is set, is called once when the first gradient arrives.
         trusts: Whether gradients are cut off by rows that nobody has seen, too.
     """
@@ -63,6 +64,7 @@ class Pass:
         self.prints: dict[Key, Prints] | None = None
         self.shared: dict[Key, Tensor] = {}
         self.open: set[Key] | None = None
+        self.passes_over = False
         self.before_first: Callable[[], None] | None = None
         self.trusts = True
 
@@ -158,14 +160,14 @@ class Output:
             if not bool(grad.any()):
                 return
             of_pass.open.add(self.key)
-            if rows is None:
+            if rows is None and of_pass.passes_over:
                 return
         if isinstance(rows, Shared) and of_pass.examples.total > 1:
             own = of_pass.shared.pop(self.key, None)
             if own is None:
                 if not bool(grad.any()):
                     return
-                if of_pass.open is not None:
+                if of_pass.open is not None and of_pass.passes_over:
                     of_pass.open.add(self.key)
                     return
                 raise self.unreadable(
