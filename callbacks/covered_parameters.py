@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from ftrace.callbacks.processes import sum_over_processes
@@ -43,10 +43,9 @@ class CoveredParameters:
         self._unheard = set(self.by_name)  # by no process: the same on all of them
         self._heard_here: set[str] = set()
         if coverage.gaps:
-            names = ", ".join(f'"!{gap.parameter}"' for gap in coverage.gaps[:3])
             self._report(
                 f"OnlineTracIn can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
-                f'Leave them out with parameters=("*", {names}, ...)'
+                f"Leave them out with {_without(gap.parameter for gap in coverage.gaps)}"
             )
 
     def see(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter]) -> None:
@@ -83,10 +82,9 @@ class CoveredParameters:
         silent = [n for n in self._unheard if (grad := self.by_name[n].grad) is not None and bool(grad.any())]
         if silent:
             self._unheard.difference_update(silent)
-            name = min(silent)
             self._report(
-                f"OnlineTracIn: {name!r} gets a gradient, though its layer never ran: something uses it outside of its "
-                f'layer\'s forward, so it can\'t be covered. Leave it out with parameters=("*", "!{name}")'
+                f"OnlineTracIn: {min(silent)!r} gets a gradient, though its layer never ran: something uses it outside "
+                f"of its layer's forward, so it can't be covered. Leave it out with {_without(sorted(silent))}"
             )
 
     def _report(self, problem: str) -> None:
@@ -94,3 +92,9 @@ class CoveredParameters:
         if self._strict:
             raise ValueError(message)
         rank_zero_warn(message)
+
+
+def _without(names: Iterable[str]) -> str:
+    """The option that leaves parameters out."""
+    left_out = ", ".join(f'"!{name}"' for name in names)
+    return f'parameters=("*", {left_out})'
