@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from ftrace.callbacks.processes import sum_over_processes
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from ftrace.gradients import Coverage
+from ftrace.gradients import Coverage, leave_out
 
 
 class CoveredParameters:
@@ -40,12 +40,13 @@ class CoveredParameters:
         if not self.by_name:
             raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
         self._strict = strict
+        self._coverage = coverage
         self._unheard = set(self.by_name)  # by no process: the same on all of them
         self._heard_here: set[str] = set()
         if coverage.gaps:
             self._report(
                 f"OnlineTracIn can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
-                f"Leave them out with {_without(gap.parameter for gap in coverage.gaps)}"
+                + leave_out((gap.parameter for gap in coverage.gaps), coverage.patterns)
             )
 
     def see(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter]) -> None:
@@ -84,7 +85,7 @@ class CoveredParameters:
             self._unheard.difference_update(silent)
             self._report(
                 f"OnlineTracIn: {min(silent)!r} gets a gradient, though its layer never ran: something uses it outside "
-                f"of its layer's forward, so it can't be covered. Leave it out with {_without(sorted(silent))}"
+                f"of its layer's forward, so it can't be covered. {leave_out(sorted(silent), self._coverage.patterns)}"
             )
 
     def _report(self, problem: str) -> None:
@@ -92,9 +93,3 @@ class CoveredParameters:
         if self._strict:
             raise ValueError(message)
         rank_zero_warn(message)
-
-
-def _without(names: Iterable[str]) -> str:
-    """The option that leaves parameters out."""
-    left_out = ", ".join(f'"!{name}"' for name in names)
-    return f'parameters=("*", {left_out})'

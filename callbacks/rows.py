@@ -30,6 +30,7 @@ from ftrace.gradients import (
     Rows,
     Shared,
     UnreadableError,
+    leave_out,
 )
 
 _CONFIRM_EVERY = 100  # steps, at first: two forward passes are less than one step
@@ -163,11 +164,10 @@ class RowFinder:
             changed = self._rehearse(step) if self._now[2].total > 1 else False
             if changed:  # hooks of other layers have not heard this forward pass
                 names = [name for name, path in self.widened.items() if read.get(name) != path]
-                left_out = ", ".join(f'"!{name}"' for name in names)
                 raise ValueError(
-                    f"{self.who}: at step {step} layers run that had not run before, and their parameters can't be "
-                    f"read off them: {', '.join(sorted({key.path for key in new})[:3])}. Leave them out with "
-                    f'parameters=("*", {left_out})'
+                    f"{self.who}: at step {step} layers run as they had not run before, and their parameters can't be "
+                    f"read off them: {', '.join(sorted({key.path for key in new})[:3])}. "
+                    + leave_out(names, self.capture.coverage.patterns)
                 )
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
@@ -224,11 +224,13 @@ class RowFinder:
         self._is_due = False
         changed = False
         inputs = self._inputs()
-        while True:
-            problem = self._try(inputs, step)
-            if problem is None:
-                break
-            changed = self._yield_to(problem) or changed
+        try:
+            while (problem := self._try(inputs, step)) is not None:
+                changed = self._yield_to(problem) or changed
+        except ValueError:
+            self._require_nothing_left_out()  # which may be why
+            raise
+        self._require_nothing_left_out()
         return changed
 
     def _try(self, inputs: list[Inputs], step: int) -> UnreadableError | None:
@@ -363,14 +365,17 @@ class RowFinder:
         """
         names = [name for name in problem.names if name in self.capture.coverage.covered]
         for name in names:
-            self._first_problem.setdefault(name, str(problem))
+            self._first_problem.setdefault(name, problem.problem)
         moved = self.capture.widen(names, self._seen | {key.path for key in self.book.verified})
         self.widened |= moved
-        stuck = [name for name in names if name not in moved]
-        if stuck or not names:
-            first = self._first_problem[stuck[0]] if stuck else str(problem)
-            alike = [name for name in names if self._first_problem[name] == first]
-            self.leave_out(alike, first)
+        if not names:
+            raise ValueError(f"{self.who}: {problem.problem}{self.or_else}.")
+        reasons: dict[str, list[str]] = {}
+        for name in names:
+            if name not in moved:
+                reasons.setdefault(self._first_problem[name], []).append(name)
+        for reason, alike in reasons.items():
+            self.leave_out(alike, reason)
         self._forget([*names, *moved])
         return True
 
@@ -392,27 +397,39 @@ class RowFinder:
         if not scored:
             if not problem.names:
                 raise problem
-            listens.leave_out(problem.names, str(problem))
+            listens.leave_out(problem.names, problem.problem)
             return False
         self._is_due = True
         changed = self._yield_to(problem)
+        self._require_nothing_left_out()
         if listens is not self.capture:
             listens.widen([name for name in scored if name in self.widened])
-            listens.leave_out([name for name in problem.names if name not in self.widened], str(problem))
+            listens.leave_out([name for name in problem.names if name not in self.widened], problem.problem)
         return changed
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
-        """Read parameters no more.
-
-        Raises:
-            ValueError: When strict.
-        """
-        if self.strict or not names:
-            raise ValueError(f"{self.who}: {reason}{self.or_else}.")
-        rank_zero_warn(f"{self.who}: {reason}. Left out")
+        """Read parameters no more."""
+        if not self.strict:
+            rank_zero_warn(f"{self.who}: {reason}. Left out")
         self.capture.leave_out(names, reason)
         self.left_out |= dict.fromkeys(names, reason)
         self.widened = {name: path for name, path in self.widened.items() if name not in names}
+
+    def _require_nothing_left_out(self) -> None:
+        """When strict: raise once all that can't be read is known, so that one remedy is enough.
+
+        Raises:
+            ValueError: If something has been left out.
+        """
+        if not (self.strict and self.left_out):
+            return
+        reasons = list(dict.fromkeys(self.left_out.values()))
+        more = "".join(f"\nAlso, {reason}" for reason in reasons[1:])
+        if self.capture.coverage.covered:
+            remedy = f"{leave_out(self.left_out, self.capture.coverage.patterns)}{self.or_else}"
+        else:
+            remedy = "No other parameter is covered, so that none would be left"
+        raise ValueError(f"{self.who}: {reasons[0]}.{more} {remedy}.")
 
     def _forget(self, names: Collection[str]) -> None:
         self.checked = {name: step for name, step in self.checked.items() if name not in names}
@@ -440,9 +457,11 @@ class RowFinder:
         names = self.never_checked()
         if names and self.rehearsed_at and self.failures is not None:
             shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            covered = len(self.capture.coverage.covered)
             rank_zero_info(
-                f"{self.who} self_check: {len(names)} parameters were never held against autograd, since they had no "
-                f"gradient in any batch of several examples that was looked at: {shown}. The manifest has all of them"
+                f"{self.who} self_check: {len(names)} of {covered} parameters were never held against autograd, since "
+                f"they had no gradient in any batch of several examples that was looked at: {shown}. The manifest has "
+                "all of them"
             )
 
     def never_checked(self) -> list[str]:
@@ -465,8 +484,7 @@ def _used_elsewhere(names: Sequence[str], covered: dict[str, nn.Parameter]) -> U
             f"{names[0]!r} is used outside of the modules that it is read off, such as in a penalty in the training "
             "step (use weight_decay)"
         )
-    left_out = ", ".join(f'"!{name}"' for name in names)
-    return UnreadableError(f'{problem}. Leave it out with parameters=("*", {left_out})', names)
+    return UnreadableError(problem, names)
 
 
 def _any_process(here: bool) -> bool:

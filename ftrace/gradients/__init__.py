@@ -6,7 +6,7 @@ from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.layout_book import LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
-from ftrace.gradients.names import full_name, layer_of, match_globs, nearest
+from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
     ParameterStep,
@@ -77,6 +77,7 @@ __all__ = [
     "is_compiled",
     "layer_of",
     "learning_rate",
+    "leave_out",
     "match_globs",
     "measured_rates",
     "nearest",

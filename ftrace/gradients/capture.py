@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
 from ftrace.gradients.fallback import Beginning, FallbackRule
 from ftrace.gradients.layout_book import LayoutBook
+from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.recording import Observation, Recording
@@ -72,7 +73,10 @@ class GradientCapture:
         self._recording: Recording | None = None
         self._handles: list[RemovableHandle | _KeptGraphs] = []
         if strict and self.coverage.gaps:
-            raise ValueError(f"can't cover all trained parameters. {self.coverage.summary()}")
+            gaps = [gap.parameter for gap in self.coverage.gaps]
+            raise ValueError(
+                f"can't cover all trained parameters. {self.coverage.summary()}\n{leave_out(gaps, patterns)}"
+            )
         self._refuse_unheard = refuse_unheard
         self._compiled = False
         self._ended: Callable[[], Recording | None] = lambda: None

@@ -56,10 +56,11 @@ class Layer:
 
 @dataclass
 class Coverage:
-    """The report: a line for each parameter, and the layers that the covered ones live in."""
+    """The report: a line for each parameter, the layers of the covered ones, and the globs that chose them."""
 
     lines: list[CoverageLine] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    patterns: tuple[str, ...] = ("*",)
 
     @property
     def covered(self) -> tuple[str, ...]:
@@ -181,7 +182,7 @@ def find_coverage(
         for own in user.parameters.values():
             of_parameter.setdefault(id(own), []).append(user)
 
-    coverage = Coverage()
+    coverage = Coverage(patterns=tuple(patterns))
     covered: dict[int, str] = {}
     for key, names in aliases.items():
         reason = ""

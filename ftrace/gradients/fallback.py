@@ -234,11 +234,9 @@ class Replay:
 
     def _refusal(self, names: list[str], path: str, problem: str) -> UnreadableError:
         full = [f"{path}.{name}" if path else name for name in names]
-        leave_out = ", ".join(f'"!{name}"' for name in full)
+        kind = type(self._module).__name__
         return UnreadableError(
-            f"layer {path!r} ({type(self._module).__name__}) has no rule, and can't be covered by the fallback: "
-            f'leave its parameters out with parameters=("*", {leave_out}), since {problem}',
-            full,
+            f"layer {path!r} ({kind}) has no rule, and can't be covered by the fallback: {problem}", full
         )
 
     @contextmanager

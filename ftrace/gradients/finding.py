@@ -154,8 +154,8 @@ def learn_ways(
 
 
 _PROBLEM = (
-    "in which the examples of the batch can't be told apart: it may mix them, order them in a way of its own, or be "
-    "used by a term of the loss that is no example's, such as a penalty (use weight_decay)"
+    "in which the examples of the batch can't be told apart: it may mix them, order them in a way of its own (which "
+    "the loader should do), or be used by a term of the loss that is no example's, such as a penalty (use weight_decay)"
 )
 
 
@@ -165,11 +165,9 @@ def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> Unreadable
     first, count = next(iter(layers.values())), len(layers)
     names = list(dict.fromkeys(name for output in outputs for name in output.layer.names.values()))
     more = f", and {count - 1} more" if count > 1 else ""
-    left_out = ", ".join(f'"!{name}"' for name in names)
     return UnreadableError(
         f"layer {first.layer.path!r} ({type(first.layer.module).__name__}){more} returned shape {tuple(first.shape)} "
-        f"for {first.of_pass.examples.total} examples, {problem}. Leave its parameters out with "
-        f'parameters=("*", {left_out})',
+        f"for {first.of_pass.examples.total} examples, {problem}",
         names,
     )
 

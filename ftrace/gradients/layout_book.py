@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout
+from ftrace.gradients.names import leave_out
 from ftrace.gradients.rules import Lookups
 
 
@@ -61,15 +62,16 @@ Rows = Layout | Shared
 
 
 class UnreadableError(ValueError):
-    """A layer's gradient can't be taken apart.
+    """Parameters whose gradients can't be taken apart.
 
     Args:
-        message: What is wrong, and what to do.
-        names: Full names of the parameters that can't be read.
+        problem: What is wrong.
+        names: Full names of the parameters, which the message says how to leave out.
     """
 
-    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, names: Sequence[str] = ()) -> None:
+        super().__init__(f"{problem}. {leave_out(names)}" if names else problem)
+        self.problem = problem
         self.names = tuple(names)
 
 

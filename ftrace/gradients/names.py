@@ -52,6 +52,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"There are: {', '.join(map(repr, names[:12]))}{more}"
 
 
+def leave_out(names: Iterable[str], patterns: Sequence[str] = ("*",)) -> str:
+    """A sentence for errors: how parameters are left out.
+
+    Args:
+        names: Of the parameters.
+        patterns: The globs that have chosen them.
+
+    Example:
+        >>> leave_out(["head.weight", "head.bias"])
+        'Leave them out with parameters=("*", "!head.weight", "!head.bias")'
+        >>> leave_out(["head.bias"], ["net.weight", "head.bias"])
+        'Leave it out with parameters=("net.weight",)'
+    """
+    out = list(dict.fromkeys(names))
+    named = [pattern for pattern in patterns if pattern not in out]
+    if any(sign in pattern for pattern in patterns for sign in "*?[") or not named:
+        named = [*patterns, *(f"!{name}" for name in out)]
+    listed = ", ".join(f'"{pattern}"' for pattern in named)
+    return f"Leave {'it' if len(out) == 1 else 'them'} out with parameters=({listed}{',' * (len(named) == 1)})"
+
+
 def match_globs(patterns: Sequence[str], names: Mapping[Key, Sequence[str]], argument: str = "parameters") -> set[Key]:
     """What globs choose, taken in order; one that begins with "!" takes away, and if it comes first, from all.
 

@@ -129,8 +129,7 @@ class Recording:
         if not tensors:
             raise UnreadableError(
                 f"layer {layer.path!r} ({type(layer.module).__name__}) has no rule and returned a "
-                f"{type(output).__name__} in which no tensor is found: leave its parameters out with "
-                f'parameters=("*", {", ".join(f"""{chr(34)}!{name}{chr(34)}""" for name in layer.names.values())})',
+                f"{type(output).__name__} in which no tensor is found",
                 tuple(layer.names.values()),
             )
         return tensors
@@ -263,7 +262,7 @@ class Recording:
             if grad is not None and grad.any():
                 raise UnreadableError(
                     f"{name!r} gets a gradient, though its layer never ran: something uses it outside of its layer's "
-                    f'forward, so it can\'t be covered. Leave it out with parameters=("*", "!{name}")',
+                    "forward, so it can't be covered",
                     [name],
                 )
 

@@ -191,12 +191,8 @@ class Output:
     def unreadable(self, problem: str) -> UnreadableError:
         """An error that names the layer and what to leave out."""
         names = list(self.layer.names.values())
-        left_out = ", ".join(f'"!{name}"' for name in names)
-        return UnreadableError(
-            f"layer {self.layer.path!r} ({type(self.layer.module).__name__}) {problem}. Leave its parameters out with "
-            f'parameters=("*", {left_out})',
-            names,
-        )
+        kind = type(self.layer.module).__name__
+        return UnreadableError(f"layer {self.layer.path!r} ({kind}) {problem}", names)
 
     def _laid_out(self, grad: Tensor) -> Tensor:
         grad = grad.reshape(self.shape) if self.is_flat else grad
