@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from ftrace.callbacks.processes import sum_over_processes
@@ -20,6 +21,7 @@ class CoveredParameters:
         named_parameters: All parameters of the module by name.
         strict: A gap is an error; otherwise a warning.
         trained: Ids of the parameters that an optimizer has.
+        patterns: The globs that chose them.
 
     Attributes:
         by_name: The covered ones.
@@ -35,7 +37,9 @@ class CoveredParameters:
         *,
         strict: bool,
         trained: Collection[int],
+        patterns: Sequence[str] = ("*",),
     ) -> None:
+        self._patterns = tuple(patterns)
         self.by_name = {n: p for n in coverage.covered if id(p := named_parameters[n]) in trained}
         if not self.by_name:
             raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
@@ -43,10 +47,10 @@ class CoveredParameters:
         self._unheard = set(self.by_name)  # by no process: the same on all of them
         self._heard_here: set[str] = set()
         if coverage.gaps:
-            names = ", ".join(f'"!{gap.parameter}"' for gap in coverage.gaps[:3])
+            names = [gap.parameter for gap in coverage.gaps]
             self._report(
-                f"OnlineTracIn can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
-                f'Leave them out with parameters=("*", {names}, ...)'
+                f"OnlineTracIn can't cover {len(names)} trained parameters. {coverage.summary()}\n"
+                f"Leave them out with {parameters_without(names, self._patterns)}"
             )
 
     def see(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter]) -> None:
@@ -83,10 +87,11 @@ class CoveredParameters:
         silent = [n for n in self._unheard if (grad := self.by_name[n].grad) is not None and bool(grad.any())]
         if silent:
             self._unheard.difference_update(silent)
-            name = min(silent)
+            left_out = parameters_without(sorted(silent), self._patterns)
             self._report(
-                f"OnlineTracIn: {name!r} gets a gradient, though its layer never ran: something uses it outside of its "
-                f'layer\'s forward, so it can\'t be covered. Leave it out with parameters=("*", "!{name}")'
+                f"OnlineTracIn: {min(silent)!r} gets a gradient, though its layer never ran: something uses it outside "
+                "of its layer's forward, or reentrant activation checkpointing hides how (set use_reentrant=False). "
+                f"Leave it out with {left_out}"
             )
 
     def _report(self, problem: str) -> None:
@@ -94,3 +99,17 @@ class CoveredParameters:
         if self._strict:
             raise ValueError(message)
         rank_zero_warn(message)
+
+
+def parameters_without(names: Iterable[str], patterns: Sequence[str] = ("*",)) -> str:
+    """The argument that leaves parameters out, as one types it.
+
+    Args:
+        names: The parameters.
+        patterns: What was asked for, which holds on.
+
+    Example:
+        >>> parameters_without(["net.bias"], ("*", "!head.*"))
+        'parameters=("*", "!head.*", "!net.bias")'
+    """
+    return f"parameters=({', '.join(json.dumps(one) for one in [*patterns, *(f'!{name}' for name in names)])})"

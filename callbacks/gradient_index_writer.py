@@ -18,6 +18,7 @@ import torch
 from ftrace.callbacks.batches import batch_ids, batch_sizes
 from ftrace.callbacks.checkpoint_snapshots import save_snapshot
 from ftrace.callbacks.clipping import Clipping
+from ftrace.callbacks.covered_parameters import parameters_without
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.index_checks import IndexChecks, refuse_loop_without_index
 from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
@@ -29,6 +30,7 @@ from ftrace.callbacks.self_check import Failures
 from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
     loss_scale,
+    refuse_batch_statistics,
     scales_inside,
     warn_of_missing_rates,
 )
@@ -166,11 +168,20 @@ class GradientIndexWriter(Callback):
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(trainer, pl_module)
         coarse = trainer.precision not in ("32-true", "64-true")
-        failures = Failures(strict=self.strict, who=WHO) if self.self_check else None
+        failures = Failures(strict=self.strict, who=WHO, patterns=self._patterns) if self.self_check else None
         self._checks = None if failures is None else IndexChecks(self._parameters, failures, coarse=coarse)
         seed = self.settings.features.seed
         self._rows = RowFinder(
-            trainer, pl_module, self._capture, self.id_key, WHO, failures, strict=True, seed=seed, coarse=coarse
+            trainer,
+            pl_module,
+            self._capture,
+            self.id_key,
+            WHO,
+            failures,
+            strict=True,
+            seed=seed,
+            coarse=coarse,
+            patterns=self._patterns,
         )
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None
@@ -293,8 +304,17 @@ class GradientIndexWriter(Callback):
     # Helpers
 
     def _attach(self, pl_module: LightningModule, optimized: list[Any] | None) -> None:
-        patterns = self.settings.features.parameters or tuple(block_weights(pl_module))
-        self._capture = GradientCapture(pl_module, patterns, optimized, strict=self.strict)
+        self._patterns = self.settings.features.parameters or tuple(block_weights(pl_module))
+        self._capture = GradientCapture(pl_module, self._patterns, optimized)
+        gaps = [gap.parameter for gap in self._capture.coverage.gaps]
+        if gaps and self.strict:
+            refuse_batch_statistics(pl_module, gaps, WHO)
+            summary, left_out = self._capture.coverage.summary(), parameters_without(gaps, self._patterns)
+            self._capture = None
+            raise ValueError(
+                f"{WHO} can't cover {len(gaps)} trained parameters. {summary}\nLeave them out with {left_out}, or go on "
+                "without with strict=False."
+            )
         self._capture.attach()
 
     def _detach(self) -> None:

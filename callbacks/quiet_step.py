@@ -227,8 +227,9 @@ def _unlogged(trainer: Trainer, pl_module: LightningModule, on_loss: OnLoss) -> 
 
 
 def _refuse_step(*args: Any) -> None:
-    raise RuntimeError(
-        "the training step steps an optimizer that self.optimizers() doesn't give: step that one, which can be held"
+    raise ValueError(
+        "the training step steps an optimizer that self.optimizers() doesn't give, which would move weights while the "
+        "step is rehearsed. Return it from configure_optimizers, and step what self.optimizers() gives"
     )
 
 

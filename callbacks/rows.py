@@ -6,6 +6,7 @@ run before, one after which a parameter has a gradient for the first time, and a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 from ftrace.callbacks.batches import batches_in
+from ftrace.callbacks.covered_parameters import parameters_without
 from ftrace.callbacks.exchange import Inputs, find_inputs
 from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
 from ftrace.callbacks.quiet_step import QuietStep, RandomState
-from ftrace.callbacks.self_check import Failures, compare_gradients, projected
+from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients, projected
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from ftrace.gradients import (
 
 _CONFIRM_EVERY = 100  # steps, at first: two forward passes are less than one step
 _CHECK_EVERY = 800  # a whole check costs some seven steps
+_LEAVE_OUT = re.compile(r"[.:] [Ll]eave [a-z ]+ with parameters=\([^)]*\)")  # what a problem says can be done about it
 _MOST_SILENT = 3  # batches that are rehearsed for layers that neither inputs nor gradients reach
 
 
@@ -52,6 +55,7 @@ class RowFinder:
         seed: Of what is looked at, and when.
         coarse: Whether passes are in half precision.
         query_rows: Finds out whose rows are whose in the queries' passes, whose losses tell; None if it can't.
+        patterns: The globs that chose the parameters; what is to be left out is added to them.
         or_else: What else can be done about a parameter that can't be read, beside leaving it out.
 
     Attributes:
@@ -76,6 +80,7 @@ class RowFinder:
         seed: int,
         coarse: bool,
         query_rows: Callable[[], LayoutBook | None] = lambda: None,
+        patterns: Sequence[str] = ("*",),
         or_else: str = "",
     ) -> None:
         self.trainer = trainer
@@ -87,6 +92,7 @@ class RowFinder:
         self.strict = strict
         self.coarse = coarse
         self.query_rows = query_rows
+        self.patterns = tuple(patterns)
         self.or_else = or_else
         self.book = LayoutBook()
         self.checked: dict[str, int] = {}
@@ -102,6 +108,7 @@ class RowFinder:
         self._seen: set[str] = set()
         self._silent_batches = 0
         self._first_problem: dict[str, str] = {}
+        self._refused: dict[str, str] = {}  # by parameter, why it is an error that it can't be read
         self._now: tuple[Any, int, Examples, RandomState] | None = None
 
     def _within(self, every: int, after: int = 0) -> int:
@@ -160,11 +167,10 @@ class RowFinder:
             changed = self._rehearse(step) if self._now[2].total > 1 else False
             if changed:  # hooks of other layers have not heard this forward pass
                 names = [name for name, path in self.widened.items() if read.get(name) != path]
-                left_out = ", ".join(f'"!{name}"' for name in names)
                 raise ValueError(
                     f"{self.who}: at step {step} layers run that had not run before, and their parameters can't be "
                     f"read off them: {', '.join(sorted({key.path for key in new})[:3])}. Leave them out with "
-                    f'parameters=("*", {left_out})'
+                    f"{parameters_without(names, self.patterns)}"
                 )
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
@@ -220,11 +226,16 @@ class RowFinder:
         self._is_due = False
         changed = False
         inputs = self._inputs()
-        while True:
-            problem = self._try(inputs, step)
-            if problem is None:
-                break
-            changed = self._yield_to(problem) or changed
+        try:
+            while True:
+                problem = self._try(inputs, step)
+                if problem is None:
+                    break
+                changed = self._yield_to(problem) or changed
+        except SelfCheckError:  # may come of what is refused
+            self._refuse()
+            raise
+        self._refuse()
         return changed
 
     def _try(self, inputs: list[Inputs], step: int) -> UnreadableError | None:
@@ -326,7 +337,8 @@ class RowFinder:
             if wrong:
                 self.failures.report(
                     f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "
-                    "autograd gives. A layer may mix examples, or the loss may have a term of no example"
+                    "autograd gives. A layer may mix examples, or the loss may have a term of no example",
+                    names=wrong,
                 )
 
     def _confirm(self, step: int) -> None:
@@ -352,11 +364,7 @@ class RowFinder:
     # What can't be read
 
     def _yield_to(self, problem: UnreadableError) -> bool:
-        """Read parameters off modules further out, or leave them out.
-
-        Raises:
-            ValueError: When strict, if that can't be done.
-        """
+        """Read parameters off modules further out, or leave them out."""
         names = [name for name in problem.names if name in self.capture.coverage.covered]
         for name in names:
             self._first_problem.setdefault(name, str(problem))
@@ -392,23 +400,46 @@ class RowFinder:
             return False
         self._is_due = True
         changed = self._yield_to(problem)
+        self._refuse()
         if listens is not self.capture:
             listens.widen([name for name in scored if name in self.widened])
             listens.leave_out([name for name in problem.names if name not in self.widened], str(problem))
         return changed
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
-        """Read parameters no more.
+        """Read parameters no more; when strict, until all that can't be read are known, and refused together."""
+        if self.strict:
+            self._refused |= dict.fromkeys(names, reason)
+            if not names:
+                raise ValueError(f"{self.who}: {reason}{self.or_else}.")
+        else:
+            rank_zero_warn(f"{self.who}: {reason}. Left out")
+            self.left_out |= dict.fromkeys(names, reason)
+        self.capture.leave_out(names, reason)
+        self.widened = {name: path for name, path in self.widened.items() if name not in names}
+        if not self.capture.coverage.covered:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Name all parameters that can't be read, and what to do.
 
         Raises:
-            ValueError: When strict.
+            ValueError: If there are any, when strict.
         """
-        if self.strict or not names:
-            raise ValueError(f"{self.who}: {reason}{self.or_else}.")
-        rank_zero_warn(f"{self.who}: {reason}. Left out")
-        self.capture.leave_out(names, reason)
-        self.left_out |= dict.fromkeys(names, reason)
-        self.widened = {name: path for name, path in self.widened.items() if name not in names}
+        if not self._refused:
+            return
+        problems = list(dict.fromkeys(self._refused.values()))
+        names, self._refused = list(self._refused), {}
+        if not self.capture.coverage.covered:
+            causes = ". ".join(_LEAVE_OUT.sub("", problem) for problem in problems)
+            raise ValueError(
+                f"{self.who}: {causes}. No other parameter is covered, so none would be left to score by: keep examples "
+                "apart in the step, and give it tensors of one row an example, [examples, ...], padded"
+            )
+        said = problems[0].replace(parameters_without(names), parameters_without(names, self.patterns))
+        if len(problems) > 1 or (self.patterns != ("*",) and said == problems[0]):
+            said = f"{'. '.join(problems)}. All together: {parameters_without(names, self.patterns)}"
+        raise ValueError(f"{self.who}: {said}{self.or_else}.")
 
     def _forget(self, names: Collection[str]) -> None:
         self.checked = {name: step for name, step in self.checked.items() if name not in names}
@@ -461,8 +492,7 @@ def _used_elsewhere(names: Sequence[str], covered: dict[str, nn.Parameter]) -> U
             f"{names[0]!r} is used outside of the modules that it is read off, such as in a penalty in the training "
             "step (use weight_decay)"
         )
-    left_out = ", ".join(f'"!{name}"' for name in names)
-    return UnreadableError(f'{problem}. Leave it out with parameters=("*", {left_out})', names)
+    return UnreadableError(f"{problem}. Leave it out with {parameters_without(names)}", names)
 
 
 def _any_process(here: bool) -> bool:

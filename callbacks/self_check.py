@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ftrace.callbacks.contributions import Contribution
+from ftrace.callbacks.covered_parameters import parameters_without
 from ftrace.callbacks.processes import num_processes, sum_over_processes, whole
 from torch import Tensor, nn
 
@@ -35,19 +36,28 @@ class Failures:
     Args:
         strict: Raise at the first one; otherwise note it, and warn the first time.
         who: Who checks.
+        patterns: The globs that chose the parameters.
     """
 
-    def __init__(self, *, strict: bool, who: str = "OnlineTracIn") -> None:
+    def __init__(self, *, strict: bool, who: str = "OnlineTracIn", patterns: Sequence[str] = ("*",)) -> None:
         self.strict = strict
         self.who = who
+        self.patterns = tuple(patterns)
         self.found: list[str] = []
 
-    def report(self, problem: str, remedy: str = "Leave such parameters out with parameters=(...)") -> None:
+    def report(self, problem: str, remedy: str = "", names: Sequence[str] = ()) -> None:
         """Raise, or note and warn.
+
+        Args:
+            problem: What is wrong.
+            remedy: What can be done about it; default: leaving parameters out.
+            names: Those.
 
         Raises:
             SelfCheckError: When strict.
         """
+        left_out = parameters_without(names, self.patterns) if names else "parameters=(...)"
+        remedy = remedy or f"Leave such parameters out with {left_out}"
         message = f"{self.who} self_check: {problem}. {remedy}, or let training go on with strict=False."
         if self.strict:
             raise SelfCheckError(message)
@@ -105,10 +115,9 @@ class QueryCheck(_Check):
         totals = {name: gradients.total(name) for name in names}
         elsewhere = compare_gradients(totals, expected, magnitudes, coarse=self.coarse)
         if elsewhere:
-            left_out = ", ".join(f'"!{name}"' for name in elsewhere)
             raise UnreadableError(
                 f"queries use {elsewhere[0]!r} outside of the layers that it is read off. Leave it out with "
-                f'parameters=("*", {left_out})',
+                f"{parameters_without(elsewhere)}",
                 elsewhere,
             )
         if self._failures is None:
@@ -121,7 +130,8 @@ class QueryCheck(_Check):
         if wrong:
             self._failures.report(
                 f"the gradient of query {int(query_ids[query])} for {wrong[0]!r}, read off its layers, is not what "
-                "autograd gives. A layer may mix queries"
+                "autograd gives. A layer may mix queries",
+                names=wrong,
             )
 
     def _differentiate(self, loss: Tensor, *, keep: bool) -> dict[str, Tensor]:
@@ -273,7 +283,8 @@ class Conservation(_Check):
             if wrong:
                 self._failures.report(
                     f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
-                    "used outside of its layer's forward, or its gradient changed by a hook"
+                    "used outside of its layer's forward, or its gradient changed by a hook",
+                    names=wrong,
                 )
         old = [one for one in window if one.refresh != self._refresh]  # their products are with other query gradients
         in_direction = [] if old else [done * self._along(one) for one in window]

@@ -93,7 +93,7 @@ class TracedRun:
         self.strict = strict
         self.listening = listening
         self.run_id: str = gather_objects(uuid.uuid4().hex)[0]
-        self.failures = Failures(strict=strict) if self_check else None
+        self.failures = Failures(strict=strict, patterns=listening.patterns) if self_check else None
         self.first_step = trainer.global_step
         self.steps_left_out: list[int] = []
         self.steps_skipped: list[int] = []
@@ -147,6 +147,7 @@ class TracedRun:
             seed=seed,
             coarse=self.parameters.is_coarse,
             query_rows=self._query_rows,
+            patterns=listening.patterns,
             or_else=", or go on without with strict=False",
         )
 
