@@ -312,8 +312,8 @@ class GradientIndexWriter(Callback):
             summary, left_out = self._capture.coverage.summary(), parameters_without(gaps, self._patterns)
             self._capture = None
             raise ValueError(
-                f"{WHO} can't cover {len(gaps)} trained parameters. {summary}\nLeave them out with {left_out}, or go on "
-                "without with strict=False."
+                f"{WHO} can't cover {len(gaps)} trained parameters. {summary}\nLeave them out with {left_out}, or go "
+                "on without with strict=False."
             )
         self._capture.attach()
 

@@ -433,8 +433,8 @@ class RowFinder:
         if not self.capture.coverage.covered:
             causes = ". ".join(_LEAVE_OUT.sub("", problem) for problem in problems)
             raise ValueError(
-                f"{self.who}: {causes}. No other parameter is covered, so none would be left to score by: keep examples "
-                "apart in the step, and give it tensors of one row an example, [examples, ...], padded"
+                f"{self.who}: {causes}. No other parameter is covered, so none would be left to score by: keep "
+                "examples apart in the step, and give it tensors of one row an example, [examples, ...], padded"
             )
         said = problems[0].replace(parameters_without(names), parameters_without(names, self.patterns))
         if len(problems) > 1 or (self.patterns != ("*",) and said == problems[0]):

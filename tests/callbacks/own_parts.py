@@ -131,13 +131,13 @@ def per_example(module: nn.Module, scalars: Sequence[Tensor]) -> Tensor:
 
 
 def by_hand(
-    module: Any, made: Sequence[Any], folder: Path, ids: Callable[[Any], Tensor], share: Callable[[Any, Any, int], Tensor],
-    queries: Sequence[Any] = QUERIES, query_losses: Losses = losses, total: Losses | None = None,
+    module: Any, made: Sequence[Any], share: Callable[[Any, Any, int], Tensor], queries: Sequence[Any] = QUERIES,
+    query_losses: Losses = losses, total: Losses | None = None, ids: Callable[[Any], Tensor] = lambda b: b["example_id"],
 ) -> Tensor:  # fmt: skip
     """TracIn by SGD, one example at a time.
 
     Args:
-        module: Its state is copied.
+        module: It is copied.
         share: ``(module, batch, i)``: a scalar whose gradient is example i's contribution.
         total: What the step differentiates; the shares must add up to it.
 

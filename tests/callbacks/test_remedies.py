@@ -676,6 +676,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("error:Casting complex")  # the ledger's account of what is left out
 @pytest.mark.parametrize(("run", "problem", "carry_out"), REFUSED.values(), ids=REFUSED.keys())
 def test_the_remedy_in_the_message_works(
     run: Run, problem: str, carry_out: Callable[[Run, str], Run], tmp_path: Path
