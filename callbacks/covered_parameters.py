@@ -85,7 +85,8 @@ class CoveredParameters:
             self._unheard.difference_update(silent)
             self._report(
                 f"OnlineTracIn: {min(silent)!r} gets a gradient, though its layer never ran: something uses it outside "
-                f"of its layer's forward, so it can't be covered. {leave_out(sorted(silent), self._coverage.patterns)}"
+                "of its layer's forward, or reentrant activation checkpointing hides how (set use_reentrant=False). "
+                f"{leave_out(sorted(silent), self._coverage.patterns)}"
             )
 
     def _report(self, problem: str) -> None:

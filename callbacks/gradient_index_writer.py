@@ -29,6 +29,7 @@ from ftrace.callbacks.self_check import Failures
 from ftrace.callbacks.training_loop import (
     is_compiled_anywhere,
     loss_scale,
+    refuse_batch_statistics,
     scales_inside,
     warn_of_missing_rates,
 )
@@ -39,7 +40,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from ftrace.gradients import Entries, GradientCapture, Recording
+from ftrace.gradients import Entries, GradientCapture, Recording, leave_out
 from ftrace.index import (
     FeatureSettings,
     GradientFeatures,
@@ -166,7 +167,9 @@ class GradientIndexWriter(Callback):
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(trainer, pl_module)
         coarse = trainer.precision not in ("32-true", "64-true")
-        failures = Failures(strict=self.strict, who=WHO) if self.self_check else None
+        failures = (
+            Failures(strict=self.strict, who=WHO, patterns=self._capture.coverage.patterns) if self.self_check else None
+        )
         self._checks = None if failures is None else IndexChecks(self._parameters, failures, coarse=coarse)
         seed = self.settings.features.seed
         self._rows = RowFinder(
@@ -294,7 +297,15 @@ class GradientIndexWriter(Callback):
 
     def _attach(self, pl_module: LightningModule, optimized: list[Any] | None) -> None:
         patterns = self.settings.features.parameters or tuple(block_weights(pl_module))
-        self._capture = GradientCapture(pl_module, patterns, optimized, strict=self.strict)
+        self._capture = GradientCapture(pl_module, patterns, optimized)
+        gaps = [gap.parameter for gap in self._capture.coverage.gaps]
+        if gaps and self.strict:
+            refuse_batch_statistics(pl_module, gaps, WHO)
+            summary, self._capture = self._capture.coverage.summary(), None
+            raise ValueError(
+                f"{WHO} can't cover {len(gaps)} trained parameters. {summary}\n{leave_out(gaps, patterns)}, or go on "
+                "without with strict=False."
+            )
         self._capture.attach()
 
     def _detach(self) -> None:

@@ -78,7 +78,10 @@ class _Along:
                 total += gradients.along(name, vector).double().cpu()
         for name, rows in self._refresh.uncovered.items():
             if name in vectors:
-                total += (flat_rows(rows) @ vectors[name].flatten().to(rows)).double().cpu()
+                own, vector = flat_rows(rows), vectors[name].flatten().to(rows)
+                if own.is_complex():  # whose real and imaginary parts move apart
+                    own, vector = torch.view_as_real(own).flatten(1), torch.view_as_real(vector).flatten()
+                total += (own @ vector).double().cpu()
         return total
 
 

@@ -117,7 +117,7 @@ class QuietStep:
                 _seed(self.batch_idx + 1)
             else:
                 self.begins.put_back()
-            output = self.pl_module.training_step(**self._arguments(sources, stirred))
+            output = self.pl_module.training_step(*self._arguments(sources, stirred))
             if self.pl_module.automatic_optimization:
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor) and loss.requires_grad:
@@ -128,12 +128,11 @@ class QuietStep:
                     "instead of loss.backward()"
                 )
 
-    def _arguments(self, sources: Sequence[int] | None, stirred: bool) -> dict[str, Any]:
-        step = self.pl_module.training_step
-        arguments = {"batch": self._exchanged(sources, stirred)}
-        if is_param_in_hook_signature(step, "batch_idx", min_args=2):
-            arguments["batch_idx"] = self.batch_idx
-        return arguments
+    def _arguments(self, sources: Sequence[int] | None, stirred: bool) -> list[Any]:
+        """As Lightning gives them, by position: a step may name them as it likes."""
+        batch = self._exchanged(sources, stirred)
+        takes_index = is_param_in_hook_signature(self.pl_module.training_step, "batch_idx", min_args=2)
+        return [batch, self.batch_idx] if takes_index else [batch]
 
     def _exchanged(self, sources: Sequence[int] | None, stirred: bool) -> Any:
         several = batches_in(self.batch, self.id_key)
@@ -228,8 +227,9 @@ def _unlogged(trainer: Trainer, pl_module: LightningModule, on_loss: OnLoss) -> 
 
 
 def _refuse_step(*args: Any) -> None:
-    raise RuntimeError(
-        "the training step steps an optimizer that self.optimizers() doesn't give: step that one, which can be held"
+    raise ValueError(
+        "the training step steps an optimizer that self.optimizers() doesn't give, which would move weights while the "
+        "step is rehearsed. Return it from configure_optimizers, and step what self.optimizers() gives"
     )
 
 

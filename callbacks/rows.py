@@ -16,7 +16,7 @@ from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, find_inputs
 from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
 from ftrace.callbacks.quiet_step import QuietStep, RandomState
-from ftrace.callbacks.self_check import Failures, compare_gradients, projected
+from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients, projected
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -227,7 +227,7 @@ class RowFinder:
         try:
             while (problem := self._try(inputs, step)) is not None:
                 changed = self._yield_to(problem) or changed
-        except ValueError:
+        except (ValueError, SelfCheckError):
             self._require_nothing_left_out()  # which may be why
             raise
         self._require_nothing_left_out()
@@ -332,7 +332,8 @@ class RowFinder:
             if wrong:
                 self.failures.report(
                     f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "
-                    "autograd gives. A layer may mix examples, or the loss may have a term of no example"
+                    "autograd gives. A layer may mix examples, or the loss may have a term of no example",
+                    names=wrong,
                 )
 
     def _confirm(self, step: int) -> None:
@@ -428,7 +429,10 @@ class RowFinder:
         if self.capture.coverage.covered:
             remedy = f"{leave_out(self.left_out, self.capture.coverage.patterns)}{self.or_else}"
         else:
-            remedy = "No other parameter is covered, so that none would be left"
+            remedy = (
+                "No other parameter is covered, so none would be left to score by: keep examples apart in the step, "
+                "and give it tensors of one row an example, [examples, ...], padded"
+            )
         raise ValueError(f"{self.who}: {reasons[0]}.{more} {remedy}.")
 
     def _forget(self, names: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from ftrace.callbacks.contributions import Contribution
 from ftrace.callbacks.processes import num_processes, sum_over_processes, whole
 from torch import Tensor, nn
 
-from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, UnreadableError, flat_rows
+from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, UnreadableError, flat_rows, leave_out
 
 # Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -35,19 +35,28 @@ class Failures:
     Args:
         strict: Raise at the first one; otherwise note it, and warn the first time.
         who: Who checks.
+        patterns: The globs that chose the parameters.
     """
 
-    def __init__(self, *, strict: bool, who: str = "OnlineTracIn") -> None:
+    def __init__(self, *, strict: bool, who: str = "OnlineTracIn", patterns: Sequence[str] = ("*",)) -> None:
         self.strict = strict
         self.who = who
+        self.patterns = tuple(patterns)
         self.found: list[str] = []
 
-    def report(self, problem: str, remedy: str = "Leave such parameters out with parameters=(...)") -> None:
+    def report(self, problem: str, remedy: str = "", names: Sequence[str] = ()) -> None:
         """Raise, or note and warn.
+
+        Args:
+            problem: What is wrong.
+            remedy: What can be done about it; default: leaving parameters out.
+            names: Those.
 
         Raises:
             SelfCheckError: When strict.
         """
+        if not remedy:
+            remedy = leave_out(names, self.patterns) if names else "Leave such parameters out with parameters=(...)"
         message = f"{self.who} self_check: {problem}. {remedy}, or let training go on with strict=False."
         if self.strict:
             raise SelfCheckError(message)
@@ -116,7 +125,8 @@ class QueryCheck(_Check):
         if wrong:
             self._failures.report(
                 f"the gradient of query {int(query_ids[query])} for {wrong[0]!r}, read off its layers, is not what "
-                "autograd gives. A layer may mix queries"
+                "autograd gives. A layer may mix queries",
+                names=wrong,
             )
 
     def _differentiate(self, loss: Tensor, *, keep: bool) -> dict[str, Tensor]:
@@ -268,7 +278,8 @@ class Conservation(_Check):
             if wrong:
                 self._failures.report(
                     f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
-                    "used outside of its layer's forward, or its gradient changed by a hook"
+                    "used outside of its layer's forward, or its gradient changed by a hook",
+                    names=wrong,
                 )
         old = [one for one in window if one.refresh != self._refresh]  # their products are with other query gradients
         in_direction = [] if old else [done * self._along(one) for one in window]

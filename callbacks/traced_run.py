@@ -93,7 +93,7 @@ class TracedRun:
         self.strict = strict
         self.listening = listening
         self.run_id: str = gather_objects(uuid.uuid4().hex)[0]
-        self.failures = Failures(strict=strict) if self_check else None
+        self.failures = Failures(strict=strict, patterns=listening.patterns) if self_check else None
         self.first_step = trainer.global_step
         self.steps_left_out: list[int] = []
         self.steps_skipped: list[int] = []

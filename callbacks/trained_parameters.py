@@ -11,7 +11,7 @@ from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.listening import Listening
 from ftrace.callbacks.scoring_rules import ScoringRules
 from ftrace.callbacks.self_check import Conservation, Failures
-from ftrace.callbacks.training_loop import is_compiled_anywhere
+from ftrace.callbacks.training_loop import is_compiled_anywhere, refuse_batch_statistics
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
@@ -62,6 +62,8 @@ class TrainedParameters:
         named = dict(self.pl_module.named_parameters())
         self._known = {id(p): p for p in self._requiring_gradients()}
         coverage = self.listening.training.coverage
+        if self.strict:
+            refuse_batch_statistics(self.pl_module, [gap.parameter for gap in coverage.gaps])
         self.covered = CoveredParameters(coverage, named, strict=self.strict, trained=self._known.keys())
         names = {id(p): name for name, p in named.items()}
         taken = {one.index: one.steps_taken for one in self.followed}

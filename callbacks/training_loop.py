@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,36 @@ def _problems(trainer: Trainer) -> Iterator[str]:
         yield "LBFGS evaluates a batch several times a step, so a step is no sum over examples. Use another optimizer."
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
         yield 'clipping by value is not linear in the gradient. Set Trainer(gradient_clip_algorithm="norm").'
+
+
+def refuse_batch_statistics(pl_module: LightningModule, names: Collection[str], who: str = "OnlineTracIn") -> None:
+    """Refuse layers that mix examples as soon as they run, so that leaving their own parameters out is no help.
+
+    Args:
+        pl_module: The module.
+        names: Parameters that can't be covered.
+        who: Who refuses.
+
+    Raises:
+        ValueError: If some belong to layers that normalise by the statistics of their batch.
+    """
+    found = [
+        (path, layer)
+        for path, layer in pl_module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and (layer.training or layer.running_mean is None)
+        and any(f"{path}.{local}".lstrip(".") in names for local in layer._parameters)
+    ]
+    if not found:
+        return
+    path, layer = found[0]
+    more = f", and {len(found) - 1} more," if len(found) > 1 else ""
+    has_eval = all(one.running_mean is not None for _, one in found)
+    remedy = "Put such layers into eval mode before trainer.fit, or use" if has_eval else "Use"
+    raise ValueError(
+        f"{who}: layer {path!r} ({type(layer).__name__}){more} normalises by the statistics of its batch, so no "
+        f"gradient is one example's alone. {remedy} GroupNorm or LayerNorm"
+    )
 
 
 def warn_of_missing_rates(trainer: Trainer, who: str, what: str) -> None:
