@@ -16,7 +16,7 @@ from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, find_inputs
 from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
 from ftrace.callbacks.quiet_step import QuietStep, RandomState
-from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients, projected
+from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -307,12 +307,11 @@ class RowFinder:
         gradients, totals = rehearsal.read(whole=self._whole)
         projection = None if self._whole else self.capture.projection
         read = {name: gradients.total(name) for name in gradients.parts}
-        expected = projected(totals, projection)
-        if not all(bool(total.isfinite().all()) for total in expected.values()):
+        if not all(bool(total.isfinite().all()) for total in totals.values()):
             self._is_due = True
             return
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
-        wrong = compare_gradients(read, expected, magnitudes, coarse=self.coarse)
+        wrong = compare_gradients(read, totals, magnitudes, projection=projection, coarse=self.coarse)
         if wrong:
             raise _used_elsewhere(wrong, covered)
         if rehearsal.examples.total < 2 or not rehearsal.is_complete:
@@ -320,15 +319,15 @@ class RowFinder:
             return
         if self.failures is not None:
             self._hold_alone(rehearsal, gradients, projection)
-        seen = [name for name, total in expected.items() if bool(total.any())]
+        seen = [name for name, total in totals.items() if bool(total.any())]
         self.checked |= dict.fromkeys((name for name in seen if name not in self.checked), step)
 
     def _hold_alone(self, rehearsal: Rehearsal, gradients: Any, projection: Any) -> None:
         assert self.failures is not None
         for example in torch.randperm(rehearsal.examples.total, generator=self._generator)[:2].tolist():
-            expected = projected(rehearsal.alone(example), projection)
+            expected = rehearsal.alone(example)
             read = {name: gradients.dense(name, example, example + 1)[0] for name in gradients.parts}
-            wrong = compare_gradients(read, expected, coarse=self.coarse)
+            wrong = compare_gradients(read, expected, projection=projection, coarse=self.coarse)
             if wrong:
                 self.failures.report(
                     f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "

@@ -21,6 +21,7 @@ from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, Un
 # Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 _COARSE = 0.1  # bfloat16 rounds to 4e-3 and float16 to 5e-4, at every layer
+_ROUNDINGS = 5  # one rounding differs from another by so many of it
 _DIRECTION_QUERIES = 4
 _TINY = 1e-3  # a parameter whose gradient is smaller than this share of the whole may be all rounding
 
@@ -109,19 +110,18 @@ class QueryCheck(_Check):
         """
         projection = None if whole else self.projection
         names = [name for name in gradients.parts if name in self.parameters]
-        expected = projected(self._differentiate(losses.sum(), keep=True), projection)
+        expected = self._differentiate(losses.sum(), keep=True)
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in names}
         totals = {name: gradients.total(name) for name in names}
-        elsewhere = compare_gradients(totals, expected, magnitudes, coarse=self.coarse)
+        elsewhere = compare_gradients(totals, expected, magnitudes, projection=projection, coarse=self.coarse)
         if elsewhere:
             raise UnreadableError(f"queries use {elsewhere[0]!r} outside of the layers that it is read off", elsewhere)
         if self._failures is None:
             return
         query = int(torch.randint(len(losses), (1,), generator=self._generator))
-        expected = projected(self._differentiate(losses[query], keep=False), projection)
-        wrong = compare_gradients(
-            {name: gradients.dense(name, query, query + 1)[0] for name in names}, expected, coarse=self.coarse
-        )
+        expected = self._differentiate(losses[query], keep=False)
+        own = {name: gradients.dense(name, query, query + 1)[0] for name in names}
+        wrong = compare_gradients(own, expected, projection=projection, coarse=self.coarse)
         if wrong:
             self._failures.report(
                 f"the gradient of query {int(query_ids[query])} for {wrong[0]!r}, read off its layers, is not what "
@@ -271,9 +271,9 @@ class Conservation(_Check):
         done = clip if is_clipped else 1.0
         if self._window_totals is not None:
             grads = {name: whole(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
-            expected_grads = projected(grads, self.projection)
-            totals = {n: done * sum_over_processes(t) for n, t in self._all_ranks(expected_grads).items()}
-            wrong = compare_gradients(totals, expected_grads, self._magnitudes, coarse=self.coarse)
+            like = projected(grads, self.projection)
+            totals = {n: done * sum_over_processes(t) for n, t in self._all_ranks(like).items()}
+            wrong = compare_gradients(totals, grads, self._magnitudes, projection=self.projection, coarse=self.coarse)
             self._window_totals = None
             if wrong:
                 self._failures.report(
@@ -340,21 +340,38 @@ def _norm(tensors: object) -> float:
     return float(torch.nn.utils.get_total_norm(list(tensors)))  # type: ignore[call-overload]
 
 
+def rounding_of(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients with all elements set to zero but those that are so small that they may be nothing but rounding.
+
+    A bias before a softmax has such a gradient. Whoever divides by the optimizer's second moments makes numbers of the
+    usual size out of it.
+    """
+    largest = max((float(grad.abs().amax()) for grad in gradients.values() if grad.numel()), default=0.0)
+    return {
+        name: torch.where(grad.abs() <= torch.finfo(grad.dtype).eps ** 0.85 * largest, grad, 0)
+        for name, grad in gradients.items()
+    }
+
+
 def compare_gradients(
     found: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
     magnitudes: Mapping[str, float] | None = None,
     *,
+    projection: Projection | None = None,
     coarse: bool = False,
 ) -> list[str]:
     """The parameters whose gradients differ by more than rounding, the worst first.
 
     Args:
-        found: By parameter.
-        expected: By parameter.
+        found: By parameter; projected, if there is a projection.
+        gradients: What they must be, by parameter.
         magnitudes: Where ``found`` is a sum that may cancel, the norms that were added up.
+        projection: What ``found`` is projected with.
         coarse: Whether passes are in half precision.
     """
+    expected = projected(gradients, projection)
+    noise = {} if projection is None else projected(rounding_of(gradients), projection)
     whole = _norm([*expected.values()])
     errors = {}
     for name in {**found, **expected}:
@@ -366,6 +383,8 @@ def compare_gradients(
         allowed = (_COARSE if coarse else _TOLERANCE.get(reference.dtype, _COARSE)) * (
             scale + _TINY * (whole + (magnitudes or {}).get(name, 0.0))
         )
+        if name in noise:
+            allowed += _ROUNDINGS * float(noise[name].norm())
         error = float(difference.norm())
         if not error <= allowed:  # NaN is no agreement
             errors[name] = error / allowed if allowed else math.inf

@@ -373,3 +373,27 @@ def test_projection_is_that_of_the_engine(tmp_path: Path) -> None:
     for place, name in enumerate(index.blocks):
         expected = Projection(3, 4).project(name, of_names[name][None]).flatten()
         torch.testing.assert_close(total[place], expected, rtol=1e-9, atol=1e-12)
+
+
+class Shifted(pl.LightningModule):
+    """A softmax does not see its first bias: that one's gradient is nothing but rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scores, self.values = nn.Linear(4, 1), nn.Linear(4, 3)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        weights = self.scores(batch["x"]).softmax(1)
+        return (weights * self.values(batch["x"])).sum(1).square().sum(1).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def test_rounding_that_second_moments_blow_up_is_no_failure(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = [{"x": torch.randn(5, 4, generator=generator), "example_id": number} for number in range(12)]
+    writer = GradientIndexWriter(tmp_path / "index", side=4, parameters=("*",))
+    fit(Shifted(), DataLoader(data, batch_size=4), tmp_path, [writer], max_epochs=3)  # type: ignore[arg-type]
+    assert len(GradientIndex(tmp_path / "index").segments) == 3
