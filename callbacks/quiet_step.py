@@ -14,6 +14,7 @@ from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, exchanged
 from ftrace.callbacks.kept_state import KeptState
 from ftrace.callbacks.processes import gather_objects
+from ftrace.callbacks.random_state import RandomState
 from ftrace.callbacks.training_loop import loss_scale, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -26,27 +27,11 @@ OnLoss = Callable[[Tensor, bool], None]
 _DONE, _FORWARD, _BACKWARD = range(3)
 
 
-class RandomState:
-    """All random state that training draws from, as it was at one moment."""
-
-    def __init__(self) -> None:
-        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def put_back(self) -> None:
-        """Draw from here on what was drawn from there on."""
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-
-
 class QuietStep:
     """Runs the training step of a module on one batch.
 
-    Weights, gradients, buffers, attributes of modules, random state, logs and printed text are as they were
-    afterwards. What a step changes elsewhere (files, objects of its own) it changes once more.
+    Weights, gradients, buffers, what the module keeps, random state, logs and printed text are as they were afterwards.
+    What a step changes elsewhere (files, variables of a closure) it changes once more.
 
     Args:
         trainer: The trainer.

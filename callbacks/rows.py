@@ -17,7 +17,8 @@ from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.covered_parameters import parameters_without
 from ftrace.callbacks.exchange import Inputs, find_inputs
 from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
-from ftrace.callbacks.quiet_step import QuietStep, RandomState
+from ftrace.callbacks.quiet_step import QuietStep
+from ftrace.callbacks.random_state import RandomState
 from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients, projected
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
