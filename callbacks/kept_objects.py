@@ -171,9 +171,9 @@ class _NotToBeDrawnFrom:
 
     def __next__(self) -> Any:
         raise ValueError(
-            f"the step draws from {self._name!r}, a {type(self._own).__name__} that the module keeps, which can't be put "
-            "back after the step is rehearsed. Draw from it in the data loader, or keep itertools.cycle(list), a list "
-            "and a position, or a torch.Generator"
+            f"the step draws from {self._name!r}, a {type(self._own).__name__} that the module keeps, which can't be "
+            "put back after the step is rehearsed. Draw from it in the data loader, or keep itertools.cycle(list), a "
+            "list and a position, or a torch.Generator"
         )
 
     def send(self, value: Any) -> Any:

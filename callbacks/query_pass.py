@@ -196,7 +196,7 @@ class QueryPass:
 
 
 def _put_back(begins: RandomState | None) -> None:
-    """Losses that draw random numbers, as dropout that is left on does, draw the same ones when they are taken again."""
+    """Losses that draw random numbers, such as for dropout that is left on, draw the same ones again."""
     assert begins is not None
     begins.put_back()
 
