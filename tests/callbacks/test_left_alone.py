@@ -167,8 +167,8 @@ class Contrast(Own):
 
     def __init__(self) -> None:
         super().__init__(mean_loss, net=mlp())
-        self.follower = copy.deepcopy(self.net).requires_grad_(False)
-        self.hidden = [copy.deepcopy(self.net)]  # no submodule
+        self.follower = mlp(1).double().requires_grad_(False)
+        self.hidden = [mlp(2).double()]  # no submodule
         self.register_buffer("queue", torch.zeros(6, CLASSES).double())
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
