@@ -15,6 +15,7 @@ from ftrace.callbacks.exchange import Inputs, exchanged
 from ftrace.callbacks.kept_state import KeptState
 from ftrace.callbacks.processes import gather_objects
 from ftrace.callbacks.random_state import RandomState
+from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.training_loop import loss_scale, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -22,6 +23,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ftrace.gradients import ExchangeError, UnreadableError
 
 OnLoss = Callable[[Tensor, bool], None]
 _DONE, _FORWARD, _BACKWARD = range(3)
@@ -102,7 +105,7 @@ class QuietStep:
                 _seed(self.batch_idx + 1)
             else:
                 self.begins.put_back()
-            output = self.pl_module.training_step(*self._arguments(sources, stirred))
+            output = self._training_step(sources, stirred)
             if self.pl_module.automatic_optimization:
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor) and loss.requires_grad:
@@ -112,6 +115,17 @@ class QuietStep:
                     "the training step runs a backward pass that nothing was told of. Call self.manual_backward(loss) "
                     "instead of loss.backward()"
                 )
+
+    def _training_step(self, sources: Sequence[int] | None, stirred: bool) -> Any:
+        arguments = self._arguments(sources, stirred)
+        try:
+            return self.pl_module.training_step(*arguments)
+        except (UnreadableError, SelfCheckError):
+            raise
+        except Exception as error:  # whatever it is: the step is somebody else's
+            if sources is None and not stirred:
+                raise
+            raise ExchangeError(f"{type(error).__name__}: {error}") from error
 
     def _arguments(self, sources: Sequence[int] | None, stirred: bool) -> list[Any]:
         """As Lightning gives them, by position: a step may name them as it likes."""
