@@ -67,8 +67,8 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
             raise _mixed(key, names)
         return of_all
     try:
-        ids = batch[key]
-    except (KeyError, TypeError, IndexError) as error:
+        ids = _under(batch, key)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(_missing(batch, key, option)) from error
     if not isinstance(ids, Tensor) and hasattr(ids, "__array__"):  # of numpy or pandas
         array = np.asarray(ids)
@@ -87,17 +87,35 @@ def batch_sizes(batch: Any, key: str) -> list[int]:
     if several is None:
         return []
     places = batch if isinstance(batch, Mapping) else range(len(batch))
-    return [len(several[place][key]) if place in several else 0 for place in places]
+    return [len(_under(several[place], key)) if place in several else 0 for place in places]
 
 
 def batches_in(batch: Any, key: str) -> dict[Any, Any] | None:
     """The batches of several dataloaders by place, without those that have run out; None if this is one batch."""
-    if isinstance(batch, Mapping):
-        places = dict(batch) if key not in batch else {}
+    if _has(batch, key):
+        places: dict[Any, Any] = {}
+    elif isinstance(batch, Mapping):
+        places = dict(batch)
     else:
         places = dict(enumerate(batch)) if isinstance(batch, list | tuple) else {}
     inner = {place: one for place, one in places.items() if one is not None}
-    return inner if inner and all(isinstance(one, Mapping) and key in one for one in inner.values()) else None
+    return inner if inner and all(_has(one, key) for one in inner.values()) else None
+
+
+def _under(batch: Any, key: str) -> Any:
+    """What a batch has under a key, or as an attribute."""
+    try:
+        return batch[key]
+    except (KeyError, TypeError, IndexError):
+        if isinstance(batch, Mapping) or not isinstance(key, str):
+            raise
+        return getattr(batch, key)
+
+
+def _has(batch: Any, key: str) -> bool:
+    if isinstance(batch, Mapping):
+        return key in batch
+    return isinstance(key, str) and not isinstance(batch, Tensor) and hasattr(batch, key)
 
 
 def _missing(batch: Any, key: str, option: str) -> str:

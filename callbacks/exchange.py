@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,10 @@ class Inputs:
     loose: tuple[Place, ...]
     shapes: Mapping[Place, tuple[int, ...]]
 
+    def without(self, places: Collection[Place]) -> Inputs:
+        """The same with some tensors left as they are."""
+        return dataclasses.replace(self, axes={place: axis for place, axis in self.axes.items() if place not in places})
+
     def others(self) -> list[Inputs]:
         """The same with other axes, where a tensor has several of that length, and without one tensor each."""
         found = []
@@ -45,8 +49,7 @@ class Inputs:
         if turned != self.axes:
             found.append(dataclasses.replace(self, axes=turned))
         for place in self.axes if len(self.axes) > 1 else ():
-            rest = {other: axis for other, axis in self.axes.items() if other != place}
-            found.append(dataclasses.replace(self, axes=rest))
+            found.append(self.without([place]))
         return found
 
 
@@ -119,14 +122,7 @@ def _mapped(value: Any, place: Place, function: Callable[[Place, Any], Any], cou
     if isinstance(value, Tensor | np.ndarray):
         return function(place, value)
     if isinstance(value, Mapping):
-        items = {key: _mapped(own, (*place, key), function, count) for key, own in value.items()}
-        made = copy.copy(value)
-        try:
-            for key, own in items.items():
-                made[key] = own  # type: ignore[index]
-        except TypeError:
-            return items
-        return made
+        return _with_items(value, {key: _mapped(own, (*place, key), function, count) for key, own in value.items()})
     if isinstance(value, str | bytes) or value is None:
         return value
     if isinstance(value, list | tuple):
@@ -134,13 +130,41 @@ def _mapped(value: Any, place: Place, function: Callable[[Place, Any], Any], cou
             return function(place, value)
         several = [_mapped(own, (*place, index), function, count) for index, own in enumerate(value)]
         return type(value)(*several) if hasattr(value, "_fields") else type(value)(several)
-    if hasattr(value, "__dict__") and not callable(value):
+    attributes = _attributes(value)
+    if attributes and not callable(value):
         made = copy.copy(value)
-        for name, own in vars(value).items():
+        for name, own in attributes.items():
             if isinstance(own, Tensor | np.ndarray | Mapping | list | tuple):
                 object.__setattr__(made, name, _mapped(own, (*place, name), function, count))
         return made
     return value
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ())]
+    return {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+
+
+def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A copy of a mapping with other values; a plain dictionary if it can't be copied without writing to it."""
+    before = dict(value)
+    made: Any = copy.copy(value)
+    for name, inner in _attributes(value).items():
+        if isinstance(inner, dict):  # a shallow copy may share it
+            fresh = copy.copy(inner)
+            if inner.keys() == before.keys():
+                fresh.update(items)
+            object.__setattr__(made, name, fresh)
+    if not all(made[key] is own for key, own in items.items()):
+        try:
+            for key, own in items.items():
+                made[key] = own
+        except (TypeError, AttributeError, NotImplementedError, RuntimeError):  # as of what can't be changed
+            made = items
+    if any(value[key] is own and own is not before[key] for key, own in items.items()):  # it was no copy
+        value.update(before)  # type: ignore[attr-defined]
+        return items
+    return made
 
 
 def _holds(value: Any, count: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ftrace.callbacks.batches import batch_ids, load_queries
 from ftrace.callbacks.query_losses import QueryLosses
+from ftrace.callbacks.random_state import RandomState
 from ftrace.callbacks.training_loop import evaluation_mode, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -147,6 +148,8 @@ class QueryPass:
         with self.undisturbed(trainer, pl_module, capture):
             for batch in self.batches:
                 query_ids = self.ids_of(batch)
+                looks_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
+                begins = RandomState(pl_module) if looks_again else None
                 with capture.recording(len(query_ids), whole=whole) as recording:
                     of_batch = self.losses(pl_module, batch)
                     self._require_losses(of_batch, query_ids)
@@ -154,10 +157,13 @@ class QueryPass:
                 losses.append(of_batch.detach().double().cpu())
                 parts.append(recording.gradients())
                 if compare is not None and len(parts) == 1:
+                    _put_back(begins)
                     compare(self.losses(pl_module, batch), parts[0], query_ids)
                 if uncovered:
+                    _put_back(begins)
                     _add_rows(dense, self.losses(pl_module, batch), uncovered)
                 if self.learned is not None:
+                    _put_back(begins)
                     with torch.no_grad():
                         learned.append(self.learned(pl_module, batch).bool().cpu())
         return Refresh(
@@ -187,6 +193,12 @@ class QueryPass:
                 f"query_losses: expected finite numbers, found NaN or infinity for the queries {bad[:5].tolist()}. "
                 "Either their labels are all masked, or the weights are no numbers any more"
             )
+
+
+def _put_back(begins: RandomState | None) -> None:
+    """Losses that draw random numbers, such as for dropout that is left on, draw the same ones again."""
+    assert begins is not None
+    begins.put_back()
 
 
 def _add_rows(dense: dict[str, list[Tensor]], losses: Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:

@@ -14,6 +14,8 @@ from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, exchanged
 from ftrace.callbacks.kept_state import KeptState
 from ftrace.callbacks.processes import gather_objects
+from ftrace.callbacks.random_state import RandomState
+from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.training_loop import loss_scale, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -22,31 +24,17 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ftrace.gradients import ExchangeError, UnreadableError
+
 OnLoss = Callable[[Tensor, bool], None]
 _DONE, _FORWARD, _BACKWARD = range(3)
-
-
-class RandomState:
-    """All random state that training draws from, as it was at one moment."""
-
-    def __init__(self) -> None:
-        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def put_back(self) -> None:
-        """Draw from here on what was drawn from there on."""
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
 
 
 class QuietStep:
     """Runs the training step of a module on one batch.
 
-    Weights, gradients, buffers, attributes of modules, random state, logs and printed text are as they were
-    afterwards. What a step changes elsewhere (files, objects of its own) it changes once more.
+    Weights, gradients, buffers, what the module keeps, random state, logs and printed text are as they were afterwards.
+    What a step changes elsewhere (files, variables of a closure) it changes once more.
 
     Args:
         trainer: The trainer.
@@ -117,7 +105,7 @@ class QuietStep:
                 _seed(self.batch_idx + 1)
             else:
                 self.begins.put_back()
-            output = self.pl_module.training_step(*self._arguments(sources, stirred))
+            output = self._training_step(sources, stirred)
             if self.pl_module.automatic_optimization:
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor) and loss.requires_grad:
@@ -127,6 +115,17 @@ class QuietStep:
                     "the training step runs a backward pass that nothing was told of. Call self.manual_backward(loss) "
                     "instead of loss.backward()"
                 )
+
+    def _training_step(self, sources: Sequence[int] | None, stirred: bool) -> Any:
+        arguments = self._arguments(sources, stirred)
+        try:
+            return self.pl_module.training_step(*arguments)
+        except (UnreadableError, SelfCheckError):
+            raise
+        except Exception as error:  # whatever it is: the step is somebody else's
+            if sources is None and not stirred:
+                raise
+            raise ExchangeError(f"{type(error).__name__}: {error}") from error
 
     def _arguments(self, sources: Sequence[int] | None, stirred: bool) -> list[Any]:
         """As Lightning gives them, by position: a step may name them as it likes."""

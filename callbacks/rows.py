@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from ftrace.callbacks.batches import batches_in
-from ftrace.callbacks.exchange import Inputs, find_inputs
+from ftrace.callbacks.exchange import Inputs, Place, find_inputs
 from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
-from ftrace.callbacks.quiet_step import QuietStep, RandomState
+from ftrace.callbacks.quiet_step import QuietStep
+from ftrace.callbacks.random_state import RandomState
 from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ftrace.gradients import (
     Examples,
+    ExchangeError,
     GradientCapture,
     LayoutBook,
     Recording,
@@ -100,6 +102,7 @@ class RowFinder:
         self._next_confirmation = self._within(_CONFIRM_EVERY)
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Any] = set()
+        self._fixed: set[tuple[int, Place]] = set()  # inputs that can't be exchanged, by dataloader
         self._seen: set[str] = set()
         self._silent_batches = 0
         self._looks_in_vain = 0
@@ -207,6 +210,7 @@ class RowFinder:
         batches = [batch] if several is None else list(several.values())
         counts = tuple(count for count in counts if count) if several is not None else counts
         found = [find_inputs(one, count, (self.id_key,)) for one, count in zip(batches, counts, strict=True)]
+        found = [one.without([p for i, p in self._fixed if i == index]) for index, one in enumerate(found)]
         for inputs in found:
             if not inputs.axes:
                 shapes = {".".join(map(str, place)): shape for place, shape in inputs.shapes.items()}
@@ -256,13 +260,10 @@ class RowFinder:
             rehearsal = self._rehearsal(trial)
             if rehearsal.examples.total == 1:
                 return rehearsal
-            rehearsal.book = self.book.copy()
             try:
-                with self._counted(rehearsal):
-                    rehearsal.find_rows()
+                rehearsal = self._find_rows_of(trial)
             except UnreadableError as error:
                 first = first or error
-                self._seen |= {key.path for key in rehearsal.book.verified}
                 continue
             if trial is not inputs and not self._queries_agree(rehearsal.book):
                 continue
@@ -278,6 +279,52 @@ class RowFinder:
             return rehearsal
         assert first is not None
         raise first
+
+    def _find_rows_of(self, inputs: list[Inputs]) -> Rehearsal:
+        """Find out whose rows are whose by exchanging these inputs, or those of them that the step lets be exchanged.
+
+        Raises:
+            UnreadableError: If that can't be told.
+            ValueError: If nothing can be exchanged.
+        """
+        while True:
+            rehearsal = self._rehearsal(inputs)
+            rehearsal.book = self.book.copy()
+            try:
+                with self._counted(rehearsal):
+                    rehearsal.find_rows()
+                return rehearsal
+            except UnreadableError:
+                self._seen |= {key.path for key in rehearsal.book.verified}
+                raise
+            except ExchangeError as error:
+                self._fix_what_fails(inputs, error)
+
+    def _fix_what_fails(self, inputs: list[Inputs], error: ExchangeError) -> None:
+        """Leave those inputs as they are with which the step fails when examples have others', such as sizes.
+
+        Raises:
+            ValueError: If none is left.
+        """
+        fails = set()
+        for index, place in [(index, place) for index, one in enumerate(inputs) for place in one.axes]:
+            alone = [
+                one.without([other for other in one.axes if (number, other) != (index, place)])
+                for number, one in enumerate(inputs)
+            ]
+            rehearsal = self._rehearsal(alone)
+            with self._counted(rehearsal):
+                if not rehearsal.can_exchange():
+                    fails.add((index, place))
+        left = [one.without([p for i, p in fails if i == index]) for index, one in enumerate(inputs)]
+        if not fails or not all(set(one.axes) - {(self.id_key,)} for one in left):
+            raise ValueError(
+                f"{self.who}: the training step fails when some examples have others' inputs ({error}), so nobody can "
+                "tell whose rows are whose. Give it tensors of one row an example, [examples, ...], padded, which fit "
+                "together in any order"
+            ) from error
+        self._fixed |= fails
+        inputs[:] = left
 
     def _queries_agree(self, book: LayoutBook) -> bool:
         of_queries = self.query_rows()
@@ -340,8 +387,11 @@ class RowFinder:
         rehearsal = self._rehearsal(inputs)
         which, moved = int(torch.randint(2**31, (), generator=self._generator)), []
         if rehearsal.examples.total > 1:
-            with self._counted(rehearsal):
-                moved = rehearsal.confirm(which)
+            try:
+                with self._counted(rehearsal):
+                    moved = rehearsal.confirm(which)
+            except ExchangeError:
+                self._is_due = True  # a rehearsal finds out what can be exchanged
         self._step(inputs).finish()
         self.rehearsed_at.append(step)
         if moved:

@@ -53,6 +53,10 @@ OnLoss = Callable[[Tensor, bool], None]
 MOST_SETS = 6
 
 
+class ExchangeError(RuntimeError):
+    """A step that fails with some examples' inputs exchanged for others', though it doesn't fail as it is."""
+
+
 class Step(Protocol):
     """A training step that can be run at will, and leaves no trace."""
 
@@ -72,6 +76,9 @@ class Step(Protocol):
             sources: For each example, the one whose inputs it gets (-1: its own, changed); default: its own.
             fresh: Whether to draw other random numbers than the step itself is going to.
             stirred: Whether to change those inputs, too, in which no examples can be found.
+
+        Raises:
+            ExchangeError: If it fails with inputs that are not its own.
         """
 
 
@@ -128,6 +135,7 @@ class Rehearsal:
 
         Raises:
             UnreadableError: If that can't be told of layers that have a gradient.
+            ExchangeError: If the step fails with other inputs than its own.
         """
         evidence: dict[Key, list[Evidence]] = {}
         choices: dict[Key, Choice] = {}
@@ -149,10 +157,17 @@ class Rehearsal:
         self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
         lost = write_choices(heard.heard, choices)
         still = [key for key, choice in choices.items() if not choice.known and not is_seen(heard.outputs[key])]
-        if still and self.has_loose_inputs:
-            self._refuse_loose(still)
         if lost or still:
             self._learn_from_gradients(still, lost)
+
+    def can_exchange(self) -> bool:
+        """Whether the step runs with some examples' inputs exchanged for others'."""
+        try:
+            for members in member_sets(self.examples.total)[:MOST_SETS]:
+                self._forward(sources=sources_of(members, self.examples))
+        except ExchangeError:
+            return False
+        return True
 
     def confirm(self, which: int) -> list[Key]:
         """Outputs whose rows are not where they were seen before, by one exchange.
@@ -216,13 +231,19 @@ class Rehearsal:
             self.capture.stop()
             recording.close()
 
-    def _refuse_loose(self, still: Sequence[Key]) -> None:
-        plain, stirred = self._observed(False), self._forward(stirred=True)
+    def _refuse_loose(self, lost: Sequence[Key]) -> None:
+        """Say so if outputs depend on inputs in which no examples can be found."""
+        plain = self._observed(False)
+        try:
+            stirred = self._forward(stirred=True)
+        except ExchangeError:
+            return
         members = torch.ones(self.examples.total, dtype=torch.bool)
         loose = [
             plain.outputs[key]
-            for key in still
-            if any(
+            for key in lost
+            if key in plain.outputs
+            and any(
                 bool((own == INSIDE).any())
                 for own in _moved(plain, stirred, key, plain.outputs[key].row_shape, members).along.values()
             )
@@ -252,6 +273,8 @@ class Rehearsal:
             # Where examples are all alike, nothing changes, and another batch has to tell.
             _, lost = self._conclude(plain, passes, [*unknown, *lost], scaled_movement)
         if lost:
+            if self.has_loose_inputs:
+                self._refuse_loose(lost)
             raise unreadable([plain.heard.outputs[key] for key in lost])
 
     def _conclude(

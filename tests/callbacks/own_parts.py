@@ -132,8 +132,8 @@ def per_example(module: nn.Module, scalars: Sequence[Tensor]) -> Tensor:
 
 def by_hand(
     module: Any, made: Sequence[Any], share: Callable[[Any, Any, int], Tensor], queries: Sequence[Any] = QUERIES,
-    query_losses: Losses = losses, total: Losses | None = None, 
-    ids: Callable[[Any], Tensor] = lambda b: b["example_id"],
+    query_losses: Losses = losses, total: Losses | None = None,
+    ids: Callable[[Any], Tensor] = lambda batch: batch["example_id"],
 ) -> Tensor:  # fmt: skip
     """TracIn by SGD, one example at a time.
 
