@@ -181,28 +181,27 @@ def agrees(layout: Layout, shape: Sequence[int], evidence: Evidence, examples: E
     return not bool(wrong.any())
 
 
+def _unseen(layout: Layout, shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> int:
+    """Slices of which something should have been seen, and was not."""
+    owners = layout.owners(shape[layout.axis], examples)
+    return sum(int(((one.along[layout.axis] == UNKNOWN) & one.members[owners]).sum()) for one in evidence)
+
+
 def choose(shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> Choice:
     """The layout of a tensor that agrees with all that was seen of it."""
     if not any(bool((found != UNKNOWN).any()) for one in evidence for found in one.along.values()):
         return Choice(None, known=False)
-    agreeing: list[tuple[int, Layout]] = []
-    for layout in candidates(shape, examples):
-        if all(agrees(layout, shape, one, examples) for one in evidence):
-            owners = layout.owners(shape[layout.axis], examples)
-            missing = sum(int(((one.along[layout.axis] == UNKNOWN) & one.members[owners]).sum()) for one in evidence)
-            agreeing.append((missing, layout))
+    agreeing = [
+        layout
+        for layout in candidates(shape, examples)
+        if all(agrees(layout, shape, one, examples) for one in evidence)
+    ]
     if not agreeing:
         return Choice(None, known=True)
-    least = min(missing for missing, _ in agreeing)
-    best = [layout for missing, layout in agreeing if missing == least]
+    chosen = min(agreeing, key=lambda layout: _unseen(layout, shape, evidence, examples))
     # Layouts that say the same of every slice are one.
-    chosen, length = best[0], shape[best[0].axis]
-    owners = chosen.owners(length, examples)
-    others = tuple(
-        layout
-        for layout in best[1:]
-        if layout.axis != chosen.axis or not torch.equal(layout.owners(length, examples), owners)
-    )
+    others = tuple(layout for layout in agreeing if not chosen.says_the_same(layout, shape, examples))
+    owners = chosen.owners(shape[chosen.axis], examples)
     seen = torch.zeros(examples.total, dtype=torch.bool)
     for one in evidence:
         seen[owners[one.along[chosen.axis] == INSIDE]] = True

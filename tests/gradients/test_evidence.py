@@ -1,4 +1,4 @@
-"""Evidence: what is done to some examples shows in their slices, and a layout is chosen only if nothing speaks against."""
+"""Evidence: what is done to some examples shows in their slices, and a layout is chosen if nothing speaks against."""
 
 from __future__ import annotations
 
