@@ -40,16 +40,19 @@ class Prints:
     def scale(self, axis: int) -> Tensor:
         """What differences along an axis are measured by."""
         values = self.along[axis]
-        return values.abs().amax() if len(values) else values.new_zeros(())
+        finite = torch.where(values.isfinite(), values.abs(), 0)
+        return finite.amax() if len(values) else values.new_zeros(())
 
 
 @torch.no_grad()
-def prints_of(tensor: Tensor, last: int = 0) -> Prints:
+def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False) -> Prints:
     """The prints of a tensor.
 
     Args:
         tensor: Of any dtype.
         last: How many of its last axes hold no examples (features).
+        bounded: Whether numbers are taken down to a few dozen, so that a mask's infinities, or -1e9, leave the others
+            visible. Prints are no longer proportional to the tensor then.
     """
     precision = torch.finfo(tensor.dtype).eps ** 0.8 if tensor.is_floating_point() else 1e-9
     if tensor.is_complex():
@@ -57,6 +60,8 @@ def prints_of(tensor: Tensor, last: int = 0) -> Prints:
         last += 1
     values = tensor.detach()
     values = values.double() if not values.is_floating_point() or values.dtype == torch.float64 else values.float()
+    if bounded:
+        values = torch.asinh(values).nan_to_num(nan=1.0, posinf=2.0, neginf=-3.0)
     shape = tuple(values.shape[: values.ndim - last])
     for _ in range(last):
         values = _contracted(values, values.ndim - 1)
@@ -115,7 +120,7 @@ def scaled_movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
     along = {}
     for axis, before in plain.along.items():
         after, allowed = moved.along[axis], plain.precision * plain.scale(axis)
-        some = before.abs() > allowed
+        some = (before.abs() > allowed) & before.isfinite() & after.isfinite()
         ratios = torch.where(some, after / torch.where(some, before, 1), torch.nan)
         close = (ratios[:, None] - ratios).abs() <= 10 * plain.precision * ratios.abs()
         votes = close.sum(1)
@@ -146,6 +151,7 @@ def cut(plain: Prints, rest: Prints, members: Tensor) -> Evidence:
         found[(after - before).abs() <= plain.precision * before.abs()] = INSIDE
         found[after.abs() <= plain.precision * before.abs()] = OUTSIDE
         found[(before.abs() <= allowed) & (after.abs() <= allowed)] = UNKNOWN
+        found[~(before.isfinite() & after.isfinite())] = UNKNOWN  # too large for half precision
         along[axis] = found.cpu()
     return Evidence(members, along)
 
@@ -175,28 +181,27 @@ def agrees(layout: Layout, shape: Sequence[int], evidence: Evidence, examples: E
     return not bool(wrong.any())
 
 
+def _unseen(layout: Layout, shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> int:
+    """Slices of which something should have been seen, and was not."""
+    owners = layout.owners(shape[layout.axis], examples)
+    return sum(int(((one.along[layout.axis] == UNKNOWN) & one.members[owners]).sum()) for one in evidence)
+
+
 def choose(shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> Choice:
     """The layout of a tensor that agrees with all that was seen of it."""
     if not any(bool((found != UNKNOWN).any()) for one in evidence for found in one.along.values()):
         return Choice(None, known=False)
-    agreeing: list[tuple[int, Layout]] = []
-    for layout in candidates(shape, examples):
-        if all(agrees(layout, shape, one, examples) for one in evidence):
-            owners = layout.owners(shape[layout.axis], examples)
-            missing = sum(int(((one.along[layout.axis] == UNKNOWN) & one.members[owners]).sum()) for one in evidence)
-            agreeing.append((missing, layout))
+    agreeing = [
+        layout
+        for layout in candidates(shape, examples)
+        if all(agrees(layout, shape, one, examples) for one in evidence)
+    ]
     if not agreeing:
         return Choice(None, known=True)
-    least = min(missing for missing, _ in agreeing)
-    best = [layout for missing, layout in agreeing if missing == least]
+    chosen = min(agreeing, key=lambda layout: _unseen(layout, shape, evidence, examples))
     # Layouts that say the same of every slice are one.
-    chosen, length = best[0], shape[best[0].axis]
-    owners = chosen.owners(length, examples)
-    others = tuple(
-        layout
-        for layout in best[1:]
-        if layout.axis != chosen.axis or not torch.equal(layout.owners(length, examples), owners)
-    )
+    others = tuple(layout for layout in agreeing if not chosen.says_the_same(layout, shape, examples))
+    owners = chosen.owners(shape[chosen.axis], examples)
     seen = torch.zeros(examples.total, dtype=torch.bool)
     for one in evidence:
         seen[owners[one.along[chosen.axis] == INSIDE]] = True

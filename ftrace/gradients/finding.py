@@ -50,13 +50,7 @@ class Heard:
 
     def unknown(self) -> list[Key]:
         """Outputs whose rows nobody has seen."""
-        return [key for key, output in self.outputs.items() if not is_seen(output)]
-
-
-def is_seen(output: Output) -> bool:
-    """Whether it was seen whose rows an output has, in a shape like this."""
-    book = output.of_pass.book
-    return output.key in book.verified and book.is_known(output.key, output.example_axes, output.of_pass.examples)
+        return [key for key, output in self.outputs.items() if not output.is_seen]
 
 
 def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> None:
@@ -104,9 +98,8 @@ def write_choices(heard: Heard, choices: Mapping[Key, Choice]) -> list[Key]:
     """
     for key, choice in choices.items():
         if choice.layout is not None:
-            heard.book.known[key] = choice.layout
-            heard.book.verified.add(key)
-            heard.book.ambiguous[key] = choice.others
+            shape = heard.outputs[key].example_axes
+            heard.book.write(key, choice.layout, choice.others, shape, heard.examples)
     return [key for key, choice in choices.items() if choice.known and choice.layout is None]
 
 
@@ -181,7 +174,7 @@ def _differentiated(
     heard: Heard, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
 ) -> tuple[dict[Key, Prints], NodePrints]:
     """Prints of the gradients of all outputs, and of the nodes behind some; of some examples' losses alone."""
-    known = [edge for key, edge in heard.edges.items() if is_seen(heard.outputs[key])]
+    known = [edge for key, edge in heard.edges.items() if heard.outputs[key].is_seen]
     starts = [] if losses.grad_fn is None else [losses.grad_fn]
     nodes = NodePrints({key: heard.edges[key] for key in behind}, starts if behind else [], known)
     weights = torch.ones_like(losses) if members is None else members.to(losses)

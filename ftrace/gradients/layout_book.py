@@ -84,7 +84,8 @@ class LayoutBook:
 
     Attributes:
         known: By output.
-        verified: Those of which something has been seen.
+        verified: Those that were seen, and could be told from all others.
+        seen: By output, the numbers of slices an example with which its layout was seen.
         ambiguous: Layouts that could not be told from the one that is known.
     """
 
@@ -92,6 +93,7 @@ class LayoutBook:
         self.assumes = assumes
         self.known: dict[Key, Rows] = {}
         self.verified: set[Key] = set()
+        self.seen: dict[Key, set[int]] = {}
         self.ambiguous: dict[Key, tuple[Layout, ...]] = {}
 
     def find(self, key: Key, shape: Sequence[int], examples: Examples, lookup: Lookups = "no") -> Rows | None:
@@ -122,12 +124,52 @@ class LayoutBook:
     def take(self, other: LayoutBook) -> None:
         """Know from here on what another book knows."""
         self.known, self.verified = dict(other.known), set(other.verified)
+        self.seen = {key: set(seen) for key, seen in other.seen.items()}
         self.ambiguous = dict(other.ambiguous)
 
-    def is_known(self, key: Key, shape: Sequence[int], examples: Examples) -> bool:
-        """Whether an output's rows have been found out."""
+    def is_seen(self, key: Key, shape: Sequence[int], examples: Examples) -> bool:
+        """Whether an output's rows have been seen in a shape like this.
+
+        With one slice an example, or one block, several orders are one. What was seen with two numbers of slices holds
+        for others.
+        """
         known = self.known.get(key)
-        return isinstance(known, Shared) or (known is not None and known.fits(shape, examples))
+        if key not in self.verified or known is None or isinstance(known, Shared):
+            return key in self.verified
+        seen = self.seen.get(key, set())
+        return known.fits(shape, examples) and (
+            known.slices(shape, examples) in seen or len([number for number in seen if number > 1]) > 1
+        )
+
+    def write(
+        self, key: Key, layout: Layout, others: Sequence[Layout], shape: Sequence[int], examples: Examples
+    ) -> None:
+        """Take down what was seen of an output.
+
+        Args:
+            key: The output.
+            layout: The layout that agrees with it.
+            others: Others that do as well.
+            shape: Of the output, those axes that may hold examples.
+            examples: Of the batch.
+        """
+        known = self.known.get(key)
+        seen = self.seen.setdefault(key, set())
+        if isinstance(known, Layout) and known.fits(shape, examples):
+            agreeing = [one for one in (layout, *others) if known.says_the_same(one, shape, examples)]
+            if agreeing and others and key in self.verified:
+                return
+            layout = known if agreeing else layout
+        if isinstance(known, Layout) and known != layout:
+            same_axis = known.axis == layout.axis and known.group == layout.group
+            seen &= {number for number in seen if same_axis and known.factors(number, 1) == layout.factors(number, 1)}
+        self.known[key] = layout
+        self.ambiguous[key] = tuple(others)
+        if others:
+            self.verified.discard(key)
+        else:
+            self.verified.add(key)
+            seen.add(layout.slices(shape, examples))
 
 
 def assumed(shape: Sequence[int], examples: Examples, lookup: Lookups = "no") -> Rows | None:

@@ -75,6 +75,15 @@ class Layout:
             return False
         return self.factors(shape[self.axis], examples.count(self.group)) is not None
 
+    def slices(self, shape: Sequence[int], examples: Examples) -> int:
+        """How many slices each example has in a tensor of that shape."""
+        return shape[self.axis] // max(1, examples.count(self.group))
+
+    def says_the_same(self, other: Layout, shape: Sequence[int], examples: Examples) -> bool:
+        """Whether two layouts that fit a shape give each of its slices to the same example."""
+        length = shape[self.axis]
+        return self.axis == other.axis and torch.equal(self.owners(length, examples), other.owners(length, examples))
+
     def split(self, tensor: Tensor, examples: Examples) -> Tensor:
         """Examples first, ``[count, ...]``, each with the tensor's own axes: of the examples' axis, what is its own."""
         count = examples.count(self.group)

@@ -385,8 +385,8 @@ class Observation(Recording):
         own = output if rule.channel_axis == -1 else output.movedim(rule.channel_axis, -1)
         of_input = None
         if rule.channel_axis == -1:
-            of_input = prints_of(inputs, 0 if rule.is_table else own_axes)
-        self.values[heard.key] = of_input, prints_of(own, own_axes)
+            of_input = prints_of(inputs, 0 if rule.is_table else own_axes, bounded=True)
+        self.values[heard.key] = of_input, prints_of(own, own_axes, bounded=True)
         self._listen(output, heard)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
@@ -394,7 +394,7 @@ class Observation(Recording):
         key = self._next_key(layer)
         for number, tensor in enumerate(self._differentiable(layer, output)):
             heard = Silent(key._replace(output=number), self.of_pass, layer, tensor.shape)
-            self.values[heard.key] = None, prints_of(tensor)
+            self.values[heard.key] = None, prints_of(tensor, bounded=True)
             if tensor.requires_grad:
                 self._listen(tensor, heard)
 

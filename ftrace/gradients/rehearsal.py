@@ -35,7 +35,6 @@ from ftrace.gradients.evidence import (
 )
 from ftrace.gradients.finding import (
     Heard,
-    is_seen,
     learn_ways,
     member_sets,
     nothing_like,
@@ -140,7 +139,8 @@ class Rehearsal:
         evidence: dict[Key, list[Evidence]] = {}
         choices: dict[Key, Choice] = {}
         heard = self._observed(False)
-        for index, members in enumerate(member_sets(self.examples.total)[:MOST_SETS]):
+        sets = member_sets(self.examples.total)
+        for index, members in enumerate(sets[: max(MOST_SETS, len(sets) // 2)]):  # half of them tell any two apart
             plain = self._observed(index % 2 == 1)
             moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
             for key, output in heard.outputs.items():
@@ -156,7 +156,7 @@ class Rehearsal:
                     break
         self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
         lost = write_choices(heard.heard, choices)
-        still = [key for key, choice in choices.items() if not choice.known and not is_seen(heard.outputs[key])]
+        still = [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].is_seen]
         if lost or still:
             self._learn_from_gradients(still, lost)
 
@@ -182,7 +182,7 @@ class Rehearsal:
         found = []
         for key, output in plain.outputs.items():
             rows = self.book.known.get(key)
-            if isinstance(rows, Layout) and is_seen(output):
+            if isinstance(rows, Layout) and output.is_seen:
                 evidence = _moved(plain, moved, key, output.row_shape, members)
                 if not agrees(rows, output.example_axes, evidence, self.examples):
                     found.append(key)
@@ -191,14 +191,10 @@ class Rehearsal:
     def _differs(self, output: Output, choice: Choice) -> bool:
         """Whether an output's rows are not where they were seen before."""
         known = self.book.known.get(output.key)
-        if choice.layout is None or not isinstance(known, Layout) or not is_seen(output):
+        if choice.layout is None or not isinstance(known, Layout) or not output.is_seen:
             return False
-        length = output.example_axes[known.axis]
-        own = known.owners(length, self.examples)
-        return not any(
-            layout.axis == known.axis and torch.equal(layout.owners(length, self.examples), own)
-            for layout in (choice.layout, *choice.others)
-        )
+        agreeing = (choice.layout, *choice.others)
+        return not any(known.says_the_same(layout, output.example_axes, self.examples) for layout in agreeing)
 
     @property
     def heard_keys(self) -> set[Key]:
@@ -306,7 +302,7 @@ class Rehearsal:
 
         def on_loss(loss: Tensor, keeps: bool) -> None:
             edges = {key: observation.edges[key] for key in behind if key in observation.edges}
-            known = [edge for key, edge in observation.edges.items() if is_seen(observation.outputs[key])]
+            known = [edge for key, edge in observation.edges.items() if observation.outputs[key].is_seen]
             starts = [] if loss.grad_fn is None else [loss.grad_fn]
             nodes = NodePrints(edges, starts, known)
             observation.of_pass.chosen = chosen

@@ -124,6 +124,11 @@ class Output:
         return self.of_pass.book.find(self.key, self.row_shape, self.of_pass.examples, self.lookup)
 
     @property
+    def is_seen(self) -> bool:
+        """Whether it was seen whose rows an output of its shape has."""
+        return self.of_pass.book.is_seen(self.key, self.example_axes, self.of_pass.examples)
+
+    @property
     def is_shared(self) -> bool:
         """Whether it is computed once for several examples."""
         return isinstance(self.rows, Shared) and self.of_pass.examples.total > 1
@@ -156,7 +161,7 @@ class Output:
 
     def _take(self, grad: Tensor) -> None:
         rows, of_pass = self.rows, self.of_pass
-        if of_pass.open is not None and self.key not in of_pass.book.verified and of_pass.examples.total > 1:
+        if of_pass.open is not None and not self.is_seen and of_pass.examples.total > 1:
             if not bool(grad.any()):
                 return
             of_pass.open.add(self.key)
@@ -182,6 +187,8 @@ class Output:
         if isinstance(rows, Shared):  # by the one example that there is
             rows = SIDE_BY_SIDE
         if not isinstance(rows, Layout):
+            if not bool(grad.any()):
+                return
             raise self.unreadable(
                 f"returned shape {tuple(self.shape)}: expected the leading axis to be the batch of "
                 f"{self.of_pass.examples.total} examples, or a multiple of it; can't tell whose rows these are"
@@ -200,7 +207,7 @@ class Output:
 
     def _cut(self, grad: Tensor, chosen: Tensor) -> Tensor | None:
         rows = self.rows
-        trusted = self.of_pass.trusts or self.key in self.of_pass.book.verified
+        trusted = self.of_pass.trusts or self.is_seen
         if not trusted or not isinstance(rows, Layout) or self.of_pass.examples.total == 1:
             return None
         kept = rows.choose(self._laid_out(grad), chosen, self.of_pass.examples)
