@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-PutBack = Callable[[], None]
+PutBack = Callable[[], object]
 
 _MOST_INSIDE = 10_000
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"_buffers", "_parameters", "_modules"}
