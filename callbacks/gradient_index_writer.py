@@ -297,7 +297,7 @@ class GradientIndexWriter(Callback):
 
     def _attach(self, pl_module: LightningModule, optimized: list[Any] | None) -> None:
         patterns = self.settings.features.parameters or tuple(block_weights(pl_module))
-        self._capture = GradientCapture(pl_module, patterns, optimized)
+        self._capture = GradientCapture(pl_module, patterns, optimized, reads_graph=True)
         gaps = [gap.parameter for gap in self._capture.coverage.gaps]
         if gaps and self.strict:
             refuse_batch_statistics(pl_module, gaps, WHO)

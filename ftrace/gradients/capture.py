@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
-from ftrace.gradients.fallback import Beginning, FallbackRule
+from ftrace.gradients.fallback import Beginning, FallbackRule, GraphRule
 from ftrace.gradients.layout_book import LayoutBook
 from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
@@ -40,6 +40,9 @@ class GradientCapture:
         strict: Whether a trained parameter that can't be covered is an error.
         refuse_unheard: Whether it is an error if a query's loss has a gradient for a covered parameter whose layer
             has not run.
+        reads_graph: Whether parameters that no module can be listened to for, such as those that a training step uses
+            itself, are read off autograd's graph. Then each backward pass must be announced by
+            :meth:`Recording.prepare`, or be :meth:`Recording.backward`.
 
     Raises:
         ValueError: If a glob matches no parameter, or, when strict, on a parameter that can't be covered.
@@ -66,10 +69,11 @@ class GradientCapture:
         *,
         strict: bool = False,
         refuse_unheard: bool = True,
+        reads_graph: bool = False,
     ) -> None:
         self.module = module
         self.projection = projection
-        self.coverage: Coverage = find_coverage(module, patterns, optimized)
+        self.coverage: Coverage = find_coverage(module, patterns, optimized, reads_graph=reads_graph)
         self._recording: Recording | None = None
         self._handles: list[RemovableHandle | _KeptGraphs] = []
         if strict and self.coverage.gaps:
@@ -92,6 +96,8 @@ class GradientCapture:
         if self._compiled:
             self._handles.append(_KeptGraphs())
         for layer in self.coverage.layers:
+            if isinstance(layer.rule, GraphRule):
+                continue
             if isinstance(layer.rule, FallbackRule):
                 before = partial(self._before_fallback, layer)
                 self._handles.append(layer.module.register_forward_pre_hook(before))
@@ -172,6 +178,10 @@ class GradientCapture:
             groups=groups,
             book=self.book if book is None else book,
         )
+        for layer in self.coverage.layers:
+            if isinstance(layer.rule, GraphRule):
+                for local in layer.names:
+                    self._recording.add_parameter(layer, local)
         return self._recording
 
     def stop(self) -> None:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from ftrace.gradients.fallback import FALLBACK, FallbackRule, has_forward, owns_children
+from ftrace.gradients.fallback import FALLBACK, GRAPH, FallbackRule, GraphRule, has_forward, owns_children
 from ftrace.gradients.layers import find_rule
 from ftrace.gradients.names import match_globs
 from ftrace.gradients.relative_position_bias import RELATIVE_POSITION_BIAS, is_relative_table
 from ftrace.gradients.rules import EMBEDDING, Rule
 
+OFF_GRAPH = "autograd's graph"  # instead of a module's name
 Status = Literal["covered", "frozen", "not optimized", "excluded", "unsupported"]
 
 
@@ -45,7 +46,7 @@ class Layer:
 
     path: str
     module: nn.Module
-    rule: Rule | FallbackRule
+    rule: Rule | FallbackRule | GraphRule
     names: dict[str, str]
 
     def parameter(self, local: str) -> nn.Parameter:
@@ -56,11 +57,19 @@ class Layer:
 
 @dataclass
 class Coverage:
-    """The report: a line for each parameter, the layers of the covered ones, and the globs that chose them."""
+    """The report.
+
+    Args:
+        lines: One for each parameter.
+        layers: Those that the covered ones live in.
+        patterns: The globs that have chosen them.
+        reads_graph: Whether parameters that no module can be listened to for may be read off autograd's graph.
+    """
 
     lines: list[CoverageLine] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     patterns: tuple[str, ...] = ("*",)
+    reads_graph: bool = False
 
     @property
     def covered(self) -> tuple[str, ...]:
@@ -88,10 +97,11 @@ class Coverage:
             seen: Names of layers that have been seen at work.
 
         Returns:
-            By parameter, the name of that module; without those for which there is none.
+            By parameter, the name of that module, or :data:`OFF_GRAPH`; without those for which there is none.
         """
         modules = dict(root.named_modules(remove_duplicate=False))
         outer = {name: path for name in names if (path := self._outer(name, modules)) is not None}
+        left = [name for name in names if name not in outer and self.reads_graph and not self._is_off_graph(name)]
         moved = dict(outer)
         for path in dict.fromkeys(outer.values()):
             inside = f"{path}." if path else ""
@@ -99,11 +109,18 @@ class Coverage:
                 if layer.path != path and layer.path.startswith(inside) and layer.path not in seen:
                     moved = dict.fromkeys(layer.names.values(), path) | moved
         for name, path in moved.items():
-            self._move(name, path, modules[path])
-        return moved
+            self._move(name, path, modules[path], FALLBACK)
+        for name in left:
+            self._move(name, "", root, GRAPH)
+        return moved | dict.fromkeys(left, OFF_GRAPH)
+
+    def _is_off_graph(self, name: str) -> bool:
+        return any(layer.rule is GRAPH and name in layer.names.values() for layer in self.layers)
 
     def _outer(self, name: str, modules: Mapping[str, nn.Module]) -> str | None:
         """The next module around all layers that a parameter is read off."""
+        if self._is_off_graph(name):
+            return None
         readers = [layer.path for layer in self.layers if name in layer.names.values()]
         path = _common(readers)
         if path in readers:
@@ -116,18 +133,20 @@ class Coverage:
             path = _parent(path)
         return path
 
-    def _move(self, name: str, path: str, module: nn.Module) -> None:
+    def _move(self, name: str, path: str, module: nn.Module, rule: FallbackRule | GraphRule) -> None:
         readers = [layer for layer in self.layers if name in layer.names.values()]
         parameter = next(layer.parameter(local) for layer in readers for local, n in layer.names.items() if n == name)
         everywhere = module.named_parameters(remove_duplicate=False)
         names_here = {local: name for local, p in everywhere if p is parameter}
         self._drop([name])
-        known = next((one for one in self.layers if one.path == path and one.rule is FALLBACK), None)
+        if rule is GRAPH:
+            names_here = dict(list(names_here.items())[:1])  # the same by whatever name
+        known = next((one for one in self.layers if one.path == path and one.rule is rule), None)
         if known is None:
-            self.layers.append(Layer(path, module, FALLBACK, names_here))
+            self.layers.append(Layer(path, module, rule, names_here))
         else:
             known.names.update(names_here)
-        self._change([name], rules=(f"{FALLBACK.name} at {path!r}",))
+        self._change([name], rules=(rule.name if rule is GRAPH else f"{rule.name} at {path!r}",))
 
     def _drop(self, names: Collection[str]) -> None:
         for layer in self.layers:
@@ -154,7 +173,11 @@ class Coverage:
 
 
 def find_coverage(
-    module: nn.Module, patterns: Sequence[str] = ("*",), optimized: Collection[nn.Parameter] | None = None
+    module: nn.Module,
+    patterns: Sequence[str] = ("*",),
+    optimized: Collection[nn.Parameter] | None = None,
+    *,
+    reads_graph: bool = False,
 ) -> Coverage:
     """Find a rule for each trainable parameter, or say why there is none.
 
@@ -163,6 +186,7 @@ def find_coverage(
         patterns: Globs over parameter names, taken in order; one that begins with "!" takes away. If the first one
             takes away, it does so from all parameters. A tied parameter goes by any of its names.
         optimized: Parameters that the optimizer changes; default: all that require a gradient.
+        reads_graph: Whether parameters that no module can be listened to for may be read off autograd's graph.
 
     Raises:
         ValueError: If a glob matches no parameter, or a parameter has no shape yet.
@@ -176,13 +200,13 @@ def find_coverage(
         parameters[id(parameter)] = parameter
     chosen = match_globs(patterns, aliases)
     optimized_ids = None if optimized is None else {id(parameter) for parameter in optimized}
-    users = _find_users(module)
+    users = _find_users(module, reads_graph)
     of_parameter: dict[int, list[_User]] = {}
     for user in users:
         for own in user.parameters.values():
             of_parameter.setdefault(id(own), []).append(user)
 
-    coverage = Coverage(patterns=tuple(patterns))
+    coverage = Coverage(patterns=tuple(patterns), reads_graph=reads_graph)
     covered: dict[int, str] = {}
     for key, names in aliases.items():
         reason = ""
@@ -221,12 +245,12 @@ class _User:
 
     path: str
     module: nn.Module
-    rule: Rule | FallbackRule
+    rule: Rule | FallbackRule | GraphRule
     parameters: dict[str, nn.Parameter]
     refusal: str | None
 
 
-def _find_users(root: nn.Module) -> list[_User]:
+def _find_users(root: nn.Module, reads_graph: bool) -> list[_User]:
     """The modules in which parameters are used, as far as can be told without running them."""
     parameters_of: dict[str, dict[str, nn.Parameter]] = {}
     given_away: set[str] = set()
@@ -256,9 +280,12 @@ def _find_users(root: nn.Module) -> list[_User]:
             if by_rule:
                 users.append(_User(path, module, rule, by_rule, _refusal(path, modules, rule)))
         others = {local: p for local, p in fresh.items() if local not in by_rule}
-        if others:
+        is_added = rule is not None and path not in given_away  # to a known layer
+        if others and reads_graph and (is_added or not has_forward(module)):
+            users.append(_User(path, module, GRAPH, others, None))
+        elif others:
             refusal = _refusal(path, modules, None)
-            if rule is not None and path not in given_away:  # a known layer that something was added to
+            if is_added:
                 kind = _kind(path, module)
                 refusal = "; ".join(f"no rule for the {local!r} of a {kind}" for local in others)
             users.append(_User(path, module, FALLBACK, others, refusal))

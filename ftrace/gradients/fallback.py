@@ -37,6 +37,15 @@ class FallbackRule:
 FALLBACK = FallbackRule()
 
 
+class GraphRule:
+    """Stands where a rule would for parameters that are read off autograd's graph, at the nodes that use them."""
+
+    name = "graph"
+
+
+GRAPH = GraphRule()
+
+
 def has_forward(module: nn.Module) -> bool:
     """Whether a module can be run at all; containers of parameters can't."""
     if isinstance(module, nn.utils.parametrize.ParametrizationList):

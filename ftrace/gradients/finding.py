@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, cut
+from ftrace.gradients.fallback import GraphRule
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples, Layout
 from ftrace.gradients.shared import NodePrints
@@ -80,6 +81,7 @@ def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> No
         if index and not any(choice.others for choice in choices.values()):
             break
     apart = write_choices(heard, choices)
+    apart += [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].example_axes]
     if apart:
         plain_nodes, *nodes = [
             _differentiated(heard, losses, members, apart)[1] for members in (None, *sets[: index + 1])
@@ -158,9 +160,9 @@ def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> Unreadable
     first, count = next(iter(layers.values())), len(layers)
     names = list(dict.fromkeys(name for output in outputs for name in output.layer.names.values()))
     more = f", and {count - 1} more" if count > 1 else ""
+    seen = "is used" if isinstance(first.layer.rule, GraphRule) else f"returned shape {tuple(first.shape)}"
     return UnreadableError(
-        f"layer {first.layer.path!r} ({type(first.layer.module).__name__}){more} returned shape {tuple(first.shape)} "
-        f"for {first.of_pass.examples.total} examples, {problem}",
+        f"{first.called}{more} {seen} for {first.of_pass.examples.total} examples, {problem}",
         names,
     )
 

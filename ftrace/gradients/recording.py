@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from ftrace.gradients.shared import SharedGradients
 from ftrace.gradients.uses import (
     FallbackOutput,
     FallbackUse,
+    GraphUse,
     Output,
+    ParameterOutput,
     Pass,
     ProjectedUse,
     Silent,
@@ -75,11 +78,14 @@ class Recording:
         self.edges: dict[Key, GradientEdge] = {}
         self._layers = layers
         self._compiled = compiled
-        self._uses: list[Use | FallbackUse] = []
+        self._uses: list[Use | FallbackUse | GraphUse] = []
         self._capture = capture
         self._runs_of: Counter[str] = Counter()
         self._shared: SharedGradients | None = None
         self._handles: list[RemovableHandle] = []
+        self._parameters: dict[Key, nn.Parameter] = {}
+        self._handles_of_parameters: list[RemovableHandle] = []
+        self._was_announced = False
         self._await_backward()
 
     @property
@@ -124,6 +130,28 @@ class Recording:
             outputs.append(heard)
         self._uses.append(FallbackUse(layer, replay, outputs, self.projection))
 
+    def add_parameter(self, layer: Layer, local: str) -> None:
+        """Take note of a parameter that is read off autograd's graph."""
+        parameter = layer.parameter(local)
+        if not parameter.requires_grad:
+            return
+        own = replace(layer, path=layer.names[local], names={local: layer.names[local]})
+        heard = self._heard_parameter(Key(own.path), own, parameter)
+        self.outputs[heard.key] = heard
+        self.edges[heard.key] = get_gradient_edge(parameter)
+        self._parameters[heard.key] = parameter
+
+    def _heard_parameter(self, key: Key, layer: Layer, parameter: nn.Parameter) -> Output:
+        if hasattr(parameter, "full_tensor"):
+            raise UnreadableError(f"{key.path!r} is sharded, and used outside of modules", [key.path])
+        heard = ParameterOutput(key, self.of_pass, layer, parameter)
+        self._uses.append(GraphUse(layer, heard, self.projection))
+        return heard
+
+    def _listen_to_parameters(self) -> None:
+        for key, parameter in self._parameters.items():
+            self._handles_of_parameters.append(parameter.register_hook(self.outputs[key].take_gradient))
+
     def _differentiable(self, layer: Layer, output: Any) -> list[Tensor]:
         tensors = differentiable(output)
         if not tensors:
@@ -158,6 +186,11 @@ class Recording:
         Args:
             starts: The nodes that it begins at, such as the loss's.
         """
+        self._prepare(starts)
+        self._was_announced = True
+        self._listen_to_parameters()
+
+    def _prepare(self, starts: Iterable[Node]) -> None:
         self._close_shared()
         self.of_pass.before_first = None
         rows = {key: output.rows for key, output in self.outputs.items()}
@@ -171,6 +204,9 @@ class Recording:
         if self._shared is not None:
             self._shared.close()
             self._shared = None
+        for handle in self._handles_of_parameters:
+            handle.remove()
+        self._handles_of_parameters.clear()
         self.of_pass.shared.clear()
         self._await_backward()
 
@@ -179,6 +215,7 @@ class Recording:
         self._close_shared()
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
     def _await_backward(self) -> None:
         """A backward pass that nobody has announced begins at the outputs that were heard."""
@@ -187,7 +224,7 @@ class Recording:
         def prepare() -> None:
             recording = this()
             if recording is not None:
-                recording.prepare([edge.node for edge in recording.edges.values()])
+                recording._prepare([edge.node for edge in recording.edges.values()])
 
         self.of_pass.before_first = prepare
 
@@ -283,6 +320,11 @@ class Recording:
             ValueError: If a layer's gradients can't be read off it after all.
         """
         self._require_hooks()
+        if self._parameters and not self._was_announced:
+            raise ValueError(
+                f"{next(iter(self._parameters)).path!r} is read off autograd's graph: expected "
+                "prepare([loss.grad_fn]) to be called before the backward pass"
+            )
         self._close_shared()
         self.was_read = True
         if not self.examples.groups:
@@ -299,7 +341,7 @@ class Recording:
         }
         return PerExampleGradients(parts, {**whole.shapes, **stacked.shapes}, self.num_examples)
 
-    def _read(self, uses: Sequence[Use | FallbackUse], num_examples: int) -> PerExampleGradients:
+    def _read(self, uses: Sequence[Use | FallbackUse | GraphUse], num_examples: int) -> PerExampleGradients:
         parts: dict[str, list[Part | Places]] = {}
         shapes: dict[str, torch.Size] = {}
         for layer, of_run in _runs(uses):
@@ -398,8 +440,17 @@ class Observation(Recording):
             if tensor.requires_grad:
                 self._listen(tensor, heard)
 
+    def _heard_parameter(self, key: Key, layer: Layer, parameter: nn.Parameter) -> Output:
+        heard = Silent(key, self.of_pass, layer, parameter.shape, parameter.ndim, "shared")
+        self.values[key] = None, Prints((), {}, 1.0)
+        self._handles.append(parameter.register_hook(heard.take_gradient))
+        return heard
 
-def _runs(uses: Sequence[Use | FallbackUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:
+    def _listen_to_parameters(self) -> None:
+        """Done already."""
+
+
+def _runs(uses: Sequence[Use | FallbackUse | GraphUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:
     for use in uses:
         names = trained(use.layer)
         parts = use.parts(names)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
-from ftrace.gradients.fallback import Cotangent, Replay
+from ftrace.gradients.fallback import Cotangent, GraphRule, Replay
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout, by_example
 from ftrace.gradients.parts import Dense, accumulation_dtype
@@ -197,9 +197,14 @@ class Output:
 
     def unreadable(self, problem: str) -> UnreadableError:
         """An error that names the layer and what to leave out."""
-        names = list(self.layer.names.values())
-        kind = type(self.layer.module).__name__
-        return UnreadableError(f"layer {self.layer.path!r} ({kind}) {problem}", names)
+        return UnreadableError(f"{self.called} {problem}", list(self.layer.names.values()))
+
+    @property
+    def called(self) -> str:
+        """Its name in errors."""
+        if isinstance(self.layer.rule, GraphRule):
+            return f"parameter {self.layer.path!r}"
+        return f"layer {self.layer.path!r} ({type(self.layer.module).__name__})"
 
     def _laid_out(self, grad: Tensor) -> Tensor:
         grad = grad.reshape(self.shape) if self.is_flat else grad
@@ -460,6 +465,58 @@ class FallbackUse:
             return dict(found)
         shapes = {local: self.layer.parameter(local).shape for local in found}
         return {n: self.projection.project_part(names[n], part, shapes[n]) for n, part in found.items()}
+
+
+class ParameterOutput(Output):
+    """A parameter that is read off autograd's graph: a tensor that is there once for all examples."""
+
+    def __init__(self, key: Key, of_pass: Pass, layer: Layer, parameter: Tensor) -> None:
+        super().__init__(key, of_pass, layer, parameter.shape, parameter.ndim, "shared")
+        self.grads: Tensor | None = None
+
+    def has_gradient(self) -> bool:
+        """Whether one has come by."""
+        return self.grads is not None
+
+    def forget_gradient(self) -> None:
+        """Begin anew."""
+        self.grads = None
+
+    def add(self, grad: Tensor, layout: Layout | None) -> None:
+        """Keep each example's gradient, ``[B, *shape]``; where there is one example, that is the whole."""
+        own = grad if layout is None else grad.unsqueeze(0)
+        self.grads = own if self.grads is None else self.grads + own
+
+
+class GraphUse:
+    """All uses of a parameter that is read off autograd's graph."""
+
+    group = None  # all dataloaders' examples
+
+    def __init__(self, layer: Layer, output: ParameterOutput, projection: Projection | None) -> None:
+        self.layer = layer
+        self.output = output
+        self.projection = projection
+
+    def has_gradient(self) -> bool:
+        """Whether one has come by."""
+        return self.output.has_gradient()
+
+    def forget_gradient(self) -> None:
+        """Begin anew."""
+        self.output.forget_gradient()
+
+    def parts(self, names: dict[str, str]) -> Parts:
+        """Its part by local name, once the gradient is there."""
+        if self.output.grads is None:
+            return {}
+        part = Dense(self.output.grads)
+        if self.projection is None:
+            return dict.fromkeys(names, part)
+        return {
+            local: self.projection.project_part(name, part, self.layer.parameter(local).shape)
+            for local, name in names.items()
+        }
 
 
 def trained(layer: Layer) -> dict[str, str]:
