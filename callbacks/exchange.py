@@ -149,6 +149,8 @@ def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     """A copy of a mapping with other values; a plain dictionary if it can't be copied without writing to it."""
     before = dict(value)
     made: Any = copy.copy(value)
+    if made is value:
+        return items
     for name, inner in _attributes(value).items():
         if isinstance(inner, dict):  # a shallow copy may share it
             fresh = copy.copy(inner)
@@ -162,7 +164,8 @@ def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
         except (TypeError, AttributeError, NotImplementedError, RuntimeError):  # as of what can't be changed
             made = items
     if any(value[key] is own and own is not before[key] for key, own in items.items()):  # it was no copy
-        value.update(before)  # type: ignore[attr-defined]
+        for key, own in before.items():
+            value[key] = own  # type: ignore[index]
         return items
     return made
 
