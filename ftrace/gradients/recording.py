@@ -23,7 +23,7 @@ from ftrace.gradients.parts import Part, Places
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.rules import Rule
-from ftrace.gradients.shared import SharedGradients
+from ftrace.gradients.shared import Graph, SharedGradients, slot_of
 from ftrace.gradients.uses import (
     FallbackOutput,
     FallbackUse,
@@ -80,6 +80,8 @@ class Recording:
         self._runs_of: Counter[str] = Counter()
         self._shared: SharedGradients | None = None
         self._handles: list[RemovableHandle] = []
+        self._parameters: dict[Key, Tensor] = {}  # that layers return as they are
+        self._noticing: list[RemovableHandle] = []
         self._await_backward()
 
     @property
@@ -147,9 +149,14 @@ class Recording:
             heard.is_flat = True
             output = base
         self.outputs[heard.key] = heard
+        if output.grad_fn is None:  # a parameter that its layer returns, which outlives this pass
+            heard.is_parameter = True
+            if any(output is parameter for parameter in self._parameters.values()):
+                return  # its gradient is that of all of its uses
+            self._parameters[heard.key] = output
         self.edges[heard.key] = get_gradient_edge(output)  # now, before anything may change the output in place
         handle = output.register_hook(heard.take_gradient)
-        if output.grad_fn is None:  # a parameter that its layer returns, which outlives this pass
+        if heard.is_parameter:
             self._handles.append(handle)
             weakref.finalize(self, handle.remove)
 
@@ -159,8 +166,10 @@ class Recording:
         Args:
             starts: The nodes that it begins at, such as the loss's.
         """
+        starts = list(starts)
         self._close_shared()
         self.of_pass.before_first = None
+        self.notice(starts)
         rows = {key: output.rows for key, output in self.outputs.items()}
         shared = {key: own for key, own in rows.items() if isinstance(own, Shared)}
         if shared and self.examples.total > 1:
@@ -168,7 +177,24 @@ class Recording:
             self._shared = SharedGradients(edges, shared, starts, self.of_pass)
             weakref.finalize(self, self._shared.close)
 
+    def notice(self, starts: Iterable[Node]) -> None:
+        """Before a backward pass: have it known by what uses parameters that layers return as they are.
+
+        Args:
+            starts: The nodes that it begins at.
+        """
+        if self._parameters:
+            graph = Graph.behind(starts)
+            edges = [self.edges[key] for key in self._parameters]
+            nodes = {node for edge in edges for node, _ in graph.consumers.get(slot_of(edge), ())}
+            self._noticing += [node.register_prehook(self.of_pass.notice) for node in nodes]
+            for handle in self._noticing:
+                weakref.finalize(self, handle.remove)
+
     def _close_shared(self) -> None:
+        for handle in self._noticing:
+            handle.remove()
+        self._noticing.clear()
         if self._shared is not None:
             self._shared.close()
             self._shared = None
@@ -233,6 +259,7 @@ class Recording:
             wanted = [key for key in self.unknown() if key in self.of_pass.open]
         finally:
             self.of_pass.open = None
+            self.of_pass.unread.clear()
         self.forget_gradients()
         if wanted:
             learn_from_losses(self.heard, losses, wanted)
@@ -278,6 +305,7 @@ class Recording:
             ValueError: If a layer's gradients can't be read off it after all.
         """
         self._require_hooks()
+        self._require_all_read()
         self._close_shared()
         self.was_read = True
         if not self.examples.groups:
@@ -305,6 +333,22 @@ class Recording:
                 shapes[name] = shape if self.projection is None else self.projection.shape(shape)
         return PerExampleGradients(parts, shapes, num_examples)
 
+    def _require_all_read(self) -> None:
+        """No gradient may have come by unread, and none is to be read twice."""
+        if self.of_pass.unread:
+            raise next(iter(self.of_pass.unread.values()))
+        # A parameter that its layer returns as it is has the gradient of all of its uses.
+        for key, parameter in self._parameters.items():
+            heard = self.outputs[key]
+            users = [use for use in self._uses if use.has_gradient() and use.layer.names]
+            users = [use for use in users if any(use.layer.parameter(name) is parameter for name in use.layer.names)]
+            if heard.has_gradient() and len(users) > 1:
+                raise heard.unreadable("is its own parameter, which is used by another layer, or run, as well")
+            if heard.of_pass.stray and not self.has_gradients():
+                raise heard.unreadable(
+                    "is its own parameter, and no other layer is listened to that says in which pass"
+                )
+
     def has_gradients(self) -> bool:
         """Whether a backward pass has come by."""
         return any(use.has_gradient() for use in self._uses)
@@ -326,6 +370,7 @@ class Recording:
 
         A parameter that the layer has under two names has two parts.
         """
+        self._require_all_read()
         self._close_shared()
         self.was_read = True
         yield from _runs(self._uses)

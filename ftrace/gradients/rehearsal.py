@@ -282,6 +282,7 @@ class Rehearsal:
             known = [edge for key, edge in observation.edges.items() if observation.outputs[key].is_seen]
             starts = [] if loss.grad_fn is None else [loss.grad_fn]
             nodes = NodePrints(edges, starts, known)
+            observation.notice(starts)
             observation.of_pass.chosen = chosen
             observation.of_pass.prints = {}
             try:
@@ -334,6 +335,7 @@ class Rehearsal:
                 grads = recording.differentiate(loss, list(wanted.values()), retain=keeps)
             finally:
                 recording.of_pass.chosen = None
+            recording.of_pass.unread.clear()  # which leaves the rehearsal incomplete
             if chosen is None:  # now, as long as what is switched off for this loss is off
                 read.append(recording.gradients())
                 recording.forget_gradients()

@@ -102,7 +102,8 @@ MEETINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "of the first example only": lambda x, shared: torch.cat([(x[:1] + shared), x[1:]]),
     "for two examples": lambda x, shared: x.index_add(0, torch.tensor([1, 3]), shared.expand(2, -1, -1)),
     "complex": lambda x, shared: torch.view_as_real(
-        torch.view_as_complex(x.view(*x.shape[:-1], 3, 2)) * torch.view_as_complex(shared.view(PLACES, 3, 2).contiguous())
+        torch.view_as_complex(x.view(*x.shape[:-1], 3, 2))
+        * torch.view_as_complex(shared.view(PLACES, 3, 2).contiguous())
     ).flatten(-2),
 }
 
@@ -184,6 +185,74 @@ def test_a_way_that_was_never_seen_before_is_not_misread_in_training(meet: str) 
     assert not message or 'parameters=("*", "!table.weight")' in message
 
 
+def test_what_is_left_for_later_is_an_error_when_gradients_are_read() -> None:
+    """As in training, where a way that was never seen is looked at in the next batch."""
+    module, inputs = randomised(Varied()), random(BATCH, PLACES, WIDTH)
+    capture = GradientCapture(module)
+    hold(module, lambda: module(inputs).flatten(1).sum(1), BATCH, capture)
+    module.meet = "mean"
+    with capture, capture.recording(BATCH) as recording:
+        loss = module(inputs).sum()
+        recording.prepare([loss.grad_fn])
+        recording.of_pass.open = set()
+        assert recording.unknown() == [Key("table")]
+        loss.backward()
+    assert recording.of_pass.open == {Key("table")}
+    with pytest.raises(UnreadableError, match=r'parameters=\("\*", "!table.weight"\)'):
+        recording.gradients()
+
+
+class TwoTables(nn.Module):
+    """A table that meets the batch, or another table of as many rows as a few examples have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = False
+        self.table, self.other = nn.Embedding(2 * BATCH, WIDTH), nn.Embedding(2 * BATCH, WIDTH)
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared, other = (table(torch.arange(2 * BATCH)) for table in (self.table, self.other))
+        if self.both:
+            return self.head((x + (shared + other)).sin())
+        return self.head((x + shared).sin() + other)
+
+
+def test_a_table_that_meets_another_table_first() -> None:
+    """By its size the sum of two tables could be examples' rows."""
+    module, inputs = randomised(TwoTables()), random(BATCH, 2 * BATCH, WIDTH)
+    capture = GradientCapture(module)
+    for module.both in (False, True, False):
+        hold(module, lambda: module(inputs).sin().flatten(1).sum(1), BATCH, capture)
+
+
+class BehindTheHead(nn.Module):
+    """A table that is used once more after the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(PLACES, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.table(torch.arange(PLACES))
+        return (self.head((x + shared).sin()) * shared).sin()
+
+
+def test_a_use_after_the_last_layer_is_refused_where_nobody_has_said_where_backward_begins() -> None:
+    module, inputs = randomised(BehindTheHead()), random(BATCH, PLACES, WIDTH)
+    rows = oracle.gradients(module, lambda: module(inputs).flatten(1).sum(1))
+    expected = torch.stack([row["table.weight"] for row in rows])
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        loss = module(inputs).sum()
+        with pytest.raises(UnreadableError, match=r'parameters=\("\*", "!table.weight"\)'):
+            loss.backward()
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        loss = module(inputs).sum()
+        recording.prepare([loss.grad_fn])
+        loss.backward()
+    torch.testing.assert_close(recording.gradients().dense("table.weight"), expected, rtol=1e-9, atol=1e-10)
+
+
 class Layers(nn.Module):
     """Whole layers on prompts, without a batch axis, as many as examples or a multiple of them."""
 
@@ -236,10 +305,9 @@ def test_reentrant_activation_checkpointing_is_refused_by_name(inside: bool) -> 
     module, inputs = randomised(Checkpointed(True, inside)), random(BATCH, PLACES, WIDTH).requires_grad_()
     with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
         recording.of_pass.book.known[Key("table")] = Shared()
-        losses = module(inputs).flatten(1).sum(1)
+        loss = module(inputs).sum()
         with pytest.raises(UnreadableError, match=r'parameters=\("\*", "!table.weight"\)'):
-            losses.sum().backward()
-            recording.gradients()
+            loss.backward()
 
 
 def test_a_penalty_on_what_is_shared_is_refused_by_name() -> None:
@@ -254,7 +322,6 @@ def test_a_penalty_on_what_is_shared_is_refused_by_name() -> None:
                     loss = loss + module(inputs).sum()
                 with pytest.raises(UnreadableError, match=r'parameters=\("\*", "!table.weight"\)'):
                     loss.backward()
-                    recording.gradients()
 
 
 class Temperature(nn.Module):
