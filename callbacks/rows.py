@@ -158,7 +158,8 @@ class RowFinder:
         starts = [] if loss.grad_fn is None else [loss.grad_fn]
         recording.prepare(starts)
         recording.of_pass.open = set()
-        new = set(recording.unknown()) - self._tried
+        # What was seen before is in another shape, or used in another way, and can be looked at again.
+        new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
         if self._looks_in_vain < _MOST_SILENT:
             new |= set(recording.unreadable())
         if _any_process(bool(new)):

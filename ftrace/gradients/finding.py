@@ -81,7 +81,7 @@ def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> No
         if index and not any(choice.others for choice in choices.values()):
             break
     apart = write_choices(heard, choices)
-    apart += [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].example_axes]
+    apart += [key for key, choice in choices.items() if not choice.known]  # a single number, say
     if apart:
         plain_nodes, *nodes = [
             _differentiated(heard, losses, members, apart)[1] for members in (None, *sets[: index + 1])

@@ -36,10 +36,12 @@ class Way:
         nodes: Names of the nodes of autograd's graph that are come upon from the output, in order, up to where the
             examples come in.
         meetings: By index of such a node: the layouts of what it returned.
+        axes: By the same index: how many axes what it returned has.
     """
 
     nodes: tuple[str, ...]
     meetings: Mapping[int, Layouts]
+    axes: Mapping[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

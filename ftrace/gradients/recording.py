@@ -24,7 +24,7 @@ from ftrace.gradients.parts import Part, Places
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.rules import Rule
-from ftrace.gradients.shared import SharedGradients
+from ftrace.gradients.shared import Graph, SharedGradients, slot_of
 from ftrace.gradients.uses import (
     FallbackOutput,
     FallbackUse,
@@ -83,7 +83,9 @@ class Recording:
         self._runs_of: Counter[str] = Counter()
         self._shared: SharedGradients | None = None
         self._handles: list[RemovableHandle] = []
-        self._parameters: dict[Key, nn.Parameter] = {}
+        self._returned: dict[Key, Tensor] = {}  # parameters that layers return as they are
+        self._noticing: list[RemovableHandle] = []
+        self._parameters: dict[Key, nn.Parameter] = {}  # that are read off autograd's graph
         self._handles_of_parameters: list[RemovableHandle] = []
         self._was_announced = False
         self._await_backward()
@@ -150,7 +152,9 @@ class Recording:
 
     def _listen_to_parameters(self) -> None:
         for key, parameter in self._parameters.items():
-            self._handles_of_parameters.append(parameter.register_hook(self.outputs[key].take_gradient))
+            handle = parameter.register_hook(self.outputs[key].take_gradient)
+            self._handles_of_parameters.append(handle)
+            weakref.finalize(self, handle.remove)
 
     def _differentiable(self, layer: Layer, output: Any) -> list[Tensor]:
         tensors = differentiable(output)
@@ -174,9 +178,14 @@ class Recording:
             heard.is_flat = True
             output = base
         self.outputs[heard.key] = heard
+        if output.grad_fn is None:  # a parameter that its layer returns, which outlives this pass
+            heard.is_parameter = True
+            if any(output is parameter for parameter in self._returned.values()):
+                return  # its gradient is that of all of its uses
+            self._returned[heard.key] = output
         self.edges[heard.key] = get_gradient_edge(output)  # now, before anything may change the output in place
         handle = output.register_hook(heard.take_gradient)
-        if output.grad_fn is None:  # a parameter that its layer returns, which outlives this pass
+        if heard.is_parameter:
             self._handles.append(handle)
             weakref.finalize(self, handle.remove)
 
@@ -186,13 +195,15 @@ class Recording:
         Args:
             starts: The nodes that it begins at, such as the loss's.
         """
+        starts = list(starts)
         self._prepare(starts)
         self._was_announced = True
         self._listen_to_parameters()
 
-    def _prepare(self, starts: Iterable[Node]) -> None:
+    def _prepare(self, starts: Sequence[Node]) -> None:
         self._close_shared()
         self.of_pass.before_first = None
+        self.notice(starts)
         rows = {key: output.rows for key, output in self.outputs.items()}
         shared = {key: own for key, own in rows.items() if isinstance(own, Shared)}
         if shared and self.examples.total > 1:
@@ -200,7 +211,24 @@ class Recording:
             self._shared = SharedGradients(edges, shared, starts, self.of_pass)
             weakref.finalize(self, self._shared.close)
 
+    def notice(self, starts: Iterable[Node]) -> None:
+        """Before a backward pass: have it known by what uses parameters, which outlive this pass and are in others.
+
+        Args:
+            starts: The nodes that it begins at.
+        """
+        if self._returned or self._parameters:
+            graph = Graph.behind(starts)
+            edges = [self.edges[key] for key in (*self._returned, *self._parameters)]
+            nodes = {node for edge in edges for node, _ in graph.consumers.get(slot_of(edge), ())}
+            self._noticing += [node.register_prehook(self.of_pass.notice) for node in nodes]
+            for handle in self._noticing:
+                weakref.finalize(self, handle.remove)
+
     def _close_shared(self) -> None:
+        for handle in self._noticing:
+            handle.remove()
+        self._noticing.clear()
         if self._shared is not None:
             self._shared.close()
             self._shared = None
@@ -269,12 +297,13 @@ class Recording:
 
     def _learn(self, losses: Tensor, unheard: dict[str, nn.Parameter]) -> None:
         """Find out whose rows are whose, where that is not known yet and there are gradients to tell by."""
-        self.of_pass.open, self.of_pass.passes_over = set(), True
+        self.of_pass.open = set()
         try:
             self._require_none(unheard, self.differentiate(losses, list(unheard.values()), retain=True))
             wanted = [key for key in self.unknown() if key in self.of_pass.open]
         finally:
-            self.of_pass.open, self.of_pass.passes_over = None, False
+            self.of_pass.open = None
+            self.of_pass.unread.clear()
         self.forget_gradients()
         if wanted:
             learn_from_losses(self.heard, losses, wanted)
@@ -325,6 +354,7 @@ class Recording:
                 f"{next(iter(self._parameters)).path!r} is read off autograd's graph: expected "
                 "prepare([loss.grad_fn]) to be called before the backward pass"
             )
+        self._require_all_read()
         self._close_shared()
         self.was_read = True
         if not self.examples.groups:
@@ -352,6 +382,22 @@ class Recording:
                 shapes[name] = shape if self.projection is None else self.projection.shape(shape)
         return PerExampleGradients(parts, shapes, num_examples)
 
+    def _require_all_read(self) -> None:
+        """No gradient may have come by unread, and none is to be read twice."""
+        if self.of_pass.unread:
+            raise next(iter(self.of_pass.unread.values()))
+        # A parameter that its layer returns as it is has the gradient of all of its uses.
+        for key, parameter in self._returned.items():
+            heard = self.outputs[key]
+            users = [use for use in self._uses if use.has_gradient() and use.layer.names]
+            users = [use for use in users if any(use.layer.parameter(name) is parameter for name in use.layer.names)]
+            if heard.has_gradient() and len(users) > 1:
+                raise heard.unreadable("is its own parameter, which is used by another layer, or run, as well")
+            if heard.of_pass.stray and not self.has_gradients():
+                raise heard.unreadable(
+                    "is its own parameter, and no other layer is listened to that says in which pass"
+                )
+
     def has_gradients(self) -> bool:
         """Whether a backward pass has come by."""
         return any(use.has_gradient() for use in self._uses)
@@ -373,6 +419,7 @@ class Recording:
 
         A parameter that the layer has under two names has two parts.
         """
+        self._require_all_read()
         self._close_shared()
         self.was_read = True
         yield from _runs(self._uses)
@@ -442,6 +489,7 @@ class Observation(Recording):
 
     def _heard_parameter(self, key: Key, layer: Layer, parameter: nn.Parameter) -> Output:
         heard = Silent(key, self.of_pass, layer, parameter.shape, parameter.ndim, "shared")
+        heard.is_parameter = True
         self.values[key] = None, Prints((), {}, 1.0)
         self._handles.append(parameter.register_hook(heard.take_gradient))
         return heard

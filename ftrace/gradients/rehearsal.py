@@ -305,6 +305,7 @@ class Rehearsal:
             known = [edge for key, edge in observation.edges.items() if observation.outputs[key].is_seen]
             starts = [] if loss.grad_fn is None else [loss.grad_fn]
             nodes = NodePrints(edges, starts, known)
+            observation.notice(starts)
             observation.of_pass.chosen = chosen
             observation.of_pass.prints = {}
             try:
@@ -330,7 +331,7 @@ class Rehearsal:
         """
         self.backwards += 1
         recording = self._start(whole=whole)
-        recording.of_pass.open, recording.of_pass.passes_over = set(), True
+        recording.of_pass.open = set()
         read: list[PerExampleGradients] = []
         totals = self._differentiate(recording, None, read)
         self.is_complete = not recording.of_pass.open
@@ -357,6 +358,7 @@ class Rehearsal:
                 grads = recording.differentiate(loss, list(wanted.values()), retain=keeps)
             finally:
                 recording.of_pass.chosen = None
+            recording.of_pass.unread.clear()  # which leaves the rehearsal incomplete
             if chosen is None:  # now, as long as what is switched off for this loss is off
                 read.append(recording.gradients())
                 recording.forget_gradients()

@@ -60,6 +60,11 @@ def shape_of(slot: Slot) -> torch.Size:
     return torch.Size(slot[0]._input_metadata[slot[1]].shape)
 
 
+def axes_of(node: Node) -> tuple[int, ...]:
+    """How many axes each of a node's outputs has."""
+    return tuple(len(metadata.shape) for metadata in node._input_metadata)
+
+
 @dataclass
 class Graph:
     """A graph of autograd's, as it is seen from its inputs.
@@ -120,6 +125,8 @@ def follow(start: Slot, graph: Graph, decide: Callable[[int, Node, Slot], Layout
             seen.add(node)
             layouts = decide(len(found.nodes), node, slot)
             found.nodes.append(node)
+            if node.name() == "CheckpointFunctionBackward":  # reentrant: it can't be run beside itself
+                found.is_complete = False
             if layouts is not None:
                 found.meetings[node] = layouts
             numbers = range(len(node._input_metadata))
@@ -141,7 +148,11 @@ def follow_known(start: Slot, graph: Graph, rows: Shared, examples: Examples) ->
         found = follow(start, graph, by_size)
         return found if found.is_complete else None
     for way in rows.ways:
-        found = follow(start, graph, lambda index, node, slot, way=way: way.meetings.get(index))  # type: ignore[misc]
+
+        def by_way(index: int, node: Node, slot: Slot, way: Way = way) -> Layouts | None:
+            return way.meetings.get(index) if way.axes.get(index) == axes_of(node) else None
+
+        found = follow(start, graph, by_way)
         if found.is_complete and tuple(node.name() for node in found.nodes) == way.nodes and _fit(found, examples):
             return found
     return None
@@ -399,7 +410,7 @@ class NodePrints:
         self.prints: dict[tuple[int, int], Prints] = {}
         self._handles: list[RemovableHandle] = []
         self._numbers: dict[Node, int] = {}
-        self._outputs_of: list[int] = []
+        self._axes: list[tuple[int, ...]] = []
         self._used_by: dict[tuple[int, int], list[int]] = {}
         self._first: dict[Key, list[int]] = {}
         self._ends: set[int] = set()
@@ -420,7 +431,7 @@ class NodePrints:
                     continue
                 outputs = len(node._input_metadata)
                 self.names.append(node.name())
-                self._outputs_of.append(outputs)
+                self._axes.append(axes_of(node))
                 if node in graph.starts:
                     self._ends.add(number)
                 self._handles.append(node.register_prehook(self._hook(number)))
@@ -446,7 +457,7 @@ class NodePrints:
     def reaches(self, key: Key) -> bool:
         """Whether any gradient has come to a shared output."""
         return any(
-            (number, output) in self.prints for number in self._first[key] for output in range(self._outputs_of[number])
+            (number, output) in self.prints for number in self._first[key] for output in range(len(self._axes[number]))
         )
 
     def way(self, key: Key, layouts: Mapping[tuple[int, int], Layout]) -> Way | None:
@@ -461,6 +472,7 @@ class NodePrints:
         """
         nodes: list[str] = []
         meetings: dict[int, Layouts] = {}
+        axes: dict[int, tuple[int, ...]] = {}
         seen: set[int] = set()
         waiting = [self._first[key]]
         while waiting:
@@ -468,10 +480,11 @@ class NodePrints:
                 if number in seen:
                     continue
                 seen.add(number)
-                outputs = range(self._outputs_of[number])
+                outputs = range(len(self._axes[number]))
                 own = tuple(layouts.get((number, output)) for output in outputs)
                 if any(own):
                     meetings[len(nodes)] = own
+                    axes[len(nodes)] = self._axes[number]
                 nodes.append(self.names[number])
                 for output in outputs:
                     if own[output] is None:
@@ -479,4 +492,4 @@ class NodePrints:
                         if not used_by and number in self._ends:
                             return None
                         waiting.append(used_by)
-        return Way(tuple(nodes), meetings) if meetings else None
+        return Way(tuple(nodes), meetings, axes) if meetings else None

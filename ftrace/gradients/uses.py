@@ -51,9 +51,11 @@ class Pass:
         prints: While it is set, gradients are not kept, and their prints go here.
         shared: By shared output, each example's own gradient of it, once it is known.
         open: While it is set, gets those outputs that have a gradient, though nobody has seen whose rows they have.
-        passes_over: Whether gradients of which nobody knows whose they are go by unread, and are no error.
+        unread: While that is set, errors of those outputs among them whose gradient can't be read in this pass.
         before_first: While it is set, is called once when the first gradient arrives.
         trusts: Whether gradients are cut off by rows that nobody has seen, too.
+        backward_passes: Ids of autograd's that have come by.
+        stray: By such an id, a parameter that its layer returns, whose gradient came before anything else did.
     """
 
     def __init__(self, examples: Examples, capture: int, book: LayoutBook) -> None:
@@ -64,9 +66,22 @@ class Pass:
         self.prints: dict[Key, Prints] | None = None
         self.shared: dict[Key, Tensor] = {}
         self.open: set[Key] | None = None
-        self.passes_over = False
+        self.unread: dict[Key, UnreadableError] = {}
         self.before_first: Callable[[], None] | None = None
         self.trusts = True
+        self.backward_passes: set[int] = set()
+        self.stray: dict[int, Output] = {}
+
+    def notice(self, *grads: object) -> None:
+        """A hook on what is surely part of this pass: the backward pass that is under way comes by."""
+        if hears(self.capture):
+            current = torch._C._current_graph_task_id()
+            self.backward_passes.add(current)
+            if current in self.stray:
+                raise self.stray[current].unreadable(
+                    "is its own parameter, which something uses after the last layer that is listened to: call "
+                    "recording.prepare([loss.grad_fn]) before the backward pass"
+                )
 
 
 class Output:
@@ -102,6 +117,7 @@ class Output:
         self.channel_axis = channel_axis
         self.shape = shape
         self.is_flat = False  # whether the gradient comes in another shape
+        self.is_parameter = False  # that the layer has returned as it is, or is read off autograd's graph
         self.had_gradient = False
         self._in_backward = torch._C._current_graph_task_id() != -1
 
@@ -137,6 +153,11 @@ class Output:
         """The hook on the layer's output."""
         if grad is None or not hears(self.of_pass.capture):  # of an output that nothing has used
             return None
+        if not self.is_parameter:
+            self.of_pass.notice()
+        elif torch._C._current_graph_task_id() not in self.of_pass.backward_passes:  # of another graph
+            self.of_pass.stray[torch._C._current_graph_task_id()] = self
+            return None
         self.had_gradient = True
         if self.of_pass.before_first is not None:
             before_first, self.of_pass.before_first = self.of_pass.before_first, None
@@ -165,35 +186,41 @@ class Output:
             if not bool(grad.any()):
                 return
             of_pass.open.add(self.key)
-            if rows is None and of_pass.passes_over:
-                return
         if isinstance(rows, Shared) and of_pass.examples.total > 1:
             own = of_pass.shared.pop(self.key, None)
             if own is None:
-                if not bool(grad.any()):
-                    return
-                if of_pass.open is not None and of_pass.passes_over:
-                    of_pass.open.add(self.key)
-                    return
-                raise self.unreadable(
+                self._refuse(
+                    grad,
                     "is computed once for all examples, inside of reentrant activation checkpointing, which hides "
                     "where it meets them: set use_reentrant=False"
                     if self._in_backward
-                    else "is computed once for all examples, which can't be told apart where it meets them"
+                    else "is computed once for all examples, which can't be told apart where it meets them",
                 )
-            own = own.reshape(len(own), *self.shape) if self.is_flat else own
-            self.add(own if self.channel_axis == -1 else own.movedim(self.channel_axis + 1, -1), None)
+            elif not _sums_to(own, grad):
+                self._refuse(grad, "is computed once for all examples, and used where they can't be told apart")
+            else:
+                own = own.reshape(len(own), *self.shape) if self.is_flat else own
+                self.add(own if self.channel_axis == -1 else own.movedim(self.channel_axis + 1, -1), None)
             return
         if isinstance(rows, Shared):  # by the one example that there is
             rows = SIDE_BY_SIDE
-        if not isinstance(rows, Layout):
-            if not bool(grad.any()):
-                return
-            raise self.unreadable(
+        if isinstance(rows, Layout):
+            self.add(self._laid_out(grad), rows)
+        else:
+            self._refuse(
+                grad,
                 f"returned shape {tuple(self.shape)}: expected the leading axis to be the batch of "
-                f"{self.of_pass.examples.total} examples, or a multiple of it; can't tell whose rows these are"
+                f"{self.of_pass.examples.total} examples, or a multiple of it; can't tell whose rows these are",
             )
-        self.add(self._laid_out(grad), rows)
+
+    def _refuse(self, grad: Tensor, problem: str) -> None:
+        """Say that a gradient can't be read: at once, or when all are, if there is somebody who may find a way."""
+        if not bool(grad.any()):
+            return
+        if self.of_pass.open is None:
+            raise self.unreadable(problem)
+        self.of_pass.open.add(self.key)
+        self.of_pass.unread[self.key] = self.unreadable(problem)
 
     def unreadable(self, problem: str) -> UnreadableError:
         """An error that names the layer and what to leave out."""
@@ -472,6 +499,7 @@ class ParameterOutput(Output):
 
     def __init__(self, key: Key, of_pass: Pass, layer: Layer, parameter: Tensor) -> None:
         super().__init__(key, of_pass, layer, parameter.shape, parameter.ndim, "shared")
+        self.is_parameter = True
         self.grads: Tensor | None = None
 
     def has_gradient(self) -> bool:
@@ -517,6 +545,14 @@ class GraphUse:
             local: self.projection.project_part(name, part, self.layer.parameter(local).shape)
             for local, name in names.items()
         }
+
+
+def _sums_to(rows: Tensor, total: Tensor) -> bool:
+    """Whether each example's own gradients add up to that of all."""
+    precision = torch.finfo(total.dtype).eps ** 0.5
+    summed, total = (tensor.to(accumulation_dtype(tensor)) for tensor in (rows.sum(0), total))
+    allowed = precision * rows.abs().sum(0).amax() if rows.numel() else 0.0
+    return not bool(((summed - total).abs() > allowed).any())
 
 
 def trained(layer: Layer) -> dict[str, str]:
