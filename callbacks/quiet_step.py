@@ -109,7 +109,7 @@ class QuietStep:
             if self.pl_module.automatic_optimization:
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if isinstance(loss, Tensor) and loss.requires_grad:
-                    on_loss(loss * loss_scale(self.trainer), False)
+                    on_loss(loss * loss_scale(self.trainer) / self.trainer.accumulate_grad_batches, False)
             elif any(parameter.grad is not None for parameter in self.pl_module.parameters()):
                 raise ValueError(
                     "the training step runs a backward pass that nothing was told of. Call self.manual_backward(loss) "

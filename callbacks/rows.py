@@ -27,6 +27,7 @@ from ftrace.gradients import (
     ExchangeError,
     GradientCapture,
     LayoutBook,
+    PerExampleGradients,
     Recording,
     Rehearsal,
     Rows,
@@ -56,6 +57,7 @@ class RowFinder:
         coarse: Whether passes are in half precision.
         query_rows: Finds out whose rows are whose in the queries' passes, whose losses tell; None if it can't.
         or_else: What else can be done about a parameter that can't be read, beside leaving it out.
+        see_coverage: Is called when other parameters are read from here on, or off other modules.
 
     Attributes:
         book: Whose rows are whose.
@@ -80,6 +82,7 @@ class RowFinder:
         coarse: bool,
         query_rows: Callable[[], LayoutBook | None] = lambda: None,
         or_else: str = "",
+        see_coverage: Callable[[], None] = lambda: None,
     ) -> None:
         self.trainer = trainer
         self.pl_module = pl_module
@@ -91,6 +94,7 @@ class RowFinder:
         self.coarse = coarse
         self.query_rows = query_rows
         self.or_else = or_else
+        self.see_coverage = see_coverage
         self.book = LayoutBook()
         self.checked: dict[str, int] = {}
         self.left_out: dict[str, str] = {}
@@ -106,6 +110,10 @@ class RowFinder:
         self._seen: set[str] = set()
         self._silent_batches = 0
         self._looks_in_vain = 0
+        self._some_unknown = False  # to some process, in the pass that is under way
+        self._anew: set[str] = set()  # parameters whose gradients a rehearsal of this batch has to tell
+        self._backward_passes = 0  # over this batch
+        self._reads: list[PerExampleGradients] = []  # of each backward pass, by the last rehearsal
         self._first_problem: dict[str, str] = {}
         self._now: tuple[Any, int, Examples, RandomState] | None = None
 
@@ -116,7 +124,7 @@ class RowFinder:
 
     def before_batch(
         self, batch: Any, batch_idx: int, count: int, sizes: Sequence[int], step: int, *, whole: bool
-    ) -> bool:
+    ) -> None:
         """Rehearse the step on a batch, if it is time to.
 
         Args:
@@ -127,9 +135,6 @@ class RowFinder:
             step: The optimizer step that is next.
             whole: Whether gradients are kept whole although the capture projects them.
 
-        Returns:
-            Whether other parameters are read from here on, or off other modules.
-
         Raises:
             ValueError: When strict, if a parameter can't be read; if the batch does not hold its examples.
             SelfCheckError: When strict, if what is read is not what autograd finds.
@@ -137,50 +142,66 @@ class RowFinder:
         examples = Examples(count, tuple(sizes) if len(sizes) > 1 else ())
         self._now = batch, batch_idx, examples, RandomState()
         self._whole = whole
-        many = examples.total > 1
-        if _any_process(self._is_due and (many or not self.rehearsed_at)):
-            return self._rehearse(step)
-        if self.failures is not None and step >= self._next_check:
+        self._anew, self._backward_passes = set(), 0
+        is_due = self._is_due and (examples.total > 1 or not self.rehearsed_at)
+        if any(_any_process([is_due])):
+            self._rehearse(step)
+        elif self.failures is not None and step >= self._next_check:
             self._next_check = self._within(_CHECK_EVERY, step + step // 2)
             self._next_confirmation = max(self._next_confirmation, step + _CONFIRM_EVERY)
-            return self._rehearse(step)
-        if self.failures is not None and step >= self._next_confirmation:
+            self._rehearse(step)
+        elif self.failures is not None and step >= self._next_confirmation:
             self._next_confirmation = self._within(_CONFIRM_EVERY, step + step)
             self._confirm(step)
-        return False
 
     def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
         """Rehearse the step if layers have run that were not heard in a rehearsal; then prepare the recording.
 
         Raises:
-            ValueError: As :meth:`before_batch`; or if parameters turn out to be unreadable within a step.
+            ValueError: As :meth:`before_batch`.
         """
+        self._backward_passes += 1
         starts = [] if loss.grad_fn is None else [loss.grad_fn]
         recording.prepare(starts)
         recording.of_pass.open = set()
         # What was seen before is in another shape, or used in another way, and can be looked at again.
         new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
-        if self._looks_in_vain < _MOST_SILENT:
-            new |= set(recording.unreadable())
-        if _any_process(bool(new)):
-            assert self._now is not None
-            read = dict(self.widened)
-            changed = self._rehearse(step) if self._now[2].total > 1 else False
-            if changed:  # hooks of other layers have not heard this forward pass
-                names = [name for name, path in self.widened.items() if read.get(name) != path]
-                raise ValueError(
-                    f"{self.who}: at step {step} layers run as they had not run before, and their parameters can't be "
-                    f"read off them: {', '.join(sorted({key.path for key in new})[:3])}. "
-                    + leave_out(names, self.capture.coverage.patterns)
-                )
+        any_new, self._some_unknown = _any_process([bool(new), bool(recording.unknown())])
+        if any_new:
+            self._rehearse_anew(step)
+            self.capture.resume(recording)
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
-            self._looks_in_vain += bool(recording.unreadable())
 
-    def after_backward(self, recording: Recording) -> None:
-        """Whether something was seen with a gradient that is still to be looked at."""
-        if recording.of_pass.open:
-            self._is_due = True
+    def read(self, recording: Recording, step: int) -> PerExampleGradients:
+        """What a backward pass has brought, example by example.
+
+        A layer may have a gradient now, and none in all rehearsals, so that nobody knows whose rows are whose; or it
+        may turn out only now that a parameter must be read off another module, which has not been listened to. Then
+        the step is rehearsed, and what that has read is taken.
+
+        Raises:
+            ValueError: As :meth:`before_batch`.
+        """
+        number = self._backward_passes - 1
+        seen_first = recording.of_pass.open or set()
+        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(_any_process([bool(seen_first)])):
+            self._rehearse_anew(step)
+            of_layers = {name for key in seen_first for name in recording.outputs[key].layer.names.values()}
+            self._anew |= of_layers
+            self._looks_in_vain += not seen_first <= self.book.verified
+        if not self._anew or number >= len(self._reads):
+            return recording.gradients()
+        for key in self.book.verified:
+            recording.of_pass.unread.pop(key, None)
+        covered = self.capture.coverage.covered
+        gradients = recording.gradients().with_those_of(self._reads[number], self._anew)
+        return gradients.only(covered)
+
+    def _rehearse_anew(self, step: int) -> None:
+        before = dict(self.widened)
+        self._rehearse(step)
+        self._anew |= {name for name, path in self.widened.items() if before.get(name) != path}
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
         """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
@@ -223,7 +244,7 @@ class RowFinder:
                 )
         return found
 
-    def _rehearse(self, step: int) -> bool:
+    def _rehearse(self, step: int) -> None:
         """Find out whose rows are whose, and check; until all that is left can be read."""
         self.rehearsed_at.append(step)
         self._is_due = False
@@ -236,7 +257,8 @@ class RowFinder:
             self._require_nothing_left_out()  # which may be why
             raise
         self._require_nothing_left_out()
-        return changed
+        if changed:
+            self.see_coverage()
 
     def _try(self, inputs: list[Inputs], step: int) -> UnreadableError | None:
         problem: UnreadableError | None = None
@@ -331,8 +353,8 @@ class RowFinder:
         of_queries = self.query_rows()
         if of_queries is None:
             return False
-        both = [key for key in book.verified if key in of_queries.verified]
-        return bool(both) and all(_same_axis(book.known[key], of_queries.known[key]) for key in both)
+        both = [(book.known[key], of_queries.known[key]) for key in book.verified & of_queries.verified]
+        return not all(isinstance(own, Shared) for own, _ in both) and all(_same_axis(*pair) for pair in both)
 
     @contextmanager
     def _counted(self, rehearsal: Rehearsal) -> Iterator[None]:
@@ -353,6 +375,7 @@ class RowFinder:
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
         gradients, totals = rehearsal.read(whole=self._whole)
+        self._reads = rehearsal.reads
         projection = None if self._whole else self.capture.projection
         read = {name: gradients.total(name) for name in gradients.parts}
         if not all(bool(total.isfinite().all()) for total in totals.values()):
@@ -541,10 +564,11 @@ def _used_elsewhere(names: Sequence[str], covered: dict[str, nn.Parameter]) -> U
     return UnreadableError(problem, names)
 
 
-def _any_process(here: bool) -> bool:
+def _any_process(here: Sequence[bool]) -> list[bool]:
+    """Which of these hold in some process."""
     if num_processes() == 1:
-        return here
-    return bool(sum_over_processes(torch.tensor([int(here)], device=_device())).item())
+        return list(here)
+    return sum_over_processes(torch.tensor([int(one) for one in here], device=_device())).bool().tolist()
 
 
 def _device() -> torch.device:

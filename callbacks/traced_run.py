@@ -148,6 +148,7 @@ class TracedRun:
             coarse=self.parameters.is_coarse,
             query_rows=self._query_rows,
             or_else=", or go on without with strict=False",
+            see_coverage=self._see_coverage,
         )
 
     def cover_unfrozen(self) -> None:
@@ -272,8 +273,7 @@ class TracedRun:
             sizes: Of the batches of several dataloaders that it is made of.
         """
         whole = self.scoring.keeps_examples_whole
-        if self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, whole=whole):
-            self._see_coverage()
+        self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, whole=whole)
         if self._is_due or self.has_queries_to_add:
             self.refresh()
         self._batch_ids, self._batch_sizes = example_ids, sizes
@@ -308,8 +308,7 @@ class TracedRun:
         for recording in self._recordings:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
-            gradients = recording.gradients()
-            self.rows.after_backward(recording)
+            gradients = self.rows.read(recording, self.step)
             before_projection = None
             if self.scoring.keeps_examples_whole:
                 assert self.rules.projection is not None

@@ -184,6 +184,10 @@ class GradientCapture:
                     self._recording.add_parameter(layer, local)
         return self._recording
 
+    def resume(self, recording: Recording) -> None:
+        """Listen again as of a batch that was listened to before: layers may run again in its backward pass."""
+        self._recording = recording
+
     def stop(self) -> None:
         """Listen no more; what was recorded can still be differentiated."""
         self._recording = None

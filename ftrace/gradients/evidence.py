@@ -11,7 +11,7 @@ Tensors are compared by prints: one number for each slice along each axis, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -115,18 +115,46 @@ def movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
     return Evidence(members, along)
 
 
-def scaled_movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
-    """The same of gradients, which a mean over tokens multiplies with another number when inputs are exchanged."""
+def common_scale(pairs: Iterable[tuple[Prints, Prints]]) -> float:
+    """What a mean over tokens multiplies all gradients with when inputs are exchanged: the factor of most slices.
+
+    Args:
+        pairs: Of gradients, in a plain pass and in one in which some examples' inputs were exchanged.
+    """
+    ratios, precision = [torch.ones(1, dtype=torch.float64)], 0.0
+    for plain, moved in pairs:
+        precision = max(precision, plain.precision)
+        for axis, before in plain.along.items():
+            after = moved.along[axis] if moved.shape == plain.shape else before.new_zeros(0)
+            if len(after):
+                ratio = (after / before)[_is_some(plain, axis, after)]
+                ratios.append(ratio[ratio > 0].cpu())
+    found = torch.cat(ratios).sort().values
+    width = 1 + 10 * precision
+    votes = torch.searchsorted(found, found * width, right=True) - torch.searchsorted(found, found / width)
+    return float(found[votes.argmax()])
+
+
+def _is_some(plain: Prints, axis: int, after: Tensor) -> Tensor:
+    before = plain.along[axis]
+    return (before.abs() > plain.precision * plain.scale(axis)) & before.isfinite() & after.isfinite()
+
+
+def scaled_movement(plain: Prints, moved: Prints, members: Tensor, scale: float) -> Evidence:
+    """The same of gradients.
+
+    Args:
+        plain: In a plain pass.
+        moved: In one in which some examples' inputs were exchanged.
+        members: ``[B]`` bool: these examples.
+        scale: What the exchange has multiplied all gradients with, see :func:`common_scale`.
+    """
     along = {}
     for axis, before in plain.along.items():
-        after, allowed = moved.along[axis], plain.precision * plain.scale(axis)
-        some = (before.abs() > allowed) & before.isfinite() & after.isfinite()
-        ratios = torch.where(some, after / torch.where(some, before, 1), torch.nan)
-        close = (ratios[:, None] - ratios).abs() <= 10 * plain.precision * ratios.abs()
-        votes = close.sum(1)
-        common = ratios[votes.argmax()] if len(votes) and int(votes.max()) > 1 else before.new_ones(())
+        after = moved.along[axis]
+        some = _is_some(plain, axis, after)
         found = torch.full(before.shape, UNKNOWN, dtype=torch.int8, device=before.device)
-        found[some & ~((ratios - common).abs() <= 10 * plain.precision * common.abs())] = INSIDE
+        found[some & ~((after - scale * before).abs() <= 10 * plain.precision * scale * before.abs())] = INSIDE
         along[axis] = found.cpu()
     return Evidence(members, along)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, cut
+from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, cut
 from ftrace.gradients.fallback import GraphRule
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples, Layout
@@ -72,7 +72,7 @@ def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> No
     for index, members in enumerate(sets):
         rest, _ = _differentiated(heard, losses, members)
         for key, prints in plain.items():
-            evidence[key].append(cut(prints, rest.get(key, nothing_like(prints)), members))
+            evidence[key].append(compared(cut, prints, rest.get(key), members))
         choices = {
             key: choose(heard.outputs[key].example_axes, evidence[key], heard.examples)
             for key in wanted
@@ -87,7 +87,7 @@ def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> No
             _differentiated(heard, losses, members, apart)[1] for members in (None, *sets[: index + 1])
         ]
         passes = [(members, [one]) for members, one in zip(sets, nodes, strict=False)]
-        apart = learn_ways(heard, apart, [plain_nodes], passes, cut)
+        apart, _ = learn_ways(heard, apart, [plain_nodes], passes, cut)
     if apart:
         raise unreadable([heard.outputs[key] for key in apart])
 
@@ -111,7 +111,7 @@ def learn_ways(
     plain: Sequence[NodePrints],
     passes: Sequence[tuple[Tensor, Sequence[NodePrints]]],
     compare: Callable[[Prints, Prints, Tensor], Evidence],
-) -> list[Key]:
+) -> tuple[list[Key], set[Key]]:
     """Write into the book how outputs that have no layout are shared.
 
     Args:
@@ -122,22 +122,28 @@ def learn_ways(
         compare: What a plain and such a pass say together.
 
     Returns:
-        Those for which it can't be told.
+        Those for which it can't be told; and those behind which examples were seen at all.
     """
     lost: list[Key] = []
+    told: set[Key] = set()
     for index, nodes in enumerate(plain):
         others = [(members, several[index]) for members, several in passes if index < len(several)]
         layouts: dict[tuple[int, int], Layout] = {}
-        if all(one.names == nodes.names for _, one in others):
+        seen: set[int] = set()
+        is_same = all(one.names == nodes.names for _, one in others)
+        if is_same:
             for place, prints in nodes.prints.items():
-                evidence = [compare(prints, one.prints.get(place, nothing_like(prints)), m) for m, one in others]
+                evidence = [compared(compare, prints, one.prints.get(place), members) for members, one in others]
                 choice = choose(prints.shape, evidence, heard.examples)
+                seen |= {place[0]} if choice.known else set()
                 if choice.layout is not None and not choice.others:
                     layouts[place] = choice.layout
         for key in keys:
             if not nodes.reaches(key):
                 continue
             way = nodes.way(key, layouts)
+            if not is_same or not seen.isdisjoint(nodes.behind(key)):
+                told.add(key)
             if way is None:
                 lost.append(key)
                 continue
@@ -145,7 +151,7 @@ def learn_ways(
             ways = known.ways if isinstance(known, Shared) and key in heard.book.verified else ()
             heard.book.known[key] = Shared((*ways, way))
             heard.book.verified.add(key)
-    return list(dict.fromkeys(lost))
+    return list(dict.fromkeys(lost)), told
 
 
 _PROBLEM = (
@@ -165,6 +171,15 @@ def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> Unreadable
         f"{first.called}{more} {seen} for {first.of_pass.examples.total} examples, {problem}",
         names,
     )
+
+
+def compared(
+    compare: Callable[[Prints, Prints, Tensor], Evidence], plain: Prints, other: Prints | None, members: Tensor
+) -> Evidence:
+    """What a gradient and the same one in another pass say together; there it may be missing, or of another shape."""
+    if other is None:
+        return compare(plain, nothing_like(plain), members)
+    return compare(plain, other, members) if other.shape == plain.shape else contradiction(plain.shape, members)
 
 
 def nothing_like(prints: Prints) -> Prints:

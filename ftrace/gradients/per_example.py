@@ -70,6 +70,19 @@ class PerExampleGradients:
         scales = {name: scale for name, scale in self.scales.items() if name in names}
         return PerExampleGradients(parts, self.shapes, len(self), scales)  # type: ignore[arg-type]
 
+    def with_those_of(self, other: PerExampleGradients, names: Collection[str]) -> PerExampleGradients:
+        """The same, with the gradients of some parameters taken from elsewhere.
+
+        Args:
+            other: Of the same examples.
+            names: The parameters.
+        """
+        kept, taken = self.only(set(self.parts) - set(names)), other.only(names)
+        parts: dict[str, list[Part | Places]] = {
+            name: list(of_name) for one in (kept, taken) for name, of_name in one.parts.items()
+        }
+        return PerExampleGradients(parts, {**kept.shapes, **taken.shapes}, len(self), {**kept.scales, **taken.scales})
+
     def matrix_shape(self, name: str) -> tuple[int, int]:
         """(R, C): the rows and columns that a parameter's factors have."""
         shape = self.shapes[name]

@@ -27,6 +27,7 @@ from ftrace.gradients.evidence import (
     Prints,
     agrees,
     choose,
+    common_scale,
     contradiction,
     cut,
     either,
@@ -35,9 +36,9 @@ from ftrace.gradients.evidence import (
 )
 from ftrace.gradients.finding import (
     Heard,
+    compared,
     learn_ways,
     member_sets,
-    nothing_like,
     unreadable,
     write_choices,
 )
@@ -90,12 +91,13 @@ def sources_of(members: Tensor, examples: Examples) -> list[int]:
     for group in range(len(examples.groups)) if examples.groups else [None]:
         first = examples.first(group)
         own = range(first, first + examples.count(group))
-        kept = [i for i in own if not members[i]]
+        kept, exchanged = [i for i in own if not members[i]], 0
         for i in own:
             if members[i] and len(own) == 1:
                 sources[i] = -1
             elif members[i]:
-                sources[i] = kept[i % len(kept)] if kept else own[(i - first + 1) % len(own)]
+                sources[i] = kept[exchanged % len(kept)] if kept else own[(i - first + 1) % len(own)]
+                exchanged += 1  # so that no two get the same where that can be avoided
     return sources
 
 
@@ -114,6 +116,7 @@ class Rehearsal:
         backwards: Passes that have been run with one.
         changed: Outputs whose rows are not where an earlier batch had them.
         is_complete: Whether it is known whose rows are whose wherever there was a gradient.
+        reads: What was read of each backward pass of the step.
     """
 
     capture: GradientCapture
@@ -125,6 +128,7 @@ class Rehearsal:
     backwards: int = 0
     changed: list[Key] = field(default_factory=list)
     is_complete: bool = True
+    reads: list[PerExampleGradients] = field(default_factory=list)
     _plain: dict[bool, Observation] = field(default_factory=dict)
 
     # Whose rows are whose
@@ -266,8 +270,11 @@ class Rehearsal:
         unknown, lost = self._conclude(plain, passes, wanted, cut)
         if unknown or lost:  # nothing known lies between them and the loss: see which change with the inputs
             passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in sets]
+            scales = {id(members): common_scale(plain.pairs(one)) for members, one in passes}
             # Where examples are all alike, nothing changes, and another batch has to tell.
-            _, lost = self._conclude(plain, passes, [*unknown, *lost], scaled_movement)
+            _, lost = self._conclude(
+                plain, passes, [*unknown, *lost], lambda p, other, m: scaled_movement(p, other, m, scales[id(m)])
+            )
         if lost:
             if self.has_loose_inputs:
                 self._refuse_loose(lost)
@@ -284,13 +291,16 @@ class Rehearsal:
         choices = {}
         for key in wanted:
             prints = plain.prints[key]
-            evidence = [compare(prints, one.prints.get(key, nothing_like(prints)), m) for m, one in passes]
+            evidence = [compared(compare, prints, one.prints.get(key), m) for m, one in passes]
             choices[key] = choose(plain.heard.outputs[key].example_axes, evidence, self.examples)
         apart = write_choices(plain.heard, choices)
         apart += [key for key, choice in choices.items() if not choice.known]
+        told = {key for key, choice in choices.items() if choice.known}
         if apart:
-            apart = learn_ways(plain.heard, apart, plain.nodes, [(m, one.nodes) for m, one in passes], compare)
-        return [key for key in apart if not choices[key].known], [key for key in apart if choices[key].known]
+            others = [(members, one.nodes) for members, one in passes]
+            apart, told_behind = learn_ways(plain.heard, apart, plain.nodes, others, compare)
+            told |= told_behind
+        return [key for key in apart if key not in told], [key for key in apart if key in told]
 
     def _backward(
         self, behind: Sequence[Key], *, chosen: Tensor | None = None, sources: Sequence[int] | None = None
@@ -335,6 +345,7 @@ class Rehearsal:
         read: list[PerExampleGradients] = []
         totals = self._differentiate(recording, None, read)
         self.is_complete = not recording.of_pass.open
+        self.reads = read
         return PerExampleGradients.sum(read or [recording.gradients()]), totals
 
     def alone(self, example: int) -> dict[str, Tensor]:
@@ -391,6 +402,14 @@ class Backward:
     heard: Heard
     prints: dict[Key, Prints]
     nodes: list[NodePrints]
+
+    def pairs(self, other: Backward) -> Iterator[tuple[Prints, Prints]]:
+        """What came to the same outputs and nodes in another pass."""
+        for key in self.prints.keys() & other.prints.keys():
+            yield self.prints[key], other.prints[key]
+        for own, others in zip(self.nodes, other.nodes, strict=False):
+            for place in own.prints.keys() & others.prints.keys():
+                yield own.prints[place], others.prints[place]
 
 
 def _moved(plain: Observation, moved: Observation, key: Key, shape: Sequence[int], members: Tensor) -> Evidence:

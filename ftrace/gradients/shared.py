@@ -460,6 +460,18 @@ class NodePrints:
             (number, output) in self.prints for number in self._first[key] for output in range(len(self._axes[number]))
         )
 
+    def behind(self, key: Key) -> set[int]:
+        """All nodes that a shared output is come upon at, or behind."""
+        seen: set[int] = set()
+        waiting = list(self._first[key])
+        while waiting:
+            number = waiting.pop()
+            if number not in seen:
+                seen.add(number)
+                for output in range(len(self._axes[number])):
+                    waiting += self._used_by.get((number, output), [])
+        return seen
+
     def way(self, key: Key, layouts: Mapping[tuple[int, int], Layout]) -> Way | None:
         """How a shared output meets the examples.
 

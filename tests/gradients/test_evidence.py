@@ -16,6 +16,7 @@ from ftrace.gradients.evidence import (
     Evidence,
     Prints,
     choose,
+    common_scale,
     contradiction,
     cut,
     either,
@@ -121,12 +122,19 @@ def test_gradients_that_are_cut_off() -> None:
     assert found.along[0].tolist() == [INSIDE, OUTSIDE, NEITHER, UNKNOWN, UNKNOWN]
 
 
+def scaled(grad: Tensor, moved: Tensor) -> Evidence:
+    pair = prints_of(grad), prints_of(moved)
+    return scaled_movement(*pair, MEMBERS, common_scale([pair]))
+
+
 def test_infinite_gradients_say_nothing() -> None:
     grad = random(4, 3)
     grad[1, 0] = torch.nan
     moved = 2 * grad
     moved[0] = random(3, seed=3)
-    found = scaled_movement(prints_of(grad), prints_of(moved), MEMBERS).along[0]
+    found = scaled_movement(
+        prints_of(grad), prints_of(moved), MEMBERS, common_scale([(prints_of(grad), prints_of(moved))])
+    ).along[0]
     assert found.tolist() == [INSIDE, UNKNOWN, UNKNOWN, UNKNOWN]
     assert cut(prints_of(grad), prints_of(grad), MEMBERS).along[0].tolist() == [INSIDE, UNKNOWN, INSIDE, INSIDE]
 
@@ -135,7 +143,9 @@ def test_a_mean_over_other_tokens_is_no_movement_of_gradients() -> None:
     grad = random(6, 3)
     moved = 1.7 * grad
     moved[2] = random(3, seed=3)
-    found = scaled_movement(prints_of(grad), prints_of(moved), MEMBERS).along[0]
+    found = scaled_movement(
+        prints_of(grad), prints_of(moved), MEMBERS, common_scale([(prints_of(grad), prints_of(moved))])
+    ).along[0]
     assert found.tolist() == [UNKNOWN, UNKNOWN, INSIDE, UNKNOWN, UNKNOWN, UNKNOWN]
     assert movement(prints_of(grad), prints_of(moved), MEMBERS).along[0].tolist() == [INSIDE] * 6
 
