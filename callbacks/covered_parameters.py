@@ -112,4 +112,5 @@ def parameters_without(names: Iterable[str], patterns: Sequence[str] = ("*",)) -
         >>> parameters_without(["net.bias"], ("*", "!head.*"))
         'parameters=("*", "!head.*", "!net.bias")'
     """
-    return f"parameters=({', '.join(json.dumps(one) for one in [*patterns, *(f'!{name}' for name in names)])})"
+    globs = [json.dumps(glob) for glob in [*patterns, *(f"!{name}" for name in names)]]
+    return f"parameters=({', '.join(globs)}{',' * (len(globs) == 1)})"
