@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-PutBack = Callable[[], None]
+PutBack = Callable[[], Any]
 
 _MOST_INSIDE = 10_000
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"_buffers", "_parameters", "_modules"}
@@ -39,9 +39,10 @@ _PACKAGES = ("torch.", "lightning.", "pytorch_lightning.", "transformers.", "tok
 
 def reachable(root: nn.Module) -> list[Any]:
     """All that a module keeps, and what that keeps in turn; each once. Very large collections are not looked into."""
-    waiting, seen = [root], {}
+    waiting: list[Any] = [root]
+    seen: dict[int, Any] = {}
     while waiting:
-        value: Any = waiting.pop()
+        value = waiting.pop()
         if value is None or id(value) in seen or type(value) in weakref.ProxyTypes or isinstance(value, _LEFT_ALONE):
             continue
         seen[id(value)] = value
