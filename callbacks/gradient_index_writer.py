@@ -442,14 +442,16 @@ class GradientIndexWriter(Callback):
         segment.add(Rows(rows, ids, torch.full((len(ids),), weight, dtype=rows.dtype), of_step))
 
     def _learning_rate(self) -> float:
-        groups = {index for index, _, _ in self._optimizer.parameters(covered=True)}
-        rates = {self._optimizer.rates[index] for index in groups}
-        if len(rates) != 1:
+        by_rate: dict[float, list[str]] = {}
+        for index, name, _ in self._optimizer.parameters(covered=True):
+            by_rate.setdefault(self._optimizer.rates[index], []).append(name)
+        if len(by_rate) != 1:
+            most = max(by_rate.values(), key=len)
             raise ValueError(
-                f"{WHO}: expected one learning rate for all parameters that the index sees, found {sorted(rates)}. "
-                "Choose parameters of one group: parameters=(...)"
+                f"{WHO}: expected one learning rate for all parameters that the index sees, found {sorted(by_rate)}. "
+                f"Choose parameters of one group, such as {parameters_without((), most)}"
             )
-        return rates.pop()
+        return next(iter(by_rate))
 
     def _leave_out(self) -> None:
         if not self.steps_left_out:

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-PutBack = Callable[[], object]
+PutBack = Callable[[], Any]
 
 _MOST_INSIDE = 10_000
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"_buffers", "_parameters", "_modules"}
@@ -74,8 +74,11 @@ def _internal(value: Any) -> frozenset[str]:
 
 
 def keep(value: Any) -> PutBack | None:
-    """A function that makes something again what it is now; None if there is nothing to put back, or for tensors."""
-    if isinstance(value, Tensor) or value is None:
+    """A function that makes something again what it is now; None if there is nothing to put back.
+
+    Tensors and arrays are :class:`ftrace.callbacks.kept_state.KeptState`'s.
+    """
+    if isinstance(value, Tensor | np.ndarray):
         return None
     if isinstance(value, random.Random):
         return functools.partial(value.setstate, value.getstate())
@@ -85,8 +88,6 @@ def keep(value: Any) -> PutBack | None:
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
-    if isinstance(value, np.ndarray):
-        return functools.partial(np.copyto, value, value.copy()) if value.flags.writeable else None
     if isinstance(value, list | bytearray | array.array):
         return functools.partial(value.__setitem__, slice(None), copy.copy(value))
     if isinstance(value, deque):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from ftrace.callbacks.kept_objects import keep, reachable, stand_in_for_iterators
 from ftrace.callbacks.processes import local
@@ -19,8 +21,8 @@ class KeptState:
 
     Args:
         module: The module.
-        always: Whether to copy all tensors before each pass, for steps that may write to anything now and then.
-            Otherwise all are copied before the first pass, and then new ones and those that passes wrote to.
+        always: Whether to copy all tensors and arrays before each pass, for steps that may write to anything now and
+            then. Otherwise all are copied before the first pass, and then new ones and those that passes wrote to.
     """
 
     def __init__(self, module: nn.Module, *, always: bool = False) -> None:
@@ -33,26 +35,44 @@ class KeptState:
         """Everything is afterwards as it was."""
         values = reachable(self._module)
         put_back = [function for value in values if (function := keep(value)) is not None]
-        tensors = [value for value in values if isinstance(value, Tensor) and id(value) not in self._unwritten]
-        copies = [local(tensor).to("cpu", copy=True) for tensor in tensors]
+        numbers = [value for value in values if _has_numbers(value) and id(value) not in self._unwritten]
+        copies = [_copied(value) for value in numbers]
         stand_in_for_iterators(values)
         try:
             yield
         finally:
             for function in put_back:
                 function()
-            for tensor, value in zip(tensors, copies, strict=True):
-                if not _equal(local(tensor).cpu(), value):
-                    with torch.no_grad():
-                        local(tensor).copy_(value)
+            for value, before in zip(numbers, copies, strict=True):
+                if not _equal(value, before):
+                    _write(value, before)
                 elif not self._always:
-                    self._unwritten.add(id(tensor))
+                    self._unwritten.add(id(value))
 
 
-def _equal(first: Tensor, second: Tensor) -> bool:
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.flags.writeable)
+
+
+def _copied(value: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    return local(value).to("cpu", copy=True) if isinstance(value, Tensor) else value.copy()
+
+
+def _write(value: Tensor | np.ndarray, before: Any) -> None:
+    if isinstance(value, Tensor):
+        with torch.no_grad():
+            local(value).copy_(before)
+    else:
+        np.copyto(value, before)
+
+
+def _equal(value: Tensor | np.ndarray, before: Any) -> bool:
     """Bit by bit, so that what is no number equals itself."""
-    if first.shape != second.shape or first.dtype != second.dtype:
+    if isinstance(value, np.ndarray):
+        return bool(np.array_equal(value, before))
+    first = local(value).cpu()
+    if first.shape != before.shape or first.dtype != before.dtype:
         return False
     if first.is_floating_point() or first.is_complex():
-        return bool(((first == second) | (first.isnan() & second.isnan())).all())
-    return torch.equal(first, second)
+        return bool(((first == before) | (first.isnan() & before.isnan())).all())
+    return torch.equal(first, before)

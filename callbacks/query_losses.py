@@ -55,9 +55,19 @@ def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> 
     For a module with one Hugging Face language model, decoder-only or encoder-decoder, among its attributes.
     """
     model: Any = next(child for child in pl_module.children() if _is_language_model(child))
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        found = f"a {type(batch).__name__}"
+        if isinstance(batch, Mapping):
+            found = f"keys {list(batch)}" if labels is None else f"{_described(labels)} under it"
+        raise ValueError(
+            f'queries: the ready-made loss expects token ids "labels", [B, T], -100 where there is nothing to tell, '
+            f"found {found}. Add them, or pass query_losses=(pl_module, batch) -> Tensor[B]"
+        )
     takes = _columns(model)
+    if not model.config.is_encoder_decoder:
+        takes -= {"labels"}  # some models compute a loss instead of logits then
     logits = model(**{name: value for name, value in batch.items() if name in takes}).logits
-    labels = batch["labels"]
     logits = logits[:, logits.shape[1] - labels.shape[1] :]  # prompt tuning puts virtual tokens in front
     if not model.config.is_encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
@@ -65,13 +75,24 @@ def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> 
     return losses.sum(1)
 
 
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _columns(model: nn.Module) -> set[str]:
     """Columns of a batch that a model takes, whatever stands around it: PEFT, ``torch.compile``, a wrapper of its own.
 
-    Wrappers hand on what they don't name themselves, so what the models inside of them name counts as well.
+    Wrappers with ``**kwargs`` hand on what they don't name themselves, so what the model inside of them names counts.
     """
-    forwards = [one.forward for one in model.modules() if one is model or _is_language_model(one)]
-    return {name for forward in forwards for name in inspect.signature(forward).parameters}
+    named: set[str] = set()
+    for one in model.modules():
+        if one is not model and not _is_language_model(one):
+            continue
+        parameters = inspect.signature(one.forward).parameters.values()
+        named |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return named
 
 
 def _is_language_model(module: nn.Module) -> bool:

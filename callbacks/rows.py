@@ -261,15 +261,27 @@ class RowFinder:
             self.see_coverage()
 
     def _try(self, inputs: list[Inputs], step: int) -> UnreadableError | None:
-        problem: UnreadableError | None = None
+        """What can't be read, on any process.
+
+        Raises:
+            ValueError: On all processes, if one of them refuses the step.
+        """
+        problem: ValueError | None = None
         try:
             rehearsal = self._find_rows(inputs)
             with self._counted(rehearsal):
                 self._hold(rehearsal, step)
         except UnreadableError as error:
             problem = error
+        except ValueError as error:
+            if num_processes() == 1 or type(error) is not ValueError:
+                raise
+            problem = error
         self._step(inputs).finish()
         everywhere = [one for one in gather_objects(problem) if one is not None]
+        for one in everywhere:
+            if not isinstance(one, UnreadableError):
+                raise one
         return everywhere[0] if everywhere else None
 
     def _find_rows(self, inputs: list[Inputs]) -> Rehearsal:

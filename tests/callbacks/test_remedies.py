@@ -12,6 +12,7 @@ import numpy as np
 import own_parts
 import pytest
 import torch
+from ftrace.callbacks import GradientIndexWriter
 from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from ftrace.data import WithExampleIds
+from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
 
 
@@ -167,6 +169,13 @@ def hooked() -> Own:
     module = Own(mean_loss, net=mlp())
     for name in ("0.weight", "2.weight"):
         module.net.get_parameter(name).register_hook(lambda grad: 2 * grad)
+    return module
+
+
+def two_problems() -> Own:
+    """A layer that mixes examples, and another whose weight has a hook."""
+    module = Own(mean_loss, net=Centred())
+    module.net.into.weight.register_hook(lambda grad: 2 * grad)
     return module
 
 
@@ -538,6 +547,12 @@ REFUSED = {
     ),
     "gradient hooks": (Run(hooked), "has a hook of yours", leave_out),
     "gradient hooks, strict": (Run(hooked), "has a hook of yours", argument("strict")),
+    "two problems": (Run(two_problems), r"can't be told apart.*has a hook of yours.*All together: ", leave_out),
+    "two problems, with globs": (
+        Run(two_problems, online={"parameters": ("*", "!net.head.bias")}),
+        r'All together: parameters=\("\*", "!net\.head\.bias", ',
+        leave_out,
+    ),
     "the module's own": (Run(of_the_module), "has no forward to listen to", leave_out),
     "the module's own, with globs": (
         Run(of_the_module, online={"parameters": ("*", "!net.2.*")}),
@@ -674,6 +689,54 @@ REFUSED = {
         other_kinds,
     ),
 }
+
+
+INDEX_REFUSED = {
+    "batch norm": (lambda: batch_normed(), "normalises by the statistics", ("*",)),
+    "a layer mixes": (lambda: Own(mean_loss, net=Centred()), "can't be told apart", ("*",)),
+    "gradient hooks": (hooked, "has a hook of yours", ("*",)),
+    "the module's own": (of_the_module, "has no forward to listen to", ("*",)),
+    "the default parameters": (tied, "is used outside of the modules", None),
+    "two rates": (
+        lambda: Own(
+            mean_loss,
+            lambda m: torch.optim.SGD(
+                [{"params": m.net[0].parameters(), "lr": 0.1}, {"params": m.net[2].parameters(), "lr": 0.2}]
+            ),
+            net=mlp(),
+        ),
+        "one learning rate",
+        ("*",),
+    ),
+    "two rates, one of one parameter": (
+        lambda: Own(
+            mean_loss,
+            lambda m: torch.optim.SGD(
+                [{"params": [m.net[0].weight], "lr": 0.1}, {"params": [m.net[2].weight], "lr": 0.2}]
+            ),
+            net=mlp(),
+        ),
+        "one learning rate",
+        ("*",),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "problem", "parameters"), INDEX_REFUSED.values(), ids=INDEX_REFUSED.keys())
+def test_the_remedy_works_for_an_index(make: Callable[[], Any], problem: str, parameters: Any, tmp_path: Path) -> None:
+    def write(module: Any, folder: Path, parameters: Any) -> GradientIndex:
+        writer = GradientIndexWriter(folder, parameters=parameters, side=2, layout="parameter", correction="none")
+        own_parts.trainer(tmp_path, [writer]).fit(module, own_parts.loader(batches()))
+        return GradientIndex(folder)
+
+    with pytest.raises(ValueError, match=problem) as refusal:
+        write(make(), tmp_path / "index", parameters)
+    message = str(refusal.value)
+    if problem.startswith("normalises"):
+        index = write(batch_normed(mode=said(message, r"into (eval) mode")), tmp_path / "again", ("*",))
+    else:
+        index = write(make(), tmp_path / "again", eval(said(message, r"parameters=(\([^)]*\))")))
+    assert index.num_rows == 12
 
 
 @pytest.mark.filterwarnings("error:Casting complex")  # the ledger's account of what is left out
