@@ -136,6 +136,8 @@ class LayoutBook:
         known = self.known.get(key)
         if key not in self.verified or known is None or isinstance(known, Shared):
             return key in self.verified
+        if examples.count(known.group) == 1:
+            return known.fits(shape, examples)
         seen = self.seen.get(key, set())
         return known.fits(shape, examples) and (
             known.slices(shape, examples) in seen or len([number for number in seen if number > 1]) > 1
@@ -169,7 +171,8 @@ class LayoutBook:
             self.verified.discard(key)
         else:
             self.verified.add(key)
-            seen.add(layout.slices(shape, examples))
+            if examples.count(layout.group) > 1:
+                seen.add(layout.slices(shape, examples))
 
 
 def assumed(shape: Sequence[int], examples: Examples, lookup: Lookups = "no") -> Rows | None:
