@@ -11,7 +11,7 @@ Then the step is run once more and differentiated, for what is read off the laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -131,8 +131,7 @@ class Rehearsal:
         evidence: dict[Key, list[Evidence]] = {}
         choices: dict[Key, Choice] = {}
         heard = self._observed(False)
-        sets = member_sets(self.examples.total)
-        for index, members in enumerate(sets[: max(MOST_SETS, len(sets) // 2)]):  # half of them tell any two apart
+        for index, members in enumerate(self._sets):
             plain = self._observed(index % 2 == 1)
             moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
             for key, output in heard.outputs.items():
@@ -148,11 +147,12 @@ class Rehearsal:
                     break
         self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
         lost = write_choices(heard.heard, choices)
-        still = [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].is_seen]
-        if still and self.has_loose_inputs:
-            self._refuse_loose(still)
-        if lost or still:
-            self._learn_from_gradients(still, lost)
+        unknown = [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].is_seen]
+        if unknown and self.has_loose_inputs:
+            self._refuse_loose(unknown)
+        unclear = [key for key, choice in choices.items() if choice.others and not heard.outputs[key].is_seen]
+        if lost or unknown or unclear:
+            self._learn_from_gradients([*unknown, *unclear], lost, {key: evidence[key] for key in unclear})
 
     def confirm(self, which: int) -> list[Key]:
         """Outputs whose rows are not where they were seen before, by one exchange.
@@ -230,8 +230,16 @@ class Rehearsal:
                 "...], and put examples side by side in the step; or keep what all examples share out of the batch",
             )
 
-    def _learn_from_gradients(self, still: Sequence[Key], lost: Sequence[Key]) -> None:
-        """Tell outputs that no input reaches by their gradients."""
+    @property
+    def _sets(self) -> list[Tensor]:
+        """Sets of examples, at most: half of all tell any two apart."""
+        sets = member_sets(self.examples.total)
+        return sets[: max(MOST_SETS, len(sets) // 2)]
+
+    def _learn_from_gradients(
+        self, still: Sequence[Key], lost: Sequence[Key], evidence: Mapping[Key, Sequence[Evidence]]
+    ) -> None:
+        """Tell outputs that inputs don't reach, or not clearly, by their gradients, and by the evidence of some."""
         plain = self._backward(still)
         with_gradient = [key for key, prints in plain.prints.items() if _has_any(prints)]
         mixed = [plain.heard.outputs[key] for key in lost if key in with_gradient]
@@ -240,29 +248,47 @@ class Rehearsal:
         wanted = [key for key in still if key in with_gradient]
         if not wanted:
             return
-        sets = member_sets(self.examples.total)[:2]
-        passes = [(members, self._backward(still, chosen=members)) for members in sets]
-        unknown, lost = self._conclude(plain, passes, wanted, cut)
+        passes: list[tuple[Tensor, Backward]] = []
+        choices: dict[Key, Choice] = {}
+        for index, members in enumerate(self._sets):
+            passes.append((members, self._backward(still, chosen=members)))
+            choices = self._choices(plain, passes, wanted, cut, evidence)
+            if index and not any(choice.others for choice in choices.values()):
+                break
+        unknown, lost = self._conclude(plain, passes, choices, cut)
         if unknown or lost:  # nothing known lies between them and the loss: see which change with the inputs
-            passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in sets]
+            passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in self._sets[:2]]
+            choices = self._choices(plain, passes, [*unknown, *lost], scaled_movement, evidence)
             # Where examples are all alike, nothing changes, and another batch has to tell.
-            _, lost = self._conclude(plain, passes, [*unknown, *lost], scaled_movement)
+            _, lost = self._conclude(plain, passes, choices, scaled_movement)
         if lost:
             raise unreadable([plain.heard.outputs[key] for key in lost])
 
-    def _conclude(
+    def _choices(
         self,
         plain: Backward,
         passes: Sequence[tuple[Tensor, Backward]],
         wanted: Sequence[Key],
         compare: Callable[[Prints, Prints, Tensor], Evidence],
-    ) -> tuple[list[Key], list[Key]]:
-        """Write into the book what gradients say; returns outputs of which they say nothing, and no layout's way."""
+        before: Mapping[Key, Sequence[Evidence]],
+    ) -> dict[Key, Choice]:
+        """What gradients say of outputs, together with what was seen before."""
         choices = {}
         for key in wanted:
             prints = plain.prints[key]
-            evidence = [compare(prints, one.prints.get(key, nothing_like(prints)), m) for m, one in passes]
-            choices[key] = choose(plain.heard.outputs[key].example_axes, evidence, self.examples)
+            found = [compare(prints, one.prints.get(key, nothing_like(prints)), m) for m, one in passes]
+            shape = plain.heard.outputs[key].example_axes
+            choices[key] = choose(shape, [*before.get(key, ()), *found], self.examples)
+        return choices
+
+    def _conclude(
+        self,
+        plain: Backward,
+        passes: Sequence[tuple[Tensor, Backward]],
+        choices: Mapping[Key, Choice],
+        compare: Callable[[Prints, Prints, Tensor], Evidence],
+    ) -> tuple[list[Key], list[Key]]:
+        """Write it into the book; returns outputs of which nothing is said, and those with no layout and no way."""
         apart = write_choices(plain.heard, choices)
         apart += [key for key, choice in choices.items() if not choice.known]
         if apart:
