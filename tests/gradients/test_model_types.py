@@ -64,7 +64,9 @@ NOT_YET = {
     "qwen3_next": "gated linear attention after such a convolution",
     "zamba": "one attention layer at several depths, and such convolutions",
 }
-REFUSED = {"doge-experts": "its output for one example depends on the others"}  # its routing mixes them
+REFUSED = {
+    "doge-experts": r"'model.layers.0.mlp' \(DogeCDMoE\), .* the examples of the batch can't be told apart"
+}  # its routing mixes them
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def read_queries_and_rehearse(
             rehearsal = Rehearsal(capture, step, Examples(4), book)
             rehearsal.find_rows()
             read, totals = rehearsal.read(whole=True)
-            elsewhere = [name for name in read.parts if not torch.allclose(read.total(name), totals[name], 1e-6, 1e-9)]
+            elsewhere = [name for name in read.parts if not _is_whole(read.total(name), totals.get(name))]
             if elsewhere:
                 raise UnreadableError("used outside of their layers", elsewhere)
             capture.module.eval()
@@ -132,6 +134,12 @@ def read_queries_and_rehearse(
             moved = capture.widen(error.names, {key.path for key in book.verified})
             if not error.names or not moved.keys() >= set(error.names):
                 raise
+
+
+def _is_whole(read: Tensor, total: Tensor | None) -> bool:
+    """Whether all of a parameter's gradient was read, in a model that computes some of it in float32."""
+    allowed = 1e-5 * read.abs().max() + 1e-9
+    return bool((read - (0 if total is None else total)).abs().max() <= allowed)
 
 
 @pytest.mark.parametrize("name", [*EXACT, *NOT_YET])
