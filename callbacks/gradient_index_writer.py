@@ -40,7 +40,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from ftrace.gradients import Entries, GradientCapture, Recording, leave_out
+from ftrace.gradients import Entries, GradientCapture, Recording, leave_out, parameters_option
 from ftrace.index import (
     FeatureSettings,
     GradientFeatures,
@@ -449,7 +449,7 @@ class GradientIndexWriter(Callback):
             most = max(by_rate.values(), key=len)
             raise ValueError(
                 f"{WHO}: expected one learning rate for all parameters that the index sees, found {sorted(by_rate)}. "
-                f"Choose parameters of one group, such as {parameters_without((), most)}"
+                f"Choose parameters of one group, such as {parameters_option(most)}"
             )
         return next(iter(by_rate))
 

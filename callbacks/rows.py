@@ -109,6 +109,7 @@ class RowFinder:
         self._fixed: set[tuple[int, Place]] = set()  # inputs that can't be exchanged, by dataloader
         self._seen: set[str] = set()
         self._silent_batches = 0
+        self._undecided_batches = 0
         self._looks_in_vain = 0
         self._some_unknown = False  # to some process, in the pass that is under way
         self._anew: set[str] = set()  # parameters whose gradients a rehearsal of this batch has to tell
@@ -311,6 +312,10 @@ class RowFinder:
             self._silent_batches += silent
             if rehearsal.changed:
                 self._report_moved(rehearsal.changed)
+            if rehearsal.undecided and rehearsal.has_moved:
+                self._undecided_batches += 1
+                if self._undecided_batches >= _MOST_SILENT:
+                    rehearsal.refuse_undecided(_MOST_SILENT)
             return rehearsal
         assert first is not None
         raise first
@@ -452,7 +457,8 @@ class RowFinder:
         names = [name for name in problem.names if name in self.capture.coverage.covered]
         for name in names:
             self._first_problem.setdefault(name, problem.problem)
-        moved = self.capture.widen(names, self._seen | {key.path for key in self.book.verified})
+        seen = self._seen | {key.path for key in self.book.verified}
+        moved = self.capture.widen(names, seen, to_graph=not problem.mixes)
         self.widened |= moved
         if not names:
             raise ValueError(f"{self.who}: {problem.problem}{self.or_else}.")
@@ -510,15 +516,14 @@ class RowFinder:
         if not (self.strict and self.left_out):
             return
         reasons = list(dict.fromkeys(self.left_out.values()))
-        more = "".join(f"\nAlso, {reason}" for reason in reasons[1:])
-        if self.capture.coverage.covered:
-            remedy = f"{leave_out(self.left_out, self.capture.coverage.patterns)}{self.or_else}"
-        else:
-            remedy = (
-                "No other parameter is covered, so none would be left to score by: keep examples apart in the step, "
-                "and give it tensors of one row an example, [examples, ...], padded"
+        if not self.capture.coverage.covered:
+            raise ValueError(
+                f"{self.who}: {'. Also: '.join(reasons)}. No other parameter is covered, so none would be left to "
+                "score by: keep examples apart in the step, and give it tensors of one row an example, "
+                "[examples, ...], padded."
             )
-        raise ValueError(f"{self.who}: {reasons[0]}.{more} {remedy}.")
+        remedy = leave_out(self.left_out, self.capture.coverage.patterns)
+        raise ValueError(f"{self.who}: {'. Also: '.join(reasons)}. {remedy}{self.or_else}.")
 
     def _forget(self, names: Collection[str]) -> None:
         self.checked = {name: step for name, step in self.checked.items() if name not in names}

@@ -6,7 +6,7 @@ from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.layout_book import LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
-from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest
+from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest, parameters_option
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
     ParameterStep,
@@ -83,6 +83,7 @@ __all__ = [
     "measured_rates",
     "nearest",
     "of_touched",
+    "parameters_option",
     "pool",
     "precondition",
     "preconditioner_from_state",

@@ -115,18 +115,23 @@ class GradientCapture:
             handle.remove()
         self._handles.clear()
 
-    def widen(self, names: Collection[str], seen: Collection[str] = ()) -> dict[str, str]:
+    def widen(self, names: Collection[str], seen: Collection[str] = (), *, to_graph: bool = True) -> dict[str, str]:
         """Read parameters off modules further out: something uses them where their layers can't be listened to.
 
         Args:
             names: The parameters.
             seen: Names of layers that have been seen at work; parameters of others go along.
+            to_graph: Whether autograd's graph will do where there is no such module, if this capture reads it.
 
         Returns:
             By parameter, the name of that module; without those for which there is none. In a compiled module, whose
             hooks can't change, there is none.
         """
-        return {} if self._compiled else self._changed(lambda: self.coverage.widen(self.module, names, seen))
+        return (
+            {}
+            if self._compiled
+            else self._changed(lambda: self.coverage.widen(self.module, names, seen, to_graph=to_graph))
+        )
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
         """Read these parameters no more, since it turned out that they can't be."""

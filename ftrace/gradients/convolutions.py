@@ -40,14 +40,17 @@ def _grouped_parts(module: nn.Module, features: Tensor, grad: Tensor, wanted: Co
 
 
 _NAMES = ("weight", "bias")
-_FORWARDS: dict[Callable[..., Tensor], str] = {nn.Conv1d.forward: "Conv1d", nn.Conv2d.forward: "Conv2d"}
+_FORWARDS: dict[Callable[..., Tensor], tuple[str, int]] = {
+    nn.Conv1d.forward: ("Conv1d", 3),
+    nn.Conv2d.forward: ("Conv2d", 4),
+}
 _WHOLE = {
-    forward: Rule(name, _NAMES, linear_parts, _patches, channel_axis=1, feature_axis=1)
-    for forward, name in _FORWARDS.items()
+    forward: Rule(name, _NAMES, linear_parts, _patches, channel_axis=1, batched_axes=axes, feature_axis=1)
+    for forward, (name, axes) in _FORWARDS.items()
 }
 _GROUPED = {
-    forward: Rule(f"grouped {name}", _NAMES, _grouped_parts, _patches, channel_axis=1)
-    for forward, name in _FORWARDS.items()
+    forward: Rule(f"grouped {name}", _NAMES, _grouped_parts, _patches, channel_axis=1, batched_axes=axes)
+    for forward, (name, axes) in _FORWARDS.items()
 }
 
 

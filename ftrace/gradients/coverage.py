@@ -86,7 +86,9 @@ class Coverage:
         self._change(names, status="unsupported", rules=(), reason=reason)
         self._drop(names)
 
-    def widen(self, root: nn.Module, names: Collection[str], seen: Collection[str]) -> dict[str, str]:
+    def widen(
+        self, root: nn.Module, names: Collection[str], seen: Collection[str], *, to_graph: bool = True
+    ) -> dict[str, str]:
         """Read parameters off modules further out, since something uses them outside of where they are read off now.
 
         What is read inside of such a module, off layers that nobody has seen at work (another expert, say), goes along.
@@ -95,13 +97,15 @@ class Coverage:
             root: The module that this is the coverage of.
             names: The parameters.
             seen: Names of layers that have been seen at work.
+            to_graph: Whether autograd's graph will do where there is no such module, if it may be read.
 
         Returns:
             By parameter, the name of that module, or :data:`OFF_GRAPH`; without those for which there is none.
         """
         modules = dict(root.named_modules(remove_duplicate=False))
         outer = {name: path for name in names if (path := self._outer(name, modules)) is not None}
-        left = [name for name in names if name not in outer and self.reads_graph and not self._is_off_graph(name)]
+        left = [name for name in names if name not in outer and not self._is_off_graph(name)]
+        left = left if self.reads_graph and to_graph else []
         moved = dict(outer)
         for path in dict.fromkeys(outer.values()):
             inside = f"{path}." if path else ""

@@ -170,6 +170,7 @@ def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> Unreadable
     return UnreadableError(
         f"{first.called}{more} {seen} for {first.of_pass.examples.total} examples, {problem}",
         names,
+        mixes=True,
     )
 
 

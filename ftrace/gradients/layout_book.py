@@ -69,12 +69,14 @@ class UnreadableError(ValueError):
     Args:
         problem: What is wrong.
         names: Full names of the parameters, which the message says how to leave out.
+        mixes: Whether examples may be mixed where these are used, so that reading them elsewhere is no help.
     """
 
-    def __init__(self, problem: str, names: Sequence[str] = ()) -> None:
+    def __init__(self, problem: str, names: Sequence[str] = (), *, mixes: bool = False) -> None:
         super().__init__(f"{problem}. {leave_out(names)}" if names else problem)
         self.problem = problem
         self.names = tuple(names)
+        self.mixes = mixes
 
 
 class LayoutBook:
@@ -138,6 +140,8 @@ class LayoutBook:
         known = self.known.get(key)
         if key not in self.verified or known is None or isinstance(known, Shared):
             return key in self.verified
+        if examples.count(known.group) == 1:
+            return known.fits(shape, examples)
         seen = self.seen.get(key, set())
         return known.fits(shape, examples) and (
             known.slices(shape, examples) in seen or len([number for number in seen if number > 1]) > 1
@@ -171,7 +175,8 @@ class LayoutBook:
             self.verified.discard(key)
         else:
             self.verified.add(key)
-            seen.add(layout.slices(shape, examples))
+            if examples.count(layout.group) > 1:
+                seen.add(layout.slices(shape, examples))
 
 
 def assumed(shape: Sequence[int], examples: Examples, lookup: Lookups = "no") -> Rows | None:

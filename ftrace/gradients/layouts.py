@@ -134,6 +134,10 @@ def candidates(shape: Sequence[int], examples: Examples) -> Iterator[Layout]:
             if not count or not length or length % count:
                 continue
             each = length // count
+            if count == 1:  # has all there is, along any axis
+                if axis == 0:
+                    yield Layout(group=group)
+                continue
             yield Layout(axis, group=group)
             if each > 1:
                 yield Layout(axis, before=None, after=1, group=group)

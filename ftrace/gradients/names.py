@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -69,8 +70,18 @@ def leave_out(names: Iterable[str], patterns: Sequence[str] = ("*",)) -> str:
     named = [pattern for pattern in patterns if pattern not in out]
     if any(sign in pattern for pattern in patterns for sign in "*?[") or not named:
         named = [*patterns, *(f"!{name}" for name in out)]
-    listed = ", ".join(f'"{pattern}"' for pattern in named)
-    return f"Leave {'it' if len(out) == 1 else 'them'} out with parameters=({listed}{',' * (len(named) == 1)})"
+    return f"Leave {'it' if len(out) == 1 else 'them'} out with {parameters_option(named)}"
+
+
+def parameters_option(patterns: Sequence[str]) -> str:
+    """The option that asks for parameters, as one types it.
+
+    Example:
+        >>> parameters_option(["*.weight"])
+        'parameters=("*.weight",)'
+    """
+    listed = ", ".join(json.dumps(pattern) for pattern in patterns)
+    return f"parameters=({listed}{',' * (len(patterns) == 1)})"
 
 
 def match_globs(patterns: Sequence[str], names: Mapping[Key, Sequence[str]], argument: str = "parameters") -> set[Key]:

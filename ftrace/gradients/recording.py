@@ -468,12 +468,11 @@ class Observation(Recording):
         assert isinstance(layer.rule, Rule)
         rule = layer.rule
         own_axes = rule.own_axes(layer.module)
-        heard = Silent(
-            self._next_key(layer), self.of_pass, layer, output.shape, own_axes, rule.lookup, rule.channel_axis
-        )
-        own = output if rule.channel_axis == -1 else output.movedim(rule.channel_axis, -1)
+        channel_axis = rule.channel_axis - rule.is_single(inputs)
+        heard = Silent(self._next_key(layer), self.of_pass, layer, output.shape, own_axes, rule.lookup, channel_axis)
+        own = output if channel_axis == -1 else output.movedim(channel_axis, -1)
         of_input = None
-        if rule.channel_axis == -1:
+        if channel_axis == -1:
             of_input = prints_of(inputs, 0 if rule.is_table else own_axes, bounded=True)
         self.values[heard.key] = of_input, prints_of(own, own_axes, bounded=True)
         self._listen(output, heard)

@@ -11,7 +11,7 @@ Then the step is run once more and differentiated, for what is read off the laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -117,6 +117,8 @@ class Rehearsal:
         changed: Outputs whose rows are not where an earlier batch had them.
         is_complete: Whether it is known whose rows are whose wherever there was a gradient.
         reads: What was read of each backward pass of the step.
+        undecided: Outputs that have a gradient, which changes with no example's inputs.
+        has_moved: Whether anything changes with examples' inputs.
     """
 
     capture: GradientCapture
@@ -129,6 +131,8 @@ class Rehearsal:
     changed: list[Key] = field(default_factory=list)
     is_complete: bool = True
     reads: list[PerExampleGradients] = field(default_factory=list)
+    undecided: list[Output] = field(default_factory=list)
+    has_moved: bool = False
     _plain: dict[bool, Observation] = field(default_factory=dict)
 
     # Whose rows are whose
@@ -143,8 +147,7 @@ class Rehearsal:
         evidence: dict[Key, list[Evidence]] = {}
         choices: dict[Key, Choice] = {}
         heard = self._observed(False)
-        sets = member_sets(self.examples.total)
-        for index, members in enumerate(sets[: max(MOST_SETS, len(sets) // 2)]):  # half of them tell any two apart
+        for index, members in enumerate(self._sets):
             plain = self._observed(index % 2 == 1)
             moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
             for key, output in heard.outputs.items():
@@ -159,10 +162,12 @@ class Rehearsal:
                 if not any(choice.others for choice in choices.values()):
                     break
         self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
+        self.has_moved = any(choice.known for choice in choices.values())
         lost = write_choices(heard.heard, choices)
-        still = [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].is_seen]
-        if lost or still:
-            self._learn_from_gradients(still, lost)
+        unknown = [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].is_seen]
+        unclear = [key for key, choice in choices.items() if choice.others and not heard.outputs[key].is_seen]
+        if lost or unknown or unclear:
+            self._learn_from_gradients([*unknown, *unclear], lost, {key: evidence[key] for key in unclear})
 
     def can_exchange(self) -> bool:
         """Whether the step runs with some examples' inputs exchanged for others'."""
@@ -255,8 +260,16 @@ class Rehearsal:
                 "...], and put examples side by side in the step; or keep what all examples share out of the batch",
             )
 
-    def _learn_from_gradients(self, still: Sequence[Key], lost: Sequence[Key]) -> None:
-        """Tell outputs that no input reaches by their gradients."""
+    @property
+    def _sets(self) -> list[Tensor]:
+        """Sets of examples, at most: half of all tell any two apart."""
+        sets = member_sets(self.examples.total)
+        return sets[: max(MOST_SETS, len(sets) // 2)]
+
+    def _learn_from_gradients(
+        self, still: Sequence[Key], lost: Sequence[Key], evidence: Mapping[Key, Sequence[Evidence]]
+    ) -> None:
+        """Tell outputs that inputs don't reach, or not clearly, by their gradients, and by the evidence of some."""
         plain = self._backward(still)
         with_gradient = [key for key, prints in plain.prints.items() if _has_any(prints)]
         mixed = [plain.heard.outputs[key] for key in lost if key in with_gradient]
@@ -265,34 +278,71 @@ class Rehearsal:
         wanted = [key for key in still if key in with_gradient]
         if not wanted:
             return
-        sets = member_sets(self.examples.total)[:2]
-        passes = [(members, self._backward(still, chosen=members)) for members in sets]
-        unknown, lost = self._conclude(plain, passes, wanted, cut)
+        passes: list[tuple[Tensor, Backward]] = []
+        choices: dict[Key, Choice] = {}
+        for index, members in enumerate(self._sets):
+            passes.append((members, self._backward(still, chosen=members)))
+            choices = self._choices(plain, passes, wanted, cut, evidence)
+            if index and not any(choice.others for choice in choices.values()):
+                break
+        unknown, lost = self._conclude(plain, passes, choices, cut)
         if unknown or lost:  # nothing known lies between them and the loss: see which change with the inputs
-            passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in sets]
+            passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in self._sets[:2]]
             scales = {id(members): common_scale(plain.pairs(one)) for members, one in passes}
-            # Where examples are all alike, nothing changes, and another batch has to tell.
-            _, lost = self._conclude(
-                plain, passes, [*unknown, *lost], lambda p, other, m: scaled_movement(p, other, m, scales[id(m)])
-            )
-        if lost:
-            if self.has_loose_inputs:
-                self._refuse_loose(lost)
-            raise unreadable([plain.heard.outputs[key] for key in lost])
 
-    def _conclude(
+            def compare(own: Prints, other: Prints, members: Tensor) -> Evidence:
+                return scaled_movement(own, other, members, scales[id(members)])
+
+            choices = self._choices(plain, passes, [*unknown, *lost], compare, evidence)
+            # Where examples are all alike, nothing changes, and another batch has to tell.
+            unknown, lost = self._conclude(plain, passes, choices, compare)
+        if self.has_loose_inputs and (unknown or lost):
+            self._refuse_loose([*unknown, *lost])
+        if lost:
+            raise unreadable([plain.heard.outputs[key] for key in lost])
+        self.undecided = [plain.heard.outputs[key] for key in unknown]
+
+    def refuse_undecided(self, batches: int) -> None:
+        """Say that gradients can't be anybody's.
+
+        Args:
+            batches: In how many they have not changed with any example's inputs.
+
+        Raises:
+            UnreadableError: Always.
+        """
+        raise unreadable(
+            self.undecided,
+            f"and in {batches} batches its gradient has changed with no example's inputs, so nobody can tell whose it "
+            "is: it may be that of a term of the loss that is no example's (if that is a penalty on weights, use "
+            "weight_decay)",
+        )
+
+    def _choices(
         self,
         plain: Backward,
         passes: Sequence[tuple[Tensor, Backward]],
         wanted: Sequence[Key],
         compare: Callable[[Prints, Prints, Tensor], Evidence],
-    ) -> tuple[list[Key], list[Key]]:
-        """Write into the book what gradients say; returns outputs of which they say nothing, and no layout's way."""
+        before: Mapping[Key, Sequence[Evidence]],
+    ) -> dict[Key, Choice]:
+        """What gradients say of outputs, together with what was seen before."""
         choices = {}
         for key in wanted:
             prints = plain.prints[key]
-            evidence = [compared(compare, prints, one.prints.get(key), m) for m, one in passes]
-            choices[key] = choose(plain.heard.outputs[key].example_axes, evidence, self.examples)
+            found = [compared(compare, prints, one.prints.get(key), m) for m, one in passes]
+            shape = plain.heard.outputs[key].example_axes
+            choices[key] = choose(shape, [*before.get(key, ()), *found], self.examples)
+        return choices
+
+    def _conclude(
+        self,
+        plain: Backward,
+        passes: Sequence[tuple[Tensor, Backward]],
+        choices: Mapping[Key, Choice],
+        compare: Callable[[Prints, Prints, Tensor], Evidence],
+    ) -> tuple[list[Key], list[Key]]:
+        """Write it into the book; returns outputs of which nothing is said, and those with no layout and no way."""
         apart = write_choices(plain.heard, choices)
         apart += [key for key, choice in choices.items() if not choice.known]
         told = {key for key, choice in choices.items() if choice.known}

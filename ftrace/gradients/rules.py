@@ -36,6 +36,7 @@ class Rule:
         lookup: Whether the input is row numbers ("ids"), and whether these surely come once for the whole batch
             ("shared"), as relative positions do.
         channel_axis: The axis of the output gradient that the parameter's own axis runs along.
+        batched_axes: How many axes an input has whose first one is the batch; 0 where it may have any number.
         feature_axis: The axis of the weight, seen as a matrix, that features run along: 0 for rows, 1 for columns;
             None where the weight's gradient is no matrix product of features.
         own_axes: ``(module) -> `` how many of the output's last axes the parameters run along.
@@ -48,8 +49,13 @@ class Rule:
     refuse: Callable[[nn.Module], str | None] = lambda module: None
     lookup: Lookups = "no"
     channel_axis: int = -1
+    batched_axes: int = 0
     feature_axis: int | None = None
     own_axes: Callable[[nn.Module], int] = lambda module: 1
+
+    def is_single(self, inputs: Tensor) -> bool:
+        """Whether an input has no batch axis, though the rule's layers may have one."""
+        return inputs.ndim < self.batched_axes
 
     @property
     def is_table(self) -> bool:

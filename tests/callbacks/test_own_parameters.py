@@ -66,8 +66,50 @@ def make(losses: Any, **settings: Any) -> Own:
     return Own(
         lambda module, batch: losses(module, batch).mean(), net=mlp(), head=parameter(CLASSES, CLASSES),
         temperature=parameter(), wide=parameter(WIDTH, CLASSES), places=parameter(3, WIDTH), rows=parameter(4, WIDTH),
+        shift=Shift(), odd=OddOutput(),
         **settings,
     )  # fmt: skip
+
+
+class Shift(nn.Module):
+    """A layer without a rule, whose input the step changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.other = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift + self.other
+
+
+class OddOutput(nn.Module):
+    """A layer without a rule, whose output nobody knows how to read."""
+
+    class Box:
+        __slots__ = ("value",)
+
+        def __init__(self, value: Tensor) -> None:
+            self.value = value
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.Box(x * self.scale + self.shift)
+
+
+def changed_in_place(module: Any, batch: Any) -> Tensor:
+    x = batch["x"].clone()
+    shifted = module.shift(x)
+    return cross_entropy(module.net(shifted + x.add_(1)), batch)
+
+
+def odd_output(module: Any, batch: Any) -> Tensor:
+    return cross_entropy(module.net(module.odd(batch["x"]).value), batch)
+
+
+STEPS += [changed_in_place, odd_output]
 
 
 @pytest.mark.parametrize("losses", STEPS, ids=lambda step: step.__name__)

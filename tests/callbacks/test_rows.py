@@ -628,3 +628,11 @@ def test_a_step_in_which_nothing_can_be_exchanged_is_refused_and_padding_helps(t
         graph_net(step), list(map(padded, data)), tmp_path / "again", list(map(padded, asked)), unlabelled
     )
     assert relative_error(own_parts.found(store), right) < 1e-9
+
+
+def test_a_term_of_constant_points_is_refused_by_name(tmp_path: Path) -> None:
+    """As many points as a multiple of the batch, but no example's: they would pass for examples side by side."""
+    points = torch.linspace(-1, 1, 12 * WIDTH).view(12, WIDTH).double()
+    module = Own(lambda m, b: mean_loss(m, b) + m.other(points).square().mean(), net=mlp(), other=nn.Linear(WIDTH, 2))
+    with pytest.raises(ValueError, match=r"3 batches .*no example's.*!other.weight"):
+        own_parts.traced(module, batches(4), tmp_path)

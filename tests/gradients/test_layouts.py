@@ -122,6 +122,9 @@ def test_candidates_of_each_axis_and_of_each_dataloader() -> None:
     found = list(candidates((2, 4), Examples(4, (2, 2))))
     assert {(layout.axis, layout.group) for layout in found} == {(0, 0), (0, 1), (1, None), (1, 0), (1, 1)}
     assert list(candidates((5, 7), THREE)) == []
+    assert list(candidates((3, 4), Examples(3, (1, 2)))) == [
+        Layout(), Layout(group=0), Layout(1, group=1), Layout(1, None, 1, group=1)
+    ]  # fmt: skip
     assert list(candidates((), THREE)) == []
 
 

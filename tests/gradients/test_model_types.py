@@ -6,15 +6,26 @@ Their configs are those of ``benchmarks/model_types.py``, which sweeps over all 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
 import torch
+from rehearsed import Step
 from torch import Tensor
 
-from ftrace.gradients import GradientCapture, QueryGradients, inner_products
+from ftrace.gradients import (
+    Examples,
+    GradientCapture,
+    LayoutBook,
+    PerExampleGradients,
+    QueryGradients,
+    Rehearsal,
+    UnreadableError,
+    inner_products,
+)
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "small_models.py"
 EXACT = {
@@ -34,8 +45,6 @@ EXACT = {
     "rwkv": "a recurrence",
     "recurrent_gemma": "gates by blocks of weights",
     "xlstm": "cells with several gates",
-}
-NOT_YET = {
     "bart": "learned positions by ids of one row, with an offset, that only a fallback knows",
     "blenderbot": "learned positions by a vector of ids",
     "prophetnet": "a table's weight read without a look-up; a second look-up beside forward",
@@ -53,7 +62,19 @@ NOT_YET = {
     "qwen3_next": "gated linear attention after such a convolution",
     "zamba": "one attention layer at several depths, and such convolutions",
 }
-REFUSED = {"doge-experts": "its output for one example depends on the others"}  # its routing mixes them
+SINGLE = ("prophetnet", "led")  # which give NaN in double precision
+REFUSED = {
+    "doge-experts": r"'model.layers.0.mlp' \(DogeCDMoE\), .* the examples of the batch can't be told apart"
+}  # its routing mixes them
+
+
+def dtype_of(name: str) -> torch.dtype:
+    return torch.float32 if name in SINGLE else torch.float64
+
+
+def tolerance(name: str) -> float:
+    """Norms and softmax are taken in float32 by many."""
+    return 1e-4 if name in SINGLE else 1e-7
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +89,7 @@ def small_models() -> Any:
 
 def products_by_autograd(small_models: Any, name: str, **settings: Any) -> Tensor:
     """Of each example's share of a mean loss with each query, in the modes that training has."""
-    model = small_models.build(name, torch.float64, **settings)
+    model = small_models.build(name, dtype_of(name), **settings)
     examples, queries = (small_models.random_batch(model, rows, seed) for seed, rows in enumerate((4, 3)))
     model.train()
     of_examples = oracle.gradients(model, lambda: small_models.token_losses(model, examples) / 4)
@@ -79,37 +100,63 @@ def products_by_autograd(small_models: Any, name: str, **settings: Any) -> Tenso
 
 def products_by_hooks(small_models: Any, name: str, **settings: Any) -> Tensor:
     """The same; the gradients that training gets must be what they are without hooks."""
-    model = small_models.build(name, torch.float64, **settings)
+    model = small_models.build(name, dtype_of(name), **settings)
     examples, queries = (small_models.random_batch(model, rows, seed) for seed, rows in enumerate((4, 3)))
     model.train()
     small_models.token_losses(model, examples).mean().backward()
     without_hooks = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
+    step = Step(lambda batch: [small_models.token_losses(model, batch).mean()], examples)
     with GradientCapture(model, strict=True) as capture:
-        with capture.recording(4) as recording:
-            small_models.token_losses(model, examples).mean().backward()
+        of_queries, book = read_queries_and_rehearse(capture, lambda: small_models.token_losses(model, queries), step)
+        model.train()
+        recording = capture.start(4, book=book)
+        loss = small_models.token_losses(model, examples).mean()
+        recording.prepare([loss.grad_fn])
+        loss.backward()
         of_examples = recording.gradients()
-        model.eval()
-        with capture.recording(3) as recording:
-            recording.backward(small_models.token_losses(model, queries))
-        of_queries = recording.gradients()
     for parameter, grad in zip(model.parameters(), without_hooks, strict=True):
         assert parameter.grad is grad is None or torch.equal(parameter.grad, grad)
     return inner_products(of_examples, QueryGradients(of_queries), capture.coverage.covered)
 
 
-def not_yet(name: str, reason: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.xfail(strict=False, reason=reason))
+def read_queries_and_rehearse(
+    capture: GradientCapture, losses: Callable[[], Tensor], step: Step
+) -> tuple[PerExampleGradients, LayoutBook]:
+    """Find out whose rows are whose; what can't be read off its layers is read off modules further out."""
+    book = LayoutBook()
+    while True:
+        try:
+            capture.module.train()
+            rehearsal = Rehearsal(capture, step, Examples(4), book)
+            rehearsal.find_rows()
+            read, totals = rehearsal.read(whole=True)
+            elsewhere = [name for name in read.parts if not _is_whole(read.total(name), totals.get(name))]
+            if elsewhere:
+                raise UnreadableError("used outside of their layers", elsewhere)
+            capture.module.eval()
+            with capture.recording(3) as recording:
+                recording.backward(losses())
+            return recording.gradients(), book
+        except UnreadableError as error:
+            moved = capture.widen(error.names, {key.path for key in book.verified})
+            if not error.names or not moved.keys() >= set(error.names):
+                raise
 
 
-@pytest.mark.parametrize("name", [*EXACT, *(not_yet(name, reason) for name, reason in NOT_YET.items())])
+def _is_whole(read: Tensor, total: Tensor | None) -> bool:
+    """Whether all of a parameter's gradient was read, in a model that computes some of it in float32."""
+    allowed = 1e-4 * read.abs().max() + 1e-7
+    return bool((read - (0 if total is None else total)).abs().max() <= allowed)
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_products_equal_autograd(small_models: Any, name: str) -> None:
     expected = products_by_autograd(small_models, name)
-    # Norms and softmax are taken in float32 by many.
-    assert oracle.relative_error(products_by_hooks(small_models, name), expected) < 1e-7
+    assert oracle.relative_error(products_by_hooks(small_models, name), expected) < tolerance(name)
 
 
-@pytest.mark.parametrize("name", ["llama", not_yet("gpt_oss", "a fallback can't copy the tensors in a cache")])
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
 def test_with_the_cache_that_is_on_by_default(small_models: Any, name: str) -> None:
     expected = products_by_autograd(small_models, name, use_cache=True)
     assert oracle.relative_error(products_by_hooks(small_models, name, use_cache=True), expected) < 1e-7

@@ -259,3 +259,41 @@ class Positions(nn.Module):
 @pytest.mark.parametrize("places", [4, 7, 8])  # as many as examples, a multiple of them, or neither
 def test_positions_that_are_looked_up_once(use: str, places: int) -> None:
     _check(_randomised(Positions(use)), torch.randn(BATCH, places, 5, dtype=torch.float64))
+
+
+def _single_inputs() -> dict[str, tuple[nn.Module, Tensor]]:
+    """Layers on one input without a batch axis, and that input."""
+    found = {name: (layer(), torch.randn(5)) for name, (layer) in TOKEN_LAYERS.items()}
+    for name, (layer, shape) in CONVOLUTIONS.items():
+        if name[0] in "12":
+            found[name] = layer(), torch.randn(shape)
+    return found
+
+
+@pytest.mark.parametrize("name", _single_inputs())
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("side", [None, 9])
+def test_inputs_without_a_batch_axis(name: str, count: int, one_by_one: bool, side: int | None) -> None:
+    """What all examples share, or each example in a run of its own."""
+    torch.manual_seed(2)
+    layer, one_input = _single_inputs()[name]
+    module, one_input = _randomised(layer), one_input.double()
+    inputs = torch.randn(count, *one_input.shape, dtype=torch.float64)
+    weights = torch.randn(count, *module(one_input).shape, dtype=torch.float64)
+
+    def losses() -> Tensor:
+        if one_by_one:
+            return torch.stack([(module(own).sin() * w).sum() for own, w in zip(inputs, weights, strict=True)])
+        return (module(one_input).sin() * weights).flatten(1).sum(1)
+
+    projection = None if side is None else Projection(side)
+    with GradientCapture(module, projection=projection) as capture, capture.recording(count) as recording:
+        recording.backward(losses())
+    found = recording.gradients()
+    rows = oracle.gradients(module, losses)
+    tolerance = 1e-5 if isinstance(module, GemmaRMSNorm) else 1e-9
+    for parameter in rows[0]:
+        expected = torch.stack([row[parameter] for row in rows])
+        expected = expected if projection is None else projection.project(parameter, expected)
+        torch.testing.assert_close(found.dense(parameter), expected, rtol=tolerance, atol=1e-2 * tolerance)
