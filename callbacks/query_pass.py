@@ -206,7 +206,8 @@ def _add_rows(dense: dict[str, list[Tensor]], losses: Tensor, parameters: dict[s
     for loss in losses:
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         for (name, parameter), grad in zip(parameters.items(), found, strict=True):
-            dense[name].append((torch.zeros_like(parameter) if grad is None else grad).detach().unsqueeze(0))
+            grad = torch.zeros_like(parameter) if grad is None else grad.to_dense()
+            dense[name].append(grad.detach().unsqueeze(0))
 
 
 def require_shared_parameters(heard: Collection[str], asked: Collection[str], *, strict: bool) -> None:

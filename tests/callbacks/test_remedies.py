@@ -206,6 +206,16 @@ def spectral(pairs: bool = False) -> Own:
     return Own(mean_loss, net=nn.Sequential(Spectrum(pairs), mlp()))
 
 
+def looked_up(**option: Any) -> Callable[[], Own]:
+    """A table whose gradient is no sum over examples."""
+    return lambda: Own(lambda m, b: table_losses(m, b).mean(), net=mlp(), table=nn.Embedding(9, WIDTH, **option))
+
+
+def table_losses(module: Any, batch: Any) -> Tensor:
+    rows = module.table((batch["x"][:, 0].abs() * 3).long() % 9)
+    return F.cross_entropy(module.net(rows), batch["y"], reduction="none")
+
+
 def as_pairs(run: Run, message: str) -> Run:
     return run.made(pairs=bool(said(message, r"pairs of real ones, \[\.\.\., 2\], and call torch.view_as_complex")))
 
@@ -557,6 +567,13 @@ REFUSED = {
     "the module's own, with globs": (
         Run(of_the_module, online={"parameters": ("*", "!net.2.*")}),
         r'parameters=\("\*", "!net\.2\.\*", "!a"',
+        leave_out,
+    ),
+    "a sparse table": (Run(looked_up(sparse=True), losses=table_losses), r"Embedding\(sparse=True\)", leave_out),
+    "a table of short rows": (Run(looked_up(max_norm=0.5), losses=table_losses), r"Embedding\(max_norm=", leave_out),
+    "a table by frequency": (
+        Run(looked_up(scale_grad_by_freq=True), losses=table_losses),
+        r"Embedding\(scale_grad_by_freq=",
         leave_out,
     ),
     "complex": (Run(spectral), "holds complex numbers", leave_out),
