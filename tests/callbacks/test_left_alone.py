@@ -336,6 +336,71 @@ class ByHand(Own):
         return [first, second], [torch.optim.lr_scheduler.ExponentialLR(first, 0.9)]
 
 
+class SetsRates(Own):
+    """Changes the learning rate within the step, little by little, and steps a schedule of its own."""
+
+    kept = ("own_schedule",)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.9
+            group["momentum"] = group.get("momentum", 0.0) + 0.01
+            group["note"] = [*group.get("note", []), batch_idx]
+        self.own_schedule.step()
+        return mean_loss(self, batch)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=RATE, momentum=0.1)
+        self.own_schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4)
+        return optimizer
+
+
+class Prepares(Own):
+    """What the step needs is made by the hook before it, which skips a batch."""
+
+    kept = ("noted",)
+
+    def __init__(self) -> None:
+        super().__init__(mean_loss, net=mlp())
+        self.noted: list[int] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        self.scale = 1 + torch.rand(())
+        self.current = batch
+        self.noted.append(batch_idx)
+        return -1 if batch_idx == 1 else None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert batch is self.current
+        return mean_loss(self, batch) * self.scale
+
+
+class Takes(Own):
+    """Takes things out of the batch, and writes to it; a layer runs later for the first time."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch.pop("example_id")
+        x, y = batch.pop("x"), batch.pop("y")
+        x.mul_(2)
+        logits = self.net(x)
+        if batch_idx >= 1:
+            logits = logits + self.late(x)
+        return F.cross_entropy(logits, y)
+
+
+class Watched(Own):
+    """Gradients of weights are noted by hooks, which leave them as they are."""
+
+    kept = ("noted",)
+
+    def __init__(self) -> None:
+        super().__init__(mean_loss, net=mlp())
+        self.noted: list[Any] = []
+        self.net[0].weight.register_hook(lambda grad: self.noted.append(float(grad.sum())))
+        self.net[2].weight.register_post_accumulate_grad_hook(lambda p: self.noted.append(float(p.grad.sum())))
+
+
 # Signatures of steps
 
 
@@ -406,6 +471,10 @@ CASES = {
     "metrics and plateau": Case(Logs, lambda: batches(5), settings={"max_epochs": 3}),
     "schedule": Case(scheduled, settings={"max_epochs": 2}),
     "by hand": Case(ByHand, no_index=True),
+    "rates within the step": Case(lambda: SetsRates(mean_loss, net=mlp()), lambda: batches(5)),
+    "prepared by a hook": Case(Prepares, lambda: batches(4)),
+    "takes from the batch": Case(lambda: Takes(mean_loss, net=mlp(), late=nn.Linear(WIDTH, CLASSES))),
+    "watched gradients": Case(Watched),
     "other names": Case(lambda: OtherNames(mean_loss, net=mlp())),
     "any arguments": Case(lambda: AnyArguments(mean_loss, net=mlp())),
     "only the batch": Case(lambda: OnlyTheBatch(mean_loss, net=mlp())),
@@ -441,6 +510,8 @@ def plain_value(value: Any) -> Any:
         return value.get_state()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(np.float64))
+    if isinstance(value, torch.optim.lr_scheduler.LRScheduler):
+        return plain_value(value.state_dict())
     if isinstance(value, nn.Module):
         return dict(value.state_dict())
     if isinstance(value, dict):
