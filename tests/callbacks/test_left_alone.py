@@ -337,22 +337,27 @@ class ByHand(Own):
 
 
 class SetsRates(Own):
-    """Changes the learning rate within the step, little by little, and steps a schedule of its own."""
-
-    kept = ("own_schedule",)
+    """Changes the learning rate within the step, little by little."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        optimizer = self.optimizers()
-        for group in optimizer.param_groups:
+        for group in self.optimizers().param_groups:
             group["lr"] *= 0.9
-            group["momentum"] = group.get("momentum", 0.0) + 0.01
             group["note"] = [*group.get("note", []), batch_idx]
-        self.own_schedule.step()
+        return mean_loss(self, batch)
+
+
+class OwnSchedule(Own):
+    """Steps a schedule that Lightning knows nothing of."""
+
+    kept = ("schedule",)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.schedule.step()
         return mean_loss(self, batch)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=RATE, momentum=0.1)
-        self.own_schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4)
+        self.schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4)
         return optimizer
 
 
@@ -472,6 +477,7 @@ CASES = {
     "schedule": Case(scheduled, settings={"max_epochs": 2}),
     "by hand": Case(ByHand, no_index=True),
     "rates within the step": Case(lambda: SetsRates(mean_loss, net=mlp()), lambda: batches(5)),
+    "a schedule of its own": Case(lambda: OwnSchedule(mean_loss, net=mlp()), lambda: batches(5)),
     "prepared by a hook": Case(Prepares, lambda: batches(4)),
     "takes from the batch": Case(lambda: Takes(mean_loss, net=mlp(), late=nn.Linear(WIDTH, CLASSES))),
     "watched gradients": Case(Watched),
