@@ -111,6 +111,11 @@ def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stir
     return _mapped(batch, (), take, inputs.count)
 
 
+def copied(batch: Any) -> Any:
+    """A copy of a batch, tensors and all."""
+    return _mapped(batch, (), lambda place, value: value.clone() if isinstance(value, Tensor) else copy.copy(value), -1)
+
+
 def outline(batch: Any) -> Any:
     """A copy of a batch that has the same tensors, from which a step may take some without it being noticed."""
     if isinstance(batch, dict):

@@ -133,6 +133,11 @@ class QuietStep:
             raise
         except Exception as error:  # whatever it is: the step is somebody else's
             if sources is None and not stirred:
+                error.add_note(
+                    "This was raised while the training step was rehearsed, before on_train_batch_start of the "
+                    "callbacks behind this one. If these prepare the step, put this one last: "
+                    "Trainer(callbacks=[..., this])"
+                )
                 raise
             raise ExchangeError(f"{type(error).__name__}: {error}") from error
 

@@ -579,6 +579,42 @@ def test_everything_is_as_without(case: Case, tmp_path: Path) -> None:
     assert not store.manifest["rows"]["left_out"]
 
 
+def test_losses_of_queries_may_do_with_their_batch_as_they_like(tmp_path: Path) -> None:
+    def taking(module: Any, batch: Any) -> Tensor:
+        batch.pop("query_id")
+        return losses(module, {"x": batch.pop("x").mul_(2), "y": batch.pop("y")})
+
+    def leaving(module: Any, batch: Any) -> Tensor:
+        return losses(module, {**batch, "x": 2 * batch["x"]})
+
+    stores = [
+        own_parts.traced(Own(mean_loss, net=mlp()), batches(), tmp_path / name, QUERIES, query_losses)
+        for name, query_losses in (("taking", taking), ("leaving", leaving))
+    ]
+    assert torch.equal(*map(own_parts.found, stores))
+
+
+class NeedsACallback(Own):
+    """Needs something that a callback gives it before each batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return mean_loss(self, batch) * self.scale
+
+
+class Gives(pl.Callback):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.scale = 1.0 + batch_idx
+
+
+def test_a_step_that_another_callback_prepares_is_told_the_order(tmp_path: Path) -> None:
+    case = Case(lambda: NeedsACallback(mean_loss, net=mlp()))
+    with pytest.raises(AttributeError, match="scale") as raised:
+        after_training(case, tmp_path, online(case, tmp_path / "first"), Gives())
+    assert "put this one last: Trainer(callbacks=[..., this])" in raised.value.__notes__[0]
+    alone = after_training(case, tmp_path, Gives())
+    assert same(alone, after_training(case, tmp_path, Gives(), online(case, tmp_path / "last")))
+
+
 class DrawsFrom(Own):
     """Draws from an iterator that can't be copied."""
 
