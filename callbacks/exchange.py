@@ -111,6 +111,20 @@ def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stir
     return _mapped(batch, (), take, inputs.count)
 
 
+def copied(batch: Any) -> Any:
+    """A copy of a batch, tensors and all."""
+    return _mapped(batch, (), lambda place, value: value.clone() if isinstance(value, Tensor) else copy.copy(value), -1)
+
+
+def outline(batch: Any) -> Any:
+    """A copy of a batch that has the same tensors, from which a step may take some without it being noticed."""
+    if isinstance(batch, dict):
+        made = copy.copy(batch)
+        made.update({key: outline(own) for key, own in batch.items()})
+        return made
+    return list(map(outline, batch)) if type(batch) is list else batch
+
+
 def _turned(value: Tensor, axis: int) -> Tensor:
     """Other inputs for the only example of a batch: its own, moved along another axis."""
     others = [a for a in range(value.ndim) if a != axis and value.shape[a] > 1]

@@ -98,13 +98,16 @@ class FollowedOptimizer:
 
     def gradient_norm(self) -> float:
         """Norm of its gradients, over all its parameters."""
-        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return float(whole(torch.nn.utils.get_total_norm(grads)))
+        return float(whole(torch.nn.utils.get_total_norm(self._gradients())))
 
     def has_gradients(self) -> bool:
         """Whether any of its gradients is not zero."""
-        grads = (p.grad for group in self.optimizer.param_groups for p in group["params"])
-        return any(grad is not None and bool(whole(grad).any()) for grad in grads)
+        return any(bool(whole(grad).any()) for grad in self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        """Of all its parameters; of sparse ones, the rows that are there."""
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
 
     def note_before_step(self, *, steps: bool) -> None:
         """Right before the step: what it is about to change.

@@ -37,9 +37,9 @@ _OF_TORCH = (nn.Module, LRScheduler, DataLoader, Sampler)
 _PACKAGES = ("torch.", "lightning.", "pytorch_lightning.", "transformers.", "tokenizers.", "ftrace.", "_")
 
 
-def reachable(root: nn.Module) -> list[Any]:
+def reachable(*roots: Any) -> list[Any]:
     """All that a module keeps, and what that keeps in turn; each once. Very large collections are not looked into."""
-    waiting: list[Any] = [root]
+    waiting = list(roots)
     seen: dict[int, Any] = {}
     while waiting:
         value = waiting.pop()

@@ -21,19 +21,20 @@ class KeptState:
 
     Args:
         module: The module.
+        *others: Optimizers and schedules, whose settings a step may change.
         always: Whether to copy all tensors and arrays before each pass, for steps that may write to anything now and
             then. Otherwise all are copied before the first pass, and then new ones and those that passes wrote to.
     """
 
-    def __init__(self, module: nn.Module, *, always: bool = False) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, *others: Any, always: bool = False) -> None:
+        self._roots = (module, *others)
         self._always = always
         self._unwritten: set[int] = set()  # ids of tensors
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Everything is afterwards as it was."""
-        values = reachable(self._module)
+        values = reachable(*self._roots)
         put_back = [function for value in values if (function := keep(value)) is not None]
         numbers = [value for value in values if _has_numbers(value) and id(value) not in self._unwritten]
         copies = [_copied(value) for value in numbers]

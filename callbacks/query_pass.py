@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ftrace.callbacks.batches import batch_ids, load_queries
+from ftrace.callbacks.exchange import copied
 from ftrace.callbacks.query_losses import QueryLosses
 from ftrace.callbacks.random_state import RandomState
 from ftrace.callbacks.training_loop import evaluation_mode, without_reentrant_checkpointing
@@ -146,26 +147,26 @@ class QueryPass:
         learned: list[Tensor] = []
         dense: dict[str, list[Tensor]] = {name: [] for name in uncovered}
         with self.undisturbed(trainer, pl_module, capture):
-            for batch in self.batches:
+            for batch in self.batches:  # kept for the next refresh, so that losses get copies, to do with as they like
                 query_ids = self.ids_of(batch)
                 looks_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
                 begins = RandomState(pl_module) if looks_again else None
                 with capture.recording(len(query_ids), whole=whole) as recording:
-                    of_batch = self.losses(pl_module, batch)
+                    of_batch = self.losses(pl_module, copied(batch))
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)
                 losses.append(of_batch.detach().double().cpu())
                 parts.append(recording.gradients())
                 if compare is not None and len(parts) == 1:
                     _put_back(begins)
-                    compare(self.losses(pl_module, batch), parts[0], query_ids)
+                    compare(self.losses(pl_module, copied(batch)), parts[0], query_ids)
                 if uncovered:
                     _put_back(begins)
-                    _add_rows(dense, self.losses(pl_module, batch), uncovered)
+                    _add_rows(dense, self.losses(pl_module, copied(batch)), uncovered)
                 if self.learned is not None:
                     _put_back(begins)
                     with torch.no_grad():
-                        learned.append(self.learned(pl_module, batch).bool().cpu())
+                        learned.append(self.learned(pl_module, copied(batch)).bool().cpu())
         return Refresh(
             step,
             PerExampleGradients.stack(parts),
@@ -206,7 +207,8 @@ def _add_rows(dense: dict[str, list[Tensor]], losses: Tensor, parameters: dict[s
     for loss in losses:
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         for (name, parameter), grad in zip(parameters.items(), found, strict=True):
-            dense[name].append((torch.zeros_like(parameter) if grad is None else grad).detach().unsqueeze(0))
+            grad = torch.zeros_like(parameter) if grad is None else grad.to_dense()
+            dense[name].append(grad.detach().unsqueeze(0))
 
 
 def require_shared_parameters(heard: Collection[str], asked: Collection[str], *, strict: bool) -> None:

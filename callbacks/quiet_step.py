@@ -19,6 +19,7 @@ from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.training_loop import loss_scale, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ _DONE, _FORWARD, _BACKWARD = range(3)
 
 
 class QuietStep:
-    """Runs the training step of a module on one batch.
+    """Runs the training step of a module on one batch, and its ``on_train_batch_start`` before it.
 
     Weights, gradients, buffers, what the module keeps, random state, logs and printed text are as they were afterwards.
     What a step changes elsewhere (files, variables of a closure) it changes once more.
@@ -94,7 +95,9 @@ class QuietStep:
         with ExitStack() as stack:
             stack.enter_context(isolate_rng())
             stack.enter_context(_sharded(self.pl_module))
-            stack.enter_context(KeptState(self.pl_module, always=True).in_place())
+            schedules = [one.scheduler for one in self.trainer.lr_scheduler_configs]
+            kept = KeptState(self.pl_module, *self.trainer.optimizers, *schedules, always=True)
+            stack.enter_context(kept.in_place())
             stack.enter_context(_untrained(self.pl_module))
             stack.enter_context(_unlogged(self.trainer, self.pl_module, on_loss))
             stack.enter_context(redirect_stdout(io.StringIO()))
@@ -117,21 +120,26 @@ class QuietStep:
                 )
 
     def _training_step(self, sources: Sequence[int] | None, stirred: bool) -> Any:
-        arguments = self._arguments(sources, stirred)
+        module = self.pl_module
+        batch = self._exchanged(sources, stirred)
         try:
-            return self.pl_module.training_step(*arguments)
+            prepares = is_overridden("on_train_batch_start", module, LightningModule)
+            if prepares and module.on_train_batch_start(batch, self.batch_idx) == -1:  # it leaves this batch out
+                return None
+            # By position, as Lightning does: a step may name its arguments as it likes.
+            takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+            return module.training_step(*([batch, self.batch_idx] if takes_index else [batch]))
         except (UnreadableError, SelfCheckError):
             raise
         except Exception as error:  # whatever it is: the step is somebody else's
             if sources is None and not stirred:
+                error.add_note(
+                    "This was raised while the training step was rehearsed, before on_train_batch_start of the "
+                    "callbacks behind this one. If these prepare the step, put this one last: "
+                    "Trainer(callbacks=[..., this])"
+                )
                 raise
             raise ExchangeError(f"{type(error).__name__}: {error}") from error
-
-    def _arguments(self, sources: Sequence[int] | None, stirred: bool) -> list[Any]:
-        """As Lightning gives them, by position: a step may name them as it likes."""
-        batch = self._exchanged(sources, stirred)
-        takes_index = is_param_in_hook_signature(self.pl_module.training_step, "batch_idx", min_args=2)
-        return [batch, self.batch_idx] if takes_index else [batch]
 
     def _exchanged(self, sources: Sequence[int] | None, stirred: bool) -> Any:
         several = batches_in(self.batch, self.id_key)

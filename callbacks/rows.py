@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from ftrace.callbacks.batches import batches_in
-from ftrace.callbacks.exchange import Inputs, Place, find_inputs
+from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline
 from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
 from ftrace.callbacks.quiet_step import QuietStep
 from ftrace.callbacks.random_state import RandomState
@@ -141,7 +141,7 @@ class RowFinder:
             SelfCheckError: When strict, if what is read is not what autograd finds.
         """
         examples = Examples(count, tuple(sizes) if len(sizes) > 1 else ())
-        self._now = batch, batch_idx, examples, RandomState()
+        self._now = outline(batch), batch_idx, examples, RandomState()
         self._whole = whole
         self._anew, self._backward_passes = set(), 0
         is_due = self._is_due and (examples.total > 1 or not self.rehearsed_at)

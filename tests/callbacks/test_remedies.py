@@ -12,7 +12,7 @@ import numpy as np
 import own_parts
 import pytest
 import torch
-from ftrace.callbacks import GradientIndexWriter
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -205,6 +205,16 @@ def spectral(pairs: bool = False) -> Own:
     return Own(mean_loss, net=nn.Sequential(Spectrum(pairs), mlp()))
 
 
+def looked_up(**option: Any) -> Callable[[], Own]:
+    """A table whose gradient is no sum over examples."""
+    return lambda: Own(lambda m, b: table_losses(m, b).mean(), net=mlp(), table=nn.Embedding(9, WIDTH, **option))
+
+
+def table_losses(module: Any, batch: Any) -> Tensor:
+    rows = module.table((batch["x"][:, 0].abs() * 3).long() % 9)
+    return F.cross_entropy(module.net(rows), batch["y"], reduction="none")
+
+
 def as_pairs(run: Run, message: str) -> Run:
     return run.made(pairs=bool(said(message, r"pairs of real ones, \[\.\.\., 2\], and call torch.view_as_complex")))
 
@@ -333,6 +343,25 @@ class Unfreezes(Own):
 
 def unfreezes_in(run: Run, message: str) -> Run:
     return run.made(hook=said(message, r"such as in (\w+)"))
+
+
+class UnfreezesLate(Own):
+    """Unfreezes a layer of a module that may be compiled, in the second epoch."""
+
+    def __init__(self, compiled: bool = True, epoch: int = 1) -> None:
+        super().__init__(mean_loss, net=mlp())
+        self.net[0].requires_grad_(epoch < 0)
+        self.epoch = epoch
+        if compiled:
+            torch._dynamo.reset()
+            self.net = torch.compile(self.net, backend="eager")  # type: ignore[assignment]
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == self.epoch:
+            self.net.requires_grad_(True)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=RATE)
 
 
 class ChangesGradients(Own):
@@ -509,6 +538,13 @@ REFUSED = {
         r'parameters=\("\*", "!net\.2\.\*", "!a"',
         leave_out,
     ),
+    "a sparse table": (Run(looked_up(sparse=True), losses=table_losses), r"Embedding\(sparse=True\)", leave_out),
+    "a table of short rows": (Run(looked_up(max_norm=0.5), losses=table_losses), r"Embedding\(max_norm=", leave_out),
+    "a table by frequency": (
+        Run(looked_up(scale_grad_by_freq=True), losses=table_losses),
+        r"Embedding\(scale_grad_by_freq=",
+        leave_out,
+    ),
     "complex": (Run(spectral), "holds complex numbers", leave_out),
     "complex, as pairs": (Run(spectral), "holds complex numbers", as_pairs),
     "tied": (Run(tied), "is used outside of the modules", leave_out),
@@ -537,6 +573,16 @@ REFUSED = {
         by_norm,
     ),
     "unfrozen within a step": (Run(Unfreezes, settings={"accumulate_grad_batches": 2}), "was unfrozen", unfreezes_in),
+    "unfrozen in a compiled module": (
+        Run(UnfreezesLate, settings={"max_epochs": 2}),
+        "was unfrozen in a compiled module",
+        lambda run, message: run.made(compiled=not said(message, r"or train (without) torch\.compile")),
+    ),
+    "unfrozen in a compiled module, before": (
+        Run(UnfreezesLate, settings={"max_epochs": 2}),
+        "was unfrozen in a compiled module",
+        lambda run, message: run.made(epoch=-len(said(message, "Unfreeze before training"))),
+    ),
     "gradients changed": (Run(ChangesGradients), "Something changes gradients", clipped_by_the_trainer),
     "no ids": (Run(data=without(batches(), "example_id")), 'no "example_id"', numbered("data", ROWS)),
     "no ids, a key": (Run(data=without(batches(), "example_id")), 'no "example_id"', own_key("data", "id_key")),
@@ -681,6 +727,25 @@ def test_the_remedy_works_for_an_index(make: Callable[[], Any], problem: str, pa
     else:
         index = write(make(), tmp_path / "again", eval(said(message, r"parameters=(\([^)]*\))")))
     assert index.num_rows == 12
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two callbacks of one folder, and the folder of another run."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(*folders: str | Path) -> None:
+        made = [OnlineTracIn(own_parts.loader(QUERIES), name, losses) for name in folders]
+        own_parts.trainer(tmp_path, made).fit(Own(mean_loss, net=mlp()), own_parts.loader(batches()))
+
+    with pytest.raises(ValueError, match="Give each an output_dir of its own"):
+        train("a", tmp_path / "a")
+    train("a", tmp_path / "b")
+    message = "holds the scores of another run .* Name another output_dir, or move or delete the folder"
+    with pytest.raises(ValueError, match=message):
+        train("a")
+    train("c")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    train("a")
 
 
 @pytest.mark.filterwarnings("error:Casting complex")  # the ledger's account of what is left out
