@@ -379,6 +379,29 @@ def test_a_layer_that_returns_its_parameter_in_other_batches() -> None:
     assert not module.temperature.value._backward_hooks
 
 
+class Turns(nn.Module):
+    """Two layers that return one parameter, in this order or the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Temperature("itself", (WIDTH,)), Temperature("itself", (WIDTH,))
+        self.second.value = self.first.value
+        self.head, self.is_turned = nn.Linear(WIDTH, 2), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = [self.second, self.first] if self.is_turned else [self.first, self.second]
+        for layer in layers:
+            x = (x * layer()).sin()
+        return self.head(x)
+
+
+def test_a_parameter_that_two_layers_return() -> None:
+    module, inputs = randomised(Turns()), random(BATCH, PLACES, WIDTH)
+    capture = GradientCapture(module)
+    for module.is_turned in (False, True, False):
+        hold(module, lambda: module(inputs).sin().flatten(1).sum(1), BATCH, capture)
+
+
 class Tied(nn.Module):
     """A layer returns the weight that another one computes with."""
 
