@@ -80,6 +80,12 @@ class Cotangent:
             return self.grad
         return self.layout.only(self.grad, examples.first(self.layout.group) + example, examples)
 
+    def rows(self, examples: Examples) -> list[Tensor]:
+        """Each example's share, in the output's shape."""
+        if self.layout is None:
+            return list(self.grad)
+        return [self.layout.only(self.grad, example, examples) for example in range(examples.total)]
+
 
 class Replay:
     """All that it takes to run one layer once more as it ran.
@@ -197,12 +203,13 @@ class Replay:
             raise self._refusal(names, path, problem) from error
         if not self._agrees(outputs, used):
             raise self._refusal(names, path, "run once more, it returned something else")
-        cotangents = _from_outside(outputs, given)
-        layout = cotangents[0].layout
+        cotangents = _from_outside(outputs, given, examples)
+        of_rows = next((one for one in cotangents if one.layout is not None), cotangents[0])
+        layout = of_rows.layout
         watched: list[tuple[Tensor, Layout]] = []
         if layout is not None:
             inputs = [value for value, own in zip(values, self._watched, strict=True) if own]
-            of_inputs = [_like(value, layout, cotangents[0].grad) for value in inputs]
+            of_inputs = [_like(value, layout, of_rows.grad) for value in inputs]
             watched = [(value, own) for value, own in zip(inputs, of_inputs, strict=True) if own]
         count = examples.total if layout is None else examples.count(layout.group)
         first = 0 if layout is None else examples.first(layout.group)
@@ -392,7 +399,7 @@ def _like(value: Any, layout: Layout, grad: Tensor, *, anywhere: bool = False) -
     return None
 
 
-def _from_outside(outputs: list[Tensor], totals: list[Cotangent]) -> list[Cotangent]:
+def _from_outside(outputs: list[Tensor], totals: list[Cotangent], examples: Examples) -> list[Cotangent]:
     """Of the outputs' whole gradients, the share that does not come by way of the layer's other outputs.
 
     An output that the layer goes on computing with has both, and repeating the layer would count the inner one twice.
@@ -401,23 +408,25 @@ def _from_outside(outputs: list[Tensor], totals: list[Cotangent]) -> list[Cotang
     found = list(totals)
     for place, later in enumerate(order):
         earlier = [i for i in order[place + 1 :] if outputs[i].requires_grad]
-        if not earlier or not outputs[later].requires_grad:
+        if not earlier or not outputs[later].requires_grad or outputs[later].is_leaf:
             continue
-        into = [outputs[i] for i in earlier]
-        if found[later].layout is None:
-            rows = [
-                torch.autograd.grad(outputs[later], into, own, retain_graph=True, allow_unused=True)
-                for own in found[later].grad
+        into, cotangent = [outputs[i] for i in earlier], found[later]
+        if all(found[i].layout is not None for i in (later, *earlier)):
+            inner = _pulled_back(outputs[later], into, cotangent.grad)
+        else:  # example by example, for those that all examples share
+            rows = [_pulled_back(outputs[later], into, own) for own in cotangent.rows(examples)]
+            inner = [
+                None if of_one[0] is None else torch.stack(of_one) if found[i].layout is None else sum(of_one)
+                for i, of_one in zip(earlier, zip(*rows, strict=True), strict=True)
             ]
-            inner = [None if of_one[0] is None else torch.stack(of_one) for of_one in zip(*rows, strict=True)]
-        else:
-            inner = list(
-                torch.autograd.grad(outputs[later], into, found[later].grad, retain_graph=True, allow_unused=True)
-            )
         for i, grad in zip(earlier, inner, strict=True):
             if grad is not None:
                 found[i] = replace(found[i], grad=found[i].grad - grad)
     return found
+
+
+def _pulled_back(output: Tensor, into: list[Tensor], grad: Tensor) -> list[Any]:
+    return list(torch.autograd.grad(output, into, grad, retain_graph=True, allow_unused=True))
 
 
 def _sequence_number(tensor: Tensor) -> int:

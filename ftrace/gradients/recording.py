@@ -207,7 +207,7 @@ class Recording:
         rows = {key: output.rows for key, output in self.outputs.items()}
         shared = {key: own for key, own in rows.items() if isinstance(own, Shared)}
         if shared and self.examples.total > 1:
-            edges = {key: self.edges[key] for key in shared}
+            edges = {key: self.edges[key] for key in shared if key in self.edges}
             self._shared = SharedGradients(edges, shared, starts, self.of_pass)
             weakref.finalize(self, self._shared.close)
 

@@ -238,9 +238,10 @@ class SharedGradients:
         """Send each example's share of a node's gradients through the node."""
         examples = self._pass.examples
         shared = {n: self._gathered.pop((node, n)) for n in range(len(grads)) if (node, n) in self._gathered}
-        present = [n for n, grad in enumerate(grads) if grad is not None and (n in shared or layouts[n] is not None)]
-        if not present:
+        given = [grad for n, grad in enumerate(grads) if grad is not None and (n in shared or layouts[n] is not None)]
+        if not given:
             return
+        self._pass.rounding = max(self._pass.rounding, *(torch.finfo(grad.dtype).eps for grad in given))
         targets: dict[int, Slot] = {}
         for place in inputs:
             source, number = node.next_functions[place]

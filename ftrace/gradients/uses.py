@@ -50,6 +50,7 @@ class Pass:
         chosen: ``[B]`` bool: while it is set, gradients of all other examples are cut off on their way down.
         prints: While it is set, gradients are not kept, and their prints go here.
         shared: By shared output, each example's own gradient of it, once it is known.
+        rounding: The coarsest precision that these were computed in.
         open: While it is set, gets those outputs that have a gradient, though nobody has seen whose rows they have.
         unread: While that is set, errors of those outputs among them whose gradient can't be read in this pass.
         before_first: While it is set, is called once when the first gradient arrives.
@@ -65,6 +66,7 @@ class Pass:
         self.chosen: Tensor | None = None
         self.prints: dict[Key, Prints] | None = None
         self.shared: dict[Key, Tensor] = {}
+        self.rounding = 0.0
         self.open: set[Key] | None = None
         self.unread: dict[Key, UnreadableError] = {}
         self.before_first: Callable[[], None] | None = None
@@ -196,7 +198,7 @@ class Output:
                     if self._in_backward
                     else "is computed once for all examples, which can't be told apart where it meets them",
                 )
-            elif not _sums_to(own, grad):
+            elif not _sums_to(own, grad, of_pass.rounding):
                 self._refuse(grad, "is computed once for all examples, and used where they can't be told apart")
             else:
                 own = own.reshape(len(own), *self.shape) if self.is_flat else own
@@ -549,10 +551,11 @@ class GraphUse:
         }
 
 
-def _sums_to(rows: Tensor, total: Tensor) -> bool:
-    """Whether each example's own gradients add up to that of all, as far as half precision lets them."""
+def _sums_to(rows: Tensor, total: Tensor, rounding: float) -> bool:
+    """Whether each example's own gradients add up to that of all."""
+    precision = max(rounding, torch.finfo(total.dtype).eps) ** 0.5
     summed, total = (tensor.to(accumulation_dtype(tensor)) for tensor in (rows.sum(0), total))
-    allowed = 0.05 * rows.abs().sum(0).amax() if rows.numel() else 0.0
+    allowed = precision * rows.abs().sum(0).amax() if rows.numel() else 0.0
     return not bool(((summed - total).abs() > allowed).any())
 
 

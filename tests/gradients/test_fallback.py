@@ -179,7 +179,51 @@ class RowsFlattened(nn.Module):
         return self.layer(x.flatten(0, 1)).view(len(x), -1)
 
 
+class MasksScores(nn.Module):
+    """What it returns has infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(PLACES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = (x @ x.transpose(1, 2)).tanh() * self.scale
+        return scores.masked_fill(torch.ones(PLACES, PLACES, dtype=torch.bool).triu(1), -torch.inf)
+
+
+class UsesScores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MasksScores()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).softmax(-1) @ x
+
+
+class ReturnsItsParameters(nn.Module):
+    """Beside something that it has computed with them: one for all examples, and one without axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return x * self.scale.sin() + self.shift, self.scale, self.shift, self.shift.exp()
+
+
+class UsesTheirParameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = ReturnsItsParameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, scale, shift, size = self.layer(x)
+        return (x.sin() * scale + shift.cos() * x) * size
+
+
 LAYERS = {
+    "scores with infinities": UsesScores,
+    "parameters as they are": UsesTheirParameters,
     "subclass": lambda: Odd(WIDTH, 2),
     "own parameters": OwnParameters,
     "dropout": WithDropout,
@@ -233,9 +277,15 @@ def test_fallback_equals_autograd_in_train_mode(name: str) -> None:
 def test_contributions_sum_to_the_gradient(name: str) -> None:
     torch.manual_seed(0)
     module = LAYERS[name]().double().train()
-    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
-        module(torch.randn(BATCH, PLACES, WIDTH, dtype=torch.float64)).sin().mean().backward()
-        found = recording.gradients()
+    inputs = torch.randn(BATCH, PLACES, WIDTH, dtype=torch.float64)
+    with GradientCapture(module) as capture:
+        with capture.recording(BATCH) as recording:
+            recording.backward(module(inputs).sin().flatten(1).sum(1))
+        with capture.recording(BATCH) as recording:
+            loss = module(inputs).sin().mean()
+            recording.prepare([loss.grad_fn])
+            loss.backward()
+            found = recording.gradients()
     for parameter, value in module.named_parameters():
         if value.grad is not None and value.grad.any():
             torch.testing.assert_close(found.total(parameter), value.grad, rtol=1e-9, atol=1e-12, msg=parameter)
@@ -281,9 +331,17 @@ class Counts(nn.Module):
         return x * self.scale * self.calls
 
 
+class CountsInfinities(Counts):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        masked = torch.arange(x.shape[-1]) < self.calls
+        return (x * self.scale).masked_fill(masked, torch.inf)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
+        (CountsInfinities, "run once more, it returned something else"),
         (WritesToItsWeight, "it writes to its own weights"),
         (Mixes, "its output for one example depends on the others"),
         (Counts, "run once more, it returned something else"),

@@ -352,9 +352,10 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (WIDTH,)])
-@pytest.mark.parametrize("returns", ["itself", "made of it"])
-@pytest.mark.parametrize("uses", [1, 2])
-def test_a_layer_that_returns_its_parameter(returns: str, shape: tuple[int, ...], uses: int) -> None:
+@pytest.mark.parametrize(
+    ("returns", "uses"), [("itself", 1), ("itself", 2), ("itself", 3), ("made of it", 1), ("made of it", 2)]
+)
+def test_a_layer_that_returns_its_parameter(returns: str, uses: int, shape: tuple[int, ...]) -> None:
     module, inputs = randomised(Scaled(returns, shape, uses)), random(BATCH, PLACES, WIDTH)
     hold(module, lambda: module(inputs).flatten(1).sum(1))
 
@@ -376,6 +377,29 @@ def test_a_layer_that_returns_its_parameter_in_other_batches() -> None:
         torch.testing.assert_close(recording.gradients().dense("temperature.value"), expected, rtol=1e-9, atol=1e-10)
     del kept, recording
     assert not module.temperature.value._backward_hooks
+
+
+class Turns(nn.Module):
+    """Two layers that return one parameter, in this order or the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Temperature("itself", (WIDTH,)), Temperature("itself", (WIDTH,))
+        self.second.value = self.first.value
+        self.head, self.is_turned = nn.Linear(WIDTH, 2), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = [self.second, self.first] if self.is_turned else [self.first, self.second]
+        for layer in layers:
+            x = (x * layer()).sin()
+        return self.head(x)
+
+
+def test_a_parameter_that_two_layers_return() -> None:
+    module, inputs = randomised(Turns()), random(BATCH, PLACES, WIDTH)
+    capture = GradientCapture(module)
+    for module.is_turned in (False, True, False):
+        hold(module, lambda: module(inputs).sin().flatten(1).sum(1), BATCH, capture)
 
 
 class Tied(nn.Module):
