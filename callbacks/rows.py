@@ -38,7 +38,9 @@ from ftrace.gradients import (
 
 _CONFIRM_EVERY = 100  # steps, at first: two forward passes are less than one step
 _CHECK_EVERY = 800  # a whole check costs some seven steps
-_LEAVE_OUT = re.compile(r"[.:] [Ll]eave [a-z ]+ with parameters=\([^)]*\)")  # what a problem says can be done about it
+_LEAVE_OUT = re.compile(
+    r"(?:[.:]|, or) [Ll]eave [a-z ]+ with parameters=\([^)]*\)"
+)  # what a problem says can be done about it
 _MOST_SILENT = 3  # batches that are rehearsed for layers that neither inputs nor gradients reach
 
 
@@ -163,6 +165,7 @@ class RowFinder:
         starts = [] if loss.grad_fn is None else [loss.grad_fn]
         recording.prepare(starts)
         recording.of_pass.open = set()
+        recording.of_pass.book = self.book
         new = set(recording.unknown()) - self._tried
         if _any_process(bool(new)):
             assert self._now is not None
@@ -177,11 +180,60 @@ class RowFinder:
                 )
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
+        unfit = [key for key in recording.unknown() if key in self.book.verified]
+        if unfit:  # only if they get a gradient does it matter
+            recording.of_pass.book = self.book.copy()
+            recording.of_pass.book.forget(unfit)
+            recording.prepare(starts)
 
-    def after_backward(self, recording: Recording) -> None:
-        """Whether something was seen with a gradient that is still to be looked at."""
-        if recording.of_pass.open:
-            self._is_due = True
+    def after_backward(self, recording: Recording, step: int) -> bool:
+        """Look at outputs that have a gradient, though nobody has seen whose rows they have.
+
+        Returns:
+            Whether other parameters are read from here on.
+
+        Raises:
+            ValueError: When strict, if these are not what they were taken for, or what they were in earlier batches; as
+                :meth:`before_batch`.
+        """
+        opened = sorted(recording.of_pass.open or ())
+        if not opened:
+            return False
+        recording.of_pass.open = set()
+        outputs = [recording.outputs[key] for key in opened]
+        wrong = [output for output in outputs if output.key in self.book.verified]
+        changed = False
+        if wrong:
+            problem = self._unlike_before(wrong[0], step)
+        else:
+            taken_for = {output.key: output.rows if output.has_gradient() else None for output in outputs}
+            changed = self._rehearse(step)
+            known = [output for output in outputs if output.key in self.book.verified]
+            wrong = [one for one in known if not _agree(taken_for[one.key], self.book.known[one.key])]
+            wrong = wrong or outputs * changed
+            problem = (
+                f"at step {step} layer {[*wrong, *outputs][0].layer.path!r} had a gradient for the first time, and its "
+                "rows are not where they were taken to be. Let it have one in the first batches, or leave"
+            )
+        if wrong:
+            names = list(dict.fromkeys(name for output in wrong for name in output.layer.names.values()))
+            self.leave_out(names, f"{problem} such layers out with {parameters_without(names)}")
+            self._refuse()
+        return changed or bool(wrong)
+
+    def _unlike_before(self, output: Any, step: int) -> str:
+        """What to say of an output that is not what it was in earlier batches, or when it was rehearsed."""
+        if isinstance(self.book.known[output.key], Shared):
+            return (
+                f"at step {step} layer {output.layer.path!r} is computed once for all examples, and it can't be told "
+                "where it meets them: reentrant activation checkpointing hides that (set use_reentrant=False). Leave"
+            )
+        return (
+            f"at step {step} layer {output.layer.path!r} returned shape {tuple(output.shape)} for "
+            f"{output.of_pass.examples.total} examples, and in earlier batches one of which it could be told whose "
+            "rows are whose. The step may choose rows by what is in them: run layers on all rows, and give the losses of "
+            "others a weight of 0, or leave"
+        )
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
         """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
@@ -495,8 +547,9 @@ class RowFinder:
         if not self.capture.coverage.covered:
             causes = ". ".join(_LEAVE_OUT.sub("", problem) for problem in problems)
             raise ValueError(
-                f"{self.who}: {causes}. No other parameter is covered, so none would be left to score by: keep "
-                "examples apart in the step, and give it tensors of one row an example, [examples, ...], padded"
+                f"{self.who}: {causes}. No other parameter is covered, so none would be left to score by. Give modules "
+                "the whole batch, one row an example, [examples, ...], padded; or go through rows within the forward "
+                "of a module that returns one row for each example"
             )
         said = problems[0].replace(parameters_without(names), parameters_without(names, self.patterns))
         if len(problems) > 1 or (self.patterns != ("*",) and said == problems[0]):
@@ -537,6 +590,13 @@ class RowFinder:
     def never_checked(self) -> list[str]:
         """Covered parameters that had no gradient in any batch of several examples that was rehearsed."""
         return [name for name in self.capture.coverage.covered if name not in self.checked]
+
+
+def _agree(taken_for: Rows | None, found: Rows) -> bool:
+    """Whether rows are where they were taken to be."""
+    if isinstance(taken_for, Shared) and isinstance(found, Shared):
+        return True
+    return taken_for == found
 
 
 def _same_axis(first: Rows, second: Rows) -> bool:

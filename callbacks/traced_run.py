@@ -310,7 +310,8 @@ class TracedRun:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
             gradients = recording.gradients()
-            self.rows.after_backward(recording)
+            if self.rows.after_backward(recording, self.step):
+                self._see_coverage()
             before_projection = None
             if self.scoring.keeps_examples_whole:
                 assert self.rules.projection is not None

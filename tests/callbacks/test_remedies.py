@@ -604,6 +604,7 @@ REFUSED = {
         leave_out,
     ),
     "reentrant": (Run(prompted), "reentrant activation checkpointing", of_the_module_s("use_reentrant")),
+    "reentrant, not strict": (Run(prompted), "reentrant activation checkpointing", argument("strict")),
     "reentrant, left out": (Run(prompted), "reentrant activation checkpointing", leave_out),
     "changed in place": (
         Run(in_place),
