@@ -191,13 +191,23 @@ class RowFinder:
             of_layers = {name for key in seen_first for name in recording.outputs[key].layer.names.values()}
             self._anew |= of_layers
             self._looks_in_vain += not seen_first <= self.book.verified
-        if not self._anew or number >= len(self._reads):
-            return recording.gradients()
-        for key in self.book.verified:
+        for key in self.book.verified if self._anew else ():
             recording.of_pass.unread.pop(key, None)
-        covered = self.capture.coverage.covered
-        gradients = recording.gradients().with_those_of(self._reads[number], self._anew)
-        return gradients.only(covered)
+        if self._some_unknown or num_processes() == 1:
+            self._leave_out_unread(recording)
+        gradients = recording.gradients()
+        if self._anew and number < len(self._reads):
+            gradients = gradients.with_those_of(self._reads[number], self._anew)
+        return gradients.only(self.capture.coverage.covered) if self._anew or self.left_out else gradients
+
+    def _leave_out_unread(self, recording: Recording) -> None:
+        unread = [error for here in gather_objects(list(recording.of_pass.unread.values())) for error in here]
+        recording.of_pass.unread.clear()
+        for error in unread:
+            self.leave_out(error.names, error.problem)
+        self._require_nothing_left_out()
+        if unread:
+            self.see_coverage()
 
     def _rehearse_anew(self, step: int) -> None:
         before = dict(self.widened)
@@ -519,8 +529,9 @@ class RowFinder:
         if not self.capture.coverage.covered:
             raise ValueError(
                 f"{self.who}: {'. Also: '.join(reasons)}. No other parameter is covered, so none would be left to "
-                "score by: keep examples apart in the step, and give it tensors of one row an example, "
-                "[examples, ...], padded."
+                "score by. Give modules the whole batch, one row an example, [examples, ...], padded, and losses that "
+                "don't count a weight of 0; or go through rows within the forward of a module that returns one row for "
+                "each example."
             )
         remedy = leave_out(self.left_out, self.capture.coverage.patterns)
         raise ValueError(f"{self.who}: {'. Also: '.join(reasons)}. {remedy}{self.or_else}.")

@@ -554,6 +554,7 @@ REFUSED = {
         leave_out,
     ),
     "reentrant": (Run(prompted), "reentrant activation checkpointing", of_the_module_s("use_reentrant")),
+    "reentrant, not strict": (Run(prompted), "reentrant activation checkpointing", argument("strict")),
     "reentrant, left out": (Run(prompted), "reentrant activation checkpointing", leave_out),
     "loss.backward()": (
         Run(Manual, {"backward": "loss.backward()"}),

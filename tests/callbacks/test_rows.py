@@ -16,7 +16,7 @@ import own_parts
 import pytest
 import torch
 from ftrace.callbacks import GradientIndexWriter, SelfCheckError
-from own_parts import CLASSES, QUERIES, WIDTH, Own, batches, by_hand, losses, mean_loss, mlp, share
+from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, by_hand, losses, mean_loss, mlp, share
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -556,6 +556,111 @@ def test_an_order_of_the_steps_own_is_refused(tmp_path: Path) -> None:
     data = [{**batch, "n": torch.tensor([3, 0, 2, 1])} for batch in batches()]
     with pytest.raises(ValueError, match=r"can't be told apart.*none would be left"):
         own_parts.traced(Own(in_order_of_length, net=mlp()), data, tmp_path)
+
+
+class LateGradient(Own):
+    """A head that stays zero for a while, so that nothing else has a gradient."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.trainer.optimizers[0].param_groups[0]["lr"] = 0.0 if batch_idx < 6 else RATE
+
+
+def late_gradient(length: int) -> LateGradient:
+    module = LateGradient(mean_loss, net=Positions(length))
+    nn.init.zeros_(module.net.rest[2].weight)
+    nn.init.zeros_(module.net.rest[2].bias)
+    return module
+
+
+@pytest.mark.parametrize("self_check", [True, False])
+def test_positions_that_may_be_taken_for_rows_are_right_when_they_get_a_gradient(
+    self_check: bool, tmp_path: Path
+) -> None:
+    """As many positions as examples, and a first gradient after the batches that are looked at."""
+    data, asked = square(count=9), square("query_id", 1)
+    right = by_hand(late_gradient(4), data[6:], share, asked, total=mean_loss)
+    store = own_parts.traced(late_gradient(4), data, tmp_path, asked, self_check=self_check)
+    assert relative_error(own_parts.found(store)[24:], right) < 1e-9
+
+
+def test_a_late_gradient_is_right_where_positions_are_told_by_their_number(tmp_path: Path) -> None:
+    data = [{**own, "x": own["x"][:, :3]} for own in square(count=9)]
+    asked = [{**own, "x": own["x"][:, :3]} for own in square("query_id", 1)]
+    right = by_hand(late_gradient(3), data[6:], share, asked, total=mean_loss)
+    store = own_parts.traced(late_gradient(3), data, tmp_path, asked)
+    assert relative_error(own_parts.found(store)[24:], right) < 1e-9
+    assert not own_parts.found(store)[:24].any()
+
+
+# Steps that go through rows by themselves, and modules that do so
+
+
+def in_chunks(net: Any, x: Tensor, by: Tensor | None = None) -> Tensor:
+    return torch.cat([net(own) for own in x.split(2)])
+
+
+def one_by_one_rows(net: Any, x: Tensor, by: Tensor | None = None) -> Tensor:
+    return torch.cat([net(own[None]) for own in x])
+
+
+def sorted_rows(net: Any, x: Tensor, by: Tensor | None = None) -> Tensor:
+    order = x[:, 0].argsort()
+    return net(x[order])[order.argsort()]
+
+
+def chosen_rows(net: Any, x: Tensor, by: Tensor | None = None) -> Tensor:
+    chosen = x[:, 0] > -0.5
+    return torch.zeros(len(x), CLASSES).double().index_put((chosen.nonzero()[:, 0],), net(x[chosen]))
+
+
+class Arranges(nn.Module):
+    """Does within a module what a step may not."""
+
+    def __init__(self, how: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.inner, self.how = mlp(), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.inner, x)
+
+
+@pytest.mark.parametrize("how", [in_chunks, one_by_one_rows, sorted_rows, chosen_rows])
+def test_rows_that_a_step_arranges_are_refused_and_a_module_may_arrange_them(
+    how: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    def step(module: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(how(module.net, batch["x"]), batch["y"])
+
+    with pytest.raises(ValueError, match="forward of a module that returns one row for each example"):
+        own_parts.traced(Own(step, net=mlp()), batches(), tmp_path)
+    right = by_hand(Own(mean_loss, net=Arranges(how)), batches(), share, total=mean_loss)
+    store = own_parts.traced(Own(mean_loss, net=Arranges(how)), batches(), tmp_path / "again")
+    assert relative_error(own_parts.found(store), right) < 1e-9
+
+
+def test_rows_that_a_step_chooses_later_are_refused_by_name(tmp_path: Path) -> None:
+    """As many as there are examples in the first batch, and fewer later."""
+
+    def choosing(module: Any, batch: Any) -> Tensor:
+        chosen = batch["x"][:, 0] > -0.5
+        return F.cross_entropy(module.net(batch["x"][chosen]), batch["y"][chosen])
+
+    def weighting(module: Any, batch: Any) -> Tensor:
+        weights = (batch["x"][:, 0] > -0.5).double()
+        return (losses(module, batch) * weights).sum() / weights.sum()
+
+    def of_example(module: Any, batch: Any, i: int) -> Tensor:
+        weights = (batch["x"][:, 0] > -0.5).double()
+        return losses(module, batch)[i] * weights[i] / weights.sum()
+
+    data = batches()
+    data[0]["x"] = data[0]["x"].abs()
+    message = r"layer 'net\.0' .*returned shape \(\d, 5\) for 4 .* weight of 0"
+    with pytest.raises(ValueError, match=message):
+        own_parts.traced(Own(choosing, net=mlp()), data, tmp_path)
+    right = by_hand(Own(weighting, net=mlp()), data, of_example, total=choosing)
+    store = own_parts.traced(Own(weighting, net=mlp()), data, tmp_path / "again")
+    assert relative_error(own_parts.found(store), right) < 1e-9
 
 
 def graphs(sizes: list[list[int]], key: str = "example_id") -> list[Any]:
