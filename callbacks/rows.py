@@ -34,7 +34,7 @@ from ftrace.gradients import (
 
 _CONFIRM_EVERY = 100  # steps, at first: two forward passes are less than one step
 _CHECK_EVERY = 800  # a whole check costs some seven steps
-_MOST_SILENT = 3  # batches that are rehearsed for layers that neither inputs nor gradients reach
+_MOST_SILENT = 3  # batches, and optimizer steps, after which layers are looked at that nothing reached before
 
 
 class RowFinder:
@@ -100,7 +100,9 @@ class RowFinder:
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Any] = set()
         self._seen: set[str] = set()
+        self._is_silent = False
         self._silent_batches = 0
+        self._silent_steps = 0
         self._first_problem: dict[str, str] = {}
         self._now: tuple[Any, int, Examples, RandomState] | None = None
 
@@ -176,7 +178,10 @@ class RowFinder:
             self._is_due = True
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
-        """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
+        """What may have a gradient for the first time now is looked at in the next batch of several examples."""
+        if self._is_silent and self._silent_steps < _MOST_SILENT:  # a head that begins at zero does so no more
+            self._silent_steps += 1
+            self._is_due = True
         if self._is_due or self.failures is None or len(self.checked) >= len(parameters):
             return
         for name, parameter in parameters.items():
@@ -265,9 +270,9 @@ class RowFinder:
             self.book.take(rehearsal.book)
             rehearsal.book = self.book
             self._tried |= rehearsal.heard_keys
-            silent = not rehearsal.heard_keys <= self.book.verified
-            self._is_due = silent and self._silent_batches < _MOST_SILENT
-            self._silent_batches += silent
+            self._is_silent = not rehearsal.heard_keys <= self.book.verified
+            self._is_due = self._is_silent and self._silent_batches < _MOST_SILENT
+            self._silent_batches += self._is_silent
             if rehearsal.changed:
                 self._report_moved(rehearsal.changed)
             return rehearsal

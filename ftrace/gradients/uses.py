@@ -188,6 +188,13 @@ class Output:
             if not bool(grad.any()):
                 return
             of_pass.open.add(self.key)
+            if of_pass.trusts and of_pass.book.verified and self.key not in of_pass.book.known:
+                self._refuse(
+                    grad,
+                    "gets a gradient for the first time, after it was found out whose rows are whose, and no input of "
+                    "the batch reaches it",
+                )
+                return
         if isinstance(rows, Shared) and of_pass.examples.total > 1:
             own = of_pass.shared.pop(self.key, None)
             if own is None:
