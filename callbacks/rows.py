@@ -99,6 +99,7 @@ class RowFinder:
         self._next_confirmation = self._within(_CONFIRM_EVERY)
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Any] = set()
+        self._again: set[Any] = set()
         self._seen: set[str] = set()
         self._is_silent = False
         self._silent_batches = 0
@@ -160,7 +161,9 @@ class RowFinder:
         if _any_process(bool(new)):
             assert self._now is not None
             read = dict(self.widened)
+            self._again = new & self.book.verified
             changed = self._rehearse(step) if self._now[2].total > 1 else False
+            self._again = set()
             if changed:  # hooks of other layers have not heard this forward pass
                 names = [name for name, path in self.widened.items() if read.get(name) != path]
                 left_out = ", ".join(f'"!{name}"' for name in names)
@@ -194,7 +197,7 @@ class RowFinder:
     def _rehearsal(self, inputs: Sequence[Inputs]) -> Rehearsal:
         assert self._now is not None
         loose = any(one.loose for one in inputs)
-        return Rehearsal(self.capture, self._step(inputs), self._now[2], self.book, loose)
+        return Rehearsal(self.capture, self._step(inputs), self._now[2], self.book, loose, self._again)
 
     def _step(self, inputs: Sequence[Inputs]) -> QuietStep:
         assert self._now is not None

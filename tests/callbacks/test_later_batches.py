@@ -1,4 +1,4 @@
-"""Layers that neither inputs nor gradients reach in the first batches: looked at when that may have changed."""
+"""What shows in later batches only: layers that get their first gradient, or are used in another way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ftrace.scores import ScoreStore
 
-BATCH, PLACES, WIDTH, BATCHES, ACCUMULATED, RATE = 4, 4, 6, 8, 5, 0.1
+BATCH, PLACES, WIDTH, BATCHES, RATE = 4, 4, 6, 8, 0.1
 
 
 class Prompted(pl.LightningModule):
@@ -42,6 +42,21 @@ class Prompted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), RATE)
 
 
+class Varied(Prompted):
+    """Uses its prompts in another way in some batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.normal_(self.head.weight)
+
+    def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        if "turned" not in batch:
+            return super().example_losses(batch)
+        prompts = self.encoder(self.prompts(torch.arange(BATCH)))
+        found = self.head(self.body(batch["x"] * prompts.mean(0)) + prompts.cos())
+        return (found.sin() - batch["y"][:, None, None]).square().flatten(1).sum(1)
+
+
 def batches(count: int, key: str, seed: int) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -54,7 +69,9 @@ def batches(count: int, key: str, seed: int) -> list[dict[str, Tensor]]:
     ]
 
 
-def replayed(module: Prompted, examples: list[dict[str, Tensor]], queries: dict[str, Tensor]) -> Tensor:
+def replayed(
+    module: Prompted, examples: list[dict[str, Tensor]], queries: dict[str, Tensor], accumulated: int
+) -> Tensor:
     """``dot`` scores by plain autograd, one example at a time."""
     parameters = list(module.parameters())
 
@@ -63,26 +80,37 @@ def replayed(module: Prompted, examples: list[dict[str, Tensor]], queries: dict[
         return torch.stack([torch.cat([grad.flatten() for grad in row]) for row in rows])
 
     scores = []
-    for first in range(0, len(examples), ACCUMULATED):
-        of_step = examples[first : first + ACCUMULATED]
-        held = torch.cat([gradients(module.example_losses(batch)) for batch in of_step]) / (BATCH * ACCUMULATED)
+    for first in range(0, len(examples), accumulated):
+        of_step = examples[first : first + accumulated]
+        held = torch.cat([gradients(module.example_losses(batch)) for batch in of_step]) / (BATCH * accumulated)
         scores.append(RATE * held @ gradients(module.example_losses(queries)).T)
         flat = nn.utils.parameters_to_vector(parameters).detach() - RATE * held.sum(0)
         nn.utils.vector_to_parameters(flat, parameters)
     return torch.cat(scores)
 
 
-def test_a_head_that_begins_at_zero_and_gradients_that_are_accumulated(tmp_path: Path) -> None:
-    """The first optimizer step comes after more batches than are rehearsed for silent layers."""
-    module, examples = Prompted(), batches(BATCHES, "example_id", 1)
+def hold(module: Prompted, examples: list[dict[str, Tensor]], folder: Path, accumulated: int = 1) -> None:
+    """Hold the scores against the replay."""
     [queries] = batches(1, "query_id", 2)
-    expected = replayed(copy.deepcopy(module), examples, queries)
-    online = OnlineTracIn(DataLoader([queries], batch_size=None), tmp_path)
+    expected = replayed(copy.deepcopy(module), examples, queries, accumulated)
+    online = OnlineTracIn(DataLoader([queries], batch_size=None), folder)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accumulate_grad_batches=ACCUMULATED, callbacks=[online],
+        enable_model_summary=False, accumulate_grad_batches=accumulated, callbacks=[online],
     )  # fmt: skip
     trainer.fit(module, DataLoader(examples, batch_size=None))
-    store = ScoreStore.open(tmp_path)
+    store = ScoreStore.open(folder)
     found = store.matrix("dot")[np.argsort(store.example_ids)][:, np.argsort(store.query_ids)]
     np.testing.assert_allclose(found, expected, atol=1e-6 * expected.abs().max())
+
+
+def test_a_head_that_begins_at_zero_and_gradients_that_are_accumulated(tmp_path: Path) -> None:
+    """The first optimizer step comes after more batches than are rehearsed for silent layers."""
+    hold(Prompted(), batches(BATCHES, "example_id", 1), tmp_path, accumulated=5)
+
+
+def test_what_is_used_in_another_way_is_looked_at_in_that_batch(tmp_path: Path) -> None:
+    examples = batches(BATCHES, "example_id", 1)
+    for index in (2, 5, 6):
+        examples[index]["turned"] = torch.ones(())
+    hold(Varied(), examples, tmp_path)
