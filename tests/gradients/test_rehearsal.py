@@ -304,7 +304,8 @@ def test_a_way_that_was_never_seen_is_learned_and_others_are_kept() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             if self.is_turned:
-                return self.head(self.body(x * self.positions(torch.arange(PLACES)).mean(0)))
+                prompts = self.encoder(self.prompts(torch.arange(4)))
+                return self.head(self.body(x * self.positions(torch.arange(PLACES)).mean(0) + prompts.sin().sum(0)))
             return super().forward(x)
 
     module, batch, book = randomised(Varied()), {"x": random(BATCH, PLACES, WIDTH)}, LayoutBook()
@@ -315,12 +316,13 @@ def test_a_way_that_was_never_seen_is_learned_and_others_are_kept() -> None:
     step = Step(lambda rows: [losses(rows).mean()], batch)
     hold(module, step, shares(losses, batch), book=book)
     module.is_turned = True
-    hold(module, step, shares(losses, batch), book=book, again={Key("positions")})
+    hold(module, step, shares(losses, batch), book=book, again={Key("positions"), Key("prompts"), Key("encoder")})
     for module.is_turned in (False, True):
         hold(module, step, shares(losses, batch), book=book)
-    known = book.known[Key("positions")]
-    assert isinstance(known, Shared)
-    assert len(known.ways) == 2
+    for path in ("positions", "prompts", "encoder"):
+        known = book.known[Key(path)]
+        assert isinstance(known, Shared)
+        assert len(known.ways) == 2
 
 
 @pytest.mark.parametrize("retains", [True, False])
