@@ -141,7 +141,7 @@ def learn_ways(
         for key in keys:
             if not nodes.reaches(key):
                 continue
-            way = nodes.way(key, layouts)
+            way = nodes.way(key, layouts, heard.examples)
             if way is None:
                 lost.append(key)
                 continue
