@@ -26,6 +26,7 @@ from ftrace.gradients import (
     Examples,
     ExchangeError,
     GradientCapture,
+    Key,
     LayoutBook,
     PerExampleGradients,
     Recording,
@@ -105,8 +106,9 @@ class RowFinder:
         self._is_due = True
         self._next_confirmation = self._within(_CONFIRM_EVERY)
         self._next_check = self._within(_CHECK_EVERY)
-        self._tried: set[Any] = set()
+        self._tried: set[Key] = set()
         self._fixed: set[tuple[int, Place]] = set()  # inputs that can't be exchanged, by dataloader
+        self._again: set[Key] = set()  # outputs that were seen, and are used in a way that was not
         self._seen: set[str] = set()
         self._silent_batches = 0
         self._undecided_batches = 0
@@ -169,7 +171,7 @@ class RowFinder:
         new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
         any_new, self._some_unknown = _any_process([bool(new), bool(recording.unknown())])
         if any_new:
-            self._rehearse_anew(step)
+            self._rehearse_anew(step, new)
             self.capture.resume(recording)
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
@@ -187,7 +189,7 @@ class RowFinder:
         number = self._backward_passes - 1
         seen_first = recording.of_pass.open or set()
         if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(_any_process([bool(seen_first)])):
-            self._rehearse_anew(step)
+            self._rehearse_anew(step, seen_first)
             of_layers = {name for key in seen_first for name in recording.outputs[key].layer.names.values()}
             self._anew |= of_layers
             self._looks_in_vain += not seen_first <= self.book.verified
@@ -209,9 +211,11 @@ class RowFinder:
         if unread:
             self.see_coverage()
 
-    def _rehearse_anew(self, step: int) -> None:
+    def _rehearse_anew(self, step: int, opened: Collection[Key]) -> None:
         before = dict(self.widened)
+        self._again = self.book.verified.intersection(opened)
         self._rehearse(step)
+        self._again = set()
         self._anew |= {name for name, path in self.widened.items() if before.get(name) != path}
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
@@ -228,7 +232,7 @@ class RowFinder:
     def _rehearsal(self, inputs: Sequence[Inputs]) -> Rehearsal:
         assert self._now is not None
         loose = any(one.loose for one in inputs)
-        return Rehearsal(self.capture, self._step(inputs), self._now[2], self.book, loose)
+        return Rehearsal(self.capture, self._step(inputs), self._now[2], self.book, loose, self._again)
 
     def _step(self, inputs: Sequence[Inputs]) -> QuietStep:
         assert self._now is not None

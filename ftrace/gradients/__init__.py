@@ -4,7 +4,7 @@ from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
-from ftrace.gradients.layout_book import LayoutBook, Rows, Shared, UnreadableError
+from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest, parameters_option
 from ftrace.gradients.optimizer_steps import (
@@ -48,6 +48,7 @@ __all__ = [
     "Examples",
     "ExchangeError",
     "GradientCapture",
+    "Key",
     "LayoutBook",
     "Lookup",
     "Outer",

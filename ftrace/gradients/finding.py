@@ -49,6 +49,11 @@ class Heard:
         """What is known."""
         return self.of_pass.book
 
+    def known_edges(self) -> list[GradientEdge]:
+        """Into outputs of which it was seen which slices are whose."""
+        outputs = [(edge, self.outputs[key]) for key, edge in self.edges.items()]
+        return [edge for edge, output in outputs if output.is_seen and not isinstance(output.rows, Shared)]
+
     def unknown(self) -> list[Key]:
         """Outputs whose rows nobody has seen."""
         return [key for key, output in self.outputs.items() if not output.is_seen]
@@ -141,7 +146,7 @@ def learn_ways(
         for key in keys:
             if not nodes.reaches(key):
                 continue
-            way = nodes.way(key, layouts)
+            way = nodes.way(key, layouts, heard.examples)
             if not is_same or not seen.isdisjoint(nodes.behind(key)):
                 told.add(key)
             if way is None:
@@ -192,7 +197,7 @@ def _differentiated(
     heard: Heard, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
 ) -> tuple[dict[Key, Prints], NodePrints]:
     """Prints of the gradients of all outputs, and of the nodes behind some; of some examples' losses alone."""
-    known = [edge for key, edge in heard.edges.items() if heard.outputs[key].is_seen]
+    known = heard.known_edges()
     starts = [] if losses.grad_fn is None else [losses.grad_fn]
     nodes = NodePrints({key: heard.edges[key] for key in behind}, starts if behind else [], known)
     weights = torch.ones_like(losses) if members is None else members.to(losses)

@@ -37,11 +37,13 @@ class Way:
             examples come in.
         meetings: By index of such a node: the layouts of what it returned.
         axes: By the same index: how many axes what it returned has.
+        slices: Of these nodes, in order: how many slices of it each example has; 0 for what is shared.
     """
 
     nodes: tuple[str, ...]
     meetings: Mapping[int, Layouts]
     axes: Mapping[int, tuple[int, ...]]
+    slices: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)

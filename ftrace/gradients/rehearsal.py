@@ -11,7 +11,7 @@ Then the step is run once more and differentiated, for what is read off the laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -112,6 +112,7 @@ class Rehearsal:
         book: Gets whose rows are whose.
         has_loose_inputs: Whether there are inputs in which no examples can be found, though their size is a multiple of
             the batch's.
+        again: Outputs that are looked at though they were seen: they are used in a way that was not.
         forwards: Passes that have been run without a backward pass.
         backwards: Passes that have been run with one.
         changed: Outputs whose rows are not where an earlier batch had them.
@@ -126,6 +127,7 @@ class Rehearsal:
     examples: Examples
     book: LayoutBook
     has_loose_inputs: bool = False
+    again: Collection[Key] = ()
     forwards: int = 0
     backwards: int = 0
     changed: list[Key] = field(default_factory=list)
@@ -164,8 +166,9 @@ class Rehearsal:
         self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
         self.has_moved = any(choice.known for choice in choices.values())
         lost = write_choices(heard.heard, choices)
-        unknown = [key for key, choice in choices.items() if not choice.known and not heard.outputs[key].is_seen]
-        unclear = [key for key, choice in choices.items() if choice.others and not heard.outputs[key].is_seen]
+        unseen = {key for key, output in heard.outputs.items() if key in self.again or not output.is_seen}
+        unknown = [key for key, choice in choices.items() if not choice.known and key in unseen]
+        unclear = [key for key, choice in choices.items() if choice.others and key in unseen]
         if lost or unknown or unclear:
             self._learn_from_gradients([*unknown, *unclear], lost, {key: evidence[key] for key in unclear})
 
@@ -362,7 +365,7 @@ class Rehearsal:
 
         def on_loss(loss: Tensor, keeps: bool) -> None:
             edges = {key: observation.edges[key] for key in behind if key in observation.edges}
-            known = [edge for key, edge in observation.edges.items() if observation.outputs[key].is_seen]
+            known = observation.heard.known_edges()
             starts = [] if loss.grad_fn is None else [loss.grad_fn]
             nodes = NodePrints(edges, starts, known)
             observation.notice(starts)

@@ -60,9 +60,14 @@ def shape_of(slot: Slot) -> torch.Size:
     return torch.Size(slot[0]._input_metadata[slot[1]].shape)
 
 
+def shapes_of(node: Node) -> list[torch.Size]:
+    """The shapes of all outputs of a node."""
+    return [torch.Size(metadata.shape) for metadata in node._input_metadata]
+
+
 def axes_of(node: Node) -> tuple[int, ...]:
     """How many axes each of a node's outputs has."""
-    return tuple(len(metadata.shape) for metadata in node._input_metadata)
+    return tuple(len(shape) for shape in shapes_of(node))
 
 
 @dataclass
@@ -147,6 +152,7 @@ def follow_known(start: Slot, graph: Graph, rows: Shared, examples: Examples) ->
     if not rows.ways:
         found = follow(start, graph, by_size)
         return found if found.is_complete else None
+    similar: list[tuple[Way, Followed]] = []
     for way in rows.ways:
 
         def by_way(index: int, node: Node, slot: Slot, way: Way = way) -> Layouts | None:
@@ -154,8 +160,25 @@ def follow_known(start: Slot, graph: Graph, rows: Shared, examples: Examples) ->
 
         found = follow(start, graph, by_way)
         if found.is_complete and tuple(node.name() for node in found.nodes) == way.nodes and _fit(found, examples):
+            slices = tuple(_slices(shapes_of(node), layouts, examples) for node, layouts in found.meetings.items())
+            if slices == way.slices:
+                return found
+            similar.append((way, found))
+    # With one slice an example, or one block, several orders are one. What was seen with two numbers holds for others.
+    similar = [
+        (way, found) for way, found in similar if any(number > 1 for numbers in way.slices for number in numbers)
+    ]
+    for way, found in similar:
+        if sum(other.meetings == way.meetings for other, _ in similar) > 1:
             return found
     return None
+
+
+def _slices(shapes: Sequence[torch.Size], layouts: Layouts, examples: Examples) -> tuple[int, ...]:
+    """Of each output of a node, how many slices each example has."""
+    return tuple(
+        0 if layout is None else layout.slices(shape, examples) for shape, layout in zip(shapes, layouts, strict=True)
+    )
 
 
 def _fit(found: Followed, examples: Examples) -> bool:
@@ -411,7 +434,7 @@ class NodePrints:
         self.prints: dict[tuple[int, int], Prints] = {}
         self._handles: list[RemovableHandle] = []
         self._numbers: dict[Node, int] = {}
-        self._axes: list[tuple[int, ...]] = []
+        self._shapes: list[list[torch.Size]] = []
         self._used_by: dict[tuple[int, int], list[int]] = {}
         self._first: dict[Key, list[int]] = {}
         self._ends: set[int] = set()
@@ -432,7 +455,7 @@ class NodePrints:
                     continue
                 outputs = len(node._input_metadata)
                 self.names.append(node.name())
-                self._axes.append(axes_of(node))
+                self._shapes.append(shapes_of(node))
                 if node in graph.starts:
                     self._ends.add(number)
                 self._handles.append(node.register_prehook(self._hook(number)))
@@ -458,7 +481,9 @@ class NodePrints:
     def reaches(self, key: Key) -> bool:
         """Whether any gradient has come to a shared output."""
         return any(
-            (number, output) in self.prints for number in self._first[key] for output in range(len(self._axes[number]))
+            (number, output) in self.prints
+            for number in self._first[key]
+            for output in range(len(self._shapes[number]))
         )
 
     def behind(self, key: Key) -> set[int]:
@@ -469,16 +494,17 @@ class NodePrints:
             number = waiting.pop()
             if number not in seen:
                 seen.add(number)
-                for output in range(len(self._axes[number])):
+                for output in range(len(self._shapes[number])):
                     waiting += self._used_by.get((number, output), [])
         return seen
 
-    def way(self, key: Key, layouts: Mapping[tuple[int, int], Layout]) -> Way | None:
+    def way(self, key: Key, layouts: Mapping[tuple[int, int], Layout], examples: Examples) -> Way | None:
         """How a shared output meets the examples.
 
         Args:
             key: The output.
             layouts: Of those outputs of nodes whose examples could be told apart.
+            examples: Of the batch.
 
         Returns:
             None if some of its gradient comes on a way without any.
@@ -486,6 +512,7 @@ class NodePrints:
         nodes: list[str] = []
         meetings: dict[int, Layouts] = {}
         axes: dict[int, tuple[int, ...]] = {}
+        slices: list[tuple[int, ...]] = []
         seen: set[int] = set()
         waiting = [self._first[key]]
         while waiting:
@@ -493,11 +520,12 @@ class NodePrints:
                 if number in seen:
                     continue
                 seen.add(number)
-                outputs = range(len(self._axes[number]))
+                outputs = range(len(self._shapes[number]))
                 own = tuple(layouts.get((number, output)) for output in outputs)
                 if any(own):
                     meetings[len(nodes)] = own
-                    axes[len(nodes)] = self._axes[number]
+                    axes[len(nodes)] = tuple(len(shape) for shape in self._shapes[number])
+                    slices.append(_slices(self._shapes[number], own, examples))
                 nodes.append(self.names[number])
                 for output in outputs:
                     if own[output] is None:
@@ -505,4 +533,4 @@ class NodePrints:
                         if not used_by and number in self._ends:
                             return None
                         waiting.append(used_by)
-        return Way(tuple(nodes), meetings, axes) if meetings else None
+        return Way(tuple(nodes), meetings, axes, tuple(slices)) if meetings else None

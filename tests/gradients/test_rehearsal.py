@@ -6,7 +6,7 @@ negatives), its own gradient is the one that comes by its own rows: by a batch i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import oracle
@@ -49,6 +49,7 @@ def hold(
     alone: Callable[[int], Tensor],
     examples: Examples | None = None,
     book: LayoutBook | None = None,
+    again: Collection[Key] = (),
 ) -> Rehearsal:
     """Hold a rehearsed step against autograd.
 
@@ -58,11 +59,12 @@ def hold(
         alone: One example's share of all of the step's losses.
         examples: In the batch.
         book: What is known before.
+        again: What is looked at once more.
     """
     examples = examples or Examples(BATCH)
     rows = oracle.gradients(module, lambda: [alone(example) for example in range(examples.total)])
     with GradientCapture(module, strict=True) as capture:
-        rehearsal = Rehearsal(capture, step, examples, LayoutBook() if book is None else book)
+        rehearsal = Rehearsal(capture, step, examples, LayoutBook() if book is None else book, again=again)
         rehearsal.find_rows()
         found, totals = rehearsal.read(whole=True)
         assert rehearsal.is_complete
@@ -294,6 +296,33 @@ def test_layers_that_neither_inputs_nor_gradients_reach_at_first() -> None:
     nn.init.normal_(module.head.weight)
     hold(module, step, shares(losses, batch), book=book)
     assert {Key("positions"), Key("prompts"), Key("encoder"), Key("scale")} <= book.verified
+
+
+def test_a_way_that_was_never_seen_is_learned_and_others_are_kept() -> None:
+    class Varied(Positioned):
+        is_turned = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.is_turned:
+                prompts = self.encoder(self.prompts(torch.arange(4)))
+                return self.head(self.body(x * self.positions(torch.arange(PLACES)).mean(0) + prompts.sin().sum(0)))
+            return super().forward(x)
+
+    module, batch, book = randomised(Varied()), {"x": random(BATCH, PLACES, WIDTH)}, LayoutBook()
+
+    def losses(batch: Batch) -> Tensor:
+        return module(batch["x"]).sin().flatten(1).sum(1)
+
+    step = Step(lambda rows: [losses(rows).mean()], batch)
+    hold(module, step, shares(losses, batch), book=book)
+    module.is_turned = True
+    hold(module, step, shares(losses, batch), book=book, again={Key("positions"), Key("prompts"), Key("encoder")})
+    for module.is_turned in (False, True):
+        hold(module, step, shares(losses, batch), book=book)
+    for path in ("positions", "prompts", "encoder"):
+        known = book.known[Key(path)]
+        assert isinstance(known, Shared)
+        assert len(known.ways) == 2
 
 
 @pytest.mark.parametrize("retains", [True, False])

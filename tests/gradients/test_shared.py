@@ -202,6 +202,23 @@ def test_what_is_left_for_later_is_an_error_when_gradients_are_read() -> None:
         recording.gradients()
 
 
+def test_what_never_had_a_gradient_before_is_not_assumed_in_training() -> None:
+    module, inputs = randomised(Layers(BATCH)), random(BATCH, PLACES, WIDTH)
+    capture = GradientCapture(module)
+    book = hold(module, lambda: module(inputs).flatten(1).sum(1), BATCH, capture).copy()
+    for path in ("encoder.0", "encoder.2"):
+        del book.known[Key(path)]
+        book.verified.discard(Key(path))
+    with capture:
+        recording = capture.start(BATCH, book=book)
+        loss = module(inputs).sum()
+        recording.prepare([loss.grad_fn])
+        recording.of_pass.open = set()
+        loss.backward()
+    with pytest.raises(UnreadableError, match=r"changes with no example's inputs.*!encoder\.2\.weight"):
+        recording.gradients()
+
+
 class TwoTables(nn.Module):
     """A table that meets the batch, or another table of as many rows as a few examples have."""
 
