@@ -231,8 +231,8 @@ class RowFinder:
         return (
             f"at step {step} layer {output.layer.path!r} returned shape {tuple(output.shape)} for "
             f"{output.of_pass.examples.total} examples, and in earlier batches one of which it could be told whose "
-            "rows are whose. The step may choose rows by what is in them: run layers on all rows, and give the losses of "
-            "others a weight of 0, or leave"
+            "rows are whose. The step may choose rows by what is in them: run layers on all rows, and give the losses "
+            "of others a weight of 0, or leave"
         )
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
