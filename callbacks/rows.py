@@ -170,7 +170,7 @@ class RowFinder:
         if _any_process(bool(new)):
             assert self._now is not None
             read = dict(self.widened)
-            changed = self._rehearse(step) if self._now[2].total > 1 else False
+            changed = self._rehearse(step)
             if changed:  # hooks of other layers have not heard this forward pass
                 names = [name for name, path in self.widened.items() if read.get(name) != path]
                 raise ValueError(
@@ -197,29 +197,35 @@ class RowFinder:
                 :meth:`before_batch`.
         """
         opened = sorted(recording.of_pass.open or ())
-        if not opened:
+        if not _any_process(bool(opened)):
             return False
         recording.of_pass.open = set()
         outputs = [recording.outputs[key] for key in opened]
         wrong = [output for output in outputs if output.key in self.book.verified]
+        problem = self._unlike_before(wrong[0], step) if wrong else ""
         changed = False
-        if wrong:
-            problem = self._unlike_before(wrong[0], step)
-        else:
+        if not _any_process(bool(wrong)):
             taken_for = {output.key: output.rows if output.has_gradient() else None for output in outputs}
             changed = self._rehearse(step)
             known = [output for output in outputs if output.key in self.book.verified]
             wrong = [one for one in known if not _agree(taken_for[one.key], self.book.known[one.key])]
             wrong = wrong or outputs * changed
             problem = (
-                f"at step {step} layer {[*wrong, *outputs][0].layer.path!r} had a gradient for the first time, and its "
-                "rows are not where they were taken to be. Let it have one in the first batches, or leave"
+                ""
+                if not wrong
+                else (
+                    f"at step {step} layer {wrong[0].layer.path!r} had a gradient for the first time, and its rows are not "
+                    "where they were taken to be. Let it have one in the first batches, or leave"
+                )
             )
-        if wrong:
-            names = list(dict.fromkeys(name for output in wrong for name in output.layer.names.values()))
-            self.leave_out(names, f"{problem} such layers out with {parameters_without(names)}")
-            self._refuse()
-        return changed or bool(wrong)
+        names = list(dict.fromkeys(name for output in wrong for name in output.layer.names.values()))
+        for said, of_process in gather_objects((problem, names)):  # all processes read the same
+            left_out = [name for name in of_process if name in self.capture.coverage.covered]
+            if left_out:
+                self.leave_out(left_out, f"{said} such layers out with {parameters_without(left_out)}")
+                changed = True
+        self._refuse()
+        return changed
 
     def _unlike_before(self, output: Any, step: int) -> str:
         """What to say of an output that is not what it was in earlier batches, or when it was rehearsed."""
