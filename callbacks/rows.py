@@ -210,14 +210,7 @@ class RowFinder:
             known = [output for output in outputs if output.key in self.book.verified]
             wrong = [one for one in known if not _agree(taken_for[one.key], self.book.known[one.key])]
             wrong = wrong or outputs * changed
-            problem = (
-                ""
-                if not wrong
-                else (
-                    f"at step {step} layer {wrong[0].layer.path!r} had a gradient for the first time, and its rows are not "
-                    "where they were taken to be. Let it have one in the first batches, or leave"
-                )
-            )
+            problem = self._unlike_taken_for(wrong[0], step) if wrong else ""
         names = list(dict.fromkeys(name for output in wrong for name in output.layer.names.values()))
         for said, of_process in gather_objects((problem, names)):  # all processes read the same
             left_out = [name for name in of_process if name in self.capture.coverage.covered]
@@ -226,6 +219,12 @@ class RowFinder:
                 changed = True
         self._refuse()
         return changed
+
+    def _unlike_taken_for(self, output: Any, step: int) -> str:
+        return (
+            f"at step {step} layer {output.layer.path!r} had a gradient for the first time, and its rows are not where "
+            "they were taken to be. Let it have one in the first batches, or leave"
+        )
 
     def _unlike_before(self, output: Any, step: int) -> str:
         """What to say of an output that is not what it was in earlier batches, or when it was rehearsed."""
