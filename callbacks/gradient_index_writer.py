@@ -219,8 +219,8 @@ class GradientIndexWriter(Callback):
         assert self._capture is not None
         self._capture.stop()
         with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
-            gradients = self._recording.gradients()
             self._rows.after_backward(self._recording, trainer.global_step)
+            gradients = self._recording.gradients()
             rows = self._features.rows(gradients)
             rows = rows / (loss_scale(trainer) * num_processes())
             self._window.append((rows.detach(), self._batch_ids.to(rows.device)))

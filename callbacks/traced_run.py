@@ -307,11 +307,11 @@ class TracedRun:
         scale = loss_scale(self.trainer)
         factor = 1 / (scale * num_processes())
         for recording in self._recordings:
+            if self.rows.after_backward(recording, self.step):  # on all processes alike
+                self._see_coverage()
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
             gradients = recording.gradients()
-            if self.rows.after_backward(recording, self.step):
-                self._see_coverage()
             before_projection = None
             if self.scoring.keeps_examples_whole:
                 assert self.rules.projection is not None
