@@ -211,7 +211,8 @@ class GradientIndexWriter(Callback):
         assert self._capture is not None
         self._capture.stop()
         with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
-            gradients = self._rows.read(self._recording, trainer.global_step)
+            self._rows.after_backward([self._recording], trainer.global_step)
+            gradients = self._rows.read(self._recording)
             rows = self._features.rows(gradients)
             rows = rows / (loss_scale(trainer) * num_processes())
             self._window.append((rows.detach(), self._batch_ids.to(rows.device)))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from ftrace.callbacks.batches import batches_in
@@ -116,6 +117,7 @@ class RowFinder:
         self._some_unknown = False  # to some process, in the pass that is under way
         self._anew: set[str] = set()  # parameters whose gradients a rehearsal of this batch has to tell
         self._backward_passes = 0  # over this batch
+        self._announced: Callable[[], Recording | None] = lambda: None
         self._reads: list[PerExampleGradients] = []  # of each backward pass, by the last rehearsal
         self._first_problem: dict[str, str] = {}
         self._now: tuple[Any, int, Examples, RandomState] | None = None
@@ -156,6 +158,7 @@ class RowFinder:
         elif self.failures is not None and step >= self._next_confirmation:
             self._next_confirmation = self._within(_CONFIRM_EVERY, step + step)
             self._confirm(step)
+        self._reads = []
 
     def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
         """Rehearse the step if layers have run that were not heard in a rehearsal; then prepare the recording.
@@ -164,6 +167,7 @@ class RowFinder:
             ValueError: As :meth:`before_batch`.
         """
         self._backward_passes += 1
+        self._announced = ref(recording)
         starts = [] if loss.grad_fn is None else [loss.grad_fn]
         recording.prepare(starts)
         recording.of_pass.open = set()
@@ -176,35 +180,47 @@ class RowFinder:
             recording.prepare(starts)
             self._tried |= set(recording.unknown())
 
-    def read(self, recording: Recording, step: int) -> PerExampleGradients:
-        """What a backward pass has brought, example by example.
+    def after_backward(self, recordings: Sequence[Recording], step: int) -> None:
+        """Look once more at what nobody knows enough of. All processes must call it.
 
         A layer may have a gradient now, and none in all rehearsals, so that nobody knows whose rows are whose; or it
         may turn out only now that a parameter must be read off another module, which has not been listened to. Then
-        the step is rehearsed, and what that has read is taken.
+        the step is rehearsed, and :meth:`read` takes what that has read.
+
+        Args:
+            recordings: That the backward pass may have gone through; the last one was announced.
+            step: The optimizer step.
 
         Raises:
             ValueError: As :meth:`before_batch`.
         """
-        number = self._backward_passes - 1
-        seen_first = recording.of_pass.open or set()
-        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(_any_process([bool(seen_first)])):
-            self._rehearse_anew(step, seen_first)
-            of_layers = {name for key in seen_first for name in recording.outputs[key].layer.names.values()}
-            self._anew |= of_layers
-            self._looks_in_vain += not seen_first <= self.book.verified
-        for key in self.book.verified if self._anew else ():
-            recording.of_pass.unread.pop(key, None)
+        opened = {key: one.outputs[key] for one in recordings for key in one.of_pass.open or ()}
+        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(_any_process([bool(opened)])):
+            self._rehearse_anew(step, opened)
+            self._anew |= {name for output in opened.values() for name in output.layer.names.values()}
+            self._looks_in_vain += any(_any_process([not opened.keys() <= self.book.verified]))
+        for one in recordings if self._anew else ():
+            for key in self.book.verified.intersection(one.of_pass.unread):
+                del one.of_pass.unread[key]
         if self._some_unknown or num_processes() == 1:
-            self._leave_out_unread(recording)
-        gradients = recording.gradients()
-        if self._anew and number < len(self._reads):
-            gradients = gradients.with_those_of(self._reads[number], self._anew)
-        return gradients.only(self.capture.coverage.covered) if self._anew or self.left_out else gradients
+            self._leave_out_unread(recordings)
 
-    def _leave_out_unread(self, recording: Recording) -> None:
-        unread = [error for here in gather_objects(list(recording.of_pass.unread.values())) for error in here]
-        recording.of_pass.unread.clear()
+    def read(self, recording: Recording) -> PerExampleGradients:
+        """What a backward pass has brought, example by example."""
+        gradients = recording.gradients()
+        if not self._anew and not self.left_out:
+            return gradients
+        number = self._backward_passes - 1
+        gradients = gradients.only(set(gradients.parts) - self._anew)
+        if recording is self._announced() and number < len(self._reads):
+            gradients = gradients.with_those_of(self._reads[number], self._anew)
+        return gradients.only(self.capture.coverage.covered)
+
+    def _leave_out_unread(self, recordings: Sequence[Recording]) -> None:
+        here = [error for one in recordings for error in one.of_pass.unread.values()]
+        unread = [error for there in gather_objects(here) for error in there]
+        for one in recordings:
+            one.of_pass.unread.clear()
         for error in unread:
             self.leave_out(error.names, error.problem)
         self._require_nothing_left_out()

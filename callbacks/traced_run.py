@@ -305,10 +305,11 @@ class TracedRun:
         self.listening.training.stop()
         scale = loss_scale(self.trainer)
         factor = 1 / (scale * num_processes())
+        self.rows.after_backward(self._recordings, self.step)
         for recording in self._recordings:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
-            gradients = self.rows.read(recording, self.step)
+            gradients = self.rows.read(recording)
             before_projection = None
             if self.scoring.keeps_examples_whole:
                 assert self.rules.projection is not None

@@ -191,8 +191,8 @@ class Output:
             if of_pass.trusts and of_pass.book.verified and self.key not in of_pass.book.known:
                 self._refuse(
                     grad,
-                    "has a gradient that changes with no example's inputs, so nobody can tell whose it is: the loss may "
-                    "have a term of no example's, such as a penalty (use weight_decay)",
+                    "has a gradient that changes with no example's inputs, so nobody can tell whose it is: the loss "
+                    "may have a term of no example's, such as a penalty (use weight_decay)",
                 )
                 return
         if isinstance(rows, Shared) and of_pass.examples.total > 1:

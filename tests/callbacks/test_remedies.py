@@ -762,6 +762,15 @@ def test_the_remedy_in_the_message_works(
     assert store.matrix("dot").any()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("run", "problem"), [case[:2] for case in REFUSED.values()], ids=REFUSED.keys())
+def test_strict_false_goes_on_where_the_message_says_so(run: Run, problem: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=problem) as refusal:
+        fresh(run).go(tmp_path)
+    if "strict=False" in str(refusal.value):
+        assert fresh(run).asked(strict=False).go(tmp_path / "again").matrix("dot").any()
+
+
 def fresh(run: Run) -> Run:
     """Loaders of its own."""
     return replace(run, data=run.data()) if callable(run.data) else run

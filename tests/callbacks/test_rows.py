@@ -658,6 +658,25 @@ def test_rows_that_a_step_chooses_later_are_refused_by_name(tmp_path: Path) -> N
     message = r"layer 'net\.0' .*returned shape \(\d, 5\) for 4 .* weight of 0"
     with pytest.raises(ValueError, match=message):
         own_parts.traced(Own(choosing, net=mlp()), data, tmp_path)
+
+    def beside(module: Any, batch: Any) -> Tensor:
+        return choosing(module, batch) + F.cross_entropy(module.other(batch["x"]), batch["y"])
+
+    def asked(module: Any, batch: Any) -> Tensor:
+        return losses(module, batch) + F.cross_entropy(module.other(batch["x"]), batch["y"], reduction="none")
+
+    with pytest.raises(ValueError, match=message.split(" .*")[0]) as raised:
+        own_parts.traced(Own(beside, net=mlp(), other=nn.Linear(WIDTH, CLASSES)), data, tmp_path, QUERIES, asked)
+    parameters = ("*", "!net.0.weight", "!net.0.bias", "!net.2.weight", "!net.2.bias")
+    assert f"parameters={parameters}".replace("'", '"') in str(raised.value)
+    own_parts.traced(
+        Own(beside, net=mlp(), other=nn.Linear(WIDTH, CLASSES)),
+        data,
+        tmp_path / "b",
+        QUERIES,
+        asked,
+        parameters=parameters,
+    )
     right = by_hand(Own(weighting, net=mlp()), data, of_example, total=choosing)
     store = own_parts.traced(Own(weighting, net=mlp()), data, tmp_path / "again")
     assert relative_error(own_parts.found(store), right) < 1e-9
