@@ -100,7 +100,7 @@ def test_parameters_that_scores_do_not_see_have_an_account(optimizer: str, tmp_p
 
 
 class Gap(replay.Net):
-    """With a parameter that no layer's forward gives away."""
+    """With a parameter that has a penalty in the training step, which is no example's."""
 
     def __init__(self) -> None:
         super().__init__(OPTIMIZERS["adamw"])
@@ -110,9 +110,12 @@ class Gap(replay.Net):
         hidden = batch["x"] + self.table(batch["word"])
         return (self.net(hidden) * self.scale).square().mean(1)
 
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) + 0.1 * self.scale.square().sum()
+
 
 def test_a_parameter_that_nothing_can_read_has_an_account_too(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="can't cover 1 trained parameters"):
+    with pytest.warns(UserWarning, match="'scale' .*such as a penalty.*Left out"):
         store = fit(tmp_path, module=Gap(), online={"strict": False})
     assert store.manifest["ledger"]["worst_imbalance"] < 1e-9
     assert store.ledger is not None

@@ -488,17 +488,36 @@ def hold_net(net: nn.Module, tmp_path: Path, **arguments: Any) -> None:
     np.testing.assert_allclose(store.matrix("dot"), expected.numpy(), rtol=1e-9, atol=1e-12)
 
 
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn, self.stretch = (nn.Parameter(torch.tensor([0.5 + 1j] * 2, dtype=torch.cdouble)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)) * self.turn + self.stretch
+        return torch.view_as_real(turned).flatten(-2)
+
+
 def test_an_uncovered_parameter_is_an_error_that_names_it_or_a_line_in_the_manifest(tmp_path: Path) -> None:
-    with pytest.warns(FutureWarning):
-        net = nn.Sequential(nn.Linear(4, 4), nn.utils.weight_norm(nn.Linear(4, 4), name="bias"))
-    message = r"net.1.bias_g: no rule for the 'bias_g' of a Linear.*\n.*\n.*\"!net.1.bias_g\""
+    net = nn.Sequential(nn.Linear(4, 4), Complex())
+    message = r"net.1.turn: it holds complex numbers.*\n.*\n.*\"!net.1.turn\", \"!net.1.stretch\""
     with pytest.raises(ValueError, match=message):
         run_net(net, tmp_path)
     with pytest.warns(UserWarning, match="can't cover 2 trained parameters"):
         store = run_net(net, tmp_path, strict=False)
     gaps = [line["parameter"] for line in store.manifest["coverage"] if line["status"] == "unsupported"]
-    assert gaps == ["net.1.bias_g", "net.1.bias_v"]
-    run_net(net, tmp_path, parameters=("*", "!net.1.bias_*"))
+    assert gaps == ["net.1.turn", "net.1.stretch"]
+    run_net(net, tmp_path, parameters=("*", "!net.1.*"))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_parameter_that_is_added_to_a_known_layer_is_covered(name: str, tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning):
+        net = nn.Sequential(nn.Linear(4, 4), nn.utils.weight_norm(nn.Linear(4, 4), name=name))
+    with torch.no_grad():
+        net(torch.zeros(1, 4))
+    store = run_net(net, tmp_path)
+    assert all(line["status"] == "covered" for line in store.manifest["coverage"])
 
 
 class BorrowsWeight(nn.Module):
