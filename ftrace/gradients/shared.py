@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.layout_book import Key, Layouts, Shared, Way
 from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout
-from ftrace.gradients.uses import Pass, exclusively
+from ftrace.gradients.outputs import Pass, exclusively
 
 Slot = tuple[Node, int]  # one output of a node
 Consumers = dict[Slot, list[Slot]]  # who has used it: nodes, and as which of their inputs
