@@ -18,6 +18,7 @@ from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.fallback import Beginning, Replay, differentiable
 from ftrace.gradients.finding import Heard, learn_from_losses
+from ftrace.gradients.graph import Graph, slot_of
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.outputs import Output, Pass, Silent, exclusively, trained
@@ -25,7 +26,7 @@ from ftrace.gradients.parts import Part, Places
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.rules import Rule
-from ftrace.gradients.shared import Graph, SharedGradients, slot_of
+from ftrace.gradients.shared import SharedGradients
 from ftrace.gradients.uses import FallbackOutput, FallbackUse, GraphUse, ParameterOutput, ProjectedUse, Use
 
 

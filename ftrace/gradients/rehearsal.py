@@ -44,10 +44,10 @@ from ftrace.gradients.finding import (
 )
 from ftrace.gradients.layout_book import Key, LayoutBook
 from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.outputs import Output
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.recording import Observation, Recording
-from ftrace.gradients.shared import NodePrints
 
 OnLoss = Callable[[Tensor, bool], None]
 MOST_SETS = 6
