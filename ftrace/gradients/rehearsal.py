@@ -45,9 +45,10 @@ from ftrace.gradients.finding import (
 from ftrace.gradients.layout_book import Key, LayoutBook
 from ftrace.gradients.layouts import Examples, Layout
 from ftrace.gradients.node_prints import NodePrints
+from ftrace.gradients.observation import Observation
 from ftrace.gradients.outputs import Output
 from ftrace.gradients.per_example import PerExampleGradients
-from ftrace.gradients.recording import Observation, Recording
+from ftrace.gradients.recording import Recording
 
 OnLoss = Callable[[Tensor, bool], None]
 MOST_SETS = 6
