@@ -15,12 +15,13 @@ from weakref import ref
 import torch
 from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline
-from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
+from ftrace.callbacks.processes import any_process, gather_objects, num_processes
 from ftrace.callbacks.quiet_step import QuietStep
 from ftrace.callbacks.random_state import RandomState
 from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients
+from ftrace.callbacks.unreadable import UnreadableParameters, used_elsewhere
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ftrace.gradients import (
@@ -35,7 +36,6 @@ from ftrace.gradients import (
     Rows,
     Shared,
     UnreadableError,
-    leave_out,
 )
 
 _CONFIRM_EVERY = 100  # steps, at first: two forward passes are less than one step
@@ -64,8 +64,7 @@ class RowFinder:
     Attributes:
         book: Whose rows are whose.
         checked: Parameters that were held against autograd with a gradient, by name, and the step.
-        left_out: Parameters that could not be read, and why.
-        widened: Parameters that are read off a module further out.
+        unreadable: Parameters that turn out not to be readable off their layers.
         passes: Forward and backward passes that rehearsals have run.
         rehearsed_at: Steps before which there was one.
     """
@@ -88,19 +87,15 @@ class RowFinder:
     ) -> None:
         self.trainer = trainer
         self.pl_module = pl_module
-        self.capture = capture
         self.id_key = id_key
         self.who = who
         self.failures = failures
-        self.strict = strict
         self.coarse = coarse
         self.query_rows = query_rows
-        self.or_else = or_else
         self.see_coverage = see_coverage
         self.book = LayoutBook()
         self.checked: dict[str, int] = {}
-        self.left_out: dict[str, str] = {}
-        self.widened: dict[str, str] = {}
+        self.unreadable = UnreadableParameters(capture, who, strict=strict, or_else=or_else)
         self.passes: Counter[str] = Counter()
         self.rehearsed_at: list[int] = []
         self._generator = torch.Generator().manual_seed(seed)
@@ -119,8 +114,12 @@ class RowFinder:
         self._backward_passes = 0  # over this batch
         self._announced: Callable[[], Recording | None] = lambda: None
         self._reads: list[PerExampleGradients] = []  # of each backward pass, by the last rehearsal
-        self._first_problem: dict[str, str] = {}
         self._now: tuple[Any, int, Examples, RandomState] | None = None
+
+    @property
+    def capture(self) -> GradientCapture:
+        """What listens to training."""
+        return self.unreadable.capture
 
     def _within(self, every: int, after: int = 0) -> int:
         return after + every + int(torch.randint(every, (), generator=self._generator))
@@ -149,7 +148,7 @@ class RowFinder:
         self._whole = whole
         self._anew, self._backward_passes = set(), 0
         is_due = self._is_due and (examples.total > 1 or not self.rehearsed_at)
-        if any(_any_process([is_due])):
+        if any(any_process([is_due])):
             self._rehearse(step)
         elif self.failures is not None and step >= self._next_check:
             self._next_check = self._within(_CHECK_EVERY, step + step // 2)
@@ -173,7 +172,7 @@ class RowFinder:
         recording.of_pass.open = set()
         # What was seen before is in another shape, or used in another way, and can be looked at again.
         new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
-        any_new, self._some_unknown = _any_process([bool(new), bool(recording.unknown())])
+        any_new, self._some_unknown = any_process([bool(new), bool(recording.unknown())])
         if any_new:
             self._rehearse_anew(step, new)
             self.capture.resume(recording)
@@ -195,20 +194,21 @@ class RowFinder:
             ValueError: As :meth:`before_batch`.
         """
         opened = {key: one.outputs[key] for one in recordings for key in one.of_pass.open or ()}
-        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(_any_process([bool(opened)])):
+        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(any_process([bool(opened)])):
             self._rehearse_anew(step, opened)
             self._anew |= {name for output in opened.values() for name in output.layer.names.values()}
-            self._looks_in_vain += any(_any_process([not opened.keys() <= self.book.verified]))
+            self._looks_in_vain += any(any_process([not opened.keys() <= self.book.verified]))
         for one in recordings if self._anew else ():
             for key in self.book.verified.intersection(one.of_pass.unread):
                 del one.of_pass.unread[key]
-        if self._some_unknown or num_processes() == 1:
-            self._leave_out_unread(recordings)
+        reads_all = self._some_unknown or num_processes() == 1
+        if reads_all and self.unreadable.leave_out_unread(recordings):
+            self.see_coverage()
 
     def read(self, recording: Recording) -> PerExampleGradients:
         """What a backward pass has brought, example by example."""
         gradients = recording.gradients()
-        if not self._anew and not self.left_out:
+        if not self._anew and not self.unreadable.left_out:
             return gradients
         number = self._backward_passes - 1
         gradients = gradients.only(set(gradients.parts) - self._anew)
@@ -216,23 +216,12 @@ class RowFinder:
             gradients = gradients.with_those_of(self._reads[number], self._anew)
         return gradients.only(self.capture.coverage.covered)
 
-    def _leave_out_unread(self, recordings: Sequence[Recording]) -> None:
-        here = [error for one in recordings for error in one.of_pass.unread.values()]
-        unread = [error for there in gather_objects(here) for error in there]
-        for one in recordings:
-            one.of_pass.unread.clear()
-        for error in unread:
-            self.leave_out(error.names, error.problem)
-        self._require_nothing_left_out()
-        if unread:
-            self.see_coverage()
-
     def _rehearse_anew(self, step: int, opened: Collection[Key]) -> None:
-        before = dict(self.widened)
+        before = dict(self.unreadable.widened)
         self._again = self.book.verified.intersection(opened)
         self._rehearse(step)
         self._again = set()
-        self._anew |= {name for name, path in self.widened.items() if before.get(name) != path}
+        self._anew |= {name for name, path in self.unreadable.widened.items() if before.get(name) != path}
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
         """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
@@ -285,9 +274,9 @@ class RowFinder:
             while (problem := self._try(inputs, step)) is not None:
                 changed = self._yield_to(problem) or changed
         except (ValueError, SelfCheckError):
-            self._require_nothing_left_out()  # which may be why
+            self.unreadable.require_nothing_left_out()  # which may be why
             raise
-        self._require_nothing_left_out()
+        self.unreadable.require_nothing_left_out()
         if changed:
             self.see_coverage()
 
@@ -431,7 +420,7 @@ class RowFinder:
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
         wrong = compare_gradients(read, totals, magnitudes, projection=projection, coarse=self.coarse)
         if wrong:
-            raise _used_elsewhere(wrong, covered)
+            raise used_elsewhere(wrong, covered)
         if rehearsal.examples.total < 2 or not rehearsal.is_complete:
             self._is_due = True
             return
@@ -484,21 +473,8 @@ class RowFinder:
         Raises:
             ValueError: When strict, if that can't be done.
         """
-        names = [name for name in problem.names if name in self.capture.coverage.covered]
-        for name in names:
-            self._first_problem.setdefault(name, problem.problem)
         seen = self._seen | {key.path for key in self.book.verified}
-        moved = self.capture.widen(names, seen, to_graph=not problem.mixes)
-        self.widened |= moved
-        if not names:
-            raise ValueError(f"{self.who}: {problem.problem}{self.or_else}.")
-        reasons: dict[str, list[str]] = {}
-        for name in names:
-            if name not in moved:
-                reasons.setdefault(self._first_problem[name], []).append(name)
-        for reason, alike in reasons.items():
-            self.leave_out(alike, reason)
-        self._forget([*names, *moved])
+        self._forget(self.unreadable.yield_to(problem, seen))
         return True
 
     def yield_to_queries(self, problem: UnreadableError, listens: GradientCapture) -> bool:
@@ -514,8 +490,7 @@ class RowFinder:
         Raises:
             ValueError: When strict, if a parameter that scores see can't be read.
         """
-        covered = set(self.capture.coverage.covered)
-        scored = [name for name in problem.names if name in covered]
+        scored = self.unreadable.covered(problem)
         if not scored:
             if not problem.names:
                 raise problem
@@ -523,38 +498,12 @@ class RowFinder:
             return False
         self._is_due = True
         changed = self._yield_to(problem)
-        self._require_nothing_left_out()
+        self.unreadable.require_nothing_left_out()
         if listens is not self.capture:
-            listens.widen([name for name in scored if name in self.widened])
-            listens.leave_out([name for name in problem.names if name not in self.widened], problem.problem)
+            widened = self.unreadable.widened
+            listens.widen([name for name in scored if name in widened])
+            listens.leave_out([name for name in problem.names if name not in widened], problem.problem)
         return changed
-
-    def leave_out(self, names: Collection[str], reason: str) -> None:
-        """Read parameters no more."""
-        if not self.strict:
-            rank_zero_warn(f"{self.who}: {reason}. Left out")
-        self.capture.leave_out(names, reason)
-        self.left_out |= dict.fromkeys(names, reason)
-        self.widened = {name: path for name, path in self.widened.items() if name not in names}
-
-    def _require_nothing_left_out(self) -> None:
-        """When strict: raise once all that can't be read is known, so that one remedy is enough.
-
-        Raises:
-            ValueError: If something has been left out.
-        """
-        if not (self.strict and self.left_out):
-            return
-        reasons = list(dict.fromkeys(self.left_out.values()))
-        if not self.capture.coverage.covered:
-            raise ValueError(
-                f"{self.who}: {'. Also: '.join(reasons)}. No other parameter is covered, so none would be left to "
-                "score by. Give modules the whole batch, one row an example, [examples, ...], padded, and losses that "
-                "don't count a weight of 0; or go through rows within the forward of a module that returns one row for "
-                "each example."
-            )
-        remedy = leave_out(self.left_out, self.capture.coverage.patterns)
-        raise ValueError(f"{self.who}: {'. Also: '.join(reasons)}. {remedy}{self.or_else}.")
 
     def _forget(self, names: Collection[str]) -> None:
         self.checked = {name: step for name, step in self.checked.items() if name not in names}
@@ -573,8 +522,8 @@ class RowFinder:
             "rehearsed_before_steps": self.rehearsed_at,
             "passes": dict(self.passes),
             "single_examples": {"checked": self.checked, "never_checked": self.never_checked()},
-            "read_off_outer_modules": self.widened,
-            "left_out": self.left_out,
+            "read_off_outer_modules": self.unreadable.widened,
+            "left_out": self.unreadable.left_out,
         }
 
     def say_what_was_never_checked(self) -> None:
@@ -598,27 +547,3 @@ def _same_axis(first: Rows, second: Rows) -> bool:
     if isinstance(first, Shared) or isinstance(second, Shared):
         return isinstance(first, Shared) and isinstance(second, Shared)
     return first.axis == second.axis
-
-
-def _used_elsewhere(names: Sequence[str], covered: dict[str, nn.Parameter]) -> UnreadableError:
-    hooked = [name for name in names if covered[name]._backward_hooks]
-    if hooked:
-        problem = f"{hooked[0]!r} has a hook of yours that changes its gradient"
-    else:
-        problem = (
-            f"{names[0]!r} is used outside of the modules that it is read off, such as in a penalty in the training "
-            "step (use weight_decay)"
-        )
-    return UnreadableError(problem, names)
-
-
-def _any_process(here: Sequence[bool]) -> list[bool]:
-    """Which of these hold in some process."""
-    if num_processes() == 1:
-        return list(here)
-    return sum_over_processes(torch.tensor([int(one) for one in here], device=_device())).bool().tolist()
-
-
-def _device() -> torch.device:
-    backend = torch.distributed.get_backend()
-    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
