@@ -18,10 +18,10 @@ from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline
 from ftrace.callbacks.processes import any_process, gather_objects, num_processes
 from ftrace.callbacks.quiet_step import QuietStep
 from ftrace.callbacks.random_state import RandomState
-from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients
-from ftrace.callbacks.unreadable import UnreadableParameters, used_elsewhere
+from ftrace.callbacks.self_check import Failures, SelfCheckError
+from ftrace.callbacks.step_check import StepCheck
+from ftrace.callbacks.unreadable import UnreadableParameters
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ftrace.gradients import (
@@ -63,7 +63,7 @@ class RowFinder:
 
     Attributes:
         book: Whose rows are whose.
-        checked: Parameters that were held against autograd with a gradient, by name, and the step.
+        step_check: What was held against autograd.
         unreadable: Parameters that turn out not to be readable off their layers.
         passes: Forward and backward passes that rehearsals have run.
         rehearsed_at: Steps before which there was one.
@@ -90,15 +90,14 @@ class RowFinder:
         self.id_key = id_key
         self.who = who
         self.failures = failures
-        self.coarse = coarse
         self.query_rows = query_rows
         self.see_coverage = see_coverage
         self.book = LayoutBook()
-        self.checked: dict[str, int] = {}
         self.unreadable = UnreadableParameters(capture, who, strict=strict, or_else=or_else)
         self.passes: Counter[str] = Counter()
         self.rehearsed_at: list[int] = []
         self._generator = torch.Generator().manual_seed(seed)
+        self.step_check = StepCheck(who, failures, self._generator, coarse=coarse)
         self._is_due = True
         self._next_confirmation = self._within(_CONFIRM_EVERY)
         self._next_check = self._within(_CHECK_EVERY)
@@ -225,10 +224,10 @@ class RowFinder:
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
         """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
-        if self._is_due or self.failures is None or len(self.checked) >= len(parameters):
+        if self._is_due or self.failures is None or len(self.step_check.checked) >= len(parameters):
             return
         for name, parameter in parameters.items():
-            if name not in self.checked and parameter.grad is not None and bool(parameter.grad.any()):
+            if name not in self.step_check.checked and parameter.grad is not None and bool(parameter.grad.any()):
                 self._is_due = True
                 return
 
@@ -413,34 +412,8 @@ class RowFinder:
         gradients, totals = rehearsal.read(whole=self._whole)
         self._reads = rehearsal.reads
         projection = None if self._whole else self.capture.projection
-        read = {name: gradients.total(name) for name in gradients.parts}
-        if not all(bool(total.isfinite().all()) for total in totals.values()):
+        if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
             self._is_due = True
-            return
-        magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
-        wrong = compare_gradients(read, totals, magnitudes, projection=projection, coarse=self.coarse)
-        if wrong:
-            raise used_elsewhere(wrong, covered)
-        if rehearsal.examples.total < 2 or not rehearsal.is_complete:
-            self._is_due = True
-            return
-        if self.failures is not None:
-            self._hold_alone(rehearsal, gradients, projection)
-        seen = [name for name, total in totals.items() if bool(total.any())]
-        self.checked |= dict.fromkeys((name for name in seen if name not in self.checked), step)
-
-    def _hold_alone(self, rehearsal: Rehearsal, gradients: Any, projection: Any) -> None:
-        assert self.failures is not None
-        for example in torch.randperm(rehearsal.examples.total, generator=self._generator)[:2].tolist():
-            expected = rehearsal.alone(example)
-            read = {name: gradients.dense(name, example, example + 1)[0] for name in gradients.parts}
-            wrong = compare_gradients(read, expected, projection=projection, coarse=self.coarse)
-            if wrong:
-                self.failures.report(
-                    f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "
-                    "autograd gives. A layer may mix examples, or the loss may have a term of no example",
-                    names=wrong,
-                )
 
     def _confirm(self, step: int) -> None:
         inputs = self._inputs()
@@ -474,7 +447,7 @@ class RowFinder:
             ValueError: When strict, if that can't be done.
         """
         seen = self._seen | {key.path for key in self.book.verified}
-        self._forget(self.unreadable.yield_to(problem, seen))
+        self.step_check.forget(self.unreadable.yield_to(problem, seen))
         return True
 
     def yield_to_queries(self, problem: UnreadableError, listens: GradientCapture) -> bool:
@@ -505,9 +478,6 @@ class RowFinder:
             listens.leave_out([name for name in problem.names if name not in widened], problem.problem)
         return changed
 
-    def _forget(self, names: Collection[str]) -> None:
-        self.checked = {name: step for name, step in self.checked.items() if name not in names}
-
     # What was found
 
     def facts(self) -> dict[str, Any]:
@@ -516,31 +486,21 @@ class RowFinder:
         for key, rows in self.book.known.items():
             if key in self.book.verified:
                 orders.setdefault(str(rows), []).append(key.path)
+        never_checked = self.step_check.never_checked(self.capture.coverage.covered)
         return {
             "found_by": "exchanging examples' inputs, and cutting off examples' gradients",
             "layouts": {order: sorted(set(paths)) for order, paths in orders.items()},
             "rehearsed_before_steps": self.rehearsed_at,
             "passes": dict(self.passes),
-            "single_examples": {"checked": self.checked, "never_checked": self.never_checked()},
+            "single_examples": {"checked": self.step_check.checked, "never_checked": never_checked},
             "read_off_outer_modules": self.unreadable.widened,
             "left_out": self.unreadable.left_out,
         }
 
     def say_what_was_never_checked(self) -> None:
         """When training ends: name what nobody could look at."""
-        names = self.never_checked()
-        if names and self.rehearsed_at and self.failures is not None:
-            shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            covered = len(self.capture.coverage.covered)
-            rank_zero_info(
-                f"{self.who} self_check: {len(names)} of {covered} parameters were never held against autograd, since "
-                f"they had no gradient in any batch of several examples that was looked at: {shown}. The manifest has "
-                "all of them"
-            )
-
-    def never_checked(self) -> list[str]:
-        """Covered parameters that had no gradient in any batch of several examples that was rehearsed."""
-        return [name for name in self.capture.coverage.covered if name not in self.checked]
+        if self.rehearsed_at:
+            self.step_check.say_what_was_never_checked(self.capture.coverage.covered)
 
 
 def _same_axis(first: Rows, second: Rows) -> bool:
