@@ -6,20 +6,16 @@ run before, one after which a parameter has a gradient for the first time, and a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import ref
 
 import torch
-from ftrace.callbacks.batches import batches_in
-from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline
+from ftrace.callbacks.exchange import Inputs
 from ftrace.callbacks.processes import any_process, gather_objects, num_processes
-from ftrace.callbacks.quiet_step import QuietStep
-from ftrace.callbacks.random_state import RandomState
 from ftrace.callbacks.self_check import Failures, SelfCheckError
 from ftrace.callbacks.step_check import StepCheck
+from ftrace.callbacks.trial_steps import TrialSteps
 from ftrace.callbacks.unreadable import UnreadableParameters
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -65,7 +61,7 @@ class RowFinder:
         book: Whose rows are whose.
         step_check: What was held against autograd.
         unreadable: Parameters that turn out not to be readable off their layers.
-        passes: Forward and backward passes that rehearsals have run.
+        trials: The steps that are tried out.
         rehearsed_at: Steps before which there was one.
     """
 
@@ -85,16 +81,14 @@ class RowFinder:
         or_else: str = "",
         see_coverage: Callable[[], None] = lambda: None,
     ) -> None:
-        self.trainer = trainer
         self.pl_module = pl_module
-        self.id_key = id_key
         self.who = who
         self.failures = failures
         self.query_rows = query_rows
         self.see_coverage = see_coverage
         self.book = LayoutBook()
         self.unreadable = UnreadableParameters(capture, who, strict=strict, or_else=or_else)
-        self.passes: Counter[str] = Counter()
+        self.trials = TrialSteps(trainer, pl_module, id_key, who)
         self.rehearsed_at: list[int] = []
         self._generator = torch.Generator().manual_seed(seed)
         self.step_check = StepCheck(who, failures, self._generator, coarse=coarse)
@@ -102,7 +96,6 @@ class RowFinder:
         self._next_confirmation = self._within(_CONFIRM_EVERY)
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Key] = set()
-        self._fixed: set[tuple[int, Place]] = set()  # inputs that can't be exchanged, by dataloader
         self._again: set[Key] = set()  # outputs that were seen, and are used in a way that was not
         self._seen: set[str] = set()
         self._silent_batches = 0
@@ -113,7 +106,6 @@ class RowFinder:
         self._backward_passes = 0  # over this batch
         self._announced: Callable[[], Recording | None] = lambda: None
         self._reads: list[PerExampleGradients] = []  # of each backward pass, by the last rehearsal
-        self._now: tuple[Any, int, Examples, RandomState] | None = None
 
     @property
     def capture(self) -> GradientCapture:
@@ -143,7 +135,7 @@ class RowFinder:
             SelfCheckError: When strict, if what is read is not what autograd finds.
         """
         examples = Examples(count, tuple(sizes) if len(sizes) > 1 else ())
-        self._now = outline(batch), batch_idx, examples, RandomState()
+        self.trials.begin(batch, batch_idx, examples)
         self._whole = whole
         self._anew, self._backward_passes = set(), 0
         is_due = self._is_due and (examples.total > 1 or not self.rehearsed_at)
@@ -234,41 +226,14 @@ class RowFinder:
     # Rehearsals
 
     def _rehearsal(self, inputs: Sequence[Inputs]) -> Rehearsal:
-        assert self._now is not None
-        loose = any(one.loose for one in inputs)
-        return Rehearsal(self.capture, self._step(inputs), self._now[2], self.book, loose, self._again)
-
-    def _step(self, inputs: Sequence[Inputs]) -> QuietStep:
-        assert self._now is not None
-        batch, batch_idx, _, begins = self._now
-        return QuietStep(self.trainer, self.pl_module, batch, batch_idx, inputs, self.id_key, begins)
-
-    def _inputs(self) -> list[Inputs]:
-        assert self._now is not None
-        batch, _, examples, _ = self._now
-        several = batches_in(batch, self.id_key)
-        counts = examples.groups or (examples.total,)
-        batches = [batch] if several is None else list(several.values())
-        counts = tuple(count for count in counts if count) if several is not None else counts
-        found = [find_inputs(one, count, (self.id_key,)) for one, count in zip(batches, counts, strict=True)]
-        found = [one.without([p for i, p in self._fixed if i == index]) for index, one in enumerate(found)]
-        for inputs in found:
-            if not inputs.axes:
-                shapes = {".".join(map(str, place)): shape for place, shape in inputs.shapes.items()}
-                raise ValueError(
-                    f'{self.who}: the batch has {inputs.count} ids under "{self.id_key}", and nothing else in it has '
-                    f"an axis of {inputs.count}, so nobody can tell whose rows are whose: found {shapes}. Give an id "
-                    "for each row that the loader yields: one for a row into which several texts are packed, and as "
-                    "many as rows otherwise"
-                )
-        return found
+        return self.trials.rehearsal(inputs, self.capture, self.book, self._again)
 
     def _rehearse(self, step: int) -> None:
         """Find out whose rows are whose, and check; until all that is left can be read."""
         self.rehearsed_at.append(step)
         self._is_due = False
         changed = False
-        inputs = self._inputs()
+        inputs = self.trials.inputs()
         try:
             while (problem := self._try(inputs, step)) is not None:
                 changed = self._yield_to(problem) or changed
@@ -288,7 +253,7 @@ class RowFinder:
         problem: ValueError | None = None
         try:
             rehearsal = self._find_rows(inputs)
-            with self._counted(rehearsal):
+            with self.trials.counted(rehearsal):
                 self._hold(rehearsal, step)
         except UnreadableError as error:
             problem = error
@@ -296,7 +261,7 @@ class RowFinder:
             if num_processes() == 1 or type(error) is not ValueError:
                 raise
             problem = error
-        self._step(inputs).finish()
+        self.trials.step(inputs).finish()
         everywhere = [one for one in gather_objects(problem) if one is not None]
         for one in everywhere:
             if not isinstance(one, UnreadableError):
@@ -349,40 +314,14 @@ class RowFinder:
             rehearsal = self._rehearsal(inputs)
             rehearsal.book = self.book.copy()
             try:
-                with self._counted(rehearsal):
+                with self.trials.counted(rehearsal):
                     rehearsal.find_rows()
                 return rehearsal
             except UnreadableError:
                 self._seen |= {key.path for key in rehearsal.book.verified}
                 raise
             except ExchangeError as error:
-                self._fix_what_fails(inputs, error)
-
-    def _fix_what_fails(self, inputs: list[Inputs], error: ExchangeError) -> None:
-        """Leave those inputs as they are with which the step fails when examples have others', such as sizes.
-
-        Raises:
-            ValueError: If none is left.
-        """
-        fails = set()
-        for index, place in [(index, place) for index, one in enumerate(inputs) for place in one.axes]:
-            alone = [
-                one.without([other for other in one.axes if (number, other) != (index, place)])
-                for number, one in enumerate(inputs)
-            ]
-            rehearsal = self._rehearsal(alone)
-            with self._counted(rehearsal):
-                if not rehearsal.can_exchange():
-                    fails.add((index, place))
-        left = [one.without([p for i, p in fails if i == index]) for index, one in enumerate(inputs)]
-        if not fails or not all(set(one.axes) - {(self.id_key,)} for one in left):
-            raise ValueError(
-                f"{self.who}: the training step fails when some examples have others' inputs ({error}), so nobody can "
-                "tell whose rows are whose. Give it tensors of one row an example, [examples, ...], padded, which fit "
-                "together in any order"
-            ) from error
-        self._fixed |= fails
-        inputs[:] = left
+                self.trials.fix_what_fails(inputs, error, self._rehearsal)
 
     def _queries_agree(self, book: LayoutBook) -> bool:
         of_queries = self.query_rows()
@@ -390,14 +329,6 @@ class RowFinder:
             return False
         both = [(book.known[key], of_queries.known[key]) for key in book.verified & of_queries.verified]
         return not all(isinstance(own, Shared) for own, _ in both) and all(_same_axis(*pair) for pair in both)
-
-    @contextmanager
-    def _counted(self, rehearsal: Rehearsal) -> Iterator[None]:
-        before = Counter(forward=rehearsal.forwards, backward=rehearsal.backwards)
-        try:
-            yield
-        finally:
-            self.passes += Counter(forward=rehearsal.forwards, backward=rehearsal.backwards) - before
 
     def _hold(self, rehearsal: Rehearsal, step: int) -> None:
         """Hold what is read off layers against autograd: all examples together, and two of them alone.
@@ -416,16 +347,16 @@ class RowFinder:
             self._is_due = True
 
     def _confirm(self, step: int) -> None:
-        inputs = self._inputs()
+        inputs = self.trials.inputs()
         rehearsal = self._rehearsal(inputs)
         which, moved = int(torch.randint(2**31, (), generator=self._generator)), []
         if rehearsal.examples.total > 1:
             try:
-                with self._counted(rehearsal):
+                with self.trials.counted(rehearsal):
                     moved = rehearsal.confirm(which)
             except ExchangeError:
                 self._is_due = True  # a rehearsal finds out what can be exchanged
-        self._step(inputs).finish()
+        self.trials.step(inputs).finish()
         self.rehearsed_at.append(step)
         if moved:
             self._report_moved(moved)
@@ -491,7 +422,7 @@ class RowFinder:
             "found_by": "exchanging examples' inputs, and cutting off examples' gradients",
             "layouts": {order: sorted(set(paths)) for order, paths in orders.items()},
             "rehearsed_before_steps": self.rehearsed_at,
-            "passes": dict(self.passes),
+            "passes": dict(self.trials.passes),
             "single_examples": {"checked": self.step_check.checked, "never_checked": never_checked},
             "read_off_outer_modules": self.unreadable.widened,
             "left_out": self.unreadable.left_out,
