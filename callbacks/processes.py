@@ -5,6 +5,7 @@ Every function is a collective: all processes must call it, in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,13 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone().contiguous()
     dist.all_reduce(total, op=dist.ReduceOp.SUM)
     return total
+
+
+def any_process(here: Sequence[bool]) -> list[bool]:
+    """Which of these hold in some process."""
+    if num_processes() == 1:
+        return list(here)
+    return sum_over_processes(torch.tensor([int(one) for one in here], device=_device())).bool().tolist()
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -75,3 +83,8 @@ def local(tensor: Tensor) -> Tensor:
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state of one parameter, in one piece."""
     return {key: whole(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def _device() -> torch.device:
+    backend = dist.get_backend()
+    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")

@@ -73,7 +73,7 @@ class QuietStep:
         fresh: bool = False,
         stirred: bool = False,
     ) -> None:
-        """Run the step; arguments as :class:`ftrace.gradients.rehearsal.Step` has them.
+        """Run the step; arguments as :class:`ftrace.gradients.steps.Step` has them.
 
         All processes must run it as often as each other, since it may have collectives of its own.
         """

@@ -6,21 +6,18 @@ run before, one after which a parameter has a gradient for the first time, and a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import ref
 
 import torch
-from ftrace.callbacks.batches import batches_in
-from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline
-from ftrace.callbacks.processes import gather_objects, num_processes, sum_over_processes
-from ftrace.callbacks.quiet_step import QuietStep
-from ftrace.callbacks.random_state import RandomState
-from ftrace.callbacks.self_check import Failures, SelfCheckError, compare_gradients
+from ftrace.callbacks.exchange import Inputs
+from ftrace.callbacks.processes import any_process, gather_objects, num_processes
+from ftrace.callbacks.self_check import Failures, SelfCheckError
+from ftrace.callbacks.step_check import StepCheck
+from ftrace.callbacks.trial_steps import TrialSteps
+from ftrace.callbacks.unreadable import UnreadableParameters
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ftrace.gradients import (
@@ -35,7 +32,6 @@ from ftrace.gradients import (
     Rows,
     Shared,
     UnreadableError,
-    leave_out,
 )
 
 _CONFIRM_EVERY = 100  # steps, at first: two forward passes are less than one step
@@ -63,10 +59,9 @@ class RowFinder:
 
     Attributes:
         book: Whose rows are whose.
-        checked: Parameters that were held against autograd with a gradient, by name, and the step.
-        left_out: Parameters that could not be read, and why.
-        widened: Parameters that are read off a module further out.
-        passes: Forward and backward passes that rehearsals have run.
+        step_check: What was held against autograd.
+        unreadable: Parameters that turn out not to be readable off their layers.
+        trials: The steps that are tried out.
         rehearsed_at: Steps before which there was one.
     """
 
@@ -86,29 +81,21 @@ class RowFinder:
         or_else: str = "",
         see_coverage: Callable[[], None] = lambda: None,
     ) -> None:
-        self.trainer = trainer
         self.pl_module = pl_module
-        self.capture = capture
-        self.id_key = id_key
         self.who = who
         self.failures = failures
-        self.strict = strict
-        self.coarse = coarse
         self.query_rows = query_rows
-        self.or_else = or_else
         self.see_coverage = see_coverage
         self.book = LayoutBook()
-        self.checked: dict[str, int] = {}
-        self.left_out: dict[str, str] = {}
-        self.widened: dict[str, str] = {}
-        self.passes: Counter[str] = Counter()
+        self.unreadable = UnreadableParameters(capture, who, strict=strict, or_else=or_else)
+        self.trials = TrialSteps(trainer, pl_module, id_key, who)
         self.rehearsed_at: list[int] = []
         self._generator = torch.Generator().manual_seed(seed)
+        self.step_check = StepCheck(who, failures, self._generator, coarse=coarse)
         self._is_due = True
         self._next_confirmation = self._within(_CONFIRM_EVERY)
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Key] = set()
-        self._fixed: set[tuple[int, Place]] = set()  # inputs that can't be exchanged, by dataloader
         self._again: set[Key] = set()  # outputs that were seen, and are used in a way that was not
         self._seen: set[str] = set()
         self._silent_batches = 0
@@ -119,8 +106,11 @@ class RowFinder:
         self._backward_passes = 0  # over this batch
         self._announced: Callable[[], Recording | None] = lambda: None
         self._reads: list[PerExampleGradients] = []  # of each backward pass, by the last rehearsal
-        self._first_problem: dict[str, str] = {}
-        self._now: tuple[Any, int, Examples, RandomState] | None = None
+
+    @property
+    def capture(self) -> GradientCapture:
+        """What listens to training."""
+        return self.unreadable.capture
 
     def _within(self, every: int, after: int = 0) -> int:
         return after + every + int(torch.randint(every, (), generator=self._generator))
@@ -145,11 +135,11 @@ class RowFinder:
             SelfCheckError: When strict, if what is read is not what autograd finds.
         """
         examples = Examples(count, tuple(sizes) if len(sizes) > 1 else ())
-        self._now = outline(batch), batch_idx, examples, RandomState()
+        self.trials.begin(batch, batch_idx, examples)
         self._whole = whole
         self._anew, self._backward_passes = set(), 0
         is_due = self._is_due and (examples.total > 1 or not self.rehearsed_at)
-        if any(_any_process([is_due])):
+        if any(any_process([is_due])):
             self._rehearse(step)
         elif self.failures is not None and step >= self._next_check:
             self._next_check = self._within(_CHECK_EVERY, step + step // 2)
@@ -173,7 +163,7 @@ class RowFinder:
         recording.of_pass.open = set()
         # What was seen before is in another shape, or used in another way, and can be looked at again.
         new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
-        any_new, self._some_unknown = _any_process([bool(new), bool(recording.unknown())])
+        any_new, self._some_unknown = any_process([bool(new), bool(recording.unknown())])
         if any_new:
             self._rehearse_anew(step, new)
             self.capture.resume(recording)
@@ -195,20 +185,21 @@ class RowFinder:
             ValueError: As :meth:`before_batch`.
         """
         opened = {key: one.outputs[key] for one in recordings for key in one.of_pass.open or ()}
-        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(_any_process([bool(opened)])):
+        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(any_process([bool(opened)])):
             self._rehearse_anew(step, opened)
             self._anew |= {name for output in opened.values() for name in output.layer.names.values()}
-            self._looks_in_vain += any(_any_process([not opened.keys() <= self.book.verified]))
+            self._looks_in_vain += any(any_process([not opened.keys() <= self.book.verified]))
         for one in recordings if self._anew else ():
             for key in self.book.verified.intersection(one.of_pass.unread):
                 del one.of_pass.unread[key]
-        if self._some_unknown or num_processes() == 1:
-            self._leave_out_unread(recordings)
+        reads_all = self._some_unknown or num_processes() == 1
+        if reads_all and self.unreadable.leave_out_unread(recordings):
+            self.see_coverage()
 
     def read(self, recording: Recording) -> PerExampleGradients:
         """What a backward pass has brought, example by example."""
         gradients = recording.gradients()
-        if not self._anew and not self.left_out:
+        if not self._anew and not self.unreadable.left_out:
             return gradients
         number = self._backward_passes - 1
         gradients = gradients.only(set(gradients.parts) - self._anew)
@@ -216,78 +207,40 @@ class RowFinder:
             gradients = gradients.with_those_of(self._reads[number], self._anew)
         return gradients.only(self.capture.coverage.covered)
 
-    def _leave_out_unread(self, recordings: Sequence[Recording]) -> None:
-        here = [error for one in recordings for error in one.of_pass.unread.values()]
-        unread = [error for there in gather_objects(here) for error in there]
-        for one in recordings:
-            one.of_pass.unread.clear()
-        for error in unread:
-            self.leave_out(error.names, error.problem)
-        self._require_nothing_left_out()
-        if unread:
-            self.see_coverage()
-
     def _rehearse_anew(self, step: int, opened: Collection[Key]) -> None:
-        before = dict(self.widened)
+        before = dict(self.unreadable.widened)
         self._again = self.book.verified.intersection(opened)
         self._rehearse(step)
         self._again = set()
-        self._anew |= {name for name, path in self.widened.items() if before.get(name) != path}
+        self._anew |= {name for name, path in self.unreadable.widened.items() if before.get(name) != path}
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
         """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
-        if self._is_due or self.failures is None or len(self.checked) >= len(parameters):
+        if self._is_due or self.failures is None or len(self.step_check.checked) >= len(parameters):
             return
         for name, parameter in parameters.items():
-            if name not in self.checked and parameter.grad is not None and bool(parameter.grad.any()):
+            if name not in self.step_check.checked and parameter.grad is not None and bool(parameter.grad.any()):
                 self._is_due = True
                 return
 
     # Rehearsals
 
     def _rehearsal(self, inputs: Sequence[Inputs]) -> Rehearsal:
-        assert self._now is not None
-        loose = any(one.loose for one in inputs)
-        return Rehearsal(self.capture, self._step(inputs), self._now[2], self.book, loose, self._again)
-
-    def _step(self, inputs: Sequence[Inputs]) -> QuietStep:
-        assert self._now is not None
-        batch, batch_idx, _, begins = self._now
-        return QuietStep(self.trainer, self.pl_module, batch, batch_idx, inputs, self.id_key, begins)
-
-    def _inputs(self) -> list[Inputs]:
-        assert self._now is not None
-        batch, _, examples, _ = self._now
-        several = batches_in(batch, self.id_key)
-        counts = examples.groups or (examples.total,)
-        batches = [batch] if several is None else list(several.values())
-        counts = tuple(count for count in counts if count) if several is not None else counts
-        found = [find_inputs(one, count, (self.id_key,)) for one, count in zip(batches, counts, strict=True)]
-        found = [one.without([p for i, p in self._fixed if i == index]) for index, one in enumerate(found)]
-        for inputs in found:
-            if not inputs.axes:
-                shapes = {".".join(map(str, place)): shape for place, shape in inputs.shapes.items()}
-                raise ValueError(
-                    f'{self.who}: the batch has {inputs.count} ids under "{self.id_key}", and nothing else in it has '
-                    f"an axis of {inputs.count}, so nobody can tell whose rows are whose: found {shapes}. Give an id "
-                    "for each row that the loader yields: one for a row into which several texts are packed, and as "
-                    "many as rows otherwise"
-                )
-        return found
+        return self.trials.rehearsal(inputs, self.capture, self.book, self._again)
 
     def _rehearse(self, step: int) -> None:
         """Find out whose rows are whose, and check; until all that is left can be read."""
         self.rehearsed_at.append(step)
         self._is_due = False
         changed = False
-        inputs = self._inputs()
+        inputs = self.trials.inputs()
         try:
             while (problem := self._try(inputs, step)) is not None:
                 changed = self._yield_to(problem) or changed
         except (ValueError, SelfCheckError):
-            self._require_nothing_left_out()  # which may be why
+            self.unreadable.require_nothing_left_out()  # which may be why
             raise
-        self._require_nothing_left_out()
+        self.unreadable.require_nothing_left_out()
         if changed:
             self.see_coverage()
 
@@ -300,7 +253,7 @@ class RowFinder:
         problem: ValueError | None = None
         try:
             rehearsal = self._find_rows(inputs)
-            with self._counted(rehearsal):
+            with self.trials.counted(rehearsal):
                 self._hold(rehearsal, step)
         except UnreadableError as error:
             problem = error
@@ -308,7 +261,7 @@ class RowFinder:
             if num_processes() == 1 or type(error) is not ValueError:
                 raise
             problem = error
-        self._step(inputs).finish()
+        self.trials.step(inputs).finish()
         everywhere = [one for one in gather_objects(problem) if one is not None]
         for one in everywhere:
             if not isinstance(one, UnreadableError):
@@ -361,40 +314,14 @@ class RowFinder:
             rehearsal = self._rehearsal(inputs)
             rehearsal.book = self.book.copy()
             try:
-                with self._counted(rehearsal):
+                with self.trials.counted(rehearsal):
                     rehearsal.find_rows()
                 return rehearsal
             except UnreadableError:
                 self._seen |= {key.path for key in rehearsal.book.verified}
                 raise
             except ExchangeError as error:
-                self._fix_what_fails(inputs, error)
-
-    def _fix_what_fails(self, inputs: list[Inputs], error: ExchangeError) -> None:
-        """Leave those inputs as they are with which the step fails when examples have others', such as sizes.
-
-        Raises:
-            ValueError: If none is left.
-        """
-        fails = set()
-        for index, place in [(index, place) for index, one in enumerate(inputs) for place in one.axes]:
-            alone = [
-                one.without([other for other in one.axes if (number, other) != (index, place)])
-                for number, one in enumerate(inputs)
-            ]
-            rehearsal = self._rehearsal(alone)
-            with self._counted(rehearsal):
-                if not rehearsal.can_exchange():
-                    fails.add((index, place))
-        left = [one.without([p for i, p in fails if i == index]) for index, one in enumerate(inputs)]
-        if not fails or not all(set(one.axes) - {(self.id_key,)} for one in left):
-            raise ValueError(
-                f"{self.who}: the training step fails when some examples have others' inputs ({error}), so nobody can "
-                "tell whose rows are whose. Give it tensors of one row an example, [examples, ...], padded, which fit "
-                "together in any order"
-            ) from error
-        self._fixed |= fails
-        inputs[:] = left
+                self.trials.fix_what_fails(inputs, error, self._rehearsal)
 
     def _queries_agree(self, book: LayoutBook) -> bool:
         of_queries = self.query_rows()
@@ -402,14 +329,6 @@ class RowFinder:
             return False
         both = [(book.known[key], of_queries.known[key]) for key in book.verified & of_queries.verified]
         return not all(isinstance(own, Shared) for own, _ in both) and all(_same_axis(*pair) for pair in both)
-
-    @contextmanager
-    def _counted(self, rehearsal: Rehearsal) -> Iterator[None]:
-        before = Counter(forward=rehearsal.forwards, backward=rehearsal.backwards)
-        try:
-            yield
-        finally:
-            self.passes += Counter(forward=rehearsal.forwards, backward=rehearsal.backwards) - before
 
     def _hold(self, rehearsal: Rehearsal, step: int) -> None:
         """Hold what is read off layers against autograd: all examples together, and two of them alone.
@@ -424,46 +343,20 @@ class RowFinder:
         gradients, totals = rehearsal.read(whole=self._whole)
         self._reads = rehearsal.reads
         projection = None if self._whole else self.capture.projection
-        read = {name: gradients.total(name) for name in gradients.parts}
-        if not all(bool(total.isfinite().all()) for total in totals.values()):
+        if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
             self._is_due = True
-            return
-        magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
-        wrong = compare_gradients(read, totals, magnitudes, projection=projection, coarse=self.coarse)
-        if wrong:
-            raise _used_elsewhere(wrong, covered)
-        if rehearsal.examples.total < 2 or not rehearsal.is_complete:
-            self._is_due = True
-            return
-        if self.failures is not None:
-            self._hold_alone(rehearsal, gradients, projection)
-        seen = [name for name, total in totals.items() if bool(total.any())]
-        self.checked |= dict.fromkeys((name for name in seen if name not in self.checked), step)
-
-    def _hold_alone(self, rehearsal: Rehearsal, gradients: Any, projection: Any) -> None:
-        assert self.failures is not None
-        for example in torch.randperm(rehearsal.examples.total, generator=self._generator)[:2].tolist():
-            expected = rehearsal.alone(example)
-            read = {name: gradients.dense(name, example, example + 1)[0] for name in gradients.parts}
-            wrong = compare_gradients(read, expected, projection=projection, coarse=self.coarse)
-            if wrong:
-                self.failures.report(
-                    f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "
-                    "autograd gives. A layer may mix examples, or the loss may have a term of no example",
-                    names=wrong,
-                )
 
     def _confirm(self, step: int) -> None:
-        inputs = self._inputs()
+        inputs = self.trials.inputs()
         rehearsal = self._rehearsal(inputs)
         which, moved = int(torch.randint(2**31, (), generator=self._generator)), []
         if rehearsal.examples.total > 1:
             try:
-                with self._counted(rehearsal):
+                with self.trials.counted(rehearsal):
                     moved = rehearsal.confirm(which)
             except ExchangeError:
                 self._is_due = True  # a rehearsal finds out what can be exchanged
-        self._step(inputs).finish()
+        self.trials.step(inputs).finish()
         self.rehearsed_at.append(step)
         if moved:
             self._report_moved(moved)
@@ -484,21 +377,8 @@ class RowFinder:
         Raises:
             ValueError: When strict, if that can't be done.
         """
-        names = [name for name in problem.names if name in self.capture.coverage.covered]
-        for name in names:
-            self._first_problem.setdefault(name, problem.problem)
         seen = self._seen | {key.path for key in self.book.verified}
-        moved = self.capture.widen(names, seen, to_graph=not problem.mixes)
-        self.widened |= moved
-        if not names:
-            raise ValueError(f"{self.who}: {problem.problem}{self.or_else}.")
-        reasons: dict[str, list[str]] = {}
-        for name in names:
-            if name not in moved:
-                reasons.setdefault(self._first_problem[name], []).append(name)
-        for reason, alike in reasons.items():
-            self.leave_out(alike, reason)
-        self._forget([*names, *moved])
+        self.step_check.forget(self.unreadable.yield_to(problem, seen))
         return True
 
     def yield_to_queries(self, problem: UnreadableError, listens: GradientCapture) -> bool:
@@ -514,8 +394,7 @@ class RowFinder:
         Raises:
             ValueError: When strict, if a parameter that scores see can't be read.
         """
-        covered = set(self.capture.coverage.covered)
-        scored = [name for name in problem.names if name in covered]
+        scored = self.unreadable.covered(problem)
         if not scored:
             if not problem.names:
                 raise problem
@@ -523,41 +402,12 @@ class RowFinder:
             return False
         self._is_due = True
         changed = self._yield_to(problem)
-        self._require_nothing_left_out()
+        self.unreadable.require_nothing_left_out()
         if listens is not self.capture:
-            listens.widen([name for name in scored if name in self.widened])
-            listens.leave_out([name for name in problem.names if name not in self.widened], problem.problem)
+            widened = self.unreadable.widened
+            listens.widen([name for name in scored if name in widened])
+            listens.leave_out([name for name in problem.names if name not in widened], problem.problem)
         return changed
-
-    def leave_out(self, names: Collection[str], reason: str) -> None:
-        """Read parameters no more."""
-        if not self.strict:
-            rank_zero_warn(f"{self.who}: {reason}. Left out")
-        self.capture.leave_out(names, reason)
-        self.left_out |= dict.fromkeys(names, reason)
-        self.widened = {name: path for name, path in self.widened.items() if name not in names}
-
-    def _require_nothing_left_out(self) -> None:
-        """When strict: raise once all that can't be read is known, so that one remedy is enough.
-
-        Raises:
-            ValueError: If something has been left out.
-        """
-        if not (self.strict and self.left_out):
-            return
-        reasons = list(dict.fromkeys(self.left_out.values()))
-        if not self.capture.coverage.covered:
-            raise ValueError(
-                f"{self.who}: {'. Also: '.join(reasons)}. No other parameter is covered, so none would be left to "
-                "score by. Give modules the whole batch, one row an example, [examples, ...], padded, and losses that "
-                "don't count a weight of 0; or go through rows within the forward of a module that returns one row for "
-                "each example."
-            )
-        remedy = leave_out(self.left_out, self.capture.coverage.patterns)
-        raise ValueError(f"{self.who}: {'. Also: '.join(reasons)}. {remedy}{self.or_else}.")
-
-    def _forget(self, names: Collection[str]) -> None:
-        self.checked = {name: step for name, step in self.checked.items() if name not in names}
 
     # What was found
 
@@ -567,58 +417,24 @@ class RowFinder:
         for key, rows in self.book.known.items():
             if key in self.book.verified:
                 orders.setdefault(str(rows), []).append(key.path)
+        never_checked = self.step_check.never_checked(self.capture.coverage.covered)
         return {
             "found_by": "exchanging examples' inputs, and cutting off examples' gradients",
             "layouts": {order: sorted(set(paths)) for order, paths in orders.items()},
             "rehearsed_before_steps": self.rehearsed_at,
-            "passes": dict(self.passes),
-            "single_examples": {"checked": self.checked, "never_checked": self.never_checked()},
-            "read_off_outer_modules": self.widened,
-            "left_out": self.left_out,
+            "passes": dict(self.trials.passes),
+            "single_examples": {"checked": self.step_check.checked, "never_checked": never_checked},
+            "read_off_outer_modules": self.unreadable.widened,
+            "left_out": self.unreadable.left_out,
         }
 
     def say_what_was_never_checked(self) -> None:
         """When training ends: name what nobody could look at."""
-        names = self.never_checked()
-        if names and self.rehearsed_at and self.failures is not None:
-            shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            covered = len(self.capture.coverage.covered)
-            rank_zero_info(
-                f"{self.who} self_check: {len(names)} of {covered} parameters were never held against autograd, since "
-                f"they had no gradient in any batch of several examples that was looked at: {shown}. The manifest has "
-                "all of them"
-            )
-
-    def never_checked(self) -> list[str]:
-        """Covered parameters that had no gradient in any batch of several examples that was rehearsed."""
-        return [name for name in self.capture.coverage.covered if name not in self.checked]
+        if self.rehearsed_at:
+            self.step_check.say_what_was_never_checked(self.capture.coverage.covered)
 
 
 def _same_axis(first: Rows, second: Rows) -> bool:
     if isinstance(first, Shared) or isinstance(second, Shared):
         return isinstance(first, Shared) and isinstance(second, Shared)
     return first.axis == second.axis
-
-
-def _used_elsewhere(names: Sequence[str], covered: dict[str, nn.Parameter]) -> UnreadableError:
-    hooked = [name for name in names if covered[name]._backward_hooks]
-    if hooked:
-        problem = f"{hooked[0]!r} has a hook of yours that changes its gradient"
-    else:
-        problem = (
-            f"{names[0]!r} is used outside of the modules that it is read off, such as in a penalty in the training "
-            "step (use weight_decay)"
-        )
-    return UnreadableError(problem, names)
-
-
-def _any_process(here: Sequence[bool]) -> list[bool]:
-    """Which of these hold in some process."""
-    if num_processes() == 1:
-        return list(here)
-    return sum_over_processes(torch.tensor([int(one) for one in here], device=_device())).bool().tolist()
-
-
-def _device() -> torch.device:
-    backend = torch.distributed.get_backend()
-    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")

@@ -156,7 +156,7 @@ class TracedRun:
         unfrozen = self.parameters.add_unfrozen()
         if not unfrozen:
             return
-        self.rows.capture = self.listening.training
+        self.rows.unreadable.capture = self.listening.training
         self._see_coverage()
         known = {name for names in self.unfrozen.values() for name in names}
         if not known.issuperset(unfrozen):  # a resumed run knows them already, and their queries' gradients

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ftrace.gradients.rehearsal import OnLoss
+from ftrace.gradients.steps import OnLoss
 
 Batch = dict[str, Tensor]
 

@@ -35,7 +35,8 @@ from ftrace.gradients.products import cosines, inner_products, inner_products_an
 from ftrace.gradients.projection import Entries, Projection, pool, project
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
-from ftrace.gradients.rehearsal import ExchangeError, Rehearsal
+from ftrace.gradients.rehearsal import Rehearsal
+from ftrace.gradients.steps import ExchangeError
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
 __all__ = [

@@ -22,9 +22,10 @@ from ftrace.gradients.fallback import Beginning, FallbackRule, GraphRule
 from ftrace.gradients.layout_book import LayoutBook
 from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
+from ftrace.gradients.observation import Observation
+from ftrace.gradients.outputs import exclusively, hears
 from ftrace.gradients.projection import Projection
-from ftrace.gradients.recording import Observation, Recording
-from ftrace.gradients.uses import exclusively, hears
+from ftrace.gradients.recording import Recording
 
 _Changed = TypeVar("_Changed")
 

@@ -14,8 +14,8 @@ from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradi
 from ftrace.gradients.fallback import GraphRule
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples, Layout
-from ftrace.gradients.shared import NodePrints
-from ftrace.gradients.uses import Output, Pass
+from ftrace.gradients.node_prints import NodePrints
+from ftrace.gradients.outputs import Output, Pass
 
 
 def member_sets(total: int) -> list[Tensor]:

@@ -15,29 +15,19 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Layer
-from ftrace.gradients.evidence import Prints, prints_of
+from ftrace.gradients.evidence import Prints
 from ftrace.gradients.fallback import Beginning, Replay, differentiable
 from ftrace.gradients.finding import Heard, learn_from_losses
+from ftrace.gradients.graph import Graph, slot_of
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
+from ftrace.gradients.outputs import Output, Pass, exclusively, trained
 from ftrace.gradients.parts import Part, Places
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.rules import Rule
-from ftrace.gradients.shared import Graph, SharedGradients, slot_of
-from ftrace.gradients.uses import (
-    FallbackOutput,
-    FallbackUse,
-    GraphUse,
-    Output,
-    ParameterOutput,
-    Pass,
-    ProjectedUse,
-    Silent,
-    Use,
-    exclusively,
-    trained,
-)
+from ftrace.gradients.shared import SharedGradients
+from ftrace.gradients.uses import FallbackOutput, FallbackUse, GraphUse, ParameterOutput, ProjectedUse, Use
 
 
 class Recording:
@@ -450,51 +440,6 @@ class Recording:
                 yield self.of_pass.prints
         finally:
             self.of_pass.prints = None
-
-
-class Observation(Recording):
-    """A pass of which only prints are kept: of what goes into layers, of what comes out, and of gradients.
-
-    Attributes:
-        values: By output, prints of the input (None where it has another shape) and of the output.
-    """
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.values: dict[Key, tuple[Prints | None, Prints]] = {}
-
-    def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
-        """Take prints of a layer's run."""
-        assert isinstance(layer.rule, Rule)
-        rule = layer.rule
-        own_axes = rule.own_axes(layer.module)
-        channel_axis = rule.channel_axis - rule.is_single(inputs)
-        heard = Silent(self._next_key(layer), self.of_pass, layer, output.shape, own_axes, rule.lookup, channel_axis)
-        own = output if channel_axis == -1 else output.movedim(channel_axis, -1)
-        of_input = None
-        if channel_axis == -1:
-            of_input = prints_of(inputs, 0 if rule.is_table else own_axes, bounded=True)
-        self.values[heard.key] = of_input, prints_of(own, own_axes, bounded=True)
-        self._listen(output, heard)
-
-    def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
-        """Take prints of the run of a layer without a rule."""
-        key = self._next_key(layer)
-        for number, tensor in enumerate(self._differentiable(layer, output)):
-            heard = Silent(key._replace(output=number), self.of_pass, layer, tensor.shape)
-            self.values[heard.key] = None, prints_of(tensor, bounded=True)
-            if tensor.requires_grad:
-                self._listen(tensor, heard)
-
-    def _heard_parameter(self, key: Key, layer: Layer, parameter: nn.Parameter) -> Output:
-        heard = Silent(key, self.of_pass, layer, parameter.shape, parameter.ndim, "shared")
-        heard.is_parameter = True
-        self.values[key] = None, Prints((), {}, 1.0)
-        self._handles.append(parameter.register_hook(heard.take_gradient))
-        return heard
-
-    def _listen_to_parameters(self) -> None:
-        """Done already."""
 
 
 def _runs(uses: Sequence[Use | FallbackUse | GraphUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,77 +27,21 @@ from ftrace.gradients.evidence import (
     agrees,
     choose,
     common_scale,
-    contradiction,
     cut,
-    either,
-    movement,
     scaled_movement,
 )
-from ftrace.gradients.finding import (
-    Heard,
-    compared,
-    learn_ways,
-    member_sets,
-    unreadable,
-    write_choices,
-)
+from ftrace.gradients.finding import compared, learn_ways, member_sets, unreadable, write_choices
 from ftrace.gradients.layout_book import Key, LayoutBook
 from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.node_prints import NodePrints
+from ftrace.gradients.observation import Observation
+from ftrace.gradients.outputs import Output
+from ftrace.gradients.passes import Backward, has_any, movement_of, sum_of
 from ftrace.gradients.per_example import PerExampleGradients
-from ftrace.gradients.recording import Observation, Recording
-from ftrace.gradients.shared import NodePrints
-from ftrace.gradients.uses import Output
+from ftrace.gradients.recording import Recording
+from ftrace.gradients.steps import ExchangeError, Step, sources_of
 
-OnLoss = Callable[[Tensor, bool], None]
 MOST_SETS = 6
-
-
-class ExchangeError(RuntimeError):
-    """A step that fails with some examples' inputs exchanged for others', though it doesn't fail as it is."""
-
-
-class Step(Protocol):
-    """A training step that can be run at will, and leaves no trace."""
-
-    def __call__(
-        self,
-        on_loss: OnLoss | None,
-        *,
-        sources: Sequence[int] | None = None,
-        fresh: bool = False,
-        stirred: bool = False,
-    ) -> None:
-        """Run it.
-
-        Args:
-            on_loss: Is given each loss that the step differentiates, and whether its graph is used again; None where
-                nothing is differentiated.
-            sources: For each example, the one whose inputs it gets (-1: its own, changed); default: its own.
-            fresh: Whether to draw other random numbers than the step itself is going to.
-            stirred: Whether to change those inputs, too, in which no examples can be found.
-
-        Raises:
-            ExchangeError: If it fails with inputs that are not its own.
-        """
-
-
-def sources_of(members: Tensor, examples: Examples) -> list[int]:
-    """For each example that is to be exchanged, another one of its dataloader's whose inputs it gets.
-
-    Where it is the only one, it gets its own, changed, which is said by -1.
-    """
-    sources = list(range(examples.total))
-    for group in range(len(examples.groups)) if examples.groups else [None]:
-        first = examples.first(group)
-        own = range(first, first + examples.count(group))
-        kept, exchanged = [i for i in own if not members[i]], 0
-        for i in own:
-            if members[i] and len(own) == 1:
-                sources[i] = -1
-            elif members[i]:
-                sources[i] = kept[exchanged % len(kept)] if kept else own[(i - first + 1) % len(own)]
-                exchanged += 1  # so that no two get the same where that can be avoided
-    return sources
 
 
 @dataclass
@@ -154,7 +97,7 @@ class Rehearsal:
             moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
             for key, output in heard.outputs.items():
                 if key in plain.outputs:
-                    found = _moved(plain, moved, key, output.row_shape, members)
+                    found = movement_of(plain, moved, key, output.row_shape, members)
                     evidence.setdefault(key, []).append(found)
             if index:
                 choices = {
@@ -195,7 +138,7 @@ class Rehearsal:
         for key, output in plain.outputs.items():
             rows = self.book.known.get(key)
             if isinstance(rows, Layout) and output.is_seen:
-                evidence = _moved(plain, moved, key, output.row_shape, members)
+                evidence = movement_of(plain, moved, key, output.row_shape, members)
                 if not agrees(rows, output.example_axes, evidence, self.examples):
                     found.append(key)
         return found
@@ -253,7 +196,7 @@ class Rehearsal:
             if key in plain.outputs
             and any(
                 bool((own == INSIDE).any())
-                for own in _moved(plain, stirred, key, plain.outputs[key].row_shape, members).along.values()
+                for own in movement_of(plain, stirred, key, plain.outputs[key].row_shape, members).along.values()
             )
         ]
         if loose:
@@ -274,7 +217,7 @@ class Rehearsal:
     ) -> None:
         """Tell outputs that inputs don't reach, or not clearly, by their gradients, and by the evidence of some."""
         plain = self._backward(still)
-        with_gradient = [key for key, prints in plain.prints.items() if _has_any(prints)]
+        with_gradient = [key for key, prints in plain.prints.items() if has_any(prints)]
         mixed = [plain.heard.outputs[key] for key in lost if key in with_gradient]
         if mixed:
             raise unreadable(mixed)
@@ -374,7 +317,7 @@ class Rehearsal:
             try:
                 observation.differentiate(loss, retain=keeps)
                 for key, prints in observation.of_pass.prints.items():
-                    found.prints[key] = _sum(found.prints.get(key), prints)
+                    found.prints[key] = sum_of(found.prints.get(key), prints)
             finally:
                 observation.of_pass.chosen = observation.of_pass.prints = None
                 nodes.close()
@@ -440,51 +383,3 @@ class Rehearsal:
         )
         recording.of_pass.trusts = False
         return recording
-
-
-@dataclass
-class Backward:
-    """What was seen of a pass with its backward pass.
-
-    Args:
-        heard: Its outputs.
-        prints: Of their gradients.
-        nodes: Of the nodes behind some of them, for each backward pass of the step.
-    """
-
-    heard: Heard
-    prints: dict[Key, Prints]
-    nodes: list[NodePrints]
-
-    def pairs(self, other: Backward) -> Iterator[tuple[Prints, Prints]]:
-        """What came to the same outputs and nodes in another pass."""
-        for key in self.prints.keys() & other.prints.keys():
-            yield self.prints[key], other.prints[key]
-        for own, others in zip(self.nodes, other.nodes, strict=False):
-            for place in own.prints.keys() & others.prints.keys():
-                yield own.prints[place], others.prints[place]
-
-
-def _moved(plain: Observation, moved: Observation, key: Key, shape: Sequence[int], members: Tensor) -> Evidence:
-    """What became of a layer's input and output when some examples' inputs were exchanged."""
-    if key not in moved.values:
-        return contradiction(shape, members)
-    before, after = plain.values[key], moved.values[key]
-    if before[1].shape != tuple(shape) or after[1].shape != tuple(shape):
-        return contradiction(shape, members)
-    found = movement(before[1], after[1], members)
-    if before[0] is not None and after[0] is not None and before[0].shape == after[0].shape == tuple(shape):
-        found = either(found, movement(before[0], after[0], members))
-    return found
-
-
-def _has_any(prints: Prints) -> bool:
-    return any(bool(own.any()) for own in prints.along.values()) or not prints.shape
-
-
-def _sum(first: Prints | None, second: Prints) -> Prints:
-    """Of gradients that several backward passes bring to one output."""
-    if first is None:
-        return second
-    along = {axis: own + second.along[axis] for axis, own in first.along.items()}
-    return Prints(first.shape, along, first.precision)

@@ -27,7 +27,7 @@ from ftrace.gradients import (
 )
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.layouts import Layout
-from ftrace.gradients.rehearsal import sources_of
+from ftrace.gradients.steps import sources_of
 
 BATCH, PLACES, WIDTH = 4, 3, 6
 
