@@ -50,6 +50,7 @@ class Pass:
         prints: While it is set, gradients are not kept, and their prints go here.
         shared: By shared output, each example's own gradient of it, once it is known.
         rounding: The coarsest precision that these were computed in.
+        largest: The largest number that has come by on the way to them.
         open: While it is set, gets those outputs that have a gradient, though nobody has seen whose rows they have.
         unread: While that is set, errors of those outputs among them whose gradient can't be read in this pass.
         before_first: While it is set, is called once when the first gradient arrives.
@@ -66,6 +67,7 @@ class Pass:
         self.prints: dict[Key, Prints] | None = None
         self.shared: dict[Key, Tensor] = {}
         self.rounding = 0.0
+        self.largest: Tensor | None = None
         self.open: set[Key] | None = None
         self.unread: dict[Key, UnreadableError] = {}
         self.before_first: Callable[[], None] | None = None
@@ -204,7 +206,7 @@ class Output:
                     if self._in_backward
                     else "is computed once for all examples, which can't be told apart where it meets them",
                 )
-            elif not _sums_to(own, grad, of_pass.rounding):
+            elif not _sums_to(own, grad, of_pass.rounding, of_pass.largest):
                 self._refuse(grad, "is computed once for all examples, and used where they can't be told apart")
             else:
                 own = own.reshape(len(own), *self.shape) if self.is_flat else own
@@ -286,11 +288,15 @@ class Silent(Output):
         """Keep nothing."""
 
 
-def _sums_to(rows: Tensor, total: Tensor, rounding: float) -> bool:
-    """Whether each example's own gradients add up to that of all."""
-    precision = max(rounding, torch.finfo(total.dtype).eps) ** 0.5
+def _sums_to(rows: Tensor, total: Tensor, rounding: float, largest: Tensor | None) -> bool:
+    """Whether each example's own gradients add up to that of all; some are nothing but the rounding of larger ones."""
+    if not rows.numel():
+        return True
+    precision = max(rounding, torch.finfo(total.dtype).eps)
     summed, total = (tensor.to(accumulation_dtype(tensor)) for tensor in (rows.sum(0), total))
-    allowed = precision * rows.abs().sum(0).amax() if rows.numel() else 0.0
+    allowed = precision**0.5 * rows.abs().sum(0).amax()
+    if largest is not None:
+        allowed = allowed + 10 * len(rows) * precision * largest
     return not bool(((summed - total).abs() > allowed).any())
 
 

@@ -114,6 +114,10 @@ class SharedGradients:
             ]
             found = {place: torch.stack([row[place] for row in rows]) for place in targets}
         for place, own in found.items():
+            if own.numel():
+                largest = own.abs().amax()
+                before = self._pass.largest
+                self._pass.largest = largest if before is None else torch.maximum(before, largest.to(before))
             slot = targets[place]
             self._gathered[slot] = self._gathered[slot] + own if slot in self._gathered else own
             for key in self._keys.get(slot, ()):
