@@ -82,7 +82,6 @@ class RowFinder:
         see_coverage: Callable[[], None] = lambda: None,
     ) -> None:
         self.pl_module = pl_module
-        self.who = who
         self.failures = failures
         self.query_rows = query_rows
         self.see_coverage = see_coverage
