@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python train.py fit --config configs/synth_demo.yaml
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
