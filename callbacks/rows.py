@@ -46,7 +46,6 @@ class RowFinder:
         trainer: The trainer.
         pl_module: The module.
         capture: What listens to training.
-        parameters: Those that scores see, by name.
         id_key: The batch's key of the examples' ids.
         who: Who asks.
         failures: Where checks report; None without checks.
@@ -196,14 +195,25 @@ class RowFinder:
             self.see_coverage()
 
     def read(self, recording: Recording) -> PerExampleGradients:
-        """What a backward pass has brought, example by example."""
+        """What a backward pass has brought, example by example.
+
+        Raises:
+            ValueError: If the step has run other backward passes than when it was rehearsed.
+        """
         gradients = recording.gradients()
         if not self._anew and not self.unreadable.left_out:
             return gradients
-        number = self._backward_passes - 1
-        gradients = gradients.only(set(gradients.parts) - self._anew)
-        if recording is self._announced() and number < len(self._reads):
-            gradients = gradients.with_those_of(self._reads[number], self._anew)
+        if self._reads:  # not of weights that are sharded
+            number = self._backward_passes - 1
+            if number >= len(self._reads):
+                raise ValueError(
+                    f"{self.unreadable.who}: the training step runs backward pass {number + 1} over a batch over which it "
+                    f"ran {len(self._reads)} when it was rehearsed. Let what it does depend on the batch, the random "
+                    "state and the module alone"
+                )
+            gradients = gradients.only(set(gradients.parts) - self._anew)
+            if recording is self._announced():
+                gradients = gradients.with_those_of(self._reads[number], self._anew)
         return gradients.only(self.capture.coverage.covered)
 
     def _rehearse_anew(self, step: int, opened: Collection[Key]) -> None:
