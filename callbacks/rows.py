@@ -207,8 +207,8 @@ class RowFinder:
             number = self._backward_passes - 1
             if number >= len(self._reads):
                 raise ValueError(
-                    f"{self.unreadable.who}: the training step runs backward pass {number + 1} over a batch over which it "
-                    f"ran {len(self._reads)} when it was rehearsed. Let what it does depend on the batch, the random "
+                    f"{self.unreadable.who}: the training step runs backward pass {number + 1} over a batch over which "
+                    f"it ran {len(self._reads)} when it was rehearsed. Let what it does depend on the batch, the random "
                     "state and the module alone"
                 )
             gradients = gradients.only(set(gradients.parts) - self._anew)
