@@ -208,8 +208,8 @@ class RowFinder:
             if number >= len(self._reads):
                 raise ValueError(
                     f"{self.unreadable.who}: the training step runs backward pass {number + 1} over a batch over which "
-                    f"it ran {len(self._reads)} when it was rehearsed. Let what it does depend on the batch, the random "
-                    "state and the module alone"
+                    f"it ran {len(self._reads)} when it was rehearsed. Let what it does depend on the batch, the "
+                    "random state and the module alone"
                 )
             gradients = gradients.only(set(gradients.parts) - self._anew)
             if recording is self._announced():
