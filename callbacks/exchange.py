@@ -37,20 +37,19 @@ class Inputs:
         """The same with some tensors left as they are."""
         return dataclasses.replace(self, axes={place: axis for place, axis in self.axes.items() if place not in places})
 
-    def others(self) -> list[Inputs]:
-        """The same with other axes, where a tensor has several of that length, and without one tensor each."""
-        found = []
+    def turned(self) -> list[Inputs]:
+        """The same with other axes, where a tensor has several of that length."""
         turned = {
             place: next(
                 (a for a in range(axis + 1, len(self.shapes[place])) if self.shapes[place][a] == self.count), axis
             )
             for place, axis in self.axes.items()
         }
-        if turned != self.axes:
-            found.append(dataclasses.replace(self, axes=turned))
-        for place in self.axes if len(self.axes) > 1 else ():
-            found.append(self.without([place]))
-        return found
+        return [dataclasses.replace(self, axes=turned)] if turned != self.axes else []
+
+    def with_fewer(self) -> list[Inputs]:
+        """The same without one tensor each."""
+        return [self.without([place]) for place in self.axes] if len(self.axes) > 1 else []
 
 
 def find_inputs(batch: Any, count: int, ids: Place) -> Inputs:
@@ -80,6 +79,19 @@ def find_inputs(batch: Any, count: int, ids: Place) -> Inputs:
     if set(axes) <= {ids}:
         axes = {}
     return Inputs(count, axes, loose, shapes)
+
+
+def rows_in(batch: Any, count: int) -> dict[Place, Tensor]:
+    """The tensors of a batch that hold examples, with these first, ``[B, ...]``, by place."""
+    found: dict[Place, Tensor] = {}
+
+    def look(place: Place, value: Any) -> Any:
+        if isinstance(value, Tensor) and count in value.shape:
+            found[place] = value.movedim(value.shape.index(count), 0)
+        return value
+
+    _mapped(batch, (), look, count)
+    return found
 
 
 def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stirred: bool = False) -> Any:
@@ -140,7 +152,7 @@ def _mapped(value: Any, place: Place, function: Callable[[Place, Any], Any], cou
     if isinstance(value, str | bytes) or value is None:
         return value
     if isinstance(value, list | tuple):
-        if len(value) == count and not any(_holds(own, count) for own in value):
+        if len(value) == count and (_is_of_examples(value, place) or not any(_holds(own, count) for own in value)):
             return function(place, value)
         several = [_mapped(own, (*place, index), function, count) for index, own in enumerate(value)]
         return type(value)(*several) if hasattr(value, "_fields") else type(value)(several)
@@ -182,6 +194,12 @@ def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
             value[key] = own  # type: ignore[index]
         return items
     return made
+
+
+def _is_of_examples(value: Sequence[Any], place: Place) -> bool:
+    """Whether a list that is as long as the batch holds one thing for each example, and not the batch's tensors."""
+    kinds = ((Tensor, np.ndarray), Mapping)
+    return bool(place) and len(value) > 0 and any(all(isinstance(own, kind) for own in value) for kind in kinds)
 
 
 def _holds(value: Any, count: int) -> bool:

@@ -197,6 +197,7 @@ class GradientIndexWriter(Callback):
             count = len(self._batch_ids)
             self._rows.before_batch(batch, batch_idx, count, groups, trainer.global_step, whole=whole)
             self._recording = self._capture.start(count, whole=whole, groups=groups, book=self._rows.book)
+            self._rows.watch(self._recording)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

@@ -45,6 +45,7 @@ class QuietStep:
         inputs: What the batch holds, of each dataloader's.
         id_key: The batch's key of the examples' ids.
         begins: Random state that the real step begins with.
+        requires_grad: Of parameters, as the real step begins; default: as they are. A step by hand may switch some off.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class QuietStep:
         inputs: Sequence[Inputs],
         id_key: str,
         begins: RandomState,
+        requires_grad: Sequence[tuple[nn.Parameter, bool]] = (),
     ) -> None:
         self.trainer = trainer
         self.pl_module = pl_module
@@ -64,6 +66,7 @@ class QuietStep:
         self.inputs = list(inputs)
         self.id_key = id_key
         self.begins = begins
+        self.requires_grad = requires_grad
 
     def __call__(
         self,
@@ -98,7 +101,7 @@ class QuietStep:
             schedules = [one.scheduler for one in self.trainer.lr_scheduler_configs]
             kept = KeptState(self.pl_module, *self.trainer.optimizers, *schedules, always=True)
             stack.enter_context(kept.in_place())
-            stack.enter_context(_untrained(self.pl_module))
+            stack.enter_context(_untrained(self.pl_module, self.requires_grad))
             stack.enter_context(_unlogged(self.trainer, self.pl_module, on_loss))
             stack.enter_context(redirect_stdout(io.StringIO()))
             stack.enter_context(without_reentrant_checkpointing())
@@ -186,16 +189,18 @@ def _sharded(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _untrained(module: nn.Module) -> Iterator[None]:
-    """Gradients that training has gathered are out of reach."""
+def _untrained(module: nn.Module, requires_grad: Sequence[tuple[nn.Parameter, bool]]) -> Iterator[None]:
+    """Gradients that training has gathered are out of reach, and what needs some is as when the step began."""
     kept = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
     for parameter, _, _ in kept:
         parameter.grad = None
+    for parameter, own in requires_grad:
+        parameter.requires_grad_(own)
     try:
         yield
     finally:
-        for parameter, grad, requires_grad in kept:
-            parameter.requires_grad_(requires_grad)
+        for parameter, grad, own in kept:
+            parameter.requires_grad_(own)
             parameter.grad = grad
 
 

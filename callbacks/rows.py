@@ -6,19 +6,22 @@ run before, one after which a parameter has a gradient for the first time, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 from typing import Any
 from weakref import ref
 
 import torch
 from ftrace.callbacks.exchange import Inputs
 from ftrace.callbacks.processes import any_process, gather_objects, num_processes
+from ftrace.callbacks.row_watch import RowWatch
 from ftrace.callbacks.self_check import Failures, SelfCheckError
 from ftrace.callbacks.step_check import StepCheck
 from ftrace.callbacks.trial_steps import TrialSteps
 from ftrace.callbacks.unreadable import UnreadableParameters
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from ftrace.gradients import (
     Examples,
@@ -32,10 +35,12 @@ from ftrace.gradients import (
     Rows,
     Shared,
     UnreadableError,
+    kind_of_graph,
 )
 
-_CONFIRM_EVERY = 100  # steps, at first: two forward passes are less than one step
 _CHECK_EVERY = 800  # a whole check costs some seven steps
+_EVERY_STEP_UNTIL, _LATER_EVERY = 100, 10  # steps whose graph is held against those before
+_MOST_GRAPHS, _GRAPHS_EVERY = 10, 100  # confirmations where the graph differs: so many, and one more in so many steps
 _MOST_SILENT = 3  # batches that are rehearsed for layers that neither inputs nor gradients reach
 
 
@@ -90,8 +95,10 @@ class RowFinder:
         self.rehearsed_at: list[int] = []
         self._generator = torch.Generator().manual_seed(seed)
         self.step_check = StepCheck(who, failures, self._generator, coarse=coarse)
+        self._watch = RowWatch()
+        self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
         self._is_due = True
-        self._next_confirmation = self._within(_CONFIRM_EVERY)
+        self._next_confirmation = self._within(1)
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Key] = set()
         self._again: set[Key] = set()  # outputs that were seen, and are used in a way that was not
@@ -99,6 +106,12 @@ class RowFinder:
         self._silent_batches = 0
         self._undecided_batches = 0
         self._looks_in_vain = 0
+        self._lost_regular = False
+        self._is_turned = (
+            False  # whether examples are along another axis of the batch's tensors than the first that may be
+        )
+        self._graphs: set[int] = set()
+        self._others_confirmed = 0
         self._some_unknown = False  # to some process, in the pass that is under way
         self._anew: set[str] = set()  # parameters whose gradients a rehearsal of this batch has to tell
         self._backward_passes = 0  # over this batch
@@ -135,18 +148,30 @@ class RowFinder:
         examples = Examples(count, tuple(sizes) if len(sizes) > 1 else ())
         self.trials.begin(batch, batch_idx, examples)
         self._whole = whole
+        self._look_for_moved_rows()
         self._anew, self._backward_passes = set(), 0
         is_due = self._is_due and (examples.total > 1 or not self.rehearsed_at)
         if any(any_process([is_due])):
             self._rehearse(step)
+            self._watch.learn()
         elif self.failures is not None and step >= self._next_check:
             self._next_check = self._within(_CHECK_EVERY, step + step // 2)
-            self._next_confirmation = max(self._next_confirmation, step + _CONFIRM_EVERY)
+            self._next_confirmation = max(self._next_confirmation, 2 * step)
             self._rehearse(step)
-        elif self.failures is not None and step >= self._next_confirmation:
-            self._next_confirmation = self._within(_CONFIRM_EVERY, step + step)
+            self._watch.learn()
+        elif step >= self._next_confirmation:
+            self._next_confirmation = self._within(max(1, step), step)
             self._confirm(step)
         self._reads = []
+
+    def watch(self, recording: Recording) -> None:
+        """Listen to a pass of the training step for rows that it has moved."""
+        self._watch.watch(recording, self.trials.rows, self.book)
+
+    def _look_for_moved_rows(self) -> None:
+        moved = self._watch.moved()
+        if moved:
+            self._report_moved(moved)
 
     def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
         """Rehearse the step if layers have run that were not heard in a rehearsal; then prepare the recording.
@@ -161,12 +186,29 @@ class RowFinder:
         recording.of_pass.open = set()
         # What was seen before is in another shape, or used in another way, and can be looked at again.
         new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
-        any_new, self._some_unknown = any_process([bool(new), bool(recording.unknown())])
+        is_other = self._is_another_graph(starts, step)
+        any_new, self._some_unknown, any_other = any_process([bool(new), bool(recording.unknown()), is_other])
         if any_new:
             self._rehearse_anew(step, new)
+        elif any_other:  # what the step does differs, so rows may be elsewhere
+            self._confirm(step)
+        if any_new or any_other:
             self.capture.resume(recording)
             recording.prepare(starts)
-            self._tried |= set(recording.unknown())
+            self._tried |= set(recording.unknown()) if any_new else set()
+
+    def _is_another_graph(self, starts: Sequence[Node], step: int) -> bool:
+        """Whether autograd's graph is of a kind that has not been confirmed; where it always is, now and then one."""
+        if step >= _EVERY_STEP_UNTIL and step % _LATER_EVERY:
+            return False
+        kind = kind_of_graph(starts)
+        if kind in self._graphs:
+            return False
+        self._graphs.add(kind)
+        if len(self._graphs) == 1 or self._others_confirmed > _MOST_GRAPHS + step // _GRAPHS_EVERY:
+            return False
+        self._others_confirmed += 1
+        return True
 
     def after_backward(self, recordings: Sequence[Recording], step: int) -> None:
         """Look once more at what nobody knows enough of. All processes must call it.
@@ -284,7 +326,9 @@ class RowFinder:
         mix examples look alike, such a trial counts only where the queries tell the same.
         """
         first: UnreadableError | None = None
-        for trial in [inputs, *([one] for one in (inputs[0].others() if len(inputs) == 1 else []))]:
+        self._lost_regular = False
+        others = [[one] for one in inputs[0].turned()] if len(inputs) == 1 else []
+        for trial in chain([inputs, *others], self._with_fewer(inputs)):
             rehearsal = self._rehearsal(trial)
             if rehearsal.examples.total == 1:
                 return rehearsal
@@ -295,6 +339,7 @@ class RowFinder:
                 continue
             if trial is not inputs and not self._queries_agree(rehearsal.book):
                 continue
+            self._is_turned = trial in others
             inputs[:] = trial
             self.book.take(rehearsal.book)
             rehearsal.book = self.book
@@ -328,9 +373,19 @@ class RowFinder:
                 return rehearsal
             except UnreadableError:
                 self._seen |= {key.path for key in rehearsal.book.verified}
+                self._lost_regular = self._lost_regular or rehearsal.lost_regular
                 raise
             except ExchangeError as error:
                 self.trials.fix_what_fails(inputs, error, self._rehearsal)
+
+    def _with_fewer(self, inputs: list[Inputs]) -> Iterator[list[Inputs]]:
+        """Inputs without one tensor each: only where rows are lost that are as many as some rows of a batch are.
+
+        A layer whose rows are the batch's, and move when others' inputs are exchanged, mixes examples, or gets them in
+        an order of the step's own. That stays so if the tensor that shows it is left as it is.
+        """
+        if len(inputs) == 1 and not self._lost_regular:
+            yield from ([one] for one in inputs[0].with_fewer())
 
     def _queries_agree(self, book: LayoutBook) -> bool:
         of_queries = self.query_rows()
@@ -357,6 +412,8 @@ class RowFinder:
 
     def _confirm(self, step: int) -> None:
         inputs = self.trials.inputs()
+        if self._is_turned and len(inputs) == 1:
+            inputs = inputs[0].turned() or inputs
         rehearsal = self._rehearsal(inputs)
         which, moved = int(torch.randint(2**31, (), generator=self._generator)), []
         if rehearsal.examples.total > 1:
@@ -371,12 +428,12 @@ class RowFinder:
             self._report_moved(moved)
 
     def _report_moved(self, keys: Sequence[Any]) -> None:
-        if self.failures is not None:
-            self.failures.report(
-                f"the rows of layer {keys[0].path!r} are not where they were in an earlier batch, so scores of before "
-                "may be of other examples. The step may order them by their length, say, or at random",
-                remedy="Order examples in the loader, whose batches carry their ids along",
-            )
+        self._reports.report(
+            f"the rows of layer {keys[0].path!r} are not where they were in an earlier batch, so scores of before may "
+            "be of other examples. The step may order them by their length, say, or in one way or another by turns",
+            remedy="Order examples in the loader, whose batches carry their ids along, or within the forward of a "
+            "module that puts them back",
+        )
 
     # What can't be read
 
@@ -438,7 +495,12 @@ class RowFinder:
         }
 
     def say_what_was_never_checked(self) -> None:
-        """When training ends: name what nobody could look at."""
+        """When training ends: name what nobody could look at.
+
+        Raises:
+            SelfCheckError: When strict, if the last steps have moved rows.
+        """
+        self._look_for_moved_rows()
         if self.rehearsed_at:
             self.step_check.say_what_was_never_checked(self.capture.coverage.covered)
 

@@ -281,9 +281,11 @@ class TracedRun:
 
     def _start_recording(self) -> Recording:
         whole = self.scoring.keeps_examples_whole
-        return self.listening.training.start(
+        recording = self.listening.training.start(
             len(self._batch_ids), whole=whole, groups=self._batch_sizes, book=self.rows.book
         )
+        self.rows.watch(recording)
+        return recording
 
     def before_backward(self, loss: Tensor) -> None:
         """A backward pass is about to begin."""

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ftrace.callbacks.batches import batches_in
-from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline
+from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline, rows_in
 from ftrace.callbacks.quiet_step import QuietStep
 from ftrace.callbacks.random_state import RandomState
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 
 from ftrace.gradients import Examples, ExchangeError, GradientCapture, Key, LayoutBook, Rehearsal
 
@@ -37,6 +38,7 @@ class TrialSteps:
         self.passes: Counter[str] = Counter()
         self._fixed: set[tuple[int, Place]] = set()  # inputs that can't be exchanged, by dataloader
         self._now: tuple[Any, int, Examples, RandomState] | None = None
+        self._requires_grad: list[tuple[nn.Parameter, bool]] = []
 
     def begin(self, batch: Any, batch_idx: int, examples: Examples) -> None:
         """Another batch is next.
@@ -47,6 +49,7 @@ class TrialSteps:
             examples: In it.
         """
         self._now = outline(batch), batch_idx, examples, RandomState()
+        self._requires_grad = [(parameter, parameter.requires_grad) for parameter in self.pl_module.parameters()]
 
     def rehearsal(
         self, inputs: Sequence[Inputs], capture: GradientCapture, book: LayoutBook, again: Collection[Key]
@@ -60,7 +63,15 @@ class TrialSteps:
         """The step in which these inputs are exchanged."""
         assert self._now is not None
         batch, batch_idx, _, begins = self._now
-        return QuietStep(self.trainer, self.pl_module, batch, batch_idx, inputs, self.id_key, begins)
+        return QuietStep(
+            self.trainer, self.pl_module, batch, batch_idx, inputs, self.id_key, begins, self._requires_grad
+        )
+
+    def rows(self) -> dict[Place, Tensor]:
+        """The batch's tensors that hold examples, these first, by place."""
+        assert self._now is not None
+        batch, _, examples, _ = self._now
+        return rows_in(batch, examples.total)
 
     def inputs(self) -> list[Inputs]:
         """What can be exchanged, by dataloader.
@@ -83,7 +94,7 @@ class TrialSteps:
                     f'{self.who}: the batch has {inputs.count} ids under "{self.id_key}", and nothing else in it has '
                     f"an axis of {inputs.count}, so nobody can tell whose rows are whose: found {shapes}. Give an id "
                     "for each row that the loader yields: one for a row into which several texts are packed, and as "
-                    "many as rows otherwise"
+                    "many as rows otherwise. Rows of one example, such as a pair, may have the same id"
                 )
         return found
 

@@ -120,7 +120,7 @@ def used_elsewhere(names: Sequence[str], covered: Mapping[str, nn.Parameter]) ->
         problem = f"{hooked[0]!r} has a hook of yours that changes its gradient"
     else:
         problem = (
-            f"{names[0]!r} is used outside of the modules that it is read off, such as in a penalty in the training "
-            "step (use weight_decay)"
+            "the training step uses parameters outside of the modules that they are read off, such as in a penalty on "
+            "weights (use weight_decay)"
         )
     return UnreadableError(problem, names)

@@ -4,6 +4,7 @@ from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
+from ftrace.gradients.graph import kind_of_graph
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest, parameters_option
@@ -78,6 +79,7 @@ __all__ = [
     "inner_products_and_square_norms",
     "inner_products_by_token",
     "is_compiled",
+    "kind_of_graph",
     "layer_of",
     "learning_rate",
     "leave_out",

@@ -36,6 +36,20 @@ def find_consumers(starts: Iterable[Node]) -> Consumers:
     return consumers
 
 
+def kind_of_graph(starts: Iterable[Node]) -> int:
+    """A number for the operations that a graph is made of, in order: the same for graphs of one kind."""
+    names: list[str] = []
+    seen: set[Node] = set()
+    waiting = list(starts)
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            names.append(node.name())
+            waiting += [source for source, _ in node.next_functions if source is not None]
+    return hash(tuple(names))
+
+
 def slot_of(edge: GradientEdge) -> Slot:
     """Where a gradient edge leads to."""
     return edge.node, edge.output_nr

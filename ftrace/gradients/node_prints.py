@@ -83,14 +83,14 @@ class NodePrints:
         """Whether any gradient has come to a shared output."""
         return any(
             (number, output) in self.prints
-            for number in self._first[key]
+            for number in self._first.get(key, ())
             for output in range(len(self._shapes[number]))
         )
 
     def behind(self, key: Key) -> set[int]:
         """All nodes that a shared output is come upon at, or behind."""
         seen: set[int] = set()
-        waiting = list(self._first[key])
+        waiting = list(self._first.get(key, ()))
         while waiting:
             number = waiting.pop()
             if number not in seen:
@@ -115,7 +115,7 @@ class NodePrints:
         axes: dict[int, tuple[int, ...]] = {}
         slices: list[tuple[int, ...]] = []
         seen: set[int] = set()
-        waiting = [self._first[key]]
+        waiting = [self._first.get(key, [])]
         while waiting:
             for number in waiting.pop(0):
                 if number in seen:

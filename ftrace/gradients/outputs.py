@@ -53,6 +53,7 @@ class Pass:
         largest: The largest number that has come by on the way to them.
         open: While it is set, gets those outputs that have a gradient, though nobody has seen whose rows they have.
         unread: While that is set, errors of those outputs among them whose gradient can't be read in this pass.
+        arrived: While it is set, is called with what each layer is given first.
         before_first: While it is set, is called once when the first gradient arrives.
         trusts: Whether gradients are cut off by rows that nobody has seen, too.
         backward_passes: Ids of autograd's that have come by.
@@ -70,6 +71,7 @@ class Pass:
         self.largest: Tensor | None = None
         self.open: set[Key] | None = None
         self.unread: dict[Key, UnreadableError] = {}
+        self.arrived: Callable[[Key, Tensor], None] | None = None
         self.before_first: Callable[[], None] | None = None
         self.trusts = True
         self.backward_passes: set[int] = set()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Layer
@@ -100,6 +101,8 @@ class Recording:
         """
         assert isinstance(layer.rule, Rule)
         key = self._next_key(layer)
+        if self.of_pass.arrived is not None:
+            self.of_pass.arrived(key, inputs)
         if self.projection is None:
             use = Use(layer, layer.rule, inputs, output, key, self.of_pass)
         else:
@@ -113,6 +116,9 @@ class Recording:
         key = self._next_key(layer)
         if not any(tensor.requires_grad for tensor in tensors):
             return
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self.of_pass.arrived is not None and given:
+            self.of_pass.arrived(key, given[0])
         replay = Replay(layer.module, args, kwargs, output, began)
         outputs = []
         for number, tensor in enumerate(tensors):

@@ -32,7 +32,7 @@ from ftrace.gradients.evidence import (
 )
 from ftrace.gradients.finding import compared, learn_ways, member_sets, unreadable, write_choices
 from ftrace.gradients.layout_book import Key, LayoutBook
-from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.layouts import Examples, Layout, candidates
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.observation import Observation
 from ftrace.gradients.outputs import Output
@@ -63,6 +63,7 @@ class Rehearsal:
         reads: What was read of each backward pass of the step.
         undecided: Outputs that have a gradient, which changes with no example's inputs.
         has_moved: Whether anything changes with examples' inputs.
+        lost_regular: Whether an output that could have a layout, in all passes the same, has none.
     """
 
     capture: GradientCapture
@@ -78,6 +79,7 @@ class Rehearsal:
     reads: list[PerExampleGradients] = field(default_factory=list)
     undecided: list[Output] = field(default_factory=list)
     has_moved: bool = False
+    lost_regular: bool = False
     _plain: dict[bool, Observation] = field(default_factory=dict)
 
     # Whose rows are whose
@@ -89,6 +91,7 @@ class Rehearsal:
             UnreadableError: If that can't be told of layers that have a gradient.
             ExchangeError: If the step fails with other inputs than its own.
         """
+        irregular: set[Key] = set()  # rows as many as the inputs of a batch have
         evidence: dict[Key, list[Evidence]] = {}
         choices: dict[Key, Choice] = {}
         heard = self._observed(False)
@@ -97,6 +100,8 @@ class Rehearsal:
             moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
             for key, output in heard.outputs.items():
                 if key in plain.outputs:
+                    if key not in moved.values or moved.values[key][1].shape != plain.values[key][1].shape:
+                        irregular.add(key)
                     found = movement_of(plain, moved, key, output.row_shape, members)
                     evidence.setdefault(key, []).append(found)
             if index:
@@ -107,6 +112,13 @@ class Rehearsal:
                 if not any(choice.others for choice in choices.values()):
                     break
         self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
+        self.lost_regular = any(
+            choices[key].known
+            and choices[key].layout is None
+            and key not in irregular
+            and any(candidates(heard.outputs[key].example_axes, self.examples))
+            for key in choices
+        )
         self.has_moved = any(choice.known for choice in choices.values())
         lost = write_choices(heard.heard, choices)
         unseen = {key for key, output in heard.outputs.items() if key in self.again or not output.is_seen}
@@ -137,6 +149,9 @@ class Rehearsal:
         found = []
         for key, output in plain.outputs.items():
             rows = self.book.known.get(key)
+            has_moved = moved.values.get(key)
+            if has_moved is None or has_moved[1].shape != plain.values[key][1].shape:
+                continue  # as where texts are padded to the longest
             if isinstance(rows, Layout) and output.is_seen:
                 evidence = movement_of(plain, moved, key, output.row_shape, members)
                 if not agrees(rows, output.example_axes, evidence, self.examples):

@@ -547,7 +547,7 @@ REFUSED = {
     ),
     "complex": (Run(spectral), "holds complex numbers", leave_out),
     "complex, as pairs": (Run(spectral), "holds complex numbers", as_pairs),
-    "tied": (Run(tied), "is used outside of the modules", leave_out),
+    "tied": (Run(tied), "outside of the modules", leave_out),
     "tied, with globs": (
         Run(tied, online={"parameters": ("*", "!net.2.bias")}),
         r'parameters=\("\*", "!net\.2\.bias", "!net\.0\.weight"\)',
@@ -687,7 +687,7 @@ INDEX_REFUSED = {
     "a layer mixes": (lambda: Own(mean_loss, net=Centred()), "can't be told apart", ("*",)),
     "gradient hooks": (hooked, "has a hook of yours", ("*",)),
     "the module's own": (of_the_module, "is used for 4 examples.*such as a penalty", ("*",)),
-    "the default parameters": (tied, "is used outside of the modules", None),
+    "the default parameters": (tied, "outside of the modules", None),
     "two rates": (
         lambda: Own(
             mean_loss,
