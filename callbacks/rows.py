@@ -38,6 +38,8 @@ from ftrace.gradients import (
     kind_of_graph,
 )
 
+_CONFIRM_OFTEN_UNTIL = 5  # so at steps 1, 3 and 7: two forward passes are less than one step
+_CONFIRM_EVERY = 100  # steps, at first
 _CHECK_EVERY = 800  # a whole check costs some seven steps
 _EVERY_STEP_UNTIL, _LATER_EVERY = 100, 10  # steps whose graph is held against those before
 _MOST_GRAPHS, _GRAPHS_EVERY = 10, 100  # confirmations where the graph differs: so many, and one more in so many steps
@@ -98,7 +100,7 @@ class RowFinder:
         self._watch = RowWatch()
         self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
         self._is_due = True
-        self._next_confirmation = self._within(1)
+        self._next_confirmation = 1
         self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Key] = set()
         self._again: set[Key] = set()  # outputs that were seen, and are used in a way that was not
@@ -156,11 +158,12 @@ class RowFinder:
             self._watch.learn()
         elif self.failures is not None and step >= self._next_check:
             self._next_check = self._within(_CHECK_EVERY, step + step // 2)
-            self._next_confirmation = max(self._next_confirmation, 2 * step)
+            self._next_confirmation = max(self._next_confirmation, step + _CONFIRM_EVERY)
             self._rehearse(step)
             self._watch.learn()
         elif step >= self._next_confirmation:
-            self._next_confirmation = self._within(max(1, step), step)
+            is_early = step < _CONFIRM_OFTEN_UNTIL
+            self._next_confirmation = 2 * step + 1 if is_early else self._within(_CONFIRM_EVERY, step + step // 2)
             self._confirm(step)
         self._reads = []
 
