@@ -95,8 +95,8 @@ class RowFinder:
         self.unreadable = UnreadableParameters(capture, who, strict=strict, or_else=or_else)
         self.trials = TrialSteps(trainer, pl_module, id_key, who)
         self.rehearsed_at: list[int] = []
-        self._generator = torch.Generator().manual_seed(seed)
-        self.step_check = StepCheck(who, failures, self._generator, coarse=coarse)
+        self._generator = torch.Generator().manual_seed(seed)  # draws the same on all processes
+        self.step_check = StepCheck(who, failures, torch.Generator().manual_seed(seed), coarse=coarse)
         self._watch = RowWatch()
         self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
         self._is_due = True
