@@ -109,9 +109,7 @@ class RowFinder:
         self._undecided_batches = 0
         self._looks_in_vain = 0
         self._lost_regular = False
-        self._is_turned = (
-            False  # whether examples are along another axis of the batch's tensors than the first that may be
-        )
+        self._is_turned = False  # whether examples are along a later axis than the first that may be theirs
         self._graphs: set[int] = set()
         self._others_confirmed = 0
         self._some_unknown = False  # to some process, in the pass that is under way
@@ -195,10 +193,12 @@ class RowFinder:
             self._rehearse_anew(step, new)
         elif any_other:  # what the step does differs, so rows may be elsewhere
             self._confirm(step)
-        if any_new or any_other:
-            self.capture.resume(recording)
-            recording.prepare(starts)
-            self._tried |= set(recording.unknown()) if any_new else set()
+        else:
+            return
+        self.capture.resume(recording)
+        recording.prepare(starts)
+        if any_new:
+            self._tried |= set(recording.unknown())
 
     def _is_another_graph(self, starts: Sequence[Node], step: int) -> bool:
         """Whether autograd's graph is of a kind that has not been confirmed; where it always is, now and then one."""

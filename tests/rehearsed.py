@@ -1,4 +1,4 @@
-"""A training step for rehearsals, as the tests of the engine have it: no Lightning, and a batch of plain tensors."""
+"""A training step for rehearsals, as the tests of the engine have it: no Lightning, and plain, seeded tensors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ftrace.gradients.steps import OnLoss
 
 Batch = dict[str, Tensor]
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = torch.randn_like(parameter, dtype=torch.float64)
+    return module
+
+
+def random(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @dataclass

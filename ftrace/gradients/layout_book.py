@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -126,12 +126,6 @@ class LayoutBook:
         made = LayoutBook(assumes=self.assumes)
         made.take(self)
         return made
-
-    def forget(self, keys: Iterable[Key]) -> None:
-        """Know nothing of some outputs any more."""
-        for key in keys:
-            self.known.pop(key, None)
-            self.verified.discard(key)
 
     def take(self, other: LayoutBook) -> None:
         """Know from here on what another book knows."""

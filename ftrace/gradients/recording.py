@@ -285,12 +285,6 @@ class Recording:
             return []
         return [*self.heard.unknown(), *(() if self._shared is None else self._shared.unknown)]
 
-    def unreadable(self) -> list[Key]:
-        """Once :meth:`prepare` was called: outputs of which a gradient could not be read, should one come."""
-        unknown = self.unknown()
-        ways = () if self._shared is None else self._shared.unknown
-        return [key for key in unknown if key in ways or self.outputs[key].rows is None]
-
     def _learn(self, losses: Tensor, unheard: dict[str, nn.Parameter]) -> None:
         """Find out whose rows are whose, where that is not known yet and there are gradients to tell by."""
         self.of_pass.open = set()

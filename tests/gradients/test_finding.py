@@ -7,6 +7,7 @@ from collections.abc import Callable
 import oracle
 import pytest
 import torch
+from rehearsed import random, randomised
 from torch import Tensor, nn
 
 from ftrace.gradients import Examples, GradientCapture, LayoutBook
@@ -15,17 +16,6 @@ from ftrace.gradients.layouts import Layout
 
 BATCH, WIDTH = 4, 5
 Losses = Callable[[], Tensor]
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data = torch.randn_like(parameter, dtype=torch.float64)
-    return module
-
-
-def random(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def hold(module: nn.Module, losses: Losses, count: int = BATCH, capture: GradientCapture | None = None) -> LayoutBook:

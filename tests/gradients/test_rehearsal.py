@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import oracle
 import pytest
 import torch
-from rehearsed import Batch, Step
+from rehearsed import Batch, Step, random, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,17 +30,6 @@ from ftrace.gradients.layouts import Layout
 from ftrace.gradients.steps import sources_of
 
 BATCH, PLACES, WIDTH = 4, 3, 6
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data = torch.randn_like(parameter, dtype=torch.float64)
-    return module
-
-
-def random(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def hold(

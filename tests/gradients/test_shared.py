@@ -7,6 +7,7 @@ from collections.abc import Callable
 import oracle
 import pytest
 import torch
+from rehearsed import random, randomised
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,17 +15,6 @@ from ftrace.gradients import GradientCapture, LayoutBook, Shared, UnreadableErro
 from ftrace.gradients.layout_book import Key
 
 BATCH, PLACES, WIDTH = 4, 3, 6
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data = torch.randn_like(parameter, dtype=torch.float64)
-    return module
-
-
-def random(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def hold(
