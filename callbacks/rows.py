@@ -290,7 +290,8 @@ class RowFinder:
         inputs = self.trials.inputs()
         try:
             while (problem := self._try(inputs, step)) is not None:
-                changed = self._yield_to(problem) or changed
+                self._yield_to(problem)
+                changed = True
         except (ValueError, SelfCheckError):
             self.unreadable.require_nothing_left_out()  # which may be why
             raise
@@ -440,7 +441,7 @@ class RowFinder:
 
     # What can't be read
 
-    def _yield_to(self, problem: UnreadableError) -> bool:
+    def _yield_to(self, problem: UnreadableError) -> None:
         """Read parameters off modules further out, or leave them out.
 
         Raises:
@@ -448,7 +449,6 @@ class RowFinder:
         """
         seen = self._seen | {key.path for key in self.book.verified}
         self.step_check.forget(self.unreadable.yield_to(problem, seen))
-        return True
 
     def yield_to_queries(self, problem: UnreadableError, listens: GradientCapture) -> bool:
         """Read what queries use elsewhere off modules further out, or leave it out.
@@ -470,13 +470,13 @@ class RowFinder:
             listens.leave_out(problem.names, problem.problem)
             return False
         self._is_due = True
-        changed = self._yield_to(problem)
+        self._yield_to(problem)
         self.unreadable.require_nothing_left_out()
         if listens is not self.capture:
             widened = self.unreadable.widened
             listens.widen([name for name in scored if name in widened])
             listens.leave_out([name for name in problem.names if name not in widened], problem.problem)
-        return changed
+        return True
 
     # What was found
 
