@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
+from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.cli import TraceSettings, trace_run
 from ftrace.runs import WORKING_DIRECTORY
 

@@ -23,9 +23,9 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from ftrace.callbacks import OnlineTracIn
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ftrace.callbacks import OnlineTracIn
 from ftrace.data import FtraceSynth, SynthSettings
 from ftrace.models import FactLM
 from ftrace.scores import Ledger, ScoreStore

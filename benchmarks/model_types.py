@@ -33,16 +33,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import ftrace.callbacks
 import lightning.pytorch as pl
 import torch
 import transformers
-from ftrace.callbacks import OnlineTracIn
 from small_models import build, family, random_batch, token_losses, type_names, why_not_built
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import ftrace
+import ftrace.callbacks
+from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
 
 STEPS = 2

@@ -36,7 +36,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, Whitening
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +44,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, Whitening
 from ftrace.data import WithExampleIds
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from lightning.pytorch import LightningModule, Trainer
+
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.processes import num_processes
 from ftrace.callbacks.training_loop import clip_factor, clips_by_itself, keeps_gradients, loss_scale, scales_inside
-from lightning.pytorch import LightningModule, Trainer
 
 
 class Clipping:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-from ftrace.callbacks.processes import sum_over_processes
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from ftrace.callbacks.processes import sum_over_processes
 from ftrace.gradients import Coverage, leave_out
 
 

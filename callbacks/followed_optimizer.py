@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from ftrace.callbacks.contributions import Contribution, Share, Shares
-from ftrace.callbacks.processes import whole, whole_state
-from ftrace.callbacks.training_loop import keeps_gradients
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ftrace.callbacks.contributions import Contribution, Share, Shares
+from ftrace.callbacks.processes import whole, whole_state
+from ftrace.callbacks.training_loop import keeps_gradients
 from ftrace.gradients import (
     BeforeStep,
     Dense,

@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
 from ftrace.callbacks.batches import batch_ids, batch_sizes
 from ftrace.callbacks.checkpoint_snapshots import save_snapshot
 from ftrace.callbacks.clipping import Clipping
@@ -33,13 +40,6 @@ from ftrace.callbacks.training_loop import (
     scales_inside,
     warn_of_missing_rates,
 )
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
-from typing_extensions import override
-
 from ftrace.gradients import Entries, GradientCapture, Recording, leave_out, parameters_option
 from ftrace.index import (
     FeatureSettings,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from ftrace.callbacks.processes import sum_over_processes
-from ftrace.callbacks.self_check import Failures, rounding_of
-from ftrace.callbacks.training_loop import refuse_unsupported_loop
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+from ftrace.callbacks.processes import sum_over_processes
+from ftrace.callbacks.self_check import Failures, rounding_of
+from ftrace.callbacks.training_loop import refuse_unsupported_loop
 from ftrace.index import GradientFeatures
 
 

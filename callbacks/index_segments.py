@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ftrace.callbacks.processes import process_rank
 
+from ftrace.callbacks.processes import process_rank
 from ftrace.gradients import Preconditioner
 from ftrace.index import (
     IndexSettings,

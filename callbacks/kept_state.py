@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from ftrace.callbacks.kept_objects import keep, reachable, stand_in_for_iterators
 from ftrace.callbacks.processes import local
-from torch import Tensor, nn
 
 
 class KeptState:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ftrace.callbacks.followed_optimizer import FollowedOptimizer
-from ftrace.callbacks.processes import sum_over_processes, whole
-from ftrace.callbacks.query_pass import Refresh
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from ftrace.callbacks.followed_optimizer import FollowedOptimizer
+from ftrace.callbacks.processes import sum_over_processes, whole
+from ftrace.callbacks.query_pass import Refresh
 from ftrace.gradients import ParameterStep, Projection, flat_rows
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from ftrace.callbacks.training_loop import is_compiled_anywhere
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ftrace.callbacks.training_loop import is_compiled_anywhere
 from ftrace.gradients import GradientCapture, Projection
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
 from ftrace.callbacks.processes import gather_objects, gather_rows, num_processes, process_rank
 from ftrace.callbacks.traced_run import TracedRun
-
 from ftrace.gradients import full_name
 from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ftrace.callbacks.contributions import Contribution, Moment, book, multiply, padded, weighted
 from torch import Tensor
 
+from ftrace.callbacks.contributions import Contribution, Moment, book, multiply, padded, weighted
 from ftrace.gradients import Dense, ParameterStep, PerExampleGradients, QueryGradients, flat_rows
 from ftrace.scores import ScoreAccumulator
 

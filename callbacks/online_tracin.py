@@ -11,6 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
 from ftrace.callbacks.batches import batch_ids, batch_sizes
 from ftrace.callbacks.listening import Listening, without_autocast
 from ftrace.callbacks.manifest import manifest_of, write_store
@@ -23,13 +30,6 @@ from ftrace.callbacks.self_check import SelfCheckError
 from ftrace.callbacks.traced_run import TracedRun
 from ftrace.callbacks.training_loop import refuse_unsupported_loop, warn_of_missing_rates
 from ftrace.callbacks.whitened import Whitening
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
-from typing_extensions import override
-
 from ftrace.gradients import Projection, unsupported_step
 from ftrace.scores import Candidates, ScoreStore, check_replaceable, stable_id
 

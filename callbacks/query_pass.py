@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ftrace.callbacks.batches import batch_ids, load_queries
-from ftrace.callbacks.exchange import copied
-from ftrace.callbacks.query_losses import QueryLosses
-from ftrace.callbacks.random_state import RandomState
-from ftrace.callbacks.training_loop import evaluation_mode, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from ftrace.callbacks.batches import batch_ids, load_queries
+from ftrace.callbacks.exchange import copied
+from ftrace.callbacks.query_losses import QueryLosses
+from ftrace.callbacks.random_state import RandomState
+from ftrace.callbacks.training_loop import evaluation_mode, without_reentrant_checkpointing
 from ftrace.gradients import GradientCapture, PerExampleGradients
 
 Learned = Callable[[LightningModule, Any], Tensor]

@@ -10,13 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ftrace.callbacks.batches import batches_in
-from ftrace.callbacks.exchange import Inputs, exchanged
-from ftrace.callbacks.kept_state import KeptState
-from ftrace.callbacks.processes import gather_objects
-from ftrace.callbacks.random_state import RandomState
-from ftrace.callbacks.self_check import SelfCheckError
-from ftrace.callbacks.training_loop import loss_scale, without_reentrant_checkpointing
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -25,6 +18,13 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ftrace.callbacks.batches import batches_in
+from ftrace.callbacks.exchange import Inputs, exchanged
+from ftrace.callbacks.kept_state import KeptState
+from ftrace.callbacks.processes import gather_objects
+from ftrace.callbacks.random_state import RandomState
+from ftrace.callbacks.self_check import SelfCheckError
+from ftrace.callbacks.training_loop import loss_scale, without_reentrant_checkpointing
 from ftrace.gradients import ExchangeError, UnreadableError
 
 OnLoss = Callable[[Tensor, bool], None]

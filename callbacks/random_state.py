@@ -6,8 +6,9 @@ import random
 
 import numpy as np
 import torch
-from ftrace.callbacks.kept_objects import random_generators
 from torch import nn
+
+from ftrace.callbacks.kept_objects import random_generators
 
 
 class RandomState:

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from ftrace.callbacks.momentum import MomentumRing
 from ftrace.callbacks.processes import gather_objects, num_processes, process_rank
 from ftrace.callbacks.score_state import read_state, write_state
 from ftrace.callbacks.scoring import Scoring
 from ftrace.callbacks.traced_run import TracedRun
-from lightning.pytorch.utilities import rank_zero_warn
-
 from ftrace.scores import Candidates
 
 VERSION = 2

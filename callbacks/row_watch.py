@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from ftrace.callbacks.exchange import Place
 from torch import Tensor
 
+from ftrace.callbacks.exchange import Place
 from ftrace.gradients import Examples, Key, LayoutBook, Recording, Shared
 
 _MOST_NUMBERS = 2**24  # of an input that is looked at

@@ -12,6 +12,10 @@ from typing import Any
 from weakref import ref
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
 from ftrace.callbacks.exchange import Inputs
 from ftrace.callbacks.processes import any_process, gather_objects, num_processes
 from ftrace.callbacks.row_watch import RowWatch
@@ -19,10 +23,6 @@ from ftrace.callbacks.self_check import Failures, SelfCheckError
 from ftrace.callbacks.step_check import StepCheck
 from ftrace.callbacks.trial_steps import TrialSteps
 from ftrace.callbacks.unreadable import UnreadableParameters
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
-from torch.autograd.graph import Node
-
 from ftrace.gradients import (
     Examples,
     ExchangeError,

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from ftrace.callbacks.contributions import Contribution, Moment, Share, StepTaken
 from ftrace.callbacks.momentum import HeldStep
 from ftrace.callbacks.query_pass import Refresh
-from torch import Tensor
-
 from ftrace.gradients import Dense, Elementwise, Lookup, Outer, ParameterStep, PerExampleGradients, RankOne
 from ftrace.scores import Sum
 

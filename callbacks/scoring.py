@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
 from ftrace.callbacks.contributions import (
     Contribution,
     Moment,
@@ -28,8 +30,6 @@ from ftrace.callbacks.contributions import (
 from ftrace.callbacks.momentum import HeldStep, MomentumRing
 from ftrace.callbacks.scoring_rules import OF_THE_STEP, ScoringRules
 from ftrace.callbacks.whitened import WhitenedProducts
-from torch import Tensor
-
 from ftrace.gradients import (
     ParameterStep,
     PerExampleGradients,

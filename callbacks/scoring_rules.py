@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ftrace.callbacks.whitened import Whitening
-
 from ftrace.gradients import Projection
 
 KINDS = ("dot", "update", "cosine", "whitened", "learning")

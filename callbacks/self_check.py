@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ftrace.callbacks.contributions import Contribution
-from ftrace.callbacks.processes import num_processes, sum_over_processes, whole
 from torch import Tensor, nn
 
+from ftrace.callbacks.contributions import Contribution
+from ftrace.callbacks.processes import num_processes, sum_over_processes, whole
 from ftrace.gradients import PerExampleGradients, Projection, QueryGradients, UnreadableError, flat_rows, leave_out
 
 # Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.

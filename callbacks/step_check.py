@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-from ftrace.callbacks.self_check import Failures, compare_gradients
-from ftrace.callbacks.unreadable import used_elsewhere
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from ftrace.callbacks.self_check import Failures, compare_gradients
+from ftrace.callbacks.unreadable import used_elsewhere
 from ftrace.gradients import PerExampleGradients, Projection, Rehearsal
 
 

@@ -15,6 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
 from ftrace.callbacks.clipping import Clipping
 from ftrace.callbacks.contributions import StepTaken
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
@@ -34,10 +38,6 @@ from ftrace.callbacks.training_loop import (
     loss_scale,
     zeroes_gradients_itself,
 )
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
-
 from ftrace.gradients import (
     LayoutBook,
     PerExampleGradients,

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
 from ftrace.callbacks.covered_parameters import CoveredParameters
 from ftrace.callbacks.followed_optimizer import FollowedOptimizer
 from ftrace.callbacks.listening import Listening
 from ftrace.callbacks.scoring_rules import ScoringRules
 from ftrace.callbacks.self_check import Conservation, Failures
 from ftrace.callbacks.training_loop import is_compiled_anywhere, refuse_batch_statistics
-from lightning.pytorch import LightningModule, Trainer
-from torch import nn
-from torch.optim import Optimizer
-
 from ftrace.gradients import Preconditioner
 
 

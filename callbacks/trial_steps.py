@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
 from ftrace.callbacks.batches import batches_in
 from ftrace.callbacks.exchange import Inputs, Place, find_inputs, outline, rows_in
 from ftrace.callbacks.quiet_step import QuietStep
 from ftrace.callbacks.random_state import RandomState
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
-
 from ftrace.gradients import Examples, ExchangeError, GradientCapture, Key, LayoutBook, Rehearsal
 
 

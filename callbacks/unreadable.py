@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from ftrace.callbacks.processes import gather_objects
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from ftrace.callbacks.processes import gather_objects
 from ftrace.gradients import GradientCapture, Recording, UnreadableError, leave_out
 
 

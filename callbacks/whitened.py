@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from ftrace.callbacks.processes import sum_over_processes
 from torch import Tensor
 
+from ftrace.callbacks.processes import sum_over_processes
 from ftrace.gradients import (
     PerExampleGradients,
     Preconditioner,

@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import oracle
 import torch
 import yaml
-from ftrace.callbacks import CheckpointSnapshots
 from torch import Tensor
 
 from ftrace.attribution import Task
+from ftrace.callbacks import CheckpointSnapshots
 from ftrace.data import FtraceSynth, SynthSettings
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 

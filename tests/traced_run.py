@@ -8,10 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from made_run import SYNTH, save
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
+from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.data import FtraceSynth, SynthSettings, train_word_tokenizer
 from ftrace.models import FactLM, find_snapshots
 

@@ -8,11 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from ftrace.callbacks import CheckpointSnapshots
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ftrace.attribution import snapshot_preconditioners
+from ftrace.callbacks import CheckpointSnapshots
 from ftrace.gradients import preconditioners_from_optimizer
 
 OPTIMIZERS: dict[str, Any] = {

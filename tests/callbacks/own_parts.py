@@ -9,10 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from ftrace.callbacks import OnlineTracIn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
 
 RATE = 0.1

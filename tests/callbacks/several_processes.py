@@ -18,10 +18,11 @@ import conftest  # noqa: F401
 import lightning.pytorch as pl
 import replay
 import torch
-from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, Whitening
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
+
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, Whitening
 
 torch.set_num_threads(1)
 EXAMPLES = 11

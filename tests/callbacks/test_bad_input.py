@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import replay
 import torch
-from ftrace.callbacks import OnlineTracIn
 from lightning.pytorch.strategies import Strategy
 from test_kinds import OPTIMIZERS, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
 
 ASKED = replay.rows(3, "query_id", seed=1)

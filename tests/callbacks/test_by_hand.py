@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import replay
 import torch
-from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from test_kinds import OPTIMIZERS, trainer
 from test_loops import ASKED, EXAMPLES, AddQueries, Frozen, Unfreeze, fit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from ftrace.scores import ScoreStore
 
 KINDS = {"scores": ("dot", "update", "cosine")}

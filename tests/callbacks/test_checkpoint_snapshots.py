@@ -10,12 +10,12 @@ import lightning.pytorch as pl
 import pytest
 import tiny
 import torch
-from ftrace.callbacks import CheckpointSnapshots
-from ftrace.callbacks.checkpoint_snapshots import log_spaced_steps
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import CheckpointSnapshots
+from ftrace.callbacks.checkpoint_snapshots import log_spaced_steps
 from ftrace.models import find_snapshots, load_snapshot
 
 

@@ -12,12 +12,12 @@ import pytest
 import replay
 import tiny
 import torch
-from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from safetensors.torch import load_file
 from test_online_tracin import Module, fit, queries, rows, weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from ftrace.gradients import GradientCapture, Projection
 from ftrace.index import (
     GradientIndex,

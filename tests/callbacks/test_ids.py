@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import replay
 import torch
-from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, batches
-from ftrace.callbacks.batches import batch_ids
 from test_kinds import OPTIMIZERS, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, batches
+from ftrace.callbacks.batches import batch_ids
 from ftrace.data import WithExampleIds
 from ftrace.scores import ScoreStore, stable_id
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import replay
 import torch
-from ftrace.callbacks import OnlineTracIn
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

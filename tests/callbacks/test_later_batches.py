@@ -9,10 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from ftrace.callbacks import OnlineTracIn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
 
 BATCH, PLACES, WIDTH, BATCHES, RATE = 4, 4, 6, 8, 0.1

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import replay
 import torch
-from ftrace.callbacks import OnlineTracIn
-from ftrace.callbacks.scoring import Scoring
 from lightning.pytorch.loggers import CSVLogger
 from test_kinds import OPTIMIZERS, trainer
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
+from ftrace.callbacks import OnlineTracIn
+from ftrace.callbacks.scoring import Scoring
 from ftrace.scores import ScoreStore
 
 ASKED = replay.rows(3, "query_id", seed=1)

@@ -20,12 +20,12 @@ import own_parts
 import pytest
 import torch
 import torchmetrics
-from ftrace.callbacks import CheckpointSnapshots, GradientIndexWriter, OnlineTracIn
 from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from ftrace.callbacks import CheckpointSnapshots, GradientIndexWriter, OnlineTracIn
 from ftrace.scores import ScoreStore
 
 LENGTH = 3

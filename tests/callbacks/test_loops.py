@@ -14,12 +14,12 @@ import pytest
 import replay
 import tiny
 import torch
-from ftrace.callbacks import OnlineTracIn
 from lightning.pytorch.plugins.precision import MixedPrecision
 from test_kinds import OPTIMIZERS, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
 
 ASKED = replay.rows(3, "query_id", seed=1)

@@ -9,12 +9,13 @@ from typing import Any
 import own_parts
 import pytest
 import torch
-from ftrace.callbacks import GradientIndexWriter, SelfCheckError
 from oracle import relative_error
 from own_parts import WIDTH, Own, by_hand, found, mlp, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+
+from ftrace.callbacks import GradientIndexWriter, SelfCheckError
 
 Step = Callable[[Any, Any], Tensor]
 

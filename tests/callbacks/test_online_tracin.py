@@ -14,10 +14,10 @@ import oracle
 import pytest
 import tiny
 import torch
-from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from ftrace.gradients import Projection
 from ftrace.scores import ScoreStore
 

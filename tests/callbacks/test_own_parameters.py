@@ -9,11 +9,11 @@ from typing import Any
 import own_parts
 import pytest
 import torch
-from ftrace.callbacks import GradientIndexWriter
 from own_parts import Own, batches, by_hand, found, loader, mlp, traced, trainer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ftrace.callbacks import GradientIndexWriter
 from ftrace.gradients import GradientCapture
 
 CLASSES, WIDTH = own_parts.CLASSES, own_parts.WIDTH

@@ -12,13 +12,13 @@ import numpy as np
 import own_parts
 import pytest
 import torch
-from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from ftrace.data import WithExampleIds
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore

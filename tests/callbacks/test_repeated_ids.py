@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import replay
 import torch
-from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
-from ftrace.callbacks.repeated_ids import _SortedIds
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -32,6 +30,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
+from ftrace.callbacks.repeated_ids import _SortedIds
 from ftrace.data import WithExampleIds
 from ftrace.scores import ScoreStore
 

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import own_parts
 import pytest
 import torch
-from ftrace.callbacks import GradientIndexWriter, SelfCheckError
 from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, by_hand, losses, mean_loss, mlp, share
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ftrace.callbacks import GradientIndexWriter, SelfCheckError
 from ftrace.gradients import Dense, PerExampleGradients, project
 from ftrace.index import GradientIndex
 

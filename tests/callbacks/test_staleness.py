@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from ftrace.callbacks.staleness import mean_rank_correlation
 from torchmetrics.functional import spearman_corrcoef
+
+from ftrace.callbacks.staleness import mean_rank_correlation
 
 
 def test_it_is_the_mean_over_queries_of_spearmans() -> None:

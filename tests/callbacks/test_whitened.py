@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import replay
 import torch
-from ftrace.callbacks import OnlineTracIn, Whitening
-from ftrace.callbacks.whitened import WhitenedProducts
 from test_kinds import OPTIMIZERS, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ftrace.callbacks import OnlineTracIn, Whitening
+from ftrace.callbacks.whitened import WhitenedProducts
 from ftrace.gradients import Dense, Elementwise, PerExampleGradients, Projection
 from ftrace.scores import ScoreStore
 

@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from ftrace.callbacks import OnlineTracIn
 from torch import Tensor
 
+from ftrace.callbacks import OnlineTracIn
 from ftrace.data import FtraceSynth, SynthSettings, make_collator, train_word_tokenizer
 from ftrace.models import FactLM
 from ftrace.scores import ScoreStore
