@@ -3,7 +3,7 @@
 from ftrace.callbacks.checkpoint_snapshots import CheckpointSnapshots
 from ftrace.callbacks.gradient_index_writer import GradientIndexWriter
 from ftrace.callbacks.online_tracin import OnlineTracIn
-from ftrace.callbacks.self_check import SelfCheckError
-from ftrace.callbacks.whitened import Whitening
+from ftrace.online.checks.self_check import SelfCheckError
+from ftrace.online.scoring.whitened import Whitening
 
 __all__ = ["CheckpointSnapshots", "GradientIndexWriter", "OnlineTracIn", "SelfCheckError", "Whitening"]

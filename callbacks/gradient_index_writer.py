@@ -22,24 +22,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from ftrace.callbacks.batches import batch_ids, batch_sizes
 from ftrace.callbacks.checkpoint_snapshots import save_snapshot
-from ftrace.callbacks.clipping import Clipping
-from ftrace.callbacks.followed_optimizer import FollowedOptimizer
-from ftrace.callbacks.index_checks import IndexChecks, refuse_loop_without_index
-from ftrace.callbacks.index_segments import SegmentWriter, drop_rows_from
-from ftrace.callbacks.processes import gather_objects, num_processes, process_rank
-from ftrace.callbacks.repeated_ids import RepeatedIds
-from ftrace.callbacks.rows import RowFinder
-from ftrace.callbacks.segment_schedule import SegmentSchedule
-from ftrace.callbacks.self_check import Failures
-from ftrace.callbacks.training_loop import (
-    is_compiled_anywhere,
-    loss_scale,
-    refuse_batch_statistics,
-    scales_inside,
-    warn_of_missing_rates,
-)
 from ftrace.gradients import Entries, GradientCapture, Recording, leave_out, parameters_option
 from ftrace.index import (
     FeatureSettings,
@@ -52,6 +35,23 @@ from ftrace.index import (
     correction_of,
     read_preconditioners,
     snapshot_fingerprint,
+)
+from ftrace.online.batches import batch_ids, batch_sizes
+from ftrace.online.checks.index_checks import IndexChecks, refuse_loop_without_index
+from ftrace.online.checks.self_check import Failures
+from ftrace.online.index_writing.segment_schedule import SegmentSchedule
+from ftrace.online.index_writing.segments import SegmentWriter, drop_rows_from
+from ftrace.online.optimizers.clipping import Clipping
+from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
+from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.rehearsal.row_finder import RowFinder
+from ftrace.online.repeated_ids import RepeatedIds
+from ftrace.online.training_loop import (
+    is_compiled_anywhere,
+    loss_scale,
+    refuse_batch_statistics,
+    scales_inside,
+    warn_of_missing_rates,
 )
 
 WHO = "GradientIndexWriter"

@@ -18,19 +18,19 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ftrace.callbacks.batches import batch_ids, batch_sizes
-from ftrace.callbacks.listening import Listening, without_autocast
-from ftrace.callbacks.manifest import manifest_of, write_store
-from ftrace.callbacks.query_losses import find_query_learned, find_query_losses
-from ftrace.callbacks.query_pass import QueryPass
-from ftrace.callbacks.repeated_ids import RepeatedIds
-from ftrace.callbacks.resume import RunState
-from ftrace.callbacks.scoring_rules import KINDS, ScoringRules
-from ftrace.callbacks.self_check import SelfCheckError
-from ftrace.callbacks.traced_run import TracedRun
-from ftrace.callbacks.training_loop import refuse_unsupported_loop, warn_of_missing_rates
-from ftrace.callbacks.whitened import Whitening
 from ftrace.gradients import Projection, unsupported_step
+from ftrace.online.batches import batch_ids, batch_sizes
+from ftrace.online.checks.self_check import SelfCheckError
+from ftrace.online.hooks import Listening, without_autocast
+from ftrace.online.manifest import manifest_of, write_store
+from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
+from ftrace.online.queries.query_pass import QueryPass
+from ftrace.online.repeated_ids import RepeatedIds
+from ftrace.online.resume import RunState
+from ftrace.online.scoring.rules import KINDS, ScoringRules
+from ftrace.online.scoring.whitened import Whitening
+from ftrace.online.traced_run import TracedRun
+from ftrace.online.training_loop import refuse_unsupported_loop, warn_of_missing_rates
 from ftrace.scores import Candidates, ScoreStore, check_replaceable, stable_id
 
 BREAKDOWNS = ("layer", "epoch", "learned")

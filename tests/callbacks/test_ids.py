@@ -14,9 +14,10 @@ import torch
 from test_kinds import OPTIMIZERS, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, batches
-from ftrace.callbacks.batches import batch_ids
+from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from ftrace.data import WithExampleIds
+from ftrace.online import batches
+from ftrace.online.batches import batch_ids
 from ftrace.scores import ScoreStore, stable_id
 
 BEYOND = 2**63

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from ftrace.callbacks import OnlineTracIn
-from ftrace.callbacks.scoring import Scoring
+from ftrace.online.scoring.scoring import Scoring
 from ftrace.scores import ScoreStore
 
 ASKED = replay.rows(3, "query_id", seed=1)

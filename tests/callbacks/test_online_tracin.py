@@ -285,7 +285,7 @@ def test_the_manifest_says_how_the_scores_came_about(tmp_path: Path) -> None:
     assert manifest["complete"] is True
     assert (manifest["first_step"], manifest["steps"], manifest["refresh_every_n_steps"]) == (0, 4, 3)
     assert [one["class"] for one in manifest["optimizers"]] == ["torch.optim.sgd.SGD"]
-    assert manifest["query_losses"] == "ftrace.callbacks.query_losses.huggingface_losses"
+    assert manifest["query_losses"] == "ftrace.online.queries.query_losses.huggingface_losses"
     assert manifest["self_check"] == {"failures": []}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
-from ftrace.callbacks.query_losses import find_query_losses, huggingface_losses, module_example_losses
+from ftrace.online.queries.query_losses import find_query_losses, huggingface_losses, module_example_losses
 
 VIRTUAL = 3
 

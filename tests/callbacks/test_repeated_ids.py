@@ -31,8 +31,8 @@ from torch.utils.data import (
 )
 
 from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
-from ftrace.callbacks.repeated_ids import _SortedIds
 from ftrace.data import WithExampleIds
+from ftrace.online.repeated_ids import _SortedIds
 from ftrace.scores import ScoreStore
 
 ASKED = replay.rows(2, "query_id", seed=1)

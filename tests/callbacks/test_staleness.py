@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.functional import spearman_corrcoef
 
-from ftrace.callbacks.staleness import mean_rank_correlation
+from ftrace.online.scoring.staleness import mean_rank_correlation
 
 
 def test_it_is_the_mean_over_queries_of_spearmans() -> None:

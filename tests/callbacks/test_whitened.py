@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ftrace.callbacks import OnlineTracIn, Whitening
-from ftrace.callbacks.whitened import WhitenedProducts
 from ftrace.gradients import Dense, Elementwise, PerExampleGradients, Projection
+from ftrace.online.scoring.whitened import WhitenedProducts
 from ftrace.scores import ScoreStore
 
 SIDE = 3

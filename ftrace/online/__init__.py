@@ -1,0 +1,1 @@
+"""A traced run in any training loop: contributions, scores, ledger, checks, resuming. Knows nothing of Lightning."""

@@ -1,0 +1,1 @@
+"""A gradient index that is written while a model trains."""

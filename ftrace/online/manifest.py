@@ -1,0 +1,155 @@
+"""What a store says about how its scores came about, and how the store comes about where several processes train."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftrace.gradients import full_name
+from ftrace.online.processes import gather_objects, gather_rows, num_processes, process_rank
+from ftrace.online.traced_run import TracedRun
+from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
+
+
+def manifest_of(callback: Any, run: TracedRun, *, complete: bool) -> dict[str, Any]:
+    """The facts, as JSON holds them."""
+    trainer, losses = run.trainer, run.queries.losses
+    facts: dict[str, Any] = {
+        "method": "online TracIn",
+        "run_id": run.run_id,
+        "complete": complete,
+        "first_step": run.first_step,
+        "steps": sum(one.steps_taken for one in run.parameters.followed) - len(run.steps_left_out),
+        "steps_left_out": run.steps_left_out,
+        "steps_skipped": run.steps_skipped,
+        "refresh_every_n_steps": run.refresh_every_n_steps,
+        "refreshes": run.refreshes,
+        "refreshes_failed": run.refreshes_failed,
+        "projection_side": None if callback.projection is None else callback.projection.side,
+        "integration": callback.integration,
+        "momentum": callback.momentum if "update" in callback.scores else None,
+        "whitening": asdict(callback.whitening) if run.rules.whitens else None,
+        "candidates": _candidates(callback),
+        "query_first_steps": {str(query): step for query, step in run.query_first_steps.items()},
+        "staleness": {str(refresh): value for refresh, value in run.staleness.measured.items()},
+        "optimizers": [one.facts() for one in run.parameters.followed],
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "precision": str(trainer.precision),
+        "strategy": type(trainer.strategy).__name__,
+        "processes": num_processes(),
+        "module": full_name(run.pl_module),
+        "hyperparameters": _jsonable(dict(run.pl_module.hparams)),
+        "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
+        "self_check": None if run.failures is None else {"failures": run.failures.found},
+        "rows": run.rows.facts(),
+        "seed": callback.seed,
+        "parameters": list(callback.parameters),
+        "unfrozen": {str(step): names for step, names in run.unfrozen.items()},
+        "coverage": run.listening.training.coverage.as_json(),
+        "versions": {name: version(name) for name in ("ftrace", "torch", "lightning")}
+        | {"python": platform.python_version()},
+    }
+    if run.ledger is not None:
+        ledger = run.ledger.ledger(run.queries.ids.numpy())
+        summary = ledger.summary()
+        worst = float(ledger.imbalance().max(initial=0.0)) if ledger.has_accounts else None
+        facts["ledger"] = {
+            "summary": str(summary),
+            "fall": summary.fall,
+            "shares": dict(summary.shares),
+            "worst_imbalance": worst,
+            "balanced": None if worst is None else worst <= _tolerance(run),
+        }
+    return facts
+
+
+def _tolerance(run: TracedRun) -> float:
+    """Accounts of a change of weights that is rounded to their precision."""
+    if run.sums.dtype == torch.float64:
+        return 1e-6
+    return 1e-2 if run.trainer.precision == "32-true" else 0.1
+
+
+def _candidates(callback: Any) -> str | int:
+    given = callback.candidates
+    if given is None:
+        return "all"
+    return "of each query" if isinstance(given, Mapping) else len(given)
+
+
+def write_store(
+    output_dir: Path, run: TracedRun, facts: Mapping[str, Any], names: Mapping[int, str], *, alone: bool
+) -> ScoreStore | None:
+    """Reduce scores by example id and write one store, by process 0.
+
+    Args:
+        output_dir: Where.
+        run: Whose.
+        facts: For its manifest.
+        names: Names of examples' ids.
+        alone: Whether other processes may be gone: then process 0 writes what it has itself.
+
+    Returns:
+        The store, on process 0.
+    """
+    sums, all_names = run.sums, dict(names) | run.queries.names
+    if num_processes() > 1 and not alone:
+        for others in gather_objects(dict(names)):
+            all_names |= others
+        reduced = _reduced(sums)
+        if reduced is None:
+            return None
+        sums = reduced
+    elif process_rank() > 0:
+        return None
+    ids, arrays = sums.arrays()
+    offsets = None
+    if sums.is_ragged:
+        assert isinstance(sums.candidates, Mapping)
+        counts = [len(sums.candidates[query]) for query in sums.query_ids]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    query_ids = np.array(sums.query_ids, dtype=np.int64)
+    ledger = None if run.ledger is None else run.ledger.ledger(query_ids)
+    return ScoreStore.write(
+        output_dir, ids, query_ids, arrays, {**facts, "processes_in_store": 1 if alone else num_processes()},
+        candidate_offsets=offsets, ledger=ledger, names=all_names,
+    )  # fmt: skip
+
+
+def _reduced(sums: ScoreAccumulator) -> ScoreAccumulator | None:
+    """All processes' sums by example id, on process 0; one matrix after another, so that memory stays bounded."""
+    ids, arrays = sums.arrays()
+    keys = sorted({key for found in gather_objects(list(arrays)) for key in found}, key=lambda key: tuple(key))
+    all_ids = gather_rows(torch.from_numpy(ids))
+    total = None
+    if all_ids is not None:
+        total = ScoreAccumulator((), sums.query_ids, sums.dtype, sums.candidates)
+    for key in keys:
+        empty = np.zeros((len(ids),) if sums.is_ragged else (len(ids), len(sums.query_ids)))
+        values = torch.from_numpy(np.ascontiguousarray(arrays.get(Sum(*key), empty))).to(sums.dtype)
+        found = gather_rows(values)
+        if total is None or found is None or all_ids is None:
+            continue
+        for of_process, own_ids in zip(found, all_ids, strict=True):
+            total.add_state({"ids": own_ids, "sums": [[*key, of_process]]})
+    return total
+
+
+def _jsonable(value: Any) -> Any:
+    """Hyperparameters as JSON holds them; anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)

@@ -1,0 +1,208 @@
+"""One optimizer of the run: the contributions that its gradients hold at the moment, and the steps that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftrace.gradients import (
+    BeforeStep,
+    Dense,
+    Elementwise,
+    ParameterStep,
+    PerExampleGradients,
+    Preconditioner,
+    Projection,
+    after_step,
+    before_step,
+    buffer_of,
+    full_name,
+    layer_of,
+    learning_rate,
+    of_touched,
+    preconditioner_from_state,
+    rank_one,
+    scales_elements,
+    touched_elements,
+    unsupported_step,
+)
+from ftrace.online.processes import whole, whole_state
+from ftrace.online.scoring.contributions import Contribution, Share, Shares
+from ftrace.online.training_loop import keeps_gradients
+
+
+class FollowedOptimizer:
+    """What one optimizer does.
+
+    Args:
+        index: Which of the trainer's optimizers.
+        optimizer: The optimizer.
+        names: Names of all the module's parameters by their id.
+        covered: Names of those whose contributions are read.
+        by_layer: Whether scores are broken down by layer.
+
+    Attributes:
+        window: What its gradients are the sum of.
+        is_stepping: Whether a step was begun and has not been taken yet.
+        is_open: Whether its gradients hold contributions that no step has used yet.
+        norm_before_step: Norm of its gradients right before the step, where it is noted.
+        norm_of_backward: Norm of its gradients after the last backward pass, loss scale taken out, where it is noted.
+    """
+
+    def __init__(
+        self, index: int, optimizer: Optimizer, names: Mapping[int, str], covered: Collection[str], *, by_layer: bool
+    ) -> None:
+        self.index = index
+        self.optimizer = optimizer
+        self.covered = frozenset(covered)
+        self.by_layer = by_layer
+        self._names = names
+        self.window: list[Contribution] = []
+        self.norm_of_backward: float | None = None
+        self.norm_before_step: float | None = None
+        self.is_stepping = False
+        self.is_open = False
+        self.steps_taken = 0
+        self._noted: dict[str, BeforeStep] = {}
+        self._copies: dict[str, Tensor] = {}
+        self.rates: list[float] = []
+        self.problem = unsupported_step(optimizer)
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether its steps multiply gradients with more than a number for each parameter."""
+        return self.problem is None and scales_elements(self.optimizer)
+
+    def parameters(self, *, covered: bool = False) -> list[tuple[int, str, nn.Parameter]]:
+        """Its parameters, with the index of their group and their name."""
+        return [
+            (index, self._names[id(p)], p)
+            for index, group in enumerate(self.optimizer.param_groups)
+            for p in group["params"]
+            if id(p) in self._names and (not covered or self._names[id(p)] in self.covered)
+        ]
+
+    def shares(self) -> Shares:
+        """Its covered parameters, together where the coming step treats them alike."""
+        found: dict[Share, list[str]] = {}
+        for group, name, parameter in self.parameters(covered=True):
+            if parameter.requires_grad:
+                state = self.optimizer.state.get(parameter, {})
+                progress = float(state.get("step", state.get("momentum_buffer") is not None))
+                found.setdefault(Share(group, progress, layer_of(name) if self.by_layer else ""), []).append(name)
+        return found
+
+    def gradient_norm(self) -> float:
+        """Norm of its gradients, over all its parameters."""
+        return float(whole(torch.nn.utils.get_total_norm(self._gradients())))
+
+    def has_gradients(self) -> bool:
+        """Whether any of its gradients is not zero."""
+        return any(bool(whole(grad).any()) for grad in self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        """Of all its parameters; of sparse ones, the rows that are there."""
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+
+    def note_before_step(self, *, steps: bool) -> None:
+        """Right before the step: what it is about to change.
+
+        Args:
+            steps: Whether :meth:`steps` is going to be asked for.
+        """
+        self.is_stepping = True
+        self.rates = [learning_rate(group) for group in self.optimizer.param_groups]
+        self._noted, self._copies = {}, {}
+        if not steps:
+            return
+        keeps = keeps_gradients(self.optimizer)
+        for group, name, p in self.parameters():
+            if p.grad is not None:
+                self._noted[name] = before_step(self.optimizer, self.optimizer.param_groups[group], p)
+                if not keeps:
+                    self._copies[name] = whole(p.grad).clone()
+
+    def gradients_given(self, clip: float) -> dict[str, Tensor]:
+        """Once the step is done: the gradients that it was made of, after clipping, by name.
+
+        Args:
+            clip: What has been clipped of them since they were noted.
+        """
+        if self._copies:
+            return {name: clip * grad for name, grad in self._copies.items()}
+        return {n: whole(p.grad).detach() for _, n, p in self.parameters() if p.grad is not None and n in self._noted}
+
+    def steps(self, given: Mapping[str, Tensor]) -> dict[str, ParameterStep]:
+        """Once the step is done: what it did with each covered parameter."""
+        return {
+            name: after_step(
+                self.optimizer,
+                self.optimizer.param_groups[group],
+                name,
+                p,
+                given.get(name),
+                self._noted[name],
+                whole_state(self.optimizer.state.get(p, {})),
+            )
+            for group, name, p in self.parameters(covered=True)
+            if name in self._noted
+        }
+
+    def as_contribution(self, given: Mapping[str, Tensor], projection: Projection, clip: float) -> Contribution:
+        """The gradients that a step was made of, as if they were one example's, projected like the examples'.
+
+        Args:
+            given: As :meth:`gradients_given` gives them.
+            projection: What to project with.
+            clip: kappa, which is in them already.
+        """
+        shares = {s: [n for n in names if n in given] for s, names in self.shares().items()}
+        names = [name for of_share in shares.values() for name in of_share]
+        values = {name: projection.project(name, given[name][None]) for name in names}
+        shapes = {name: value.shape[1:] for name, value in values.items()}
+        gradients = PerExampleGradients({name: [Dense(value)] for name, value in values.items()}, shapes, 1)
+        return Contribution(torch.zeros(1, dtype=torch.int64), 1 / clip, shares, gradients=gradients)
+
+    def buffer_of(self, parameter: nn.Parameter) -> Tensor | None:
+        """The momentum that the optimizer keeps of a parameter, in one piece."""
+        found = buffer_of(self.optimizer.state.get(parameter, {}))
+        return None if found is None else whole(found)
+
+    def preconditioners(self, *, elementwise: bool) -> dict[str, Preconditioner]:
+        """One over the root of its second moments, of the covered parameters that have any.
+
+        Args:
+            elementwise: Keep those of matrices as they are, instead of the closest outer product.
+        """
+        if not self.is_elementwise:
+            return {}
+        found: dict[str, Preconditioner] = {}
+        kind = full_name(self.optimizer)
+        for group, name, p in self.parameters(covered=True):
+            state, settings = whole_state(self.optimizer.state.get(p, {})), self.optimizer.param_groups[group]
+            if "step" not in state:
+                continue
+            factor = preconditioner_from_state(name, kind, settings, state, p.shape, p.dtype)
+            factor = of_touched(factor, touched_elements(kind, settings, state))
+            if isinstance(factor, Elementwise) and p.ndim > 1 and not elementwise:
+                factor, _ = rank_one(factor)
+            found[name] = factor
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        settings = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+        return {
+            "class": full_name(self.optimizer),
+            "steps": self.steps_taken,
+            "parameters": sum(p.numel() for _, _, p in self.parameters()),
+            "groups": [
+                {key: group[key] for key in settings if key in group and not isinstance(group[key], Tensor)}
+                for group in self.optimizer.param_groups
+            ],
+        }

@@ -1,0 +1,1 @@
+"""The queries: their losses and their gradients."""

@@ -1,0 +1,234 @@
+"""The queries' own passes: their losses and gradients at the weights of the moment, without disturbing training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from ftrace.gradients import GradientCapture, PerExampleGradients
+from ftrace.online.batches import batch_ids, load_queries
+from ftrace.online.queries.query_losses import QueryLosses
+from ftrace.online.rehearsal.exchange import copied
+from ftrace.online.restore.random_state import RandomState
+from ftrace.online.training_loop import evaluation_mode, without_reentrant_checkpointing
+
+Learned = Callable[[LightningModule, Any], Tensor]
+Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """The queries at one point of training.
+
+    Args:
+        step: The optimizer step that is next.
+        gradients: Of all queries.
+        losses: ``[Q]`` float64, in nats.
+        learned: ``[Q]`` bool: whether each is answered right; None where nobody can tell.
+        uncovered: Gradients for trained parameters that scores don't see, where the ledger wants them.
+    """
+
+    step: int
+    gradients: PerExampleGradients
+    losses: Tensor
+    learned: Tensor | None
+    uncovered: dict[str, Tensor]
+
+
+class NotFiniteError(ValueError):
+    """A query's loss is NaN or infinite."""
+
+
+class QueryPass:
+    """Runs the queries through the model.
+
+    Args:
+        source: A DataLoader, a Dataset, or None: the datamodule's ``query_dataloader()``.
+        losses: One loss per query.
+        learned: Whether each query is answered right; None where nobody can tell.
+        id_key: The batches' key of the queries' ids.
+        trainer: The trainer.
+
+    Attributes:
+        ids: ``[Q]``.
+        names: Names of the ids that were made from names.
+
+    Raises:
+        ValueError: If there is no query, or an id comes twice.
+    """
+
+    def __init__(
+        self, source: Any, losses: QueryLosses, learned: Learned | None, id_key: str, trainer: Trainer
+    ) -> None:
+        self.losses = losses
+        self.learned = learned
+        self.id_key = id_key
+        self.names: dict[int, str] = {}
+        self.ids = torch.zeros(0, dtype=torch.int64)
+        self.batches: list[Any] = []
+        self.add(source, trainer)
+
+    def add(self, source: Any, trainer: Trainer) -> Tensor:
+        """More queries. If all of them are known, as in a resumed run that was given them at once, nothing happens.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            ValueError: As the class.
+        """
+        batches = load_queries(source, trainer)
+        new = torch.cat([batch_ids(batch, self.id_key, "query_id_key", self.names).cpu() for batch in batches])
+        if set(new.tolist()) <= set(self.ids.tolist()):
+            return new[:0]
+        ids = torch.cat([self.ids, new])
+        values, counts = ids.unique(return_counts=True)
+        if len(values) < len(ids):
+            raise ValueError(
+                f'queries: expected each "{self.id_key}" once, found some several times: '
+                f"{values[counts > 1][:5].tolist()}. Give each query an id of its own"
+            )
+        self.batches += batches
+        self.ids = ids
+        return new
+
+    def ids_of(self, batch: Any) -> Tensor:
+        """Ids of one batch."""
+        return batch_ids(batch, self.id_key, "query_id_key", self.names)
+
+    @contextmanager
+    def undisturbed(self, trainer: Trainer, pl_module: LightningModule, capture: GradientCapture) -> Iterator[None]:
+        """Eval mode, training's precision, random state put back, and nobody else listening."""
+        with (
+            isolate_rng(),
+            evaluation_mode(pl_module),
+            without_reentrant_checkpointing(),
+            trainer.precision_plugin.forward_context(),
+            torch.enable_grad(),
+            capture.exclusively(),
+        ):
+            yield
+
+    def run(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        capture: GradientCapture,
+        step: int,
+        uncovered: dict[str, torch.nn.Parameter],
+        compare: Compare | None = None,
+        *,
+        whole: bool = False,
+    ) -> Refresh:
+        """Losses and gradients of all queries.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            capture: What listens.
+            step: The optimizer step that is next.
+            whole: Keep gradients whole although the capture projects them.
+            uncovered: Parameters beside the covered ones whose gradients are wanted, too, by plain autograd.
+            compare: Gets losses that nothing listened to, gradients and ids of the first batch.
+
+        Raises:
+            ValueError: If the losses are not one finite number a query.
+        """
+        parts: list[PerExampleGradients] = []
+        losses: list[Tensor] = []
+        learned: list[Tensor] = []
+        dense: dict[str, list[Tensor]] = {name: [] for name in uncovered}
+        with self.undisturbed(trainer, pl_module, capture):
+            for batch in self.batches:  # kept for the next refresh, so that losses get copies, to do with as they like
+                query_ids = self.ids_of(batch)
+                looks_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
+                begins = RandomState(pl_module) if looks_again else None
+                with capture.recording(len(query_ids), whole=whole) as recording:
+                    of_batch = self.losses(pl_module, copied(batch))
+                    self._require_losses(of_batch, query_ids)
+                    recording.backward(of_batch)
+                losses.append(of_batch.detach().double().cpu())
+                parts.append(recording.gradients())
+                if compare is not None and len(parts) == 1:
+                    _put_back(begins)
+                    compare(self.losses(pl_module, copied(batch)), parts[0], query_ids)
+                if uncovered:
+                    _put_back(begins)
+                    _add_rows(dense, self.losses(pl_module, copied(batch)), uncovered)
+                if self.learned is not None:
+                    _put_back(begins)
+                    with torch.no_grad():
+                        learned.append(self.learned(pl_module, copied(batch)).bool().cpu())
+        return Refresh(
+            step,
+            PerExampleGradients.stack(parts),
+            torch.cat(losses),
+            torch.cat(learned) if learned else None,
+            {name: torch.cat(rows) for name, rows in dense.items()},
+        )
+
+    def _require_losses(self, losses: Tensor, query_ids: Tensor) -> None:
+        expected = (len(query_ids),)
+        if not isinstance(losses, Tensor) or losses.shape != expected:
+            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            mean = " It looks like a mean over the batch: take reduction='none'." if found == () else ""
+            raise ValueError(
+                f"query_losses: expected one loss per query, a tensor of shape {expected}, found {found}.{mean}"
+            )
+        if not losses.requires_grad:
+            raise ValueError(
+                "query_losses: expected losses that can be differentiated, found some without a gradient. Don't detach "
+                "them, and don't compute them under torch.no_grad"
+            )
+        bad = query_ids[~losses.detach().isfinite().to(query_ids.device)]
+        if len(bad):
+            raise NotFiniteError(
+                f"query_losses: expected finite numbers, found NaN or infinity for the queries {bad[:5].tolist()}. "
+                "Either their labels are all masked, or the weights are no numbers any more"
+            )
+
+
+def _put_back(begins: RandomState | None) -> None:
+    """Losses that draw random numbers, such as for dropout that is left on, draw the same ones again."""
+    assert begins is not None
+    begins.put_back()
+
+
+def _add_rows(dense: dict[str, list[Tensor]], losses: Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
+    """One query after another by plain autograd: slow, for the few parameters that nothing else can read."""
+    for loss in losses:
+        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        for (name, parameter), grad in zip(parameters.items(), found, strict=True):
+            grad = torch.zeros_like(parameter) if grad is None else grad.to_dense()
+            dense[name].append(grad.detach().unsqueeze(0))
+
+
+def require_shared_parameters(heard: Collection[str], asked: Collection[str], *, strict: bool) -> None:
+    """What is trained must be something that queries depend on.
+
+    Args:
+        heard: Parameters that the first batch gave a gradient.
+        asked: Those that queries' losses depend on.
+        strict: Whether it is an error, and not a warning, if they have nothing in common.
+
+    Raises:
+        ValueError: If so.
+    """
+    if not set(heard).isdisjoint(asked):
+        return
+    message = (
+        "OnlineTracIn: the queries' losses share no parameter with the training loss, so all scores would be 0. "
+        f"Training changes {sorted(heard)[:3]}, ...; the queries depend on "
+        f"{sorted(asked)[:3] or 'no covered parameter'}"
+    )
+    if strict:
+        raise ValueError(f"{message}. Look at query_losses and parameters=(...)")
+    rank_zero_warn(message)

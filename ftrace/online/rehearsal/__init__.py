@@ -1,0 +1,1 @@
+"""Whose rows are whose: found by running the training step with some examples' inputs exchanged."""

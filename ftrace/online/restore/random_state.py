@@ -1,0 +1,34 @@
+"""All random state that training draws from."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from ftrace.online.restore.kept_objects import random_generators
+
+
+class RandomState:
+    """Random state as it was at one moment.
+
+    Args:
+        module: Whose own generators count, too.
+    """
+
+    def __init__(self, module: nn.Module | None = None) -> None:
+        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._generators = [] if module is None else random_generators(module)
+
+    def put_back(self) -> None:
+        """Draw from here on what was drawn from there on."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        for put_back in self._generators:
+            put_back()

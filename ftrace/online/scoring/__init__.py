@@ -1,0 +1,1 @@
+"""From contributions and query gradients to scores."""

@@ -1,0 +1,58 @@
+"""How much scores would differ if the queries had been differentiated anew at each step: measured now and then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
+
+from ftrace.gradients import PerExampleGradients, QueryGradients, inner_products
+
+if TYPE_CHECKING:
+    from ftrace.online.scoring.scoring import Scoring
+
+
+class Staleness:
+    """Rank correlation of a batch's products with stale and with fresh query gradients.
+
+    Args:
+        every: At every so many refreshes; 0: never.
+
+    Attributes:
+        measured: By refresh: the mean over queries of Spearman's correlation over the batch's examples.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.measured: dict[int, float] = {}
+        self._stale: QueryGradients | None = None
+        self._refresh = 0
+
+    def before_refresh(self, queries: QueryGradients | None, refreshes: int) -> bool:
+        """Keep the query gradients that are about to be replaced, if it is time.
+
+        Returns:
+            Whether they are kept.
+        """
+        if not self.every or queries is None or refreshes % self.every:
+            return False
+        self._stale, self._refresh = queries, refreshes
+        return True
+
+    def after_backward(self, gradients: PerExampleGradients, scoring: Scoring) -> None:
+        """With the first batch after the refresh: compare."""
+        if self._stale is None or scoring.queries is None or len(gradients) < 2:
+            return
+        stale, self._stale = self._stale, None
+        names = list(gradients.parts)
+        old = inner_products(gradients, stale, names)
+        new = inner_products(gradients, scoring.queries, names)[:, : len(stale)]
+        self.measured[self._refresh] = mean_rank_correlation(old, new)
+
+
+def mean_rank_correlation(first_BQ: Tensor, second_BQ: Tensor) -> float:
+    """Spearman's correlation over examples, averaged over queries whose products are all finite; NaN without any."""
+    found = spearman_corrcoef(first_BQ.float(), second_BQ.float()).reshape(-1)
+    is_known = (first_BQ.isfinite() & second_BQ.isfinite()).all(0)  # torchmetrics ranks NaN above everything
+    return float(found[is_known].nanmean())

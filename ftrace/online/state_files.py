@@ -1,0 +1,126 @@
+"""State of a run that can be killed: files beside the user's checkpoints, never in them.
+
+The checkpoint holds names and hashes; each process's part is a file of its own, named by step and content, written
+under a temporary name first. All in it is numbers, text, lists and tensors, so it loads with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrace.gradients import Dense, Elementwise, Lookup, Outer, ParameterStep, PerExampleGradients, RankOne
+from ftrace.online.queries.query_pass import Refresh
+from ftrace.online.scoring.contributions import Contribution, Moment, Share, StepTaken
+from ftrace.online.scoring.momentum import HeldStep
+from ftrace.scores import Sum
+
+_TUPLES = {kind.__name__: kind for kind in (Share, Sum)}
+_DATACLASSES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        Contribution, Dense, Elementwise, HeldStep, Lookup, Moment, Outer, ParameterStep, RankOne, Refresh, StepTaken,
+    )
+}  # fmt: skip
+
+
+def pack(value: Any) -> Any:
+    """Ours as plain lists, dictionaries and tensors."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if kind in _TUPLES:
+        return {"kind": kind, "values": list(value)}
+    if kind in _DATACLASSES:
+        return {"kind": kind, "values": {f.name: pack(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, PerExampleGradients):
+        inner = {"parts": value.parts, "shapes": value.shapes, "num_examples": len(value), "scales": value.scales}
+        return {"kind": "PerExampleGradients", "values": pack(inner)}
+    if isinstance(value, Mapping):
+        return {"kind": "dict", "values": [[pack(key), pack(item)] for key, item in value.items()]}
+    if isinstance(value, torch.Size):
+        return {"kind": "Size", "values": list(value)}
+    if isinstance(value, list | tuple):
+        return {"kind": type(value).__name__, "values": [pack(item) for item in value]}
+    return value
+
+
+def unpack(value: Any, device: torch.device) -> Any:
+    """What :func:`pack` was given, with tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if not isinstance(value, dict):
+        return value
+    kind, values = value["kind"], value["values"]
+    if kind in _TUPLES:
+        return _TUPLES[kind](*values)
+    if kind in _DATACLASSES:
+        return _DATACLASSES[kind](**{name: unpack(item, device) for name, item in values.items()})
+    if kind == "PerExampleGradients":
+        inner = unpack(values, device)
+        parts = {name: list(of_name) for name, of_name in inner["parts"].items()}
+        return PerExampleGradients(parts, inner["shapes"], inner["num_examples"], inner["scales"])
+    if kind == "dict":
+        return {unpack(key, device): unpack(item, device) for key, item in values}
+    if kind == "Size":
+        return torch.Size(values)
+    found = [unpack(item, device) for item in values]
+    return tuple(found) if kind == "tuple" else found
+
+
+def write_state(folder: Path, step: int, rank: int, state: Any) -> dict[str, str]:
+    """Write one process's part.
+
+    Returns:
+        The file's path and its SHA-256.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".state.", dir=folder)
+    os.close(handle)
+    try:
+        torch.save(pack(state), temporary)
+        digest = _sha256(Path(temporary))
+        file = folder / f"step-{step:08d}-process-{rank}-{digest[:12]}.pt"
+        Path(temporary).replace(file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return {"file": str(file), "sha256": digest}
+
+
+def read_state(entry: Mapping[str, str], fallback: Path, device: torch.device) -> Any:
+    """Read one process's part.
+
+    Args:
+        entry: As :func:`write_state` gave it.
+        fallback: Where else to look, if the folder has been moved.
+        device: Where tensors go.
+
+    Raises:
+        ValueError: If the file is missing, or not the one that was written.
+    """
+    file = Path(entry["file"])
+    if not file.exists():
+        file = fallback / file.name
+    remedy = "Put it back, resume from another checkpoint, or train from the start"
+    if not file.exists():
+        raise ValueError(
+            f"OnlineTracIn: the checkpoint's scores are missing: expected {entry['file']!r} or {str(file)!r}. {remedy}"
+        )
+    if _sha256(file) != entry["sha256"]:
+        raise ValueError(
+            f"OnlineTracIn: {str(file)!r} is damaged: its SHA-256 is not the one that the checkpoint has. {remedy}"
+        )
+    return unpack(torch.load(file, weights_only=True), device)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
