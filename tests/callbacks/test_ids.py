@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import replay
 import torch
-from test_kinds import OPTIMIZERS, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, batches
 from ftrace.callbacks.batches import batch_ids
 from ftrace.data import WithExampleIds
 from ftrace.scores import ScoreStore, stable_id
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
 
 BEYOND = 2**63
 NAMES = ["a", "é", "e\u0301", ""]

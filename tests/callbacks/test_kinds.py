@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
-import replay
 import torch
 from torch.utils.data import DataLoader
 
 from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
-
-OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8, dampening=0.3, weight_decay=0.1),
-    "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8, nesterov=True),
-    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
-    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01, weight_decay=0.1),
-}
-
-
-def trainer(tmp_path: Path, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = dict(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, precision="64-true",
-    )  # fmt: skip
-    return pl.Trainer(**{**defaults, **settings})
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
