@@ -1,4 +1,4 @@
-"""Shared set-up: quiet, offline, and the test helpers importable from anywhere."""
+"""Shared set-up: quiet, offline, and tests/helpers importable from anywhere."""
 
 from __future__ import annotations
 

@@ -95,3 +95,15 @@ def test_gradients_needs_torch_only() -> None:
     allowed = {"torch", "ftrace"} | sys.stdlib_module_names
     for file in sources("gradients"):
         assert {name.split(".")[0] for name in imported(file)} <= allowed, file
+
+
+def test_test_files_share_by_way_of_helpers_only() -> None:
+    tests = ROOT / "tests"
+    outside = [file for file in sorted(tests.glob("**/*.py")) if tests / "helpers" not in file.parents]
+    strays = [str(file.relative_to(ROOT)) for file in outside if not file.name.startswith(("test_", "conftest"))]
+    assert not strays, f"{strays}: move what tests share to tests/helpers"
+    modules = {file.stem for file in outside}
+    for file in tests.glob("**/*.py"):
+        shared = {name.split(".")[0] for name in imported(file)} & modules
+        # A script needs the settings of conftest, which pytest doesn't load for it.
+        assert shared <= {"conftest"}, f"{file.relative_to(ROOT)} imports from {sorted(shared)}: use tests/helpers"

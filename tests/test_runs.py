@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_run import SNAPSHOTS, data_of, make_run, train
 
 from ftrace.evaluation import PoolSettings
 from ftrace.runs import Run, newest_run
+from helpers.made_run import SNAPSHOTS, data_of, make_run, train
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small_run
 import yaml
-from small_run import SmallRun
 
 from ftrace.attribution import known_methods
 from ftrace.cli import main
 from ftrace.commands.attribute import bytes_of, run_method
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from helpers import small_run
+from helpers.small_run import SmallRun
 
 ROOT = Path(__file__).parents[2]
 

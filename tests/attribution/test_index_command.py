@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_run
-from small_run import SmallRun
 
 from ftrace.attribution import TrackStar
 from ftrace.cli import main
 from ftrace.evaluation import read_results
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
+from helpers import script, small_run
+from helpers.small_run import SmallRun
 
 OPTIONS = ["--side=2", "--accelerator=cpu"]
 
@@ -130,7 +130,7 @@ def test_approximate_search_tells_its_recall(run: SmallRun, folder: Path, capsys
 def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) -> None:
     folder = small_run.write_run_folder(run, tmp_path / "run")
     command = [
-        sys.executable, str(Path(__file__).with_name("in_small_shards.py")), "index", f"--run={folder}",
+        sys.executable, script("in_small_shards"), "index", f"--run={folder}",
         "--shard_bytes=3000", *OPTIONS,
     ]  # fmt: skip
     environment = {

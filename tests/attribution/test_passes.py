@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_run
 import torch
-from small_run import SmallRun
 
 from ftrace.attribution import AttributionMethod, Embed, TracIn, passes
 from ftrace.attribution.partial_scores import PartialScores, Place
 from ftrace.scores import ScoreStore
+from helpers import script, small_run
+from helpers.small_run import SmallRun
 
 EXAMPLES = np.arange(0, 200, 3)  # 67
 
@@ -150,10 +150,9 @@ def test_of_two_files_of_a_place_the_later_counts(tmp_path: Path) -> None:
 
 def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) -> None:
     folder = small_run.write_run_folder(run, tmp_path / "run")
-    script = Path(__file__).with_name("in_small_blocks.py")
     command = [
-        sys.executable, str(script), "attribute", "--method=tracin", f"--run={folder}", "--method.snapshots=all",
-        "--method.breakdown=layer", "--accelerator=cpu", "--memory_budget=50kB",
+        sys.executable, script("in_small_blocks"), "attribute", "--method=tracin", f"--run={folder}",
+        "--method.snapshots=all", "--method.breakdown=layer", "--accelerator=cpu", "--memory_budget=50kB",
     ]  # fmt: skip
     root = Path(__file__).parents[2]
     environment = {

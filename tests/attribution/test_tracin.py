@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_run
 import torch
-from small_run import SmallRun
 from torch import Tensor
 
 from ftrace.attribution import TracIn, snapshot_preconditioners
 from ftrace.gradients import layer_of
 from ftrace.scores import ScoreStore
+from helpers import small_run
+from helpers.small_run import SmallRun
 
 COUNT = 40
 EXAMPLES = np.arange(COUNT)

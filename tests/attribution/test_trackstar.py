@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import SmallRun, gradient_rows, make
 from torch import Tensor
 
 from ftrace.attribution import TrackStar, snapshot_preconditioners
@@ -17,6 +16,7 @@ from ftrace.attribution.index_pass import index_corpus
 from ftrace.gradients import Elementwise, Projection, rank_one
 from ftrace.index import FeatureSettings, IndexSettings, block_weights, make_blocks
 from ftrace.models import FactLM
+from helpers.small_run import SmallRun, gradient_rows, make
 
 SIDE, COUNT = 3, 24
 

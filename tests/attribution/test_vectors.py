@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_run
 import torch
-from small_run import SmallRun
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from ftrace.attribution import Dense, Embed, Ensemble, Task, TracIn
 from ftrace.data import fill_in, train_word_tokenizer
 from ftrace.scores import ScoreStore
+from helpers import small_run
+from helpers.small_run import SmallRun
 
 COUNT = 40
 EXAMPLES = np.arange(COUNT)

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import replay
 import torch
 from lightning.pytorch.strategies import Strategy
-from test_kinds import OPTIMIZERS, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ftrace.callbacks import OnlineTracIn
 from ftrace.scores import ScoreStore
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
 
 ASKED = replay.rows(3, "query_id", seed=1)
 EXAMPLES = replay.rows(6, "example_id")

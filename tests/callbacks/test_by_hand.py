@@ -9,15 +9,15 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import replay
 import torch
-from test_kinds import OPTIMIZERS, trainer
-from test_loops import ASKED, EXAMPLES, AddQueries, Frozen, Unfreeze, fit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ftrace.callbacks import OnlineTracIn, SelfCheckError
 from ftrace.scores import ScoreStore
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
+from helpers.replay_runs import ASKED, EXAMPLES, AddQueries, Frozen, Unfreeze, fit
 
 KINDS = {"scores": ("dot", "update", "cosine")}
 INTEGRATIONS = {

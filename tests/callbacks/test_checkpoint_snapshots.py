@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from ftrace.callbacks import CheckpointSnapshots
 from ftrace.callbacks.checkpoint_snapshots import log_spaced_steps
 from ftrace.models import find_snapshots, load_snapshot
+from helpers import tiny
 
 
 class Module(pl.LightningModule):

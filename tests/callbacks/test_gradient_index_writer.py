@@ -9,11 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import replay
-import tiny
 import torch
 from safetensors.torch import load_file
-from test_online_tracin import Module, fit, queries, rows, weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -27,6 +24,8 @@ from ftrace.index import (
     scored_chunks,
 )
 from ftrace.scores import ScoreStore
+from helpers import replay, tiny
+from helpers.language_runs import Module, fit, queries, rows, weights
 
 PLAIN = Whitening(None, 0.0, "")
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import replay
 import torch
-from test_kinds import OPTIMIZERS, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
@@ -19,6 +17,8 @@ from ftrace.data import WithExampleIds
 from ftrace.online import batches
 from ftrace.online.batches import batch_ids
 from ftrace.scores import ScoreStore, stable_id
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
 
 BEYOND = 2**63
 NAMES = ["a", "é", "e\u0301", ""]

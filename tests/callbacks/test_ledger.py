@@ -8,16 +8,16 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import replay
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from test_kinds import OPTIMIZERS, trainer
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from ftrace.callbacks import OnlineTracIn
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.scores import ScoreStore
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
 
 ASKED = replay.rows(3, "query_id", seed=1)
 EXAMPLES = replay.rows(9, "example_id")
@@ -162,7 +162,6 @@ class Fails(pl.Callback):
 
 def test_an_error_of_the_callback_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     """Reported at once; weights, random state, modes and hooks are those of a run without us, up to there."""
-    from several_processes import Dropout
 
     class Stops(pl.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -172,7 +171,7 @@ def test_an_error_of_the_callback_leaves_the_run_as_it_was(tmp_path: Path) -> No
     ends = []
     for callback in (Stops(), OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "o", Fails())):  # type: ignore[arg-type]
         pl.seed_everything(3, verbose=False)
-        module = Dropout(OPTIMIZERS["adamw"])
+        module = replay.Dropout(OPTIMIZERS["adamw"])
         with pytest.raises((KeyError, RuntimeError), match=r"stop|out of memory"):
             trainer(tmp_path, callbacks=[callback]).fit(module, DataLoader(EXAMPLES, batch_size=3))  # type: ignore[arg-type]
         assert all(one.training for one in module.modules())

@@ -16,17 +16,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import own_parts
 import pytest
 import torch
 import torchmetrics
-from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from ftrace.callbacks import CheckpointSnapshots, GradientIndexWriter, OnlineTracIn
 from ftrace.scores import ScoreStore
+from helpers import own_parts
+from helpers.own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 
 LENGTH = 3
 

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import own_parts
 import pytest
 import torch
-from oracle import relative_error
-from own_parts import WIDTH, Own, by_hand, found, mlp, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ftrace.callbacks import GradientIndexWriter, SelfCheckError
+from helpers import own_parts
+from helpers.oracle import relative_error
+from helpers.own_parts import WIDTH, Own, by_hand, found, mlp, traced
 
 Step = Callable[[Any, Any], Tensor]
 

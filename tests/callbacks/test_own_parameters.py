@@ -6,15 +6,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import own_parts
 import pytest
 import torch
-from own_parts import Own, batches, by_hand, found, loader, mlp, traced, trainer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ftrace.callbacks import GradientIndexWriter
 from ftrace.gradients import GradientCapture
+from helpers import own_parts
+from helpers.own_parts import Own, batches, by_hand, found, loader, mlp, traced, trainer
 
 CLASSES, WIDTH = own_parts.CLASSES, own_parts.WIDTH
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import own_parts
 import peft
 import pytest
-import tiny
 import torch
-from oracle import relative_error
-from own_parts import Own, by_hand, found, loader, trainer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import MixtralConfig, MixtralForCausalLM
+
+from helpers import own_parts, tiny
+from helpers.oracle import relative_error
+from helpers.own_parts import Own, by_hand, found, loader, trainer
 
 TOKENS, COUNT = 6, 4
 Kind = Callable[[], Any]

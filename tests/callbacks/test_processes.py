@@ -12,23 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import replay
 import torch
-from test_kinds import OPTIMIZERS
-from test_whitened import SIDE, dense_formula
 
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
+from helpers import replay, script
+from helpers.replay import OPTIMIZERS
+from helpers.whitened_formula import SIDE, dense_formula
 
-SCRIPT = Path(__file__).with_name("several_processes.py")
 Case = dict[str, Any]
 
 
 def run(cases: list[Case], folder: Path, *, fails: bool = False) -> None:
     (folder / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder / "cases.json")], capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, script("several_processes"), str(folder / "cases.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert (done.returncode != 0) == fails, done.stderr[-2500:]
 
 

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import own_parts
 import peft
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
 from ftrace.online.queries.query_losses import find_query_losses, huggingface_losses, module_example_losses
+from helpers import own_parts, tiny
 
 VIRTUAL = 3
 

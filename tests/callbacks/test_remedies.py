@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_parts
 import pytest
 import torch
-from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +20,8 @@ from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from ftrace.data import WithExampleIds
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
+from helpers import own_parts
+from helpers.own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, losses, mean_loss, mlp
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import replay
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from test_kinds import OPTIMIZERS, trainer
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -34,6 +32,8 @@ from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from ftrace.data import WithExampleIds
 from ftrace.online.repeated_ids import _SortedIds
 from ftrace.scores import ScoreStore
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
 
 ASKED = replay.rows(2, "query_id", seed=1)
 

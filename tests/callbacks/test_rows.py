@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import own_parts
 import pytest
 import torch
-from own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, by_hand, losses, mean_loss, mlp, share
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -23,6 +21,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ftrace.callbacks import GradientIndexWriter, SelfCheckError
 from ftrace.gradients import Dense, PerExampleGradients, project
 from ftrace.index import GradientIndex
+from helpers import own_parts
+from helpers.own_parts import CLASSES, QUERIES, RATE, WIDTH, Own, batches, by_hand, losses, mean_loss, mlp, share
 
 LENGTH = 3
 Step = Callable[[Any, Any], Tensor]

@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_traces import left_out, made_trace, made_traces
 
 from ftrace.causal import average_effects
 from ftrace.causal.positions import groups_of
 from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack
+from helpers.made_traces import left_out, made_trace, made_traces
 
 
 def values_of(

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from per_cell import PerCell
-from test_tracer import GivenNoise, tokenized, traced
-from tiny_models import FAMILIES, gpt2, prompt, t5
 
 from ftrace.causal import MEDIATORS, CausalSettings, CausalTracer, Mediator, tracer
 from ftrace.causal.grids import StackShape, _Work, grid_cells, run_cells
 from ftrace.causal.mediators import Cell, Override, make_cell
 from ftrace.causal.row_plan import RowPlan
+from helpers.per_cell import PerCell
+from helpers.traceable_models import FAMILIES, gpt2, prompt, t5
+from helpers.tracing import GivenNoise, tokenized, traced
 
 LAYERS, PLACES, SUBJECT = 4, 5, 1
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from per_cell import PerCell
-from tiny_models import FAMILIES, prompt
+
+from helpers.per_cell import PerCell
+from helpers.traceable_models import FAMILIES, prompt
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "causal_layouts.py"
 

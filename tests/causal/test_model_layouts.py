@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import pytest
 import torch
-from per_cell import Modules, PerCell
-from test_tracer import assert_equal, traced
-from tiny_models import VOCABULARY, prompt
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftrace.causal import PRESETS, CausalTracer, ModelLayout
 from ftrace.causal.layouts import find_modules, layouts_of
+from helpers.per_cell import Modules, PerCell
+from helpers.preset_models import CONFIGS, ENDS, model_of
+from helpers.traceable_models import VOCABULARY, prompt
+from helpers.tracing import assert_equal, traced
 
-_ENDS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=1)
-_GPT = dict(
-    n_embd=16, n_layer=3, n_head=2, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    initializer_range=0.4, **_ENDS,
-)  # fmt: skip
-_NEOX = dict(
-    hidden_size=16, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=16,
-    initializer_range=0.4, **_ENDS,
-)  # fmt: skip
-_LLAMA = dict(_NEOX, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
-_T5 = dict(
-    d_model=12, d_kv=4, d_ff=20, num_layers=3, num_decoder_layers=2, num_heads=3, dropout_rate=0.0, pad_token_id=0,
-    eos_token_id=1, decoder_start_token_id=0, relative_attention_num_buckets=8, relative_attention_max_distance=16,
-)  # fmt: skip
-_SLIDING = dict(sliding_window=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
-CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt2": _GPT,
-    "gptj": dict(_GPT, rotary_dim=4),
-    "gpt_neox": _NEOX,
-    "llama": _LLAMA,
-    "mistral": dict(_LLAMA, sliding_window=3),
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": dict(_LLAMA, query_pre_attn_scalar=4, **_SLIDING),
-    "gemma3_text": dict(_LLAMA, query_pre_attn_scalar=4, **_SLIDING),
-    "olmo": dict(_LLAMA, clip_qkv=0.5),
-    "olmo2": _LLAMA,
-    "phi3": _LLAMA,
-    "smollm3": dict(_LLAMA, no_rope_layers=[1, 0, 1]),
-    "t5": _T5,
-    "mt5": _T5,
-}
 STACKS = [(kind, stack) for kind, layouts in PRESETS.items() for stack in layouts]
-
-
-@cache
-def model_of(kind: str) -> PreTrainedModel:
-    """A tiny model of the type's own class, in float64; weights, biases and norms far enough from 0 and 1."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, **CONFIGS[kind])
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = auto.from_config(config).to(torch.float64).eval()
-    assert model.config.model_type == kind
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
 
 
 def modules_of(kind: str, stack: str) -> Modules:
@@ -161,7 +113,7 @@ def test_a_module_that_one_layer_lacks() -> None:
 
 def test_types_without_a_preset() -> None:
     config = AutoConfig.for_model("gpt_neo", vocab_size=VOCABULARY, hidden_size=8, num_layers=1, num_heads=2,
-                                  attention_types=[[["global"], 1]], max_position_embeddings=16, **_ENDS)  # fmt: skip
+                                  attention_types=[[["global"], 1]], max_position_embeddings=16, **ENDS)  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).double().eval()
     message = r"no module names are known for the model type 'gpt_neo', but for gemma, .*t5. Give them: layouts: "
     with pytest.raises(ValueError, match=message):

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_tracer import traced
-from tiny_models import FAMILIES, prompt
 from torch import Tensor
 
 from ftrace.causal.outcomes import (
@@ -20,6 +18,8 @@ from ftrace.causal.outcomes import (
     log_probabilities,
     logit_differences,
 )
+from helpers.traceable_models import FAMILIES, prompt
+from helpers.tracing import traced
 
 
 def random_logits(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from per_cell import PerCell
-from tiny_models import FAMILIES, prompt
 from torch import Tensor
 from torch.nn.functional import layer_norm
+
+from helpers.per_cell import PerCell
+from helpers.traceable_models import FAMILIES, prompt
 
 CASES = [
     pytest.param(family, attention, stack, id=f"{family} {attention} {stack}")

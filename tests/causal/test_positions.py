@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from made_traces import made_trace
 
 from ftrace.causal import position_groups
 from ftrace.causal.positions import groups_of
+from helpers.made_traces import made_trace
 
 SHORT = {
     "before the subject": "before", "first subject token": "first", "middle subject tokens": "middle",

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_traces import left_out, made_trace
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from ftrace.causal import CausalTracer, PromptTrace, Stack
 from ftrace.causal.joined import join_profiles
 from ftrace.causal.profiles import effect_profile, flat_stacks
 from ftrace.evaluation.layer_profiles import ScoreProfile
+from helpers.made_traces import left_out, made_trace
 
 ONE: dict[Stack, list[str]] = {"decoder": [f"transformer.h.{layer}" for layer in range(11)]}
 TWO: dict[Stack, list[str]] = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from per_cell import PerCell
-from published import noise, noise_scale, probabilities, trace
-from tiny_models import FAMILIES, prompt
+
+from helpers.per_cell import PerCell
+from helpers.published_tracing import noise, noise_scale, probabilities, trace
+from helpers.traceable_models import FAMILIES, prompt
 
 
 @pytest.mark.parametrize(("kind", "mediator"), [(None, "hidden"), ("mlp", "mlp"), ("attn", "attention")])

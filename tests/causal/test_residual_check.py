@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_model_layouts import model_of
-from tiny_models import FAMILIES, VOCABULARY, gpt2, llama, t5
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ftrace.causal import PRESETS, CausalTracer, ModelLayout
+from helpers.preset_models import model_of
+from helpers.traceable_models import FAMILIES, VOCABULARY, gpt2, llama, t5
 
 GPT2 = PRESETS["gpt2"]["decoder"]
 HIDDEN = dict(hidden_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=1)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_traces import left_out, made_trace
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ftrace.causal import find_trace, read_settings, read_trace, read_traces, trace_file, write_trace
 from ftrace.causal import trace_files as module
 from ftrace.causal.prompt_trace import PromptTrace
+from helpers.made_traces import left_out, made_trace
 
 SETTINGS = {"noise": 3.0, "samples": 10, "mediators": ["hidden"], "window": None}
 

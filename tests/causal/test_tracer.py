@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import published
 import pytest
 import torch
-from per_cell import PerCell
-from tiny_models import FAMILIES, prompt
 from torch import Tensor
 
 from ftrace.causal import MEDIATORS, CausalSettings, CausalTracer, Corruption, NoiseSettings
 from ftrace.causal import memory as memory_of_passes
-from ftrace.data import FactPrompt, TokenizedPrompt
+from helpers import published_tracing
+from helpers.per_cell import PerCell
+from helpers.traceable_models import FAMILIES, prompt
+from helpers.tracing import GivenNoise, assert_equal, tokenized, traced
 
 CASES = [
     (family, stack, attention)
@@ -22,40 +20,6 @@ CASES = [
     for attention in about.attentions
 ]
 ANSWERS = {"one token": ((5,),), "several answers": ((5,), (9,)), "several tokens": ((5, 7), (9,), (5, 3))}
-
-
-class GivenNoise:
-    """A corruption with noise that the test knows."""
-
-    def __init__(self, embedding: torch.nn.Module, noise: Tensor) -> None:
-        self.embedding, self.noise = embedding, noise
-
-    def draw(self, name: str, subject: tuple[int, ...]) -> Tensor:
-        return self.embedding(torch.tensor([subject])).detach() + self.noise
-
-
-def tokenized(given: dict[str, Any]) -> TokenizedPrompt:
-    decoder = tuple(given["decoder_ids"] or ())
-    return TokenizedPrompt(
-        FactPrompt("one", "a b c d e f", "b c", ("x",)), tuple(given["input_ids"]), tuple("abcdef"), given["subject"],
-        decoder, tuple(map(str, decoder)), tuple(given["answers"]), None if given["foil"] is None else (given["foil"],),
-    )  # fmt: skip
-
-
-def traced(model: Any, given: dict[str, Any], **settings: Any) -> Any:
-    tracer = CausalTracer(model, CausalSettings(**{"only_correct": False, **settings}))
-    return tracer.trace(tokenized(given), GivenNoise(tracer.embedding, given["noise"]))
-
-
-def assert_equal(trace: Any, oracle: PerCell, stack: str, window: int) -> None:
-    close = {"rtol": 1e-9, "atol": 1e-11}
-    torch.testing.assert_close(torch.from_numpy(trace.clean), oracle.clean(), **close)
-    torch.testing.assert_close(torch.from_numpy(trace.corrupted), oracle.corrupted().mean(0), **close)
-    found = trace.stacks[stack]
-    for mediator, grid in found.restored.items():
-        samples = oracle.samples(mediator, window)
-        torch.testing.assert_close(torch.from_numpy(grid), samples.mean(0), **close)
-        torch.testing.assert_close(torch.from_numpy(found.spread[mediator]), samples.std(0), **close)
 
 
 @pytest.mark.parametrize(("family", "stack", "attention"), CASES)
@@ -151,9 +115,9 @@ def test_the_published_definition(kind: str | None) -> None:
     model = FAMILIES["gpt2"].build()
     subjects = [[4, 5, 6], [7], [8, 9]]
     given = prompt(model, answers=ANSWERS["one token"])
-    scale = published.noise_scale(model, subjects)
-    draws = published.noise(scale, 2, 12, samples=4, seed=1)
-    expected = published.trace(model, given["input_ids"], given["subject"], draws, kind, window=3)
+    scale = published_tracing.noise_scale(model, subjects)
+    draws = published_tracing.noise(scale, 2, 12, samples=4, seed=1)
+    expected = published_tracing.trace(model, given["input_ids"], given["subject"], draws, kind, window=3)
     mediator = {None: "hidden", "mlp": "mlp", "attn": "attention"}[kind]
     tracer = CausalTracer(model, CausalSettings(mediators=(mediator,), window=3, answer="first"))
     noise = NoiseSettings("gaussian", scale=3.0, samples=4, seed=1, draws="published")

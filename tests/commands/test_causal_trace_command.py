@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import traced_run
 import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -23,6 +22,7 @@ from ftrace.causal import CausalTracer, PromptTrace, read_trace, trace_file
 from ftrace.cli import main
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from helpers import traced_run
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--accelerator=cpu", "--noise.samples=3", "--window=1"]

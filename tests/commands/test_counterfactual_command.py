@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_run import data_of, make_run, write_scores
 
 from ftrace.cli import main
+from helpers.made_run import data_of, make_run, write_scores
 
 GIVEN = ["--subsets=3", "--seeds=2", "--ceiling_subsets=3", "--queries=all"]
 

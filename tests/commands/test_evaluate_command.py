@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_run import data_of, make_run, write_scores
 
 from ftrace.cli import main
 from ftrace.evaluation import EvaluatedQueries, PoolSettings
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from helpers.made_run import data_of, make_run, write_scores
 
 NOISE = {"dot": 0.6, "cosine": 0.3}
 

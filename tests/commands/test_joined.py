@@ -10,11 +10,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from made_traces import left_out, made_trace
 
 from ftrace.causal import PromptTrace, Stack
 from ftrace.commands.joined import JoinSettings, join
 from ftrace.scores import ScoreStore, Sum
+from helpers.made_traces import left_out, made_trace
 
 NAMES: dict[Stack, list[str]] = {"decoder": [f"transformer.h.{layer}" for layer in range(3)]}
 PARTS = ["model.transformer.wte", *[f"model.{name}" for name in NAMES["decoder"]]]

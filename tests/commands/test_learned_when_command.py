@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_run import data_of, make_run, write_scores
 
 from ftrace.cli import main
 from ftrace.scores import Ledger, ScoreStore
 from ftrace.scores.ledger import COLUMNS
+from helpers.made_run import data_of, make_run, write_scores
 
 
 @pytest.fixture(scope="module")

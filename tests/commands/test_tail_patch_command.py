@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_run
 import yaml
 
 from ftrace.cli import main
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from helpers import small_run
 
 LEARNED = [0, 1, 3]
 

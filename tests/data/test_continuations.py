@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from awkward_prompts import KINDS, PROMPTS, tokenizer_of
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from ftrace.data import FtraceSynth, SynthSettings, make_collator
 from ftrace.data.continuations import ContinuedText, tokenize_continued
 from ftrace.data.text import continuation, split_sentinel
+from helpers.awkward_prompts import KINDS, PROMPTS, tokenizer_of
 
 BYTE_LEVEL = ("gpt-2", "gpt-2 untrimmed", "roberta", "byte-level with a space in front, untrimmed", "llama-3")
 WORDS = ("words", "words and hyphens")

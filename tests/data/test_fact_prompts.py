@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from awkward_prompts import PROMPTS, tokenizer_of
 
 from ftrace.data import (
     FactCorpus,
@@ -24,6 +23,7 @@ from ftrace.data import (
     read_queries,
     tokenize_prompt,
 )
+from helpers.awkward_prompts import PROMPTS, tokenizer_of
 
 OWN = {"prompt": "Oslo is in", "subject": "Oslo", "answer": "Norway"}
 

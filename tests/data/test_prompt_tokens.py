@@ -7,11 +7,11 @@ from itertools import product
 from typing import Any, get_args
 
 import pytest
-from awkward_prompts import KINDS, PROMPTS, tokenizer_of
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from ftrace.data import Architecture, FactPrompt, TokenizedPrompt, make_collator, subject_span, tokenize_prompt
+from helpers.awkward_prompts import KINDS, PROMPTS, tokenizer_of
 
 START = 0
 PRETRAINED_DECODERS = [

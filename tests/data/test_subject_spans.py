@@ -7,13 +7,13 @@ from itertools import accumulate, takewhile
 from typing import Any
 
 import pytest
-from awkward_prompts import KINDS, PROMPTS, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ftrace.data import subject_span
+from helpers.awkward_prompts import KINDS, PROMPTS, tokenizer_of
 
 
 def plain(text: str) -> str:

@@ -19,6 +19,7 @@ import pytest
 from ftrace.data import FtraceTrex, fill_in, make_collator
 from ftrace.data.row_files import read_rows
 from ftrace.data.trex_sources import open_trex
+from helpers import script
 
 SAMPLE = Path(__file__).parents[2] / "ftrace" / "data" / "samples" / "trex"
 
@@ -256,7 +257,7 @@ def test_sources_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_the_hub_is_read_as_it_lies_there(tmp_path: Path) -> None:
     """Its branch of Parquet files, from a server that answers like the hub's."""
     folder = write(tmp_path / "hub", form="parquet")
-    command = [sys.executable, str(Path(__file__).with_name("fake_hub.py")), str(folder), str(tmp_path / "cache")]
+    command = [sys.executable, script("fake_hub"), str(folder), str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_run
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ftrace.evaluation import Adam, Sgd, tail_patch
 from ftrace.evaluation.step_rules import StepRule
 from ftrace.evaluation.tail_patch import PatchedPairs
 from ftrace.models import FactLM, OptimizerState, StackedFactLM, load_optimizer_states
+from helpers import small_run
 
 ARCHITECTURES = ["encoder-decoder", "decoder-only"]
 LLAMA = {

@@ -8,13 +8,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-import oracle
 import pytest
 import torch
-from rehearsed import Batch, Step
 from torch import Tensor, nn
 
 from ftrace.gradients import Examples, GradientCapture, LayoutBook, PerExampleGradients, Rehearsal
+from helpers import oracle
+from helpers.rehearsal_step import Batch, Step
 
 # Where the axes of [B, pieces, places, width] go, and how many of them become one in layers.
 ARRANGEMENTS = {

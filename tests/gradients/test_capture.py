@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import weakref
 
-import oracle
 import pytest
-import tiny
 import torch
 from torch import nn
 
 from ftrace.gradients import GradientCapture, PerExampleGradients, QueryGradients, find_coverage, inner_products
+from helpers import oracle, tiny
 
 
 def _gradients(kind: str, model: nn.Module, batch: dict[str, torch.Tensor]) -> PerExampleGradients:

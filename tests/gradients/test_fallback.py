@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ftrace.gradients import GradientCapture, find_coverage
+from helpers import oracle
 
 BATCH, PLACES, WIDTH = 4, 3, 6
 

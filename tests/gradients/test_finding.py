@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import oracle
 import pytest
 import torch
-from rehearsed import random, randomised
 from torch import Tensor, nn
 
 from ftrace.gradients import Examples, GradientCapture, LayoutBook
 from ftrace.gradients.layout_book import Key, Shared
 from ftrace.gradients.layouts import Layout
+from helpers import oracle
+from helpers.rehearsal_step import random, randomised
 
 BATCH, WIDTH = 4, 5
 Losses = Callable[[], Tensor]

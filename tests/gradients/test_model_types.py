@@ -10,10 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from rehearsed import Step
 from torch import Tensor
 
 from ftrace.gradients import (
@@ -26,6 +24,8 @@ from ftrace.gradients import (
     UnreadableError,
     inner_products,
 )
+from helpers import oracle
+from helpers.rehearsal_step import Step
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "small_models.py"
 EXACT = {

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import oracle
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +18,7 @@ from ftrace.gradients import (
     UnreadableError,
     inner_products,
 )
+from helpers import oracle, tiny
 
 
 def _heard(model: nn.Module, rows: int, losses: Any) -> PerExampleGradients:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from transformers.optimization import Adafactor as TransformersAdafactor
@@ -26,6 +24,7 @@ from ftrace.gradients import (
     rank_one,
 )
 from ftrace.gradients.costs import Way
+from helpers import oracle, tiny
 
 ADAM = {"lr": 0.01, "betas": (0.0, 0.9), "eps": 1e-3}  # without momentum: the step is the preconditioned gradient
 OPTIMIZERS: dict[str, Any] = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +25,7 @@ from ftrace.gradients import (
 )
 from ftrace.gradients.costs import WAYS, Shape, Way, choices
 from ftrace.gradients.products import tall_product
+from helpers import oracle, tiny
 
 RATES = Rates(matmul=1e11, memory=1e10, gather=5e9, call=1e-6)
 sizes = st.integers(1, 4)

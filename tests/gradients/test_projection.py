@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ from ftrace.gradients import (
     project,
     rank_one,
 )
+from helpers import oracle, tiny
 
 
 def _gradients(

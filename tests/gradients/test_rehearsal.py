@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-import oracle
 import pytest
 import torch
-from rehearsed import Batch, Step, random, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +26,8 @@ from ftrace.gradients import (
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.layouts import Layout
 from ftrace.gradients.steps import sources_of
+from helpers import oracle
+from helpers.rehearsal_step import Batch, Step, random, randomised
 
 BATCH, PLACES, WIDTH = 4, 3, 6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from ftrace.gradients import GradientCapture, Projection, QueryGradients, find_coverage, inner_products
+from helpers import oracle
 
 BATCH = 4
 

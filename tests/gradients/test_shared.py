@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import oracle
 import pytest
 import torch
-from rehearsed import random, randomised
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ftrace.gradients import GradientCapture, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layout_book import Key
+from helpers import oracle
+from helpers.rehearsal_step import random, randomised
 
 BATCH, PLACES, WIDTH = 4, 3, 6
 

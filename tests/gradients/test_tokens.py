@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import GradientCapture, Projection, QueryGradients, Recording, inner_products
 from ftrace.gradients import inner_products_by_token as by_token
 from ftrace.gradients.costs import Way
+from helpers import oracle, tiny
 
 
 def _record(model: nn.Module, batch: dict[str, Tensor], projection: Projection | None = None) -> Recording:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from made_index import Two, make_index, random_rows
 from torch import nn
 
 from ftrace.index import (
@@ -23,6 +22,7 @@ from ftrace.index import (
     row_norms,
     write_shard,
 )
+from helpers.made_index import Two, make_index, random_rows
 
 IDS = [list(range(30))]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_index import make_index, random_rows
 from torch import Tensor
 
 from ftrace.index import (
@@ -25,6 +24,7 @@ from ftrace.index import (
     scored_chunks,
     top_k,
 )
+from helpers.made_index import make_index, random_rows
 
 PLAIN = Whitening(None, 0.0, "")
 SEGMENTS = {

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_traces import left_out, made_trace, made_traces
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -29,6 +28,7 @@ from ftrace.report import (
     write_effects_csv,
 )
 from ftrace.report.causal_words import UNITS, drawable
+from helpers.made_traces import left_out, made_trace, made_traces
 
 SEVEN = ("hidden", "attention_severed", "mlp_severed", "cross_attention_severed", "mlp", "attention", "cross_attention")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_traces import made_trace
 from rich.console import Console
 
 from ftrace.causal import Stack
@@ -17,6 +16,7 @@ from ftrace.causal.joined import Joined, join_profiles
 from ftrace.evaluation.layer_profiles import ScoreProfile
 from ftrace.report.joined_plots import Teacher, plot_joined
 from ftrace.report.joined_tables import render_joined, write_joined
+from helpers.made_traces import made_trace
 
 
 def made(queries: int = 12, *, encoder: bool = False) -> Joined:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from made_run import make_run
 
 from ftrace.retraining import QueryOutcome, Retraining, claim_folder, do_retrainings, without, work
 from ftrace.runs import Run
+from helpers.made_run import make_run
 
 ASKED = [Retraining(f"subset-{index}", tuple(range(index, 504, 2)), index) for index in range(4)] + [without([3, 1])]
 

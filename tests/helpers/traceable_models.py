@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from per_cell import Modules
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -24,6 +23,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from helpers.per_cell import Modules
 
 VOCABULARY = 23
 
@@ -116,7 +117,7 @@ FAMILIES = {
 
 
 def prompt(model: Any, stack: str = "decoder", samples: int = 2, answers: Any = ((5, 7), (9,))) -> dict[str, Any]:
-    """What to trace: a prompt of six tokens with a subject of two of them, as :class:`per_cell.PerCell` takes it.
+    """A prompt of six tokens with a subject of two of them, and how to trace it: the arguments of the per-cell oracle.
 
     An encoder-decoder gets three decoder tokens, so that there are places between the first and the last.
     """

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,12 +19,21 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 Row = dict[str, Any]
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8, dampening=0.3, weight_decay=0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01, weight_decay=0.1),
+}
 
 
 class Net(pl.LightningModule):
     """A tiny regression with a table, whose optimizer is given."""
 
-    def __init__(self, make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]) -> None:
+    def __init__(self, make_optimizer: MakeOptimizer) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.table = nn.Embedding(5, 4)
@@ -47,6 +57,14 @@ class Net(pl.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
+class Dropout(Net):
+    """With dropout between its layers."""
+
+    def __init__(self, make_optimizer: MakeOptimizer) -> None:
+        super().__init__(make_optimizer)
+        self.net.insert(3, nn.Dropout(0.3))
+
+
 def rows(count: int, key: str, seed: int = 0) -> list[Row]:
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -57,6 +75,14 @@ def rows(count: int, key: str, seed: int = 0) -> list[Row]:
         }
         for i in range(count)
     ]
+
+
+def trainer(tmp_path: Path, **settings: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = dict(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, precision="64-true",
+    )  # fmt: skip
+    return pl.Trainer(**{**defaults, **settings})
 
 
 @dataclass

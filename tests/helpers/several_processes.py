@@ -16,26 +16,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import conftest  # noqa: F401
 import lightning.pytorch as pl
-import replay
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ftrace.callbacks import GradientIndexWriter, OnlineTracIn, Whitening
+from helpers import replay
+from helpers.replay import OPTIMIZERS, trainer
 
 torch.set_num_threads(1)
 EXAMPLES = 11
 
 Case = dict[str, Any]
-
-
-class Dropout(replay.Net):
-    """With dropout between its layers."""
-
-    def __init__(self, make_optimizer: Any) -> None:
-        super().__init__(make_optimizer)
-        self.net.insert(3, nn.Dropout(0.3))
 
 
 class Sharded(replay.Net):
@@ -91,7 +84,7 @@ MODULES = {
     "branches": Branches,
     "nans": Nans,
     "plain": replay.Net,
-    "dropout": Dropout,
+    "dropout": replay.Dropout,
     "sharded": Sharded,
     "manual": Manual,
 }
@@ -151,8 +144,6 @@ def queries() -> DataLoader:
 
 
 def run(case: Case) -> None:
-    from test_kinds import OPTIMIZERS, trainer
-
     folder = Path(case["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(5, verbose=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import oracle
 import torch
 import yaml
 from torch import Tensor
@@ -17,6 +16,7 @@ from ftrace.attribution import Task
 from ftrace.callbacks import CheckpointSnapshots
 from ftrace.data import FtraceSynth, SynthSettings
 from ftrace.models import FactLM, find_snapshots, load_snapshot
+from helpers import oracle
 
 SYNTH = SynthSettings(num_entities=8, num_relations=3, num_facts=8, num_test_utterances=2, num_facts_per_utterance=1)
 CONFIGS = {

@@ -8,12 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from made_run import SYNTH, save
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.data import FtraceSynth, SynthSettings, train_word_tokenizer
 from ftrace.models import FactLM, find_snapshots
+from helpers.made_run import SYNTH, save
 
 LEARNED = 6  # of 8 queries
 CONFIGS: dict[str, dict[str, Any]] = {

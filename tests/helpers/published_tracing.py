@@ -1,7 +1,7 @@
 """Causal tracing of GPT-2 as Meng et al. (2022) define and lay it out: the clean run is the first row of every batch.
 
 The other rows are corrupted, with the same noise in every cell and prompt. Written from the definition, apart from
-:mod:`per_cell`: here the clean state comes from the batch itself, and an outcome is the mean over its rows.
+:mod:`helpers.per_cell`: here the clean state comes from the batch itself, and an outcome is the mean over its rows.
 
 Shape letters: L layers, T tokens, N noise samples, D width, V vocabulary.
 """
