@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
+    "whole_files": set(),
     "gradients": set(),
     "scores": set(),
     "index": {"gradients"},
@@ -51,6 +52,7 @@ MAY_IMPORT = {
         "studies",
     },
 }
+FOR_ALL = {"whole_files"}  # every part may import these; they import nothing of ours
 WITHOUT_LIGHTNING = {"gradients", "scores", "index"}
 
 
@@ -80,7 +82,7 @@ def test_every_part_has_a_rule() -> None:
 def test_part_imports_only_what_it_may(part: str) -> None:
     for file in sources(part):
         ours = {name.split(".")[1] for name in imported(file) if name.startswith("ftrace.")}
-        forbidden = ours - MAY_IMPORT[part] - {part}
+        forbidden = ours - MAY_IMPORT[part] - FOR_ALL - {part}
         assert not forbidden, f"{file.relative_to(ROOT)} imports {sorted(forbidden)}"
 
 
@@ -94,3 +96,9 @@ def test_gradients_needs_torch_only() -> None:
     allowed = {"torch", "ftrace"} | sys.stdlib_module_names
     for file in sources("gradients"):
         assert {name.split(".")[0] for name in imported(file)} <= allowed, file
+
+
+@pytest.mark.parametrize("part", sorted(FOR_ALL))
+def test_what_all_parts_import_needs_the_standard_library_only(part: str) -> None:
+    for file in sources(part):
+        assert {name.split(".")[0] for name in imported(file)} <= sys.stdlib_module_names, file
