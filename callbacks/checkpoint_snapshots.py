@@ -10,8 +10,6 @@ A snapshot is a folder ``step-00000120/``:
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ftrace.gradients import full_name
+from ftrace.whole_files import whole_file, whole_folder
 
 # Adam and its like; Adafactor's factored ones; RMSprop.
 _SECOND_MOMENTS = (
@@ -164,19 +163,13 @@ def save_snapshot(folder: Path, trainer: Trainer, pl_module: LightningModule) ->
         ],
         "versions": {name: version(name) for name in ("ftrace", "torch", "lightning")},
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        save_file(tensors, temporary / "weights.safetensors")
+    with whole_folder(folder) as temporary:  # may replace an earlier run's, or this run's before it was resumed
+        with whole_file(temporary / "weights.safetensors") as file:
+            save_file(tensors, file)
         if moments:
-            save_file(moments, temporary / "second_moments.safetensors")
+            with whole_file(temporary / "second_moments.safetensors") as file:
+                save_file(moments, file)
         (temporary / "snapshot.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.chmod(0o755)
-        if folder.exists():  # an earlier run's, or this run's before it was resumed
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _second_moments(optimizers: Sequence[Optimizer], names_of: dict[int, str]) -> dict[str, Tensor]:

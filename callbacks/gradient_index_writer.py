@@ -53,6 +53,7 @@ from ftrace.online.training_loop import (
     scales_inside,
     warn_of_missing_rates,
 )
+from ftrace.whole_files import whole_file
 
 WHO = "GradientIndexWriter"
 
@@ -391,7 +392,8 @@ class GradientIndexWriter(Callback):
         if process_rank() == 0:
             save_snapshot(snapshot, trainer, pl_module)
             self._segment.begin(features.preconditioners)
-            (folder / "begun.json").write_text(json.dumps({"epoch": self._epoch}))
+            with whole_file(folder / "begun.json") as temporary:
+                temporary.write_text(json.dumps({"epoch": self._epoch}))
         trainer.strategy.barrier()
         self._use(features)
 
@@ -422,7 +424,8 @@ class GradientIndexWriter(Callback):
             }
             self.steps_left_out = 0
             if names:
-                (self._output_dir / "example_names.json").write_text(json.dumps(names))
+                with whole_file(self._output_dir / "example_names.json") as temporary:
+                    temporary.write_text(json.dumps(names))
             segment.close(list(self._features.blocks), facts)
         gather_objects(None)
 

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
+    "whole_files": set(),
     "gradients": set(),
     "scores": set(),
     "index": {"gradients"},
@@ -52,6 +53,7 @@ MAY_IMPORT = {
         "studies",
     },
 }
+FOR_ALL = {"whole_files"}  # every part may import these; they import nothing of ours
 WITHOUT_LIGHTNING = {"gradients", "scores", "index"}
 
 
@@ -81,7 +83,7 @@ def test_every_part_has_a_rule() -> None:
 def test_part_imports_only_what_it_may(part: str) -> None:
     for file in sources(part):
         ours = {name.split(".")[1] for name in imported(file) if name.startswith("ftrace.")}
-        forbidden = ours - MAY_IMPORT[part] - {part}
+        forbidden = ours - MAY_IMPORT[part] - FOR_ALL - {part}
         assert not forbidden, f"{file.relative_to(ROOT)} imports {sorted(forbidden)}"
 
 
@@ -107,3 +109,9 @@ def test_test_files_share_by_way_of_helpers_only() -> None:
         shared = {name.split(".")[0] for name in imported(file)} & modules
         # A script needs the settings of conftest, which pytest doesn't load for it.
         assert shared <= {"conftest"}, f"{file.relative_to(ROOT)} imports from {sorted(shared)}: use tests/helpers"
+
+
+@pytest.mark.parametrize("part", sorted(FOR_ALL))
+def test_what_all_parts_import_needs_the_standard_library_only(part: str) -> None:
+    for file in sources(part):
+        assert {name.split(".")[0] for name in imported(file)} <= sys.stdlib_module_names, file

@@ -8,7 +8,6 @@ queries-000000-000128.block-000003.002.npz    scores of one block of examples fo
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ftrace.scores import Sum
+from ftrace.whole_files import whole_file, whole_folder
 
 _FILE = re.compile(r"queries-(\d+)-(\d+)\.block-(\d+)\.(\d+)\.npz")
 
@@ -79,18 +79,11 @@ class PartialScores:
                     "the same ones to go on, delete the folder, or name another output_dir"
                 )
             if different:  # what failed before its first block
-                write = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-                write.write_text(text)
-                write.replace(file)
+                with whole_file(file) as temporary:
+                    temporary.write_text(text)
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
-        temporary.mkdir(exist_ok=True)
-        (temporary / "manifest.json").write_text(text)
-        try:
-            temporary.rename(self.folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(temporary)
+        with whole_folder(self.folder, replace=False) as temporary:  # another process may be faster
+            (temporary / "manifest.json").write_text(text)
 
     def passes_done(self) -> dict[Place, int]:
         """For each place that has scores, how many passes they are the sum over."""
@@ -110,13 +103,11 @@ class PartialScores:
             peak = max(before.peak_memory_bytes, block.peak_memory_bytes)
             block = Block(summed, before.seconds + block.seconds, peak)
         file = self._file(place, passes_before + 1)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         arrays: dict[str, Any] = {str(index): values for index, values in enumerate(block.scores.values())}
         facts = {"seconds": block.seconds, "peak": block.peak_memory_bytes, "keys": json.dumps(list(block.scores))}
         arrays.update({name: np.array(fact) for name, fact in facts.items()})
-        with temporary.open("wb") as stream:
+        with whole_file(file, sync=True) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)
-        temporary.replace(file)
         if passes_before:
             self._file(place, passes_before).unlink(missing_ok=True)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack, StackTrace
+from ftrace.whole_files import whole_file
 
 FORMAT = "ftrace-prompt-trace"
 VERSION = 1
@@ -62,7 +62,7 @@ def trace_file(folder: Path, name: str) -> Path:
 
 
 def write_trace(folder: Path, trace: PromptTrace, settings: Mapping[str, Any]) -> Path:
-    """Write a prompt's trace under a temporary name, then rename it; an earlier one of the prompt is replaced.
+    """Write a prompt's trace, whole or not at all; an earlier one of the prompt is replaced.
 
     Args:
         folder: Of the traces; folders that are missing are made.
@@ -92,9 +92,8 @@ def write_trace(folder: Path, trace: PromptTrace, settings: Mapping[str, Any]) -
     metadata["checksum"] = str(_checksum(tensors, metadata))
     file = trace_file(folder, trace.name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        save_file(tensors, temporary, metadata)
     return file
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.data.cache_folder import whole_folder
 from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, read_rows, write_rows
 from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.text import split_sentinel
+from ftrace.whole_files import whole_folder
 
 FORMAT = "ftrace-corpus"
 

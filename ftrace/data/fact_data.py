@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from ftrace.data.cache_folder import whole_folder
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.tokenizer import train_word_tokenizer
+from ftrace.whole_files import whole_folder
 
 
 class FactParts(NamedTuple):

@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 from rich.progress import track
 
-from ftrace.data.cache_folder import whole_folder
 from ftrace.data.row_files import write_rows
 from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.synth import SynthCorpus, SynthSettings, fact_id
+from ftrace.whole_files import whole_folder
 
 FORMAT = "ftrace-synth"
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from ftrace.data import Bm25Index, answers_in, fill_in
+from ftrace.whole_files import whole_file
 
 _ROWS_AT_ONCE = 10_000
 
@@ -107,9 +108,8 @@ class CandidatePools:
         table = pa.table({"query_id": self.query_ids, "candidate_ids": lists})
         table = table.replace_schema_metadata({"settings": json.dumps(asdict(self.settings))})
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.tmp")
-        pq.write_table(table, temporary)
-        temporary.rename(file)
+        with whole_file(file) as temporary:
+            pq.write_table(table, temporary)
 
     @classmethod
     def open(cls, file: Path) -> CandidatePools:

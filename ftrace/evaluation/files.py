@@ -14,6 +14,7 @@ from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.query_metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
 from ftrace.evaluation.render import notes_of, percent, title_of
 from ftrace.evaluation.table import Evaluation
+from ftrace.whole_files import whole_file
 
 if TYPE_CHECKING:
     from ftrace.evaluation.result_metrics import ResultsGroup
@@ -44,19 +45,14 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
 
 def replace_text(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    _temporary(file).write_text(text, encoding="utf-8")
-    _temporary(file).rename(file)
-
-
-def _temporary(file: Path) -> Path:
-    return file.with_name(f".{file.name}.tmp")
+    with whole_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file whole or not at all."""
-    with _temporary(file).open("w", newline="", encoding="utf-8") as stream:
+    with whole_file(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
-    _temporary(file).rename(file)
 
 
 def _markdown(evaluation: Evaluation) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -24,6 +23,7 @@ import numpy as np
 
 from ftrace.data.json_rows import is_text
 from ftrace.data.row_files import SourceRow, as_text, read_rows
+from ftrace.whole_files import whole_file
 
 RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")
 ENTAILED = 0.5  # a proponent whose entailment score is above states the fact
@@ -183,19 +183,14 @@ def write_results(file: str | Path, results: Iterable[RetrievalResult]) -> int:
     """
     file = _known(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     opener = gzip.open if file.suffix == ".gz" else open
     names: set[str] = set()
-    try:
-        with opener(temporary, "wt", encoding="utf-8", newline="\n") as lines:
-            for result in results:
-                if str(result.example_id) in names:
-                    raise ValueError(f"{file}: expected each example_id once, found {result.example_id!r} twice")
-                names.add(str(result.example_id))
-                lines.write(_to_line(result))
-        temporary.rename(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(file) as temporary, opener(temporary, "wt", encoding="utf-8", newline="\n") as lines:
+        for result in results:
+            if str(result.example_id) in names:
+                raise ValueError(f"{file}: expected each example_id once, found {result.example_id!r} twice")
+            names.add(str(result.example_id))
+            lines.write(_to_line(result))
     return len(names)
 
 

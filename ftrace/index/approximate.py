@@ -7,7 +7,6 @@ what is missed is approximate: how much, is measured.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.search import Found, SegmentQueries, score_places
 from ftrace.index.whitening import Whitening
+from ftrace.whole_files import whole_file
 
 _ROWS_AT_A_TIME = 4096
 _TRAINING_ROWS_OF_A_LIST = 64
@@ -98,9 +98,8 @@ def _keep(opened: Any, file: Path) -> None:
     import faiss
 
     file.parent.mkdir(exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    faiss.write_index(opened, str(temporary))
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        faiss.write_index(opened, str(temporary))
 
 
 def approximate_top_k(

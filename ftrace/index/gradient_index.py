@@ -9,7 +9,6 @@ norms/                  of rows, for tasks that were searched for
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from torch import nn
 from ftrace.index.features import FeatureSettings, GradientFeatures, as_dtype
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.segment import SEGMENT, Segment
+from ftrace.whole_files import whole_file
 
 MANIFEST = "index.json"
 FORMAT, VERSION = "ftrace-index", 1
@@ -106,9 +106,8 @@ def begin_index(
             )
         return features
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    temporary.replace(folder / MANIFEST)
+    with whole_file(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
     return features
 
 

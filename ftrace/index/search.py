@@ -6,7 +6,6 @@ sums over checkpoints (Pruthi et al. 2020, arXiv 2002.08484, eq. 1), so rows are
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening
+from ftrace.whole_files import whole_file
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -82,10 +82,8 @@ def row_norms(segment: Segment, whitening: Whitening, cache: Path) -> np.ndarray
             done += len(rows)
     with suppress(OSError):  # an index may lie where nothing can be written
         cache.mkdir(exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
+        with whole_file(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, made)
-        temporary.replace(file)
     return made
 
 

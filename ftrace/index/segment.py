@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -28,6 +27,7 @@ from torch import Tensor
 from ftrace.gradients import Preconditioner, RunningAutocorrelation
 from ftrace.index.features import from_tensors, to_tensors
 from ftrace.index.shards import PATTERN, Shard
+from ftrace.whole_files import whole_file
 
 SEGMENT = "segment.json"
 FILES = ("preconditioners.safetensors", "autocorrelation.safetensors", "ids.npy", "weights.npy", "order.npy")
@@ -38,9 +38,8 @@ _ROWS_AT_A_TIME = 1024
 def write_preconditioners(folder: Path, preconditioners: Mapping[str, Preconditioner]) -> None:
     """Keep what a segment's gradients are multiplied with; a segment begins with this."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".preconditioners.{os.getpid()}.tmp"
-    save_file(to_tensors(preconditioners), temporary)
-    temporary.replace(folder / "preconditioners.safetensors")
+    with whole_file(folder / "preconditioners.safetensors") as temporary:
+        save_file(to_tensors(preconditioners), temporary)
 
 
 def read_preconditioners(folder: Path, like: Tensor | None = None) -> dict[str, Preconditioner]:
@@ -106,9 +105,8 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
             of_blocks = drawn_from.rows(places=some).unflatten(1, (len(blocks), -1)).unbind(1)
             running.add(dict(zip(blocks, of_blocks, strict=True)))
     means = {name: running.mean(name).contiguous() for name in blocks}
-    temporary = folder / f".autocorrelation.{os.getpid()}.tmp"
-    save_file(means, temporary)
-    temporary.replace(folder / "autocorrelation.safetensors")
+    with whole_file(folder / "autocorrelation.safetensors") as temporary:
+        save_file(means, temporary)
     manifest = {
         **facts,
         "rows": total,
@@ -117,17 +115,14 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
         "shards": noted,
         "files": {file.name: zlib.crc32(file.read_bytes()) for file in sorted(folder.iterdir()) if file.name in FILES},
     }
-    temporary = folder / f".{SEGMENT}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    temporary.replace(folder / SEGMENT)
+    with whole_file(folder / SEGMENT) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
     return Segment(folder)
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
+    with whole_file(file) as temporary, temporary.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
-    temporary.replace(file)
 
 
 class Segment:

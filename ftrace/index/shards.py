@@ -7,7 +7,6 @@ square, which goes into ``scales``: so no row is too large or too small for it, 
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ftrace.whole_files import whole_file
 
 PATTERN = "shard-*.safetensors"
 COLUMNS = ("rows", "ids", "weights", "scales", "steps")
@@ -45,7 +46,7 @@ class Rows:
 
 
 def write_shard(file: Path, given: Rows, dtype: torch.dtype) -> None:
-    """Write a shard under a temporary name, then rename it.
+    """Write a shard, whole or not at all.
 
     Raises:
         ValueError: If a row is not finite.
@@ -68,9 +69,8 @@ def write_shard(file: Path, given: Rows, dtype: torch.dtype) -> None:
         "weights": given.weights.cpu().to(scales.dtype).contiguous(),
         "steps": given.steps.cpu().long().contiguous(),
     }
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, {"format": "ftrace-index-shard", "checksum": str(checksum(tensors))})
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        save_file(tensors, temporary, {"format": "ftrace-index-shard", "checksum": str(checksum(tensors))})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ftrace.online.queries.query_pass import Refresh
 from ftrace.online.scoring.contributions import Contribution, Moment, Share, StepTaken
 from ftrace.online.scoring.momentum import HeldStep
 from ftrace.scores import Sum
+from ftrace.whole_files import put_file, temporary_file
 
 _TUPLES = {kind.__name__: kind for kind in (Share, Sum)}
 _DATACLASSES: dict[str, Any] = {
@@ -83,15 +82,11 @@ def write_state(folder: Path, step: int, rank: int, state: Any) -> dict[str, str
         The file's path and its SHA-256.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".state.", dir=folder)
-    os.close(handle)
-    try:
+    with temporary_file(folder / "state") as temporary:
         torch.save(pack(state), temporary)
-        digest = _sha256(Path(temporary))
+        digest = _sha256(temporary)
         file = folder / f"step-{step:08d}-process-{rank}-{digest[:12]}.pt"
-        Path(temporary).replace(file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        put_file(temporary, file)
     return {"file": str(file), "sha256": digest}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from ftrace.whole_files import whole_file
 
 _FORMATS = (".png", ".pdf")
 
@@ -18,9 +19,8 @@ def save_picture(figure: Figure, file: Path, dpi: int = 130) -> Path:
         The file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp{file.suffix}")
-    figure.savefig(temporary, dpi=dpi)
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=file.suffix.removeprefix("."))
     return file
 
 

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +29,7 @@ from ftrace.scores.accumulator import Sum
 from ftrace.scores.ids import as_ids, stable_id
 from ftrace.scores.ledger import FILE as _LEDGER
 from ftrace.scores.ledger import Ledger
+from ftrace.whole_files import whole_folder
 
 FORMAT = "ftrace-scores"
 VERSION = 1
@@ -45,7 +44,8 @@ class ScoreStore:
         manifest: Its parsed manifest; use :meth:`open`.
 
     Example:
-        >>> folder = tempfile.mkdtemp() + "/scores"
+        >>> from tempfile import mkdtemp
+        >>> folder = mkdtemp() + "/scores"
         >>> store = ScoreStore.write(folder, np.array([3, 8]), np.array([0]), {"dot": np.array([[0.5], [-1.0]])})
         >>> ids, scores = store.top(0, k=1)
         >>> ids.tolist(), scores.tolist()
@@ -129,19 +129,13 @@ class ScoreStore:
         facts = make_facts(list(keyed), example_ids, query_ids)
         facts["num_pairs"] = None if candidate_offsets is None else shape[0]
         facts["dtype"] = {kind: str(arrays[kind].dtype) for kind in facts["kinds"]}
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with whole_folder(folder, sync=True) as temporary:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             if ledger is not None:
                 ledger.write(temporary / _LEDGER)
-            (temporary / MANIFEST).write_text(
-                json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False) + "\n"
-            )
-            swap_in(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            text = json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False)
+            (temporary / MANIFEST).write_text(text + "\n")
         return cls.open(folder)
 
     @property
@@ -376,21 +370,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{str(folder)!r} is a damaged score store: its {MANIFEST} lacks {sorted(missing)}")
     return manifest
-
-
-def swap_in(temporary: Path, folder: Path) -> None:
-    """Rename a finished folder to its place; the earlier one is put aside first and deleted last."""
-    temporary.chmod(0o777 & ~_umask())
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(aside / folder.name)
-    temporary.rename(folder)
-    shutil.rmtree(aside)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +14,8 @@ import numpy as np
 
 from ftrace.scores.accumulator import Sum
 from ftrace.scores.ids import as_ids
-from ftrace.scores.store import MANIFEST, ScoreStore, check_replaceable, file_name, make_facts, parts_of, swap_in
+from ftrace.scores.store import MANIFEST, ScoreStore, check_replaceable, file_name, make_facts, parts_of
+from ftrace.whole_files import put_folder, temporary_folder
 
 
 class ScoreWriter:
@@ -32,7 +32,8 @@ class ScoreWriter:
         ValueError: If ids repeat, examples are not in ascending order, or the folder is not ours to replace.
 
     Example:
-        >>> folder = tempfile.mkdtemp() + "/scores"
+        >>> from tempfile import mkdtemp
+        >>> folder = mkdtemp() + "/scores"
         >>> with ScoreWriter(folder, np.array([3, 8]), np.array([0]), ["dot"]) as writer:
         ...     writer.put("dot", np.array([[0.5], [-1.0]]))
         ...     store = writer.finish({"method": "mine"})
@@ -56,13 +57,14 @@ class ScoreWriter:
         self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]
         self._parts = parts_of(self._keys)
         self._facts = make_facts(self._keys, examples, queries, np.dtype(dtype))
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
-        np.save(self._temporary / "example_ids.npy", examples, allow_pickle=False)
-        np.save(self._temporary / "query_ids.npy", queries, allow_pickle=False)
         self._shape = len(examples), len(queries)
         self._dtype = np.dtype(dtype)
-        self._maps = {key: self._map(key) for key in self._keys}
+        with ExitStack() as cleanup:
+            self._temporary = cleanup.enter_context(temporary_folder(self.folder))
+            np.save(self._temporary / "example_ids.npy", examples, allow_pickle=False)
+            np.save(self._temporary / "query_ids.npy", queries, allow_pickle=False)
+            self._maps = {key: self._map(key) for key in self._keys}
+            self._cleanup = cleanup.pop_all()
 
     def _map(self, key: Sum) -> np.ndarray:
         file = self._temporary / f"{file_name(key, self._parts)}.npy"
@@ -104,7 +106,7 @@ class ScoreWriter:
         self._maps.clear()
         text = json.dumps({**(manifest or {}), **self._facts}, indent=2, allow_nan=False)
         (self._temporary / MANIFEST).write_text(text + "\n")
-        swap_in(self._temporary, self.folder)
+        put_folder(self._temporary, self.folder, sync=True)
         return ScoreStore.open(self.folder)
 
     def __enter__(self) -> Self:
@@ -113,4 +115,4 @@ class ScoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._cleanup.close()
