@@ -150,7 +150,7 @@ def index_with_ftrace(job: Job) -> Index:
     for name, one in (job.factors or {}).items():  # Conv1D keeps [I, O]
         given[f"{name}.weight"] = RankOne(one.column.rsqrt(), (one.row / one.row.mean()).rsqrt())
     settings = IndexSettings(
-        FeatureSettings(job.side, job.seed, layout="parameter", parameters=tuple(names), entries="signs")
+        FeatureSettings(job.side, job.seed, layout="parameter", parameters=tuple(names), entries="rademacher")
     )
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()

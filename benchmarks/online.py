@@ -89,7 +89,7 @@ class Way:
         if self.writes_index:
             assert self.projection_side is not None
             place = Path(folder) / self.name.replace(" ", "-")
-            return [GradientIndexWriter(place, side=self.projection_side, **dict(self.options))]
+            return [GradientIndexWriter(place, projection_side=self.projection_side, **dict(self.options))]
         if self.refresh is None:
             return []
         loader = random_rows(setting, setting.queries, "query_id", seed=1)
@@ -132,8 +132,8 @@ WAYS = {
     "index": (
         Way("plain"),
         Way("index, K=16, rank-1 V", 16, None, "1.15 plain, 1.05 floor", (_FROM_STEP_10,), True),
-        Way("index, undivided", 16, None, "", (_FROM_STEP_10, ("correction", "none")), True),
-        Way("index, elementwise V", 16, None, "", (_FROM_STEP_10, ("correction", "elementwise")), True),
+        Way("index, undivided", 16, None, "", (_FROM_STEP_10, ("preconditioner", "none")), True),
+        Way("index, elementwise V", 16, None, "", (_FROM_STEP_10, ("preconditioner", "elementwise")), True),
     ),
     "whitened": (
         Way("plain"),

@@ -22,10 +22,18 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ftrace.attribution.index_pass import corrections_at, covered_names, measured
+from ftrace.attribution.index_pass import covered_names, measured, preconditioners_at
 from ftrace.gradients import GradientCapture, PerExampleGradients, inner_products, precondition
 from ftrace.gradients.queries import QueryGradients
-from ftrace.index import CORRECTIONS, Correction, FeatureSettings, GradientFeatures, GradientRows, IndexSettings, placed
+from ftrace.index import (
+    PRECONDITIONER_KINDS,
+    FeatureSettings,
+    GradientFeatures,
+    GradientRows,
+    IndexSettings,
+    PreconditionerKind,
+    moved_like,
+)
 from ftrace.runs import Run
 
 SIDES = (8, 11, 16, 23, 32, 45, 64, 91, 128)
@@ -89,16 +97,16 @@ def main(run: str, examples: int = 512, seeds: int = 3, sides: tuple[int, ...] =
     collate, size = opened.data.example_dataloader().collate_fn, 64
     batches = [collate(rows[start : start + size]) for start in range(0, examples, size)]
     query_batches = list(opened.data.query_dataloader())
-    settings = FeatureSettings(groups=2)
+    settings = FeatureSettings(layer_groups=2)
     names = covered_names(model, IndexSettings(settings))
     like = next(model.parameters())
-    ways: dict[Correction, dict[str, Any]] = {}
-    for correction in CORRECTIONS:
-        own = IndexSettings(replace(settings, correction=correction))
-        factors = placed(corrections_at(snapshot, model, own), like)
-        ways[correction] = {name: factor for name, factor in factors.items() if name in set(names)}
+    ways: dict[PreconditionerKind, dict[str, Any]] = {}
+    for kind in PRECONDITIONER_KINDS:
+        own = IndexSettings(replace(settings, preconditioner=kind))
+        factors = moved_like(preconditioners_at(snapshot, model, own), like)
+        ways[kind] = {name: factor for name, factor in factors.items() if name in set(names)}
     whole = {way: exact(model, names, batches, query_batches, factors) for way, factors in ways.items()}
-    shown: dict[str, tuple[Correction, Correction]] = {
+    shown: dict[str, tuple[PreconditionerKind, PreconditionerKind]] = {
         "raw": ("none", "none"),
         "divided, rank one": ("rank-one", "rank-one"),
         "divided, elementwise": ("elementwise", "elementwise"),
@@ -112,7 +120,9 @@ def main(run: str, examples: int = 512, seeds: int = 3, sides: tuple[int, ...] =
                 correlations(
                     projected(
                         model,
-                        GradientFeatures(FeatureSettings(side, seed, groups=2, correction=way), names, ways[way]),
+                        GradientFeatures(
+                            FeatureSettings(side, seed, layer_groups=2, preconditioner=way), names, ways[way]
+                        ),
                         batches,
                         query_batches,
                     ).detach(),

@@ -23,8 +23,9 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from ftrace.callbacks.checkpoint_snapshots import save_snapshot
-from ftrace.gradients import Entries, GradientCapture, Recording, leave_out, parameters_option
+from ftrace.gradients import GradientCapture, Recording, leave_out, parameters_option
 from ftrace.index import (
+    Entries,
     FeatureSettings,
     GradientFeatures,
     GradientIndex,
@@ -32,7 +33,7 @@ from ftrace.index import (
     Rows,
     begin_index,
     block_weights,
-    correction_of,
+    preconditioner_for_index,
     read_preconditioners,
     snapshot_fingerprint,
 )
@@ -70,16 +71,16 @@ class GradientIndexWriter(Callback):
         steps: Ranges ``[first, last]`` of optimizer steps to write instead, the last one included.
         segment_steps: Begin a new segment after so many optimizer steps; default: with each epoch, and each range.
             A later query is differentiated once a segment.
-        side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
+        projection_side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
         layout: Which weights share a block: "pooled", attention and MLP weights of consecutive layers; "layer";
             "parameter".
-        groups: Of the layout "pooled": groups of layers.
+        layer_groups: Of the layout "pooled": how many groups of layers.
         parameters: Globs over parameter names, in order; one that begins with "!" takes away. Default: the matrices in
             the model's numbered blocks.
-        correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
-            second moments; "elementwise", their root as it is, which forms each example's gradient of each weight
-            whole; "none". Before the first step, and with optimizers that keep none, nothing is divided.
-        entries: Of the projection: "normal" numbers, or random "signs".
+        preconditioner: What gradients are divided by: "rank-one", the root of the closest outer product to the
+            optimizer's second moments; "elementwise", their root as it is, which forms each example's gradient of each
+            weight whole; "none". Before the first step, and with optimizers that keep none, nothing is divided.
+        entries: Of the projection: "gaussian" or "rademacher".
         dtype: Of rows on disk: "float32", "float16" or "bfloat16".
         shard_bytes: How large a file of rows becomes, about; it is held in memory until then.
         sample: Rows, drawn at random, that a segment's autocorrelation is taken of.
@@ -91,6 +92,9 @@ class GradientIndexWriter(Callback):
             without it.
         seed: Of the projection and of the sample.
         shared_ids: Whether several rows of the data may have one id, such as the pieces of a document.
+        side: Deprecated: the old name of ``projection_side``.
+        groups: Deprecated: the old name of ``layer_groups``.
+        correction: Deprecated: the old name of ``preconditioner``.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop that is not supported, or a
@@ -104,12 +108,12 @@ class GradientIndexWriter(Callback):
         epochs: Sequence[int] | None = None,
         steps: Sequence[Sequence[int]] | None = None,
         segment_steps: int | None = None,
-        side: int = 16,
+        projection_side: int = 16,
         layout: Literal["pooled", "layer", "parameter"] = "pooled",
-        groups: int = 8,
+        layer_groups: int = 8,
         parameters: Sequence[str] | None = None,
-        correction: Literal["rank-one", "elementwise", "none"] = "rank-one",
-        entries: Entries = "normal",
+        preconditioner: Literal["rank-one", "elementwise", "none"] = "rank-one",
+        entries: Entries = "gaussian",
         dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32",
         shard_bytes: int = 64 * 2**20,
         sample: int = 10_000,
@@ -118,12 +122,18 @@ class GradientIndexWriter(Callback):
         self_check: bool = True,
         seed: int = 0,
         shared_ids: bool = False,
+        side: int | None = None,
+        groups: int | None = None,
+        correction: Literal["rank-one", "elementwise", "none"] | None = None,
     ) -> None:
         self.schedule = SegmentSchedule(epochs, steps, segment_steps)
         patterns = None if parameters is None else tuple(parameters)
-        self.settings = IndexSettings(
-            FeatureSettings(side, seed, layout, groups, patterns, correction, entries), dtype, shard_bytes, sample
-        )
+        features = FeatureSettings.under_new_names(
+            WHO, projection_side=projection_side, seed=seed, layout=layout, layer_groups=layer_groups,
+            parameters=patterns, preconditioner=preconditioner, entries=entries, side=side, groups=groups,
+            correction=correction,
+        )  # fmt: skip
+        self.settings = IndexSettings(features, dtype, shard_bytes, sample)
         self.output_dir = output_dir
         self.id_key = id_key
         self.shared_ids = shared_ids
@@ -375,11 +385,11 @@ class GradientIndexWriter(Callback):
         if self.schedule.part(self._step, self._epoch) is None:
             return
         snapshot = self._output_dir / "snapshots" / f"step-{self._step:08d}"
-        corrections = {}
-        if self.settings.features.correction != "none":
-            found = self._optimizer.preconditioners(elementwise=True)
-            corrections = {name: correction_of(f, self.settings.features.correction) for name, f in found.items()}
-        features = GradientFeatures(self.settings.features, self._names, corrections)
+        preconditioners, kind = {}, self.settings.features.preconditioner
+        if kind != "none":
+            of_optimizer = self._optimizer.preconditioners(elementwise=True)
+            preconditioners = {name: preconditioner_for_index(one, kind) for name, one in of_optimizer.items()}
+        features = GradientFeatures(self.settings.features, self._names, preconditioners)
         undivided = [name for name in self._names if name not in features.preconditioners]
         if features.preconditioners and undivided:
             rank_zero_warn(
@@ -417,7 +427,7 @@ class GradientIndexWriter(Callback):
                 "snapshot": str(snapshot),
                 "fingerprint": snapshot_fingerprint(self._output_dir / snapshot),
                 "last_step": self._step - 1,
-                "corrected": bool(self._features.preconditioners),
+                "preconditioned": bool(self._features.preconditioners),
                 "undivided": [name for name in self._names if name not in self._features.preconditioners],
                 "steps_left_out": self.steps_left_out,
                 "rows": self._rows.facts(),

@@ -29,8 +29,8 @@ from ftrace.index import (
     begin_index,
     block_weights,
     close_segment,
-    correction_of,
-    placed,
+    moved_like,
+    preconditioner_for_index,
     snapshot_fingerprint,
     write_preconditioners,
     write_shard,
@@ -67,17 +67,17 @@ def covered_names(model: FactLM, settings: IndexSettings) -> list[str]:
     return list(coverage.covered)
 
 
-def corrections_at(snapshot: Path, model: FactLM, settings: IndexSettings) -> dict[str, Preconditioner]:
-    """What gradients at a snapshot are multiplied with, in the model's precision.
+def preconditioners_at(snapshot: Path, model: FactLM, settings: IndexSettings) -> dict[str, Preconditioner]:
+    """Read what an index multiplies gradients with at a snapshot, in the model's precision.
 
     Raises:
         ValueError: If the snapshot has no second moments.
     """
-    correction = settings.features.correction
-    if correction == "none":
+    kind = settings.features.preconditioner
+    if kind == "none":
         return {}
-    found = snapshot_preconditioners(snapshot, model)
-    return {name: correction_of(factor, correction) for name, factor in found.items()}
+    of_optimizer = snapshot_preconditioners(snapshot, model)
+    return {name: preconditioner_for_index(factor, kind) for name, factor in of_optimizer.items()}
 
 
 def index_corpus(
@@ -111,11 +111,11 @@ def index_corpus(
         "snapshots": {snapshot.name: snapshot_fingerprint(snapshot)},
     }
     begin_index(task.output_dir, settings, model, names, described)
-    corrections = corrections_at(snapshot, model, settings)
+    preconditioners = preconditioners_at(snapshot, model, settings)
     step = int(json.loads((snapshot / "snapshot.json").read_text())["step"])
     folder = task.output_dir / f"segment-{step:08d}"
-    write_preconditioners(folder, corrections)
-    features = GradientFeatures(settings.features, names, corrections)
+    write_preconditioners(folder, preconditioners)
+    features = GradientFeatures(settings.features, names, preconditioners)
     del model
     trainer = predict(_Indexing(task, snapshot, folder, settings, features, output), task)
     if trainer.is_global_zero and not (folder / "segment.json").exists():
@@ -186,8 +186,8 @@ class _Indexing(LightningModule):
         if not self.items:
             return
         self._model = model = self.task.model_at(self.snapshot).to(self.device)
-        corrections = placed(self.features.preconditioners, next(model.parameters()))
-        features = GradientFeatures(self.settings.features, self.features.names, corrections)
+        preconditioners = moved_like(self.features.preconditioners, next(model.parameters()))
+        features = GradientFeatures(self.settings.features, self.features.names, preconditioners)
         self._rows = GradientRows(model, features, measured(self.output))
 
     @override

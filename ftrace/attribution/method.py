@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftrace.gradients import nearest
@@ -22,6 +22,8 @@ class AttributionMethod(ABC):
     """
 
     name: ClassVar[str]
+    renamed_options: ClassVar[Mapping[str, str]] = {}
+    """From old names of options, which still work, to new ones."""
 
     @abstractmethod
     def score(self, task: Task) -> ScoreStore:
@@ -38,8 +40,8 @@ class AttributionMethod(ABC):
         """
 
     def options(self) -> dict[str, Any]:
-        """The options, as JSON holds them."""
-        names = list(inspect.signature(type(self)).parameters)
+        """Give the options as JSON holds them."""
+        names = [name for name in inspect.signature(type(self)).parameters if name not in self.renamed_options]
         return {name: _plain(getattr(self, name)) for name in names}
 
 

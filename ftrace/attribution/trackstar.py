@@ -1,10 +1,10 @@
-"""TrackStar: cosines of corrected, projected, whitened gradients (Chang et al. 2024, arXiv 2410.17413, section 3)."""
+"""TrackStar: cosines of preconditioned, projected, whitened gradients (Chang et al. 2024, arXiv 2410.17413, sec. 3)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,15 +15,21 @@ from ftrace.attribution.index_pass import index_corpus, measured
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task, WhichSnapshots
 from ftrace.index import (
+    OLD_OPTIONS,
     FeatureSettings,
     GradientIndex,
     IndexSettings,
+    Layout,
+    PreconditionerKind,
     PreparedSearch,
     SearchSettings,
+    WhichR,
     WhiteningSettings,
     prepare_search,
     scored_chunks,
 )
+from ftrace.models import Output
+from ftrace.renamed import use_new_names
 from ftrace.scores import ScoreStore, ScoreWriter
 
 
@@ -36,49 +42,71 @@ class TrackStar(AttributionMethod):
     Args:
         index: Folder of a gradient index, relative to the run's; default: made beside the store, kept for searches.
         snapshots: Of an index that is made: the one snapshot, "last", "first" or a step.
-        side: Of an index that is made: K, each weight's gradient becomes K x K.
+        projection_side: Of an index that is made: K, each weight's gradient becomes K x K.
         layout: Of an index that is made: which weights share a block: "pooled", "layer" or "parameter".
-        groups: Of the layout "pooled": groups of layers.
+        layer_groups: Of the layout "pooled": how many groups of layers.
         parameters: Of an index that is made: globs over parameter names; default: matrices of the model's blocks.
-        correction: Of an index that is made: "rank-one", "elementwise" or "none".
+        preconditioner: Of an index that is made: what gradients are divided by: "rank-one", "elementwise" or "none".
         output: What is differentiated, of examples and queries: "loss", "margin" or "logit".
         autocorrelation: "mixed", of the corpus and the task's queries; "train"; "none".
         mix: lambda, the queries' share of the mixture; default: by the rule on their spectra.
-        rank_share: Where that rule looks, as a share of all dimensions.
+        rank_share: The rank, as a share of all dimensions, at which the two spectra are compared to choose lambda.
         damping: Of R, as a share of its mean eigenvalue.
         unit_norm: Whether norms are divided out.
         weighted: Whether rows count by their weights.
-        correct_queries: Whether queries are divided by second moments too.
+        precondition_queries: Whether queries are divided by second moments too.
         learning: Whether segments of an index count by p (1 - p) of the query's answer at their weights.
         answers: What a query's loss is; default: as the run's.
         seed: Of the projection, and of the sample for R.
+        side: Deprecated: the old name of ``projection_side``.
+        groups: Deprecated: the old name of ``layer_groups``.
+        correction: Deprecated: the old name of ``preconditioner``.
+        correct_queries: Deprecated: the old name of ``precondition_queries``.
     """
 
     name: ClassVar[str] = "trackstar"
+    renamed_options: ClassVar[Mapping[str, str]] = {**OLD_OPTIONS, "correct_queries": "precondition_queries"}
 
     index: str | None = None
     snapshots: Literal["last", "first"] | int = "last"
-    side: int = 16
-    layout: Literal["pooled", "layer", "parameter"] = "pooled"
-    groups: int = 8
+    projection_side: int = FeatureSettings.projection_side
+    layout: Layout = FeatureSettings.layout
+    layer_groups: int = FeatureSettings.layer_groups
     parameters: Sequence[str] | None = None
-    correction: Literal["rank-one", "elementwise", "none"] = "rank-one"
-    output: Literal["loss", "margin", "logit"] = "loss"
-    autocorrelation: Literal["mixed", "train", "none"] = "mixed"
-    mix: float | None = None
+    preconditioner: PreconditionerKind = FeatureSettings.preconditioner
+    output: Output = "loss"
+    autocorrelation: WhichR = WhiteningSettings.autocorrelation
+    mix: float | None = WhiteningSettings.mix
     rank_share: float = WhiteningSettings.rank_share
     damping: float = WhiteningSettings.damping
-    unit_norm: bool = True
-    weighted: bool = False
-    correct_queries: bool = True
-    learning: bool = False
+    unit_norm: bool = SearchSettings.unit_norm
+    weighted: bool = SearchSettings.weighted
+    precondition_queries: bool = SearchSettings.precondition_queries
+    learning: bool = SearchSettings.learning
     answers: Literal["one", "any"] | None = None
-    seed: int = 0
+    seed: int = FeatureSettings.seed
+    side: InitVar[int | None] = None
+    groups: InitVar[int | None] = None
+    correction: InitVar[PreconditionerKind | None] = None
+    correct_queries: InitVar[bool | None] = None
+
+    def __post_init__(
+        self,
+        side: int | None,
+        groups: int | None,
+        correction: PreconditionerKind | None,
+        correct_queries: bool | None,
+    ) -> None:
+        old = {"side": side, "groups": groups, "correction": correction, "correct_queries": correct_queries}
+        options = {**{new: getattr(self, new) for new in self.renamed_options.values()}, **old}
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, value in use_new_names(self.name, options, self.renamed_options, defaults).items():
+            object.__setattr__(self, name, value)
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples with an index, which is written first where there is none."""
         whitening = WhiteningSettings(self.autocorrelation, self.mix, self.rank_share, self.damping)
-        settings = SearchSettings(whitening, self.unit_norm, self.weighted, self.correct_queries, self.learning)
+        settings = SearchSettings(whitening, self.unit_norm, self.weighted, self.precondition_queries, self.learning)
         index = self._index(task)
         if getattr(rank_zero_only, "rank", 0):  # the first process writes the store
             torch.distributed.barrier()
@@ -99,7 +127,9 @@ class TrackStar(AttributionMethod):
         if self.index is not None:
             return GradientIndex(task.run_dir / self.index)
         parameters = None if self.parameters is None else tuple(self.parameters)
-        features = FeatureSettings(self.side, self.seed, self.layout, self.groups, parameters, self.correction)
+        features = FeatureSettings(
+            self.projection_side, self.seed, self.layout, self.layer_groups, parameters, self.preconditioner
+        )
         which: WhichSnapshots = self.snapshots
         (snapshot,) = task.choose_snapshots(which)
         folder = task.output_dir.with_name(f"{task.output_dir.name}-index")

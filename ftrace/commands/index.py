@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ftrace.attribution import Task, index_corpus, measured
-from ftrace.attribution.index_pass import corrections_at, covered_names
+from ftrace.attribution.index_pass import covered_names, preconditioners_at
 from ftrace.commands.attribute import bytes_of
 from ftrace.data import FactCorpus, FactData
-from ftrace.gradients import Entries
 from ftrace.index import (
+    Entries,
     FeatureSettings,
     GradientFeatures,
     GradientIndex,
@@ -30,7 +30,7 @@ from ftrace.index import (
     Rows,
     Shard,
     as_dtype,
-    placed,
+    moved_like,
     readable,
     write_shard,
 )
@@ -45,12 +45,12 @@ def index(
     snapshot: Literal["last", "first"] | int = "last",
     output_dir: str | None = None,
     corpus: list[str] | None = None,
-    side: int = 16,
+    projection_side: int = 16,
     layout: Literal["pooled", "layer", "parameter"] = "pooled",
-    groups: int = 8,
+    layer_groups: int = 8,
     parameters: list[str] | None = None,
-    correction: Literal["auto", "rank-one", "elementwise", "none"] = "auto",
-    entries: Entries = "normal",
+    preconditioner: Literal["auto", "rank-one", "elementwise", "none"] = "auto",
+    entries: Entries = "gaussian",
     output: Output = "loss",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     shard_bytes: int | str = "256MiB",
@@ -71,14 +71,15 @@ def index(
         snapshot: "last", "first", or a step.
         output_dir: The index's folder; default: index-step-STEP in the run's.
         corpus: Files of examples, as FactCorpus reads training rows; default: the run's training rows.
-        side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
+        projection_side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
         layout: Which weights share a block: "pooled", attention and MLP weights of consecutive layers in groups each;
             "layer"; "parameter".
-        groups: Of the layout "pooled".
+        layer_groups: Of the layout "pooled".
         parameters: Globs over parameter names; default: the matrices in the model's numbered blocks.
-        correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
-            second moments; "elementwise", their root as it is; "none"; "auto", rank-one where the snapshot has any.
-        entries: Of the projection: "normal" numbers, or "signs".
+        preconditioner: What gradients are divided by: "rank-one", the root of the closest outer product to the
+            optimizer's second moments; "elementwise", their root as it is; "none"; "auto",
+            rank-one where the snapshot has any.
+        entries: Of the projection: "gaussian" or "rademacher".
         output: What is differentiated: "loss", "margin" or "logit".
         dtype: Of rows on disk.
         shard_bytes: How large a file of rows becomes, about, such as "1GiB".
@@ -106,11 +107,11 @@ def index(
     if check:
         check_index(GradientIndex(place))
         return
-    kind = correction
+    kind = preconditioner
     if kind == "auto":
         kind = "rank-one" if (folder / "second_moments.safetensors").exists() else "none"
     patterns = None if parameters is None else tuple(parameters)
-    features = FeatureSettings(side, seed, layout, groups, patterns, kind, entries)
+    features = FeatureSettings(projection_side, seed, layout, layer_groups, patterns, kind, entries)
     size = shard_bytes if isinstance(shard_bytes, int) else bytes_of(shard_bytes)
     settings = IndexSettings(features, dtype, size, sample)
     task = replace(base, output_dir=place)
@@ -173,8 +174,8 @@ def make_plan(
     model = task.model_at(snapshot).to(device)
     names = covered_names(model, settings)
     like = next(model.parameters())
-    corrections = placed(corrections_at(snapshot, model, settings), like)
-    features = GradientFeatures(settings.features, names, corrections)
+    preconditioners = moved_like(preconditioners_at(snapshot, model, settings), like)
+    features = GradientFeatures(settings.features, names, preconditioners)
     rows_of = GradientRows(model, features, measured(output))
     size = task.batch_size or task.data.batch_size
     collate = task.data.example_dataloader().collate_fn

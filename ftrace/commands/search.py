@@ -94,7 +94,7 @@ def search(
     damping: float = WhiteningSettings.damping,
     unit_norm: bool = True,
     weighted: bool = False,
-    correct_queries: bool = True,
+    precondition_queries: bool = True,
     learning: bool = False,
     output: Output | None = None,
     answers: Literal["one", "any"] | None = None,
@@ -120,7 +120,7 @@ def search(
         damping: Of R, as a share of its mean eigenvalue.
         unit_norm: Whether norms are divided out.
         weighted: Whether rows count by their learning rate times clip factor, as TracIn weighs them.
-        correct_queries: Whether the queries' gradients are divided by second moments too.
+        precondition_queries: Whether the queries' gradients are divided by second moments too.
         learning: Whether segments count by p (1 - p), where p is the probability of the query's answer at their
             weights, so that those count in which it was being learned.
         output: What is differentiated: "loss", "margin" or "logit"; default: as of the rows.
@@ -142,7 +142,7 @@ def search(
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
     whitening = WhiteningSettings(autocorrelation, mix, rank_share, damping)
-    settings = SearchSettings(whitening, unit_norm, weighted, correct_queries, learning)
+    settings = SearchSettings(whitening, unit_norm, weighted, precondition_queries, learning)
     task = None if task_queries is None else _batches(data, read_queries(Path(task_queries)))
     prepared = prepare_search(
         opened, corpus.run.model_at, _batches(data, rows), measured("loss", answers), settings, task,

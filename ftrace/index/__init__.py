@@ -5,15 +5,18 @@ index``), and searched with ``ftrace search``.
 """
 
 from ftrace.index.approximate import ApproximateSettings, approximate_top_k, open_approximate, recall
-from ftrace.index.blocks import block_weights, make_blocks
+from ftrace.index.blocks import Layout, block_weights, make_blocks
 from ftrace.index.features import (
-    CORRECTIONS,
-    Correction,
+    OLD_ENTRIES,
+    OLD_OPTIONS,
+    PRECONDITIONER_KINDS,
+    Entries,
     FeatureSettings,
     GradientFeatures,
+    PreconditionerKind,
     as_dtype,
-    correction_of,
-    placed,
+    moved_like,
+    preconditioner_for_index,
 )
 from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest
@@ -24,6 +27,7 @@ from ftrace.index.search import Found, SegmentQueries, prepare_queries, row_norm
 from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
 from ftrace.index.shards import Rows, Shard, write_shard
 from ftrace.index.whitening import (
+    WhichR,
     Whitening,
     WhiteningSettings,
     autocorrelation_of,
@@ -32,9 +36,11 @@ from ftrace.index.whitening import (
 )
 
 __all__ = [
-    "CORRECTIONS",
+    "OLD_ENTRIES",
+    "OLD_OPTIONS",
+    "PRECONDITIONER_KINDS",
     "ApproximateSettings",
-    "Correction",
+    "Entries",
     "FeatureSettings",
     "Found",
     "GradientFeatures",
@@ -42,12 +48,15 @@ __all__ = [
     "GradientRows",
     "IndexPlan",
     "IndexSettings",
+    "Layout",
+    "PreconditionerKind",
     "PreparedSearch",
     "Rows",
     "SearchSettings",
     "Segment",
     "SegmentQueries",
     "Shard",
+    "WhichR",
     "Whitening",
     "WhiteningSettings",
     "approximate_top_k",
@@ -57,12 +66,12 @@ __all__ = [
     "begin_index",
     "block_weights",
     "close_segment",
-    "correction_of",
     "make_blocks",
     "make_whitening",
     "model_fingerprint",
+    "moved_like",
     "open_approximate",
-    "placed",
+    "preconditioner_for_index",
     "prepare_queries",
     "prepare_search",
     "read_manifest",

@@ -26,18 +26,16 @@ _MORE = 4  # candidates that are scored anew for each that is asked for
 
 @dataclass(frozen=True)
 class ApproximateSettings:
-    """How approximate.
-
-    Args:
-        lists: Into how many lists rows are sorted; default: four times the root of their number.
-        probes: How many lists a search looks into.
+    """The options of approximate search.
 
     Raises:
         ValueError: If a number is less than 1.
     """
 
     lists: int | None = None
+    """Into how many lists rows are sorted; default: four times the root of their number."""
     probes: int = 32
+    """How many lists a search looks into."""
 
     def __post_init__(self) -> None:
         if (self.lists is not None and self.lists < 1) or self.probes < 1:

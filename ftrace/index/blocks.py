@@ -45,24 +45,24 @@ def block_weights(module: nn.Module) -> list[str]:
     return found
 
 
-def make_blocks(names: Sequence[str], layout: Layout = "pooled", groups: int = 8) -> dict[str, list[str]]:
+def make_blocks(names: Sequence[str], layout: Layout = "pooled", layer_groups: int = 8) -> dict[str, list[str]]:
     """Names of parameters by the block that they share.
 
     Args:
         names: In the model's order.
-        layout: "pooled": attention, MLP and other weights of consecutive layers, in ``groups`` groups each; "layer":
-            all of a layer; "parameter": each by itself.
-        groups: Of "pooled"; each layer is its own where there are fewer. Encoder and decoder are counted as one stack.
+        layout: "pooled": attention, MLP and other weights of consecutive layers, in ``layer_groups`` groups each;
+            "layer": all of a layer; "parameter": each by itself.
+        layer_groups: Of "pooled"; each layer is a group where there are fewer. Encoder and decoder count as one stack.
 
     Raises:
         ValueError: On an unknown layout, or fewer than one group.
 
     Example:
-        >>> make_blocks(["h.0.attn.weight", "h.1.attn.weight", "h.1.mlp.weight"], groups=1)
+        >>> make_blocks(["h.0.attn.weight", "h.1.attn.weight", "h.1.mlp.weight"], layer_groups=1)
         {'attention 0': ['h.0.attn.weight', 'h.1.attn.weight'], 'mlp 0': ['h.1.mlp.weight']}
     """
-    if groups < 1:
-        raise ValueError(f"groups: expected at least 1, found {groups}")
+    if layer_groups < 1:
+        raise ValueError(f"layer_groups: expected at least 1, found {layer_groups}")
     if layout == "parameter":
         return {name: [name] for name in names}
     blocks: dict[str, list[str]] = {}
@@ -76,7 +76,7 @@ def make_blocks(names: Sequence[str], layout: Layout = "pooled", groups: int = 8
     for name in names:
         by_kind.setdefault(_kind(name), {}).setdefault(layer_of(name), []).append(name)
     for kind, layers in by_kind.items():
-        shared = max(1.0, len(layers) / groups)
+        shared = max(1.0, len(layers) / layer_groups)
         for place, of_layer in enumerate(layers.values()):
             blocks.setdefault(f"{kind} {int(place / shared)}", []).extend(of_layer)
     return blocks

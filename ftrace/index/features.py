@@ -8,16 +8,15 @@ an elementwise one needs each example's gradient of each weight whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ftrace.gradients import (
     Elementwise,
-    Entries,
     PerExampleGradients,
     Preconditioner,
     Projection,
@@ -28,45 +27,74 @@ from ftrace.gradients import (
     rank_one,
 )
 from ftrace.index.blocks import Layout, make_blocks
+from ftrace.renamed import use_new_names, warn_of_old_name
 
-Correction = Literal["rank-one", "elementwise", "none"]
-CORRECTIONS: tuple[Correction, ...] = ("rank-one", "elementwise", "none")
+PreconditionerKind = Literal["rank-one", "elementwise", "none"]
+PRECONDITIONER_KINDS: tuple[PreconditionerKind, ...] = ("rank-one", "elementwise", "none")
+Entries = Literal["gaussian", "rademacher", "normal", "signs"]
+
+# Old names: arguments and flags under them work for one more release; indexes on disk that have them are read.
+OLD_OPTIONS = {"side": "projection_side", "groups": "layer_groups", "correction": "preconditioner"}
+OLD_ENTRIES: dict[str, Entries] = {"normal": "gaussian", "signs": "rademacher"}
+_OF_PROJECTION: dict[Entries, Literal["normal", "signs"]] = {"gaussian": "normal", "rademacher": "signs"}
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What the rows of an index are.
-
-    Args:
-        side: K: a weight's gradient becomes K x K, a block of a row K * K numbers.
-        seed: Of the projection.
-        layout: Which weights share a block: "pooled", "layer" or "parameter".
-        groups: Of the layout "pooled": groups of consecutive layers for attention and for MLP weights.
-        parameters: Globs over parameter names, in order; one that begins with "!" takes away. Default: the matrices in
-            the model's numbered blocks.
-        correction: What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's
-            second moments; "elementwise", their root as it is; "none".
-        entries: Of the projection: "normal" or "signs".
+    """The options that decide what the rows of an index are.
 
     Raises:
         ValueError: If a number is out of range or an option unknown.
     """
 
-    side: int = 16
+    projection_side: int = 16
+    """K: a weight's gradient becomes K x K, a block of a row K * K numbers."""
     seed: int = 0
+    """Of the projection, and of the sample that the autocorrelation R is taken of."""
     layout: Layout = "pooled"
-    groups: int = 8
+    """Which weights share a block: "pooled", attention and MLP weights of consecutive layers; "layer"; "parameter"."""
+    layer_groups: int = 8
+    """Of the layout "pooled": how many groups of consecutive layers, for attention and for MLP weights."""
     parameters: tuple[str, ...] | None = None
-    correction: Correction = "rank-one"
-    entries: Entries = "normal"
+    """Globs over parameter names, in order; one that begins with "!" takes away. Default: the matrices in the model's
+    numbered blocks."""
+    preconditioner: PreconditionerKind = "rank-one"
+    """What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's second
+    moments; "elementwise", their root as it is, which forms each example's gradient of each weight; "none"."""
+    entries: Entries = "gaussian"
+    """Of the projection: "gaussian", as TrackStar has them, or "rademacher", with which products vary a little less."""
 
     def __post_init__(self) -> None:
-        if self.side < 1:
-            raise ValueError(f"side: expected at least 1, found {self.side}")
-        if self.correction not in CORRECTIONS:
-            raise ValueError(f"correction: expected one of {list(CORRECTIONS)}, found {self.correction!r}")
-        Projection(self.side, self.seed, self.entries)
-        make_blocks([], self.layout, self.groups)
+        if self.entries in OLD_ENTRIES:
+            warn_of_old_name("entries", self.entries, OLD_ENTRIES[self.entries])
+            object.__setattr__(self, "entries", OLD_ENTRIES[self.entries])
+        if self.projection_side < 1:
+            raise ValueError(f"projection_side: expected at least 1, found {self.projection_side}")
+        if self.preconditioner not in PRECONDITIONER_KINDS:
+            raise ValueError(
+                f"preconditioner: expected one of {list(PRECONDITIONER_KINDS)}, found {self.preconditioner!r}"
+            )
+        if self.entries not in _OF_PROJECTION:
+            raise ValueError(f"entries: expected one of {list(_OF_PROJECTION)}, found {self.entries!r}")
+        make_blocks([], self.layout, self.layer_groups)
+
+    @staticmethod
+    def under_new_names(who: str, **options: Any) -> FeatureSettings:
+        """Make settings of options that may have old names, with a warning.
+
+        Args:
+            who: What the options were given to, for messages.
+            options: By name; those of old names are None where they were not given.
+
+        Raises:
+            ValueError: If an option is given under both names.
+        """
+        return FeatureSettings(**use_new_names(who, options, OLD_OPTIONS, asdict(FeatureSettings())))
+
+    @property
+    def projection(self) -> Projection:
+        """The projection, of gradients that are not preconditioned."""
+        return Projection(self.projection_side, self.seed, _OF_PROJECTION[self.entries])
 
 
 class GradientFeatures:
@@ -90,14 +118,14 @@ class GradientFeatures:
     ) -> None:
         self.settings = settings
         self.names = list(names)
-        self.blocks = make_blocks(names, settings.layout, settings.groups)
-        given = {} if settings.correction == "none" else dict(preconditioners or {})
+        self.blocks = make_blocks(names, settings.layout, settings.layer_groups)
+        given = {} if settings.preconditioner == "none" else dict(preconditioners or {})
         self.preconditioners = {name: factor for name, factor in given.items() if name in set(names)}
 
     @property
     def block_size(self) -> int:
         """Numbers of a row in each block."""
-        return self.settings.side**2
+        return self.settings.projection_side**2
 
     @property
     def size(self) -> int:
@@ -112,12 +140,12 @@ class GradientFeatures:
     @cached_property
     def projection(self) -> Projection:
         """What gradients are projected with, division included where it can be folded in."""
-        plain = Projection(self.settings.side, self.settings.seed, self.settings.entries)
+        plain = self.settings.projection
         return plain if self.needs_whole else plain.preconditioned(self.preconditioners)
 
-    def without_correction(self) -> GradientFeatures:
-        """The same of gradients as they are."""
-        return GradientFeatures(replace(self.settings, correction="none"), self.names)
+    def without_preconditioner(self) -> GradientFeatures:
+        """Give the features of gradients as they are, not divided."""
+        return GradientFeatures(replace(self.settings, preconditioner="none"), self.names)
 
     def rows(self, gradients: PerExampleGradients) -> Tensor:
         """Rows ``[B, D]`` of gradients that are projected, or whole where :attr:`needs_whole`.
@@ -154,14 +182,14 @@ class GradientFeatures:
         return row.flatten()
 
 
-def correction_of(factor: Preconditioner, correction: Correction) -> Preconditioner:
-    """What an index divides by, of what an optimizer divides by: for matrices, the closest outer product or all of it.
+def preconditioner_for_index(factor: Preconditioner, kind: PreconditionerKind) -> Preconditioner:
+    """Make an index's preconditioner of the optimizer's: of a matrix, rank one or elementwise.
 
     Vectors' gradients are divided elementwise in any case, which costs nothing.
     """
-    if correction == "rank-one" and isinstance(factor, Elementwise) and factor.scale.ndim > 1:
+    if kind == "rank-one" and isinstance(factor, Elementwise) and factor.scale.ndim > 1:
         return rank_one(factor)[0]
-    if correction == "elementwise" and isinstance(factor, RankOne):
+    if kind == "elementwise" and isinstance(factor, RankOne):
         return Elementwise(factor.dense())
     return factor
 
@@ -179,19 +207,19 @@ def to_tensors(preconditioners: Mapping[str, Preconditioner]) -> dict[str, Tenso
 
 def from_tensors(tensors: Mapping[str, Tensor], like: Tensor | None = None) -> dict[str, Preconditioner]:
     """The inverse of :func:`to_tensors`, on the device and in the dtype of a tensor."""
-    placed = {name: tensor if like is None else tensor.to(like) for name, tensor in tensors.items()}
+    moved = {name: tensor if like is None else tensor.to(like) for name, tensor in tensors.items()}
     found: dict[str, Preconditioner] = {}
-    for full, tensor in placed.items():
+    for full, tensor in moved.items():
         name, _, part = full.partition("::")
         if part == "rows":
-            found[name] = RankOne(tensor, placed[f"{name}::columns"])
+            found[name] = RankOne(tensor, moved[f"{name}::columns"])
         elif part == "scale":
             found[name] = Elementwise(tensor)
     return found
 
 
-def placed(preconditioners: Mapping[str, Preconditioner], like: Tensor) -> dict[str, Preconditioner]:
-    """Preconditioners on the device and in the dtype of a tensor."""
+def moved_like(preconditioners: Mapping[str, Preconditioner], like: Tensor) -> dict[str, Preconditioner]:
+    """Move preconditioners to the device and the dtype of a tensor."""
     return from_tensors(to_tensors(preconditioners), like)
 
 

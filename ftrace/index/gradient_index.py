@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ftrace.index.features import FeatureSettings, GradientFeatures, as_dtype
+from ftrace.index.features import OLD_ENTRIES, OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.segment import SEGMENT, Segment
 from ftrace.whole_files import whole_file
@@ -28,22 +28,20 @@ FORMAT, VERSION = "ftrace-index", 1
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How an index is kept.
-
-    Args:
-        features: What its rows are.
-        dtype: "float32", "float16" or "bfloat16" (or "float64"): of rows on disk.
-        shard_bytes: How large a file of rows becomes, about.
-        sample: Rows, drawn at random, that R is taken of.
+    """The options that decide what an index is and how it is kept.
 
     Raises:
         ValueError: If a number is out of range, or the dtype unknown.
     """
 
     features: FeatureSettings = FeatureSettings()  # noqa: RUF009 - frozen
+    """What its rows are."""
     dtype: str = "float32"
+    """Of rows on disk: "float32", "float16" or "bfloat16" (or "float64")."""
     shard_bytes: int = 256 * 2**20
+    """How large a file of rows becomes, about."""
     sample: int = 10_000
+    """Rows, drawn at random, that the autocorrelation R is taken of."""
 
     def __post_init__(self) -> None:
         as_dtype(self.dtype)
@@ -123,6 +121,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{str(folder)!r} is not a gradient index: can't read its {MANIFEST} ({error})") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("version") != VERSION:
         raise ValueError(f"{str(folder)!r} is not a gradient index of version {VERSION}, which this ftrace reads")
+    features = found["settings"]["features"]
+    found["settings"]["features"] = {OLD_OPTIONS.get(name, name): value for name, value in features.items()}
+    if (entries := features.get("entries")) in OLD_ENTRIES:
+        found["settings"]["features"]["entries"] = OLD_ENTRIES[entries]
     return found
 
 
@@ -158,7 +160,7 @@ class GradientIndex:
     @property
     def size(self) -> int:
         """D: numbers of a row."""
-        return len(self.blocks) * self.settings.features.side**2
+        return len(self.blocks) * self.settings.features.projection_side**2
 
     @property
     def names(self) -> list[str]:

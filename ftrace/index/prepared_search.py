@@ -24,24 +24,21 @@ from ftrace.index.whitening import Whitening, WhiteningSettings, autocorrelation
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How examples are scored with an index.
-
-    Args:
-        whitening: Which R.
-        unit_norm: Whether both sides have their norms divided out: with it, scores are cosines.
-        weighted: Whether rows count by their weights: of an index that was written while training, a step's learning
-            rate times its clip factor; of one of margins, 1 - p.
-        correct_queries: Whether queries' gradients are divided by second moments as the rows' are. Without it, weighted
-            and neither whitened nor of unit norm, a score is the first-order effect of the optimizer's steps, in nats.
-        learning: Whether a segment counts by p (1 - p), where p is the probability of the query's answer at its
-            weights: of an index of several segments, those count in which the answer was being learned.
-    """
+    """The options that decide how examples are scored with an index."""
 
     whitening: WhiteningSettings = WhiteningSettings()  # noqa: RUF009 - frozen
+    """Which R."""
     unit_norm: bool = True
+    """Whether both sides have their norms divided out: with it, scores are cosines."""
     weighted: bool = False
-    correct_queries: bool = True
+    """Whether rows count by their weights: of an index that was written while training, a step's learning rate times
+    its clip factor; of one of margins, 1 - p."""
+    precondition_queries: bool = True
+    """Whether queries' gradients are divided by second moments as the rows' are. Without it, weighted and neither
+    whitened nor of unit norm, a score is the first-order effect of the optimizer's steps, in nats."""
     learning: bool = False
+    """Whether a segment counts by p (1 - p), where p is the probability of the query's answer at its weights: of an
+    index of several segments, those count in which the answer was being learned."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def snapshot_of(index: GradientIndex, segment: Segment, snapshots: Path | None =
 
 def _features(index: GradientIndex, segment: Segment, model: nn.Module, settings: SearchSettings) -> Any:
     made = index.features(segment, model)
-    return made if settings.correct_queries else made.without_correction()
+    return made if settings.precondition_queries else made.without_preconditioner()
 
 
 @torch.no_grad()

@@ -25,24 +25,21 @@ WhichR = Literal["mixed", "train", "none"]
 
 @dataclass(frozen=True)
 class WhiteningSettings:
-    """Which R.
-
-    Args:
-        autocorrelation: "mixed": of the corpus and of the task's queries; "train": of the corpus alone; "none": do not
-            whiten.
-        mix: lambda, what the queries count of the mixture, from 0 to 1; default: by the rule on their spectra.
-        rank_share: Where the rule looks, as a share of all dimensions: there, both sides are to have the same
-            eigenvalue. TrackStar's is the 1,000th of 65,536.
-        damping: What is added to R's diagonal, as a share of its mean eigenvalue, block by block.
+    """The options that decide which R a task has.
 
     Raises:
         ValueError: If a number is out of range or an option unknown.
     """
 
     autocorrelation: WhichR = "mixed"
+    """R of the rows, "mixed" with that of the task's queries; of the rows alone, "train"; "none": do not whiten."""
     mix: float | None = None
+    """lambda, what the queries count of the mixture, from 0 to 1; default: by the rule on both spectra."""
     rank_share: float = RANK_SHARE
+    """The rank, as a share of all dimensions, at which the two spectra are compared to choose lambda: there, both sides
+    are to have the same eigenvalue. TrackStar's is the 1,000th of 65,536."""
     damping: float = 0.1
+    """What is added to R's diagonal, as a share of its mean eigenvalue, block by block."""
 
     def __post_init__(self) -> None:
         if self.autocorrelation not in ("mixed", "train", "none"):

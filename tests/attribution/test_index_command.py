@@ -19,7 +19,7 @@ from ftrace.scores import ScoreStore
 from helpers import script, small_run
 from helpers.small_run import SmallRun
 
-OPTIONS = ["--side=2", "--accelerator=cpu"]
+OPTIONS = ["--projection_side=2", "--accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,10 @@ def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) ->
 
 
 def test_trackstar_is_a_method(run: SmallRun, folder: Path) -> None:
-    assert code("attribute", "--method=trackstar", f"--run={folder}", "--method.side=2", "--accelerator=cpu") == 0
+    assert (
+        code("attribute", "--method=trackstar", f"--run={folder}", "--method.projection_side=2", "--accelerator=cpu")
+        == 0
+    )
     store = ScoreStore.open(folder / "trackstar")
     assert store.kinds == ("cosine",)
     assert store.manifest["mix"]
@@ -183,13 +186,13 @@ def test_a_plan(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--side=3"], "side: 2 there, 3 asked"),
-        (["--side=2", "--seed=1"], "seed: 0 there, 1 asked"),
-        (["--side=2", "--parameters=['*wi*']"], "blocks"),
-        (["--side=2", "--snapshot=2"], "snapshots"),
-        (["--side=2", "--snapshot=17"], "expected steps of"),
-        (["--side=0"], "side: expected at least 1"),
-        (["--side=2", "--parameters=['nothing']"], "matches no parameter"),
+        (["--projection_side=3"], "projection_side: 2 there, 3 asked"),
+        (["--projection_side=2", "--seed=1"], "seed: 0 there, 1 asked"),
+        (["--projection_side=2", "--parameters=['*wi*']"], "blocks"),
+        (["--projection_side=2", "--snapshot=2"], "snapshots"),
+        (["--projection_side=2", "--snapshot=17"], "expected steps of"),
+        (["--projection_side=0"], "projection_side: expected at least 1"),
+        (["--projection_side=2", "--parameters=['nothing']"], "matches no parameter"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -28,21 +28,21 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def dense_rows(model: FactLM, batches: list[dict[str, Tensor]], folder: Path, settings: FeatureSettings) -> Tensor:
     """Rows as the formula says, nothing factored: divide, project with explicit matrices, add up, one row at a time."""
-    factors = {} if settings.correction == "none" else snapshot_preconditioners(folder, model)
-    blocks = make_blocks(block_weights(model), settings.layout, settings.groups)
+    factors = {} if settings.preconditioner == "none" else snapshot_preconditioners(folder, model)
+    blocks = make_blocks(block_weights(model), settings.layout, settings.layer_groups)
     found = []
     for row in gradient_rows(model, batches):
         of_blocks = []
         for names in blocks.values():
-            total = torch.zeros(settings.side, settings.side, dtype=torch.float64)
+            total = torch.zeros(settings.projection_side, settings.projection_side, dtype=torch.float64)
             for name in names:
                 gradient = row[name].double()
                 if name in factors:
                     factor = factors[name]
                     assert isinstance(factor, Elementwise)
-                    scale = rank_one(factor)[0].dense() if settings.correction == "rank-one" else factor.scale
+                    scale = rank_one(factor)[0].dense() if settings.preconditioner == "rank-one" else factor.scale
                     gradient = gradient * scale.double()
-                projection = Projection(settings.side, settings.seed)
+                projection = Projection(settings.projection_side, settings.seed)
                 left = projection.axis(name, 0, gradient.shape[0], gradient)
                 right = projection.axis(name, 1, gradient.shape[1], gradient)
                 total += left.T @ gradient @ right
@@ -66,11 +66,11 @@ def dense_scores(examples: Tensor, queries: Tensor, mix: float, damping: float =
     return ((z / z.norm(dim=1, keepdim=True)) @ (q / q.norm(dim=1, keepdim=True)).T).numpy()
 
 
-@pytest.mark.parametrize("correction", ["rank-one", "elementwise", "none"])
+@pytest.mark.parametrize("preconditioner", ["rank-one", "elementwise", "none"])
 @pytest.mark.parametrize("layout", ["pooled", "parameter"])
-def test_scores_are_those_of_the_dense_formula(run: SmallRun, tmp_path: Path, correction: Any, layout: Any) -> None:
+def test_scores_are_those_of_the_dense_formula(run: SmallRun, tmp_path: Path, preconditioner: Any, layout: Any) -> None:
     folder = run.snapshots[-1]
-    settings = FeatureSettings(SIDE, 5, layout, 2, None, correction)
+    settings = FeatureSettings(SIDE, 5, layout, 2, None, preconditioner)
     task = run.task(tmp_path / "store", example_ids=np.arange(COUNT))
     index = index_corpus(replace(task, output_dir=tmp_path / "index"), folder, IndexSettings(settings, "float64"))
     store = TrackStar(str(tmp_path / "index"), mix=0.7).score(task)
@@ -112,7 +112,7 @@ def test_rows_do_not_depend_on_the_batch(run: SmallRun, tmp_path: Path, batch_si
 
 def test_margin_rows_and_their_weights_are_traks(run: SmallRun, tmp_path: Path) -> None:
     folder = run.snapshots[-1]
-    settings = IndexSettings(FeatureSettings(SIDE, layout="parameter", correction="none"), "float64")
+    settings = IndexSettings(FeatureSettings(SIDE, layout="parameter", preconditioner="none"), "float64")
     task = run.task(tmp_path / "index", example_ids=np.arange(5))
     segment = index_corpus(task, folder, settings, "margin").segments[0]
     model = run.load_model(folder)

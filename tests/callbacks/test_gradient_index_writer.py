@@ -86,8 +86,8 @@ def test_sums_over_segments_are_online_tracins(kind: str, settings: dict[str, An
         refresh_every_n_steps=2, projection_side=3, parameters=patterns,
     )  # fmt: skip
     writer = GradientIndexWriter(
-        tmp_path / "index", segment_steps=2, side=3, layout="parameter", parameters=patterns, dtype="float64",
-        correction="none",
+        tmp_path / "index", segment_steps=2, projection_side=3, layout="parameter", parameters=patterns,
+        dtype="float64", preconditioner="none",
     )  # fmt: skip
     loader = DataLoader(rows(kind, 10), batch_size=3)
     fit(Module(kind), loader, tmp_path, [online, writer], **settings)
@@ -101,7 +101,9 @@ def test_sums_over_segments_are_online_tracins(kind: str, settings: dict[str, An
 def test_of_pooled_blocks_rows_are_sums(tmp_path: Path) -> None:
     loader = DataLoader(rows("gpt2", 6), batch_size=3)
     for layout in ("parameter", "pooled"):
-        writer = GradientIndexWriter(tmp_path / layout, side=3, layout=layout, groups=1, dtype="float64")  # type: ignore[arg-type]
+        writer = GradientIndexWriter(
+            tmp_path / layout, projection_side=3, layout=layout, layer_groups=1, dtype="float64"
+        )  # type: ignore[arg-type]
         fit(AdamModule("gpt2"), loader, tmp_path, [writer], max_epochs=2)
     whole, pooled = (GradientIndex(tmp_path / layout) for layout in ("parameter", "pooled"))
     for one, other in zip(whole.segments, pooled.segments, strict=True):
@@ -111,16 +113,23 @@ def test_of_pooled_blocks_rows_are_sums(tmp_path: Path) -> None:
 
 
 def test_rows_are_divided_by_the_second_moments_of_the_segments_first_step(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "a", segment_steps=2, side=3, layout="parameter", dtype="float64")
+    writer = GradientIndexWriter(
+        tmp_path / "a", segment_steps=2, projection_side=3, layout="parameter", dtype="float64"
+    )
     plain = GradientIndexWriter(
-        tmp_path / "b", segment_steps=2, side=3, layout="parameter", dtype="float64", correction="none"
+        tmp_path / "b", segment_steps=2, projection_side=3, layout="parameter", dtype="float64", preconditioner="none"
     )
     elementwise = GradientIndexWriter(
-        tmp_path / "c", segment_steps=2, side=3, layout="parameter", dtype="float64", correction="elementwise"
+        tmp_path / "c",
+        segment_steps=2,
+        projection_side=3,
+        layout="parameter",
+        dtype="float64",
+        preconditioner="elementwise",
     )
     fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer, plain, elementwise])
     of_a, of_b, of_c = (GradientIndex(tmp_path / name) for name in "abc")
-    assert [segment.manifest["corrected"] for segment in of_a.segments] == [False, True]
+    assert [segment.manifest["preconditioned"] for segment in of_a.segments] == [False, True]
     torch.testing.assert_close(of_a.segments[0].rows(0, 6), of_b.segments[0].rows(0, 6))
     assert not torch.allclose(of_a.segments[1].rows(0, 6), of_b.segments[1].rows(0, 6), rtol=1e-2)
     segment = of_c.segments[1]
@@ -133,7 +142,7 @@ def test_rows_are_divided_by_the_second_moments_of_the_segments_first_step(tmp_p
 
 
 def test_rows_of_segments_that_hold_an_example_twice_are_added_up(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", segment_steps=100, side=3, dtype="float64")
+    writer = GradientIndexWriter(tmp_path / "index", segment_steps=100, projection_side=3, dtype="float64")
     fit(Module("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer], max_epochs=3)
     index = GradientIndex(tmp_path / "index")
     (segment,) = index.segments
@@ -161,7 +170,7 @@ def test_rows_of_segments_that_hold_an_example_twice_are_added_up(tmp_path: Path
 def test_segments_are_of_the_steps_that_are_asked_for(
     tmp_path: Path, options: dict[str, Any], expected: dict[int, tuple[int, int]]
 ) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", side=2, **options)
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, **options)
     fit(Module("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer], max_epochs=3)
     found = {}
     for segment in GradientIndex(tmp_path / "index").segments:
@@ -178,7 +187,7 @@ class Dropout(AdamModule):
 def test_training_is_the_same_bit_by_bit(tmp_path: Path) -> None:
     loader = DataLoader(rows("gpt2", 10), batch_size=3, shuffle=True)
     ends = []
-    for callbacks in ([], [GradientIndexWriter(tmp_path / "index", segment_steps=2, side=2)]):
+    for callbacks in ([], [GradientIndexWriter(tmp_path / "index", segment_steps=2, projection_side=2)]):
         module = Dropout()
         before = [dict(layer._forward_hooks) for layer in module.modules()]
         fit(module, loader, tmp_path, callbacks, accumulate_grad_batches=2, gradient_clip_val=0.5)
@@ -208,7 +217,9 @@ def checkpoint(folder: Path, every: int) -> pl.Callback:
 @pytest.mark.parametrize("kill_at", [4, 5, 8])
 def test_killed_and_resumed_is_as_if_uninterrupted(tmp_path: Path, kill_at: int) -> None:
     def train(name: str, more: Sequence[pl.Callback], **fit_options: Any) -> None:
-        writer = GradientIndexWriter(tmp_path / name, segment_steps=2, side=2, dtype="float64", shard_bytes=200)
+        writer = GradientIndexWriter(
+            tmp_path / name, segment_steps=2, projection_side=2, dtype="float64", shard_bytes=200
+        )
         pl.seed_everything(7, verbose=False)
         trainer = pl.Trainer(
             max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -235,7 +246,7 @@ def test_killed_and_resumed_is_as_if_uninterrupted(tmp_path: Path, kill_at: int)
 
 
 def test_a_window_of_several_batches_fills_shards_without_loss(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", side=2, shard_bytes=200)
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, shard_bytes=200)
     loader = DataLoader(rows("gpt2", 24), batch_size=3)
     fit(Module("gpt2"), loader, tmp_path, [writer], max_epochs=1, accumulate_grad_batches=4)
     (segment,) = GradientIndex(tmp_path / "index").segments
@@ -248,7 +259,7 @@ def test_a_resumed_run_goes_on_in_the_folder_that_its_logger_had_before(tmp_path
         trainer = pl.Trainer(
             max_epochs=2, accelerator="cpu", logger=pl.loggers.CSVLogger(tmp_path, name="logs"), precision="64-true",
             enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[GradientIndexWriter(side=2, segment_steps=2), *more],
+            callbacks=[GradientIndexWriter(projection_side=2, segment_steps=2), *more],
         )  # fmt: skip
         trainer.fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 9), batch_size=3), **fit_options)
 
@@ -261,7 +272,7 @@ def test_a_resumed_run_goes_on_in_the_folder_that_its_logger_had_before(tmp_path
 
 
 def test_training_goes_on_with_the_same_callback(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", side=2)
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2)
     loader, module = DataLoader(rows("gpt2", 6), batch_size=3), AdamModule("gpt2")
     trainer = fit(module, loader, tmp_path, [writer], max_epochs=1)
     trainer.fit_loop.max_epochs = 2
@@ -270,7 +281,7 @@ def test_training_goes_on_with_the_same_callback(tmp_path: Path) -> None:
 
 
 def test_nothing_written_is_said(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", side=2, epochs=[7])
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, epochs=[7])
     with pytest.warns(UserWarning, match=r"nothing was written.*epochs=\[7\]"):
         fit(Module("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer], max_epochs=1)
 
@@ -279,16 +290,18 @@ def test_rows_of_mixed_up_examples_are_found(tmp_path: Path) -> None:
     """They sum to the gradient all the same."""
     module = Module("gpt2")
     module.model.transformer.h[0].register_forward_hook(lambda layer, args, output: output.roll(1, 0))
-    writer = GradientIndexWriter(tmp_path / "index", side=2)
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2)
     with pytest.raises(ValueError, match=r"GradientIndexWriter: layer .* examples of the batch can't be told apart"):
         fit(module, DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer])
 
 
 def test_the_index_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
     loader = DataLoader(rows("gpt2", 6), batch_size=3)
-    fit(Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", side=2)], max_epochs=1)
+    fit(Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", projection_side=2)], max_epochs=1)
     with pytest.raises(ValueError, match="index of another run"):
-        fit(Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", side=2)], max_epochs=1)
+        fit(
+            Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", projection_side=2)], max_epochs=1
+        )
 
 
 @pytest.mark.parametrize(
@@ -298,9 +311,9 @@ def test_the_index_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
         ({"epochs": []}, "epochs"),
         ({"steps": [[3, 1]]}, "ranges"),
         ({"segment_steps": 0}, "segment_steps"),
-        ({"side": 0}, "side"),
+        ({"projection_side": 0}, "projection_side"),
         ({"layout": "diagonal"}, "layout"),
-        ({"correction": "half"}, "correction"),
+        ({"preconditioner": "half"}, "preconditioner"),
         ({"dtype": "int8"}, "dtype"),
     ],
 )
@@ -310,7 +323,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_parameters_of_several_learning_rates_are_refused(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", side=2, parameters=("*",))
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, parameters=("*",))
     with pytest.raises(ValueError, match="one learning rate"):
         fit(Module("gpt2", groups=True), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer])
 
@@ -319,7 +332,12 @@ def test_manual_optimization_is_refused(tmp_path: Path) -> None:
     module = Module("gpt2")
     module.automatic_optimization = False
     with pytest.raises(ValueError, match="automatic optimization with one optimizer"):
-        fit(module, DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [GradientIndexWriter(tmp_path / "i", side=2)])
+        fit(
+            module,
+            DataLoader(rows("gpt2", 6), batch_size=3),
+            tmp_path,
+            [GradientIndexWriter(tmp_path / "i", projection_side=2)],
+        )
 
 
 class UsesWeightElsewhere(Module):
@@ -332,7 +350,7 @@ def test_a_weight_that_is_used_outside_of_its_layer_is_found(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"outside of the modules that they are read off.*c_fc\.weight"):
         fit(
             UsesWeightElsewhere("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path,
-            [GradientIndexWriter(tmp_path / "i", side=2)],
+            [GradientIndexWriter(tmp_path / "i", projection_side=2)],
         )  # fmt: skip
 
 
@@ -347,7 +365,7 @@ def test_a_step_whose_gradients_are_no_numbers_is_left_out(tmp_path: Path) -> No
 
     module = Nan(lambda groups: torch.optim.SGD(groups, lr=0.0))
     loader = DataLoader(replay.rows(6, "example_id"), batch_size=2)
-    writer = GradientIndexWriter(tmp_path / "i", side=2)
+    writer = GradientIndexWriter(tmp_path / "i", projection_side=2)
     with pytest.warns(UserWarning, match="not finite"):
         fit(module, loader, tmp_path, [writer], max_epochs=1)
     (segment,) = GradientIndex(tmp_path / "i").segments
@@ -356,7 +374,7 @@ def test_a_step_whose_gradients_are_no_numbers_is_left_out(tmp_path: Path) -> No
 
 
 def test_projection_is_that_of_the_engine(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", side=3, layout="parameter", dtype="float64", seed=4)
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=3, layout="parameter", dtype="float64", seed=4)
     loader = DataLoader(rows("gpt2", 3), batch_size=3)
     module = Module("gpt2")
     batch = next(iter(loader))
@@ -393,6 +411,6 @@ class Shifted(pl.LightningModule):
 def test_rounding_that_second_moments_blow_up_is_no_failure(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     data = [{"x": torch.randn(5, 4, generator=generator), "example_id": number} for number in range(12)]
-    writer = GradientIndexWriter(tmp_path / "index", side=4, parameters=("*",))
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=4, parameters=("*",))
     fit(Shifted(), DataLoader(data, batch_size=4), tmp_path, [writer], max_epochs=3)  # type: ignore[arg-type]
     assert len(GradientIndex(tmp_path / "index").segments) == 3

@@ -192,7 +192,7 @@ def test_numbers_then_names(tmp_path: Path, callback: Any) -> None:
         return batch if is_first else {**batch, "example_id": [str(one) for one in batch["example_id"].tolist()]}
 
     given = {} if callback is GradientIndexWriter else {"queries": DataLoader(replay.rows(2, "query_id"), batch_size=2)}
-    settings = {"parameters": ("*net*weight",), "correction": "none"} if callback is GradientIndexWriter else {}
+    settings = {"parameters": ("*net*weight",), "preconditioner": "none"} if callback is GradientIndexWriter else {}
     made = callback(output_dir=tmp_path / "out", **given, **settings)
     module = replay.Net(lambda p: torch.optim.SGD(p[0]["params"] + p[1]["params"], lr=0.1))
     loader = DataLoader(examples, batch_size=2, collate_fn=collate)

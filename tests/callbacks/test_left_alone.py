@@ -496,7 +496,12 @@ def online(case: Case, folder: Path) -> pl.Callback:
 
 def index(case: Case, folder: Path) -> pl.Callback:
     return GradientIndexWriter(
-        folder / "index", parameters=case.parameters, layout="parameter", side=2, correction="none", dtype="float64"
+        folder / "index",
+        parameters=case.parameters,
+        layout="parameter",
+        projection_side=2,
+        preconditioner="none",
+        dtype="float64",
     )
 
 

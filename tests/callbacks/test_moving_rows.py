@@ -62,7 +62,7 @@ def test_orders_by_turns_are_an_error(self_check: bool, tmp_path: Path) -> None:
 
 
 def test_an_index_says_so_too(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", side=2, parameters=("*",), self_check=False)
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, parameters=("*",), self_check=False)
     with pytest.raises(SelfCheckError, match=r"are not where they were"):
         own_parts.trainer(tmp_path, [writer]).fit(
             Alternates(by_length, net=mlp()), own_parts.loader(own_parts.batches(6))

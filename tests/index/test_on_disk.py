@@ -108,7 +108,7 @@ def test_what_is_no_index_is_told(tmp_path: Path) -> None:
     ("features", "others", "facts", "message"),
     [
         ({"seed": 1}, {}, {}, "seed: 0 there, 1 asked"),
-        ({"side": 3}, {}, {}, "side: 2 there, 3 asked"),
+        ({"projection_side": 3}, {}, {}, "projection_side: 2 there, 3 asked"),
         ({"layout": "pooled"}, {}, {}, "blocks: .*; layout: "),
         ({}, {"dtype": "float32"}, {}, 'dtype: "float64" there, "float32" asked'),
         ({}, {}, {"data": "other"}, 'data: null there, "other" asked'),
@@ -118,7 +118,7 @@ def test_an_index_of_other_settings_is_not_gone_on_with(
     tmp_path: Path, features: dict[str, Any], others: dict[str, Any], facts: dict[str, Any], message: str
 ) -> None:
     make_index(tmp_path / "index", IDS)
-    asked = {"side": 2, "layout": "parameter", **features}
+    asked = {"projection_side": 2, "layout": "parameter", **features}
     settings = IndexSettings(FeatureSettings(**asked), **{"dtype": "float64", **others})
     names = [name for name, _ in Two().named_parameters()]
     with pytest.raises(ValueError, match=rf"other settings \({message}"):
