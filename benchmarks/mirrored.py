@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ftrace.commands.evaluate import compare
 from ftrace.evaluation import Evaluation, over_runs
-from ftrace.evaluation.render import with_interval
+from ftrace.evaluation.retrieval.render import with_interval
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 

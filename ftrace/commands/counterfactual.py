@@ -27,7 +27,7 @@ from ftrace.evaluation import (
     seeded_sample,
     write_counterfactual,
 )
-from ftrace.evaluation.counterfactual import Unit, check_store
+from ftrace.evaluation.counterfactual.subsets import Unit, check_store
 from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
 from ftrace.runs import Run
 

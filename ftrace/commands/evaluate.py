@@ -29,11 +29,11 @@ from ftrace.evaluation import (
     seeded_sample,
     write_tables,
 )
-from ftrace.evaluation.breakdown import By
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.queries import Half
-from ftrace.evaluation.result_metrics import ResultsBy
-from ftrace.evaluation.table import known_name
+from ftrace.evaluation.results.metrics import ResultsBy
+from ftrace.evaluation.retrieval.breakdown import By
+from ftrace.evaluation.retrieval.evaluation import known_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 

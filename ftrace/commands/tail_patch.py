@@ -29,7 +29,7 @@ from ftrace.evaluation import (
     tail_patch,
     write_tail_patch,
 )
-from ftrace.evaluation.counterfactual import check_finite
+from ftrace.evaluation.counterfactual.subsets import check_finite
 from ftrace.models import FactLM, load_optimizer_states
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore

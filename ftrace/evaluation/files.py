@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftrace.evaluation.breakdown import Group, breakdown
 from ftrace.evaluation.estimates import Estimate
-from ftrace.evaluation.query_metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
-from ftrace.evaluation.render import notes_of, percent, title_of
-from ftrace.evaluation.table import Evaluation
+from ftrace.evaluation.retrieval.breakdown import Group, breakdown
+from ftrace.evaluation.retrieval.evaluation import Evaluation
+from ftrace.evaluation.retrieval.metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
+from ftrace.evaluation.retrieval.render import notes_of, percent, title_of
 
 if TYPE_CHECKING:
-    from ftrace.evaluation.result_metrics import ResultsGroup
+    from ftrace.evaluation.results.metrics import ResultsGroup
 
 
 def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ftrace.evaluation import LearnedBin
-from ftrace.evaluation.learned_when import when
+from ftrace.evaluation.retrieval.learned_when import when
 from ftrace.report.pictures import save_picture
 
 

@@ -28,7 +28,7 @@ from ftrace.evaluation import (
     write_tables,
 )
 from ftrace.evaluation.agreement import finite_correlation
-from ftrace.evaluation.render import with_interval
+from ftrace.evaluation.retrieval.render import with_interval
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
 from ftrace.studies.settings import Study

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftrace.evaluation.counterfactual import RANDOM, TRUTH, check_store
+from ftrace.evaluation.counterfactual.subsets import RANDOM, TRUTH, check_store
 from ftrace.evaluation.queries import EvaluatedQueries
-from ftrace.evaluation.table import row_name
+from ftrace.evaluation.retrieval.evaluation import row_name
 from ftrace.scores import ScoreStore
 
 

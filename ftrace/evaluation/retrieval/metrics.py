@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from ftrace.evaluation.queries import EvaluatedQueries
-from ftrace.evaluation.ranking import Ranking
+from ftrace.evaluation.retrieval.ranking import Ranking
 from ftrace.scores import ScoreStore
 
 KS = (1, 3, 5, 10, 25)

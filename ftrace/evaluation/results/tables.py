@@ -25,8 +25,8 @@ from ftrace.evaluation.files import (
     replace_text,
     with_ends,
 )
-from ftrace.evaluation.render import cell, percent, plain_table
-from ftrace.evaluation.result_metrics import RESULTS_BY, ResultsEvaluation, ResultsGroup
+from ftrace.evaluation.results.metrics import RESULTS_BY, ResultsEvaluation, ResultsGroup
+from ftrace.evaluation.retrieval.render import cell, percent, plain_table
 
 _MOST_METRICS = 6
 

@@ -22,8 +22,8 @@ from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.queries import EvaluatedQueries
-from ftrace.evaluation.render import percent
-from ftrace.evaluation.table import Evaluation, evaluate, row_name
+from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate, row_name
+from ftrace.evaluation.retrieval.render import percent
 from ftrace.scores import ScoreStore
 
 METRIC = "P@10"

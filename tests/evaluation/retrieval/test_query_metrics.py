@@ -18,7 +18,7 @@ from ftrace.evaluation import (
     RecallAtK,
     WholeTrainingSet,
 )
-from ftrace.evaluation.query_metrics import KS, METRICS
+from ftrace.evaluation.retrieval.metrics import KS, METRICS
 from ftrace.scores import ScoreStore
 
 N, Q = 60, 5

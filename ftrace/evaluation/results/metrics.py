@@ -23,8 +23,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, Sample, sample_means
-from ftrace.evaluation.result_files import ENTAILED, RetrievalResult, read_results
-from ftrace.evaluation.table import known_name
+from ftrace.evaluation.results.files import ENTAILED, RetrievalResult, read_results
+from ftrace.evaluation.retrieval.evaluation import known_name
 
 ResultsBy = Literal["query_set", "relation", "c4_frequency_bucket"]
 RESULTS_BY: tuple[ResultsBy, ...] = get_args(ResultsBy)

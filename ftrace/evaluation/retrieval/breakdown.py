@@ -11,8 +11,8 @@ import numpy as np
 
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.queries import relation_of
-from ftrace.evaluation.query_metrics import MAIN
-from ftrace.evaluation.table import Evaluation, RunMetrics
+from ftrace.evaluation.retrieval.evaluation import Evaluation, RunMetrics
+from ftrace.evaluation.retrieval.metrics import MAIN
 
 By = Literal["relation", "proponents"]
 EDGES = (1, 2, 5, 10, 25, 50, 100, 1000)

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ftrace.data import FactData
-from ftrace.evaluation.step_rules import StepRule
+from ftrace.evaluation.tail_patch.step_rules import StepRule
 from ftrace.models import FactLM, StackedFactLM
 
 MEMORY_BUDGET = 2**30

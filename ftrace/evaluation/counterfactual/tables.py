@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.evaluation.counterfactual import NotFinite, mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual.subsets import NotFinite, mean_over_queries, noise_free
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import replace_csv, replace_text
 from ftrace.evaluation.queries import EvaluatedQueries

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ftrace.evaluation.query_metrics import LOWER_IS_BETTER, METRICS
-from ftrace.evaluation.table import Evaluation, RunMetrics, known_name
+from ftrace.evaluation.retrieval.evaluation import Evaluation, RunMetrics, known_name
+from ftrace.evaluation.retrieval.metrics import LOWER_IS_BETTER, METRICS
 
 
 @dataclass(frozen=True)

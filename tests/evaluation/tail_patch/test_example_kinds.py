@@ -9,7 +9,7 @@ import pytest
 
 from ftrace.data import FactCorpus, FactParts, FtraceSynth, FtraceTrex, SynthSettings
 from ftrace.evaluation import KINDS, ExampleKinds
-from ftrace.evaluation.example_kinds import kind_of
+from ftrace.evaluation.tail_patch.example_kinds import kind_of
 
 FACT = FactParts("born in", "Ada", "London")
 

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ftrace.evaluation.estimates import Estimate
-from ftrace.evaluation.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.files import markdown_grid, nan_as_null, replace_csv, replace_text
-from ftrace.evaluation.render import percent, with_interval
-from ftrace.evaluation.tail_patch import PatchedPairs
-from ftrace.evaluation.tail_patch_table import OfKind, TailPatchRow, TailPatchTable
+from ftrace.evaluation.retrieval.render import percent, with_interval
+from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
+from ftrace.evaluation.tail_patch.rises import OfKind, TailPatchRow, TailPatchTable
+from ftrace.evaluation.tail_patch.steps import PatchedPairs
 
 _COLUMNS = ("rise", "minus random", "raised")
 

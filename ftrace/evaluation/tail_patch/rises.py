@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
-from ftrace.evaluation.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.queries import EvaluatedQueries
-from ftrace.evaluation.tail_patch import PatchedPairs
+from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
+from ftrace.evaluation.tail_patch.steps import PatchedPairs
 
 Picks = Mapping[int, np.ndarray]
 

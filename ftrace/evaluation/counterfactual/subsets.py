@@ -28,7 +28,7 @@ import numpy as np
 
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
 from ftrace.evaluation.queries import EvaluatedQueries
-from ftrace.evaluation.table import row_name
+from ftrace.evaluation.retrieval.evaluation import row_name
 from ftrace.scores import ScoreStore
 
 Unit = Literal["fact", "row"]

@@ -30,7 +30,7 @@ from ftrace.evaluation import (
     render_counterfactual,
     write_counterfactual,
 )
-from ftrace.evaluation.counterfactual import (
+from ftrace.evaluation.counterfactual.subsets import (
     LDS,
     TRUTH,
     WITH_FACT,
@@ -39,7 +39,7 @@ from ftrace.evaluation.counterfactual import (
     mean_over_queries,
     noise_free,
 )
-from ftrace.evaluation.counterfactual_tables import ANOTHER, NOISE_FREE
+from ftrace.evaluation.counterfactual.tables import ANOTHER, NOISE_FREE
 from ftrace.scores import ScoreStore
 
 FACTS = [[f"r0-e{row // 5}-e0"] for row in range(100)]  # 20 facts of five rows

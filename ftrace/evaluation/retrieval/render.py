@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.evaluation.breakdown import Group
 from ftrace.evaluation.estimates import Estimate
-from ftrace.evaluation.query_metrics import MAIN
-from ftrace.evaluation.table import Evaluation
+from ftrace.evaluation.retrieval.breakdown import Group
+from ftrace.evaluation.retrieval.evaluation import Evaluation
+from ftrace.evaluation.retrieval.metrics import MAIN
 
 _MOST_COLUMNS = 6
 

@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, Sample, sample_means
-from ftrace.evaluation.published import PublishedRow
 from ftrace.evaluation.queries import EvaluatedQueries, Half
-from ftrace.evaluation.query_metrics import METRICS, Judge, Pool, WholeTrainingSet
+from ftrace.evaluation.retrieval.metrics import METRICS, Judge, Pool, WholeTrainingSet
+from ftrace.evaluation.retrieval.published import PublishedRow
 from ftrace.scores import ScoreStore
 
 

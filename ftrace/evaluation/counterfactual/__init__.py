@@ -1,0 +1,1 @@
+"""Counterfactuals: do scores predict what happens when training data are left out?"""

@@ -1,0 +1,1 @@
+"""Score stores side by side: pools of candidates, metrics with intervals, and the tables."""
