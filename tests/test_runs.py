@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_run import SNAPSHOTS, data_of, make_run, train
 
-from ftrace.evaluation import PoolSettings
+from ftrace.evaluation.retrieval import PoolSettings
 from ftrace.runs import Run, newest_run
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from ftrace.attribution import AttributionMethod
-from ftrace.evaluation.retrieval.evaluation import known_name
+from ftrace.evaluation.options import known_name
 from ftrace.evaluation.retrieval.metrics import METRICS
 
 Report = Literal["methods", "learned", "variants"]

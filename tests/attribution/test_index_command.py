@@ -15,7 +15,7 @@ from small_run import SmallRun
 
 from ftrace.attribution import TrackStar
 from ftrace.cli import main
-from ftrace.evaluation import read_results
+from ftrace.evaluation.results import read_results
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
 

@@ -12,7 +12,8 @@ import pytest
 from made_run import data_of, make_run, write_scores
 
 from ftrace.cli import main
-from ftrace.evaluation import EvaluatedQueries, PoolSettings
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.retrieval import PoolSettings
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 

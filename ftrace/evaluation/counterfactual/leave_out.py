@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftrace.evaluation.counterfactual.subsets import RANDOM, TRUTH, check_store
+from ftrace.evaluation.counterfactual.datamodelling import TRUTH
 from ftrace.evaluation.queries import EvaluatedQueries
-from ftrace.evaluation.retrieval.evaluation import row_name
+from ftrace.evaluation.stores import check_store, row_name
 from ftrace.scores import ScoreStore
+
+RANDOM = "random"
 
 
 @dataclass(frozen=True)

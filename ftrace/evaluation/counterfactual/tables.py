@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from ftrace.evaluation.counterfactual.subsets import NotFinite, mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual.datamodelling import mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual.subsets import NotFinite
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import replace_csv, replace_text
+from ftrace.evaluation.formatting import markdown_grid, plain_table
 from ftrace.evaluation.queries import EvaluatedQueries
 
 ANOTHER, NOISE_FREE = "another training", "noise-free prediction, at most"
@@ -124,10 +124,7 @@ def render_counterfactual(found: Counterfactual) -> RenderableType:
     """The tables as a person reads them."""
     parts: list[RenderableType] = []
     for title, rows, columns in _tables(found):
-        table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-        table.add_column("method", overflow="fold")
-        for name in columns.values():
-            table.add_column(name, justify="right")
+        table = plain_table(escape(title), "method", list(columns.values()))
         for row, estimates in rows.items():
             style = "dim" if row in (ANOTHER, NOISE_FREE) else None
             table.add_row(escape(row), *[_half(name, estimates[name]) for name in columns], style=style)
@@ -190,11 +187,8 @@ def _ends(column: str, estimate: Estimate) -> str:
 def _markdown(found: Counterfactual) -> str:
     lines: list[str] = []
     for title, rows, columns in _tables(found):
-        lines += [f"{title}.", "", f"| method | {' | '.join(columns.values())} |", f"|---|{'---:|' * len(columns)}"]
-        for row, estimates in rows.items():
-            cells = " | ".join(_ends(name, estimates[name]) for name in columns)
-            lines.append(f"| {row.replace('|', chr(92) + '|')} | {cells} |")
-        lines.append("")
+        cells = {row: [_ends(name, estimates[name]) for name in columns] for row, estimates in rows.items()}
+        lines += [f"{title}.", "", *markdown_grid(list(columns.values()), cells), ""]
     return "\n".join([*lines, *[f"- {note}" for note in found.notes]]) + "\n"
 
 

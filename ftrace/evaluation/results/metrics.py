@@ -23,8 +23,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, Sample, sample_means
+from ftrace.evaluation.options import known_name
+from ftrace.evaluation.query_groups import QueryGroup, shorter_first
 from ftrace.evaluation.results.files import ENTAILED, RetrievalResult, read_results
-from ftrace.evaluation.retrieval.evaluation import known_name
 
 ResultsBy = Literal["query_set", "relation", "c4_frequency_bucket"]
 RESULTS_BY: tuple[ResultsBy, ...] = get_args(ResultsBy)
@@ -81,23 +82,6 @@ class JudgedFile:
 
 
 @dataclass(frozen=True)
-class ResultsGroup:
-    """Some of the queries.
-
-    Args:
-        by: The field that tells them from others.
-        name: What it holds.
-        num_queries: How many they are.
-        estimates: For each file, each metric's mean and interval.
-    """
-
-    by: ResultsBy
-    name: str
-    num_queries: int
-    estimates: dict[str, dict[str, Estimate]]
-
-
-@dataclass(frozen=True)
 class ResultsEvaluation:
     """Metrics of one or several files over the same queries.
 
@@ -137,16 +121,16 @@ class ResultsEvaluation:
         del found[self.against]
         return found
 
-    def groups(self, by: ResultsBy) -> list[ResultsGroup]:
+    def groups(self, by: ResultsBy) -> list[QueryGroup]:
         """The same by group of queries; none where no query has the field."""
         labels = np.array([query.groups[by] for query in self.queries])
         if not any(labels):
             return []
         found = []
-        for name in sorted(set(labels.tolist()), key=lambda name: (len(name), name)):  # 9 before 10
+        for name in shorter_first(set(labels.tolist())):
             mask = labels == name
             estimates = self._by_file(self._sample(mask).estimates())
-            found.append(ResultsGroup(by, name or f"(no {by})", int(mask.sum()), estimates))
+            found.append(QueryGroup(by, name or f"(no {by})", int(mask.sum()), estimates))
         return found
 
     def _sample(self, mask: np.ndarray) -> Sample:

@@ -15,18 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ftrace.evaluation.estimates import Estimate
-from ftrace.evaluation.files import (
-    groups_as_json,
-    intervals_of,
-    markdown_grid,
-    means_of,
-    nan_as_null,
-    replace_csv,
-    replace_text,
-    with_ends,
-)
-from ftrace.evaluation.results.metrics import RESULTS_BY, ResultsEvaluation, ResultsGroup
-from ftrace.evaluation.retrieval.render import cell, percent, plain_table
+from ftrace.evaluation.files import groups_as_json, intervals_of, means_of, nan_as_null, replace_csv, replace_text
+from ftrace.evaluation.formatting import cell, markdown_grid, percent, plain_table, with_interval
+from ftrace.evaluation.query_groups import QueryGroup
+from ftrace.evaluation.results.metrics import RESULTS_BY, ResultsEvaluation
 
 _MOST_METRICS = 6
 
@@ -51,7 +43,7 @@ def render_results(evaluation: ResultsEvaluation) -> RenderableType:
     return Stack(*parts)
 
 
-def render_result_groups(evaluation: ResultsEvaluation, groups: Sequence[ResultsGroup]) -> RenderableType:
+def render_result_groups(evaluation: ResultsEvaluation, groups: Sequence[QueryGroup]) -> RenderableType:
     """MRR and recall by group of queries, of each file."""
     metrics = evaluation.metrics[:2]
     several = len(evaluation.names) > 1
@@ -106,11 +98,12 @@ def _is_sure(difference: Estimate) -> bool:
 
 def _markdown(evaluation: ResultsEvaluation) -> str:
     metrics = evaluation.metrics
-    rows = {name: [with_ends(row[one]) for one in metrics] for name, row in evaluation.estimates.items()}
+    rows = {name: [with_interval(row[one]) for one in metrics] for name, row in evaluation.estimates.items()}
     lines = [f"{_title(evaluation)}.", "", *markdown_grid(metrics, rows)]
     if evaluation.against is not None:
         rows = {
-            name: [with_ends(row[one], signed=True) for one in metrics] for name, row in evaluation.differences.items()
+            name: [with_interval(row[one], signed=True) for one in metrics]
+            for name, row in evaluation.differences.items()
         }
         lines += ["", f"Minus {evaluation.against}, paired by query:", "", *markdown_grid(metrics, rows)]
     lines += ["", *[f"- {note}" for note in evaluation.notes]]
@@ -132,7 +125,7 @@ def _csv_rows(evaluation: ResultsEvaluation) -> Iterable[Sequence[Any]]:
         yield [name, *_cells(row)]
 
 
-def _breakdown_rows(evaluation: ResultsEvaluation, groups: Sequence[ResultsGroup]) -> Iterable[Sequence[Any]]:
+def _breakdown_rows(evaluation: ResultsEvaluation, groups: Sequence[QueryGroup]) -> Iterable[Sequence[Any]]:
     yield ["by", "group", "queries", "method", *_head(evaluation)]
     for group in groups:
         for name, row in group.estimates.items():
@@ -146,7 +139,7 @@ def _query_rows(evaluation: ResultsEvaluation) -> Iterable[Sequence[Any]]:
             yield [query.example_id, query.fact or "", *[query.groups[by] for by in RESULTS_BY], name, *values]
 
 
-def _as_json(evaluation: ResultsEvaluation, groups: Sequence[ResultsGroup]) -> dict[str, Any]:
+def _as_json(evaluation: ResultsEvaluation, groups: Sequence[QueryGroup]) -> dict[str, Any]:
     return {
         "num_queries": len(evaluation.queries),
         "notes": list(evaluation.notes),

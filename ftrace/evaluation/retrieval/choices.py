@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ftrace.evaluation.retrieval.evaluation import Evaluation, RunMetrics, known_name
+from ftrace.evaluation.options import known_name
+from ftrace.evaluation.retrieval.evaluation import Evaluation, RunMetrics
 from ftrace.evaluation.retrieval.metrics import LOWER_IS_BETTER, METRICS
 
 

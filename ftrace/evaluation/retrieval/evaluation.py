@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,9 +9,11 @@ from functools import cached_property
 import numpy as np
 
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, Sample, sample_means
+from ftrace.evaluation.options import known_name
 from ftrace.evaluation.queries import EvaluatedQueries, Half
 from ftrace.evaluation.retrieval.metrics import METRICS, Judge, Pool, WholeTrainingSet
 from ftrace.evaluation.retrieval.published import PublishedRow
+from ftrace.evaluation.stores import row_name
 from ftrace.scores import ScoreStore
 
 
@@ -163,11 +164,6 @@ def evaluate(
     return Evaluation((run,), level="row" if sentence_ids is None else "sentence")
 
 
-def row_name(store: str, kind: str) -> str:
-    """What the row of one kind of a store is called."""
-    return store if store == kind else f"{store} {kind}"
-
-
 def over_runs(evaluations: Iterable[Evaluation]) -> Evaluation:
     """Several runs' evaluations as one.
 
@@ -180,15 +176,3 @@ def over_runs(evaluations: Iterable[Evaluation]) -> Evaluation:
         if different:
             raise ValueError(f"expected the same rows in all runs, but {different} are in some only")
     return replace(first, runs=(*first.runs, *[run for other in others for run in other.runs]))
-
-
-def known_name(name: str, known: Sequence[str], option: str) -> str:
-    """The name, if it is known.
-
-    Raises:
-        ValueError: If it is not; names the nearest.
-    """
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [one for one in known if name in one]
-    raise ValueError(f"{option}: expected one of {list(near or known)}, found {name!r}")

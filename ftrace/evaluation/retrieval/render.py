@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from rich import box
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.evaluation.estimates import Estimate
-from ftrace.evaluation.retrieval.breakdown import Group
+from ftrace.evaluation.formatting import cell, percent, plain_table
+from ftrace.evaluation.query_groups import QueryGroup
 from ftrace.evaluation.retrieval.evaluation import Evaluation
 from ftrace.evaluation.retrieval.metrics import MAIN
 
@@ -98,7 +97,7 @@ def _difference_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def render_breakdown(evaluation: Evaluation, groups: Sequence[Group], metric: str = "P@10") -> RenderableType:
+def render_breakdown(evaluation: Evaluation, groups: Sequence[QueryGroup], metric: str = "P@10") -> RenderableType:
     """One metric by group of queries, a column for each of the first methods."""
     shown = _shown(evaluation)
     by = {"relation": "relation", "proponents": "number of proponents"}[groups[0].by]
@@ -109,48 +108,6 @@ def render_breakdown(evaluation: Evaluation, groups: Sequence[Group], metric: st
     rest = len(shown) - _MOST_COLUMNS
     more = f", and {rest} more methods" if rest > 0 else ""
     return Stack(table, Text(f" with intervals{more}: breakdown.csv", style="dim"))
-
-
-def plain_table(title: str, first: str, others: Sequence[str]) -> Table:
-    """An empty table: the first column is for names, the others for figures."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
-
-
-def with_interval(estimate: Estimate) -> str:
-    """A mean in percent, the ends of its interval and, over several runs, its spread.
-
-    Example:
-        >>> with_interval(Estimate(0.5, 0.25, 0.75, 0.1))
-        '50.0 [25.0, 75.0] (10.0)'
-    """
-    ends = "" if np.isnan(estimate.low) else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
-    spread = "" if estimate.spread is None else f" ({100 * estimate.spread:.1f})"
-    return f"{percent(estimate.mean)}{ends}{spread}"
-
-
-def percent(share: float, *, signed: bool = False) -> str:
-    """A share in percent, with one decimal; 100 without."""
-    if np.isnan(share):
-        return ""
-    return "100" if round(share, 3) == 1 and not signed else f"{100 * share:{'+' if signed else ''}.1f}"
-
-
-def cell(estimate: Estimate, *, bold: bool = False, signed: bool = False) -> str:
-    """A mean in percent and half its interval, aligned to others."""
-    mean = percent(estimate.mean, signed=signed)
-    parts = [f"[bold]{mean}[/]" if bold else mean, *_uncertainty(estimate)]
-    return " ".join(parts)
-
-
-def _uncertainty(estimate: Estimate) -> Iterator[str]:
-    half = (estimate.high - estimate.low) / 2
-    yield f"[dim]±{100 * half:<4.1f}[/]" if not np.isnan(half) else " " * 5
-    if estimate.spread is not None:
-        yield f"[dim]({100 * estimate.spread:.1f})[/]"
 
 
 def _aligned(cell: str, evaluation: Evaluation) -> str:

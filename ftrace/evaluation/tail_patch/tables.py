@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from ftrace.evaluation.estimates import Estimate
-from ftrace.evaluation.files import markdown_grid, nan_as_null, replace_csv, replace_text
-from ftrace.evaluation.retrieval.render import percent, with_interval
+from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
+from ftrace.evaluation.formatting import markdown_grid, percent, plain_table, with_interval
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.tail_patch.rises import OfKind, TailPatchRow, TailPatchTable
 from ftrace.evaluation.tail_patch.steps import PatchedPairs
@@ -26,7 +24,7 @@ _COLUMNS = ("rise", "minus random", "raised")
 
 def render_tail_patch(table: TailPatchTable) -> RenderableType:
     """Mean rises, and below them the shares and mean rises of each kind of example."""
-    main = _table(_title(table), _COLUMNS)
+    main = plain_table(_title(table), "method", _COLUMNS)
     best = max((row.rise.mean for row in table.rows.values() if not math.isnan(row.rise.mean)), default=math.nan)
     for name, row in table.rows.items():
         rise = points(row.rise.mean) or "NaN"
@@ -40,7 +38,7 @@ def render_tail_patch(table: TailPatchTable) -> RenderableType:
     parts: list[RenderableType] = [main, *(Text(f" {note}", style="dim") for note in _notes(table))]
     if any(row.kinds for row in table.rows.values()):
         title = f"\nWhat kind of examples the top {table.k} are: percent of them, and their mean rise"
-        kinds = _table(title, [kind.replace(" ", "\n", 1) for kind in KINDS])
+        kinds = plain_table(title, "method", [kind.replace(" ", "\n", 1) for kind in KINDS])
         for name, row in table.rows.items():
             kinds.add_row(escape(name), *map(_of_kind, row.kinds))
         parts.append(kinds)
@@ -92,14 +90,6 @@ def _notes(table: TailPatchTable) -> list[str]:
         "±: half the 95% interval over facts; minus random: paired by query",
         *table.notes,
     ]
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    table.add_column("method", overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right")
-    return table
 
 
 def _half(estimate: Estimate, digits: int = 2) -> str:

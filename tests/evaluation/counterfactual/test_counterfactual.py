@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from torchmetrics.functional import spearman_corrcoef
 
-from ftrace.evaluation import (
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.counterfactual import (
     Counterfactual,
-    EvaluatedQueries,
     LeftOut,
     Subsets,
     datamodelling_scores,
@@ -30,15 +30,8 @@ from ftrace.evaluation import (
     render_counterfactual,
     write_counterfactual,
 )
-from ftrace.evaluation.counterfactual.subsets import (
-    LDS,
-    TRUTH,
-    WITH_FACT,
-    NotFinite,
-    centred_ranks,
-    mean_over_queries,
-    noise_free,
-)
+from ftrace.evaluation.counterfactual.datamodelling import TRUTH, centred_ranks, mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual.subsets import LDS, WITH_FACT, NotFinite
 from ftrace.evaluation.counterfactual.tables import ANOTHER, NOISE_FREE
 from ftrace.scores import ScoreStore
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftrace.evaluation import Passages, RetrievalResult, read_results, write_results
+from ftrace.evaluation.results import Passages, RetrievalResult, read_results, write_results
 
 LINE: dict[str, Any] = {
     "example_id": "trex-1",

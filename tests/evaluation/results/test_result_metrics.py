@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ftrace.evaluation import (
+from ftrace.evaluation.results import (
     Passages,
     RetrievalResult,
     evaluate_results,

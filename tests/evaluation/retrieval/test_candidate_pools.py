@@ -11,7 +11,7 @@ import pytest
 from rank_bm25 import BM25Plus
 
 from ftrace.data import fill_in
-from ftrace.evaluation import CandidatePools, PoolSettings, make_candidate_pools
+from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
 
 GENERATOR = np.random.default_rng(0)
 WORDS = [f"w{i}" for i in range(30)]

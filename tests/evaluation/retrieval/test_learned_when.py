@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ftrace.evaluation import EvaluatedQueries, learned_when, render_learned_when, write_learned_when
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
 from ftrace.scores import Ledger, ScoreStore, Sum
 from ftrace.scores.ledger import COLUMNS
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalPrecision, RetrievalRecall
 
-from ftrace.evaluation import MeanReciprocalRank, PrecisionAtK, Ranking, RecallAtK
+from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
+from ftrace.evaluation.retrieval import Ranking
 
 
 def random_queries(count: int = 20, candidates: int = 30) -> list[tuple[Tensor, Tensor]]:

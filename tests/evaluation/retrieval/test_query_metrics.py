@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftrace.evaluation import (
-    CandidatePools,
-    EvaluatedQueries,
-    Judge,
-    MeanReciprocalRank,
-    PoolSettings,
-    PrecisionAtK,
-    RecallAtK,
-    WholeTrainingSet,
-)
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
+from ftrace.evaluation.retrieval import CandidatePools, Judge, PoolSettings, WholeTrainingSet
 from ftrace.evaluation.retrieval.metrics import KS, METRICS
 from ftrace.scores import ScoreStore
 

@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from ftrace.data import FtraceSynth
-from ftrace.evaluation import (
-    EvaluatedQueries,
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.retrieval import (
     Evaluation,
     breakdown,
     choose_best,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftrace.data import FactCorpus, FactParts, FtraceSynth, FtraceTrex, SynthSettings
-from ftrace.evaluation import KINDS, ExampleKinds
+from ftrace.evaluation.tail_patch import KINDS, ExampleKinds
 from ftrace.evaluation.tail_patch.example_kinds import kind_of
 
 FACT = FactParts("born in", "Ada", "London")

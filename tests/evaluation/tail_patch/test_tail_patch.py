@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from ftrace.data import FtraceSynth, SynthSettings
-from ftrace.evaluation import Adam, Sgd, tail_patch
-from ftrace.evaluation.tail_patch.step_rules import StepRule
-from ftrace.evaluation.tail_patch.steps import PatchedPairs
+from ftrace.evaluation.tail_patch import Adam, PatchedPairs, Sgd, StepRule, tail_patch
 from ftrace.models import FactLM, OptimizerState, StackedFactLM, load_optimizer_states
 
 ARCHITECTURES = ["encoder-decoder", "decoder-only"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftrace.evaluation import (
-    EvaluatedQueries,
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.tail_patch import (
     PatchedPairs,
     TailPatchTable,
     notes_on_rises,

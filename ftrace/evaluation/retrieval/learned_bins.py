@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 from torchmetrics.functional import spearman_corrcoef
@@ -21,9 +20,10 @@ from torchmetrics.functional import spearman_corrcoef
 from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.files import replace_text
+from ftrace.evaluation.formatting import percent, plain_table
 from ftrace.evaluation.queries import EvaluatedQueries
-from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate, row_name
-from ftrace.evaluation.retrieval.render import percent
+from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate
+from ftrace.evaluation.stores import row_name
 from ftrace.scores import ScoreStore
 
 METRIC = "P@10"
@@ -164,10 +164,7 @@ def _gained_before(store: ScoreStore, kind: str, query: int) -> float | None:
 def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
     """The table as a person reads it: a column for each bin."""
     title = f"{METRIC} in percent, by the step at which a query was first right"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("scores", overflow="fold")
-    for one in bins:
-        table.add_column(f"{when(one)}\n{one.num_queries} queries", justify="right")
+    table = plain_table(title, "scores", [f"{when(one)}\n{one.num_queries} queries" for one in bins])
     for name in bins[0].methods:
         table.add_row(escape(name), *[_precision(one.methods[name].precision) for one in bins])
     first, *others = bins[0].methods

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.queries import relation_of
+from ftrace.evaluation.query_groups import QueryGroup, shorter_first
 from ftrace.evaluation.retrieval.evaluation import Evaluation, RunMetrics
 from ftrace.evaluation.retrieval.metrics import MAIN
 
@@ -18,24 +17,7 @@ By = Literal["relation", "proponents"]
 EDGES = (1, 2, 5, 10, 25, 50, 100, 1000)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Some of the queries.
-
-    Args:
-        by: What tells them from others.
-        name: The relation, or the range of numbers of proponents.
-        num_queries: How many they are, in all runs.
-        estimates: For each row, each of the main metrics' mean and interval.
-    """
-
-    by: By
-    name: str
-    num_queries: int
-    estimates: dict[str, dict[str, Estimate]]
-
-
-def breakdown(evaluation: Evaluation, by: By) -> list[Group]:
+def breakdown(evaluation: Evaluation, by: By) -> list[QueryGroup]:
     """An evaluation by group of queries; a run without queries of a group has no say in it."""
     labels = [_labels(run, by) for run in evaluation.runs]
     groups = []
@@ -44,7 +26,7 @@ def breakdown(evaluation: Evaluation, by: By) -> list[Group]:
         kept = [(run, mask) for run, mask in zip(evaluation.runs, masks, strict=True) if mask.any()]
         runs = tuple(run.where(mask) for run, mask in kept)
         of_group = Evaluation(runs, seed=evaluation.seed, resamples=evaluation.resamples, metrics=MAIN)
-        groups.append(Group(by, name, sum(len(run.queries) for run in runs), of_group.estimates))
+        groups.append(QueryGroup(by, name, sum(len(run.queries) for run in runs), of_group.estimates))
     return groups
 
 
@@ -65,4 +47,4 @@ def _bins() -> Iterator[str]:
 def _in_order(names: set[str], by: By) -> list[str]:
     if by == "proponents":
         return [name for name in _bins() if name in names]
-    return sorted(names, key=lambda name: (len(name), name))  # r2 before r10
+    return shorter_first(names)
