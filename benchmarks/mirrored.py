@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ftrace.commands.evaluate import compare
-from ftrace.evaluation import Evaluation, over_runs
-from ftrace.evaluation.render import with_interval
+from ftrace.evaluation.formatting import with_interval
+from ftrace.evaluation.retrieval import Evaluation, over_runs
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftrace.attribution.task import peak_memory_bytes
-from ftrace.evaluation import Sgd, tail_patch
+from ftrace.evaluation.tail_patch import Sgd, tail_patch
 from ftrace.models import FactLM
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore

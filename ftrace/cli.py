@@ -17,7 +17,7 @@ from ftrace.commands import attribute, causal_trace, counterfactual, evaluate, l
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.index import index
 from ftrace.data import SynthSettings, fill_in, write_synth
-from ftrace.evaluation import render_table, write_tables
+from ftrace.evaluation.retrieval import render_table, write_tables
 from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore

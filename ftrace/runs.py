@@ -24,16 +24,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from ftrace.data import FactData
-from ftrace.evaluation import (
-    CandidatePools,
-    EvaluatedQueries,
-    LearnedQueries,
-    PoolSettings,
-    find_learned_queries,
-    make_candidate_pools,
-    replace_text,
-)
+from ftrace.evaluation import EvaluatedQueries, LearnedQueries, find_learned_queries
+from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.learned import Rule
+from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftrace.callbacks import GradientIndexWriter
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from made_index import Two, make_index
 
 from ftrace.attribution import AttributionMethod, TrackStar
+from ftrace.callbacks import GradientIndexWriter
 from ftrace.index import FeatureSettings, GradientIndex, IndexSettings, begin_index
 
 OLD = {"side": 3, "groups": 2, "correction": "none"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftrace.evaluation import PoolSettings
+from ftrace.evaluation.retrieval import PoolSettings
 from ftrace.runs import Run, newest_run
 from helpers.made_run import SNAPSHOTS, data_of, make_run, train
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from ftrace.causal.positions import GIVEN, LAST, groups_of
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack
-from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
+from ftrace.evaluation import Estimate, sample_means
+from ftrace.evaluation.estimates import RESAMPLES
 
 SEVERED = "_severed"
 

@@ -22,7 +22,7 @@ from ftrace.causal.prompt_trace import PromptTrace, Stack
 from ftrace.causal.trace_files import read_settings, read_trace, trace_file, write_trace
 from ftrace.causal.tracer import CausalSettings, CausalTracer, check_state
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
-from ftrace.evaluation import replace_text
+from ftrace.evaluation.files import replace_text
 
 SETTINGS = "settings.json"
 _NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")

@@ -11,9 +11,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.commands.stores import open_stores
-from ftrace.evaluation import (
+from ftrace.evaluation import EvaluatedQueries, seeded_sample
+from ftrace.evaluation.counterfactual import (
     Counterfactual,
-    EvaluatedQueries,
     LeftOut,
     Subsets,
     datamodelling_scores,
@@ -24,10 +24,10 @@ from ftrace.evaluation import (
     plan_top,
     reliability,
     render_counterfactual,
-    seeded_sample,
     write_counterfactual,
 )
-from ftrace.evaluation.counterfactual import Unit, check_store
+from ftrace.evaluation.counterfactual.subsets import Unit
+from ftrace.evaluation.stores import check_store
 from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
 from ftrace.runs import Run
 

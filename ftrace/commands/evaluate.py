@@ -13,7 +13,12 @@ from rich.console import Console
 
 from ftrace.commands.evaluate_results import compare_results, names_of_results
 from ftrace.commands.stores import open_stores
-from ftrace.evaluation import (
+from ftrace.evaluation import seeded_sample
+from ftrace.evaluation.learned import Rule
+from ftrace.evaluation.options import known_name
+from ftrace.evaluation.queries import Half
+from ftrace.evaluation.results.metrics import ResultsBy
+from ftrace.evaluation.retrieval import (
     Evaluation,
     PoolSettings,
     WholeTrainingSet,
@@ -25,15 +30,10 @@ from ftrace.evaluation import (
     published_for,
     render_breakdown,
     render_table,
-    row_name,
-    seeded_sample,
     write_tables,
 )
-from ftrace.evaluation.breakdown import By
-from ftrace.evaluation.learned import Rule
-from ftrace.evaluation.queries import Half
-from ftrace.evaluation.result_metrics import ResultsBy
-from ftrace.evaluation.table import known_name
+from ftrace.evaluation.retrieval.breakdowns import By
+from ftrace.evaluation.stores import row_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ftrace.commands.stores import short_names
-from ftrace.evaluation import evaluate_results, render_result_groups, render_results, write_result_tables
-from ftrace.evaluation.result_files import RESULT_SUFFIXES, is_result_file
-from ftrace.evaluation.result_metrics import PRECISION_AT, RESULTS_BY, ResultsBy
+from ftrace.evaluation.results import evaluate_results, render_result_groups, render_results, write_result_tables
+from ftrace.evaluation.results.files import RESULT_SUFFIXES, is_result_file
+from ftrace.evaluation.results.metrics import PRECISION_AT, RESULTS_BY, ResultsBy
 
 
 def names_of_results(names: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.commands.stores import open_stores
-from ftrace.evaluation import learned_when, render_learned_when, write_learned_when
+from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
 from ftrace.report import plot_learned_when
 from ftrace.runs import Run
 

@@ -19,8 +19,8 @@ from ftrace.attribution import measured
 from ftrace.commands.index import corpus_of
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactData, fill_in, read_queries
-from ftrace.evaluation import Passages, RetrievalResult, write_results
 from ftrace.evaluation.agreement import Agreement, agreement
+from ftrace.evaluation.results import Passages, RetrievalResult, write_results
 from ftrace.index import (
     ApproximateSettings,
     Found,

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from ftrace.commands.attribute import bytes_of
 from ftrace.commands.stores import open_stores
-from ftrace.evaluation import (
+from ftrace.evaluation import EvaluatedQueries, seeded_sample
+from ftrace.evaluation.stores import check_finite, row_name
+from ftrace.evaluation.tail_patch import (
     Adam,
-    EvaluatedQueries,
     ExampleKinds,
     Sgd,
     StepRule,
@@ -22,14 +23,11 @@ from ftrace.evaluation import (
     notes_on_rises,
     random_examples,
     render_tail_patch,
-    row_name,
-    seeded_sample,
     some_proponents,
     summarize_rises,
     tail_patch,
     write_tail_patch,
 )
-from ftrace.evaluation.counterfactual import check_finite
 from ftrace.models import FactLM, load_optimizer_states
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore

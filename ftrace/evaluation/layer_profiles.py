@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftrace.evaluation.counterfactual import centred_ranks
+from ftrace.evaluation.counterfactual.datamodelling import centred_ranks
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.scores import ScoreStore
 

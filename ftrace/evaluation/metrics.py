@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ftrace.evaluation.ranking import Ranking
+from ftrace.evaluation.retrieval.ranking import Ranking
 
 
 class _QueryMean(Metric):

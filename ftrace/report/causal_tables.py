@@ -16,7 +16,7 @@ from ftrace.causal.positions import groups_of
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace
 from ftrace.evaluation import Estimate
 from ftrace.evaluation.files import replace_csv
-from ftrace.evaluation.render import plain_table
+from ftrace.evaluation.formatting import plain_table
 from ftrace.report.causal_words import UNITS, in_order, mediator_title
 
 

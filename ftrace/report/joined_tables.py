@@ -17,7 +17,7 @@ from ftrace.causal.joined import Joined, JoinedQuery, Layer
 from ftrace.causal.prompt_trace import OUTCOMES
 from ftrace.evaluation import Estimate
 from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
-from ftrace.evaluation.render import plain_table
+from ftrace.evaluation.formatting import plain_table
 from ftrace.report.causal_words import UNITS
 
 _FILES = ("layer_profiles.csv", "joined.csv", "joined.json")

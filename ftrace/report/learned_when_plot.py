@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from ftrace.evaluation import LearnedBin
-from ftrace.evaluation.learned_when import when
+from ftrace.evaluation.retrieval import LearnedBin
+from ftrace.evaluation.retrieval.learned_bins import when
 from ftrace.report.pictures import save_picture
 
 

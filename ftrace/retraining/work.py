@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from ftrace.evaluation import replace_text
+from ftrace.evaluation.files import replace_text
 from ftrace.retraining.retrainer import Budget, QueryOutcome, Retrainer
 from ftrace.runs import Run
 

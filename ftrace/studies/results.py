@@ -17,18 +17,12 @@ from rich.table import Table
 from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.commands.evaluate import Protocol, compare
-from ftrace.evaluation import (
-    Estimate,
-    Evaluation,
-    choose_best,
-    families,
-    over_runs,
-    replace_text,
-    row_name,
-    write_tables,
-)
+from ftrace.evaluation import Estimate
 from ftrace.evaluation.agreement import finite_correlation
-from ftrace.evaluation.render import with_interval
+from ftrace.evaluation.files import replace_text
+from ftrace.evaluation.formatting import with_interval
+from ftrace.evaluation.retrieval import Evaluation, choose_best, families, over_runs, write_tables
+from ftrace.evaluation.stores import row_name
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
 from ftrace.studies.settings import Study

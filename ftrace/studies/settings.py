@@ -11,8 +11,8 @@ from typing import Any, Literal
 import yaml
 
 from ftrace.attribution import AttributionMethod
-from ftrace.evaluation.query_metrics import METRICS
-from ftrace.evaluation.table import known_name
+from ftrace.evaluation.options import known_name
+from ftrace.evaluation.retrieval.metrics import METRICS
 
 Report = Literal["methods", "learned", "variants"]
 _ONLINE, _SNAPSHOTS = "ftrace.callbacks.OnlineTracIn", "ftrace.callbacks.CheckpointSnapshots"

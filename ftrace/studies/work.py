@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from ftrace.attribution import Ensemble
 from ftrace.commands.attribute import make_task
-from ftrace.evaluation import replace_text
+from ftrace.evaluation.files import replace_text
 from ftrace.gradients import full_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore

@@ -13,7 +13,7 @@ import pytest
 
 from ftrace.attribution import TrackStar
 from ftrace.cli import main
-from ftrace.evaluation import read_results
+from ftrace.evaluation.results import read_results
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
 from helpers import script, small_run

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ftrace.cli import main
-from ftrace.evaluation import EvaluatedQueries, PoolSettings
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.retrieval import PoolSettings
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from helpers.made_run import data_of, make_run, write_scores

@@ -16,7 +16,7 @@ from ftrace.data import read_prompts, read_queries
 from ftrace.data.corpus_files import write_corpus
 from ftrace.data.row_files import read_rows
 from ftrace.data.trex_sources import open_trex
-from ftrace.evaluation import Passages, RetrievalResult, read_results, write_results
+from ftrace.evaluation.results import Passages, RetrievalResult, read_results, write_results
 
 ROW = '{"id": "a", "inputs": "x", "targets": "ü"}'
 OTHER = ROW.replace('"a"', '"b"')

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftrace.evaluation import Estimate, LearnedBin, LearnedMethod
+from ftrace.evaluation import Estimate
+from ftrace.evaluation.retrieval import LearnedBin, LearnedMethod
 from ftrace.report import plot_learned_when
 
 

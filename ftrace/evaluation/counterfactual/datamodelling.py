@@ -1,0 +1,166 @@
+"""The linear datamodelling score (LDS), and the ceiling that the noise of retraining sets it.
+
+The LDS (Park et al. 2023, arXiv 2303.14186, section 2): over random subsets of the training data, the rank correlation
+of what scores predict for a model trained on a subset, their sum over the examples kept, with what that model does,
+here -loss of the query. Any rising function of it, such as the answer's probability or its log odds (the margin of that
+paper), has the same ranks and so the same LDS.
+
+How well could any score do? A retraining is noisy: the same subset in another order gives other losses. By how much is
+measured by training some subsets several times. The rank correlation of one training's losses with another's is the
+reliability of a measured loss. A prediction without noise, of the mean over orders, correlates better with a single
+training than another training does: with the root of the reliability (Spearman 1904, the correction for attenuation;
+exact for linear correlations, near enough for ranks), so that root is the ceiling of an LDS.
+
+A training may diverge, and its losses are then NaN or infinite. Such a loss is neither high nor low, so it has no rank:
+the subset is left out for that query, from the LDS and the ceiling alike.
+
+Shape letters: S subsets, N examples, Q queries, R trainings of one subset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+
+from ftrace.evaluation.counterfactual.subsets import Subsets, columns_of
+from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
+from ftrace.evaluation.queries import EvaluatedQueries
+from ftrace.evaluation.stores import check_store, row_name
+from ftrace.scores import ScoreStore
+
+TRUTH = "ground truth"
+_FEWEST = 3  # of subsets, to correlate over
+
+
+def datamodelling_scores(stores: Mapping[str, ScoreStore], subsets: Subsets) -> dict[str, dict[str, np.ndarray]]:
+    """The LDS of each kind of each store, query by query.
+
+    Args:
+        stores: Stores by the name of their rows.
+        subsets: What they are to predict.
+
+    Returns:
+        For each row, ``LDS`` over all subsets and, if some subsets lack a query's fact, ``LDS, fact kept`` over those
+        that don't: each ``[Q]``, over the subsets where the query's loss is finite, and NaN where those are fewer than
+        three. The last row is of scores that are 1 for ground-truth proponents and else 0.
+
+    Raises:
+        ValueError: If a store lacks queries or training rows, or has scores that are not finite.
+    """
+    truth = np.stack([subsets.is_kept[:, of_query].sum(1) for of_query in subsets.queries.proponents], axis=1)
+    for store in stores.values():
+        check_store(store, subsets.queries.query_ids, subsets.is_kept.shape[1])
+    predictions = {
+        row_name(name, kind): _predicted(store, kind, subsets) for name, store in stores.items() for kind in store.kinds
+    }
+    predictions[TRUTH] = truth.astype(float)
+    masks = columns_of(subsets.has_fact)
+    return {
+        row: {
+            column: rank_correlations(predicted, -subsets.losses.astype(float), mask) for column, mask in masks.items()
+        }
+        for row, predicted in predictions.items()
+    }
+
+
+def reliability(subsets: Subsets) -> dict[str, np.ndarray]:
+    """How well one training of a subset predicts another one in another order.
+
+    Returns:
+        For each column of the table, the rank correlation over subsets of two trainings' losses where both are finite,
+        averaged over the pairs of trainings that have three such subsets, ``[Q]``; NaN where there is no such pair.
+        Empty where no subset was trained twice.
+    """
+    if len(subsets.again) < 2:
+        return {}
+    masks = columns_of(subsets.has_fact)
+    pairs = list(combinations(subsets.again.astype(float), 2))
+    some = subsets.again.shape[1]
+    return {
+        column: _mean_of_known(np.stack([rank_correlations(one, other, mask[:some]) for one, other in pairs]))
+        for column, mask in masks.items()
+    }
+
+
+def noise_free(of_another: Estimate) -> Estimate:
+    """The ceiling: with what a prediction without noise would correlate, where another training does so.
+
+    The root of a mean is no less than the mean of roots, so the mean LDS of no prediction should be above it. NaN stays
+    NaN.
+    """
+    return Estimate(*np.sqrt(np.maximum(0.0, [of_another.mean, of_another.low, of_another.high])).tolist())
+
+
+def rank_correlations(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Spearman's rank correlation over subsets, query by query; ties share their mean rank.
+
+    A subset with a value that is NaN or infinite, on either side, is left out for that query.
+
+    Args:
+        predicted: ``[S, Q]``.
+        actual: ``[S, Q]``.
+        mask: Which subsets count for a query, bool ``[S, Q]``; default: all.
+
+    Returns:
+        ``[Q]``; 0 where a side is constant, and so says nothing, and NaN with fewer than three subsets.
+
+    Example:
+        >>> rank_correlations(np.array([[1.0], [2.0], [9.0]]), np.array([[0.1], [0.3], [0.2]]))
+        array([0.5])
+    """
+    is_known = np.isfinite(predicted) & np.isfinite(actual)
+    found = np.full(predicted.shape[1], np.nan)
+    for query in range(predicted.shape[1]):
+        rows = is_known[:, query] if mask is None else is_known[:, query] & mask[:, query]
+        a, b = centred_ranks(predicted[rows, query]), centred_ranks(actual[rows, query])
+        if len(a) >= _FEWEST:
+            size = np.sqrt((a @ a) * (b @ b))
+            found[query] = a @ b / size if size else 0.0
+    return found
+
+
+def mean_over_queries(
+    columns: Mapping[str, np.ndarray], queries: EvaluatedQueries, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Estimate]:
+    """Mean and interval of each column ``[Q]``; queries without a finite value are left out of a column."""
+    found = {}
+    for name, values in columns.items():
+        known = np.flatnonzero(np.isfinite(values))
+        if len(known):
+            facts = [queries.facts[place] for place in known]
+            found[name] = sample_means([values[known, None]], [facts], resamples, seed).estimates()[0]
+        else:
+            found[name] = Estimate(np.nan, np.nan, np.nan)
+    return found
+
+
+def _predicted(store: ScoreStore, kind: str, subsets: Subsets) -> np.ndarray:
+    """The sum of scores over the examples kept, ``[S, Q]``."""
+    kept, found = subsets.is_kept.astype(float), []
+    for query in subsets.queries.query_ids.tolist():
+        found.append(kept @ store.scores(query, kind).astype(float))
+    return np.stack(found, axis=1)
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where everything is."""
+    is_known = ~np.isnan(values)
+    counts = is_known.sum(0)
+    total = np.where(is_known, values, 0.0).sum(0)
+    mean: np.ndarray = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+    return mean
+
+
+def centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks minus their mean, ``[N]`` float64; ties share their mean rank.
+
+    Raises:
+        ValueError: If a value is NaN or infinite, which has no rank.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("expected finite values to rank, found NaN or infinity. Leave them out")
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[place]
+    return ranks - ranks.mean() if len(ranks) else ranks

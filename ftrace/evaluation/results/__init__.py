@@ -1,0 +1,18 @@
+"""Files of retrieved proponents: their format, their metrics, and tables that compare them."""
+
+from ftrace.evaluation.results.files import Passages, RetrievalResult, read_results, write_results
+from ftrace.evaluation.results.metrics import ResultsEvaluation, evaluate_results, result_metrics
+from ftrace.evaluation.results.tables import render_result_groups, render_results, write_result_tables
+
+__all__ = [
+    "Passages",
+    "ResultsEvaluation",
+    "RetrievalResult",
+    "evaluate_results",
+    "read_results",
+    "render_result_groups",
+    "render_results",
+    "result_metrics",
+    "write_result_tables",
+    "write_results",
+]

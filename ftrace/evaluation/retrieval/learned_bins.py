@@ -1,0 +1,211 @@
+"""When a query was learned, and which scores can still tell who taught it.
+
+A fact that has long been learned leaves hardly any gradient at the end of training (saturation), so scores of the last
+snapshot should say less about what happened, the earlier a query was learned. Here that is measured, for any scores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+from torchmetrics.functional import spearman_corrcoef
+
+from ftrace.evaluation.agreement import finite_correlation
+from ftrace.evaluation.estimates import Estimate, sample_means
+from ftrace.evaluation.files import replace_text
+from ftrace.evaluation.formatting import percent, plain_table
+from ftrace.evaluation.queries import EvaluatedQueries
+from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate
+from ftrace.evaluation.stores import row_name
+from ftrace.scores import ScoreStore
+
+METRIC = "P@10"
+
+
+@dataclass(frozen=True)
+class LearnedMethod:
+    """How one row of scores does on the queries of a bin.
+
+    Args:
+        precision: P@10, with its interval.
+        rank_correlation: Spearman's, with the first row's scores over all examples, averaged over queries.
+        before: Share of the absolute scores that was gained before the query was first right; None where scores were
+            not broken down so.
+    """
+
+    precision: Estimate
+    rank_correlation: float
+    before: float | None
+
+
+@dataclass(frozen=True)
+class LearnedBin:
+    """Queries that were learned at about the same time.
+
+    Args:
+        first: The earliest step at which one was first right; -1 for those that never were.
+        last: The latest one.
+        num_queries: How many they are.
+        methods: Each row's figures, by the row's name.
+    """
+
+    first: int
+    last: int
+    num_queries: int
+    methods: dict[str, LearnedMethod]
+
+
+def learned_when(
+    stores: Mapping[str, ScoreStore],
+    queries: EvaluatedQueries,
+    bins: int = 4,
+    kinds: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[LearnedBin]:
+    """Compare scores by the step at which queries were learned.
+
+    Args:
+        stores: Stores of the same examples, by the name of their rows; one of them has a ledger that knows when queries
+            were right.
+        queries: The queries; those that the ledger doesn't know are left out.
+        bins: Into how many bins, of about as many queries each.
+        kinds: Which kinds of scores; default: all.
+        seed: Of resampling.
+
+    Returns:
+        Bins from early to late; last, queries that never were right, if there are any.
+
+    Raises:
+        ValueError: If there is no ledger, it doesn't know when queries were learned, or the stores are of different
+            examples or lack the kinds.
+    """
+    if bins < 1:
+        raise ValueError(f"bins: expected at least 1, found {bins}")
+    steps = _learned_steps(stores)
+    names, first = list(stores), next(iter(stores.values()))
+    for store in stores.values():
+        if not np.array_equal(store.example_ids, first.example_ids):
+            raise ValueError(f"expected stores of the same examples, found other ones in {first.path} and {store.path}")
+    rows = {
+        row_name(name, kind): (stores[name], kind)
+        for name in names
+        for kind in stores[name].kinds
+        if kinds is None or kind in kinds
+    }
+    if not rows:
+        known = sorted({kind for store in stores.values() for kind in store.kinds})
+        raise ValueError(f"kinds: expected some of {known}, found {list(kinds or ())}")
+    asked = queries.among(steps, queries.description)
+    evaluation = evaluate(stores, asked)
+    learned = np.array([steps[query] for query in asked.query_ids.tolist()], dtype=np.int64)
+    order = np.lexsort((asked.query_ids, learned))
+    groups = [group for group in np.array_split(order[learned[order] >= 0], bins) if len(group)]
+    never = np.flatnonzero(learned < 0)
+    groups += [never] if len(never) else []
+    return [_bin(evaluation, rows, group, learned[group], seed) for group in groups]
+
+
+def _learned_steps(stores: Mapping[str, ScoreStore]) -> dict[int, int]:
+    """For each query, the step at which it was first right, from the first ledger that knows."""
+    for store in stores.values():
+        if store.ledger is not None and not np.isnan(store.ledger["learned"]).all():
+            return dict(zip(store.ledger.query_ids.tolist(), store.ledger.learned_steps().tolist(), strict=True))
+    raise ValueError(
+        f"{', '.join(str(store.path) for store in stores.values())}: expected a ledger that knows when queries were "
+        "right. Train with ledger=True and a module that has learned(batch), or query_learned=..."
+    )
+
+
+def _bin(
+    evaluation: Evaluation,
+    rows: Mapping[str, tuple[ScoreStore, str]],
+    group: np.ndarray,
+    learned: np.ndarray,
+    seed: int,
+) -> LearnedBin:
+    run = evaluation.runs[0]
+    query_ids = run.queries.query_ids[group].tolist()
+    facts = [run.queries.facts[place] for place in group]
+    reference = next(iter(rows.values()))
+    values = np.stack([run.rows[name][METRIC][group] for name in rows], axis=1)
+    methods = {}
+    for (name, row), precision in zip(
+        rows.items(), sample_means([values], [facts], seed=seed).estimates(), strict=True
+    ):
+        correlations = [_correlation(reference, row, query) for query in query_ids]
+        before = [share for query in query_ids if (share := _gained_before(*row, query)) is not None]
+        methods[name] = LearnedMethod(
+            precision, float(np.mean(correlations)), float(np.mean(before)) if before else None
+        )
+    return LearnedBin(int(learned.min()), int(learned.max()), len(group), methods)
+
+
+def _correlation(first: tuple[ScoreStore, str], second: tuple[ScoreStore, str], query: int) -> float:
+    if first == second:
+        return 1.0
+    return finite_correlation(spearman_corrcoef, *(store.scores(query, kind) for store, kind in (first, second)))
+
+
+def _gained_before(store: ScoreStore, kind: str, query: int) -> float | None:
+    if "learned" not in store.breakdown:
+        return None
+    parts = {name: float(np.abs(values).sum()) for name, values in store.parts(query, "learned", kind).items()}
+    total = sum(parts.values())
+    return parts.get("before", 0.0) / total if total else 0.0
+
+
+def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
+    """The table as a person reads it: a column for each bin."""
+    title = f"{METRIC} in percent, by the step at which a query was first right"
+    table = plain_table(title, "scores", [f"{when(one)}\n{one.num_queries} queries" for one in bins])
+    for name in bins[0].methods:
+        table.add_row(escape(name), *[_precision(one.methods[name].precision) for one in bins])
+    first, *others = bins[0].methods
+    if others:
+        table.add_section()
+        table.add_row(f"rank correlation with {escape(first)}", style="dim")
+        for name in others:
+            cells = [f"{one.methods[name].rank_correlation:.2f}      " for one in bins]
+            table.add_row(f"  {escape(name)}", *cells, style="dim")
+    broken_down = [name for name, method in bins[0].methods.items() if method.before is not None]
+    if broken_down:
+        table.add_section()
+        table.add_row("gained before it was right", style="dim")
+        for name in broken_down:
+            shares = [one.methods[name].before for one in bins]
+            cells = ["" if share is None else f"{share:.0%}      " for share in shares]
+            table.add_row(f"  {escape(name)}", *cells, style="dim")
+    return table
+
+
+def when(one: LearnedBin) -> str:
+    """The steps of a bin, in words."""
+    if one.first < 0:
+        return "never"
+    return f"step {one.first}" if one.first == one.last else f"{one.first} to {one.last}"
+
+
+def _precision(estimate: Estimate) -> str:
+    half = (estimate.high - estimate.low) / 2
+    return percent(estimate.mean) + ("" if math.isnan(half) else f" [dim]±{100 * half:<4.1f}[/]")
+
+
+def write_learned_when(bins: Sequence[LearnedBin], file: Path) -> None:
+    """Write the bins as JSON; null stands for what is not known."""
+    found = [asdict(one) for one in bins]
+    for one in found:
+        for method in one["methods"].values():
+            method["precision"] = {
+                name: None if value is None or math.isnan(value) else value
+                for name, value in method["precision"].items()
+            }
+            if math.isnan(method["rank_correlation"]):
+                method["rank_correlation"] = None
+    replace_text(file, json.dumps(found, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,115 @@
+"""The tables as a person reads them: percent, within 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ftrace.evaluation.formatting import cell, percent, plain_table
+from ftrace.evaluation.query_groups import QueryGroup
+from ftrace.evaluation.retrieval.evaluation import Evaluation
+from ftrace.evaluation.retrieval.metrics import MAIN
+
+_MOST_COLUMNS = 6
+
+
+def title_of(evaluation: Evaluation) -> str:
+    """What was evaluated, in one line."""
+    of_runs = [run.queries for run in evaluation.runs]
+    counts = " + ".join(str(len(queries)) for queries in of_runs)
+    words = list(dict.fromkeys(queries.description for queries in of_runs))
+    if evaluation.half != "all":
+        words.append(f"{evaluation.half} half")
+    left_out = max(queries.without_proponents for queries in of_runs)
+    if left_out:
+        words.append(f"{left_out} without proponents left out")
+    sizes = np.concatenate([run.num_candidates for run in evaluation.runs])
+    least, most = int(sizes.min()), int(sizes.max())
+    what = "candidates" if evaluation.level == "row" else "sentences"
+    pool = f"{least:,} {what} each" if least == most else f"{least:,} to {most:,} {what} each"
+    return f"{counts} queries ({'; '.join(words)}), {pool}"
+
+
+def notes_of(evaluation: Evaluation) -> list[str]:
+    """What a reader must know of the figures."""
+    several = len(evaluation.runs) > 1
+    found = ["percent; ±: half the 95% interval over facts; ties in expectation; R@n: n is a query's own number"]
+    if several:
+        found.append(f"means of {len(evaluation.runs)} runs; in brackets their standard deviation")
+    if evaluation.published:
+        found.append(f"published: {evaluation.published[0].source}; full-size data, candidate pools")
+    return [*found, *evaluation.notes]
+
+
+def render_table(evaluation: Evaluation) -> RenderableType:
+    """The main metrics, the best of each column bold; where asked for, differences to one of the rows below."""
+    parts: list[RenderableType] = [_main_table(evaluation)]
+    parts += [Text(f" {note}", style="dim") for note in notes_of(evaluation)]
+    if evaluation.against is not None:
+        parts += [Text(), _difference_table(evaluation)]
+    return Stack(*parts)
+
+
+def _shown(evaluation: Evaluation) -> list[str]:
+    return [name for name in evaluation.names if name not in evaluation.hidden]
+
+
+def _columns(evaluation: Evaluation) -> tuple[str, ...]:
+    """Which metrics there is room for."""
+    return MAIN if len(evaluation.runs) == 1 else tuple(metric for metric in MAIN if metric != "P@1")
+
+
+def _main_table(evaluation: Evaluation) -> Table:
+    metrics = _columns(evaluation)
+    table = plain_table(escape(title_of(evaluation)), "method", metrics)
+    shown = _shown(evaluation)
+    best = {metric: max(evaluation.estimates[name][metric].mean for name in shown) for metric in metrics}
+    for name in shown:
+        row = evaluation.estimates[name]
+        table.add_row(escape(name), *[cell(row[one], bold=row[one].mean == best[one]) for one in metrics])
+    if evaluation.published:
+        table.add_section()
+        table.add_row("published", style="italic")
+        for published in evaluation.published:
+            cells = [percent(published.metrics[one]) if one in published.metrics else "" for one in metrics]
+            table.add_row(f"  {published.method}", *[_aligned(cell, evaluation) for cell in cells], style="italic")
+    table.add_section()
+    table.add_row("ceiling", *[_aligned(percent(evaluation.ceiling[one]), evaluation) for one in metrics], style="dim")
+    return table
+
+
+def _difference_table(evaluation: Evaluation) -> Table:
+    metrics = _columns(evaluation)
+    table = plain_table(
+        f"minus {escape(evaluation.against or '')}, paired by query; bold: the interval is without 0", "method", metrics
+    )
+    for name in _shown(evaluation):
+        if name != evaluation.against:
+            row = evaluation.differences[name]
+            cells = [cell(row[one], bold=row[one].low > 0 or row[one].high < 0, signed=True) for one in metrics]
+            table.add_row(escape(name), *cells)
+    return table
+
+
+def render_breakdown(evaluation: Evaluation, groups: Sequence[QueryGroup], metric: str = "P@10") -> RenderableType:
+    """One metric by group of queries, a column for each of the first methods."""
+    shown = _shown(evaluation)
+    by = {"relation": "relation", "proponents": "number of proponents"}[groups[0].by]
+    table = plain_table(f"{metric} by {by}", by, ("queries", *map(escape, shown[:_MOST_COLUMNS])))
+    for group in groups:
+        cells = [percent(group.estimates[name][metric].mean) for name in shown[:_MOST_COLUMNS]]
+        table.add_row(group.name, str(group.num_queries), *cells)
+    rest = len(shown) - _MOST_COLUMNS
+    more = f", and {rest} more methods" if rest > 0 else ""
+    return Stack(table, Text(f" with intervals{more}: breakdown.csv", style="dim"))
+
+
+def _aligned(cell: str, evaluation: Evaluation) -> str:
+    """With room for an interval, and for a spread over runs, that it doesn't have."""
+    return f"{cell}{' ' * (6 if len(evaluation.runs) == 1 else 12)}" if cell else ""

@@ -1,0 +1,32 @@
+"""Tail-patch: how an optimizer step on one training example changes the probability of a query's target."""
+
+from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
+from ftrace.evaluation.tail_patch.rises import (
+    TailPatchRow,
+    TailPatchTable,
+    notes_on_rises,
+    random_examples,
+    some_proponents,
+    summarize_rises,
+)
+from ftrace.evaluation.tail_patch.step_rules import Adam, Sgd, StepRule
+from ftrace.evaluation.tail_patch.steps import PatchedPairs, tail_patch
+from ftrace.evaluation.tail_patch.tables import render_tail_patch, write_tail_patch
+
+__all__ = [
+    "KINDS",
+    "Adam",
+    "ExampleKinds",
+    "PatchedPairs",
+    "Sgd",
+    "StepRule",
+    "TailPatchRow",
+    "TailPatchTable",
+    "notes_on_rises",
+    "random_examples",
+    "render_tail_patch",
+    "some_proponents",
+    "summarize_rises",
+    "tail_patch",
+    "write_tail_patch",
+]

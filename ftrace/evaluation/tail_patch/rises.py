@@ -1,0 +1,195 @@
+"""Tail-patch of several methods side by side: mean rises of probability, and by kind of example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
+from ftrace.evaluation.queries import EvaluatedQueries
+from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
+from ftrace.evaluation.tail_patch.steps import PatchedPairs
+
+Picks = Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class OfKind:
+    """Those of a method's examples that are of one kind.
+
+    Args:
+        count: How many they are, over all queries.
+        share: Their share of a query's examples.
+        rise: Mean rise over them; NaN where there are none, and without an interval where they are of one query.
+    """
+
+    count: int
+    share: Estimate
+    rise: Estimate
+
+
+@dataclass(frozen=True)
+class TailPatchRow:
+    """What a step on a method's examples does.
+
+    Args:
+        rise: By how much a step raises the probability of the query's target, averaged over a query's examples, then
+            over queries.
+        beyond_random: The same minus that of random examples, paired by query; None for these themselves.
+        raised: Share of examples whose step raises it.
+        kinds: By kind of example, in the order of KINDS; empty where the data don't tell.
+    """
+
+    rise: Estimate
+    beyond_random: Estimate | None
+    raised: Estimate
+    kinds: tuple[OfKind, ...] = ()
+
+
+@dataclass(frozen=True)
+class TailPatchTable:
+    """Tail-patch of several methods, and how it came about.
+
+    Args:
+        rows: By the name of the method.
+        probability: Mean probability of the queries' targets before the step.
+        queries: The queries.
+        k: How many examples of each query.
+        snapshot: Name of the snapshot.
+        step: What a step is, in words.
+        settings: The same as numbers and names, for programs.
+        seed: Of random examples and of resampling.
+        notes: What else a reader must know.
+        resamples: How often to draw anew for intervals.
+    """
+
+    rows: Mapping[str, TailPatchRow]
+    probability: Estimate
+    queries: EvaluatedQueries
+    k: int
+    snapshot: str
+    step: str
+    settings: Mapping[str, str | float]
+    seed: int
+    notes: tuple[str, ...] = ()
+    resamples: int = RESAMPLES
+
+
+def summarize_rises(
+    patched: PatchedPairs,
+    picks: Mapping[str, Picks],
+    queries: EvaluatedQueries,
+    random: str,
+    kinds: ExampleKinds | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, TailPatchRow], Estimate]:
+    """Average rises over each method's examples and over queries.
+
+    A probability that is NaN, as where a step overflows, says nothing: its pair is left out of the query's means, and a
+    query of which nothing is left for one of the methods is left out of all, so that differences stay paired. See
+    :func:`notes_on_rises`.
+
+    Args:
+        patched: All pairs of queries and picked examples.
+        picks: For each method, each query's examples; without any, a query counts as not raised.
+        queries: The queries.
+        random: The method whose examples are random.
+        kinds: Sorts examples; None: they are not sorted.
+        seed: Of resampling.
+
+    Returns:
+        Each method's row, and the mean probability before the step; NaN where no query is left.
+    """
+    before = dict(zip(patched.query_ids.tolist(), patched.before.tolist(), strict=True))
+    is_known = _known_queries(patched, picks, queries)
+    if not is_known.any():
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        of_kinds = () if kinds is None else (OfKind(0, nothing, nothing),) * len(KINDS)
+        empty = TailPatchRow(nothing, nothing, nothing, of_kinds)
+        return {name: replace(empty, beyond_random=None) if name == random else empty for name in picks}, nothing
+    queries = queries.where(is_known)
+    columns = [np.array([before[query] for query in queries.query_ids.tolist()])]
+    counts: list[np.ndarray] = []
+    for of_method in picks.values():
+        found = [_of_query(patched.rises, query, of_method[query], kinds) for query in queries.query_ids.tolist()]
+        columns += list(np.stack([means for means, _ in found], axis=1))
+        counts.append(np.sum([count for _, count in found], axis=0))
+    sample = sample_means([np.stack(columns, axis=1)], [queries.facts], seed=seed)
+    width = (len(columns) - 1) // len(picks)
+    firsts = {name: 1 + place * width for place, name in enumerate(picks)}
+    estimates, beyond = sample.estimates(), sample.differences(firsts[random])
+    rows = {}
+    for (name, first), count in zip(firsts.items(), counts, strict=True):
+        of_kinds = tuple(
+            OfKind(int(count[kind]), estimates[share], _sure(sample.ratio(share + 1, share), columns[share]))
+            for kind, share in enumerate(range(first + 2, first + width, 2))
+        )
+        minus_random = None if name == random else beyond[first]
+        rows[name] = TailPatchRow(estimates[first], minus_random, estimates[first + 1], of_kinds)
+    return rows, estimates[0]
+
+
+def notes_on_rises(patched: PatchedPairs, picks: Mapping[str, Picks], queries: EvaluatedQueries) -> tuple[str, ...]:
+    """What :func:`summarize_rises` leaves out, in words; nothing where all probabilities are numbers."""
+    bad = int((~np.isfinite(patched.after - patched.before)).sum())
+    if not bad:
+        return ()
+    left = _known_queries(patched, picks, queries)
+    lost = f", and {(~left).sum()} of {len(left)} queries with them" if not left.all() else ""
+    return (
+        f"left out: {bad} of {len(patched.after)} pairs whose probability is NaN before or after the step{lost}",
+        *([] if left.any() else ["NaN: no query is left"]),
+    )
+
+
+def _known_queries(patched: PatchedPairs, picks: Mapping[str, Picks], queries: EvaluatedQueries) -> np.ndarray:
+    """Whether each query, ``[Q]``, has a probability before and, of each method's examples, one after some step."""
+    before = dict(zip(patched.query_ids.tolist(), patched.before.tolist(), strict=True))
+    found = []
+    for query in queries.query_ids.tolist():
+        rises = [[patched.rises[query, example] for example in own[query].tolist()] for own in picks.values()]
+        is_lost = [len(of_method) and not np.isfinite(of_method).any() for of_method in rises]
+        found.append(math.isfinite(before[query]) and not any(is_lost))
+    return np.array(found, dtype=bool)
+
+
+def _of_query(
+    rises: Mapping[tuple[int, int], float], query: int, examples: np.ndarray, kinds: ExampleKinds | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """One query's columns: mean rise, share raised, and for each kind its share and its part of the mean rise.
+
+    Also the number of examples of each kind.
+    """
+    values = np.array([rises[query, example] for example in examples.tolist()])
+    examples, values = examples[np.isfinite(values)], values[np.isfinite(values)]
+    size = max(1, len(values))
+    means = [values.sum() / size, (values > 0).sum() / size]
+    if kinds is None:
+        return np.array(means), np.zeros(0, np.int64)
+    is_of = kinds.of(query, examples)[:, None] == np.arange(len(KINDS)) if len(values) else np.zeros((0, len(KINDS)))
+    of_kinds = np.stack([is_of.sum(0), (values[:, None] * is_of).sum(0)], axis=1) / size
+    return np.concatenate([means, of_kinds.ravel()]), is_of.sum(0)
+
+
+def _sure(rise: Estimate, shares: np.ndarray) -> Estimate:
+    """An estimate; without its interval where a single query has a share, which resampling would call certain."""
+    return rise if (shares > 0).sum() > 1 else replace(rise, low=math.nan, high=math.nan)
+
+
+def random_examples(query_ids: Sequence[int], num_examples: int, k: int, seed: int) -> dict[int, np.ndarray]:
+    """K random examples for each query; they don't depend on which other queries there are."""
+    return {
+        query: np.random.default_rng([seed, query]).choice(num_examples, min(k, num_examples), replace=False)
+        for query in query_ids
+    }
+
+
+def some_proponents(queries: EvaluatedQueries, k: int, seed: int) -> dict[int, np.ndarray]:
+    """K random ground-truth proponents of each query, or all where there are fewer."""
+    return {
+        query: np.random.default_rng([seed, query, 1]).choice(own, min(k, len(own)), replace=False)
+        for query, own in zip(queries.query_ids.tolist(), queries.proponents, strict=True)
+    }

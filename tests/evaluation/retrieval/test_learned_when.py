@@ -1,0 +1,92 @@
+"""Scores by the step at which their queries were learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ftrace.evaluation import EvaluatedQueries
+from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
+from ftrace.scores import Ledger, ScoreStore, Sum
+from ftrace.scores.ledger import COLUMNS
+
+IDS, NUMBERS = np.arange(20), np.array([3, 4, 5])
+QUERIES = EvaluatedQueries.of({3: [0, 1], 4: [2, 3], 5: [4, 5]})
+
+
+def ledger(learned: list[list[float]]) -> Ledger:
+    columns = {**dict.fromkeys(COLUMNS, np.zeros((3, 3))), "learned": np.array(learned)}
+    return Ledger(np.array([0, 5, 10]), np.array([5, 10, 15]), NUMBERS, columns)
+
+
+def stores(tmp_path: Path, learned: Any = ((1, 0, 0), (0, 0, 0), (1, 1, 0))) -> dict[str, ScoreStore]:
+    """Online scores that find every proponent; a snapshot's that are their opposite for the query learned first."""
+    online = np.zeros((20, 3))
+    for column, proponents in enumerate(QUERIES.proponents):
+        online[proponents, column] = 2
+    online += np.linspace(0, 1, 20)[:, None]
+    parts = {Sum("cosine"): online, Sum("cosine", "learned", "before"): 0.75 * online,
+             Sum("cosine", "learned", "after"): 0.25 * online}  # fmt: skip
+    first = ScoreStore.write(tmp_path / "online", IDS, NUMBERS, parts, ledger=ledger(list(map(list, learned))))
+    of_snapshot = {"cosine": online * [-1, 1, 1], "dot": online}
+    return {"online": first, "last": ScoreStore.write(tmp_path / "last", IDS, NUMBERS, of_snapshot)}
+
+
+def test_queries_are_put_into_bins_by_the_step_they_were_learned_at(tmp_path: Path) -> None:
+    bins = learned_when(stores(tmp_path), QUERIES, bins=2)
+    assert [(one.first, one.last, one.num_queries) for one in bins] == [(5, 5, 1), (15, 15, 1), (-1, -1, 1)]
+    early, late, _ = (one.methods for one in bins)
+    assert list(early) == ["online cosine", "last cosine", "last dot"]
+    assert [one.precision.mean for one in early.values()] == [0.2, 0.0, 0.2]
+    assert [one.precision.mean for one in late.values()] == [0.2, 0.2, 0.2]
+    assert [one.rank_correlation for one in early.values()] == pytest.approx([1, -1, 1])
+    assert late["last cosine"].rank_correlation == pytest.approx(1)
+    assert early["online cosine"].before == pytest.approx(0.75)
+    assert early["last cosine"].before is None
+
+
+def test_bins_of_several_facts_have_intervals(tmp_path: Path) -> None:
+    (one,) = learned_when(stores(tmp_path, [[1, 1, 1], [1, 1, 1], [1, 1, 1]]), QUERIES, bins=1)
+    assert one.num_queries == 3
+    precision = one.methods["last cosine"].precision
+    assert precision.mean == pytest.approx(0.4 / 3)
+    assert precision.low < precision.mean < precision.high
+
+
+def test_printed_and_written(tmp_path: Path) -> None:
+    bins = learned_when(stores(tmp_path), QUERIES, bins=2, kinds=["cosine"])
+    console = Console(record=True, width=100)
+    console.print(render_learned_when(bins))
+    text = console.export_text()
+    assert "rank correlation with online cosine" in text
+    assert "gained before it was right" in text
+    assert "never" in text
+    write_learned_when(bins, tmp_path / "bins.json")
+    found = json.loads((tmp_path / "bins.json").read_text())
+    assert list(found[0]["methods"]) == ["online cosine", "last cosine"]
+    assert found[0]["methods"]["online cosine"]["precision"] == {
+        "mean": pytest.approx(0.2), "low": None, "high": None, "spread": None,
+    }  # fmt: skip
+
+
+def test_without_knowing_when_it_says_what_to_do(tmp_path: Path) -> None:
+    given = stores(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"expected a ledger that knows when queries were right. Train with ledger=True"
+    ):
+        learned_when({"last": given["last"]}, QUERIES)
+    unknown = stores(tmp_path / "unknown", [[np.nan] * 3] * 3)
+    with pytest.raises(ValueError, match="expected a ledger that knows"):
+        learned_when(unknown, QUERIES)
+    with pytest.raises(ValueError, match="bins: expected at least 1, found 0"):
+        learned_when(given, QUERIES, bins=0)
+    with pytest.raises(ValueError, match=r"kinds: expected some of \['cosine', 'dot'\], found \['update'\]"):
+        learned_when(given, QUERIES, kinds=["update"])
+    other = ScoreStore.write(tmp_path / "other", IDS[1:], NUMBERS, {"cosine": np.zeros((19, 3))})
+    with pytest.raises(ValueError, match="expected stores of the same examples"):
+        learned_when({"online": given["online"], "other": other}, QUERIES)
