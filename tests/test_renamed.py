@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
-from made_index import Two, make_index
 
 from ftrace.attribution import AttributionMethod, TrackStar
 from ftrace.callbacks import GradientIndexWriter
 from ftrace.index import FeatureSettings, GradientIndex, IndexSettings, begin_index
+from helpers.made_index import Two, make_index
 
 OLD = {"side": 3, "groups": 2, "correction": "none"}
 NEW = {"projection_side": 3, "layer_groups": 2, "preconditioner": "none"}
