@@ -60,7 +60,8 @@ class FactTracingCLI(LightningCLI):
                 )
 
         if self._trace_settings.causal and not any(
-            isinstance(one, OnlineTracIn) and one.output_dir is None and "layer" in one.breakdown for one in callbacks
+            isinstance(one, OnlineTracIn) and one.output_dir is None and "layer" in one.settings.breakdown
+            for one in callbacks
         ):
             self.parser.error("trace.causal: expected OnlineTracIn with breakdown: [layer]. Add it, or set it to false")
 

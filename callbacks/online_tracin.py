@@ -7,33 +7,18 @@ for query q is the sum over steps of ``eta_t kappa_t <grad L_q(theta_t), c_{z,t}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ftrace.gradients import Projection, unsupported_step
-from ftrace.online.batches import batch_ids, batch_sizes
-from ftrace.online.checks.self_check import SelfCheckError
-from ftrace.online.hooks import Listening, without_autocast
-from ftrace.online.manifest import manifest_of, write_store
-from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
-from ftrace.online.queries.query_pass import QueryPass
-from ftrace.online.repeated_ids import RepeatedIds
-from ftrace.online.resume import RunState
-from ftrace.online.scoring.rules import KINDS, ScoringRules
-from ftrace.online.scoring.whitened import Whitening
-from ftrace.online.traced_run import TracedRun
-from ftrace.online.training_loop import refuse_unsupported_loop, warn_of_missing_rates
-from ftrace.scores import Candidates, ScoreStore, check_replaceable, stable_id
-
-BREAKDOWNS = ("layer", "epoch", "learned")
+from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
+from ftrace.online import TraceSession, TraceSettings, Whitening
 
 
 class OnlineTracIn(Callback):
@@ -116,59 +101,27 @@ class OnlineTracIn(Callback):
         seed: int = 0,
         shared_ids: bool = False,
     ) -> None:
-        for name, values, known in (("scores", scores, KINDS), ("breakdown", breakdown, BREAKDOWNS)):
-            unknown = [value for value in values if value not in known]
-            if unknown or isinstance(values, str) or (name == "scores" and not values):
-                raise ValueError(f"{name}: expected some of {list(known)}, found {values!r}")
-        for name, value, both in (
-            ("integration", integration, ["left", "trapezoid"]),
-            ("momentum", momentum, ["eventual", "exact"]),
-        ):
-            if value not in both:
-                raise ValueError(f"{name}: expected one of {both}, found {value!r}")
-        for name, number, least in (
-            ("refresh_every_n_steps", refresh_every_n_steps, 1),
-            ("staleness_every", staleness_every, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{name}: expected at least {least}, found {number}")
-        if projection_side is not None and projection_side < 1:
-            raise ValueError(f"projection_side: expected None or at least 1, found {projection_side}")
-        if momentum == "exact" and "update" not in scores:
-            raise ValueError('momentum="exact" is of the kind "update": expected it in scores')
-        whitened = [kind for kind in ("whitened", "learning") if kind in scores]
-        if whitened and projection_side is None:
-            raise ValueError(
-                f"scores of the kind {whitened[0]!r} whiten projected gradients: expected projection_side=K (R has K^4 "
-                "numbers for each parameter; 8 to 16 is usual), found None"
-            )
-        self.queries = queries
+        self.settings = TraceSettings(
+            scores=scores,
+            parameters=parameters,
+            refresh_every_n_steps=refresh_every_n_steps,
+            projection_side=projection_side,
+            integration=integration,
+            momentum=momentum,
+            whitening=whitening,
+            candidates=candidates,
+            breakdown=breakdown,
+            ledger=ledger,
+            staleness_every=staleness_every,
+            id_key=id_key,
+            query_id_key=query_id_key,
+            strict=strict,
+            self_check=self_check,
+            seed=seed,
+            shared_ids=shared_ids,
+        )
         self.output_dir = output_dir
-        self.query_losses = query_losses
-        self.scores = tuple(scores)
-        self.parameters = tuple(parameters)
-        self.refresh_every_n_steps = refresh_every_n_steps
-        self.projection = None if projection_side is None else Projection(projection_side, seed)
-        self.integration = integration
-        self.momentum = momentum
-        self.whitening = whitening
-        self.candidates = _numbered(candidates)
-        self.breakdown = tuple(breakdown)
-        self.ledger = ledger
-        self.query_learned = query_learned
-        self.staleness_every = staleness_every
-        self.id_key = id_key
-        self.query_id_key = query_id_key
-        self.shared_ids = shared_ids
-        self.strict = strict
-        self.self_check = self_check
-        self.seed = seed
-
-        self._listening = Listening(self.parameters, self.projection, strict=strict, hears_all_of_queries=ledger)
-        self._run: TracedRun | None = None
-        self._added: list[Any] = []
-        self._names: dict[int, str] = {}
-        self._state = RunState()
+        self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn")
 
     @property
     @override
@@ -177,7 +130,7 @@ class OnlineTracIn(Callback):
         return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
 
     def add_queries(self, queries: DataLoader | Dataset) -> None:
-        """More queries, while training is under way: from its next batch on, they are traced, too.
+        """Add queries while training is under way: from its next batch on, they are traced, too.
 
         The store's manifest says from which step on. All processes must add the same ones at the same time.
 
@@ -187,226 +140,78 @@ class OnlineTracIn(Callback):
         Raises:
             ValueError: If training has not begun.
         """
-        if self._run is None:
-            raise ValueError("add_queries: expected training to be under way. Give the queries to OnlineTracIn instead")
-        self._added.append(queries)
-
-    # Hooks
+        self._session.add_queries(queries)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run = None
-        self._listening.attach_before_first_call(pl_module)
+        self._session.before_training(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_unsupported_loop(trainer)
-        if "dot" in self.scores:
-            warn_of_missing_rates(trainer, "OnlineTracIn", 'the kind "dot"')
-        self._repeated_ids = RepeatedIds(trainer, self.id_key, strict=self.strict, shared=self.shared_ids)
-        for optimizer in trainer.optimizers if "update" in self.scores else ():
-            problem = unsupported_step(optimizer)
-            if problem is not None:
-                raise ValueError(
-                    f'OnlineTracIn: scores of the kind "update" need to know what the optimizer does: {problem}. '
-                    'Ask for "dot" and "cosine" alone'
-                )
-        self._output_dir = self._find_output_dir(trainer)
-        others = [one for one in trainer.callbacks if isinstance(one, OnlineTracIn) and one is not self]  # type: ignore[attr-defined]
-        if any(one._find_output_dir(trainer) == self._output_dir for one in others):
+        refuse_unsupported_loop(trainer, "OnlineTracIn")
+        output_dir = self._find_output_dir(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [other for other in callbacks if isinstance(other, OnlineTracIn) and other is not self]
+        if any(other._find_output_dir(trainer) == output_dir for other in others):
             raise ValueError(
-                f"OnlineTracIn: two of them write to {str(self._output_dir)!r}. Give each an output_dir of its own"
+                f"OnlineTracIn: two of them write to {str(output_dir)!r}. Give each an output_dir of its own"
             )
-        losses = self.query_losses or find_query_losses(pl_module)
-        learned = self.query_learned or find_query_learned(pl_module)
-        learned = learned if self.ledger or "learned" in self.breakdown else None
-        if "learned" in self.breakdown and learned is None:
-            raise ValueError(
-                'breakdown="learned": nobody can tell whether a query is right. Give the module a method '
-                "learned(batch) -> Tensor[B] bool, or pass query_learned=(pl_module, batch) -> Tensor[B]"
-            )
-        queries = QueryPass(self.queries, losses, learned, self.query_id_key, trainer)
-        if not self._listening.is_attached:
-            self._listening.attach(pl_module, trainer.optimizers)
-        rules = ScoringRules(
-            self.scores,
-            self.integration == "trapezoid",
-            self.momentum == "exact",
-            self.breakdown,
-            self.projection,
-            self.whitening,
-        )
-        self._names = {}
-        self._run = TracedRun(
-            trainer,
-            pl_module,
-            queries,
-            rules,
-            self._listening,
-            refresh_every_n_steps=self.refresh_every_n_steps,
-            candidates=self.candidates,
-            id_key=self.id_key,
-            strict=self.strict,
-            self_check=self.self_check,
-            ledger=self.ledger,
-            staleness_every=self.staleness_every,
-            seed=self.seed,
-        )
-        self._state.begin(self._run, self._names, self._output_dir, strict=self.strict)
-        check_replaceable(self._output_dir)
-        check_replaceable(self._incomplete_dir)
-        self._refuse_another_run()
-        if self._run.first_step:
-            rank_zero_warn(
-                f"OnlineTracIn: scores begin at step {self._run.first_step}, earlier steps are not in them; they go to "
-                f"{self._incomplete_dir}"
-            )
-        for optimizer in trainer.optimizers:
-            self._listening.follow(pl_module, optimizer, self._step_begins, self._step_has_ended)
+        self._session.training_begins(LightningLoop(trainer, pl_module), output_dir)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        run = self._running
-        example_ids = batch_ids(batch, self.id_key, "id_key", self._names)
-        self._repeated_ids.see(trainer, example_ids, self._names)
-        run.cover_unfrozen()
-        while self._added and not any(one.is_open for one in run.parameters.followed):
-            new = run.queries.add(self._added.pop(0), trainer)
-            run.sums.add_queries(new.tolist())
-            run.query_first_steps |= dict.fromkeys(new.tolist(), run.step)
-            run.has_queries_to_add = run.has_queries_to_add or len(new) > 0
-        run.begin_batch(batch, batch_idx, example_ids, batch_sizes(batch, self.id_key))
+        self._session.batch_begins(batch, batch_idx)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._run is not None:
-            with without_autocast(pl_module):
-                self._run.before_backward(loss)
+        self._session.backward_begins(loss)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None:
-            with without_autocast(pl_module):
-                self._run.after_backward()
+        self._session.backward_has_ended()
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # A window begins. What is still here belongs to gradients that no optimizer step has used.
-        self._running.begin_window()
+        self._session.gradients_are_zeroed()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # Under automatic optimization the window's gradient is whole and unclipped here, and only here.
-        # By hand, this comes after a closure of the user's own, and before a loss scaler decides whether to step.
-        with without_autocast(pl_module):
-            self._step_begins(optimizer)
+        # Under automatic optimization the gradient is whole and unclipped here, and only here. Under manual
+        # optimization this comes after a closure of the user's, and before a loss scaler decides whether to step.
+        self._session.optimizer_steps(optimizer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._running.end_batch()
+        self._session.batch_has_ended()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = self._running
-        self._state.remember(run, self._names)
-        run.finish()
-        run.rows.say_what_was_never_checked()
-        self._write(complete=run.first_step == 0)
-        self._listening.detach()
+        self._session.training_has_ended()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Killed after its last checkpoint and before its store was written: there is nothing left to train.
-        if self._run is None and self._state.restored:
+        if self._session.waits_to_be_closed:  # there is nothing left to train
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        run = self._run
-        if run is not None and self._listening.is_attached and run.taken and not isinstance(exception, SelfCheckError):
-            self._state.remember(run, self._names)  # a checkpoint may be saved yet
-            run.scoring.finish()
-            self._write(complete=False, alone=True)
-        self._listening.detach()
+        self._session.training_has_failed(exception)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._listening.detach()
-
-    # State
+        self._session.detach()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._state.save(self._run, self._names)
+        return self._session.state()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._state.restored = state_dict
-
-    # Helpers
-
-    def _step_begins(self, optimizer: Optimizer) -> None:
-        self._running.begin_step(self._running.parameters.find(optimizer))
-
-    def _step_has_ended(self, optimizer: Optimizer) -> None:
-        self._running.end_step(self._running.parameters.find(optimizer))
-
-    @property
-    def _running(self) -> TracedRun:
-        if self._run is None:
-            raise RuntimeError("OnlineTracIn: training has not been started by trainer.fit")
-        return self._run
+        self._session.load(state_dict)
 
     def _find_output_dir(self, trainer: Trainer) -> Path:
         default = Path(trainer.log_dir or trainer.default_root_dir) / "online"
-        found = Path(self.output_dir) if self.output_dir is not None else default
-        return Path(trainer.strategy.broadcast(str(found.absolute())))
-
-    @property
-    def _incomplete_dir(self) -> Path:
-        folder = self._output_dir.with_name(f"{self._output_dir.name}-incomplete")
-        try:
-            other = ScoreStore.open(folder).manifest.get("run_id")
-        except (FileNotFoundError, ValueError):
-            return folder
-        run_id = self._running.run_id
-        return folder if other == run_id else folder.with_name(f"{folder.name}-{run_id[:8]}")
-
-    def _refuse_another_run(self) -> None:
-        """A store of another run must not be lost; an earlier one of the same run is replaced."""
-        try:
-            manifest: Mapping[str, Any] = ScoreStore.open(self._output_dir).manifest
-        except FileNotFoundError:
-            return
-        except ValueError:  # an empty folder
-            return
-        if manifest.get("run_id") != self._running.run_id:
-            raise ValueError(
-                f"OnlineTracIn: {str(self._output_dir)!r} holds the scores of another run "
-                f"({manifest.get('steps', 'unknown')} steps). Name another output_dir, or move or delete the folder"
-            )
-
-    def _write(self, *, complete: bool, alone: bool = False) -> None:
-        run = self._running
-        # A folder of the name that was asked for holds the scores of a whole run, always.
-        output_dir = self._output_dir if complete else self._incomplete_dir
-        facts = manifest_of(self, run, complete=complete)
-        store = write_store(output_dir, run, facts, self._names, alone=alone)
-        if store is not None and store.ledger is not None and len(store.ledger.steps):
-            rank_zero_info(f"OnlineTracIn: {store.ledger.summary()}. Scores: {output_dir}")
-
-
-def _numbered(candidates: Any) -> Candidates:
-    """Candidates with names as their numbers."""
-    if candidates is None:
-        return None
-    if isinstance(candidates, Mapping):
-        return {_number(query): [_number(one) for one in own] for query, own in candidates.items()}
-    return [_number(one) for one in candidates]
-
-
-def _number(one: int | str) -> int:
-    return stable_id(one) if isinstance(one, str) else int(one)
+        return (Path(self.output_dir) if self.output_dir is not None else default).absolute()

@@ -55,7 +55,7 @@ MAY_IMPORT = {
     },
 }
 FOR_ALL = {"renamed", "whole_files"}  # every part may import these; they import nothing of ours
-WITHOUT_LIGHTNING = {"gradients", "scores", "index"}
+WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online"}
 
 
 def sources(part: str) -> list[Path]:

@@ -1,1 +1,21 @@
 """A traced run in any training loop: contributions, scores, ledger, checks, resuming. Knows nothing of Lightning."""
+
+from ftrace.online.checks.failures import SelfCheckError
+from ftrace.online.loop import TrainingLoop, TrainLoaders, Wording
+from ftrace.online.plain_loop import PlainLoop, PlainTrace, trace
+from ftrace.online.scoring.whitened import Whitening
+from ftrace.online.session import TraceSession
+from ftrace.online.settings import TraceSettings
+
+__all__ = [
+    "PlainLoop",
+    "PlainTrace",
+    "SelfCheckError",
+    "TraceSession",
+    "TraceSettings",
+    "TrainLoaders",
+    "TrainingLoop",
+    "Whitening",
+    "Wording",
+    "trace",
+]

@@ -9,38 +9,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.restore.random_state import isolated_random_state
 from ftrace.scores import stable_id
 
 
-def load_queries(source: Any, trainer: Trainer) -> list[Any]:
-    """All batches of queries, on the device, without drawing from any random state that training draws from.
+def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
+    """Load all batches of queries to the device, without drawing from any random state that training draws from.
 
     Args:
-        source: A DataLoader, a Dataset, or None: the datamodule's ``query_dataloader()``.
-        trainer: The trainer.
+        source: A DataLoader, a Dataset, or None: the loop's own queries.
+        loop: The training loop.
 
     Raises:
         ValueError: If there is no source or no query.
     """
-    make = getattr(getattr(trainer, "datamodule", None), "query_dataloader", None)
-    if source is None and make is None:
-        raise ValueError("no queries: expected queries=DataLoader(...) or a datamodule with query_dataloader()")
-    with isolate_rng():  # an iterator over a DataLoader draws a random number
-        source = make() if source is None and make is not None else source
+    with isolated_random_state():  # an iterator over a DataLoader draws a random number
+        source = loop.query_loader() if source is None else source
+        if source is None:
+            raise ValueError(f"no queries: expected queries=DataLoader(...){loop.wording.queries}")
         loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
         with _random_state_of(loader):
-            device = trainer.lightning_module.device
-            batches = [
-                trainer.strategy.batch_to_device(
-                    trainer.precision_plugin.convert_input(batch), device, dataloader_idx=0
-                )
-                for batch in loader
-            ]
+            batches = [loop.to_device(batch) for batch in loader]
     if not batches:
         raise ValueError("queries: expected at least one, found none")
     return batches

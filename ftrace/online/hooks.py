@@ -1,70 +1,73 @@
-"""What listens to a module and its optimizers, and leaves no trace."""
+"""Hooks on a module's layers and on its optimizers; all are gone after training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ftrace.gradients import GradientCapture, Projection
-from ftrace.online.training_loop import is_compiled_anywhere
+from ftrace.gradients import GradientCapture, Projection, is_compiled
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.restore.modes import without_autocast
 
 
-class Listening:
-    """Hooks on layers and optimizers.
+class Hooks:
+    """The hooks of a traced run.
 
     Args:
-        patterns: Globs over the names of the parameters that scores see.
+        patterns: Globs over the names of the parameters that scores cover.
         projection: What gradients are projected with.
-        strict: Whether a query's gradient that nobody can read is an error.
-        hears_all_of_queries: Whether queries' gradients are wanted for all that is trained, as the ledger does.
+        who: Whose messages these are.
+        strict: Whether a query's gradient that can't be read is an error.
+        all_of_queries: Whether queries' gradients are wanted for all trained parameters, as the ledger wants them.
 
     Attributes:
-        training: What listens to training.
-        queries: What listens to the queries.
+        training: Records training.
+        queries: Records the queries; the same capture where both record the same parameters.
     """
 
     training: GradientCapture
     queries: GradientCapture
 
     def __init__(
-        self, patterns: Sequence[str], projection: Projection | None, *, strict: bool, hears_all_of_queries: bool
+        self, patterns: Sequence[str], projection: Projection | None, who: str, *, strict: bool, all_of_queries: bool
     ) -> None:
         self.patterns = patterns
         self.projection = projection
+        self.who = who
         self.strict = strict
-        self.hears_all_of_queries = hears_all_of_queries
+        self.all_of_queries = all_of_queries
         self._captures: list[GradientCapture] = []
         self._handles: list[RemovableHandle] = []
 
     @property
     def is_attached(self) -> bool:
-        """Whether layers are listened to."""
+        """Whether there are hooks on layers."""
         return bool(self._captures)
 
-    def attach_before_first_call(self, pl_module: LightningModule) -> None:
-        """A compiled module keeps to the hooks that it had when it was called first, maybe by sanity checking."""
-        if is_compiled_anywhere(pl_module):
-            self.attach(pl_module, None)
+    def attach_before_first_call(self, module: nn.Module) -> None:
+        """Attach to a compiled module, which keeps the hooks that it has when it is called first."""
+        if is_compiled_anywhere(module):
+            self.attach(module, None)
 
-    def attach(self, pl_module: LightningModule, optimizers: Sequence[Optimizer] | None) -> None:
-        """Listen to the layers of what these optimizers have; None: of all that requires a gradient."""
+    def attach(self, module: nn.Module, optimizers: Sequence[Optimizer] | None) -> None:
+        """Attach to the layers of what these optimizers train; None: of all that requires a gradient."""
         self._detach_captures()
         optimized = None
         if optimizers is not None:
             optimized = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         self.training = GradientCapture(
-            pl_module, self.patterns, optimized, self.projection, refuse_unheard=self.strict, reads_graph=True
+            module, self.patterns, optimized, self.projection, refuse_unheard=self.strict, reads_graph=True
         )
         self.queries = self.training
-        hidden = any(line.status == "excluded" for line in self.training.coverage.lines)
-        if self.hears_all_of_queries and hidden:
+        leaves_out_some = any(line.status == "excluded" for line in self.training.coverage.lines)
+        if self.all_of_queries and leaves_out_some:
             self.queries = GradientCapture(
-                pl_module, ("*",), optimized, self.projection, refuse_unheard=False, reads_graph=True
+                module, ("*",), optimized, self.projection, refuse_unheard=False, reads_graph=True
             )
         self._captures = list(dict.fromkeys([self.training, self.queries]))
         for capture in self._captures:
@@ -72,34 +75,34 @@ class Listening:
 
     def follow(
         self,
-        pl_module: LightningModule,
+        loop: TrainingLoop,
         optimizer: Optimizer,
         begins: Callable[[Optimizer], None],
         has_ended: Callable[[Optimizer], None],
     ) -> None:
-        """Listen to an optimizer: its own hooks tell what Lightning's can't.
+        """Follow an optimizer's steps by hooks of its own, which know what a training loop can't.
 
         Args:
-            pl_module: The module.
+            loop: The training loop.
             optimizer: The optimizer.
-            begins: Called before a step under manual optimization that Lightning may know nothing of.
-            has_ended: Called after a step that has really been taken.
+            begins: Is called before a step that the loop doesn't announce.
+            has_ended: Is called after a step that was really taken.
         """
 
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-            if pl_module.automatic_optimization or _is_from_lightning(closure):
-                return  # on_before_optimizer_step comes once the closure is done
+            if loop.announces_step(closure):
+                return
             if closure is not None:
                 raise ValueError(
-                    "OnlineTracIn: an optimizer of your own was stepped with a closure, in which nobody can listen. "
-                    "Step the one that self.optimizers() gives, or call the closure before the step"
+                    f"{self.who}: an optimizer of your own was stepped with a closure, whose backward pass can't be "
+                    f"recorded. {loop.wording.step}"
                 )
-            with without_autocast(pl_module):
+            with without_autocast(loop.device):
                 begins(optimizer)
 
         def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            with torch.no_grad(), without_autocast(pl_module):
+            with torch.no_grad(), without_autocast(loop.device):
                 has_ended(optimizer)
 
         self._handles.append(optimizer.register_step_pre_hook(before))
@@ -118,11 +121,37 @@ class Listening:
         self._captures.clear()
 
 
-def without_autocast(pl_module: LightningModule) -> torch.autocast:
-    """Under manual optimization hooks run inside of the user's autocast, which would round our products, too."""
-    return torch.autocast(pl_module.device.type, enabled=False)
+def is_compiled_anywhere(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` stands between the module, or a part of it, and its hooks."""
+    by_lightning = getattr(module, "_compiler_ctx", None) is not None
+    return by_lightning or any(is_compiled(submodule) for submodule in module.modules())
 
 
-def _is_from_lightning(closure: Any) -> bool:
-    """Whether a closure is Lightning's, that calls on_before_optimizer_step once it is done."""
-    return getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"
+def refuse_batch_statistics(module: nn.Module, names: Collection[str], who: str) -> None:
+    """Refuse layers that mix examples whenever they run, so that leaving their own parameters out is no help.
+
+    Args:
+        module: The module.
+        names: Parameters that can't be covered.
+        who: Whose message this is.
+
+    Raises:
+        ValueError: If some belong to layers that normalise by the statistics of their batch.
+    """
+    mixing = [
+        (path, layer)
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and (layer.training or layer.running_mean is None)
+        and any(f"{path}.{local}".lstrip(".") in names for local in layer._parameters)
+    ]
+    if not mixing:
+        return
+    path, layer = mixing[0]
+    more = f", and {len(mixing) - 1} more," if len(mixing) > 1 else ""
+    has_eval = all(layer.running_mean is not None for _, layer in mixing)
+    remedy = "Put such layers into eval mode before training, or use" if has_eval else "Use"
+    raise ValueError(
+        f"{who}: layer {path!r} ({type(layer).__name__}){more} normalises by the statistics of its batch, so no "
+        f"gradient is one example's alone. {remedy} GroupNorm or LayerNorm"
+    )

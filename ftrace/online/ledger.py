@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from ftrace.gradients import ParameterStep, Projection, flat_rows
+from ftrace.online.loop import TrainingLoop
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
-from ftrace.online.processes import sum_over_processes, whole
+from ftrace.online.processes import process_rank, sum_over_processes, whole
 from ftrace.online.queries.query_pass import Refresh
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
@@ -313,20 +313,19 @@ def _numbers(value: Any) -> Any:
     return value.cpu().numpy() if isinstance(value, Tensor) else value
 
 
-def log_interval(trainer: Trainer, row: Mapping[str, Any], step: int, refreshes: int) -> None:
-    """An interval's means over queries, through the user's loggers, about as often as these log.
+def log_interval(loop: TrainingLoop, row: Mapping[str, Any], step: int, refreshes: int) -> None:
+    """Log an interval's means over queries where the user's own numbers go, about as often as these.
 
     Args:
-        trainer: The trainer.
+        loop: The training loop.
         row: The interval.
         step: The step that it ended with.
         refreshes: How many there have been.
     """
-    every = getattr(trainer, "log_every_n_steps", 0)
+    every = loop.log_every_n_steps
     per_refresh = max(1, int(row["next_step"]) - int(row["step"]))
-    if not trainer.is_global_zero or not every or refreshes % max(1, every // per_refresh):
+    if process_rank() or not every or refreshes % max(1, every // per_refresh):
         return
     values = {"actual": row["loss"] - row["next_loss"]} | {name: row[name] for name in ("predicted", *ACCOUNTS)}
     metrics = {f"ledger/{name}": float(own.mean()) for name, own in values.items() if not np.isnan(own).any()}
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=step)
+    loop.log(metrics, step)

@@ -1,11 +1,10 @@
-"""What a store says about how its scores came about, and how the store comes about where several processes train."""
+"""The store's manifest, and the reduction of scores over processes."""
 
 from __future__ import annotations
 
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,44 +18,45 @@ from ftrace.online.traced_run import TracedRun
 from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
 
 
-def manifest_of(callback: Any, run: TracedRun, *, complete: bool) -> dict[str, Any]:
-    """The facts, as JSON holds them."""
-    trainer, losses = run.trainer, run.queries.losses
+def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any]:
+    """Describe how a run's scores came about, as JSON holds it.
+
+    Args:
+        run: The run.
+        run_id: Its id.
+        complete: Whether the scores are of the whole run.
+    """
+    losses, settings, refresher = run.queries.losses, run.settings, run.refresher
+    packages = ("ftrace", "torch", *run.loop.packages)
+    of_loop = _jsonable(run.loop.facts())
+    hyperparameters = {key: of_loop.pop(key) for key in ("hyperparameters",) if key in of_loop}
     facts: dict[str, Any] = {
         "method": "online TracIn",
-        "run_id": run.run_id,
+        "run_id": run_id,
         "complete": complete,
         "first_step": run.first_step,
-        "steps": sum(one.steps_taken for one in run.parameters.followed) - len(run.steps_left_out),
+        "steps": sum(optimizer.steps_taken for optimizer in run.parameters.followed) - len(run.steps_left_out),
         "steps_left_out": run.steps_left_out,
         "steps_skipped": run.steps_skipped,
-        "refresh_every_n_steps": run.refresh_every_n_steps,
-        "refreshes": run.refreshes,
-        "refreshes_failed": run.refreshes_failed,
-        "projection_side": None if callback.projection is None else callback.projection.side,
-        "integration": callback.integration,
-        "momentum": callback.momentum if "update" in callback.scores else None,
-        "whitening": asdict(callback.whitening) if run.rules.whitens else None,
-        "candidates": _candidates(callback),
-        "query_first_steps": {str(query): step for query, step in run.query_first_steps.items()},
-        "staleness": {str(refresh): value for refresh, value in run.staleness.measured.items()},
-        "optimizers": [one.facts() for one in run.parameters.followed],
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "precision": str(trainer.precision),
-        "strategy": type(trainer.strategy).__name__,
+        "refresh_every_n_steps": settings.refresh_every_n_steps,
+        "refreshes": refresher.steps,
+        "refreshes_failed": refresher.failed,
+        **settings.facts(),
+        "query_first_steps": {str(query): step for query, step in refresher.first_steps.items()},
+        "staleness": {str(refresh): value for refresh, value in refresher.staleness.measured.items()},
+        "optimizers": [optimizer.facts() for optimizer in run.parameters.followed],
+        **of_loop,
         "processes": num_processes(),
-        "module": full_name(run.pl_module),
-        "hyperparameters": _jsonable(dict(run.pl_module.hparams)),
+        "module": full_name(run.loop.module),
+        **hyperparameters,
         "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
         "self_check": None if run.failures is None else {"failures": run.failures.found},
         "rows": run.rows.facts(),
-        "seed": callback.seed,
-        "parameters": list(callback.parameters),
+        "seed": settings.seed,
+        "parameters": list(settings.parameters),
         "unfrozen": {str(step): names for step, names in run.unfrozen.items()},
-        "coverage": run.listening.training.coverage.as_json(),
-        "versions": {name: version(name) for name in ("ftrace", "torch", "lightning")}
-        | {"python": platform.python_version()},
+        "coverage": run.hooks.training.coverage.as_json(),
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
     if run.ledger is not None:
         ledger = run.ledger.ledger(run.queries.ids.numpy())
@@ -76,32 +76,23 @@ def _tolerance(run: TracedRun) -> float:
     """Accounts of a change of weights that is rounded to their precision."""
     if run.sums.dtype == torch.float64:
         return 1e-6
-    return 1e-2 if run.trainer.precision == "32-true" else 0.1
+    return 1e-2 if run.loop.precision == "32-true" else 0.1
 
 
-def _candidates(callback: Any) -> str | int:
-    given = callback.candidates
-    if given is None:
-        return "all"
-    return "of each query" if isinstance(given, Mapping) else len(given)
-
-
-def write_store(
-    output_dir: Path, run: TracedRun, facts: Mapping[str, Any], names: Mapping[int, str], *, alone: bool
-) -> ScoreStore | None:
+def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, alone: bool) -> ScoreStore | None:
     """Reduce scores by example id and write one store, by process 0.
 
     Args:
         output_dir: Where.
         run: Whose.
         facts: For its manifest.
-        names: Names of examples' ids.
         alone: Whether other processes may be gone: then process 0 writes what it has itself.
 
     Returns:
         The store, on process 0.
     """
-    sums, all_names = run.sums, dict(names) | run.queries.names
+    sums, names = run.sums, run.example_names
+    all_names = dict(names) | run.queries.names
     if num_processes() > 1 and not alone:
         for others in gather_objects(dict(names)):
             all_names |= others

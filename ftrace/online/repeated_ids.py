@@ -11,17 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, RandomSampler, SequentialSampler, Subset
+
+from ftrace.online.loop import TrainingLoop, TrainLoaders
+from ftrace.online.messages import warn
+from ftrace.online.processes import num_processes
 
 
 class RepeatedIds:
     """Refuses ids that stand for several examples.
 
     Args:
-        trainer: The trainer, about to train.
+        loop: The training loop, about to train.
         key: The batch's key of the examples' ids.
         strict: Whether such ids are an error; otherwise a warning.
         shared: Whether several rows may have one id, so that there is nothing to say.
@@ -30,7 +32,8 @@ class RepeatedIds:
         ValueError: If two data sets number their rows alike, and ``strict``.
     """
 
-    def __init__(self, trainer: Trainer, key: str, *, strict: bool, shared: bool = False) -> None:
+    def __init__(self, loop: TrainingLoop, key: str, *, strict: bool, shared: bool = False) -> None:
+        self._loop = loop
         self._key = key
         self._strict = strict
         self._shared = shared
@@ -39,15 +42,14 @@ class RepeatedIds:
         self._loaders: list[DataLoader] = []
         self._batches_of_rows_once = 0
         self._seen = _SortedIds()
-        problem = _collision([loader.dataset for loader in _loaders(trainer)], key)
+        problem = _collision([loader.dataset for loader in loop.train_loaders.loaders], key)
         if problem is not None and not shared:
             self._tell(problem)
 
-    def see(self, trainer: Trainer, ids: Tensor, names: Mapping[int, str]) -> None:
-        """Take note of a batch.
+    def see(self, ids: Tensor, names: Mapping[int, str]) -> None:
+        """Note the ids of a batch.
 
         Args:
-            trainer: The trainer.
             ids: The batch's ids, ``[B]``.
             names: Names of the ids that were made from names, of this batch and all before it.
 
@@ -64,9 +66,9 @@ class RepeatedIds:
         self._numbers_came = not names
         if self._shared:
             return
-        if trainer.current_epoch != self._epoch:
-            self._begin_epoch(trainer)
-        batch_idx = trainer.fit_loop.batch_idx
+        if self._loop.epoch != self._epoch:
+            self._begin_epoch()
+        batch_idx = self._loop.batch_idx
         if batch_idx >= self._batches_of_rows_once:
             return
         of_batch = np.sort(ids.cpu().numpy())
@@ -84,18 +86,18 @@ class RepeatedIds:
                 "of each batch. If they are pieces of one example, pass shared_ids=True"
             )
 
-    def _begin_epoch(self, trainer: Trainer) -> None:
-        self._epoch = trainer.current_epoch
+    def _begin_epoch(self) -> None:
+        self._epoch = self._loop.epoch
         self._seen = _SortedIds()
-        loaders = _loaders(trainer)
+        loaders = list(self._loop.train_loaders.loaders)
         if list(map(id, loaders)) != list(map(id, self._loaders)):
             self._loaders = loaders
-            self._batches_of_rows_once = _batches_of_rows_once(trainer, loaders)
+            self._batches_of_rows_once = _batches_of_rows_once(self._loop.train_loaders)
 
     def _tell(self, problem: str) -> None:
         if self._strict:
             raise ValueError(problem)
-        rank_zero_warn(f"{problem}. Scores of these are added up")
+        warn(f"{problem}. Scores of these are added up")
 
 
 class _SortedIds:
@@ -119,21 +121,14 @@ class _SortedIds:
         return known
 
 
-def _loaders(trainer: Trainer) -> list[DataLoader]:
-    """The training loaders, as far as they are DataLoaders."""
-    combined = trainer.fit_loop._combined_loader
-    return [] if combined is None else [loader for loader in combined.flattened if isinstance(loader, DataLoader)]
-
-
-def _batches_of_rows_once(trainer: Trainer, loaders: Sequence[DataLoader]) -> int:
-    """How many batches an epoch begins with that have each row at most once."""
-    combined = trainer.fit_loop._combined_loader
-    if trainer.world_size > 1 or combined is None or not loaders or len(loaders) < len(combined.flattened):
+def _batches_of_rows_once(train: TrainLoaders) -> int:
+    """Count the batches at the beginning of an epoch that have each row at most once."""
+    loaders = train.loaders
+    if num_processes() > 1 or not loaders or not train.are_all:
         return 0
     if not all(map(_draws_once, loaders)) or _has_rows_twice([loader.dataset for loader in loaders]):
         return 0
-    # Loaders that are shorter than others may begin anew.
-    return min(map(len, loaders)) if combined._mode == "max_size_cycle" else max(map(len, loaders))
+    return min(map(len, loaders)) if train.restart else max(map(len, loaders))
 
 
 def _draws_once(loader: DataLoader) -> bool:

@@ -90,13 +90,14 @@ def write_state(folder: Path, step: int, rank: int, state: Any) -> dict[str, str
     return {"file": str(file), "sha256": digest}
 
 
-def read_state(entry: Mapping[str, str], fallback: Path, device: torch.device) -> Any:
+def read_state(entry: Mapping[str, str], fallback: Path, device: torch.device, who: str) -> Any:
     """Read one process's part.
 
     Args:
         entry: As :func:`write_state` gave it.
         fallback: Where else to look, if the folder has been moved.
         device: Where tensors go.
+        who: Whose messages these are.
 
     Raises:
         ValueError: If the file is missing, or not the one that was written.
@@ -107,11 +108,11 @@ def read_state(entry: Mapping[str, str], fallback: Path, device: torch.device) -
     remedy = "Put it back, resume from another checkpoint, or train from the start"
     if not file.exists():
         raise ValueError(
-            f"OnlineTracIn: the checkpoint's scores are missing: expected {entry['file']!r} or {str(file)!r}. {remedy}"
+            f"{who}: the checkpoint's scores are missing: expected {entry['file']!r} or {str(file)!r}. {remedy}"
         )
     if _sha256(file) != entry["sha256"]:
         raise ValueError(
-            f"OnlineTracIn: {str(file)!r} is damaged: its SHA-256 is not the one that the checkpoint has. {remedy}"
+            f"{who}: {str(file)!r} is damaged: its SHA-256 is not the one that the checkpoint has. {remedy}"
         )
     return unpack(torch.load(file, weights_only=True), device)
 

@@ -124,7 +124,7 @@ def test_a_closure_is_heard_or_refused(tmp_path: Path) -> None:
     equal(automatic, fit(tmp_path / "closure", Closes(OPTIMIZERS["adamw"])))
     module = Closes(OPTIMIZERS["adamw"])
     module.raw = True
-    with pytest.raises(ValueError, match="stepped with a closure, in which nobody can listen"):
+    with pytest.raises(ValueError, match="stepped with a closure, whose backward pass can't be recorded"):
         fit(tmp_path / "raw", module)
 
 

@@ -109,7 +109,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ftrace.callbacks.checkpoint_snapshots.save_file", fail)
+    monkeypatch.setattr("ftrace.online.snapshots.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         fit(tmp_path, CheckpointSnapshots(tmp_path / "s", steps=[1]), Module())
     assert list((tmp_path / "s").iterdir()) == []

@@ -189,7 +189,7 @@ def masked() -> nn.Module:
     ids=["no language model", "a hidden one", "a masked one", "two"],
 )
 def test_modules_without_a_ready_made_loss(models: dict[str, nn.Module], found: str) -> None:
-    with pytest.raises(ValueError, match=rf"don't know the loss of a query.*{found}.*Pass query_losses=\(pl_module"):
+    with pytest.raises(ValueError, match=rf"don't know the loss of a query.*{found}.*Pass query_losses=\(module"):
         find_query_losses(Module(**models))
 
 

@@ -481,12 +481,12 @@ def a_loss_for_each(run: Run, message: str) -> Run:
 
 
 def with_losses(run: Run, message: str) -> Run:
-    assert said(message, r"Pass (query_losses)=\(pl_module, batch\) -> Tensor\[B\]")
+    assert said(message, r"Pass (query_losses)=\(module, batch\) -> Tensor\[B\]")
     return replace(run, losses=losses)
 
 
 def with_learned(run: Run, message: str) -> Run:
-    name = said(message, r"pass (\w+)=\(pl_module, batch\) -> Tensor\[B\]")
+    name = said(message, r"pass (\w+)=\(module, batch\) -> Tensor\[B\]")
     return run.asked(**{name: lambda module, batch: module.net(batch["x"]).argmax(1) == batch["y"]})
 
 
@@ -558,7 +558,7 @@ REFUSED = {
     "reentrant, left out": (Run(prompted), "reentrant activation checkpointing", leave_out),
     "loss.backward()": (
         Run(Manual, {"backward": "loss.backward()"}),
-        "a backward pass that nothing was told of",
+        "a backward pass that the training loop doesn.t run",
         instead_of_backward,
     ),
     "own optimizer": (

@@ -142,7 +142,7 @@ def test_a_resumed_run_whitens_parameters_that_it_sees_later() -> None:
     whole.step([whole.project(gradients(0, 5))], names)
     whole.refresh(gradients(1, 3))
     resumed = product(names[:1])
-    resumed.restore([whole.state()], whole.state())
+    resumed.load([whole.state()], whole.state())
     resumed.take_queries(gradients(1, 3))
     resumed.see(names)
     resumed.take_queries(gradients(1, 3))

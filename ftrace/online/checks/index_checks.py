@@ -1,18 +1,16 @@
-"""What makes sure that the rows of an index are what they are called: examples, sums, and loops that are refused."""
+"""Rows of an index, held against the gradient of the step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from ftrace.index import GradientFeatures
-from ftrace.online.checks.self_check import Failures, rounding_of
+from ftrace.online.checks.comparison import rounding_of
+from ftrace.online.checks.failures import Failures
 from ftrace.online.processes import sum_over_processes
-from ftrace.online.training_loop import refuse_unsupported_loop
 
 
 class IndexChecks:
@@ -58,23 +56,3 @@ class IndexChecks:
                 f"at step {step} the examples' rows don't sum to the gradient's: off by "
                 f"{float((total - expected).norm() / expected.norm()):.1e} of it"
             )
-
-
-def refuse_loop_without_index(trainer: Trainer, pl_module: LightningModule, who: str) -> None:
-    """Refuse loops that an index can't be written in.
-
-    Raises:
-        ValueError: By name, with the remedy.
-    """
-    refuse_unsupported_loop(trainer, who)
-    if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
-        raise ValueError(
-            f"{who}: expected automatic optimization with one optimizer, found "
-            f"{'automatic' if pl_module.automatic_optimization else 'manual'} optimization with "
-            f"{len(trainer.optimizers)}. Write the index of a snapshot afterwards: ftrace index"
-        )
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise ValueError(
-            f"{who}: expected one device or DDP, found ModelParallelStrategy, whose weights are sharded. Write the "
-            "index of a snapshot afterwards: ftrace index"
-        )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ftrace.gradients import PerExampleGradients, Projection, Rehearsal
-from ftrace.online.checks.self_check import Failures, compare_gradients
+from ftrace.online.checks.comparison import compare_gradients
+from ftrace.online.checks.failures import Failures
+from ftrace.online.loop import TrainingLoop
 from ftrace.online.rehearsal.unreadable import used_elsewhere
 
 
@@ -17,7 +18,8 @@ class StepCheck:
     """Gradients of training steps against plain autograd: all examples together, and two of them alone.
 
     Args:
-        who: Who asks.
+        loop: The training loop, which tells the user.
+        who: Whose messages these are.
         failures: Where to report; None to look at sums only.
         generator: Draws the examples.
         coarse: Whether passes are in half precision.
@@ -26,7 +28,10 @@ class StepCheck:
         checked: Parameters that were held against autograd with a gradient, by name, and the step.
     """
 
-    def __init__(self, who: str, failures: Failures | None, generator: torch.Generator, *, coarse: bool) -> None:
+    def __init__(
+        self, loop: TrainingLoop, who: str, failures: Failures | None, generator: torch.Generator, *, coarse: bool
+    ) -> None:
+        self.loop = loop
         self.who = who
         self.failures = failures
         self.coarse = coarse
@@ -100,7 +105,7 @@ class StepCheck:
         names = self.never_checked(covered)
         if names and self.failures is not None:
             shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            rank_zero_info(
+            self.loop.tell(
                 f"{self.who} self_check: {len(names)} of {len(covered)} parameters were never held against autograd, "
                 f"since they had no gradient in any batch of several examples that was looked at: {shown}. The "
                 "manifest has all of them"

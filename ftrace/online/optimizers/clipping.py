@@ -1,67 +1,81 @@
-"""What a step's gradients are multiplied with between the backward pass and the optimizer."""
+"""The clip factor: what a step's gradient is multiplied by between the backward pass and the optimizer."""
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
-
-from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer, keeps_gradients
 from ftrace.online.processes import num_processes
-from ftrace.online.training_loop import clip_factor, clips_by_itself, keeps_gradients, loss_scale, scales_inside
 
 
 class Clipping:
-    """The clip factor of the step that is under way.
+    """The clip factor of the current step.
 
     Args:
-        trainer: The trainer.
-        pl_module: The module.
+        loop: The training loop.
 
     Attributes:
-        factor: kappa: 1 where nothing is clipped.
+        factor: kappa; 1 where nothing is clipped.
         is_measured: Whether the module clips by itself, so that the factor is known only after the step.
     """
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.trainer = trainer
-        self.pl_module = pl_module
+    def __init__(self, loop: TrainingLoop) -> None:
+        self.loop = loop
         self.factor = 1.0
         self.is_measured = False
 
-    def before_step(self, one: FollowedOptimizer, *, wants_norm: bool) -> float | None:
+    def before_step(self, optimizer: FollowedOptimizer, *, wants_norm: bool) -> float | None:
         """Find the factor of a step that is about to be taken.
 
         Args:
-            one: The optimizer.
+            optimizer: The optimizer that is about to step.
             wants_norm: Whether the norm is wanted in any case.
 
         Returns:
-            The norm of its gradients, unclipped under automatic optimization; None where nobody needs it.
+            The norm of its gradients, unclipped under automatic optimization; None where it isn't needed.
 
         Raises:
-            ValueError: If the factor can't be told.
+            ValueError: If the factor can't be known.
         """
-        manual = not self.pl_module.automatic_optimization
-        self.is_measured = clips_by_itself(self.pl_module)
-        if self.is_measured and not keeps_gradients(one.optimizer):
+        loop = self.loop
+        self.is_measured = loop.clips_itself
+        if self.is_measured and not keeps_gradients(optimizer.optimizer):
             raise ValueError(
-                f"{type(self.pl_module).__name__} overrides configure_gradient_clipping, and its "
+                f"{type(loop.module).__name__} overrides configure_gradient_clipping, and its "
                 "optimizer writes to the gradients, so that how much was clipped can't be told. Make it with "
-                "foreach=False, or use Trainer(gradient_clip_val=...)"
+                f"foreach=False, or use {loop.wording.clip}"
             )
-        clips = manual or self.is_measured or bool(self.trainer.gradient_clip_val)
+        clips = loop.is_manual or self.is_measured or bool(loop.clip_norm)
         # All processes must agree on which steps are left out, so the gradient that they share decides.
-        norm = one.gradient_norm() if clips or wants_norm or num_processes() > 1 else None
-        if norm is not None and scales_inside(self.trainer, one.optimizer):
-            norm /= loss_scale(self.trainer)
-        if manual:
+        norm = optimizer.gradient_norm() if clips or wants_norm or num_processes() > 1 else None
+        if norm is not None and scales_inside(loop, optimizer):
+            norm /= loop.loss_scale
+        if loop.is_manual:
             assert norm is not None
-            before = one.norm_of_backward
-            self.factor = norm / before if before else 1.0
+            norm_of_backward = optimizer.norm_of_backward
+            self.factor = norm / norm_of_backward if norm_of_backward else 1.0
         else:
-            self.factor = 1.0 if self.is_measured else clip_factor(self.trainer, norm)
+            self.factor = 1.0 if self.is_measured else clip_factor(loop.clip_norm, norm)
         return norm
 
-    def after_step(self, one: FollowedOptimizer) -> None:
-        """Measure the factor of a step that has been taken, where it was not known before."""
-        if self.is_measured and one.norm_before_step:
-            self.factor = one.gradient_norm() / one.norm_before_step
+    def after_step(self, optimizer: FollowedOptimizer) -> None:
+        """Measure the factor of a step that was taken, where it wasn't known before."""
+        if self.is_measured and optimizer.norm_before_step:
+            self.factor = optimizer.gradient_norm() / optimizer.norm_before_step
+
+
+def clip_factor(largest: float, norm: float | None) -> float:
+    """Compute kappa, what ``torch.nn.utils.clip_grad_norm_`` multiplies a gradient by.
+
+    Args:
+        largest: The norm to clip to; 0 or less: no clipping, and the norm need not be known.
+        norm: Norm of the gradient.
+    """
+    if largest <= 0:
+        return 1.0
+    assert norm is not None
+    return min(1.0, largest / (norm + 1e-6))
+
+
+def scales_inside(loop: TrainingLoop, optimizer: FollowedOptimizer) -> bool:
+    """Whether the optimizer's own step takes the loss scale out of its gradients."""
+    return loop.loss_scale != 1 and bool(getattr(optimizer.optimizer, "_step_supports_amp_scaling", False))

@@ -1,14 +1,14 @@
-"""Whether all that training changes is listened to: as far as can be told beforehand, and in the run itself."""
+"""Whether gradients of all trained parameters are recorded: checked before training, and again at each step."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from ftrace.gradients import Coverage, leave_out
+from ftrace.online.messages import warn
 from ftrace.online.processes import sum_over_processes
 
 
@@ -18,8 +18,9 @@ class CoveredParameters:
     Args:
         coverage: The report on all parameters.
         named_parameters: All parameters of the module by name.
+        who: Whose messages these are.
         strict: A gap is an error; otherwise a warning.
-        trained: Ids of the parameters that an optimizer has.
+        trained: Ids (:func:`id`) of the parameters that an optimizer has.
 
     Attributes:
         by_name: The covered ones.
@@ -32,6 +33,7 @@ class CoveredParameters:
         self,
         coverage: Coverage,
         named_parameters: Mapping[str, nn.Parameter],
+        who: str,
         *,
         strict: bool,
         trained: Collection[int],
@@ -39,13 +41,14 @@ class CoveredParameters:
         self.by_name = {n: p for n in coverage.covered if id(p := named_parameters[n]) in trained}
         if not self.by_name:
             raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
+        self._who = who
         self._strict = strict
         self._coverage = coverage
-        self._unheard = set(self.by_name)  # by no process: the same on all of them
-        self._heard_here: set[str] = set()
+        self._unrecorded = set(self.by_name)  # by no process, so it is the same on all of them
+        self._recorded_here: set[str] = set()
         if coverage.gaps:
             self._report(
-                f"OnlineTracIn can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
+                f"{who} can't cover {len(coverage.gaps)} trained parameters. {coverage.summary()}\n"
                 + leave_out((gap.parameter for gap in coverage.gaps), coverage.patterns)
             )
 
@@ -58,33 +61,33 @@ class CoveredParameters:
         self.by_name = {n: named_parameters[n] for n in coverage.covered if n in self.by_name}
         if not self.by_name:
             raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
-        self._unheard &= set(self.by_name)
+        self._unrecorded &= set(self.by_name)
 
-    def heard(self, names: Collection[str]) -> None:
-        """Note the parameters whose layers have been heard."""
-        if self._unheard:
-            self._heard_here.update(names)
+    def note_recorded(self, names: Collection[str]) -> None:
+        """Note the parameters whose layers have run."""
+        if self._unrecorded:
+            self._recorded_here.update(names)
 
-    def require_hearing(self) -> None:
-        """Before an optimizer's step: a gradient of a layer that never ran comes from where nobody listens.
+    def refuse_unrecorded(self) -> None:
+        """Refuse, before an optimizer's step, a gradient of a layer that never ran: it comes from somewhere unknown.
 
-        All processes must call it: a layer may run on one of them only.
+        All processes must call it, since a layer may run on one of them only.
 
         Raises:
             ValueError: When strict, if there is one.
         """
-        if not self._unheard:
+        if not self._unrecorded:
             return
-        order = sorted(self._unheard)
+        order = sorted(self._unrecorded)
         device = self.by_name[order[0]].device
-        heard = torch.tensor([name in self._heard_here for name in order], dtype=torch.int64, device=device)
-        heard_anywhere = sum_over_processes(heard).tolist()
-        self._unheard = {name for name, count in zip(order, heard_anywhere, strict=True) if not count}
-        silent = [n for n in self._unheard if (grad := self.by_name[n].grad) is not None and bool(grad.any())]
+        is_recorded = torch.tensor([name in self._recorded_here for name in order], dtype=torch.int64, device=device)
+        recorded_anywhere = sum_over_processes(is_recorded).tolist()
+        self._unrecorded = {name for name, count in zip(order, recorded_anywhere, strict=True) if not count}
+        silent = [n for n in self._unrecorded if (grad := self.by_name[n].grad) is not None and bool(grad.any())]
         if silent:
-            self._unheard.difference_update(silent)
+            self._unrecorded.difference_update(silent)
             self._report(
-                f"OnlineTracIn: {min(silent)!r} gets a gradient, though its layer never ran: something uses it outside "
+                f"{self._who}: {min(silent)!r} gets a gradient, though its layer never ran: something uses it outside "
                 "of its layer's forward, or reentrant activation checkpointing hides how (set use_reentrant=False). "
                 f"{leave_out(sorted(silent), self._coverage.patterns)}"
             )
@@ -93,4 +96,4 @@ class CoveredParameters:
         message = f"{problem}, or go on without with strict=False."
         if self._strict:
             raise ValueError(message)
-        rank_zero_warn(message)
+        warn(message)

@@ -1,8 +1,8 @@
-"""One optimizer of the run: the contributions that its gradients hold at the moment, and the steps that it takes."""
+"""One optimizer of the run: the contributions that its gradients currently hold, and the steps that it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,27 +30,28 @@ from ftrace.gradients import (
     touched_elements,
     unsupported_step,
 )
+from ftrace.online.messages import warn
 from ftrace.online.processes import whole, whole_state
 from ftrace.online.scoring.contributions import Contribution, Share, Shares
-from ftrace.online.training_loop import keeps_gradients
 
 
 class FollowedOptimizer:
-    """What one optimizer does.
+    """One optimizer, its window of contributions, and its steps.
 
     Args:
-        index: Which of the trainer's optimizers.
+        index: Its place among the loop's optimizers.
         optimizer: The optimizer.
         names: Names of all the module's parameters by their id.
         covered: Names of those whose contributions are read.
         by_layer: Whether scores are broken down by layer.
 
     Attributes:
-        window: What its gradients are the sum of.
-        is_stepping: Whether a step was begun and has not been taken yet.
+        window: The contributions that its gradients are the sum of.
+        is_stepping: Whether a step was begun and not taken yet.
         is_open: Whether its gradients hold contributions that no step has used yet.
-        norm_before_step: Norm of its gradients right before the step, where it is noted.
-        norm_of_backward: Norm of its gradients after the last backward pass, loss scale taken out, where it is noted.
+        steps_taken: How many steps it has taken.
+        norm_before_step: Norm of its gradients right before the step; None where it wasn't needed.
+        norm_of_backward: Norm of its gradients after the last backward pass, without loss scale; None if not measured.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class FollowedOptimizer:
         return self.problem is None and scales_elements(self.optimizer)
 
     def parameters(self, *, covered: bool = False) -> list[tuple[int, str, nn.Parameter]]:
-        """Its parameters, with the index of their group and their name."""
+        """List its parameters: index of their group, name, parameter."""
         return [
             (index, self._names[id(p)], p)
             for index, group in enumerate(self.optimizer.param_groups)
@@ -87,7 +88,7 @@ class FollowedOptimizer:
         ]
 
     def shares(self) -> Shares:
-        """Its covered parameters, together where the coming step treats them alike."""
+        """Group its covered parameters by how the next step treats them."""
         found: dict[Share, list[str]] = {}
         for group, name, parameter in self.parameters(covered=True):
             if parameter.requires_grad:
@@ -97,7 +98,7 @@ class FollowedOptimizer:
         return found
 
     def gradient_norm(self) -> float:
-        """Norm of its gradients, over all its parameters."""
+        """Compute the norm of its gradients, over all its parameters."""
         return float(whole(torch.nn.utils.get_total_norm(self._gradients())))
 
     def has_gradients(self) -> bool:
@@ -105,15 +106,15 @@ class FollowedOptimizer:
         return any(bool(whole(grad).any()) for grad in self._gradients())
 
     def _gradients(self) -> list[Tensor]:
-        """Of all its parameters; of sparse ones, the rows that are there."""
+        """List the gradients of all its parameters; of sparse ones, the rows that are there."""
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         return [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
 
     def note_before_step(self, *, steps: bool) -> None:
-        """Right before the step: what it is about to change.
+        """Note, right before the step, what it is about to change.
 
         Args:
-            steps: Whether :meth:`steps` is going to be asked for.
+            steps: Whether :meth:`steps` will be called.
         """
         self.is_stepping = True
         self.rates = [learning_rate(group) for group in self.optimizer.param_groups]
@@ -128,17 +129,17 @@ class FollowedOptimizer:
                     self._copies[name] = whole(p.grad).clone()
 
     def gradients_given(self, clip: float) -> dict[str, Tensor]:
-        """Once the step is done: the gradients that it was made of, after clipping, by name.
+        """Return, after the step, the gradients that it was made of, clipped, by name.
 
         Args:
-            clip: What has been clipped of them since they were noted.
+            clip: The factor that they were clipped by since they were noted.
         """
         if self._copies:
             return {name: clip * grad for name, grad in self._copies.items()}
         return {n: whole(p.grad).detach() for _, n, p in self.parameters() if p.grad is not None and n in self._noted}
 
     def steps(self, given: Mapping[str, Tensor]) -> dict[str, ParameterStep]:
-        """Once the step is done: what it did with each covered parameter."""
+        """Describe, after the step, what it did with each covered parameter."""
         return {
             name: after_step(
                 self.optimizer,
@@ -154,12 +155,12 @@ class FollowedOptimizer:
         }
 
     def as_contribution(self, given: Mapping[str, Tensor], projection: Projection, clip: float) -> Contribution:
-        """The gradients that a step was made of, as if they were one example's, projected like the examples'.
+        """Return the gradients that a step was made of as if they were one example's, projected like the examples'.
 
         Args:
-            given: As :meth:`gradients_given` gives them.
-            projection: What to project with.
-            clip: kappa, which is in them already.
+            given: As :meth:`gradients_given` returns them.
+            projection: The examples' projection.
+            clip: kappa, which they contain already.
         """
         shares = {s: [n for n in names if n in given] for s, names in self.shares().items()}
         names = [name for of_share in shares.values() for name in of_share]
@@ -169,12 +170,12 @@ class FollowedOptimizer:
         return Contribution(torch.zeros(1, dtype=torch.int64), 1 / clip, shares, gradients=gradients)
 
     def buffer_of(self, parameter: nn.Parameter) -> Tensor | None:
-        """The momentum that the optimizer keeps of a parameter, in one piece."""
+        """Return the momentum that the optimizer keeps of a parameter, unsharded."""
         found = buffer_of(self.optimizer.state.get(parameter, {}))
         return None if found is None else whole(found)
 
     def preconditioners(self, *, elementwise: bool) -> dict[str, Preconditioner]:
-        """One over the root of its second moments, of the covered parameters that have any.
+        """Compute one over the root of its second moments, for the covered parameters that have any.
 
         Args:
             elementwise: Keep those of matrices as they are, instead of the closest outer product.
@@ -195,7 +196,7 @@ class FollowedOptimizer:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Describe it for the manifest."""
         settings = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad", "maximize")
         return {
             "class": full_name(self.optimizer),
@@ -206,3 +207,28 @@ class FollowedOptimizer:
                 for group in self.optimizer.param_groups
             ],
         }
+
+
+def keeps_gradients(optimizer: Optimizer) -> bool:
+    """Whether the gradients that the optimizer leaves behind are certainly those that it was given.
+
+    Nesterov momentum is added in place by foreach SGD, and third-party optimizers may do anything.
+    """
+    writes = any(group.get("nesterov") and group.get("foreach") is not False for group in optimizer.param_groups)
+    return type(optimizer).__module__.startswith("torch.optim") and not writes
+
+
+def warn_of_missing_rates(optimizers: Sequence[Optimizer], who: str, what: str) -> None:
+    """Warn where an optimizer does not tell its learning rate, which is then counted as 1.
+
+    Args:
+        optimizers: The run's.
+        who: Whose message this is.
+        what: What depends on the rate.
+    """
+    for optimizer in optimizers:
+        if any(group.get("lr") is None for group in optimizer.param_groups):
+            warn(
+                f'{who}: {type(optimizer).__name__} has no learning rate "lr" in its parameter groups: {what} counts '
+                "each step with 1. Give the groups their rate as lr=..., where it changes"
+            )

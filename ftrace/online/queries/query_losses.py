@@ -6,55 +6,54 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-QueryLosses = Callable[[LightningModule, Any], Tensor]
+QueryLosses = Callable[[Any, Any], Tensor]
 
 
-def find_query_losses(pl_module: LightningModule) -> QueryLosses:
-    """The module's own ``example_losses``, or a ready-made one where it wraps one Hugging Face language model.
+def find_query_losses(module: nn.Module) -> QueryLosses:
+    """Find the module's own ``example_losses``, or the ready-made loss of the one Hugging Face language model in it.
 
     Raises:
         ValueError: If there is neither.
     """
-    if callable(getattr(pl_module, "example_losses", None)):
+    if callable(getattr(module, "example_losses", None)):
         return module_example_losses
-    language_models = [name for name, child in pl_module.named_children() if _is_language_model(child)]
+    language_models = list(_language_models(module))
     if len(language_models) == 1:
         return huggingface_losses
     found = f"{len(language_models)} Hugging Face language models ({language_models})" if language_models else "none"
     raise ValueError(
-        f"don't know the loss of a query: {type(pl_module).__name__} has no example_losses(batch) -> Tensor[B], and a "
+        f"don't know the loss of a query: {type(module).__name__} has no example_losses(batch) -> Tensor[B], and a "
         f"ready-made loss wants exactly one Hugging Face language model among its attributes, found {found}. Pass "
-        "query_losses=(pl_module, batch) -> Tensor[B]."
+        "query_losses=(module, batch) -> Tensor[B]."
     )
 
 
-def find_query_learned(pl_module: LightningModule) -> QueryLosses | None:
-    """The module's own ``learned(batch) -> Tensor[B]`` bool, or None if it has none."""
-    return module_learned if callable(getattr(pl_module, "learned", None)) else None
+def find_query_learned(module: nn.Module) -> QueryLosses | None:
+    """Find the module's own ``learned(batch) -> Tensor[B]`` bool, or None if it has none."""
+    return module_learned if callable(getattr(module, "learned", None)) else None
 
 
-def module_learned(pl_module: LightningModule, batch: Any) -> Tensor:
-    """The module's own ``learned(batch)``, ``[B]`` bool."""
-    found: Tensor = pl_module.learned(batch)  # type: ignore[operator]
-    return found
+def module_learned(module: Any, batch: Any) -> Tensor:
+    """Call the module's own ``learned(batch)``, ``[B]`` bool."""
+    is_learned: Tensor = module.learned(batch)
+    return is_learned
 
 
-def module_example_losses(pl_module: LightningModule, batch: Any) -> Tensor:
-    """The module's own ``example_losses(batch)``, ``[B]``."""
-    losses: Tensor = pl_module.example_losses(batch)  # type: ignore[operator]
+def module_example_losses(module: Any, batch: Any) -> Tensor:
+    """Call the module's own ``example_losses(batch)``, ``[B]``."""
+    losses: Tensor = module.example_losses(batch)
     return losses
 
 
-def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> Tensor:
-    """Summed negative log-likelihood of each row's ``labels`` (-100 is left out), in nats, ``[B]``.
+def huggingface_losses(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Compute the summed negative log-likelihood of each row's ``labels`` (-100 is left out), in nats, ``[B]``.
 
-    For a module with one Hugging Face language model, decoder-only or encoder-decoder, among its attributes.
+    The module is a Hugging Face language model, decoder-only or encoder-decoder, or has one among its attributes.
     """
-    model: Any = next(child for child in pl_module.children() if _is_language_model(child))
+    model: Any = next(iter(_language_models(module).values()))
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, Tensor) or labels.ndim != 2:
         found = f"a {type(batch).__name__}"
@@ -62,7 +61,7 @@ def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> 
             found = f"keys {list(batch)}" if labels is None else f"{_described(labels)} under it"
         raise ValueError(
             f'queries: the ready-made loss expects token ids "labels", [B, T], -100 where there is nothing to tell, '
-            f"found {found}. Add them, or pass query_losses=(pl_module, batch) -> Tensor[B]"
+            f"found {found}. Add them, or pass query_losses=(module, batch) -> Tensor[B]"
         )
     takes = _columns(model)
     if not model.config.is_encoder_decoder:
@@ -73,6 +72,31 @@ def huggingface_losses(pl_module: LightningModule, batch: Mapping[str, Any]) -> 
         logits, labels = logits[:, :-1], labels[:, 1:]
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1)
+
+
+def huggingface_training_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the loss that a Hugging Face model itself computes for a batch with ``labels``.
+
+    Raises:
+        ValueError: If it isn't a Hugging Face model, or the batch has no labels.
+    """
+    inner = getattr(model, "module", model)  # of DistributedDataParallel
+    if not hasattr(inner, "config") or not isinstance(batch, Mapping) or "labels" not in batch:
+        shown = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"training_loss: the ready-made one expects a Hugging Face model and a batch with labels, found "
+            f"{type(inner).__name__} and {shown}. Pass training_loss=(model, batch) -> Tensor"
+        )
+    takes = _columns(inner)
+    loss: Tensor = model(**{name: value for name, value in batch.items() if name in takes}).loss
+    return loss
+
+
+def _language_models(module: nn.Module) -> dict[str, nn.Module]:
+    """Find the language model that a module is, or those among its attributes, by name."""
+    if _is_language_model(module):
+        return {"": module}
+    return {name: child for name, child in module.named_children() if _is_language_model(child)}
 
 
 def _described(value: Any) -> str:

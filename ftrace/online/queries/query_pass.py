@@ -1,4 +1,4 @@
-"""The queries' own passes: their losses and gradients at the weights of the moment, without disturbing training."""
+"""The queries' own passes: their losses and gradients at the current weights, without disturbing training."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from ftrace.gradients import GradientCapture, PerExampleGradients
 from ftrace.online.batches import batch_ids, load_queries
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.messages import warn
 from ftrace.online.queries.query_losses import QueryLosses
 from ftrace.online.rehearsal.exchange import copied
-from ftrace.online.restore.random_state import RandomState
-from ftrace.online.training_loop import evaluation_mode, without_reentrant_checkpointing
+from ftrace.online.restore.modes import evaluation_mode, without_reentrant_checkpointing
+from ftrace.online.restore.random_state import RandomState, isolated_random_state
 
-Learned = Callable[[LightningModule, Any], Tensor]
+Learned = Callable[[Any, Any], Tensor]
 Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
 
 
@@ -51,11 +50,11 @@ class QueryPass:
     """Runs the queries through the model.
 
     Args:
-        source: A DataLoader, a Dataset, or None: the datamodule's ``query_dataloader()``.
+        source: A DataLoader, a Dataset, or None: the loop's own queries.
         losses: One loss per query.
-        learned: Whether each query is answered right; None where nobody can tell.
+        learned: Whether each query is answered right; None where that isn't known.
         id_key: The batches' key of the queries' ids.
-        trainer: The trainer.
+        loop: The training loop.
 
     Attributes:
         ids: ``[Q]``.
@@ -66,18 +65,19 @@ class QueryPass:
     """
 
     def __init__(
-        self, source: Any, losses: QueryLosses, learned: Learned | None, id_key: str, trainer: Trainer
+        self, source: Any, losses: QueryLosses, learned: Learned | None, id_key: str, loop: TrainingLoop
     ) -> None:
+        self.loop = loop
         self.losses = losses
         self.learned = learned
         self.id_key = id_key
         self.names: dict[int, str] = {}
         self.ids = torch.zeros(0, dtype=torch.int64)
         self.batches: list[Any] = []
-        self.add(source, trainer)
+        self.add(source)
 
-    def add(self, source: Any, trainer: Trainer) -> Tensor:
-        """More queries. If all of them are known, as in a resumed run that was given them at once, nothing happens.
+    def add(self, source: Any) -> Tensor:
+        """Add queries. If all of them are known, as in a resumed run that was given them at once, nothing happens.
 
         Returns:
             Their ids.
@@ -85,7 +85,7 @@ class QueryPass:
         Raises:
             ValueError: As the class.
         """
-        batches = load_queries(source, trainer)
+        batches = load_queries(source, self.loop)
         new = torch.cat([batch_ids(batch, self.id_key, "query_id_key", self.names).cpu() for batch in batches])
         if set(new.tolist()) <= set(self.ids.tolist()):
             return new[:0]
@@ -101,17 +101,17 @@ class QueryPass:
         return new
 
     def ids_of(self, batch: Any) -> Tensor:
-        """Ids of one batch."""
+        """Read the ids of one batch."""
         return batch_ids(batch, self.id_key, "query_id_key", self.names)
 
     @contextmanager
-    def undisturbed(self, trainer: Trainer, pl_module: LightningModule, capture: GradientCapture) -> Iterator[None]:
-        """Eval mode, training's precision, random state put back, and nobody else listening."""
+    def undisturbed(self, capture: GradientCapture) -> Iterator[None]:
+        """Hold eval mode and training's precision, restore random state, and let no other capture record."""
         with (
-            isolate_rng(),
-            evaluation_mode(pl_module),
+            isolated_random_state(),
+            evaluation_mode(self.loop.module),
             without_reentrant_checkpointing(),
-            trainer.precision_plugin.forward_context(),
+            self.loop.forward_context(),
             torch.enable_grad(),
             capture.exclusively(),
         ):
@@ -119,8 +119,6 @@ class QueryPass:
 
     def run(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
         capture: GradientCapture,
         step: int,
         uncovered: dict[str, torch.nn.Parameter],
@@ -128,16 +126,14 @@ class QueryPass:
         *,
         whole: bool = False,
     ) -> Refresh:
-        """Losses and gradients of all queries.
+        """Compute losses and gradients of all queries.
 
         Args:
-            trainer: The trainer.
-            pl_module: The module.
-            capture: What listens.
+            capture: Records the gradients.
             step: The optimizer step that is next.
             whole: Keep gradients whole although the capture projects them.
             uncovered: Parameters beside the covered ones whose gradients are wanted, too, by plain autograd.
-            compare: Gets losses that nothing listened to, gradients and ids of the first batch.
+            compare: Gets losses of a pass that was not recorded, gradients and ids of the first batch.
 
         Raises:
             ValueError: If the losses are not one finite number a query.
@@ -146,27 +142,28 @@ class QueryPass:
         losses: list[Tensor] = []
         learned: list[Tensor] = []
         dense: dict[str, list[Tensor]] = {name: [] for name in uncovered}
-        with self.undisturbed(trainer, pl_module, capture):
+        module = self.loop.module
+        with self.undisturbed(capture):
             for batch in self.batches:  # kept for the next refresh, so that losses get copies, to do with as they like
                 query_ids = self.ids_of(batch)
                 looks_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
-                begins = RandomState(pl_module) if looks_again else None
+                begins = RandomState(module, self.loop.left_alone) if looks_again else None
                 with capture.recording(len(query_ids), whole=whole) as recording:
-                    of_batch = self.losses(pl_module, copied(batch))
+                    of_batch = self.losses(module, copied(batch))
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)
                 losses.append(of_batch.detach().double().cpu())
                 parts.append(recording.gradients())
                 if compare is not None and len(parts) == 1:
                     _put_back(begins)
-                    compare(self.losses(pl_module, copied(batch)), parts[0], query_ids)
+                    compare(self.losses(module, copied(batch)), parts[0], query_ids)
                 if uncovered:
                     _put_back(begins)
-                    _add_rows(dense, self.losses(pl_module, copied(batch)), uncovered)
+                    _add_rows(dense, self.losses(module, copied(batch)), uncovered)
                 if self.learned is not None:
                     _put_back(begins)
                     with torch.no_grad():
-                        learned.append(self.learned(pl_module, copied(batch)).bool().cpu())
+                        learned.append(self.learned(module, copied(batch)).bool().cpu())
         return Refresh(
             step,
             PerExampleGradients.stack(parts),
@@ -211,24 +208,25 @@ def _add_rows(dense: dict[str, list[Tensor]], losses: Tensor, parameters: dict[s
             dense[name].append(grad.detach().unsqueeze(0))
 
 
-def require_shared_parameters(heard: Collection[str], asked: Collection[str], *, strict: bool) -> None:
-    """What is trained must be something that queries depend on.
+def require_shared_parameters(trained: Collection[str], queried: Collection[str], who: str, *, strict: bool) -> None:
+    """Require that queries depend on something that is trained.
 
     Args:
-        heard: Parameters that the first batch gave a gradient.
-        asked: Those that queries' losses depend on.
+        trained: Parameters that the first batch gave a gradient.
+        queried: Those that queries' losses depend on.
+        who: Whose message this is.
         strict: Whether it is an error, and not a warning, if they have nothing in common.
 
     Raises:
         ValueError: If so.
     """
-    if not set(heard).isdisjoint(asked):
+    if not set(trained).isdisjoint(queried):
         return
     message = (
-        "OnlineTracIn: the queries' losses share no parameter with the training loss, so all scores would be 0. "
-        f"Training changes {sorted(heard)[:3]}, ...; the queries depend on "
-        f"{sorted(asked)[:3] or 'no covered parameter'}"
+        f"{who}: the queries' losses share no parameter with the training loss, so all scores would be 0. "
+        f"Training changes {sorted(trained)[:3]}, ...; the queries depend on "
+        f"{sorted(queried)[:3] or 'no covered parameter'}"
     )
     if strict:
         raise ValueError(f"{message}. Look at query_losses and parameters=(...)")
-    rank_zero_warn(message)
+    warn(message)

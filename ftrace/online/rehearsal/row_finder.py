@@ -6,15 +6,12 @@ run before, one after which a parameter has a gradient for the first time, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import ref
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
 from ftrace.gradients import (
     Examples,
@@ -25,24 +22,19 @@ from ftrace.gradients import (
     PerExampleGradients,
     Recording,
     Rehearsal,
-    Rows,
-    Shared,
     UnreadableError,
-    kind_of_graph,
 )
-from ftrace.online.checks.self_check import Failures, SelfCheckError
+from ftrace.online.checks.failures import Failures, SelfCheckError
 from ftrace.online.checks.step_check import StepCheck
+from ftrace.online.loop import TrainingLoop
 from ftrace.online.processes import any_process, gather_objects, num_processes
 from ftrace.online.rehearsal.exchange import Inputs
+from ftrace.online.rehearsal.row_search import RowSearch
 from ftrace.online.rehearsal.row_watch import RowWatch
+from ftrace.online.rehearsal.schedule import Due, RehearsalSchedule
 from ftrace.online.rehearsal.trial_steps import TrialSteps
 from ftrace.online.rehearsal.unreadable import UnreadableParameters
 
-_CONFIRM_OFTEN_UNTIL = 5  # so at steps 1, 3 and 7: two forward passes are less than one step
-_CONFIRM_EVERY = 100  # steps, at first
-_CHECK_EVERY = 800  # a whole check costs some seven steps
-_EVERY_STEP_UNTIL, _LATER_EVERY = 100, 10  # steps whose graph is held against those before
-_MOST_GRAPHS, _GRAPHS_EVERY = 10, 100  # confirmations where the graph differs: so many, and one more in so many steps
 _MOST_SILENT = 3  # batches that are rehearsed for layers that neither inputs nor gradients reach
 
 
@@ -50,11 +42,10 @@ class RowFinder:
     """Rehearses the training step of one run.
 
     Args:
-        trainer: The trainer.
-        pl_module: The module.
-        capture: What listens to training.
+        loop: The training loop.
+        capture: Records training.
         id_key: The batch's key of the examples' ids.
-        who: Who asks.
+        who: Whose messages these are.
         failures: Where checks report; None without checks.
         strict: Whether a parameter that can't be read is an error, and not left out.
         seed: Of what is looked at, and when.
@@ -73,8 +64,7 @@ class RowFinder:
 
     def __init__(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
+        loop: TrainingLoop,
         capture: GradientCapture,
         id_key: str,
         who: str,
@@ -87,31 +77,23 @@ class RowFinder:
         or_else: str = "",
         see_coverage: Callable[[], None] = lambda: None,
     ) -> None:
-        self.pl_module = pl_module
+        self.loop = loop
         self.failures = failures
-        self.query_rows = query_rows
         self.see_coverage = see_coverage
         self.book = LayoutBook()
         self.unreadable = UnreadableParameters(capture, who, strict=strict, or_else=or_else)
-        self.trials = TrialSteps(trainer, pl_module, id_key, who)
+        self.trials = TrialSteps(loop, id_key, who)
         self.rehearsed_at: list[int] = []
-        self._generator = torch.Generator().manual_seed(seed)  # draws the same on all processes
-        self.step_check = StepCheck(who, failures, torch.Generator().manual_seed(seed), coarse=coarse)
+        self._schedule = RehearsalSchedule(seed)
+        self._search = RowSearch(self.trials, self._rehearsal, query_rows)
+        self.step_check = StepCheck(loop, who, failures, torch.Generator().manual_seed(seed), coarse=coarse)
         self._watch = RowWatch()
         self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
-        self._is_due = True
-        self._next_confirmation = 1
-        self._next_check = self._within(_CHECK_EVERY)
         self._tried: set[Key] = set()
         self._again: set[Key] = set()  # outputs that were seen, and are used in a way that was not
-        self._seen: set[str] = set()
         self._silent_batches = 0
         self._undecided_batches = 0
         self._looks_in_vain = 0
-        self._lost_regular = False
-        self._is_turned = False  # whether examples are along a later axis than the first that may be theirs
-        self._graphs: set[int] = set()
-        self._others_confirmed = 0
         self._some_unknown = False  # to some process, in the pass that is under way
         self._anew: set[str] = set()  # parameters whose gradients a rehearsal of this batch has to tell
         self._backward_passes = 0  # over this batch
@@ -122,9 +104,6 @@ class RowFinder:
     def capture(self) -> GradientCapture:
         """What listens to training."""
         return self.unreadable.capture
-
-    def _within(self, every: int, after: int = 0) -> int:
-        return after + every + int(torch.randint(every, (), generator=self._generator))
 
     # Before the training step
 
@@ -150,18 +129,13 @@ class RowFinder:
         self._whole = whole
         self._look_for_moved_rows()
         self._anew, self._backward_passes = set(), 0
-        is_due = self._is_due and (examples.total > 1 or not self.rehearsed_at)
-        if any(any_process([is_due])):
+        is_due = self._schedule.is_due and (examples.total > 1 or not self.rehearsed_at)
+        checks = self.failures is not None
+        due = Due.REHEARSAL if any(any_process([is_due])) else self._schedule.at(step, checks=checks)
+        if due is Due.REHEARSAL:
             self._rehearse(step)
             self._watch.learn()
-        elif self.failures is not None and step >= self._next_check:
-            self._next_check = self._within(_CHECK_EVERY, step + step // 2)
-            self._next_confirmation = max(self._next_confirmation, step + _CONFIRM_EVERY)
-            self._rehearse(step)
-            self._watch.learn()
-        elif step >= self._next_confirmation:
-            is_early = step < _CONFIRM_OFTEN_UNTIL
-            self._next_confirmation = 2 * step + 1 if is_early else self._within(_CONFIRM_EVERY, step + step // 2)
+        elif due is Due.CONFIRMATION:
             self._confirm(step)
         self._reads = []
 
@@ -187,7 +161,7 @@ class RowFinder:
         recording.of_pass.open = set()
         # What was seen before is in another shape, or used in another way, and can be looked at again.
         new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
-        is_other = self._is_another_graph(starts, step)
+        is_other = self._schedule.is_another_graph(starts, step)
         any_new, self._some_unknown, any_other = any_process([bool(new), bool(recording.unknown()), is_other])
         if any_new:
             self._rehearse_anew(step, new)
@@ -199,19 +173,6 @@ class RowFinder:
         recording.prepare(starts)
         if any_new:
             self._tried |= set(recording.unknown())
-
-    def _is_another_graph(self, starts: Sequence[Node], step: int) -> bool:
-        """Whether autograd's graph is of a kind that has not been confirmed; where it always is, now and then one."""
-        if step >= _EVERY_STEP_UNTIL and step % _LATER_EVERY:
-            return False
-        kind = kind_of_graph(starts)
-        if kind in self._graphs:
-            return False
-        self._graphs.add(kind)
-        if len(self._graphs) == 1 or self._others_confirmed > _MOST_GRAPHS + step // _GRAPHS_EVERY:
-            return False
-        self._others_confirmed += 1
-        return True
 
     def after_backward(self, recordings: Sequence[Recording], step: int) -> None:
         """Look once more at what nobody knows enough of. All processes must call it.
@@ -270,11 +231,11 @@ class RowFinder:
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
         """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
-        if self._is_due or self.failures is None or len(self.step_check.checked) >= len(parameters):
+        if self._schedule.is_due or self.failures is None or len(self.step_check.checked) >= len(parameters):
             return
         for name, parameter in parameters.items():
             if name not in self.step_check.checked and parameter.grad is not None and bool(parameter.grad.any()):
-                self._is_due = True
+                self._schedule.is_due = True
                 return
 
     # Rehearsals
@@ -285,7 +246,7 @@ class RowFinder:
     def _rehearse(self, step: int) -> None:
         """Find out whose rows are whose, and check; until all that is left can be read."""
         self.rehearsed_at.append(step)
-        self._is_due = False
+        self._schedule.is_due = False
         changed = False
         inputs = self.trials.inputs()
         try:
@@ -324,79 +285,23 @@ class RowFinder:
         return everywhere[0] if everywhere else None
 
     def _find_rows(self, inputs: list[Inputs]) -> Rehearsal:
-        """Find out whose rows are whose.
-
-        Which of a batch's tensors hold examples, and along which axis, is tried where several may be. Since layers that
-        mix examples look alike, such a trial counts only where the queries tell the same.
-        """
-        first: UnreadableError | None = None
-        self._lost_regular = False
-        others = [[one] for one in inputs[0].turned()] if len(inputs) == 1 else []
-        for trial in chain([inputs, *others], self._with_fewer(inputs)):
-            rehearsal = self._rehearsal(trial)
-            if rehearsal.examples.total == 1:
-                return rehearsal
-            try:
-                rehearsal = self._find_rows_of(trial)
-            except UnreadableError as error:
-                first = first or error
-                continue
-            if trial is not inputs and not self._queries_agree(rehearsal.book):
-                continue
-            self._is_turned = trial in others
-            inputs[:] = trial
-            self.book.take(rehearsal.book)
-            rehearsal.book = self.book
-            self._tried |= rehearsal.heard_keys
-            silent = not rehearsal.heard_keys <= self.book.verified
-            self._is_due = silent and self._silent_batches < _MOST_SILENT
-            self._silent_batches += silent
-            if rehearsal.changed:
-                self._report_moved(rehearsal.changed)
-            if rehearsal.undecided and rehearsal.has_moved:
-                self._undecided_batches += 1
-                if self._undecided_batches >= _MOST_SILENT:
-                    rehearsal.refuse_undecided(_MOST_SILENT)
+        """Find out whose rows are whose, and note it in the book."""
+        rehearsal = self._search.find(inputs, self.book)
+        if rehearsal.examples.total == 1:
             return rehearsal
-        assert first is not None
-        raise first
-
-    def _find_rows_of(self, inputs: list[Inputs]) -> Rehearsal:
-        """Find out whose rows are whose by exchanging these inputs, or those of them that the step lets be exchanged.
-
-        Raises:
-            UnreadableError: If that can't be told.
-            ValueError: If nothing can be exchanged.
-        """
-        while True:
-            rehearsal = self._rehearsal(inputs)
-            rehearsal.book = self.book.copy()
-            try:
-                with self.trials.counted(rehearsal):
-                    rehearsal.find_rows()
-                return rehearsal
-            except UnreadableError:
-                self._seen |= {key.path for key in rehearsal.book.verified}
-                self._lost_regular = self._lost_regular or rehearsal.lost_regular
-                raise
-            except ExchangeError as error:
-                self.trials.fix_what_fails(inputs, error, self._rehearsal)
-
-    def _with_fewer(self, inputs: list[Inputs]) -> Iterator[list[Inputs]]:
-        """Inputs without one tensor each: only where rows are lost that are as many as some rows of a batch are.
-
-        A layer whose rows are the batch's, and move when others' inputs are exchanged, mixes examples, or gets them in
-        an order of the step's own. That stays so if the tensor that shows it is left as it is.
-        """
-        if len(inputs) == 1 and not self._lost_regular:
-            yield from ([one] for one in inputs[0].with_fewer())
-
-    def _queries_agree(self, book: LayoutBook) -> bool:
-        of_queries = self.query_rows()
-        if of_queries is None:
-            return False
-        both = [(book.known[key], of_queries.known[key]) for key in book.verified & of_queries.verified]
-        return not all(isinstance(own, Shared) for own, _ in both) and all(_same_axis(*pair) for pair in both)
+        self.book.take(rehearsal.book)
+        rehearsal.book = self.book
+        self._tried |= rehearsal.heard_keys
+        is_silent = not rehearsal.heard_keys <= self.book.verified
+        self._schedule.is_due = is_silent and self._silent_batches < _MOST_SILENT
+        self._silent_batches += is_silent
+        if rehearsal.changed:
+            self._report_moved(rehearsal.changed)
+        if rehearsal.undecided and rehearsal.has_moved:
+            self._undecided_batches += 1
+            if self._undecided_batches >= _MOST_SILENT:
+                rehearsal.refuse_undecided(_MOST_SILENT)
+        return rehearsal
 
     def _hold(self, rehearsal: Rehearsal, step: int) -> None:
         """Hold what is read off layers against autograd: all examples together, and two of them alone.
@@ -404,7 +309,7 @@ class RowFinder:
         Raises:
             UnreadableError: If parameters are used outside of the layers that they are read off.
         """
-        named = dict(self.pl_module.named_parameters())
+        named = dict(self.loop.module.named_parameters())
         covered = {name: named[name] for name in self.capture.coverage.covered}
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
@@ -412,20 +317,20 @@ class RowFinder:
         self._reads = rehearsal.reads
         projection = None if self._whole else self.capture.projection
         if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
-            self._is_due = True
+            self._schedule.is_due = True
 
     def _confirm(self, step: int) -> None:
         inputs = self.trials.inputs()
-        if self._is_turned and len(inputs) == 1:
+        if self._search.is_turned and len(inputs) == 1:
             inputs = inputs[0].turned() or inputs
         rehearsal = self._rehearsal(inputs)
-        which, moved = int(torch.randint(2**31, (), generator=self._generator)), []
+        which, moved = self._schedule.draw(), []
         if rehearsal.examples.total > 1:
             try:
                 with self.trials.counted(rehearsal):
                     moved = rehearsal.confirm(which)
             except ExchangeError:
-                self._is_due = True  # a rehearsal finds out what can be exchanged
+                self._schedule.is_due = True  # a rehearsal finds out what can be exchanged
         self.trials.step(inputs).finish()
         self.rehearsed_at.append(step)
         if moved:
@@ -447,7 +352,7 @@ class RowFinder:
         Raises:
             ValueError: When strict, if that can't be done.
         """
-        seen = self._seen | {key.path for key in self.book.verified}
+        seen = self._search.seen | {key.path for key in self.book.verified}
         self.step_check.forget(self.unreadable.yield_to(problem, seen))
 
     def yield_to_queries(self, problem: UnreadableError, listens: GradientCapture) -> bool:
@@ -469,7 +374,7 @@ class RowFinder:
                 raise problem
             listens.leave_out(problem.names, problem.problem)
             return False
-        self._is_due = True
+        self._schedule.is_due = True
         self._yield_to(problem)
         self.unreadable.require_nothing_left_out()
         if listens is not self.capture:
@@ -506,9 +411,3 @@ class RowFinder:
         self._look_for_moved_rows()
         if self.rehearsed_at:
             self.step_check.say_what_was_never_checked(self.capture.coverage.covered)
-
-
-def _same_axis(first: Rows, second: Rows) -> bool:
-    if isinstance(first, Shared) or isinstance(second, Shared):
-        return isinstance(first, Shared) and isinstance(second, Shared)
-    return first.axis == second.axis

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from ftrace.gradients import Examples, ExchangeError, GradientCapture, Key, LayoutBook, Rehearsal
 from ftrace.online.batches import batches_in
+from ftrace.online.loop import TrainingLoop
 from ftrace.online.rehearsal.exchange import Inputs, Place, find_inputs, outline, rows_in
 from ftrace.online.rehearsal.quiet_step import QuietStep
 from ftrace.online.restore.random_state import RandomState
@@ -21,18 +21,16 @@ class TrialSteps:
     """Training steps that are tried out, on one batch after the other.
 
     Args:
-        trainer: The trainer.
-        pl_module: The module.
+        loop: The training loop.
         id_key: The batch's key of the examples' ids.
-        who: Who asks.
+        who: Whose messages these are.
 
     Attributes:
         passes: Forward and backward passes that rehearsals have run.
     """
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, id_key: str, who: str) -> None:
-        self.trainer = trainer
-        self.pl_module = pl_module
+    def __init__(self, loop: TrainingLoop, id_key: str, who: str) -> None:
+        self.loop = loop
         self.id_key = id_key
         self.who = who
         self.passes: Counter[str] = Counter()
@@ -49,7 +47,7 @@ class TrialSteps:
             examples: In it.
         """
         self._now = outline(batch), batch_idx, examples, RandomState()
-        self._requires_grad = [(parameter, parameter.requires_grad) for parameter in self.pl_module.parameters()]
+        self._requires_grad = [(parameter, parameter.requires_grad) for parameter in self.loop.module.parameters()]
 
     def rehearsal(
         self, inputs: Sequence[Inputs], capture: GradientCapture, book: LayoutBook, again: Collection[Key]
@@ -63,9 +61,7 @@ class TrialSteps:
         """The step in which these inputs are exchanged."""
         assert self._now is not None
         batch, batch_idx, _, begins = self._now
-        return QuietStep(
-            self.trainer, self.pl_module, batch, batch_idx, inputs, self.id_key, begins, self._requires_grad
-        )
+        return QuietStep(self.loop, batch, batch_idx, inputs, self.id_key, begins, self._requires_grad)
 
     def rows(self) -> dict[Place, Tensor]:
         """The batch's tensors that hold examples, these first, by place."""

@@ -1,13 +1,13 @@
-"""Parameters that can't be read where they are: read off modules further out, or left out."""
+"""Parameters that can't be read off their own layers: read off modules further out, or left out."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from ftrace.gradients import GradientCapture, Recording, UnreadableError, leave_out
+from ftrace.online.messages import warn
 from ftrace.online.processes import gather_objects
 
 
@@ -15,8 +15,8 @@ class UnreadableParameters:
     """The parameters of one run that turn out not to be readable off their layers.
 
     Args:
-        capture: What listens to training.
-        who: Who asks.
+        capture: Records training.
+        who: Whose messages these are.
         strict: Whether a parameter that can't be read is an error, and not left out.
         or_else: What else can be done about a parameter that can't be read, beside leaving it out.
 
@@ -70,7 +70,7 @@ class UnreadableParameters:
     def leave_out(self, names: Collection[str], reason: str) -> None:
         """Read parameters no more."""
         if not self.strict:
-            rank_zero_warn(f"{self.who}: {reason}. Left out")
+            warn(f"{self.who}: {reason}. Left out")
         self.capture.leave_out(names, reason)
         self.left_out |= dict.fromkeys(names, reason)
         self.widened = {name: path for name, path in self.widened.items() if name not in names}

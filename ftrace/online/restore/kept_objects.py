@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -27,9 +26,9 @@ PutBack = Callable[[], Any]
 _MOST_INSIDE = 10_000
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"_buffers", "_parameters", "_modules"}
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Thread)
-# Those of torch, Lightning and ftrace that training itself changes, and what has nothing to put back.
+# What training itself changes, and what has nothing to put back.
 _LEFT_ALONE = (
-    Trainer, Callback, LightningDataModule, Dataset, type, types.ModuleType, types.FunctionType, types.MethodType,
+    Dataset, type, types.ModuleType, types.FunctionType, types.MethodType,
     types.BuiltinFunctionType, functools.partial, io.IOBase, str, bytes, int, float, complex, bool, torch.dtype,
     torch.device, torch.Size, *_LOCKS,
 )  # fmt: skip
@@ -37,13 +36,19 @@ _OF_TORCH = (nn.Module, LRScheduler, DataLoader, Sampler)
 _PACKAGES = ("torch.", "lightning.", "pytorch_lightning.", "transformers.", "tokenizers.", "ftrace.", "_")
 
 
-def reachable(*roots: Any) -> list[Any]:
-    """All that a module keeps, and what that keeps in turn; each once. Very large collections are not looked into."""
+def reachable(*roots: Any, left_alone: tuple[type, ...] = ()) -> list[Any]:
+    """Collect all that objects keep, and what that keeps in turn, each once.
+
+    Args:
+        roots: Where to begin.
+        left_alone: Classes whose instances are neither listed nor looked into. Very large collections are listed only.
+    """
     waiting = list(roots)
+    skipped = (*_LEFT_ALONE, *left_alone)
     seen: dict[int, Any] = {}
     while waiting:
         value = waiting.pop()
-        if value is None or id(value) in seen or type(value) in weakref.ProxyTypes or isinstance(value, _LEFT_ALONE):
+        if value is None or id(value) in seen or type(value) in weakref.ProxyTypes or isinstance(value, skipped):
             continue
         seen[id(value)] = value
         if isinstance(value, Tensor | np.ndarray):
@@ -76,7 +81,7 @@ def _internal(value: Any) -> frozenset[str]:
 def keep(value: Any) -> PutBack | None:
     """A function that makes something again what it is now; None if there is nothing to put back.
 
-    Tensors and arrays are :class:`ftrace.online.restore.kept_state.KeptState`'s.
+    Tensors and arrays are restored by :class:`ftrace.online.restore.kept_state.KeptState`.
     """
     if isinstance(value, Tensor | np.ndarray):
         return None
@@ -120,10 +125,14 @@ def _keep_attributes(value: Any) -> PutBack:
     return put_back
 
 
-def random_generators(root: nn.Module) -> list[PutBack]:
-    """What puts the random generators back that a module keeps."""
+def random_generators(root: nn.Module, left_alone: tuple[type, ...] = ()) -> list[PutBack]:
+    """List functions that restore the random generators that a module keeps."""
     kinds = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
-    return [put_back for value in reachable(root) if isinstance(value, kinds) and (put_back := keep(value))]
+    return [
+        put_back
+        for value in reachable(root, left_alone=left_alone)
+        if isinstance(value, kinds) and (put_back := keep(value))
+    ]
 
 
 def stand_in_for_iterators(values: list[Any]) -> None:

@@ -25,17 +25,21 @@ class KeptState:
         *others: Optimizers and schedules, whose settings a step may change.
         always: Whether to copy all tensors and arrays before each pass, for steps that may write to anything now and
             then. Otherwise all are copied before the first pass, and then new ones and those that passes wrote to.
+        left_alone: Classes whose instances are neither looked into nor restored.
     """
 
-    def __init__(self, module: nn.Module, *others: Any, always: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, *others: Any, always: bool = False, left_alone: tuple[type, ...] = ()
+    ) -> None:
         self._roots = (module, *others)
+        self._left_alone = left_alone
         self._always = always
         self._unwritten: set[int] = set()  # ids of tensors
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Everything is afterwards as it was."""
-        values = reachable(*self._roots)
+        values = reachable(*self._roots, left_alone=self._left_alone)
         put_back = [function for value in values if (function := keep(value)) is not None]
         numbers = [value for value in values if _has_numbers(value) and id(value) not in self._unwritten]
         copies = [_copied(value) for value in numbers]

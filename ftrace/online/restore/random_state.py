@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,12 +18,13 @@ class RandomState:
 
     Args:
         module: Whose own generators count, too.
+        left_alone: Classes in whose instances no generators are looked for.
     """
 
-    def __init__(self, module: nn.Module | None = None) -> None:
+    def __init__(self, module: nn.Module | None = None, left_alone: tuple[type, ...] = ()) -> None:
         self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self._generators = [] if module is None else random_generators(module)
+        self._generators = [] if module is None else random_generators(module, left_alone)
 
     def put_back(self) -> None:
         """Draw from here on what was drawn from there on."""
@@ -32,3 +35,13 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
         for put_back in self._generators:
             put_back()
+
+
+@contextmanager
+def isolated_random_state() -> Iterator[None]:
+    """Restore the global random state afterwards."""
+    state = RandomState()
+    try:
+        yield
+    finally:
+        state.put_back()

@@ -114,6 +114,11 @@ class StepTaken:
     left: list[dict[Sum, Tensor]] = field(default_factory=list)
     left_of_given: dict[Sum, Tensor] = field(default_factory=dict)
 
+    def emptied(self) -> StepTaken:
+        """Drop the contributions."""
+        self.contributions, self.left = [], []
+        return self
+
     @property
     def is_elementwise(self) -> bool:
         """Whether the step multiplies gradients with more than a number for each parameter."""

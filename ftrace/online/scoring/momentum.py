@@ -47,6 +47,11 @@ class HeldStep:
     contributions: list[Contribution]
     given: Contribution | None = None
 
+    def emptied(self) -> HeldStep:
+        """Drop the contributions."""
+        self.contributions = []
+        return self
+
 
 class MomentumRing:
     """The steps of one optimizer whose effect isn't over.
@@ -69,7 +74,7 @@ class MomentumRing:
         return max(1, math.ceil(math.log(REMAINDER) / math.log(slowest))) if slowest else 1
 
     def add(self, held: HeldStep) -> tuple[Tensor, Tensor]:
-        """A step that was taken; books the oldest ones once the ring is full.
+        """Add a step that was taken; book the oldest ones once the ring is full.
 
         Returns:
             What the step's examples and those before have gained by it, ``[Q]`` float64, and what the optimizer's own
@@ -123,6 +128,26 @@ class MomentumRing:
             if index < count:
                 self._book(held, towards)
         del self.held[:count]
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the ring holds."""
+        return {"held": list(self.held), "buffers": dict(self.buffers), "given_buffers": dict(self.given_buffers)}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what one process has held; another process's batches join the same steps."""
+        if not self.held:
+            self.held = list(state["held"])
+            self.buffers, self.given_buffers = state["buffers"], state["given_buffers"]
+            return
+        for step, other in zip(self.held, state["held"], strict=True):
+            step.contributions += other.contributions
+        for name, buffer in state["buffers"].items():
+            self.buffers[name] = self.buffers.get(name, 0) + buffer
+
+    def load_emptied(self, state: Mapping[str, Any]) -> None:
+        """Take up another process's steps without its contributions."""
+        self.held = [step.emptied() for step in state["held"]]
+        self.given_buffers = state["given_buffers"]
 
     def _book(self, held: HeldStep, towards: Mapping[str, Tensor]) -> None:
         if not towards:

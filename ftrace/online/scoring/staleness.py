@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, inner_products
-
-if TYPE_CHECKING:
-    from ftrace.online.scoring.scoring import Scoring
 
 
 class Staleness:
@@ -40,15 +38,23 @@ class Staleness:
         self._stale, self._refresh = queries, refreshes
         return True
 
-    def after_backward(self, gradients: PerExampleGradients, scoring: Scoring) -> None:
-        """With the first batch after the refresh: compare."""
-        if self._stale is None or scoring.queries is None or len(gradients) < 2:
+    def after_backward(self, gradients: PerExampleGradients, fresh: QueryGradients | None) -> None:
+        """Compare, with the first batch after the refresh."""
+        if self._stale is None or fresh is None or len(gradients) < 2:
             return
         stale, self._stale = self._stale, None
         names = list(gradients.parts)
         old = inner_products(gradients, stale, names)
-        new = inner_products(gradients, scoring.queries, names)[:, : len(stale)]
+        new = inner_products(gradients, fresh, names)[:, : len(stale)]
         self.measured[self._refresh] = mean_rank_correlation(old, new)
+
+    def state(self) -> dict[str, Any]:
+        """Return what was measured."""
+        return {"staleness": dict(self.measured)}
+
+    def load(self, shared: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state` was called."""
+        self.measured = shared["staleness"]
 
 
 def mean_rank_correlation(first_BQ: Tensor, second_BQ: Tensor) -> float:

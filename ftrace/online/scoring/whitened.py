@@ -226,7 +226,7 @@ class WhitenedProducts:
             self.autocorrelation.add(one)
 
     def state(self) -> dict[str, Any]:
-        """For resuming: this process's sums, and what all share."""
+        """Return this process's sums, and what all processes share."""
         return {
             "sums": dict(self.autocorrelation.sums),
             "weights": dict(self.autocorrelation.weights),
@@ -234,7 +234,7 @@ class WhitenedProducts:
             "preconditioners": dict(self.preconditioners),
         }
 
-    def restore(self, states: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> None:
+    def load(self, states: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> None:
         """Add up what processes have seen.
 
         Args:

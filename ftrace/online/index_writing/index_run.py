@@ -1,0 +1,297 @@
+"""One training run whose gradients become the rows of an index: from backward passes and steps to segments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ftrace.gradients import GradientCapture, Recording, parameters_option
+from ftrace.index import (
+    GradientFeatures,
+    IndexSettings,
+    Rows,
+    preconditioner_for_index,
+    read_preconditioners,
+    snapshot_fingerprint,
+)
+from ftrace.online.batches import batch_ids, batch_sizes
+from ftrace.online.checks.failures import Failures
+from ftrace.online.checks.index_checks import IndexChecks
+from ftrace.online.index_writing.segment_schedule import SegmentSchedule
+from ftrace.online.index_writing.segments import SegmentWriter
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.messages import warn
+from ftrace.online.optimizers.clipping import Clipping, scales_inside
+from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
+from ftrace.online.output_folder import OutputFolder
+from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.rehearsal.row_finder import RowFinder
+from ftrace.online.repeated_ids import RepeatedIds
+from ftrace.online.restore.modes import without_autocast
+from ftrace.online.snapshots import save_snapshot
+from ftrace.whole_files import whole_file
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the rows of a run are checked by.
+
+    Args:
+        id_key: The batch's key of the examples' ids.
+        strict: Whether what is wrong is an error; otherwise a warning.
+        self_check: Whether to check.
+        shared_ids: Whether several rows of the data may have one id.
+    """
+
+    id_key: str = "example_id"
+    strict: bool = True
+    self_check: bool = True
+    shared_ids: bool = False
+
+
+class IndexRun:
+    """The writing of an index, from the first batch of a run to its last step.
+
+    Args:
+        loop: The training loop, with one optimizer.
+        capture: Records its module, attached already.
+        index: What rows are, and how they are kept.
+        schedule: Which steps are written.
+        settings: What rows are checked by.
+        folder: The index's folder.
+        who: Whose messages these are.
+    """
+
+    def __init__(
+        self,
+        loop: TrainingLoop,
+        capture: GradientCapture,
+        index: IndexSettings,
+        schedule: SegmentSchedule,
+        settings: RunSettings,
+        folder: OutputFolder,
+        who: str,
+    ) -> None:
+        self.loop = loop
+        self.capture = capture
+        self.index = index
+        self.schedule = schedule
+        self.settings = settings
+        self.folder = folder
+        self.who = who
+        self.names = list(capture.coverage.covered)
+        self.steps_left_out = 0
+        self._features = GradientFeatures(index.features, self.names)
+        self._repeated_ids = RepeatedIds(loop, settings.id_key, strict=settings.strict, shared=settings.shared_ids)
+        of_ids = {id(p): name for name, p in loop.module.named_parameters()}
+        self._optimizer = FollowedOptimizer(0, loop.optimizers[0], of_ids, self.names, by_layer=False)
+        self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
+        self._clipping = Clipping(loop)
+        is_coarse = loop.precision not in ("32-true", "64-true")
+        failures = None
+        if settings.self_check:
+            failures = Failures(strict=settings.strict, who=who, patterns=capture.coverage.patterns)
+        self._checks = None if failures is None else IndexChecks(self._parameters, failures, coarse=is_coarse)
+        self.rows = RowFinder(
+            loop, capture, settings.id_key, who, failures, strict=True, seed=index.features.seed, coarse=is_coarse
+        )
+        self._example_names: dict[int, str] = {}
+        self._segment: SegmentWriter | None = None
+        self._window: list[tuple[Tensor, Tensor]] = []  # rows and ids of each backward pass since the last step
+        self._recording: Recording | None = None
+        self._batch_ids = torch.empty(0)
+        self._step, self._epoch = loop.step, loop.epoch
+
+    # Batches
+
+    def begin_batch(self, batch: Any, batch_idx: int) -> None:
+        """Open a segment, if one is due, rehearse the step, and begin to record."""
+        loop, key = self.loop, self.settings.id_key
+        if not self._window:
+            self._step, self._epoch = loop.step, loop.epoch
+            self._open_segment_if_due()
+        if self._segment is None:
+            return
+        self._batch_ids = batch_ids(batch, key, "id_key", self._example_names)
+        self._repeated_ids.see(self._batch_ids, self._example_names)
+        groups, whole = batch_sizes(batch, key), self._features.needs_whole
+        count = len(self._batch_ids)
+        self.rows.before_batch(batch, batch_idx, count, groups, loop.step, whole=whole)
+        self._recording = self.capture.start(count, whole=whole, groups=groups, book=self.rows.book)
+        self.rows.watch(self._recording)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Prepare for the backward pass."""
+        if self._recording is not None:
+            with without_autocast(self.loop.device):
+                self.rows.before_backward(self._recording, loss, self.loop.step)
+
+    def after_backward(self) -> None:
+        """Make rows of what the backward pass has added to the gradients."""
+        if self._recording is None:
+            return
+        self.capture.stop()
+        with torch.no_grad(), without_autocast(self.loop.device):
+            self.rows.after_backward([self._recording], self.loop.step)
+            rows = self._features.rows(self.rows.read(self._recording))
+            rows = rows / (self.loop.loss_scale * num_processes())
+            self._window.append((rows.detach(), self._batch_ids.to(rows.device)))
+        self._recording = None
+
+    def begin_window(self) -> None:
+        """Forget rows of gradients that no optimizer step has used."""
+        self._window = []
+
+    def end_batch(self) -> None:
+        """Close a batch: a step that was begun and not taken has been skipped."""
+        self.capture.stop()
+        self._recording = None
+        if self._optimizer.is_stepping:  # a loss scaler has left the step out
+            self._optimizer.is_stepping, self._window = False, []
+
+    # Steps
+
+    def begin_step(self) -> None:
+        """Check and note what the optimizer is about to step with."""
+        if self._segment is None:
+            return
+        optimizer = self._optimizer
+        optimizer.norm_before_step = self._clipping.before_step(optimizer, wants_norm=False)
+        optimizer.note_before_step(steps=False)
+        self.rows.before_step(self._parameters)
+        if self._checks is not None and not scales_inside(self.loop, optimizer):
+            self._checks.before_step(self._features, self._window, self._step)
+
+    def end_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Write the rows of a step that was taken; a hook of the optimizer."""
+        followed, segment = self._optimizer, self._segment
+        if segment is None or not followed.is_stepping:
+            return
+        followed.is_stepping = False
+        self._clipping.after_step(followed)
+        weight = self._learning_rate() * self._clipping.factor
+        window, self._window = self._window, []
+        if not window:
+            return
+        rows, ids = (torch.cat(parts).cpu() for parts in zip(*window, strict=True))
+        if not rows.isfinite().all():
+            self._leave_out()
+            return
+        of_step = torch.full((len(ids),), self._step, dtype=torch.int64)
+        segment.add(Rows(rows, ids, torch.full((len(ids),), weight, dtype=rows.dtype), of_step))
+
+    def _learning_rate(self) -> float:
+        by_rate: dict[float, list[str]] = {}
+        for index, name, _ in self._optimizer.parameters(covered=True):
+            by_rate.setdefault(self._optimizer.rates[index], []).append(name)
+        if len(by_rate) != 1:
+            most = max(by_rate.values(), key=len)
+            raise ValueError(
+                f"{self.who}: expected one learning rate for all parameters that the index sees, found "
+                f"{sorted(by_rate)}. Choose parameters of one group, such as {parameters_option(most)}"
+            )
+        return next(iter(by_rate))
+
+    def _leave_out(self) -> None:
+        if not self.steps_left_out:
+            warn(
+                f"{self.who}: gradients of step {self._step} are not finite. Its rows are left out, and so will be "
+                "those of other such steps; segments count them"
+            )
+        self.steps_left_out += 1
+
+    # Segments
+
+    def go_on_with_segment(self) -> None:
+        """Take up the last segment, if it was open at the step that training goes on with."""
+        segments = sorted(self.folder.path.glob("segment-*"))
+        unfinished = [segment for segment in segments if not (segment / "segment.json").exists()]
+        if not unfinished:
+            return
+        folder = unfinished[-1]
+        step = int(folder.name.removeprefix("segment-"))
+        noted = json.loads((folder / "begun.json").read_text())
+        self._segment = SegmentWriter(folder, self.index, self._features.size, step, noted["epoch"])
+        like = next(iter(self._parameters.values()))
+        self._use(GradientFeatures(self.index.features, self.names, read_preconditioners(folder, like)))
+
+    def _open_segment_if_due(self) -> None:
+        current = self._segment
+        if current is not None and self.schedule.goes_on((current.step, current.epoch), self._step, self._epoch):
+            return
+        self.close_segment()
+        if self.schedule.part(self._step, self._epoch) is None:
+            return
+        preconditioners, kind = {}, self.index.features.preconditioner
+        if kind != "none":
+            of_optimizer = self._optimizer.preconditioners(elementwise=True)
+            preconditioners = {name: preconditioner_for_index(one, kind) for name, one in of_optimizer.items()}
+        features = GradientFeatures(self.index.features, self.names, preconditioners)
+        undivided = [name for name in self.names if name not in features.preconditioners]
+        if features.preconditioners and undivided:
+            warn(
+                f"{self.who}: at step {self._step} the optimizer has no second moments of {undivided[0]!r} and "
+                f"{len(undivided) - 1} others yet: their gradients are not divided, beside others that are. The "
+                "segment lists them"
+            )
+        folder = self.folder.path / f"segment-{self._step:08d}"
+        self._segment = SegmentWriter(folder, self.index, features.size, self._step, self._epoch)
+        if process_rank() == 0:
+            save_snapshot(self.folder.path / self._snapshot_of(self._step), self.loop)
+            self._segment.begin(features.preconditioners)
+            with whole_file(folder / "begun.json") as temporary:
+                temporary.write_text(json.dumps({"epoch": self._epoch}))
+        gather_objects(None)  # no process writes rows before the folder is there
+        self._use(features)
+
+    def _snapshot_of(self, step: int) -> Path:
+        return Path("snapshots") / f"step-{step:08d}"
+
+    def _use(self, features: GradientFeatures) -> None:
+        self._features = features
+        self.capture.projection = features.projection
+        if self._checks is not None:
+            self._checks.begin_segment()
+
+    def flush(self) -> None:
+        """Write out the rows of the open segment."""
+        if self._segment is not None:
+            self._segment.flush()
+
+    def close_segment(self) -> None:
+        """Close the open segment. All processes must call it."""
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        segment.flush()
+        names = {name: text for of_process in gather_objects(self._example_names) for name, text in of_process.items()}
+        gather_objects(None)  # all have written out
+        if process_rank() == 0:
+            snapshot = self._snapshot_of(segment.step)
+            facts = {
+                "snapshot": str(snapshot),
+                "fingerprint": snapshot_fingerprint(self.folder.path / snapshot),
+                "last_step": self._step - 1,
+                "preconditioned": bool(self._features.preconditioners),
+                "undivided": [name for name in self.names if name not in self._features.preconditioners],
+                "steps_left_out": self.steps_left_out,
+                "rows": self.rows.facts(),
+            }
+            self.steps_left_out = 0
+            if names:
+                with whole_file(self.folder.path / "example_names.json") as temporary:
+                    temporary.write_text(json.dumps(names))
+            segment.close(list(self._features.blocks), facts)
+        gather_objects(None)
+
+    def finish(self) -> None:
+        """Close what is open, since training has ended."""
+        self._step = self.loop.step
+        self.close_segment()
+        self.rows.say_what_was_never_checked()

@@ -1,0 +1,191 @@
+"""The writing of an index from the outside: what happens in a training loop goes in, and an index comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ftrace.gradients import GradientCapture, leave_out
+from ftrace.index import GradientIndex, IndexSettings, begin_index, block_weights
+from ftrace.online.hooks import is_compiled_anywhere, refuse_batch_statistics
+from ftrace.online.index_writing.index_run import IndexRun, RunSettings
+from ftrace.online.index_writing.segment_schedule import SegmentSchedule
+from ftrace.online.index_writing.segments import drop_rows_from
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.messages import warn
+from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
+from ftrace.online.output_folder import OutputFolder
+from ftrace.online.processes import gather_objects, process_rank
+
+
+class IndexSession:
+    """An observer of a training loop that writes an index.
+
+    Args:
+        index: What rows are, and how they are kept.
+        schedule: Which steps are written.
+        settings: What rows are checked by.
+        who: Whose messages these are.
+
+    Attributes:
+        run: The run; None before training.
+    """
+
+    def __init__(self, index: IndexSettings, schedule: SegmentSchedule, settings: RunSettings, who: str) -> None:
+        self.index = index
+        self.schedule = schedule
+        self.settings = settings
+        self.who = who
+        self.run: IndexRun | None = None
+        self._capture: GradientCapture | None = None
+        self._handles: list[RemovableHandle] = []
+        self._restored: dict[str, Any] | None = None
+        self._run_id = ""  # of the last run, which may be told to train on
+        self._output_dir = Path()
+
+    @property
+    def running(self) -> IndexRun:
+        """The run.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
+        if self.run is None:
+            raise RuntimeError(f"{self.who}: training has not begun")
+        return self.run
+
+    def before_training(self, module: nn.Module) -> None:
+        """Attach to a compiled module, which keeps the hooks that it has when it is called first."""
+        self.run = self._capture = None
+        if is_compiled_anywhere(module):
+            self._attach(module, None)
+
+    def training_begins(self, loop: TrainingLoop, output_dir: Path | None, default_dir: Path, data: Any) -> None:
+        """Attach to the module and its optimizer, and begin an index or go on with one.
+
+        Args:
+            loop: The training loop.
+            output_dir: The index's folder; None: where the index of the checkpoint is, or the default.
+            default_dir: The default.
+            data: Fingerprint of the data, if there is one.
+
+        Raises:
+            ValueError: If something in the module or the folder isn't supported.
+        """
+        warn_of_missing_rates(loop.optimizers, self.who, "the index")
+        optimizer = loop.optimizers[0]
+        if self._capture is None:
+            self._attach(loop.module, [p for group in optimizer.param_groups for p in group["params"]])
+        capture = self._capture
+        assert capture is not None
+        if not capture.coverage.covered:
+            raise ValueError(f"{self.who}: expected at least one parameter to be trained. {capture.coverage.summary()}")
+        folder = self._find_folder(loop, output_dir, default_dir)
+        run = IndexRun(loop, capture, self.index, self.schedule, self.settings, folder, self.who)
+        self._begin_index(run, data)
+        run.go_on_with_segment()
+        self._handles.append(optimizer.register_step_post_hook(run.end_step))
+        self.run = run
+
+    def _find_folder(self, loop: TrainingLoop, output_dir: Path | None, default_dir: Path) -> OutputFolder:
+        restored, self._restored = self._restored, None
+        if output_dir is None:  # a logger has a new folder for each call
+            output_dir = Path(restored["output_dir"]) if restored else default_dir
+        folder = OutputFolder(output_dir, self.who, "index")
+        trains_on = bool(loop.step) and bool(self._run_id)  # the same callback, told to train on
+        if restored:
+            folder.run_id = restored["run_id"]
+        elif trains_on:
+            folder.run_id = self._run_id
+        self._run_id, self._output_dir = folder.run_id, folder.path
+        if (restored or trains_on) and not (folder.path / "index.json").exists():
+            raise ValueError(
+                f"{self.who}: training goes on with an index, and there is none at {str(folder.path)!r}. Move it "
+                "there, or name where it is: output_dir=..."
+            )
+        if loop.step and not restored and not trains_on:
+            warn(
+                f"{self.who}: training goes on at step {loop.step}, from a checkpoint that knows no index: rows "
+                "of earlier steps are not in this one"
+            )
+        return folder
+
+    def _begin_index(self, run: IndexRun, data: Any) -> None:
+        facts = {"written_by": self.who, "output": "the training loss", "run_id": run.folder.run_id, "data": data}
+        manifest = run.folder.path / "index.json"
+        if process_rank() == 0:
+            run.folder.refuse_another_run(json.loads(manifest.read_text()) if manifest.exists() else None)
+            begin_index(run.folder.path, self.index, run.loop.module, run.names, facts)
+            drop_rows_from(run.folder.path, run.loop.step, self.index.dtype)
+        gather_objects(None)  # no process looks at segments before they are as they will be
+
+    def _attach(self, module: nn.Module, optimized: list[Any] | None) -> None:
+        patterns = self.index.features.parameters or tuple(block_weights(module))
+        capture = GradientCapture(module, patterns, optimized, reads_graph=True)
+        gaps = [gap.parameter for gap in capture.coverage.gaps]
+        if gaps and self.settings.strict:
+            refuse_batch_statistics(module, gaps, self.who)
+            raise ValueError(
+                f"{self.who} can't cover {len(gaps)} trained parameters. {capture.coverage.summary()}\n"
+                f"{leave_out(gaps, patterns)}, or go on without with strict=False."
+            )
+        self._capture = capture
+        capture.attach()
+
+    # Its end
+
+    def training_has_ended(self) -> None:
+        """Close the last segment."""
+        run = self.running
+        run.finish()
+        self.detach()
+        if not any(run.folder.path.glob("segment-*")):
+            warn(
+                f"{self.who}: nothing was written: the {run.loop.step} steps of {run.loop.epoch} epochs had "
+                f"none of epochs={self.schedule.epochs}, steps={self.schedule.steps}"
+            )
+        elif process_rank() == 0:
+            index = GradientIndex(run.folder.path)
+            size = sum(file.stat().st_size for file in run.folder.path.glob("segment-*/*"))
+            run.loop.tell(
+                f"{self.who}: {index.num_rows:,} rows of {index.size:,} numbers in {len(index.segments)} segments, "
+                f"{size / 2**20:,.0f} MiB: {run.folder.path}. Ask it with ftrace search --index {run.folder.path}"
+            )
+
+    @property
+    def waits_to_be_closed(self) -> bool:
+        """Whether the run was killed after its last checkpoint and before its last segment was closed."""
+        return self._restored is not None
+
+    def training_has_failed(self) -> None:
+        """Write out what is open."""
+        if self.run is not None:
+            self.run.flush()
+        self.detach()
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        if self._capture is not None:
+            self._capture.detach()
+            self._capture = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """Write out what is open, and return what goes into the checkpoint."""
+        if not self._run_id:
+            return {}
+        if self.run is not None:
+            self.run.flush()
+        return {"version": 1, "run_id": self._run_id, "output_dir": str(self._output_dir)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with the index of a checkpoint as soon as training begins."""
+        self._restored = state or None

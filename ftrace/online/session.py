@@ -1,0 +1,250 @@
+"""A traced run from the outside: what happens in a training loop goes in, and a score store comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftrace.gradients import unsupported_step
+from ftrace.online.checks.failures import SelfCheckError
+from ftrace.online.hooks import Hooks
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.manifest import manifest_of, write_store
+from ftrace.online.messages import warn
+from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
+from ftrace.online.output_folder import OutputFolder
+from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
+from ftrace.online.queries.query_pass import QueryPass
+from ftrace.online.restore.modes import without_autocast
+from ftrace.online.resume import RunState
+from ftrace.online.settings import TraceSettings
+from ftrace.online.traced_run import TracedRun
+from ftrace.scores import ScoreStore, check_replaceable
+
+
+class TraceSession:
+    """An observer of a training loop.
+
+    Each method is called when in the loop happens what its name says.
+
+    Args:
+        settings: What is traced, and how.
+        queries: A DataLoader or Dataset of queries; None: the loop's own.
+        query_losses: ``(module, batch) -> Tensor[B]``, in nats; default: the module's own, or a ready-made one.
+        query_learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; default: the
+            module's own, if it has one.
+        who: Whose messages these are.
+
+    Attributes:
+        run: The run; None before training and between two.
+    """
+
+    def __init__(
+        self,
+        settings: TraceSettings,
+        queries: Any,
+        query_losses: Callable[..., Tensor] | None,
+        query_learned: Callable[..., Tensor] | None,
+        who: str,
+    ) -> None:
+        self.settings = settings
+        self.queries = queries
+        self.query_losses = query_losses
+        self.query_learned = query_learned
+        self.who = who
+        self.run: TracedRun | None = None
+        self._hooks = Hooks(
+            settings.parameters, settings.projection, who, strict=settings.strict, all_of_queries=settings.ledger
+        )
+        self._state = RunState(who)
+        self._added: list[Any] = []
+        self._folder: OutputFolder
+
+    @property
+    def running(self) -> TracedRun:
+        """The run.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
+        if self.run is None:
+            raise RuntimeError(f"{self.who}: training has not begun")
+        return self.run
+
+    def add_queries(self, queries: Any) -> None:
+        """Add queries, which are traced from the next batch on.
+
+        Raises:
+            ValueError: If training has not begun.
+        """
+        if self.run is None:
+            raise ValueError(f"add_queries: expected training to be under way. Give the queries to {self.who} instead")
+        self._added.append(queries)
+
+    # Its beginning
+
+    def before_training(self, module: nn.Module) -> None:
+        """Attach to a compiled module, which is called before training begins."""
+        self.run = None
+        self._hooks.attach_before_first_call(module)
+
+    def training_begins(self, loop: TrainingLoop, output_dir: Path) -> None:
+        """Attach to the module and its optimizers, and take up the scores of a checkpoint.
+
+        Args:
+            loop: The training loop.
+            output_dir: Where the store is going to be written.
+
+        Raises:
+            ValueError: If something in the loop, the module, its optimizers or the folder isn't supported.
+        """
+        settings = self.settings
+        if "dot" in settings.scores:
+            warn_of_missing_rates(loop.optimizers, self.who, 'the kind "dot"')
+        for optimizer in loop.optimizers if "update" in settings.scores else ():
+            problem = unsupported_step(optimizer)
+            if problem is not None:
+                raise ValueError(
+                    f'{self.who}: scores of the kind "update" need to know what the optimizer does: {problem}. '
+                    'Ask for "dot" and "cosine" alone'
+                )
+        self._folder = OutputFolder(output_dir, self.who, "scores")
+        queries = self._query_pass(loop)
+        if not self._hooks.is_attached:
+            self._hooks.attach(loop.module, loop.optimizers)
+        run = TracedRun(loop, queries, settings, self._hooks, self.who)
+        self._state.begin(run, self._folder, strict=settings.strict)
+        check_replaceable(self._folder.path)
+        check_replaceable(self._incomplete_dir)
+        self._refuse_another_run()
+        if run.first_step:
+            warn(
+                f"{self.who}: scores begin at step {run.first_step}, earlier steps are not in them; they go to "
+                f"{self._incomplete_dir}"
+            )
+        for optimizer in loop.optimizers:
+            self._hooks.follow(loop, optimizer, self.optimizer_steps, self.optimizer_has_stepped)
+        self.run = run
+
+    def _query_pass(self, loop: TrainingLoop) -> QueryPass:
+        settings = self.settings
+        losses = self.query_losses or find_query_losses(loop.module)
+        learned = self.query_learned or find_query_learned(loop.module)
+        learned = learned if settings.ledger or "learned" in settings.breakdown else None
+        if "learned" in settings.breakdown and learned is None:
+            raise ValueError(
+                'breakdown="learned": nobody can tell whether a query is right. Give the module a method '
+                "learned(batch) -> Tensor[B] bool, or pass query_learned=(module, batch) -> Tensor[B]"
+            )
+        return QueryPass(self.queries, losses, learned, settings.query_id_key, loop)
+
+    # Batches and steps
+
+    def batch_begins(self, batch: Any, batch_idx: int) -> None:
+        """Rehearse the step, if that is due, and begin to record."""
+        self.running.begin_batch(batch, batch_idx, self._added)
+
+    def backward_begins(self, loss: Tensor) -> None:
+        """Prepare for a backward pass over this loss."""
+        if self.run is not None:
+            with without_autocast(self.run.loop.device):
+                self.run.before_backward(loss)
+
+    def backward_has_ended(self) -> None:
+        """Read what the backward pass has added to the gradients."""
+        if self.run is not None:
+            with without_autocast(self.run.loop.device):
+                self.run.after_backward()
+
+    def gradients_are_zeroed(self) -> None:
+        """Forget contributions that no step has used, under automatic optimization."""
+        self.running.begin_window()
+
+    def optimizer_steps(self, optimizer: Optimizer) -> None:
+        """Check and note what an optimizer is about to step with."""
+        with without_autocast(self.running.loop.device):
+            self.running.begin_step(self.running.parameters.find(optimizer))
+
+    def optimizer_has_stepped(self, optimizer: Optimizer) -> None:
+        """Book the step."""
+        self.running.end_step(self.running.parameters.find(optimizer))
+
+    def batch_has_ended(self) -> None:
+        """Close the batch."""
+        self.running.end_batch()
+
+    # Its end
+
+    def training_has_ended(self) -> None:
+        """Write the store."""
+        run = self.running
+        self._state.remember(run)
+        run.finish()
+        run.rows.say_what_was_never_checked()
+        self._write(complete=run.first_step == 0)
+        self._hooks.detach()
+
+    @property
+    def waits_to_be_closed(self) -> bool:
+        """Whether the run was killed after its last checkpoint and before its store was written."""
+        return self.run is None and bool(self._state.restored)
+
+    def training_has_failed(self, exception: BaseException) -> None:
+        """Write what there is, by this process alone, unless the scores themselves are wrong."""
+        run = self.run
+        if run is not None and self._hooks.is_attached and run.taken and not isinstance(exception, SelfCheckError):
+            self._state.remember(run)  # a checkpoint may be saved yet
+            run.scoring.finish()
+            self._write(complete=False, alone=True)
+        self._hooks.detach()
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        self._hooks.detach()
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """Write the state beside the user's checkpoint. All processes must call it.
+
+        Returns:
+            What goes into the checkpoint: names and hashes of files.
+        """
+        return self._state.save(self.run)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state as soon as training begins."""
+        self._state.restored = state
+
+    # The store
+
+    @property
+    def _incomplete_dir(self) -> Path:
+        folder = self._folder.beside("incomplete")
+        try:
+            other = ScoreStore.open(folder).manifest.get("run_id")
+        except (FileNotFoundError, ValueError):
+            return folder
+        run_id = self._folder.run_id
+        return folder if other == run_id else folder.with_name(f"{folder.name}-{run_id[:8]}")
+
+    def _refuse_another_run(self) -> None:
+        """Refuse to lose the store of another run; an earlier one of the same run is replaced."""
+        try:
+            manifest = dict(ScoreStore.open(self._folder.path).manifest)
+        except (FileNotFoundError, ValueError):  # or an empty folder
+            return
+        self._folder.refuse_another_run(manifest, f" ({manifest.get('steps', 'unknown')} steps)")
+
+    def _write(self, *, complete: bool, alone: bool = False) -> None:
+        run = self.running
+        # A folder of the name that was asked for holds the scores of a whole run, always.
+        output_dir = self._folder.path if complete else self._incomplete_dir
+        facts = manifest_of(run, self._folder.run_id, complete=complete)
+        store = write_store(output_dir, run, facts, alone=alone)
+        if store is not None and store.ledger is not None and len(store.ledger.steps):
+            run.loop.tell(f"{self.who}: {store.ledger.summary()}. Scores: {output_dir}")

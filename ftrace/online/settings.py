@@ -1,0 +1,149 @@
+"""The settings of a traced run: one source for the callback, the plain loop and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ftrace.gradients import Projection
+from ftrace.online.scoring.rules import KINDS, ScoringRules
+from ftrace.online.scoring.whitened import Whitening
+from ftrace.scores import Candidates, stable_id
+
+BREAKDOWNS = ("layer", "epoch", "learned")
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What is traced, and how.
+
+    Args:
+        scores: Kinds to accumulate, all in one pass. ``dot``: sum over steps of learning rate x clip factor x inner
+            product, in nats if the optimizer were SGD. ``update``: the first-order effect of the optimizer's actual
+            step in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: sum over steps of the cosine, over the covered
+            parameters. ``whitened``: the same of gradients that are divided by the root of the optimizer's second
+            moments, projected, and whitened by their running autocorrelation. ``learning``: ``whitened`` with each step
+            weighted by p (1 - p), where p = exp(-loss) is the probability of the query's answer at the last refresh, so
+            that those steps count in which it is being learned: the one to rank by.
+        parameters: Globs over parameter names, in order; one that begins with "!" takes away.
+        refresh_every_n_steps: Recompute the queries' gradients every so many optimizer steps.
+        projection_side: None is exact; a whole number K projects each weight's gradient on both sides to K x K (a
+            vector's to K * K), at random, so that products are right in expectation and cost next to nothing.
+        integration: "left" uses the query gradients of the last refresh; "trapezoid" interpolates between refreshes,
+            for ``dot`` and ``update``, and holds one interval's contributions.
+        momentum: How ``update`` gives momentum to examples. "eventual": a step's whole later effect is booked at once,
+            along the query gradients of the step. "exact": contributions are held until their effect is over.
+        whitening: How the kinds ``whitened`` and ``learning`` are made.
+        candidates: Whose scores are kept: None, all examples'; a list of example ids; or such a list for each query id,
+            so that a matrix of examples x queries never exists.
+        breakdown: Of "layer", "epoch" and "learned" (before and after the query was first right): also keep scores by
+            part. Memory is that many times as large.
+        ledger: Keep the ledger: what each query's loss did between refreshes, beside what the scores say.
+        staleness_every: At every so many refreshes, measure how much scores have suffered from old query gradients.
+        id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
+        query_id_key: The query batches' key of the queries' ids, likewise.
+        strict: A parameter that can't be covered, or a failed self-check, is an error; otherwise a warning and a line
+            in the manifest.
+        self_check: Hold single examples, found in rehearsals of the training step, and one query against plain
+            autograd, until each parameter was seen with a gradient and at a few later steps; and at each step the sum
+            of contributions against the gradient. Whose rows are whose is found out with and without it: before the
+            first step, the training step is rehearsed some ten times, so forward hooks of your own fire there too.
+        seed: Of the projection, and of the examples that the self-check looks at.
+        shared_ids: Whether several rows of the data may have one id, such as the pieces of a document; their scores are
+            added up.
+
+    Raises:
+        ValueError: On an unknown or unsupported option.
+    """
+
+    scores: Sequence[str] = ("dot",)
+    parameters: Sequence[str] = ("*",)
+    refresh_every_n_steps: int = 1
+    projection_side: int | None = None
+    integration: Literal["left", "trapezoid"] = "left"
+    momentum: Literal["eventual", "exact"] = "eventual"
+    whitening: Whitening = Whitening()  # noqa: RUF009 - frozen
+    candidates: Any = None
+    breakdown: Sequence[str] = ()
+    ledger: bool = True
+    staleness_every: int = 0
+    id_key: str = "example_id"
+    query_id_key: str = "query_id"
+    strict: bool = True
+    self_check: bool = True
+    seed: int = 0
+    shared_ids: bool = False
+
+    def __post_init__(self) -> None:
+        for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):
+            unknown = [value for value in values if value not in known]
+            if unknown or isinstance(values, str) or (name == "scores" and not values):
+                raise ValueError(f"{name}: expected some of {list(known)}, found {values!r}")
+        for name, value, both in (
+            ("integration", self.integration, ["left", "trapezoid"]),
+            ("momentum", self.momentum, ["eventual", "exact"]),
+        ):
+            if value not in both:
+                raise ValueError(f"{name}: expected one of {both}, found {value!r}")
+        for name, number, least in (
+            ("refresh_every_n_steps", self.refresh_every_n_steps, 1),
+            ("staleness_every", self.staleness_every, 0),
+        ):
+            if number < least:
+                raise ValueError(f"{name}: expected at least {least}, found {number}")
+        if self.projection_side is not None and self.projection_side < 1:
+            raise ValueError(f"projection_side: expected None or at least 1, found {self.projection_side}")
+        if self.momentum == "exact" and "update" not in self.scores:
+            raise ValueError('momentum="exact" is of the kind "update": expected it in scores')
+        whitened = [kind for kind in ("whitened", "learning") if kind in self.scores]
+        if whitened and self.projection_side is None:
+            raise ValueError(
+                f"scores of the kind {whitened[0]!r} whiten projected gradients: expected projection_side=K (R has K^4 "
+                "numbers for each parameter; 8 to 16 is usual), found None"
+            )
+        for name in ("scores", "parameters", "breakdown"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "candidates", _numbered(self.candidates))
+
+    @property
+    def projection(self) -> Projection | None:
+        """What gradients are projected with; None if products are exact."""
+        return None if self.projection_side is None else Projection(self.projection_side, self.seed)
+
+    @property
+    def rules(self) -> ScoringRules:
+        """How scores are made of steps."""
+        return ScoringRules(
+            tuple(self.scores),
+            self.integration == "trapezoid",
+            self.momentum == "exact",
+            tuple(self.breakdown),
+            self.projection,
+            self.whitening,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of them first."""
+        given = self.candidates
+        candidates = "all" if given is None else "of each query" if isinstance(given, Mapping) else len(given)
+        return {
+            "projection_side": self.projection_side,
+            "integration": self.integration,
+            "momentum": self.momentum if "update" in self.scores else None,
+            "whitening": asdict(self.whitening) if self.rules.whitens else None,
+            "candidates": candidates,
+        }
+
+
+def _numbered(candidates: Any) -> Candidates:
+    """Candidates by number, also where they were given by name."""
+    if candidates is None:
+        return None
+    if isinstance(candidates, Mapping):
+        return {_number(query): [_number(example) for example in of_query] for query, of_query in candidates.items()}
+    return [_number(example) for example in candidates]
+
+
+def _number(given_id: int | str) -> int:
+    return stable_id(given_id) if isinstance(given_id, str) else int(given_id)

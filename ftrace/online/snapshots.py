@@ -1,0 +1,90 @@
+"""Snapshots for attribution: weights, second moments and learning rates at one step.
+
+A snapshot is a folder ``step-00000120/``:
+
+    weights.safetensors           each parameter and buffer once, by its first name in the module
+    second_moments.safetensors    what the optimizer keeps of squared gradients, as "parameter::key"; absent without one
+    snapshot.json                 step, epoch, learning rates by parameter group, optimizer, tied names, versions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ftrace.gradients import full_name
+from ftrace.online.loop import TrainingLoop
+from ftrace.whole_files import whole_file, whole_folder
+
+# Adam and its like; Adafactor's factored ones; RMSprop.
+_SECOND_MOMENTS = (
+    "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "row_var", "col_var", "variance", "square_avg"
+)  # fmt: skip
+_SETTINGS = ("betas", "eps", "amsgrad")  # what second moments are read with
+
+
+def save_snapshot(folder: Path, loop: TrainingLoop) -> None:
+    """Save the current weights, second moments and learning rates, whole or not at all."""
+    names: dict[int, list[str]] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in loop.module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):  # a module's extra state, which is no weight
+            continue
+        names.setdefault(id(tensor), []).append(name)
+        if len(names[id(tensor)]) == 1:  # tied weights once
+            tensors[name] = tensor.detach().cpu().contiguous()
+    names_of = {id(p): name for name, p in loop.module.named_parameters()}
+    moments = _second_moments(loop.optimizers, names_of)
+    manifest = {
+        "format": "ftrace-snapshot",
+        "version": 1,
+        "step": loop.step,
+        "epoch": loop.epoch,
+        "tied": {also: same[0] for same in names.values() for also in same[1:]},
+        "optimizers": [
+            {
+                "class": full_name(optimizer),
+                "groups": [
+                    {
+                        "learning_rate": float(group["lr"]),
+                        "settings": {key: group[key] for key in _SETTINGS if key in group},
+                        "steps": {
+                            names_of[id(p)]: float(optimizer.state[p]["step"])
+                            for p in group["params"]
+                            if id(p) in names_of and "step" in optimizer.state.get(p, {})
+                        },
+                        "parameters": [names_of[id(p)] for p in group["params"] if id(p) in names_of],
+                    }
+                    for group in optimizer.param_groups
+                ],
+            }
+            for optimizer in loop.optimizers
+        ],
+        "versions": {name: version(name) for name in ("ftrace", "torch", *loop.packages)},
+    }
+    with whole_folder(folder) as temporary:  # may replace an earlier run's, or this run's before it was resumed
+        with whole_file(temporary / "weights.safetensors") as file:
+            save_file(tensors, file)
+        if moments:
+            with whole_file(temporary / "second_moments.safetensors") as file:
+                save_file(moments, file)
+        (temporary / "snapshot.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _second_moments(optimizers: Sequence[Optimizer], names_of: dict[int, str]) -> dict[str, Tensor]:
+    """By ``{parameter name}::{state key}``."""
+    moments = {}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for key in _SECOND_MOMENTS:
+                moment = state.get(key)
+                if isinstance(moment, torch.Tensor) and id(parameter) in names_of:
+                    moments[f"{names_of[id(parameter)]}::{key}"] = moment.detach().cpu().contiguous()
+    return moments
