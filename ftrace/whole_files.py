@@ -2,7 +2,7 @@
 
 A new version is written under a hidden temporary name beside the old one and takes its place in one step. A reader
 finds the old version or the new one, never a half-written one, and a process that is killed leaves the old version
-untouched. What it leaves behind under its temporary name hurts nobody and may be deleted.
+untouched. Its temporary file or folder then stays behind; nothing reads it, and it may be deleted.
 
 A temporary name contains the process's id and random digits. Processes and threads that write the same file or folder
 at once don't disturb each other: the last one to finish wins.
@@ -30,7 +30,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[Path]:
-    """Write a file whole or not at all: give a temporary path, and rename it to ``path`` at the end.
+    """Write a file whole or not at all: yield a temporary path, and rename it to ``path`` at the end.
 
     If the block raises, ``path`` stays as it was, and the temporary file is removed.
 
@@ -51,7 +51,7 @@ def whole_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], *, sync: bool = False, replace: bool = True) -> Iterator[Path]:
-    """Write a folder whole or not at all: give a temporary folder, and put it in the place of ``path`` at the end.
+    """Write a folder whole or not at all: yield a temporary folder, and put it in the place of ``path`` at the end.
 
     If the block raises, ``path`` stays as it was, and the temporary folder is removed.
 

@@ -7,7 +7,7 @@ from ftrace.causal.mediators import MEDIATORS, Mediator
 from ftrace.causal.positions import position_groups
 from ftrace.causal.prediction import TraceTask, trace_prompts
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack, StackTrace
-from ftrace.causal.trace_files import find_trace, read_settings, read_trace, read_traces, trace_file, write_trace
+from ftrace.causal.trace_files import read_settings, read_trace, trace_file, write_trace
 from ftrace.causal.tracer import CausalSettings, CausalTracer
 
 __all__ = [
@@ -30,11 +30,9 @@ __all__ = [
     "StackTrace",
     "TraceTask",
     "average_effects",
-    "find_trace",
     "position_groups",
     "read_settings",
     "read_trace",
-    "read_traces",
     "trace_file",
     "trace_prompts",
     "write_trace",

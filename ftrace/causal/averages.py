@@ -1,10 +1,10 @@
-"""Average effects over prompts: by group of places and layer, with intervals.
+"""Average effects over prompts: by group of positions and layer, with intervals.
 
 A prompt's effects are averaged over the tokens of a group first, so that long subjects count no more than short ones,
 then over the prompts that have tokens in the group. Intervals are those of :mod:`ftrace.evaluation.estimates`: facts
-are drawn anew, each with all its prompts. Effects are never clipped: they may be negative, or exceed the total.
+are resampled, each with all its prompts. Effects are never clipped: they may be negative, or exceed the total effect.
 
-Shape letters: G groups of places, L layers, O outcomes, T tokens, P prompts.
+Shape letters: G groups of positions, L layers, O outcomes, T tokens, P prompts.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SEVERED = "_severed"
 
 @dataclass(frozen=True)
 class EffectGrid:
-    """Average effects by group and layer, each ``[G, L]``; NaN in a group that no prompt has.
+    """Average effects by group and layer, each ``[G, L]``; NaN in a group in which no prompt has tokens.
 
     Args:
         mean: Over prompts.
-        low: Lower ends of their 95% intervals; NaN with fewer than two facts.
-        high: The upper ends.
+        low: Lower ends of the means' 95% intervals; NaN with fewer than two facts.
+        high: Upper ends.
     """
 
     mean: np.ndarray
@@ -41,12 +41,12 @@ class EffectGrid:
 
 @dataclass(frozen=True)
 class Peak:
-    """Where an average effect is largest.
+    """The cell in which an average effect is largest.
 
     Args:
-        group: At which places.
-        layer: In which layer, from 0.
-        effect: How large, with the interval of that one cell: that it was chosen as the largest is not in it.
+        group: The group of positions.
+        layer: The layer, from 0.
+        effect: The effect with its interval, which doesn't account for the cell's being chosen as the largest.
     """
 
     group: str
@@ -56,15 +56,15 @@ class Peak:
 
 @dataclass(frozen=True)
 class StackAverages:
-    """Averages over the prompts of one stack of layers.
+    """Averages over prompts in one stack of layers.
 
     Args:
-        stack: Which.
-        groups: Names of the groups of places, ``[G]``.
-        num_prompts: How many prompts have tokens in each, int64 ``[G]``.
+        stack: The stack.
+        groups: Names of the groups of positions, ``[G]``.
+        num_prompts: How many prompts have tokens in each group, int64 ``[G]``.
         effects: Indirect effects by mediator and outcome.
         differences: By severed mediator and outcome, the indirect effect of "hidden" minus that of the mediator, paired
-            by prompt: what severing takes away. Empty without "hidden".
+            by prompt: what severing takes away. Empty if "hidden" was not traced.
     """
 
     stack: Stack
@@ -74,19 +74,19 @@ class StackAverages:
     differences: Mapping[str, Mapping[Outcome, EffectGrid]]
 
     def peak(self, mediator: str, outcome: Outcome = "probability", group: str | None = None) -> Peak | None:
-        """Where a mediator's average indirect effect is largest.
+        """Find where a mediator's average indirect effect is largest.
 
-        Where a layer's output is restored, a decoder-only model's last token is left out unless it is asked for: the
-        answer is read off it, and the last layer's output there restores an answer of one token whatever the model. Of
-        a decoder that reads an encoder, that one cell is left out.
+        For mediators that restore a layer's output, the last token of a decoder-only model is left out unless it is
+        asked for: the answer is read off it, and restoring the last layer's output there restores an answer of one
+        token whatever the model. In a decoder that reads an encoder, only that one cell is left out.
 
         Args:
             mediator: One of those in ``effects``.
-            outcome: Of which outcome.
-            group: In this group only.
+            outcome: The outcome whose effect counts.
+            group: The only group to look at; default: all.
 
         Returns:
-            The peak; None where no prompt has tokens in the groups that count.
+            The peak; None if no prompt has tokens in the groups that count.
 
         Raises:
             ValueError: If there is no such mediator or group.
@@ -97,32 +97,32 @@ class StackAverages:
                 f"found {mediator!r} and {group!r}"
             )
         grid = self.effects[mediator][outcome]
-        whole = self.stack == "decoder" and (mediator == "hidden" or mediator.endswith(SEVERED))
-        skips = whole and GIVEN not in self.groups
-        counts = [one == group if group else not (skips and one == LAST) for one in self.groups]
+        restores_output = self.stack == "decoder" and (mediator == "hidden" or mediator.endswith(SEVERED))
+        skips_last = restores_output and GIVEN not in self.groups
+        counts = [name == group if group else not (skips_last and name == LAST) for name in self.groups]
         mean = np.where(np.array(counts)[:, None], grid.mean, np.nan)
-        if whole and not skips and not group:
+        if restores_output and not skips_last and not group:
             mean[self.groups.index(LAST), -1] = np.nan
         if np.isnan(mean).all():
             return None
         row, layer = np.unravel_index(np.nanargmax(mean), mean.shape)
-        effect = Estimate(*(float(one[row, layer]) for one in (grid.mean, grid.low, grid.high)))
+        effect = Estimate(*(float(values[row, layer]) for values in (grid.mean, grid.low, grid.high)))
         return Peak(self.groups[row], int(layer), effect)
 
 
 @dataclass(frozen=True)
 class Averages:
-    """What causal tracing finds on average.
+    """The average results of causal tracing.
 
     Args:
-        num_prompts: How many prompts have each status: "traced", "wrong" and "refused". Averages are of the traced.
-        num_facts: How many facts those are of, prompts without a known fact being one each.
+        num_prompts: How many prompts have each status: "traced", "wrong" and "refused". Averages are over the traced.
+        num_facts: How many facts the traced prompts ask for; each prompt without a known fact counts as one.
         clean: Outcomes of the clean runs.
         corrupted: Outcomes of the corrupted runs.
-        total_effect: The clean run's minus the corrupted runs', paired.
+        total_effect: The clean run's outcomes minus the corrupted runs', paired by prompt.
         stacks: Indirect effects, by stack.
-        resamples: How often facts were drawn for the intervals.
-        seed: Of the draws.
+        resamples: How often facts were resampled for the intervals.
+        seed: The seed of the resampling.
     """
 
     num_prompts: Mapping[str, int]
@@ -138,29 +138,29 @@ class Averages:
 def average_effects(traces: Sequence[PromptTrace], resamples: int = RESAMPLES, seed: int = 0) -> Averages:
     """Average the effects of traced prompts.
 
-    The same draws serve all layers, mediators and outcomes of a group, so that they can be compared.
+    All layers, mediators and outcomes of a group share the same resamples, so that they can be compared.
 
     Args:
-        traces: Of all prompts, those that were left out included: they are counted.
-        resamples: How often to draw facts for the intervals.
-        seed: Of the draws.
+        traces: The traces of all prompts, including those that were left out, which are counted.
+        resamples: How often to resample facts for the intervals.
+        seed: The seed of the resampling.
 
     Raises:
-        ValueError: If no prompt was traced, a prompt is there twice, or prompts have different stacks, mediators or
+        ValueError: If no prompt was traced, a prompt comes twice, or prompts have different stacks, mediators or
             numbers of layers.
     """
     traced = [trace for trace in traces if trace.status == "traced"]
     if not traced:
         raise ValueError(
             f"expected at least one prompt that was traced, found {len(traces)} prompts, none of them traced: "
-            "a prompt is traced if the model answers it rightly"
+            "a prompt is traced if the model answers it correctly"
         )
     (name, times), *_ = Counter(trace.name for trace in traces).most_common(1)
     if times > 1:
         raise ValueError(f"expected each prompt once, found {name!r} {times} times: give the traces of one run")
     _check_alike(traced)
     facts = [f"prompt {trace.name}" if trace.fact is None else f"fact {trace.fact}" for trace in traced]
-    clean, corrupted = (np.stack([getattr(one, name) for one in traced]) for name in ("clean", "corrupted"))
+    clean, corrupted = (np.stack([getattr(trace, name) for trace in traced]) for name in ("clean", "corrupted"))
     totals = np.concatenate([clean, corrupted, clean - corrupted], axis=1)
     estimates = sample_means([totals], [facts], resamples, seed).estimates()
     by_outcome = [
@@ -168,7 +168,9 @@ def average_effects(traces: Sequence[PromptTrace], resamples: int = RESAMPLES, s
         for start in range(0, 3 * len(OUTCOMES), len(OUTCOMES))
     ]
     return Averages(
-        num_prompts={status: sum(one.status == status for one in traces) for status in ("traced", "wrong", "refused")},
+        num_prompts={
+            status: sum(trace.status == status for trace in traces) for status in ("traced", "wrong", "refused")
+        },
         num_facts=len(set(facts)),
         clean=by_outcome[0],
         corrupted=by_outcome[1],
@@ -182,20 +184,20 @@ def average_effects(traces: Sequence[PromptTrace], resamples: int = RESAMPLES, s
 def _check_alike(traced: Sequence[PromptTrace]) -> None:
     def shape(trace: PromptTrace) -> dict[str, tuple[str, int]]:
         return {
-            f"{stack}/{mediator}": (f"{len(groups_of(trace, stack))} groups of places", grid.shape[1])
-            for stack, own in trace.stacks.items()
-            for mediator, grid in own.restored.items()
+            f"{stack}/{mediator}": (f"{len(groups_of(trace, stack))} groups of positions", grid.shape[1])
+            for stack, stack_trace in trace.stacks.items()
+            for mediator, grid in stack_trace.restored.items()
         }
 
     first = shape(traced[0])
     for trace in traced[1:]:
-        found = shape(trace)
-        if found != first:
-            differ = sorted(one for one in found.keys() | first.keys() if found.get(one) != first.get(one))
+        other = shape(trace)
+        if other != first:
+            differ = sorted(name for name in other.keys() | first.keys() if other.get(name) != first.get(name))
             raise ValueError(
                 f"expected prompts that were traced in the same way, found {differ[0]} to be "
                 f"{_in_words(first.get(differ[0]))} in prompt {traced[0].name!r} and "
-                f"{_in_words(found.get(differ[0]))} in prompt {trace.name!r}: average the prompts of one run alone"
+                f"{_in_words(other.get(differ[0]))} in prompt {trace.name!r}: average the prompts of one run alone"
             )
 
 
@@ -207,31 +209,33 @@ def _average_stack(
     traced: Sequence[PromptTrace], stack: Stack, facts: Sequence[str], resamples: int, seed: int
 ) -> StackAverages:
     mediators = list(traced[0].stacks[stack].restored)
-    severed = [one for one in mediators if one.endswith(SEVERED)] if "hidden" in mediators else []
-    places = [groups_of(trace, stack) for trace in traced]
-    groups = tuple(places[0])
+    severed = [name for name in mediators if name.endswith(SEVERED)] if "hidden" in mediators else []
+    positions = [groups_of(trace, stack) for trace in traced]
+    groups = tuple(positions[0])
     layers = next(iter(traced[0].stacks[stack].restored.values())).shape[1]
     columns = len(mediators) + len(severed)
     grids = np.full((len(OUTCOMES), 3, columns, len(groups), layers), math.nan)
     counts = np.zeros(len(groups), dtype=np.int64)
     for row, group in enumerate(groups):
-        having = [place for place, own in enumerate(places) if len(own[group])]
-        counts[row] = len(having)
-        if not having:
+        chosen = [index for index, of_prompt in enumerate(positions) if len(of_prompt[group])]
+        counts[row] = len(chosen)
+        if not chosen:
             continue
-        of_facts = [facts[place] for place in having]
-        means = np.stack([_means_of_prompt(traced[place], stack, mediators, places[place][group]) for place in having])
+        chosen_facts = [facts[index] for index in chosen]
+        means = np.stack(
+            [_means_of_prompt(traced[index], stack, mediators, positions[index][group]) for index in chosen]
+        )
         hidden = means[:, [mediators.index("hidden")] * len(severed)] if severed else means[:, :0]
-        taken = hidden - means[:, [mediators.index(one) for one in severed]]
+        taken = hidden - means[:, [mediators.index(name) for name in severed]]
         values = np.concatenate([means, taken], axis=1)  # P, mediators and differences, O, L
-        for place in range(len(OUTCOMES)):  # one at a time, to hold less: a column takes a number for each draw
-            flat = values[:, :, place].reshape(len(having), -1)
-            estimates = sample_means([flat], [of_facts], resamples, seed).estimates()
-            cells = np.array([[one.mean, one.low, one.high] for one in estimates])
-            grids[place, :, :, row] = cells.T.reshape(3, columns, layers)
+        for index in range(len(OUTCOMES)):  # one at a time to save memory: a column takes a number for each resample
+            flat = values[:, :, index].reshape(len(chosen), -1)
+            estimates = sample_means([flat], [chosen_facts], resamples, seed).estimates()
+            cells = np.array([[estimate.mean, estimate.low, estimate.high] for estimate in estimates])
+            grids[index, :, :, row] = cells.T.reshape(3, columns, layers)
 
     def by_outcome(column: int) -> dict[Outcome, EffectGrid]:
-        return {outcome: EffectGrid(*grids[place, :, column]) for place, outcome in enumerate(OUTCOMES)}
+        return {outcome: EffectGrid(*grids[index, :, column]) for index, outcome in enumerate(OUTCOMES)}
 
     return StackAverages(
         stack,
@@ -242,8 +246,8 @@ def _average_stack(
     )
 
 
-def _means_of_prompt(trace: PromptTrace, stack: Stack, mediators: Sequence[str], places: np.ndarray) -> np.ndarray:
-    """Indirect effects of each mediator, means over some places, ``[mediators, O, L]``."""
-    restored = np.stack([trace.stacks[stack].restored[one] for one in mediators])[..., places]
+def _means_of_prompt(trace: PromptTrace, stack: Stack, mediators: Sequence[str], positions: np.ndarray) -> np.ndarray:
+    """Average each mediator's indirect effects over some positions, ``[mediators, O, L]``."""
+    restored = np.stack([trace.stacks[stack].restored[name] for name in mediators])[..., positions]
     means: np.ndarray = (restored - trace.corrupted[:, None, None]).mean(-1)
     return means

@@ -21,20 +21,21 @@ NoiseKind = Literal["gaussian", "uniform", "full_covariance", "student_t", "toke
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """How subjects are corrupted.
+    """Settings of the corruption of subjects.
 
     Args:
-        kind: "gaussian": independent normal noise. "uniform": from -1 to 1. "full_covariance": normal, with the
-            covariance of the subjects' embeddings. "student_t": normal, divided by the root of a chi-squared variable
-            over its 3 degrees, one a token. "tokens": instead of noise, another prompt's subject of as many tokens
-            and with other answers; where there are fewer such than samples, some are taken several times.
-        scale: What noise is multiplied with: of "full_covariance" alone, else together with sigma.
+        kind: "gaussian": independent Gaussian noise. "uniform": from -1 to 1. "full_covariance": Gaussian noise with
+            the covariance of the subjects' embeddings. "student_t": Student's t with 3 degrees of freedom: Gaussian
+            noise, divided for each token by the root of a chi-squared variable over its degrees of freedom. "tokens":
+            instead of noise, another prompt's subject with as many tokens and other answers; if there are fewer of
+            them than samples, some are used several times.
+        scale: The factor of the noise, besides sigma; for "full_covariance" the only factor.
         sigma: The unit of noise; default: the standard deviation of all entries of the subjects' token embeddings, as
-            Meng et al. (2022) take it. For fixed noise of .1, give ``scale: 0.1, sigma: 1``.
-        samples: How many samples of noise; each is the same in all cells of a prompt's grids.
-        seed: Of the draws.
-        draws: "prompt": seeded by the seed and the prompt's name. "published": as the authors' code draws, from NumPy's
-            RandomState(seed) begun anew for each prompt; theirs has seed 1.
+            in Meng et al. (2022). For fixed noise of .1, give ``scale: 0.1, sigma: 1``.
+        samples: How many samples of noise to draw; each is the same in all cells of a prompt's grids.
+        seed: The seed of the draws.
+        draws: "prompt": each prompt's draws depend on the seed and its name. "published": as the authors' code draws,
+            from NumPy's RandomState(seed) started anew for each prompt; theirs has seed 1.
 
     Raises:
         ValueError: If an option is out of range.
@@ -58,17 +59,18 @@ class NoiseSettings:
 
 
 class Corruption:
-    """Draws corrupted embeddings of subjects.
+    """A source of corrupted embeddings of subjects.
 
     Args:
-        settings: How.
+        settings: How to corrupt.
         embedding: The model's token embedding.
-        subjects: Tokens of all prompts' subjects, each subject tokenized alone: what sigma and the covariance are of.
-        replacements: Tokens of all prompts' subjects as they stand in their prompts: what "tokens" draws from.
+        subjects: Tokens of all prompts' subjects, each subject tokenized alone. Sigma and the covariance are computed
+            from their embeddings.
+        replacements: Tokens of all prompts' subjects as they stand in their prompts. "tokens" draws from these.
         answers: The accepted answers of each of these prompts: a subject that shares one is no replacement.
 
     Raises:
-        ValueError: If there is no subject although noise is measured by them.
+        ValueError: If there are no subjects although the noise depends on them.
     """
 
     def __init__(
@@ -82,13 +84,13 @@ class Corruption:
         self.settings = settings
         self.embedding = embedding
         self._tokens = [token for subject in subjects for token in subject]
-        inside = [tuple(one) for one in replacements]
+        inside = [tuple(subject) for subject in replacements]
         self._by_length: dict[int, list[tuple[int, ...]]] = {}
         for subject in sorted(set(inside)):
             self._by_length.setdefault(len(subject), []).append(subject)
         self._answers: dict[tuple[int, ...], set[str]] = {subject: set() for subject in inside}
-        for subject, own in zip(inside, inside if answers is None else answers, strict=True):
-            self._answers[subject] |= set() if answers is None else set(map(str, own))
+        for subject, accepted in zip(inside, inside if answers is None else answers, strict=True):
+            self._answers[subject] |= set() if answers is None else set(map(str, accepted))
         needs_subjects = settings.kind == "full_covariance" or (settings.kind != "tokens" and settings.sigma is None)
         if needs_subjects and len(self._tokens) < 2:
             raise ValueError(
@@ -98,7 +100,7 @@ class Corruption:
 
     @cached_property
     def sigma(self) -> float:
-        """Standard deviation of all entries of the subjects' token embeddings, or as given."""
+        """The unit of noise: as given, or the standard deviation of all entries of the subjects' token embeddings."""
         if self.settings.sigma is not None:
             return self.settings.sigma
         return float(self._embeddings_ED.std())
@@ -106,19 +108,19 @@ class Corruption:
     @cached_property
     def _embeddings_ED(self) -> Tensor:
         with torch.no_grad():
-            found: Tensor = self._embed(torch.tensor([self._tokens]))[0].double()
-        return found
+            embeddings: Tensor = self._embed(torch.tensor([self._tokens]))[0].double()
+        return embeddings
 
     @torch.no_grad()
     def draw(self, name: str, subject: Sequence[int]) -> Tensor:
-        """Corrupted embeddings of a subject, ``[N, S, D]``; the same each time.
+        """Draw corrupted embeddings of a subject, ``[N, S, D]``; they are the same each time.
 
         Args:
             name: The prompt's name.
             subject: The subject's tokens.
 
         Raises:
-            ValueError: If it is to be replaced and no other subject has as many tokens.
+            ValueError: If the subject is to be replaced by another one, and none has as many tokens.
         """
         tokens = tuple(subject)
         if self.settings.kind == "tokens":
@@ -130,8 +132,8 @@ class Corruption:
 
     def _embed(self, ids: Tensor) -> Tensor:
         device = next(self.embedding.parameters()).device
-        found: Tensor = self.embedding(ids.to(device))
-        return found
+        embeddings: Tensor = self.embedding(ids.to(device))
+        return embeddings
 
     def _noise(self, name: str, shape: tuple[int, int, int]) -> np.ndarray:
         settings = self.settings
@@ -141,7 +143,7 @@ class Corruption:
             return settings.scale * self.sigma * drawn
         generator = self._generator(name)
         if settings.kind == "full_covariance":
-            # A mixture of centred embeddings with normal weights has their covariance, whatever their number.
+            # A mixture of centred embeddings with Gaussian weights has their covariance, whatever their number.
             centred = (self._embeddings_ED - self._embeddings_ED.mean(0)).cpu().numpy()
             weights = generator.standard_normal((*shape[:2], len(centred)))
             return settings.scale * weights @ centred / math.sqrt(len(centred) - 1)
@@ -153,10 +155,10 @@ class Corruption:
         return settings.scale * self.sigma * drawn
 
     def _others(self, name: str, tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Other subjects of as many tokens, each at most once if there are enough."""
-        own = self._answers.get(tokens, set())
-        alike = [one for one in self._by_length.get(len(tokens), []) if one != tokens]
-        others = [one for one in alike if not own & self._answers[one]]
+        """Draw other subjects of as many tokens, each at most once if there are enough."""
+        answers = self._answers.get(tokens, set())
+        as_long = [subject for subject in self._by_length.get(len(tokens), []) if subject != tokens]
+        others = [subject for subject in as_long if not answers & self._answers[subject]]
         if not others:
             raise ValueError(
                 f"no other subject has {len(tokens)} tokens and another answer, to replace this one by. Trace it with "
@@ -164,7 +166,7 @@ class Corruption:
             )
         samples = self.settings.samples
         drawn = self._generator(name).choice(len(others), samples, replace=len(others) < samples)
-        return [others[place] for place in drawn]
+        return [others[index] for index in drawn]
 
     def _generator(self, name: str) -> np.random.Generator:
         digest = hashlib.sha256(f"{self.settings.seed}/{name}".encode()).digest()

@@ -1,4 +1,4 @@
-"""Grids of restored runs: which cells a grid has, which of them are known without a run, and the runs of the rest.
+"""Grids of restored runs: the cells of a grid, those whose outcome is known without a run, and the runs of the rest.
 
 Shape letters: N noise samples, C cells, O outcomes, L layers, T tokens.
 """
@@ -23,43 +23,43 @@ from ftrace.causal.row_plan import RowPlan
 
 @dataclass(frozen=True)
 class StackShape:
-    """What tells which cells are known without a run.
+    """The properties of a stack that tell which cells are known without a run.
 
     Args:
-        num_layers: How many layers.
-        num_places: How many places are restored, from the first on.
-        sees_ahead: Whether a token attends to those after it, as in an encoder.
-        corrupted_from: The first place at which corrupted runs differ from the clean one.
-        last_decides: Whether the last place's output alone is measured: the answers have one token.
+        num_layers: The number of layers.
+        num_positions: How many positions are restored, from the first on.
+        sees_ahead: Whether a token attends to later ones, as in an encoder.
+        corrupted_from: The first position at which corrupted runs differ from the clean one.
+        last_decides: Whether only the last position's output is measured, as it is if the answers have one token.
     """
 
     num_layers: int
-    num_places: int
+    num_positions: int
     sees_ahead: bool
     corrupted_from: int
     last_decides: bool
 
     def known(self, cell: Cell) -> str | None:
-        """The run that a cell's outcome equals, "clean" or "corrupted"; None where it takes a run to know.
+        """Return the run whose outcome a cell has, "clean" or "corrupted"; None if only a run of the cell can tell.
 
-        In a stack that doesn't look ahead, what stands before the subject is clean anyway, and what the last layer
-        gives anywhere but where the answer is read changes nothing.
+        In a stack that doesn't look ahead, tokens before the subject are clean anyway, and the last layer's output
+        matters only where the answer is read.
         """
         if self.sees_ahead:
             return None
-        last = self.num_places - 1
-        if cell.place < self.corrupted_from or (cell.changes_from == self.num_layers and cell.place < last):
+        last = self.num_positions - 1
+        if cell.position < self.corrupted_from or (cell.changes_from == self.num_layers and cell.position < last):
             return "corrupted"
-        if cell.restores_state and cell.birth == self.num_layers and cell.place == last and self.last_decides:
+        if cell.restores_state and cell.birth == self.num_layers and cell.position == last and self.last_decides:
             return "clean"
         return None
 
 
 def grid_cells(mediators: Iterable[Mediator], shape: StackShape, window: int) -> dict[Mediator, list[list[Cell]]]:
-    """The cell of each mediator's layer and place."""
+    """Make each mediator's cells, by layer and position."""
     return {
         mediator: [
-            [make_cell(mediator, layer, place, shape.num_layers, window) for place in range(shape.num_places)]
+            [make_cell(mediator, layer, position, shape.num_layers, window) for position in range(shape.num_positions)]
             for layer in range(shape.num_layers)
         ]
         for mediator in mediators
@@ -68,12 +68,12 @@ def grid_cells(mediators: Iterable[Mediator], shape: StackShape, window: int) ->
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of logits.
+    """A measurement of logits.
 
     Args:
         group: The answers.
-        token: First token of the prompt's own answer.
-        foil: What its logit is compared with.
+        token: The first token of the prompt's first answer.
+        foil: The token whose logit is subtracted from that token's.
     """
 
     group: AnswerGroup
@@ -81,7 +81,7 @@ class Measure:
     foil: int
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Log-probability and logit difference, float64 on the CPU, ``[R, 2]``."""
+        """Measure the log-probability and the logit difference, float64 on the CPU, ``[R, 2]``."""
         logs = log_probabilities(logits, self.group)
         return torch.stack([logs, logit_differences(logits, self.token, self.foil)], 1).double().cpu()
 
@@ -101,52 +101,55 @@ def run_cells(
 
     Args:
         passes: The model.
-        stack: Where the cells are.
+        stack: The stack that the cells belong to.
         inputs: The prompt.
-        runs: Its clean and corrupted runs.
+        runs: The prompt's clean and corrupted runs.
         cells: The cells, each once.
-        measure: What is measured.
-        limit: Of tokens in a pass.
-        suffix: Compute only what stands from the restored place on; the runs must have kept their cache.
+        measure: What to measure.
+        limit: The limit of tokens in a pass.
+        suffix: Whether to compute only tokens from the restored position on; the runs must have kept their cache.
 
     Returns:
         For each cell, its measures ``[N, 2]``.
 
     Raises:
         ValueError: If the clean and corrupted runs come out differently in a growing batch.
-        MemoryError: If a single place with one sample takes more memory than there is.
+        MemoryError: If a single position with one sample takes more memory than there is.
     """
     samples = len(runs.logits) - 1
     expected = measure(runs.logits)
-    found = {cell: torch.empty(samples, 2, dtype=torch.float64) for cell in cells}
+    measures = {cell: torch.empty(samples, 2, dtype=torch.float64) for cell in cells}
     width = inputs.input_ids.shape[1] + (0 if inputs.decoder_ids is None else inputs.decoder_ids.shape[1])
-    whole = slice(0, samples)
+    all_samples = slice(0, samples)
     if suffix:
-        waiting = [_Work(tuple(own), whole, width - place, place) for place, own in _by_place(cells)]
+        waiting = [
+            _Work(tuple(at_position), all_samples, width - position, position)
+            for position, at_position in _by_position(cells)
+        ]
     else:
-        waiting = [_Work(tuple(cells), whole, width, 0)] if cells else []
+        waiting = [_Work(tuple(cells), all_samples, width, 0)] if cells else []
     while waiting:
-        one = waiting.pop()
-        if one.tokens > limit.tokens and (halves := one.halves()):
+        work = waiting.pop()
+        if work.tokens > limit.tokens and (halves := work.halves()):
             waiting += halves
             continue
-        some = runs.some(one.samples)
-        plan = RowPlan(one.cells, one.samples.stop - one.samples.start, one.offset, passes.device)
-        attempt = partial(_measured, passes, stack, inputs, some, plan, one.offset, measure)
-        measured = limit.attempt(attempt, one.tokens)
+        some_runs = runs.some(work.samples)
+        plan = RowPlan(work.cells, work.samples.stop - work.samples.start, work.offset, passes.device)
+        attempt = partial(_measured, passes, stack, inputs, some_runs, plan, work.offset, measure)
+        measured = limit.attempt(attempt, work.tokens)
         if measured is None:
-            halves = one.halves()
+            halves = work.halves()
             if not halves:
                 raise MemoryError(
-                    f"one cell with one sample of noise takes more memory than there is: {one.tokens} tokens"
+                    f"one cell with one sample of noise takes more memory than there is: {work.tokens} tokens"
                 )
             waiting += halves
             continue
-        own = torch.cat([expected[:1], expected[1:][one.samples]])
-        _check_unchanged(measured[: len(own)], own, runs.logits.dtype)
-        for cell, values in zip(one.cells, plan.of_cells(measured), strict=True):
-            found[cell][one.samples] = values
-    return found
+        alone = torch.cat([expected[:1], expected[1:][work.samples]])
+        _check_unchanged(measured[: len(alone)], alone, runs.logits.dtype)
+        for cell, values in zip(work.cells, plan.of_cells(measured), strict=True):
+            measures[cell][work.samples] = values
+    return measures
 
 
 def _measured(
@@ -157,7 +160,7 @@ def _measured(
 
 @dataclass(frozen=True)
 class _Work:
-    """Cells and samples for one forward pass, as long as memory allows."""
+    """Cells and samples for one forward pass, if memory allows."""
 
     cells: tuple[Cell, ...]
     samples: slice
@@ -166,19 +169,19 @@ class _Work:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the pass has in the end."""
+        """How many tokens the pass has after the last layer."""
         return (1 + (self.samples.stop - self.samples.start) * (1 + len(self.cells))) * self.width
 
     def halves(self) -> list[_Work]:
-        """The same in two passes: half of the samples each, or if there is one, half of the places, or of the cells."""
+        """Split the work in two: by samples, or if there is only one, by positions, or by cells of one position."""
         start, stop = self.samples.start, self.samples.stop
         if stop - start > 1:
             middle = (start + stop) // 2
             parts = [(self.cells, slice(start, middle)), (self.cells, slice(middle, stop))]
         elif len(self.cells) > 1:
-            places = sorted({cell.place for cell in self.cells})
-            if len(places) > 1:
-                left = tuple(cell for cell in self.cells if cell.place < places[len(places) // 2])
+            positions = sorted({cell.position for cell in self.cells})
+            if len(positions) > 1:
+                left = tuple(cell for cell in self.cells if cell.position < positions[len(positions) // 2])
             else:
                 left = self.cells[: len(self.cells) // 2]
             right = tuple(cell for cell in self.cells if cell not in set(left))
@@ -188,23 +191,23 @@ class _Work:
         return [_Work(cells, samples, self.width, self.offset) for cells, samples in parts]
 
 
-def _by_place(cells: Sequence[Cell]) -> Iterator[tuple[int, list[Cell]]]:
-    for place, own in groupby(sorted(cells, key=lambda cell: cell.place), lambda cell: cell.place):
-        yield place, list(own)
+def _by_position(cells: Sequence[Cell]) -> Iterator[tuple[int, list[Cell]]]:
+    for position, at_position in groupby(sorted(cells, key=lambda cell: cell.position), lambda cell: cell.position):
+        yield position, list(at_position)
 
 
-def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether outcomes that must be the same are, but for what a model of this dtype rounds."""
+def alike(outcomes: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether outcomes that must be the same are, up to the rounding of a model of this dtype."""
     bound = {torch.float64: 1e-9, torch.float32: 2e-3}.get(dtype, 0.25)
-    return torch.allclose(found, expected, rtol=bound, atol=bound)
+    return torch.allclose(outcomes, expected, rtol=bound, atol=bound)
 
 
-def _check_unchanged(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """The clean and the corrupted runs are in every growing batch: they must come out as they did alone."""
-    if not (torch.isfinite(found).all() and torch.isfinite(expected).all()):
+def _check_unchanged(measured: Tensor, alone: Tensor, dtype: torch.dtype) -> None:
+    """Make sure that the clean and the corrupted runs, which are in every growing batch, come out as they did alone."""
+    if not (torch.isfinite(measured).all() and torch.isfinite(alone).all()):
         raise ValueError("the model gives numbers that are not finite. Take a larger dtype, or less noise")
-    if not alike(found, expected, dtype):
-        worst = float((found - expected).abs().max())
+    if not alike(measured, alone, dtype):
+        worst = float((measured - alone).abs().max())
         raise ValueError(
             "the model gives other results for a row when more rows are added to its batch: log-probabilities differ "
             f"by {worst:.3g}. It can't be traced by growing rows"

@@ -1,4 +1,6 @@
-"""Rows that grow inside one forward pass: a cell's run shares all layers below its birth with the corrupted run.
+"""A batch whose rows grow in number during a forward pass, as cells' runs part from the corrupted run.
+
+A cell's run is the corrupted run up to the layer of its birth, so its rows are added there.
 
 Shape letters: N noise samples, R rows so far, T tokens, D width.
 """
@@ -30,20 +32,21 @@ def growing_rows(
     outputs: int | None = None,
     watch: Watch | None = None,
 ) -> Iterator[None]:
-    """While this is open, a forward pass of a batch of one row computes all rows of a plan.
+    """Make forward passes of a batch of one row compute all rows of a plan, as long as the context is open.
 
-    The model makes masks and positions for one row, which serve all. Each row's states, and what replaces them, are in
-    one tensor, so nothing is stored and nothing runs twice. All hooks are gone afterwards.
+    The model makes masks and position ids for one row, and they serve all rows. States and their replacements are rows
+    of one tensor, so nothing is stored and nothing runs twice. All hooks are removed afterwards.
 
     Args:
-        stack: The stack that rows grow in.
+        stack: The stack in which rows grow.
         plan: The rows.
-        first_states: What the first layer gets of the clean and the corrupted runs, ``[1 + N, T, D]``; None: what it
-            gets anyway, which is the same for all of them.
-        encoder_states: What cross-attention reads of the clean and the corrupted runs, ``[1 + N, tokens, D]``.
-        outputs: How many of the last places' outputs are wanted of the last layer; None: all. At the others its
-            feed-forward module, the largest part of a layer, is then not run.
-        watch: Gets each layer's number and its input ``[R, T, D]``, and at last the output of the last layer.
+        first_states: The first layer's input in the clean and the corrupted runs, ``[1 + N, T, D]``; None: what the
+            layer is called with, the same for all of them.
+        encoder_states: What cross-attention reads in the clean and the corrupted runs, ``[1 + N, tokens, D]``.
+        outputs: At how many of the last positions the last layer's output is needed; None: at all. At the others its
+            feed-forward module, the most expensive part of a layer, doesn't run.
+        watch: A function that is called with each layer's number and its input ``[R, T, D]``, and finally with the
+            number of layers and the last layer's output.
     """
     last = len(stack.layers) - 1
     with ExitStack() as open_hooks, torch.inference_mode():
@@ -56,7 +59,7 @@ def growing_rows(
             hook(layer.register_forward_pre_hook(grow, with_kwargs=True))
         hook(stack.layers[last].register_forward_hook(partial(_grow_after, plan, last + 1, watch)))
         if outputs is not None:
-            trimmed = _LastPlaces(outputs)
+            trimmed = _LastPositions(outputs)
             hook(stack.modules["mlp"][last].register_forward_pre_hook(trimmed.before, with_kwargs=True))
             hook(stack.modules["mlp"][last].register_forward_hook(trimmed.after))
         for kind, modules in stack.modules.items():
@@ -68,30 +71,30 @@ def growing_rows(
         yield
 
 
-class _LastPlaces:
-    """Runs a module that works token by token at the last places only; it gives 0 at the others."""
+class _LastPositions:
+    """Hooks that make a token-wise module run at the last positions only; its output at the others is 0."""
 
-    def __init__(self, places: int) -> None:
-        self.places = places
+    def __init__(self, positions: int) -> None:
+        self.positions = positions
         self._left_out = 0
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Take away what stands before the last places, unless the module is given more than its states."""
+        """Cut the input down to the last positions, unless the module takes more than its states."""
         self._left_out = 0
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 3:
             return None
-        self._left_out = max(0, args[0].shape[1] - self.places)
-        return (args[0][:, self._left_out :].contiguous(),), kwargs  # GPT-2's modules view it in another shape
+        self._left_out = max(0, args[0].shape[1] - self.positions)
+        return (args[0][:, self._left_out :].contiguous(),), kwargs  # GPT-2's modules call view() on it
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Put zeros where nothing was run."""
+        """Fill the positions at which the module didn't run with zeros."""
         return with_states(output, nn.functional.pad(states_of(output), (0, 0, self._left_out, 0)))
 
 
 def states_of(output: Any) -> Tensor:
-    """The states in what a module returns: a tensor, or the first of a tuple.
+    """Return the states in a module's output: the tensor itself, or the first entry of a tuple.
 
     Raises:
         ValueError: If there are none.
@@ -104,22 +107,22 @@ def states_of(output: Any) -> Tensor:
 
 
 def with_states(output: Any, states: Tensor) -> Any:
-    """What a module returns, with other states in it."""
+    """Return a module's output with other states in it."""
     return type(output)([states, *output[1:]]) if isinstance(output, tuple | list) else states
 
 
 def input_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The states that a layer is called with: its first argument, or ``hidden_states``."""
+    """Return the states that a layer is called with: its first argument, or ``hidden_states``."""
     return states_of(args[0] if args else kwargs.get("hidden_states"))
 
 
 def _born(plan: RowPlan, layer: int, states: Tensor) -> Tensor:
-    """The rows so far and those that are born here: copies of the corrupted ones, some with a clean state."""
+    """Append the rows that are born at this layer: copies of the corrupted ones, some with a clean state."""
     born = plan.birth_at(layer)
     if not born.cells:
         return states
     new = states[1 : 1 + plan.samples].repeat(born.cells, 1, 1)
-    new[born.rows, born.places] = states[0, born.places]
+    new[born.rows, born.positions] = states[0, born.positions]
     return torch.cat([states, new])
 
 
@@ -156,15 +159,15 @@ def _replace(plan: RowPlan, kind: Module, number: int, module: nn.Module, args: 
         return None
     states = states_of(output)
     if any(isinstance(given, Tensor) and given.data_ptr() == states.data_ptr() for given in args):
-        states = states.clone()  # the module has given back its input, which the layer needs
-    states[replaced.rows, replaced.places] = states[replaced.sources, replaced.places]
+        states = states.clone()  # the module returns its input, which the layer still needs
+    states[replaced.rows, replaced.positions] = states[replaced.sources, replaced.positions]
     return with_states(output, states)
 
 
 def _spread_encoder_states(
     plan: RowPlan, encoder_states: Tensor, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give each row the encoder's states with its own noise."""
+    """Let each row read the encoder states of its own noise."""
     name = next((name for name in _STATES_OF_ENCODER if name in kwargs), None)
     if name is None:
         raise ValueError(

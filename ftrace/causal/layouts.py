@@ -1,4 +1,4 @@
-"""Where a model has its embedding, its layers, and the attention and feed-forward modules in them."""
+"""The names of a model's embedding, of its layers, and of the attention and feed-forward modules in them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class ModelLayout:
 
     Args:
         layer: A layer of the residual stream, such as ``transformer.h.{layer}``.
-        attention: Its self-attention, before the residual is added: ``.attn`` within the layer, or a whole name.
+        attention: Its self-attention module, whose output is added to the residual stream: ``.attn`` for a name within
+            the layer, or a full name.
         mlp: Its feed-forward module, likewise.
-        embedding: The token embedding that noise is added to; none for an encoder-decoder's decoder, which reads a
+        embedding: The token embedding that noise is added to; None for an encoder-decoder's decoder, which reads a
             corrupted encoder.
-        cross_attention: Its cross-attention, likewise.
+        cross_attention: Its cross-attention module, likewise.
     """
 
     layer: str
@@ -70,10 +71,10 @@ class StackModules:
     """A stack's modules.
 
     Args:
-        embedding: The token embedding, where noise belongs.
-        layers: The layers, from below.
-        modules: What each layer has of each kind.
-        layer_names: What the layers are called within the model.
+        embedding: The token embedding that noise is added to.
+        layers: From the lowest.
+        modules: For each kind of module, that of each layer.
+        layer_names: The names of the layers within the model.
     """
 
     embedding: nn.Module | None
@@ -83,7 +84,7 @@ class StackModules:
 
 
 def layouts_of(model: PreTrainedModel) -> Mapping[Stack, ModelLayout]:
-    """The preset for a model's type.
+    """Return the preset for a model's type.
 
     Raises:
         ValueError: If there is none.
@@ -98,10 +99,10 @@ def layouts_of(model: PreTrainedModel) -> Mapping[Stack, ModelLayout]:
 
 
 def find_modules(model: nn.Module, layout: ModelLayout) -> StackModules:
-    """The modules that a layout names.
+    """Find the modules that a layout names.
 
     Raises:
-        ValueError: If a name has no placeholder or resolves to nothing; it lists near matches.
+        ValueError: If a name has no placeholder or no module has it; the message lists similar names.
     """
     named = dict(model.named_modules())
     template = _template(layout.layer, "layer")
@@ -119,11 +120,11 @@ def find_modules(model: nn.Module, layout: ModelLayout) -> StackModules:
     for kind, given in kinds.items():
         if given is None:
             continue
-        whole = _template(template + given if given.startswith(".") else given, kind)
-        found = [named.get(whole.replace("{layer}", str(number))) for number in range(len(layers))]
-        if None in found:
-            raise _unknown(kind, whole.replace("{layer}", str(found.index(None))), named)
-        modules[kind] = tuple(module for module in found if module is not None)
+        full_name = _template(template + given if given.startswith(".") else given, kind)
+        of_layers = [named.get(full_name.replace("{layer}", str(number))) for number in range(len(layers))]
+        if None in of_layers:
+            raise _unknown(kind, full_name.replace("{layer}", str(of_layers.index(None))), named)
+        modules[kind] = tuple(module for module in of_layers if module is not None)
     if layout.embedding is not None and layout.embedding not in named:
         raise _unknown("embedding", layout.embedding, named)
     embedding = None if layout.embedding is None else named[layout.embedding]
@@ -140,7 +141,7 @@ def _template(name: str, what: str) -> str:
 
 
 def _unknown(what: str, name: str, named: Mapping[str, nn.Module]) -> ValueError:
-    """The error for a name of nothing, with names like it that are there."""
+    """Make the error for a name that no module has, with similar names that modules have."""
     short = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".{layer}", other) for other in named if other)
     pattern = re.sub(r"\.\d+(?=\.|$)", ".{layer}", name)
     near = difflib.get_close_matches(pattern, short, n=6, cutoff=0.4)

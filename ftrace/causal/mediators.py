@@ -1,4 +1,4 @@
-"""The mediators: what is restored at one layer and one token, and what that means for a run."""
+"""Mediators: what is restored at one layer and one token, and what a run then has to replace."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MEDIATORS: tuple[Mediator, ...] = get_args(Mediator)
 
 @dataclass(frozen=True)
 class Override:
-    """A module's outputs that are replaced by those of another run.
+    """A range of layers in which a module's outputs are replaced by those of another run.
 
     Args:
-        module: Which module.
+        module: The kind of module.
         first: The first layer.
         stop: One past the last layer.
-        source: Whose outputs: the clean run's, or those of the corrupted run with the same noise.
+        source: The run that the outputs come from: the clean one, or the corrupted one with the same noise.
     """
 
     module: Module
@@ -36,16 +36,17 @@ class Override:
 
 @dataclass(frozen=True)
 class Cell:
-    """A corrupted run with something restored at one place.
+    """A corrupted run with something restored at one position.
 
     Args:
-        place: The token's place.
-        birth: The layer at whose input the run parts from the corrupted one; the number of layers: after the last.
-        restores_state: Whether the state that enters that layer is set to its clean value at the place.
-        overrides: What is replaced at the place from there on.
+        position: The token's position.
+        birth: The layer at whose input the run parts from the corrupted one; the number of layers stands for the last
+            layer's output.
+        restores_state: Whether the state there is set to its clean value at the position.
+        overrides: What is replaced at the position from there on.
     """
 
-    place: int
+    position: int
     birth: int
     restores_state: bool
     overrides: tuple[Override, ...] = ()
@@ -56,16 +57,16 @@ class Cell:
         return self.birth if self.restores_state else self.birth + 1
 
 
-def make_cell(mediator: Mediator, layer: int, place: int, num_layers: int, window: int) -> Cell:
-    """The cell of a grid. Equal cells are one run, such as a severed one at the last layer and the plain one.
+def make_cell(mediator: Mediator, layer: int, position: int, num_layers: int, window: int) -> Cell:
+    """Make a cell of a grid. Equal cells are the same run, such as those of severed and plain states at the last layer.
 
     Args:
         mediator: What is restored.
-        layer: At which layer.
-        place: At which token.
-        num_layers: How many layers there are.
-        window: Of "mlp", "attention" and "cross_attention": how many layers around this one, cut off at either end as
-            Meng et al. (2022) do.
+        layer: The layer at which it is restored.
+        position: The position at which it is restored.
+        num_layers: The number of layers in the stack.
+        window: For "mlp", "attention" and "cross_attention": how many layers around this one are restored together.
+            The window is cut off at either end of the stack, as in Meng et al. (2022).
 
     Example:
         >>> make_cell("mlp_severed", 11, 3, 12, 10) == make_cell("hidden", 11, 3, 12, 10)
@@ -77,15 +78,15 @@ def make_cell(mediator: Mediator, layer: int, place: int, num_layers: int, windo
         severed = module_of(mediator)
         above = layer + 1 < num_layers and severed is not None
         overrides = (Override(severed, layer + 1, num_layers, "corrupted"),) if above and severed else ()
-        return Cell(place, layer + 1, True, overrides)
+        return Cell(position, layer + 1, True, overrides)
     module = module_of(mediator)
     assert module is not None
     first, stop = max(0, layer - window // 2), min(num_layers, layer - (-window // 2))
-    return Cell(place, first, False, (Override(module, first, stop, "clean"),))
+    return Cell(position, first, False, (Override(module, first, stop, "clean"),))
 
 
 def module_of(mediator: Mediator) -> Module | None:
-    """The module that a mediator restores or severs; None for the plain hidden state.
+    """Return the kind of module that a mediator restores or severs; None for the plain hidden state.
 
     Example:
         >>> module_of("cross_attention_severed"), module_of("hidden")

@@ -1,4 +1,4 @@
-"""How many tokens a forward pass may have: halved where memory runs out."""
+"""The limit of tokens in a forward pass, which is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MemoryLimit:
     """A limit of tokens in a pass.
 
     Args:
-        tokens: What it begins with.
+        tokens: The limit to begin with.
 
     Raises:
         ValueError: If it is below 1.
@@ -28,13 +28,13 @@ class MemoryLimit:
         self.tokens = tokens
 
     def attempt(self, work: Callable[[], Result], tokens: int) -> Result | None:
-        """Do some work; None if memory ran out, and then the limit is half of what was tried."""
+        """Do some work. If memory runs out, return None and set the limit to half of what was tried."""
         try:
             return work()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside of the handler, which would hold what was computed.
+        # Outside of the handler, whose traceback would keep tensors alive.
         self.tokens = max(1, min(self.tokens, tokens) // 2)
         gc.collect()
         if torch.cuda.is_available():
@@ -43,7 +43,7 @@ class MemoryLimit:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of whatever device."""
+    """Return whether an error says that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)

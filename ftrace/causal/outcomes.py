@@ -1,4 +1,4 @@
-"""What is measured of a run: the answer's probability, its logarithm, and the difference to another token's logit.
+"""Outcomes of a run: the answer's probability, its logarithm, and its logit minus that of another token.
 
 Shape letters: R rows, S tokens of an answer, V vocabulary.
 """
@@ -16,11 +16,11 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class AnswerGroup:
-    """Accepted answers that differ in their last token only: one pass serves them all.
+    """Accepted answers that differ only in their last token, so that one pass measures them all.
 
     Args:
-        prefix: Their tokens but for the last.
-        finals: The last token of each.
+        prefix: The answers' tokens without the last.
+        finals: The last token of each answer.
     """
 
     prefix: tuple[int, ...]
@@ -33,9 +33,9 @@ class AnswerGroup:
 
 
 def answer_groups(answers: Sequence[Sequence[int]]) -> list[AnswerGroup]:
-    """Answers by their tokens but for the last, in the order in which they come.
+    """Group answers by their tokens without the last, in the order in which groups first occur.
 
-    An answer that begins with another one is left out: whatever goes on with it has given the shorter one already.
+    An answer that begins with another one is left out: a text with the longer answer has the shorter one, too.
 
     Example:
         >>> answer_groups([(1, 2), (5,), (1, 3)])
@@ -53,44 +53,44 @@ def answer_groups(answers: Sequence[Sequence[int]]) -> list[AnswerGroup]:
 
 
 def log_probabilities(logits: Tensor, group: AnswerGroup) -> Tensor:
-    """Logarithm of the answers' summed probability, ``[R]``, in float32 or better.
+    """Compute the logarithm of the answers' summed probability, ``[R]``, in float32 or better.
 
     Args:
-        logits: Where the answers' tokens are predicted, ``[R, S, V]``.
+        logits: At the positions that predict the answers' tokens, ``[R, S, V]``.
         group: The answers.
     """
-    return torch.cat([_log_probabilities(some, group) for some in _in_blocks(logits)])
+    return torch.cat([_log_probabilities(block, group) for block in _in_blocks(logits)])
 
 
 def _log_probabilities(logits: Tensor, group: AnswerGroup) -> Tensor:
     logs = logits if logits.dtype == torch.float64 else logits.float()
-    norms = logs.logsumexp(-1)  # [R, S]; taken off the few tokens that count, not off the whole vocabulary
+    norms = logs.logsumexp(-1)  # [R, S]; subtracted from the few tokens that count, not from the whole vocabulary
     finals = torch.tensor(group.finals, device=logits.device)
-    found: Tensor = logs[:, -1].index_select(1, finals).logsumexp(1) - norms[:, -1]
-    for place, token in enumerate(group.prefix):
-        found = found + (logs[:, place, token] - norms[:, place])
-    return found
+    total: Tensor = logs[:, -1].index_select(1, finals).logsumexp(1) - norms[:, -1]
+    for index, token in enumerate(group.prefix):
+        total = total + (logs[:, index, token] - norms[:, index])
+    return total
 
 
 def logit_differences(logits: Tensor, token: int, foil: int) -> Tensor:
-    """Logit of a token minus that of its foil where an answer begins, ``[R]``; logits ``[R, S, V]``."""
+    """Compute a token's logit minus its foil's at the start of the answer, ``[R]``; logits are ``[R, S, V]``."""
     both = logits[:, 0, [token, foil]].to(torch.promote_types(logits.dtype, torch.float32))
     return both[:, 0] - both[:, 1]
 
 
 def is_greedy(logits: Tensor, group: AnswerGroup) -> bool:
-    """Whether greedy decoding gives one of the answers; logits of the clean run ``[S, V]``."""
+    """Return whether greedy decoding gives one of the answers; logits of the clean run are ``[S, V]``."""
     likeliest = logits.argmax(-1).tolist()
     return tuple(likeliest[:-1]) == group.prefix and likeliest[-1] in group.finals
 
 
 def best_rank(logits: Tensor, tokens: Sequence[int]) -> int:
-    """Rank of the likeliest of some tokens, from 1; logits ``[V]``."""
+    """Return the rank of the likeliest of some tokens, from 1; logits are ``[V]``."""
     return int((logits > logits[list(tokens)].max()).sum()) + 1
 
 
 def likeliest_other(logits: Tensor, tokens: Sequence[int]) -> int:
-    """The likeliest token but for some; logits ``[V]``."""
+    """Return the likeliest token except for the given ones; logits are ``[V]``."""
     others = logits.float().clone()
     others[list(tokens)] = -torch.inf
     return int(others.argmax())

@@ -1,6 +1,7 @@
 """Forward passes of decoder-only and encoder-decoder models: of clean and corrupted runs, and of growing rows.
 
-Shape letters: N noise samples, R rows, C cells, T tokens, S tokens at which outputs are wanted, D width, V vocabulary.
+Shape letters: N noise samples, R rows, C cells, T tokens, S positions at which outputs are needed, D width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from ftrace.causal.row_plan import RowPlan
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a prompt's passes are given.
+    """The inputs of a prompt's passes.
 
     Args:
-        input_ids: An encoder's input; of a decoder-only model the prompt and all but the last token of the answer.
-        subject: Half-open range of the subject's places in it.
-        decoder_ids: What an encoder-decoder's decoder is given, with all but the last token of the answer.
-        outputs: How many of the last places' outputs are wanted.
+        input_ids: An encoder's input; for a decoder-only model, the prompt and all but the last token of the answer.
+        subject: Half-open range of the subject's positions in the input.
+        decoder_ids: The input of an encoder-decoder's decoder, including all but the last token of the answer; None for
+            a decoder-only model.
+        outputs: At how many of the last positions outputs are needed.
     """
 
     input_ids: Tensor
@@ -45,11 +47,11 @@ class Runs:
     """The clean run and the corrupted ones.
 
     Args:
-        logits: Of the clean run and the corrupted ones, ``[1 + N, S, V]``.
+        logits: ``[1 + N, S, V]``, the clean run first.
         first_states: Input of the first layer of the stack that reads the prompt, ``[1 + N, T, D]``.
-        encoder_states: What the encoder gives, ``[1 + N, T, D]``; None in decoder-only models.
+        encoder_states: Output of the encoder, ``[1 + N, T, D]``; None in decoder-only models.
         cache: Keys and values of a decoder-only model's runs, if they were asked for.
-        rows: Which rows of the cache these runs are; None: all.
+        rows: The rows of the cache that belong to these runs; None: all.
     """
 
     logits: Tensor
@@ -59,7 +61,7 @@ class Runs:
     rows: Tensor | None = None
 
     def some(self, samples: slice) -> Runs:
-        """The clean run and some of the corrupted ones."""
+        """Select the clean run and some of the corrupted ones."""
         rows = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(len(self.logits))[1:][samples]])
         rows = rows.to(self.logits.device)
         encoder_states = None if self.encoder_states is None else self.encoder_states[rows]
@@ -67,29 +69,29 @@ class Runs:
 
 
 def joined_runs(parts: Sequence[Runs]) -> Runs:
-    """Runs of some samples each as one; they share their clean run."""
+    """Join runs of different samples; the clean run is taken from the first."""
     if len(parts) == 1:
         return parts[0]
 
     def joined(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensors[0], *(one[1:] for one in tensors[1:])])
+        return torch.cat([tensors[0], *(tensor[1:] for tensor in tensors[1:])])
 
-    states = [one.encoder_states for one in parts if one.encoder_states is not None]
-    caches = [one.cache for one in parts if one.cache is not None]
+    states = [runs.encoder_states for runs in parts if runs.encoder_states is not None]
+    caches = [runs.cache for runs in parts if runs.cache is not None]
     return Runs(
-        joined([one.logits for one in parts]),
-        joined([one.first_states for one in parts]),
+        joined([runs.logits for runs in parts]),
+        joined([runs.first_states for runs in parts]),
         joined(states) if states else None,
         joined_caches(caches, joined) if caches else None,
     )
 
 
 class Passes:
-    """A model and the stacks of it that are traced.
+    """The forward passes of a model.
 
     Args:
         model: In eval mode.
-        stacks: Its stacks: "decoder" alone, or "encoder" and "decoder".
+        stacks: The model's stacks: "decoder" alone, or "encoder" and "decoder".
     """
 
     def __init__(self, model: PreTrainedModel, stacks: Mapping[Stack, StackModules]) -> None:
@@ -104,12 +106,12 @@ class Passes:
 
     @torch.inference_mode()
     def runs(self, inputs: Inputs, corrupted: Tensor, *, keep_cache: bool = False) -> Runs:
-        """The clean run and the corrupted ones, as one ordinary batch.
+        """Compute the clean run and the corrupted ones, as one ordinary batch.
 
         Args:
             inputs: The prompt.
             corrupted: Embeddings of the subject, ``[N, tokens, D]``.
-            keep_cache: Also keep a decoder-only model's keys and values.
+            keep_cache: Whether to keep a decoder-only model's keys and values, too.
         """
         rows = 1 + len(corrupted)
         seen: list[Tensor] = []
@@ -125,14 +127,14 @@ class Passes:
     def grown(
         self, stack: Stack, inputs: Inputs, runs: Runs, plan: RowPlan, offset: int = 0, watch: Watch | None = None
     ) -> Tensor:
-        """Logits of all rows of a plan, ``[R, S, V]``.
+        """Compute the logits of all rows of a plan, ``[R, S, V]``.
 
         Args:
-            stack: Where the rows grow.
+            stack: The stack in which rows grow.
             inputs: The prompt.
-            runs: Its clean run and as many corrupted ones as the plan has samples.
+            runs: The prompt's clean run and as many corrupted ones as the plan has samples.
             plan: The rows.
-            offset: The first place that is computed; those before it come from the runs' cache.
+            offset: The first position that is computed; earlier ones come from the runs' cache.
             watch: As :func:`growing_rows` takes it.
         """
         modules = self.stacks[stack]
@@ -171,9 +173,9 @@ class Passes:
 
 @contextmanager
 def _corrupted(stack: StackModules, subject: tuple[int, int], corrupted: Tensor) -> Iterator[None]:
-    """While this is open, all rows but the first have other embeddings of the subject.
+    """Replace the subject's embeddings in all rows but the first, as long as the context is open.
 
-    It is open while the prompt is read, and no longer: a decoder may share the embedding.
+    It must be open only while the prompt is read, because a decoder may share the embedding.
     """
     assert stack.embedding is not None
 
@@ -191,7 +193,7 @@ def _corrupted(stack: StackModules, subject: tuple[int, int], corrupted: Tensor)
 
 @contextmanager
 def _seen(layer: nn.Module, states: list[Tensor]) -> Iterator[None]:
-    """While this is open, a layer's inputs are kept."""
+    """Collect a layer's inputs, as long as the context is open."""
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states.append(input_states(args, kwargs))
@@ -210,7 +212,7 @@ def inputs_of(
     answer: Sequence[int],
     device: torch.device,
 ) -> Inputs:
-    """The inputs that make a model say how likely an answer is; its last token is not given."""
+    """Make the inputs with which a model predicts each token of an answer, whose last token is not an input."""
     given = list(answer[:-1])
 
     def tensor(ids: list[int]) -> Tensor:

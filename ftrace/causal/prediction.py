@@ -1,4 +1,4 @@
-"""Tracing many prompts under Lightning: by one or several processes, prompt by prompt, resumable."""
+"""Tracing of many prompts under Lightning, prompt by prompt, in one or several processes, resumable."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
@@ -33,13 +34,13 @@ class TraceTask:
     """Prompts to trace through a model.
 
     Args:
-        model: The model, in eval mode.
-        tokenizer: Its tokenizer.
-        prompts: The prompts; those that can't be traced are left out one by one, and said so in their files.
-        folder: Where the files go; those that are there already are not computed again.
+        model: In eval mode.
+        tokenizer: The model's tokenizer.
+        prompts: The prompts. Each that can't be traced is left out, and its file says why.
+        folder: The folder of the files. Prompts that have one already are not traced again.
         settings: What to trace.
-        noise: How subjects are corrupted.
-        layouts: Where things are in the model; default: the preset for its type.
+        noise: How to corrupt subjects.
+        layouts: The names of the model's modules; default: the preset for its type.
         as_trained: Whether the model was trained by ftrace, on the tokens that its collators make.
     """
 
@@ -54,12 +55,12 @@ class TraceTask:
 
     @property
     def layer_names(self) -> dict[Stack, tuple[str, ...]]:
-        """What each stack's layers are called within the model."""
+        """The names of each stack's layers within the model."""
         layouts = self.layouts or layouts_of(self.model)
         return {stack: find_modules(self.model, layout).layer_names for stack, layout in layouts.items()}
 
     def tokenized(self, prompt: FactPrompt) -> TokenizedPrompt:
-        """A prompt in the model's tokens.
+        """Tokenize a prompt.
 
         Raises:
             ValueError: If it can't be traced.
@@ -87,27 +88,27 @@ class TraceTask:
 def trace_prompts(
     task: TraceTask, accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto"
 ) -> list[PromptTrace]:
-    """Trace prompts; each has a file of its own as soon as it is done.
+    """Trace prompts, and write each prompt's file as soon as it is done.
 
     Args:
         task: What to trace.
-        accelerator: Lightning's.
+        accelerator: As Lightning's Trainer takes it.
         devices: How many processes share the prompts.
-        strategy: Lightning's.
+        strategy: As Lightning's Trainer takes it.
 
     Returns:
-        What was found of each prompt, in their order; in every process.
+        The traces, in the order of the prompts; in every process.
 
     Raises:
-        ValueError: If there are no prompts, the model can't be traced, or the folder is of other settings.
+        ValueError: If there are no prompts, the model can't be traced, or the folder belongs to other settings.
     """
     if not task.prompts:
         raise ValueError("expected at least one prompt, found none")
     check_state(task.model)
-    _ = task.layer_names, task.decoder_start  # errors here come before anything is begun
+    _ = task.layer_names, task.decoder_start  # raise errors before anything is written
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a prompt's place is all they would load
-        warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")  # they would load only an index
+        warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # no prompt is left for this process
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning's own
         trainer = Trainer(
             accelerator=accelerator, devices=devices, strategy=strategy, logger=False, enable_checkpointing=False,
@@ -120,11 +121,11 @@ def trace_prompts(
 
 
 class _Tracing(LightningModule):
-    """Traces this process's share of the prompts."""
+    """The tracing of this process's share of the prompts."""
 
     def __init__(self, task: TraceTask) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may find all its work done
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have nothing left to do
         self.task = task
         self.model = task.model
         self.tokenized = [_tokenized(task, prompt) for prompt in task.prompts]
@@ -134,7 +135,7 @@ class _Tracing(LightningModule):
     def predict_dataloader(self) -> DataLoader:
         mine = range(self.global_rank, len(self.task.prompts), self.trainer.world_size)
         names = [prompt.name for prompt in self.task.prompts]
-        waiting = [place for place in mine if not _is_done(self.task.folder, names[place], self.described)]
+        waiting = [index for index in mine if not _is_done(self.task.folder, names[index], self.described)]
         return DataLoader(waiting, batch_size=None)  # type: ignore[arg-type]
 
     @override
@@ -144,11 +145,12 @@ class _Tracing(LightningModule):
         if self.trainer.is_global_zero:  # now that all has been checked
             _claim(task.folder, self.described)
         self.trainer.strategy.barrier()
-        tokenized = [one for one in self.tokenized if isinstance(one, TokenizedPrompt)]
-        alone = [task.tokenizer(one.prompt.subject, add_special_tokens=False)["input_ids"] for one in tokenized]
-        inside = [one.input_ids[slice(*one.subject)] for one in tokenized]
-        # Where no prompt can be traced, each says why; noise would only say that there are no subjects.
-        answers = [one.prompt.answers for one in tokenized]
+        tokenized = [prompt for prompt in self.tokenized if isinstance(prompt, TokenizedPrompt)]
+        subjects = [prompt.prompt.subject for prompt in tokenized]
+        alone = [task.tokenizer(subject, add_special_tokens=False)["input_ids"] for subject in subjects]
+        inside = [prompt.input_ids[slice(*prompt.subject)] for prompt in tokenized]
+        # If no prompt can be traced, each one's file says why. Corruption would only say that there are no subjects.
+        answers = [prompt.prompt.answers for prompt in tokenized]
         self.corruption = Corruption(task.noise, self.tracer.embedding, alone, inside, answers) if tokenized else None
 
     @override
@@ -172,7 +174,7 @@ class _Tracing(LightningModule):
 
 
 def _tokenized(task: TraceTask, prompt: FactPrompt) -> TokenizedPrompt | ValueError:
-    """A prompt in the model's tokens, or why it has none: it is refused with that when its turn comes."""
+    """Tokenize a prompt, or return the error with which it is refused when its turn comes."""
     try:
         return task.tokenized(prompt)
     except ValueError as error:
@@ -180,11 +182,11 @@ def _tokenized(task: TraceTask, prompt: FactPrompt) -> TokenizedPrompt | ValueEr
 
 
 def _described(task: TraceTask, tokenized: Sequence[TokenizedPrompt | ValueError]) -> dict[str, Any]:
-    """All that results depend on, as JSON holds it."""
+    """Collect all that results depend on, as JSON holds it."""
     settings = {name: value for name, value in asdict(task.settings).items() if name not in _NOT_OF_RESULTS}
     layouts = {stack: asdict(layout) for stack, layout in (task.layouts or layouts_of(task.model)).items()}
-    tokens = [str(one) if isinstance(one, ValueError) else _tokens_of(one) for one in tokenized]
-    prompts = [[asdict(prompt), own] for prompt, own in zip(task.prompts, tokens, strict=True)]
+    tokens = [str(prompt) if isinstance(prompt, ValueError) else _tokens_of(prompt) for prompt in tokenized]
+    prompts = [[asdict(prompt), in_tokens] for prompt, in_tokens in zip(task.prompts, tokens, strict=True)]
     described = {
         "settings": settings, "noise": asdict(task.noise), "layouts": layouts, "prompts": _hash(prompts),
         "as_trained": task.as_trained, "model": _fingerprint(task.model),
@@ -198,23 +200,27 @@ def _tokens_of(prompt: TokenizedPrompt) -> list[Any]:
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    """What tells a model from others: of its config, and of some entries of each parameter and buffer."""
+    """Hash a model's config and some entries of each parameter and buffer, to tell it from other models."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    some = [
-        [name, str(one.dtype), list(one.shape), one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist()]
-        for name, one in tensors
+    samples = [
+        [name, str(tensor.dtype), list(tensor.shape), _some_entries(tensor).double().tolist()]
+        for name, tensor in tensors
     ]
-    return _hash([config, getattr(model.config, "_attn_implementation", None), some])
+    return _hash([config, getattr(model.config, "_attn_implementation", None), samples])
 
 
-def _hash(things: Any) -> str:
-    """Sixteen hexadecimal digits of what JSON holds."""
-    return hashlib.sha256(json.dumps(things, default=str, sort_keys=True).encode()).hexdigest()[:16]
+def _some_entries(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten()[:: max(1, tensor.numel() // 64)]
+
+
+def _hash(values: Any) -> str:
+    """Hash values that JSON can hold, to 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _claim(folder: Path, described: Mapping[str, Any]) -> None:
-    """Note what a folder is of; one that is of something else is refused."""
+    """Note which settings a folder belongs to, and refuse one that belongs to others."""
     file = folder / SETTINGS
     if file.exists():
         try:
@@ -223,7 +229,7 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
             raise ValueError(f"{file} is damaged ({error}). Remove the folder, or give another output_dir") from error
         if not isinstance(known, dict):
             raise ValueError(f"{file} is damaged: {known!r:.50}. Remove the folder, or give another output_dir")
-        there, asked = (dict(_by_name(one)) for one in (known, described))
+        there, asked = (dict(_by_name(settings)) for settings in (known, described))
         for name, value in asked.items():
             if there.get(name) != value and name in ("prompts", "model"):
                 raise ValueError(
@@ -241,7 +247,7 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
 
 
 def _by_name(described: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting by its whole name, such as ``noise.scale``."""
+    """Give each setting with its full name, such as ``noise.scale``."""
     for name, value in described.items():
         if isinstance(value, dict):
             yield from _by_name(value, f"{before}{name}.")
@@ -250,11 +256,11 @@ def _by_name(described: Mapping[str, Any], before: str = "") -> Iterator[tuple[s
 
 
 def _is_done(folder: Path, name: str, described: Mapping[str, Any]) -> bool:
-    """Whether a prompt needs no further run; one that was refused is tried again, which costs little."""
+    """Return whether a prompt needs no further run. One that was refused is tried again, which is cheap."""
     file = trace_file(folder, name)
     try:
         return file.exists() and read_settings(file) == described and read_trace(file).status != "refused"
-    except ValueError:  # damaged: made anew
+    except ValueError:  # damaged: trace the prompt again
         return False
 
 

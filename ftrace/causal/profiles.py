@@ -1,7 +1,7 @@
 """Layer profiles of causal effects: one number for each layer of a prompt's grids.
 
-The grids have a number for each layer and token. A profile gives up the tokens, so that it can stand beside what else
-is known by layer, such as scores of training examples. Effects are never clipped.
+The grids have a number for each layer and token. A profile reduces the tokens to one number, so that it can be compared
+with others by layer, such as scores of training examples. Effects are never clipped.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ftrace.causal.prompt_trace import Outcome, PromptTrace, Stack
 
 Reduction = Literal["sum", "largest", "place"]
 """
-What becomes of a layer's effects at a prompt's tokens. "sum": their sum, as a layer's score is a sum over tokens, too.
-"largest": the largest. "place": the effect at the subject's last token, and in a stack that doesn't read the subject,
-at its last token.
+How a layer's effects at a prompt's tokens become one number. "sum": their sum, as a layer's score is a sum over tokens,
+too. "largest": the largest. "place": the effect at the subject's last token, or in a stack that doesn't read the
+subject, at its last token.
 """
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 IN_WORDS: Mapping[Reduction, str] = {
@@ -34,32 +34,32 @@ def effect_profile(
     reduction: Reduction = "sum",
     outcome: Outcome = "probability",
 ) -> dict[str, float]:
-    """One number for each layer: what a mediator's indirect effects at all tokens come to.
+    """Reduce a mediator's indirect effects at all tokens to one number for each layer.
 
     Args:
-        trace: Of a prompt that was traced.
-        layer_names: What each stack's layers are called; see :attr:`ftrace.causal.CausalTracer.layer_names`.
-        mediator: Whose effects.
+        trace: The trace of a prompt that was traced.
+        layer_names: The names of each stack's layers; see :attr:`ftrace.causal.CausalTracer.layer_names`.
+        mediator: The mediator whose effects to take.
         reduction: See :data:`Reduction`.
-        outcome: Effects on what.
+        outcome: The outcome that effects are on.
 
     Returns:
-        For each layer's name, its effect: stack by stack, from below.
+        The effect by layer name: stack by stack, from the lowest layer.
 
     Raises:
-        ValueError: If the prompt was not traced, or not with this mediator, or the names are not of its layers.
+        ValueError: If the prompt was not traced, or not with this mediator, or there are not as many names as layers.
     """
     if not trace.stacks:
         why = f": {trace.reason}" if trace.reason else ""
         raise ValueError(f"expected a prompt that was traced, found {trace.name!r} with status {trace.status!r}{why}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, found {reduction!r}")
-    found: dict[str, float] = {}
-    for stack, own in trace.stacks.items():
-        if mediator not in own.restored:
+    effects: dict[str, float] = {}
+    for stack, stack_trace in trace.stacks.items():
+        if mediator not in stack_trace.restored:
             raise ValueError(
-                f"prompt {trace.name!r}: expected a mediator that was traced in the {stack}, {sorted(own.restored)}, "
-                f"found {mediator!r}. Trace it too, or choose another"
+                f"prompt {trace.name!r}: expected a mediator that was traced in the {stack}, "
+                f"{sorted(stack_trace.restored)}, found {mediator!r}. Trace it too, or choose another"
             )
         effects_LT = trace.indirect_effect(stack, mediator, outcome)
         names = layer_names.get(stack, ())
@@ -68,8 +68,8 @@ def effect_profile(
                 f"prompt {trace.name!r}: expected names of the {len(effects_LT)} layers of its {stack}, found "
                 f"{len(names)}. Is it the trace of another model?"
             )
-        found.update(zip(names, _reduced(effects_LT, own.subject, reduction).tolist(), strict=True))
-    return found
+        effects.update(zip(names, _reduced(effects_LT, stack_trace.subject, reduction).tolist(), strict=True))
+    return effects
 
 
 def _reduced(effects_LT: np.ndarray, subject: tuple[int, int], reduction: Reduction) -> np.ndarray:
@@ -85,16 +85,16 @@ def _reduced(effects_LT: np.ndarray, subject: tuple[int, int], reduction: Reduct
 
 
 def flat_stacks(profiles: Sequence[Mapping[str, float]], layer_names: Mapping[Stack, Sequence[str]]) -> list[Stack]:
-    """Stacks of several layers that all have the same effect, whatever the prompt.
+    """Find stacks of several layers in which all layers have the same effect, whatever the prompt.
 
-    Windows that reach over all layers of a stack do that: whichever layer they are around, they restore the same.
+    This happens if windows reach over all layers of a stack: whichever layer they are around, they restore the same.
 
     Args:
-        profiles: Of prompts, as :func:`effect_profile` gives them.
-        layer_names: As there.
+        profiles: The prompts' profiles, as :func:`effect_profile` gives them.
+        layer_names: As :func:`effect_profile` takes them.
     """
     return [
         stack
         for stack, names in layer_names.items()
-        if len(names) > 1 and all(len({own[name] for name in names if name in own}) < 2 for own in profiles)
+        if len(names) > 1 and all(len({profile[name] for name in names if name in profile}) < 2 for profile in profiles)
     ]

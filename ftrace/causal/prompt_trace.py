@@ -1,4 +1,4 @@
-"""What causal tracing finds of one prompt.
+"""The result of causal tracing for one prompt.
 
 Shape letters: L layers, T tokens, O outcomes (in the order of :data:`OUTCOMES`).
 """
@@ -22,10 +22,11 @@ class StackTrace:
     """The grids of one stack of layers; a decoder-only model has a decoder only.
 
     Args:
-        tokens: The stack's tokens, readable, ``[T]``.
-        subject: Half-open range of the subject's places; empty in the decoder of an encoder-decoder.
-        restored: For each mediator, the outcomes with it restored, means over noise samples, float64 ``[O, L, T]``.
-        spread: Standard deviations over noise samples (over n - 1; 0 of a single one), likewise.
+        tokens: The stack's tokens as readable texts, ``[T]``.
+        subject: Half-open range of the subject's positions; empty in the decoder of an encoder-decoder.
+        restored: For each mediator, the outcomes when it is restored, averaged over noise samples, float64
+            ``[O, L, T]``.
+        spread: Their standard deviations over noise samples (over n - 1; 0 if there is one sample), likewise.
     """
 
     tokens: tuple[str, ...]
@@ -36,23 +37,23 @@ class StackTrace:
 
 @dataclass(frozen=True)
 class PromptTrace:
-    """What was found of one prompt, or why it was left out.
+    """The result of tracing one prompt, or the reason why it was left out.
 
     Args:
         name: The prompt's name.
-        status: "traced"; "wrong", if the model doesn't answer it rightly; "refused", if it can't be traced.
-        reason: Why it was left out; empty if it was not.
+        status: "traced"; "wrong", if the model doesn't answer the prompt correctly; "refused", if it can't be traced.
+        reason: Why the prompt was left out; empty if it was not.
         prompt: The text.
-        subject: The subject in it.
-        answers: Accepted surfaces, the own one first.
-        fact: Key of the fact, where known.
-        query_id: The query that it is, where it is one.
-        rank: Rank of the answer's first token in the clean run, from 1; None where no run was possible.
+        subject: The subject in the text.
+        answers: Accepted surfaces, the prompt's own one first.
+        fact: Key of the fact, if known.
+        query_id: The query's id, if the prompt is a query.
+        rank: Rank of the answer's first token in the clean run, from 1; None if there was no run.
         answer_tokens: Tokens of each accepted answer whose probability is measured.
-        foil_token: The token whose logit the answer's is compared with.
-        sigma: What noise was measured by; None where nothing was added.
+        foil_token: The token whose logit is subtracted from the answer's.
+        sigma: The unit of noise; None if none was used.
         clean: The outcomes of the clean run, ``[O]``.
-        corrupted: The outcomes of the corrupted runs, means over noise samples, ``[O]``.
+        corrupted: The outcomes of the corrupted runs, averaged over noise samples, ``[O]``.
         stacks: The grids, by stack.
     """
 
@@ -73,12 +74,12 @@ class PromptTrace:
     stacks: Mapping[Stack, StackTrace] = field(default_factory=dict)
 
     def total_effect(self, outcome: Outcome = "probability") -> float:
-        """Clean minus corrupted."""
-        place = OUTCOMES.index(outcome)
-        return float(self.clean[place] - self.corrupted[place])
+        """Return the clean outcome minus the corrupted one."""
+        index = OUTCOMES.index(outcome)
+        return float(self.clean[index] - self.corrupted[index])
 
     def indirect_effect(self, stack: Stack, mediator: str, outcome: Outcome = "probability") -> np.ndarray:
-        """Restored minus corrupted, ``[L, T]``; never clipped: it may exceed the total effect, or be below 0."""
-        place = OUTCOMES.index(outcome)
-        effect: np.ndarray = self.stacks[stack].restored[mediator][place] - self.corrupted[place]
+        """Return restored minus corrupted outcomes, ``[L, T]``, not clipped: above the total effect or below 0, too."""
+        index = OUTCOMES.index(outcome)
+        effect: np.ndarray = self.stacks[stack].restored[mediator][index] - self.corrupted[index]
         return effect

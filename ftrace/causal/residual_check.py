@@ -1,7 +1,7 @@
-"""The residual-stream self-test: whether a model's named modules are what causal tracing takes them for.
+"""The residual-stream self-test: whether a model's named modules do what causal tracing assumes.
 
-With the attention, feed-forward and cross-attention outputs at one token frozen in all layers above, nothing may reach
-that token's state but what was there: a difference that is put there must stay as it is, layer by layer.
+If the attention, feed-forward and cross-attention outputs at one token are frozen in all layers above, nothing else may
+change that token's state: a difference that is put into it must stay as it is, layer by layer.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ftrace.causal.passes import Inputs, Passes, Runs
 from ftrace.causal.prompt_trace import Stack
 from ftrace.causal.row_plan import RowPlan
 
-_TOKENS, _SUBJECT, _PLACE = 6, (1, 3), 2
-_NOISE = 4.0  # in standard deviations of the embedding: differences must stand out of rounding
-_ROUNDING = 3.0  # rounding adds up as a random walk over layers; the most seen was .65 of a last digit of the state
+_TOKENS, _SUBJECT, _POSITION = 6, (1, 3), 2
+_NOISE = 4.0  # in standard deviations of the embedding: differences must stand out from rounding errors
+_ROUNDING = 3.0  # errors add up as a random walk over layers; the most seen was .65 of a last digit of the state
 
 
 def check_residual_stream(passes: Passes, model_type: str) -> None:
@@ -27,10 +27,10 @@ def check_residual_stream(passes: Passes, model_type: str) -> None:
 
     Args:
         passes: The model.
-        model_type: What to call it.
+        model_type: The model's name in messages.
 
     Raises:
-        ValueError: If it can't; it says in which layer what fails.
+        ValueError: If it can't be traced; the message says what fails, and in which layer.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = passes.model.config.get_text_config(decoder=True).vocab_size
@@ -44,16 +44,15 @@ def check_residual_stream(passes: Passes, model_type: str) -> None:
         _check_embedding(runs.first_states)
         for stack in passes.stacks:
             inside = stack == "decoder" and passes.is_encoder_decoder
-            _check_stack(
-                passes, stack, inputs, runs, decoder_ids.shape[1] - 1 if inside and decoder_ids is not None else _PLACE
-            )
+            position = decoder_ids.shape[1] - 1 if inside and decoder_ids is not None else _POSITION
+            _check_stack(passes, stack, inputs, runs, position)
     except ValueError as error:
         raise ValueError(f"models of the type {model_type!r} with this layout can't be traced: {error}") from error
 
 
 @torch.inference_mode()
 def _embedded(passes: Passes, ids: Tensor) -> Tensor:
-    """The embeddings of some tokens."""
+    """Embed tokens."""
     embedding = passes.reading.embedding
     if embedding is None:
         raise ValueError(
@@ -61,14 +60,14 @@ def _embedded(passes: Passes, ids: Tensor) -> Tensor:
         )
     asked = "Is `embedding` the module of token embeddings?"
     try:
-        found = embedding(ids)
+        states = embedding(ids)
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(
             f"its embedding, {type(embedding).__name__}, does not take tokens: {error}. {asked}"
         ) from error
-    if not isinstance(found, Tensor) or found.dim() != 3 or not found.is_floating_point():
+    if not isinstance(states, Tensor) or states.dim() != 3 or not states.is_floating_point():
         raise ValueError(f"its embedding, {type(embedding).__name__}, does not give a state for each token. {asked}")
-    return found
+    return states
 
 
 def _check_embedding(states: Tensor) -> None:
@@ -81,18 +80,18 @@ def _check_embedding(states: Tensor) -> None:
         )
 
 
-def _check_stack(passes: Passes, stack: Stack, inputs: Inputs, runs: Runs, place: int) -> None:
+def _check_stack(passes: Passes, stack: Stack, inputs: Inputs, runs: Runs, position: int) -> None:
     modules = passes.stacks[stack]
     num_layers = len(modules.layers)
     cells = [
-        Cell(place, birth, True, tuple(Override(kind, birth, num_layers, "corrupted") for kind in modules.modules))
+        Cell(position, birth, True, tuple(Override(kind, birth, num_layers, "corrupted") for kind in modules.modules))
         for birth in range(1, num_layers)
     ]
     plan = RowPlan(cells, 1, device=passes.device)
     seen: dict[int, Tensor] = {}
 
     def watch(layer: int, states: Tensor) -> None:
-        seen[layer] = states[:, place].double()
+        seen[layer] = states[:, position].double()
 
     try:
         passes.grown(stack, inputs, runs, plan, watch=watch)
@@ -106,7 +105,7 @@ def _check_stack(passes: Passes, stack: Stack, inputs: Inputs, runs: Runs, place
         row = 1 + birth  # after the clean and the corrupted one, in the order of birth
         put = seen[birth][row] - seen[birth][1]
         if not put.any():
-            raise ValueError(f"{stack}: corrupted states reach nothing at token {place} of layer {birth - 1}")
+            raise ValueError(f"{stack}: corrupted states reach nothing at token {position} of layer {birth - 1}")
         largest = seen[birth][[1, row]].norm(dim=-1).max()
         for layer in range(birth + 1, num_layers + 1):
             kept = seen[layer][row] - seen[layer][1]

@@ -33,18 +33,18 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 @dataclass(frozen=True)
 class CausalSettings:
-    """What to trace.
+    """Settings of causal tracing.
 
     Args:
-        mediators: Which; default: all that the model has.
-        window: How many layers are restored together, of "mlp", "attention" and "cross_attention".
-        stacks: Of an encoder-decoder: "encoder", "decoder", or both; default: both.
-        answer: "joint": the probability of all tokens of an answer; "first": of its first token.
-        only_correct: Whether prompts that the model doesn't answer rightly are left out.
-        suffix: Of decoder-only models: compute only tokens from the restored one on; those before it come from the
-            corrupted run's cache. About half the work.
-        max_tokens: The most tokens in a forward pass; halved where memory runs out.
-        checked: Whether cells that are known without a run are run all the same for the first prompt, to compare.
+        mediators: What to restore; default: all that the model has.
+        window: How many layers are restored together for "mlp", "attention" and "cross_attention".
+        stacks: For an encoder-decoder: "encoder", "decoder", or both; default: both.
+        answer: "joint": the probability of all tokens of an answer; "first": that of its first token.
+        only_correct: Whether to leave out prompts that the model doesn't answer correctly.
+        suffix: For decoder-only models: compute only tokens from the restored one on, and take earlier ones from the
+            corrupted run's cache. This is about half the work.
+        max_tokens: The most tokens in a forward pass; halved when memory runs out.
+        checked: Whether cells that are known without a run are run anyway for the first prompt, to compare.
 
     Raises:
         ValueError: If an option is out of range.
@@ -71,16 +71,16 @@ class CausalSettings:
 
 
 class CausalTracer:
-    """Traces prompts through a Hugging Face language model. The model is left as it was.
+    """A tracer of prompts through a Hugging Face language model, which it doesn't change.
 
     Args:
         model: In eval mode, not compiled.
         settings: What to trace.
-        layouts: Where things are in the model's stacks; default: the preset for its type.
+        layouts: The names of modules in the model's stacks; default: the preset for its type.
 
     Raises:
-        ValueError: If the model is in train mode or compiled, lacks what settings ask for, or is none whose layers add
-            to one residual stream.
+        ValueError: If the model is in train mode or compiled, lacks what settings ask for, or its layers don't add to
+            one residual stream.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class CausalTracer:
         config = model.config.get_text_config(decoder=not self.passes.is_encoder_decoder)
         lengths = [getattr(config, name, None) for name in _LENGTHS]
         self._longest = next((length for length in lengths if isinstance(length, int) and length > 0), None)
-        if hasattr(config, "relative_attention_num_buckets"):  # T5 knows distances only, whatever its config says
+        if hasattr(config, "relative_attention_num_buckets"):  # T5 has relative positions, whatever its config says
             self._longest = None
 
     @property
@@ -111,51 +111,53 @@ class CausalTracer:
 
     @property
     def layer_names(self) -> dict[Stack, tuple[str, ...]]:
-        """What the layers of each traced stack are called within the model, from below."""
+        """The names of each traced stack's layers within the model, from the lowest."""
         return {stack: self.passes.stacks[stack].layer_names for stack in self.mediators}
 
     def trace(self, prompt: TokenizedPrompt, corruption: Corruption) -> PromptTrace:
         """Trace a prompt.
 
         Returns:
-            Its grids; or without them, that the model answers it wrongly.
+            The trace; it has no grids if the model answers the prompt wrongly.
 
         Raises:
-            ValueError: If it can't be traced: it is too long, or its foil begins as its answer does.
+            ValueError: If the prompt can't be traced: it is too long, or its foil begins as its answer does.
         """
         answers = [answer[:1] if self.settings.answer == "first" else answer for answer in prompt.answers]
-        groups = answer_groups(answers)
-        self._check_length(prompt, max(1 + len(group.prefix) for group in groups))
-        first = [token for group in groups for token in group.first_tokens]
-        asked = [self._inputs(prompt, group) for group in groups]
+        accepted = answer_groups(answers)
+        self._check_length(prompt, max(1 + len(group.prefix) for group in accepted))
+        first = [token for group in accepted for token in group.first_tokens]
+        inputs_of_groups = [self._inputs(prompt, group) for group in accepted]
         with torch.inference_mode():
             subject = prompt.input_ids[slice(*prompt.subject)]
             corrupted = corruption.draw(prompt.prompt.name, subject).to(self.passes.device)
-            runs = [self._runs(inputs, corrupted[:1]) for inputs in asked]
+            runs = [self._runs(inputs, corrupted[:1]) for inputs in inputs_of_groups]
         clean = [run.logits[0] for run in runs]
         if any(logits.isnan().any() for logits in clean):  # any answer would have rank 1
             raise ValueError("the model gives NaN for the prompt. Take other weights, or a larger dtype")
         rank = best_rank(clean[0][0], first)
-        if self.settings.only_correct and not any(map(is_greedy, clean, groups)):
+        if self.settings.only_correct and not any(map(is_greedy, clean, accepted)):
             reason = f"the model gives the answer rank {rank}"
             if rank == 1:
                 reason = "the model begins as the answer does, and goes on otherwise"
             return _described(prompt, "wrong", reason, rank)
         foil = self._foil(prompt, clean[0][0], first)
-        measures = [Measure(group, answers[0][0], foil) for group in groups]
-        runs = [self._runs(inputs, corrupted) for inputs in asked]
+        measures = [Measure(group, answers[0][0], foil) for group in accepted]
+        runs = [self._runs(inputs, corrupted) for inputs in inputs_of_groups]
         of_runs = _outcomes([measure(run.logits) for measure, run in zip(measures, runs, strict=True)])
-        stacks = {stack: self._grids(stack, prompt, asked, runs, measures, of_runs) for stack in self.mediators}
+        stacks = {
+            stack: self._grids(stack, prompt, inputs_of_groups, runs, measures, of_runs) for stack in self.mediators
+        }
         self._is_checked = True
         traced = _described(prompt, "traced", "", rank, of_runs[0].numpy(), of_runs[1:].mean(0).numpy(), stacks)
-        measured = tuple((*group.prefix, final) for group in groups for final in group.finals)
+        measured = tuple((*group.prefix, final) for group in accepted for final in group.finals)
         return replace(traced, answer_tokens=measured, foil_token=foil)
 
     def _grids(
         self,
         stack: Stack,
         prompt: TokenizedPrompt,
-        asked: Sequence[Inputs],
+        inputs_of_groups: Sequence[Inputs],
         runs: Sequence[Runs],
         measures: Sequence[Measure],
         of_runs: Tensor,
@@ -165,20 +167,22 @@ class CausalTracer:
         tokens = prompt.decoder_tokens if inside else prompt.tokens
         shape = StackShape(
             num_layers=len(modules.layers),
-            num_places=len(tokens),
+            num_positions=len(tokens),
             sees_ahead=stack == "encoder",
             corrupted_from=0 if inside else prompt.subject[0],
-            last_decides=len(asked) == 1 and asked[0].outputs == 1,
+            last_decides=len(inputs_of_groups) == 1 and inputs_of_groups[0].outputs == 1,
         )
         grids = grid_cells(self.mediators[stack], shape, self.settings.window)
-        distinct = dict.fromkeys(cell for layers in grids.values() for places in layers for cell in places)
+        distinct = dict.fromkeys(cell for layers in grids.values() for positions in layers for cell in positions)
         known = {cell: run for cell in distinct if (run := shape.known(cell)) is not None}
         to_run = list(distinct) if not self._is_checked else [cell for cell in distinct if cell not in known]
-        found: list[dict[Cell, Tensor]] = []
-        for inputs, own, measure in zip(asked, runs, measures, strict=True):
-            suffix = self.settings.suffix and own.cache is not None
-            found.append(run_cells(self.passes, stack, inputs, own, to_run, measure, self._limit, suffix=suffix))
-        outcomes = {cell: _outcomes([of_group[cell] for of_group in found]) for cell in to_run}
+        of_groups: list[dict[Cell, Tensor]] = []
+        for inputs, group_runs, measure in zip(inputs_of_groups, runs, measures, strict=True):
+            suffix = self.settings.suffix and group_runs.cache is not None
+            of_groups.append(
+                run_cells(self.passes, stack, inputs, group_runs, to_run, measure, self._limit, suffix=suffix)
+            )
+        outcomes = {cell: _outcomes([of_group[cell] for of_group in of_groups]) for cell in to_run}
         for cell, name in known.items():
             expected = of_runs[:1].expand(len(of_runs) - 1, -1) if name == "clean" else of_runs[1:]
             if cell in outcomes:
@@ -190,9 +194,9 @@ class CausalTracer:
             means[cell] = of_runs[0] if name == "clean" else of_runs[1:].mean(0)
 
         def arranged(values: Mapping[Cell, Tensor], layers: Sequence[Sequence[Cell]]) -> np.ndarray:
-            grid = torch.stack([torch.stack([values[cell] for cell in places], -1) for places in layers], -2)
-            found: np.ndarray = grid.numpy()
-            return found
+            rows = [torch.stack([values[cell] for cell in positions], -1) for positions in layers]
+            grid: np.ndarray = torch.stack(rows, -2).numpy()
+            return grid
 
         return StackTrace(
             tokens,
@@ -202,19 +206,19 @@ class CausalTracer:
         )
 
     def _runs(self, inputs: Inputs, corrupted: Tensor) -> Runs:
-        """The clean and the corrupted runs, a few samples at a time where a pass would be too large."""
+        """Compute the clean and the corrupted runs, a few samples at a time if a pass would be too large."""
         keep = self.settings.suffix and not self.passes.is_encoder_decoder
         width = inputs.input_ids.shape[1]
         parts, start = [], 0
         while start < len(corrupted):
             most = max(1, self._limit.tokens // width - 1)
-            some = corrupted[start : start + most]
-            attempt = partial(self.passes.runs, inputs, some, keep_cache=keep)
-            found = self._limit.attempt(attempt, (1 + len(some)) * width)
-            if found is not None:
-                parts.append(found)
-                start += len(some)
-            elif len(some) == 1:
+            samples = corrupted[start : start + most]
+            attempt = partial(self.passes.runs, inputs, samples, keep_cache=keep)
+            runs = self._limit.attempt(attempt, (1 + len(samples)) * width)
+            if runs is not None:
+                parts.append(runs)
+                start += len(samples)
+            elif len(samples) == 1:
                 raise MemoryError(f"the clean and a corrupted run, {2 * width} tokens, take more memory than there is")
         return joined_runs(parts)
 
@@ -245,13 +249,13 @@ class CausalTracer:
         return tuple(dict.fromkeys(asked))
 
     def _mediators_of(self, stack: Stack) -> tuple[Mediator, ...]:
-        """Those that are asked for and that the stack has; one that no stack has is an error."""
+        """Select the mediators that are asked for and that the stack has; one that no stack has is an error."""
 
         def has(stack: Stack, mediator: Mediator) -> bool:
             return module_of(mediator) in (None, *self.passes.stacks[stack].modules)
 
         asked = self.settings.mediators or tuple(
-            one for one in MEDIATORS if any(has(other, one) for other in self._stacks())
+            mediator for mediator in MEDIATORS if any(has(other, mediator) for other in self._stacks())
         )
         for mediator in asked:
             if mediator not in MEDIATORS:
@@ -262,10 +266,10 @@ class CausalTracer:
 
 
 def check_state(model: PreTrainedModel) -> None:
-    """Refuse a model in train mode, where no two runs are alike, and a compiled one, which hooks don't reach.
+    """Refuse a model in train mode, whose runs are random, and a compiled one, in which hooks don't run.
 
     Raises:
-        ValueError: If it is either.
+        ValueError: If the model is in train mode or compiled.
     """
     if any(
         isinstance(module, OptimizedModule) or getattr(module, "_compiled_call_impl", None) is not None
@@ -281,22 +285,23 @@ def check_state(model: PreTrainedModel) -> None:
 
 
 def _outcomes(of_groups: Sequence[Tensor]) -> Tensor:
-    """Outcomes ``[..., O]`` of the measures of each group of answers ``[..., 2]``: probabilities add up."""
-    logs = torch.stack([one[..., 0] for one in of_groups]).logsumexp(0)
-    found = {"probability": logs.exp(), "log_probability": logs, "logit_difference": of_groups[0][..., 1]}
-    return torch.stack([found[name] for name in OUTCOMES], -1)
+    """Turn the measures of each group of answers, ``[..., 2]``, into outcomes, ``[..., O]``: probabilities add up."""
+    logs = torch.stack([measures[..., 0] for measures in of_groups]).logsumexp(0)
+    outcomes = {"probability": logs.exp(), "log_probability": logs, "logit_difference": of_groups[0][..., 1]}
+    return torch.stack([outcomes[name] for name in OUTCOMES], -1)
 
 
-def _check_known(cell: Cell, name: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    if not alike(found, expected, dtype):
+def _check_known(cell: Cell, name: str, outcomes: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    if not alike(outcomes, expected, dtype):
         raise ValueError(
-            f"expected the {name} run's outcome with something restored at place {cell.place} from layer {cell.birth} "
-            f"on, found one that differs by {float((found - expected).abs().max()):.3g}: tokens see those after them"
+            f"expected the {name} run's outcome with something restored at position {cell.position} from layer "
+            f"{cell.birth} on, found one that differs by {float((outcomes - expected).abs().max()):.3g}: tokens see "
+            "those after them"
         )
 
 
 def _spread(values: Tensor) -> Tensor:
-    """Standard deviation over samples: of ``[N, O]``, ``[O]``."""
+    """Compute the standard deviation ``[O]`` over samples, given values ``[N, O]``."""
     return values.std(0) if len(values) > 1 else torch.zeros_like(values[0])
 
 

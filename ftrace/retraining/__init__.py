@@ -1,4 +1,4 @@
-"""A run's model trained again and again, each time without some of its training data."""
+"""Retrainings of a run's model, each without some of its training data."""
 
 from ftrace.retraining.retrainer import Budget, QueryOutcome, Retrainer
 from ftrace.retraining.work import Retraining, claim_folder, do_retrainings, without

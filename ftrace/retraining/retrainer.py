@@ -1,4 +1,4 @@
-"""Train a run's model again, with some of its training rows left out."""
+"""Retraining of a run's model on some of its training rows."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Budget = Literal["epochs", "steps"]
 
 @dataclass(frozen=True)
 class QueryOutcome:
-    """What a model makes of the queries.
+    """A model's losses and answers on the queries.
 
     Args:
-        losses: Each query's loss in nats, float32 ``[Q]``; NaN or infinite where the training diverged, and NaN from a
-            file.
-        learned: Whether each is answered right by greedy decoding, bool ``[Q]``.
+        losses: Each query's loss in nats, float32 ``[Q]``; NaN or infinite if the training diverged, which a file
+            stores as NaN.
+        learned: Whether greedy decoding answers each query correctly, bool ``[Q]``.
     """
 
     losses: np.ndarray
@@ -39,20 +39,19 @@ class QueryOutcome:
 
 
 class Retrainer:
-    """Trains a run's model again and again: its config without callbacks and logging, on other training rows.
+    """A trainer of a run's model on subsets of its training rows, with the run's config minus callbacks and logging.
 
-    With no row left out and in the run's own order, the weights are bit by bit those of the run, on the same machine
-    and with as many threads. Weights always begin as the run's did; what differs is which rows there are, and their
-    order.
+    If no row is left out and the order is the run's own, the weights are bit by bit those of the run, on the same
+    machine and with as many threads. Initial weights are always the run's. Only the rows and their order differ.
 
     Args:
         run: A finished run.
-        budget: How long to train: for as many "epochs" as the run, so that each row that is kept is seen as often, in
-            fewer steps; or for as many "steps". The learning rate's schedule spans the retraining's own steps; its
-            warm-up is the run's.
+        budget: How long to train. "epochs": as many as the run, so that each kept row is seen as often, in fewer steps.
+            "steps": as many as the run. The learning rate's schedule spans the retraining's own steps; its warm-up is
+            as long as the run's.
 
     Raises:
-        ValueError: If the run's config has no seed or trainer, or can't be repeated on this budget.
+        ValueError: If the run's config has no seed or trainer, or the run can't be repeated on this budget.
     """
 
     def __init__(self, run: Run, budget: Budget = "epochs") -> None:
@@ -90,7 +89,7 @@ class Retrainer:
 
     @property
     def key(self) -> str:
-        """What tells this retrainer's outcomes from others, wherever data and run are: 16 hexadecimal digits."""
+        """A hash of what outcomes depend on, wherever data and run are stored: 16 hexadecimal digits."""
         data, config = self.run.data, self.run.config
         trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_OF_WEIGHTS}
         rows = [data.fingerprint, data.batch_size, data.tokenizer_name, data.split_hyphens, data.architecture]
@@ -98,11 +97,11 @@ class Retrainer:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
     def query_outcome(self, is_kept: np.ndarray, order_seed: int | None = None) -> QueryOutcome:
-        """Train, and ask the queries.
+        """Train, and evaluate the queries.
 
         Args:
             is_kept: ``[N]`` bool, whether each training row is kept.
-            order_seed: Of the rows' order; None: the run's own order, without the rows that are left out.
+            order_seed: The seed of the rows' order; None: the run's own order, without the rows that are left out.
         """
         model = self.train(is_kept, order_seed)
         with torch.no_grad():
@@ -111,7 +110,7 @@ class Retrainer:
         return QueryOutcome(torch.cat(losses).float().numpy(), torch.cat(learned).numpy())
 
     def train(self, is_kept: np.ndarray, order_seed: int | None = None) -> FactLM:
-        """Train on the rows that are kept; the model is in eval mode, on the CPU.
+        """Train on the rows that are kept, and return the model in eval mode, on the CPU.
 
         Args:
             is_kept: As in :meth:`query_outcome`.
@@ -128,7 +127,7 @@ class Retrainer:
         return model.cpu().eval()
 
     def _length(self) -> dict[str, Any]:
-        """Settings of the trainer that say how long to train, where they are not the run's."""
+        """Return the trainer's settings of how long to train that differ from the run's."""
         if self._budget == "epochs":
             return {}
         counts = [] if self._steps == -1 else [self._steps]
@@ -148,13 +147,13 @@ class Retrainer:
 
 
 def _class_of(callback: Any) -> str:
-    """The class path of a callback in a config."""
+    """Return the class path of a callback in a config."""
     return str(callback.get("class_path")) if isinstance(callback, dict) else str(callback)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what Lightning says at the start of each training."""
+    """Silence what Lightning logs at the start of each training, as long as the context is open."""
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     logger.setLevel(logging.ERROR)

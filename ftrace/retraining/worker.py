@@ -1,8 +1,8 @@
-"""One of several processes that retrain: reads what to train from its input, a line each, and says when it is done.
+"""One of several processes that retrain. It reads one retraining a line from its input, and answers when it is done.
 
     python -m ftrace.retraining.worker RUN FOLDER BUDGET
 
-It ends when its input does, as it does when whoever started it is killed.
+It ends when its input ends, which also happens if its parent process is killed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ftrace.runs import Run
 
 
 def main(run: str, folder: str, budget: str) -> None:
-    """Retrain until there is nothing more to do."""
+    """Retrain until the input ends."""
     assert budget in ("epochs", "steps")
     replies = sys.stdout
-    with redirect_stdout(sys.stderr):  # what is printed elsewhere is not taken for a reply
+    with redirect_stdout(sys.stderr):  # so that other output is not taken for a reply
         retrainer = Retrainer(Run(folder=run), budget)  # type: ignore[arg-type]
         for line in sys.stdin:
             asked = json.loads(line)
-            one = Retraining(asked["name"], tuple(asked["left_out"]), asked["order_seed"])
-            retrain(retrainer, one, Path(folder))
-            print(one.name, file=replies, flush=True)
+            retraining = Retraining(asked["name"], tuple(asked["left_out"]), asked["order_seed"])
+            retrain(retrainer, retraining, Path(folder))
+            print(retraining.name, file=replies, flush=True)
 
 
 if __name__ == "__main__":

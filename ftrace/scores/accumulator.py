@@ -13,12 +13,12 @@ Candidates = Sequence[int] | Mapping[int, Sequence[int]] | None
 
 
 class Sum(NamedTuple):
-    """What one matrix of sums is of: a kind, or one part of a kind (one layer's, say).
+    """The key of one matrix of sums: a kind of score, or one part of a kind (one layer's, say).
 
     Args:
-        kind: The kind.
-        axis: What the kind is broken down by; "" for the kind itself.
-        part: Which part.
+        kind: The kind of score.
+        axis: What the kind is broken down by, such as layers; "" for the kind itself.
+        part: The part's name; "" for the kind itself.
     """
 
     kind: str
@@ -27,14 +27,14 @@ class Sum(NamedTuple):
 
 
 class ScoreAccumulator:
-    """Adds up ``[examples, queries]`` contributions as they come; examples get a row when first seen.
+    """Sums of ``[examples, queries]`` contributions by example id. An example gets its row when it is first seen.
 
     Args:
         kinds: Names of the score kinds to add up.
         query_ids: ``[Q]``.
         dtype: float32 or float64.
-        candidates: Which examples to keep scores of: all; some; or for each query its own, so that memory is of their
-            number and not of N x Q.
+        candidates: The examples to keep scores of. None: all of them. A sequence: these. A mapping: for each query its
+            own, and memory then grows with their number instead of N x Q.
 
     Raises:
         ValueError: If ``candidates`` names an example twice, or leaves out a query.
@@ -68,7 +68,7 @@ class ScoreAccumulator:
         return isinstance(self.candidates, Mapping)
 
     def add_queries(self, query_ids: Iterable[int]) -> None:
-        """More queries: columns of zeros so far."""
+        """Add queries, whose scores are zero so far."""
         new = [int(query) for query in query_ids]
         if isinstance(self.candidates, Mapping):
             self._add_slots(new, self.candidates)
@@ -104,21 +104,22 @@ class ScoreAccumulator:
             example_ids: ``[B]`` int64.
             contributions: For each matrix of sums, ``[B, Q]``.
         """
-        places = self._ragged_places(example_ids) if self.is_ragged else self._places(example_ids)
+        targets = self._ragged_targets(example_ids) if self.is_ragged else self._targets(example_ids)
         for key, values in contributions.items():
             sums = self._sums[key] if key in self._sums else self._zeros()
             if not self.is_ragged:
                 sums = _grown(sums, len(self._rows))
             self._sums[key] = sums
-            own = values.to(device=sums.device, dtype=sums.dtype)
+            moved = values.to(device=sums.device, dtype=sums.dtype)
             if self.is_ragged:
-                examples, columns, slots = places
-                sums.index_add_(0, slots, own[examples, columns])
+                examples, columns, slots = targets
+                sums.index_add_(0, slots, moved[examples, columns])
             else:
-                examples, rows = places[0], places[1]
-                sums.index_add_(0, rows, own[examples])
+                examples, rows = targets[0], targets[1]
+                sums.index_add_(0, rows, moved[examples])
 
-    def _places(self, example_ids: Tensor) -> tuple[Tensor, ...]:
+    def _targets(self, example_ids: Tensor) -> tuple[Tensor, ...]:
+        """Return which examples of the batch are kept, and the row of each."""
         ids = example_ids.tolist()
         if self.candidates is None:
             rows = [self._rows.setdefault(example, len(self._rows)) for example in ids]
@@ -126,17 +127,19 @@ class ScoreAccumulator:
         kept = [(index, self._rows[example]) for index, example in enumerate(ids) if example in self._rows]
         return tuple(torch.tensor(kept, dtype=torch.int64).view(-1, 2).unbind(1))
 
-    def _ragged_places(self, example_ids: Tensor) -> tuple[Tensor, ...]:
-        found: list[tuple[int, int, int]] = []
+    def _ragged_targets(self, example_ids: Tensor) -> tuple[Tensor, ...]:
+        """Return for each pair of the batch that is kept its example, its query's column and its slot in the sums."""
+        pairs: list[tuple[int, int, int]] = []
         for index, example in enumerate(example_ids.tolist()):
             columns, slots = self._slots.get(example, ([], []))
-            found += [(index, column, slot) for column, slot in zip(columns, slots, strict=True)]
-        return tuple(torch.tensor(found, dtype=torch.int64).view(-1, 3).unbind(1))
+            pairs += [(index, column, slot) for column, slot in zip(columns, slots, strict=True)]
+        return tuple(torch.tensor(pairs, dtype=torch.int64).view(-1, 3).unbind(1))
 
     def arrays(self) -> tuple[np.ndarray, dict[Sum, np.ndarray]]:
-        """Ids of examples ascending ``[N]`` int64, and for each matrix the sums ``[N, Q]`` in that order.
+        """Return the examples' ids, ascending ``[N]`` int64, and for each matrix the sums ``[N, Q]`` in that order.
 
-        With candidates for each query: ids ``[pairs]``, query by query, and for each matrix the sums ``[pairs]``.
+        If each query has candidates of its own: the candidates' ids ``[pairs]``, query by query, and for each matrix
+        the sums ``[pairs]``.
         """
         if self.is_ragged:
             return np.array(self._pairs, dtype=np.int64), {key: sums.numpy() for key, sums in self._sums.items()}
@@ -145,7 +148,7 @@ class ScoreAccumulator:
         return ids[order], {key: _grown(sums, len(ids))[: len(ids)].numpy()[order] for key, sums in self._sums.items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything but the settings, as numbers, strings and tensors."""
+        """Return everything but the settings, as numbers, strings and tensors."""
         ids, arrays = self.arrays()
         return {
             "ids": torch.from_numpy(ids),
@@ -154,7 +157,7 @@ class ScoreAccumulator:
         }
 
     def add_state(self, state: Mapping[str, Any]) -> None:
-        """Add what another accumulator of the same settings and queries has summed up."""
+        """Add the sums of another accumulator that has the same settings and queries."""
         sums = {Sum(kind, axis, part): values for kind, axis, part, values in state["sums"]}
         if self.is_ragged:
             for key, values in sums.items():
@@ -164,7 +167,7 @@ class ScoreAccumulator:
 
 
 def _grown(sums: Tensor, rows: int) -> Tensor:
-    """The same sums with room for that many rows, doubled so that growing costs little."""
+    """Return the sums with room for at least that many rows, doubled so that growing is cheap on average."""
     if rows <= len(sums):
         return sums
     room = sums.new_zeros(max(rows, 2 * len(sums)), sums.shape[1])

@@ -1,4 +1,4 @@
-"""Ids: whole numbers of 64 bits, or names that become such."""
+"""Ids: signed 64-bit integers, or names that are hashed to them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def stable_id(name: str) -> int:
-    """An int64 from 0 on for a name: the same on every machine and process, told apart by 63 bits of its SHA-256.
+    """Hash a name to an id from 0 to 2^63 - 1: 63 bits of its SHA-256, the same on every machine and in every process.
 
     Raises:
-        ValueError: If the name is no text: it has half of a surrogate pair.
+        ValueError: If the name is not valid text because it contains half of a surrogate pair.
 
     Example:
         >>> stable_id("train/00017")
@@ -29,27 +29,27 @@ def stable_id(name: str) -> int:
 
 
 def as_ids(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
-    """Ids as int64, none of which has become another.
+    """Convert ids to int64 without changing any of them.
 
     Args:
-        values: The ids, ``[N]``.
-        what: What they are called in errors.
+        values: ``[N]``.
+        what: Their name in error messages.
 
     Raises:
-        ValueError: If one is no whole number, or has more than 64 bits.
+        ValueError: If one is not an integer, or doesn't fit into 64 bits.
     """
     problem = f"{what}: expected whole numbers from -2^63 to 2^63 - 1, found"
     remedy = "ftrace.scores.stable_id(str(id))"
-    found = np.asarray(values)
-    if found.dtype.kind == "O":  # of Python's whole numbers, perhaps large ones
+    ids = np.asarray(values)
+    if ids.dtype.kind == "O":  # Python's integers, perhaps large ones
         try:
-            found = np.array([one.__index__() for one in found.tolist()], dtype=np.int64)
+            ids = np.array([value.__index__() for value in ids.tolist()], dtype=np.int64)
         except (OverflowError, AttributeError, TypeError) as error:
             raise ValueError(f"{problem} others ({error}). Number them as names: {remedy}") from error
-    if found.dtype.kind not in "iufb" and found.size:
-        raise ValueError(f"{problem} {found.dtype}. Number them as names: {remedy}")
-    if found.dtype.kind not in "iu" and found.size:
-        raise ValueError(f'{problem} {found.dtype}. Make them whole numbers: ids.astype("int64")')
-    if found.dtype == np.uint64 and (found > np.uint64(2**63 - 1)).any():
-        raise ValueError(f"{problem} {found.max()}. Number them as names: {remedy}")
-    return found.astype(np.int64)
+    if ids.dtype.kind not in "iufb" and ids.size:
+        raise ValueError(f"{problem} {ids.dtype}. Number them as names: {remedy}")
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise ValueError(f'{problem} {ids.dtype}. Make them whole numbers: ids.astype("int64")')
+    if ids.dtype == np.uint64 and (ids > np.uint64(2**63 - 1)).any():
+        raise ValueError(f"{problem} {ids.max()}. Number them as names: {remedy}")
+    return ids.astype(np.int64)

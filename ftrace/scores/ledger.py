@@ -1,16 +1,17 @@
-"""The ledger: what each query's loss did between two refreshes, beside what its first-order accounts say.
+"""The ledger: how each query's loss changed between two refreshes, and what explains the change to first order.
 
-One row for each interval between refreshes and each query, in nats, positive where the loss fell:
+It has one row for each interval between refreshes and each query, in nats, positive where the loss fell:
 
     actual        the loss at the interval's start minus the loss at its end
     predicted     minus <query gradient, true change of all trained weights>, along the interval
-    examples      what the kind ``update`` has gained
-    momentum      momentum of gradients that is not given to examples in this interval
+    examples      the scores of the kind ``update`` that were added
+    momentum      momentum of gradients that is not attributed to examples in this interval
     decay         weight decay
-    uncovered     parameters that the scores don't see
-    projection    what projecting gradients has taken from ``examples``
+    uncovered     changes of parameters that the scores don't cover
+    projection    the error that projecting gradients made in ``examples``
 
-The last five add up to ``predicted``; each is computed by itself. ``actual - predicted`` is curvature and staleness.
+The last five are the accounts. They are computed independently and add up to ``predicted``. The difference
+``actual - predicted`` is due to curvature and stale query gradients.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Summary:
 
     Args:
         fall: How much the queries' losses fell over the run, in nats, on average.
-        shares: Of that fall: each account's share, and that of ``curvature``. Without accounts, ``predicted`` instead.
+        shares: The share of that fall which each account explains, and that of ``curvature``. Of a ledger without
+            accounts, ``predicted`` takes their place.
     """
 
     fall: float
@@ -60,13 +62,13 @@ def _percent(share: float) -> str:
 
 
 class Ledger:
-    """The books of one run.
+    """The ledger of one run.
 
     Args:
-        steps: ``[R]``, the optimizer step that each interval begins with.
-        next_steps: ``[R]``, the step that the next one begins with.
+        steps: ``[R]``, the optimizer step at which each interval begins.
+        next_steps: ``[R]``, the step at which the next interval begins.
         query_ids: ``[Q]`` int64.
-        columns: Each of :data:`COLUMNS`, ``[R, Q]`` float64; NaN where there is none.
+        columns: Each of :data:`COLUMNS`, ``[R, Q]`` float64; NaN where a value is unknown.
     """
 
     def __init__(
@@ -79,36 +81,36 @@ class Ledger:
         self.columns = {name: np.asarray(columns[name], np.float64).reshape(shape) for name in COLUMNS}
 
     def __getitem__(self, column: str) -> np.ndarray:
-        """One column, ``[R, Q]``."""
+        """Return one column, ``[R, Q]``."""
         return self.actual if column == "actual" else self.columns[column]
 
     @property
     def actual(self) -> np.ndarray:
-        """By how much each loss fell, ``[R, Q]``."""
+        """How much each loss fell, ``[R, Q]``."""
         return self.columns["loss"] - self.columns["next_loss"]
 
     @property
     def has_accounts(self) -> bool:
-        """Whether the accounts were kept: they are for the kind ``update``."""
+        """Whether accounts were kept, as they are if the kind ``update`` is scored."""
         return not bool(np.isnan(self.columns["examples"]).all())
 
     def accounted(self) -> np.ndarray:
-        """The sum of the accounts, ``[R, Q]``, which must be ``predicted``."""
+        """Return the sum of the accounts, ``[R, Q]``, which must equal ``predicted``."""
         return np.sum([self.columns[name] for name in ACCOUNTS], axis=0)
 
     def imbalance(self) -> np.ndarray:
-        """By interval: how far accounts are from ``predicted``, as a share of all that was booked, ``[R]``."""
-        off = np.linalg.norm(np.nan_to_num(self.accounted() - self.columns["predicted"]), axis=1)
+        """Return how far each interval's accounts are from ``predicted``, as a share of all it booked, ``[R]``."""
+        error = np.linalg.norm(np.nan_to_num(self.accounted() - self.columns["predicted"]), axis=1)
         booked = sum(np.linalg.norm(np.nan_to_num(self.columns[name]), axis=1) for name in (*ACCOUNTS, "predicted"))
-        return np.divide(off, booked, out=np.zeros_like(off), where=booked > 0)
+        return np.divide(error, booked, out=np.zeros_like(error), where=booked > 0)
 
     def learned_steps(self) -> np.ndarray:
-        """The step at whose beginning each query was first seen to be right, ``[Q]``; -1 if never."""
-        right = self.columns["learned"] == 1
-        return np.where(right.any(0), self.next_steps[right.argmax(0)] if len(self.steps) else -1, -1)
+        """Return the step at the beginning of which each query was first answered correctly, ``[Q]``; -1 if never."""
+        learned = self.columns["learned"] == 1
+        return np.where(learned.any(0), self.next_steps[learned.argmax(0)] if len(self.steps) else -1, -1)
 
     def summary(self) -> Summary:
-        """What became of the whole fall of the queries' losses."""
+        """Summarize what explains the total fall of the queries' losses."""
         fall = float(np.nansum(self.actual))
         queries = max(1, len(self.query_ids))
         if not len(self.steps) or fall == 0:
@@ -128,28 +130,27 @@ class Ledger:
             "actual": self.actual.ravel(),
             **{name: values.ravel() for name, values in self.columns.items()},
         }
-        made = pa.table(table).replace_schema_metadata({"num_queries": str(queries)})
-        pq.write_table(made, file)
+        pq.write_table(pa.table(table).replace_schema_metadata({"num_queries": str(queries)}), file)
 
     @classmethod
     def open(cls, file: Path) -> Ledger:
-        """Read what :meth:`write` has written.
+        """Read a ledger that :meth:`write` has written.
 
         Raises:
             ValueError: If it is missing or damaged.
         """
         try:
             table = pq.read_table(file)
-            found = {name: table.column(name).to_numpy() for name in ("step", "next_step", "query_id", *COLUMNS)}
+            stored = {name: table.column(name).to_numpy() for name in ("step", "next_step", "query_id", *COLUMNS)}
             queries = int(table.schema.metadata[b"num_queries"])
         except (OSError, KeyError, TypeError, pa.ArrowException) as error:
             raise ValueError(f"{file} is missing or no ledger ({error})") from error
         every = max(1, queries)
-        columns = {name: found[name] for name in COLUMNS}
-        return cls(found["step"][::every], found["next_step"][::every], found["query_id"][:queries], columns)
+        columns = {name: stored[name] for name in COLUMNS}
+        return cls(stored["step"][::every], stored["next_step"][::every], stored["query_id"][:queries], columns)
 
     @classmethod
     def empty(cls) -> Ledger:
-        """Of a run that has not begun."""
+        """Make the ledger of a run that has not begun."""
         nothing: Any = np.zeros(0)
         return cls(nothing, nothing, nothing, dict.fromkeys(COLUMNS, nothing))

@@ -1,15 +1,15 @@
 """Scores on disk: a folder of plain ``.npy`` arrays and a JSON manifest.
 
-    manifest.json      format, kinds, shape, dtype, and whatever the writer says about how the scores came about
+    manifest.json      format, kinds, shape, dtype, and what the writer says about how the scores were computed
     example_ids.npy    int64 [N], ascending
     query_ids.npy      int64 [Q]
-    <kind>.npy         float32 (float64 on request) [N, Q], in Fortran order: one query's scores lie side by side
-    <kind>.<axis>.<n>.npy   the same of the n-th part, where the kind is broken down; manifest.json names the parts
-    example_names.npy, query_names.npy   where ids were made from names: these
-    ledger.parquet     the run's ledger, where one was kept
+    <kind>.npy         float32 (float64 on request) [N, Q], in Fortran order: one query's scores are contiguous
+    <kind>.<axis>.<n>.npy   the same for the n-th part, if the kind is broken down; manifest.json names the parts
+    example_names.npy, query_names.npy   the names, if ids were made from names
+    ledger.parquet     the run's ledger, if one was kept
 
-With candidates for each query, scores are [pairs], query by query: candidate_ids.npy says which example each is of,
-candidate_offsets.npy [Q + 1] where each query begins.
+If each query has candidates of its own, scores are [pairs], query by query. candidate_ids.npy [pairs] then says which
+example each score belongs to, and candidate_offsets.npy [Q + 1] where each query begins.
 
 Without ftrace: ``numpy.load("dot.npy", mmap_mode="r")[:, column]``.
 """
@@ -41,7 +41,7 @@ class ScoreStore:
 
     Args:
         path: The folder.
-        manifest: Its parsed manifest; use :meth:`open`.
+        manifest: Its parsed manifest; :meth:`open` reads it.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -58,11 +58,11 @@ class ScoreStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ScoreStore:
-        """Open a store; arrays are mapped into memory when first asked for.
+        """Open a store; arrays are mapped into memory when they are first needed.
 
         Raises:
             FileNotFoundError: If there is no such folder.
-            ValueError: If the folder is no score store, or one of another version.
+            ValueError: If the folder is not a score store, or one of another version.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -82,22 +82,22 @@ class ScoreStore:
         ledger: Ledger | None = None,
         names: Mapping[int, str] | None = None,
     ) -> ScoreStore:
-        """Write a store whole or not at all: under a temporary name first, then renamed.
+        """Write a store whole or not at all.
 
         Args:
             path: The folder; an earlier store there is replaced, anything else is an error.
             example_ids: ``[N]`` int64.
             query_ids: ``[Q]`` int64.
             scores: For each kind (or part of one, as :class:`Sum`), ``[N, Q]``.
-            manifest: Anything JSON holds, about how the scores came about.
-            candidate_offsets: ``[Q + 1]`` int64, where each query has candidates of its own; then ``example_ids`` and
-                each of the scores are ``[pairs]``, query by query.
+            manifest: What to note about how the scores were computed; anything that JSON can hold.
+            candidate_offsets: ``[Q + 1]`` int64, if each query has candidates of its own: where each query begins. Then
+                ``example_ids`` and each of the scores are ``[pairs]``, query by query.
             ledger: The run's ledger.
-            names: Names of the ids that were made from names.
+            names: By id, for ids that were made from names.
 
         Raises:
-            ValueError: If shapes don't agree, ids repeat or don't fit into 64 bits, or the folder is not ours to
-                replace.
+            ValueError: If shapes don't agree, ids repeat or don't fit into 64 bits, or the folder holds anything but an
+                earlier store.
         """
         folder = Path(path).resolve()
         check_replaceable(folder)
@@ -118,9 +118,9 @@ class ScoreStore:
             if len(np.unique(ids)) != len(ids):
                 raise ValueError(f"expected {name} without duplicates, found {len(ids) - len(np.unique(ids))} of them")
             arrays[name] = ids
-            if names and any(int(one) in names for one in ids):
-                of_ids = [names.get(int(one), str(one)) for one in ids]
-                arrays[name.replace("_ids", "_names")] = np.array(of_ids, dtype=np.str_)
+            if names and any(int(known) in names for known in ids):
+                names_of_ids = [names.get(int(known), str(known)) for known in ids]
+                arrays[name.replace("_ids", "_names")] = np.array(names_of_ids, dtype=np.str_)
         for key, values in keyed.items():
             if values.shape != shape:
                 raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
@@ -155,12 +155,12 @@ class ScoreStore:
 
     @cached_property
     def example_names(self) -> np.ndarray | None:
-        """Names of the examples, ``[N]``, where ids were made from names."""
+        """Names of the examples, ``[N]``; None if ids were not made from names."""
         return self._names("example_names", self.manifest["num_examples"])
 
     @cached_property
     def query_names(self) -> np.ndarray | None:
-        """Names of the queries, ``[Q]``, where ids were made from names."""
+        """Names of the queries, ``[Q]``; None if ids were not made from names."""
         return self._names("query_names", self.manifest["num_queries"])
 
     def _names(self, name: str, count: int) -> np.ndarray | None:
@@ -168,14 +168,14 @@ class ScoreStore:
 
     @cached_property
     def ledger(self) -> Ledger | None:
-        """The run's ledger, where one was kept."""
+        """The run's ledger; None if none was kept."""
         return Ledger.open(self.path / _LEDGER) if (self.path / _LEDGER).exists() else None
 
     @property
     def breakdown(self) -> dict[str, list[str]]:
-        """What kinds are broken down by, and the names of the parts."""
-        found: dict[str, list[str]] = self.manifest.get("breakdown", {})
-        return found
+        """The axes that kinds are broken down by, and the names of the parts of each."""
+        parts_by_axis: dict[str, list[str]] = self.manifest.get("breakdown", {})
+        return parts_by_axis
 
     @property
     def has_candidates(self) -> bool:
@@ -183,20 +183,20 @@ class ScoreStore:
         return self.manifest.get("num_pairs") is not None
 
     def check(self) -> None:
-        """Make sure that all arrays are there and whole.
+        """Make sure that all arrays are complete.
 
         Raises:
-            ValueError: If one is not.
+            ValueError: If one is missing or damaged.
         """
         _ = self.example_ids, self.query_ids
         for kind in self.kinds:
             self._values(Sum(kind))
 
     def matrix(self, kind: str | None = None) -> np.ndarray:
-        """All scores of a kind, ``[N, Q]``, mapped from disk.
+        """Map all scores of a kind from disk, ``[N, Q]``.
 
         Args:
-            kind: One of :attr:`kinds`. Left out, the only one, or ``dot`` where there are several.
+            kind: One of :attr:`kinds`; default: the only one, or ``dot`` if there are several.
 
         Raises:
             ValueError: If the store doesn't hold that kind, its file is damaged, or each query has candidates of its
@@ -207,10 +207,10 @@ class ScoreStore:
         return self._values(Sum(self._known(kind)))
 
     def scores(self, query_id: int | str, kind: str | None = None) -> np.ndarray:
-        """One query's scores, ``[N]``, in the order of :attr:`example_ids`; NaN for what is no candidate of it.
+        """Return one query's scores, ``[N]``, in the order of :attr:`example_ids`; NaN if an example is no candidate.
 
         Args:
-            query_id: Its id, or its name where ids were made from names.
+            query_id: The query's id, or its name if ids were made from names.
             kind: As in :meth:`matrix`.
 
         Raises:
@@ -220,7 +220,7 @@ class ScoreStore:
         return self._column(query_id, Sum(self._known(kind)))
 
     def parts(self, query_id: int | str, axis: str, kind: str | None = None) -> dict[str, np.ndarray]:
-        """One query's scores by layer, epoch or whatever they are broken down by; the parts add up to the score.
+        """Return one query's scores by layer, epoch or another axis; the parts add up to the score.
 
         Args:
             query_id: As in :meth:`scores`.
@@ -232,7 +232,7 @@ class ScoreStore:
 
         Raises:
             KeyError: If the store has no such query.
-            ValueError: If it is not broken down so.
+            ValueError: If scores are not broken down by this axis.
         """
         if axis not in self.breakdown:
             raise ValueError(f"{self.path}: expected one of the breakdowns {list(self.breakdown)}, found {axis!r}")
@@ -260,20 +260,20 @@ class ScoreStore:
         if not self.has_candidates:
             return np.array(self._values(key)[:, column])
         offsets = self._load("candidate_offsets", (self.manifest["num_queries"] + 1,))
-        own = slice(int(offsets[column]), int(offsets[column + 1]))
+        pairs = slice(int(offsets[column]), int(offsets[column + 1]))
         values = self._values(key)
-        found = np.full(len(self.example_ids), np.nan, values.dtype)
-        found[np.searchsorted(self.example_ids, self._load("candidate_ids", values.shape)[own])] = values[own]
-        return found
+        scores = np.full(len(self.example_ids), np.nan, values.dtype)
+        scores[np.searchsorted(self.example_ids, self._load("candidate_ids", values.shape)[pairs])] = values[pairs]
+        return scores
 
     def top(
         self, query_id: int | str, k: int = 10, kind: str | None = None, *, largest: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The strongest proponents of a query, or with ``largest=False`` its strongest opponents.
+        """Find a query's strongest proponents, or with ``largest=False`` its strongest opponents.
 
         Returns:
-            Example ids ``[k]`` and their scores ``[k]``, strongest first; ties by id. Examples whose score is NaN or
-            infinite are none of them; there are fewer than k where not enough others are left.
+            Example ids ``[k]`` and their scores ``[k]``, strongest first, equal scores in ascending order of ids.
+            Examples whose score is NaN or infinite are left out, so there may be fewer than k.
 
         Raises:
             KeyError, ValueError: As :meth:`scores`.
@@ -297,7 +297,7 @@ class ScoreStore:
 
 
 def parts_of(keys: Iterable[Sum]) -> dict[str, list[str]]:
-    """What kinds are broken down by, and the names of the parts in their order."""
+    """Return the axes that kinds are broken down by, and the names of the parts of each in their order."""
     parts: dict[str, list[str]] = {}
     for key in keys:
         if key.axis and key.part not in parts.setdefault(key.axis, []):
@@ -308,7 +308,7 @@ def parts_of(keys: Iterable[Sum]) -> dict[str, list[str]]:
 def make_facts(
     keys: Sequence[Sum], example_ids: np.ndarray, query_ids: np.ndarray, dtype: np.dtype | None = None
 ) -> dict[str, Any]:
-    """What the manifest of every store says."""
+    """Make the entries that the manifest of every store has."""
     kinds = [key.kind for key in keys if not key.axis]
     return {
         "format": FORMAT,
@@ -323,15 +323,15 @@ def make_facts(
 
 
 def file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
-    """The name of a matrix's file, without its ending."""
+    """Return the name of a matrix's file, without its ending."""
     return f"{key.kind}.{key.axis}.{parts[key.axis].index(key.part):04d}" if key.axis else key.kind
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Make sure that writing a store here would lose nothing but an earlier store.
+    """Make sure that writing a store here would replace nothing but an earlier store.
 
     Raises:
-        ValueError: If there is a file, the working directory, or a folder that holds anything but a score store.
+        ValueError: If the path is a file, the working directory, or a folder that holds anything but a score store.
     """
     folder = Path(path).resolve()
     try:

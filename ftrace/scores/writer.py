@@ -19,7 +19,7 @@ from ftrace.whole_files import put_folder, temporary_folder
 
 
 class ScoreWriter:
-    """Writes a store through memory maps, whole or not at all: under a temporary name, renamed when it is finished.
+    """A writer of a store through memory maps. The store takes its place, whole, when it is finished.
 
     Args:
         path: The store's folder; an earlier store there is replaced, anything else is an error.
@@ -29,7 +29,8 @@ class ScoreWriter:
         dtype: float32 or float64.
 
     Raises:
-        ValueError: If ids repeat, examples are not in ascending order, or the folder is not ours to replace.
+        ValueError: If ids repeat, examples are not in ascending order, or the folder holds anything but an earlier
+            store.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -68,7 +69,7 @@ class ScoreWriter:
 
     def _map(self, key: Sum) -> np.ndarray:
         file = self._temporary / f"{file_name(key, self._parts)}.npy"
-        if not all(self._shape):  # nothing can be mapped
+        if not all(self._shape):  # an empty file can't be mapped
             np.save(file, np.zeros(self._shape, self._dtype, order="F"))
             return np.zeros(self._shape, self._dtype)
         mapped: np.ndarray = np.lib.format.open_memmap(
@@ -82,16 +83,16 @@ class ScoreWriter:
         """Write a block of one matrix.
 
         Args:
-            key: Which matrix.
+            key: The matrix.
             values: Scores in the block's shape.
-            rows: Which examples, as places in ``example_ids``; default: all.
-            columns: Which queries; default: all.
+            rows: The examples, as positions in ``example_ids``; default: all.
+            columns: The queries, as positions in ``query_ids``; default: all.
         """
-        to = rows if rows is not None else slice(None), columns if columns is not None else slice(None)
-        self._maps[Sum(key) if isinstance(key, str) else key][to] = values
+        block = rows if rows is not None else slice(None), columns if columns is not None else slice(None)
+        self._maps[Sum(key) if isinstance(key, str) else key][block] = values
 
     def flush(self) -> None:
-        """Let the operating system have the memory of what has been written."""
+        """Write to disk what is in memory, so that the operating system can free it."""
         for mapped in self._maps.values():
             if isinstance(mapped, np.memmap):
                 mapped.flush()
@@ -100,7 +101,7 @@ class ScoreWriter:
         """Put the store in its place.
 
         Args:
-            manifest: Anything JSON holds, about how the scores came about.
+            manifest: What to note about how the scores were computed; anything that JSON can hold.
         """
         self.flush()
         self._maps.clear()

@@ -1,4 +1,4 @@
-"""Studies: several trainings, several methods, one question; each ends in a table and a picture."""
+"""Studies: several trainings and several methods that answer one question with a table and a picture."""
 
 from ftrace.studies.settings import Study, Variant
 from ftrace.studies.work import StudyRun, do_study

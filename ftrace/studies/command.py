@@ -1,4 +1,4 @@
-"""``ftrace study``: several trainings, several methods, one question, one table and one picture."""
+"""``ftrace study``: several trainings and several methods that answer one question with a table and a picture."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ftrace.studies.results import report_study
 
 
 def study(settings: Study, output_dir: str = "runs/studies", train_script: str = "train.py", jobs: int = 1) -> None:
-    """Train, score and compare what a study asks for; ends in a table and a picture.
+    """Train, score and compare what a study asks for, and write a table and a picture.
 
     Args:
         settings: The study.
-        output_dir: Where runs and results go. What is finished there is not done again, so a study that was interrupted
-            goes on, and studies share the runs that they have in common.
-        train_script: Lightning's command line.
-        jobs: How many trainings at a time.
+        output_dir: The folder of runs and results. What is finished there is not done again, so an interrupted study
+            continues, and studies share the runs that they have in common.
+        train_script: The script that trains a run from a config.
+        jobs: How many trainings to run at a time.
     """
     folder = Path(output_dir)
     runs = do_study(settings, folder / "runs", Path(train_script), jobs)

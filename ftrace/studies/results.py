@@ -1,4 +1,4 @@
-"""From a study's score stores to its tables and its picture."""
+"""A study's tables and picture, made from its score stores."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Grid:
 
     Args:
         title: What it shows.
-        of: What groups are, such as "variant".
+        of: What the groups are, such as "variant".
         cells: For each group and row, its estimates by metric; a row may be missing from a group.
-        notes: For each group, more to say, such as how many queries it has.
+        notes: A note on each group, such as how many queries it has.
     """
 
     title: str
@@ -49,21 +49,21 @@ class Grid:
     notes: Mapping[str, str]
 
     def render(self) -> Table:
-        """As a person reads it, in percent with the ends of 95% intervals."""
+        """Render a table for the terminal, in percent with the ends of 95% intervals."""
         table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=0, title_justify="left")
         table.add_column(self.of)
         table.add_column("scores", no_wrap=True)
         for metric in SHOWN:
             table.add_column(metric, justify="right", no_wrap=True)
         for group, rows in self.cells.items():
-            for place, (row, estimates) in enumerate(rows.items()):
-                first = (group, self.notes[group])[place] if place < 2 else ""
+            for index, (row, estimates) in enumerate(rows.items()):
+                first = (group, self.notes[group])[index] if index < 2 else ""
                 table.add_row(first, row, *[with_interval(estimates[metric]) for metric in SHOWN])
             table.add_section()
         return table
 
     def markdown(self) -> str:
-        """The same, to be pasted."""
+        """Render the same table in Markdown."""
         lines = [f"| {self.of} | scores | {' | '.join(SHOWN)} |", f"|---|---|{'---:|' * len(SHOWN)}"]
         for group, rows in self.cells.items():
             for row, estimates in rows.items():
@@ -73,7 +73,7 @@ class Grid:
 
 
 def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, console: Console) -> list[Path]:
-    """Print and write what a study has found.
+    """Print and write a study's results.
 
     Returns:
         Its Markdown file and its picture, then the tables of each variant.
@@ -90,20 +90,21 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
         where = "the whole training set" if pool == "all" else "candidate pools"
         grids.append(Grid(f"{study.question} On {where}", "variant", shown, notes))
         if pool == "all":
-            whole = evaluations
+            in_all = evaluations
     picture = output_dir / "picture.png"
     if study.report == "learned":
         grids += [
-            _by_learned_step(study, v, whole[v], [r for r in runs if r.variant == v and opened[r].learned_queries()])
+            _by_learned_step(study, v, in_all[v], [r for r in runs if r.variant == v and opened[r].learned_queries()])
             for v in study.variants
         ]
-        curves = {grid.title: {row: _series(grid, row) for row in _rows_of(grid)} for grid in grids[-len(whole) :]}
+        of_steps = grids[-len(study.variants) :]
+        curves = {grid.title: {row: _series(grid, row) for row in _rows_of(grid)} for grid in of_steps}
         plot_curves(curves, "queries by the step at which they were learned", "P@10", picture)
     elif study.report == "variants":
         rows = _rows_of(grids[0])
         plot_curves({study.question: {row: _series(grids[0], row) for row in rows}}, "variant", "P@10", picture)
     else:
-        bars = {v: {row: one["P@10"] for row, one in cells.items()} for v, cells in grids[0].cells.items()}
+        bars = {v: {row: estimates["P@10"] for row, estimates in cells.items()} for v, cells in grids[0].cells.items()}
         plot_bars(bars, "P@10", study.question, picture)
     text = [grid.markdown() for grid in grids]
     for grid in grids:
@@ -123,18 +124,18 @@ def _evaluate(
 ) -> Evaluation:
     protocol = Protocol(pool=pool)
     of_variant = {run: data for run, data in opened.items() if run.variant == variant}
-    without = [run.seed for run, data in of_variant.items() if not data.learned_queries()]
-    if len(without) == len(of_variant):
+    seeds_without = [run.seed for run, data in of_variant.items() if not data.learned_queries()]
+    if len(seeds_without) == len(of_variant):
         raise ValueError(f"variant {variant}: expected queries that were learned, found none. Train for longer")
-    if without:
-        rank_zero_warn(f"{variant}: no query was learned with the seeds {without}; they are left out")
-        of_variant = {run: data for run, data in of_variant.items() if run.seed not in without}
-    found = over_runs(compare(run.stores(study), data, protocol) for run, data in of_variant.items())
+    if seeds_without:
+        rank_zero_warn(f"{variant}: no query was learned with the seeds {seeds_without}; they are left out")
+        of_variant = {run: data for run, data in of_variant.items() if run.seed not in seeds_without}
+    evaluation = over_runs(compare(run.stores(study), data, protocol) for run, data in of_variant.items())
     if study.choose:
         first = next(iter(of_variant)).stores(study)
         kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in first.items()}
-        found = choose_best(found, families(study.choose, kinds))
-    return replace(found, against=study.against)
+        evaluation = choose_best(evaluation, families(study.choose, kinds))
+    return replace(evaluation, against=study.against)
 
 
 def _shown(study: Study, evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
@@ -145,7 +146,7 @@ def _shown(study: Study, evaluation: Evaluation) -> dict[str, dict[str, Estimate
 
 
 def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: Sequence[StudyRun]) -> Grid:
-    """Queries of all runs, in bins by the step at which they were right for the first time."""
+    """Group the queries of all runs by the step at which they were first answered correctly."""
     steps = []
     for run, metrics in zip(runs, evaluation.runs, strict=True):
         ledger = _learned_steps(run, study)
@@ -157,21 +158,21 @@ def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: S
         ends = np.unique(np.quantile(learned, np.linspace(0, 1, BINS + 1)).round().astype(int)).tolist()
         ends = [*ends[:-1], ends[-1] + 1] if len(ends) > 1 else [ends[0], ends[0] + 1]
     bins = {f"{low} to {high - 1}": (low, high) for low, high in pairwise(ends)}
-    bins["never"] = (-1, 0)  # right by beam search at the end, and at no refresh
+    bins["never"] = (-1, 0)  # correct by beam search at the end, and at no refresh
     cells, notes = {}, {}
     for name, (first, end) in bins.items():
-        masks = [(own >= first) & (own < end) for own in steps]
-        some = [place for place, mask in enumerate(masks) if mask.any()]
-        if not some:
+        masks = [(of_run >= first) & (of_run < end) for of_run in steps]
+        with_queries = [index for index, mask in enumerate(masks) if mask.any()]
+        if not with_queries:
             continue
-        part = replace(evaluation, runs=tuple(evaluation.runs[place] for place in some))
-        cells[name] = _shown(study, part.where([masks[place] for place in some]))
+        part = replace(evaluation, runs=tuple(evaluation.runs[index] for index in with_queries))
+        cells[name] = _shown(study, part.where([masks[index] for index in with_queries]))
         notes[name] = f"{sum(int(mask.sum()) for mask in masks)} queries"
     return Grid(f"{variant}: by the step at which a query was first right", "step", cells, notes)
 
 
 def _learned_steps(run: StudyRun, study: Study) -> dict[int, int]:
-    """At which step each query was first right."""
+    """Return the step at which each query was first answered correctly."""
     ledger = run.stores(study)["online"].ledger
     if ledger is None:
         raise ValueError(f"{run.folder}: expected an online store with a ledger. Train with ledger=True")
@@ -179,13 +180,13 @@ def _learned_steps(run: StudyRun, study: Study) -> dict[int, int]:
 
 
 def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
-    """What each training and each method took, over runs."""
+    """Tabulate the time and memory of each training and each method, over runs."""
     lines = ["| | seconds | CPU seconds | peak memory, GiB |", "|---|---:|---:|---:|"]
     trainings = {v: [run.cost for run in runs if run.variant == v] for v in study.variants}
     scored = {name: [run.stores(study)[name].manifest for run in runs] for name in study.methods}
     named = {f"training {variant}, scores included": costs for variant, costs in trainings.items()} | scored
     for name, costs in named.items():
-        seconds = np.mean([one["seconds"] for one in costs])
+        seconds = np.mean([cost["seconds"] for cost in costs])
         cpu = _known(costs, "cpu_seconds")
         memory = _known(costs, "peak_memory_bytes")
         cells = [f"{np.mean(cpu):.1f}" if cpu else "", f"{max(memory) / 2**30:.2f}" if memory else ""]
@@ -194,7 +195,7 @@ def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
 
 
 def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
-    """What each variant took, and how well its online scores agree with the first variant's, by every eighth query."""
+    """Tabulate each variant's cost and its online scores' agreement with the first variant's, on every eighth query."""
     first = next(iter(study.variants))
     reference = {run.seed: run for run in runs if run.variant == first}
     kinds = reference[runs[0].seed].stores(study)["online"].kinds
@@ -204,26 +205,26 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
     lines = [head, f"|---|---:|---:|{'---:|' * len(kinds)}"]
     base = float(np.mean([run.cost[name] for run in reference.values()]))
     for variant in study.variants:
-        own = [run for run in runs if run.variant == variant]
-        seconds = float(np.mean([run.cost[name] for run in own]))
+        of_variant = [run for run in runs if run.variant == variant]
+        seconds = float(np.mean([run.cost[name] for run in of_variant]))
         cells = []
         for kind in kinds:
-            pairs = [(run.stores(study)["online"], reference[run.seed].stores(study)["online"]) for run in own]
-            both = [(a, b) for a, b in pairs if kind in a.kinds]
-            found = [
+            pairs = [(run.stores(study)["online"], reference[run.seed].stores(study)["online"]) for run in of_variant]
+            with_kind = [(a, b) for a, b in pairs if kind in a.kinds]
+            correlations = [
                 finite_correlation(spearman_corrcoef, *(store.scores(q, kind) for store in pair))
-                for pair in both
+                for pair in with_kind
                 for q in pair[0].query_ids[::8].tolist()
             ]
-            known = [one for one in found if not np.isnan(one)]
+            known = [correlation for correlation in correlations if not np.isnan(correlation)]
             cells.append(f"{np.mean(known):.3f}" if known else "")
         lines.append(f"| {variant} | {seconds:.0f} | {seconds / base:.2f} x | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _known(costs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """One entry of all costs; none if one lacks it."""
-    return [float(one[name]) for one in costs] if all(name in one for one in costs) else []
+    """Collect one entry of all costs; none if a cost lacks it."""
+    return [float(cost[name]) for cost in costs] if all(name in cost for cost in costs) else []
 
 
 def _rows_of(grid: Grid) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a study asks, and what it trains and scores to find out."""
+"""Settings of a study: its question, and what to train and score to answer it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Variant:
 
     Args:
         config: A config of train.py.
-        changes: What is different, nested as the config is; lists are replaced as a whole.
-        online: What is different in the options of its OnlineTracIn.
-        snapshots: What is different in the options of its CheckpointSnapshots.
+        changes: Changes to the config, nested as the config is. A list replaces the config's list.
+        online: Changes to the options of the config's OnlineTracIn.
+        snapshots: The options of its CheckpointSnapshots; default: the study's, or else the config's own.
     """
 
     config: str
@@ -35,53 +35,54 @@ class Variant:
     snapshots: dict[str, Any] | None = None
 
     def settings(self, study: Study) -> dict[str, Any]:
-        """The whole config of train.py: this variant's changes go before the study's.
+        """Make the config of train.py; this variant's changes take precedence over the study's.
 
         Raises:
-            ValueError: If the config can't be read, or has not one OnlineTracIn and one CheckpointSnapshots.
+            ValueError: If the config can't be read, or doesn't have exactly one OnlineTracIn and one
+                CheckpointSnapshots.
         """
         try:
-            found = yaml.safe_load(Path(self.config).read_text())
+            config = yaml.safe_load(Path(self.config).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"config: can't read {self.config!r} ({error})") from error
-        if not isinstance(found, Mapping) or not all(
-            isinstance(found.get(one), Mapping) for one in ("trainer", "data")
+        if not isinstance(config, Mapping) or not all(
+            isinstance(config.get(section), Mapping) for section in ("trainer", "data")
         ):
             raise ValueError(f"{self.config}: expected a config of train.py with the sections model, data and trainer")
-        found = merged(merged(found, study.changes), self.changes)
-        callbacks = found["trainer"].get("callbacks") or []
+        config = merged(merged(config, study.changes), self.changes)
+        callbacks = config["trainer"].get("callbacks") or []
         for path in (_ONLINE, _SNAPSHOTS):
-            ours = [one for one in callbacks if one["class_path"] == path]
+            ours = [callback for callback in callbacks if callback["class_path"] == path]
             if len(ours) != 1:
                 raise ValueError(f"{self.config}: expected one {path} among trainer.callbacks, found {len(ours)}")
             given = ours[0].get("init_args") or {}
             if path == _ONLINE:
                 ours[0]["init_args"] = {**given, **study.online, **self.online}
-            else:  # of steps, every_n_steps and log_spaced only one may be given
+            else:  # only one of steps, every_n_steps and log_spaced may be given
                 ours[0]["init_args"] = self.snapshots or study.snapshots or given
-        found["trace"] = None  # the study has methods of its own
-        return found
+        config["trace"] = None  # the study has methods of its own
+        return config
 
 
 @dataclass(frozen=True)
 class Study:
-    """Several trainings, several methods, one question.
+    """Several trainings and several methods that answer one question.
 
     Args:
-        name: What it is called.
-        question: What is asked.
+        name: The name of the folder of its results.
+        question: The question, which becomes the title of the results.
         variants: Ways to train, by name.
-        methods: What scores each run besides its online scores, by the name of the store.
-        seeds: Each variant is trained with each of them: they seed weights, order and, where generated, data.
-        changes: What is different in all configs.
-        online: What is different in the options of all OnlineTracIn.
-        snapshots: The options of all CheckpointSnapshots; default: the configs' own.
+        methods: The methods that score each run, besides its online scores, by the name of the store.
+        seeds: The seeds of weights, order and, if it is generated, data. Each variant is trained with each seed.
+        changes: Changes to all configs.
+        online: Changes to the options of every OnlineTracIn.
+        snapshots: The options of every CheckpointSnapshots; default: the configs' own.
         choose: Rows to choose the best of on the development half of the queries, as in ``ftrace evaluate --choose``.
             All rows are then reported on the other half.
         rows: Globs over the rows to report, such as "online *"; default: all.
-        against: The row to take paired differences to.
+        against: The row to which paired differences are taken.
         report: "methods": a table of methods for each variant; "learned": also by the step at which queries were
-            learned; "variants": the variants side by side, with what they cost.
+            learned; "variants": the variants side by side, with their costs.
         pools: Whether to report on candidate pools, too.
     """
 
@@ -104,19 +105,19 @@ class Study:
             raise ValueError("expected at least one variant and one seed, found none")
         if "online" in self.methods:
             raise ValueError('methods: expected other names than "online", which is what training writes')
-        for one in self.choose:
-            known_name(one.rpartition(":")[2], METRICS, "choose")
+        for family in self.choose:
+            known_name(family.rpartition(":")[2], METRICS, "choose")
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with changes in them; neither is changed.
+    """Apply changes to nested settings, and return the result; neither argument is modified.
 
     Example:
         >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
         {'a': {'b': 3, 'c': 2}}
     """
-    found = copy.deepcopy(dict(settings))
+    result = copy.deepcopy(dict(settings))
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = merged(found[key], value) if both else copy.deepcopy(value)
-    return found
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result

@@ -1,4 +1,4 @@
-"""Train and score all runs of a study; what is done already is not done again."""
+"""Training and scoring of all runs of a study. What is already done is not done again."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class StudyRun:
     """One training of a study.
 
     Args:
-        variant: Name of the variant.
-        seed: Its seed.
-        folder: Where it is: logs, snapshots and score stores.
+        variant: The variant's name.
+        seed: The training's seed.
+        folder: The folder of logs, snapshots and score stores.
     """
 
     variant: str
@@ -40,12 +40,12 @@ class StudyRun:
 
     @property
     def cost(self) -> dict[str, float]:
-        """What its training took: "seconds" and, where the system tells, "cpu_seconds" of all its threads."""
-        found: dict[str, float] = json.loads((self.folder / "training.json").read_text())
-        return found
+        """The training's time: "seconds" and, if the system tells, "cpu_seconds" of all its threads."""
+        cost: dict[str, float] = json.loads((self.folder / "training.json").read_text())
+        return cost
 
     def stores(self, study: Study) -> dict[str, ScoreStore]:
-        """Its score stores, the online one first."""
+        """Open the run's score stores, the online one first."""
         return {name: ScoreStore.open(self.folder / name) for name in ("online", *study.methods)}
 
 
@@ -54,12 +54,14 @@ def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) 
 
     Args:
         study: The study.
-        output_dir: Where runs go, as VARIANT/seed-SEED. Studies that share it share runs of the same settings.
-        train_script: train.py.
-        jobs: How many trainings at a time; each gets its share of the cores, or what OMP_NUM_THREADS says.
+        output_dir: The folder of the runs, which are VARIANT/seed-SEED in it. Studies that share the folder share runs
+            of the same settings.
+        train_script: The path of train.py.
+        jobs: How many trainings to run at a time. Each gets an equal number of cores, or as many threads as
+            OMP_NUM_THREADS says.
 
     Raises:
-        ValueError: If a training fails; what is finished is kept.
+        ValueError: If a training fails. Finished ones are kept.
     """
     if not train_script.is_file():
         raise ValueError(f"expected train.py, found nothing at {str(train_script)!r}. Name it: --train_script PATH")
@@ -77,13 +79,13 @@ def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) 
             _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs))
             progress.advance(bar)
 
-        list(pool.map(train, runs))  # raises what a training raised
+        list(pool.map(train, runs))  # raises the error of a training
     for run in runs:
         opened = Run(run.folder)
         some_are_new = False
         for name, method in study.methods.items():
             folder, asked = run.folder / name, {"method": full_name(method), **method.options()}
-            is_stale = some_are_new and isinstance(method, Ensemble)  # of what may be its members
+            is_stale = some_are_new and isinstance(method, Ensemble)  # stores that it combines may have changed
             if is_stale or not _is_done(folder, asked):
                 rank_zero_info(f"{run.variant}, seed {run.seed}: {name}")
                 method.score(make_task(opened, folder))
@@ -93,7 +95,7 @@ def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) 
 
 
 def _is_done(folder: Path, options: object) -> bool:
-    """Whether a store is there, of a method with these options."""
+    """Return whether a complete store is there, of a method with these options."""
     noted = folder.with_name(f"{folder.name}.json")
     try:
         ScoreStore.open(folder).check()
@@ -116,7 +118,7 @@ def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> Non
     if done.exists() and config.exists() and config.read_text() == text:
         return
     config.parent.mkdir(parents=True, exist_ok=True)
-    if run.folder.exists():  # of other settings, or unfinished
+    if run.folder.exists():  # a run of other settings, or an unfinished one
         aside = run.folder.with_name(f"{run.folder.name}-{int(time.time())}")
         run.folder.rename(aside)
     replace_text(config, text)
@@ -135,12 +137,12 @@ def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> Non
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, dict[str, float]]:
-    """A process's exit code and, where the system tells, its CPU seconds."""
+    """Wait for a process; return its exit code and, if the system tells, its CPU seconds."""
     if not hasattr(os, "wait4"):
         return process.wait(), {}
     try:
         _, status, usage = os.wait4(process.pid, 0)
-    except ChildProcessError:  # where SIGCHLD is ignored
+    except ChildProcessError:  # if SIGCHLD is ignored
         return process.wait(), {}
     except BaseException:
         process.kill()

@@ -169,7 +169,7 @@ BAD = [
     ([made_trace("a"), made_trace("a", seed=1)], "expected each prompt once, found 'a' 2 times"),
     (
         [made_trace("a"), made_trace("b", num_layers=4)],
-        "found decoder/attention_severed to be of 3 layers and 6 groups of places in prompt 'a' and of 4 layers",
+        "found decoder/attention_severed to be of 3 layers and 6 groups of positions in prompt 'a' and of 4 layers",
     ),
     (
         [made_trace("a"), made_trace("b", mediators=["hidden", "mlp"])],
@@ -177,7 +177,7 @@ BAD = [
     ),
     (
         [made_trace("a"), made_trace("b", decoder_tokens=["<pad>"])],
-        "of 3 layers and 6 groups of places in prompt 'a' and of 3 layers and 2 groups of places in prompt 'b'",
+        "of 3 layers and 6 groups of positions in prompt 'a' and of 3 layers and 2 groups of positions in prompt 'b'",
     ),
 ]
 

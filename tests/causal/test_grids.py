@@ -21,7 +21,7 @@ LAYERS, PLACES, SUBJECT = 4, 5, 1
 
 
 def shape(**changes: Any) -> StackShape:
-    given = {"num_layers": LAYERS, "num_places": PLACES, "sees_ahead": False, "corrupted_from": SUBJECT}
+    given = {"num_layers": LAYERS, "num_positions": PLACES, "sees_ahead": False, "corrupted_from": SUBJECT}
     return StackShape(**{**given, "last_decides": True, **changes})
 
 
@@ -61,7 +61,7 @@ def test_cells_are_known_where_they_equal_a_run_and_nowhere_else(answers: Any) -
     given = prompt(model, samples=1, answers=answers)
     oracle = PerCell(model, FAMILIES["gpt2"].stacks["decoder"], **given)
     runs = {"clean": oracle.clean(), "corrupted": oracle.corrupted()[0]}
-    own = shape(num_places=6, last_decides=len(answers[0]) == 1)
+    own = shape(num_positions=6, last_decides=len(answers[0]) == 1)
     for mediator in ("hidden", "mlp_severed", "mlp", "attention"):
         grid = oracle.samples(mediator, 2)[0]
         names = known(own, mediator, 2)
@@ -108,7 +108,9 @@ def test_a_decoder_that_sees_ahead() -> None:
     """One whose last feed-forward module mixes all tokens, which the self-test at one token does not tell."""
     model = gpt2()
     model.transformer.h[1].mlp.register_forward_hook(lambda module, args, output: output + output.mean(1, True))
-    with pytest.raises(ValueError, match="the corrupted run's outcome with something restored at place 0 from layer"):
+    with pytest.raises(
+        ValueError, match="the corrupted run's outcome with something restored at position 0 from layer"
+    ):
         traced(model, prompt(model, answers=((5,),)))
 
 
@@ -168,7 +170,7 @@ def test_cells_of_states() -> None:
 
 
 def random_cells(generator: random.Random, places: int) -> list[Cell]:
-    own = shape(num_places=places)
+    own = shape(num_positions=places)
     mediators = generator.sample(MEDIATORS, generator.randint(1, len(MEDIATORS)))
     grids = grid_cells(mediators, own, generator.randint(1, 9))
     cells = list(dict.fromkeys(cell for layers in grids.values() for row in layers for cell in row))
@@ -191,8 +193,8 @@ def test_halves_are_a_partition(seed: int) -> None:
             assert (len(one.cells), one.samples.stop - one.samples.start) == (1, 1)
             done[one.cells[0], one.samples.start] += 1
         assert all(0 < half.tokens < one.tokens and (half.width, half.offset) == (9, 2) for half in halves)
-        if halves and len({cell.place for cell in one.cells}) > 1 and one.samples.stop - one.samples.start == 1:
-            places = [{cell.place for cell in half.cells} for half in halves]
+        if halves and len({cell.position for cell in one.cells}) > 1 and one.samples.stop - one.samples.start == 1:
+            places = [{cell.position for cell in half.cells} for half in halves]
             assert not places[0] & places[1]  # cells of a place stay together as long as there are several
         waiting += halves
     every = [(cell, sample) for cell in cells for sample in range(whole.samples.start, whole.samples.stop)]
@@ -212,13 +214,13 @@ def test_every_row_of_a_plan_is_its_cell(seed: int) -> None:
         birth = plan.birth_at(layer)
         assert birth.cells == len(born)
         new = [(cell, sample) for cell in born for sample in range(samples)]
-        restored = [(row, cell.place) for row, (cell, _) in enumerate(new) if cell.restores_state]
-        assert list(zip(birth.rows.tolist(), birth.places.tolist(), strict=True)) == restored
+        restored = [(row, cell.position) for row, (cell, _) in enumerate(new) if cell.restores_state]
+        assert list(zip(birth.rows.tolist(), birth.positions.tolist(), strict=True)) == restored
         rows += new
         assert plan.noise_of_rows(len(rows)).tolist() == [1 + sample for _, sample in rows]
         for kind in kinds if layer < LAYERS else ():
             expected = {
-                (row, cell.place, 0 if override.source == "clean" else 1 + sample)
+                (row, cell.position, 0 if override.source == "clean" else 1 + sample)
                 for row, (cell, sample) in enumerate(rows)
                 for override in (cell.overrides if cell else ())
                 if override.module == kind and override.first <= layer < override.stop
@@ -240,9 +242,9 @@ def test_every_row_of_a_plan_is_its_cell(seed: int) -> None:
 def test_places_are_counted_from_an_offset() -> None:
     severed, window = Override("mlp", 1, 3, "corrupted"), Override("mlp", 0, 1, "clean")
     plan = RowPlan([Cell(4, 1, True, (severed,)), Cell(4, 0, False, (window,))], 2, offset=3)
-    assert plan.birth_at(1).places.tolist() == [1, 1]
+    assert plan.birth_at(1).positions.tolist() == [1, 1]
     for layer in (0, 1):
         replaced = plan.replaced_at("mlp", layer)
         assert replaced is not None
-        assert replaced.places.tolist() == [1, 1]
+        assert replaced.positions.tolist() == [1, 1]
     assert plan.replaced_at("mlp", 3) is plan.replaced_at("attention", 1) is None

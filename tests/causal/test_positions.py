@@ -75,5 +75,5 @@ def test_stacks_read_in_their_ways() -> None:
 
 @pytest.mark.parametrize(("num_tokens", "subject"), [(3, (2, 4)), (3, (2, 1)), (3, (-1, 1)), (0, (0, 0))])
 def test_a_subject_outside_the_prompt_is_refused(num_tokens: int, subject: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"found places {subject[0]} to {subject[1]} of {num_tokens}"):
+    with pytest.raises(ValueError, match=f"found positions {subject[0]} to {subject[1]} of {num_tokens}"):
         position_groups(num_tokens, subject)

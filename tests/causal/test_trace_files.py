@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ftrace.causal import find_trace, read_settings, read_trace, read_traces, trace_file, write_trace
+from ftrace.causal import read_settings, read_trace, trace_file, write_trace
 from ftrace.causal import trace_files as module
 from ftrace.causal.prompt_trace import PromptTrace
 from helpers.made_traces import left_out, made_trace
@@ -94,17 +94,15 @@ def test_names_that_file_systems_confuse_are_different_files(tmp_path: Path) -> 
     assert all(file.name.isascii() and not file.name.startswith(".") for file in files)
     for name in names:
         write_trace(tmp_path, left_out(name), {})
-    assert {trace.name for trace in read_traces(tmp_path)} == set(names)
-    assert find_trace(tmp_path, "A").name == "A"
+    assert [read_trace(file).name for file in files] == names
 
 
-def test_a_folder_is_read_in_the_order_of_names_and_numbers(tmp_path: Path) -> None:
-    for name in ("p10", "p9", "q1", "p2"):
+def test_an_earlier_trace_of_a_prompt_is_replaced(tmp_path: Path) -> None:
+    for name in ("p10", "p9"):
         write_trace(tmp_path, left_out(name), SETTINGS)
-    write_trace(tmp_path, made_trace("p9"), SETTINGS)  # again: it replaces the earlier one
-    found = read_traces(tmp_path)
-    assert [trace.name for trace in found] == ["p2", "p9", "p10", "q1"]
-    assert found[1].status == "traced"
+    file = write_trace(tmp_path, made_trace("p9"), SETTINGS)
+    assert read_trace(file).status == "traced"
+    assert len(list(file.parent.iterdir())) == 2
 
 
 def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +117,7 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="no space left"):
         write_trace(tmp_path, made_trace(seed=2), SETTINGS)
     assert file.read_bytes() == before
-    assert len(read_traces(tmp_path)) == 1  # what the failed write left is not taken for a trace
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_damaged_bytes_are_found(tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ def test_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
     file.parent.mkdir()
     save_file({"rows": np.zeros(3)}, file)
     with pytest.raises(ValueError, match=r"prompts/a.safetensors', found a safetensors file of something else"):
-        read_traces(tmp_path)
+        read_trace(file)
     save_file({"clean": np.zeros(3)}, file, {"format": "ftrace-prompt-trace", "version": "2"})
     with pytest.raises(
         ValueError, match=r"in version 1 of its format in .* found version '2': read it with the release"
@@ -151,23 +149,6 @@ def test_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
     save_file({"clean": np.zeros(3)}, file, {"format": "ftrace-prompt-trace", "version": "1", "checksum": "x"})
     with pytest.raises(ValueError, match="missing or damaged file"):
         read_trace(file)
-
-
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="found none: give a folder that ftrace causal-trace wrote"):
-        read_traces(tmp_path)
-    with pytest.raises(ValueError, match="found 'b': it has no traces"):
-        find_trace(tmp_path, "b")
-    write_trace(tmp_path, left_out("a"), SETTINGS)
-    with pytest.raises(ValueError, match=r"found 'b': it has 'a', \.\.\."):
-        find_trace(tmp_path, "b")
-
-
-def test_prompts_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    write_trace(tmp_path, left_out("a"), SETTINGS)
-    write_trace(tmp_path, left_out("b"), SETTINGS | {"samples": 1})
-    with pytest.raises(ValueError, match=r"found \['samples'\] to differ between a.safetensors \(\[10\]\) and b"):
-        read_traces(tmp_path)
 
 
 def changed(**stack: Any) -> PromptTrace:

@@ -37,6 +37,22 @@ def test_top_gives_proponents_and_opponents(tmp_path: Path) -> None:
     assert [part.tolist() for part in store.top(11, k=9, kind="dot", largest=False)] == [[5, 7, 2], [-1.0, 1.0, 2.0]]
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, ragged: bool) -> None:
+    generator = np.random.default_rng(0)
+    ids = generator.permutation(1000)[:300]  # more than numpy sorts by insertion, which keeps the order of ties
+    values = generator.integers(0, 3, (300, 1)).astype(np.float32)
+    offsets = np.array([0, 300]) if ragged else None
+    scores = {"dot": values[:, 0] if ragged else values}
+    store = ScoreStore.write(tmp_path / "store", ids, QUERIES[:1], scores, candidate_offsets=offsets)
+    by_id = sorted(zip(ids.tolist(), values[:, 0].tolist(), strict=True))
+    for largest in (True, False):
+        expected = sorted(by_id, key=lambda pair: -pair[1] if largest else pair[1])  # Python keeps the order of ties
+        for k in (7, 150, 300):  # within a group of equal scores, and all
+            found = store.top(11, k=k, largest=largest)
+            assert list(zip(*(part.tolist() for part in found), strict=True)) == expected[:k]
+
+
 def test_numpy_opens_it_without_ftrace(tmp_path: Path) -> None:
     write(tmp_path / "store")
     queries = np.load(tmp_path / "store" / "query_ids.npy")
