@@ -74,6 +74,7 @@ from ftrace.index import (
     write_preconditioners,
     write_shard,
 )
+from ftrace.scores.correlation import rank_correlation
 
 FIDELITY_ROWS = 64
 CALIBRATION_ROWS = 256
@@ -262,8 +263,7 @@ def correlations(index: Index, exact: np.ndarray) -> tuple[float, float]:
     """Pearson's and Spearman's, of the index's inner products with the exact ones."""
     half = len(index.rows) // 2
     found = (index.rows[:half].astype(np.float64) @ index.rows[half:].T).ravel()
-    of_found, of_exact = (np.argsort(np.argsort(one)).astype(np.float64) for one in (found, exact.ravel()))
-    return float(np.corrcoef(found, exact.ravel())[0, 1]), float(np.corrcoef(of_found, of_exact)[0, 1])
+    return float(np.corrcoef(found, exact.ravel())[0, 1]), rank_correlation(found, exact.ravel())
 
 
 def seconds_of_passes(model: GPT2LMHeadModel, corpus: Tensor, batch_size: int) -> float:

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+from torchmetrics.functional import pearson_corrcoef
 
 from ftrace.scores import ScoreStore
+from ftrace.scores.correlation import rank_correlation
+
+Correlation = Callable[[np.ndarray, np.ndarray], float]
 
 _AT_MOST = 100_000  # examples that ranks are taken over
 
@@ -91,33 +94,33 @@ def agreement(
     ours, theirs = torch.cat(own), torch.cat(others)
     return Agreement(
         f"{store.path.name} {kind or (store.kinds[0] if len(store.kinds) == 1 else 'dot')}",
-        np.atleast_1d(_each(pearson_corrcoef, ours, theirs)),
-        np.atleast_1d(_each(spearman_corrcoef, ours, theirs)),
+        _by_query(pearson_correlation, ours, theirs),
+        _by_query(rank_correlation, ours, theirs),
         np.array([_same_top(ours[:, q], theirs[:, q]) for q in range(len(places))]),
         len(ours),
         int((~(ours.isfinite() & theirs.isfinite())).sum()),
     )
 
 
-def finite_correlation(correlation: Callable[..., torch.Tensor], first: np.ndarray, second: np.ndarray) -> float:
-    """A correlation of torchmetrics' over those places where both sides are finite, which it would not leave out.
+def pearson_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlate two lists of numbers, ``[N]`` each; NaN where a side is constant or has fewer than two values."""
+    if len(first) < 2:
+        return float("nan")
+    return float(pearson_corrcoef(torch.from_numpy(first).double(), torch.from_numpy(second).double()))
 
-    Args:
-        correlation: Such as ``torchmetrics.functional.spearman_corrcoef``, which ranks NaN above everything.
-        first: ``[N]``.
-        second: ``[N]``.
+
+def finite_correlation(correlation: Correlation, first: np.ndarray, second: np.ndarray) -> float:
+    """Correlate two lists of numbers, ``[N]`` each, where both are finite.
 
     Returns:
-        NaN where fewer than two places are left.
+        NaN where fewer than two such pairs are left.
     """
     is_known = np.isfinite(first) & np.isfinite(second)
-    if is_known.sum() < 2:
-        return float("nan")
-    return float(correlation(*(torch.from_numpy(one[is_known]).double() for one in (first, second))))
+    return correlation(first[is_known], second[is_known])
 
 
-def _each(correlation: Callable[..., torch.Tensor], ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
-    """Column by column: torchmetrics' forms for many columns treat a single one differently."""
+def _by_query(correlation: Correlation, ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
+    """Correlate column by column: torchmetrics' forms for many columns treat a single one differently."""
     columns = zip(ours.T.numpy(), theirs.T.numpy(), strict=True)
     return np.array([finite_correlation(correlation, *pair) for pair in columns])
 

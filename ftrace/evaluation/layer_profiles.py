@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftrace.evaluation.counterfactual.datamodelling import centred_ranks
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.scores import ScoreStore
+from ftrace.scores.correlation import centred_ranks
 
 AXIS = "layer"
 FEW_LAYERS = 3  # below, a rank correlation is hardly more than a sign
@@ -89,28 +89,6 @@ def score_profile(
     return ScoreProfile(query_id, parts, np.array(ids), np.array(own))
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation; ties share their mean rank.
-
-    Args:
-        first: ``[N]``.
-        second: ``[N]``.
-
-    Returns:
-        From -1 to 1; NaN where a side is constant, or has a value that is NaN or infinite, and so has no order.
-
-    Raises:
-        ValueError: If they are not equally long.
-
-    Example:
-        >>> round(rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.3, 0.2])), 6)
-        0.5
-    """
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"expected two lists of as many numbers, found shapes {first.shape} and {second.shape}")
-    return float(_unit_ranks(first) @ _unit_ranks(second))
-
-
 def _unit_ranks(values: np.ndarray) -> np.ndarray:
     """Centred ranks as a vector of length 1; NaN where there is no order."""
     nothing = np.full(len(values), np.nan)
@@ -171,7 +149,7 @@ def compare_profiles(first: np.ndarray, second: np.ndarray, facts: Sequence[str]
     correlations = _rows_of_unit_ranks(first) @ _rows_of_unit_ranks(second).T
     by_query = np.diag(correlations).copy()
     mismatched = _mismatched(correlations, facts)
-    by_layer = np.array([rank_correlation(one, other) for one, other in zip(first.T, second.T, strict=True)])
+    by_layer = np.array([_unit_ranks(a) @ _unit_ranks(b) for a, b in zip(first.T, second.T, strict=True)])
     known = np.flatnonzero(~np.isnan(by_query))
     if not len(known):
         raise ValueError(

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.evaluation import Estimate
@@ -25,6 +24,7 @@ from ftrace.evaluation.retrieval import Evaluation, choose_best, families, over_
 from ftrace.evaluation.stores import row_name
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
+from ftrace.scores.correlation import rank_correlation
 from ftrace.studies.settings import Study
 from ftrace.studies.work import StudyRun
 
@@ -212,7 +212,7 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
             pairs = [(run.stores(study)["online"], reference[run.seed].stores(study)["online"]) for run in of_variant]
             with_kind = [(a, b) for a, b in pairs if kind in a.kinds]
             correlations = [
-                finite_correlation(spearman_corrcoef, *(store.scores(q, kind) for store in pair))
+                finite_correlation(rank_correlation, *(store.scores(q, kind) for store in pair))
                 for pair in with_kind
                 for q in pair[0].query_ids[::8].tolist()
             ]

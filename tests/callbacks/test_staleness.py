@@ -27,3 +27,11 @@ def test_queries_with_products_that_are_not_finite_are_left_out(bad: float) -> N
         float(spearman_corrcoef(first[:, 0], second[:, 0]))
     )
     assert math.isnan(mean_rank_correlation(first[:, 1:2], second[:, 1:2]))
+
+
+def test_queries_whose_products_are_all_alike_are_left_out() -> None:
+    first, second = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0))
+    expected = mean_rank_correlation(first[:, [0, 2]], second[:, [0, 2]])
+    second[:, 1] = 0
+    assert mean_rank_correlation(first, second) == pytest.approx(expected)
+    assert math.isnan(mean_rank_correlation(first[:, 1:2], second[:, 1:2]))

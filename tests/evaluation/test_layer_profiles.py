@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torchmetrics.functional import spearman_corrcoef
 
-from ftrace.evaluation.layer_profiles import compare_profiles, rank_correlation, score_profile
+from ftrace.evaluation.layer_profiles import compare_profiles, score_profile
 from ftrace.scores import ScoreStore, Sum
+from ftrace.scores.correlation import rank_correlation
 
 PARTS = ["model.wte", "model.h.1", "model.h.10"]
 RANDOM = np.random.default_rng(3)
@@ -58,20 +57,6 @@ def test_bad_stores(tmp_path: Path) -> None:
         score_profile(opened, 5, "dot", example_ids=[100, 7])
     with pytest.raises(KeyError, match="no query 9"):
         score_profile(opened, 9, "dot")
-
-
-def test_rank_correlation_equals_another_implementation() -> None:
-    for _ in range(20):
-        first, second = RANDOM.integers(0, 6, (2, 9)).astype(float)
-        expected = float(spearman_corrcoef(torch.from_numpy(first), torch.from_numpy(second)))
-        assert rank_correlation(first, second) == pytest.approx(expected, abs=1e-6)
-
-
-def test_rank_correlation_without_an_order() -> None:
-    assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
-    assert np.isnan(rank_correlation(np.array([1, np.nan, 3]), np.arange(3.0)))
-    with pytest.raises(ValueError, match="as many numbers"):
-        rank_correlation(np.ones(4), np.ones(3))
 
 
 def test_agreement_equals_plain_loops() -> None:

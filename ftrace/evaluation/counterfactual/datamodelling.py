@@ -29,6 +29,7 @@ from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
 from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.stores import check_store, row_name
 from ftrace.scores import ScoreStore
+from ftrace.scores.correlation import rank_correlation
 
 TRUTH = "ground truth"
 _FEWEST = 3  # of subsets, to correlate over
@@ -59,7 +60,8 @@ def datamodelling_scores(stores: Mapping[str, ScoreStore], subsets: Subsets) -> 
     masks = columns_of(subsets.has_fact)
     return {
         row: {
-            column: rank_correlations(predicted, -subsets.losses.astype(float), mask) for column, mask in masks.items()
+            column: correlations_over_subsets(predicted, -subsets.losses.astype(float), mask)
+            for column, mask in masks.items()
         }
         for row, predicted in predictions.items()
     }
@@ -79,7 +81,7 @@ def reliability(subsets: Subsets) -> dict[str, np.ndarray]:
     pairs = list(combinations(subsets.again.astype(float), 2))
     some = subsets.again.shape[1]
     return {
-        column: _mean_of_known(np.stack([rank_correlations(one, other, mask[:some]) for one, other in pairs]))
+        column: _mean_of_known(np.stack([correlations_over_subsets(one, other, mask[:some]) for one, other in pairs]))
         for column, mask in masks.items()
     }
 
@@ -93,10 +95,13 @@ def noise_free(of_another: Estimate) -> Estimate:
     return Estimate(*np.sqrt(np.maximum(0.0, [of_another.mean, of_another.low, of_another.high])).tolist())
 
 
-def rank_correlations(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Spearman's rank correlation over subsets, query by query; ties share their mean rank.
+def correlations_over_subsets(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Correlate ranks over subsets, query by query.
 
     A subset with a value that is NaN or infinite, on either side, is left out for that query.
+
+    A constant side counts as 0, although its rank correlation is undefined: a score that is the same for all subsets
+    predicts nothing. If such queries were left out, a method would be judged only where it commits itself.
 
     Args:
         predicted: ``[S, Q]``.
@@ -104,21 +109,20 @@ def rank_correlations(predicted: np.ndarray, actual: np.ndarray, mask: np.ndarra
         mask: Which subsets count for a query, bool ``[S, Q]``; default: all.
 
     Returns:
-        ``[Q]``; 0 where a side is constant, and so says nothing, and NaN with fewer than three subsets.
+        ``[Q]``; 0 where a side is constant, NaN with fewer than three subsets.
 
     Example:
-        >>> rank_correlations(np.array([[1.0], [2.0], [9.0]]), np.array([[0.1], [0.3], [0.2]]))
+        >>> correlations_over_subsets(np.array([[1.0], [2.0], [9.0]]), np.array([[0.1], [0.3], [0.2]]))
         array([0.5])
     """
     is_known = np.isfinite(predicted) & np.isfinite(actual)
-    found = np.full(predicted.shape[1], np.nan)
-    for query in range(predicted.shape[1]):
-        rows = is_known[:, query] if mask is None else is_known[:, query] & mask[:, query]
-        a, b = centred_ranks(predicted[rows, query]), centred_ranks(actual[rows, query])
-        if len(a) >= _FEWEST:
-            size = np.sqrt((a @ a) * (b @ b))
-            found[query] = a @ b / size if size else 0.0
-    return found
+    if mask is not None:
+        is_known &= mask
+    correlations = np.full(predicted.shape[1], np.nan)
+    for query, subsets in enumerate(is_known.T):
+        if subsets.sum() >= _FEWEST:
+            correlations[query] = np.nan_to_num(rank_correlation(predicted[subsets, query], actual[subsets, query]))
+    return correlations
 
 
 def mean_over_queries(
@@ -151,16 +155,3 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
     total = np.where(is_known, values, 0.0).sum(0)
     mean: np.ndarray = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
     return mean
-
-
-def centred_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks minus their mean, ``[N]`` float64; ties share their mean rank.
-
-    Raises:
-        ValueError: If a value is NaN or infinite, which has no rank.
-    """
-    if not np.isfinite(values).all():
-        raise ValueError("expected finite values to rank, found NaN or infinity. Leave them out")
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[place]
-    return ranks - ranks.mean() if len(ranks) else ranks

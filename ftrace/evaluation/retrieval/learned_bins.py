@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
-from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.estimates import Estimate, sample_means
@@ -25,6 +24,7 @@ from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate
 from ftrace.evaluation.stores import row_name
 from ftrace.scores import ScoreStore
+from ftrace.scores.correlation import rank_correlation
 
 METRIC = "P@10"
 
@@ -35,14 +35,18 @@ class LearnedMethod:
 
     Args:
         precision: P@10, with its interval.
-        rank_correlation: Spearman's, with the first row's scores over all examples, averaged over queries.
+        rank_correlation: Spearman's, with the first row's scores over all examples, averaged over the queries for which
+            it is defined; NaN where there is none.
         before: Share of the absolute scores that was gained before the query was first right; None where scores were
             not broken down so.
+        undefined: Number of queries whose rank correlation is undefined, because one side's scores are constant or not
+            finite.
     """
 
     precision: Estimate
     rank_correlation: float
     before: float | None
+    undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,14 @@ def _bin(
     for (name, row), precision in zip(
         rows.items(), sample_means([values], [facts], seed=seed).estimates(), strict=True
     ):
-        correlations = [_correlation(reference, row, query) for query in query_ids]
+        correlations = np.array([_correlation(reference, row, query) for query in query_ids])
+        is_defined = ~np.isnan(correlations)
         before = [share for query in query_ids if (share := _gained_before(*row, query)) is not None]
         methods[name] = LearnedMethod(
-            precision, float(np.mean(correlations)), float(np.mean(before)) if before else None
+            precision,
+            float(correlations[is_defined].mean()) if is_defined.any() else math.nan,
+            float(np.mean(before)) if before else None,
+            int((~is_defined).sum()),
         )
     return LearnedBin(int(learned.min()), int(learned.max()), len(group), methods)
 
@@ -150,7 +158,7 @@ def _bin(
 def _correlation(first: tuple[ScoreStore, str], second: tuple[ScoreStore, str], query: int) -> float:
     if first == second:
         return 1.0
-    return finite_correlation(spearman_corrcoef, *(store.scores(query, kind) for store, kind in (first, second)))
+    return finite_correlation(rank_correlation, *(store.scores(query, kind) for store, kind in (first, second)))
 
 
 def _gained_before(store: ScoreStore, kind: str, query: int) -> float | None:
@@ -174,6 +182,10 @@ def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
         for name in others:
             cells = [f"{one.methods[name].rank_correlation:.2f}      " for one in bins]
             table.add_row(f"  {escape(name)}", *cells, style="dim")
+            left_out = [one.methods[name].undefined for one in bins]
+            if any(left_out):
+                cells = [f"{count}      " if count else "" for count in left_out]
+                table.add_row("    queries left out: constant scores", *cells, style="dim")
     broken_down = [name for name, method in bins[0].methods.items() if method.before is not None]
     if broken_down:
         table.add_section()
@@ -208,4 +220,6 @@ def write_learned_when(bins: Sequence[LearnedBin], file: Path) -> None:
             }
             if math.isnan(method["rank_correlation"]):
                 method["rank_correlation"] = None
+            if not method["undefined"]:
+                del method["undefined"]
     replace_text(file, json.dumps(found, indent=2, allow_nan=False) + "\n")

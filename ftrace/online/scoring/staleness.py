@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torchmetrics.functional import spearman_corrcoef
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, inner_products
+from ftrace.scores.correlation import rank_correlation
 
 
 class Staleness:
@@ -58,7 +59,11 @@ class Staleness:
 
 
 def mean_rank_correlation(first_BQ: Tensor, second_BQ: Tensor) -> float:
-    """Spearman's correlation over examples, averaged over queries whose products are all finite; NaN without any."""
-    found = spearman_corrcoef(first_BQ.float(), second_BQ.float()).reshape(-1)
-    is_known = (first_BQ.isfinite() & second_BQ.isfinite()).all(0)  # torchmetrics ranks NaN above everything
-    return float(found[is_known].nanmean())
+    """Average Spearman's correlation over examples over the queries for which it is defined; NaN without any.
+
+    Queries with products that are NaN, infinite, or all alike on either side are left out.
+    """
+    sides = (side.float().T.numpy(force=True) for side in (first_BQ, second_BQ))
+    correlations = [rank_correlation(*of_query) for of_query in zip(*sides, strict=True)]
+    known = [correlation for correlation in correlations if not math.isnan(correlation)]
+    return sum(known) / len(known) if known else math.nan

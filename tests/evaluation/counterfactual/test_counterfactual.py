@@ -25,12 +25,16 @@ from ftrace.evaluation.counterfactual import (
     order_seed,
     plan_facts,
     plan_top,
-    rank_correlations,
     reliability,
     render_counterfactual,
     write_counterfactual,
 )
-from ftrace.evaluation.counterfactual.datamodelling import TRUTH, centred_ranks, mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual.datamodelling import (
+    TRUTH,
+    correlations_over_subsets,
+    mean_over_queries,
+    noise_free,
+)
 from ftrace.evaluation.counterfactual.subsets import LDS, WITH_FACT, NotFinite
 from ftrace.evaluation.counterfactual.tables import ANOTHER, NOISE_FREE
 from ftrace.scores import ScoreStore
@@ -88,13 +92,13 @@ def test_rank_correlations_are_spearmans_with_ties() -> None:
     generator = np.random.default_rng(2)
     a, b = generator.integers(0, 6, size=(2, 40, 7)).astype(float)
     expected = spearman_corrcoef(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    np.testing.assert_allclose(rank_correlations(a, b), expected, atol=1e-6)
+    np.testing.assert_allclose(correlations_over_subsets(a, b), expected, atol=1e-6)
     mask = generator.random((40, 7)) < 0.5
-    found = rank_correlations(a, b, mask)
+    found = correlations_over_subsets(a, b, mask)
     of_one = spearman_corrcoef(torch.from_numpy(a[mask[:, 3], 3]), torch.from_numpy(b[mask[:, 3], 3]))
     np.testing.assert_allclose(found[3], float(of_one), atol=1e-6)
-    assert rank_correlations(np.ones((9, 1)), a[:9, :1]).tolist() == [0]
-    assert np.isnan(rank_correlations(a[:2], b[:2])).all()
+    assert correlations_over_subsets(np.ones((9, 1)), a[:9, :1]).tolist() == [0]
+    assert np.isnan(correlations_over_subsets(a[:2], b[:2])).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -106,13 +110,11 @@ def test_values_that_are_not_finite_have_no_rank(bad: float) -> None:
         side[4, 1], side[7, 1] = bad, -bad
         without = np.delete(np.arange(20), [4, 7])
         expected = spearman_corrcoef(torch.from_numpy(a[without, 1]), torch.from_numpy(b[without, 1]))
-        np.testing.assert_allclose(rank_correlations(a, b)[1], float(expected), atol=1e-6)
+        np.testing.assert_allclose(correlations_over_subsets(a, b)[1], float(expected), atol=1e-6)
         side[4, 1], side[7, 1] = before
     a[2:, 0] = bad
-    found = rank_correlations(a, b)
+    found = correlations_over_subsets(a, b)
     assert np.isnan(found).tolist() == [True, False, False]  # two are too few
-    with pytest.raises(ValueError, match=r"expected finite values to rank, found NaN or infinity\. Leave them out"):
-        centred_ranks(a[:, 0])
 
 
 def diverged(found: Subsets, bad: float) -> Subsets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def test_printed_and_written(tmp_path: Path) -> None:
     assert found[0]["methods"]["online cosine"]["precision"] == {
         "mean": pytest.approx(0.2), "low": None, "high": None, "spread": None,
     }  # fmt: skip
+
+
+def test_constant_scores_have_no_rank_correlation(tmp_path: Path) -> None:
+    given = stores(tmp_path, [[1, 1, 1], [1, 1, 1], [1, 1, 1]])
+    scores = given["last"].matrix("dot") * [-1, 0, 0]
+    given["last"] = ScoreStore.write(tmp_path / "constant", IDS, NUMBERS, {"dot": scores})
+    (all_queries,) = learned_when(given, QUERIES, bins=1)
+    method = all_queries.methods["last dot"]
+    assert (method.rank_correlation, method.undefined) == (pytest.approx(-1), 2)
+    console = Console(record=True, width=100)
+    console.print(render_learned_when([all_queries]))
+    assert re.search(r"queries left out: constant scores +2\b", console.export_text())
+    write_learned_when([all_queries], tmp_path / "bins.json")
+    written = json.loads((tmp_path / "bins.json").read_text())[0]["methods"]
+    assert [of_method.get("undefined") for of_method in written.values()] == [None, 2]
 
 
 def test_without_knowing_when_it_says_what_to_do(tmp_path: Path) -> None:

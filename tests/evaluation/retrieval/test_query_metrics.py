@@ -1,15 +1,14 @@
-"""Each query's metrics: as arrays and by torchmetrics classes, among any pool, by row and by sentence."""
+"""Each query's metrics against a slow oracle, among any pool, by row and by sentence."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from ftrace.evaluation import EvaluatedQueries
-from ftrace.evaluation.metrics import MeanReciprocalRank, PrecisionAtK, RecallAtK
 from ftrace.evaluation.retrieval import CandidatePools, Judge, PoolSettings, WholeTrainingSet
 from ftrace.evaluation.retrieval.metrics import KS, METRICS
 from ftrace.scores import ScoreStore
@@ -38,29 +37,37 @@ def store(tmp_path: Path) -> ScoreStore:
     return ScoreStore.write(tmp_path / "store", np.arange(N), np.arange(Q), {"dot": SCORES})
 
 
-def by_classes(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
-    """One query's metrics by the public torchmetrics classes."""
-    metrics = {"MRR": MeanReciprocalRank(), "R@n": RecallAtK(None)}
-    metrics |= {f"P@{k}": PrecisionAtK(k) for k in KS} | {f"R@{k}": RecallAtK(k) for k in KS}
-    opponents = {f"O@{k}": PrecisionAtK(k) for k in KS}
-    for metric in metrics.values():
-        metric.update(torch.from_numpy(scores), torch.from_numpy(relevant))
-    for metric in opponents.values():
-        metric.update(torch.from_numpy(-scores), torch.from_numpy(relevant))
-    return {name: float(metric.compute()) for name, metric in (metrics | opponents).items()}
+def one_by_one(scores: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
+    """One query's metrics in expectation over ties, candidate by candidate, without a sort."""
+
+    def hits_at(k: int, scores: np.ndarray) -> float:
+        above = [(scores > score).sum() for score in scores[relevant]]
+        tied = [(scores == score).sum() for score in scores[relevant]]
+        return float(sum(np.clip((k - a) / t, 0, 1) for a, t in zip(above, tied, strict=True)))
+
+    best, count = scores[relevant].max(), int(relevant.sum())
+    above, tied, hits = (scores > best).sum(), int((scores == best).sum()), int((scores[relevant] == best).sum())
+    # With h relevant among m tied, the first relevant one is the j-th with probability C(m - j, h - 1) / C(m, h).
+    chances = [math.comb(tied - j, hits - 1) / math.comb(tied, hits) for j in range(1, tied - hits + 2)]
+    metrics = {"MRR": sum(chance / (above + j) for j, chance in enumerate(chances, 1))}
+    metrics["R@n"] = hits_at(count, scores) / count
+    for k in KS:
+        metrics |= {f"P@{k}": hits_at(k, scores) / k, f"R@{k}": hits_at(k, scores) / count}
+        metrics[f"O@{k}"] = hits_at(k, -scores) / k
+    return metrics
 
 
 @pytest.mark.parametrize("pool", [EVERYTHING, some_pools()], ids=["all", "candidates"])
-def test_arrays_hold_what_the_classes_say(store: ScoreStore, pool: WholeTrainingSet | CandidatePools) -> None:
+def test_metrics_of_each_query(store: ScoreStore, pool: WholeTrainingSet | CandidatePools) -> None:
     judge = Judge(QUERIES, pool)
     found = judge.judge(store, "dot")
     assert tuple(found) == METRICS
     for query in range(Q):
         ids = pool.of(query)
         relevant = np.isin(ids, PROPONENTS[query])
-        for name, value in by_classes(SCORES[ids, query], relevant).items():
+        for name, value in one_by_one(SCORES[ids, query], relevant).items():
             assert found[name][query] == pytest.approx(value), name
-        for name, value in by_classes(relevant.astype(float), relevant).items():
+        for name, value in one_by_one(relevant.astype(float), relevant).items():
             assert judge.ceiling()[name][query] == pytest.approx(value), name
     assert judge.num_candidates.tolist() == [len(pool.of(query)) for query in range(Q)]
     assert judge.num_proponents.tolist() == [4, 5, 6, 7, 8]
@@ -79,8 +86,8 @@ def test_variants_of_a_sentence_merge_by_maximum(store: ScoreStore, pool: WholeT
             worst[sentence] = min(worst.get(sentence, np.inf), score)
         stating = {int(SENTENCES[example]) for example in PROPONENTS[query]}
         relevant = np.array([sentence in stating for sentence in best])
-        expected = by_classes(np.array(list(best.values())), relevant)
-        opponents = by_classes(np.array(list(worst.values())), relevant)
+        expected = one_by_one(np.array(list(best.values())), relevant)
+        opponents = one_by_one(np.array(list(worst.values())), relevant)
         for name, value in expected.items():
             assert found[name][query] == pytest.approx(opponents[name] if name[0] == "O" else value), name
         assert judge.num_candidates[query] == len(best)

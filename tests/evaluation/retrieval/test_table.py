@@ -248,6 +248,14 @@ def test_groups_of_queries(tmp_path: Path) -> None:
     assert "P@10 by relation" in text_of(render_breakdown(table, groups))
 
 
+def test_relations_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    facts: dict[int, str | None] = {query: f"r{number}-e1-e2" for query, number in enumerate([10, 2, 1, 10])}
+    queries = EvaluatedQueries.of({query: [query] for query in facts}, facts)
+    scores = ScoreStore.write(tmp_path / "a", np.arange(20), np.arange(4), {"dot": np.eye(20, 4)})
+    groups = breakdown(evaluate({"a": scores}, queries), "relation")
+    assert [(group.name, group.num_queries) for group in groups] == [("r1", 1), ("r2", 1), ("r10", 2)]
+
+
 def test_rows_on_other_pools_are_refused(tmp_path: Path) -> None:
     stores = {"a": store(tmp_path / "a", examples=41), "b": store(tmp_path / "b")}
     with pytest.raises(
