@@ -2,4 +2,8 @@
 
 from importlib.metadata import version
 
+from ftrace.source_tree import import_from_clone
+
+import_from_clone()
+
 __version__ = version("ftrace")

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from ftrace.cli import main
+from ftrace.named_configs import config_file
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = [
     "--num_entities=12", "--num_relations=4", "--num_facts=20", "--num_test_utterances=5",
 ]  # fmt: skip
@@ -96,6 +98,40 @@ def test_a_file_in_the_way_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFi
     assert code("synth", f"--output_path={tmp_path / 'file'}", *SMALL) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_config_by_name_by_path_and_inline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = []
+    for given in ("causal_demo", str(CONFIGS / "causal_demo.yaml"), (CONFIGS / "causal_demo.yaml").read_text()):
+        assert code("causal-trace", "--config", given, "--print_config") == 0
+        printed.append(capsys.readouterr().out)
+    assert "run: runs/synth_demo" in printed[0]
+    assert printed[0] == printed[1] == printed[2]
+
+
+def test_a_file_goes_before_a_config_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "causal_demo").write_text("run: mine\n")
+    (tmp_path / "synth_demo").mkdir()
+    assert code("causal-trace", "--config", "causal_demo", "--print_config") == 0
+    assert "run: mine" in capsys.readouterr().out
+    assert Path(config_file("synth_demo")).samefile(CONFIGS / "synth_demo.yaml")
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "causal-trace"])
+def test_a_wrong_name_of_a_config_lists_the_known_ones(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ftrace"])
+    assert code(command, "--config", "synth_dem") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "expected a file or one of causal_demo, counterfactual, studies/answers" in error
+    assert error.endswith("trex_mt5, found 'synth_dem'")
 
 
 def test_it_is_a_command(tmp_path: Path) -> None:

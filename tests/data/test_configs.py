@@ -33,9 +33,9 @@ SMALL = {
 
 
 def start(folder: Path, name: str, *arguments: str) -> Path:
-    """Two steps of a config, in a process of its own; the folder of its run."""
+    """Two steps of a config, found by its name, in a process of its own; the folder of its run."""
     command = [
-        sys.executable, str(ROOT / "train.py"), "fit", f"--config={ROOT / 'configs' / name}.yaml", *SMALL[name],
+        sys.executable, "-m", "ftrace.cli", "fit", f"--config={name}", *SMALL[name],
         *arguments, "--trainer.max_steps=2", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -1,0 +1,115 @@
+"""``ftrace fit``, ``validate``, ``test`` and ``predict``: train a model and trace its facts while it trains.
+
+    ftrace fit --config synth_demo
+
+LightningCLI in subclass mode: any LightningModule, LightningDataModule and callback can be named by class path, and
+every option in the config overridden, such as ``--trainer.max_epochs 3`` or ``--model.init_args.answers one``. See
+``ftrace fit --help`` and ``--print_config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from typing_extensions import override
+
+from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
+from ftrace.commands.after_training import TraceSettings, trace_run
+from ftrace.named_configs import ConfigFileOrName
+from ftrace.runs import WORKING_DIRECTORY
+
+SUBCOMMANDS = {
+    "fit": "Train a model and trace its facts while it trains.",
+    "validate": "Measure a model on the queries, as a validation loop does.",
+    "test": "Measure a model on the queries, as a test loop does.",
+    "predict": "Return a model's loss on each query, and whether it is learned.",
+}
+
+
+class SaveConfigInRunFolder(SaveConfigCallback):
+    """Save the config beside the run's logs, with the folder that its relative paths start from.
+
+    Never in the working directory, where Lightning would put it for a run without a logger, and make the second such
+    run fail.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.log_dir is None or Path(trainer.log_dir).resolve() == Path.cwd():
+            return
+        self.overwrite = True
+        super().setup(trainer, pl_module, stage)
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert trainer.log_dir is not None
+        (Path(trainer.log_dir) / WORKING_DIRECTORY).write_text(f"{Path.cwd()}\n")
+
+
+class FactTracingCLI(LightningCLI):
+    """LightningCLI with a section ``trace``: what to do with the scores once the model is trained."""
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As LightningCLI's own, but ``--config`` takes recipes' names, too."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+        parser = LightningArgumentParser(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigFileOrName, help="A YAML file, or a recipe's name.")
+        return parser
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--trace", type=TraceSettings | None, default=None, help="What fit does after training.")
+
+    def before_fit(self) -> None:
+        """Find out now, not after training, whether what ``trace`` needs will be there."""
+        if self._trace_settings is None:
+            return
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for kind in (OnlineTracIn, CheckpointSnapshots):
+            if not any(isinstance(one, kind) and one.output_dir is None for one in callbacks):
+                self.parser.error(
+                    f"trace: expected the callback {kind.__name__} without output_dir, so that it writes to the folder "
+                    "of the run. Add it, or set --trace null"
+                )
+
+        if self._trace_settings.causal and not any(
+            isinstance(one, OnlineTracIn) and one.output_dir is None and "layer" in one.settings.breakdown
+            for one in callbacks
+        ):
+            self.parser.error("trace.causal: expected OnlineTracIn with breakdown: [layer]. Add it, or set it to false")
+
+    def after_fit(self) -> None:
+        """Compare with baselines and work out some queries, if the config says so."""
+        folder = self.trainer.log_dir  # None in a fast_dev_run
+        if self._trace_settings is not None and folder is not None and not self.trainer.interrupted:
+            trace_run(Path(folder), self._trace_settings)
+
+    @property
+    def _trace_settings(self) -> TraceSettings | None:
+        settings: TraceSettings | None = self.config_init["fit"]["trace"]
+        return settings
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The subcommand and its options; default: the process's own.
+    """
+    FactTracingCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfigInRunFolder,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={"default_root_dir": "runs"},
+        args=None if args is None else list(args),
+    )

@@ -1,0 +1,41 @@
+"""``ftrace ledger``: what explains the fall of the queries' losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ftrace.report import plot_ledger
+from ftrace.scores import ScoreStore
+
+
+def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:
+    """Say and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written.
+
+    Args:
+        store: Folder of the score store.
+        output: Where the picture goes; default: ledger.png beside the store.
+        queries: Whose losses to draw; default: six that were learned at different times.
+    """
+    opened = ScoreStore.open(store)
+    if opened.ledger is None:
+        raise ValueError(f"{store}: no ledger in it. Train with OnlineTracIn(ledger=True)")
+    file = Path(output) if output else opened.path.with_name("ledger.png")
+    plot_ledger(opened.ledger, file, queries)
+    console = Console()
+    console.print(ledger_sentence(opened), soft_wrap=True)
+    console.print(f"Wrote {file}", soft_wrap=True)
+
+
+def ledger_sentence(store: ScoreStore) -> str:
+    """What the ledger says, and whether its books balance."""
+    assert store.ledger is not None
+    sentence = str(store.ledger.summary())
+    found = store.manifest.get("ledger", {})
+    if found.get("balanced") is False:
+        sentence += (
+            f". The books don't balance: accounts are off by up to {found['worst_imbalance']:.1%} of an interval"
+        )
+    return f"{sentence[:1].upper()}{sentence[1:]}."
