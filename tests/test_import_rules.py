@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOR_ALL = {"renamed", "whole_files"}  # import nothing of ours, so that every part may import them
 MAY_IMPORT = {
-    "whole_files": set(),
-    "renamed": set(),
+    **{module: set() for module in FOR_ALL},
     "gradients": set(),
     "scores": set(),
     "index": {"gradients"},
@@ -61,6 +62,8 @@ MAY_IMPORT = {
 FOR_ALL = {"renamed", "whole_files"}  # every part may import these; they import nothing of ours
 TRAINS = ROOT / "ftrace" / "commands" / "fit.py"  # nothing else in ftrace/ imports the callbacks
 WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online"}
+# Modules inside a part that still import each other.
+KNOWN_CIRCLES: dict[str, list[set[str]]] = {}
 
 
 def sources(part: str) -> list[Path]:
@@ -92,6 +95,50 @@ def test_part_imports_only_what_it_may(part: str) -> None:
         fit = {"callbacks"} if file == TRAINS else set()
         forbidden = ours - MAY_IMPORT[part] - FOR_ALL - {part} - fit
         assert not forbidden, f"{file.relative_to(ROOT)} imports {sorted(forbidden)}"
+
+
+def name_of(file: Path) -> str:
+    """A module's full name, of its file."""
+    inside = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join([*(["ftrace"] if inside[0] == "callbacks" else []), *inside]).removesuffix(".__init__")
+
+
+def circles(imports: Mapping[str, Collection[str]]) -> list[set[str]]:
+    """Sets of modules that import each other, directly or by way of others.
+
+    Args:
+        imports: By module: full names of what it imports, each a module or something in one.
+    """
+
+    def module_of(name: str) -> str:
+        while name and name not in imports:
+            name = name.rpartition(".")[0]
+        return name
+
+    reached = {module: {module_of(name) for name in names} - {"", module} for module, names in imports.items()}
+    for middle in reached:
+        for module in reached:
+            if middle in reached[module]:
+                reached[module] |= reached[middle]
+    found: list[set[str]] = []
+    for module in reached:
+        circle = {other for other in reached[module] if module in reached[other]}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
+def test_circles_are_found() -> None:
+    assert not circles({"a": ["b.x", "c"], "b": ["c.y", "torch"], "c": []})
+    assert circles({"a": ["b.x"], "b": ["c.y"], "c": ["a"], "d": ["a"]}) == [{"a", "b", "c"}]
+    assert circles({"a": ["a.b.x"], "a.b": ["a.Public"], "a.c": ["a.b.y"]}) == [{"a", "a.b"}]
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_modules_of_a_part_import_each_other_one_way(part: str) -> None:
+    """Imports for types alone count, too."""
+    found = circles({name_of(file): imported(file) for file in sources(part)})
+    assert sorted(map(sorted, found)) == sorted(map(sorted, KNOWN_CIRCLES.get(part, [])))
 
 
 @pytest.mark.parametrize("part", sorted(WITHOUT_LIGHTNING))

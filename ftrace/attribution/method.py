@@ -5,13 +5,11 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from ftrace.attribution.task import Task
 from ftrace.gradients import nearest
 from ftrace.scores import ScoreStore
-
-if TYPE_CHECKING:
-    from ftrace.attribution.task import Task
 
 
 class AttributionMethod(ABC):

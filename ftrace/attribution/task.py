@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,11 +21,17 @@ from ftrace.gradients import full_name, nearest
 from ftrace.models import FactLM
 from ftrace.scores import ScoreStore, ScoreWriter
 
-if TYPE_CHECKING:
-    from ftrace.attribution.method import AttributionMethod
-
 Row = dict[str, Any]
 WhichSnapshots = Literal["last", "first", "all"] | int | Sequence[int]
+
+
+class Described(Protocol):
+    """A method, as far as a store's manifest describes it."""
+
+    name: ClassVar[str]
+
+    def options(self) -> dict[str, Any]:
+        """Give the options as JSON holds them."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class Task:
             )
         return model
 
-    def write(self, method: AttributionMethod, scores: Iterable[Mapping[str, np.ndarray]], **facts: Any) -> ScoreStore:
+    def write(self, method: Described, scores: Iterable[Mapping[str, np.ndarray]], **facts: Any) -> ScoreStore:
         """Write the store, query by query, so that no more than a column of each kind need be in memory.
 
         Args:
@@ -183,7 +189,7 @@ class Task:
                 }
             )
 
-    def describe(self, method: AttributionMethod) -> dict[str, Any]:
+    def describe(self, method: Described) -> dict[str, Any]:
         """What each manifest says about a method and its task."""
         facts = {"method": method.name, "class": full_name(method), "options": method.options()}
         return {**facts, **self.manifest}
