@@ -2,7 +2,7 @@
 
 Nothing here is formed that need not be: a matrix product's gradient stays a pair of activations, an embedding's
 stays a list of row numbers. Every part can be made dense, and what is still factored can be multiplied without it
-(``factored.py``).
+(``products.py``).
 
 Factors keep the precision of the pass that they come from; sums over places are taken in float32 at least.
 
@@ -150,7 +150,7 @@ def flat_rows(values: Tensor) -> Tensor:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def num_places(part: Factored) -> int:
+def num_positions(part: Factored) -> int:
     """T, the places that a factored part sums over."""
     return part.columns.shape[1]
 
@@ -215,7 +215,7 @@ def stack_examples(parts: Sequence[Part | None], counts: Sequence[int]) -> Part:
                 pieces[index] = part.value
         return Dense(torch.cat(pieces))
     factored = [part for part in parts if part is not None and not isinstance(part, Dense)]
-    places = max(num_places(part) for part in factored)
+    places = max(num_positions(part) for part in factored)
 
     def stacked(tensors: Sequence[Tensor | None]) -> Tensor:
         present = [tensor for tensor in tensors if tensor is not None]

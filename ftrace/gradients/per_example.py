@@ -8,16 +8,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ftrace.gradients.costs import Shape, measured_rates, own_gram_is_cheaper, shape_of_parts
-from ftrace.gradients.factored import own_gram
+from ftrace.gradients.costs import NormWay, Shape, cheapest_norm_way, measured_rates, shape_of_parts
 from ftrace.gradients.parts import (
     Dense,
+    Factored,
+    Lookup,
+    Outer,
     Part,
     Places,
     accumulation_dtype,
     flat_rows,
     like,
     merge,
+    num_positions,
     stack_examples,
     take,
     take_rows,
@@ -159,32 +162,41 @@ class PerExampleGradients:
             yield start, min(start + size, self.num_examples)
 
     def square_norms(self, names: Iterable[str] | None = None) -> Tensor:
-        """``|grad_b|^2`` over the named parameters (default: all), ``[B]``; from the factors where that is cheaper."""
+        """Compute ``|grad_b|^2`` over the named parameters (default: all), ``[B]``, each in the cheapest way."""
         norms = self.zeros(self.num_examples)
         for name in self.parts if names is None else names:
-            if name not in self.parts:
-                continue
-            if self._own_gram_is_cheaper(name):
-                places = max(part.columns.shape[1] for part in self.parts[name] if not isinstance(part, Dense))
-                for start, stop in self.chunks(2 * places * places):
-                    norms[start:stop] += self._own_gram(name, start, stop)
-            else:
-                for start, stop in self.chunks(self.shapes[name].numel()):
-                    norms[start:stop] += row_square_norms(flat_rows(self.dense(name, start, stop)))
+            if name in self.parts:
+                norms += self.square_norms_of(name, self._norm_way(name))
         return norms
 
-    def _own_gram_is_cheaper(self, name: str) -> bool:
-        if name in self.scales:
-            return False
-        R, C = self.matrix_shape(name)
-        given = self.zeros()
-        shape = Shape(self.num_examples, 0, R, C, shape_of_parts(self.parts[name]), ())
-        return own_gram_is_cheaper(shape, measured_rates(given.device, given.dtype))
+    def square_norms_of(self, name: str, way: NormWay) -> Tensor:
+        """Compute ``|grad_b|^2`` of one parameter, ``[B]``.
 
-    def _own_gram(self, name: str, start: int, stop: int) -> Tensor:
+        Args:
+            name: The parameter.
+            way: ``gram``, from the factors alone, or ``materialised``, from dense gradients.
+        """
+        norms = self.zeros(self.num_examples)
+        if way == "gram":
+            positions = max(part.columns.shape[1] for part in self.parts[name] if not isinstance(part, Dense))
+            for start, stop in self.chunks(2 * positions * positions):
+                norms[start:stop] = self._gram_norms(name, start, stop)
+        else:
+            for start, stop in self.chunks(self.shapes[name].numel()):
+                norms[start:stop] = row_square_norms(flat_rows(self.dense(name, start, stop)))
+        return norms
+
+    def _norm_way(self, name: str) -> NormWay:
+        R, C = self.matrix_shape(name)
+        number = self.zeros()
+        shape = Shape(self.num_examples, 0, R, C, shape_of_parts(self.parts[name]), ())
+        rates = measured_rates(number.device, number.dtype)
+        return cheapest_norm_way(shape, rates, scaled=name in self.scales)
+
+    def _gram_norms(self, name: str, start: int, stop: int) -> Tensor:
         parts = [take(part, start, stop, self.dtype) for part in self.parts[name]]
         pairs = [(a, b) for a in parts for b in parts if not isinstance(a, Dense) and not isinstance(b, Dense)]
-        return torch.stack([own_gram(first, second) for first, second in pairs]).sum(0)
+        return torch.stack([paired_products(first, second) for first, second in pairs]).sum(0)
 
     @staticmethod
     def sum(several: Sequence[PerExampleGradients]) -> PerExampleGradients:
@@ -223,6 +235,21 @@ class PerExampleGradients:
 def row_square_norms(rows_BP: Tensor) -> Tensor:
     """``|row|^2``, ``[B]``."""
     return torch.linalg.vector_norm(rows_BP, dim=1) ** 2
+
+
+def paired_products(first: Factored, second: Factored) -> Tensor:
+    """Compute ``<grad_b, grad'_b>`` of two parts of the same examples' gradients, ``[B]``, from the factors alone."""
+    pairs_BTS = first.columns @ second.columns.transpose(1, 2)
+    if isinstance(first, Outer) and isinstance(second, Outer):
+        pairs_BTS *= first.rows @ second.rows.transpose(1, 2)
+    elif isinstance(first, Lookup) and isinstance(second, Lookup):
+        pairs_BTS *= first.ids[:, :, None] == second.ids[:, None, :]
+    elif isinstance(first, Lookup) and isinstance(second, Outer):
+        index = first.ids[:, None, :].expand(-1, num_positions(second), -1)
+        pairs_BTS *= second.rows.gather(2, index).transpose(1, 2)
+    else:
+        return paired_products(second, first)
+    return pairs_BTS.sum((1, 2))
 
 
 def _as_matrix(part: Part, rows: int, columns: int) -> Part:

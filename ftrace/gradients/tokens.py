@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ftrace.gradients.parts import Dense, Lookup, Outer, Places, accumulation_dtype, flat_rows
-from ftrace.gradients.products import by_place
+from ftrace.gradients.products import products_by_position
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 
@@ -74,7 +74,9 @@ def _of_places(part: Places, queries: QueryGradients, name: str) -> Tensor:
 def _of_factors(part: Outer | Lookup, queries: QueryGradients, name: str) -> Tensor:
     B, T = part.columns.shape[:2]
     products = part.columns.new_zeros(B, T, len(queries), dtype=accumulation_dtype(part.columns))
-    choice = queries.choose_by_place(part, name, B)
-    for of_examples, of_places, of_queries, block in by_place(part, queries, name, choice, choice.ways[0]):
-        products[of_examples, of_places, of_queries] += block
+    line = queries.plan_positions(name, part, B)
+    (way,) = line.ways
+    assert way != "joined"
+    for of_examples, of_positions, of_queries, block in products_by_position(part, queries, line, way):
+        products[of_examples, of_positions, of_queries] += block
     return products

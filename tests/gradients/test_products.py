@@ -23,7 +23,8 @@ from ftrace.gradients import (
     measured_rates,
     project,
 )
-from ftrace.gradients.costs import WAYS, Shape, Way, choices
+from ftrace.gradients.costs import Shape, Way
+from ftrace.gradients.plans import WAYS, PlanOptions, plan_parameter
 from ftrace.gradients.products import tall_product
 from helpers import oracle, tiny
 
@@ -163,12 +164,12 @@ def test_the_plan_can_be_read_and_forced() -> None:
 )
 def test_few_queries_call_for_gram_many_for_dense(queries: int, places: int, expected: Way) -> None:
     shape = Shape(8, queries, 768, 768, (("outer", 64),), (("outer", places),))
-    assert choices(shape, RATES, norms=False, fits=True, batches=10)[0].ways == (expected,)
+    assert plan_parameter("w", shape, PlanOptions(RATES, batches=10)).ways == (expected,)
 
 
 def test_a_large_table_is_looked_up_on_the_query_side() -> None:
     shape = Shape(8, 64, 50_000, 256, (("lookup", 64),), (("outer", 64), ("lookup", 64)))
-    assert choices(shape, RATES, norms=False, fits=True, batches=1000)[0].ways == ("contraction",)
+    assert plan_parameter("w", shape, PlanOptions(RATES, batches=1000)).ways == ("contraction",)
 
 
 def test_rates_are_measured_without_random_numbers() -> None:
