@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
-from ftrace.gradients.fallback import Beginning, FallbackRule, GraphRule
 from ftrace.gradients.layout_book import LayoutBook
+from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.observation import Observation
 from ftrace.gradients.outputs import exclusively, hears
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.recording import Recording
+from ftrace.gradients.rules import FallbackRule, GraphRule
 
 _Changed = TypeVar("_Changed")
 

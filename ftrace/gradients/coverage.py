@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.modules.module import _forward_unimplemented
 from torch.nn.parameter import UninitializedParameter
 
-from ftrace.gradients.fallback import FALLBACK, GRAPH, FallbackRule, GraphRule, has_forward, owns_children
 from ftrace.gradients.layers import find_rule
 from ftrace.gradients.names import match_globs
 from ftrace.gradients.relative_position_bias import RELATIVE_POSITION_BIAS, is_relative_table
-from ftrace.gradients.rules import EMBEDDING, Rule
+from ftrace.gradients.rules import EMBEDDING, FALLBACK, GRAPH, FallbackRule, GraphRule, Rule
 
 OFF_GRAPH = "autograd's graph"  # instead of a module's name
 Status = Literal["covered", "frozen", "not optimized", "excluded", "unsupported"]
@@ -131,7 +131,7 @@ class Coverage:
             if not path:
                 return None
             path = _parent(path)
-        while not has_forward(modules[path]):
+        while not _has_forward(modules[path]):
             if not path:
                 return None
             path = _parent(path)
@@ -285,7 +285,7 @@ def _find_users(root: nn.Module, reads_graph: bool) -> list[_User]:
                 users.append(_User(path, module, rule, by_rule, _refusal(path, modules, rule)))
         others = {local: p for local, p in fresh.items() if local not in by_rule}
         is_added = rule is not None and path not in given_away  # to a known layer
-        if others and reads_graph and (is_added or not has_forward(module)):
+        if others and reads_graph and (is_added or not _has_forward(module)):
             users.append(_User(path, module, GRAPH, others, None))
         elif others:
             refusal = _refusal(path, modules, None)
@@ -299,12 +299,12 @@ def _find_users(root: nn.Module, reads_graph: bool) -> list[_User]:
 def _user_of(path: str, modules: Mapping[str, nn.Module]) -> str:
     """The nearest module around a module's parameters that runs, and that has weights of its own children in hand."""
     user = path
-    while user and not has_forward(modules[user]):
+    while user and not _has_forward(modules[user]):
         user = _parent(user)
     around = user
     while around:
         around = _parent(around)
-        if owns_children(modules[around]):
+        if _owns_children(modules[around]):
             user = around
     return user
 
@@ -334,6 +334,20 @@ def _refusal(path: str, modules: Mapping[str, nn.Module], rule: Rule | None) -> 
     kind = _kind(path, module)
     if rule is not None and (refused := rule.refuse(module)):
         return f"{kind}: {refused}"
-    if not has_forward(module):
+    if not _has_forward(module):
         return f"{kind} has no forward to listen to"
     return None
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module can be run at all; containers of parameters can't."""
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return False  # it is run, but what it returns is a weight
+    forward = type(module).forward
+    # What Lightning's modules inherit only raises; their training_step is no forward of theirs.
+    return forward is not _forward_unimplemented and forward.__qualname__ != "LightningModule.forward"
+
+
+def _owns_children(module: nn.Module) -> bool:
+    """Whether a module is known to use weights of the modules inside of it without running these."""
+    return isinstance(module, nn.MultiheadAttention)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, cut
-from ftrace.gradients.fallback import GraphRule
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples, Layout
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.outputs import Output, Pass
+from ftrace.gradients.rules import GraphRule
 
 
 def member_sets(total: int) -> list[Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
-from ftrace.gradients.fallback import Beginning
 from ftrace.gradients.layout_book import Key
+from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Silent
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rules import Rule

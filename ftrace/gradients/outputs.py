@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
-from ftrace.gradients.fallback import GraphRule
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout
 from ftrace.gradients.parts import accumulation_dtype
-from ftrace.gradients.rules import Lookups
+from ftrace.gradients.rules import GraphRule, Lookups
 
 # The capture whose own passes are under way, if any: others on the same model must be deaf to them. An id rather than
 # the object, since autograd's graph gets to hold what compares itself with it.

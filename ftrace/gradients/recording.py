@@ -17,11 +17,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints
-from ftrace.gradients.fallback import Beginning, Replay, differentiable
+from ftrace.gradients.fallback import Replay, differentiable
 from ftrace.gradients.finding import Heard, learn_from_losses
 from ftrace.gradients.graph import Graph, slot_of
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
+from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Pass, exclusively, trained
 from ftrace.gradients.parts import Part, Places
 from ftrace.gradients.per_example import PerExampleGradients

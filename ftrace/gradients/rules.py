@@ -119,3 +119,21 @@ def _refuse_embedding(module: nn.Module) -> str | None:
 LINEAR = Rule("Linear", ("weight", "bias"), linear_parts, feature_axis=1)
 CONV1D = Rule("Conv1D", ("weight", "bias"), transposed_linear_parts, feature_axis=0)
 EMBEDDING = Rule("Embedding", ("weight",), embedding_parts, refuse=_refuse_embedding, lookup="ids")
+
+
+class FallbackRule:
+    """Marker in the place of a rule: the layer has none, and is run once more (``fallback.py``)."""
+
+    name = "fallback"
+
+
+FALLBACK = FallbackRule()
+
+
+class GraphRule:
+    """Marker in the place of a rule: the parameters are read off autograd's graph, at the nodes that use them."""
+
+    name = "graph"
+
+
+GRAPH = GraphRule()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ftrace.gradients.cotangents import Cotangent
 from ftrace.gradients.coverage import Layer
-from ftrace.gradients.fallback import Cotangent, Replay
+from ftrace.gradients.fallback import Replay
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.layouts import Layout, by_example
 from ftrace.gradients.outputs import Output, Pass, exclusively, trained
