@@ -23,7 +23,7 @@ from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.observation import Observation
-from ftrace.gradients.outputs import exclusively, hears
+from ftrace.gradients.outputs import exclusively, may_record
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rules import FallbackRule, GraphRule
@@ -220,7 +220,7 @@ class GradientCapture:
             yield
 
     def _is_listening(self) -> bool:
-        return self._recording is not None and torch.is_grad_enabled() and hears(id(self))
+        return self._recording is not None and torch.is_grad_enabled() and may_record(id(self))
 
     @torch.compiler.disable
     def _refuse_mixing(self, path: str, module: nn.Module, args: object) -> None:
@@ -229,7 +229,7 @@ class GradientCapture:
             raise ValueError(f"layer {path!r} ({type(module).__name__}) {problem}")
 
     def _require_open(self, recording: Recording | None) -> None:
-        ended = self._ended() if recording is None and torch.is_grad_enabled() and hears(id(self)) else None
+        ended = self._ended() if recording is None and torch.is_grad_enabled() and may_record(id(self)) else None
         if ended is not None and not ended.was_read and torch._C._current_graph_task_id() != -1:
             raise ValueError(
                 "a layer runs again during a backward pass (activation checkpointing), and the recording ended before "

@@ -23,6 +23,7 @@ from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ftrace.gradients.cotangents import Cotangent, from_outside
+from ftrace.gradients.coverage import Layer
 from ftrace.gradients.layout_book import UnreadableError
 from ftrace.gradients.layouts import Examples, Layout
 from ftrace.gradients.module_state import (
@@ -257,3 +258,19 @@ def differentiable(output: Any) -> list[Tensor]:
     """List the floating-point tensors in a layer's output, in order, each once."""
     leaves = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return list({id(leaf): leaf for leaf in leaves}.values())
+
+
+def outputs_of(layer: Layer, output: Any) -> list[Tensor]:
+    """List the floating-point tensors in what a layer without a rule has returned.
+
+    Raises:
+        UnreadableError: If there is none.
+    """
+    tensors = differentiable(output)
+    if not tensors:
+        raise UnreadableError(
+            f"layer {layer.path!r} ({type(layer.module).__name__}) has no rule and returned a "
+            f"{type(output).__name__} in which no tensor is found",
+            tuple(layer.names.values()),
+        )
+    return tensors

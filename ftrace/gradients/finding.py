@@ -26,7 +26,7 @@ def member_sets(total: int) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Recorded:
     """The outputs of a pass.
 
     Args:
@@ -59,45 +59,45 @@ class Heard:
         return [key for key, output in self.outputs.items() if not output.is_seen]
 
 
-def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> None:
+def learn_from_losses(recorded: Recorded, losses: Tensor, wanted: Sequence[Key]) -> None:
     """Write into the book whose rows are whose.
 
     Args:
-        heard: The pass, which has one loss for each example.
+        recorded: The pass, which has one loss for each example.
         losses: ``[B]``, whose graph is kept.
         wanted: The outputs that are asked for.
 
     Raises:
         UnreadableError: If that can't be told of an output that has a gradient.
     """
-    sets = member_sets(heard.examples.total)
-    plain, _ = _differentiated(heard, losses)
+    sets = member_sets(recorded.examples.total)
+    plain, _ = _differentiated(recorded, losses)
     evidence: dict[Key, list[Evidence]] = {key: [] for key in plain}
     choices: dict[Key, Choice] = {}
     for index, members in enumerate(sets):
-        rest, _ = _differentiated(heard, losses, members)
+        rest, _ = _differentiated(recorded, losses, members)
         for key, prints in plain.items():
             evidence[key].append(compared(cut, prints, rest.get(key), members))
         choices = {
-            key: choose(heard.outputs[key].example_axes, evidence[key], heard.examples)
+            key: choose(recorded.outputs[key].example_axes, evidence[key], recorded.examples)
             for key in wanted
             if key in evidence
         }
         if index and not any(choice.others for choice in choices.values()):
             break
-    apart = write_choices(heard, choices)
+    apart = write_choices(recorded, choices)
     apart += [key for key, choice in choices.items() if not choice.known]  # a single number, say
     if apart:
         plain_nodes, *nodes = [
-            _differentiated(heard, losses, members, apart)[1] for members in (None, *sets[: index + 1])
+            _differentiated(recorded, losses, members, apart)[1] for members in (None, *sets[: index + 1])
         ]
         passes = [(members, [one]) for members, one in zip(sets, nodes, strict=False)]
-        apart, _ = learn_ways(heard, apart, [plain_nodes], passes, cut)
+        apart, _ = learn_ways(recorded, apart, [plain_nodes], passes, cut)
     if apart:
-        raise unreadable([heard.outputs[key] for key in apart])
+        raise unreadable([recorded.outputs[key] for key in apart])
 
 
-def write_choices(heard: Heard, choices: Mapping[Key, Choice]) -> list[Key]:
+def write_choices(recorded: Recorded, choices: Mapping[Key, Choice]) -> list[Key]:
     """Write what was chosen into the book.
 
     Returns:
@@ -105,13 +105,13 @@ def write_choices(heard: Heard, choices: Mapping[Key, Choice]) -> list[Key]:
     """
     for key, choice in choices.items():
         if choice.layout is not None:
-            shape = heard.outputs[key].example_axes
-            heard.book.write(key, choice.layout, choice.others, shape, heard.examples)
+            shape = recorded.outputs[key].example_axes
+            recorded.book.write(key, choice.layout, choice.others, shape, recorded.examples)
     return [key for key, choice in choices.items() if choice.known and choice.layout is None]
 
 
 def learn_ways(
-    heard: Heard,
+    recorded: Recorded,
     keys: Sequence[Key],
     plain: Sequence[NodePrints],
     passes: Sequence[tuple[Tensor, Sequence[NodePrints]]],
@@ -120,7 +120,7 @@ def learn_ways(
     """Write into the book how outputs that have no layout are shared.
 
     Args:
-        heard: The pass.
+        recorded: The pass.
         keys: The outputs.
         plain: Of a plain pass: for each of its backward passes, the nodes behind these outputs.
         passes: Of passes in which something was done to some examples: these, and the same.
@@ -139,23 +139,23 @@ def learn_ways(
         if is_same:
             for place, prints in nodes.prints.items():
                 evidence = [compared(compare, prints, one.prints.get(place), members) for members, one in others]
-                choice = choose(prints.shape, evidence, heard.examples)
+                choice = choose(prints.shape, evidence, recorded.examples)
                 seen |= {place[0]} if choice.known else set()
                 if choice.layout is not None and not choice.others:
                     layouts[place] = choice.layout
         for key in keys:
             if not nodes.reaches(key):
                 continue
-            way = nodes.way(key, layouts, heard.examples)
+            way = nodes.way(key, layouts, recorded.examples)
             if not is_same or not seen.isdisjoint(nodes.behind(key)):
                 told.add(key)
             if way is None:
                 lost.append(key)
                 continue
-            known = heard.book.known.get(key)
-            ways = known.ways if isinstance(known, Shared) and key in heard.book.verified else ()
-            heard.book.known[key] = Shared((*ways, way))
-            heard.book.verified.add(key)
+            known = recorded.book.known.get(key)
+            ways = known.ways if isinstance(known, Shared) and key in recorded.book.verified else ()
+            recorded.book.known[key] = Shared((*ways, way))
+            recorded.book.verified.add(key)
     return list(dict.fromkeys(lost)), told
 
 
@@ -194,18 +194,18 @@ def nothing_like(prints: Prints) -> Prints:
 
 
 def _differentiated(
-    heard: Heard, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
+    recorded: Recorded, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
 ) -> tuple[dict[Key, Prints], NodePrints]:
     """Prints of the gradients of all outputs, and of the nodes behind some; of some examples' losses alone."""
-    known = heard.known_edges()
+    known = recorded.known_edges()
     starts = [] if losses.grad_fn is None else [losses.grad_fn]
-    nodes = NodePrints({key: heard.edges[key] for key in behind}, starts if behind else [], known)
+    nodes = NodePrints({key: recorded.edges[key] for key in behind}, starts if behind else [], known)
     weights = torch.ones_like(losses) if members is None else members.to(losses)
     prints: dict[Key, Prints] = {}
-    heard.of_pass.prints = prints
+    recorded.of_pass.prints = prints
     try:
-        torch.autograd.grad(losses, list(heard.edges.values()), weights, allow_unused=True, retain_graph=True)
+        torch.autograd.grad(losses, list(recorded.edges.values()), weights, allow_unused=True, retain_graph=True)
     finally:
-        heard.of_pass.prints = None
+        recorded.of_pass.prints = None
         nodes.close()
     return prints, nodes

@@ -20,7 +20,7 @@ from ftrace.gradients.rules import GraphRule, Lookups
 _exclusive: int | None = None
 
 
-def hears(capture: int) -> bool:
+def may_record(capture: int) -> bool:
     """Whether a capture may listen to the pass that is under way."""
     return _exclusive in (None, capture)
 
@@ -78,7 +78,7 @@ class Pass:
 
     def notice(self, *grads: object) -> None:
         """A hook on what is surely part of this pass: the backward pass that is under way comes by."""
-        if hears(self.capture):
+        if may_record(self.capture):
             current = torch._C._current_graph_task_id()
             self.backward_passes.add(current)
             if current in self.stray:
@@ -155,7 +155,7 @@ class Output:
 
     def take_gradient(self, grad: Tensor | None) -> Tensor | None:
         """The hook on the layer's output."""
-        if grad is None or not hears(self.of_pass.capture):  # of an output that nothing has used
+        if grad is None or not may_record(self.of_pass.capture):  # of an output that nothing has used
             return None
         if not self.is_parameter:
             self.of_pass.notice()

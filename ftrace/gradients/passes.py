@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ftrace.gradients.evidence import Evidence, Prints, contradiction, either, movement
-from ftrace.gradients.finding import Heard
+from ftrace.gradients.finding import Recorded
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.observation import Observation
@@ -19,12 +19,12 @@ class Backward:
     """What was seen of a pass with its backward pass.
 
     Args:
-        heard: Its outputs.
+        recorded: Its outputs.
         prints: Of their gradients.
         nodes: Of the nodes behind some of them, for each backward pass of the step.
     """
 
-    heard: Heard
+    recorded: Recorded
     prints: dict[Key, Prints]
     nodes: list[NodePrints]
 

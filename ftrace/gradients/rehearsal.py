@@ -94,11 +94,11 @@ class Rehearsal:
         irregular: set[Key] = set()  # rows as many as the inputs of a batch have
         evidence: dict[Key, list[Evidence]] = {}
         choices: dict[Key, Choice] = {}
-        heard = self._observed(False)
+        recorded = self._observed(False)
         for index, members in enumerate(self._sets):
             plain = self._observed(index % 2 == 1)
             moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
-            for key, output in heard.outputs.items():
+            for key, output in recorded.outputs.items():
                 if key in plain.outputs:
                     if key not in moved.values or moved.values[key][1].shape != plain.values[key][1].shape:
                         irregular.add(key)
@@ -106,22 +106,22 @@ class Rehearsal:
                     evidence.setdefault(key, []).append(found)
             if index:
                 choices = {
-                    key: choose(heard.outputs[key].example_axes, found, self.examples)
+                    key: choose(recorded.outputs[key].example_axes, found, self.examples)
                     for key, found in evidence.items()
                 }
                 if not any(choice.others for choice in choices.values()):
                     break
-        self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
+        self.changed = [key for key, choice in choices.items() if self._differs(recorded.outputs[key], choice)]
         self.lost_regular = any(
             choices[key].known
             and choices[key].layout is None
             and key not in irregular
-            and any(candidates(heard.outputs[key].example_axes, self.examples))
+            and any(candidates(recorded.outputs[key].example_axes, self.examples))
             for key in choices
         )
         self.has_moved = any(choice.known for choice in choices.values())
-        lost = write_choices(heard.heard, choices)
-        unseen = {key for key, output in heard.outputs.items() if key in self.again or not output.is_seen}
+        lost = write_choices(recorded.recorded, choices)
+        unseen = {key for key, output in recorded.outputs.items() if key in self.again or not output.is_seen}
         unknown = [key for key, choice in choices.items() if not choice.known and key in unseen]
         unclear = [key for key, choice in choices.items() if choice.others and key in unseen]
         if lost or unknown or unclear:
@@ -167,8 +167,8 @@ class Rehearsal:
         return not any(known.says_the_same(layout, output.example_axes, self.examples) for layout in agreeing)
 
     @property
-    def heard_keys(self) -> set[Key]:
-        """Outputs that were heard."""
+    def recorded_keys(self) -> set[Key]:
+        """Outputs that were recorded."""
         return set(self._observed(False).outputs)
 
     def _observed(self, fresh: bool) -> Observation:
@@ -233,7 +233,7 @@ class Rehearsal:
         """Tell outputs that inputs don't reach, or not clearly, by their gradients, and by the evidence of some."""
         plain = self._backward(still)
         with_gradient = [key for key, prints in plain.prints.items() if has_any(prints)]
-        mixed = [plain.heard.outputs[key] for key in lost if key in with_gradient]
+        mixed = [plain.recorded.outputs[key] for key in lost if key in with_gradient]
         if mixed:
             raise unreadable(mixed)
         wanted = [key for key in still if key in with_gradient]
@@ -260,8 +260,8 @@ class Rehearsal:
         if self.has_loose_inputs and (unknown or lost):
             self._refuse_loose([*unknown, *lost])
         if lost:
-            raise unreadable([plain.heard.outputs[key] for key in lost])
-        self.undecided = [plain.heard.outputs[key] for key in unknown]
+            raise unreadable([plain.recorded.outputs[key] for key in lost])
+        self.undecided = [plain.recorded.outputs[key] for key in unknown]
 
     def refuse_undecided(self, batches: int) -> None:
         """Say that gradients can't be anybody's.
@@ -292,7 +292,7 @@ class Rehearsal:
         for key in wanted:
             prints = plain.prints[key]
             found = [compared(compare, prints, one.prints.get(key), m) for m, one in passes]
-            shape = plain.heard.outputs[key].example_axes
+            shape = plain.recorded.outputs[key].example_axes
             choices[key] = choose(shape, [*before.get(key, ()), *found], self.examples)
         return choices
 
@@ -304,12 +304,12 @@ class Rehearsal:
         compare: Callable[[Prints, Prints, Tensor], Evidence],
     ) -> tuple[list[Key], list[Key]]:
         """Write it into the book; returns outputs of which nothing is said, and those with no layout and no way."""
-        apart = write_choices(plain.heard, choices)
+        apart = write_choices(plain.recorded, choices)
         apart += [key for key, choice in choices.items() if not choice.known]
         told = {key for key, choice in choices.items() if choice.known}
         if apart:
             others = [(members, one.nodes) for members, one in passes]
-            apart, told_behind = learn_ways(plain.heard, apart, plain.nodes, others, compare)
+            apart, told_behind = learn_ways(plain.recorded, apart, plain.nodes, others, compare)
             told |= told_behind
         return [key for key in apart if key not in told], [key for key in apart if key in told]
 
@@ -319,11 +319,11 @@ class Rehearsal:
         """Prints of gradients: of outputs, and of the nodes behind some."""
         self.backwards += 1
         observation = self._start(observes=True)
-        found = Backward(observation.heard, {}, [])
+        found = Backward(observation.recorded, {}, [])
 
         def on_loss(loss: Tensor, keeps: bool) -> None:
             edges = {key: observation.edges[key] for key in behind if key in observation.edges}
-            known = observation.heard.known_edges()
+            known = observation.recorded.known_edges()
             starts = [] if loss.grad_fn is None else [loss.grad_fn]
             nodes = NodePrints(edges, starts, known)
             observation.notice(starts)

@@ -285,3 +285,6 @@ class GraphUse:
             local: self.projection.project_part(name, part, self.layer.parameter(local).shape)
             for local, name in names.items()
         }
+
+
+AnyUse = Use | FallbackUse | GraphUse

@@ -347,8 +347,8 @@ class RowFinder:
             inputs[:] = trial
             self.book.take(rehearsal.book)
             rehearsal.book = self.book
-            self._tried |= rehearsal.heard_keys
-            silent = not rehearsal.heard_keys <= self.book.verified
+            self._tried |= rehearsal.recorded_keys
+            silent = not rehearsal.recorded_keys <= self.book.verified
             self._is_due = silent and self._silent_batches < _MOST_SILENT
             self._silent_batches += silent
             if rehearsal.changed:
