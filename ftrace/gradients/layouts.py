@@ -148,7 +148,7 @@ def candidates(shape: Sequence[int], examples: Examples) -> Iterator[Layout]:
 
 
 def by_example(tensor: Tensor, layout: Layout, examples: Examples, last: int = 1) -> Tensor:
-    """Each example's places in a row: ``[count, T, *last axes]``.
+    """Lay each example's positions out in a row: ``[count, T, *last axes]``.
 
     Args:
         tensor: ``[..., *last axes]``.
@@ -161,7 +161,7 @@ def by_example(tensor: Tensor, layout: Layout, examples: Examples, last: int = 1
     if count == 1:
         return tensor.reshape(1, -1 if tensor.numel() else 0, *kept)
     split = layout.split(tensor, examples)
-    places = 1
+    positions = 1
     for length in split.shape[1 : split.ndim - last]:
-        places *= length
-    return split.reshape(count, places, *kept)
+        positions *= length
+    return split.reshape(count, positions, *kept)

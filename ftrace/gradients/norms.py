@@ -79,10 +79,10 @@ def mixes_examples(module: nn.Module) -> str | None:
     return None
 
 
-_LAYER_NORM = Rule("LayerNorm", ("weight", "bias"), scale_parts, _layer_norm, own_axes=_normalised_axes)
+_LAYER_NORM = Rule("LayerNorm", ("weight", "bias"), scale_parts, _layer_norm, parameter_axes=_normalised_axes)
 _GROUP_NORM = Rule("GroupNorm", ("weight", "bias"), scale_parts, _group_norm, channel_axis=1)
 _BATCH_NORM = Rule("BatchNorm", ("weight", "bias"), scale_parts, _batch_norm, mixes_examples, channel_axis=1)
-_RMS_NORM = Rule("RMSNorm", ("weight",), scale_parts, _rms_norm, own_axes=_normalised_axes)
+_RMS_NORM = Rule("RMSNorm", ("weight",), scale_parts, _rms_norm, parameter_axes=_normalised_axes)
 
 BY_FORWARD: dict[Callable[..., Tensor], Rule] = {
     nn.LayerNorm.forward: _LAYER_NORM,

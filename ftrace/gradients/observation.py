@@ -31,14 +31,16 @@ class Observation(Recording):
         """Take prints of a layer's run."""
         assert isinstance(layer.rule, Rule)
         rule = layer.rule
-        own_axes = rule.own_axes(layer.module)
+        parameter_axes = rule.parameter_axes(layer.module)
         channel_axis = rule.channel_axis - rule.is_single(inputs)
-        record = Silent(self._next_key(layer), self.of_pass, layer, output.shape, own_axes, rule.lookup, channel_axis)
+        record = Silent(
+            self._next_key(layer), self.of_pass, layer, output.shape, parameter_axes, rule.lookup, channel_axis
+        )
         channels_last = output if channel_axis == -1 else output.movedim(channel_axis, -1)
         of_input = None
         if channel_axis == -1:
-            of_input = prints_of(inputs, 0 if rule.is_table else own_axes, bounded=True)
-        self.values[record.key] = of_input, prints_of(channels_last, own_axes, bounded=True)
+            of_input = prints_of(inputs, 0 if rule.is_table else parameter_axes, bounded=True)
+        self.values[record.key] = of_input, prints_of(channels_last, parameter_axes, bounded=True)
         self._hook_output(output, record)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:

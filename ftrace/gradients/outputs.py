@@ -98,7 +98,7 @@ class Output:
         of_pass: The pass that it is part of.
         layer: The layer.
         shape: Of the output, axes of features included.
-        own_axes: How many of its last axes hold features.
+        parameter_axes: How many of its last axes hold features.
         lookup: Whether it is looked up by row numbers.
         channel_axis: Which axis is moved to the end before anything is read.
     """
@@ -109,14 +109,14 @@ class Output:
         of_pass: Pass,
         layer: Layer,
         shape: torch.Size,
-        own_axes: int = 0,
+        parameter_axes: int = 0,
         lookup: Lookups = "no",
         channel_axis: int = -1,
     ) -> None:
         self.key = key
         self.of_pass = of_pass
         self.layer = layer
-        self.own_axes = own_axes
+        self.parameter_axes = parameter_axes
         self.lookup = lookup
         self.channel_axis = channel_axis
         self.shape = shape
@@ -131,7 +131,7 @@ class Output:
         shape = list(self.shape)
         if self.channel_axis != -1:
             shape.append(shape.pop(self.channel_axis))
-        return tuple(shape[: len(shape) - self.own_axes])
+        return tuple(shape[: len(shape) - self.parameter_axes])
 
     @property
     def example_axes(self) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ class Output:
             before_first, self.of_pass.before_first = self.of_pass.before_first, None
             before_first()
         if self.of_pass.prints is not None:
-            self.of_pass.prints[self.key] = prints_of(self._laid_out(grad), self.own_axes)
+            self.of_pass.prints[self.key] = prints_of(self._laid_out(grad), self.parameter_axes)
         if self.of_pass.chosen is not None:
             return self._cut(grad, self.of_pass.chosen)
         if self.of_pass.prints is not None:

@@ -15,7 +15,7 @@ from ftrace.gradients.parts import (
     Lookup,
     Outer,
     Part,
-    Places,
+    Positions,
     accumulation_dtype,
     flat_rows,
     like,
@@ -43,7 +43,7 @@ class PerExampleGradients:
 
     def __init__(
         self,
-        parts: Mapping[str, list[Part | Places]],
+        parts: Mapping[str, list[Part | Positions]],
         shapes: Mapping[str, torch.Size],
         num_examples: int,
         scales: Mapping[str, Tensor] | None = None,
@@ -81,7 +81,7 @@ class PerExampleGradients:
             names: The parameters.
         """
         kept, taken = self.only(set(self.parts) - set(names)), other.only(names)
-        parts: dict[str, list[Part | Places]] = {
+        parts: dict[str, list[Part | Positions]] = {
             name: list(of_name) for one in (kept, taken) for name, of_name in one.parts.items()
         }
         return PerExampleGradients(parts, {**kept.shapes, **taken.shapes}, len(self), {**kept.scales, **taken.scales})
@@ -201,7 +201,7 @@ class PerExampleGradients:
     @staticmethod
     def sum(several: Sequence[PerExampleGradients]) -> PerExampleGradients:
         """The gradients that several backward passes over the same examples add up to; at least one."""
-        parts: dict[str, list[Part | Places]] = {}
+        parts: dict[str, list[Part | Positions]] = {}
         for one in several:
             for name, of_name in one.parts.items():
                 parts.setdefault(name, []).extend(of_name)
@@ -219,7 +219,7 @@ class PerExampleGradients:
             return batches[0]
         counts = [len(batch) for batch in batches]
         names = dict.fromkeys(name for batch in batches for name in batch.parts)
-        parts: dict[str, list[Part | Places]] = {}
+        parts: dict[str, list[Part | Positions]] = {}
         for name in names:
             by_kind = [{type(part): part for part in batch.parts.get(name, ())} for batch in batches]
             kinds = dict.fromkeys(kind for of_batch in by_kind for kind in of_batch)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftrace.gradients.names import full_name
-from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Places
+from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
 
 
@@ -212,7 +212,7 @@ def precondition(
     missing = sorted(gradients.parts.keys() - preconditioners.keys())
     if missing:
         raise ValueError(f"expected a preconditioner for each parameter, found none for {missing}")
-    parts: dict[str, list[Part | Places]] = {}
+    parts: dict[str, list[Part | Positions]] = {}
     scales = dict(gradients.scales)
     for name, own in gradients.parts.items():
         factor = preconditioners[name]

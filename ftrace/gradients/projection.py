@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ftrace.gradients.parts import Dense, Lookup, Part, Places, accumulation_dtype
+from ftrace.gradients.parts import Dense, Lookup, Part, Positions, accumulation_dtype
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne
 
@@ -156,9 +156,9 @@ class Projection:
         columns = self.axis(name, 1, math.prod(shape[1:]), projected)
         return (self.axis(name, 0, shape[0], projected) @ projected @ columns.T).view(shape)
 
-    def project_part(self, name: str, part: Part | Places, shape: Sequence[int]) -> Dense:
+    def project_part(self, name: str, part: Part | Positions, shape: Sequence[int]) -> Dense:
         """One part of the gradients of a parameter of that shape, projected."""
-        if isinstance(part, Places):
+        if isinstance(part, Positions):
             part = part.summed()
         if isinstance(part, Dense):
             return Dense(self.project(name, part.value.to(accumulation_dtype(part.value))))
@@ -177,7 +177,7 @@ def project(gradients: PerExampleGradients, projection: Projection) -> PerExampl
 
     Those that have an elementwise scale are formed one example at a time; all others stay factors.
     """
-    parts: dict[str, list[Part | Places]] = {}
+    parts: dict[str, list[Part | Positions]] = {}
     for name, own in gradients.parts.items():
         if name in gradients.scales:
             chunks = gradients.chunks(2 * gradients.shapes[name].numel())
@@ -211,7 +211,7 @@ def pool(gradients: PerExampleGradients, blocks: Mapping[str, Sequence[str]]) ->
         raise ValueError(f"blocks: expected parameters that have a gradient, found {unknown}")
     if len(set(members)) < len(members):
         raise ValueError("blocks: expected each parameter in one block at most, found some in several")
-    parts: dict[str, list[Part | Places]] = {}
+    parts: dict[str, list[Part | Positions]] = {}
     shapes: dict[str, torch.Size] = {}
     for block, names in blocks.items():
         of_block = {gradients.shapes[name] for name in names}

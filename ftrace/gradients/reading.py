@@ -9,13 +9,13 @@ import torch
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.outputs import trained
-from ftrace.gradients.parts import Part, Places
+from ftrace.gradients.parts import Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.uses import AnyUse
 
 
-def read_runs(uses: Sequence[AnyUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:
+def read_runs(uses: Sequence[AnyUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Positions]]]]:
     """Yield each run of a layer that has left gradients: the layer, and its parts with the parameters' full names."""
     for use in uses:
         names = trained(use.layer)
@@ -41,14 +41,14 @@ def read_gradients(uses: Sequence[AnyUse], examples: Examples, projection: Proje
     ]
     stacked = PerExampleGradients.stack(of_groups)
     names = dict.fromkeys([*of_all.parts, *stacked.parts])
-    parts: dict[str, list[Part | Places]] = {
+    parts: dict[str, list[Part | Positions]] = {
         name: [*of_all.parts.get(name, ()), *stacked.parts.get(name, ())] for name in names
     }
     return PerExampleGradients(parts, {**of_all.shapes, **stacked.shapes}, examples.total)
 
 
 def _read(uses: Sequence[AnyUse], num_examples: int, projection: Projection | None) -> PerExampleGradients:
-    parts: dict[str, list[Part | Places]] = {}
+    parts: dict[str, list[Part | Positions]] = {}
     shapes: dict[str, torch.Size] = {}
     for layer, of_run in read_runs(uses):
         local_names = {full: local for local, full in layer.names.items()}

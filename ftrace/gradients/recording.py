@@ -24,7 +24,7 @@ from ftrace.gradients.layout_book import Key, LayoutBook, UnreadableError
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Pass, exclusively
-from ftrace.gradients.parts import Part, Places
+from ftrace.gradients.parts import Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.reading import read_gradients, read_runs
@@ -348,7 +348,7 @@ class Recording:
                 "called first. Attach the capture before its first call, or torch.compiler.reset() it"
             )
 
-    def runs(self) -> Iterator[tuple[Layer, list[tuple[str, Part | Places]]]]:
+    def runs(self) -> Iterator[tuple[Layer, list[tuple[str, Part | Positions]]]]:
         """Yield each run of a layer by itself, in order: the layer, and its parts with the parameters' full names.
 
         A parameter that the layer has under two names has two parts.

@@ -29,10 +29,10 @@ class Use(Output):
     """
 
     def __init__(self, layer: Layer, rule: Rule, inputs: Tensor, output: Tensor, key: Key, of_pass: Pass) -> None:
-        own_axes = rule.own_axes(layer.module)
+        parameter_axes = rule.parameter_axes(layer.module)
         single = rule.is_single(inputs)
         channel_axis = rule.channel_axis - single
-        super().__init__(key, of_pass, layer, output.shape, own_axes, rule.lookup, channel_axis)
+        super().__init__(key, of_pass, layer, output.shape, parameter_axes, rule.lookup, channel_axis)
         self.rule = rule
         self.kept = inputs.detach().unsqueeze(0) if single else inputs.detach()
         self.version = inputs._version
@@ -60,7 +60,7 @@ class Use(Output):
 
     def grad_by_example(self, grad: Tensor, layout: Layout | None) -> Tensor:
         """A gradient as :meth:`add` gets it, as ``[B, T, O]``."""
-        own = self.own_axes
+        own = self.parameter_axes
         if layout is None:
             kept = grad.shape[grad.ndim - own :]
             rows = grad.reshape(len(grad), -1, *kept)
@@ -70,7 +70,7 @@ class Use(Output):
 
     def features_by_example(self, features: Tensor, layout: Layout | None) -> Tensor:
         """What multiplies the output's gradient, ``[B, T, I]``, or ids ``[B, T]``."""
-        own = 0 if self.rule.is_table else self.own_axes
+        own = 0 if self.rule.is_table else self.parameter_axes
         if layout is None:
             flat = features.reshape(1, -1, *features.shape[features.ndim - own :])
             rows = flat.expand(self.of_pass.examples.total, *flat.shape[1:])

@@ -62,13 +62,13 @@ def test_products_and_norms_equal_autograd_in_every_way(kind: str, way: Way | No
 
 
 def _side(
-    generator: torch.Generator, kinds: list[str], B: int, R: int, C: int, places: list[int]
+    generator: torch.Generator, kinds: list[str], B: int, R: int, C: int, positions: list[int]
 ) -> PerExampleGradients:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     parts: list[Outer | Lookup | Dense] = []
-    for kind, T in zip(kinds, places, strict=False):
+    for kind, T in zip(kinds, positions, strict=False):
         if kind == "outer":
             parts.append(Outer(random(B, T, R), random(B, T, C)))
         elif kind == "lookup":
@@ -86,11 +86,11 @@ KINDS = st.lists(st.sampled_from(["outer", "lookup", "dense"]), min_size=1, max_
     KINDS, KINDS, sizes, sizes, sizes, sizes, st.lists(sizes, min_size=3, max_size=3), st.sampled_from([1, 100, 9999])
 )
 def test_four_products_agree(
-    first: list[str], second: list[str], B: int, Q: int, R: int, C: int, places: list[int], budget: int
+    first: list[str], second: list[str], B: int, Q: int, R: int, C: int, positions: list[int], budget: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    examples = _side(generator, first, B, R, C, places)
-    queries = _side(generator, second, Q, R, C, places[::-1])
+    examples = _side(generator, first, B, R, C, positions)
+    queries = _side(generator, second, Q, R, C, positions[::-1])
     expected = examples.dense("w").flatten(1) @ queries.dense("w").flatten(1).T
     norms = examples.dense("w").flatten(1).square().sum(1)
     for way in (None, *WAYS):
@@ -159,11 +159,11 @@ def test_the_plan_can_be_read_and_forced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queries", "places", "expected"),
+    ("queries", "positions", "expected"),
     [(1, 1, "gram"), (64, 64, "materialised")],
 )
-def test_few_queries_call_for_gram_many_for_dense(queries: int, places: int, expected: Way) -> None:
-    shape = Shape(8, queries, 768, 768, (("outer", 64),), (("outer", places),))
+def test_few_queries_call_for_gram_many_for_dense(queries: int, positions: int, expected: Way) -> None:
+    shape = Shape(8, queries, 768, 768, (("outer", 64),), (("outer", positions),))
     assert plan_parameter("w", shape, PlanOptions(RATES, batches=10)).ways == (expected,)
 
 
