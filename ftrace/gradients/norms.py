@@ -1,7 +1,7 @@
 """Rules of layers that normalise their input and scale it: the features are the normalised input.
 
-Hugging Face has some 200 classes of RMSNorm in five forms, which differ in where they round. A form's rule rounds as
-the form does, so it is exact in any precision. Classes that are in no list below are covered by the fallback.
+Hugging Face has some 200 classes of RMSNorm in five forms, which differ in where they round. Each form's rule rounds in
+the same way, so it is exact in any precision. Classes that are not listed below are covered by the fallback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ftrace.gradients.rules import Rule, scale_parts
 
 
 def _summable(x: Tensor) -> Tensor:
-    """Statistics of half-precision inputs are taken in float32, as the layers themselves do."""
+    """Convert half-precision inputs to float32, in which the layers themselves take statistics."""
     return x.to(accumulation_dtype(x))
 
 
@@ -33,7 +33,7 @@ def _group_norm(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _batch_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """By running statistics: `mixes_examples` refuses anything else."""
+    """Normalise by running statistics: `mixes_examples` refuses anything else."""
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
     mean, variance = module.running_mean, module.running_var
     return F.batch_norm(_summable(x), mean, variance, eps=module.eps).movedim(1, -1)

@@ -1,4 +1,4 @@
-"""The gradients of a batch, one per example, over all covered parameters."""
+"""Gradients of a batch, one per example, over all covered parameters."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ CHUNK_BYTES = 256 * 2**20
 
 
 class PerExampleGradients:
-    """Gradients of ``B`` examples, held as factors and made dense only where that is cheaper.
+    """Gradients of ``B`` examples, stored as factors and made dense only where that is cheaper.
 
     Sums are taken in float32, or float64 where the pass was in float64, whatever the precision of the factors.
 
     Args:
-        parts: For each parameter's name, the parts that its gradient is the sum of (one per use of the parameter).
+        parts: For each parameter's name, the parts that add up to its gradient (one per use of the parameter).
         shapes: The shape of each of these parameters.
         num_examples: B.
-        scales: For some parameters, what their gradient is multiplied with, element by element, in their shape.
+        scales: For some parameters, factors of their gradient, element by element, in their shape.
     """
 
     def __init__(
@@ -60,21 +60,21 @@ class PerExampleGradients:
 
     @property
     def device(self) -> torch.device:
-        """Where the gradients are."""
+        """The device that the gradients are on."""
         return next((like(parts[0]).device for parts in self.parts.values()), torch.device("cpu"))
 
     def zeros(self, *size: int) -> Tensor:
-        """Zeros of the dtype that sums are taken in, on the gradients' device."""
+        """Make zeros of the dtype that sums are taken in, on the gradients' device."""
         return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     def only(self, names: Collection[str]) -> PerExampleGradients:
-        """The same gradients of some parameters alone."""
+        """Select the gradients of some parameters."""
         parts = {name: list(of_name) for name, of_name in self.parts.items() if name in names}
         scales = {name: scale for name, scale in self.scales.items() if name in names}
         return PerExampleGradients(parts, self.shapes, len(self), scales)  # type: ignore[arg-type]
 
     def with_those_of(self, other: PerExampleGradients, names: Collection[str]) -> PerExampleGradients:
-        """The same, with the gradients of some parameters taken from elsewhere.
+        """Replace the gradients of some parameters by another object's.
 
         Args:
             other: Of the same examples.
@@ -82,12 +82,12 @@ class PerExampleGradients:
         """
         kept, taken = self.only(set(self.parts) - set(names)), other.only(names)
         parts: dict[str, list[Part | Positions]] = {
-            name: list(of_name) for one in (kept, taken) for name, of_name in one.parts.items()
+            name: list(of_name) for gradients in (kept, taken) for name, of_name in gradients.parts.items()
         }
         return PerExampleGradients(parts, {**kept.shapes, **taken.shapes}, len(self), {**kept.scales, **taken.scales})
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
-        """(R, C): the rows and columns that a parameter's factors have."""
+        """Get (R, C), the numbers of rows and columns of a parameter's factors."""
         shape = self.shapes[name]
         return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
@@ -100,13 +100,13 @@ class PerExampleGradients:
         rows: tuple[int, int] | None = None,
         only: Sequence[Part] | None = None,
     ) -> Tensor:
-        """Gradients of one parameter, ``[B, *shape]``; of some of its rows, ``[B, rows, C]``.
+        """Form the gradients of one parameter, ``[B, *shape]``; of some of its rows, ``[B, rows, C]``.
 
         Args:
             name: The parameter.
             start: First example.
             stop: One past the last example; default: all.
-            out: Memory of at least that many elements that may be used for the result.
+            out: Memory that may be used for the result, of at least as many elements.
             rows: First row, and one past the last; default: all.
             only: Just these of the parameter's parts.
         """
@@ -120,7 +120,7 @@ class PerExampleGradients:
         if rows is not None:
             parts = [take_rows(_as_matrix(part, R, C), first_row, last_row) for part in parts]
         dense = parts[0].dense(out)
-        for part in parts[1:]:  # `merge` puts a Dense part last, so what is added to is never somebody's own tensor
+        for part in parts[1:]:  # `merge` puts a Dense part last, so its tensor is never added to
             part.add_to(dense)
         dense = dense.reshape(shape)
         if name in self.scales:
@@ -128,7 +128,7 @@ class PerExampleGradients:
         return dense if rows is not None else dense.view(stop - start, *self.shapes[name])
 
     def along(self, name: str, vector: Tensor) -> Tensor:
-        """``<grad_b, vector>`` of one parameter, ``[B]``, without forming the gradients.
+        """Compute ``<grad_b, vector>`` of one parameter, ``[B]``, without forming the gradients.
 
         Args:
             name: The parameter.
@@ -136,26 +136,25 @@ class PerExampleGradients:
         """
         if name in self.scales:
             vector = vector * self.scales[name]
-        found = self.zeros(self.num_examples)
+        products = self.zeros(self.num_examples)
         for part in self.parts[name]:
-            whole = take(part, 0, self.num_examples, self.dtype)
-            found += whole.along(vector.to(self.dtype))
-        return found
+            products += take(part, 0, self.num_examples, self.dtype).along(vector.to(self.dtype))
+        return products
 
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
-        """``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
+        """Compute ``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
         total = torch.zeros((), dtype=weights_B.dtype, device=weights_B.device).expand(self.shapes[name])
         for part in self.parts[name]:
-            whole = take(part, 0, self.num_examples, self.dtype)
-            total = total + whole.weighted_sum(weights_B).reshape(self.shapes[name])
+            converted = take(part, 0, self.num_examples, self.dtype)
+            total = total + converted.weighted_sum(weights_B).reshape(self.shapes[name])
         return total * self.scales[name] if name in self.scales else total
 
     def total(self, name: str) -> Tensor:
-        """The sum over examples of one parameter's gradient, in its shape: the gradient of the batch."""
+        """Add up the examples' gradients of one parameter, in its shape: the gradient of the batch."""
         return self.weighted_sum(name, self.zeros(self.num_examples) + 1)
 
     def chunks(self, elements_per_example: int, chunk_bytes: int | None = None) -> Iterator[tuple[int, int]]:
-        """Ranges of examples that keep a temporary of that many elements an example within a number of bytes."""
+        """Yield ranges of examples such that a temporary tensor with so many elements per example fits in memory."""
         bytes_each = max(1, elements_per_example * self.zeros().element_size())
         size = max(1, (chunk_bytes or CHUNK_BYTES) // bytes_each)
         for start in range(0, self.num_examples, size):
@@ -200,17 +199,17 @@ class PerExampleGradients:
 
     @staticmethod
     def sum(several: Sequence[PerExampleGradients]) -> PerExampleGradients:
-        """The gradients that several backward passes over the same examples add up to; at least one."""
+        """Add up the gradients of several backward passes (at least one) over the same examples."""
         parts: dict[str, list[Part | Positions]] = {}
-        for one in several:
-            for name, of_name in one.parts.items():
+        for gradients in several:
+            for name, of_name in gradients.parts.items():
                 parts.setdefault(name, []).extend(of_name)
-        shapes = {name: shape for one in several for name, shape in one.shapes.items()}
+        shapes = {name: shape for gradients in several for name, shape in gradients.shapes.items()}
         return PerExampleGradients(parts, shapes, len(several[0]))
 
     @staticmethod
     def stack(batches: Sequence[PerExampleGradients]) -> PerExampleGradients:
-        """The examples of several batches, in order, as one; what a batch has no gradient for is zero there.
+        """Concatenate the examples of several batches; parameters without a gradient in a batch are zero there.
 
         Raises:
             ValueError: If the batches have different elementwise scales.
@@ -233,7 +232,7 @@ class PerExampleGradients:
 
 
 def row_square_norms(rows_BP: Tensor) -> Tensor:
-    """``|row|^2``, ``[B]``."""
+    """Compute ``|row|^2``, ``[B]``."""
     return torch.linalg.vector_norm(rows_BP, dim=1) ** 2
 
 
