@@ -1,4 +1,4 @@
-"""Whose slices of a tensor are whose: examples run along one of its axes, in one of a few orders."""
+"""Layouts: which example each slice of a tensor belongs to. Examples run along one axis, in one of a few orders."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ class Examples:
     """The examples of a batch.
 
     Args:
-        total: How many there are.
-        groups: Sizes of the batches of several dataloaders that they come from, in order; none where it is one batch.
+        total: Their number.
+        groups: Sizes of the batches of several dataloaders that they come from, in order; empty where it is one batch.
     """
 
     total: int
     groups: tuple[int, ...] = ()
 
     def count(self, group: int | None) -> int:
-        """Examples in one group; in all, where that is None."""
+        """Count the examples of one dataloader; of all, where that is None."""
         return self.total if group is None else self.groups[group]
 
     def first(self, group: int | None) -> int:
-        """Index of a group's first example."""
+        """Get the index of a dataloader's first example."""
         return 0 if group is None else sum(self.groups[:group])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An order of examples along one axis: ``before`` blocks of all examples, each with ``after`` slices side by side.
+    """Order of examples along one axis: ``before`` blocks of all examples, each with ``after`` slices side by side.
 
-    A slice's example is ``(index // after) % count``. Of ``before`` and ``after`` one is given; the other, None,
-    is what the axis's length leaves for it.
+    A slice's example is ``(index // after) % count``. One of ``before`` and ``after`` is given. The other is None, and
+    follows from the axis's length.
 
     Args:
         axis: The axis.
         before: Blocks; 1 where each example's slices are side by side.
         after: Slices of an example within a block; 1 where the order is that of ``torch.cat([chosen, rejected])``.
-        group: The dataloader whose examples these are; None: all of them.
+        group: The dataloader whose examples these are; None: all dataloaders.
     """
 
     axis: int = 0
@@ -60,7 +60,7 @@ class Layout:
         return f"{order} along axis {self.axis}{of_group}"
 
     def factors(self, length: int, count: int) -> tuple[int, int] | None:
-        """``before`` and ``after`` of an axis of that length; None where it can't have this layout."""
+        """Compute ``before`` and ``after`` for an axis of that length; None where it can't have this layout."""
         if not count:
             return (1, 0) if not length else None
         rest, remainder = divmod(length, count)
@@ -76,7 +76,7 @@ class Layout:
         return self.factors(shape[self.axis], examples.count(self.group)) is not None
 
     def slices(self, shape: Sequence[int], examples: Examples) -> int:
-        """How many slices each example has in a tensor of that shape."""
+        """Count the slices that each example has in a tensor of that shape."""
         return shape[self.axis] // max(1, examples.count(self.group))
 
     def says_the_same(self, other: Layout, shape: Sequence[int], examples: Examples) -> bool:
@@ -85,32 +85,32 @@ class Layout:
         return self.axis == other.axis and torch.equal(self.owners(length, examples), other.owners(length, examples))
 
     def split(self, tensor: Tensor, examples: Examples) -> Tensor:
-        """Examples first, ``[count, ...]``, each with the tensor's own axes: of the examples' axis, what is its own."""
+        """Split a tensor into its examples, ``[count, ...]``: each has the tensor's axes, with its own slices."""
         count = examples.count(self.group)
         before, after = self._factors(tensor, count)
-        own = tensor.unflatten(self.axis, (before, count, after)).movedim(self.axis + 1, 0)
-        return own.flatten(self.axis + 1, self.axis + 2)
+        by_example = tensor.unflatten(self.axis, (before, count, after)).movedim(self.axis + 1, 0)
+        return by_example.flatten(self.axis + 1, self.axis + 2)
 
     def join(self, split: Tensor, examples: Examples, length: int) -> Tensor:
-        """What :meth:`split` was made of; ``length`` is that of the examples' axis."""
+        """Undo :meth:`split`; ``length`` is that of the examples' axis."""
         factors = self.factors(length, examples.count(self.group))
         assert factors is not None
         parts = split.unflatten(self.axis + 1, factors).movedim(0, self.axis + 1)
         return parts.flatten(self.axis, self.axis + 2)
 
     def owners(self, length: int, examples: Examples) -> Tensor:
-        """The example of each slice along the axis, ``[length]`` int64."""
+        """Find the example of each slice along the axis, ``[length]`` int64."""
         count = examples.count(self.group)
         factors = self.factors(length, count)
         assert factors is not None
         return (torch.arange(length) // max(1, factors[1])) % max(1, count) + examples.first(self.group)
 
     def only(self, tensor: Tensor, example: int, examples: Examples) -> Tensor:
-        """The same with all slices but one example's set to zero."""
+        """Set all slices but one example's to zero."""
         return self.choose(tensor, torch.arange(examples.total) == example, examples)
 
     def choose(self, tensor: Tensor, chosen: Tensor, examples: Examples) -> Tensor:
-        """The same with the slices of examples that are not chosen (``[B]`` bool) set to zero."""
+        """Set the slices of examples that are not chosen (``[B]`` bool) to zero."""
         kept = chosen[self.owners(tensor.shape[self.axis], examples)].to(tensor.device)
         shape = [1] * tensor.ndim
         shape[self.axis] = -1
@@ -126,7 +126,7 @@ SIDE_BY_SIDE = Layout()
 
 
 def candidates(shape: Sequence[int], examples: Examples) -> Iterator[Layout]:
-    """All layouts that a tensor of that shape can have, the usual ones first."""
+    """Yield all layouts that a tensor of that shape can have, the most common ones first."""
     groups: list[int | None] = [None, *range(len(examples.groups))] if len(examples.groups) > 1 else [None]
     for axis, length in enumerate(shape):
         for group in groups:
@@ -154,7 +154,7 @@ def by_example(tensor: Tensor, layout: Layout, examples: Examples, last: int = 1
         tensor: ``[..., *last axes]``.
         layout: Of the axes before the last ones.
         examples: Of the batch.
-        last: How many axes are kept as they are.
+        last: Number of last axes that are kept as they are.
     """
     kept = tensor.shape[tensor.ndim - last :]
     count = examples.count(layout.group)

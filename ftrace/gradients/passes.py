@@ -1,4 +1,4 @@
-"""What was seen of the passes of a rehearsal, and what differs between two of them."""
+"""Records of a rehearsal's passes, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ftrace.gradients.observation import Observation
 
 @dataclass
 class Backward:
-    """What was seen of a pass with its backward pass.
+    """Record of a pass that was differentiated.
 
     Args:
         recorded: Its outputs.
         prints: Of their gradients.
-        nodes: Of the nodes behind some of them, for each backward pass of the step.
+        nodes: Prints at the nodes behind some of them, for each backward pass of the step.
     """
 
     recorded: Recorded
@@ -29,35 +29,35 @@ class Backward:
     nodes: list[NodePrints]
 
     def pairs(self, other: Backward) -> Iterator[tuple[Prints, Prints]]:
-        """What came to the same outputs and nodes in another pass."""
+        """Yield the prints of each output and node, here and in another pass."""
         for key in self.prints.keys() & other.prints.keys():
             yield self.prints[key], other.prints[key]
-        for own, others in zip(self.nodes, other.nodes, strict=False):
-            for place in own.prints.keys() & others.prints.keys():
-                yield own.prints[place], others.prints[place]
+        for nodes, others in zip(self.nodes, other.nodes, strict=False):
+            for slot in nodes.prints.keys() & others.prints.keys():
+                yield nodes.prints[slot], others.prints[slot]
 
 
 def movement_of(plain: Observation, moved: Observation, key: Key, shape: Sequence[int], members: Tensor) -> Evidence:
-    """What became of a layer's input and output when some examples' inputs were exchanged."""
+    """Compare a layer's input and output with those of a pass in which some examples' inputs were exchanged."""
     if key not in moved.values:
         return contradiction(shape, members)
     before, after = plain.values[key], moved.values[key]
     if before[1].shape != tuple(shape) or after[1].shape != tuple(shape):
         return contradiction(shape, members)
-    found = movement(before[1], after[1], members)
+    evidence = movement(before[1], after[1], members)
     if before[0] is not None and after[0] is not None and before[0].shape == after[0].shape == tuple(shape):
-        found = either(found, movement(before[0], after[0], members))
-    return found
+        evidence = either(evidence, movement(before[0], after[0], members))
+    return evidence
 
 
 def has_any(prints: Prints) -> bool:
-    """Whether a gradient has anything in it but zeros."""
-    return any(bool(own.any()) for own in prints.along.values()) or not prints.shape
+    """Whether a gradient has numbers other than zero."""
+    return any(bool(numbers.any()) for numbers in prints.along.values()) or not prints.shape
 
 
 def sum_of(first: Prints | None, second: Prints) -> Prints:
-    """Prints of what several backward passes bring to one output together."""
+    """Add up the prints of one output's gradients from several backward passes."""
     if first is None:
         return second
-    along = {axis: own + second.along[axis] for axis, own in first.along.items()}
+    along = {axis: numbers + second.along[axis] for axis, numbers in first.along.items()}
     return Prints(first.shape, along, first.precision)
