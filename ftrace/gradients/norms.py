@@ -70,7 +70,7 @@ def _normalised_axes(module: nn.Module) -> int:
 
 
 def mixes_examples(module: nn.Module) -> str | None:
-    """Why a batch norm's next output for one example depends on the others; None if it doesn't."""
+    """Say why a batch norm's next output for one example depends on the others; None if it doesn't."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
         return (
             "normalises by the statistics of its batch, so no gradient is one example's alone. Put it into eval mode, "

@@ -328,9 +328,7 @@ class Recording:
             if output.has_gradient() and len(users) > 1:
                 raise output.unreadable("is its own parameter, which is used by another layer, or run, as well")
             if output.of_pass.stray and not self.has_gradients():
-                raise output.unreadable(
-                    "is its own parameter, and no other layer is listened to that says in which pass"
-                )
+                raise output.unreadable("is its own parameter, and no other layer is recorded that tells passes apart")
 
     def has_gradients(self) -> bool:
         """Whether a backward pass has left any gradients."""
@@ -344,8 +342,8 @@ class Recording:
     def _require_hooks(self) -> None:
         if self._compiled and not self.outputs:
             raise ValueError(
-                "none of the covered layers was heard: a compiled module keeps to the hooks that it had when it was "
-                "called first. Attach the capture before its first call, or torch.compiler.reset() it"
+                "none of the covered layers was recorded: a compiled module keeps to the hooks that it had when it "
+                "was called first. Attach the capture before its first call, or torch.compiler.reset() it"
             )
 
     def runs(self) -> Iterator[tuple[Layer, list[tuple[str, Part | Positions]]]]:

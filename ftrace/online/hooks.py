@@ -58,13 +58,13 @@ class Listening:
         if optimizers is not None:
             optimized = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         self.training = GradientCapture(
-            pl_module, self.patterns, optimized, self.projection, refuse_unheard=self.strict, reads_graph=True
+            pl_module, self.patterns, optimized, self.projection, refuse_unrecorded=self.strict, reads_graph=True
         )
         self.queries = self.training
         hidden = any(line.status == "excluded" for line in self.training.coverage.lines)
         if self.hears_all_of_queries and hidden:
             self.queries = GradientCapture(
-                pl_module, ("*",), optimized, self.projection, refuse_unheard=False, reads_graph=True
+                pl_module, ("*",), optimized, self.projection, refuse_unrecorded=False, reads_graph=True
             )
         self._captures = list(dict.fromkeys([self.training, self.queries]))
         for capture in self._captures:
