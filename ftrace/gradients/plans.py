@@ -32,8 +32,8 @@ class PlanLine:
     Args:
         parameter: Its name.
         parts: Kind and number of positions of each part of the examples' gradient.
-        ways: For each part, one of :data:`WAYS`. All are ``joined`` where the gradient is dense on both sides and is
-            multiplied together with others. Empty where the queries have no gradient of the parameter.
+        ways: For each part, one of :data:`WAYS`. All are ``joined`` where both gradients are dense, and are multiplied
+            together with others. Empty where the queries have no gradient of the parameter.
         norms: How the examples' norms are taken: ``shared`` reads them off the dense gradients that the products need
             anyway. None where they are not wanted.
         keeps_dense: Whether the queries' dense gradients are kept for the next batch.
@@ -106,8 +106,8 @@ def plan_parameter(
 
     Args:
         name: The parameter.
-        shape: Of the parameter and both sides.
-        options: The queries' own.
+        shape: Of the parameter, the examples and the queries.
+        options: Of the queries.
         norms: Whether the examples' norms are wanted too.
         fits: Whether there is memory to keep the queries' dense gradients. If not, they are formed for each batch.
         examples_scaled: Whether the examples' gradients have an elementwise scale, so that factors don't suffice.
@@ -135,7 +135,7 @@ def plan_parameter(
         candidates = [line for line in candidates if "materialised" not in line.ways]
     if not candidates:
         raise ValueError(
-            f"way={options.way!r} is not possible for {name!r}: one side's gradient is no plain product of factors, "
+            f"way={options.way!r} is not possible for {name!r}: a gradient is no plain product of factors, "
             "or positions are to be told apart. Leave the way to be chosen"
         )
     return min(candidates, key=lambda line: line.seconds)

@@ -1,6 +1,6 @@
 """Inner products of per-example gradients with query gradients: exact, each parameter in the way that its plan says.
 
-The four ways are here: dense gradients that are joined, materialised gradients, gram products of both sides' factors,
+The four ways are here: dense gradients that are joined, materialised gradients, gram products of the factors of both,
 and contraction of the examples' factors with the queries' dense gradients. Which one is taken is decided in
 ``plans.py``; nothing here chooses.
 
@@ -31,13 +31,13 @@ def inner_products(examples: PerExampleGradients, queries: QueryGradients, names
     Args:
         examples: Gradients of B examples.
         queries: Gradients of Q queries.
-        names: Parameters to sum over. One that either side has no gradient for contributes zero.
+        names: Parameters to sum over. One that the examples or the queries have no gradient of contributes zero.
 
     Returns:
         ``[B, Q]``, in float32, or float64 where the passes were.
 
     Raises:
-        ValueError: If one side is in float64 and the other is not.
+        ValueError: If only the examples, or only the queries, are in float64.
     """
     return _products(examples, queries, names, norms=False)[0]
 
@@ -89,7 +89,7 @@ def _add_joined(
     inner_BQ: Tensor,
     norms_B: Tensor | None,
 ) -> None:
-    """Add the products of parameters whose gradients are dense on both sides anyway: one product for all of them."""
+    """Add the products of parameters whose gradients are dense for examples and queries: one product for all of them."""
     if not names:
         return
     joined_QP = queries.joined(names)
@@ -146,9 +146,9 @@ def products_by_position(
     dtype = queries.gradients.dtype
     limit = max(1, queries.chunk_bytes // queries.gradients.dtype.itemsize)
     kept_QP = queries.kept(line)
-    query_parts = [own for own in queries.gradients.parts[name] if not isinstance(own, Dense)]
+    query_parts = [part for part in queries.gradients.parts[name] if not isinstance(part, Dense)]
     if way == "gram":
-        per_position = max(1, 2 * max(num_positions(own) for own in query_parts))
+        per_position = max(1, 2 * max(num_positions(query_part) for query_part in query_parts))
     else:
         per_position = max(1, 2 * (C if isinstance(part, Lookup) else min(R, C)))
     positions = max(1, min(T, limit // per_position))
@@ -158,7 +158,7 @@ def products_by_position(
     example_step = max(1, limit // (positions * per_position * query_step))
     for of_queries in _slices(len(queries), query_step):
         if way == "gram":
-            factors = [take(own, of_queries.start, of_queries.stop, dtype) for own in query_parts]
+            factors = [take(query_part, of_queries.start, of_queries.stop, dtype) for query_part in query_parts]
         elif kept_QP is not None:
             dense_QRC = kept_QP[of_queries].view(-1, R, C)
         else:
@@ -170,7 +170,7 @@ def products_by_position(
                 if way == "contraction":
                     products_BTQ = contract(block, dense_QRC)
                 else:
-                    pairs = [gram(block, own) for own in factors if not isinstance(own, Dense)]
+                    pairs = [gram(block, factor) for factor in factors if not isinstance(factor, Dense)]
                     products_BTQ = torch.stack(pairs).sum(0) if len(pairs) > 1 else pairs[0]
                 yield of_examples, of_positions, of_queries, products_BTQ
 

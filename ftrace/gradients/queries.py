@@ -19,8 +19,9 @@ MEMORY_BUDGET = 2 * 2**30
 class QueryGradients:
     """Gradients of Q queries, which plan their products with batches of examples.
 
-    A parameter's products are taken in one of three ways: ``gram``, from both sides' factors; ``materialised``, from
-    both sides' dense gradients; ``contraction``, of the examples' factors with the queries' dense gradients. The plan
+    A parameter's products are taken in one of three ways: ``gram``, from the factors of examples and queries;
+    ``materialised``, from the dense gradients of both; ``contraction``, of the examples' factors with the queries' dense
+    gradients. The plan
     has the cheapest for each parameter, by the device's measured rates. Results don't depend on it.
 
     Args:
@@ -82,7 +83,7 @@ class QueryGradients:
 
         Args:
             examples: Gradients of B examples.
-            names: Parameters to multiply; default: all that both sides have a gradient of.
+            names: Parameters to multiply; default: all that examples and queries have a gradient of.
             norms: Whether the examples' norms are wanted too.
 
         Raises:
@@ -119,10 +120,10 @@ class QueryGradients:
         by_position: bool = False,
     ) -> PlanLine:
         rows, columns = examples.matrix_shape(name)
-        own_parts = shape_of_parts(self.gradients.parts.get(name, ()))
+        query_parts = shape_of_parts(self.gradients.parts.get(name, ()))
         return plan_parameter(
             name,
-            Shape(len(examples), len(self), rows, columns, shape_of_parts(examples.parts[name]), own_parts),
+            Shape(len(examples), len(self), rows, columns, shape_of_parts(examples.parts[name]), query_parts),
             self.options,
             norms=norms,
             fits=name in self._dense_QP or self._dense_bytes(examples.shapes[name]) <= bytes_left,

@@ -2,10 +2,10 @@
 
 The gradient of such a tensor is a sum over the examples, so no hook on it can tell them apart. Closer to the loss they
 are still apart: where the tensor meets the examples (is added to ``[B, T, D]``, expanded, concatenated, multiplied),
-the node of autograd's graph gets the gradient of its output, and each example's slice of that, sent through the node alone,
-gives this example's gradient of the shared tensor. From there it is sent through the nodes in between, example by
-example, until it arrives at the layer. The user's pass is only watched: each node is run once more on its own, and what
-it returns to autograd is unchanged.
+the node of autograd's graph gets the gradient of its output, and each example's slice of that, sent through the node
+alone, gives this example's gradient of the shared tensor. From there it is sent through the nodes in between, example
+by example, until it arrives at the layer. The user's pass is only watched: each node is run once more on its own, and
+what it returns to autograd is unchanged.
 """
 
 from __future__ import annotations
