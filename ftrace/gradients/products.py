@@ -89,7 +89,7 @@ def _add_joined(
     inner_BQ: Tensor,
     norms_B: Tensor | None,
 ) -> None:
-    """Add the products of parameters whose gradients are dense for examples and queries: one product for all of them."""
+    """Add the products of parameters whose gradients are dense anyway, for both: one product for all of them."""
     if not names:
         return
     joined_QP = queries.joined(names)

@@ -20,9 +20,9 @@ class QueryGradients:
     """Gradients of Q queries, which plan their products with batches of examples.
 
     A parameter's products are taken in one of three ways: ``gram``, from the factors of examples and queries;
-    ``materialised``, from the dense gradients of both; ``contraction``, of the examples' factors with the queries' dense
-    gradients. The plan
-    has the cheapest for each parameter, by the device's measured rates. Results don't depend on it.
+    ``materialised``, from the dense gradients of both; ``contraction``, of the examples' factors with the queries'
+    dense gradients. The plan has the cheapest for each parameter, by the device's measured rates. Results don't depend
+    on it.
 
     Args:
         gradients: Gradients of the Q queries. They belong to this object from here on: where dense ones are kept,

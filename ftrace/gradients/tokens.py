@@ -39,7 +39,7 @@ def inner_products_by_token(
     Args:
         recording: A pass of B examples, after backward, that was not projected.
         queries: Gradients of Q queries.
-        names: Parameters to sum over; default: all that both sides have a gradient for.
+        names: Parameters to sum over; default: all that examples and queries have a gradient of.
 
     Raises:
         ValueError: If the recording is projected, or a layer's positions are not known (as in layers that only the
