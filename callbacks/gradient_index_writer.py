@@ -207,7 +207,7 @@ class GradientIndexWriter(Callback):
             groups, whole = batch_sizes(batch, self.id_key), self._features.needs_whole
             count = len(self._batch_ids)
             self._rows.before_batch(batch, batch_idx, count, groups, trainer.global_step, whole=whole)
-            self._recording = self._capture.start(count, whole=whole, groups=groups, book=self._rows.book)
+            self._recording = self._capture.start(count, unprojected=whole, loaders=groups, book=self._rows.book)
             self._rows.watch(self._recording)
 
     @override

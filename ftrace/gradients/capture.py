@@ -160,8 +160,8 @@ class GradientCapture:
         self,
         num_examples: int,
         *,
-        whole: bool = False,
-        groups: Sequence[int] = (),
+        unprojected: bool = False,
+        loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
         observes: bool = False,
     ) -> Recording:
@@ -169,8 +169,8 @@ class GradientCapture:
 
         Args:
             num_examples: B.
-            whole: Keep gradients unprojected although the capture projects them.
-            groups: Sizes of the batches of several dataloaders that the examples are made of.
+            unprojected: Keep gradients unprojected although the capture projects them.
+            loaders: Sizes of the batches of several dataloaders that the examples are made of.
             book: What is known of whose rows are whose; default: what this capture has found out from losses.
             observes: Keep prints only.
         """
@@ -179,10 +179,10 @@ class GradientCapture:
         self._recording = kind(
             num_examples,
             id(self),
-            None if whole or observes else self.projection,
+            None if unprojected or observes else self.projection,
             layers=self.coverage.layers if self._refuse_unrecorded else [],
             compiled=self._compiled,
-            groups=groups,
+            loaders=loaders,
             book=self.book if book is None else book,
         )
         for layer in self.coverage.layers:
@@ -200,13 +200,13 @@ class GradientCapture:
         self._recording = None
 
     @contextmanager
-    def recording(self, num_examples: int, *, whole: bool = False) -> Iterator[Recording]:
+    def recording(self, num_examples: int, *, unprojected: bool = False) -> Iterator[Recording]:
         """Record the forward passes inside the block, then continue the recording that was active before, if any.
 
         With activation checkpointing the backward pass belongs inside the block too, since layers run again in it.
         """
         outer = self._recording
-        recording = self.start(num_examples, whole=whole)
+        recording = self.start(num_examples, unprojected=unprojected)
         try:
             yield recording
         finally:

@@ -29,9 +29,9 @@ class Cotangent:
         """Keep one example's gradient alone, in the output's shape."""
         if self.layout is None:
             return self.grad[example]
-        if examples.count(self.layout.group) == 1:
+        if examples.count(self.layout.loader) == 1:
             return self.grad
-        return self.layout.only(self.grad, examples.first(self.layout.group) + example, examples)
+        return self.layout.only(self.grad, examples.first(self.layout.loader) + example, examples)
 
     def by_example(self, examples: Examples) -> list[Tensor]:
         """Split the gradient into each example's, in the output's shape."""

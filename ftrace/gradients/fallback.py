@@ -111,7 +111,7 @@ class Replay:
     ) -> dict[str, Tensor] | None:
         """Differentiate single examples by ``torch.func``; None where the layer can't be run that way."""
         grad, layout = given[0].grad, given[0].layout
-        if layout is None or not examples.count(layout.group):
+        if layout is None or not examples.count(layout.loader):
             return None
         layouts = [_like(value, layout, grad, anywhere=True) for value in self._inputs]
 
@@ -164,8 +164,8 @@ class Replay:
             inputs = [value for value, is_watched in zip(values, self._watched, strict=True) if is_watched]
             of_inputs = [_like(value, layout, of_rows.grad) for value in inputs]
             watched = [(value, of_value) for value, of_value in zip(inputs, of_inputs, strict=True) if of_value]
-        count = examples.total if layout is None else examples.count(layout.group)
-        first = 0 if layout is None else examples.first(layout.group)
+        count = examples.total if layout is None else examples.count(layout.loader)
+        first = 0 if layout is None else examples.first(layout.loader)
         gradients = {name: leaf.new_zeros(count, *leaf.shape) for name, leaf in leaves.items()}
         for example in range(count):
             grads = torch.autograd.grad(

@@ -142,7 +142,7 @@ class LayoutBook:
         known = self.known.get(key)
         if key not in self.verified or known is None or isinstance(known, Shared):
             return key in self.verified
-        if examples.count(known.group) == 1:
+        if examples.count(known.loader) == 1:
             return known.fits(shape, examples)
         seen = self.seen.get(key, set())
         return known.fits(shape, examples) and (
@@ -169,7 +169,7 @@ class LayoutBook:
                 return
             layout = known if agreeing else layout
         if isinstance(known, Layout) and known != layout:
-            same_axis = known.axis == layout.axis and known.group == layout.group
+            same_axis = known.axis == layout.axis and known.loader == layout.loader
             seen &= {number for number in seen if same_axis and known.factors(number, 1) == layout.factors(number, 1)}
         self.known[key] = layout
         self.ambiguous[key] = tuple(others)
@@ -177,7 +177,7 @@ class LayoutBook:
             self.verified.discard(key)
         else:
             self.verified.add(key)
-            if examples.count(layout.group) > 1:
+            if examples.count(layout.loader) > 1:
                 seen.add(layout.slices(shape, examples))
 
 
@@ -187,12 +187,12 @@ def assumed(shape: Sequence[int], examples: Examples, lookup: Lookups = "no") ->
         return Shared()
     if SIDE_BY_SIDE.fits(shape, examples):
         return SIDE_BY_SIDE
-    groups = [Layout(group=group) for group in range(len(examples.groups))]
-    fitting = [layout for layout in groups if layout.fits(shape, examples)]
+    loaders = [Layout(loader=loader) for loader in range(len(examples.loaders))]
+    fitting = [layout for layout in loaders if layout.fits(shape, examples)]
     return fitting[0] if len(fitting) == 1 else None
 
 
 def _looks_shared(shape: Sequence[int], examples: Examples) -> bool:
     """Whether row numbers of that shape are those of one example: ``[1, T]``, or ``[T]``."""
-    sizes = [examples.total, *examples.groups]
+    sizes = [examples.total, *examples.loaders]
     return not shape or (shape[0] not in sizes if len(shape) == 1 else shape[0] == 1 and 1 not in sizes)

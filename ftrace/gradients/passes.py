@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ftrace.gradients.evidence import Evidence, Prints, contradiction, either, movement
-from ftrace.gradients.finding import Recorded
+from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, either, movement
+from ftrace.gradients.finding import Recorded, compared, learn_ways, write_choices
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.observation import Observation
@@ -61,3 +61,55 @@ def sum_of(first: Prints | None, second: Prints) -> Prints:
         return second
     along = {axis: numbers + second.along[axis] for axis, numbers in first.along.items()}
     return Prints(first.shape, along, first.precision)
+
+
+def choices_by_gradients(
+    plain: Backward,
+    passes: Sequence[tuple[Tensor, Backward]],
+    wanted: Sequence[Key],
+    compare: Callable[[Prints, Prints, Tensor], Evidence],
+    earlier: Mapping[Key, Sequence[Evidence]],
+) -> dict[Key, Choice]:
+    """Choose the layouts of outputs by their gradients, together with earlier evidence.
+
+    Args:
+        plain: A plain pass.
+        passes: The changed examples, ``[B]`` bool, and the pass, of each pass in which some examples were changed.
+        wanted: The outputs.
+        compare: Compares the prints of a plain and such a pass.
+        earlier: Evidence by output.
+    """
+    choices = {}
+    for key in wanted:
+        prints = plain.prints[key]
+        evidence = [compared(compare, prints, other.prints.get(key), members) for members, other in passes]
+        shape = plain.recorded.outputs[key].example_axes
+        choices[key] = choose(shape, [*earlier.get(key, ()), *evidence], plain.recorded.examples)
+    return choices
+
+
+def write_conclusions(
+    plain: Backward,
+    passes: Sequence[tuple[Tensor, Backward]],
+    choices: Mapping[Key, Choice],
+    compare: Callable[[Prints, Prints, Tensor], Evidence],
+) -> tuple[list[Key], list[Key]]:
+    """Write choices into the book, and how outputs without a layout are shared.
+
+    Args:
+        plain: A plain pass.
+        passes: The changed examples, ``[B]`` bool, and the pass, of each pass in which some examples were changed.
+        choices: By output.
+        compare: Compares the prints of a plain and such a pass.
+
+    Returns:
+        Outputs without any evidence, and those with no layout and no way.
+    """
+    apart = write_choices(plain.recorded, choices)
+    apart += [key for key, choice in choices.items() if not choice.known]
+    told = {key for key, choice in choices.items() if choice.known}
+    if apart:
+        others = [(members, other.nodes) for members, other in passes]
+        apart, told_behind = learn_ways(plain.recorded, apart, plain.nodes, others, compare)
+        told |= told_behind
+    return [key for key in apart if key not in told], [key for key in apart if key in told]

@@ -32,14 +32,14 @@ def read_gradients(uses: Sequence[AnyUse], examples: Examples, projection: Proje
         examples: Of the batch. Where it is made of several dataloaders' batches, each run has one of these, or all.
         projection: The one that gradients were projected with; None where they weren't.
     """
-    if not examples.groups:
+    if not examples.loaders:
         return _read(uses, examples.total, projection)
-    of_all = _read([use for use in uses if use.group is None], examples.total, projection)
-    of_groups = [
-        _read([use for use in uses if use.group == group], count, projection)
-        for group, count in enumerate(examples.groups)
+    of_all = _read([use for use in uses if use.loader is None], examples.total, projection)
+    of_loaders = [
+        _read([use for use in uses if use.loader == loader], count, projection)
+        for loader, count in enumerate(examples.loaders)
     ]
-    stacked = PerExampleGradients.stack(of_groups)
+    stacked = PerExampleGradients.stack(of_loaders)
     names = dict.fromkeys([*of_all.parts, *stacked.parts])
     parts: dict[str, list[Part | Positions]] = {
         name: [*of_all.parts.get(name, ()), *stacked.parts.get(name, ())] for name in names

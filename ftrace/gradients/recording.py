@@ -41,7 +41,7 @@ class Recording:
         projection: Project all gradients as they arrive; default: keep them unprojected.
         layers: All layers of which a gradient without a run is an error.
         compiled: Whether the module is compiled, so that hooks may have come too late.
-        groups: Sizes of the batches of several dataloaders that one training step runs; together they are the examples.
+        loaders: Sizes of the batches of several dataloaders that one training step runs; their sum is ``num_examples``.
         book: What is known of whose rows are whose; default: nothing.
 
     Attributes:
@@ -59,13 +59,13 @@ class Recording:
         *,
         layers: Sequence[Layer] = (),
         compiled: bool = False,
-        groups: Sequence[int] = (),
+        loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
     ) -> None:
         self.num_examples = num_examples
         self.was_read = False
         self.projection = projection
-        self.examples = Examples(num_examples, tuple(groups) if len(groups) > 1 else ())
+        self.examples = Examples(num_examples, tuple(loaders) if len(loaders) > 1 else ())
         self.of_pass = Pass(self.examples, capture, book or LayoutBook())
         self.outputs: dict[Key, Output] = {}
         self.edges: dict[Key, GradientEdge] = {}

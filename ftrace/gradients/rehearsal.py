@@ -11,7 +11,7 @@ Then the step is run once more and differentiated, to compare what is read off t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,13 +30,20 @@ from ftrace.gradients.evidence import (
     cut,
     scaled_movement,
 )
-from ftrace.gradients.finding import compared, learn_ways, member_sets, unreadable, write_choices
+from ftrace.gradients.finding import member_sets, unreadable, write_choices
 from ftrace.gradients.layout_book import Key, LayoutBook
 from ftrace.gradients.layouts import Examples, Layout, candidates
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.observation import Observation
 from ftrace.gradients.outputs import Output
-from ftrace.gradients.passes import Backward, has_any, movement_of, sum_of
+from ftrace.gradients.passes import (
+    Backward,
+    choices_by_gradients,
+    has_any,
+    movement_of,
+    sum_of,
+    write_conclusions,
+)
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.steps import ExchangeError, Step, sources_of
@@ -243,10 +250,10 @@ class Rehearsal:
         choices: dict[Key, Choice] = {}
         for index, members in enumerate(self._sets):
             passes.append((members, self._backward(still, chosen=members)))
-            choices = self._choices(plain, passes, wanted, cut, evidence)
+            choices = choices_by_gradients(plain, passes, wanted, cut, evidence)
             if index and not any(choice.others for choice in choices.values()):
                 break
-        unknown, lost = self._conclude(plain, passes, choices, cut)
+        unknown, lost = write_conclusions(plain, passes, choices, cut)
         if unknown or lost:  # no known output lies between them and the loss: see which change with the inputs
             passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in self._sets[:2]]
             scales = {id(members): common_scale(plain.pairs(exchanged)) for members, exchanged in passes}
@@ -254,9 +261,9 @@ class Rehearsal:
             def compare(first: Prints, second: Prints, members: Tensor) -> Evidence:
                 return scaled_movement(first, second, members, scales[id(members)])
 
-            choices = self._choices(plain, passes, [*unknown, *lost], compare, evidence)
+            choices = choices_by_gradients(plain, passes, [*unknown, *lost], compare, evidence)
             # Where examples are all alike, nothing changes, and another batch has to tell.
-            unknown, lost = self._conclude(plain, passes, choices, compare)
+            unknown, lost = write_conclusions(plain, passes, choices, compare)
         if self.has_loose_inputs and (unknown or lost):
             self._refuse_loose([*unknown, *lost])
         if lost:
@@ -278,40 +285,6 @@ class Rehearsal:
             "is: it may be that of a term of the loss that is no example's (if that is a penalty on weights, use "
             "weight_decay)",
         )
-
-    def _choices(
-        self,
-        plain: Backward,
-        passes: Sequence[tuple[Tensor, Backward]],
-        wanted: Sequence[Key],
-        compare: Callable[[Prints, Prints, Tensor], Evidence],
-        before: Mapping[Key, Sequence[Evidence]],
-    ) -> dict[Key, Choice]:
-        """Choose the layouts of outputs by their gradients, together with earlier evidence."""
-        choices = {}
-        for key in wanted:
-            prints = plain.prints[key]
-            evidence = [compared(compare, prints, other.prints.get(key), m) for m, other in passes]
-            shape = plain.recorded.outputs[key].example_axes
-            choices[key] = choose(shape, [*before.get(key, ()), *evidence], self.examples)
-        return choices
-
-    def _conclude(
-        self,
-        plain: Backward,
-        passes: Sequence[tuple[Tensor, Backward]],
-        choices: Mapping[Key, Choice],
-        compare: Callable[[Prints, Prints, Tensor], Evidence],
-    ) -> tuple[list[Key], list[Key]]:
-        """Write the choices into the book; return outputs without any evidence, and those with no layout and no way."""
-        apart = write_choices(plain.recorded, choices)
-        apart += [key for key, choice in choices.items() if not choice.known]
-        told = {key for key, choice in choices.items() if choice.known}
-        if apart:
-            others = [(members, other.nodes) for members, other in passes]
-            apart, told_behind = learn_ways(plain.recorded, apart, plain.nodes, others, compare)
-            told |= told_behind
-        return [key for key in apart if key not in told], [key for key in apart if key in told]
 
     def _backward(
         self, behind: Sequence[Key], *, chosen: Tensor | None = None, sources: Sequence[int] | None = None
@@ -344,14 +317,14 @@ class Rehearsal:
 
     # What is read, and what is right
 
-    def read(self, *, whole: bool) -> tuple[PerExampleGradients, dict[str, Tensor]]:
+    def read(self, *, unprojected: bool) -> tuple[PerExampleGradients, dict[str, Tensor]]:
         """Read the examples' gradients off the layers; and by name, get autograd's gradients of all together.
 
         Args:
-            whole: Read unprojected gradients, although the capture projects.
+            unprojected: Read unprojected gradients, although the capture projects.
         """
         self.backwards += 1
-        recording = self._start(whole=whole)
+        recording = self._start(unprojected=unprojected)
         recording.of_pass.open = set()
         read: list[PerExampleGradients] = []
         totals = self._differentiate(recording, None, read)
@@ -392,9 +365,13 @@ class Rehearsal:
             self.step(on_loss)
         return totals
 
-    def _start(self, *, observes: bool = False, whole: bool = False) -> Recording:
+    def _start(self, *, observes: bool = False, unprojected: bool = False) -> Recording:
         recording = self.capture.start(
-            self.examples.total, whole=whole, groups=self.examples.groups, book=self.book, observes=observes
+            self.examples.total,
+            unprojected=unprojected,
+            loaders=self.examples.loaders,
+            book=self.book,
+            observes=observes,
         )
         recording.of_pass.trusts = False
         return recording

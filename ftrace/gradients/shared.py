@@ -144,7 +144,7 @@ def _all_at_once(
     node: Node, layout: Layout | None, targets: Mapping[int, Slot], grad: Tensor | None, examples: Examples
 ) -> dict[int, Tensor] | None:
     """Send all examples through a node at once, if it works elementwise and leaves broadcast sums to autograd."""
-    if grad is None or layout is None or layout.group is not None or not _is_native(node):
+    if grad is None or layout is None or layout.loader is not None or not _is_native(node):
         return None
     given = [grad] * (1 + max(targets)) if node.name() == "ExpandBackward0" else _call(node, [grad])
     of_inputs = {}

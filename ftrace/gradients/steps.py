@@ -48,14 +48,14 @@ def sources_of(members: Tensor, examples: Examples) -> list[int]:
     Where there is no other, it gets its own, changed, which is written as -1.
     """
     sources = list(range(examples.total))
-    for group in range(len(examples.groups)) if examples.groups else [None]:
-        first = examples.first(group)
-        in_group = range(first, first + examples.count(group))
-        kept, exchanged = [i for i in in_group if not members[i]], 0
-        for i in in_group:
-            if members[i] and len(in_group) == 1:
+    for loader in range(len(examples.loaders)) if examples.loaders else [None]:
+        first = examples.first(loader)
+        in_loader = range(first, first + examples.count(loader))
+        kept, exchanged = [i for i in in_loader if not members[i]], 0
+        for i in in_loader:
+            if members[i] and len(in_loader) == 1:
                 sources[i] = -1
             elif members[i]:
-                sources[i] = kept[exchanged % len(kept)] if kept else in_group[(i - first + 1) % len(in_group)]
+                sources[i] = kept[exchanged % len(kept)] if kept else in_loader[(i - first + 1) % len(in_loader)]
                 exchanged += 1  # so that no two get the same where that can be avoided
     return sources

@@ -40,9 +40,9 @@ class Use(Output):
         self.layout: Layout | None = None
 
     @property
-    def group(self) -> int | None:
+    def loader(self) -> int | None:
         """Index of the dataloader whose examples it has; None for all."""
-        return None if self.layout is None else self.layout.group
+        return None if self.layout is None else self.layout.loader
 
     def has_gradient(self) -> bool:
         """Whether a gradient has arrived."""
@@ -204,13 +204,13 @@ class FallbackUse:
         self.projection = projection
 
     @property
-    def group(self) -> int | None:
+    def loader(self) -> int | None:
         """Index of the dataloader whose examples it has; None for all."""
         layouts = [output.cotangent.layout for output in self.outputs if output.cotangent is not None]
-        groups = {None if layout is None else layout.group for layout in layouts}
-        if len(groups) > 1:
+        loaders = {None if layout is None else layout.loader for layout in layouts}
+        if len(loaders) > 1:
             raise self.outputs[0].unreadable("returned outputs that have the examples of several dataloaders")
-        return groups.pop() if groups else None
+        return loaders.pop() if loaders else None
 
     def has_gradient(self) -> bool:
         """Whether a gradient has arrived."""
@@ -260,7 +260,7 @@ class ParameterOutput(Output):
 class GraphUse:
     """All uses of a parameter that is read off autograd's graph."""
 
-    group = None  # all dataloaders' examples
+    loader = None  # all dataloaders' examples
 
     def __init__(self, layer: Layer, output: ParameterOutput, projection: Projection | None) -> None:
         self.layer = layer

@@ -102,7 +102,7 @@ class Loop:
         self.rehearsals += 1
         rehearsal = Rehearsal(self.capture, step, examples, self.book, again=again)
         rehearsal.find_rows()
-        rehearsal.read(whole=True)
+        rehearsal.read(unprojected=True)
         self.tried |= rehearsal.recorded_keys
         self.is_due = not rehearsal.recorded_keys <= self.book.verified or not rehearsal.is_complete
 

@@ -55,7 +55,7 @@ def hold(
     with GradientCapture(module, strict=True) as capture:
         rehearsal = Rehearsal(capture, step, examples, LayoutBook() if book is None else book, again=again)
         rehearsal.find_rows()
-        found, totals = rehearsal.read(whole=True)
+        found, totals = rehearsal.read(unprojected=True)
         assert rehearsal.is_complete
         some = range(examples.total) if examples.total < 8 else [0, 5, examples.total - 1]
         of_one = [rehearsal.alone(example) for example in some]
@@ -80,7 +80,7 @@ def hold(
 
 def read_in_training(capture: GradientCapture, step: Step, examples: Examples, book: LayoutBook) -> PerExampleGradients:
     """What is read of the step's own backward passes."""
-    recording = capture.start(examples.total, groups=examples.groups, book=book)
+    recording = capture.start(examples.total, loaders=examples.loaders, book=book)
 
     def on_loss(loss: Tensor, keeps: bool) -> None:
         recording.prepare([loss.grad_fn])
@@ -459,7 +459,7 @@ def test_a_penalty_on_what_no_input_reaches_is_refused_by_name(again: bool) -> N
             return
         # Nothing is known of the second look-up, so it is said in the step itself.
         rehearsal.find_rows()
-        rehearsal.read(whole=True)
+        rehearsal.read(unprojected=True)
         assert not rehearsal.is_complete
         recording = capture.start(BATCH, book=book)
         loss = module.loss(batch["x"], again)
@@ -519,16 +519,16 @@ def test_rows_that_move_between_batches_are_found() -> None:
     assert {key.path for key in rehearsal.changed} == {"0", "2", "4"}
 
 
-@pytest.mark.parametrize("groups", [(), (2, 4), (3, 3), (1, 5), (6, 0)])
-def test_whose_inputs_an_example_gets(groups: tuple[int, ...]) -> None:
-    examples = Examples(6, groups)
+@pytest.mark.parametrize("loaders", [(), (2, 4), (3, 3), (1, 5), (6, 0)])
+def test_whose_inputs_an_example_gets(loaders: tuple[int, ...]) -> None:
+    examples = Examples(6, loaders)
     members = torch.tensor([True, False, True, True, False, True])
     sources = sources_of(members, examples)
     for example, source in enumerate(sources):
-        own = [group for group in range(len(groups)) if example < sum(groups[: group + 1])][:1]
+        own = [loader for loader in range(len(loaders)) if example < sum(loaders[: loader + 1])][:1]
         if not members[example]:
             assert source == example
-        elif own and groups[own[0]] == 1:
+        elif own and loaders[own[0]] == 1:
             assert source == -1
         else:
             assert source not in (example, -1)
@@ -542,6 +542,6 @@ def test_steps_are_run_as_often_as_is_said() -> None:
     with GradientCapture(module) as capture:
         rehearsal = Rehearsal(capture, step, Examples(BATCH), LayoutBook())
         rehearsal.find_rows()
-        rehearsal.read(whole=True)
+        rehearsal.read(unprojected=True)
     assert (step.runs.count(False), step.runs.count(True)) == (rehearsal.forwards, rehearsal.backwards)
     assert all(parameter.grad is None for parameter in module.parameters())

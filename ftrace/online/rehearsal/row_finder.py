@@ -408,7 +408,7 @@ class RowFinder:
         covered = {name: named[name] for name in self.capture.coverage.covered}
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
-        gradients, totals = rehearsal.read(whole=self._whole)
+        gradients, totals = rehearsal.read(unprojected=self._whole)
         self._reads = rehearsal.reads
         projection = None if self._whole else self.capture.projection
         if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
