@@ -158,6 +158,37 @@ def test_the_plan_can_be_read_and_forced() -> None:
         QueryGradients(examples, "ghost")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_the_plan_reserves_memory_for_what_it_keeps(kept: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def gradients(count: int) -> PerExampleGradients:
+        sides = [_side(generator, ["outer"], count, 3, 4, [2]) for _ in range(3)]
+        parts = {f"w{number}": list(side.parts["w"]) for number, side in enumerate(sides)}
+        return PerExampleGradients(parts, dict.fromkeys(parts, torch.Size([3, 4])), count)
+
+    examples, queries = gradients(5), gradients(2)
+    expected = sum(examples.dense(name).flatten(1) @ queries.dense(name).flatten(1).T for name in examples.parts)
+    bytes_each = 2 * 12 * 8  # two queries, twelve elements, eight bytes
+    prepared = QueryGradients(queries, "materialised", memory_budget=(bytes_each * kept + 9) * 8 // 7, rates=RATES)
+    plan = prepared.plan(examples)
+    assert [line.keeps_dense for line in plan.lines] == [number < kept for number in range(3)]
+    assert str(prepared.plan(examples)) == str(plan)  # looking changes nothing
+    torch.testing.assert_close(inner_products(examples, prepared, list(examples.parts)), expected)
+    made_dense = [name for name, parts in prepared.gradients.parts.items() if isinstance(parts[0], Dense)]
+    assert made_dense == [line.parameter for line in plan.lines if line.keeps_dense]
+
+
+def test_an_impossible_way_is_refused_before_anything_is_multiplied() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (_side(generator, kinds, 2, 3, 4, [2, 2]).parts["w"] for kinds in (["outer"], ["dense"]))
+    shapes = dict.fromkeys(("a", "b"), torch.Size([3, 4]))
+    examples = PerExampleGradients({"a": list(first), "b": list(first)}, shapes, 2)
+    prepared = QueryGradients(PerExampleGradients({"a": list(first), "b": list(second)}, shapes, 2), "gram")
+    with pytest.raises(ValueError, match="way='gram' is not possible for 'b'"):
+        prepared.plan(examples)
+
+
 @pytest.mark.parametrize(
     ("queries", "positions", "expected"),
     [(1, 1, "gram"), (64, 64, "materialised")],
