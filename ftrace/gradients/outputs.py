@@ -78,7 +78,7 @@ class Pass:
         self.stray: dict[int, Output] = {}
 
     def notice(self, *grads: object) -> None:
-        """Hook on nodes that are certainly part of this pass: remember the id of the current backward pass."""
+        """Remember the id of the current backward pass: the hook on nodes that are certainly part of this pass."""
         if may_record(self.capture):
             current = torch._C._current_graph_task_id()
             self.backward_passes.add(current)
@@ -141,7 +141,7 @@ class Output:
 
     @property
     def rows(self) -> Rows | None:
-        """Whose rows it has; None where that is not known."""
+        """Layout of its rows, or how it is shared; None where that is not known."""
         return self.of_pass.book.find(self.key, self.example_axes, self.of_pass.examples, self.lookup)
 
     @property

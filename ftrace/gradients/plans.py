@@ -27,7 +27,7 @@ WAYS: tuple[Way, ...] = ("gram", "materialised", "contraction")
 
 @dataclass(frozen=True)
 class PlanLine:
-    """How one parameter's products are taken, and its examples' norms.
+    """Plan for one parameter: how its products and its examples' norms are taken.
 
     Args:
         parameter: Its name.
@@ -55,7 +55,7 @@ class PlanLine:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the products of a batch are taken: what is joined first, then parameter by parameter, in order."""
+    """Plan for the products of a batch: the joined parameters first, then all others one by one, in order."""
 
     lines: tuple[PlanLine, ...]
 
@@ -77,7 +77,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What holds for all products with the same queries.
+    """Options that hold for all products with the same queries.
 
     Args:
         rates: Of the device.

@@ -88,7 +88,7 @@ class Recording:
 
     @property
     def book(self) -> LayoutBook:
-        """What is known of whose rows are whose."""
+        """The book of what is known of whose rows are whose."""
         return self.of_pass.book
 
     def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
