@@ -33,7 +33,7 @@ from ftrace.gradients.preconditioners import (
     touched_elements,
 )
 from ftrace.gradients.products import cosines, inner_products, inner_products_and_square_norms
-from ftrace.gradients.projection import Entries, Projection, pool, project
+from ftrace.gradients.projection import ENTRIES, OLD_ENTRIES, Entries, Projection, pool, project
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rehearsal import Rehearsal
@@ -41,6 +41,8 @@ from ftrace.gradients.steps import ExchangeError
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
 __all__ = [
+    "ENTRIES",
+    "OLD_ENTRIES",
     "BeforeStep",
     "Coverage",
     "CoverageLine",

@@ -1,7 +1,7 @@
-"""Listening to a module: from an ordinary forward and backward pass to per-example gradients.
+"""Capture: hooks on a module that turn an ordinary forward and backward pass into per-example gradients.
 
-Hooks read each layer's input and the gradient of its output. They return nothing: the model computes with its own
-tensors, always.
+Hooks read each layer's input and the gradient of its output. They return nothing: the model always computes with its
+own tensors.
 """
 
 from __future__ import annotations
@@ -18,39 +18,40 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
-from ftrace.gradients.fallback import Beginning, FallbackRule, GraphRule
 from ftrace.gradients.layout_book import LayoutBook
+from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.observation import Observation
-from ftrace.gradients.outputs import exclusively, hears
+from ftrace.gradients.outputs import exclusively, may_record
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.recording import Recording
+from ftrace.gradients.rules import FallbackRule, GraphRule
 
 _Changed = TypeVar("_Changed")
 
 
 class GradientCapture:
-    """Per-example gradients of a module, by hooks.
+    """Hooks on a module that record per-example gradients.
 
     Args:
         module: Any module whose layers get the batch as their leading axis.
         patterns: Globs over parameter names (see :func:`find_coverage`).
         optimized: Parameters that the optimizer changes; default: all that require a gradient.
-        projection: Project all gradients as they come; default: keep them whole.
+        projection: Project all gradients as they arrive; default: keep them unprojected.
         strict: Whether a trained parameter that can't be covered is an error.
-        refuse_unheard: Whether it is an error if a query's loss has a gradient for a covered parameter whose layer
+        refuse_unrecorded: Whether it is an error if a query's loss has a gradient for a covered parameter whose layer
             has not run.
-        reads_graph: Whether parameters that no module can be listened to for, such as those that a training step uses
-            itself, are read off autograd's graph. Then each backward pass must be announced by
-            :meth:`Recording.prepare`, or be :meth:`Recording.backward`.
+        reads_graph: Whether parameters whose use no module's hooks see, such as those that a training step uses itself,
+            are read off autograd's graph. Then each backward pass must be announced by :meth:`Recording.prepare`, or be
+            :meth:`Recording.backward`.
 
     Raises:
         ValueError: If a glob matches no parameter, or, when strict, on a parameter that can't be covered.
 
     Attributes:
-        coverage: What became of each parameter.
-        book: What has been found out, in passes with one loss for each example, of whose rows are whose.
+        coverage: Which parameters are covered, by which rule, and why not.
+        book: Whose rows are whose, as found out in passes with one loss for each example.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -69,7 +70,7 @@ class GradientCapture:
         projection: Projection | None = None,
         *,
         strict: bool = False,
-        refuse_unheard: bool = True,
+        refuse_unrecorded: bool = True,
         reads_graph: bool = False,
     ) -> None:
         self.module = module
@@ -82,7 +83,7 @@ class GradientCapture:
             raise ValueError(
                 f"can't cover all trained parameters. {self.coverage.summary()}\n{leave_out(gaps, patterns)}"
             )
-        self._refuse_unheard = refuse_unheard
+        self._refuse_unrecorded = refuse_unrecorded
         self._compiled = False
         self._ended: Callable[[], Recording | None] = lambda: None
         self._begun: dict[str, list[Beginning]] = {}
@@ -91,7 +92,7 @@ class GradientCapture:
     def attach(self) -> None:
         """Register the hooks. They do nothing until a recording is started.
 
-        A compiled module must not have been called before: hooks that come later never fire.
+        A compiled module must not have been called before: hooks that are registered later never fire.
         """
         self._compiled = any(is_compiled(module) for module in self.module.modules())
         if self._compiled:
@@ -110,23 +111,23 @@ class GradientCapture:
                 self._handles.append(module.register_forward_pre_hook(partial(self._refuse_mixing, path)))
 
     def detach(self) -> None:
-        """Remove the hooks; the module is as it was."""
+        """Remove all hooks from the module."""
         self.stop()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def widen(self, names: Collection[str], seen: Collection[str] = (), *, to_graph: bool = True) -> dict[str, str]:
-        """Read parameters off modules further out: something uses them where their layers can't be listened to.
+        """Read parameters off modules further out, since something uses them outside of their layers.
 
         Args:
             names: The parameters.
-            seen: Names of layers that have been seen at work; parameters of others go along.
-            to_graph: Whether autograd's graph will do where there is no such module, if this capture reads it.
+            seen: Names of layers that have been seen running; parameters of others go along.
+            to_graph: Whether autograd's graph may be used where there is no such module, if this capture reads it.
 
         Returns:
-            By parameter, the name of that module; without those for which there is none. In a compiled module, whose
-            hooks can't change, there is none.
+            By parameter, the name of the module; without parameters for which there is none. In a compiled module,
+            whose hooks can't change, there is none for any.
         """
         return (
             {}
@@ -135,11 +136,11 @@ class GradientCapture:
         )
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
-        """Read these parameters no more, since it turned out that they can't be."""
+        """Stop reading parameters that turned out not to be readable."""
         self._changed(lambda: self.coverage.leave_out(names, reason))
 
     def _changed(self, change: Callable[[], _Changed]) -> _Changed:
-        """Other layers are listened to from here on."""
+        """Change the coverage, and hook the layers that it has afterwards."""
         was_attached = bool(self._handles) and not self._compiled
         if was_attached:
             self.detach()
@@ -159,17 +160,17 @@ class GradientCapture:
         self,
         num_examples: int,
         *,
-        whole: bool = False,
-        groups: Sequence[int] = (),
+        unprojected: bool = False,
+        loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
         observes: bool = False,
     ) -> Recording:
-        """Listen to the forward passes from here on, as of one batch of examples.
+        """Record the forward passes from here on, as those of one batch of examples.
 
         Args:
             num_examples: B.
-            whole: Keep gradients whole although the capture projects them.
-            groups: Sizes of the batches of several dataloaders, that the examples are made of.
+            unprojected: Keep gradients unprojected although the capture projects them.
+            loaders: Sizes of the batches of several dataloaders that the examples are made of.
             book: What is known of whose rows are whose; default: what this capture has found out from losses.
             observes: Keep prints only.
         """
@@ -178,10 +179,10 @@ class GradientCapture:
         self._recording = kind(
             num_examples,
             id(self),
-            None if whole or observes else self.projection,
-            layers=self.coverage.layers if self._refuse_unheard else [],
+            None if unprojected or observes else self.projection,
+            layers=self.coverage.layers if self._refuse_unrecorded else [],
             compiled=self._compiled,
-            groups=groups,
+            loaders=loaders,
             book=self.book if book is None else book,
         )
         for layer in self.coverage.layers:
@@ -191,21 +192,21 @@ class GradientCapture:
         return self._recording
 
     def resume(self, recording: Recording) -> None:
-        """Listen again as of a batch that was listened to before: layers may run again in its backward pass."""
+        """Continue an earlier recording: layers may run again in its backward pass."""
         self._recording = recording
 
     def stop(self) -> None:
-        """Listen no more; what was recorded can still be differentiated."""
+        """Stop recording; what was recorded can still be differentiated."""
         self._recording = None
 
     @contextmanager
-    def recording(self, num_examples: int, *, whole: bool = False) -> Iterator[Recording]:
-        """Listen to the forward passes inside the block, then go back to whatever was listened to before.
+    def recording(self, num_examples: int, *, unprojected: bool = False) -> Iterator[Recording]:
+        """Record the forward passes inside the block, then continue the recording that was active before, if any.
 
         With activation checkpointing the backward pass belongs inside the block too, since layers run again in it.
         """
         outer = self._recording
-        recording = self.start(num_examples, whole=whole)
+        recording = self.start(num_examples, unprojected=unprojected)
         try:
             yield recording
         finally:
@@ -214,21 +215,21 @@ class GradientCapture:
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
-        """For passes of one's own over a model that others may listen to as well: they don't hear the block."""
+        """Hide the passes inside the block from all other captures on the same model."""
         with exclusively(id(self)):
             yield
 
-    def _is_listening(self) -> bool:
-        return self._recording is not None and torch.is_grad_enabled() and hears(id(self))
+    def _is_recording(self) -> bool:
+        return self._recording is not None and torch.is_grad_enabled() and may_record(id(self))
 
     @torch.compiler.disable
     def _refuse_mixing(self, path: str, module: nn.Module, args: object) -> None:
-        problem = mixes_examples(module) if self._is_listening() else None
+        problem = mixes_examples(module) if self._is_recording() else None
         if problem:
             raise ValueError(f"layer {path!r} ({type(module).__name__}) {problem}")
 
     def _require_open(self, recording: Recording | None) -> None:
-        ended = self._ended() if recording is None and torch.is_grad_enabled() and hears(id(self)) else None
+        ended = self._ended() if recording is None and torch.is_grad_enabled() and may_record(id(self)) else None
         if ended is not None and not ended.was_read and torch._C._current_graph_task_id() != -1:
             raise ValueError(
                 "a layer runs again during a backward pass (activation checkpointing), and the recording ended before "
@@ -237,7 +238,7 @@ class GradientCapture:
 
     @torch.compiler.disable
     def _before_fallback(self, layer: Layer, module: nn.Module, args: object) -> None:
-        if self._is_listening() and layer.names:
+        if self._is_recording() and layer.names:
             self._begun.setdefault(layer.path, []).append(Beginning.of(module))
 
     @torch.compiler.disable
@@ -245,7 +246,7 @@ class GradientCapture:
         self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         recording = self._recording
-        if recording is None or not self._is_listening():
+        if recording is None or not self._is_recording():
             self._require_open(recording)
             return
         if not layer.names:  # all left out, in a compiled module
@@ -259,15 +260,15 @@ class GradientCapture:
 
 
 class _KeptGraphs:
-    """While it stands, compiled graphs may be differentiated several times: their backward passes reuse no buffers."""
+    """Setting under which compiled graphs can be differentiated several times: backward passes reuse no buffers."""
 
     def __init__(self) -> None:
-        self._before: bool = functorch_config.donated_buffer
+        self._previous: bool = functorch_config.donated_buffer
         functorch_config.donated_buffer = False
 
     def remove(self) -> None:
-        """As it was."""
-        functorch_config.donated_buffer = self._before
+        """Restore the previous setting."""
+        functorch_config.donated_buffer = self._previous
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -276,6 +277,6 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """A layer's input."""
+    """Get a layer's input."""
     first: Tensor = args[0] if args else next(iter(kwargs.values()))
     return first

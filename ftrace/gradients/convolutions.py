@@ -13,7 +13,7 @@ from ftrace.gradients.rules import Parts, Rule, linear_parts
 
 
 def _patches(module: nn.Module, x: Tensor) -> Tensor:
-    """What each output position saw, ``[rows, positions, I * kernel]``, in the order of the weight's own axes."""
+    """Unfold each output position's patch: ``[rows, positions, I * kernel]``, in the order of the weight's axes."""
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
     if any(module._reversed_padding_repeated_twice):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -26,7 +26,7 @@ def _patches(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _grouped_parts(module: nn.Module, features: Tensor, grad: Tensor, wanted: Container[str]) -> Parts:
-    """Each group of channels is a convolution of its own; their weights are small, so they are formed."""
+    """Form the gradients of a grouped convolution, a small convolution for each group of channels."""
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
     parts = linear_parts(module, features, grad, [name for name in ("bias",) if name in wanted])
     if "weight" in wanted:
@@ -44,7 +44,7 @@ _FORWARDS: dict[Callable[..., Tensor], tuple[str, int]] = {
     nn.Conv1d.forward: ("Conv1d", 3),
     nn.Conv2d.forward: ("Conv2d", 4),
 }
-_WHOLE = {
+_UNGROUPED = {
     forward: Rule(name, _NAMES, linear_parts, _patches, channel_axis=1, batched_axes=axes, feature_axis=1)
     for forward, (name, axes) in _FORWARDS.items()
 }
@@ -55,9 +55,9 @@ _GROUPED = {
 
 
 def find_convolution_rule(module: nn.Module) -> Rule | None:
-    """The rule for a convolution over one or two axes, or None where it is something else."""
+    """Find the rule for a convolution over one or two axes; None for any other layer."""
     forward = type(module).forward
     if forward not in _FORWARDS:
         return None
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
-    return (_WHOLE if module.groups == 1 else _GROUPED)[forward]
+    return (_UNGROUPED if module.groups == 1 else _GROUPED)[forward]

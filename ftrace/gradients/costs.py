@@ -1,9 +1,10 @@
-"""What a product costs each way, by rates that are measured on the machine at hand.
+"""Costs of products, estimated from rates that are measured on the device at hand.
 
-A step is limited either by arithmetic or by the memory that it touches, so its time is the larger of the two, plus what
-any call costs. Operations alone would mislead: a gram product at few queries is faster though it takes more of them.
+A step is limited either by arithmetic or by memory traffic, so its time is the larger of the two, plus the overhead of
+a call. Counting operations alone would mislead: with few queries, a gram product is faster although it takes more of
+them.
 
-Shape letters: B examples, T places in an example, Q queries, S places in a query, R rows and C columns of the
+Shape letters: B examples, T positions in an example, Q queries, S positions in a query, R rows and C columns of the
 parameter, P = R * C.
 """
 
@@ -19,22 +20,22 @@ from typing import Literal
 
 import torch
 
-from ftrace.gradients.parts import Lookup, Outer, Part, num_places
+from ftrace.gradients.parts import Lookup, Outer, Part, num_positions
 
 Way = Literal["gram", "materialised", "contraction"]
-WAYS: tuple[Way, ...] = ("gram", "materialised", "contraction")
+NormWay = Literal["gram", "materialised"]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a device is.
+    """Speed of a device.
 
     Args:
-        matmul: Operations a second in large matrix products.
-        memory: Bytes a second, read or written, in elementwise work.
-        gather: Bytes a second, read or written, where rows are gathered or scattered.
-        call: Seconds that any call takes.
-        element: Bytes of a number.
+        matmul: Operations per second in large matrix products.
+        memory: Bytes per second, read or written, in elementwise work.
+        gather: Bytes per second, read or written, where rows are gathered or scattered.
+        call: Overhead of any call, in seconds.
+        element: Bytes per number.
     """
 
     matmul: float
@@ -44,22 +45,22 @@ class Rates:
     element: int = 4
 
     def product(self, m: int, n: int, k: int, batch: int = 1) -> float:
-        """Seconds for ``batch`` matrix products of ``[m, k]`` with ``[k, n]``."""
+        """Estimate the seconds of ``batch`` matrix products of ``[m, k]`` with ``[k, n]``."""
         touched = self.element * batch * (m * k + k * n + m * n)
         return max(2 * batch * m * n * k / self.matmul, touched / self.memory) + self.call
 
     def pass_over(self, elements: int) -> float:
-        """Seconds to read or write so many numbers."""
+        """Estimate the seconds that reading or writing so many numbers takes."""
         return self.element * elements / self.memory + self.call
 
     def gathering(self, elements: int) -> float:
-        """Seconds to read or write so many numbers, row by row from anywhere."""
+        """Estimate the seconds that reading or writing so many numbers takes, row by row in any order."""
         return self.element * elements / self.gather + self.call
 
 
 @cache
 def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The rates of a device, measured once in a process: some 30 ms. No random state is touched."""
+    """Measure the rates of a device, once per process: some 30 ms. No random state is touched."""
 
     def seconds(run: Callable[[], object], repeats: int = 5) -> float:
         run()
@@ -72,10 +73,10 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
             times.append(time.perf_counter() - start)
         return sorted(times)[repeats // 2]
 
-    side = 512 if device.type == "cpu" else 4096
-    square = torch.ones(side, side, device=device, dtype=dtype)
+    size = 512 if device.type == "cpu" else 4096
+    square = torch.ones(size, size, device=device, dtype=dtype)
     out = torch.empty_like(square)
-    matmul = 2 * side**3 / seconds(lambda: torch.mm(square, square, out=out))
+    matmul = 2 * size**3 / seconds(lambda: torch.mm(square, square, out=out))
     flat = torch.ones(2**22 if device.type == "cpu" else 2**26, device=device, dtype=dtype)
     memory = 2 * flat.nbytes / seconds(lambda: flat.mul_(1))
     table = flat.view(-1, 256)
@@ -93,14 +94,14 @@ def _synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost of a product depends on, for one parameter.
+    """Everything about one parameter's gradients that the cost of a product depends on.
 
     Args:
         examples: B.
         queries: Q.
         rows: R.
         columns: C.
-        example_parts: For each part, whether it is an ``outer``, a ``lookup`` or ``dense``, and its T.
+        example_parts: For each part, its kind (``outer``, ``lookup`` or ``dense``) and its T.
         query_parts: The same of the queries, with their S.
     """
 
@@ -113,81 +114,22 @@ class Shape:
 
 
 def shape_of_parts(parts: Sequence[Part]) -> tuple[tuple[str, int], ...]:
-    """Kinds and places of parts, as :class:`Shape` wants them."""
+    """List the kinds and numbers of positions of parts, in the form of :class:`Shape`."""
     return tuple(
-        ("outer", num_places(part))
+        ("outer", num_positions(part))
         if isinstance(part, Outer)
-        else ("lookup", num_places(part))
+        else ("lookup", num_positions(part))
         if isinstance(part, Lookup)
         else ("dense", 1)
         for part in parts
     )
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How one parameter's products are taken.
+def product_seconds(shape: Shape, rates: Rates, ways: Sequence[Way]) -> float:
+    """Estimate a batch's products, with one way for each of the examples' parts.
 
-    Args:
-        ways: For each part of the examples' gradient.
-        shares_dense: Whether the examples' norms are read off the dense gradients that the products need anyway.
-        seconds: The estimate for one batch.
-        keeps_dense: Whether the queries' dense gradients are kept for the next batch.
+    The queries' dense gradients are taken as given: see :func:`dense_queries_seconds`.
     """
-
-    ways: tuple[Way, ...]
-    shares_dense: bool
-    seconds: float
-    keeps_dense: bool
-
-    @property
-    def needs_dense(self) -> bool:
-        """Whether the queries' gradients are made dense."""
-        return any(way != "gram" for way in self.ways)
-
-
-def choices(
-    shape: Shape, rates: Rates, *, norms: bool, fits: bool, batches: float = 1, only: Way | None = None
-) -> list[Choice]:
-    """All ways to take one parameter's products, the cheapest first.
-
-    Args:
-        shape: Of the parameter and both sides.
-        rates: Of the device.
-        norms: Whether the examples' norms are wanted too.
-        fits: Whether there is memory to keep the queries' dense gradients. If not, they are made anew for each batch.
-        batches: How many batches the queries' gradients serve.
-        only: Just the choices that take factored parts this way.
-    """
-    found = []
-    for ways in product(*(_ways(kind, shape, only) for kind, _ in shape.example_parts)):
-        seconds = _seconds(shape, rates, ways)
-        needs_dense = any(way != "gram" for way in ways)
-        if needs_dense:
-            once = sum(_materialise(kind, S, shape.queries, shape, rates) for kind, S in shape.query_parts)
-            seconds += once / batches if fits else once
-        shares_dense = False
-        if norms:
-            shared = rates.pass_over(shape.examples * shape.rows * shape.columns)
-            shares_dense = all(way == "materialised" for way in ways) and shared <= _norms_alone(shape, rates)
-            seconds += shared if shares_dense else _norms_alone(shape, rates)
-        found.append(Choice(ways, shares_dense, seconds, needs_dense and fits))
-    return sorted(found, key=lambda choice: choice.seconds)
-
-
-def own_gram_is_cheaper(shape: Shape, rates: Rates) -> bool:
-    """Whether norms of the examples' gradients are cheaper from the factors than densely."""
-    return _own_gram(shape, rates) < _dense_norms(shape, rates)
-
-
-def _ways(kind: str, shape: Shape, only: Way | None) -> tuple[Way, ...]:
-    if kind == "dense":
-        return ("materialised",)
-    without_gram = any(query_kind == "dense" for query_kind, _ in shape.query_parts)
-    return tuple(way for way in WAYS if only in (None, way) and not (without_gram and way == "gram"))
-
-
-def _seconds(shape: Shape, rates: Rates, ways: Sequence[Way]) -> float:
     B, Q, R, C = shape.examples, shape.queries, shape.rows, shape.columns
     seconds = rates.product(B, Q, R * C) if "materialised" in ways else 0.0
     for (kind, T), way in zip(shape.example_parts, ways, strict=True):
@@ -205,21 +147,51 @@ def _seconds(shape: Shape, rates: Rates, ways: Sequence[Way]) -> float:
     return seconds
 
 
-def _norms_alone(shape: Shape, rates: Rates) -> float:
-    return min(_own_gram(shape, rates), _dense_norms(shape, rates))
+def dense_queries_seconds(shape: Shape, rates: Rates) -> float:
+    """Estimate making the queries' gradients dense."""
+    return sum(_materialise(kind, S, shape.queries, shape, rates) for kind, S in shape.query_parts)
 
 
-def _dense_norms(shape: Shape, rates: Rates) -> float:
-    dense = sum(_materialise(kind, T, shape.examples, shape, rates) for kind, T in shape.example_parts)
-    return dense + rates.pass_over(shape.examples * shape.rows * shape.columns)
+def norms_of_dense_seconds(shape: Shape, rates: Rates) -> float:
+    """Estimate the examples' norms where their dense gradients are formed for the products anyway."""
+    return rates.pass_over(shape.examples * shape.rows * shape.columns)
 
 
-def _materialise(kind: str, places: int, rows: int, shape: Shape, rates: Rates) -> float:
-    """Making one side's gradients dense."""
+def norms_seconds(shape: Shape, rates: Rates, way: NormWay) -> float:
+    """Estimate the examples' norms by themselves; infinite where the way is impossible."""
+    if way == "materialised":
+        dense = sum(_materialise(kind, T, shape.examples, shape, rates) for kind, T in shape.example_parts)
+        return dense + norms_of_dense_seconds(shape, rates)
+    if any(kind == "dense" for kind, _ in shape.example_parts):
+        return math.inf
+    seconds, B = 0.0, shape.examples
+    for (first, T), (second, S) in product(shape.example_parts, repeat=2):
+        seconds += rates.product(T, S, shape.columns, batch=B) + rates.pass_over(4 * B * T * S)
+        if first == second == "outer":
+            seconds += rates.product(T, S, shape.rows, batch=B)
+    return seconds
+
+
+def cheapest_norm_way(shape: Shape, rates: Rates, *, scaled: bool) -> NormWay:
+    """Choose how the examples' norms are taken by themselves.
+
+    Args:
+        shape: Of the parameter and the examples.
+        rates: Of the device.
+        scaled: Whether the examples' gradients have an elementwise scale, so that their factors don't suffice.
+    """
+    if not scaled and norms_seconds(shape, rates, "gram") < norms_seconds(shape, rates, "materialised"):
+        return "gram"
+    return "materialised"
+
+
+def _materialise(kind: str, positions: int, count: int, shape: Shape, rates: Rates) -> float:
+    """Estimate making the gradients of so many examples, or queries, dense."""
     if kind == "outer":
-        return rates.product(shape.rows, shape.columns, places, batch=rows)
+        return rates.product(shape.rows, shape.columns, positions, batch=count)
     if kind == "lookup":
-        return rates.pass_over(rows * shape.rows * shape.columns) + rates.gathering(3 * rows * places * shape.columns)
+        written = rates.pass_over(count * shape.rows * shape.columns)
+        return written + rates.gathering(3 * count * positions * shape.columns)
     return 0.0
 
 
@@ -229,14 +201,3 @@ def _gram(kind: str, T: int, other: str, S: int, shape: Shape, rates: Rates) -> 
     if kind == other == "outer":
         return seconds + rates.product(m, n, shape.rows)
     return seconds + rates.gathering(2 * m * n)
-
-
-def _own_gram(shape: Shape, rates: Rates) -> float:
-    if any(kind == "dense" for kind, _ in shape.example_parts):
-        return math.inf
-    seconds, B = 0.0, shape.examples
-    for (first, T), (second, S) in product(shape.example_parts, repeat=2):
-        seconds += rates.product(T, S, shape.columns, batch=B) + rates.pass_over(4 * B * T * S)
-        if first == second == "outer":
-            seconds += rates.product(T, S, shape.rows, batch=B)
-    return seconds

@@ -1,4 +1,4 @@
-"""Which parameters a score has seen, and for each that it hasn't, why."""
+"""Coverage: which parameters a score has seen, and for all others, why not."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.modules.module import _forward_unimplemented
 from torch.nn.parameter import UninitializedParameter
 
-from ftrace.gradients.fallback import FALLBACK, GRAPH, FallbackRule, GraphRule, has_forward, owns_children
 from ftrace.gradients.layers import find_rule
 from ftrace.gradients.names import match_globs
 from ftrace.gradients.relative_position_bias import RELATIVE_POSITION_BIAS, is_relative_table
-from ftrace.gradients.rules import EMBEDDING, Rule
+from ftrace.gradients.rules import EMBEDDING, FALLBACK, GRAPH, FallbackRule, GraphRule, Rule
 
 OFF_GRAPH = "autograd's graph"  # instead of a module's name
 Status = Literal["covered", "frozen", "not optimized", "excluded", "unsupported"]
@@ -21,7 +21,7 @@ Status = Literal["covered", "frozen", "not optimized", "excluded", "unsupported"
 
 @dataclass(frozen=True)
 class CoverageLine:
-    """What became of one parameter.
+    """Coverage of one parameter.
 
     Args:
         parameter: Its name in ``module.named_parameters()``.
@@ -42,7 +42,7 @@ class CoverageLine:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer to listen to: where it is, its rule, and the names of its parameters that are covered."""
+    """A layer to record: its path and module, its rule, and the names of its covered parameters, local to full."""
 
     path: str
     module: nn.Module
@@ -50,20 +50,20 @@ class Layer:
     names: dict[str, str]
 
     def parameter(self, local: str) -> nn.Parameter:
-        """One of the layer's parameters, by its local (perhaps dotted) name."""
-        own = self.module._parameters.get(local)  # get_parameter takes several times as long
-        return own if own is not None else self.module.get_parameter(local)
+        """Get one of the layer's parameters by its local (perhaps dotted) name."""
+        parameter = self.module._parameters.get(local)  # get_parameter takes several times as long
+        return parameter if parameter is not None else self.module.get_parameter(local)
 
 
 @dataclass
 class Coverage:
-    """The report.
+    """Report of which parameters are covered, and by which layers.
 
     Args:
         lines: One for each parameter.
-        layers: Those that the covered ones live in.
-        patterns: The globs that have chosen them.
-        reads_graph: Whether parameters that no module can be listened to for may be read off autograd's graph.
+        layers: The layers that covered parameters are read off.
+        patterns: The globs that have chosen the parameters.
+        reads_graph: Whether parameters whose use no module's hooks see may be read off autograd's graph.
     """
 
     lines: list[CoverageLine] = field(default_factory=list)
@@ -78,29 +78,29 @@ class Coverage:
 
     @property
     def gaps(self) -> list[CoverageLine]:
-        """Parameters that training changes and scores don't see, though nobody asked for that."""
+        """Parameters that training changes and scores don't see, although the user didn't exclude them."""
         return [line for line in self.lines if line.status == "unsupported"]
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
-        """Parameters that turned out not to be readable are gaps from here on."""
+        """Make parameters gaps that turned out not to be readable."""
         self._change(names, status="unsupported", rules=(), reason=reason)
         self._drop(names)
 
     def widen(
         self, root: nn.Module, names: Collection[str], seen: Collection[str], *, to_graph: bool = True
     ) -> dict[str, str]:
-        """Read parameters off modules further out, since something uses them outside of where they are read off now.
+        """Read parameters off modules further out, since something uses them outside of the current ones.
 
-        What is read inside of such a module, off layers that nobody has seen at work (another expert, say), goes along.
+        Parameters of layers inside such a module that have not been seen running (another expert, say) go along.
 
         Args:
             root: The module that this is the coverage of.
             names: The parameters.
-            seen: Names of layers that have been seen at work.
-            to_graph: Whether autograd's graph will do where there is no such module, if it may be read.
+            seen: Names of layers that have been seen running.
+            to_graph: Whether autograd's graph may be used where there is no such module, if it may be read.
 
         Returns:
-            By parameter, the name of that module, or :data:`OFF_GRAPH`; without those for which there is none.
+            By parameter, the name of the module, or :data:`OFF_GRAPH`; without parameters for which there is none.
         """
         modules = dict(root.named_modules(remove_duplicate=False))
         outer = {name: path for name in names if (path := self._outer(name, modules)) is not None}
@@ -122,7 +122,7 @@ class Coverage:
         return any(layer.rule is GRAPH and name in layer.names.values() for layer in self.layers)
 
     def _outer(self, name: str, modules: Mapping[str, nn.Module]) -> str | None:
-        """The next module around all layers that a parameter is read off."""
+        """Find the next module around all layers that a parameter is read off."""
         if self._is_off_graph(name):
             return None
         readers = [layer.path for layer in self.layers if name in layer.names.values()]
@@ -131,7 +131,7 @@ class Coverage:
             if not path:
                 return None
             path = _parent(path)
-        while not has_forward(modules[path]):
+        while not _has_forward(modules[path]):
             if not path:
                 return None
             path = _parent(path)
@@ -144,12 +144,12 @@ class Coverage:
         names_here = {local: name for local, p in everywhere if p is parameter}
         self._drop([name])
         if rule is GRAPH:
-            names_here = dict(list(names_here.items())[:1])  # the same by whatever name
-        known = next((one for one in self.layers if one.path == path and one.rule is rule), None)
-        if known is None:
+            names_here = dict(list(names_here.items())[:1])  # all names give the same gradient
+        existing = next((layer for layer in self.layers if layer.path == path and layer.rule is rule), None)
+        if existing is None:
             self.layers.append(Layer(path, module, rule, names_here))
         else:
-            known.names.update(names_here)
+            existing.names.update(names_here)
         self._change([name], rules=(rule.name if rule is GRAPH else f"{rule.name} at {path!r}",))
 
     def _drop(self, names: Collection[str]) -> None:
@@ -162,11 +162,11 @@ class Coverage:
         self.lines[:] = [replace(line, **changes) if line.parameter in names else line for line in self.lines]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The lines as plain dictionaries."""
+        """Convert the lines to plain dictionaries."""
         return [asdict(line) for line in self.lines]
 
     def summary(self) -> str:
-        """One line, and one more for each gap."""
+        """Summarise the coverage in one line, and one more for each gap."""
         elements = {
             status: sum(line.elements for line in self.lines if line.status == status)
             for status in dict.fromkeys(line.status for line in self.lines)
@@ -188,9 +188,9 @@ def find_coverage(
     Args:
         module: Any module.
         patterns: Globs over parameter names, taken in order; one that begins with "!" takes away. If the first one
-            takes away, it does so from all parameters. A tied parameter goes by any of its names.
+            takes away, it does so from all parameters. A tied parameter is matched by any of its names.
         optimized: Parameters that the optimizer changes; default: all that require a gradient.
-        reads_graph: Whether parameters that no module can be listened to for may be read off autograd's graph.
+        reads_graph: Whether parameters whose use no module's hooks see may be read off autograd's graph.
 
     Raises:
         ValueError: If a glob matches no parameter, or a parameter has no shape yet.
@@ -207,8 +207,8 @@ def find_coverage(
     users = _find_users(module, reads_graph)
     of_parameter: dict[int, list[_User]] = {}
     for user in users:
-        for own in user.parameters.values():
-            of_parameter.setdefault(id(own), []).append(user)
+        for parameter in user.parameters.values():
+            of_parameter.setdefault(id(parameter), []).append(user)
 
     coverage = Coverage(patterns=tuple(patterns), reads_graph=reads_graph)
     covered: dict[int, str] = {}
@@ -237,7 +237,7 @@ def find_coverage(
         coverage.lines.append(line)
 
     for user in users:
-        names_here = {local: covered[id(own)] for local, own in user.parameters.items() if id(own) in covered}
+        names_here = {local: covered[id(p)] for local, p in user.parameters.items() if id(p) in covered}
         if names_here:
             coverage.layers.append(Layer(user.path, user.module, user.rule, names_here))
     return coverage
@@ -245,7 +245,7 @@ def find_coverage(
 
 @dataclass(frozen=True)
 class _User:
-    """A module that runs, a rule for it, and the parameters that this rule is for, by their local names."""
+    """A module that runs, its rule, the parameters that the rule is for (by local name), or why it has none."""
 
     path: str
     module: nn.Module
@@ -255,24 +255,24 @@ class _User:
 
 
 def _find_users(root: nn.Module, reads_graph: bool) -> list[_User]:
-    """The modules in which parameters are used, as far as can be told without running them."""
+    """Find the modules in which parameters are used, as far as can be told without running them."""
     parameters_of: dict[str, dict[str, nn.Parameter]] = {}
     given_away: set[str] = set()
     modules = dict(root.named_modules(remove_duplicate=False))
     for path, module in modules.items():
-        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         user = _user_of(path, modules)
-        if user != path and own:
+        if user != path and parameters:
             given_away.add(user)
         prefix = path[len(user) :].lstrip(".")
-        for local, parameter in own.items():
+        for local, parameter in parameters.items():
             parameters_of.setdefault(user, {})[f"{prefix}.{local}".lstrip(".")] = parameter
 
     users = []
     seen: set[tuple[int, int]] = set()
-    for path, own in parameters_of.items():
+    for path, parameters in parameters_of.items():
         module = modules[path]
-        fresh = {local: p for local, p in own.items() if (id(module), id(p)) not in seen}  # not by another path
+        fresh = {local: p for local, p in parameters.items() if (id(module), id(p)) not in seen}  # not by another path
         seen |= {(id(module), id(p)) for p in fresh.values()}
         rule = find_rule(module)
         if rule is EMBEDDING and path and is_relative_table(modules[_parent(path)], module):
@@ -285,7 +285,7 @@ def _find_users(root: nn.Module, reads_graph: bool) -> list[_User]:
                 users.append(_User(path, module, rule, by_rule, _refusal(path, modules, rule)))
         others = {local: p for local, p in fresh.items() if local not in by_rule}
         is_added = rule is not None and path not in given_away  # to a known layer
-        if others and reads_graph and (is_added or not has_forward(module)):
+        if others and reads_graph and (is_added or not _has_forward(module)):
             users.append(_User(path, module, GRAPH, others, None))
         elif others:
             refusal = _refusal(path, modules, None)
@@ -297,20 +297,20 @@ def _find_users(root: nn.Module, reads_graph: bool) -> list[_User]:
 
 
 def _user_of(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """The nearest module around a module's parameters that runs, and that has weights of its own children in hand."""
+    """Find the nearest module around a module's parameters that runs, or the one that uses its children's weights."""
     user = path
-    while user and not has_forward(modules[user]):
+    while user and not _has_forward(modules[user]):
         user = _parent(user)
     around = user
     while around:
         around = _parent(around)
-        if owns_children(modules[around]):
+        if _owns_children(modules[around]):
             user = around
     return user
 
 
 def _common(paths: Sequence[str]) -> str:
-    """The innermost module around several."""
+    """Find the innermost module around several."""
     parts = [path.split(".") if path else [] for path in paths]
     shared = []
     for names in zip(*parts, strict=False):
@@ -329,11 +329,25 @@ def _kind(path: str, module: nn.Module) -> str:
 
 
 def _refusal(path: str, modules: Mapping[str, nn.Module], rule: Rule | None) -> str | None:
-    """Why a module's parameters can't be covered."""
+    """Say why a module's parameters can't be covered; None if they can."""
     module = modules[path]
     kind = _kind(path, module)
     if rule is not None and (refused := rule.refuse(module)):
         return f"{kind}: {refused}"
-    if not has_forward(module):
-        return f"{kind} has no forward to listen to"
+    if not _has_forward(module):
+        return f"{kind} has no forward to hook"
     return None
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module can be run at all; containers of parameters can't."""
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return False  # it is run, but what it returns is a weight
+    forward = type(module).forward
+    # What Lightning's modules inherit only raises; their training_step is no forward of theirs.
+    return forward is not _forward_unimplemented and forward.__qualname__ != "LightningModule.forward"
+
+
+def _owns_children(module: nn.Module) -> bool:
+    """Whether a module is known to use weights of the modules inside of it without running these."""
+    return isinstance(module, nn.MultiheadAttention)

@@ -1,4 +1,4 @@
-"""Finding out whose slices of a tensor are whose, by what becomes of them when something is done to some examples.
+"""Evidence of which example each slice of a tensor belongs to, from how it changes when some examples are changed.
 
 Two things are done to a set of examples, and a tensor of the pass is compared with the same tensor of a plain pass:
 
@@ -25,12 +25,12 @@ UNKNOWN, OUTSIDE, INSIDE, NEITHER = -1, 0, 1, 2
 
 @dataclass(frozen=True)
 class Prints:
-    """Numbers that stand for the slices of a tensor: equal slices, equal numbers.
+    """Checksums of the slices of a tensor: equal slices have equal numbers.
 
     Args:
         shape: Of the tensor, without the axes that hold no examples.
         along: For each axis, ``[length]`` float64.
-        precision: Relative differences below it are rounding.
+        precision: Relative differences below it are rounding errors.
     """
 
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class Prints:
     precision: float
 
     def scale(self, axis: int) -> Tensor:
-        """What differences along an axis are measured by."""
+        """Compute the scale that differences along an axis are measured by."""
         values = self.along[axis]
         finite = torch.where(values.isfinite(), values.abs(), 0)
         return finite.amax() if len(values) else values.new_zeros(())
@@ -46,13 +46,13 @@ class Prints:
 
 @torch.no_grad()
 def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False) -> Prints:
-    """The prints of a tensor.
+    """Take the prints of a tensor.
 
     Args:
         tensor: Of any dtype.
-        last: How many of its last axes hold no examples (features).
-        bounded: Whether numbers are taken down to a few dozen, so that a mask's infinities, or -1e9, leave the others
-            visible. Prints are no longer proportional to the tensor then.
+        last: Number of its last axes that hold features, and no examples.
+        bounded: Whether numbers are compressed to a few dozen at most, so that a mask's infinities, or -1e9, don't hide
+            the others. Prints are no longer proportional to the tensor then.
     """
     precision = torch.finfo(tensor.dtype).eps ** 0.8 if tensor.is_floating_point() else 1e-9
     if tensor.is_complex():
@@ -85,17 +85,17 @@ def _contracted(values: Tensor, axis: int) -> Tensor:
 
 @cache
 def _weights(length: int) -> Tensor:
-    """Of a sum in which no two slices stand for each other."""
+    """Draw the weights of a sum in which no two slices are interchangeable."""
     generator = torch.Generator().manual_seed(length)
     return torch.rand(length, generator=generator, dtype=torch.float64) + 0.5
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one comparison says of a tensor.
+    """Result of comparing one tensor in two passes.
 
     Args:
-        members: ``[B]`` bool: the examples that something was done to.
+        members: ``[B]`` bool: the examples that were changed.
         along: For each axis, ``[length]`` int8: whether a slice belongs to one of them (INSIDE), to another example
             (OUTSIDE), to both (NEITHER), or nothing is known (UNKNOWN).
     """
@@ -105,7 +105,7 @@ class Evidence:
 
 
 def movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
-    """Of values, or gradients, in a pass in which the inputs of some examples were exchanged."""
+    """Compare values, or gradients, with those of a pass in which the inputs of some examples were exchanged."""
     along = {}
     for axis, before in plain.along.items():
         after = moved.along[axis]
@@ -116,10 +116,10 @@ def movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
 
 
 def common_scale(pairs: Iterable[tuple[Prints, Prints]]) -> float:
-    """What a mean over tokens multiplies all gradients with when inputs are exchanged: the factor of most slices.
+    """Find the factor of most slices' gradients when inputs are exchanged, as a mean over tokens changes all of them.
 
     Args:
-        pairs: Of gradients, in a plain pass and in one in which some examples' inputs were exchanged.
+        pairs: Gradients in a plain pass, and in one in which some examples' inputs were exchanged.
     """
     ratios, precision = [torch.ones(1, dtype=torch.float64)], 0.0
     for plain, moved in pairs:
@@ -129,10 +129,10 @@ def common_scale(pairs: Iterable[tuple[Prints, Prints]]) -> float:
             if len(after):
                 ratio = (after / before)[_is_some(plain, axis, after)]
                 ratios.append(ratio[ratio > 0].cpu())
-    found = torch.cat(ratios).sort().values
+    ordered = torch.cat(ratios).sort().values
     width = 1 + 10 * precision
-    votes = torch.searchsorted(found, found * width, right=True) - torch.searchsorted(found, found / width)
-    return float(found[votes.argmax()])
+    votes = torch.searchsorted(ordered, ordered * width, right=True) - torch.searchsorted(ordered, ordered / width)
+    return float(ordered[votes.argmax()])
 
 
 def _is_some(plain: Prints, axis: int, after: Tensor) -> Tensor:
@@ -141,57 +141,57 @@ def _is_some(plain: Prints, axis: int, after: Tensor) -> Tensor:
 
 
 def scaled_movement(plain: Prints, moved: Prints, members: Tensor, scale: float) -> Evidence:
-    """The same of gradients.
+    """Compare gradients up to a common factor.
 
     Args:
         plain: In a plain pass.
         moved: In one in which some examples' inputs were exchanged.
         members: ``[B]`` bool: these examples.
-        scale: What the exchange has multiplied all gradients with, see :func:`common_scale`.
+        scale: The factor of all gradients, see :func:`common_scale`.
     """
     along = {}
     for axis, before in plain.along.items():
         after = moved.along[axis]
         some = _is_some(plain, axis, after)
-        found = torch.full(before.shape, UNKNOWN, dtype=torch.int8, device=before.device)
-        found[some & ~((after - scale * before).abs() <= 10 * plain.precision * scale * before.abs())] = INSIDE
-        along[axis] = found.cpu()
+        owners = torch.full(before.shape, UNKNOWN, dtype=torch.int8, device=before.device)
+        owners[some & ~((after - scale * before).abs() <= 10 * plain.precision * scale * before.abs())] = INSIDE
+        along[axis] = owners.cpu()
     return Evidence(members, along)
 
 
 def contradiction(shape: Sequence[int], members: Tensor) -> Evidence:
-    """Of a tensor that is there in one of two passes only, or has another shape."""
+    """Give the evidence of a tensor that only one of two passes has, or that has another shape: no layout agrees."""
     return Evidence(members, {axis: torch.full((n,), NEITHER, dtype=torch.int8) for axis, n in enumerate(shape)})
 
 
 def either(first: Evidence, second: Evidence) -> Evidence:
-    """What two tensors of one shape say together."""
-    along = {axis: torch.maximum(own, second.along[axis]) for axis, own in first.along.items()}
+    """Combine the evidence of two tensors of one shape."""
+    along = {axis: torch.maximum(owners, second.along[axis]) for axis, owners in first.along.items()}
     return Evidence(first.members, along)
 
 
 def cut(plain: Prints, rest: Prints, members: Tensor) -> Evidence:
-    """Of gradients, in a pass in which those of all other examples were cut off."""
+    """Compare gradients with those of a pass in which all other examples' were cut off."""
     along = {}
     for axis, before in plain.along.items():
         after, allowed = rest.along[axis], plain.precision * plain.scale(axis)
-        found = torch.full(before.shape, NEITHER, dtype=torch.int8, device=before.device)
-        found[(after - before).abs() <= plain.precision * before.abs()] = INSIDE
-        found[after.abs() <= plain.precision * before.abs()] = OUTSIDE
-        found[(before.abs() <= allowed) & (after.abs() <= allowed)] = UNKNOWN
-        found[~(before.isfinite() & after.isfinite())] = UNKNOWN  # too large for half precision
-        along[axis] = found.cpu()
+        owners = torch.full(before.shape, NEITHER, dtype=torch.int8, device=before.device)
+        owners[(after - before).abs() <= plain.precision * before.abs()] = INSIDE
+        owners[after.abs() <= plain.precision * before.abs()] = OUTSIDE
+        owners[(before.abs() <= allowed) & (after.abs() <= allowed)] = UNKNOWN
+        owners[~(before.isfinite() & after.isfinite())] = UNKNOWN  # too large for half precision
+        along[axis] = owners.cpu()
     return Evidence(members, along)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What all evidence of a tensor comes to.
+    """Conclusion from all evidence of a tensor.
 
     Args:
         layout: The layout that agrees with it; None where none does, or nothing is known.
         known: Whether anything is known.
-        others: Other layouts that agree as well, so that they were not told apart.
+        others: Other layouts that agree as well, so that they could not be told apart.
         seen: ``[B]`` bool: the examples of which a slice was seen.
     """
 
@@ -202,35 +202,35 @@ class Choice:
 
 
 def agrees(layout: Layout, shape: Sequence[int], evidence: Evidence, examples: Examples) -> bool:
-    """Whether a layout is not contradicted by what was seen."""
-    found = evidence.along[layout.axis]
+    """Whether the evidence doesn't contradict a layout."""
+    seen = evidence.along[layout.axis]
     expected = evidence.members[layout.owners(shape[layout.axis], examples)]
-    wrong = (found == NEITHER) | ((found == INSIDE) & ~expected) | ((found == OUTSIDE) & expected)
+    wrong = (seen == NEITHER) | ((seen == INSIDE) & ~expected) | ((seen == OUTSIDE) & expected)
     return not bool(wrong.any())
 
 
 def _unseen(layout: Layout, shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> int:
-    """Slices of which something should have been seen, and was not."""
+    """Count the slices that should have been seen, by a layout, and were not."""
     owners = layout.owners(shape[layout.axis], examples)
-    return sum(int(((one.along[layout.axis] == UNKNOWN) & one.members[owners]).sum()) for one in evidence)
+    return sum(int(((each.along[layout.axis] == UNKNOWN) & each.members[owners]).sum()) for each in evidence)
 
 
 def choose(shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> Choice:
-    """The layout of a tensor that agrees with all that was seen of it."""
-    if not any(bool((found != UNKNOWN).any()) for one in evidence for found in one.along.values()):
+    """Choose the layout of a tensor that agrees with all evidence."""
+    if not any(bool((seen != UNKNOWN).any()) for each in evidence for seen in each.along.values()):
         return Choice(None, known=False)
     agreeing = [
         layout
         for layout in candidates(shape, examples)
-        if all(agrees(layout, shape, one, examples) for one in evidence)
+        if all(agrees(layout, shape, each, examples) for each in evidence)
     ]
     if not agreeing:
         return Choice(None, known=True)
     chosen = min(agreeing, key=lambda layout: _unseen(layout, shape, evidence, examples))
-    # Layouts that say the same of every slice are one.
+    # Layouts that give every slice to the same example are one.
     others = tuple(layout for layout in agreeing if not chosen.says_the_same(layout, shape, examples))
     owners = chosen.owners(shape[chosen.axis], examples)
     seen = torch.zeros(examples.total, dtype=torch.bool)
-    for one in evidence:
-        seen[owners[one.along[chosen.axis] == INSIDE]] = True
+    for each in evidence:
+        seen[owners[each.along[chosen.axis] == INSIDE]] = True
     return Choice(chosen, True, others, seen)

@@ -1,4 +1,4 @@
-"""Finding out whose rows are whose, where each example has a loss: some losses are differentiated alone."""
+"""Finding out whose rows are whose, where each example has a loss, by differentiating some losses alone."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, cut
-from ftrace.gradients.fallback import GraphRule
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples, Layout
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.outputs import Output, Pass
+from ftrace.gradients.rules import GraphRule
 
 
 def member_sets(total: int) -> list[Tensor]:
-    """Sets of examples, ``[B]`` bool each, which together tell any two examples apart; the first ones most of them."""
+    """Make sets of examples, ``[B]`` bool each, that together tell any two examples apart; most of them early."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(total))
     digits = [(order >> digit) % 2 == 0 for digit in range(max(1, math.ceil(math.log2(max(2, total)))))]
     return digits + [~digit for digit in digits]
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The outputs of a pass.
+class Recorded:
+    """The recorded outputs of a pass.
 
     Args:
         outputs: By key.
-        edges: Into them.
+        edges: Gradient edges into those that have a graph.
         of_pass: The pass.
     """
 
@@ -41,77 +41,77 @@ class Heard:
 
     @property
     def examples(self) -> Examples:
-        """Of the batch."""
+        """The examples of the batch."""
         return self.of_pass.examples
 
     @property
     def book(self) -> LayoutBook:
-        """What is known."""
+        """The book of what is known about the layouts."""
         return self.of_pass.book
 
     def known_edges(self) -> list[GradientEdge]:
-        """Into outputs of which it was seen which slices are whose."""
+        """List the edges into outputs of which it was seen which slices are whose."""
         outputs = [(edge, self.outputs[key]) for key, edge in self.edges.items()]
         return [edge for edge, output in outputs if output.is_seen and not isinstance(output.rows, Shared)]
 
     def unknown(self) -> list[Key]:
-        """Outputs whose rows nobody has seen."""
+        """List the outputs of which it was not seen whose rows they have."""
         return [key for key, output in self.outputs.items() if not output.is_seen]
 
 
-def learn_from_losses(heard: Heard, losses: Tensor, wanted: Sequence[Key]) -> None:
+def learn_from_losses(recorded: Recorded, losses: Tensor, wanted: Sequence[Key]) -> None:
     """Write into the book whose rows are whose.
 
     Args:
-        heard: The pass, which has one loss for each example.
+        recorded: The pass, which has one loss for each example.
         losses: ``[B]``, whose graph is kept.
-        wanted: The outputs that are asked for.
+        wanted: The outputs to find out about.
 
     Raises:
-        UnreadableError: If that can't be told of an output that has a gradient.
+        UnreadableError: If it can't be found out for an output that has a gradient.
     """
-    sets = member_sets(heard.examples.total)
-    plain, _ = _differentiated(heard, losses)
+    sets = member_sets(recorded.examples.total)
+    plain, _ = _differentiated(recorded, losses)
     evidence: dict[Key, list[Evidence]] = {key: [] for key in plain}
     choices: dict[Key, Choice] = {}
     for index, members in enumerate(sets):
-        rest, _ = _differentiated(heard, losses, members)
+        rest, _ = _differentiated(recorded, losses, members)
         for key, prints in plain.items():
             evidence[key].append(compared(cut, prints, rest.get(key), members))
         choices = {
-            key: choose(heard.outputs[key].example_axes, evidence[key], heard.examples)
+            key: choose(recorded.outputs[key].example_axes, evidence[key], recorded.examples)
             for key in wanted
             if key in evidence
         }
         if index and not any(choice.others for choice in choices.values()):
             break
-    apart = write_choices(heard, choices)
+    apart = write_choices(recorded, choices)
     apart += [key for key, choice in choices.items() if not choice.known]  # a single number, say
     if apart:
         plain_nodes, *nodes = [
-            _differentiated(heard, losses, members, apart)[1] for members in (None, *sets[: index + 1])
+            _differentiated(recorded, losses, members, apart)[1] for members in (None, *sets[: index + 1])
         ]
-        passes = [(members, [one]) for members, one in zip(sets, nodes, strict=False)]
-        apart, _ = learn_ways(heard, apart, [plain_nodes], passes, cut)
+        passes = [(members, [of_set]) for members, of_set in zip(sets, nodes, strict=False)]
+        apart, _ = learn_ways(recorded, apart, [plain_nodes], passes, cut)
     if apart:
-        raise unreadable([heard.outputs[key] for key in apart])
+        raise unreadable([recorded.outputs[key] for key in apart])
 
 
-def write_choices(heard: Heard, choices: Mapping[Key, Choice]) -> list[Key]:
-    """Write what was chosen into the book.
+def write_choices(recorded: Recorded, choices: Mapping[Key, Choice]) -> list[Key]:
+    """Write the chosen layouts into the book.
 
     Returns:
         Outputs that have a gradient, and no layout.
     """
     for key, choice in choices.items():
         if choice.layout is not None:
-            shape = heard.outputs[key].example_axes
-            heard.book.write(key, choice.layout, choice.others, shape, heard.examples)
+            shape = recorded.outputs[key].example_axes
+            recorded.book.write(key, choice.layout, choice.others, shape, recorded.examples)
     return [key for key, choice in choices.items() if choice.known and choice.layout is None]
 
 
 def learn_ways(
-    heard: Heard,
+    recorded: Recorded,
     keys: Sequence[Key],
     plain: Sequence[NodePrints],
     passes: Sequence[tuple[Tensor, Sequence[NodePrints]]],
@@ -120,14 +120,14 @@ def learn_ways(
     """Write into the book how outputs that have no layout are shared.
 
     Args:
-        heard: The pass.
+        recorded: The pass.
         keys: The outputs.
-        plain: Of a plain pass: for each of its backward passes, the nodes behind these outputs.
-        passes: Of passes in which something was done to some examples: these, and the same.
-        compare: What a plain and such a pass say together.
+        plain: For each backward pass of a plain pass, prints of the nodes behind these outputs.
+        passes: The changed examples, and the same prints, of each pass in which some examples were changed.
+        compare: Compares the prints of a plain and such a pass.
 
     Returns:
-        Those for which it can't be told; and those behind which examples were seen at all.
+        The outputs for which it can't be found out, and those behind which examples were seen at all.
     """
     lost: list[Key] = []
     told: set[Key] = set()
@@ -135,27 +135,27 @@ def learn_ways(
         others = [(members, several[index]) for members, several in passes if index < len(several)]
         layouts: dict[tuple[int, int], Layout] = {}
         seen: set[int] = set()
-        is_same = all(one.names == nodes.names for _, one in others)
+        is_same = all(other.names == nodes.names for _, other in others)
         if is_same:
-            for place, prints in nodes.prints.items():
-                evidence = [compared(compare, prints, one.prints.get(place), members) for members, one in others]
-                choice = choose(prints.shape, evidence, heard.examples)
-                seen |= {place[0]} if choice.known else set()
+            for slot, prints in nodes.prints.items():
+                evidence = [compared(compare, prints, other.prints.get(slot), members) for members, other in others]
+                choice = choose(prints.shape, evidence, recorded.examples)
+                seen |= {slot[0]} if choice.known else set()
                 if choice.layout is not None and not choice.others:
-                    layouts[place] = choice.layout
+                    layouts[slot] = choice.layout
         for key in keys:
             if not nodes.reaches(key):
                 continue
-            way = nodes.way(key, layouts, heard.examples)
+            way = nodes.way(key, layouts, recorded.examples)
             if not is_same or not seen.isdisjoint(nodes.behind(key)):
                 told.add(key)
             if way is None:
                 lost.append(key)
                 continue
-            known = heard.book.known.get(key)
-            ways = known.ways if isinstance(known, Shared) and key in heard.book.verified else ()
-            heard.book.known[key] = Shared((*ways, way))
-            heard.book.verified.add(key)
+            known = recorded.book.known.get(key)
+            ways = known.ways if isinstance(known, Shared) and key in recorded.book.verified else ()
+            recorded.book.known[key] = Shared((*ways, way))
+            recorded.book.verified.add(key)
     return list(dict.fromkeys(lost)), told
 
 
@@ -166,7 +166,7 @@ _PROBLEM = (
 
 
 def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> UnreadableError:
-    """An error that names all layers whose rows could not be told apart."""
+    """Make an error that names all layers whose rows could not be told apart."""
     layers = {output.layer.path: output for output in outputs}
     first, count = next(iter(layers.values())), len(layers)
     names = list(dict.fromkeys(name for output in outputs for name in output.layer.names.values()))
@@ -182,30 +182,31 @@ def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> Unreadable
 def compared(
     compare: Callable[[Prints, Prints, Tensor], Evidence], plain: Prints, other: Prints | None, members: Tensor
 ) -> Evidence:
-    """What a gradient and the same one in another pass say together; there it may be missing, or of another shape."""
+    """Compare a tensor's prints with those of another pass, where it may be missing, or have another shape."""
     if other is None:
         return compare(plain, nothing_like(plain), members)
     return compare(plain, other, members) if other.shape == plain.shape else contradiction(plain.shape, members)
 
 
 def nothing_like(prints: Prints) -> Prints:
-    """Prints of a tensor of zeros."""
-    return Prints(prints.shape, {axis: torch.zeros_like(own) for axis, own in prints.along.items()}, prints.precision)
+    """Make the prints of a tensor of zeros, of the same shape."""
+    along = {axis: torch.zeros_like(numbers) for axis, numbers in prints.along.items()}
+    return Prints(prints.shape, along, prints.precision)
 
 
 def _differentiated(
-    heard: Heard, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
+    recorded: Recorded, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
 ) -> tuple[dict[Key, Prints], NodePrints]:
-    """Prints of the gradients of all outputs, and of the nodes behind some; of some examples' losses alone."""
-    known = heard.known_edges()
+    """Differentiate all, or some examples', losses: take prints of all outputs' gradients, and of nodes behind some."""
+    known = recorded.known_edges()
     starts = [] if losses.grad_fn is None else [losses.grad_fn]
-    nodes = NodePrints({key: heard.edges[key] for key in behind}, starts if behind else [], known)
+    nodes = NodePrints({key: recorded.edges[key] for key in behind}, starts if behind else [], known)
     weights = torch.ones_like(losses) if members is None else members.to(losses)
     prints: dict[Key, Prints] = {}
-    heard.of_pass.prints = prints
+    recorded.of_pass.prints = prints
     try:
-        torch.autograd.grad(losses, list(heard.edges.values()), weights, allow_unused=True, retain_graph=True)
+        torch.autograd.grad(losses, list(recorded.edges.values()), weights, allow_unused=True, retain_graph=True)
     finally:
-        heard.of_pass.prints = None
+        recorded.of_pass.prints = None
         nodes.close()
     return prints, nodes

@@ -1,4 +1,4 @@
-"""Autograd's graph, seen from its inputs: where an output that all examples share meets the examples."""
+"""Autograd's graph, followed from an output that all examples share to where it meets the examples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ftrace.gradients.layout_book import Layouts, Shared, Way
 from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples
 
 Slot = tuple[Node, int]  # one output of a node
-Consumers = dict[Slot, list[Slot]]  # who has used it: nodes, and as which of their inputs
+Consumers = dict[Slot, list[Slot]]  # the nodes that use it, and as which of their inputs
 
 
 def find_consumers(starts: Iterable[Node]) -> Consumers:
-    """For each output of each node of a graph, the nodes that have used it.
+    """Find, for each output of each node of a graph, the nodes that use it.
 
     Args:
         starts: The graph's ends, such as the loss's node.
@@ -29,15 +29,15 @@ def find_consumers(starts: Iterable[Node]) -> Consumers:
         if node in seen:
             continue
         seen.add(node)
-        for place, (source, number) in enumerate(node.next_functions):
+        for index, (source, number) in enumerate(node.next_functions):
             if source is not None:
-                consumers.setdefault((source, number), []).append((node, place))
+                consumers.setdefault((source, number), []).append((node, index))
                 waiting.append(source)
     return consumers
 
 
 def kind_of_graph(starts: Iterable[Node]) -> int:
-    """A number for the operations that a graph is made of, in order: the same for graphs of one kind."""
+    """Hash the operations that a graph is made of, in order: equal for graphs of one kind."""
     names: list[str] = []
     seen: set[Node] = set()
     waiting = list(starts)
@@ -51,31 +51,31 @@ def kind_of_graph(starts: Iterable[Node]) -> int:
 
 
 def slot_of(edge: GradientEdge) -> Slot:
-    """Where a gradient edge leads to."""
+    """Get the output that a gradient edge leads to."""
     return edge.node, edge.output_nr
 
 
 def shape_of(slot: Slot) -> torch.Size:
-    """The shape of one output of a node."""
+    """Get the shape of one output of a node."""
     return torch.Size(slot[0]._input_metadata[slot[1]].shape)
 
 
 def shapes_of(node: Node) -> list[torch.Size]:
-    """The shapes of all outputs of a node."""
+    """Get the shapes of all outputs of a node."""
     return [torch.Size(metadata.shape) for metadata in node._input_metadata]
 
 
 def axes_of(node: Node) -> tuple[int, ...]:
-    """How many axes each of a node's outputs has."""
+    """Get the number of axes of each of a node's outputs."""
     return tuple(len(shape) for shape in shapes_of(node))
 
 
 @dataclass
 class Graph:
-    """A graph of autograd's, as it is seen from its inputs.
+    """Graph of autograd, with its edges reversed.
 
     Args:
-        starts: Where a backward pass begins.
+        starts: The nodes that a backward pass begins at.
         consumers: Of each output of each node.
     """
 
@@ -84,7 +84,7 @@ class Graph:
 
     @classmethod
     def behind(cls, starts: Iterable[Node]) -> Graph:
-        """All that some nodes were computed from."""
+        """Collect everything that some nodes were computed from."""
         nodes = set(starts)
         return cls(nodes, find_consumers(nodes))
 
@@ -94,10 +94,10 @@ class Followed:
     """The nodes between a shared output and the examples.
 
     Attributes:
-        nodes: In the order in which they were come upon.
-        meetings: Those at which the examples come in, with the layouts of their outputs.
-        inputs: For each node, those of its inputs that are shared.
-        is_complete: Whether no way leads to the end of the graph without meeting an example.
+        nodes: In the order in which they were reached.
+        meetings: Nodes at which the examples come in, with the layouts of their outputs.
+        inputs: For each node, the indices of its inputs that are shared.
+        is_complete: Whether no path leads to the end of the graph without meeting an example.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -112,35 +112,35 @@ def follow(start: Slot, graph: Graph, decide: Callable[[int, Node, Slot], Layout
     Args:
         start: The output.
         graph: Of the pass.
-        decide: ``(index, node, slot) -> `` the layouts of the outputs of a node that was come upon by that slot, where
+        decide: ``(index, node, slot) -> `` the layouts of the outputs of a node that was reached from that slot, where
             examples come in; None where it is shared as well.
     """
-    found = Followed()
+    followed = Followed()
     seen: set[Node] = set()
     waiting = [start]
     while waiting:
         slot = waiting.pop(0)
         consumers = graph.consumers.get(slot, ())
         if not consumers and slot[0] in graph.starts:
-            found.is_complete = False
-        for node, place in consumers:
-            found.inputs.setdefault(node, set()).add(place)
+            followed.is_complete = False
+        for node, index in consumers:
+            followed.inputs.setdefault(node, set()).add(index)
             if node in seen:
                 continue
             seen.add(node)
-            layouts = decide(len(found.nodes), node, slot)
-            found.nodes.append(node)
-            if node.name() == "CheckpointFunctionBackward":  # reentrant: it can't be run beside itself
-                found.is_complete = False
+            layouts = decide(len(followed.nodes), node, slot)
+            followed.nodes.append(node)
+            if node.name() == "CheckpointFunctionBackward":  # reentrant: it can't be run on its own
+                followed.is_complete = False
             if layouts is not None:
-                found.meetings[node] = layouts
+                followed.meetings[node] = layouts
             numbers = range(len(node._input_metadata))
             waiting += [(node, n) for n in numbers if layouts is None or layouts[n] is None]
-    return found
+    return followed
 
 
 def follow_known(start: Slot, graph: Graph, rows: Shared, examples: Examples) -> Followed | None:
-    """Follow a shared output by what is known of it; None if it is used in none of the ways that were seen."""
+    """Follow a shared output along a known way; None if it is used in none of the ways that were seen."""
 
     def by_size(index: int, node: Node, slot: Slot) -> Layouts | None:
         if len(node._input_metadata) != 1:
@@ -150,40 +150,43 @@ def follow_known(start: Slot, graph: Graph, rows: Shared, examples: Examples) ->
         return (SIDE_BY_SIDE,) if grown and SIDE_BY_SIDE.fits(shape, examples) else None
 
     if not rows.ways:
-        found = follow(start, graph, by_size)
-        return found if found.is_complete else None
+        followed = follow(start, graph, by_size)
+        return followed if followed.is_complete else None
     similar: list[tuple[Way, Followed]] = []
     for way in rows.ways:
 
         def by_way(index: int, node: Node, slot: Slot, way: Way = way) -> Layouts | None:
             return way.meetings.get(index) if way.axes.get(index) == axes_of(node) else None
 
-        found = follow(start, graph, by_way)
-        if found.is_complete and tuple(node.name() for node in found.nodes) == way.nodes and _fit(found, examples):
-            slices = tuple(slices_of(shapes_of(node), layouts, examples) for node, layouts in found.meetings.items())
+        followed = follow(start, graph, by_way)
+        names = tuple(node.name() for node in followed.nodes)
+        if followed.is_complete and names == way.nodes and _fit(followed, examples):
+            meetings = followed.meetings.items()
+            slices = tuple(slices_of(shapes_of(node), layouts, examples) for node, layouts in meetings)
             if slices == way.slices:
-                return found
-            similar.append((way, found))
-    # With one slice an example, or one block, several orders are one. What was seen with two numbers holds for others.
+                return followed
+            similar.append((way, followed))
+    # With one slice per example, or one block, several orders coincide. An order that was seen with two different
+    # numbers of slices holds for others.
     similar = [
-        (way, found) for way, found in similar if any(number > 1 for numbers in way.slices for number in numbers)
+        (way, followed) for way, followed in similar if any(number > 1 for numbers in way.slices for number in numbers)
     ]
-    for way, found in similar:
+    for way, followed in similar:
         if sum(other.meetings == way.meetings for other, _ in similar) > 1:
-            return found
+            return followed
     return None
 
 
 def slices_of(shapes: Sequence[torch.Size], layouts: Layouts, examples: Examples) -> tuple[int, ...]:
-    """Of each output of a node, how many slices each example has."""
+    """Count the slices that each example has in each output of a node."""
     return tuple(
         0 if layout is None else layout.slices(shape, examples) for shape, layout in zip(shapes, layouts, strict=True)
     )
 
 
-def _fit(found: Followed, examples: Examples) -> bool:
+def _fit(followed: Followed, examples: Examples) -> bool:
     return all(
         layout is None or layout.fits(shape_of((node, number)), examples)
-        for node, layouts in found.meetings.items()
+        for node, layouts in followed.meetings.items()
         for number, layout in enumerate(layouts)
     )

@@ -1,4 +1,4 @@
-"""Which rule a layer has."""
+"""The table of layers and their rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BY_CLASS: dict[str, Rule] = {"transformers.pytorch_utils.Conv1D": CONV1D, **nor
 
 
 def find_rule(module: nn.Module) -> Rule | None:
-    """The rule for a layer, or None where there is none."""
-    if "forward" in module.__dict__:  # somebody has put another one there
+    """Find the rule for a layer; None where there is none."""
+    if "forward" in module.__dict__:  # somebody has replaced it
         return None
     return _BY_FORWARD.get(type(module).forward) or _BY_CLASS.get(full_name(module)) or find_convolution_rule(module)

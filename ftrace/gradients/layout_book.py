@@ -1,4 +1,4 @@
-"""What is known of whose rows are whose, run by run of each layer."""
+"""The book of layouts: what is known of whose rows are whose, run by run of each layer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Key(NamedTuple):
 
     Args:
         path: The layer's name.
-        run: Which of its runs in one pass.
-        output: Which of its outputs.
+        run: Index of the run within one pass.
+        output: Index of the output.
     """
 
     path: str
@@ -30,14 +30,14 @@ Layouts = tuple[Layout | None, ...]  # of the outputs of one node of autograd's 
 
 @dataclass(frozen=True)
 class Way:
-    """How a shared output meets the examples.
+    """Path through autograd's graph on which a shared output meets the examples.
 
     Args:
-        nodes: Names of the nodes of autograd's graph that are come upon from the output, in order, up to where the
-            examples come in.
-        meetings: By index of such a node: the layouts of what it returned.
-        axes: By the same index: how many axes what it returned has.
-        slices: Of these nodes, in order: how many slices of it each example has; 0 for what is shared.
+        nodes: Names of the nodes that are reached from the output, in order, up to where the examples come in.
+        meetings: By index of a node at which they come in: the layouts of its outputs.
+        axes: By the same index: the numbers of axes of its outputs.
+        slices: Of these nodes, in order: the number of slices that each example has in each output; 0 where it is
+            shared.
     """
 
     nodes: tuple[str, ...]
@@ -48,11 +48,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Shared:
-    """An output that is computed once for all examples, such as a table of positions.
+    """Mark of an output that is computed once for all examples, such as a table of positions.
 
     Args:
-        ways: All ways that were seen. Where there is none, it is taken to meet the examples where a tensor is as large
-            as one copy an example, with these side by side.
+        ways: All ways that were seen. Without any, the output is assumed to meet the examples where a tensor is as
+            large as one copy per example, with these side by side.
     """
 
     ways: tuple[Way, ...] = ()
@@ -66,12 +66,12 @@ Rows = Layout | Shared
 
 
 class UnreadableError(ValueError):
-    """Parameters whose gradients can't be taken apart.
+    """Error about parameters whose gradients can't be divided among examples.
 
     Args:
-        problem: What is wrong.
-        names: Full names of the parameters, which the message says how to leave out.
-        mixes: Whether examples may be mixed where these are used, so that reading them elsewhere is no help.
+        problem: The reason.
+        names: Full names of the parameters; the message says how to leave them out.
+        mixes: Whether examples may be mixed where these are used, so that reading them elsewhere doesn't help.
     """
 
     def __init__(self, problem: str, names: Sequence[str] = (), *, mixes: bool = False) -> None:
@@ -82,17 +82,17 @@ class UnreadableError(ValueError):
 
 
 class LayoutBook:
-    """What is known of a module's layers in one kind of pass.
+    """Record of the layouts of a module's layers in one kind of pass.
 
     Args:
-        assumes: Whether what is not known may be taken for the usual: rows side by side along the leading axis, a
-            table that is looked up once shared by all examples.
+        assumes: Whether unknown layouts may be assumed to be the most common ones: rows side by side along the leading
+            axis, and a table that is looked up once shared by all examples.
 
     Attributes:
-        known: By output.
-        verified: Those that were seen, and could be told from all others.
-        seen: By output, the numbers of slices an example with which its layout was seen.
-        ambiguous: Layouts that could not be told from the one that is known.
+        known: By output, its layout, or how it is shared.
+        verified: Outputs whose layout was seen, and could be told from all others.
+        seen: By output, the numbers of slices per example with which its layout was seen.
+        ambiguous: By output, layouts that could not be told from the known one.
     """
 
     def __init__(self, *, assumes: bool = True) -> None:
@@ -103,7 +103,7 @@ class LayoutBook:
         self.ambiguous: dict[Key, tuple[Layout, ...]] = {}
 
     def find(self, key: Key, shape: Sequence[int], examples: Examples, lookup: Lookups = "no") -> Rows | None:
-        """Whose rows an output has.
+        """Find whose rows an output has.
 
         Args:
             key: The output.
@@ -122,13 +122,13 @@ class LayoutBook:
         return assumed(shape, examples, lookup) if self.assumes and known is None else None
 
     def copy(self) -> LayoutBook:
-        """Another book that says the same."""
-        made = LayoutBook(assumes=self.assumes)
-        made.take(self)
-        return made
+        """Copy the book."""
+        copy = LayoutBook(assumes=self.assumes)
+        copy.take(self)
+        return copy
 
     def take(self, other: LayoutBook) -> None:
-        """Know from here on what another book knows."""
+        """Replace everything that is known by what another book knows."""
         self.known, self.verified = dict(other.known), set(other.verified)
         self.seen = {key: set(seen) for key, seen in other.seen.items()}
         self.ambiguous = dict(other.ambiguous)
@@ -136,13 +136,13 @@ class LayoutBook:
     def is_seen(self, key: Key, shape: Sequence[int], examples: Examples) -> bool:
         """Whether an output's rows have been seen in a shape like this.
 
-        With one slice an example, or one block, several orders are one. What was seen with two numbers of slices holds
-        for others.
+        With one slice per example, or one block, several orders coincide. An order that was seen with two different
+        numbers of slices holds for others.
         """
         known = self.known.get(key)
         if key not in self.verified or known is None or isinstance(known, Shared):
             return key in self.verified
-        if examples.count(known.group) == 1:
+        if examples.count(known.loader) == 1:
             return known.fits(shape, examples)
         seen = self.seen.get(key, set())
         return known.fits(shape, examples) and (
@@ -152,24 +152,24 @@ class LayoutBook:
     def write(
         self, key: Key, layout: Layout, others: Sequence[Layout], shape: Sequence[int], examples: Examples
     ) -> None:
-        """Take down what was seen of an output.
+        """Write down the layout of an output.
 
         Args:
             key: The output.
-            layout: The layout that agrees with it.
-            others: Others that do as well.
+            layout: The layout that agrees with the evidence.
+            others: Other layouts that agree as well.
             shape: Of the output, those axes that may hold examples.
             examples: Of the batch.
         """
         known = self.known.get(key)
         seen = self.seen.setdefault(key, set())
         if isinstance(known, Layout) and known.fits(shape, examples):
-            agreeing = [one for one in (layout, *others) if known.says_the_same(one, shape, examples)]
+            agreeing = [each for each in (layout, *others) if known.says_the_same(each, shape, examples)]
             if agreeing and others and key in self.verified:
                 return
             layout = known if agreeing else layout
         if isinstance(known, Layout) and known != layout:
-            same_axis = known.axis == layout.axis and known.group == layout.group
+            same_axis = known.axis == layout.axis and known.loader == layout.loader
             seen &= {number for number in seen if same_axis and known.factors(number, 1) == layout.factors(number, 1)}
         self.known[key] = layout
         self.ambiguous[key] = tuple(others)
@@ -177,22 +177,22 @@ class LayoutBook:
             self.verified.discard(key)
         else:
             self.verified.add(key)
-            if examples.count(layout.group) > 1:
+            if examples.count(layout.loader) > 1:
                 seen.add(layout.slices(shape, examples))
 
 
 def assumed(shape: Sequence[int], examples: Examples, lookup: Lookups = "no") -> Rows | None:
-    """The usual, where a shape allows for it: rows side by side, and lookups of positions shared by all examples."""
+    """Assume the most common layout that a shape allows: rows side by side, and lookups of positions shared by all."""
     if lookup == "shared" or (lookup == "ids" and _looks_shared(shape, examples)):
         return Shared()
     if SIDE_BY_SIDE.fits(shape, examples):
         return SIDE_BY_SIDE
-    groups = [Layout(group=group) for group in range(len(examples.groups))]
-    fitting = [layout for layout in groups if layout.fits(shape, examples)]
+    loaders = [Layout(loader=loader) for loader in range(len(examples.loaders))]
+    fitting = [layout for layout in loaders if layout.fits(shape, examples)]
     return fitting[0] if len(fitting) == 1 else None
 
 
 def _looks_shared(shape: Sequence[int], examples: Examples) -> bool:
     """Whether row numbers of that shape are those of one example: ``[1, T]``, or ``[T]``."""
-    sizes = [examples.total, *examples.groups]
+    sizes = [examples.total, *examples.loaders]
     return not shape or (shape[0] not in sizes if len(shape) == 1 else shape[0] == 1 and 1 not in sizes)

@@ -1,4 +1,4 @@
-"""Names: of classes, in tables of what is known, in snapshots and in manifests; of layers; and of what was meant."""
+"""Names of classes, layers and parameters; globs over them; and the sentences that errors say about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def full_name(thing: object) -> str:
-    """The name of an object's class, with the module that it is from.
+    """Get the name of an object's class, module included: as in tables of what is supported, snapshots and manifests.
 
     Example:
         >>> import torch
@@ -23,7 +23,7 @@ def full_name(thing: object) -> str:
 
 
 def layer_of(parameter: str) -> str:
-    """Which layer a parameter belongs to: its block, or its module where it is in none.
+    """Name the layer that a parameter belongs to: its block, or its module where it is in no block.
 
     Example:
         >>> layer_of("model.h.0.attn.c_attn.weight"), layer_of("model.wte.weight")
@@ -37,7 +37,7 @@ def layer_of(parameter: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence for errors: what may have been meant, or else what there is.
+    """Write a sentence for errors: which of the known names may have been meant, or else what there is.
 
     Example:
         >>> nearest("tracing", ["bm25", "tracin", "embed"])
@@ -54,10 +54,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def leave_out(names: Iterable[str], patterns: Sequence[str] = ("*",)) -> str:
-    """A sentence for errors: how parameters are left out.
+    """Write a sentence for errors: how parameters are left out.
 
     Args:
-        names: Of the parameters.
+        names: The parameters' names.
         patterns: The globs that have chosen them.
 
     Example:
@@ -74,7 +74,7 @@ def leave_out(names: Iterable[str], patterns: Sequence[str] = ("*",)) -> str:
 
 
 def parameters_option(patterns: Sequence[str]) -> str:
-    """The option that asks for parameters, as one types it.
+    """Write the option that chooses parameters, as a user types it.
 
     Example:
         >>> parameters_option(["*.weight"])
@@ -85,12 +85,12 @@ def parameters_option(patterns: Sequence[str]) -> str:
 
 
 def match_globs(patterns: Sequence[str], names: Mapping[Key, Sequence[str]], argument: str = "parameters") -> set[Key]:
-    """What globs choose, taken in order; one that begins with "!" takes away, and if it comes first, from all.
+    """Choose by globs, taken in order; one that begins with "!" takes away, and if it comes first, from all.
 
     Args:
         patterns: The globs.
-        names: For each thing to choose from, the names that it goes by.
-        argument: What the user calls the patterns.
+        names: For each thing to choose from, all its names.
+        argument: The patterns' name in errors.
 
     Raises:
         ValueError: If a glob matches nothing.
@@ -103,7 +103,7 @@ def match_globs(patterns: Sequence[str], names: Mapping[Key, Sequence[str]], arg
     for index, pattern in enumerate(patterns):
         takes_away = pattern.startswith("!")
         glob = pattern.removeprefix("!")
-        matched = {key for key, own in names.items() if any(fnmatchcase(name, glob) for name in own)}
+        matched = {key for key, of_key in names.items() if any(fnmatchcase(name, glob) for name in of_key)}
         if not matched:
             raise ValueError(f"{argument}: the glob {pattern!r} matches no parameter. {_meant(glob, names.values())}")
         if takes_away:
@@ -114,7 +114,7 @@ def match_globs(patterns: Sequence[str], names: Mapping[Key, Sequence[str]], arg
 
 
 def _meant(glob: str, names: Iterable[Sequence[str]]) -> str:
-    """Modules and parameters with names like a glob that matches nothing."""
-    paths = [of_one[0].split(".") for of_one in names]
-    found = dict.fromkeys(".".join(path[: end + 1]) for path in paths for end in range(len(path)))
-    return nearest(glob.strip("*."), found)
+    """Write a sentence about modules and parameters with names like a glob that matches nothing."""
+    paths = [of_key[0].split(".") for of_key in names]
+    known = dict.fromkeys(".".join(path[: end + 1]) for path in paths for end in range(len(path)))
+    return nearest(glob.strip("*."), known)

@@ -1,4 +1,4 @@
-"""Prints of the gradients that come to the nodes of autograd's graph, and what they say of shared outputs."""
+"""Prints of the gradients that arrive at the nodes of autograd's graph, by which shared outputs are understood."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ftrace.gradients.layouts import Examples, Layout
 
 
 class NodePrints:
-    """Prints of the gradients that come to the nodes behind outputs that may be shared.
+    """Prints of the gradients that arrive at the nodes behind outputs that may be shared.
 
     Args:
         outputs: The edges into these outputs.
         starts: The ends of the graph.
-        known: Edges behind which nobody needs to look: of outputs whose examples are known.
+        known: Edges into outputs whose examples are known: the search stops there.
 
     Attributes:
-        names: Of the nodes, in the order in which they were come upon.
-        prints: By node, and which of its outputs.
+        names: Of the nodes, in the order in which they were reached.
+        prints: By node, and index of its output.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class NodePrints:
         self._numbers.clear()
 
     def reaches(self, key: Key) -> bool:
-        """Whether any gradient has come to a shared output."""
+        """Whether any gradient has arrived at a shared output."""
         return any(
             (number, output) in self.prints
             for number in self._first.get(key, ())
@@ -88,7 +88,7 @@ class NodePrints:
         )
 
     def behind(self, key: Key) -> set[int]:
-        """All nodes that a shared output is come upon at, or behind."""
+        """Find all nodes that are reached from a shared output."""
         seen: set[int] = set()
         waiting = list(self._first.get(key, ()))
         while waiting:
@@ -100,7 +100,7 @@ class NodePrints:
         return seen
 
     def way(self, key: Key, layouts: Mapping[tuple[int, int], Layout], examples: Examples) -> Way | None:
-        """How a shared output meets the examples.
+        """Find the way on which a shared output meets the examples.
 
         Args:
             key: The output.
@@ -108,7 +108,7 @@ class NodePrints:
             examples: Of the batch.
 
         Returns:
-            None if some of its gradient comes on a way without any.
+            None if some of its gradient arrives on a path without any of these.
         """
         nodes: list[str] = []
         meetings: dict[int, Layouts] = {}
@@ -122,14 +122,14 @@ class NodePrints:
                     continue
                 seen.add(number)
                 outputs = range(len(self._shapes[number]))
-                own = tuple(layouts.get((number, output)) for output in outputs)
-                if any(own):
-                    meetings[len(nodes)] = own
+                of_node = tuple(layouts.get((number, output)) for output in outputs)
+                if any(of_node):
+                    meetings[len(nodes)] = of_node
                     axes[len(nodes)] = tuple(len(shape) for shape in self._shapes[number])
-                    slices.append(slices_of(self._shapes[number], own, examples))
+                    slices.append(slices_of(self._shapes[number], of_node, examples))
                 nodes.append(self.names[number])
                 for output in outputs:
-                    if own[output] is None:
+                    if of_node[output] is None:
                         used_by = self._used_by.get((number, output), [])
                         if not used_by and number in self._ends:
                             return None

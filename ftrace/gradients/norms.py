@@ -1,7 +1,7 @@
 """Rules of layers that normalise their input and scale it: the features are the normalised input.
 
-Hugging Face has some 200 classes of RMSNorm in five forms, which differ in where they round. A form's rule rounds as
-the form does, so it is exact in any precision. Classes that are in no list below are covered by the fallback.
+Hugging Face has some 200 classes of RMSNorm in five forms, which differ in where they round. Each form's rule rounds in
+the same way, so it is exact in any precision. Classes that are not listed below are covered by the fallback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ftrace.gradients.rules import Rule, scale_parts
 
 
 def _summable(x: Tensor) -> Tensor:
-    """Statistics of half-precision inputs are taken in float32, as the layers themselves do."""
+    """Convert half-precision inputs to float32, in which the layers themselves take statistics."""
     return x.to(accumulation_dtype(x))
 
 
@@ -33,7 +33,7 @@ def _group_norm(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _batch_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """By running statistics: `mixes_examples` refuses anything else."""
+    """Normalise by running statistics: `mixes_examples` refuses anything else."""
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
     mean, variance = module.running_mean, module.running_var
     return F.batch_norm(_summable(x), mean, variance, eps=module.eps).movedim(1, -1)
@@ -70,7 +70,7 @@ def _normalised_axes(module: nn.Module) -> int:
 
 
 def mixes_examples(module: nn.Module) -> str | None:
-    """Why a batch norm's next output for one example depends on the others; None if it doesn't."""
+    """Say why a batch norm's next output for one example depends on the others; None if it doesn't."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
         return (
             "normalises by the statistics of its batch, so no gradient is one example's alone. Put it into eval mode, "
@@ -79,10 +79,10 @@ def mixes_examples(module: nn.Module) -> str | None:
     return None
 
 
-_LAYER_NORM = Rule("LayerNorm", ("weight", "bias"), scale_parts, _layer_norm, own_axes=_normalised_axes)
+_LAYER_NORM = Rule("LayerNorm", ("weight", "bias"), scale_parts, _layer_norm, parameter_axes=_normalised_axes)
 _GROUP_NORM = Rule("GroupNorm", ("weight", "bias"), scale_parts, _group_norm, channel_axis=1)
 _BATCH_NORM = Rule("BatchNorm", ("weight", "bias"), scale_parts, _batch_norm, mixes_examples, channel_axis=1)
-_RMS_NORM = Rule("RMSNorm", ("weight",), scale_parts, _rms_norm, own_axes=_normalised_axes)
+_RMS_NORM = Rule("RMSNorm", ("weight",), scale_parts, _rms_norm, parameter_axes=_normalised_axes)
 
 BY_FORWARD: dict[Callable[..., Tensor], Rule] = {
     nn.LayerNorm.forward: _LAYER_NORM,

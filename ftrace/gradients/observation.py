@@ -1,4 +1,4 @@
-"""What was heard of one pass of a rehearsal, of which only prints are kept."""
+"""The record of one pass of a rehearsal, of which only prints are kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
-from ftrace.gradients.fallback import Beginning
+from ftrace.gradients.fallback import outputs_of
 from ftrace.gradients.layout_book import Key
+from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Silent
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rules import Rule
@@ -30,31 +31,33 @@ class Observation(Recording):
         """Take prints of a layer's run."""
         assert isinstance(layer.rule, Rule)
         rule = layer.rule
-        own_axes = rule.own_axes(layer.module)
+        parameter_axes = rule.parameter_axes(layer.module)
         channel_axis = rule.channel_axis - rule.is_single(inputs)
-        heard = Silent(self._next_key(layer), self.of_pass, layer, output.shape, own_axes, rule.lookup, channel_axis)
-        own = output if channel_axis == -1 else output.movedim(channel_axis, -1)
+        record = Silent(
+            self._next_key(layer), self.of_pass, layer, output.shape, parameter_axes, rule.lookup, channel_axis
+        )
+        channels_last = output if channel_axis == -1 else output.movedim(channel_axis, -1)
         of_input = None
         if channel_axis == -1:
-            of_input = prints_of(inputs, 0 if rule.is_table else own_axes, bounded=True)
-        self.values[heard.key] = of_input, prints_of(own, own_axes, bounded=True)
-        self._listen(output, heard)
+            of_input = prints_of(inputs, 0 if rule.is_table else parameter_axes, bounded=True)
+        self.values[record.key] = of_input, prints_of(channels_last, parameter_axes, bounded=True)
+        self._hook_output(output, record)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         """Take prints of the run of a layer without a rule."""
         key = self._next_key(layer)
-        for number, tensor in enumerate(self._differentiable(layer, output)):
-            heard = Silent(key._replace(output=number), self.of_pass, layer, tensor.shape)
-            self.values[heard.key] = None, prints_of(tensor, bounded=True)
+        for number, tensor in enumerate(outputs_of(layer, output)):
+            record = Silent(key._replace(output=number), self.of_pass, layer, tensor.shape)
+            self.values[record.key] = None, prints_of(tensor, bounded=True)
             if tensor.requires_grad:
-                self._listen(tensor, heard)
+                self._hook_output(tensor, record)
 
-    def _heard_parameter(self, key: Key, layer: Layer, parameter: nn.Parameter) -> Output:
-        heard = Silent(key, self.of_pass, layer, parameter.shape, parameter.ndim, "shared")
-        heard.is_parameter = True
+    def _parameter_output(self, key: Key, layer: Layer, parameter: nn.Parameter) -> Output:
+        output = Silent(key, self.of_pass, layer, parameter.shape, parameter.ndim, "shared")
+        output.is_parameter = True
         self.values[key] = None, Prints((), {}, 1.0)
-        self._handles.append(parameter.register_hook(heard.take_gradient))
-        return heard
+        self._handles.append(parameter.register_hook(output.take_gradient))
+        return output
 
-    def _listen_to_parameters(self) -> None:
-        """Done already."""
+    def _hook_parameters(self) -> None:
+        """Do nothing: the hooks were registered when the parameters were recorded."""

@@ -1,4 +1,4 @@
-"""What an optimizer's step does with the gradients that it was given, parameter by parameter.
+"""Optimizers' steps, parameter by parameter, as linear functions of the gradients that they were given.
 
 Each supported optimizer's step on one parameter is linear in the gradients ``g_s`` of this and earlier steps, once its
 second moments are known:
@@ -7,7 +7,7 @@ second moments are known:
     theta_{t+1} - theta_t = - scale_t * (direct_t g_t + from_buffer_t buffer_t) - (weight decay)
 
 SGD's scale is the learning rate; Adam's is ``eta_t / (1 - beta1^t) / (sqrt(v_hat_t) + eps)``, where ``v_hat_t`` holds
-step t's own gradient and t counts the parameter's own steps, so it can be read only once the step is done. Weight decay
+step t's gradient and t counts the steps of that parameter, so it can be read only once the step is done. Weight decay
 that is added to gradients goes through the same buffer and scale; decoupled decay does not.
 
 Sources: Kingma and Ba 2015 (arXiv 1412.6980), Loshchilov and Hutter 2019 (arXiv 1711.05101), Shazeer and Stern 2018
@@ -39,17 +39,17 @@ class ParameterStep:
     """One step of an optimizer on one parameter.
 
     Args:
-        scale: What the momentum-averaged gradient is multiplied with, learning rate included; 0 where no gradient has
-            ever come, and the optimizer would divide by next to nothing.
-        rate: The learning rate of the parameter's group; below zero where the optimizer climbs.
-        direct: Share of the step's own gradient that goes around the buffer.
-        from_buffer: Share of the buffer in the step.
-        gain: Share of the step's own gradient that enters the buffer.
-        decay: What the buffer of before is multiplied with.
-        eventual: By how much the step's own gradient, times ``scale``, moves the parameter in this and all later steps,
-            if learning rate and scale stay as they are.
+        scale: Factor of the momentum-averaged gradient, learning rate included; 0 where no gradient has ever arrived,
+            and the optimizer would divide by next to nothing.
+        rate: The learning rate of the parameter's group; negative where the optimizer maximizes.
+        direct: Factor of the step's gradient, past the buffer.
+        from_buffer: Factor of the buffer.
+        gain: Factor with which the step's gradient enters the buffer.
+        decay: Factor of the previous buffer.
+        eventual: By how much the step's gradient, times ``scale``, moves the parameter in this and all later steps, if
+            learning rate and scale stay as they are.
         added_decay: Weight decay that is added to the gradient.
-        decoupled_decay: Weight decay times the learning rate that it goes with: the share of the parameter taken away.
+        decoupled_decay: Weight decay times its learning rate: the fraction of the parameter that is taken away.
     """
 
     scale: float | Preconditioner
@@ -63,19 +63,19 @@ class ParameterStep:
     decoupled_decay: float = 0.0
 
     def scaled(self, tensor: Tensor) -> Tensor:
-        """A tensor in the parameter's shape, times the scale."""
+        """Multiply a tensor in the parameter's shape by the scale."""
         scale = self.scale
         return tensor * (scale if isinstance(scale, float) else scale.dense().view(tensor.shape))
 
 
 @dataclass(frozen=True)
 class BeforeStep:
-    """What has to be noted before the optimizer's step, since the step changes it.
+    """Values that an optimizer's step changes, noted before the step.
 
     Args:
         learning_rate: Of the parameter's group.
-        has_buffer: Whether SGD's momentum has begun for the parameter.
-        root_mean_square: Of the parameter, where the optimizer scales its steps by it.
+        has_buffer: Whether the parameter has a momentum buffer of SGD yet.
+        root_mean_square: Of the parameter, where the optimizer scales its steps by it; otherwise 0.
     """
 
     learning_rate: float
@@ -84,7 +84,7 @@ class BeforeStep:
 
 
 def unsupported_step(optimizer: Optimizer) -> str | None:
-    """Why an optimizer's steps can't be given to examples, or None if they can."""
+    """Say why an optimizer's steps can't be divided among examples; None if they can."""
     name = full_name(optimizer)
     if name not in _STEPS:
         return f"expected one of {', '.join(_STEPS)}, found {name}"
@@ -94,12 +94,12 @@ def unsupported_step(optimizer: Optimizer) -> str | None:
 
 
 def scales_elements(optimizer: Optimizer) -> bool:
-    """Whether a supported optimizer multiplies gradients with more than a number for each parameter."""
+    """Whether a supported optimizer multiplies gradients by more than one number per parameter."""
     return full_name(optimizer) != _SGD
 
 
 def before_step(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> BeforeStep:
-    """To be called before the step, for each parameter; then :func:`after_step`."""
+    """Note what the step will change; to be called for each parameter, and followed by :func:`after_step`."""
     state = optimizer.state.get(parameter, {})
     scaled = full_name(optimizer) == _TORCH_ADAFACTOR
     size = float(parameter.detach().norm()) / math.sqrt(max(1, parameter.numel())) if scaled else 0.0
@@ -115,16 +115,16 @@ def after_step(
     noted: BeforeStep,
     state: Mapping[str, Any] | None = None,
 ) -> ParameterStep:
-    """The step that an optimizer has just taken on one parameter.
+    """Describe the step that an optimizer has just taken on one parameter.
 
     Args:
         optimizer: A supported one (see :func:`unsupported_step`).
         group: The parameter's group.
         name: The parameter, for errors.
         parameter: The parameter, after the step.
-        gradient: What the optimizer was given for it; only Adafactor's clipping looks at it.
-        noted: What was noted before the step.
-        state: The parameter's state; default: the optimizer's own.
+        gradient: The gradient that the optimizer was given for it; only Adafactor's clipping needs it.
+        noted: See :func:`before_step`.
+        state: The parameter's state; default: the one in the optimizer.
 
     Raises:
         ValueError: If the optimizer is not supported, or has not taken a step on the parameter.
@@ -137,15 +137,15 @@ def after_step(
 
 
 def buffer_of(state: Mapping[str, Any]) -> Tensor | None:
-    """The momentum buffer that an optimizer keeps of a parameter, in the sense of this module."""
-    found = state.get("momentum_buffer", state.get("exp_avg"))
-    return found if isinstance(found, Tensor) else None
+    """Get the momentum buffer, as this module defines it, from a parameter's state."""
+    buffer = state.get("momentum_buffer", state.get("exp_avg"))
+    return buffer if isinstance(buffer, Tensor) else None
 
 
 def learning_rate(group: Mapping[str, Any]) -> float:
-    """A group's learning rate; below zero where the optimizer climbs, since it then moves the other way.
+    """Get a group's learning rate; negative where the optimizer maximizes, since it then moves the other way.
 
-    An optimizer that makes its own rate has none in its group: then 1, so that shares still compare.
+    An optimizer that computes its own rate has none in its group: it is 1 then, so that groups can still be compared.
     """
     rate = group.get("lr")
     return (1.0 if rate is None else float(rate)) * (-1.0 if group.get("maximize") else 1.0)
@@ -177,10 +177,10 @@ def _sgd(step: _Step) -> ParameterStep:
 
 def _adam(step: _Step) -> ParameterStep:
     group, rate = step.group, step.noted.learning_rate
-    found = preconditioner_from_state(step.name, step.optimizer, group, step.state, step.parameter.shape)
-    beta, own_steps = float(group["betas"][0]), float(step.state["step"])
-    corrected = 1 - beta**own_steps
-    scale = times(of_touched(found, touched_elements(step.optimizer, group, step.state)), rate / corrected)
+    preconditioner = preconditioner_from_state(step.name, step.optimizer, group, step.state, step.parameter.shape)
+    beta, num_steps = float(group["betas"][0]), float(step.state["step"])
+    bias = 1 - beta**num_steps
+    scale = times(of_touched(preconditioner, touched_elements(step.optimizer, group, step.state)), rate / bias)
     assert not isinstance(scale, float)
     decay = float(group["weight_decay"])
     decoupled = step.optimizer.endswith("AdamW") or bool(group.get("decoupled_weight_decay"))
@@ -191,17 +191,17 @@ def _adam(step: _Step) -> ParameterStep:
         from_buffer=1.0,
         gain=1 - beta,
         decay=beta,
-        eventual=corrected * _eventual_of_adam(beta, own_steps),
+        eventual=bias * _eventual_of_adam(beta, num_steps),
         added_decay=0.0 if decoupled else decay * math.copysign(1.0, rate),
         decoupled_decay=abs(rate) * decay if decoupled else 0.0,
     )
 
 
-def _eventual_of_adam(beta: float, own_steps: float) -> float:
-    """``sum_j (1 - beta) beta^j / (1 - beta^(t + j))``: 3.0 times at the first step, 1 in the long run."""
+def _eventual_of_adam(beta: float, num_steps: float) -> float:
+    """Compute ``sum_j (1 - beta) beta^j / (1 - beta^(t + j))``: 3.0 at the first step, 1 in the long run."""
     if not beta:
         return 1.0
-    total, weight, later = 0.0, 1.0, own_steps
+    total, weight, later = 0.0, 1.0, num_steps
     while weight > 1e-17 * max(total, 1.0):
         total += (1 - beta) * weight / (1 - beta**later)
         weight, later = weight * beta, later + 1
@@ -210,27 +210,29 @@ def _eventual_of_adam(beta: float, own_steps: float) -> float:
 
 def _torch_adafactor(step: _Step) -> ParameterStep:
     group, rate = step.group, step.noted.learning_rate
-    found = preconditioner_from_state(
+    preconditioner = preconditioner_from_state(
         step.name, step.optimizer, group, step.state, step.parameter.shape, step.parameter.dtype
     )
-    found = of_touched(found, touched_elements(step.optimizer, group, step.state))
+    preconditioner = of_touched(preconditioner, touched_elements(step.optimizer, group, step.state))
     relative = min(abs(rate), 1 / math.sqrt(float(step.state["step"])))
     size = max(float(group["eps"][1]), step.noted.root_mean_square) * math.copysign(relative, rate)
-    scale = times(found, size / max(1.0, _root_mean_square(found, step.gradient) / float(group["d"])))
+    root_mean_square = _root_mean_square(preconditioner, step.gradient)
+    scale = times(preconditioner, size / max(1.0, root_mean_square / float(group["d"])))
     return ParameterStep(scale, rate, decoupled_decay=abs(rate) * float(group["weight_decay"]))
 
 
 def _transformers_adafactor(step: _Step) -> ParameterStep:
     group, state = step.group, step.state
-    found = preconditioner_from_state(step.name, step.optimizer, group, state, step.parameter.shape)
-    found = of_touched(found, touched_elements(step.optimizer, group, state))
+    preconditioner = preconditioner_from_state(step.name, step.optimizer, group, state, step.parameter.shape)
+    preconditioner = of_touched(preconditioner, touched_elements(step.optimizer, group, state))
     size = step.noted.learning_rate
     if group["relative_step"]:
         slow = 1e-6 * state["step"] if group["warmup_init"] else 1e-2
         size = min(slow, 1 / math.sqrt(state["step"]))
     if group["scale_parameter"]:
         size *= max(group["eps"][1], float(state["RMS"]))
-    scale = times(found, size / max(1.0, _root_mean_square(found, step.gradient) / group["clip_threshold"]))
+    root_mean_square = _root_mean_square(preconditioner, step.gradient)
+    scale = times(preconditioner, size / max(1.0, root_mean_square / group["clip_threshold"]))
     rate = size if group["lr"] is None else step.noted.learning_rate
     return ParameterStep(scale, rate, decoupled_decay=size * group["weight_decay"])
 

@@ -1,4 +1,4 @@
-"""What layers returned in one pass: each output takes its gradient when backward comes by."""
+"""Outputs of layers in one pass: each takes its gradient during the backward pass."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from torch import Tensor
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
-from ftrace.gradients.fallback import GraphRule
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout
 from ftrace.gradients.parts import accumulation_dtype
-from ftrace.gradients.rules import Lookups
+from ftrace.gradients.rules import GraphRule, Lookups
 
-# The capture whose own passes are under way, if any: others on the same model must be deaf to them. An id rather than
-# the object, since autograd's graph gets to hold what compares itself with it.
+# The capture that is running passes of its own, if any: others on the same model must not record them. An id rather
+# than the object, since autograd's graph holds whatever compares itself with it.
 _exclusive: int | None = None
 
 
-def hears(capture: int) -> bool:
-    """Whether a capture may listen to the pass that is under way."""
+def may_record(capture: int) -> bool:
+    """Whether a capture may record the current pass."""
     return _exclusive in (None, capture)
 
 
 @contextmanager
 def exclusively(capture: int) -> Iterator[None]:
-    """While active, only one capture (by its id) may listen."""
+    """Let only one capture (by its id) record, while active."""
     global _exclusive
-    before, _exclusive = _exclusive, capture
+    previous, _exclusive = _exclusive, capture
     try:
         yield
     finally:
-        _exclusive = before
+        _exclusive = previous
 
 
 class Pass:
-    """What all outputs of one recorded pass have in common.
+    """State that all outputs of one recorded pass share.
 
     Args:
         examples: Of the batch.
-        capture: Id of the capture that listens.
+        capture: Id of the capture that records.
         book: Whose rows are whose.
 
     Attributes:
-        chosen: ``[B]`` bool: while it is set, gradients of all other examples are cut off on their way down.
-        prints: While it is set, gradients are not kept, and their prints go here.
-        shared: By shared output, each example's own gradient of it, once it is known.
+        chosen: ``[B]`` bool: while it is set, gradients of all other examples are cut off at the layers' outputs.
+        prints: While it is set, prints of gradients are added to it, and the gradients are not kept.
+        shared: By shared output, each example's gradient of it, once it is known.
         rounding: The coarsest precision that these were computed in.
-        largest: The largest number that has come by on the way to them.
-        open: While it is set, gets those outputs that have a gradient, though nobody has seen whose rows they have.
-        unread: While that is set, errors of those outputs among them whose gradient can't be read in this pass.
-        arrived: While it is set, is called with what each layer is given first.
-        before_first: While it is set, is called once when the first gradient arrives.
-        trusts: Whether gradients are cut off by rows that nobody has seen, too.
-        backward_passes: Ids of autograd's that have come by.
-        stray: By such an id, a parameter that its layer returns, whose gradient came before anything else did.
+        largest: The largest number in the gradients from which these were computed.
+        open: While it is set, outputs are added to it that have a gradient, although it was not seen whose rows they
+            have.
+        unread: While ``open`` is set, errors of those outputs in it whose gradient can't be read in this pass.
+        arrived: While it is set, called with the first argument of each layer.
+        before_first: While it is set, called once when the first gradient arrives.
+        trusts: Whether gradients are also cut off by rows that were assumed, and not seen.
+        backward_passes: Autograd's ids of the backward passes through this pass.
+        stray: By such an id, a parameter that its layer returns, whose gradient arrived before any other.
     """
 
     def __init__(self, examples: Examples, capture: int, book: LayoutBook) -> None:
@@ -78,30 +78,30 @@ class Pass:
         self.stray: dict[int, Output] = {}
 
     def notice(self, *grads: object) -> None:
-        """A hook on what is surely part of this pass: the backward pass that is under way comes by."""
-        if hears(self.capture):
+        """Remember the id of the current backward pass: the hook on nodes that are certainly part of this pass."""
+        if may_record(self.capture):
             current = torch._C._current_graph_task_id()
             self.backward_passes.add(current)
             if current in self.stray:
                 raise self.stray[current].unreadable(
-                    "is its own parameter, which something uses after the last layer that is listened to: call "
+                    "is its own parameter, which something uses after the last recorded layer: call "
                     "recording.prepare([loss.grad_fn]) before the backward pass"
                 )
 
 
 class Output:
-    """One output of one run of a layer: takes its gradient when backward comes by.
+    """One output of one run of a layer, which takes its gradient during the backward pass.
 
-    Autograd's graph holds this object, so it must hold nothing of the graph: such a circle is never freed.
+    Autograd's graph holds this object, so it must hold nothing of the graph: such a cycle is never freed.
 
     Args:
-        key: Which output.
+        key: Of the output.
         of_pass: The pass that it is part of.
         layer: The layer.
         shape: Of the output, axes of features included.
-        own_axes: How many of its last axes hold features.
+        parameter_axes: Number of its last axes that hold features.
         lookup: Whether it is looked up by row numbers.
-        channel_axis: Which axis is moved to the end before anything is read.
+        channel_axis: The axis that is moved to the end before anything is read.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class Output:
         of_pass: Pass,
         layer: Layer,
         shape: torch.Size,
-        own_axes: int = 0,
+        parameter_axes: int = 0,
         lookup: Lookups = "no",
         channel_axis: int = -1,
     ) -> None:
         self.key = key
         self.of_pass = of_pass
         self.layer = layer
-        self.own_axes = own_axes
+        self.parameter_axes = parameter_axes
         self.lookup = lookup
         self.channel_axis = channel_axis
         self.shape = shape
@@ -128,25 +128,25 @@ class Output:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Its shape, as it is read, without features."""
+        """Its shape, channels last, without features."""
         shape = list(self.shape)
         if self.channel_axis != -1:
             shape.append(shape.pop(self.channel_axis))
-        return tuple(shape[: len(shape) - self.own_axes])
+        return tuple(shape[: len(shape) - self.parameter_axes])
 
     @property
     def example_axes(self) -> tuple[int, ...]:
-        """The part of that shape that may hold examples."""
+        """The axes of that shape that may hold examples."""
         return self.row_shape if self.channel_axis == -1 else self.row_shape[: self.channel_axis]
 
     @property
     def rows(self) -> Rows | None:
-        """Whose rows it has; None where that is not known."""
+        """Layout of its rows, or how it is shared; None where that is not known."""
         return self.of_pass.book.find(self.key, self.example_axes, self.of_pass.examples, self.lookup)
 
     @property
     def is_seen(self) -> bool:
-        """Whether it was seen whose rows an output of its shape has."""
+        """Whether it was seen whose rows an output of this shape has."""
         return self.of_pass.book.is_seen(self.key, self.example_axes, self.of_pass.examples)
 
     @property
@@ -155,8 +155,8 @@ class Output:
         return isinstance(self.rows, Shared) and self.of_pass.examples.total > 1
 
     def take_gradient(self, grad: Tensor | None) -> Tensor | None:
-        """The hook on the layer's output."""
-        if grad is None or not hears(self.of_pass.capture):  # of an output that nothing has used
+        """Take the gradient: the hook on the layer's output."""
+        if grad is None or not may_record(self.of_pass.capture):  # None: of an output that nothing has used
             return None
         if not self.is_parameter:
             self.of_pass.notice()
@@ -168,17 +168,17 @@ class Output:
             before_first, self.of_pass.before_first = self.of_pass.before_first, None
             before_first()
         if self.of_pass.prints is not None:
-            self.of_pass.prints[self.key] = prints_of(self._laid_out(grad), self.own_axes)
+            self.of_pass.prints[self.key] = prints_of(self._laid_out(grad), self.parameter_axes)
         if self.of_pass.chosen is not None:
             return self._cut(grad, self.of_pass.chosen)
         if self.of_pass.prints is not None:
             return None
         if torch.is_grad_enabled():
             raise ValueError(
-                "a backward pass with create_graph=True goes through a layer that is listened to: what it adds up is "
-                "no example's gradient alone. Take penalties on gradients out of the loss"
+                "a backward pass with create_graph=True goes through a recorded layer: the sums that it takes are not "
+                "gradients of single examples. Take penalties on gradients out of the loss"
             )
-        if torch.is_autocast_enabled(grad.device.type):  # optimization by hand, inside of the user's autocast
+        if torch.is_autocast_enabled(grad.device.type):  # manual optimization, inside of the user's autocast
             with torch.autocast(grad.device.type, enabled=False):
                 self._take(grad)
         else:
@@ -199,8 +199,8 @@ class Output:
                 )
                 return
         if isinstance(rows, Shared) and of_pass.examples.total > 1:
-            own = of_pass.shared.pop(self.key, None)
-            if own is None:
+            by_example = of_pass.shared.pop(self.key, None)
+            if by_example is None:
                 self._refuse(
                     grad,
                     "is computed once for all examples, inside of reentrant activation checkpointing, which hides "
@@ -208,13 +208,16 @@ class Output:
                     if self._in_backward
                     else "is computed once for all examples, which can't be told apart where it meets them",
                 )
-            elif not _sums_to(own, grad, of_pass.rounding, of_pass.largest):
+            elif not _sums_to(by_example, grad, of_pass.rounding, of_pass.largest):
                 self._refuse(grad, "is computed once for all examples, and used where they can't be told apart")
             else:
-                own = own.reshape(len(own), *self.shape) if self.is_flat else own
-                self.add(own if self.channel_axis == -1 else own.movedim(self.channel_axis + 1, -1), None)
+                if self.is_flat:
+                    by_example = by_example.reshape(len(by_example), *self.shape)
+                if self.channel_axis != -1:
+                    by_example = by_example.movedim(self.channel_axis + 1, -1)
+                self.add(by_example, None)
             return
-        if isinstance(rows, Shared):  # by the one example that there is
+        if isinstance(rows, Shared):  # there is one example
             rows = SIDE_BY_SIDE
         if isinstance(rows, Layout):
             self.add(self._laid_out(grad), rows)
@@ -226,7 +229,7 @@ class Output:
             )
 
     def _refuse(self, grad: Tensor, problem: str) -> None:
-        """Say that a gradient can't be read: at once, or when all are, if there is somebody who may find a way."""
+        """Raise the error that a gradient can't be read; or note it, if another way of reading it may be found."""
         if not bool(grad.any()):
             return
         if self.of_pass.open is None:
@@ -235,12 +238,12 @@ class Output:
         self.of_pass.unread[self.key] = self.unreadable(problem)
 
     def unreadable(self, problem: str) -> UnreadableError:
-        """An error that names the layer and what to leave out."""
+        """Make an error that names the layer, and says what to leave out."""
         return UnreadableError(f"{self.called} {problem}", list(self.layer.names.values()))
 
     @property
     def called(self) -> str:
-        """Its name in errors."""
+        """The layer's, or parameter's, name in errors."""
         if isinstance(self.layer.rule, GraphRule):
             return f"parameter {self.layer.path!r}"
         return f"layer {self.layer.path!r} ({type(self.layer.module).__name__})"
@@ -259,39 +262,39 @@ class Output:
         return kept.reshape(grad.shape)
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         raise NotImplementedError
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
         raise NotImplementedError
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
-        """Keep a gradient; a graph that is differentiated several times gives several.
+        """Add a gradient; a graph that is differentiated several times gives several.
 
         Args:
             grad: In the output's shape, channels last.
-            layout: Whose rows it has; None where it is ``[B, *shape]``, each example's own of a shared output.
+            layout: Whose rows it has; None where it is ``[B, *shape]``: each example's gradient of a shared output.
         """
         raise NotImplementedError
 
 
 class Silent(Output):
-    """An output of which nothing is kept."""
+    """Output of which nothing is kept."""
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         return self.had_gradient
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
         """Keep nothing."""
 
 
 def _sums_to(rows: Tensor, total: Tensor, rounding: float, largest: Tensor | None) -> bool:
-    """Whether each example's own gradients add up to that of all; some are nothing but the rounding of larger ones."""
+    """Whether the examples' gradients add up to the total, within rounding of the largest numbers on the way."""
     if not rows.numel():
         return True
     precision = max(rounding, torch.finfo(total.dtype).eps)
@@ -303,5 +306,5 @@ def _sums_to(rows: Tensor, total: Tensor, rounding: float, largest: Tensor | Non
 
 
 def trained(layer: Layer) -> dict[str, str]:
-    """Local and full names of those of a layer's covered parameters that require a gradient right now."""
+    """Get local and full names of those of a layer's covered parameters that currently require a gradient."""
     return {local: full for local, full in layer.names.items() if layer.parameter(local).requires_grad}

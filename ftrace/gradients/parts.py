@@ -1,12 +1,12 @@
 """Per-example gradients of one parameter, in the factored form that a layer's backward pass leaves behind.
 
-Nothing here is formed that need not be: a matrix product's gradient stays a pair of activations, an embedding's
-stays a list of row numbers. Every part can be made dense, and what is still factored can be multiplied without it
-(``factored.py``).
+A gradient is only made dense where that is needed: a matrix product's stays a pair of activations, an embedding's
+stays a list of row numbers. Every part can be made dense, and factored parts can be multiplied as they are
+(``products.py``).
 
-Factors keep the precision of the pass that they come from; sums over places are taken in float32 at least.
+Factors keep the precision of the pass that they come from; sums over positions are taken in float32 at least.
 
-Shape letters: B examples, T places in an example that are summed over (tokens), R rows and C columns of the
+Shape letters: B examples, T positions in an example that are summed over (tokens), R rows and C columns of the
 parameter. A parameter that is not a matrix counts as one: a vector as a single row, a convolution's weight with one
 row for each output channel.
 """
@@ -25,18 +25,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outer:
-    """``grad[b] = sum_t rows[b, t] ⊗ columns[b, t]``: what a matrix product leaves.
+    """Part from a matrix product: ``grad[b] = sum_t rows[b, t] ⊗ columns[b, t]``.
 
     Args:
-        rows: ``[B, T, R]``, whatever multiplies the parameter's first axis.
-        columns: ``[B, T, C]``, whatever multiplies its second axis.
+        rows: ``[B, T, R]``, along the parameter's first axis.
+        columns: ``[B, T, C]``, along its second axis.
     """
 
     rows: Tensor
     columns: Tensor
 
     def dense(self, out: Tensor | None = None) -> Tensor:
-        """The gradients themselves, ``[B, R, C]``, optionally into memory that is at hand."""
+        """Form the gradients, ``[B, R, C]``, optionally in given memory."""
         return torch.bmm(self.rows.transpose(1, 2), self.columns, out=out)
 
     def add_to(self, dense: Tensor) -> None:
@@ -44,24 +44,24 @@ class Outer:
         dense.baddbmm_(self.rows.transpose(1, 2), self.columns)
 
     def along(self, vector: Tensor) -> Tensor:
-        """``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
+        """Compute ``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
         matrix = vector.reshape(self.rows.shape[2], self.columns.shape[2])
         return (torch.matmul(self.columns, matrix.T) * self.rows).sum((1, 2))
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
-        """``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
+        """Compute ``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
         columns = self.columns * weights_B[:, None, None]
         return self.rows.flatten(0, 1).T @ columns.flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """``grad[b, ids[b, t]] += columns[b, t]``: what an embedding table leaves.
+    """Part from an embedding table: ``grad[b, ids[b, t]] += columns[b, t]``.
 
     Args:
         ids: ``[B, T]`` int64, the rows that were read.
         columns: ``[B, T, C]``, the gradient of what was read.
-        num_rows: R, the number of rows of the table.
+        num_rows: R, of the table.
     """
 
     ids: Tensor
@@ -69,7 +69,7 @@ class Lookup:
     num_rows: int
 
     def dense(self, out: Tensor | None = None) -> Tensor:
-        """The gradients themselves, ``[B, R, C]``, optionally into memory that is at hand."""
+        """Form the gradients, ``[B, R, C]``, optionally in given memory."""
         B, _, C = self.columns.shape
         dense = self.columns.new_zeros(B, self.num_rows, C) if out is None else out.zero_()
         self.add_to(dense)
@@ -83,20 +83,20 @@ class Lookup:
         flat.index_add_(0, (self.ids + first_rows).flatten(), self.columns.reshape(-1, C))
 
     def along(self, vector: Tensor) -> Tensor:
-        """``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
+        """Compute ``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
         matrix = vector.reshape(self.num_rows, self.columns.shape[2])
         return (matrix[self.ids] * self.columns).sum((1, 2))
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
-        """``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
+        """Compute ``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
         columns = self.columns * weights_B[:, None, None]
         total = columns.new_zeros(self.num_rows, columns.shape[-1])
         return total.index_add_(0, self.ids.flatten(), columns.flatten(0, 1))
 
 
 @dataclass(frozen=True)
-class Places:
-    """``grad[b] = sum_t value[b, t]``: what a bias or a norm leaves, before the places are added up.
+class Positions:
+    """Part from a bias or a norm, before positions are added up: ``grad[b] = sum_t value[b, t]``.
 
     Args:
         value: ``[B, T, C]``, for a parameter of one axis.
@@ -105,13 +105,13 @@ class Places:
     value: Tensor
 
     def summed(self) -> Dense:
-        """The same gradients with the places added up."""
+        """Add the positions up."""
         return Dense(self.value.sum(1, dtype=accumulation_dtype(self.value)))
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The gradients themselves: biases and norms, which are too small to factor, and whatever has no factors.
+    """Part that is dense: of biases and norms, which are too small to factor, and of whatever has no factors.
 
     Args:
         value: ``[B, *parameter.shape]``.
@@ -120,7 +120,7 @@ class Dense:
     value: Tensor
 
     def dense(self, out: Tensor | None = None) -> Tensor:
-        """The gradients themselves, ``[B, *parameter.shape]``."""
+        """Get the gradients, ``[B, *parameter.shape]``."""
         return self.value
 
     def add_to(self, dense: Tensor) -> None:
@@ -128,11 +128,11 @@ class Dense:
         dense += self.value.view(dense.shape)
 
     def along(self, vector: Tensor) -> Tensor:
-        """``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
+        """Compute ``<grad[b], vector>``, ``[B]``; the vector has the parameter's elements."""
         return flat_rows(self.value) @ vector.flatten()
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
-        """``sum_b weights[b] * grad[b]``, in the parameter's shape."""
+        """Compute ``sum_b weights[b] * grad[b]``, in the parameter's shape."""
         return torch.tensordot(weights_B, self.value, dims=1)
 
 
@@ -141,27 +141,27 @@ Part = Outer | Lookup | Dense
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """What sums of a tensor are taken in: float64 stays, all else is float32."""
+    """Get the dtype in which a tensor is summed: float64 stays, all others become float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def flat_rows(values: Tensor) -> Tensor:
-    """``[B, *shape]`` as ``[B, P]``, of a parameter that has no axes, too."""
+    """Flatten ``[B, *shape]`` to ``[B, P]``, also where the parameter has no axes."""
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def num_places(part: Factored) -> int:
-    """T, the places that a factored part sums over."""
+def num_positions(part: Factored) -> int:
+    """Get T, the number of positions that a factored part sums over."""
     return part.columns.shape[1]
 
 
-def like(part: Part | Places) -> Tensor:
-    """A tensor of the part's own dtype and device."""
+def like(part: Part | Positions) -> Tensor:
+    """Get a tensor of the part's dtype and device."""
     return part.columns if isinstance(part, Outer | Lookup) else part.value
 
 
 def take(part: Part, start: int, stop: int, dtype: torch.dtype) -> Part:
-    """The same part for the examples ``start <= b < stop``, in the dtype that sums are taken in."""
+    """Take the examples ``start <= b < stop`` of a part, in the dtype that sums are taken in."""
     if isinstance(part, Outer):
         return Outer(part.rows[start:stop].to(dtype), part.columns[start:stop].to(dtype))
     if isinstance(part, Lookup):
@@ -170,7 +170,7 @@ def take(part: Part, start: int, stop: int, dtype: torch.dtype) -> Part:
 
 
 def take_rows(part: Part, start: int, stop: int) -> Part:
-    """The same part for the parameter's rows ``start <= r < stop`` alone."""
+    """Take the parameter's rows ``start <= r < stop`` of a part."""
     if isinstance(part, Outer):
         return Outer(part.rows[..., start:stop], part.columns)
     if isinstance(part, Lookup):
@@ -179,11 +179,13 @@ def take_rows(part: Part, start: int, stop: int) -> Part:
     return Dense(part.value[:, start:stop])
 
 
-def merge(parts: list[Part | Places]) -> tuple[Part, ...]:
-    """At most one part of each kind, with the same sum: the uses of a shared weight become one list of places."""
+def merge(parts: list[Part | Positions]) -> tuple[Part, ...]:
+    """Merge parts to one of each kind, with the same sum: a shared weight's uses become one list of positions."""
     outers = [part for part in parts if isinstance(part, Outer)]
     lookups = [part for part in parts if isinstance(part, Lookup)]
-    dense = [part.summed() if isinstance(part, Places) else part for part in parts if isinstance(part, Dense | Places)]
+    dense = [
+        part.summed() if isinstance(part, Positions) else part for part in parts if isinstance(part, Dense | Positions)
+    ]
     merged: list[Part] = []
     if outers:
         rows, columns = [part.rows for part in outers], [part.columns for part in outers]
@@ -201,10 +203,10 @@ def merge(parts: list[Part | Places]) -> tuple[Part, ...]:
 
 
 def stack_examples(parts: Sequence[Part | None], counts: Sequence[int]) -> Part:
-    """One part for the examples of several batches, whose parts are of one kind.
+    """Stack the examples of several batches, whose parts are of one kind, into one part.
 
     Args:
-        parts: Each batch's part, or None where it has none: zeros, then. Shorter ones are filled up with empty places.
+        parts: Each batch's part; None stands for zeros. Shorter ones are padded with empty positions.
         counts: Each batch's number of examples.
     """
     given = next(part for part in parts if part is not None)
@@ -215,12 +217,12 @@ def stack_examples(parts: Sequence[Part | None], counts: Sequence[int]) -> Part:
                 pieces[index] = part.value
         return Dense(torch.cat(pieces))
     factored = [part for part in parts if part is not None and not isinstance(part, Dense)]
-    places = max(num_places(part) for part in factored)
+    positions = max(num_positions(part) for part in factored)
 
     def stacked(tensors: Sequence[Tensor | None]) -> Tensor:
         present = [tensor for tensor in tensors if tensor is not None]
         dtype = reduce(torch.promote_types, [tensor.dtype for tensor in present])
-        total = present[0].new_zeros(sum(counts), places, *present[0].shape[2:], dtype=dtype)
+        total = present[0].new_zeros(sum(counts), positions, *present[0].shape[2:], dtype=dtype)
         for tensor, stop in zip(tensors, accumulate(counts), strict=True):
             if tensor is not None:
                 total[stop - len(tensor) : stop, : tensor.shape[1]] = tensor

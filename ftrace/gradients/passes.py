@@ -1,14 +1,14 @@
-"""What was seen of the passes of a rehearsal, and what differs between two of them."""
+"""Records of a rehearsal's passes, and the differences between two of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ftrace.gradients.evidence import Evidence, Prints, contradiction, either, movement
-from ftrace.gradients.finding import Heard
+from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, either, movement
+from ftrace.gradients.finding import Recorded, compared, learn_ways, write_choices
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.observation import Observation
@@ -16,48 +16,100 @@ from ftrace.gradients.observation import Observation
 
 @dataclass
 class Backward:
-    """What was seen of a pass with its backward pass.
+    """Record of a pass that was differentiated.
 
     Args:
-        heard: Its outputs.
+        recorded: Its outputs.
         prints: Of their gradients.
-        nodes: Of the nodes behind some of them, for each backward pass of the step.
+        nodes: Prints at the nodes behind some of them, for each backward pass of the step.
     """
 
-    heard: Heard
+    recorded: Recorded
     prints: dict[Key, Prints]
     nodes: list[NodePrints]
 
     def pairs(self, other: Backward) -> Iterator[tuple[Prints, Prints]]:
-        """What came to the same outputs and nodes in another pass."""
+        """Yield the prints of each output and node, here and in another pass."""
         for key in self.prints.keys() & other.prints.keys():
             yield self.prints[key], other.prints[key]
-        for own, others in zip(self.nodes, other.nodes, strict=False):
-            for place in own.prints.keys() & others.prints.keys():
-                yield own.prints[place], others.prints[place]
+        for nodes, others in zip(self.nodes, other.nodes, strict=False):
+            for slot in nodes.prints.keys() & others.prints.keys():
+                yield nodes.prints[slot], others.prints[slot]
 
 
 def movement_of(plain: Observation, moved: Observation, key: Key, shape: Sequence[int], members: Tensor) -> Evidence:
-    """What became of a layer's input and output when some examples' inputs were exchanged."""
+    """Compare a layer's input and output with those of a pass in which some examples' inputs were exchanged."""
     if key not in moved.values:
         return contradiction(shape, members)
     before, after = plain.values[key], moved.values[key]
     if before[1].shape != tuple(shape) or after[1].shape != tuple(shape):
         return contradiction(shape, members)
-    found = movement(before[1], after[1], members)
+    evidence = movement(before[1], after[1], members)
     if before[0] is not None and after[0] is not None and before[0].shape == after[0].shape == tuple(shape):
-        found = either(found, movement(before[0], after[0], members))
-    return found
+        evidence = either(evidence, movement(before[0], after[0], members))
+    return evidence
 
 
 def has_any(prints: Prints) -> bool:
-    """Whether a gradient has anything in it but zeros."""
-    return any(bool(own.any()) for own in prints.along.values()) or not prints.shape
+    """Whether a gradient has numbers other than zero."""
+    return any(bool(numbers.any()) for numbers in prints.along.values()) or not prints.shape
 
 
 def sum_of(first: Prints | None, second: Prints) -> Prints:
-    """Prints of what several backward passes bring to one output together."""
+    """Add up the prints of one output's gradients from several backward passes."""
     if first is None:
         return second
-    along = {axis: own + second.along[axis] for axis, own in first.along.items()}
+    along = {axis: numbers + second.along[axis] for axis, numbers in first.along.items()}
     return Prints(first.shape, along, first.precision)
+
+
+def choices_by_gradients(
+    plain: Backward,
+    passes: Sequence[tuple[Tensor, Backward]],
+    wanted: Sequence[Key],
+    compare: Callable[[Prints, Prints, Tensor], Evidence],
+    earlier: Mapping[Key, Sequence[Evidence]],
+) -> dict[Key, Choice]:
+    """Choose the layouts of outputs by their gradients, together with earlier evidence.
+
+    Args:
+        plain: A plain pass.
+        passes: The changed examples, ``[B]`` bool, and the pass, of each pass in which some examples were changed.
+        wanted: The outputs.
+        compare: Compares the prints of a plain and such a pass.
+        earlier: Evidence by output.
+    """
+    choices = {}
+    for key in wanted:
+        prints = plain.prints[key]
+        evidence = [compared(compare, prints, other.prints.get(key), members) for members, other in passes]
+        shape = plain.recorded.outputs[key].example_axes
+        choices[key] = choose(shape, [*earlier.get(key, ()), *evidence], plain.recorded.examples)
+    return choices
+
+
+def write_conclusions(
+    plain: Backward,
+    passes: Sequence[tuple[Tensor, Backward]],
+    choices: Mapping[Key, Choice],
+    compare: Callable[[Prints, Prints, Tensor], Evidence],
+) -> tuple[list[Key], list[Key]]:
+    """Write choices into the book, and how outputs without a layout are shared.
+
+    Args:
+        plain: A plain pass.
+        passes: The changed examples, ``[B]`` bool, and the pass, of each pass in which some examples were changed.
+        choices: By output.
+        compare: Compares the prints of a plain and such a pass.
+
+    Returns:
+        Outputs without any evidence, and those with no layout and no way.
+    """
+    apart = write_choices(plain.recorded, choices)
+    apart += [key for key, choice in choices.items() if not choice.known]
+    told = {key for key, choice in choices.items() if choice.known}
+    if apart:
+        others = [(members, other.nodes) for members, other in passes]
+        apart, told_behind = learn_ways(plain.recorded, apart, plain.nodes, others, compare)
+        told |= told_behind
+    return [key for key in apart if key not in told], [key for key in apart if key in told]

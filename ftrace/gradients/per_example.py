@@ -1,4 +1,4 @@
-"""The gradients of a batch, one per example, over all covered parameters."""
+"""Gradients of a batch, one per example, over all covered parameters."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ftrace.gradients.costs import Shape, measured_rates, own_gram_is_cheaper, shape_of_parts
-from ftrace.gradients.factored import own_gram
+from ftrace.gradients.costs import NormWay, Shape, cheapest_norm_way, measured_rates, shape_of_parts
 from ftrace.gradients.parts import (
     Dense,
+    Factored,
+    Lookup,
+    Outer,
     Part,
-    Places,
+    Positions,
     accumulation_dtype,
     flat_rows,
     like,
     merge,
+    num_positions,
     stack_examples,
     take,
     take_rows,
@@ -27,20 +30,20 @@ CHUNK_BYTES = 256 * 2**20
 
 
 class PerExampleGradients:
-    """Gradients of ``B`` examples, held as factors and made dense only where that is cheaper.
+    """Gradients of ``B`` examples, stored as factors and made dense only where that is cheaper.
 
     Sums are taken in float32, or float64 where the pass was in float64, whatever the precision of the factors.
 
     Args:
-        parts: For each parameter's name, the parts that its gradient is the sum of (one per use of the parameter).
+        parts: For each parameter's name, the parts that add up to its gradient (one per use of the parameter).
         shapes: The shape of each of these parameters.
         num_examples: B.
-        scales: For some parameters, what their gradient is multiplied with, element by element, in their shape.
+        scales: For some parameters, factors of their gradient, element by element, in their shape.
     """
 
     def __init__(
         self,
-        parts: Mapping[str, list[Part | Places]],
+        parts: Mapping[str, list[Part | Positions]],
         shapes: Mapping[str, torch.Size],
         num_examples: int,
         scales: Mapping[str, Tensor] | None = None,
@@ -57,34 +60,34 @@ class PerExampleGradients:
 
     @property
     def device(self) -> torch.device:
-        """Where the gradients are."""
+        """The device that the gradients are on."""
         return next((like(parts[0]).device for parts in self.parts.values()), torch.device("cpu"))
 
     def zeros(self, *size: int) -> Tensor:
-        """Zeros of the dtype that sums are taken in, on the gradients' device."""
+        """Make zeros of the dtype that sums are taken in, on the gradients' device."""
         return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     def only(self, names: Collection[str]) -> PerExampleGradients:
-        """The same gradients of some parameters alone."""
+        """Select the gradients of some parameters."""
         parts = {name: list(of_name) for name, of_name in self.parts.items() if name in names}
         scales = {name: scale for name, scale in self.scales.items() if name in names}
         return PerExampleGradients(parts, self.shapes, len(self), scales)  # type: ignore[arg-type]
 
     def with_those_of(self, other: PerExampleGradients, names: Collection[str]) -> PerExampleGradients:
-        """The same, with the gradients of some parameters taken from elsewhere.
+        """Replace the gradients of some parameters by another object's.
 
         Args:
             other: Of the same examples.
             names: The parameters.
         """
         kept, taken = self.only(set(self.parts) - set(names)), other.only(names)
-        parts: dict[str, list[Part | Places]] = {
-            name: list(of_name) for one in (kept, taken) for name, of_name in one.parts.items()
+        parts: dict[str, list[Part | Positions]] = {
+            name: list(of_name) for gradients in (kept, taken) for name, of_name in gradients.parts.items()
         }
         return PerExampleGradients(parts, {**kept.shapes, **taken.shapes}, len(self), {**kept.scales, **taken.scales})
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
-        """(R, C): the rows and columns that a parameter's factors have."""
+        """Get (R, C), the numbers of rows and columns of a parameter's factors."""
         shape = self.shapes[name]
         return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
@@ -97,13 +100,13 @@ class PerExampleGradients:
         rows: tuple[int, int] | None = None,
         only: Sequence[Part] | None = None,
     ) -> Tensor:
-        """Gradients of one parameter, ``[B, *shape]``; of some of its rows, ``[B, rows, C]``.
+        """Form the gradients of one parameter, ``[B, *shape]``; of some of its rows, ``[B, rows, C]``.
 
         Args:
             name: The parameter.
             start: First example.
             stop: One past the last example; default: all.
-            out: Memory of at least that many elements that may be used for the result.
+            out: Memory that may be used for the result, of at least as many elements.
             rows: First row, and one past the last; default: all.
             only: Just these of the parameter's parts.
         """
@@ -117,7 +120,7 @@ class PerExampleGradients:
         if rows is not None:
             parts = [take_rows(_as_matrix(part, R, C), first_row, last_row) for part in parts]
         dense = parts[0].dense(out)
-        for part in parts[1:]:  # `merge` puts a Dense part last, so what is added to is never somebody's own tensor
+        for part in parts[1:]:  # `merge` puts a Dense part last, so its tensor is never added to
             part.add_to(dense)
         dense = dense.reshape(shape)
         if name in self.scales:
@@ -125,7 +128,7 @@ class PerExampleGradients:
         return dense if rows is not None else dense.view(stop - start, *self.shapes[name])
 
     def along(self, name: str, vector: Tensor) -> Tensor:
-        """``<grad_b, vector>`` of one parameter, ``[B]``, without forming the gradients.
+        """Compute ``<grad_b, vector>`` of one parameter, ``[B]``, without forming the gradients.
 
         Args:
             name: The parameter.
@@ -133,72 +136,80 @@ class PerExampleGradients:
         """
         if name in self.scales:
             vector = vector * self.scales[name]
-        found = self.zeros(self.num_examples)
+        products = self.zeros(self.num_examples)
         for part in self.parts[name]:
-            whole = take(part, 0, self.num_examples, self.dtype)
-            found += whole.along(vector.to(self.dtype))
-        return found
+            products += take(part, 0, self.num_examples, self.dtype).along(vector.to(self.dtype))
+        return products
 
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
-        """``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
+        """Compute ``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
         total = torch.zeros((), dtype=weights_B.dtype, device=weights_B.device).expand(self.shapes[name])
         for part in self.parts[name]:
-            whole = take(part, 0, self.num_examples, self.dtype)
-            total = total + whole.weighted_sum(weights_B).reshape(self.shapes[name])
+            converted = take(part, 0, self.num_examples, self.dtype)
+            total = total + converted.weighted_sum(weights_B).reshape(self.shapes[name])
         return total * self.scales[name] if name in self.scales else total
 
     def total(self, name: str) -> Tensor:
-        """The sum over examples of one parameter's gradient, in its shape: the gradient of the batch."""
+        """Add up the examples' gradients of one parameter, in its shape: the gradient of the batch."""
         return self.weighted_sum(name, self.zeros(self.num_examples) + 1)
 
     def chunks(self, elements_per_example: int, chunk_bytes: int | None = None) -> Iterator[tuple[int, int]]:
-        """Ranges of examples that keep a temporary of that many elements an example within a number of bytes."""
+        """Yield ranges of examples such that a temporary tensor with so many elements per example fits in memory."""
         bytes_each = max(1, elements_per_example * self.zeros().element_size())
         size = max(1, (chunk_bytes or CHUNK_BYTES) // bytes_each)
         for start in range(0, self.num_examples, size):
             yield start, min(start + size, self.num_examples)
 
     def square_norms(self, names: Iterable[str] | None = None) -> Tensor:
-        """``|grad_b|^2`` over the named parameters (default: all), ``[B]``; from the factors where that is cheaper."""
+        """Compute ``|grad_b|^2`` over the named parameters (default: all), ``[B]``, each in the cheapest way."""
         norms = self.zeros(self.num_examples)
         for name in self.parts if names is None else names:
-            if name not in self.parts:
-                continue
-            if self._own_gram_is_cheaper(name):
-                places = max(part.columns.shape[1] for part in self.parts[name] if not isinstance(part, Dense))
-                for start, stop in self.chunks(2 * places * places):
-                    norms[start:stop] += self._own_gram(name, start, stop)
-            else:
-                for start, stop in self.chunks(self.shapes[name].numel()):
-                    norms[start:stop] += row_square_norms(flat_rows(self.dense(name, start, stop)))
+            if name in self.parts:
+                norms += self.square_norms_of(name, self._norm_way(name))
         return norms
 
-    def _own_gram_is_cheaper(self, name: str) -> bool:
-        if name in self.scales:
-            return False
-        R, C = self.matrix_shape(name)
-        given = self.zeros()
-        shape = Shape(self.num_examples, 0, R, C, shape_of_parts(self.parts[name]), ())
-        return own_gram_is_cheaper(shape, measured_rates(given.device, given.dtype))
+    def square_norms_of(self, name: str, way: NormWay) -> Tensor:
+        """Compute ``|grad_b|^2`` of one parameter, ``[B]``.
 
-    def _own_gram(self, name: str, start: int, stop: int) -> Tensor:
+        Args:
+            name: The parameter.
+            way: ``gram``, from the factors alone, or ``materialised``, from dense gradients.
+        """
+        norms = self.zeros(self.num_examples)
+        if way == "gram":
+            positions = max(part.columns.shape[1] for part in self.parts[name] if not isinstance(part, Dense))
+            for start, stop in self.chunks(2 * positions * positions):
+                norms[start:stop] = self._gram_norms(name, start, stop)
+        else:
+            for start, stop in self.chunks(self.shapes[name].numel()):
+                norms[start:stop] = row_square_norms(flat_rows(self.dense(name, start, stop)))
+        return norms
+
+    def _norm_way(self, name: str) -> NormWay:
+        R, C = self.matrix_shape(name)
+        number = self.zeros()
+        shape = Shape(self.num_examples, 0, R, C, shape_of_parts(self.parts[name]), ())
+        rates = measured_rates(number.device, number.dtype)
+        return cheapest_norm_way(shape, rates, scaled=name in self.scales)
+
+    def _gram_norms(self, name: str, start: int, stop: int) -> Tensor:
         parts = [take(part, start, stop, self.dtype) for part in self.parts[name]]
         pairs = [(a, b) for a in parts for b in parts if not isinstance(a, Dense) and not isinstance(b, Dense)]
-        return torch.stack([own_gram(first, second) for first, second in pairs]).sum(0)
+        return torch.stack([paired_products(first, second) for first, second in pairs]).sum(0)
 
     @staticmethod
     def sum(several: Sequence[PerExampleGradients]) -> PerExampleGradients:
-        """The gradients that several backward passes over the same examples add up to; at least one."""
-        parts: dict[str, list[Part | Places]] = {}
-        for one in several:
-            for name, of_name in one.parts.items():
+        """Add up the gradients of several backward passes (at least one) over the same examples."""
+        parts: dict[str, list[Part | Positions]] = {}
+        for gradients in several:
+            for name, of_name in gradients.parts.items():
                 parts.setdefault(name, []).extend(of_name)
-        shapes = {name: shape for one in several for name, shape in one.shapes.items()}
+        shapes = {name: shape for gradients in several for name, shape in gradients.shapes.items()}
         return PerExampleGradients(parts, shapes, len(several[0]))
 
     @staticmethod
     def stack(batches: Sequence[PerExampleGradients]) -> PerExampleGradients:
-        """The examples of several batches, in order, as one; what a batch has no gradient for is zero there.
+        """Concatenate the examples of several batches; parameters without a gradient in a batch are zero there.
 
         Raises:
             ValueError: If the batches have different elementwise scales.
@@ -207,7 +218,7 @@ class PerExampleGradients:
             return batches[0]
         counts = [len(batch) for batch in batches]
         names = dict.fromkeys(name for batch in batches for name in batch.parts)
-        parts: dict[str, list[Part | Places]] = {}
+        parts: dict[str, list[Part | Positions]] = {}
         for name in names:
             by_kind = [{type(part): part for part in batch.parts.get(name, ())} for batch in batches]
             kinds = dict.fromkeys(kind for of_batch in by_kind for kind in of_batch)
@@ -221,8 +232,23 @@ class PerExampleGradients:
 
 
 def row_square_norms(rows_BP: Tensor) -> Tensor:
-    """``|row|^2``, ``[B]``."""
+    """Compute ``|row|^2``, ``[B]``."""
     return torch.linalg.vector_norm(rows_BP, dim=1) ** 2
+
+
+def paired_products(first: Factored, second: Factored) -> Tensor:
+    """Compute ``<grad_b, grad'_b>`` of two parts of the same examples' gradients, ``[B]``, from the factors alone."""
+    pairs_BTS = first.columns @ second.columns.transpose(1, 2)
+    if isinstance(first, Outer) and isinstance(second, Outer):
+        pairs_BTS *= first.rows @ second.rows.transpose(1, 2)
+    elif isinstance(first, Lookup) and isinstance(second, Lookup):
+        pairs_BTS *= first.ids[:, :, None] == second.ids[:, None, :]
+    elif isinstance(first, Lookup) and isinstance(second, Outer):
+        index = first.ids[:, None, :].expand(-1, num_positions(second), -1)
+        pairs_BTS *= second.rows.gather(2, index).transpose(1, 2)
+    else:
+        return paired_products(second, first)
+    return pairs_BTS.sum((1, 2))
 
 
 def _as_matrix(part: Part, rows: int, columns: int) -> Part:

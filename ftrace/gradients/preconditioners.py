@@ -1,12 +1,13 @@
-"""What optimizers multiply gradients with: one over the root of their second moments.
+"""Preconditioners: the factors by which optimizers multiply gradients, one over the root of their second moments.
 
-Adam and AdamW keep one number for each element, ``P = 1 / (sqrt(v_hat) + eps)``. Adafactor keeps a row's and a column's
-share, so ``P`` is an outer product and can be multiplied into the factors of a gradient without forming it. The same
-form approximates Adam's, and the error of that is measured (Shazeer and Stern 2018, arXiv 1804.04235, section 3).
+Adam and AdamW store one number for each element, ``P = 1 / (sqrt(v_hat) + eps)``. Adafactor stores one for each row and
+one for each column, so ``P`` is an outer product and can be multiplied into the factors of a gradient without forming
+it. The same form approximates Adam's, and the error of that is measured (Shazeer and Stern 2018, arXiv 1804.04235,
+section 3).
 
-A product with one side preconditioned is the first-order effect of a step (``G^T P c``); with both, it is TrackStar's
-(Chang et al. 2024, arXiv 2410.17413, section 3). What else an optimizer multiplies a whole update with (learning rate,
-Adafactor's clipping by RMS and its scale of the parameter) is not part of ``P``.
+A product in which one gradient is preconditioned is the first-order effect of a step (``G^T P c``); with both, it is
+TrackStar's (Chang et al. 2024, arXiv 2410.17413, section 3). Other numbers that multiply an entire update (learning
+rate, Adafactor's clipping by RMS and its scale of the parameter) are not part of ``P``.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftrace.gradients.names import full_name
-from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Places
+from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
 
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A factor for each element.
+    """Preconditioner with a factor for each element.
 
     Args:
-        scale: In the parameter's shape.
+        scale: The factors, in the parameter's shape.
     """
 
     scale: Tensor
 
     def dense(self) -> Tensor:
-        """The factors, in the parameter's shape."""
+        """Get the factors, in the parameter's shape."""
         return self.scale
 
 
 @dataclass(frozen=True)
 class RankOne:
-    """A factor for each row times one for each column of a matrix.
+    """Preconditioner with a factor for each row times one for each column of a matrix.
 
     Args:
         rows: ``[R]``.
@@ -53,7 +54,7 @@ class RankOne:
     columns: Tensor
 
     def dense(self) -> Tensor:
-        """The factors, ``[R, C]``."""
+        """Form the factors, ``[R, C]``."""
         return torch.outer(self.rows, self.columns)
 
 
@@ -63,13 +64,12 @@ Preconditioner = Elementwise | RankOne
 def preconditioners_from_optimizer(
     optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> dict[str, Preconditioner]:
-    """What a live optimizer multiplies each parameter's gradient with, by the parameter's name.
+    """Read each parameter's preconditioner off a live optimizer, by the parameter's name.
 
     Args:
         optimizer: Adam, AdamW or Adafactor of ``torch.optim``, or transformers' Adafactor; any of their fused, foreach
             or capturable forms, with any parameter groups.
-        named_parameters: As ``module.named_parameters()`` gives them. Those that the optimizer doesn't have are left
-            out.
+        named_parameters: ``module.named_parameters()``. Those that the optimizer doesn't have are left out.
 
     Raises:
         ValueError: If the optimizer is another one, or has not taken a step on a parameter yet.
@@ -91,15 +91,15 @@ def preconditioner_from_state(
     shape: Sequence[int],
     dtype: torch.dtype = torch.float32,
 ) -> Preconditioner:
-    """What an optimizer multiplies one parameter's gradient with, from what it keeps of it (a snapshot has the same).
+    """Read one parameter's preconditioner off the state that an optimizer stores (snapshots have the same).
 
     Args:
         name: The parameter, for errors.
         optimizer: Full name of the optimizer's class.
         settings: The parameter's group: ``betas``, ``eps``, ``amsgrad``.
         state: The parameter's state.
-        shape: The parameter's shape.
-        dtype: The parameter's dtype.
+        shape: Of the parameter.
+        dtype: Of the parameter.
 
     Raises:
         ValueError: If the optimizer is not supported, or the state is missing.
@@ -118,11 +118,11 @@ def preconditioner_from_state(
 
 
 def of_touched(preconditioner: Preconditioner, touched: Tensor) -> Preconditioner:
-    """A preconditioner with 0 where no gradient has ever come, and the optimizer would divide by next to nothing.
+    """Set a preconditioner to 0 where no gradient has ever arrived, and the optimizer would divide by next to nothing.
 
     Args:
         preconditioner: Of a parameter.
-        touched: As :func:`touched_elements` gives them.
+        touched: See :func:`touched_elements`.
     """
     if touched.all():
         return preconditioner
@@ -134,17 +134,17 @@ def of_touched(preconditioner: Preconditioner, touched: Tensor) -> Preconditione
 
 
 def touched_elements(optimizer: str, settings: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
-    """Where an optimizer's second moments have seen a gradient, bool, in the parameter's shape.
+    """Find where an optimizer's second moments have seen a gradient: bool, in the parameter's shape.
 
     Args:
-        optimizer: Full name of the optimizer's class, one of which a preconditioner is known.
+        optimizer: Full name of the optimizer's class, a supported one.
         settings: The parameter's group.
         state: The parameter's state.
     """
     if optimizer == "torch.optim.Adafactor":
         return (state["row_var"] > 0) & (state["col_var"] > 0) if "row_var" in state else state["variance"] > 0
     if optimizer == "transformers.optimization.Adafactor":
-        least = 1.01 * settings["eps"][0]  # what a row or column without any gradient has
+        least = 1.01 * settings["eps"][0]  # the value of a row or column without any gradient
         if "exp_avg_sq" in state:
             return state["exp_avg_sq"] > least
         rows, columns = state["exp_avg_sq_row"] > least, state["exp_avg_sq_col"] > least
@@ -153,7 +153,7 @@ def touched_elements(optimizer: str, settings: Mapping[str, Any], state: Mapping
 
 
 def times(factor: float | Preconditioner, number: float) -> float | Preconditioner:
-    """What multiplies a gradient, times a number."""
+    """Multiply a gradient's factor by a number."""
     if isinstance(factor, float):
         return factor * number
     if isinstance(factor, RankOne):
@@ -162,10 +162,10 @@ def times(factor: float | Preconditioner, number: float) -> float | Precondition
 
 
 def rank_one(preconditioner: Elementwise) -> tuple[RankOne, float]:
-    """The closest outer product to an elementwise preconditioner of a matrix, and how close it is.
+    """Approximate an elementwise preconditioner of a matrix by an outer product, and measure the error.
 
-    Second moments are replaced by the product of their row and column means over the whole mean, which is the closest
-    in generalised Kullback-Leibler divergence (Shazeer and Stern 2018, lemma 1).
+    Second moments are replaced by the product of their row and column means over the overall mean, which is the closest
+    outer product in generalised Kullback-Leibler divergence (Shazeer and Stern 2018, lemma 1).
 
     Args:
         preconditioner: Of a parameter with at least two axes; all but the first count as columns.
@@ -188,23 +188,23 @@ def rank_one(preconditioner: Elementwise) -> tuple[RankOne, float]:
     touched = scale > 0
     moments = torch.where(touched, scale.square().reciprocal(), 0.0)
     rows, columns = moments.mean(1), moments.mean(0)
-    found = RankOne(_root_reciprocal(rows / rows.mean()), _root_reciprocal(columns))
-    return found, float((found.dense() - scale).norm() / scale.norm())
+    approximation = RankOne(_root_reciprocal(rows / rows.mean()), _root_reciprocal(columns))
+    return approximation, float((approximation.dense() - scale).norm() / scale.norm())
 
 
 def _root_reciprocal(moments: Tensor) -> Tensor:
-    """One over the root; 0 where nothing has been seen."""
+    """Compute one over the root; 0 where no gradient has been seen."""
     return torch.where(moments > 0, moments.rsqrt(), 0.0)
 
 
 def precondition(
     gradients: PerExampleGradients, preconditioners: Mapping[str, float | Preconditioner]
 ) -> PerExampleGradients:
-    """Gradients multiplied with preconditioners; an outer product goes into their factors, so they stay factored.
+    """Multiply gradients by preconditioners; one of rank one goes into their factors, so that they stay factored.
 
     Args:
         gradients: Of any parameters.
-        preconditioners: By parameter; a number for one that multiplies all elements alike.
+        preconditioners: By parameter; a number multiplies all elements alike.
 
     Raises:
         ValueError: If a parameter that has a gradient has no preconditioner.
@@ -212,16 +212,16 @@ def precondition(
     missing = sorted(gradients.parts.keys() - preconditioners.keys())
     if missing:
         raise ValueError(f"expected a preconditioner for each parameter, found none for {missing}")
-    parts: dict[str, list[Part | Places]] = {}
+    parts: dict[str, list[Part | Positions]] = {}
     scales = dict(gradients.scales)
-    for name, own in gradients.parts.items():
+    for name, of_name in gradients.parts.items():
         factor = preconditioners[name]
         if isinstance(factor, float):
-            parts[name] = [_multiplied(part, factor) for part in own]
+            parts[name] = [_multiplied(part, factor) for part in of_name]
         elif isinstance(factor, RankOne):
-            parts[name] = [_scaled(part, factor) for part in own]
+            parts[name] = [_scaled(part, factor) for part in of_name]
         else:
-            parts[name] = list(own)
+            parts[name] = list(of_name)
             scales[name] = factor.scale * scales[name] if name in scales else factor.scale
     return PerExampleGradients(parts, gradients.shapes, len(gradients), scales)
 
@@ -245,8 +245,8 @@ def _scaled(part: Part, factor: RankOne) -> Part:
 
 def _adam(settings: Mapping[str, Any], state: Mapping[str, Any], axes: int, dtype: torch.dtype) -> Preconditioner:
     moments = state["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"]
-    correction = 1 - float(settings["betas"][1]) ** float(state["step"])
-    return Elementwise(1 / (moments.sqrt() / math.sqrt(correction) + float(settings["eps"])))
+    bias = 1 - float(settings["betas"][1]) ** float(state["step"])
+    return Elementwise(1 / (moments.sqrt() / math.sqrt(bias) + float(settings["eps"])))
 
 
 def _torch_adafactor(
@@ -270,10 +270,10 @@ def _transformers_adafactor(
     if axes < 2:
         return Elementwise(state["exp_avg_sq"].rsqrt())
     rows, columns = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
-    share = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt()
+    of_rows = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt()
     if axes > 2:
-        return Elementwise(share.unsqueeze(-1) * columns.rsqrt().unsqueeze(-2))
-    return RankOne(share, columns.rsqrt())
+        return Elementwise(of_rows.unsqueeze(-1) * columns.rsqrt().unsqueeze(-2))
+    return RankOne(of_rows, columns.rsqrt())
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], int, torch.dtype], Preconditioner]] = {

@@ -1,36 +1,43 @@
-"""Inner products of per-example gradients with query gradients: exact, each parameter in the cheapest way.
+"""Inner products of per-example gradients with query gradients: exact, each parameter in the way that its plan says.
 
-Shape letters: B examples, T places in an example, Q queries, S places in a query, R rows, C columns and P elements of a
-parameter.
+The four ways are here: dense gradients that are joined, materialised gradients, gram products of the factors of both,
+and contraction of the examples' factors with the queries' dense gradients. Which one is taken is decided in
+``plans.py``; nothing here chooses.
+
+Shape letters: B examples, T positions in an example, Q queries, S positions in a query, R rows, C columns and P
+elements of a parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from ftrace.gradients.costs import Choice, Way
-from ftrace.gradients.factored import contract, gram
-from ftrace.gradients.parts import Dense, Factored, Lookup, Outer, flat_rows, num_places, take
+from ftrace.gradients.costs import Way
+from ftrace.gradients.parts import Dense, Factored, Lookup, Outer, flat_rows, num_positions, take
 from ftrace.gradients.per_example import PerExampleGradients, row_square_norms
+from ftrace.gradients.plans import PlanLine
 from ftrace.gradients.queries import QueryGradients
+
+# Dense gradients are formed in blocks that a processor's cache still holds when they are multiplied.
+CACHE_BYTES = 32 * 2**20
 
 
 def inner_products(examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str]) -> Tensor:
-    """``<grad_b, grad_q>`` over the named parameters, for every pair.
+    """Compute ``<grad_b, grad_q>`` over the named parameters, for every pair.
 
     Args:
         examples: Gradients of B examples.
         queries: Gradients of Q queries.
-        names: Parameters to sum over. One that either side has no gradient for contributes zero.
+        names: Parameters to sum over. One that the examples or the queries have no gradient of contributes zero.
 
     Returns:
         ``[B, Q]``, in float32, or float64 where the passes were.
 
     Raises:
-        ValueError: If one side is in float64 and the other is not.
+        ValueError: If only the examples, or only the queries, are in float64.
     """
     return _products(examples, queries, names, norms=False)[0]
 
@@ -38,58 +45,51 @@ def inner_products(examples: PerExampleGradients, queries: QueryGradients, names
 def inner_products_and_square_norms(
     examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str]
 ) -> tuple[Tensor, Tensor]:
-    """``<grad_b, grad_q>``, ``[B, Q]``, and ``|grad_b|^2``, ``[B]``, over the named parameters, in one pass."""
+    """Compute ``<grad_b, grad_q>``, ``[B, Q]``, and ``|grad_b|^2``, ``[B]``, over the named parameters, in one pass."""
     return _products(examples, queries, names, norms=True)
 
 
 def cosines(inner_BQ: Tensor, norms_B: Tensor, norms_Q: Tensor) -> Tensor:
-    """Inner products over the two norms, ``[B, Q]``; 0 where a gradient vanishes."""
+    """Divide inner products by the two norms, ``[B, Q]``; 0 where a gradient vanishes."""
     norms_BQ = norms_B[:, None] * norms_Q
     return torch.where(norms_BQ > 0, inner_BQ / norms_BQ, 0)
-
-
-# Dense gradients are formed in blocks that a processor's cache still holds when they are multiplied.
-CACHE_BYTES = 32 * 2**20
 
 
 def _products(
     examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str], *, norms: bool
 ) -> tuple[Tensor, Tensor]:
+    """Plan the products, then follow the plan: what is joined first, then line by line."""
     if examples.parts and queries.gradients.parts and examples.dtype != queries.gradients.dtype:
         raise ValueError(
             f"expected examples and queries of one precision, found {examples.dtype} and {queries.gradients.dtype}"
         )
+    plan = queries.plan(examples, names, norms=norms)
     inner_BQ = examples.zeros(len(examples), len(queries))
     norms_B = examples.zeros(len(examples))
-    names = [name for name in dict.fromkeys(names) if name in examples.parts]
-    joinable = [name for name in names if queries.is_joinable(examples, name)]
-    _add_joined(examples, queries, joinable, inner_BQ, norms_B if norms else None)
-    for name in names:
-        if name in joinable:
+    _add_joined(examples, queries, plan.joined, inner_BQ, norms_B if norms else None)
+    for line in plan.lines:
+        if line.is_joined:
             continue
-        if name not in queries.gradients.parts:
-            if norms:
-                norms_B += examples.square_norms([name])
-            continue
-        choice = queries.choose(examples, name, norms=norms)
-        if "materialised" in choice.ways:
-            shared = norms_B if norms and choice.shares_dense else None
-            _add_materialised(examples, queries, name, choice, inner_BQ, shared)
-        if set(choice.ways) != {"materialised"}:
-            _add_factored(examples, queries, name, choice, inner_BQ)
-        if norms and not choice.shares_dense:
-            norms_B += examples.square_norms([name])
+        if "materialised" in line.ways:
+            _add_materialised(examples, queries, line, inner_BQ, norms_B if line.norms == "shared" else None)
+        for part, way in zip(examples.parts[line.parameter], line.ways, strict=False):
+            if way in ("gram", "contraction"):
+                assert not isinstance(part, Dense)
+                for of_examples, _, of_queries, products_BTQ in products_by_position(part, queries, line, way):
+                    inner_BQ[of_examples, of_queries] += products_BTQ.sum(1)
+        if line.norms in ("gram", "materialised"):
+            norms_B += examples.square_norms_of(line.parameter, line.norms)
     return inner_BQ, norms_B
 
 
 def _add_joined(
     examples: PerExampleGradients,
     queries: QueryGradients,
-    names: Sequence[str],
+    names: list[str],
     inner_BQ: Tensor,
     norms_B: Tensor | None,
 ) -> None:
-    """Parameters whose gradients are dense on both sides anyway: one product for all of them."""
+    """Add the products of parameters whose gradients are dense anyway, for both: one product for all of them."""
     if not names:
         return
     joined_QP = queries.joined(names)
@@ -101,20 +101,19 @@ def _add_joined(
 
 
 def _add_materialised(
-    examples: PerExampleGradients,
-    queries: QueryGradients,
-    name: str,
-    choice: Choice,
-    inner_BQ: Tensor,
-    norms_B: Tensor | None,
+    examples: PerExampleGradients, queries: QueryGradients, line: PlanLine, inner_BQ: Tensor, norms_B: Tensor | None
 ) -> None:
-    """Both sides dense, in blocks of examples and, where a single gradient is too large, of the parameter's rows."""
+    """Add the products of the parts that are made dense.
+
+    They are formed in blocks of examples and, where a single gradient is too large, of the parameter's rows.
+    """
+    name = line.parameter
     R, C = examples.matrix_shape(name)
-    parts = [part for part, way in zip(examples.parts[name], choice.ways, strict=True) if way == "materialised"]
-    kept_QP = queries.keep_dense(name, choice) if choice.keeps_dense else None
-    together = len(examples) if kept_QP is not None else max(len(examples), len(queries))
+    parts = [part for part, way in zip(examples.parts[name], line.ways, strict=True) if way == "materialised"]
+    kept_QP = queries.kept(line)
+    formed_together = len(examples) if kept_QP is not None else max(len(examples), len(queries))
     block_bytes = min(queries.chunk_bytes, CACHE_BYTES)
-    block_rows = min(R, max(1, block_bytes // max(1, together * C * inner_BQ.element_size())))
+    block_rows = min(R, max(1, block_bytes // max(1, formed_together * C * inner_BQ.element_size())))
     for first in range(0, R, block_rows):
         rows = None if block_rows >= R else (first, min(first + block_rows, R))
         of_rows = slice(None) if rows is None else slice(rows[0] * C, rows[1] * C)
@@ -127,70 +126,101 @@ def _add_materialised(
                 norms_B[start:stop] += row_square_norms(dense_BP)
 
 
-def _add_factored(
-    examples: PerExampleGradients, queries: QueryGradients, name: str, choice: Choice, inner_BQ: Tensor
-) -> None:
-    """The parts that are multiplied as factors."""
-    for part, way in zip(examples.parts[name], choice.ways, strict=True):
-        if way != "materialised":
-            assert not isinstance(part, Dense)
-            for of_examples, _, of_queries, products_BTQ in by_place(part, queries, name, choice, way):
-                inner_BQ[of_examples, of_queries] += products_BTQ.sum(1)
-
-
-def by_place(
-    part: Factored, queries: QueryGradients, name: str, choice: Choice, way: Way
+def products_by_position(
+    part: Factored, queries: QueryGradients, line: PlanLine, way: Way
 ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-    """Products of each place of each example with each query, in blocks that keep to the memory budget.
+    """Multiply each position of each example with each query, in blocks that keep to the memory budget.
+
+    Args:
+        part: One part of the examples' gradient.
+        queries: Gradients of Q queries.
+        line: The parameter's plan.
+        way: ``gram`` or ``contraction``.
 
     Yields:
-        Which examples, places and queries a block is of, and their products ``[examples, places, queries]``.
+        Which examples, positions and queries a block is of, and their products ``[examples, positions, queries]``.
     """
+    name = line.parameter
     B, T = part.columns.shape[:2]
     R, C = queries.gradients.matrix_shape(name)
     dtype = queries.gradients.dtype
-    limit = max(1, queries.chunk_bytes // queries.rates.element)
-    kept_QP = queries.keep_dense(name, choice) if choice.keeps_dense else None
-    factored = [part for part in queries.gradients.parts[name] if not isinstance(part, Dense)]
+    limit = max(1, queries.chunk_bytes // queries.gradients.dtype.itemsize)
+    kept_QP = queries.kept(line)
+    query_parts = [part for part in queries.gradients.parts[name] if not isinstance(part, Dense)]
     if way == "gram":
-        each = max(1, 2 * max(num_places(other) for other in factored))
+        per_position = max(1, 2 * max(num_positions(query_part) for query_part in query_parts))
     else:
-        each = max(1, 2 * (C if isinstance(part, Lookup) else min(R, C)))
-    places = max(1, min(T, limit // each))
-    per_query = places * each if kept_QP is not None or way == "gram" else max(places * each, R * C)
+        per_position = max(1, 2 * (C if isinstance(part, Lookup) else min(R, C)))
+    positions = max(1, min(T, limit // per_position))
+    needs_dense = way == "contraction" and kept_QP is None
+    per_query = max(positions * per_position, R * C) if needs_dense else positions * per_position
     query_step = max(1, min(len(queries), limit // per_query))
-    example_step = max(1, limit // (places * each * query_step))
+    example_step = max(1, limit // (positions * per_position * query_step))
     for of_queries in _slices(len(queries), query_step):
         if way == "gram":
-            others = [take(other, of_queries.start, of_queries.stop, dtype) for other in factored]
+            factors = [take(query_part, of_queries.start, of_queries.stop, dtype) for query_part in query_parts]
         elif kept_QP is not None:
             dense_QRC = kept_QP[of_queries].view(-1, R, C)
         else:
             dense_QRC = queries.gradients.dense(name, of_queries.start, of_queries.stop).view(-1, R, C)
         for of_examples in _slices(B, example_step):
-            for of_places in _slices(T, places):
-                block = take(_take_places(part, of_places), of_examples.start, of_examples.stop, dtype)
+            for of_positions in _slices(T, positions):
+                block = take(_take_positions(part, of_positions), of_examples.start, of_examples.stop, dtype)
                 assert not isinstance(block, Dense)
                 if way == "contraction":
                     products_BTQ = contract(block, dense_QRC)
                 else:
-                    pairs = [gram(block, other) for other in others if not isinstance(other, Dense)]
+                    pairs = [gram(block, factor) for factor in factors if not isinstance(factor, Dense)]
                     products_BTQ = torch.stack(pairs).sum(0) if len(pairs) > 1 else pairs[0]
-                yield of_examples, of_places, of_queries, products_BTQ
+                yield of_examples, of_positions, of_queries, products_BTQ
 
 
-def _take_places(part: Factored, places: slice) -> Factored:
+def _take_positions(part: Factored, positions: slice) -> Factored:
     if isinstance(part, Outer):
-        return Outer(part.rows[:, places], part.columns[:, places])
-    return Lookup(part.ids[:, places], part.columns[:, places], part.num_rows)
+        return Outer(part.rows[:, positions], part.columns[:, positions])
+    return Lookup(part.ids[:, positions], part.columns[:, positions], part.num_rows)
 
 
 def _slices(total: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, total)) for start in range(0, total, step)]
 
 
+def gram(examples: Factored, queries: Factored) -> Tensor:
+    """Compute ``<grad_{b,t}, grad_q>`` for each position and query, ``[B, T, Q]``, from the factors alone.
+
+    ``sum_s (rows[b,t] . rows[q,s]) (columns[b,t] . columns[q,s])``, where the row of a lookup is one-hot. The cross
+    terms of a tied embedding and head are the case of one Lookup and one Outer. Known as ghost or Gram products
+    (Goodfellow 2015, arXiv 1510.01799). Summed over positions, these are the products of the gradients.
+    """
+    B, T = examples.columns.shape[:2]
+    Q, S = queries.columns.shape[:2]
+    pairs = examples.columns.reshape(B * T, -1) @ queries.columns.reshape(Q * S, -1).T
+    if isinstance(examples, Lookup) and isinstance(queries, Lookup):
+        pairs *= examples.ids.reshape(-1, 1) == queries.ids.reshape(1, -1)
+    elif isinstance(examples, Lookup) and isinstance(queries, Outer):
+        pairs *= queries.rows.reshape(Q * S, -1)[:, examples.ids.reshape(-1)].T
+    elif isinstance(examples, Outer) and isinstance(queries, Lookup):
+        pairs *= examples.rows.reshape(B * T, -1)[:, queries.ids.reshape(-1)]
+    elif isinstance(examples, Outer) and isinstance(queries, Outer):
+        pairs *= examples.rows.reshape(B * T, -1) @ queries.rows.reshape(Q * S, -1).T
+    return pairs.view(B, T, Q, S).sum(3)
+
+
+def contract(examples: Factored, queries_QRC: Tensor) -> Tensor:
+    """Compute ``<grad_{b,t}, grad_q>`` for each position and query, ``[B, T, Q]``, with dense query gradients."""
+    B, T = examples.columns.shape[:2]
+    columns = examples.columns.flatten(0, 1)
+    if isinstance(examples, Lookup):
+        along_columns = queries_QRC[:, examples.ids.flatten()]
+        return (along_columns * columns).sum(-1).T.reshape(B, T, -1)
+    rows = examples.rows.flatten(0, 1)
+    if rows.shape[1] >= columns.shape[1]:  # the longer axis first: what is left is smaller
+        return ((rows @ queries_QRC) * columns).sum(-1).T.reshape(B, T, -1)
+    return ((columns @ queries_QRC.transpose(1, 2)) * rows).sum(-1).T.reshape(B, T, -1)
+
+
 def tall_product(rows_BP: Tensor, rows_QP: Tensor) -> Tensor:
-    """``rows_BP @ rows_QP.T`` for P much larger than B and Q, ``[B, Q]``.
+    """Compute ``rows_BP @ rows_QP.T`` for P much larger than B and Q, ``[B, Q]``.
 
     Few and very long rows are multiplied in blocks: one matrix product would not use all cores (measured: 4 times
     faster for 8 x 8).

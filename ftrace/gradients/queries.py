@@ -1,35 +1,36 @@
-"""The query side of products: prepared once, multiplied with many batches of examples."""
+"""The queries of products: prepared once, multiplied with many batches of examples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ftrace.gradients.costs import WAYS, Choice, Rates, Shape, Way, choices, measured_rates, shape_of_parts
-from ftrace.gradients.parts import Dense, Part, flat_rows
+from ftrace.gradients.costs import Rates, Shape, Way, measured_rates, shape_of_parts
+from ftrace.gradients.parts import Dense, Factored, flat_rows
 from ftrace.gradients.per_example import PerExampleGradients
+from ftrace.gradients.plans import WAYS, Plan, PlanLine, PlanOptions, plan_parameter
 
 MEMORY_BUDGET = 2 * 2**30
 
 
 class QueryGradients:
-    """Gradients of Q queries, and how each parameter's products with them are taken.
+    """Gradients of Q queries, which plan their products with batches of examples.
 
-    A parameter's products are taken in one of three ways: ``gram``, from both sides' factors; ``materialised``, from
-    both sides' dense gradients; ``contraction``, of the examples' factors with the queries' dense gradients. The
-    cheapest by the device's measured rates is chosen for each parameter, and results don't depend on it.
+    A parameter's products are taken in one of three ways: ``gram``, from the factors of examples and queries;
+    ``materialised``, from the dense gradients of both; ``contraction``, of the examples' factors with the queries'
+    dense gradients. The plan has the cheapest for each parameter, by the device's measured rates. Results don't depend
+    on it.
 
     Args:
         gradients: Gradients of the Q queries. They belong to this object from here on: where dense ones are kept,
             their factors are dropped.
         way: Take this way wherever there is a choice; default: the cheapest one.
         memory_budget: Bytes that products may take beyond the gradients' factors: seven eighths for the queries' dense
-            gradients that are kept, an eighth for what is formed in passing. Results don't depend on it.
-        batches: How many batches of examples will be multiplied with these queries, about.
+            gradients that are kept, an eighth for temporary tensors. Results don't depend on it.
+        batches: About how many batches of examples will be multiplied with these queries.
         rates: The device's rates; default: measured.
 
     Raises:
@@ -57,16 +58,13 @@ class QueryGradients:
         if memory_budget < 1 or not batches > 0:
             raise ValueError(f"expected memory_budget and batches above 0, found {memory_budget} and {batches}")
         self.gradients = gradients
-        self.way = way
         self.memory_budget = memory_budget
         self.chunk_bytes = max(1, memory_budget // 8)
-        self.batches = batches
-        given = gradients.zeros()
-        self.rates = rates or measured_rates(given.device, given.dtype)
+        number = gradients.zeros()
+        self.options = PlanOptions(rates or measured_rates(number.device, number.dtype), way, batches)
         self._bytes_left = memory_budget - self.chunk_bytes
         self._dense_QP: dict[str, Tensor] = {}
-        self._joined: dict[tuple[str, ...], Tensor] = {}
-        self._choices: dict[tuple[str, Shape, bool, bool], Choice] = {}
+        self._joined_QP: dict[tuple[str, ...], Tensor] = {}
         self._memory: Tensor | None = None
         self._spare_QP: dict[str, Tensor] = {}
 
@@ -74,133 +72,105 @@ class QueryGradients:
         return len(self.gradients)
 
     def replace(self, gradients: PerExampleGradients) -> None:
-        """Take the same queries' gradients at new weights: a refresh, in the memory of the last one."""
+        """Take the same queries' gradients at new weights, in the memory of the previous ones."""
         self._spare_QP, self._dense_QP = self._dense_QP, {}
-        self._joined.clear()
+        self._joined_QP.clear()
         self._bytes_left = self.memory_budget - self.chunk_bytes
         self.gradients = gradients
 
-    def choose(self, examples: PerExampleGradients, name: str, *, norms: bool = False) -> Choice:
-        """How the products of one parameter are taken with such examples.
+    def plan(self, examples: PerExampleGradients, names: Iterable[str] | None = None, *, norms: bool = False) -> Plan:
+        """Plan the products with such examples, as they will be taken; print the plan to read it.
+
+        Args:
+            examples: Gradients of B examples.
+            names: Parameters to multiply; default: all that examples and queries have a gradient of.
+            norms: Whether the examples' norms are wanted too.
 
         Raises:
             ValueError: If the way that was asked for is not possible.
         """
-        return self._choose(examples.parts[name], examples, name, norms=norms, by_place=False)
+        if names is None:
+            names = [name for name in examples.parts if name in self.gradients.parts]
+        lines, bytes_left = [], self._bytes_left
+        for name in dict.fromkeys(names):
+            if name not in examples.parts:
+                continue
+            line = self._plan_line(name, examples, bytes_left, norms=norms)
+            if line.keeps_dense:
+                bytes_left -= self._bytes_taken(name)
+            lines.append(line)
+        return Plan(tuple(lines))
 
-    def choose_by_place(self, part: Part, name: str, num_examples: int) -> Choice:
-        """How the products of each place of one part are taken: from its factors."""
-        given = PerExampleGradients({name: [part]}, {name: self.gradients.shapes[name]}, num_examples)
-        return self._choose((part,), given, name, norms=False, by_place=True)
+    def plan_positions(self, name: str, part: Factored, num_examples: int) -> PlanLine:
+        """Plan the products of each position of one part of the examples' gradient.
 
-    def _choose(
-        self, parts: Sequence[Part], examples: PerExampleGradients, name: str, *, norms: bool, by_place: bool
-    ) -> Choice:
-        rows, columns = self.gradients.matrix_shape(name)
-        query_parts = shape_of_parts(self.gradients.parts[name])
-        shape = Shape(len(examples), len(self), rows, columns, shape_of_parts(parts), query_parts)
-        key = name, shape, norms, by_place
-        if key in self._choices:
-            return self._choices[key]
-        fits = name in self._dense_QP or self._dense_bytes(name) <= self._bytes_left
-        found = choices(shape, self.rates, norms=norms, fits=fits, batches=self.batches, only=self.way)
-        if name in examples.scales:  # there, factors alone are not the gradient
-            found = [choice for choice in found if set(choice.ways) == {"materialised"}]
-        if name in self.gradients.scales:
-            found = [choice for choice in found if "gram" not in choice.ways]
-        if by_place:
-            found = [choice for choice in found if "materialised" not in choice.ways]
-        if not found:
-            raise ValueError(
-                f"way={self.way!r} is not possible for {name!r}: one side's gradient is no plain product of factors, "
-                "or places are to be told apart. Leave the way to be chosen"
-            )
-        self._choices[key] = found[0]
-        return found[0]
+        Raises:
+            ValueError: If the way that was asked for is not possible.
+        """
+        examples = PerExampleGradients({name: [part]}, {name: self.gradients.shapes[name]}, num_examples)
+        return self._plan_line(name, examples, self._bytes_left, by_position=True)
 
-    def _dense_bytes(self, name: str) -> int:
-        return len(self) * math.prod(self.gradients.shapes[name]) * self.rates.element
+    def _plan_line(
+        self,
+        name: str,
+        examples: PerExampleGradients,
+        bytes_left: int,
+        *,
+        norms: bool = False,
+        by_position: bool = False,
+    ) -> PlanLine:
+        rows, columns = examples.matrix_shape(name)
+        query_parts = shape_of_parts(self.gradients.parts.get(name, ()))
+        return plan_parameter(
+            name,
+            Shape(len(examples), len(self), rows, columns, shape_of_parts(examples.parts[name]), query_parts),
+            self.options,
+            norms=norms,
+            fits=name in self._dense_QP or self._dense_bytes(examples.shapes[name]) <= bytes_left,
+            examples_scaled=name in examples.scales,
+            queries_scaled=name in self.gradients.scales,
+            by_position=by_position,
+        )
 
-    def keep_dense(self, name: str, choice: Choice) -> Tensor:
-        """Gradients of one parameter, ``[Q, P]``, made once and kept within the memory budget."""
+    def _dense_bytes(self, shape: torch.Size) -> int:
+        return len(self) * math.prod(shape) * self.gradients.dtype.itemsize
+
+    def _bytes_taken(self, name: str) -> int:
+        """Count the further memory that keeping dense gradients takes: those that are dense anyway take none."""
+        if name in self._dense_QP or any(isinstance(part, Dense) for part in self.gradients.parts[name]):
+            return 0
+        return self._dense_bytes(self.gradients.shapes[name])
+
+    def kept(self, line: PlanLine) -> Tensor | None:
+        """Form the dense gradients of one parameter once, ``[Q, P]``; None where the plan doesn't keep them."""
+        if not line.keeps_dense:
+            return None
+        name = line.parameter
         if name not in self._dense_QP:
             spare = self._spare_QP.pop(name, None)
             if spare is not None and (spare.shape[0] != len(self) or spare.dtype != self.gradients.dtype):
                 spare = None
+            self._bytes_left -= self._bytes_taken(name)
             dense_QP = flat_rows(self.gradients.dense(name, out=None if spare is None else spare.flatten()))
-            if not any(isinstance(part, Dense) for part in self.gradients.parts[name]):
-                self._bytes_left -= dense_QP.nbytes
             self._dense_QP[name] = dense_QP
-            if "gram" not in choice.ways:  # the factors are needed no more
+            if "gram" not in line.ways:  # the factors are needed no more
                 self.gradients.parts[name] = (Dense(dense_QP.view(len(self), *self.gradients.shapes[name])),)
                 self.gradients.scales.pop(name, None)
         return self._dense_QP[name]
 
-    def is_joinable(self, examples: PerExampleGradients, name: str) -> bool:
-        """Whether both sides of a parameter are small and dense, so that its products can be taken with others'."""
-        both = (*examples.parts[name], *self.gradients.parts.get(name, ()))
-        scaled = name in examples.scales or name in self.gradients.scales
-        return name in self.gradients.parts and not scaled and all(isinstance(part, Dense) for part in both)
-
     def joined(self, names: Sequence[str]) -> Tensor:
-        """Gradients of several parameters side by side, ``[Q, sum of P]``, kept for the next call."""
+        """Lay the gradients of several parameters side by side, ``[Q, sum of P]``, and keep them for the next call."""
         key = tuple(names)
-        if key not in self._joined:
-            self._joined[key] = torch.cat([flat_rows(self.gradients.dense(name)) for name in names], 1)
-        return self._joined[key]
+        if key not in self._joined_QP:
+            self._joined_QP[key] = torch.cat([flat_rows(self.gradients.dense(name)) for name in names], 1)
+        return self._joined_QP[key]
 
     def memory(self, elements: int, like: Tensor) -> Tensor:
-        """Memory for the dense gradients of examples, used again and again: fresh pages cost more than arithmetic."""
+        """Lend memory for examples' dense gradients, again and again: fresh pages cost more than arithmetic."""
         if self._memory is None or len(self._memory) < elements or self._memory.dtype != like.dtype:
             self._memory = like.new_empty(elements)
         return self._memory
 
     def norms(self, names: Iterable[str]) -> Tensor:
-        """``|grad_q|`` over the named parameters, ``[Q]``."""
+        """Compute ``|grad_q|`` over the named parameters, ``[Q]``."""
         return self.gradients.square_norms(names).sqrt()
-
-    def plan(self, examples: PerExampleGradients, *, norms: bool = False) -> Plan:
-        """How products with such examples are taken, parameter by parameter; print it to read it."""
-        names = [name for name in examples.parts if name in self.gradients.parts]
-        lines = []
-        for name in names:
-            kinds = shape_of_parts(examples.parts[name])
-            if self.is_joinable(examples, name):
-                lines.append(PlanLine(name, kinds, ("joined",), 0.0))
-            else:
-                choice = self.choose(examples, name, norms=norms)
-                lines.append(PlanLine(name, kinds, choice.ways, choice.seconds))
-        return Plan(tuple(lines))
-
-
-@dataclass(frozen=True)
-class PlanLine:
-    """How one parameter's products are taken.
-
-    Args:
-        parameter: Its name.
-        parts: Kind and places of each part of the examples' gradient.
-        ways: For each part, one of :data:`WAYS`; ``joined``: dense on both sides, multiplied together with others.
-        seconds: The estimate for one batch of examples.
-    """
-
-    parameter: str
-    parts: tuple[tuple[str, int], ...]
-    ways: tuple[str, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the products of a batch are taken."""
-
-    lines: tuple[PlanLine, ...]
-
-    def __str__(self) -> str:
-        width = max((len(line.parameter) for line in self.lines), default=0)
-        text = []
-        for line in self.lines:
-            parts = " + ".join(f"{kind} of {places}" if kind != "dense" else kind for kind, places in line.parts)
-            cost = f"{1e3 * line.seconds:9.3f} ms" if line.seconds else ""
-            text.append(f"{line.parameter:{width}}  {parts:24}  {' + '.join(line.ways):28}{cost}".rstrip())
-        return "\n".join(text)

@@ -1,17 +1,17 @@
-"""Finding out whose rows are whose in somebody's training step, whatever it does with its batch: by trying it.
+"""Finding out whose rows are whose in any training step, by trial.
 
-The step is run a few times on a batch in which some examples' inputs are exchanged for others': what comes out of a
-layer for these examples changes, and for all other examples it stays. So rows side by side, blocks, layers whose
-leading axis is time, and dataloaders whose batches run in another order are told apart by what happens, not by an
-assumption that the reading of gradients shares. Layers that no input reaches (positions, prompts) are told by their
+The step is run a few times on a batch in which some examples' inputs are exchanged for others': a layer's output
+changes for these examples, and stays the same for all others. So rows side by side, blocks, layers whose leading axis
+is time, and dataloaders whose batches run in another order are told apart by what happens, and not by an assumption
+that the reading of gradients shares. Layers that no input reaches (positions, prompts) are told apart by their
 gradients: those of all other examples are cut off at the layers that are known by then.
 
-Then the step is run once more and differentiated, for what is read off the layers to be held against autograd.
+Then the step is run once more and differentiated, to compare what is read off the layers with autograd's gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,13 +30,20 @@ from ftrace.gradients.evidence import (
     cut,
     scaled_movement,
 )
-from ftrace.gradients.finding import compared, learn_ways, member_sets, unreadable, write_choices
+from ftrace.gradients.finding import member_sets, unreadable, write_choices
 from ftrace.gradients.layout_book import Key, LayoutBook
 from ftrace.gradients.layouts import Examples, Layout, candidates
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.observation import Observation
 from ftrace.gradients.outputs import Output
-from ftrace.gradients.passes import Backward, has_any, movement_of, sum_of
+from ftrace.gradients.passes import (
+    Backward,
+    choices_by_gradients,
+    has_any,
+    movement_of,
+    sum_of,
+    write_conclusions,
+)
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.steps import ExchangeError, Step, sources_of
@@ -46,24 +53,24 @@ MOST_SETS = 6
 
 @dataclass
 class Rehearsal:
-    """One batch of a training step, tried out.
+    """Trial runs of a training step on one batch.
 
     Args:
-        capture: What listens to the module.
+        capture: Records the module.
         step: Runs the step.
         examples: Of the batch.
-        book: Gets whose rows are whose.
-        has_loose_inputs: Whether there are inputs in which no examples can be found, though their size is a multiple of
-            the batch's.
-        again: Outputs that are looked at though they were seen: they are used in a way that was not.
-        forwards: Passes that have been run without a backward pass.
-        backwards: Passes that have been run with one.
+        book: The book that findings are written into.
+        has_loose_inputs: Whether there are inputs in which no examples can be found, although their size is a multiple
+            of the batch's.
+        again: Outputs that are examined although they were seen: they are used in a way that was not.
+        forwards: Number of passes that were run without a backward pass.
+        backwards: Number of passes that were run with one.
         changed: Outputs whose rows are not where an earlier batch had them.
         is_complete: Whether it is known whose rows are whose wherever there was a gradient.
-        reads: What was read of each backward pass of the step.
-        undecided: Outputs that have a gradient, which changes with no example's inputs.
+        reads: The gradients that were read after each backward pass of the step.
+        undecided: Outputs whose gradient changes with no example's inputs.
         has_moved: Whether anything changes with examples' inputs.
-        lost_regular: Whether an output that could have a layout, in all passes the same, has none.
+        lost_regular: Whether some output has no layout, although its shape, the same in all passes, allows one.
     """
 
     capture: GradientCapture
@@ -88,40 +95,40 @@ class Rehearsal:
         """Write into the book whose rows are whose.
 
         Raises:
-            UnreadableError: If that can't be told of layers that have a gradient.
+            UnreadableError: If it can't be found out for layers that have a gradient.
             ExchangeError: If the step fails with other inputs than its own.
         """
         irregular: set[Key] = set()  # rows as many as the inputs of a batch have
         evidence: dict[Key, list[Evidence]] = {}
         choices: dict[Key, Choice] = {}
-        heard = self._observed(False)
+        recorded = self._observed(False)
         for index, members in enumerate(self._sets):
             plain = self._observed(index % 2 == 1)
             moved = self._forward(sources=sources_of(members, self.examples), fresh=index % 2 == 1)
-            for key, output in heard.outputs.items():
+            for key, output in recorded.outputs.items():
                 if key in plain.outputs:
                     if key not in moved.values or moved.values[key][1].shape != plain.values[key][1].shape:
                         irregular.add(key)
-                    found = movement_of(plain, moved, key, output.row_shape, members)
-                    evidence.setdefault(key, []).append(found)
+                    of_output = movement_of(plain, moved, key, output.row_shape, members)
+                    evidence.setdefault(key, []).append(of_output)
             if index:
                 choices = {
-                    key: choose(heard.outputs[key].example_axes, found, self.examples)
-                    for key, found in evidence.items()
+                    key: choose(recorded.outputs[key].example_axes, of_output, self.examples)
+                    for key, of_output in evidence.items()
                 }
                 if not any(choice.others for choice in choices.values()):
                     break
-        self.changed = [key for key, choice in choices.items() if self._differs(heard.outputs[key], choice)]
+        self.changed = [key for key, choice in choices.items() if self._differs(recorded.outputs[key], choice)]
         self.lost_regular = any(
             choices[key].known
             and choices[key].layout is None
             and key not in irregular
-            and any(candidates(heard.outputs[key].example_axes, self.examples))
+            and any(candidates(recorded.outputs[key].example_axes, self.examples))
             for key in choices
         )
         self.has_moved = any(choice.known for choice in choices.values())
-        lost = write_choices(heard.heard, choices)
-        unseen = {key for key, output in heard.outputs.items() if key in self.again or not output.is_seen}
+        lost = write_choices(recorded.recorded, choices)
+        unseen = {key for key, output in recorded.outputs.items() if key in self.again or not output.is_seen}
         unknown = [key for key, choice in choices.items() if not choice.known and key in unseen]
         unclear = [key for key, choice in choices.items() if choice.others and key in unseen]
         if lost or unknown or unclear:
@@ -137,16 +144,16 @@ class Rehearsal:
         return True
 
     def confirm(self, which: int) -> list[Key]:
-        """Outputs whose rows are not where they were seen before, by one exchange.
+        """Find outputs whose rows are not where they were seen before, by one exchange.
 
         Args:
-            which: Chooses the examples that are exchanged.
+            which: Index that chooses the examples to exchange.
         """
         sets = member_sets(self.examples.total)
         members = sets[which % len(sets)]
         plain = self._observed(False)
         moved = self._forward(sources=sources_of(members, self.examples))
-        found = []
+        moved_away = []
         for key, output in plain.outputs.items():
             rows = self.book.known.get(key)
             has_moved = moved.values.get(key)
@@ -155,20 +162,20 @@ class Rehearsal:
             if isinstance(rows, Layout) and output.is_seen:
                 evidence = movement_of(plain, moved, key, output.row_shape, members)
                 if not agrees(rows, output.example_axes, evidence, self.examples):
-                    found.append(key)
-        return found
+                    moved_away.append(key)
+        return moved_away
 
     def _differs(self, output: Output, choice: Choice) -> bool:
         """Whether an output's rows are not where they were seen before."""
         known = self.book.known.get(output.key)
         if choice.layout is None or not isinstance(known, Layout) or not output.is_seen:
             return False
-        agreeing = (choice.layout, *choice.others)
-        return not any(known.says_the_same(layout, output.example_axes, self.examples) for layout in agreeing)
+        layouts = (choice.layout, *choice.others)
+        return not any(known.says_the_same(layout, output.example_axes, self.examples) for layout in layouts)
 
     @property
-    def heard_keys(self) -> set[Key]:
-        """Outputs that were heard."""
+    def recorded_keys(self) -> set[Key]:
+        """Keys of the outputs that were recorded."""
         return set(self._observed(False).outputs)
 
     def _observed(self, fresh: bool) -> Observation:
@@ -182,14 +189,14 @@ class Rehearsal:
         self.forwards += 1
         observation = self._start(observes=True)
         assert isinstance(observation, Observation)
-        with self._listening(observation):
+        with self._recording(observation):
             self.step(None, sources=sources, fresh=fresh, stirred=stirred)
-        observation.edges.clear()  # lets go of the graph
+        observation.edges.clear()  # releases the graph
         return observation
 
     @contextmanager
-    def _listening(self, recording: Recording) -> Iterator[None]:
-        """Nobody else listens to the model meanwhile."""
+    def _recording(self, recording: Recording) -> Iterator[None]:
+        """Let no other capture record meanwhile."""
         try:
             with self.capture.exclusively():
                 yield
@@ -198,7 +205,7 @@ class Rehearsal:
             recording.close()
 
     def _refuse_loose(self, lost: Sequence[Key]) -> None:
-        """Say so if outputs depend on inputs in which no examples can be found."""
+        """Raise an error if outputs depend on inputs in which no examples can be found."""
         plain = self._observed(False)
         try:
             stirred = self._forward(stirred=True)
@@ -210,8 +217,8 @@ class Rehearsal:
             for key in lost
             if key in plain.outputs
             and any(
-                bool((own == INSIDE).any())
-                for own in movement_of(plain, stirred, key, plain.outputs[key].row_shape, members).along.values()
+                bool((owners == INSIDE).any())
+                for owners in movement_of(plain, stirred, key, plain.outputs[key].row_shape, members).along.values()
             )
         ]
         if loose:
@@ -223,17 +230,17 @@ class Rehearsal:
 
     @property
     def _sets(self) -> list[Tensor]:
-        """Sets of examples, at most: half of all tell any two apart."""
+        """Sets of examples to try, at most: half of all sets tell any two examples apart."""
         sets = member_sets(self.examples.total)
         return sets[: max(MOST_SETS, len(sets) // 2)]
 
     def _learn_from_gradients(
         self, still: Sequence[Key], lost: Sequence[Key], evidence: Mapping[Key, Sequence[Evidence]]
     ) -> None:
-        """Tell outputs that inputs don't reach, or not clearly, by their gradients, and by the evidence of some."""
+        """Find the rows of outputs that inputs don't reach, or not clearly, by gradients and the given evidence."""
         plain = self._backward(still)
         with_gradient = [key for key, prints in plain.prints.items() if has_any(prints)]
-        mixed = [plain.heard.outputs[key] for key in lost if key in with_gradient]
+        mixed = [plain.recorded.outputs[key] for key in lost if key in with_gradient]
         if mixed:
             raise unreadable(mixed)
         wanted = [key for key in still if key in with_gradient]
@@ -243,31 +250,31 @@ class Rehearsal:
         choices: dict[Key, Choice] = {}
         for index, members in enumerate(self._sets):
             passes.append((members, self._backward(still, chosen=members)))
-            choices = self._choices(plain, passes, wanted, cut, evidence)
+            choices = choices_by_gradients(plain, passes, wanted, cut, evidence)
             if index and not any(choice.others for choice in choices.values()):
                 break
-        unknown, lost = self._conclude(plain, passes, choices, cut)
-        if unknown or lost:  # nothing known lies between them and the loss: see which change with the inputs
+        unknown, lost = write_conclusions(plain, passes, choices, cut)
+        if unknown or lost:  # no known output lies between them and the loss: see which change with the inputs
             passes = [(m, self._backward(still, sources=sources_of(m, self.examples))) for m in self._sets[:2]]
-            scales = {id(members): common_scale(plain.pairs(one)) for members, one in passes}
+            scales = {id(members): common_scale(plain.pairs(exchanged)) for members, exchanged in passes}
 
-            def compare(own: Prints, other: Prints, members: Tensor) -> Evidence:
-                return scaled_movement(own, other, members, scales[id(members)])
+            def compare(first: Prints, second: Prints, members: Tensor) -> Evidence:
+                return scaled_movement(first, second, members, scales[id(members)])
 
-            choices = self._choices(plain, passes, [*unknown, *lost], compare, evidence)
+            choices = choices_by_gradients(plain, passes, [*unknown, *lost], compare, evidence)
             # Where examples are all alike, nothing changes, and another batch has to tell.
-            unknown, lost = self._conclude(plain, passes, choices, compare)
+            unknown, lost = write_conclusions(plain, passes, choices, compare)
         if self.has_loose_inputs and (unknown or lost):
             self._refuse_loose([*unknown, *lost])
         if lost:
-            raise unreadable([plain.heard.outputs[key] for key in lost])
-        self.undecided = [plain.heard.outputs[key] for key in unknown]
+            raise unreadable([plain.recorded.outputs[key] for key in lost])
+        self.undecided = [plain.recorded.outputs[key] for key in unknown]
 
     def refuse_undecided(self, batches: int) -> None:
-        """Say that gradients can't be anybody's.
+        """Refuse gradients that belong to no example.
 
         Args:
-            batches: In how many they have not changed with any example's inputs.
+            batches: The number of batches in which they have not changed with any example's inputs.
 
         Raises:
             UnreadableError: Always.
@@ -279,51 +286,17 @@ class Rehearsal:
             "weight_decay)",
         )
 
-    def _choices(
-        self,
-        plain: Backward,
-        passes: Sequence[tuple[Tensor, Backward]],
-        wanted: Sequence[Key],
-        compare: Callable[[Prints, Prints, Tensor], Evidence],
-        before: Mapping[Key, Sequence[Evidence]],
-    ) -> dict[Key, Choice]:
-        """What gradients say of outputs, together with what was seen before."""
-        choices = {}
-        for key in wanted:
-            prints = plain.prints[key]
-            found = [compared(compare, prints, one.prints.get(key), m) for m, one in passes]
-            shape = plain.heard.outputs[key].example_axes
-            choices[key] = choose(shape, [*before.get(key, ()), *found], self.examples)
-        return choices
-
-    def _conclude(
-        self,
-        plain: Backward,
-        passes: Sequence[tuple[Tensor, Backward]],
-        choices: Mapping[Key, Choice],
-        compare: Callable[[Prints, Prints, Tensor], Evidence],
-    ) -> tuple[list[Key], list[Key]]:
-        """Write it into the book; returns outputs of which nothing is said, and those with no layout and no way."""
-        apart = write_choices(plain.heard, choices)
-        apart += [key for key, choice in choices.items() if not choice.known]
-        told = {key for key, choice in choices.items() if choice.known}
-        if apart:
-            others = [(members, one.nodes) for members, one in passes]
-            apart, told_behind = learn_ways(plain.heard, apart, plain.nodes, others, compare)
-            told |= told_behind
-        return [key for key in apart if key not in told], [key for key in apart if key in told]
-
     def _backward(
         self, behind: Sequence[Key], *, chosen: Tensor | None = None, sources: Sequence[int] | None = None
     ) -> Backward:
-        """Prints of gradients: of outputs, and of the nodes behind some."""
+        """Run the step with its backward passes, and take prints of gradients: of outputs, and of nodes behind some."""
         self.backwards += 1
         observation = self._start(observes=True)
-        found = Backward(observation.heard, {}, [])
+        backward = Backward(observation.recorded, {}, [])
 
         def on_loss(loss: Tensor, keeps: bool) -> None:
             edges = {key: observation.edges[key] for key in behind if key in observation.edges}
-            known = observation.heard.known_edges()
+            known = observation.recorded.known_edges()
             starts = [] if loss.grad_fn is None else [loss.grad_fn]
             nodes = NodePrints(edges, starts, known)
             observation.notice(starts)
@@ -332,26 +305,26 @@ class Rehearsal:
             try:
                 observation.differentiate(loss, retain=keeps)
                 for key, prints in observation.of_pass.prints.items():
-                    found.prints[key] = sum_of(found.prints.get(key), prints)
+                    backward.prints[key] = sum_of(backward.prints.get(key), prints)
             finally:
                 observation.of_pass.chosen = observation.of_pass.prints = None
                 nodes.close()
-            found.nodes.append(nodes)
+            backward.nodes.append(nodes)
 
-        with self._listening(observation):
+        with self._recording(observation):
             self.step(on_loss, sources=sources)
-        return found
+        return backward
 
     # What is read, and what is right
 
-    def read(self, *, whole: bool) -> tuple[PerExampleGradients, dict[str, Tensor]]:
-        """The examples' gradients as they are read off layers, and by name what autograd finds for all together.
+    def read(self, *, unprojected: bool) -> tuple[PerExampleGradients, dict[str, Tensor]]:
+        """Read the examples' gradients off the layers; and by name, get autograd's gradients of all together.
 
         Args:
-            whole: Not projected, though the capture projects.
+            unprojected: Read unprojected gradients, although the capture projects.
         """
         self.backwards += 1
-        recording = self._start(whole=whole)
+        recording = self._start(unprojected=unprojected)
         recording.of_pass.open = set()
         read: list[PerExampleGradients] = []
         totals = self._differentiate(recording, None, read)
@@ -360,7 +333,7 @@ class Rehearsal:
         return PerExampleGradients.sum(read or [recording.gradients()]), totals
 
     def alone(self, example: int) -> dict[str, Tensor]:
-        """By name, what autograd finds for one example: all others' gradients are cut off on their way down."""
+        """Get autograd's gradients of one example, by name: all others' are cut off at the layers' outputs."""
         self.backwards += 1
         recording = self._start(observes=True)
         return self._differentiate(recording, torch.arange(self.examples.total) == example, [])
@@ -368,7 +341,7 @@ class Rehearsal:
     def _differentiate(
         self, recording: Recording, chosen: Tensor | None, read: list[PerExampleGradients]
     ) -> dict[str, Tensor]:
-        """By name, gradients of each loss of the step, added up; what is read off layers goes to ``read``."""
+        """Add up autograd's gradients of the step's losses, by name; append what is read off layers to ``read``."""
         named = dict(self.capture.module.named_parameters())
         totals: dict[str, Tensor] = {}
 
@@ -381,20 +354,24 @@ class Rehearsal:
             finally:
                 recording.of_pass.chosen = None
             recording.of_pass.unread.clear()  # which leaves the rehearsal incomplete
-            if chosen is None:  # now, as long as what is switched off for this loss is off
+            if chosen is None:  # now, while modules that are switched off for this loss still are
                 read.append(recording.gradients())
                 recording.forget_gradients()
             for name, grad in zip(wanted, grads, strict=True):
                 if grad is not None:
                     totals[name] = totals[name] + grad if name in totals else grad
 
-        with self._listening(recording):
+        with self._recording(recording):
             self.step(on_loss)
         return totals
 
-    def _start(self, *, observes: bool = False, whole: bool = False) -> Recording:
+    def _start(self, *, observes: bool = False, unprojected: bool = False) -> Recording:
         recording = self.capture.start(
-            self.examples.total, whole=whole, groups=self.examples.groups, book=self.book, observes=observes
+            self.examples.total,
+            unprojected=unprojected,
+            loaders=self.examples.loaders,
+            book=self.book,
+            observes=observes,
         )
         recording.of_pass.trusts = False
         return recording

@@ -1,4 +1,4 @@
-"""Tables of relative positions: what they return has no batch axis, and is shared by all examples and many layers."""
+"""Tables of relative positions: their output has no batch axis, and is shared by all examples and many layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ RELATIVE_POSITION_BIAS = replace(EMBEDDING, name="relative position bias", looku
 
 
 def is_relative_table(parent: nn.Module, table: nn.Module) -> bool:
-    """Whether this is a table as T5 and its kin have them."""
+    """Whether this is a table of relative positions, as in T5 and related models."""
     names = ("relative_attention_bias", "global_relative_attention_bias")
     return any(getattr(parent, name, None) is table for name in names)

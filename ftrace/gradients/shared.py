@@ -1,11 +1,11 @@
-"""Per-example gradients of what a model computes once for all of its examples, such as a table of positions.
+"""Per-example gradients of tensors that a model computes once for all of its examples, such as a table of positions.
 
-The gradient of such a tensor is a sum over the examples, so no hook on it can tell them apart. Further down they are
-apart still: where the tensor meets the examples (is added to ``[B, T, D]``, expanded, concatenated, multiplied), the
-node of autograd's graph is given the gradient of what both make together, and each example's slice of it, sent through
-that node alone, is that example's own gradient of the shared tensor. From there it is taken through the nodes that lie
-between, example by example, until it arrives at the layer. The user's own pass is only watched: each node is run
-beside itself, and what it returns to autograd is its own.
+The gradient of such a tensor is a sum over the examples, so no hook on it can tell them apart. Closer to the loss they
+are still apart: where the tensor meets the examples (is added to ``[B, T, D]``, expanded, concatenated, multiplied),
+the node of autograd's graph gets the gradient of its output, and each example's slice of that, sent through the node
+alone, gives this example's gradient of the shared tensor. From there it is sent through the nodes in between, example
+by example, until it arrives at the layer. The user's pass is only watched: each node is run once more on its own, and
+what it returns to autograd is unchanged.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from ftrace.gradients.outputs import Pass, exclusively
 
 
 class SharedGradients:
-    """Each example's own gradient of the shared outputs of one pass.
+    """Hooks that compute each example's gradient of the shared outputs of one pass.
 
     Args:
         outputs: The edge into each shared output.
         rows: How each is shared.
         starts: The ends of the graph.
-        of_pass: Gets the gradients, ``[B, *shape]``, by key, before the hooks of the layers' own outputs run.
+        of_pass: The pass, whose ``shared`` gets the gradients, ``[B, *shape]``, by key, before the hooks on the layers'
+            outputs run.
 
     Attributes:
         unknown: Outputs that are used in another way than any that was seen.
@@ -50,20 +51,20 @@ class SharedGradients:
         meetings: dict[Node, Layouts] = {}
         inputs: dict[Node, set[int]] = {}
         for key, edge in outputs.items():
-            found = follow_known(slot_of(edge), graph, rows[key], of_pass.examples)
-            if found is None:
+            followed = follow_known(slot_of(edge), graph, rows[key], of_pass.examples)
+            if followed is None:
                 self.unknown.append(key)
                 continue
             self._keys.setdefault(slot_of(edge), []).append(key)
-            meetings |= found.meetings
-            for node, places in found.inputs.items():
-                inputs.setdefault(node, set()).update(places)
-        for node, places in inputs.items():
+            meetings |= followed.meetings
+            for node, indices in followed.inputs.items():
+                inputs.setdefault(node, set()).update(indices)
+        for node, indices in inputs.items():
             layouts = meetings.get(node, (None,) * len(node._input_metadata))
-            self._handles.append(node.register_prehook(self._hook(node, layouts, sorted(places))))
+            self._handles.append(node.register_prehook(self._hook(node, layouts, sorted(indices))))
 
     def close(self) -> None:
-        """Remove the hooks, which know their nodes: without this, neither is ever freed."""
+        """Remove the hooks. They refer to their nodes, so otherwise neither is ever freed."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -72,7 +73,7 @@ class SharedGradients:
 
     def _hook(self, node: Node, layouts: Layouts, inputs: Sequence[int]) -> Callable[..., Any]:
         def before_node(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-            if _is_beside_itself:
+            if _is_running_node:
                 return None
             if self._pass.chosen is not None:
                 return self._cut(grads, layouts)
@@ -94,7 +95,7 @@ class SharedGradients:
         )
 
     def _pass_on(self, node: Node, layouts: Layouts, inputs: Sequence[int], grads: tuple[Tensor | None, ...]) -> None:
-        """Send each example's share of a node's gradients through the node."""
+        """Send each example's slice of a node's gradients through the node."""
         examples = self._pass.examples
         shared = {n: self._gathered.pop((node, n)) for n in range(len(grads)) if (node, n) in self._gathered}
         given = [grad for n, grad in enumerate(grads) if grad is not None and (n in shared or layouts[n] is not None)]
@@ -102,28 +103,28 @@ class SharedGradients:
             return
         self._pass.rounding = max(self._pass.rounding, *(torch.finfo(grad.dtype).eps for grad in given))
         targets: dict[int, Slot] = {}
-        for place in inputs:
-            source, number = node.next_functions[place]
+        for index in inputs:
+            source, number = node.next_functions[index]
             if source is not None:
-                targets[place] = source, number
-        found = None if shared or len(grads) > 1 else _all_at_once(node, layouts[0], targets, grads[0], examples)
-        if found is None:
+                targets[index] = source, number
+        of_inputs = None if shared or len(grads) > 1 else _all_at_once(node, layouts[0], targets, grads[0], examples)
+        if of_inputs is None:
             rows = [
-                _run(node, [self._share(n, example, grads, layouts, shared) for n in range(len(grads))], targets)
+                _run(node, [self._slice(n, example, grads, layouts, shared) for n in range(len(grads))], targets)
                 for example in range(examples.total)
             ]
-            found = {place: torch.stack([row[place] for row in rows]) for place in targets}
-        for place, own in found.items():
-            if own.numel():
-                largest = own.abs().amax()
-                before = self._pass.largest
-                self._pass.largest = largest if before is None else torch.maximum(before, largest.to(before))
-            slot = targets[place]
-            self._gathered[slot] = self._gathered[slot] + own if slot in self._gathered else own
+            of_inputs = {index: torch.stack([row[index] for row in rows]) for index in targets}
+        for index, by_example in of_inputs.items():
+            if by_example.numel():
+                largest = by_example.abs().amax()
+                previous = self._pass.largest
+                self._pass.largest = largest if previous is None else torch.maximum(previous, largest.to(previous))
+            slot = targets[index]
+            self._gathered[slot] = self._gathered[slot] + by_example if slot in self._gathered else by_example
             for key in self._keys.get(slot, ()):
                 self._pass.shared[key] = self._gathered[slot]
 
-    def _share(
+    def _slice(
         self,
         number: int,
         example: int,
@@ -142,24 +143,24 @@ class SharedGradients:
 def _all_at_once(
     node: Node, layout: Layout | None, targets: Mapping[int, Slot], grad: Tensor | None, examples: Examples
 ) -> dict[int, Tensor] | None:
-    """Through a node that works element by element, and leaves it to autograd to add up what was broadcast."""
-    if grad is None or layout is None or layout.group is not None or not _is_native(node):
+    """Send all examples through a node at once, if it works elementwise and leaves broadcast sums to autograd."""
+    if grad is None or layout is None or layout.loader is not None or not _is_native(node):
         return None
     given = [grad] * (1 + max(targets)) if node.name() == "ExpandBackward0" else _call(node, [grad])
-    found = {}
-    for place, target in targets.items():
-        own = given[place]
-        if own is None or own.shape != grad.shape or own.numel() <= shape_of(target).numel():
+    of_inputs = {}
+    for index, target in targets.items():
+        of_input = given[index]
+        if of_input is None or of_input.shape != grad.shape or of_input.numel() <= shape_of(target).numel():
             return None
-        summed = _summed_to(layout.split(own, examples), shape_of(target))
+        summed = _summed_to(layout.split(of_input, examples), shape_of(target))
         if summed is None:
             return None
-        found[place] = summed.to(target[0]._input_metadata[target[1]].dtype)
-    return found
+        of_inputs[index] = summed.to(target[0]._input_metadata[target[1]].dtype)
+    return of_inputs
 
 
 def _summed_to(rows: Tensor, shape: torch.Size) -> Tensor | None:
-    """``[B, ...]`` added up over what was broadcast to it, ``[B, *shape]``; None where it was something else."""
+    """Add ``[B, ...]`` up over broadcast axes, to ``[B, *shape]``; None where shapes differ in another way."""
     extra = rows.ndim - 1 - len(shape)
     if extra < 0:
         return None
@@ -172,12 +173,12 @@ def _summed_to(rows: Tensor, shape: torch.Size) -> Tensor | None:
 
 
 def _is_native(node: Node) -> bool:
-    """Whether a node is autograd's own, and not a ``torch.autograd.Function``."""
+    """Whether a node is built into autograd, and not a ``torch.autograd.Function``."""
     return not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
-class _Beside(torch.autograd.Function):
-    """Runs a node within a backward pass of its own."""
+class _InBackward(torch.autograd.Function):
+    """Function that runs a node within another backward pass."""
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, run: Callable[[], None]) -> Tensor:
@@ -200,55 +201,55 @@ def _saves_tensors(node: Node) -> bool:
 
 
 def _call(node: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """What a node makes of gradients, before autograd adds up what was broadcast.
+    """Run a node on gradients; its results are those before autograd adds them up over broadcast axes.
 
-    Activation checkpointing hands out what a node has saved once in a backward pass, so another pass is begun for it.
+    Activation checkpointing gives out a node's saved tensors once in a backward pass, so another pass is started.
     """
-    found: list[Any] = []
+    results: list[Any] = []
     if _saves_tensors(node):
         with torch.enable_grad():
             leaf = torch.zeros((), requires_grad=True)
-            end: Any = _Beside.apply(leaf, lambda: found.append(node(*grads)))
-        end.backward()  # not torch.autograd.grad, in which nodes do nothing that isn't asked for
+            end: Any = _InBackward.apply(leaf, lambda: results.append(node(*grads)))
+        end.backward()  # not torch.autograd.grad, in which nodes compute only the requested gradients
     else:
-        found.append(node(*grads))
-    return found[0] if isinstance(found[0], tuple) else (found[0],)
+        results.append(node(*grads))
+    return results[0] if isinstance(results[0], tuple) else (results[0],)
 
 
 def _run(node: Node, grads: Sequence[Tensor | None], targets: Mapping[int, Slot]) -> dict[int, Tensor]:
-    """Gradients of some of a node's inputs, in their own shapes and dtypes."""
+    """Compute the gradients of some of a node's inputs, in the inputs' shapes and dtypes."""
     like = next(grad for grad in grads if grad is not None)
     given: Mapping[int, Tensor | None]
     if _is_native(node):
         given = dict(enumerate(_call(node, grads)))
-    elif node.name() == "RegisterPostBackwardFunctionBackward":  # of FSDP: hands gradients on, and begins to reduce
+    elif node.name() == "RegisterPostBackwardFunctionBackward":  # of FSDP: passes gradients on, and starts reducing
         given = dict(enumerate([None, *grads]))
     else:
         outputs = [GradientEdge(node, number) for number, grad in enumerate(grads) if grad is not None]
         edges = [GradientEdge(*target) for target in targets.values()]
         known = [grad for grad in grads if grad is not None]
-        with exclusively(-1), _beside_itself():
+        with exclusively(-1), _running_node():
             several = torch.autograd.grad(outputs, edges, known, retain_graph=True, allow_unused=True)
         given = dict(zip(targets, several, strict=True))
-    found = {}
-    for place, target in targets.items():
-        own, metadata = given[place], target[0]._input_metadata[target[1]]
-        if own is None:
-            found[place] = torch.zeros(torch.Size(metadata.shape), dtype=metadata.dtype, device=like.device)
+    of_inputs = {}
+    for index, target in targets.items():
+        of_input, metadata = given[index], target[0]._input_metadata[target[1]]
+        if of_input is None:
+            of_inputs[index] = torch.zeros(torch.Size(metadata.shape), dtype=metadata.dtype, device=like.device)
         else:
-            found[place] = own.sum_to_size(torch.Size(metadata.shape)).to(metadata.dtype)
-    return found
+            of_inputs[index] = of_input.sum_to_size(torch.Size(metadata.shape)).to(metadata.dtype)
+    return of_inputs
 
 
-_is_beside_itself = False
+_is_running_node = False
 
 
 @contextmanager
-def _beside_itself() -> Iterator[None]:
-    """While active, a node of the user's is being run by itself, and hooks of this file are deaf."""
-    global _is_beside_itself
-    _is_beside_itself = True
+def _running_node() -> Iterator[None]:
+    """Mark that a node of the user's graph is being run on its own: the hooks of this file do nothing meanwhile."""
+    global _is_running_node
+    _is_running_node = True
     try:
         yield
     finally:
-        _is_beside_itself = False
+        _is_running_node = False

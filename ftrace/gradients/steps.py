@@ -1,4 +1,4 @@
-"""What a rehearsal asks of a training step: to run at will, with some examples' inputs exchanged for others'."""
+"""The interface of a training step that can be rehearsed: run any time, with some examples' inputs exchanged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ OnLoss = Callable[[Tensor, bool], None]
 
 
 class ExchangeError(RuntimeError):
-    """A step that fails with some examples' inputs exchanged for others', though it doesn't fail as it is."""
+    """Failure of a step with some examples' inputs exchanged for others', although it runs with its own."""
 
 
 class Step(Protocol):
-    """A training step that can be run at will, and leaves no trace."""
+    """A training step that can be run any time, and leaves no trace."""
 
     def __call__(
         self,
@@ -27,34 +27,35 @@ class Step(Protocol):
         fresh: bool = False,
         stirred: bool = False,
     ) -> None:
-        """Run it.
+        """Run the step.
 
         Args:
-            on_loss: Is given each loss that the step differentiates, and whether its graph is used again; None where
-                nothing is differentiated.
-            sources: For each example, the one whose inputs it gets (-1: its own, changed); default: its own.
-            fresh: Whether to draw other random numbers than the step itself is going to.
-            stirred: Whether to change those inputs, too, in which no examples can be found.
+            on_loss: Called with each loss that the step differentiates, and whether its graph is used again; None
+                where nothing is differentiated.
+            sources: For each example, the index of the example whose inputs it gets (-1: its own, changed); default:
+                its own.
+            fresh: Whether to draw other random numbers than the training step itself will.
+            stirred: Whether to change also those inputs in which no examples can be found.
 
         Raises:
-            ExchangeError: If it fails with inputs that are not its own.
+            ExchangeError: If the step fails with exchanged or changed inputs.
         """
 
 
 def sources_of(members: Tensor, examples: Examples) -> list[int]:
-    """For each example that is to be exchanged, another one of its dataloader's whose inputs it gets.
+    """Choose, for each example to be exchanged, another one of the same dataloader whose inputs it gets.
 
-    Where it is the only one, it gets its own, changed, which is said by -1.
+    Where there is no other, it gets its own, changed, which is written as -1.
     """
     sources = list(range(examples.total))
-    for group in range(len(examples.groups)) if examples.groups else [None]:
-        first = examples.first(group)
-        own = range(first, first + examples.count(group))
-        kept, exchanged = [i for i in own if not members[i]], 0
-        for i in own:
-            if members[i] and len(own) == 1:
+    for loader in range(len(examples.loaders)) if examples.loaders else [None]:
+        first = examples.first(loader)
+        in_loader = range(first, first + examples.count(loader))
+        kept, exchanged = [i for i in in_loader if not members[i]], 0
+        for i in in_loader:
+            if members[i] and len(in_loader) == 1:
                 sources[i] = -1
             elif members[i]:
-                sources[i] = kept[exchanged % len(kept)] if kept else own[(i - first + 1) % len(own)]
+                sources[i] = kept[exchanged % len(kept)] if kept else in_loader[(i - first + 1) % len(in_loader)]
                 exchanged += 1  # so that no two get the same where that can be avoided
     return sources

@@ -1,12 +1,13 @@
-"""One run of one layer: what is kept of it, and what its output's gradient then says."""
+"""Runs of layers: what each forward call saves, and how its output gradient becomes per-example gradients."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ftrace.gradients.cotangents import Cotangent
 from ftrace.gradients.coverage import Layer
-from ftrace.gradients.fallback import Cotangent, Replay
+from ftrace.gradients.fallback import Replay
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.layouts import Layout, by_example
 from ftrace.gradients.outputs import Output, Pass, exclusively, trained
@@ -23,15 +24,15 @@ class Use(Output):
         rule: Its rule.
         inputs: What it was given.
         output: What it returned.
-        key: Which run.
+        key: Of the run.
         of_pass: The pass.
     """
 
     def __init__(self, layer: Layer, rule: Rule, inputs: Tensor, output: Tensor, key: Key, of_pass: Pass) -> None:
-        own_axes = rule.own_axes(layer.module)
+        parameter_axes = rule.parameter_axes(layer.module)
         single = rule.is_single(inputs)
         channel_axis = rule.channel_axis - single
-        super().__init__(key, of_pass, layer, output.shape, own_axes, rule.lookup, channel_axis)
+        super().__init__(key, of_pass, layer, output.shape, parameter_axes, rule.lookup, channel_axis)
         self.rule = rule
         self.kept = inputs.detach().unsqueeze(0) if single else inputs.detach()
         self.version = inputs._version
@@ -39,53 +40,53 @@ class Use(Output):
         self.layout: Layout | None = None
 
     @property
-    def group(self) -> int | None:
-        """The dataloader whose examples it has; None for all."""
-        return None if self.layout is None else self.layout.group
+    def loader(self) -> int | None:
+        """Index of the dataloader whose examples it has; None for all."""
+        return None if self.layout is None else self.layout.loader
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         return self.grad is not None
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
         self.grad = None
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
-        """Keep the gradient, ``[B, T, O]``."""
+        """Add a gradient, as ``[B, T, O]``."""
         self.layout = layout
         rows = self.grad_by_example(grad, layout)
         self.grad = rows if self.grad is None else self.grad + rows
 
     def grad_by_example(self, grad: Tensor, layout: Layout | None) -> Tensor:
-        """A gradient as :meth:`add` gets it, as ``[B, T, O]``."""
-        own = self.own_axes
+        """Lay a gradient out by example, ``[B, T, O]``."""
+        last = self.parameter_axes
         if layout is None:
-            kept = grad.shape[grad.ndim - own :]
+            kept = grad.shape[grad.ndim - last :]
             rows = grad.reshape(len(grad), -1, *kept)
         else:
-            rows = by_example(grad, layout, self.of_pass.examples, own)
-        return rows.flatten(2) if own > 1 else rows
+            rows = by_example(grad, layout, self.of_pass.examples, last)
+        return rows.flatten(2) if last > 1 else rows
 
     def features_by_example(self, features: Tensor, layout: Layout | None) -> Tensor:
-        """What multiplies the output's gradient, ``[B, T, I]``, or ids ``[B, T]``."""
-        own = 0 if self.rule.is_table else self.own_axes
+        """Lay features out by example, ``[B, T, I]``, or ids, ``[B, T]``."""
+        last = 0 if self.rule.is_table else self.parameter_axes
         if layout is None:
-            flat = features.reshape(1, -1, *features.shape[features.ndim - own :])
+            flat = features.reshape(1, -1, *features.shape[features.ndim - last :])
             rows = flat.expand(self.of_pass.examples.total, *flat.shape[1:])
         else:
-            rows = by_example(features, layout, self.of_pass.examples, own)
-        return rows.flatten(2) if own > 1 else rows
+            rows = by_example(features, layout, self.of_pass.examples, last)
+        return rows.flatten(2) if last > 1 else rows
 
     def parts(self, names: dict[str, str]) -> Parts:
-        """Parts by local name, once the gradient is there."""
+        """Get the parts by local name; empty without a gradient."""
         if self.grad is None:
             return {}
         features = self.features_by_example(self.features(names), self.layout)
         return self.rule.parts(self.layer.module, features, self.grad, names)
 
     def features(self, names: dict[str, str]) -> Tensor:
-        """What multiplies the output's gradient, as the layer saw it."""
+        """Compute the features, whose product with the output's gradient is the weight's, from the layer's input."""
         # What a layer doesn't save for its own backward pass, autograd doesn't guard.
         if self.kept._version != self.version and names.keys() - {"bias"}:
             raise self.unreadable(
@@ -96,9 +97,9 @@ class Use(Output):
 
 
 class ProjectedUse(Use):
-    """The same, projected at once, so that nothing large is kept.
+    """One run of a layer that has a rule, projected at once so that nothing large is kept.
 
-    The features of a matrix product are projected as soon as it has run, the gradient of the output when it comes by.
+    The features of a matrix product are projected as soon as it has run, the output's gradient when it arrives.
     """
 
     def __init__(
@@ -125,38 +126,39 @@ class ProjectedUse(Use):
                 self.kept = torch.cat([kept, kept.new_ones(*kept.shape[:-1], 1)], -1) if "bias" in layer.names else kept
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         return bool(self.projected)
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
         self.projected = {}
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
-        """Project the gradients that follow from this one."""
+        """Project the parameters' gradients that follow from this one, and add them."""
         self.layout = layout
         names = trained(self.layer)
         rows = self.grad_by_example(grad, layout)
-        for local, own in (self._matrix_product(rows, names) if self.early else self._any(rows, names)).items():
-            self.projected[local] = self.projected[local] + own if local in self.projected else own
+        gradients = self._matrix_product(rows, names) if self.early else self._any(rows, names)
+        for local, projected in gradients.items():
+            self.projected[local] = self.projected[local] + projected if local in self.projected else projected
 
     def _matrix_product(self, grad: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
-        """Weight and bias together: the output's gradient, the largest tensor here, is read once."""
+        """Project weight and bias together, so that the output's gradient, the largest tensor here, is read once."""
         axis, side = self.rule.feature_axis, self.projection.side
         assert axis is not None
         features = self.features_by_example(self.kept, self.layout)
         products = torch.bmm(features.to(grad.dtype).transpose(1, 2), grad)
-        found = {}
+        projected = {}
         if "weight" in names:
             weight = self.projection.project_factor(names["weight"], 1 - axis, products[:, :side])
-            found["weight"] = weight.transpose(1, 2) if axis == 1 else weight
+            projected["weight"] = weight.transpose(1, 2) if axis == 1 else weight
         if "bias" in names:
             bias = products[:, side].to(accumulation_dtype(products))
-            found["bias"] = self.projection.project(names["bias"], bias)
-        return found
+            projected["bias"] = self.projection.project(names["bias"], bias)
+        return projected
 
     def _any(self, grad: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
-        """Whatever the rule gives, projected."""
+        """Project the parts that the rule gives."""
         features = self.features_by_example(self.features(names), self.layout)
         parts = self.rule.parts(self.layer.module, features, grad, names)
         return {
@@ -165,8 +167,8 @@ class ProjectedUse(Use):
         }
 
     def parts(self, names: dict[str, str]) -> Parts:
-        """Projected parts by local name."""
-        return {local: Dense(found) for local, found in self.projected.items() if local in names}
+        """Get the projected parts by local name."""
+        return {local: Dense(projected) for local, projected in self.projected.items() if local in names}
 
 
 class FallbackOutput(Output):
@@ -177,21 +179,21 @@ class FallbackOutput(Output):
         self.cotangent: Cotangent | None = None
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         return self.cotangent is not None
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
         self.cotangent = None
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
-        """Keep the gradient as it is."""
-        before = 0 if self.cotangent is None else self.cotangent.grad
-        self.cotangent = Cotangent(before + grad, layout)
+        """Add a gradient, laid out as it is."""
+        previous = 0 if self.cotangent is None else self.cotangent.grad
+        self.cotangent = Cotangent(previous + grad, layout)
 
 
 class FallbackUse:
-    """One run of a layer that has none."""
+    """One run of a layer without a rule."""
 
     def __init__(
         self, layer: Layer, replay: Replay, outputs: list[FallbackOutput], projection: Projection | None
@@ -202,39 +204,39 @@ class FallbackUse:
         self.projection = projection
 
     @property
-    def group(self) -> int | None:
-        """The dataloader whose examples it has; None for all."""
-        layouts = [one.cotangent.layout for one in self.outputs if one.cotangent is not None]
-        groups = {None if layout is None else layout.group for layout in layouts}
-        if len(groups) > 1:
+    def loader(self) -> int | None:
+        """Index of the dataloader whose examples it has; None for all."""
+        layouts = [output.cotangent.layout for output in self.outputs if output.cotangent is not None]
+        loaders = {None if layout is None else layout.loader for layout in layouts}
+        if len(loaders) > 1:
             raise self.outputs[0].unreadable("returned outputs that have the examples of several dataloaders")
-        return groups.pop() if groups else None
+        return loaders.pop() if loaders else None
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         return any(output.has_gradient() for output in self.outputs)
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
         for output in self.outputs:
             output.forget_gradient()
 
     def parts(self, names: dict[str, str]) -> Parts:
-        """Parts by local name, once the gradients are there."""
+        """Get the parts by local name; empty without any gradient."""
         self.replay.require_untouched(list(names), self.layer.path)
         cotangents = [output.cotangent for output in self.outputs]
         if all(cotangent is None for cotangent in cotangents):
             return {}
-        with exclusively(-1):  # nobody is to hear the layer run again
-            found = self.replay.parts(list(names), cotangents, self.outputs[0].of_pass.examples, self.layer.path)
+        with exclusively(-1):  # no capture may record the repeated run
+            parts = self.replay.parts(list(names), cotangents, self.outputs[0].of_pass.examples, self.layer.path)
         if self.projection is None:
-            return dict(found)
-        shapes = {local: self.layer.parameter(local).shape for local in found}
-        return {n: self.projection.project_part(names[n], part, shapes[n]) for n, part in found.items()}
+            return dict(parts)
+        shapes = {local: self.layer.parameter(local).shape for local in parts}
+        return {n: self.projection.project_part(names[n], part, shapes[n]) for n, part in parts.items()}
 
 
 class ParameterOutput(Output):
-    """A parameter that is read off autograd's graph: a tensor that is there once for all examples."""
+    """Parameter that is read off autograd's graph, as an output that all examples share."""
 
     def __init__(self, key: Key, of_pass: Pass, layer: Layer, parameter: Tensor) -> None:
         super().__init__(key, of_pass, layer, parameter.shape, parameter.ndim, "shared")
@@ -242,23 +244,23 @@ class ParameterOutput(Output):
         self.grads: Tensor | None = None
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         return self.grads is not None
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
         self.grads = None
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
-        """Keep each example's gradient, ``[B, *shape]``; where there is one example, that is the whole."""
-        own = grad if layout is None else grad.unsqueeze(0)
-        self.grads = own if self.grads is None else self.grads + own
+        """Add each example's gradient, ``[B, *shape]``; with a layout, there is one example."""
+        grads = grad if layout is None else grad.unsqueeze(0)
+        self.grads = grads if self.grads is None else self.grads + grads
 
 
 class GraphUse:
     """All uses of a parameter that is read off autograd's graph."""
 
-    group = None  # all dataloaders' examples
+    loader = None  # all dataloaders' examples
 
     def __init__(self, layer: Layer, output: ParameterOutput, projection: Projection | None) -> None:
         self.layer = layer
@@ -266,15 +268,15 @@ class GraphUse:
         self.projection = projection
 
     def has_gradient(self) -> bool:
-        """Whether one has come by."""
+        """Whether a gradient has arrived."""
         return self.output.has_gradient()
 
     def forget_gradient(self) -> None:
-        """Begin anew."""
+        """Forget the gradient."""
         self.output.forget_gradient()
 
     def parts(self, names: dict[str, str]) -> Parts:
-        """Its part by local name, once the gradient is there."""
+        """Get its part by local name; empty without a gradient."""
         if self.output.grads is None:
             return {}
         part = Dense(self.output.grads)
@@ -284,3 +286,6 @@ class GraphUse:
             local: self.projection.project_part(name, part, self.layer.parameter(local).shape)
             for local, name in names.items()
         }
+
+
+AnyUse = Use | FallbackUse | GraphUse

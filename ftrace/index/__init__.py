@@ -4,13 +4,12 @@ An index is written while a model trains (the callback GradientIndexWriter) or i
 index``), and searched with ``ftrace search``.
 """
 
+from ftrace.gradients import OLD_ENTRIES, Entries
 from ftrace.index.approximate import ApproximateSettings, approximate_top_k, open_approximate, recall
 from ftrace.index.blocks import Layout, block_weights, make_blocks
 from ftrace.index.features import (
-    OLD_ENTRIES,
     OLD_OPTIONS,
     PRECONDITIONER_KINDS,
-    Entries,
     FeatureSettings,
     GradientFeatures,
     PreconditionerKind,

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import (
+    ENTRIES,
+    OLD_ENTRIES,
     Elementwise,
+    Entries,
     PerExampleGradients,
     Preconditioner,
     Projection,
@@ -31,12 +34,9 @@ from ftrace.renamed import use_new_names, warn_of_old_name
 
 PreconditionerKind = Literal["rank-one", "elementwise", "none"]
 PRECONDITIONER_KINDS: tuple[PreconditionerKind, ...] = ("rank-one", "elementwise", "none")
-Entries = Literal["gaussian", "rademacher", "normal", "signs"]
 
 # Old names: arguments and flags under them work for one more release; indexes on disk that have them are read.
 OLD_OPTIONS = {"side": "projection_side", "groups": "layer_groups", "correction": "preconditioner"}
-OLD_ENTRIES: dict[str, Entries] = {"normal": "gaussian", "signs": "rademacher"}
-_OF_PROJECTION: dict[Entries, Literal["normal", "signs"]] = {"gaussian": "normal", "rademacher": "signs"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class FeatureSettings:
             raise ValueError(
                 f"preconditioner: expected one of {list(PRECONDITIONER_KINDS)}, found {self.preconditioner!r}"
             )
-        if self.entries not in _OF_PROJECTION:
-            raise ValueError(f"entries: expected one of {list(_OF_PROJECTION)}, found {self.entries!r}")
+        if self.entries not in ENTRIES:
+            raise ValueError(f"entries: expected one of {list(ENTRIES)}, found {self.entries!r}")
         make_blocks([], self.layout, self.layer_groups)
 
     @staticmethod
@@ -94,7 +94,7 @@ class FeatureSettings:
     @property
     def projection(self) -> Projection:
         """The projection, of gradients that are not preconditioned."""
-        return Projection(self.projection_side, self.seed, _OF_PROJECTION[self.entries])
+        return Projection(self.projection_side, self.seed, self.entries)
 
 
 class GradientFeatures:

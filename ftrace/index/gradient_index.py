@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from ftrace.index.features import OLD_ENTRIES, OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
+from ftrace.gradients import OLD_ENTRIES
+from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.segment import SEGMENT, Segment
 from ftrace.whole_files import whole_file

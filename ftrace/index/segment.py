@@ -94,7 +94,7 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
     if (np.diff(ids) < 0).any():
         _save(folder / "order.npy", np.argsort(ids, kind="stable"))
     drawn = np.sort(np.random.default_rng(seed).choice(total, min(sample, total), replace=False))
-    running = RunningAutocorrelation(window=1)
+    running = RunningAutocorrelation(time_constant=1)
     starts = [0, *accumulate(len(of_shard) for of_shard, _ in columns)]
     for place, file in enumerate(files):
         own = torch.from_numpy(drawn[(drawn >= starts[place]) & (drawn < starts[place + 1])] - starts[place])

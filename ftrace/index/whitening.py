@@ -104,7 +104,7 @@ class Whitening:
 
 def autocorrelation_of(rows: Tensor, blocks: Sequence[str]) -> dict[str, Tensor]:
     """R of rows ``[n, D]``: for each block ``[K * K, K * K]``."""
-    running = RunningAutocorrelation(window=1)
+    running = RunningAutocorrelation(time_constant=1)
     running.add(dict(zip(blocks, rows.unflatten(1, (len(blocks), -1)).unbind(1), strict=True)))
     return {block: running.mean(block) for block in blocks}
 

@@ -61,13 +61,13 @@ class Hooks:
         if optimizers is not None:
             optimized = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         self.training = GradientCapture(
-            module, self.patterns, optimized, self.projection, refuse_unheard=self.strict, reads_graph=True
+            module, self.patterns, optimized, self.projection, refuse_unrecorded=self.strict, reads_graph=True
         )
         self.queries = self.training
         leaves_out_some = any(line.status == "excluded" for line in self.training.coverage.lines)
         if self.all_of_queries and leaves_out_some:
             self.queries = GradientCapture(
-                module, ("*",), optimized, self.projection, refuse_unheard=False, reads_graph=True
+                module, ("*",), optimized, self.projection, refuse_unrecorded=False, reads_graph=True
             )
         self._captures = list(dict.fromkeys([self.training, self.queries]))
         for capture in self._captures:

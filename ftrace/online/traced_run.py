@@ -185,7 +185,7 @@ class TracedRun:
     def _start_recording(self) -> Recording:
         whole = self.scoring.keeps_examples_whole
         recording = self.hooks.training.start(
-            len(self._batch_ids), whole=whole, groups=self._batch_sizes, book=self.rows.book
+            len(self._batch_ids), unprojected=whole, loaders=self._batch_sizes, book=self.rows.book
         )
         self.rows.watch(recording)
         return recording

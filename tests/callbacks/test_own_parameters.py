@@ -217,4 +217,4 @@ def test_in_an_engine_of_ones_own_backward_passes_are_announced() -> None:
         with pytest.raises(ValueError, match=r"prepare\(\[loss\.grad_fn\]\)"):
             recording.gradients()
     assert torch.equal(losses, copy_of)
-    assert "no forward to listen to" in GradientCapture(module).coverage.summary()
+    assert "no forward to hook" in GradientCapture(module).coverage.summary()

@@ -102,9 +102,9 @@ class Loop:
         self.rehearsals += 1
         rehearsal = Rehearsal(self.capture, step, examples, self.book, again=again)
         rehearsal.find_rows()
-        rehearsal.read(whole=True)
-        self.tried |= rehearsal.heard_keys
-        self.is_due = not rehearsal.heard_keys <= self.book.verified or not rehearsal.is_complete
+        rehearsal.read(unprojected=True)
+        self.tried |= rehearsal.recorded_keys
+        self.is_due = not rehearsal.recorded_keys <= self.book.verified or not rehearsal.is_complete
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,4 +1,4 @@
-"""Listening to a model: nothing is disturbed, several can listen, and what can't be covered is refused by name."""
+"""Capture: nothing is disturbed, several can record at once, and parameters that can't be covered are named."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_coverage_says_what_became_of_each_parameter() -> None:
         "frozen.weight": "frozen",
         "frozen.bias": "frozen",
     }
-    assert "_Gap has no forward to listen to" in coverage.gaps[0].reason
+    assert "_Gap has no forward to hook" in coverage.gaps[0].reason
 
 
 def test_a_gap_is_an_error_where_that_is_asked_for() -> None:
@@ -244,7 +244,7 @@ def test_penalties_on_gradients_are_refused() -> None:
     model = nn.Linear(3, 1)
     with GradientCapture(model) as capture, capture.recording(4):
         out = model(torch.randn(4, 3))
-        with pytest.raises(ValueError, match="create_graph=True goes through a layer"):
+        with pytest.raises(ValueError, match="create_graph=True goes through a recorded layer"):
             torch.autograd.grad(out.sum(), model.weight, create_graph=True)
 
 

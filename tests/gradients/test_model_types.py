@@ -130,7 +130,7 @@ def read_queries_and_rehearse(
             capture.module.train()
             rehearsal = Rehearsal(capture, step, Examples(4), book)
             rehearsal.find_rows()
-            read, totals = rehearsal.read(whole=True)
+            read, totals = rehearsal.read(unprojected=True)
             elsewhere = [name for name in read.parts if not _is_whole(read.total(name), totals.get(name))]
             if elsewhere:
                 raise UnreadableError("used outside of their layers", elsewhere)

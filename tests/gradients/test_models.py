@@ -155,7 +155,7 @@ def test_compiled_and_called_before_is_an_error() -> None:
     model(inputs)
     with GradientCapture(model) as capture, capture.recording(4) as recording:
         losses = model(inputs).squeeze(1)
-        with pytest.raises(ValueError, match=r"none of the covered layers was heard.*before its first call"):
+        with pytest.raises(ValueError, match=r"none of the covered layers was recorded.*before its first call"):
             recording.backward(losses)
 
 

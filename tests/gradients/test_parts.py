@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftrace.gradients.factored import contract, gram, own_gram
 from ftrace.gradients.parts import Dense, Lookup, Outer, merge, stack_examples
+from ftrace.gradients.per_example import paired_products
+from ftrace.gradients.products import contract, gram
 
 sizes = st.integers(1, 4)
 
@@ -31,7 +32,7 @@ def test_gram_equals_dense(first: str, second: str, B: int, Q: int, T: int, S: i
     torch.testing.assert_close(contract(a, b.dense()).sum(1), expected)
     torch.testing.assert_close(gram(a, b), contract(a, b.dense()))
     c = _part(second, B, S, R, C, generator)
-    torch.testing.assert_close(own_gram(a, c), (a.dense() * c.dense()).flatten(1).sum(1))
+    torch.testing.assert_close(paired_products(a, c), (a.dense() * c.dense()).flatten(1).sum(1))
     weights = torch.randn(B, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(a.weighted_sum(weights), torch.einsum("b,brc->rc", weights, a.dense()))
 

@@ -23,7 +23,8 @@ from ftrace.gradients import (
     measured_rates,
     project,
 )
-from ftrace.gradients.costs import WAYS, Shape, Way, choices
+from ftrace.gradients.costs import Shape, Way
+from ftrace.gradients.plans import WAYS, PlanOptions, plan_parameter
 from ftrace.gradients.products import tall_product
 from helpers import oracle, tiny
 
@@ -61,13 +62,13 @@ def test_products_and_norms_equal_autograd_in_every_way(kind: str, way: Way | No
 
 
 def _side(
-    generator: torch.Generator, kinds: list[str], B: int, R: int, C: int, places: list[int]
+    generator: torch.Generator, kinds: list[str], B: int, R: int, C: int, positions: list[int]
 ) -> PerExampleGradients:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     parts: list[Outer | Lookup | Dense] = []
-    for kind, T in zip(kinds, places, strict=False):
+    for kind, T in zip(kinds, positions, strict=False):
         if kind == "outer":
             parts.append(Outer(random(B, T, R), random(B, T, C)))
         elif kind == "lookup":
@@ -85,11 +86,11 @@ KINDS = st.lists(st.sampled_from(["outer", "lookup", "dense"]), min_size=1, max_
     KINDS, KINDS, sizes, sizes, sizes, sizes, st.lists(sizes, min_size=3, max_size=3), st.sampled_from([1, 100, 9999])
 )
 def test_four_products_agree(
-    first: list[str], second: list[str], B: int, Q: int, R: int, C: int, places: list[int], budget: int
+    first: list[str], second: list[str], B: int, Q: int, R: int, C: int, positions: list[int], budget: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    examples = _side(generator, first, B, R, C, places)
-    queries = _side(generator, second, Q, R, C, places[::-1])
+    examples = _side(generator, first, B, R, C, positions)
+    queries = _side(generator, second, Q, R, C, positions[::-1])
     expected = examples.dense("w").flatten(1) @ queries.dense("w").flatten(1).T
     norms = examples.dense("w").flatten(1).square().sum(1)
     for way in (None, *WAYS):
@@ -157,18 +158,49 @@ def test_the_plan_can_be_read_and_forced() -> None:
         QueryGradients(examples, "ghost")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_the_plan_reserves_memory_for_what_it_keeps(kept: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def gradients(count: int) -> PerExampleGradients:
+        sides = [_side(generator, ["outer"], count, 3, 4, [2]) for _ in range(3)]
+        parts = {f"w{number}": list(side.parts["w"]) for number, side in enumerate(sides)}
+        return PerExampleGradients(parts, dict.fromkeys(parts, torch.Size([3, 4])), count)
+
+    examples, queries = gradients(5), gradients(2)
+    expected = sum(examples.dense(name).flatten(1) @ queries.dense(name).flatten(1).T for name in examples.parts)
+    bytes_each = 2 * 12 * 8  # two queries, twelve elements, eight bytes
+    prepared = QueryGradients(queries, "materialised", memory_budget=(bytes_each * kept + 9) * 8 // 7, rates=RATES)
+    plan = prepared.plan(examples)
+    assert [line.keeps_dense for line in plan.lines] == [number < kept for number in range(3)]
+    assert str(prepared.plan(examples)) == str(plan)  # looking changes nothing
+    torch.testing.assert_close(inner_products(examples, prepared, list(examples.parts)), expected)
+    made_dense = [name for name, parts in prepared.gradients.parts.items() if isinstance(parts[0], Dense)]
+    assert made_dense == [line.parameter for line in plan.lines if line.keeps_dense]
+
+
+def test_an_impossible_way_is_refused_before_anything_is_multiplied() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (_side(generator, kinds, 2, 3, 4, [2, 2]).parts["w"] for kinds in (["outer"], ["dense"]))
+    shapes = dict.fromkeys(("a", "b"), torch.Size([3, 4]))
+    examples = PerExampleGradients({"a": list(first), "b": list(first)}, shapes, 2)
+    prepared = QueryGradients(PerExampleGradients({"a": list(first), "b": list(second)}, shapes, 2), "gram")
+    with pytest.raises(ValueError, match="way='gram' is not possible for 'b'"):
+        prepared.plan(examples)
+
+
 @pytest.mark.parametrize(
-    ("queries", "places", "expected"),
+    ("queries", "positions", "expected"),
     [(1, 1, "gram"), (64, 64, "materialised")],
 )
-def test_few_queries_call_for_gram_many_for_dense(queries: int, places: int, expected: Way) -> None:
-    shape = Shape(8, queries, 768, 768, (("outer", 64),), (("outer", places),))
-    assert choices(shape, RATES, norms=False, fits=True, batches=10)[0].ways == (expected,)
+def test_few_queries_call_for_gram_many_for_dense(queries: int, positions: int, expected: Way) -> None:
+    shape = Shape(8, queries, 768, 768, (("outer", 64),), (("outer", positions),))
+    assert plan_parameter("w", shape, PlanOptions(RATES, batches=10)).ways == (expected,)
 
 
 def test_a_large_table_is_looked_up_on_the_query_side() -> None:
     shape = Shape(8, 64, 50_000, 256, (("lookup", 64),), (("outer", 64), ("lookup", 64)))
-    assert choices(shape, RATES, norms=False, fits=True, batches=1000)[0].ways == ("contraction",)
+    assert plan_parameter("w", shape, PlanOptions(RATES, batches=1000)).ways == ("contraction",)
 
 
 def test_rates_are_measured_without_random_numbers() -> None:

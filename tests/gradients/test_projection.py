@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import (
+    ENTRIES,
+    OLD_ENTRIES,
     Elementwise,
+    Entries,
     GradientCapture,
     PerExampleGradients,
     Projection,
@@ -238,7 +241,7 @@ def test_preconditioners_of_a_projection_add_up() -> None:
     torch.testing.assert_close(twice.project("w", gradient), once.project("w", gradient))
 
 
-def test_signs_keep_products_in_expectation_and_vary_less() -> None:
+def test_rademacher_entries_keep_products_in_expectation_and_vary_less() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 40, 30, generator=generator, dtype=torch.float64)
 
@@ -246,10 +249,19 @@ def test_signs_keep_products_in_expectation_and_vary_less() -> None:
         projection = Projection(8, seed, entries)  # type: ignore[arg-type]
         return (projection.project("w", a[None]) * projection.project("w", b[None])).sum()
 
-    found = {entries: torch.stack([product(entries, n) for n in range(400)]) for entries in ("normal", "signs")}
+    found = {entries: torch.stack([product(entries, n) for n in range(400)]) for entries in ENTRIES}
     for products in found.values():
         assert abs(float(products.mean() - (a * b).sum())) < 4 * float(products.std()) / 20
-    assert found["signs"].std() < found["normal"].std()
-    assert set(Projection(8, 0, "signs").axis("w", 0, 40, a).mul(8**0.5).round(decimals=9).unique().tolist()) == {-1, 1}
+    assert found["rademacher"].std() < found["gaussian"].std()
+    directions = Projection(8, 0, "rademacher").axis("w", 0, 40, a)
+    assert set(directions.mul(8**0.5).round(decimals=9).unique().tolist()) == {-1, 1}
     with pytest.raises(ValueError, match="entries"):
         Projection(8, 0, "uniform")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_ENTRIES.items())
+def test_old_names_of_entries_draw_the_same_directions(old: Entries, new: Entries) -> None:
+    with pytest.warns(FutureWarning, match=f"entries: {old} is now called {new}"):
+        projection = Projection(8, 0, old)
+    like = torch.zeros(())
+    assert torch.equal(projection.axis("w", 0, 40, like), Projection(8, 0, new).axis("w", 0, 40, like))

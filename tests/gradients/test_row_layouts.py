@@ -64,7 +64,7 @@ def test_other_examples_slices_are_set_to_zero(name: str) -> None:
 
 def test_examples_of_one_of_several_dataloaders() -> None:
     examples = Examples(5, (2, 3))
-    layout = Layout(1, before=None, after=1, group=1)
+    layout = Layout(1, before=None, after=1, loader=1)
     tensor = tensor_like([2, 3, 4, 2, 3, 4], 1)
     assert layout.fits(tensor.shape, examples)
     assert not layout.fits((5, 4), examples)
@@ -77,7 +77,7 @@ def test_examples_of_one_of_several_dataloaders() -> None:
 
 def test_a_dataloader_that_has_run_out_has_no_slices() -> None:
     examples = Examples(3, (3, 0))
-    layout = Layout(group=1)
+    layout = Layout(loader=1)
     assert layout.fits((0, 4), examples)
     assert not layout.fits((3, 4), examples)
     assert layout.owners(0, examples).tolist() == []
@@ -85,8 +85,8 @@ def test_a_dataloader_that_has_run_out_has_no_slices() -> None:
     assert layout.split(empty, examples).shape == (0, 0, 4)
     assert layout.choose(empty, torch.ones(3, dtype=torch.bool), examples).shape == (0, 4)
     assert by_example(empty, layout, examples).shape[0] == 0
-    assert all(one.group != 1 for one in candidates((3, 4), examples))
-    assert Layout(group=0) in list(candidates((3, 4), examples))
+    assert all(one.loader != 1 for one in candidates((3, 4), examples))
+    assert Layout(loader=0) in list(candidates((3, 4), examples))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_dataloader_that_has_run_out_has_no_slices() -> None:
         (Layout(2), (3, 3)),
         (Layout(before=2), (9,)),
         (Layout(before=None, after=2), (3,)),
-        (Layout(group=0), (3,)),
+        (Layout(loader=0), (3,)),
         (Layout(), ()),
     ],
 )
@@ -120,10 +120,10 @@ def test_candidates_are_all_the_orders_that_there_are(length: int) -> None:
 
 def test_candidates_of_each_axis_and_of_each_dataloader() -> None:
     found = list(candidates((2, 4), Examples(4, (2, 2))))
-    assert {(layout.axis, layout.group) for layout in found} == {(0, 0), (0, 1), (1, None), (1, 0), (1, 1)}
+    assert {(layout.axis, layout.loader) for layout in found} == {(0, 0), (0, 1), (1, None), (1, 0), (1, 1)}
     assert list(candidates((5, 7), THREE)) == []
     assert list(candidates((3, 4), Examples(3, (1, 2)))) == [
-        Layout(), Layout(group=0), Layout(1, group=1), Layout(1, None, 1, group=1)
+        Layout(), Layout(loader=0), Layout(1, loader=1), Layout(1, None, 1, loader=1)
     ]  # fmt: skip
     assert list(candidates((), THREE)) == []
 
@@ -149,7 +149,7 @@ def test_one_example_has_all_places() -> None:
 
 
 def test_layouts_are_told_in_words() -> None:
-    words = {str(Layout(axis, *order, group=group)) for axis, order, group in itertools.product(
+    words = {str(Layout(axis, *order, loader=loader)) for axis, order, loader in itertools.product(
         (0, 1), ((1, None), (None, 1), (2, None), (None, 2)), (None, 1)
     )}  # fmt: skip
     assert len(words) == 16

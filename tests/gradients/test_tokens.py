@@ -40,7 +40,7 @@ def test_tokens_sum_to_the_examples_products(kind: str, way: Way | None, memory_
 
 
 def test_each_token_by_itself() -> None:
-    """A layer's places are its tokens: cutting all other tokens' output gradients off leaves one token's products."""
+    """A layer's positions are its tokens: cutting off all other tokens' output gradients leaves one's products."""
     torch.manual_seed(0)
     layer = nn.Linear(5, 3).double()
     inputs, query_inputs = (torch.randn(n, 4, 5, dtype=torch.float64) for n in (3, 2))
@@ -74,5 +74,5 @@ def test_what_has_no_tokens_is_refused_by_name() -> None:
     layer = nn.Sequential(nn.PReLU())
     with GradientCapture(layer) as capture, capture.recording(2) as recording:
         recording.backward(layer(torch.randn(2, 3)).sum(1))
-    with pytest.raises(ValueError, match=r"layer '0' \(PReLU\) keeps no places apart"):
+    with pytest.raises(ValueError, match=r"layer '0' \(PReLU\) doesn't keep positions apart"):
         by_token(recording, QueryGradients(recording.gradients()))

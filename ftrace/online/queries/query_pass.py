@@ -148,7 +148,7 @@ class QueryPass:
                 query_ids = self.ids_of(batch)
                 looks_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
                 begins = RandomState(module, self.loop.left_alone) if looks_again else None
-                with capture.recording(len(query_ids), whole=whole) as recording:
+                with capture.recording(len(query_ids), unprojected=whole) as recording:
                     of_batch = self.losses(module, copied(batch))
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)

@@ -291,8 +291,8 @@ class RowFinder:
             return rehearsal
         self.book.take(rehearsal.book)
         rehearsal.book = self.book
-        self._tried |= rehearsal.heard_keys
-        is_silent = not rehearsal.heard_keys <= self.book.verified
+        self._tried |= rehearsal.recorded_keys
+        is_silent = not rehearsal.recorded_keys <= self.book.verified
         self._schedule.is_due = is_silent and self._silent_batches < _MOST_SILENT
         self._silent_batches += is_silent
         if rehearsal.changed:
@@ -313,7 +313,7 @@ class RowFinder:
         covered = {name: named[name] for name in self.capture.coverage.covered}
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
-        gradients, totals = rehearsal.read(whole=self._whole)
+        gradients, totals = rehearsal.read(unprojected=self._whole)
         self._reads = rehearsal.reads
         projection = None if self._whole else self.capture.projection
         if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):

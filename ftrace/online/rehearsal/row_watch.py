@@ -49,7 +49,7 @@ class RowWatch:
         """
         examples, learns = recording.examples, self._learns
         self._learns = False
-        if examples.total < 2 or examples.groups or not (learns or self._arrives):
+        if examples.total < 2 or examples.loaders or not (learns or self._arrives):
             return
         own = tensors()
 

@@ -78,7 +78,7 @@ class TrialSteps:
         assert self._now is not None
         batch, _, examples, _ = self._now
         several = batches_in(batch, self.id_key)
-        counts = examples.groups or (examples.total,)
+        counts = examples.loaders or (examples.total,)
         batches = [batch] if several is None else list(several.values())
         counts = tuple(count for count in counts if count) if several is not None else counts
         found = [find_inputs(one, count, (self.id_key,)) for one, count in zip(batches, counts, strict=True)]
