@@ -121,9 +121,9 @@ class TraceSession:
         check_replaceable(self._folder.path)
         check_replaceable(self._incomplete_dir)
         self._refuse_another_run()
-        if run.first_step:
+        if run.steps.first:
             warn(
-                f"{self.who}: scores begin at step {run.first_step}, earlier steps are not in them; they go to "
+                f"{self.who}: scores begin at step {run.steps.first}, earlier steps are not in them; they go to "
                 f"{self._incomplete_dir}"
             )
         for optimizer in loop.optimizers:
@@ -185,7 +185,7 @@ class TraceSession:
         self._state.remember(run)
         run.finish()
         run.rows.say_what_was_never_checked()
-        self._write(complete=run.first_step == 0)
+        self._write(complete=run.steps.first == 0)
         self._hooks.detach()
 
     @property
@@ -196,7 +196,12 @@ class TraceSession:
     def training_has_failed(self, exception: BaseException) -> None:
         """Write what there is, by this process alone, unless the scores themselves are wrong."""
         run = self.run
-        if run is not None and self._hooks.is_attached and run.taken and not isinstance(exception, SelfCheckError):
+        if (
+            run is not None
+            and self._hooks.is_attached
+            and run.steps.begun
+            and not isinstance(exception, SelfCheckError)
+        ):
             self._state.remember(run)  # a checkpoint may be saved yet
             run.scoring.finish()
             self._write(complete=False, alone=True)

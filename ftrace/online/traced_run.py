@@ -1,15 +1,10 @@
-"""One training run that is traced: from backward passes and optimizer steps to scores, ledger and checks.
+"""One training run that is traced: from batches, backward passes and optimizer steps to scores, ledger and checks.
 
-The loop says what happens; this decides what it means. A step of an optimizer is
-
-    begun    its gradients are complete (unclipped under automatic optimization, final under manual optimization)
-    ended    it was taken: second moments hold its gradient, and its products can be booked
-    skipped  it was begun and never ended: a loss scaler has left it out
+The loop says what happens; this decides what it means.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,24 +13,21 @@ from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients, Recording, UnreadableError, project
 from ftrace.online.batches import batch_ids, batch_sizes
-from ftrace.online.checks.conservation import Conservation
 from ftrace.online.checks.failures import Failures
 from ftrace.online.checks.query_check import QueryCheck
 from ftrace.online.hooks import Hooks
 from ftrace.online.ledger import LedgerKeeper
 from ftrace.online.loop import TrainingLoop
-from ftrace.online.messages import warn
-from ftrace.online.optimizers.clipping import Clipping
-from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer, keeps_gradients
+from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
 from ftrace.online.processes import num_processes
 from ftrace.online.queries.query_pass import QueryPass, require_shared_parameters
 from ftrace.online.queries.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
-from ftrace.online.scoring.contributions import StepTaken
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.settings import TraceSettings
+from ftrace.online.steps import OptimizerSteps
 from ftrace.scores import ScoreAccumulator
 
 
@@ -51,8 +43,7 @@ class TracedRun:
 
     Attributes:
         example_names: Names of the examples' ids that were made from names.
-        first_step: The step with which tracing began.
-        taken: Optimizer steps begun since, over all optimizers.
+        steps: The steps of its optimizers.
         unfrozen: By step, names of parameters that were covered from there on.
     """
 
@@ -67,17 +58,12 @@ class TracedRun:
         if settings.self_check:
             self.failures = Failures(strict=settings.strict, who=who, patterns=settings.parameters)
         self.example_names: dict[int, str] = {}
-        self.first_step = loop.step
-        self.taken = 0
-        self.steps_left_out: list[int] = []
-        self.steps_skipped: list[int] = []
         self.unfrozen: dict[int, list[str]] = {}
         self._repeated_ids = RepeatedIds(loop, settings.id_key, strict=settings.strict, shared=settings.shared_ids)
         self._with_gradient: set[str] | None = set()  # parameters, in the first batch
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
         self._batch_sizes: Sequence[int] = ()
-        self.clipping = Clipping(loop)
         self.parameters = TrainedParameters(
             loop, hooks, rules, self.failures, strict=settings.strict, seed=settings.seed
         )
@@ -98,6 +84,7 @@ class TracedRun:
                 projection=rules.projection,
                 projects_all=rules.projection is not None and not self.scoring.keeps_queries_whole,
             )
+        self.steps = OptimizerSteps(loop, self.parameters, self.scoring, self.ledger, who)
         is_sharded = any(hasattr(p, "full_tensor") for p in covered.values())
         self.query_check = None if is_sharded else self.parameters.make_check(QueryCheck, covered)
         self.refresher = QueryRefresher(
@@ -159,7 +146,7 @@ class TracedRun:
     @property
     def step(self) -> int:
         """The optimizer step that is next, counted over all optimizers."""
-        return self.first_step + self.taken
+        return self.steps.next
 
     def begin_batch(self, batch: Any, batch_idx: int, added_queries: list[Any]) -> None:
         """Prepare for a batch of examples.
@@ -200,7 +187,7 @@ class TracedRun:
                 self.refresher.refresh(self.step)
             for optimizer in self.parameters.followed:
                 if optimizer.window and not optimizer.has_gradients():  # they have been set to zero since
-                    self._discard(optimizer)
+                    self.steps.discard(optimizer)
 
     def after_backward(self) -> None:
         """Read what a backward pass has added to the gradients."""
@@ -275,105 +262,34 @@ class TracedRun:
         if trained and self.refresher.last is not None:
             queried = self.refresher.last.gradients.parts.keys()
             require_shared_parameters(trained, queried, self.who, strict=self.settings.strict)
-        for optimizer in self.parameters.followed:
-            if optimizer.is_stepping:
-                optimizer.is_stepping = False
-                self.steps_skipped.append(self.step - 1)
-                self._discard(optimizer)
+        self.steps.skip_begun()
 
     # Steps
 
     def begin_window(self) -> None:
         """Forget contributions that no step has used: automatic optimization sets gradients to zero."""
-        for optimizer in self.parameters.followed:
-            self._discard(optimizer)
-
-    def _discard(self, optimizer: FollowedOptimizer) -> None:
-        optimizer.window, optimizer.is_open = [], False
-        if optimizer.index in self.parameters.conservation:
-            self.parameters.conservation[optimizer.index].discard_window()
+        self.steps.discard_all()
 
     def begin_step(self, optimizer: FollowedOptimizer) -> None:
         """Check and note what an optimizer is about to step with."""
-        if optimizer.is_stepping:  # the loop has announced it already, before a loss scaler's decision
-            return
-        self.parameters.refuse_unknown(optimizer)
-        self.parameters.covered.refuse_unrecorded()
-        self.rows.before_step(self.parameters.covered.by_name)
-        check = self.parameters.conservation.get(optimizer.index)
-        wants_norm = (check is not None and check.wants_norm) or self.rules.exact_momentum
-        norm = self.clipping.before_step(optimizer, wants_norm=wants_norm)
-        optimizer.norm_before_step = norm
-        optimizer.note_before_step(steps="update" in self.rules.kinds and optimizer.problem is None)
-        if self.ledger is not None:
-            self.ledger.before_step(optimizer)
-        self.taken += 1
-        if check is not None and (optimizer.window or num_processes() > 1) and _is_finite(optimizer):
-            check.check_window(
-                optimizer.window,
-                self.clipping.factor,
-                norm,
-                self.step - 1,
-                is_clipped=self.loop.is_manual,
-                look_after=self.clipping.is_measured,
-            )
+        if not optimizer.is_stepping:  # or else the loop has announced it already, before a loss scaler's decision
+            self.steps.begin(optimizer)
+            self.rows.before_step(self.parameters.covered.by_name)
 
     def end_step(self, optimizer: FollowedOptimizer) -> None:
         """Book a step that was taken."""
-        if not optimizer.is_stepping:  # not one that was announced, such as in a closure of the user's own
-            return
-        optimizer.is_stepping = optimizer.is_open = False
-        optimizer.steps_taken += 1
-        window = list(optimizer.window)  # under manual optimization, later backward passes may add to it
-        if not self.loop.is_manual:
-            optimizer.window = []
-        self.clipping.after_step(optimizer)
-        clip = self.clipping.factor
-        given = optimizer.gradients_given(1.0 if self.loop.is_manual else clip)
-        steps = optimizer.steps(given) if "update" in self.rules.kinds and optimizer.problem is None else {}
-        projection = self.rules.projection
-        step = StepTaken(
-            self.step - 1,
-            optimizer.index,
-            optimizer.rates,
-            clip,
-            steps,
-            window,
-            self.scoring.moment(self.loop.epoch),
-            tuple(name for _, name, _ in optimizer.parameters(covered=True)),
-            given=optimizer.as_contribution(given, projection, clip) if steps and projection is not None else None,
-        )
-        if not _is_finite(optimizer) or not self.scoring.take(step):
-            self._leave_out()
-        if not self.loop.is_manual:  # otherwise another step may use the same gradients
-            for contribution in window:
-                contribution.projected, contribution.whitened = {}, {}
-        if self.ledger is not None:
-            self.ledger.after_step(optimizer, steps, given)
-        check = self.parameters.conservation.get(optimizer.index)
-        if check is not None and check.expects_gradient and keeps_gradients(optimizer.optimizer):
-            self._check_after(check, optimizer)
-
-    def _check_after(self, check: Conservation, optimizer: FollowedOptimizer) -> None:
-        norm = optimizer.gradient_norm()
-        if not (self.loop.zeroes_gradients_itself and norm == 0):
-            check.check_gradient(norm, self.step - 1, self.clipping.factor if self.clipping.is_measured else 1.0)
-
-    def _leave_out(self) -> None:
-        """Leave out a step whose contributions are not finite: it would spoil all its examples' scores."""
-        if not self.steps_left_out:
-            warn(
-                f"{self.who}: the contributions of step {self.step - 1} are not finite: the loss or a gradient is "
-                "NaN or infinite. Its scores are left out, and so will be those of other such steps; the manifest "
-                "counts them"
-            )
-        self.steps_left_out.append(self.step - 1)
+        if optimizer.is_stepping:  # one that was announced, unlike a step in a closure of the user's own
+            self.steps.end(optimizer)
 
     # Its end
 
     def finish(self) -> None:
         """Close what is open, since training has ended."""
-        if self.taken and self.refresher.last_at != self.step and (self.ledger is not None or self.scoring.pending):
+        if (
+            self.steps.begun
+            and self.refresher.last_at != self.step
+            and (self.ledger is not None or self.scoring.pending)
+        ):
             self.refresher.refresh(self.step)
         self.scoring.finish()
 
@@ -383,13 +299,9 @@ class TracedRun:
         """Return everything but the sums, which are as large as the scores."""
         return {
             "names": dict(self.example_names),
-            "first_step": self.first_step,
-            "taken": self.taken,
-            "steps_left_out": list(self.steps_left_out),
-            "steps_skipped": list(self.steps_skipped),
             "unfrozen": dict(self.unfrozen),
             "ledger": None if self.ledger is None else self.ledger.state(),
-            **self.parameters.state(),
+            **self.steps.state(),
             **self.refresher.state(),
             **self.scoring.state(),
         }
@@ -401,10 +313,8 @@ class TracedRun:
             states: Of the processes whose part this one takes up, sums among them.
             shared: Of any process.
         """
-        self.first_step, self.taken = shared["first_step"], shared["taken"]
-        self.steps_left_out, self.steps_skipped = shared["steps_left_out"], shared["steps_skipped"]
         self.unfrozen = shared["unfrozen"]
-        self.parameters.load(shared)
+        self.steps.load(shared)
         last = shared["last"]
         self.scoring.load(states, shared, last.gradients, last.losses)
         self.refresher.load(shared)
@@ -413,7 +323,3 @@ class TracedRun:
             self.sums.add_state(state["sums"])
         if self.ledger is not None and shared["ledger"] is not None:
             self.ledger.load(shared["ledger"], last, self.parameters.all())
-
-
-def _is_finite(optimizer: FollowedOptimizer) -> bool:
-    return optimizer.norm_before_step is None or math.isfinite(optimizer.norm_before_step)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from ftrace.online.checks.step_check import StepCheck
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.processes import any_process, gather_objects, num_processes
 from ftrace.online.rehearsal.exchange import Inputs
+from ftrace.online.rehearsal.rereading import Rereading
 from ftrace.online.rehearsal.row_search import RowSearch
 from ftrace.online.rehearsal.row_watch import RowWatch
 from ftrace.online.rehearsal.schedule import Due, RehearsalSchedule
@@ -95,14 +95,11 @@ class RowFinder:
         self._undecided_batches = 0
         self._looks_in_vain = 0
         self._some_unknown = False  # to some process, in the pass that is under way
-        self._anew: set[str] = set()  # parameters whose gradients a rehearsal of this batch has to tell
-        self._backward_passes = 0  # over this batch
-        self._announced: Callable[[], Recording | None] = lambda: None
-        self._reads: list[PerExampleGradients] = []  # of each backward pass, by the last rehearsal
+        self._rereading = Rereading(who)
 
     @property
     def capture(self) -> GradientCapture:
-        """What listens to training."""
+        """Records training."""
         return self.unreadable.capture
 
     # Before the training step
@@ -128,7 +125,7 @@ class RowFinder:
         self.trials.begin(batch, batch_idx, examples)
         self._whole = whole
         self._look_for_moved_rows()
-        self._anew, self._backward_passes = set(), 0
+        self._rereading.begin_batch()
         is_due = self._schedule.is_due and (examples.total > 1 or not self.rehearsed_at)
         checks = self.failures is not None
         due = Due.REHEARSAL if any(any_process([is_due])) else self._schedule.at(step, checks=checks)
@@ -137,7 +134,7 @@ class RowFinder:
             self._watch.learn()
         elif due is Due.CONFIRMATION:
             self._confirm(step)
-        self._reads = []
+        self._rereading.reads = []
 
     def watch(self, recording: Recording) -> None:
         """Listen to a pass of the training step for rows that it has moved."""
@@ -149,13 +146,12 @@ class RowFinder:
             self._report_moved(moved)
 
     def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
-        """Rehearse the step if layers have run that were not heard in a rehearsal; then prepare the recording.
+        """Rehearse the step if layers have run that did not run in any rehearsal; then prepare the recording.
 
         Raises:
             ValueError: As :meth:`before_batch`.
         """
-        self._backward_passes += 1
-        self._announced = ref(recording)
+        self._rereading.begin_pass(recording)
         starts = [] if loss.grad_fn is None else [loss.grad_fn]
         recording.prepare(starts)
         recording.of_pass.open = set()
@@ -191,9 +187,9 @@ class RowFinder:
         opened = {key: one.outputs[key] for one in recordings for key in one.of_pass.open or ()}
         if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(any_process([bool(opened)])):
             self._rehearse_anew(step, opened)
-            self._anew |= {name for output in opened.values() for name in output.layer.names.values()}
+            self._rereading.names |= {name for output in opened.values() for name in output.layer.names.values()}
             self._looks_in_vain += any(any_process([not opened.keys() <= self.book.verified]))
-        for one in recordings if self._anew else ():
+        for one in recordings if self._rereading.names else ():
             for key in self.book.verified.intersection(one.of_pass.unread):
                 del one.of_pass.unread[key]
         reads_all = self._some_unknown or num_processes() == 1
@@ -207,27 +203,16 @@ class RowFinder:
             ValueError: If the step has run other backward passes than when it was rehearsed.
         """
         gradients = recording.gradients()
-        if not self._anew and not self.unreadable.left_out:
+        if not self._rereading.names and not self.unreadable.left_out:
             return gradients
-        if self._reads:  # not of weights that are sharded
-            number = self._backward_passes - 1
-            if number >= len(self._reads):
-                raise ValueError(
-                    f"{self.unreadable.who}: the training step runs backward pass {number + 1} over a batch over which "
-                    f"it ran {len(self._reads)} when it was rehearsed. Let what it does depend on the batch, the "
-                    "random state and the module alone"
-                )
-            gradients = gradients.only(set(gradients.parts) - self._anew)
-            if recording is self._announced():
-                gradients = gradients.with_those_of(self._reads[number], self._anew)
-        return gradients.only(self.capture.coverage.covered)
+        return self._rereading.replace(gradients, recording, self.capture.coverage.covered)
 
     def _rehearse_anew(self, step: int, opened: Collection[Key]) -> None:
         before = dict(self.unreadable.widened)
         self._again = self.book.verified.intersection(opened)
         self._rehearse(step)
         self._again = set()
-        self._anew |= {name for name, path in self.unreadable.widened.items() if before.get(name) != path}
+        self._rereading.names |= {name for name, path in self.unreadable.widened.items() if before.get(name) != path}
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
         """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
@@ -314,7 +299,7 @@ class RowFinder:
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
         gradients, totals = rehearsal.read(unprojected=self._whole)
-        self._reads = rehearsal.reads
+        self._rereading.reads = rehearsal.reads
         projection = None if self._whole else self.capture.projection
         if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
             self._schedule.is_due = True

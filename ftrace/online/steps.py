@@ -1,0 +1,178 @@
+"""The steps of a run's optimizers: each is checked before it is taken, and booked once it was.
+
+A step of an optimizer is
+
+    begun    its gradients are complete (unclipped under automatic optimization, final under manual optimization)
+    ended    it was taken: second moments hold its gradient, and its products can be booked
+    skipped  it was begun and never ended: a loss scaler has left it out
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ftrace.online.checks.conservation import Conservation
+from ftrace.online.ledger import LedgerKeeper
+from ftrace.online.loop import TrainingLoop
+from ftrace.online.messages import warn
+from ftrace.online.optimizers.clipping import Clipping
+from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer, keeps_gradients
+from ftrace.online.optimizers.trained_parameters import TrainedParameters
+from ftrace.online.processes import num_processes
+from ftrace.online.scoring.contributions import StepTaken
+from ftrace.online.scoring.scoring import Scoring
+
+
+class OptimizerSteps:
+    """The optimizer steps of one run.
+
+    Args:
+        loop: The training loop.
+        parameters: The trained parameters, with their optimizers.
+        scoring: Books the steps.
+        ledger: Books them, too; None without a ledger.
+        who: Whose messages these are.
+
+    Attributes:
+        first: The step with which tracing began.
+        begun: Steps begun since, over all optimizers.
+        left_out: Steps whose contributions are not finite.
+        skipped: Steps that were begun and not taken.
+    """
+
+    def __init__(
+        self,
+        loop: TrainingLoop,
+        parameters: TrainedParameters,
+        scoring: Scoring,
+        ledger: LedgerKeeper | None,
+        who: str,
+    ) -> None:
+        self.loop = loop
+        self.parameters = parameters
+        self.scoring = scoring
+        self.ledger = ledger
+        self.who = who
+        self.rules = scoring.rules
+        self.clipping = Clipping(loop)
+        self.first = loop.step
+        self.begun = 0
+        self.left_out: list[int] = []
+        self.skipped: list[int] = []
+
+    @property
+    def next(self) -> int:
+        """The step that is next, counted over all optimizers."""
+        return self.first + self.begun
+
+    def discard_all(self) -> None:
+        """Forget contributions that no step has used: automatic optimization sets gradients to zero."""
+        for optimizer in self.parameters.followed:
+            self.discard(optimizer)
+
+    def discard(self, optimizer: FollowedOptimizer) -> None:
+        """Forget what an optimizer's gradients held."""
+        optimizer.window, optimizer.is_open = [], False
+        if optimizer.index in self.parameters.conservation:
+            self.parameters.conservation[optimizer.index].discard_window()
+
+    def begin(self, optimizer: FollowedOptimizer) -> None:
+        """Check and note what an optimizer is about to step with."""
+        self.parameters.refuse_unknown(optimizer)
+        self.parameters.covered.refuse_unrecorded()
+        check = self.parameters.conservation.get(optimizer.index)
+        wants_norm = (check is not None and check.wants_norm) or self.rules.exact_momentum
+        norm = self.clipping.before_step(optimizer, wants_norm=wants_norm)
+        optimizer.norm_before_step = norm
+        optimizer.note_before_step(steps="update" in self.rules.kinds and optimizer.problem is None)
+        if self.ledger is not None:
+            self.ledger.before_step(optimizer)
+        self.begun += 1
+        if check is not None and (optimizer.window or num_processes() > 1) and _is_finite(optimizer):
+            check.check_window(
+                optimizer.window,
+                self.clipping.factor,
+                norm,
+                self.next - 1,
+                is_clipped=self.loop.is_manual,
+                look_after=self.clipping.is_measured,
+            )
+
+    def end(self, optimizer: FollowedOptimizer) -> None:
+        """Book a step that was taken."""
+        optimizer.is_stepping = optimizer.is_open = False
+        optimizer.steps_taken += 1
+        window = list(optimizer.window)  # under manual optimization, later backward passes may add to it
+        if not self.loop.is_manual:
+            optimizer.window = []
+        self.clipping.after_step(optimizer)
+        clip = self.clipping.factor
+        given = optimizer.gradients_given(1.0 if self.loop.is_manual else clip)
+        steps = optimizer.steps(given) if "update" in self.rules.kinds and optimizer.problem is None else {}
+        projection = self.rules.projection
+        step = StepTaken(
+            self.next - 1,
+            optimizer.index,
+            optimizer.rates,
+            clip,
+            steps,
+            window,
+            self.scoring.moment(self.loop.epoch),
+            tuple(name for _, name, _ in optimizer.parameters(covered=True)),
+            given=optimizer.as_contribution(given, projection, clip) if steps and projection is not None else None,
+        )
+        if not _is_finite(optimizer) or not self.scoring.take(step):
+            self._leave_out()
+        if not self.loop.is_manual:  # otherwise another step may use the same gradients
+            for contribution in window:
+                contribution.projected, contribution.whitened = {}, {}
+        if self.ledger is not None:
+            self.ledger.after_step(optimizer, steps, given)
+        check = self.parameters.conservation.get(optimizer.index)
+        if check is not None and check.expects_gradient and keeps_gradients(optimizer.optimizer):
+            self._check_after(check, optimizer)
+
+    def skip_begun(self) -> None:
+        """Note, when a batch ends, the steps that were begun and not taken."""
+        for optimizer in self.parameters.followed:
+            if optimizer.is_stepping:
+                optimizer.is_stepping = False
+                self.skipped.append(self.next - 1)
+                self.discard(optimizer)
+
+    def _check_after(self, check: Conservation, optimizer: FollowedOptimizer) -> None:
+        norm = optimizer.gradient_norm()
+        if not (self.loop.zeroes_gradients_itself and norm == 0):
+            check.check_gradient(norm, self.next - 1, self.clipping.factor if self.clipping.is_measured else 1.0)
+
+    def _leave_out(self) -> None:
+        """Leave out a step whose contributions are not finite: it would spoil all its examples' scores."""
+        if not self.left_out:
+            warn(
+                f"{self.who}: the contributions of step {self.next - 1} are not finite: the loss or a gradient is "
+                "NaN or infinite. Its scores are left out, and so will be those of other such steps; the manifest "
+                "counts them"
+            )
+        self.left_out.append(self.next - 1)
+
+    def state(self) -> dict[str, Any]:
+        """Return which steps were taken, left out and skipped."""
+        return {
+            "first_step": self.first,
+            "taken": self.begun,
+            "steps_left_out": list(self.left_out),
+            "steps_skipped": list(self.skipped),
+            **self.parameters.state(),
+        }
+
+    def load(self, shared: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state` was called."""
+        self.first, self.begun = shared["first_step"], shared["taken"]
+        self.left_out, self.skipped = shared["steps_left_out"], shared["steps_skipped"]
+        self.parameters.load(shared)
+
+
+def _is_finite(optimizer: FollowedOptimizer) -> bool:
+    return optimizer.norm_before_step is None or math.isfinite(optimizer.norm_before_step)
