@@ -43,7 +43,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         "refreshes_failed": refresher.failed,
         **settings.facts(),
         "query_first_steps": {str(query): step for query, step in refresher.first_steps.items()},
-        "staleness": {str(refresh): value for refresh, value in refresher.staleness.measured.items()},
+        "staleness": _jsonable_numbers(refresher.staleness.measured),
         "optimizers": [optimizer.facts() for optimizer in run.parameters.followed],
         **of_loop,
         "processes": num_processes(),
@@ -133,6 +133,11 @@ def _reduced(sums: ScoreAccumulator) -> ScoreAccumulator | None:
         for of_process, own_ids in zip(found, all_ids, strict=True):
             total.add_state({"ids": own_ids, "sums": [[*key, of_process]]})
     return total
+
+
+def _jsonable_numbers(numbers: Mapping[int, float]) -> dict[str, float | None]:
+    """Replace NaN, which JSON doesn't have, by null: there the number is undefined."""
+    return {str(key): None if math.isnan(number) else number for key, number in numbers.items()}
 
 
 def _jsonable(value: Any) -> Any:
