@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from ftrace.online.loop import OnLoss, TrainLoaders, Wording
 from ftrace.online.messages import tell
@@ -153,18 +154,18 @@ class PlainTrace:
         self._loop = loop
         self._session = session
         self._output_dir = output_dir
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
         self._loss: Tensor | None = None
         if state:
             session.load(state)
-        session.before_training(loop.module)
-        for optimizer in loop.optimizers:
-            self._handles.append(optimizer.register_step_post_hook(self._count))
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._loop.step += 1
 
     def __enter__(self) -> PlainTrace:
+        self._session.before_training(self._loop.module)
+        for optimizer in self._loop.optimizers:
+            self._handles.append(optimizer.register_step_post_hook(self._count))
         try:
             self._session.training_begins(self._loop, self._output_dir)
         except BaseException:

@@ -1,0 +1,49 @@
+"""The settings of a traced run have one source: the callback's arguments are their fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+from ftrace.callbacks import OnlineTracIn
+from ftrace.online import TraceSettings
+
+BESIDE = {"queries", "output_dir", "query_losses", "query_learned"}
+
+
+def described(kind: type) -> dict[str, str]:
+    """The lines of a class's ``Args``, by name, on one line each."""
+    text = (inspect.getdoc(kind) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n(?=    \w+: )", "\n" + text)
+    pairs = (entry.strip().partition(": ") for entry in entries if entry.strip())
+    return {name: " ".join(words.split()) for name, _, words in pairs}
+
+
+def test_the_callback_has_the_same_settings_defaults_and_words() -> None:
+    fields = {field.name: field for field in dataclasses.fields(TraceSettings)}
+    arguments = {n: p for n, p in inspect.signature(OnlineTracIn.__init__).parameters.items() if n != "self"}
+    assert arguments.keys() - BESIDE == fields.keys()
+    assert {name: arguments[name].default for name in fields} == {n: field.default for n, field in fields.items()}
+    of_callback, of_settings = described(OnlineTracIn), described(TraceSettings)
+    assert of_settings.keys() == fields.keys()
+    assert {name: of_callback[name] for name in of_settings} == of_settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scores": ()}, r"scores: expected some of \['dot', .*\], found \(\)"),
+        ({"scores": "dot"}, "scores: expected some of"),
+        ({"breakdown": ("step",)}, "breakdown: expected some of"),
+        ({"refresh_every_n_steps": 0}, "refresh_every_n_steps: expected at least 1, found 0"),
+        ({"projection_side": 0}, "projection_side: expected None or at least 1, found 0"),
+        ({"momentum": "exact"}, 'momentum="exact" is of the kind "update"'),
+        ({"scores": ("learning",)}, r"expected projection_side=K"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TraceSettings(**settings)
