@@ -22,6 +22,7 @@ from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import TraceSettings, trace_run
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
+from ftrace.whole_files import whole_file
 
 SUBCOMMANDS = {
     "fit": "Train a model and trace its facts while it trains.",
@@ -48,7 +49,8 @@ class SaveConfigInRunFolder(SaveConfigCallback):
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert trainer.log_dir is not None
-        (Path(trainer.log_dir) / WORKING_DIRECTORY).write_text(f"{Path.cwd()}\n")
+        with whole_file(Path(trainer.log_dir) / WORKING_DIRECTORY) as temporary:
+            temporary.write_text(f"{Path.cwd()}\n")
 
 
 class FactTracingCLI(LightningCLI):
