@@ -112,7 +112,8 @@ class Counterfactual:
                 if count := int((~np.isfinite(columns["rise"])).sum()):
                     num_queries = len(columns["rise"])
                     yield (
-                        f"left out, {left_out}: not in the means of {row!r}: {count} of {num_queries} queries, whose loss with or without these rows is NaN or infinite"
+                        f"left out, {left_out}: not in the means of {row!r}: {count} of {num_queries} queries, whose "
+                        "loss with or without these rows is NaN or infinite"
                     )
         tables = [self.score_estimates(), *self.effect_estimates().values()]
         estimates = [estimate for rows in tables for row in rows.values() for estimate in row.values()]
