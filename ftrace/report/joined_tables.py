@@ -66,8 +66,8 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     if count > most:
         table.add_row(f"... and {count - most} more", style="dim")
     lines = [
-        "effect: the total one; read in: the layer of the largest causal effect; written in: of the largest score; "
-        "corr.: rank correlation of both over layers",
+        "effect: the total effect; read in: layer of the largest causal effect; written in: layer of the largest "
+        "score; corr.: rank correlation of both over layers",
         f"Mean rank correlation of {agreement.num_queries} queries over {len(labels)} layers: "
         f"{_estimate(agreement.matched)}; with other facts' profiles {_estimate(agreement.mismatched)}; difference "
         f"{_estimate(agreement.difference)}",
