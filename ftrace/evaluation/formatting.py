@@ -24,7 +24,6 @@ def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
     """Format a mean in percent, the ends of its interval and, over several runs, its spread.
 
     Args:
-        estimate: The estimate.
         signed: Whether to write a plus before positive numbers.
 
     Example:

@@ -27,7 +27,6 @@ class ScoreProfile:
     """The summed scores of some examples for a query, by layer.
 
     Args:
-        query_id: The query.
         parts: Sum over the examples, for each part of the model by which the store breaks scores down.
         example_ids: The examples, ``[k]``, strongest first.
         scores: Their scores summed over all parts, ``[k]``.
@@ -55,7 +54,6 @@ def score_profile(
 
     Args:
         store: A store with a breakdown by layer.
-        query_id: The query.
         kind: One of the store's kinds; default: the only one, or dot.
         k: Number of proponents.
         example_ids: Examples to sum over instead, such as those that state the fact.

@@ -38,7 +38,6 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     """Render a table with a line for each query, and below it figures of all queries and notes.
 
     Args:
-        joined: The queries.
         most: Number of queries to show, evenly spaced among all.
     """
     unit, agreement = UNITS[joined.outcome], joined.agreement
@@ -104,7 +103,6 @@ def write_joined(joined: Joined, folder: Path) -> list[Path]:
     Effects and scores are not rescaled: probabilities are shares of 1. Unknown values are empty, in JSON null.
 
     Args:
-        joined: The queries.
         folder: Folder of the files; missing folders are made.
 
     Returns:

@@ -29,7 +29,6 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
     accounts that explain it.
 
     Args:
-        ledger: The ledger.
         file: Path of the picture; its ending determines the format.
         query_ids: Queries whose losses are drawn; default: six that were learned at different times.
 

@@ -28,7 +28,6 @@ def save_png_and_pdf(figure: Figure, file: Path, dpi: int = 150) -> tuple[Path, 
     """Write a figure as a PNG for screens and as a PDF for papers, in which text stays text.
 
     Args:
-        figure: The figure.
         file: Path of the files; an ending ``.png`` or ``.pdf`` is removed, and both are added.
         dpi: Dots per inch of the PNG.
 

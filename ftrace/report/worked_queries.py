@@ -16,7 +16,6 @@ class WorkedQuery:
     """A query with its answer and its ground-truth proponents.
 
     Args:
-        query_id: Id of the query.
         prompt: The masked sentence.
         answer: The right answer.
         other_answers: Other accepted surface forms of it.
@@ -36,7 +35,6 @@ def render_worked_query(
     """Render a query with its strongest proponents and opponents.
 
     Args:
-        query: The query.
         store: The store of scores.
         kind: The kind of scores.
         sentence: Function from an example's id to its text.

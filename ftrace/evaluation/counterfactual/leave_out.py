@@ -40,7 +40,6 @@ def plan_top(
 
     Args:
         stores: Stores by the name of their rows.
-        queries: The queries.
         num_examples: Number of training rows.
         k: Number of rows to leave out.
         seed: Seed of random rows.
@@ -58,7 +57,6 @@ def plan_facts(
 
     Args:
         stores: Stores by the name of their rows.
-        queries: The queries.
         facts: For each training row, the facts that it states.
         k: Number of top examples whose facts are left out.
         seed: Seed of random rows.
@@ -109,7 +107,6 @@ def effects(
         before: Each query's loss with all examples, in nats, ``[Q]``.
         after: Its loss without the examples, in nats, ``[Q]``.
         left_out: The examples that were left out.
-        queries: The queries.
 
     Returns:
         ``rise`` of the loss in nats, ``fall`` of the answer's probability, number of ``rows`` left out, and share of

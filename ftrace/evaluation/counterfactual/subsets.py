@@ -101,7 +101,6 @@ class Subsets:
         losses: Each query's loss after training on each subset, in nats, ``[S, Q]``.
         again: Losses of the first few subsets, each trained several times, ``[R, some S, Q]``; with R below 2 there is
             no ceiling.
-        queries: The queries.
     """
 
     is_kept: np.ndarray

@@ -22,7 +22,6 @@ class RunMetrics:
     """Every method's metrics of every query of one run.
 
     Args:
-        queries: The queries.
         rows: For each row's name, its metrics by name, each ``[Q]``.
         ceiling: The highest value that any method can reach, by metric, ``[Q]``.
         num_candidates: Size of each query's pool, ``[Q]``.

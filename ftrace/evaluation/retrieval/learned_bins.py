@@ -57,7 +57,6 @@ class LearnedBin:
     Args:
         first: The earliest step at which one of them was first right; -1 if none ever was.
         last: The latest such step.
-        num_queries: Number of queries.
         methods: Figures by the name of the row.
     """
 

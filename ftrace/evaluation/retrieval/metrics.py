@@ -92,7 +92,6 @@ class Judge:
     """Metrics of stores' scores, all on the same candidates.
 
     Args:
-        queries: The queries.
         pool: The candidates of each query.
         sentence_ids: For each example's id, int64 ``[N]``, the sentence that it is a variant of; None to rank examples
             by themselves.

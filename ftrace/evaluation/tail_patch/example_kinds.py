@@ -54,7 +54,7 @@ class ExampleKinds:
     Ground-truth proponents state the fact; the kinds of other examples follow from the facts that the data lists.
 
     Args:
-        data: The data, set up.
+        data: The data, after its setup.
 
     Raises:
         ValueError: If the data's facts have no relation, subject and object, or a query has no fact.

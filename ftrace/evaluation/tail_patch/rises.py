@@ -56,7 +56,6 @@ class TailPatchTable:
     Args:
         rows: Figures by the name of the method.
         probability: Mean probability of the queries' targets before the step.
-        queries: The queries.
         k: Number of examples for each query.
         snapshot: Name of the snapshot.
         step: The optimizer step, in words.
@@ -95,7 +94,6 @@ def summarize_rises(
     Args:
         patched: All pairs of queries and picked examples.
         picks: For each method, each query's examples; a query without any counts as not raised.
-        queries: The queries.
         random: The method whose examples are random.
         kinds: Kinds of the examples; None if the data don't tell kinds.
         seed: Seed of the resampling.

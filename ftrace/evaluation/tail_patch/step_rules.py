@@ -54,7 +54,6 @@ class Adam:
     move without bound.
 
     Args:
-        learning_rate: The learning rate.
         states: The snapshot's second moments, by name of the parameter.
 
     Raises:

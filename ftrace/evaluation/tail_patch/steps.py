@@ -62,7 +62,6 @@ def tail_patch(
 
     Args:
         model: The model at a snapshot, in eval mode; it is not changed.
-        data: The run's data.
         pairs: Query ids and example ids, int64 ``[P, 2]``; repeated pairs are computed once.
         rule: The rule of the optimizer step.
         memory_budget: Approximate bytes that weights and activations may take; at least one example is always
