@@ -141,6 +141,14 @@ def test_modules_of_a_part_import_each_other_one_way(part: str) -> None:
     assert sorted(map(sorted, found)) == sorted(map(sorted, KNOWN_CIRCLES.get(part, [])))
 
 
+def test_experiments_of_the_evaluation_know_nothing_of_each_other() -> None:
+    folder = ROOT / "ftrace" / "evaluation"
+    experiments = {path.name for path in folder.iterdir() if (path / "__init__.py").exists()}
+    for file in set(sources("evaluation")) - {folder / "__init__.py"}:
+        names = {name.split(".")[2] for name in imported(file) if name.startswith("ftrace.evaluation.")}
+        assert not names & experiments - {file.relative_to(folder).parts[0]}, file
+
+
 @pytest.mark.parametrize("part", sorted(WITHOUT_LIGHTNING))
 def test_part_knows_nothing_of_lightning(part: str) -> None:
     for file in sources(part):

@@ -1,4 +1,11 @@
-"""How well scores trace facts: shared parts here, one subpackage for each experiment."""
+"""How well scores trace facts: one subpackage for each experiment, and what they share.
+
+Submodules:
+    retrieval: Does a score rank the examples that state a fact first?
+    results: The same of files of retrieved proponents.
+    tail_patch: Does a training step on an example raise the probability of the fact?
+    counterfactual: Does a score predict what happens when examples are left out?
+"""
 
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.learned import LearnedQueries, find_learned_queries

@@ -1,6 +1,6 @@
-"""How well two ways to score agree: correlations over examples, query by query.
+"""Agreement of two sets of scores: correlations over examples, query by query.
 
-A score that is NaN or infinite says nothing, so an example that has one, on either side, is left out for that query.
+An example whose score is NaN or infinite on either side is left out for that query.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ftrace.scores.correlation import rank_correlation
 
 Correlation = Callable[[np.ndarray, np.ndarray], float]
 
-_AT_MOST = 100_000  # examples that ranks are taken over
+_MOST_EXAMPLES = 100_000  # that are correlated; of more, a random sample
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,14 @@ class Agreement:
     """Correlations of scores with those of a store.
 
     Args:
-        name: Of the store and its kind.
-        pearson: For each query; NaN where a side is constant, or fewer than two examples are left.
-        spearman: For each query, likewise.
-        top: For each query, the share of the store's ten strongest that are among the ten strongest here; NaN where no
-            example is left.
-        examples: That both know.
-        not_finite: How many pairs of example and query were left out, as a score is NaN or infinite.
+        name: Name of the store and of the kind of its scores.
+        pearson: Pearson's correlation for each query, ``[Q]``; NaN where a side is constant, or fewer than two examples
+            are left.
+        spearman: Spearman's correlation for each query, ``[Q]``; NaN where Pearson's is.
+        top: Share of the store's ten highest-scored examples that are among the ten highest-scored here, ``[Q]``; NaN
+            where no example is left.
+        examples: Number of examples that have scores on both sides.
+        not_finite: Number of pairs of example and query that were left out because a score is NaN or infinite.
     """
 
     name: str
@@ -65,38 +66,38 @@ def agreement(
     kind: str | None = None,
     seed: int = 0,
 ) -> Agreement:
-    """Hold scores against a store's.
+    """Compare scores with a store's.
 
     Args:
-        chunks: Ids ``[n]`` and scores ``[n, Q]`` of examples.
-        query_ids: Of the Q queries; those that the store doesn't know are left out.
-        store: The store.
+        chunks: Ids ``[n]`` and scores ``[n, Q]`` of examples, chunk by chunk.
+        query_ids: Ids of the Q queries; those that the store doesn't know are left out.
+        store: The store to compare with.
         kind: One of its kinds; default: the only one, or dot.
-        seed: Of the sample, where there are more than 100,000 examples.
+        seed: Seed of the sample that is taken of more than 100,000 examples.
 
     Raises:
         ValueError: If no query or fewer than two examples are in both, or the store has no such kind.
     """
     known = set(store.query_ids.tolist())
-    places = [place for place, query in enumerate(query_ids) if query in known]
-    of_store = store.matrix(kind)
-    columns = [int(np.flatnonzero(store.query_ids == query_ids[place])[0]) for place in places]
+    columns = [column for column, query in enumerate(query_ids) if query in known]
+    store_scores = store.matrix(kind)
+    store_columns = [int(np.flatnonzero(store.query_ids == query_ids[column])[0]) for column in columns]
     generator = np.random.default_rng(seed)
-    share = min(1.0, _AT_MOST / max(1, len(store.example_ids)))
-    own, others = [], []
+    share = min(1.0, _MOST_EXAMPLES / max(1, len(store.example_ids)))
+    our_chunks, their_chunks = [], []
     for ids, scores in chunks:
-        _, here, there = np.intersect1d(ids, store.example_ids, assume_unique=True, return_indices=True)
-        kept = generator.random(len(here)) < share
-        own.append(scores[torch.from_numpy(here[kept])][:, places].double())
-        others.append(torch.from_numpy(np.array(of_store[there[kept]][:, columns])).double())
-    if not places or sum(map(len, own)) < 2:
+        _, our_rows, their_rows = np.intersect1d(ids, store.example_ids, assume_unique=True, return_indices=True)
+        kept = generator.random(len(our_rows)) < share
+        our_chunks.append(scores[torch.from_numpy(our_rows[kept])][:, columns].double())
+        their_chunks.append(torch.from_numpy(np.array(store_scores[their_rows[kept]][:, store_columns])).double())
+    if not columns or sum(map(len, our_chunks)) < 2:
         raise ValueError(f"{store.path}: expected queries and examples that both know, found none")
-    ours, theirs = torch.cat(own), torch.cat(others)
+    ours, theirs = torch.cat(our_chunks), torch.cat(their_chunks)
     return Agreement(
         f"{store.path.name} {kind or (store.kinds[0] if len(store.kinds) == 1 else 'dot')}",
         _by_query(pearson_correlation, ours, theirs),
         _by_query(rank_correlation, ours, theirs),
-        np.array([_same_top(ours[:, q], theirs[:, q]) for q in range(len(places))]),
+        np.array([_same_top(ours[:, q], theirs[:, q]) for q in range(len(columns))]),
         len(ours),
         int((~(ours.isfinite() & theirs.isfinite())).sum()),
     )
@@ -126,6 +127,7 @@ def _by_query(correlation: Correlation, ours: torch.Tensor, theirs: torch.Tensor
 
 
 def _same_top(ours: torch.Tensor, theirs: torch.Tensor, k: int = 10) -> float:
+    """Return the share of the k highest scores that are of the same examples on both sides; NaN without a score."""
     is_known = ours.isfinite() & theirs.isfinite()
     ours, theirs = ours[is_known], theirs[is_known]
     if not len(ours):

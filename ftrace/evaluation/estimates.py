@@ -1,8 +1,8 @@
-"""Means over queries, how sure they are, and how they spread over runs.
+"""Means over queries, their bootstrap intervals, and their spread over runs.
 
-Intervals are percentiles of the bootstrap (Efron 1979). What is drawn anew are facts, each with all its queries in all
-runs of its data set: two queries of one fact, or one query in two runs, are hardly two observations. Each data set's
-facts are drawn among themselves. One draw serves all methods, so differences between them are paired.
+Intervals are percentiles of the bootstrap (Efron 1979). It resamples facts, each with all its queries in all runs of
+its data set, because two queries of one fact, or one query in two runs, are hardly two observations. Each data set's
+facts are resampled separately. All methods share the same resamples, so differences between them are paired.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ class Estimate:
     """A mean over queries; over several runs, the mean of the runs' means.
 
     Args:
-        mean: The mean.
-        low: Lower end of the 95% interval; NaN where a data set has fewer than two facts to draw from.
-        high: Its upper end.
+        low: Lower end of the 95% interval; NaN where a data set has fewer than two facts to resample.
+        high: Upper end of the interval.
         spread: Standard deviation of the runs' means (over n - 1); None for a single run.
     """
 
@@ -33,32 +32,48 @@ class Estimate:
     high: float
     spread: float | None = None
 
+    @property
+    def excludes_0(self) -> bool:
+        """Whether the interval is known and without 0."""
+        return self.low > 0 or self.high < 0
+
 
 @dataclass(frozen=True)
 class Sample:
-    """Means of several columns over the queries of one or several runs, and the same of resampled facts.
+    """Means of M columns over the queries of R runs, for the facts as they are and for resampled ones.
 
     Args:
-        means: ``[R, M]``, each run's means.
-        resampled: ``[resamples, M]``, mean over runs of each resample; empty with fewer than two facts.
+        means: ``[R, M]``, one row for each run.
+        resampled: ``[resamples, M]``, averaged over runs; empty with fewer than two facts.
     """
 
     means: np.ndarray
     resampled: np.ndarray
 
     def estimates(self) -> list[Estimate]:
-        """Of each column."""
+        """Estimate the mean of each column."""
         return _estimates(self.means, self.resampled)
 
     def differences(self, column: int | np.ndarray) -> list[Estimate]:
-        """Of each column minus another one, paired by query: the same for all ``[]``, or one for each ``[M]``."""
+        """Estimate each column minus another one, paired by query.
+
+        Args:
+            column: Index of the column to subtract: one for all columns, or one for each, ``[M]``.
+        """
         return _estimates(
             self.means - self.means[:, np.atleast_1d(column)],
             self.resampled - self.resampled[:, np.atleast_1d(column)],
         )
 
     def ratio(self, above: int, below: int) -> Estimate:
-        """Of one column's mean to another's; NaN where that is 0, and resamples without it are left out."""
+        """Estimate the ratio of two columns' means; NaN where the denominator is 0.
+
+        Resamples whose denominator is 0 are left out.
+
+        Args:
+            above: Index of the numerator's column.
+            below: Index of the denominator's column.
+        """
         means, resampled = (
             np.divide(of[:, [above]], of[:, [below]], out=np.full((len(of), 1), np.nan), where=of[:, [below]] != 0)
             for of in (self.means, self.resampled)
@@ -73,14 +88,14 @@ def sample_means(
     seed: int = 0,
     data: Sequence[str] | None = None,
 ) -> Sample:
-    """Average columns over queries, and over resampled facts.
+    """Average columns over the queries, and over the queries of resampled facts.
 
     Args:
-        values: For each run, ``[Q, M]``: M columns of one value for each query.
-        facts: For each run, which fact each of its queries asks for.
-        resamples: How often to draw.
-        seed: Of the draws.
-        data: For each run, which data set it is of; None: all of the same.
+        values: For each run, M columns of one value per query, ``[Q, M]``.
+        facts: For each run, the fact that each of its queries asks for.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+        data: For each run, the data set that it was trained on; None if all runs share one.
 
     Raises:
         ValueError: If a run has no queries.
@@ -92,37 +107,41 @@ def sample_means(
     generator = np.random.default_rng(seed)
     resampled = np.zeros((resamples, means.shape[1]))
     for name in dict.fromkeys(of_runs):
-        same = [place for place, of_run in enumerate(of_runs) if of_run == name]
-        own = _resample([values[place] for place in same], [facts[place] for place in same], resamples, generator)
-        if own is None:
+        same = [run for run, of_run in enumerate(of_runs) if of_run == name]
+        of_data = _resample([values[run] for run in same], [facts[run] for run in same], resamples, generator)
+        if of_data is None:
             return Sample(means, np.zeros((0, means.shape[1])))
-        resampled += own * len(same) / len(values)
+        resampled += of_data * len(same) / len(values)
     return Sample(means, resampled)
 
 
 def _resample(
     values: Sequence[np.ndarray], facts: Sequence[Sequence[str]], resamples: int, generator: np.random.Generator
 ) -> np.ndarray | None:
-    """Means over runs of one data set for resampled facts, ``[resamples, M]``; None with fewer than two facts."""
-    names = {fact: place for place, fact in enumerate(sorted({fact for of_run in facts for fact in of_run}))}
-    if len(names) < 2:
+    """Resample the facts of one data set.
+
+    Returns:
+        Means over its runs, ``[resamples, M]``; None with fewer than two facts.
+    """
+    numbers = {fact: number for number, fact in enumerate(sorted({fact for of_run in facts for fact in of_run}))}
+    if len(numbers) < 2:
         return None
     sums, counts = [], []
     for of_run, of_facts in zip(values, facts, strict=True):
-        place = np.array([names[fact] for fact in of_facts])
-        total = np.zeros((len(names), of_run.shape[1]))
-        np.add.at(total, place, of_run)
+        fact_numbers = np.array([numbers[fact] for fact in of_facts])
+        total = np.zeros((len(numbers), of_run.shape[1]))
+        np.add.at(total, fact_numbers, of_run)
         sums.append(total)
-        counts.append(np.bincount(place, minlength=len(names)).astype(float))
-    found = [
+        counts.append(np.bincount(fact_numbers, minlength=len(numbers)).astype(float))
+    means = [
         np.mean([_ratio(drawn @ total, drawn @ count) for total, count in zip(sums, counts, strict=True)], axis=0)
-        for drawn in _draws(len(names), resamples, generator)
+        for drawn in _draws(len(numbers), resamples, generator)
     ]
-    return np.concatenate(found)
+    return np.concatenate(means)
 
 
 def _draws(num_facts: int, resamples: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each fact is drawn, ``[some resamples, F]``, a few resamples at a time."""
+    """Yield how often each fact is drawn, ``[some resamples, F]``, a few resamples at a time."""
     at_once = max(1, _DRAWS_AT_ONCE // num_facts)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
@@ -131,7 +150,7 @@ def _draws(num_facts: int, resamples: int, generator: np.random.Generator) -> It
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """A mean; NaN in the rare draw that holds no query of a run."""
+    """Divide to get a mean; NaN in the rare draw that contains no query of a run."""
     return np.divide(total, count[:, None], out=np.full_like(total, np.nan), where=count[:, None] > 0)
 
 
@@ -141,8 +160,8 @@ def _estimates(means: np.ndarray, resampled: np.ndarray) -> list[Estimate]:
     low, high = np.full((2, columns), np.nan)
     if len(resampled):
         tail = (1 - LEVEL) / 2
-        whole = resampled[~np.isnan(resampled).all(1)]  # a draw without queries of a run is NaN in all columns
-        if len(whole) > len(resampled) / 2:  # otherwise a run has too few facts to say anything
+        whole = resampled[~np.isnan(resampled).all(1)]  # a resample without queries of a run is NaN in all columns
+        if len(whole) > len(resampled) / 2:  # otherwise a run has too few facts for an interval
             low, high = np.quantile(whole, [tail, 1 - tail], axis=0)
     return [
         Estimate(float(mean), float(lowest), float(highest), of_runs)

@@ -1,4 +1,4 @@
-"""Files that all tables are written to, and estimates as JSON has them."""
+"""Writing tables to files, and estimates as JSON."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def means_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, float]]:
-    """The means alone."""
-    return {name: {metric: one.mean for metric, one in row.items()} for name, row in rows.items()}
+    """Keep only the mean of each estimate."""
+    return {name: {metric: estimate.mean for metric, estimate in row.items()} for name, row in rows.items()}
 
 
 def groups_as_json(groups: Sequence[QueryGroup]) -> list[dict[str, Any]]:
-    """Metrics of groups of queries, with the ends of their intervals."""
+    """Turn the metrics of groups of queries into JSON, with the ends of their intervals."""
     return [
         {
             "by": group.by,
@@ -45,14 +45,16 @@ def groups_as_json(groups: Sequence[QueryGroup]) -> list[dict[str, Any]]:
 
 
 def intervals_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, list[float]]]:
-    """The intervals alone."""
-    return {name: {metric: [one.low, one.high] for metric, one in row.items()} for name, row in rows.items()}
+    """Keep only the ends of each estimate's interval."""
+    return {
+        name: {metric: [estimate.low, estimate.high] for metric, estimate in row.items()} for name, row in rows.items()
+    }
 
 
 def nan_as_null(value: Any) -> Any:
-    """With null for what is not known, as JSON has no NaN."""
+    """Replace NaN by null in nested dictionaries and lists, because JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: nan_as_null(one) for name, one in value.items()}
+        return {name: nan_as_null(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [nan_as_null(one) for one in value]
+        return [nan_as_null(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

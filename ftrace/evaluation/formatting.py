@@ -1,4 +1,4 @@
-"""How estimates look in all tables: percent with intervals, for the terminal and for Markdown."""
+"""Estimates as tables show them: percent with intervals, in the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ftrace.evaluation.estimates import Estimate
 
 
 def plain_table(title: str, first: str, others: Sequence[str]) -> Table:
-    """An empty table: the first column is for names, the others for figures."""
+    """Make an empty table: the first column is for names, the others for figures."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column(first, overflow="fold")
     for name in others:
@@ -21,7 +21,10 @@ def plain_table(title: str, first: str, others: Sequence[str]) -> Table:
 
 
 def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
-    """A mean in percent, the ends of its interval and, over several runs, its spread.
+    """Format a mean in percent, the ends of its interval and, over several runs, its spread.
+
+    Args:
+        signed: Whether to write a plus before positive numbers.
 
     Example:
         >>> with_interval(Estimate(0.5, 0.25, 0.75, 0.1))
@@ -34,20 +37,21 @@ def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
 
 
 def percent(share: float, *, signed: bool = False) -> str:
-    """A share in percent, with one decimal; 100 without."""
+    """Format a share in percent with one decimal, but 100 without; NaN gives an empty text."""
     if np.isnan(share):
         return ""
     return "100" if round(share, 3) == 1 and not signed else f"{100 * share:{'+' if signed else ''}.1f}"
 
 
 def cell(estimate: Estimate, *, bold: bool = False, signed: bool = False) -> str:
-    """A mean in percent and half its interval, aligned to others."""
+    """Format a mean in percent and half the width of its interval, aligned with other cells."""
     mean = percent(estimate.mean, signed=signed)
     parts = [f"[bold]{mean}[/]" if bold else mean, *_uncertainty(estimate)]
     return " ".join(parts)
 
 
 def _uncertainty(estimate: Estimate) -> Iterator[str]:
+    """Yield half the width of the interval, or as many spaces, and the spread if there is one."""
     half = (estimate.high - estimate.low) / 2
     yield f"[dim]±{100 * half:<4.1f}[/]" if not np.isnan(half) else " " * 5
     if estimate.spread is not None:
@@ -55,6 +59,11 @@ def _uncertainty(estimate: Estimate) -> Iterator[str]:
 
 
 def markdown_grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    """A Markdown table, line by line: methods down, cells across."""
+    """Make the lines of a Markdown table with a row for each method.
+
+    Args:
+        columns: Titles of the columns.
+        rows: Cells by the name of the method.
+    """
     head = [f"| method | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     return head + [f"| {name.replace('|', chr(92) + '|')} | {' | '.join(cells)} |" for name, cells in rows.items()]

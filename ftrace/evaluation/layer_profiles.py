@@ -1,8 +1,8 @@
-"""Layer profiles of scores, and how well they agree with what else is known by layer.
+"""Layer profiles of scores, and their agreement with other profiles of the same layers.
 
-A profile has a number for each layer: here, what a query's strongest proponents taught it there, out of a store whose
-scores are broken down by layer. Another profile of the same layers can be held against it, query by query (do the
-layers stand in the same order?) and layer by layer (do the queries?).
+A profile has a number for each layer: here, the summed scores of a query's strongest proponents in that layer, from a
+store whose scores are broken down by layer. Two profiles can be compared query by query (do they rank the layers
+alike?) and layer by layer (do they rank the queries alike?).
 
 Shape letters: Q queries, L layers.
 """
@@ -24,13 +24,12 @@ FEW_LAYERS = 3  # below, a rank correlation is hardly more than a sign
 
 @dataclass(frozen=True)
 class ScoreProfile:
-    """By layer, what some examples' scores for a query add up to.
+    """The summed scores of some examples for a query, by layer.
 
     Args:
-        query_id: The query.
-        parts: Sum over the examples, for each part of the model that the store tells apart.
+        parts: Sum over the examples, for each part of the model by which the store breaks scores down.
         example_ids: The examples, ``[k]``, strongest first.
-        scores: Their whole scores, ``[k]``.
+        scores: Their scores summed over all parts, ``[k]``.
     """
 
     query_id: int
@@ -44,7 +43,7 @@ class ScoreProfile:
         return sum(self.parts.values())
 
     def share(self, part: str) -> float:
-        """A part of the total; below 0 or above 1 where parts have different signs, NaN of a total of 0."""
+        """Return a part's share of the total: below 0 or above 1 if parts differ in sign, NaN if the total is 0."""
         return self.parts[part] / self.total if self.total else float("nan")
 
 
@@ -54,11 +53,10 @@ def score_profile(
     """Sum the scores of a query's strongest proponents by layer.
 
     Args:
-        store: With a breakdown by layer.
-        query_id: The query.
-        kind: Of the store's kinds; default: the only one, or dot.
-        k: How many proponents.
-        example_ids: Sum over these instead, such as those that state the fact.
+        store: A store with a breakdown by layer.
+        kind: One of the store's kinds; default: the only one, or dot.
+        k: Number of proponents.
+        example_ids: Examples to sum over instead, such as those that state the fact.
 
     Raises:
         KeyError: If the store has no such query.
@@ -71,47 +69,47 @@ def score_profile(
         )
     scores = store.scores(query_id, kind)
     if example_ids is None:
-        ids, own = store.top(query_id, k, kind)
-        places = np.searchsorted(store.example_ids, ids)
+        ids, summed = store.top(query_id, k, kind)
+        rows = np.searchsorted(store.example_ids, ids)
     else:
         wanted = np.unique(np.fromiter(example_ids, np.int64))
-        places = np.flatnonzero(np.isin(store.example_ids, wanted) & ~np.isnan(scores))
-        if len(places) < len(wanted):
+        rows = np.flatnonzero(np.isin(store.example_ids, wanted) & ~np.isnan(scores))
+        if len(rows) < len(wanted):
             raise ValueError(
                 f"{store.path}: query {query_id}: expected scores of {len(wanted)} examples, found those of "
-                f"{len(places)}. Are these the scores of a whole run?"
+                f"{len(rows)}. Are these the scores of a whole run?"
             )
-        places = places[np.argsort(-scores[places], kind="stable")]
-        ids, own = store.example_ids[places], scores[places]
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        ids, summed = store.example_ids[rows], scores[rows]
     parts = {
-        part: float(values[places].sum(dtype=np.float64)) for part, values in store.parts(query_id, AXIS, kind).items()
+        part: float(values[rows].sum(dtype=np.float64)) for part, values in store.parts(query_id, AXIS, kind).items()
     }
-    return ScoreProfile(query_id, parts, np.array(ids), np.array(own))
+    return ScoreProfile(query_id, parts, np.array(ids), np.array(summed))
 
 
 def _unit_ranks(values: np.ndarray) -> np.ndarray:
-    """Centred ranks as a vector of length 1; NaN where there is no order."""
-    nothing = np.full(len(values), np.nan)
+    """Scale centred ranks to a vector of length 1; NaN where the values are constant or not finite."""
+    undefined = np.full(len(values), np.nan)
     if not np.isfinite(values).all():
-        return nothing
+        return undefined
     ranks = centred_ranks(values)
     size = float(np.sqrt(ranks @ ranks))
-    return ranks / size if size else nothing
+    return ranks / size if size else undefined
 
 
 @dataclass(frozen=True)
 class ProfileAgreement:
-    """How well two layer profiles of the same queries agree.
+    """The agreement of two layer profiles of the same queries.
 
     Args:
-        by_query: For each query, the rank correlation over layers, ``[Q]``; NaN where a profile is constant.
-        by_query_mismatched: For each query, the mean correlation of its one profile with the other profile of queries
-            of other facts, both ways round, ``[Q]``; NaN where there is none.
-        by_layer: For each layer, the rank correlation over queries, ``[L]``.
+        by_query: Rank correlation over layers for each query, ``[Q]``; NaN where a profile is constant.
+        by_query_mismatched: Mean correlation of one profile of each query with the other profile of queries of other
+            facts, averaged over both directions, ``[Q]``; NaN where there is none.
+        by_layer: Rank correlation over queries for each layer, ``[L]``; NaN where a side is constant.
         matched: Mean of ``by_query``, with its interval.
-        mismatched: Mean of ``by_query_mismatched``: what layers have in common whatever the query.
-        difference: Matched minus mismatched, paired: what is particular to the query.
-        num_queries: How many queries the means are of: those whose correlations are known.
+        mismatched: Mean of ``by_query_mismatched``: the agreement that doesn't depend on the query.
+        difference: Matched minus mismatched, paired: the agreement that is particular to the query.
+        num_queries: Number of queries that the means are over: those whose correlations are defined.
     """
 
     by_query: np.ndarray
@@ -124,16 +122,16 @@ class ProfileAgreement:
 
 
 def compare_profiles(first: np.ndarray, second: np.ndarray, facts: Sequence[str], seed: int = 0) -> ProfileAgreement:
-    """Hold two layer profiles of the same queries against each other.
+    """Compare two layer profiles of the same queries.
 
-    All layers are compared together, those of an encoder with those of its decoder. Means are over queries, intervals
-    over facts, as :func:`ftrace.evaluation.sample_means` draws them.
+    All layers are ranked together, those of an encoder with those of its decoder. Means are over queries, and intervals
+    resample facts, as in :func:`ftrace.evaluation.sample_means`.
 
     Args:
         first: ``[Q, L]``.
         second: ``[Q, L]``.
-        facts: Which fact each query asks for.
-        seed: Of the draws.
+        facts: The fact that each query asks for.
+        seed: Seed of the resampling.
 
     Raises:
         ValueError: If the profiles are not of the same queries and layers, there are fewer than two layers, or no
@@ -156,24 +154,24 @@ def compare_profiles(first: np.ndarray, second: np.ndarray, facts: Sequence[str]
             f"expected some query whose two profiles differ by layer, found none of {len(first)}: there is nothing to "
             "rank"
         )
-    of_facts = [facts[place] for place in known.tolist()]
+    of_facts = [facts[query] for query in known.tolist()]
     (matched,) = sample_means([by_query[known, None]], [of_facts], seed=seed).estimates()
     with_others = known[~np.isnan(mismatched[known])]
-    nothing = Estimate(float("nan"), float("nan"), float("nan"))
-    of_mismatched, difference = nothing, nothing
+    unknown = Estimate(float("nan"), float("nan"), float("nan"))
+    of_mismatched, difference = unknown, unknown
     if len(with_others):
         columns = np.stack([mismatched, by_query - mismatched], 1)[with_others]
-        of_facts = [facts[place] for place in with_others.tolist()]
+        of_facts = [facts[query] for query in with_others.tolist()]
         of_mismatched, difference = sample_means([columns], [of_facts], seed=seed).estimates()
     return ProfileAgreement(by_query, mismatched, by_layer, matched, of_mismatched, difference, len(known))
 
 
 def _rows_of_unit_ranks(profiles: np.ndarray) -> np.ndarray:
-    return np.array([_unit_ranks(one) for one in profiles])
+    return np.array([_unit_ranks(profile) for profile in profiles])
 
 
 def _mismatched(correlations: np.ndarray, facts: Sequence[str]) -> np.ndarray:
-    """For each query, the mean of what pairs it with queries of other facts; NaN where there are none."""
+    """Average each query's correlations with queries of other facts, ``[Q]``; NaN where there are none."""
     names = np.array(facts)
     either = np.stack([correlations, correlations.T])
     of_others = (names[:, None] != names[None, :])[None] & ~np.isnan(either)

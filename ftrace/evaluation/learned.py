@@ -1,4 +1,4 @@
-"""Which queries the model has learned: only those have something to trace."""
+"""The queries that a model has learned; the others have nothing to trace."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ BEAMS = 3
 
 @dataclass(frozen=True)
 class LearnedQueries:
-    """The queries that were learned, and how that was found.
+    """The queries that were learned, and how that was determined.
 
     Args:
         rule: "paper": the best answer of a beam search at the last snapshot is right, and none of the best three at
             the first one is (Akyürek et al. 2022). "last": greedy decoding at the last snapshot is right.
-        query_ids: The learned queries.
-        asked: How many were asked.
-        right_at_last: How many are right at the last snapshot.
-        known_at_first: How many of those were known at the first one already, and so have not been learned.
-        snapshots: Names of the snapshots that were asked: first and last, or the last.
-        key: What this was found with, for whoever keeps it.
+        query_ids: Ids of the learned queries.
+        asked: Number of queries that were asked.
+        right_at_last: Number that are answered correctly at the last snapshot.
+        known_at_first: Number of those that were already known at the first snapshot, and so were not learned.
+        snapshots: Names of the snapshots used: first and last, or only the last.
+        key: Fingerprint of what the result depends on, for callers that store it.
     """
 
     rule: Rule
@@ -60,12 +60,12 @@ def find_learned_queries(
 
     Args:
         last: The model at its last snapshot, in eval mode.
-        first: Gives the model at its first snapshot, in eval mode; the rule "last" doesn't ask for it.
+        first: Loads the model at its first snapshot, in eval mode; not called for the rule "last".
         queries: Batches with ``query_id`` and accepted answers.
-        answers: For each query's id, the surfaces of its answer that are accepted.
-        tokenizer: The data's.
-        rule: As in :class:`LearnedQueries`.
-        snapshots: Names of the snapshots, to be noted.
+        answers: For each query's id, the accepted surface forms of its answer.
+        tokenizer: The tokenizer of the data.
+        rule: See :class:`LearnedQueries`.
+        snapshots: Names of the snapshots, to be recorded in the result.
 
     Raises:
         ValueError: If the rule is unknown.
@@ -99,16 +99,16 @@ def _beams_right(
     tokenizer: PreTrainedTokenizerBase,
     title: str,
 ) -> dict[int, list[bool]]:
-    """For each query, whether each of its best answers is right, best first."""
-    found = {}
+    """Tell for each query whether each of its most likely answers is right, best first."""
+    is_query_right = {}
     batches: Iterable[dict[str, Tensor]] = track(queries, title, total=len(queries))
     for batch in batches:
         labels = batch["answer_labels"]
         longest = int((labels != IGNORED).sum(-1).max())
         texts = beam_answers(model, _to(batch, model), tokenizer, BEAMS, longest + 1)
         for query, of_query in zip(batch["query_id"].tolist(), texts, strict=True):
-            found[query] = [is_right(text, answers[query]) for text in of_query]
-    return found
+            is_query_right[query] = [is_right(text, answers[query]) for text in of_query]
+    return is_query_right
 
 
 def _to(batch: Mapping[str, Tensor], model: FactLM) -> dict[str, Tensor]:

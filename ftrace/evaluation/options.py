@@ -1,4 +1,4 @@
-"""Options that name one of several things: the nearest names are told where none is meant."""
+"""Options whose value names one of several things."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def known_name(name: str, known: Sequence[str], option: str) -> str:
-    """The name, if it is known.
+    """Return a name that an option was given, if it is known.
 
     Raises:
-        ValueError: If it is not; names the nearest.
+        ValueError: If it is not; the message lists the names most like it.
     """
     if name in known:
         return name
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [one for one in known if name in one]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [other for other in known if name in other]
     raise ValueError(f"{option}: expected one of {list(near or known)}, found {name!r}")

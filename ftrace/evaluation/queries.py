@@ -1,7 +1,7 @@
-"""Which queries are evaluated, and which half of them choices are made on.
+"""The queries that are evaluated, and their split into a development half and a report half.
 
-Two queries of one fact (one for each of its entities) are hardly two observations: both halves and resampled sets take
-facts, not queries, for their unit.
+Two queries of one fact (one for each of its entities) are hardly two observations, so the unit of the split, as of
+resampling, is the fact and not the query.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Half = Literal["all", "development", "report"]
 
 @dataclass(frozen=True)
 class EvaluatedQueries:
-    """Queries with what is needed to judge an answer.
+    """Queries, their facts, and the examples that state these facts.
 
     Args:
         query_ids: ``[Q]`` int64.
         proponents: Each query's ground-truth proponents, ids of examples, ascending.
-        facts: Which fact each query asks for.
-        is_development: ``[Q]`` bool, whether choices may be made on the query; else it is for reporting.
+        facts: The fact that each query asks for.
+        is_development: Whether choices may be made on each query, ``[Q]`` bool; the others are for reporting.
         description: Which queries these are, in words.
-        without_proponents: How many more were kept out, because no example states their fact.
-        data: Fingerprint of the data that they are from: facts of one key in other data are others.
+        without_proponents: Number of queries left out because no example states their fact.
+        data: Fingerprint of the data set; equal keys of facts in different data sets are different facts.
 
     Example:
         >>> queries = EvaluatedQueries.of({4: [1, 2], 5: [2], 6: []}, {4: "r0-e1-e2", 5: "r0-e1-e2", 6: "r0-e3-e4"})
@@ -53,14 +53,14 @@ class EvaluatedQueries:
         seed: int = 0,
         data: str = "",
     ) -> EvaluatedQueries:
-        """Of a data set's queries; those without ground-truth proponents are kept out and counted.
+        """Take a data set's queries; those without ground-truth proponents are left out and counted.
 
         Args:
             proponents: For each query's id, the ids of its ground-truth proponents.
-            facts: For each query's id, the fact that it asks for; where there is none, one of its own.
+            facts: For each query's id, the fact that it asks for; a query without one counts as a fact of its own.
             description: Which queries these are, in words.
-            seed: Of the halves.
-            data: Fingerprint of the data.
+            seed: Seed of the split into halves.
+            data: Fingerprint of the data set.
         """
         kept = [query for query, of_query in proponents.items() if len(of_query)]
         of_facts = {query: (facts or {}).get(query) or f"query {query}" for query in proponents}
@@ -79,23 +79,23 @@ class EvaluatedQueries:
         return len(self.query_ids)
 
     def where(self, mask: np.ndarray, description: str | None = None) -> EvaluatedQueries:
-        """Those that ``mask``, ``[Q]`` bool, says."""
-        places = np.flatnonzero(mask)
+        """Select the queries for which ``mask``, ``[Q]`` bool, is true."""
+        kept = np.flatnonzero(mask)
         return replace(
             self,
-            query_ids=self.query_ids[places],
-            proponents=tuple(self.proponents[place] for place in places),
-            facts=tuple(self.facts[place] for place in places),
-            is_development=self.is_development[places],
+            query_ids=self.query_ids[kept],
+            proponents=tuple(self.proponents[index] for index in kept),
+            facts=tuple(self.facts[index] for index in kept),
+            is_development=self.is_development[kept],
             description=description or self.description,
         )
 
     def among(self, query_ids: Collection[int], description: str) -> EvaluatedQueries:
-        """Those with one of these ids."""
+        """Select the queries with these ids."""
         return self.where(np.isin(self.query_ids, list(query_ids)), description)
 
     def in_half(self, half: Half) -> np.ndarray:
-        """Which queries are in a half, ``[Q]`` bool."""
+        """Tell which queries are in a half, ``[Q]`` bool."""
         return {
             "all": np.ones(len(self), bool),
             "development": self.is_development,
@@ -104,16 +104,16 @@ class EvaluatedQueries:
 
 
 def development_facts(facts: Iterable[str], seed: int) -> set[str]:
-    """Half of the facts (the smaller half, if their number is odd), drawn by a hash of seed and fact.
+    """Draw half of the facts (the smaller half of an odd number) by a hash of seed and fact.
 
-    So a fact stays on its side from run to run of one data set.
+    So a fact is in the same half in all runs on one data set.
     """
     drawn = sorted(set(facts), key=lambda fact: hashlib.sha256(f"{seed} {fact}".encode()).digest())
     return set(drawn[: len(drawn) // 2])
 
 
 def relation_of(fact: str) -> str:
-    """The relation of a fact: what its key begins with.
+    """Return the relation of a fact, with which its key begins.
 
     Example:
         >>> relation_of("r3-e1-e2"), relation_of("P361,Q48,Q771405"), relation_of("query 5")
@@ -123,7 +123,7 @@ def relation_of(fact: str) -> str:
 
 
 def seeded_sample(query_ids: Sequence[int], count: int, seed: int) -> list[int]:
-    """The first ``count`` queries of a seeded shuffle, in the order that they came in.
+    """Draw ``count`` queries by a seeded shuffle, and return them in their original order.
 
     Raises:
         ValueError: If ``count`` is below 1.

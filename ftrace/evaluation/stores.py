@@ -1,4 +1,4 @@
-"""Score stores as the rows of a table: what a row is called, and what its scores must be like."""
+"""Score stores as rows of a table: their names, and checks of their scores."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ftrace.scores import ScoreStore
 
 
 def row_name(store: str, kind: str) -> str:
-    """What the row of one kind of a store is called."""
+    """Name the row of one kind of a store's scores."""
     return store if store == kind else f"{store} {kind}"
 
 
 def check_store(store: ScoreStore, query_ids: np.ndarray, num_examples: int) -> None:
-    """Make sure that a store has a score of each training row for each query, of each kind, and a finite one.
+    """Check that a store has a finite score of each training row for each query, of each kind.
 
     Raises:
-        ValueError: If it doesn't.
+        ValueError: If it lacks one, or one is NaN or infinite.
     """
     if store.has_candidates or not np.array_equal(store.example_ids, np.arange(num_examples)):
         raise ValueError(
@@ -36,7 +36,7 @@ def check_store(store: ScoreStore, query_ids: np.ndarray, num_examples: int) -> 
 
 
 def check_finite(store: ScoreStore, kind: str, query_ids: Iterable[int]) -> None:
-    """Make sure that a kind's scores for some queries can be ranked; where queries have candidates, those of these.
+    """Check that the scores of some queries can be ranked; where queries have candidates, the scores of these.
 
     Raises:
         ValueError: If one is NaN or infinite.

@@ -1,4 +1,4 @@
-"""What a person looks at."""
+"""Pictures and printed tables."""
 
 from ftrace.report.causal_plots import plot_average, plot_lines, plot_prompt
 from ftrace.report.causal_tables import render_averages, write_averages_csv, write_effects_csv

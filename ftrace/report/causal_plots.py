@@ -1,4 +1,4 @@
-"""Pictures of causal tracing: heat maps of one prompt and of averages, and lines with intervals."""
+"""Pictures of causal tracing: heat maps of single prompts and of averages, and lines with intervals."""
 
 from __future__ import annotations
 
@@ -27,53 +27,57 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)),
 def plot_prompt(trace: PromptTrace, outcome: Outcome, file: Path) -> tuple[Path, Path]:
     """Draw the indirect effects of one prompt: a heat map for each mediator, tokens down, layers across.
 
-    Tokens of the subject have a star. An encoder-decoder's stacks stand side by side.
+    Tokens of the subject are marked by a star. An encoder-decoder's stacks are drawn side by side.
 
     Args:
-        trace: The prompt's.
-        outcome: On what the effects are.
-        file: Where the picture goes; endings ``.png`` and ``.pdf`` are added.
+        trace: The trace of the prompt.
+        outcome: The outcome whose effects are drawn.
+        file: Path of the picture; endings ``.png`` and ``.pdf`` are added.
 
     Returns:
         The PNG and the PDF.
 
     Raises:
-        ValueError: If the prompt was not traced, or the outcome is not known of it.
+        ValueError: If the prompt was not traced, or the outcome was not computed.
     """
     if not trace.stacks:
         why = f": {trace.reason}" if trace.reason else ""
         raise ValueError(f"expected a prompt that was traced, found {trace.name!r} with status {trace.status!r}{why}")
     unit = UNITS[outcome]
     stacks: dict[str, dict[str, HeatMap]] = {}
-    for stack, own in trace.stacks.items():
-        start, end = own.subject
-        rows = [token_label(token, of_subject=start <= place < end) for place, token in enumerate(own.tokens)]
+    for stack, trace_of_stack in trace.stacks.items():
+        start, end = trace_of_stack.subject
+        tokens = enumerate(trace_of_stack.tokens)
+        rows = [token_label(token, of_subject=start <= position < end) for position, token in tokens]
         stacks[stack] = {
-            one: HeatMap(
-                _titled(one, stack, len(trace.stacks)),
+            mediator: HeatMap(
+                _titled(mediator, stack, len(trace.stacks)),
                 rows,
-                unit.factor * trace.indirect_effect(stack, one, outcome).T,
+                unit.factor * trace.indirect_effect(stack, mediator, outcome).T,
             )
-            for one in in_order(own.restored)
+            for mediator in in_order(trace_of_stack.restored)
         }
-    place = OUTCOMES.index(outcome)
+    number = OUTCOMES.index(outcome)
     total = Estimate(trace.total_effect(outcome), math.nan, math.nan)
     answer = trace.answers[0].strip() if trace.answers else "?"
-    heading = [f"{trace.prompt.strip()} → {answer}", _of_runs(unit, trace.clean[place], trace.corrupted[place], total)]
+    heading = [
+        f"{trace.prompt.strip()} → {answer}",
+        _of_runs(unit, trace.clean[number], trace.corrupted[number], total),
+    ]
     with rc_context({"font.family": list(font_families())}):
         figure = draw_heat_maps(stacks, heading, f"indirect effect\n({unit.points})", "* a token of the subject")
         return save_png_and_pdf(figure, file)
 
 
 def plot_average(averages: Averages, file: Path, outcome: Outcome = "probability") -> tuple[Path, Path]:
-    """Draw average indirect effects: a heat map for each mediator, groups of places down, layers across.
+    """Draw average indirect effects: a heat map for each mediator, groups of positions down, layers across.
 
     A ring marks each mediator's peak; see :meth:`~ftrace.causal.averages.StackAverages.peak`.
 
     Args:
-        averages: Over prompts.
-        file: Where the picture goes; endings ``.png`` and ``.pdf`` are added.
-        outcome: On what the effects are.
+        averages: Averages over prompts.
+        file: Path of the picture; endings ``.png`` and ``.pdf`` are added.
+        outcome: The outcome whose effects are drawn.
 
     Returns:
         The PNG and the PDF.
@@ -83,17 +87,18 @@ def plot_average(averages: Averages, file: Path, outcome: Outcome = "probability
     """
     unit = UNITS[outcome]
     stacks: dict[str, dict[str, HeatMap]] = {}
-    for stack, own in averages.stacks.items():
-        shown = np.flatnonzero(own.num_prompts).tolist()
-        rows = _group_labels(averages, own)
+    for stack, of_stack in averages.stacks.items():
+        shown = np.flatnonzero(of_stack.num_prompts).tolist()
+        rows = _group_labels(averages, of_stack)
         stacks[stack] = {}
-        for one in in_order(own.effects):
-            title, ring = _titled(one, stack, len(averages.stacks)), None
-            peak = own.peak(one, outcome)
+        for mediator in in_order(of_stack.effects):
+            title, ring = _titled(mediator, stack, len(averages.stacks)), None
+            peak = of_stack.peak(mediator, outcome)
             if peak is not None:
                 title += f"\npeak {unit.effect(peak.effect)} in layer {peak.layer}"
-                ring = (shown.index(own.groups.index(peak.group)), peak.layer)
-            stacks[stack][one] = HeatMap(title, rows, unit.factor * own.effects[one][outcome].mean[shown], ring)
+                ring = (shown.index(of_stack.groups.index(peak.group)), peak.layer)
+            effects = unit.factor * of_stack.effects[mediator][outcome].mean[shown]
+            stacks[stack][mediator] = HeatMap(title, rows, effects, ring)
     with rc_context({"font.family": list(font_families())}):
         figure = draw_heat_maps(
             stacks,
@@ -105,12 +110,12 @@ def plot_average(averages: Averages, file: Path, outcome: Outcome = "probability
 
 
 def plot_lines(averages: Averages, file: Path, outcome: Outcome = "probability") -> tuple[Path, Path]:
-    """Draw average indirect effects as lines over layers, a panel for each group of places, with 95% intervals.
+    """Draw average indirect effects as lines over layers, a panel for each group of positions, with 95% intervals.
 
     Args:
-        averages: Over prompts.
-        file: Where the picture goes; endings ``.png`` and ``.pdf`` are added.
-        outcome: On what the effects are.
+        averages: Averages over prompts.
+        file: Path of the picture; endings ``.png`` and ``.pdf`` are added.
+        outcome: The outcome whose effects are drawn.
 
     Returns:
         The PNG and the PDF.
@@ -119,13 +124,15 @@ def plot_lines(averages: Averages, file: Path, outcome: Outcome = "probability")
         ValueError: If the outcome is not known of the prompts.
     """
     unit = UNITS[outcome]
-    largest(one[outcome].mean for own in averages.stacks.values() for one in own.effects.values())
-    mediators = in_order(dict.fromkeys(one for own in averages.stacks.values() for one in own.effects))
+    of_stacks = averages.stacks.values()
+    largest(by_outcome[outcome].mean for of_stack in of_stacks for by_outcome in of_stack.effects.values())
+    mediators = in_order(dict.fromkeys(mediator for of_stack in of_stacks for mediator in of_stack.effects))
     panels = []
-    for stack, own in averages.stacks.items():
+    for stack, of_stack in averages.stacks.items():
         prefix = f"{stack}: " if len(averages.stacks) > 1 else ""
-        shown = np.flatnonzero(own.num_prompts).tolist()
-        panels += [(own, row, prefix + name) for row, name in zip(shown, _group_labels(averages, own), strict=True)]
+        shown = np.flatnonzero(of_stack.num_prompts).tolist()
+        labels = _group_labels(averages, of_stack)
+        panels += [(of_stack, row, prefix + name) for row, name in zip(shown, labels, strict=True)]
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
     with rc_context({"font.family": list(font_families())}):
@@ -134,16 +141,17 @@ def plot_lines(averages: Averages, file: Path, outcome: Outcome = "probability")
         for axes in grid[len(panels) :]:
             axes.remove()
         handles = {}
-        for place, (own, row, title) in enumerate(panels):
-            axes = grid[place]
-            for one in in_order(own.effects):
-                handles[one] = _draw_line(axes, own.effects[one][outcome], row, unit, mediators.index(one))
+        for number, (of_stack, row, title) in enumerate(panels):
+            axes = grid[number]
+            for mediator in in_order(of_stack.effects):
+                effects, colour_number = of_stack.effects[mediator][outcome], mediators.index(mediator)
+                handles[mediator] = _draw_line(axes, effects, row, unit, colour_number)
             axes.set_title(title, fontsize=9)
-            axes.set_xlabel("layer" if place + across >= len(panels) else "", fontsize=9)
+            axes.set_xlabel("layer" if number + across >= len(panels) else "", fontsize=9)
         figure.supylabel(f"average indirect effect ({unit.points})", fontsize=9)
         set_heading(figure, _heading(averages, outcome))
         figure.legend(
-            [handles[one] for one in mediators], [mediator_title(one) for one in mediators],
+            [handles[mediator] for mediator in mediators], [mediator_title(mediator) for mediator in mediators],
             loc="outside lower center", ncols=min(len(mediators), max(across, 2)), fontsize=8, frameon=False,
             title=_footnote(averages, "bands: 95% intervals"), title_fontsize=8,
         )  # fmt: skip
@@ -151,8 +159,8 @@ def plot_lines(averages: Averages, file: Path, outcome: Outcome = "probability")
 
 
 def _draw_line(axes: Axes, effects: EffectGrid, row: int, unit: Unit, order: int) -> Any:
-    """Draw one group's effects over layers, with their band; returns the line."""
-    mean, low, high = (unit.factor * one[row] for one in (effects.mean, effects.low, effects.high))
+    """Draw one group's effects over layers, with a band for the interval, and return the line."""
+    mean, low, high = (unit.factor * values[row] for values in (effects.mean, effects.low, effects.high))
     layers = np.arange(len(mean))
     colour = _COLOURS[order % len(_COLOURS)]
     axes.axhline(0, color="#888888", linewidth=0.6, zorder=0)
@@ -172,11 +180,11 @@ def _titled(mediator: str, stack: str, num_stacks: int) -> str:
     return mediator_title(mediator) if num_stacks == 1 else f"{stack}: {mediator_title(mediator)}"
 
 
-def _group_labels(averages: Averages, own: StackAverages) -> list[str]:
-    """Groups that some prompt has, with how many have them where not all do."""
-    everyone = averages.num_prompts["traced"]
-    counts = zip(own.groups, own.num_prompts.tolist(), strict=True)
-    return [name if count == everyone else f"{name} ({count})" for name, count in counts if count]
+def _group_labels(averages: Averages, of_stack: StackAverages) -> list[str]:
+    """Name the groups that some prompt has, with the number of these prompts if not all have it."""
+    num_traced = averages.num_prompts["traced"]
+    counts = zip(of_stack.groups, of_stack.num_prompts.tolist(), strict=True)
+    return [name if count == num_traced else f"{name} ({count})" for name, count in counts if count]
 
 
 def _heading(averages: Averages, outcome: Outcome) -> Sequence[str]:
@@ -196,6 +204,6 @@ def _of_runs(unit: Unit, clean: float, corrupted: float, total: Estimate) -> str
 
 
 def _footnote(averages: Averages, marks: str) -> str:
-    everyone = averages.num_prompts["traced"]
-    some = any((own.num_prompts != everyone).any() for own in averages.stacks.values())
+    num_traced = averages.num_prompts["traced"]
+    some = any((of_stack.num_prompts != num_traced).any() for of_stack in averages.stacks.values())
     return marks + ("; in brackets: how many prompts have such tokens" if some else "")

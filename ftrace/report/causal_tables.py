@@ -1,4 +1,4 @@
-"""The numbers of causal tracing: CSV for spreadsheets, and a table to read."""
+"""Tables of causal tracing: CSV for spreadsheets, and a printed table."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ftrace.report.causal_words import UNITS, in_order, mediator_title
 
 
 def write_effects_csv(traces: Sequence[PromptTrace], file: Path) -> Path:
-    """Write the effects of each traced prompt, a line for each stack, mediator, outcome, layer and place.
+    """Write the effects of each traced prompt, a line for each stack, mediator, outcome, layer and position.
 
-    Outcomes are as they are: probabilities are shares of 1, logarithms natural. ``group`` is empty before the subject
-    in a stack that reads one way, and names two groups, with ``;`` between, where the subject is one token.
+    Values are not rescaled: probabilities are shares of 1, logarithms natural. ``group`` is empty for tokens before the
+    subject in a causal stack, and names two groups, separated by ``;``, for a subject of a single token.
 
     Args:
-        traces: Of prompts; those that were not traced have no lines.
-        file: Where it goes; folders that are missing are made.
+        traces: Traces of prompts; those that were not traced have no lines.
+        file: Path of the CSV; missing folders are made.
 
     Returns:
-        The file.
+        The path.
 
     Raises:
         ValueError: If no prompt was traced.
@@ -46,15 +46,16 @@ def write_effects_csv(traces: Sequence[PromptTrace], file: Path) -> Path:
 def write_averages_csv(averages: Averages, file: Path) -> Path:
     """Write average effects, a line for each, with the ends of 95% intervals; unknown ones are empty.
 
-    ``effect`` is "clean", "corrupted" and "total" of whole runs; "indirect" of a mediator in a group of places and a
-    layer; and "severed", what severing takes away there: the indirect effect of "hidden" minus that of the mediator.
+    ``effect`` is "clean", "corrupted" or "total" for whole runs, "indirect" for a mediator in a group of positions and
+    a layer, and "severed" for the effect that severing removes there: the indirect effect of "hidden" minus that of the
+    mediator.
 
     Args:
-        averages: Over prompts.
-        file: Where it goes; folders that are missing are made.
+        averages: Averages over prompts.
+        file: Path of the CSV; missing folders are made.
 
     Returns:
-        The file.
+        The path.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_csv(file, _average_rows(averages))
@@ -62,21 +63,21 @@ def write_averages_csv(averages: Averages, file: Path) -> Path:
 
 
 def render_averages(averages: Averages, outcome: Outcome = "probability") -> RenderableType:
-    """How many prompts were traced, the total effect, and where each mediator's effect is largest.
+    """Render the number of traced prompts, the total effect, and the peak of each mediator's effect.
 
     Args:
-        averages: Over prompts.
-        outcome: On what the effects are.
+        averages: Averages over prompts.
+        outcome: The outcome whose effects are shown.
     """
     unit = UNITS[outcome]
-    clean, corrupted = (unit.text(one[outcome].mean) for one in (averages.clean, averages.corrupted))
+    clean, corrupted = (unit.text(run[outcome].mean) for run in (averages.clean, averages.corrupted))
     several = len(averages.stacks) > 1
     table = plain_table(f"average indirect effects, {unit.points}", "restored", ("peak", "95% interval", "layer", "at"))
     table.columns[-1].justify = "left"
-    for stack, own in averages.stacks.items():
-        for mediator in in_order(own.effects):
+    for stack, of_stack in averages.stacks.items():
+        for mediator in in_order(of_stack.effects):
             name = escape(f"{stack}: {mediator_title(mediator)}" if several else mediator_title(mediator))
-            peak = own.peak(mediator, outcome)
+            peak = of_stack.peak(mediator, outcome)
             if peak is None:
                 table.add_row(name, "", "", "", "none")
             else:
@@ -89,13 +90,14 @@ def render_averages(averages: Averages, outcome: Outcome = "probability") -> Ren
         f" average total effect: {unit.effect(averages.total_effect[outcome])} {unit.points}",
     ]
     notes = ["intervals of 95% over facts; layers from 0"]
-    if any(_leaves_out_last(own) for own in averages.stacks.values()):
-        notes.append("peaks of layers' outputs leave out the place where the answer is read off")
+    if any(_leaves_out_last(of_stack) for of_stack in averages.stacks.values()):
+        notes.append("peaks of layers' outputs leave out the position at which the answer is read off")
     return Group(*map(Text, lines), table, *[Text(f" {note}", style="dim") for note in notes])
 
 
-def _leaves_out_last(own: StackAverages) -> bool:
-    return own.stack == "decoder" and any(one == "hidden" or one.endswith("_severed") for one in own.effects)
+def _leaves_out_last(of_stack: StackAverages) -> bool:
+    of_outputs = [mediator == "hidden" or mediator.endswith("_severed") for mediator in of_stack.effects]
+    return of_stack.stack == "decoder" and any(of_outputs)
 
 
 def _effect_rows(traces: Sequence[PromptTrace]) -> Iterator[Sequence[Any]]:
@@ -104,23 +106,23 @@ def _effect_rows(traces: Sequence[PromptTrace]) -> Iterator[Sequence[Any]]:
         "spread",
     ]  # fmt: skip
     for trace in traces:
-        for stack, own in trace.stacks.items():
+        for stack, of_stack in trace.stacks.items():
             groups = groups_of(trace, stack)
             names = [
-                "; ".join(name for name, places in groups.items() if place in places)
-                for place in range(len(own.tokens))
+                "; ".join(name for name, positions in groups.items() if position in positions)
+                for position in range(len(of_stack.tokens))
             ]
-            for mediator, restored in own.restored.items():
+            for mediator, restored in of_stack.restored.items():
                 for number, outcome in enumerate(OUTCOMES):
                     grids = (
                         restored[number],
                         trace.indirect_effect(stack, mediator, outcome),
-                        own.spread[mediator][number],
+                        of_stack.spread[mediator][number],
                     )
                     values = [grid.tolist() for grid in grids]
                     for layer, rows in enumerate(zip(*values, strict=True)):
-                        for place, cells in enumerate(zip(*rows, strict=True)):
-                            about = [layer, place, own.tokens[place], names[place]]
+                        for position, cells in enumerate(zip(*rows, strict=True)):
+                            about = [layer, position, of_stack.tokens[position], names[position]]
                             yield [trace.name, stack, mediator, outcome, *about, *map(_known, cells)]
 
 
@@ -130,22 +132,22 @@ def _average_rows(averages: Averages) -> Iterator[Sequence[Any]]:
     for effect, by_outcome in of_runs.items():
         for outcome, estimate in by_outcome.items():
             yield [effect, "", "", outcome, "", "", averages.num_prompts["traced"], *_ends(estimate)]
-    for own in averages.stacks.values():
-        for effect, by_mediator in (("indirect", own.effects), ("severed", own.differences)):
-            yield from _grid_rows(effect, own, by_mediator)
+    for of_stack in averages.stacks.values():
+        for effect, by_mediator in (("indirect", of_stack.effects), ("severed", of_stack.differences)):
+            yield from _grid_rows(effect, of_stack, by_mediator)
 
 
 def _grid_rows(
-    effect: str, own: StackAverages, by_mediator: Mapping[str, Mapping[Outcome, EffectGrid]]
+    effect: str, of_stack: StackAverages, by_mediator: Mapping[str, Mapping[Outcome, EffectGrid]]
 ) -> Iterator[Sequence[Any]]:
     for mediator, by_outcome in by_mediator.items():
         for outcome, grid in by_outcome.items():
-            for row, (group, count) in enumerate(zip(own.groups, own.num_prompts.tolist(), strict=True)):
+            for row, (group, count) in enumerate(zip(of_stack.groups, of_stack.num_prompts.tolist(), strict=True)):
                 for layer, (mean, low, high) in enumerate(
                     zip(grid.mean[row], grid.low[row], grid.high[row], strict=True)
                 ):
                     cells = _ends(Estimate(float(mean), float(low), float(high)))
-                    yield [effect, own.stack, mediator, outcome, group, layer, count, *cells]
+                    yield [effect, of_stack.stack, mediator, outcome, group, layer, count, *cells]
 
 
 def _ends(estimate: Estimate) -> list[float | str]:

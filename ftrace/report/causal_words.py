@@ -1,4 +1,4 @@
-"""How causal tracing's mediators, outcomes and tokens are called where a person reads them."""
+"""Names of causal tracing's mediators, outcomes and tokens in pictures and tables."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _FAMILIES = (
 
 @dataclass(frozen=True)
 class Unit:
-    """What an outcome is called and counted in.
+    """Name and unit of an outcome.
 
     Args:
-        name: The outcome.
-        factor: What its values are multiplied by.
-        sign: What stands after a value.
-        points: What differences of values are counted in.
+        name: Name of the outcome.
+        factor: Factor by which its values are multiplied to be shown.
+        sign: Sign after a value.
+        points: Unit of differences of values.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Unit:
     points: str
 
     def text(self, value: float) -> str:
-        """A value with its unit, three digits."""
+        """Format a value with its unit, three digits."""
         return f"{_three_digits(self.factor * value)}{self.sign}"
 
     def effect(self, estimate: Estimate) -> str:
-        """An estimated difference without its unit and, where it is known, its interval.
+        """Format an estimated difference without its unit, and its interval if it is known.
 
         Example:
             >>> UNITS["probability"].effect(Estimate(0.25, -0.01, 0.5))
             '25.0 [−1.00, 50.0]'
         """
-        mean, low, high = (_three_digits(self.factor * one) for one in (estimate.mean, estimate.low, estimate.high))
+        mean, low, high = (_three_digits(self.factor * value) for value in (estimate.mean, estimate.low, estimate.high))
         return mean if math.isnan(estimate.low) else f"{mean} [{low}, {high}]"
 
 
@@ -73,18 +73,19 @@ UNITS: Mapping[Outcome, Unit] = {
 
 
 def in_order(mediators: Iterable[str]) -> list[str]:
-    """Mediators in the order in which they are shown, unknown ones last."""
+    """Sort mediators into the order in which they are shown, unknown ones last."""
     given = list(mediators)
-    return [one for one in MEDIATORS if one in given] + [one for one in given if one not in MEDIATORS]
+    known = [mediator for mediator in MEDIATORS if mediator in given]
+    return known + [mediator for mediator in given if mediator not in MEDIATORS]
 
 
 def mediator_title(mediator: str) -> str:
-    """What a mediator is called in pictures and tables."""
+    """Return a mediator's name in pictures and tables."""
     return MEDIATORS.get(mediator, mediator)
 
 
 def token_label(token: str, *, of_subject: bool = False) -> str:
-    r"""A token as a label: short, drawable, and with a star where it is of the subject.
+    r"""Make a label of a token: short, drawable, and with a star if it is part of the subject.
 
     Example:
         >>> token_label(" Need", of_subject=True), token_label(" "), token_label("a\n"), token_label("b" * 30)
@@ -96,21 +97,24 @@ def token_label(token: str, *, of_subject: bool = False) -> str:
 
 
 def drawable(text: str) -> str:
-    """A text with escapes for line breaks and for what no installed font has a sign for, which would be empty boxes."""
+    """Escape line breaks and characters that no installed font has, which would be drawn as empty boxes."""
     return "".join(
-        one if one.isprintable() and ord(one) in _signs() else one.encode("unicode_escape").decode() for one in text
+        character
+        if character.isprintable() and ord(character) in _signs()
+        else character.encode("unicode_escape").decode()
+        for character in text
     )
 
 
 def wrapped(text: str, width: int, most: int = 3) -> str:
-    """A text broken into lines; its own line breaks are kept, and each part has a few lines at most."""
+    """Break a text into lines; line breaks in it are kept, and each part between them gets at most ``most`` lines."""
     parts = (textwrap.wrap(part, max(width, 20), max_lines=most, placeholder=" …") for part in text.split("\n"))
     return "\n".join("\n".join(part) for part in parts)
 
 
 @cache
 def font_families() -> tuple[str, ...]:
-    """Installed fonts that labels are drawn with, one after the other where the first lacks a sign."""
+    """List the installed fonts that labels are drawn with; each is for characters that those before it lack."""
     installed = {font.name for font in fontManager.ttflist}
     return tuple(name for name in _FAMILIES if name in installed)
 

@@ -1,4 +1,4 @@
-"""One query's picture: where the model reads a fact, where its proponents wrote it, and who they are."""
+"""Picture of a query: where the model reads a fact, where proponents wrote it, and which examples these are."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Teacher:
     """One of a query's proponents.
 
     Args:
-        example_id: Its id.
+        example_id: Id of the example.
         score: Its score for the query.
-        sentence: What it says.
+        sentence: Its text.
         states_the_fact: Whether it states the query's fact.
     """
 
@@ -52,15 +52,15 @@ class Teacher:
 def plot_joined(query: JoinedQuery, joined: Joined, proponents: Sequence[Teacher], file: Path) -> tuple[Path, Path]:
     """Draw a query's causal effects by token and layer, both layer profiles, and its proponents.
 
-    Above, on the left, a heat map of the mediator's indirect effects for each stack; on the right, over the same
-    layers, what becomes of them over tokens, and below it the scores of the query's proponents. At the bottom, the
-    strongest proponents.
+    At the top left is a heat map of the mediator's indirect effects for each stack. At the top right are two profiles
+    over the same layers: the effects reduced over tokens, and below them the scores of the query's proponents. At the
+    bottom are the strongest proponents.
 
     Args:
         query: The query, one of those in ``joined``.
-        joined: Which layers, mediator and kind of scores.
-        proponents: To be listed, strongest first.
-        file: Where the picture goes; endings ``.png`` and ``.pdf`` are added.
+        joined: The layers, the mediator and the kind of scores.
+        proponents: The proponents to be listed, strongest first.
+        file: Path of the picture; endings ``.png`` and ``.pdf`` are added.
 
     Returns:
         The PNG and the PDF.
@@ -72,9 +72,9 @@ def plot_joined(query: JoinedQuery, joined: Joined, proponents: Sequence[Teacher
     maps = _heat_maps(query, joined)
     heading = _heading(query, joined)
     lines = _lines(proponents)
-    rows = sum(len(one.rows) for one in maps.values())
+    rows = sum(len(heat_map.rows) for heat_map in maps.values())
     above = max(0.2 * rows + 0.5 * len(maps) + 0.4, 3.4) + 0.2 * sum(line.count("\n") + 1 for line in heading)
-    below = _LINE * (sum(len(one[-1]) for one in lines) + 1.75) + _MARGIN
+    below = _LINE * (sum(len(sentence) for *_, sentence in lines) + 1.75) + _MARGIN
     with rc_context({"font.family": list(font_families())}):
         figure = Figure(figsize=(_WIDTH, above + below), layout="constrained")
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, below)).ravel()
@@ -88,9 +88,10 @@ def plot_joined(query: JoinedQuery, joined: Joined, proponents: Sequence[Teacher
 
 def _heat_maps(query: JoinedQuery, joined: Joined) -> dict[str, HeatMap]:
     maps: dict[str, HeatMap] = {}
-    for stack, own in query.trace.stacks.items():
-        start, end = own.subject
-        labels = [token_label(token, of_subject=start <= place < end) for place, token in enumerate(own.tokens)]
+    for stack, of_stack in query.trace.stacks.items():
+        start, end = of_stack.subject
+        tokens = enumerate(of_stack.tokens)
+        labels = [token_label(token, of_subject=start <= position < end) for position, token in tokens]
         effects = UNITS[joined.outcome].factor * query.trace.indirect_effect(stack, joined.mediator, joined.outcome).T
         title = mediator_title(joined.mediator)
         maps[stack] = HeatMap(f"{stack}: {title}" if len(query.trace.stacks) > 1 else title, labels, effects)
@@ -98,22 +99,23 @@ def _heat_maps(query: JoinedQuery, joined: Joined) -> dict[str, HeatMap]:
 
 
 def _heading(query: JoinedQuery, joined: Joined) -> list[str]:
-    trace, unit, place = query.trace, UNITS[joined.outcome], OUTCOMES.index(joined.outcome)
+    trace, unit, outcome_number = query.trace, UNITS[joined.outcome], OUTCOMES.index(joined.outcome)
     answer = trace.answers[0].strip() if trace.answers else "?"
-    clean, corrupted = (unit.text(float(one[place])) for one in (trace.clean, trace.corrupted))
+    clean, corrupted = (unit.text(float(run[outcome_number])) for run in (trace.clean, trace.corrupted))
     asked = _in_lines(f"query {query.query_id}: {trace.prompt.strip()}", _WIDTH - 2 * _MARGIN, 2)
     answered = _in_lines(f"answer: {answer}", _WIDTH / 2, 1)
     return [asked, f"{answered}   ·   {unit.name}: P = {clean}, with a corrupted subject P* = {corrupted}"]
 
 
 def _draw_maps(figure: SubFigure, maps: dict[str, HeatMap], points: str) -> None:
-    size = largest(one.values for one in maps.values())
+    size = largest(heat_map.values for heat_map in maps.values())
     norm = Normalize(-size, size)
-    panels = figure.subplots(len(maps), 1, squeeze=False, height_ratios=[len(one.rows) for one in maps.values()])[:, 0]
-    for axes, one in zip(panels, maps.values(), strict=True):
-        draw_map(axes, one, norm)
-        axes.set_title(one.title, fontsize=9)
-        axes.set_yticks(range(len(one.rows)), one.rows, parse_math=False)
+    heights = [len(heat_map.rows) for heat_map in maps.values()]
+    panels = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, heat_map in zip(panels, maps.values(), strict=True):
+        draw_map(axes, heat_map, norm)
+        axes.set_title(heat_map.title, fontsize=9)
+        axes.set_yticks(range(len(heat_map.rows)), heat_map.rows, parse_math=False)
     panels[-1].set_xlabel("layer", fontsize=9)
     draw_bar(figure, list(panels), norm, list(maps.values()), f"indirect effect ({points})")
 
@@ -122,9 +124,9 @@ def _draw_profiles(figure: SubFigure, query: JoinedQuery, joined: Joined) -> Non
     unit = UNITS[joined.outcome]
     effects, scores = figure.subplots(2, 1, sharex=True)
     layers = joined.layers
-    places = np.arange(len(layers)) + np.cumsum([_begins(layers, at) for at in range(len(layers))])
-    _draw_bars(effects, places, unit.factor * query.effects, _EFFECT)
-    _draw_bars(scores, places, query.scores, _SCORE)
+    positions = np.arange(len(layers)) + np.cumsum([_begins_stack(layers, index) for index in range(len(layers))])
+    _draw_bars(effects, positions, unit.factor * query.effects, _EFFECT)
+    _draw_bars(scores, positions, query.scores, _SCORE)
     effects.set_title(textwrap.fill(f"causal effect, {IN_WORDS[joined.reduction]}", 66), fontsize=9)
     effects.set_ylabel(unit.points, fontsize=8)
     share = f"{query.share_outside:.0%}".replace("-", "\N{MINUS SIGN}")
@@ -133,13 +135,13 @@ def _draw_profiles(figure: SubFigure, query: JoinedQuery, joined: Joined) -> Non
     scores.set_ylabel(_with_unit(joined.kind), fontsize=8)
     several = len({layer.stack for layer in layers}) > 1
     step = max(1, math.ceil(len(layers) / _MOST_TICKS))
-    ticks = [at for at, layer in enumerate(layers) if layer.number % step == 0]
-    scores.set_xticks(places[ticks], [str(layers[at].number) for at in ticks])
+    ticks = [index for index, layer in enumerate(layers) if layer.number % step == 0]
+    scores.set_xticks(positions[ticks], [str(layers[index].number) for index in ticks])
     if several:
         for stack in dict.fromkeys(layer.stack for layer in layers):
-            own = places[[layer.stack == stack for layer in layers]]
+            of_stack = positions[[layer.stack == stack for layer in layers]]
             scores.annotate(
-                stack, (float(own.mean()), 0), (0, -16), xycoords=scores.get_xaxis_transform(),
+                stack, (float(of_stack.mean()), 0), (0, -16), xycoords=scores.get_xaxis_transform(),
                 textcoords="offset points", ha="center", va="top", fontsize=8,
             )  # fmt: skip
     scores.set_xlabel("layer", fontsize=9, labelpad=14 if several else 4)
@@ -151,13 +153,13 @@ def _with_unit(kind: str) -> str:
     return f"{kind} ({_UNITS[kind]})" if kind in _UNITS else kind
 
 
-def _begins(layers: Sequence[Layer], at: int) -> int:
-    """1 where another stack begins: a gap is left."""
-    return int(at > 0 and layers[at].stack != layers[at - 1].stack)
+def _begins_stack(layers: Sequence[Layer], index: int) -> int:
+    """Return 1 if a layer begins another stack, before which a gap is left, and else 0."""
+    return int(index > 0 and layers[index].stack != layers[index - 1].stack)
 
 
-def _draw_bars(axes: Axes, places: np.ndarray, values: np.ndarray, colour: str) -> None:
-    axes.bar(places, values, color=colour, width=0.75)
+def _draw_bars(axes: Axes, positions: np.ndarray, values: np.ndarray, colour: str) -> None:
+    axes.bar(positions, values, color=colour, width=0.75)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(labelsize=8)
@@ -167,23 +169,23 @@ def _draw_bars(axes: Axes, places: np.ndarray, values: np.ndarray, colour: str) 
 
 
 def _lines(proponents: Sequence[Teacher]) -> list[tuple[str, str, str, list[str]]]:
-    """For each proponent its score, whether it states the fact, its id, and its sentence in lines."""
+    """Return each proponent's score, whether it states the fact, its id, and its sentence broken into lines."""
     width = _WIDTH - _COLUMNS[-1] - _MARGIN
     return [
         (
-            f"{one.score:+.3g}".replace("-", "\N{MINUS SIGN}"),
-            "yes" if one.states_the_fact else "no",
-            str(one.example_id),
-            _in_lines(one.sentence.strip(), width, 2).split("\n"),
+            f"{proponent.score:+.3g}".replace("-", "\N{MINUS SIGN}"),
+            "yes" if proponent.states_the_fact else "no",
+            str(proponent.example_id),
+            _in_lines(proponent.sentence.strip(), width, 2).split("\n"),
         )
-        for one in proponents
+        for proponent in proponents
     ]
 
 
 def _in_lines(text: str, inches: float, most: int) -> str:
-    """A text broken where so many inches end; signs of East Asian scripts are twice as wide."""
+    """Break a text at a width, into at most ``most`` lines; characters of East Asian scripts count twice."""
     shown = drawable(text.replace("\n", " "))
-    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in shown)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in shown)
     width = int(inches / _LETTER * len(shown) / max(1, len(shown) + wide))
     lines = textwrap.wrap(shown, width)
     if len(lines) > most:

@@ -1,4 +1,4 @@
-"""Causal tracing joined to attribution: a table to read, and its numbers as files."""
+"""Causal tracing joined with attribution: a printed table, and its numbers as files."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ _FILES = ("layer_profiles.csv", "joined.csv", "joined.json")
 
 
 def layer_label(layer: Layer, layers: Sequence[Layer]) -> str:
-    """What a layer is called: its number, after its stack where there are two.
+    """Name a layer by its number, preceded by its stack if there are two.
 
     Example:
         >>> encoder, decoder = Layer("encoder", 0, "encoder.block.0"), Layer("decoder", 3, "decoder.block.3")
         >>> layer_label(decoder, [encoder, decoder]), layer_label(decoder, [decoder])
         ('decoder 3', '3')
     """
-    return f"{layer.stack} {layer.number}" if len({one.stack for one in layers}) > 1 else str(layer.number)
+    return f"{layer.stack} {layer.number}" if len({other.stack for other in layers}) > 1 else str(layer.number)
 
 
 def render_joined(joined: Joined, most: int = 10) -> RenderableType:
-    """The table: a line for each query, then what holds of all, then what the numbers are.
+    """Render a table with a line for each query, and below it figures of all queries and notes.
 
     Args:
-        joined: The queries.
-        most: How many queries to show, evenly drawn from all.
+        most: Number of queries to show, evenly spaced among all.
     """
     unit, agreement = UNITS[joined.outcome], joined.agreement
-    labels = [layer_label(one, joined.layers) for one in joined.layers]
-    place = OUTCOMES.index(joined.outcome)
+    labels = [layer_label(layer, joined.layers) for layer in joined.layers]
+    outcome_number = OUTCOMES.index(joined.outcome)
     table = plain_table(
         "What taught it, where it was written, where it is read: causal effects and scores by layer",
         "query",
@@ -52,13 +51,13 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
     count = len(joined.queries)
-    for at in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
-        query = joined.queries[at]
+    for index in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
+        query = joined.queries[index]
         trace = query.trace
         table.add_row(
             escape(_shortened(f"{query.query_id}: {query.prompt}")),
             escape(_shortened(trace.answers[0], 14) if trace.answers else ""),
-            unit.text(float(trace.clean[place] - trace.corrupted[place])),
+            unit.text(float(trace.clean[outcome_number] - trace.corrupted[outcome_number])),
             labels[int(query.effects.argmax())],
             labels[int(query.scores.argmax())],
             signed(query.correlation),
@@ -66,13 +65,13 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
     if count > most:
         table.add_row(f"... and {count - most} more", style="dim")
     lines = [
-        "effect: the total one; read in: the layer of the largest causal effect; written in: of the largest score; "
-        "corr.: rank correlation of both over layers",
+        "effect: the total effect; read in: layer of the largest causal effect; written in: layer of the largest "
+        "score; corr.: rank correlation of both over layers",
         f"Mean rank correlation of {agreement.num_queries} queries over {len(labels)} layers: "
         f"{_estimate(agreement.matched)}; with other facts' profiles {_estimate(agreement.mismatched)}; difference "
         f"{_estimate(agreement.difference)}",
         "Over queries, layer by layer: "
-        + ", ".join(f"{label} {signed(one)}" for label, one in zip(labels, agreement.by_layer, strict=True)),
+        + ", ".join(f"{label} {signed(value)}" for label, value in zip(labels, agreement.by_layer, strict=True)),
         *[f"- {note}" for note in joined.notes],
     ]
     return Group(table, *[Text(line) for line in lines])
@@ -83,31 +82,31 @@ def _shortened(text: str, most: int = 24) -> str:
 
 
 def signed(value: float) -> str:
-    """A correlation with its sign and two digits; empty where it is not known."""
-    return "" if math.isnan(value) else f"{round(value, 2) + 0.0:+.2f}"  # a sum with 0.0 has no -0.00
+    """Format a correlation with its sign and two digits; NaN gives an empty text."""
+    return "" if math.isnan(value) else f"{round(value, 2) + 0.0:+.2f}"  # adding 0.0 turns -0.00 into 0.00
 
 
-def _estimate(one: Estimate) -> str:
-    if math.isnan(one.mean):
+def _estimate(estimate: Estimate) -> str:
+    if math.isnan(estimate.mean):
         return "not known"
-    return signed(one.mean) + ("" if math.isnan(one.low) else f" [{signed(one.low)}, {signed(one.high)}]")
+    ends = "" if math.isnan(estimate.low) else f" [{signed(estimate.low)}, {signed(estimate.high)}]"
+    return signed(estimate.mean) + ends
 
 
 def write_joined(joined: Joined, folder: Path) -> list[Path]:
-    """Write what was joined, each file whole or not at all.
+    """Write the joined effects and scores, each file whole or not at all.
 
         layer_profiles.csv   a line for each query and part of the model: its causal effect, its scores and their share
         joined.csv           a line for each query
-        joined.json          what holds of all, and how it was made
+        joined.json          figures of all queries, and settings
 
-    Effects and scores are as they are: probabilities are shares of 1. What is not known is empty, in JSON null.
+    Effects and scores are not rescaled: probabilities are shares of 1. Unknown values are empty, in JSON null.
 
     Args:
-        joined: The queries.
-        folder: Where the files go; folders that are missing are made.
+        folder: Folder of the files; missing folders are made.
 
     Returns:
-        The files, in this order.
+        The paths of the files, in this order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     profiles, queries, summary = (folder / name for name in _FILES)
@@ -132,8 +131,8 @@ def _score(query: JoinedQuery, part: str) -> list[Any]:
 
 
 def _query_rows(joined: Joined) -> Iterable[Sequence[Any]]:
-    labels = [layer_label(one, joined.layers) for one in joined.layers]
-    place = OUTCOMES.index(joined.outcome)
+    labels = [layer_label(layer, joined.layers) for layer in joined.layers]
+    outcome_number = OUTCOMES.index(joined.outcome)
     yield [
         "query_id", "fact", "prompt", "subject", "answer", "clean", "corrupted", "total_effect", "rank_correlation",
         "rank_correlation_mismatched", "most_effect_in", "most_score_in", "score", "score_share_outside", "example_ids",
@@ -142,7 +141,7 @@ def _query_rows(joined: Joined) -> Iterable[Sequence[Any]]:
         trace = query.trace
         yield [
             query.query_id, trace.fact or "", trace.prompt, trace.subject, trace.answers[0] if trace.answers else "",
-            _known(float(trace.clean[place])), _known(float(trace.corrupted[place])),
+            _known(float(trace.clean[outcome_number])), _known(float(trace.corrupted[outcome_number])),
             _known(trace.total_effect(joined.outcome)), _known(query.correlation), _known(query.mismatched),
             labels[int(query.effects.argmax())], labels[int(query.scores.argmax())], query.profile.total,
             _known(query.share_outside), " ".join(map(str, query.profile.example_ids.tolist())),
@@ -156,8 +155,8 @@ def _known(value: float) -> Any:
 def _as_json(joined: Joined) -> dict[str, Any]:
     agreement = joined.agreement
 
-    def of(one: Estimate) -> dict[str, Any]:
-        return {"mean": one.mean, "interval": [one.low, one.high]}
+    def as_json(estimate: Estimate) -> dict[str, Any]:
+        return {"mean": estimate.mean, "interval": [estimate.low, estimate.high]}
 
     return {
         "num_queries": len(joined.queries),
@@ -169,19 +168,19 @@ def _as_json(joined: Joined) -> dict[str, Any]:
         "outcome": joined.outcome,
         "kind": joined.kind,
         "summed_over": joined.summed_over,
-        "rank_correlation": of(agreement.matched),
-        "rank_correlation_mismatched": of(agreement.mismatched),
-        "difference": of(agreement.difference),
+        "rank_correlation": as_json(agreement.matched),
+        "rank_correlation_mismatched": as_json(agreement.mismatched),
+        "difference": as_json(agreement.difference),
         "by_layer": [
             {
                 "stack": layer.stack,
                 "layer": layer.number,
                 "part": layer.part,
-                "mean_causal_effect": float(np.mean([query.effects[place] for query in joined.queries])),
-                "mean_score": float(np.mean([query.scores[place] for query in joined.queries])),
-                "rank_correlation_over_queries": float(agreement.by_layer[place]),
+                "mean_causal_effect": float(np.mean([query.effects[index] for query in joined.queries])),
+                "mean_score": float(np.mean([query.scores[index] for query in joined.queries])),
+                "rank_correlation_over_queries": float(agreement.by_layer[index]),
             }
-            for place, layer in enumerate(joined.layers)
+            for index, layer in enumerate(joined.layers)
         ],
         "outside": {"parts": list(joined.outside), "share_of_scores": joined.share_outside},
         "without_scores": list(joined.without_scores),

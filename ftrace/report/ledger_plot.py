@@ -1,4 +1,4 @@
-"""The ledger as a picture: how the queries' losses fell, and what made them fall."""
+"""Picture of the ledger: how the queries' losses fell, and what made them fall."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _COLOURS = {
 def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = None) -> Path:
     """Draw a run's ledger.
 
-    Above, the loss of some queries by step, with a dot where each was first seen to be right. Below, what the loss of
-    all queries fell by in each stretch of training, in nats, and the accounts that explain it, one upon another.
+    The upper panel has the loss of some queries by step, with a dot where each was first seen to be right. The lower
+    panel has the mean fall of all queries' losses in each stretch of training, in nats, and stacked bars of the
+    accounts that explain it.
 
     Args:
-        ledger: The ledger.
-        file: Where the picture goes; its ending says in which format.
-        query_ids: Whose losses to draw; default: six that were learned at different times.
+        file: Path of the picture; its ending determines the format.
+        query_ids: Queries whose losses are drawn; default: six that were learned at different times.
 
     Returns:
-        The file.
+        The path.
 
     Raises:
         ValueError: If the ledger is empty, or lacks a query.
@@ -50,6 +50,7 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
 
 
 def _columns(ledger: Ledger, query_ids: Sequence[int] | None) -> list[int]:
+    """Return the ledger's columns of the queries whose losses are drawn."""
     known = {int(query): column for column, query in enumerate(ledger.query_ids)}
     if query_ids is not None:
         missing = [query for query in query_ids if query not in known]
@@ -78,14 +79,14 @@ def _draw_losses(axes: Axes, ledger: Ledger, chosen: Sequence[int]) -> None:
 
 
 def _draw_accounts(axes: Axes, ledger: Ledger) -> None:
-    """Bars of equally long stretches: what was gained above 0, what was lost below."""
+    """Draw bars for equally long stretches: falls of the loss above 0, rises below."""
     first, last = int(ledger.steps[0]), int(ledger.next_steps[-1])
     edges = np.linspace(first, last, min(_BINS, len(ledger.steps)) + 1)
     middle = (ledger.steps + ledger.next_steps) / 2
-    places = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, len(edges) - 2)
+    stretches = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, len(edges) - 2)
 
     def by_stretch(values: np.ndarray) -> np.ndarray:
-        return np.bincount(places, weights=np.nan_to_num(values).mean(1), minlength=len(edges) - 1)
+        return np.bincount(stretches, weights=np.nan_to_num(values).mean(1), minlength=len(edges) - 1)
 
     names = [name for name in ACCOUNTS if np.nan_to_num(ledger[name]).any()] if ledger.has_accounts else ["predicted"]
     centres, width = (edges[:-1] + edges[1:]) / 2, float(np.diff(edges).min())
@@ -107,7 +108,7 @@ def _draw_accounts(axes: Axes, ledger: Ledger) -> None:
 
 
 def _cut_off_towers(axes: Axes, centres: np.ndarray, above: np.ndarray, below: np.ndarray) -> None:
-    """A stretch that dwarfs all others, as the first one often does, is cut off and its height written beside it."""
+    """Cut off a bar that dwarfs all others, as the first one often does, and write its height beside it."""
     heights = np.sort(above)
     rest = heights[-2] if len(heights) > 1 else 0.0
     if rest <= 0 or heights[-1] <= 4 * rest:

@@ -1,4 +1,4 @@
-"""Pictures on disk: written whole or not at all."""
+"""Writing pictures to disk, whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FORMATS = (".png", ".pdf")
 
 
 def save_picture(figure: Figure, file: Path, dpi: int = 130) -> Path:
-    """Write a figure; folders that are missing are made.
+    """Write a figure; missing folders are made.
 
     Returns:
-        The file.
+        The path.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as temporary:
@@ -25,15 +25,14 @@ def save_picture(figure: Figure, file: Path, dpi: int = 130) -> Path:
 
 
 def save_png_and_pdf(figure: Figure, file: Path, dpi: int = 150) -> tuple[Path, Path]:
-    """Write a figure in both formats: one for screens, one for papers, whose text stays text.
+    """Write a figure as a PNG for screens and as a PDF for papers, in which text stays text.
 
     Args:
-        figure: The figure.
-        file: Where it goes; an ending ``.png`` or ``.pdf`` is left out, and both are added.
+        file: Path of the files; an ending ``.png`` or ``.pdf`` is removed, and both are added.
         dpi: Dots per inch of the PNG.
 
     Returns:
-        The files, PNG first.
+        The paths, PNG first.
     """
     base = file.with_suffix("") if file.suffix in _FORMATS else file
     with rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse the default, Type 3
@@ -42,7 +41,7 @@ def save_png_and_pdf(figure: Figure, file: Path, dpi: int = 150) -> tuple[Path, 
 
 
 def remove_pictures(folder: Path) -> None:
-    """Remove the pictures in a folder of nothing but pictures, so that those of an earlier command don't stay."""
+    """Remove all pictures in a folder, so that none of an earlier command remains."""
     for file in folder.glob("*"):
         if file.suffix in _FORMATS:
             file.unlink()

@@ -1,4 +1,4 @@
-"""One query worked out for a reader: what was asked, what was answered, who taught it."""
+"""A query shown to a reader: its prompt, its answer, and the training examples that taught it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from ftrace.scores import ScoreStore
 
 @dataclass(frozen=True)
 class WorkedQuery:
-    """What to tell of a query.
+    """A query with its answer and its ground-truth proponents.
 
     Args:
-        query_id: Its id.
         prompt: The masked sentence.
         answer: The right answer.
-        other_answers: Other surfaces of it that are accepted.
+        other_answers: Other accepted surface forms of it.
         proponent_ids: Training examples that state its fact.
     """
 
@@ -33,14 +32,13 @@ class WorkedQuery:
 def render_worked_query(
     query: WorkedQuery, store: ScoreStore, kind: str, sentence: Callable[[int], str], k: int = 3
 ) -> Panel:
-    """A query with its strongest proponents and opponents.
+    """Render a query with its strongest proponents and opponents.
 
     Args:
-        query: The query.
-        store: Whose scores.
-        kind: Which of its kinds.
-        sentence: From an example's id to its text.
-        k: How many of each.
+        store: The store of scores.
+        kind: The kind of scores.
+        sentence: Function from an example's id to its text.
+        k: Number of proponents, and of opponents.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("")

@@ -1,18 +1,18 @@
-"""The linear datamodelling score (LDS), and the ceiling that the noise of retraining sets it.
+"""The linear datamodelling score (LDS), and its ceiling, which is set by the noise of retraining.
 
-The LDS (Park et al. 2023, arXiv 2303.14186, section 2): over random subsets of the training data, the rank correlation
-of what scores predict for a model trained on a subset, their sum over the examples kept, with what that model does,
-here -loss of the query. Any rising function of it, such as the answer's probability or its log odds (the margin of that
-paper), has the same ranks and so the same LDS.
+The LDS (Park et al. 2023, arXiv 2303.14186, section 2) is a rank correlation over random subsets of the training data.
+It correlates what scores predict for a model trained on a subset, their sum over the examples kept, with what that
+model does, here -loss of the query. Any increasing function of it, such as the answer's probability or its log odds
+(the margin of that paper), has the same ranks and so the same LDS.
 
-How well could any score do? A retraining is noisy: the same subset in another order gives other losses. By how much is
-measured by training some subsets several times. The rank correlation of one training's losses with another's is the
-reliability of a measured loss. A prediction without noise, of the mean over orders, correlates better with a single
-training than another training does: with the root of the reliability (Spearman 1904, the correction for attenuation;
-exact for linear correlations, near enough for ranks), so that root is the ceiling of an LDS.
+No score can reach an LDS of 1, because retraining is noisy: the same subset in another order gives other losses. To
+measure by how much, some subsets are trained several times. The rank correlation of one training's losses with those of
+another is the reliability of a measured loss. A prediction without noise, of the mean over orders, correlates better
+with a single training than another training does: with the root of the reliability (Spearman 1904, the correction for
+attenuation; exact for linear correlations, near enough for ranks). That root is the ceiling of an LDS.
 
 A training may diverge, and its losses are then NaN or infinite. Such a loss is neither high nor low, so it has no rank:
-the subset is left out for that query, from the LDS and the ceiling alike.
+the subset is left out for that query, from the LDS and from the ceiling.
 
 Shape letters: S subsets, N examples, Q queries, R trainings of one subset.
 """
@@ -32,20 +32,20 @@ from ftrace.scores import ScoreStore
 from ftrace.scores.correlation import rank_correlation
 
 TRUTH = "ground truth"
-_FEWEST = 3  # of subsets, to correlate over
+_FEWEST_SUBSETS = 3  # that are correlated
 
 
 def datamodelling_scores(stores: Mapping[str, ScoreStore], subsets: Subsets) -> dict[str, dict[str, np.ndarray]]:
-    """The LDS of each kind of each store, query by query.
+    """Compute the LDS of each kind of each store, query by query.
 
     Args:
         stores: Stores by the name of their rows.
-        subsets: What they are to predict.
+        subsets: The subsets whose losses the scores are to predict.
 
     Returns:
         For each row, ``LDS`` over all subsets and, if some subsets lack a query's fact, ``LDS, fact kept`` over those
-        that don't: each ``[Q]``, over the subsets where the query's loss is finite, and NaN where those are fewer than
-        three. The last row is of scores that are 1 for ground-truth proponents and else 0.
+        that have it. Each is ``[Q]``, over the subsets in which the query's loss is finite, and NaN if those are fewer
+        than three. The last row is of scores that are 1 for ground-truth proponents and 0 for all others.
 
     Raises:
         ValueError: If a store lacks queries or training rows, or has scores that are not finite.
@@ -68,12 +68,12 @@ def datamodelling_scores(stores: Mapping[str, ScoreStore], subsets: Subsets) -> 
 
 
 def reliability(subsets: Subsets) -> dict[str, np.ndarray]:
-    """How well one training of a subset predicts another one in another order.
+    """Measure how well one training of a subset predicts another one in another order.
 
     Returns:
         For each column of the table, the rank correlation over subsets of two trainings' losses where both are finite,
-        averaged over the pairs of trainings that have three such subsets, ``[Q]``; NaN where there is no such pair.
-        Empty where no subset was trained twice.
+        averaged over the pairs of trainings that have three such subsets, ``[Q]``; NaN if there is no such pair. Empty
+        if no subset was trained twice.
     """
     if len(subsets.again) < 2:
         return {}
@@ -81,16 +81,18 @@ def reliability(subsets: Subsets) -> dict[str, np.ndarray]:
     pairs = list(combinations(subsets.again.astype(float), 2))
     some = subsets.again.shape[1]
     return {
-        column: _mean_of_known(np.stack([correlations_over_subsets(one, other, mask[:some]) for one, other in pairs]))
+        column: _mean_of_known(np.stack([correlations_over_subsets(*pair, mask[:some]) for pair in pairs]))
         for column, mask in masks.items()
     }
 
 
 def noise_free(of_another: Estimate) -> Estimate:
-    """The ceiling: with what a prediction without noise would correlate, where another training does so.
+    """Compute the ceiling of the LDS from the reliability: the correlation that a prediction without noise would have.
 
-    The root of a mean is no less than the mean of roots, so the mean LDS of no prediction should be above it. NaN stays
-    NaN.
+    The root of a mean is at least the mean of the roots, so no prediction's mean LDS should be above it. NaN stays NaN.
+
+    Args:
+        of_another: Mean reliability, with its interval.
     """
     return Estimate(*np.sqrt(np.maximum(0.0, [of_another.mean, of_another.low, of_another.high])).tolist())
 
@@ -106,7 +108,7 @@ def correlations_over_subsets(predicted: np.ndarray, actual: np.ndarray, mask: n
     Args:
         predicted: ``[S, Q]``.
         actual: ``[S, Q]``.
-        mask: Which subsets count for a query, bool ``[S, Q]``; default: all.
+        mask: Whether each subset counts for each query, bool ``[S, Q]``; default: all do.
 
     Returns:
         ``[Q]``; 0 where a side is constant, NaN with fewer than three subsets.
@@ -120,7 +122,7 @@ def correlations_over_subsets(predicted: np.ndarray, actual: np.ndarray, mask: n
         is_known &= mask
     correlations = np.full(predicted.shape[1], np.nan)
     for query, subsets in enumerate(is_known.T):
-        if subsets.sum() >= _FEWEST:
+        if subsets.sum() >= _FEWEST_SUBSETS:
             correlations[query] = np.nan_to_num(rank_correlation(predicted[subsets, query], actual[subsets, query]))
     return correlations
 
@@ -128,28 +130,26 @@ def correlations_over_subsets(predicted: np.ndarray, actual: np.ndarray, mask: n
 def mean_over_queries(
     columns: Mapping[str, np.ndarray], queries: EvaluatedQueries, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Estimate]:
-    """Mean and interval of each column ``[Q]``; queries without a finite value are left out of a column."""
-    found = {}
+    """Estimate the mean of each column ``[Q]``; queries without a finite value are left out of a column."""
+    estimates = {}
     for name, values in columns.items():
         known = np.flatnonzero(np.isfinite(values))
         if len(known):
-            facts = [queries.facts[place] for place in known]
-            found[name] = sample_means([values[known, None]], [facts], resamples, seed).estimates()[0]
+            facts = [queries.facts[query] for query in known]
+            estimates[name] = sample_means([values[known, None]], [facts], resamples, seed).estimates()[0]
         else:
-            found[name] = Estimate(np.nan, np.nan, np.nan)
-    return found
+            estimates[name] = Estimate(np.nan, np.nan, np.nan)
+    return estimates
 
 
 def _predicted(store: ScoreStore, kind: str, subsets: Subsets) -> np.ndarray:
-    """The sum of scores over the examples kept, ``[S, Q]``."""
-    kept, found = subsets.is_kept.astype(float), []
-    for query in subsets.queries.query_ids.tolist():
-        found.append(kept @ store.scores(query, kind).astype(float))
-    return np.stack(found, axis=1)
+    """Sum the scores of the examples kept, ``[S, Q]``."""
+    kept, query_ids = subsets.is_kept.astype(float), subsets.queries.query_ids.tolist()
+    return np.stack([kept @ store.scores(query, kind).astype(float) for query in query_ids], axis=1)
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where everything is."""
+    """Average what is not NaN over the first axis; NaN where everything is."""
     is_known = ~np.isnan(values)
     counts = is_known.sum(0)
     total = np.where(is_known, values, 0.0).sum(0)

@@ -1,8 +1,8 @@
-"""What happens to a query when the examples that a method names are left out of training.
+"""The effect on a query of leaving a method's strongest examples out of training.
 
-For each query, a method's top k examples are left out, or all rows that state one of the facts of its top k: if they
-taught the model the query's fact, the query's loss rises and its answer's probability falls. Beside it stand as many
-random rows (or facts), and as many ground-truth proponents.
+For each query, a method's top k examples are left out, or all rows that state one of the facts of its top k. If they
+taught the model the query's fact, the query's loss rises and its answer's probability falls. For comparison, equally
+many random rows (or facts) and ground-truth proponents are left out.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is left out for one row of a table, query by query.
+    """The examples that are left out for one row of a table, query by query.
 
     Args:
-        row: The method.
+        row: Name of the row.
         examples: For each query, the ids of the training rows that are left out, ascending.
     """
 
@@ -36,14 +36,13 @@ class LeftOut:
 def plan_top(
     stores: Mapping[str, ScoreStore], queries: EvaluatedQueries, num_examples: int, k: int, seed: int = 0
 ) -> list[LeftOut]:
-    """Leave out the top k examples; of the ground-truth proponents, k at random, or all where there are fewer.
+    """Leave out the top k examples; of the ground-truth proponents, k random ones, or all if there are fewer.
 
     Args:
         stores: Stores by the name of their rows.
-        queries: The queries.
-        num_examples: How many training rows there are.
-        k: How many to leave out.
-        seed: Of random rows.
+        num_examples: Number of training rows.
+        k: Number of rows to leave out.
+        seed: Seed of random rows.
 
     Raises:
         ValueError: If k is not between 1 and one less than all, or a store lacks queries or training rows.
@@ -58,10 +57,9 @@ def plan_facts(
 
     Args:
         stores: Stores by the name of their rows.
-        queries: The queries.
         facts: For each training row, the facts that it states.
-        k: Of how many examples.
-        seed: Of random rows.
+        k: Number of top examples whose facts are left out.
+        seed: Seed of random rows.
 
     Raises:
         ValueError: As :func:`plan_top`.
@@ -71,49 +69,49 @@ def plan_facts(
         for fact in of_row:
             rows_of.setdefault(fact, []).append(row)
 
-    def whole(examples: np.ndarray) -> np.ndarray:
+    def with_same_facts(examples: np.ndarray) -> np.ndarray:
         stated = {fact for example in examples.tolist() for fact in facts[example]}
-        found = [row for fact in stated for row in rows_of[fact]]
-        return np.unique(np.array([*examples.tolist(), *found], dtype=np.int64))
+        rows = [row for fact in stated for row in rows_of[fact]]
+        return np.unique(np.array([*examples.tolist(), *rows], dtype=np.int64))
 
     top = _top(stores, queries, len(facts), k, seed)
-    return [LeftOut(row, tuple(map(whole, examples))) for row, examples in top.items()]
+    return [LeftOut(row, tuple(map(with_same_facts, examples))) for row, examples in top.items()]
 
 
 def _top(
     stores: Mapping[str, ScoreStore], queries: EvaluatedQueries, num_examples: int, k: int, seed: int
 ) -> dict[str, list[np.ndarray]]:
+    """Return each row's top k examples of each query, those of random rows and ground-truth proponents included."""
     if not 1 <= k < num_examples:
         raise ValueError(f"k: expected 1 to {num_examples - 1} of {num_examples} training rows to leave out, found {k}")
-    found: dict[str, list[np.ndarray]] = {}
+    examples: dict[str, list[np.ndarray]] = {}
     query_ids = queries.query_ids.tolist()
     for name, store in stores.items():
         check_store(store, queries.query_ids, num_examples)
         for kind in store.kinds:
-            found[row_name(name, kind)] = [np.sort(store.top(query, k, kind)[0]) for query in query_ids]
+            examples[row_name(name, kind)] = [np.sort(store.top(query, k, kind)[0]) for query in query_ids]
     orders = [np.random.default_rng([seed, query]).permutation(num_examples) for query in query_ids]
-    found[TRUTH] = [
+    examples[TRUTH] = [
         np.sort(order[np.isin(order, of_query)][:k]) for order, of_query in zip(orders, queries.proponents, strict=True)
     ]
-    found[RANDOM] = [np.sort(order[:k]) for order in orders]
-    return found
+    examples[RANDOM] = [np.sort(order[:k]) for order in orders]
+    return examples
 
 
 def effects(
     before: np.ndarray, after: np.ndarray, left_out: LeftOut, queries: EvaluatedQueries
 ) -> dict[str, np.ndarray]:
-    """What leaving examples out did, query by query.
+    """Compute the effects of leaving examples out, query by query.
 
     Args:
         before: Each query's loss with all examples, in nats, ``[Q]``.
-        after: Its loss without, ``[Q]``.
-        left_out: What was left out.
-        queries: The queries.
+        after: Its loss without the examples, in nats, ``[Q]``.
+        left_out: The examples that were left out.
 
     Returns:
-        ``rise`` of the loss in nats, ``fall`` of the answer's probability, how many ``rows`` were left out, and which
-        share of the query's ground-truth ``proponents`` was among them, each ``[Q]``. A query that has a loss which is
-        NaN or infinite, as of a training that diverged, has NaN in all four.
+        ``rise`` of the loss in nats, ``fall`` of the answer's probability, number of ``rows`` left out, and share of
+        the query's ground-truth ``proponents`` among them, each ``[Q]``. A query with a loss that is NaN or infinite,
+        such as that of a training that diverged, has NaN in all four.
     """
     before, after = before.astype(float), after.astype(float)
     is_known = np.isfinite(before) & np.isfinite(after)

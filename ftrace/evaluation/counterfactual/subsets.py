@@ -1,4 +1,4 @@
-"""Random subsets of the training data, and what came of training on them.
+"""Random subsets of the training data, and the losses of models trained on them.
 
 Shape letters: S subsets, N examples, Q queries, R trainings of one subset.
 """
@@ -18,14 +18,14 @@ LDS, WITH_FACT = "LDS", "LDS, fact kept"
 
 
 def draw_kept(facts: Sequence[Sequence[str]], unit: Unit, keep: float, index: int, seed: int = 0) -> np.ndarray:
-    """One random subset of the training rows.
+    """Draw one random subset of the training rows.
 
     Args:
         facts: For each training row, the facts that it states.
-        unit: What is left out: whole facts, with all rows that state one of them, or single rows.
-        keep: Which share of the units is kept.
-        index: Which subset.
-        seed: Of all subsets.
+        unit: The unit that is kept or left out: a fact, with all rows that state it, or a single row.
+        keep: Share of the units that is kept.
+        index: Number of the subset.
+        seed: Seed of all subsets.
 
     Returns:
         Whether each row is kept, bool ``[N]``.
@@ -48,24 +48,24 @@ def draw_kept(facts: Sequence[Sequence[str]], unit: Unit, keep: float, index: in
     drawn = np.random.default_rng([seed, index]).permutation(len(names))[:count]
     if unit == "row":
         return np.isin(np.arange(len(facts)), drawn)
-    kept = {names[place] for place in drawn}
+    kept = {names[number] for number in drawn}
     return np.array([kept.issuperset(of_row) for of_row in facts], dtype=bool)
 
 
 def order_seed(seed: int, index: int, training: int) -> int:
-    """Of the rows' order in one training of one subset: each has its own."""
+    """Return the seed of the rows' order in one training of one subset, different for each training."""
     return int(np.random.SeedSequence([seed, index, training]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True)
 class NotFinite:
-    """Losses that are NaN or infinite, as those of a training that diverged.
+    """Counts of losses that are NaN or infinite, such as those of a training that diverged.
 
     Args:
-        trainings: How many trainings have such a loss of some query.
-        num_trainings: Of how many trainings.
-        queries: How many queries have such a loss in some training.
-        losses: How many losses they are.
+        trainings: Number of trainings with such a loss of some query.
+        num_trainings: Number of all trainings.
+        queries: Number of queries with such a loss in some training.
+        losses: Number of such losses.
     """
 
     trainings: int
@@ -75,10 +75,10 @@ class NotFinite:
 
     @classmethod
     def of(cls, losses: np.ndarray) -> NotFinite:
-        """Count them.
+        """Count the losses that are not finite.
 
         Args:
-            losses: ``[..., Q]``, of one training or several.
+            losses: ``[..., Q]``, of one or several trainings.
 
         Example:
             >>> NotFinite.of(np.array([[0.5, np.nan], [0.25, np.inf], [0.5, 0.5]]))
@@ -94,14 +94,13 @@ class NotFinite:
 
 @dataclass(frozen=True)
 class Subsets:
-    """What came of training on random subsets.
+    """Random subsets, and the losses of models trained on them.
 
     Args:
         is_kept: Whether each example is in each subset, bool ``[S, N]``; examples are the training rows, in order.
-        losses: Each query's loss after training on each, in nats, ``[S, Q]``.
+        losses: Each query's loss after training on each subset, in nats, ``[S, Q]``.
         again: Losses of the first few subsets, each trained several times, ``[R, some S, Q]``; with R below 2 there is
             no ceiling.
-        queries: The queries.
     """
 
     is_kept: np.ndarray
@@ -111,22 +110,22 @@ class Subsets:
 
     @property
     def has_fact(self) -> np.ndarray:
-        """Whether a subset has examples that state a query's fact, bool ``[S, Q]``."""
+        """Whether each subset has examples that state each query's fact, bool ``[S, Q]``."""
         return np.stack([self.is_kept[:, of_query].any(1) for of_query in self.queries.proponents], axis=1)
 
     @property
     def num_ranked(self) -> dict[str, np.ndarray]:
-        """For each column of the table, over how many subsets a query's LDS is taken, int64 ``[Q]``."""
+        """Number of subsets that a query's LDS is taken over, int64 ``[Q]``, for each column of the table."""
         return {column: (mask & np.isfinite(self.losses)).sum(0) for column, mask in columns_of(self.has_fact).items()}
 
     @property
     def not_finite(self) -> dict[str, NotFinite]:
-        """What is left out of the LDS and, where there is one, of the ceiling."""
-        found = {"LDS": NotFinite.of(self.losses)}
-        return found if len(self.again) < 2 else {**found, "ceiling": NotFinite.of(self.again)}
+        """Losses that are left out of the LDS and, if there is one, of the ceiling."""
+        left_out = {"LDS": NotFinite.of(self.losses)}
+        return left_out if len(self.again) < 2 else {**left_out, "ceiling": NotFinite.of(self.again)}
 
 
 def columns_of(has_fact: np.ndarray) -> dict[str, np.ndarray]:
-    """Which subsets count for a query in each column of the table, bool ``[S, Q]``."""
-    everything = {LDS: np.ones_like(has_fact)}
-    return everything if has_fact.all() else {**everything, WITH_FACT: has_fact}
+    """Tell which subsets count for each query in each column of the table, bool ``[S, Q]``."""
+    all_subsets = {LDS: np.ones_like(has_fact)}
+    return all_subsets if has_fact.all() else {**all_subsets, WITH_FACT: has_fact}

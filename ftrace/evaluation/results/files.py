@@ -1,9 +1,9 @@
-"""Files of what was retrieved for each query, in the format of TrackStar's released results: JSON lines.
+"""Files of the proponents retrieved for each query, in the format of TrackStar's released results: JSON lines.
 
 A line has ``example_id``, ``query_set``, ``inputs_plaintext``, ``targets_plaintext``, and its proponents as three lists
-of one length, ``proponents``, ``proponent_ids`` and ``proponent_scores``; gradient methods have the same of opponents.
-``proponent_correct`` or ``proponent_ais_scores`` say which proponents state the query's fact. Whatever else there is
-(T-REx: ``fact_id``, ``relation``, ``8b_generations``, ``c4_frequency_bucket`` ...) is kept as it stands.
+of equal length, ``proponents``, ``proponent_ids`` and ``proponent_scores``; results of gradient methods have the same
+three lists of opponents. ``proponent_correct`` or ``proponent_ais_scores`` say which proponents state the query's fact.
+All other fields (T-REx: ``fact_id``, ``relation``, ``8b_generations``, ``c4_frequency_bucket`` ...) are kept unchanged.
 
 Source: Chang et al. 2024, arXiv 2410.17413, and the description of its released data files.
 """
@@ -26,7 +26,7 @@ from ftrace.data.row_files import SourceRow, as_text, read_rows
 from ftrace.whole_files import whole_file
 
 RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")
-ENTAILED = 0.5  # a proponent whose entailment score is above states the fact
+ENTAILED = 0.5  # a proponent with a higher entailment score states the fact
 
 _QUERY = ("example_id", "query_set", "inputs_plaintext", "targets_plaintext")
 _PROPONENTS = ("proponents", "proponent_ids", "proponent_scores")
@@ -39,15 +39,15 @@ Name = str | int
 
 @dataclass(frozen=True)
 class Passages:
-    """Training examples that were retrieved for one query, in their order: the first has rank 1.
+    """Training examples that were retrieved for one query, best first.
 
     Args:
-        texts: What each of them says.
-        ids: What each is called: text, or whole numbers.
-        scores: Each one's score, finite.
+        texts: Text of each example.
+        ids: Name of each example: text, or a whole number.
+        scores: Score of each example, a finite number.
 
     Raises:
-        ValueError: If their numbers differ, or something is not what it must be.
+        ValueError: If the lists differ in length, or a value is of the wrong type.
     """
 
     texts: Sequence[str]
@@ -55,8 +55,8 @@ class Passages:
     scores: Sequence[float]
 
     def __post_init__(self) -> None:
-        texts = [_text(text, "texts", place) for place, text in enumerate(self.texts)]
-        ids = [_name(one, "ids", place) for place, one in enumerate(self.ids)]
+        texts = [_text(text, "texts", index) for index, text in enumerate(self.texts)]
+        ids = [_name(name, "ids", index) for index, name in enumerate(self.ids)]
         scores = _finite("scores", self.scores)
         if not len(texts) == len(ids) == len(scores):
             raise ValueError(
@@ -71,27 +71,27 @@ class Passages:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """What was retrieved for one query.
+    """The proponents and opponents retrieved for one query.
 
     Args:
-        example_id: The query's name, text or a whole number; it is what two files are aligned by.
-        query_set: Which set of queries it is of.
+        example_id: The query's name, text or a whole number, by which files are aligned.
+        query_set: The set of queries that it belongs to.
         prompt: The query's input (``inputs_plaintext``).
         target: The answer that was traced (``targets_plaintext``).
-        proponents: The best first.
-        opponents: The strongest first; None for methods that know none.
-        correct: Whether each proponent states the fact (``proponent_correct``); None where that isn't known.
-        ais_scores: Each proponent's entailment score (``proponent_ais_scores``); None where there are none.
-        annotations: All other fields, as JSON has them, such as ``fact_id`` and ``relation``.
+        proponents: The proponents, best first.
+        opponents: The opponents, strongest first; None for methods that have none.
+        correct: Whether each proponent states the fact (``proponent_correct``); None if unknown.
+        ais_scores: Entailment score of each proponent (``proponent_ais_scores``); None if there are none.
+        annotations: All other fields, as JSON values, such as ``fact_id`` and ``relation``.
 
     Raises:
-        ValueError: If there aren't as many labels as proponents, something is not what it must be, or an annotation
-            has the name of another field.
+        ValueError: If the number of labels differs from that of the proponents, a value is of the wrong type, or an
+            annotation has the name of another field.
 
     Example:
-        >>> found = Passages(texts=["Paris is in France.", "Rome is in Italy."], ids=[7, 2], scores=[0.5, 0.25])
+        >>> retrieved = Passages(texts=["Paris is in France.", "Rome is in Italy."], ids=[7, 2], scores=[0.5, 0.25])
         >>> result = RetrievalResult(
-        ...     example_id=0, query_set="trex", prompt="Paris is in", target="France", proponents=found,
+        ...     example_id=0, query_set="trex", prompt="Paris is in", target="France", proponents=retrieved,
         ...     ais_scores=[0.9, 0.5], annotations={"relation": "country"},
         ... )
         >>> result.states_fact
@@ -115,15 +115,15 @@ class RetrievalResult:
         )
         _set(self, query_set=query_set, prompt=prompt, target=target)
         if self.correct is not None:
-            found = [_of_kind(one, _LABELS[0], place, (bool, np.bool_), "true or false")
-                     for place, one in enumerate(self.correct)]  # fmt: skip
-            _set(self, correct=tuple(map(bool, found)))
+            labels = [_of_type(label, _LABELS[0], index, (bool, np.bool_), "true or false")
+                      for index, label in enumerate(self.correct)]  # fmt: skip
+            _set(self, correct=tuple(map(bool, labels)))
         if self.ais_scores is not None:
             _set(self, ais_scores=_finite(_LABELS[1], self.ais_scores))
-        for name, labels in zip(_LABELS, (self.correct, self.ais_scores), strict=True):
-            if labels is not None and len(labels) != len(self.proponents):
+        for name, given in zip(_LABELS, (self.correct, self.ais_scores), strict=True):
+            if given is not None and len(given) != len(self.proponents):
                 raise ValueError(
-                    f"{name}: expected one for each of the {len(self.proponents)} proponents, found {len(labels)}"
+                    f"{name}: expected one for each of the {len(self.proponents)} proponents, found {len(given)}"
                 )
         taken = [name for name in _FORMAT if self.annotations.get(name) is not None]
         if taken:
@@ -140,27 +140,27 @@ class RetrievalResult:
 
     @property
     def labelled_by(self) -> Literal["annotation", "entailment"] | None:
-        """What says whether proponents state the fact."""
+        """Where the labels of the proponents come from; None without labels."""
         if self.correct is not None:
             return "annotation"
         return None if self.ais_scores is None else "entailment"
 
 
 def read_results(file: str | Path) -> Iterator[RetrievalResult]:
-    """The results of one file, in order; only the names of the queries stay in memory.
+    """Read the results of a file one by one; only the names of the queries stay in memory.
 
     Args:
         file: ``.jsonl`` or ``.jsonl.gz``.
 
     Raises:
-        ValueError: If the file can't be read or is of another kind, a field is missing or not what it must be, or a
-            query comes twice; names file and line.
+        ValueError: If the file can't be read or has another ending, a field is missing or of the wrong type, or a query
+            occurs twice; the message names the file and the line.
     """
     file = _known(file)
-    places: dict[str, int] = {}
+    row_numbers: dict[str, int] = {}
     for row in read_rows(file, nulls=True):
         result = _from_row(row)
-        first = places.setdefault(str(result.example_id), row.number)
+        first = row_numbers.setdefault(str(result.example_id), row.number)
         if first != row.number:
             raise ValueError(
                 f"{row.place}: expected each example_id once, found {result.example_id!r} in row {first} already"
@@ -169,17 +169,17 @@ def read_results(file: str | Path) -> Iterator[RetrievalResult]:
 
 
 def write_results(file: str | Path, results: Iterable[RetrievalResult]) -> int:
-    """Write results to a file, whole or not at all: the file may be one that they are being read from.
+    """Write results to a file, whole or not at all, so that they may be read from the same file meanwhile.
 
     Args:
-        file: ``.jsonl`` or ``.jsonl.gz``; replaced if it is there.
-        results: Taken one by one.
+        file: ``.jsonl`` or ``.jsonl.gz``; replaced if it exists.
+        results: The results, which are taken one by one.
 
     Returns:
-        How many there were.
+        The number of results.
 
     Raises:
-        ValueError: If the file is of another kind, a query comes twice, or an annotation is not JSON.
+        ValueError: If the file has another ending, a query occurs twice, or an annotation is not JSON.
     """
     file = _known(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def write_results(file: str | Path, results: Iterable[RetrievalResult]) -> int:
 
 
 def is_result_file(name: str) -> bool:
-    """Whether a file has the name of one of results."""
+    """Tell whether the name of a file ends like that of a file of results."""
     return name.endswith(RESULT_SUFFIXES)
 
 
@@ -239,8 +239,8 @@ def _list(row: SourceRow, name: str) -> list[Any]:
         raise ValueError(f"no field {name!r}, {row.found(name)}")
     if not isinstance(row.fields[name], list):
         raise row.wrong(name, "a list")
-    found: list[Any] = row.fields[name]
-    return found
+    values: list[Any] = row.fields[name]
+    return values
 
 
 def _to_line(result: RetrievalResult) -> str:
@@ -265,40 +265,40 @@ def _to_line(result: RetrievalResult) -> str:
 
 
 def _set(instance: object, **values: Any) -> None:
-    """Give a frozen dataclass what was made of its arguments."""
+    """Set fields of a frozen dataclass, to replace arguments by their converted values."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)
 
 
-def _of_kind(value: Any, name: str, place: int | None, kind: type | tuple[type, ...], words: str) -> Any:
-    if not isinstance(value, kind):
-        where = name if place is None else f"{name}[{place}]"
+def _of_type(value: Any, name: str, index: int | None, wanted: type | tuple[type, ...], words: str) -> Any:
+    if not isinstance(value, wanted):
+        where = name if index is None else f"{name}[{index}]"
         raise ValueError(f"{where}: expected {words}, found {value!r:.100}")
     return value
 
 
-def _text(value: Any, name: str, place: int | None = None) -> str:
+def _text(value: Any, name: str, index: int | None = None) -> str:
     text = as_text(value)
-    return str(_of_kind(value, name, place, str, "text or a whole number")) if text is None else text
+    return str(_of_type(value, name, index, str, "text or a whole number")) if text is None else text
 
 
-def _name(value: Any, name: str, place: int | None = None) -> Name:
+def _name(value: Any, name: str, index: int | None = None) -> Name:
     if isinstance(value, bool):
         value = None
-    found = _of_kind(value, name, place, (str, Integral), "text or a whole number")
-    return found if isinstance(found, str) else int(found)
+    value = _of_type(value, name, index, (str, Integral), "text or a whole number")
+    return value if isinstance(value, str) else int(value)
 
 
 def _finite(name: str, values: Sequence[Any]) -> tuple[float, ...]:
-    """As numbers of Python's own, which are what JSON can have."""
-    for place, value in enumerate(values):
+    """Convert finite numbers to Python's own types, which are what JSON supports."""
+    for index, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
-            raise ValueError(f"{name}[{place}]: expected a finite number, found {value!r:.100}")
+            raise ValueError(f"{name}[{index}]: expected a finite number, found {value!r:.100}")
     return tuple(value if isinstance(value, int) else float(value) for value in values)
 
 
 def _is_finite(value: Real) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floating-point ones
+    except OverflowError:  # a whole number larger than any floating-point number
         return False

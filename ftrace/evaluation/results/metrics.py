@@ -1,11 +1,11 @@
-"""Metrics of files of results, as TrackStar's paper has them: of the stored list alone, in its order.
+"""Metrics of files of results, as in TrackStar's paper: of the stored list alone, in its order.
 
     MRR          one over the rank of the first proponent that states the fact; 0 if none in the list does
-    recall@10    1 if any of the first ten does, else 0
-    P@k          share of the first k that do; what a shorter list lacks doesn't
+    recall@10    1 if any of the first ten states it, else 0
+    P@k          share of the first k that state it; in a list shorter than k, those missing count as not stating it
 
-Recall is not that of score stores (``R@10``, the share of all ground-truth proponents): a file knows only what was
-retrieved. Files are aligned by ``example_id``: metrics are over the queries that all of them have, with labels.
+This recall is not that of score stores (``R@10``, the share of all ground-truth proponents), because a file contains
+only what was retrieved. Files are aligned by ``example_id``; metrics are over the queries that have labels in all.
 
 Source: Chang et al. 2024, arXiv 2410.17413, and the metrics of its released viewer.
 """
@@ -35,14 +35,14 @@ RECALL_AT = 10
 
 @dataclass(frozen=True, slots=True)
 class JudgedResult:
-    """What is kept of one query's results, whose texts may be long.
+    """One query's results without their texts, which may be long.
 
     Args:
         example_id: The query's name.
         question: Hash of its prompt and target.
-        fact: Which fact it asks for (``fact_id``); None where that isn't known.
-        groups: Which group it is in, by field; without the field, "".
-        num_proponents: How many were stored.
+        fact: The fact that it asks for (``fact_id``); None if unknown.
+        groups: The value of each field that queries are grouped by; "" without the field.
+        num_proponents: Number of stored proponents.
         values: Each metric, in the order of :func:`metric_names`.
     """
 
@@ -55,25 +55,25 @@ class JudgedResult:
 
     @property
     def unit(self) -> str:
-        """What is drawn anew for intervals: its fact, or else the query itself."""
+        """The unit that is resampled for intervals: the fact, or else the query itself."""
         return f"query {self.example_id}" if self.fact is None else f"fact {self.fact}"
 
     def completed_by(self, others: Iterable[JudgedResult]) -> JudgedResult:
-        """With the fact and the groups that only other files know of."""
-        every = [self, *others]
-        fact = next((one.fact for one in every if one.fact is not None), None)
-        groups = {by: next((one.groups[by] for one in every if one.groups[by]), "") for by in RESULTS_BY}
+        """Fill in the fact and the groups that only other files' results have."""
+        results = [self, *others]
+        fact = next((result.fact for result in results if result.fact is not None), None)
+        groups = {by: next((result.groups[by] for result in results if result.groups[by]), "") for by in RESULTS_BY}
         return replace(self, fact=fact, groups=groups)
 
 
 @dataclass(frozen=True)
 class JudgedFile:
-    """What is kept of a file of results.
+    """The metrics of a file of results.
 
     Args:
-        queries: Those with labels, by name.
-        without_labels: Names of those that have none.
-        labelled_by: What says how many queries' proponents state the fact: "annotation" or "entailment".
+        queries: The queries with labels, by name.
+        without_labels: Names of the queries without.
+        labelled_by: Number of queries whose labels are from each source: "annotation" or "entailment".
     """
 
     queries: Mapping[str, JudgedResult]
@@ -86,14 +86,14 @@ class ResultsEvaluation:
     """Metrics of one or several files over the same queries.
 
     Args:
-        names: What the files are called.
+        names: Names of the files.
         metrics: Names of the metrics.
-        queries: The queries, as the first file has them.
-        values: ``[Q, F, M]`` float64.
-        notes: What a reader must know of these figures.
-        against: The file that differences are taken to.
-        seed: Of resampling.
-        resamples: How often to draw anew for intervals.
+        queries: The queries, in the order of the first file.
+        values: Each query's metrics in each file, ``[Q, F, M]`` float64.
+        notes: Notes for readers of the table.
+        against: The file that others' differences are taken to.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
     """
 
     names: tuple[str, ...]
@@ -112,29 +112,29 @@ class ResultsEvaluation:
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Estimate]]:
-        """For each other file, each metric minus that of the one :attr:`against`, paired by query."""
+        """Each metric minus that of the file :attr:`against`, paired by query, for each other file."""
         if self.against is None:
             return {}
         first = self.names.index(self.against) * len(self.metrics)
         partners = np.tile(np.arange(first, first + len(self.metrics)), len(self.names))
-        found = self._by_file(self._sample(np.ones(len(self.queries), bool)).differences(partners))
-        del found[self.against]
-        return found
+        differences = self._by_file(self._sample(np.ones(len(self.queries), bool)).differences(partners))
+        del differences[self.against]
+        return differences
 
     def groups(self, by: ResultsBy) -> list[QueryGroup]:
-        """The same by group of queries; none where no query has the field."""
+        """Evaluate each group of queries by itself; there are none if no query has the field."""
         labels = np.array([query.groups[by] for query in self.queries])
         if not any(labels):
             return []
-        found = []
+        groups = []
         for name in shorter_first(set(labels.tolist())):
             mask = labels == name
             estimates = self._by_file(self._sample(mask).estimates())
-            found.append(QueryGroup(by, name or f"(no {by})", int(mask.sum()), estimates))
-        return found
+            groups.append(QueryGroup(by, name or f"(no {by})", int(mask.sum()), estimates))
+        return groups
 
     def _sample(self, mask: np.ndarray) -> Sample:
-        """Of some queries, ``[Q]`` bool."""
+        """Resample the queries for which ``mask``, ``[Q]`` bool, is true."""
         facts = [query.unit for query, taken in zip(self.queries, mask, strict=True) if taken]
         values = self.values[mask].reshape(len(facts), -1)
         return sample_means([values], [facts], self.resamples, self.seed)
@@ -142,37 +142,37 @@ class ResultsEvaluation:
     def _by_file(self, estimates: Sequence[Estimate]) -> dict[str, dict[str, Estimate]]:
         width = len(self.metrics)
         return {
-            name: dict(zip(self.metrics, estimates[place * width : (place + 1) * width], strict=True))
-            for place, name in enumerate(self.names)
+            name: dict(zip(self.metrics, estimates[index * width : (index + 1) * width], strict=True))
+            for index, name in enumerate(self.names)
         }
 
 
 def metric_names(precision_at: Sequence[int] = PRECISION_AT) -> tuple[str, ...]:
-    """What the metrics are called."""
+    """Name the metrics."""
     return ("MRR", f"recall@{RECALL_AT}", *[f"P@{k}" for k in precision_at])
 
 
 def result_metrics(correct: Sequence[bool], precision_at: Sequence[int] = PRECISION_AT) -> tuple[float, ...]:
-    """Metrics of one query.
+    """Compute the metrics of one query.
 
     Args:
-        correct: Whether each stored proponent states the fact, the best first.
-        precision_at: How many of the first to take the precision of.
+        correct: Whether each stored proponent states the fact, best first.
+        precision_at: The k of each P@k.
 
     Returns:
-        One value for each of :func:`metric_names`.
+        A value for each of :func:`metric_names`.
 
     Example:
         >>> metric_names([1, 4]), result_metrics([False, True, True], [1, 4])
         (('MRR', 'recall@10', 'P@1', 'P@4'), (0.5, 1.0, 0.0, 0.5))
     """
     rank = next((rank for rank, right in enumerate(correct, 1) if right), None)
-    found = [1 / rank if rank else 0.0, float(any(correct[:RECALL_AT]))]
-    return (*found, *[sum(correct[:k]) / k for k in precision_at])
+    precisions = [sum(correct[:k]) / k for k in precision_at]
+    return (1 / rank if rank else 0.0, float(any(correct[:RECALL_AT])), *precisions)
 
 
 def judge_results(results: Iterable[RetrievalResult], precision_at: Sequence[int] = PRECISION_AT) -> JudgedFile:
-    """Judge one file's results, one by one; memory doesn't grow with their texts."""
+    """Compute the metrics of one file's results, one by one; memory doesn't grow with their texts."""
     queries, without, labelled_by = {}, set(), Counter[str]()
     for result in results:
         name = str(result.example_id)
@@ -197,17 +197,17 @@ def evaluate_results(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> ResultsEvaluation:
-    """Compare files of results, over the queries that all of them have, with labels.
+    """Compare files of results over the queries that have labels in all of them.
 
     Args:
         files: Files by the name of their rows.
-        precision_at: How many of the first proponents to take the precision of.
+        precision_at: The k of each P@k.
         against: The file to take differences to; default: the first.
-        seed: Of resampling.
-        resamples: How often to draw anew for intervals.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
 
     Raises:
-        ValueError: If a file is damaged, has no labels, asks another question under the same name, or shares no query
+        ValueError: If a file is damaged, has no labels, has another question under the same name, or shares no query
             with the others.
     """
     if not precision_at or min(precision_at) < 1 or len(set(precision_at)) < len(precision_at):
@@ -216,11 +216,11 @@ def evaluate_results(
     if against is not None:
         known_name(against, names, "against")
     judged = {name: judge_results(read_results(file), precision_at) for name, file in files.items()}
-    for name, one in judged.items():
-        if not one.queries:
+    for name, judged_file in judged.items():
+        if not judged_file.queries:
             raise ValueError(
                 f"{files[name]}: expected labels (proponent_correct or proponent_ais_scores), found none for any of "
-                f"its {len(one.without_labels)} queries, so there is nothing to measure"
+                f"its {len(judged_file.without_labels)} queries, so there is nothing to measure"
             )
     first, *others = judged.values()
     common = [query for query in first.queries if all(query in other.queries for other in others)]
@@ -234,7 +234,7 @@ def evaluate_results(
                 f"among them example_id {differing[:3]}. Are these results for the same queries?"
             )
     queries = [first.queries[query].completed_by(other.queries[query] for other in others) for query in common]
-    values = np.array([[one.queries[query].values for one in judged.values()] for query in common])
+    values = np.array([[judged_file.queries[query].values for judged_file in judged.values()] for query in common])
     return ResultsEvaluation(
         names=tuple(names),
         metrics=metric_names(precision_at),
@@ -248,20 +248,20 @@ def evaluate_results(
 
 
 def _notes(judged: Mapping[str, JudgedFile], queries: Sequence[JudgedResult], deepest: int) -> Iterable[str]:
-    """What was left out, and what the labels are."""
+    """Yield what was left out, and where the labels come from."""
     over = "queries (not all have a fact_id)" if any(query.fact is None for query in queries) else "facts"
     yield f"percent; ±: half the 95% interval over {over}; lists as stored; recall@{RECALL_AT}: any correct"
     kept = {query.example_id for query in queries}
     words = {"annotation": "annotated", "entailment": f"entailment score above {ENTAILED}"}
-    for name, one in judged.items():
+    for name, judged_file in judged.items():
         of_file = f"{name}: " if len(judged) > 1 else ""
-        kinds = [f"{words[kind]} ({count} queries)" for kind, count in one.labelled_by.items()]
+        kinds = [f"{words[kind]} ({count} queries)" for kind, count in judged_file.labelled_by.items()]
         yield f"{of_file}correct: {', '.join(kinds)}"
-        if one.without_labels:
-            yield f"{of_file}{len(one.without_labels)} queries without correctness labels left out"
-        rest = len(one.queries.keys() - kept)
+        if judged_file.without_labels:
+            yield f"{of_file}{len(judged_file.without_labels)} queries without correctness labels left out"
+        rest = len(judged_file.queries.keys() - kept)
         if rest:
             yield f"{of_file}{rest} labelled queries left out, which another file lacks or has no labels for"
-        short = sum(one.queries[query].num_proponents < deepest for query in kept)
+        short = sum(judged_file.queries[query].num_proponents < deepest for query in kept)
         if short:
             yield f"{of_file}{short} lists end before rank {deepest}; what they lack counts as not correct"

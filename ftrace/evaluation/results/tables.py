@@ -1,4 +1,4 @@
-"""Tables of files of results: as a person reads them, and as files."""
+"""Tables that compare files of results, for the terminal and as files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MOST_METRICS = 6
 
 
 def render_results(evaluation: ResultsEvaluation) -> RenderableType:
-    """The metrics, the best of each column bold; of several files, also differences to one of them."""
-    best = {one: max(row[one].mean for row in evaluation.estimates.values()) for one in evaluation.metrics}
-    table = _table(evaluation, _title(evaluation))
+    """Render the metrics, the best of each column bold, and for several files the differences to one of them."""
+    best = {metric: max(row[metric].mean for row in evaluation.estimates.values()) for metric in evaluation.metrics}
+    table, shown = _table(evaluation, _title(evaluation)), _shown(evaluation)
     for name, row in evaluation.estimates.items():
-        table.add_row(escape(name), *[cell(row[one], bold=row[one].mean == best[one]) for one in _shown(evaluation)])
+        table.add_row(escape(name), *[cell(row[metric], bold=row[metric].mean == best[metric]) for metric in shown])
     parts: list[RenderableType] = [table, *[Text(f" {note}", style="dim") for note in evaluation.notes]]
     hidden = len(evaluation.metrics) - _MOST_METRICS
     if hidden > 0:
@@ -37,14 +37,14 @@ def render_results(evaluation: ResultsEvaluation) -> RenderableType:
         title = f"minus {evaluation.against}, paired by query; bold: the interval is without 0"
         differences = _table(evaluation, title)
         for name, row in evaluation.differences.items():
-            cells = [cell(row[one], bold=_is_sure(row[one]), signed=True) for one in _shown(evaluation)]
+            cells = [cell(row[metric], bold=row[metric].excludes_0, signed=True) for metric in shown]
             differences.add_row(escape(name), *cells)
         parts += [Text(), differences]
     return Stack(*parts)
 
 
 def render_result_groups(evaluation: ResultsEvaluation, groups: Sequence[QueryGroup]) -> RenderableType:
-    """MRR and recall by group of queries, of each file."""
+    """Render MRR and recall of each file by group of queries."""
     metrics = evaluation.metrics[:2]
     several = len(evaluation.names) > 1
     columns = [f"{metric} {escape(name)}" if several else metric for name in evaluation.names for metric in metrics]
@@ -60,12 +60,12 @@ def write_result_tables(evaluation: ResultsEvaluation, output_dir: Path) -> list
 
         table.md         the tables, in percent, with the ends of 95% intervals
         table.csv        a line for each file, as shares of 1
-        table.json       the same, differences, and what was evaluated how
+        table.json       the same, differences, and settings
         breakdown.csv    the metrics by query_set, relation and c4_frequency_bucket, where there are any
         per_query.csv    every metric of every query
 
     Returns:
-        The files, in this order.
+        The paths of the files, in this order.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     groups = [group for by in RESULTS_BY for group in evaluation.groups(by)]
@@ -84,7 +84,7 @@ def _title(evaluation: ResultsEvaluation) -> str:
 
 
 def _shown(evaluation: ResultsEvaluation) -> tuple[str, ...]:
-    """Which metrics there is room for."""
+    """Return the metrics that there is room for."""
     return evaluation.metrics[:_MOST_METRICS]
 
 
@@ -92,17 +92,13 @@ def _table(evaluation: ResultsEvaluation, title: str) -> Table:
     return plain_table(escape(title), "file", _shown(evaluation))
 
 
-def _is_sure(difference: Estimate) -> bool:
-    return difference.low > 0 or difference.high < 0
-
-
 def _markdown(evaluation: ResultsEvaluation) -> str:
     metrics = evaluation.metrics
-    rows = {name: [with_interval(row[one]) for one in metrics] for name, row in evaluation.estimates.items()}
+    rows = {name: [with_interval(row[metric]) for metric in metrics] for name, row in evaluation.estimates.items()}
     lines = [f"{_title(evaluation)}.", "", *markdown_grid(metrics, rows)]
     if evaluation.against is not None:
         rows = {
-            name: [with_interval(row[one], signed=True) for one in metrics]
+            name: [with_interval(row[metric], signed=True) for metric in metrics]
             for name, row in evaluation.differences.items()
         }
         lines += ["", f"Minus {evaluation.against}, paired by query:", "", *markdown_grid(metrics, rows)]
@@ -115,7 +111,7 @@ def _head(evaluation: ResultsEvaluation) -> list[str]:
 
 
 def _cells(row: Mapping[str, Estimate]) -> list[Any]:
-    values = [value for one in row.values() for value in (one.mean, one.low, one.high)]
+    values = [value for estimate in row.values() for value in (estimate.mean, estimate.low, estimate.high)]
     return ["" if math.isnan(value) else value for value in values]
 
 

@@ -18,7 +18,15 @@ EDGES = (1, 2, 5, 10, 25, 50, 100, 1000)
 
 
 def breakdown(evaluation: Evaluation, by: By) -> list[QueryGroup]:
-    """An evaluation by group of queries; a run without queries of a group has no say in it."""
+    """Evaluate each group of queries by itself; runs without queries of a group are left out of it.
+
+    Args:
+        evaluation: The evaluation of all queries.
+        by: The property that queries of a group share.
+
+    Returns:
+        The groups: relations in the order of their numbers, or ranges of numbers of proponents, ascending.
+    """
     labels = [_labels(run, by) for run in evaluation.runs]
     groups = []
     for name in _in_order({label for of_run in labels for label in of_run.tolist()}, by):
@@ -31,6 +39,7 @@ def breakdown(evaluation: Evaluation, by: By) -> list[QueryGroup]:
 
 
 def _labels(run: RunMetrics, by: By) -> np.ndarray:
+    """Name each query's group, ``[Q]``."""
     if by == "relation":
         return np.array([relation_of(fact) for fact in run.queries.facts])
     names = np.array(list(_bins()))
@@ -38,7 +47,7 @@ def _labels(run: RunMetrics, by: By) -> np.ndarray:
 
 
 def _bins() -> Iterator[str]:
-    """Names of the ranges that begin with each of the edges."""
+    """Yield the names of the ranges that begin at each of the edges."""
     for first, following in pairwise(EDGES):
         yield str(first) if following == first + 1 else f"{first} to {following - 1}"
     yield f"{EDGES[-1]} and more"

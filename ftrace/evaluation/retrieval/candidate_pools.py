@@ -1,10 +1,10 @@
 """Candidate pools for re-ranking, as in Akyürek et al. 2022, section 4 (arXiv 2205.11482).
 
-A query's pool holds all its ground-truth proponents, the best examples by BM25, examples with the same answer, and
-random ones. Every method is then scored on the same pool. (The released code scores BM25 on its own global list, and
-takes its best 250; ``PoolSettings(bm25=250)`` does the latter.)
+A query's pool contains all its ground-truth proponents, the best examples by BM25, examples with the same answer, and
+random ones. Every method is then evaluated on the same pool. (The released code evaluates BM25 on a global list of its
+own, and takes its best 250; ``PoolSettings(bm25=250)`` does the latter.)
 
-What is drawn for a query depends on the seed and its id alone, not on which other queries are asked.
+The examples drawn for a query depend only on the seed and its id, not on which other queries are evaluated.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _ROWS_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How many candidates come from where.
+    """Number of candidates from each source.
 
     Args:
-        bm25: The best examples by BM25 over sentences with the answer filled in; the released code takes 250.
-        same_target: Examples with the same answer; random ones, if there are more.
-        random: Random examples.
-        seed: Of what is drawn.
+        bm25: Number of the best examples by BM25 over sentences with the answer filled in; the released code takes 250.
+        same_target: Number of examples with the same answer; random ones, if there are more.
+        random: Number of random examples.
+        seed: Seed of all random draws.
     """
 
     bm25: int = 100
@@ -56,12 +56,12 @@ class PoolSettings:
 
 
 class Rows(Protocol):
-    """Training rows, as :class:`datasets.Dataset` holds them."""
+    """Training rows, with the interface of :class:`datasets.Dataset`."""
 
     def __len__(self) -> int: ...
 
     def select_columns(self, column_names: list[str]) -> Any:
-        """The same rows with these columns only."""
+        """Keep only these columns."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class CandidatePools:
 
     Args:
         query_ids: ``[Q]`` int64.
-        offsets: ``[Q + 1]`` int64, where each query's candidates begin.
+        offsets: ``[Q + 1]`` int64, the index at which each query's candidates begin.
         candidate_ids: ``[pairs]`` int64, ids of examples, query by query and ascending.
-        settings: How they were made.
+        settings: The settings they were made with.
     """
 
     query_ids: np.ndarray
@@ -81,26 +81,26 @@ class CandidatePools:
     settings: PoolSettings
 
     def of(self, query_id: int) -> np.ndarray:
-        """The candidates of a query: ids of examples, int64, ascending.
+        """Return the candidates of a query: ids of examples, int64, ascending.
 
         Raises:
             ValueError: If there is no pool for the query.
         """
-        place = self._places.get(query_id)
-        if place is None:
+        index = self._indices.get(query_id)
+        if index is None:
             raise ValueError(
                 f"no candidate pool for query {query_id}; there are pools for {len(self.query_ids)} others"
             )
-        return self.candidate_ids[self.offsets[place] : self.offsets[place + 1]]
+        return self.candidate_ids[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
     def example_ids(self) -> np.ndarray:
-        """The examples that are in any pool, int64, ascending: what a method must score."""
+        """The examples that are in any pool, int64, ascending: those that a method must score."""
         return np.unique(self.candidate_ids)
 
     @cached_property
-    def _places(self) -> dict[int, int]:
-        return {query: place for place, query in enumerate(self.query_ids.tolist())}
+    def _indices(self) -> dict[int, int]:
+        return {query: index for index, query in enumerate(self.query_ids.tolist())}
 
     def write(self, file: Path) -> None:
         """Write a Parquet table of ``query_id`` and ``candidate_ids``, whole or not at all."""
@@ -113,7 +113,7 @@ class CandidatePools:
 
     @classmethod
     def open(cls, file: Path) -> CandidatePools:
-        """Read what :meth:`write` has written.
+        """Read pools written by :meth:`write`.
 
         Raises:
             ValueError: If it is missing or damaged.
@@ -134,17 +134,17 @@ def make_candidate_pools(
     proponents: Mapping[int, np.ndarray],
     settings: PoolSettings = PoolSettings(),
 ) -> CandidatePools:
-    """Make the pools of some queries.
+    """Make the candidate pools of some queries.
 
-    A row has the same answer if one of the answers in its target is the query's. Its four sources are drawn
-    independently, so that a pool may be smaller than their sum.
+    A row has the same answer if one of the answers in its target is the query's. The sources of a pool are drawn
+    independently and may overlap, so a pool may be smaller than their sum.
 
     Args:
         rows: All training rows, with ``example_id`` (0 to N - 1, in order), ``inputs_pretokenized`` and
             ``targets_pretokenized``.
         queries: The queries' rows, with ``query_id`` and the same texts.
         proponents: For each query's id, the ids of its ground-truth proponents.
-        settings: How many candidates come from where.
+        settings: Number of candidates from each source.
 
     Raises:
         ValueError: If there is no query, or a query's pool is empty.
@@ -158,8 +158,8 @@ def make_candidate_pools(
     pools = []
     for query in track(queries, "candidate pools"):
         generator = np.random.default_rng([settings.seed, query["query_id"] % 2**63])
-        own_answers = answers_in(query["targets_pretokenized"])
-        same = np.unique(np.concatenate([with_answer[answer] for answer in own_answers] or [np.zeros(0, np.int64)]))
+        answers = answers_in(query["targets_pretokenized"])
+        same = np.unique(np.concatenate([with_answer[answer] for answer in answers] or [np.zeros(0, np.int64)]))
         sources = [
             np.asarray(proponents[query["query_id"]], dtype=np.int64),
             _draw(generator, same, settings.same_target),
@@ -182,9 +182,9 @@ def make_candidate_pools(
 
 
 def _read(rows: Rows, wanted: set[str], *, keep_documents: bool) -> tuple[list[list[str]], dict[str, np.ndarray]]:
-    """All rows' words, and for each wanted answer the rows that have it."""
+    """Read all rows' words, if they are to be kept, and find the rows that have each wanted answer."""
     documents: list[list[str]] = []
-    known: dict[str, str] = {}  # one object a word, not one for each time that it occurs
+    known: dict[str, str] = {}  # so that equal words are one object
     with_answer: dict[str, list[int]] = {answer: [] for answer in wanted}
     texts = rows.select_columns(["inputs_pretokenized", "targets_pretokenized"])
     example_id = 0

@@ -1,11 +1,12 @@
-"""The best of a family of rows, chosen on one half of the queries and reported on the other.
+"""The best row of a family, chosen on one half of the queries and reported on the other.
 
-Which layer or normalisation to take is a choice. Made on the queries that are then reported, it flatters the method
-that has the most to choose from.
+Taking the best layer or normalization is a choice. If it were made on the queries that are then reported, it would
+favour the method with the most rows to choose from.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,12 +18,12 @@ from ftrace.evaluation.retrieval.metrics import LOWER_IS_BETTER, METRICS
 
 @dataclass(frozen=True)
 class Family:
-    """Rows of which one is to be chosen.
+    """Rows of which the best is to be chosen.
 
     Args:
-        name: What they have in common.
-        rows: Their names.
-        metric: What is best.
+        name: Name of the store, or pattern, that all rows share.
+        rows: Names of the rows.
+        metric: Metric by which the best row is chosen.
     """
 
     name: str
@@ -31,16 +32,16 @@ class Family:
 
     @property
     def row(self) -> str:
-        """What the chosen row is called."""
+        """Name of the chosen row."""
         return f"best of {self.name}"
 
 
 def families(choose: Sequence[str], kinds: dict[str, list[str]]) -> list[Family]:
-    """What the option ``--choose`` means.
+    """Parse the option ``--choose``.
 
     Args:
-        choose: ``PATTERN:METRIC``: the best of all rows whose names match the pattern, as of file names. ``METRIC``
-            alone: the best kind of each store that has several.
+        choose: ``PATTERN:METRIC`` for the best of all rows whose names match a pattern like those of file names;
+            ``METRIC`` alone for the best kind of each store that has several.
         kinds: For each store's name, the names of its rows.
 
     Raises:
@@ -51,35 +52,36 @@ def families(choose: Sequence[str], kinds: dict[str, list[str]]) -> list[Family]
         [Family(name='embed', rows=('embed 0', 'embed 1'), metric='P@10')]
     """
     names = [row for rows in kinds.values() for row in rows]
-    found = []
-    for one in choose:
-        pattern, _, metric = one.rpartition(":")
+    parsed: list[Family] = []
+    for option in choose:
+        pattern, _, metric = option.rpartition(":")
         known_name(metric, METRICS, "choose")
         if pattern:
             rows = tuple(name for name in names if fnmatchcase(name, pattern))
             if not rows:
                 raise ValueError(f"choose: expected a pattern of rows, found {pattern!r}; there are {names}")
-            found.append(Family(pattern, rows, metric))
+            parsed.append(Family(pattern, rows, metric))
         else:
             several = [Family(store, tuple(rows), metric) for store, rows in kinds.items() if len(rows) > 1]
             if not several:
                 raise ValueError(f"choose: expected a store of several kinds to choose from, found only {names}")
-            found += several
-    doubled = [family.name for place, family in enumerate(found) if family.name in [one.name for one in found[:place]]]
-    if doubled:
-        raise ValueError(f"choose: expected one metric for each family, found several for {doubled[0]!r}")
-    return found
+            parsed += several
+    counts = Counter(family.name for family in parsed)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"choose: expected one metric for each family, found several for {repeated[0]!r}")
+    return parsed
 
 
 def choose_best(evaluation: Evaluation, chosen_from: Sequence[Family]) -> Evaluation:
-    """Choose on the development half, and report on the other.
+    """Choose the best row of each family on the development half of the queries, and report it on the other half.
 
     Args:
-        evaluation: Of all queries, of one or several runs; the choice is one for all runs.
+        evaluation: The evaluation of all queries, of one or several runs; the same row is chosen for all runs.
         chosen_from: The families.
 
     Returns:
-        The evaluation on the report half, with a row ``best of ...`` for each family.
+        The evaluation of the report half, with a row ``best of ...`` for each family.
 
     Raises:
         ValueError: If a half has no queries.
@@ -101,4 +103,5 @@ def choose_best(evaluation: Evaluation, chosen_from: Sequence[Family]) -> Evalua
 
 
 def _with_rows(run: RunMetrics, best: dict[str, str]) -> RunMetrics:
+    """Put the best rows before all others, under their new names."""
     return replace(run, rows={**{name: run.rows[winner] for name, winner in best.items()}, **run.rows})

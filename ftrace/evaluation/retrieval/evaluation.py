@@ -1,4 +1,4 @@
-"""Score stores side by side: every row on the same pool of candidates and the same queries, in one or several runs."""
+"""Comparison of score stores on the same candidates and queries, in one or several runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ class RunMetrics:
     """Every method's metrics of every query of one run.
 
     Args:
-        queries: The queries.
         rows: For each row's name, its metrics by name, each ``[Q]``.
-        ceiling: The best that any method can get, by metric, ``[Q]``.
+        ceiling: The highest value that any method can reach, by metric, ``[Q]``.
         num_candidates: Size of each query's pool, ``[Q]``.
-        num_proponents: Each query's number of ground-truth proponents in it, ``[Q]``.
+        num_proponents: Number of ground-truth proponents in it, ``[Q]``.
     """
 
     queries: EvaluatedQueries
@@ -36,7 +35,7 @@ class RunMetrics:
     num_proponents: np.ndarray
 
     def where(self, mask: np.ndarray) -> RunMetrics:
-        """The same of those queries that ``mask``, ``[Q]`` bool, says."""
+        """Select the queries for which ``mask``, ``[Q]`` bool, is true."""
         rows = {name: {metric: values[mask] for metric, values in row.items()} for name, row in self.rows.items()}
         ceiling = {metric: values[mask] for metric, values in self.ceiling.items()}
         queries = self.queries.where(mask)
@@ -49,16 +48,16 @@ class Evaluation:
 
     Args:
         runs: Each run's metrics, all with the same rows.
-        pool: What candidates are, in words.
-        level: "row" or "sentence".
-        half: Which half of the queries these are.
-        notes: What else a reader must know, such as what was chosen how.
-        hidden: Rows that stand behind a chosen one, and are left out where there is little room.
-        against: The row that differences are taken to.
-        published: Published rows to set ours beside.
-        seed: Of resampling.
-        resamples: How often to draw anew for intervals.
-        metrics: Which metrics to estimate.
+        pool: The pool of candidates, in words.
+        level: The unit that is ranked, "row" or "sentence".
+        half: The half of the queries that is evaluated.
+        notes: Notes for readers of the table, such as how rows were chosen.
+        hidden: Rows that another was chosen from; they are left out of printed tables.
+        against: The row that others' differences are taken to.
+        published: Published rows to compare with.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        metrics: The metrics to estimate.
     """
 
     runs: tuple[RunMetrics, ...]
@@ -75,22 +74,22 @@ class Evaluation:
 
     @property
     def names(self) -> list[str]:
-        """The rows' names."""
+        """Names of the rows."""
         return list(self.runs[0].rows)
 
     @cached_property
     def estimates(self) -> dict[str, dict[str, Estimate]]:
-        """For each row, each metric's mean and interval."""
+        """Mean and interval of each metric, by row."""
         return self._by_row(self._sample.estimates())
 
     @cached_property
     def ceiling(self) -> dict[str, float]:
-        """The best that any method can get, by metric."""
+        """The highest value that any method can reach, by metric."""
         return {name: float(np.mean([run.ceiling[name].mean() for run in self.runs])) for name in self.metrics}
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Estimate]]:
-        """For each other row, each metric minus that of the row :attr:`against`, paired by query.
+        """Each metric minus that of the row :attr:`against`, paired by query, for each other row.
 
         Raises:
             ValueError: If there is no such row.
@@ -100,16 +99,16 @@ class Evaluation:
         known_name(self.against, self.names, "against")
         first = self.names.index(self.against) * len(self.metrics)
         partners = np.tile(np.arange(first, first + len(self.metrics)), len(self.names))
-        found = self._by_row(self._sample.differences(partners))
-        del found[self.against]
-        return found
+        differences = self._by_row(self._sample.differences(partners))
+        del differences[self.against]
+        return differences
 
     def where(self, masks: Sequence[np.ndarray]) -> Evaluation:
-        """The same of those queries that ``masks``, ``[Q]`` bool for each run, say."""
+        """Select the queries for which ``masks``, ``[Q]`` bool for each run, are true."""
         return replace(self, runs=tuple(run.where(mask) for run, mask in zip(self.runs, masks, strict=True)))
 
     def in_half(self, half: Half) -> Evaluation:
-        """The same of one half of the queries.
+        """Select one half of the queries.
 
         Raises:
             ValueError: If a run has no query in it.
@@ -131,8 +130,8 @@ class Evaluation:
     def _by_row(self, estimates: Sequence[Estimate]) -> dict[str, dict[str, Estimate]]:
         width = len(self.metrics)
         return {
-            name: dict(zip(self.metrics, estimates[place * width : (place + 1) * width], strict=True))
-            for place, name in enumerate(self.names)
+            name: dict(zip(self.metrics, estimates[index * width : (index + 1) * width], strict=True))
+            for index, name in enumerate(self.names)
         }
 
 
@@ -147,9 +146,9 @@ def evaluate(
     Args:
         stores: Stores by the name of their rows.
         queries: The queries to evaluate.
-        pool: What each query's examples are ranked among; default: all examples of the first store.
-        sentence_ids: For each example's id, the sentence that it is a variant of, int64 ``[N]``: evaluates at the level
-            of sentences.
+        pool: The examples that are ranked for each query; default: all examples of the first store.
+        sentence_ids: For each example's id, the sentence that it is a variant of, int64 ``[N]``; sentences are then
+            ranked instead of examples.
 
     Raises:
         ValueError: If there is no query, or a store lacks a query or a candidate.
@@ -165,7 +164,7 @@ def evaluate(
 
 
 def over_runs(evaluations: Iterable[Evaluation]) -> Evaluation:
-    """Several runs' evaluations as one.
+    """Combine the evaluations of several runs.
 
     Raises:
         ValueError: If they have different rows.

@@ -1,4 +1,4 @@
-"""The tables as files: Markdown to be pasted, CSV for spreadsheets, JSON for programs."""
+"""Files with the tables: Markdown to be pasted, CSV for spreadsheets, JSON for programs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
 
         table.md         the tables, in percent, with the ends of 95% intervals
         table.csv        a line for each row, as shares of 1
-        table.json       the same, differences, what was evaluated how, each run, and groups of queries
+        table.json       the same, differences, settings, each run, and groups of queries
         breakdown.csv    the main metrics by relation and by number of proponents
         per_query.csv    every metric of every query
 
     Returns:
-        The files, in this order.
+        The paths of the files, in this order.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     groups = [*breakdown(evaluation, "relation"), *breakdown(evaluation, "proponents")]
@@ -47,7 +47,8 @@ def _markdown(evaluation: Evaluation) -> str:
     if evaluation.against is not None:
         lines += ["", f"Minus {evaluation.against}, paired by query:", ""]
         rows = {
-            name: [with_interval(row[one], signed=True) for one in MAIN] for name, row in evaluation.differences.items()
+            name: [with_interval(row[metric], signed=True) for metric in MAIN]
+            for name, row in evaluation.differences.items()
         }
         lines += markdown_grid(MAIN, rows)
     lines += ["", "Ground-truth proponents among opponents (lower is better):", ""]
@@ -57,12 +58,12 @@ def _markdown(evaluation: Evaluation) -> str:
 
 
 def _markdown_table(evaluation: Evaluation, metrics: Sequence[str], *, ceiling: bool) -> list[str]:
-    rows = {name: [with_interval(row[one]) for one in metrics] for name, row in evaluation.estimates.items()}
+    rows = {name: [with_interval(row[metric]) for metric in metrics] for name, row in evaluation.estimates.items()}
     if ceiling:
         for row in evaluation.published:
-            cells = [percent(row.metrics[one]) if one in row.metrics else "" for one in metrics]
+            cells = [percent(row.metrics[metric]) if metric in row.metrics else "" for metric in metrics]
             rows[f"{row.method} (published)"] = cells
-        rows["ceiling"] = [percent(evaluation.ceiling[one]) for one in metrics]
+        rows["ceiling"] = [percent(evaluation.ceiling[metric]) for metric in metrics]
     return markdown_grid(metrics, rows)
 
 
@@ -72,12 +73,11 @@ def _csv_rows(evaluation: Evaluation) -> Iterable[Sequence[Any]]:
     yield ["method", "source", *[f"{metric}{end}" for metric in METRICS for end in ends]]
 
     def cells(estimates: Mapping[str, Estimate]) -> list[Any]:
-        found: list[Any] = []
+        values: list[float | None] = []
         for metric in METRICS:
-            one = estimates.get(metric, Estimate(math.nan, math.nan, math.nan))
-            values = [one.mean, one.low, one.high, *([one.spread] if several else [])]
-            found += ["" if value is None or math.isnan(value) else value for value in values]
-        return found
+            estimate = estimates.get(metric, Estimate(math.nan, math.nan, math.nan))
+            values += [estimate.mean, estimate.low, estimate.high, *([estimate.spread] if several else [])]
+        return ["" if value is None or math.isnan(value) else value for value in values]
 
     for name, row in evaluation.estimates.items():
         yield [name, "ours", *cells(row)]
@@ -94,17 +94,17 @@ def _breakdown_rows(groups: Sequence[QueryGroup]) -> Iterable[Sequence[Any]]:
     yield ["by", "group", "queries", "method", *[f"{metric}{end}" for metric in MAIN for end in ("", " low", " high")]]
     for group in groups:
         for name, row in group.estimates.items():
-            ends = [value for one in MAIN for value in (row[one].mean, row[one].low, row[one].high)]
-            cells = ["" if math.isnan(value) else value for value in ends]
+            values = [value for metric in MAIN for value in (row[metric].mean, row[metric].low, row[metric].high)]
+            cells = ["" if math.isnan(value) else value for value in values]
             yield [group.by, group.name, group.num_queries, name, *cells]
 
 
 def _query_rows(evaluation: Evaluation) -> Iterable[Sequence[Any]]:
     yield ["run", "query_id", "fact", "half", "candidates", "proponents", "method", *METRICS]
-    for place, run in enumerate(evaluation.runs):
+    for run_number, run in enumerate(evaluation.runs):
         for column, query_id in enumerate(run.queries.query_ids.tolist()):
             half = "development" if run.queries.is_development[column] else "report"
-            about = [place, query_id, run.queries.facts[column], half]
+            about = [run_number, query_id, run.queries.facts[column], half]
             about += [int(run.num_candidates[column]), int(run.num_proponents[column])]
             for name, row in run.rows.items():
                 yield [*about, name, *[float(row[metric][column]) for metric in METRICS]]
@@ -128,7 +128,9 @@ def _as_json(evaluation: Evaluation, groups: Sequence[QueryGroup]) -> dict[str, 
         "resamples": evaluation.resamples,
         "rows": means_of(estimates),
         "intervals": intervals_of(estimates),
-        "spread": {name: {metric: one.spread for metric, one in row.items()} for name, row in estimates.items()},
+        "spread": {
+            name: {metric: estimate.spread for metric, estimate in row.items()} for name, row in estimates.items()
+        },
         "ceiling": evaluation.ceiling,
         "against": evaluation.against,
         "differences": {"means": means_of(evaluation.differences), "intervals": intervals_of(evaluation.differences)},

@@ -1,7 +1,8 @@
-"""When a query was learned, and which scores can still tell who taught it.
+"""Precision of scores by the step at which queries were learned.
 
-A fact that has long been learned leaves hardly any gradient at the end of training (saturation), so scores of the last
-snapshot should say less about what happened, the earlier a query was learned. Here that is measured, for any scores.
+A fact that was learned long ago has hardly any gradient left at the end of training (saturation). So the earlier a
+query was learned, the less the scores of the last snapshot should say about what taught it. This measures it for any
+scores.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ METRIC = "P@10"
 
 @dataclass(frozen=True)
 class LearnedMethod:
-    """How one row of scores does on the queries of a bin.
+    """Figures of one row of scores for the queries of a bin.
 
     Args:
         precision: P@10, with its interval.
         rank_correlation: Spearman's, with the first row's scores over all examples, averaged over the queries for which
             it is defined; NaN where there is none.
-        before: Share of the absolute scores that was gained before the query was first right; None where scores were
-            not broken down so.
+        before: Share of the absolute scores that was gained before the query was first right; None where scores are
+            not broken down in this way.
         undefined: Number of queries whose rank correlation is undefined, because one side's scores are constant or not
             finite.
     """
@@ -54,10 +55,9 @@ class LearnedBin:
     """Queries that were learned at about the same time.
 
     Args:
-        first: The earliest step at which one was first right; -1 for those that never were.
-        last: The latest one.
-        num_queries: How many they are.
-        methods: Each row's figures, by the row's name.
+        first: The earliest step at which one of them was first right; -1 if none ever was.
+        last: The latest such step.
+        methods: Figures by the name of the row.
     """
 
     first: int
@@ -76,19 +76,19 @@ def learned_when(
     """Compare scores by the step at which queries were learned.
 
     Args:
-        stores: Stores of the same examples, by the name of their rows; one of them has a ledger that knows when queries
+        stores: Stores of the same examples, by the name of their rows; the ledger of one of them records when queries
             were right.
-        queries: The queries; those that the ledger doesn't know are left out.
-        bins: Into how many bins, of about as many queries each.
-        kinds: Which kinds of scores; default: all.
-        seed: Of resampling.
+        queries: The queries; those that are not in the ledger are left out.
+        bins: Number of bins, which get about equally many queries.
+        kinds: Kinds of scores to compare; default: all.
+        seed: Seed of the resampling.
 
     Returns:
-        Bins from early to late; last, queries that never were right, if there are any.
+        Bins from early to late, then a bin of the queries that were never right, if there are any.
 
     Raises:
-        ValueError: If there is no ledger, it doesn't know when queries were learned, or the stores are of different
-            examples or lack the kinds.
+        ValueError: If there is no ledger, it doesn't record when queries were learned, the stores are of different
+            examples, or none has one of the kinds.
     """
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, found {bins}")
@@ -117,7 +117,7 @@ def learned_when(
 
 
 def _learned_steps(stores: Mapping[str, ScoreStore]) -> dict[int, int]:
-    """For each query, the step at which it was first right, from the first ledger that knows."""
+    """Return the step at which each query was first right, from the first ledger that records it."""
     for store in stores.values():
         if store.ledger is not None and not np.isnan(store.ledger["learned"]).all():
             return dict(zip(store.ledger.query_ids.tolist(), store.ledger.learned_steps().tolist(), strict=True))
@@ -136,7 +136,7 @@ def _bin(
 ) -> LearnedBin:
     run = evaluation.runs[0]
     query_ids = run.queries.query_ids[group].tolist()
-    facts = [run.queries.facts[place] for place in group]
+    facts = [run.queries.facts[query] for query in group]
     reference = next(iter(rows.values()))
     values = np.stack([run.rows[name][METRIC][group] for name in rows], axis=1)
     methods = {}
@@ -170,19 +170,20 @@ def _gained_before(store: ScoreStore, kind: str, query: int) -> float | None:
 
 
 def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
-    """The table as a person reads it: a column for each bin."""
+    """Render a table with a column for each bin."""
     title = f"{METRIC} in percent, by the step at which a query was first right"
-    table = plain_table(title, "scores", [f"{when(one)}\n{one.num_queries} queries" for one in bins])
+    columns = [f"{when(learned_bin)}\n{learned_bin.num_queries} queries" for learned_bin in bins]
+    table = plain_table(title, "scores", columns)
     for name in bins[0].methods:
-        table.add_row(escape(name), *[_precision(one.methods[name].precision) for one in bins])
+        table.add_row(escape(name), *[_precision(learned_bin.methods[name].precision) for learned_bin in bins])
     first, *others = bins[0].methods
     if others:
         table.add_section()
         table.add_row(f"rank correlation with {escape(first)}", style="dim")
         for name in others:
-            cells = [f"{one.methods[name].rank_correlation:.2f}      " for one in bins]
+            cells = [f"{learned_bin.methods[name].rank_correlation:.2f}      " for learned_bin in bins]
             table.add_row(f"  {escape(name)}", *cells, style="dim")
-            left_out = [one.methods[name].undefined for one in bins]
+            left_out = [learned_bin.methods[name].undefined for learned_bin in bins]
             if any(left_out):
                 cells = [f"{count}      " if count else "" for count in left_out]
                 table.add_row("    queries left out: constant scores", *cells, style="dim")
@@ -191,17 +192,18 @@ def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
         table.add_section()
         table.add_row("gained before it was right", style="dim")
         for name in broken_down:
-            shares = [one.methods[name].before for one in bins]
+            shares = [learned_bin.methods[name].before for learned_bin in bins]
             cells = ["" if share is None else f"{share:.0%}      " for share in shares]
             table.add_row(f"  {escape(name)}", *cells, style="dim")
     return table
 
 
-def when(one: LearnedBin) -> str:
-    """The steps of a bin, in words."""
-    if one.first < 0:
+def when(learned_bin: LearnedBin) -> str:
+    """Name the steps of a bin."""
+    first, last = learned_bin.first, learned_bin.last
+    if first < 0:
         return "never"
-    return f"step {one.first}" if one.first == one.last else f"{one.first} to {one.last}"
+    return f"step {first}" if first == last else f"{first} to {last}"
 
 
 def _precision(estimate: Estimate) -> str:
@@ -210,10 +212,10 @@ def _precision(estimate: Estimate) -> str:
 
 
 def write_learned_when(bins: Sequence[LearnedBin], file: Path) -> None:
-    """Write the bins as JSON; null stands for what is not known."""
-    found = [asdict(one) for one in bins]
-    for one in found:
-        for method in one["methods"].values():
+    """Write the bins as JSON; unknown values are null."""
+    written = [asdict(learned_bin) for learned_bin in bins]
+    for fields in written:
+        for method in fields["methods"].values():
             method["precision"] = {
                 name: None if value is None or math.isnan(value) else value
                 for name, value in method["precision"].items()
@@ -222,4 +224,4 @@ def write_learned_when(bins: Sequence[LearnedBin], file: Path) -> None:
                 method["rank_correlation"] = None
             if not method["undefined"]:
                 del method["undefined"]
-    replace_text(file, json.dumps(found, indent=2, allow_nan=False) + "\n")
+    replace_text(file, json.dumps(written, indent=2, allow_nan=False) + "\n")

@@ -1,13 +1,13 @@
-"""Metrics of each query, as arrays: means, intervals, differences and breakdowns all start from them.
+"""Metrics of each query, as arrays from which means, intervals, differences and breakdowns are computed.
 
     MRR      one over the rank of the best proponent
     P@k      share of ground-truth proponents among the best k
     R@k      share of all ground-truth proponents that are among the best k; R@n: k is the query's number of them
     O@k      share of ground-truth proponents among the k strongest opponents: lower is better
-    rank     mean place of ground-truth proponents, from 0 (first) to 1 (last): lower is better
+    rank     mean rank of ground-truth proponents, from 0 (first) to 1 (last): lower is better
 
-At the level of sentences, rows that are variants of one sentence are one candidate, with the highest of their scores
-(among opponents, the lowest); it is relevant if any of its rows is.
+At the level of sentences, rows that are variants of one sentence are one candidate. Its score is the highest of theirs
+(among opponents, the lowest), and it is relevant if any of its rows is.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ LOWER_IS_BETTER = frozenset(OPPONENTS)
 
 
 class Pool(Protocol):
-    """What a query's examples are ranked among."""
+    """The candidates of each query."""
 
     def of(self, query_id: int) -> np.ndarray:
-        """The candidates of a query: ids of examples, int64, ascending."""
+        """Return the candidates of a query: ids of examples, int64, ascending."""
 
 
 @dataclass(frozen=True)
 class WholeTrainingSet:
-    """The pool that holds all examples for every query.
+    """A pool that contains all examples for every query.
 
     Args:
         example_ids: ``[N]`` int64, ascending.
@@ -48,13 +48,13 @@ class WholeTrainingSet:
     example_ids: np.ndarray
 
     def of(self, query_id: int) -> np.ndarray:
-        """All examples."""
+        """Return all examples."""
         return self.example_ids
 
 
 @dataclass(frozen=True)
 class _Sentences:
-    """Candidates put together by sentence: ``order`` sorts them, and sentences begin at ``starts``."""
+    """Candidates grouped by sentence: ``order`` sorts them so that sentences begin at ``starts``."""
 
     order: np.ndarray
     starts: np.ndarray
@@ -64,11 +64,12 @@ class _Sentences:
     def of(cls, sentence_ids: np.ndarray) -> _Sentences:
         order = np.argsort(sentence_ids, kind="stable")
         _, starts, of_candidate = np.unique(sentence_ids[order], return_index=True, return_inverse=True)
-        places = np.empty(len(order), np.int64)
-        places[order] = of_candidate
-        return cls(order, starts, places)
+        sentences = np.empty(len(order), np.int64)
+        sentences[order] = of_candidate
+        return cls(order, starts, sentences)
 
     def best(self, scores: np.ndarray) -> np.ndarray:
+        """Return the highest score of each sentence."""
         best: np.ndarray = np.maximum.reduceat(scores[self.order], self.starts)
         return best
 
@@ -80,7 +81,7 @@ class _Question:
     query_id: int
     example_ids: np.ndarray
     sentences: _Sentences | None
-    relevant: np.ndarray  # places among the candidates, or among the sentences
+    relevant: np.ndarray  # indices of candidates, or of sentences
 
     @property
     def num_candidates(self) -> int:
@@ -88,13 +89,12 @@ class _Question:
 
 
 class Judge:
-    """Ranks stores' scores, all on the same pool.
+    """Metrics of stores' scores, all on the same candidates.
 
     Args:
-        queries: The queries.
-        pool: What each query's examples are ranked among.
-        sentence_ids: For each example's id, int64 ``[N]``, the sentence that it is a variant of; None where each
-            example counts by itself.
+        pool: The candidates of each query.
+        sentence_ids: For each example's id, int64 ``[N]``, the sentence that it is a variant of; None to rank examples
+            by themselves.
 
     Raises:
         ValueError: If there is no query, a query's pool is empty, or a pool lacks ground-truth proponents.
@@ -112,10 +112,10 @@ class Judge:
             example_ids = pool.of(query_id)
             if not len(example_ids):
                 raise ValueError(f"query {query_id}: expected at least one candidate in its pool, found none")
-            places, found = _find(proponents, example_ids)
-            if not found.all():
+            indices, is_known = _find(proponents, example_ids)
+            if not is_known.all():
                 raise ValueError(
-                    f"query {query_id}: {(~found).sum()} ground-truth proponents are not among the examples of its "
+                    f"query {query_id}: {(~is_known).sum()} ground-truth proponents are not among the examples of its "
                     "pool, which would flatter recall. Are these the scores of a whole run?"
                 )
             last = self._questions[-1] if self._questions else None
@@ -125,21 +125,21 @@ class Judge:
                 sentences = last.sentences
             else:
                 sentences = _Sentences.of(sentence_ids[example_ids])
-            relevant = places if sentences is None else np.unique(sentences.of_candidate[places])
+            relevant = indices if sentences is None else np.unique(sentences.of_candidate[indices])
             self._questions.append(_Question(query_id, example_ids, sentences, relevant))
 
     @property
     def num_candidates(self) -> np.ndarray:
-        """How many candidates each query has, ``[Q]`` int64."""
+        """Number of candidates of each query, ``[Q]`` int64."""
         return np.array([question.num_candidates for question in self._questions])
 
     @property
     def num_proponents(self) -> np.ndarray:
-        """How many ground-truth proponents each query has, ``[Q]`` int64."""
+        """Number of ground-truth proponents of each query, ``[Q]`` int64."""
         return np.array([len(question.relevant) for question in self._questions])
 
     def judge(self, store: ScoreStore, kind: str) -> dict[str, np.ndarray]:
-        """Each of :data:`METRICS`, ``[Q]`` float64, of one kind of a store's scores.
+        """Compute each of :data:`METRICS`, ``[Q]`` float64, for one kind of a store's scores.
 
         Raises:
             ValueError: If the store lacks a query, or a candidate of a query's pool.
@@ -151,13 +151,13 @@ class Judge:
             )
         rankings = []
         last: np.ndarray | None = None
-        places: np.ndarray | slice = slice(None)
+        rows: np.ndarray | slice = slice(None)
         for question in self._questions:
             if question.example_ids is not last:
                 last = question.example_ids
-                places = _places_in(store, question)
-            scores = store.scores(question.query_id, kind)[places]
-            _hold(store, question, int(np.isnan(scores).sum()) if store.has_candidates else 0)
+                rows = _rows_in(store, question)
+            scores = store.scores(question.query_id, kind)[rows]
+            _check_complete(store, question, int(np.isnan(scores).sum()) if store.has_candidates else 0)
             try:
                 rankings.append(_rank(question, scores))
             except ValueError as error:
@@ -165,27 +165,28 @@ class Judge:
         return _metrics(rankings)
 
     def ceiling(self) -> dict[str, np.ndarray]:
-        """The best that any method can get, by metric, ``[Q]``."""
-        perfect = [Ranking.perfect(one.num_candidates, len(one.relevant)) for one in self._questions]
+        """Compute the highest value that any method can reach, by metric, ``[Q]``."""
+        perfect = [Ranking.perfect(question.num_candidates, len(question.relevant)) for question in self._questions]
         return _metrics([(ranking, ranking.reversed()) for ranking in perfect])
 
 
 def _find(wanted: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each id is in an ascending array, and whether it is."""
-    places = np.minimum(np.searchsorted(ascending, wanted), max(0, len(ascending) - 1))
-    return places, ascending[places] == wanted if len(ascending) else np.zeros(len(wanted), bool)
+    """Return the index of each id in an ascending array, and whether it is there."""
+    indices = np.minimum(np.searchsorted(ascending, wanted), max(0, len(ascending) - 1))
+    return indices, ascending[indices] == wanted if len(ascending) else np.zeros(len(wanted), bool)
 
 
-def _places_in(store: ScoreStore, question: _Question) -> np.ndarray | slice:
+def _rows_in(store: ScoreStore, question: _Question) -> np.ndarray | slice:
+    """Return the rows of a store that a question's candidates have."""
     if np.array_equal(store.example_ids, question.example_ids):
         return slice(None)
-    places, found = _find(question.example_ids, store.example_ids)
-    _hold(store, question, int((~found).sum()))
-    return places
+    rows, is_known = _find(question.example_ids, store.example_ids)
+    _check_complete(store, question, int((~is_known).sum()))
+    return rows
 
 
 def _rank(question: _Question, scores: np.ndarray) -> tuple[Ranking, Ranking]:
-    """By proponents and by opponents."""
+    """Rank by proponents and by opponents."""
     if question.sentences is None:
         ranking = Ranking.of(scores, question.relevant)
         return ranking, ranking.reversed()
@@ -193,26 +194,26 @@ def _rank(question: _Question, scores: np.ndarray) -> tuple[Ranking, Ranking]:
     return Ranking.of(best, question.relevant), Ranking.of(worst, question.relevant)
 
 
-def _hold(store: ScoreStore, question: _Question, lacking: int) -> None:
-    if lacking:
+def _check_complete(store: ScoreStore, question: _Question, num_missing: int) -> None:
+    if num_missing:
         raise ValueError(
-            f"expected all rows on the same pool, but {store.path} has no scores for {lacking:,} of the "
+            f"expected all rows on the same pool, but {store.path} has no scores for {num_missing:,} of the "
             f"{len(question.example_ids):,} candidates of query {question.query_id}. Score them too, or evaluate on "
             "candidate pools (--pool candidates)"
         )
 
 
 def _metrics(rankings: Sequence[tuple[Ranking, Ranking]]) -> dict[str, np.ndarray]:
-    """From each query's rankings, by proponents and by opponents."""
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
+    """Compute all metrics from each query's rankings by proponents and by opponents."""
+    metrics: dict[str, list[float]] = {name: [] for name in METRICS}
     for best, worst in rankings:
         relevant = max(1, best.num_relevant)
-        found["MRR"].append(best.reciprocal_rank())
+        metrics["MRR"].append(best.reciprocal_rank())
         for k in KS:
             hits = best.hits_at(k)
-            found[f"P@{k}"].append(hits / k)
-            found[f"R@{k}"].append(hits / relevant)
-            found[f"O@{k}"].append(worst.hits_at(k) / k)
-        found["R@n"].append(best.hits_at(relevant) / relevant)
-        found["rank"].append(best.mean_rank())
-    return {name: np.array(values) for name, values in found.items()}
+            metrics[f"P@{k}"].append(hits / k)
+            metrics[f"R@{k}"].append(hits / relevant)
+            metrics[f"O@{k}"].append(worst.hits_at(k) / k)
+        metrics["R@n"].append(best.hits_at(relevant) / relevant)
+        metrics["rank"].append(best.mean_rank())
+    return {name: np.array(values) for name, values in metrics.items()}

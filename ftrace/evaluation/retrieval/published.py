@@ -1,6 +1,7 @@
-"""Published figures to set ours beside: Akyürek et al. 2022, arXiv 2205.11482, as a summary of its tables has them.
+"""Published figures to compare with: Akyürek et al. 2022, arXiv 2205.11482, from a summary of its tables.
 
-They are of the full-size data, learned queries, candidate pools (BM25 on its own list), and no intervals were printed.
+They are for the full-size data, learned queries and candidate pools (BM25 on a list of its own); intervals were not
+published.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ class PublishedRow:
     """One method's published figures.
 
     Args:
-        method: Its name.
-        metrics: Shares of 1, by our names of metrics.
-        source: Where they were published.
+        method: Name of the method.
+        metrics: Shares of 1, by our names of the metrics.
+        source: The publication.
     """
 
     method: str
@@ -52,6 +53,6 @@ PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
 
 
 def published_for(data: object) -> tuple[PublishedRow, ...]:
-    """What has been published on a datamodule's data set; nothing, for data of one's own."""
-    found = [PUBLISHED[base.__name__] for base in type(data).__mro__ if base.__name__ in PUBLISHED]
-    return found[0] if found else ()
+    """Return the published rows for a datamodule's data set; none for a user's own data."""
+    names = (base.__name__ for base in type(data).__mro__)
+    return next((PUBLISHED[name] for name in names if name in PUBLISHED), ())

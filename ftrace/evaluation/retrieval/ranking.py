@@ -1,7 +1,7 @@
-"""One ranking, and its metrics in expectation over the order of tied candidates.
+"""A ranking, and its metrics in expectation over the order of tied candidates.
 
-A method that scores many candidates alike has not ranked them: whatever a sort makes of it is luck. So each metric here
-is the mean over all orders of the tied, in closed form. One sort gives all of them.
+A method that gives many candidates the same score has not ranked them, and the order in which a sort leaves them is
+chance. So each metric is the mean over all orders of the tied candidates, in closed form.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the relevant candidates of one query stand.
+    """The ranks of the relevant candidates of one query.
 
-    Candidates of equal score are a group. Only groups that hold a relevant candidate are kept, best first.
+    Tied candidates form a group. Only groups with a relevant candidate are kept, best first.
 
     Args:
-        num_candidates: How many were ranked.
-        before: ``[G]`` int64, how many candidates are ranked above each group.
-        tied: ``[G]`` int64, how many candidates each group has.
-        hits: ``[G]`` int64, how many of them are relevant.
+        num_candidates: Number of candidates that were ranked.
+        before: Number of candidates ranked above each group, ``[G]`` int64.
+        tied: Number of candidates in each group, ``[G]`` int64.
+        hits: Number of relevant candidates in each group, ``[G]`` int64.
 
     Example:
         >>> ranking = Ranking.of(np.array([3.0, 1.0, 1.0]), np.array([False, True, False]))
@@ -42,7 +42,8 @@ class Ranking:
 
         Args:
             scores: ``[C]``, higher is better.
-            relevant: Which candidates are relevant: ``[C]`` bool, or their places, int64 without duplicates.
+            relevant: Whether each candidate is relevant, ``[C]`` bool, or the indices of those that are, without
+                duplicates.
 
         Raises:
             ValueError: If shapes or dtypes are off, or a score is not finite.
@@ -52,7 +53,7 @@ class Ranking:
                 f"expected scores and relevant of one shape [C], found {scores.shape} and {relevant.shape}"
             )
         if relevant.dtype != bool and not np.issubdtype(relevant.dtype, np.integer):
-            raise ValueError(f"relevant: expected bool or places, found {relevant.dtype}")
+            raise ValueError(f"relevant: expected bool or indices, found {relevant.dtype}")
         if not np.isfinite(scores).all():
             raise ValueError("scores: expected finite numbers, found NaN or infinity")
         ascending = np.sort(scores)
@@ -63,23 +64,23 @@ class Ranking:
 
     @classmethod
     def perfect(cls, num_candidates: int, num_relevant: int) -> Ranking:
-        """The ranking that begins with all relevant candidates."""
+        """Make the ranking that begins with all relevant candidates."""
         groups = min(num_relevant, 1)
         count = np.full(groups, num_relevant, np.int64)
         return cls(num_candidates, np.zeros(groups, np.int64), count, count)
 
     def reversed(self) -> Ranking:
-        """The ranking that begins with the last candidate."""
+        """Return the ranking in reverse order."""
         before = self.num_candidates - self.before - self.tied
         return Ranking(self.num_candidates, before[::-1], self.tied[::-1], self.hits[::-1])
 
     @property
     def num_relevant(self) -> int:
-        """How many candidates are relevant."""
+        """Number of relevant candidates."""
         return int(self.hits.sum())
 
     def hits_at(self, k: int) -> float:
-        """Relevant candidates among the best ``k``.
+        """Return the expected number of relevant candidates among the best ``k``.
 
         Raises:
             ValueError: If k is below 1.
@@ -90,10 +91,10 @@ class Ranking:
         return float((self.hits * (taken / self.tied)).sum())
 
     def reciprocal_rank(self) -> float:
-        """One over the rank of the best relevant candidate; 0 if there is none.
+        """Return the expected reciprocal of the rank of the best relevant candidate; 0 if there is none.
 
-        With r relevant among m tied candidates behind s others, the first relevant one is the j-th of them with
-        probability ``r / (m - j + 1)`` times that of not having met one earlier.
+        With r relevant ones among m tied candidates behind s others, the first relevant one is the j-th of the m with
+        probability ``r / (m - j + 1)`` times the probability that none came earlier.
         """
         if not len(self.hits):
             return 0.0
@@ -104,8 +105,8 @@ class Ranking:
         return float((probability / (behind + j)).sum())
 
     def mean_rank(self) -> float:
-        """The mean place of relevant candidates as a share of all, from 0 (the first) to 1; NaN if there is none."""
+        """Return relevant candidates' expected mean rank, scaled to 0 (first) to 1 (last); NaN if there is none."""
         if not len(self.hits):
             return float("nan")
-        place = self.before + (self.tied - 1) / 2
-        return float((self.hits * place).sum() / self.num_relevant / max(1, self.num_candidates - 1))
+        rank = self.before + (self.tied - 1) / 2
+        return float((self.hits * rank).sum() / self.num_relevant / max(1, self.num_candidates - 1))

@@ -1,4 +1,4 @@
-"""The tables as a person reads them: percent, within 100 columns."""
+"""Tables for the terminal: percent, within 100 columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_COLUMNS = 6
 
 
 def title_of(evaluation: Evaluation) -> str:
-    """What was evaluated, in one line."""
+    """Say in one line what was evaluated."""
     of_runs = [run.queries for run in evaluation.runs]
     counts = " + ".join(str(len(queries)) for queries in of_runs)
     words = list(dict.fromkeys(queries.description for queries in of_runs))
@@ -31,24 +31,24 @@ def title_of(evaluation: Evaluation) -> str:
         words.append(f"{left_out} without proponents left out")
     sizes = np.concatenate([run.num_candidates for run in evaluation.runs])
     least, most = int(sizes.min()), int(sizes.max())
-    what = "candidates" if evaluation.level == "row" else "sentences"
-    pool = f"{least:,} {what} each" if least == most else f"{least:,} to {most:,} {what} each"
+    unit = "candidates" if evaluation.level == "row" else "sentences"
+    pool = f"{least:,} {unit} each" if least == most else f"{least:,} to {most:,} {unit} each"
     return f"{counts} queries ({'; '.join(words)}), {pool}"
 
 
 def notes_of(evaluation: Evaluation) -> list[str]:
-    """What a reader must know of the figures."""
+    """List what a reader must know about the figures."""
     several = len(evaluation.runs) > 1
-    found = ["percent; ±: half the 95% interval over facts; ties in expectation; R@n: n is a query's own number"]
+    notes = ["percent; ±: half the 95% interval over facts; ties in expectation; R@n: n is a query's own number"]
     if several:
-        found.append(f"means of {len(evaluation.runs)} runs; in brackets their standard deviation")
+        notes.append(f"means of {len(evaluation.runs)} runs; in brackets their standard deviation")
     if evaluation.published:
-        found.append(f"published: {evaluation.published[0].source}; full-size data, candidate pools")
-    return [*found, *evaluation.notes]
+        notes.append(f"published: {evaluation.published[0].source}; full-size data, candidate pools")
+    return [*notes, *evaluation.notes]
 
 
 def render_table(evaluation: Evaluation) -> RenderableType:
-    """The main metrics, the best of each column bold; where asked for, differences to one of the rows below."""
+    """Render the main metrics, the best of each column bold, and below them differences to a row if asked for."""
     parts: list[RenderableType] = [_main_table(evaluation)]
     parts += [Text(f" {note}", style="dim") for note in notes_of(evaluation)]
     if evaluation.against is not None:
@@ -61,7 +61,7 @@ def _shown(evaluation: Evaluation) -> list[str]:
 
 
 def _columns(evaluation: Evaluation) -> tuple[str, ...]:
-    """Which metrics there is room for."""
+    """Return the metrics that there is room for."""
     return MAIN if len(evaluation.runs) == 1 else tuple(metric for metric in MAIN if metric != "P@1")
 
 
@@ -72,15 +72,17 @@ def _main_table(evaluation: Evaluation) -> Table:
     best = {metric: max(evaluation.estimates[name][metric].mean for name in shown) for metric in metrics}
     for name in shown:
         row = evaluation.estimates[name]
-        table.add_row(escape(name), *[cell(row[one], bold=row[one].mean == best[one]) for one in metrics])
+        table.add_row(escape(name), *[cell(row[metric], bold=row[metric].mean == best[metric]) for metric in metrics])
     if evaluation.published:
         table.add_section()
         table.add_row("published", style="italic")
         for published in evaluation.published:
-            cells = [percent(published.metrics[one]) if one in published.metrics else "" for one in metrics]
+            cells = [percent(published.metrics[metric]) if metric in published.metrics else "" for metric in metrics]
             table.add_row(f"  {published.method}", *[_aligned(cell, evaluation) for cell in cells], style="italic")
     table.add_section()
-    table.add_row("ceiling", *[_aligned(percent(evaluation.ceiling[one]), evaluation) for one in metrics], style="dim")
+    table.add_row(
+        "ceiling", *[_aligned(percent(evaluation.ceiling[metric]), evaluation) for metric in metrics], style="dim"
+    )
     return table
 
 
@@ -92,13 +94,15 @@ def _difference_table(evaluation: Evaluation) -> Table:
     for name in _shown(evaluation):
         if name != evaluation.against:
             row = evaluation.differences[name]
-            cells = [cell(row[one], bold=row[one].low > 0 or row[one].high < 0, signed=True) for one in metrics]
+            cells = [
+                cell(row[metric], bold=row[metric].low > 0 or row[metric].high < 0, signed=True) for metric in metrics
+            ]
             table.add_row(escape(name), *cells)
     return table
 
 
 def render_breakdown(evaluation: Evaluation, groups: Sequence[QueryGroup], metric: str = "P@10") -> RenderableType:
-    """One metric by group of queries, a column for each of the first methods."""
+    """Render one metric by group of queries, with a column for each of the first methods."""
     shown = _shown(evaluation)
     by = {"relation": "relation", "proponents": "number of proponents"}[groups[0].by]
     table = plain_table(f"{metric} by {by}", by, ("queries", *map(escape, shown[:_MOST_COLUMNS])))
@@ -111,5 +115,5 @@ def render_breakdown(evaluation: Evaluation, groups: Sequence[QueryGroup], metri
 
 
 def _aligned(cell: str, evaluation: Evaluation) -> str:
-    """With room for an interval, and for a spread over runs, that it doesn't have."""
+    """Pad a cell that has no interval or spread over runs, to align it with those that have."""
     return f"{cell}{' ' * (6 if len(evaluation.runs) == 1 else 12)}" if cell else ""

@@ -1,7 +1,7 @@
-"""What kind of example a query's proponent is: one that states the fact, or one that shares something with it.
+"""Kinds of examples: those that state a query's fact, and those that share its subject, object or relation.
 
-Chang et al. 2024 (arXiv 2410.17413) tell attribution from influence so: examples that state a fact are often not those
-that raise its probability most.
+They tell attribution from influence (Chang et al. 2024, arXiv 2410.17413): the examples that state a fact are often not
+those that raise its probability most.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ STATES, SUBJECT, OBJECT, RELATION, OTHER = range(len(KINDS))
 
 
 def kind_of(fact: FactParts, stated: Iterable[FactParts], *, states_fact: bool = False) -> int:
-    """The kind of an example that states some facts, as a place in :data:`KINDS`.
+    """Return the kind of an example that states some facts, as an index into :data:`KINDS`.
 
-    Where several hold, the first of them counts, so an example of several facts counts by its best one. An entity is
-    the same in whichever place of the other fact it stands.
+    If several kinds apply, the first one counts, so an example of several facts counts by the closest one. An entity
+    counts as shared whether it is the subject or the object of the other fact.
 
     Args:
-        fact: The query's.
+        fact: The query's fact.
         stated: The facts that the example states.
         states_fact: Whether the example is known to state the query's fact.
 
@@ -37,6 +37,7 @@ def kind_of(fact: FactParts, stated: Iterable[FactParts], *, states_fact: bool =
 
 
 def _shared(fact: FactParts, other: FactParts) -> int:
+    """Return the kind of an example that states only the other fact."""
     if other == fact:
         return STATES
     entities = (other.subject, other.object)
@@ -48,12 +49,12 @@ def _shared(fact: FactParts, other: FactParts) -> int:
 
 
 class ExampleKinds:
-    """Sorts examples for the queries of a data set.
+    """The kinds of examples for the queries of a data set.
 
-    Ground-truth proponents state the fact; other examples go by the facts that the data says they state.
+    Ground-truth proponents state the fact; the kinds of other examples follow from the facts that the data lists.
 
     Args:
-        data: The data, set up.
+        data: The data, after its setup.
 
     Raises:
         ValueError: If the data's facts have no relation, subject and object, or a query has no fact.
@@ -75,11 +76,11 @@ class ExampleKinds:
 
     @cached_property
     def _stated(self) -> Sequence[Sequence[str]]:
-        found: Sequence[Sequence[str]] = self._data.train_rows["facts"]
-        return found
+        facts: Sequence[Sequence[str]] = self._data.train_rows["facts"]
+        return facts
 
     def of(self, query_id: int, example_ids: Iterable[int]) -> np.ndarray:
-        """The kinds of some examples for a query, places in :data:`KINDS`, int64."""
+        """Return the kinds of some examples for a query, indices into :data:`KINDS`, int64."""
         proponents = set(self._data.proponents[query_id].tolist())
         fact = self._facts[query_id]
         return np.array(

@@ -1,4 +1,4 @@
-"""Tail-patch of several methods side by side: mean rises of probability, and by kind of example."""
+"""Tail-patch figures of several methods: mean rises of the target's probability, also by kind of example."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Picks = Mapping[int, np.ndarray]
 
 @dataclass(frozen=True)
 class OfKind:
-    """Those of a method's examples that are of one kind.
+    """A method's examples of one kind.
 
     Args:
-        count: How many they are, over all queries.
+        count: Number of such examples, over all queries.
         share: Their share of a query's examples.
-        rise: Mean rise over them; NaN where there are none, and without an interval where they are of one query.
+        rise: Mean rise over them; NaN if there are none, and without an interval if all belong to one query.
     """
 
     count: int
@@ -33,14 +33,14 @@ class OfKind:
 
 @dataclass(frozen=True)
 class TailPatchRow:
-    """What a step on a method's examples does.
+    """The effect of a step on a method's examples.
 
     Args:
-        rise: By how much a step raises the probability of the query's target, averaged over a query's examples, then
-            over queries.
-        beyond_random: The same minus that of random examples, paired by query; None for these themselves.
-        raised: Share of examples whose step raises it.
-        kinds: By kind of example, in the order of KINDS; empty where the data don't tell.
+        rise: Rise of the probability of the query's target by a step, averaged over a query's examples, then over
+            queries.
+        beyond_random: The rise minus that of random examples, paired by query; None for random examples themselves.
+        raised: Share of examples whose step raises the probability.
+        kinds: Figures by kind of example, in the order of KINDS; empty if the data don't tell kinds.
     """
 
     rise: Estimate
@@ -51,19 +51,18 @@ class TailPatchRow:
 
 @dataclass(frozen=True)
 class TailPatchTable:
-    """Tail-patch of several methods, and how it came about.
+    """Tail-patch figures of several methods, with the settings they were computed with.
 
     Args:
-        rows: By the name of the method.
+        rows: Figures by the name of the method.
         probability: Mean probability of the queries' targets before the step.
-        queries: The queries.
-        k: How many examples of each query.
+        k: Number of examples for each query.
         snapshot: Name of the snapshot.
-        step: What a step is, in words.
-        settings: The same as numbers and names, for programs.
-        seed: Of random examples and of resampling.
-        notes: What else a reader must know.
-        resamples: How often to draw anew for intervals.
+        step: The optimizer step, in words.
+        settings: The optimizer step as numbers and names, for programs.
+        seed: Seed of random examples and of the resampling.
+        notes: Notes for readers of the table.
+        resamples: Number of bootstrap resamples.
     """
 
     rows: Mapping[str, TailPatchRow]
@@ -88,38 +87,37 @@ def summarize_rises(
 ) -> tuple[dict[str, TailPatchRow], Estimate]:
     """Average rises over each method's examples and over queries.
 
-    A probability that is NaN, as where a step overflows, says nothing: its pair is left out of the query's means, and a
-    query of which nothing is left for one of the methods is left out of all, so that differences stay paired. See
+    A pair whose probability is NaN, because a step overflowed for example, is left out of the query's means. A query
+    with no pair left for one of the methods is left out of all, so that differences stay paired. See
     :func:`notes_on_rises`.
 
     Args:
         patched: All pairs of queries and picked examples.
-        picks: For each method, each query's examples; without any, a query counts as not raised.
-        queries: The queries.
+        picks: For each method, each query's examples; a query without any counts as not raised.
         random: The method whose examples are random.
-        kinds: Sorts examples; None: they are not sorted.
-        seed: Of resampling.
+        kinds: Kinds of the examples; None if the data don't tell kinds.
+        seed: Seed of the resampling.
 
     Returns:
-        Each method's row, and the mean probability before the step; NaN where no query is left.
+        Each method's row, and the mean probability before the step; NaN if no query is left.
     """
     before = dict(zip(patched.query_ids.tolist(), patched.before.tolist(), strict=True))
     is_known = _known_queries(patched, picks, queries)
     if not is_known.any():
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        of_kinds = () if kinds is None else (OfKind(0, nothing, nothing),) * len(KINDS)
-        empty = TailPatchRow(nothing, nothing, nothing, of_kinds)
-        return {name: replace(empty, beyond_random=None) if name == random else empty for name in picks}, nothing
+        unknown = Estimate(math.nan, math.nan, math.nan)
+        of_kinds = () if kinds is None else (OfKind(0, unknown, unknown),) * len(KINDS)
+        empty = TailPatchRow(unknown, unknown, unknown, of_kinds)
+        return {name: replace(empty, beyond_random=None) if name == random else empty for name in picks}, unknown
     queries = queries.where(is_known)
     columns = [np.array([before[query] for query in queries.query_ids.tolist()])]
     counts: list[np.ndarray] = []
     for of_method in picks.values():
-        found = [_of_query(patched.rises, query, of_method[query], kinds) for query in queries.query_ids.tolist()]
-        columns += list(np.stack([means for means, _ in found], axis=1))
-        counts.append(np.sum([count for _, count in found], axis=0))
+        figures = [_of_query(patched.rises, query, of_method[query], kinds) for query in queries.query_ids.tolist()]
+        columns += list(np.stack([means for means, _ in figures], axis=1))
+        counts.append(np.sum([count for _, count in figures], axis=0))
     sample = sample_means([np.stack(columns, axis=1)], [queries.facts], seed=seed)
     width = (len(columns) - 1) // len(picks)
-    firsts = {name: 1 + place * width for place, name in enumerate(picks)}
+    firsts = {name: 1 + index * width for index, name in enumerate(picks)}
     estimates, beyond = sample.estimates(), sample.differences(firsts[random])
     rows = {}
     for (name, first), count in zip(firsts.items(), counts, strict=True):
@@ -133,7 +131,7 @@ def summarize_rises(
 
 
 def notes_on_rises(patched: PatchedPairs, picks: Mapping[str, Picks], queries: EvaluatedQueries) -> tuple[str, ...]:
-    """What :func:`summarize_rises` leaves out, in words; nothing where all probabilities are numbers."""
+    """Say what :func:`summarize_rises` leaves out; no notes if all probabilities are finite."""
     bad = int((~np.isfinite(patched.after - patched.before)).sum())
     if not bad:
         return ()
@@ -146,22 +144,24 @@ def notes_on_rises(patched: PatchedPairs, picks: Mapping[str, Picks], queries: E
 
 
 def _known_queries(patched: PatchedPairs, picks: Mapping[str, Picks], queries: EvaluatedQueries) -> np.ndarray:
-    """Whether each query, ``[Q]``, has a probability before and, of each method's examples, one after some step."""
+    """Tell which queries, ``[Q]``, have a finite probability before, and one after a step of each method's examples."""
     before = dict(zip(patched.query_ids.tolist(), patched.before.tolist(), strict=True))
-    found = []
+    is_known = []
     for query in queries.query_ids.tolist():
-        rises = [[patched.rises[query, example] for example in own[query].tolist()] for own in picks.values()]
+        rises = [
+            [patched.rises[query, example] for example in of_method[query].tolist()] for of_method in picks.values()
+        ]
         is_lost = [len(of_method) and not np.isfinite(of_method).any() for of_method in rises]
-        found.append(math.isfinite(before[query]) and not any(is_lost))
-    return np.array(found, dtype=bool)
+        is_known.append(math.isfinite(before[query]) and not any(is_lost))
+    return np.array(is_known, dtype=bool)
 
 
 def _of_query(
     rises: Mapping[tuple[int, int], float], query: int, examples: np.ndarray, kinds: ExampleKinds | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One query's columns: mean rise, share raised, and for each kind its share and its part of the mean rise.
+    """Compute one query's columns, and its number of examples of each kind.
 
-    Also the number of examples of each kind.
+    The columns are the mean rise, the share raised, and for each kind its share and its part of the mean rise.
     """
     values = np.array([rises[query, example] for example in examples.tolist()])
     examples, values = examples[np.isfinite(values)], values[np.isfinite(values)]
@@ -175,12 +175,12 @@ def _of_query(
 
 
 def _sure(rise: Estimate, shares: np.ndarray) -> Estimate:
-    """An estimate; without its interval where a single query has a share, which resampling would call certain."""
+    """Drop an estimate's interval if only one query has such examples, because resampling would call it certain."""
     return rise if (shares > 0).sum() > 1 else replace(rise, low=math.nan, high=math.nan)
 
 
 def random_examples(query_ids: Sequence[int], num_examples: int, k: int, seed: int) -> dict[int, np.ndarray]:
-    """K random examples for each query; they don't depend on which other queries there are."""
+    """Draw k random examples for each query; they don't depend on which other queries there are."""
     return {
         query: np.random.default_rng([seed, query]).choice(num_examples, min(k, num_examples), replace=False)
         for query in query_ids
@@ -188,8 +188,8 @@ def random_examples(query_ids: Sequence[int], num_examples: int, k: int, seed: i
 
 
 def some_proponents(queries: EvaluatedQueries, k: int, seed: int) -> dict[int, np.ndarray]:
-    """K random ground-truth proponents of each query, or all where there are fewer."""
+    """Draw k ground-truth proponents of each query, or take all if there are fewer."""
     return {
-        query: np.random.default_rng([seed, query, 1]).choice(own, min(k, len(own)), replace=False)
-        for query, own in zip(queries.query_ids.tolist(), queries.proponents, strict=True)
+        query: np.random.default_rng([seed, query, 1]).choice(of_query, min(k, len(of_query)), replace=False)
+        for query, of_query in zip(queries.query_ids.tolist(), queries.proponents, strict=True)
     }

@@ -1,7 +1,7 @@
-"""One optimizer step from a snapshot, on one gradient, for many gradients at a time.
+"""An optimizer step from a snapshot on a single gradient, for many gradients at a time.
 
-Momentum is not carried over: the step is the gradient's own doing. Nor is weight decay, which would move each
-probability whatever the example, or clipping.
+The step has no momentum, which would not be the gradient's doing, no weight decay, which would change probabilities
+whatever the example, and no clipping.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from ftrace.models import OptimizerState
 
 @dataclass(frozen=True)
 class Sgd:
-    """``theta - learning_rate g``.
-
-    Args:
-        learning_rate: The learning rate.
+    """A step of plain SGD: ``theta - learning_rate g``.
 
     Raises:
-        ValueError: If it is not above 0.
+        ValueError: If the learning rate is not above 0.
     """
 
     learning_rate: float
@@ -33,10 +30,10 @@ class Sgd:
         _check_rate(self.learning_rate)
 
     def change(self, name: str, gradients: Tensor) -> Tensor:
-        """What each gradient takes away from a parameter.
+        """Compute what a step on each gradient subtracts from a parameter.
 
         Args:
-            name: The parameter.
+            name: Name of the parameter.
             gradients: ``[E, *its shape]``.
         """
         return gradients * self.learning_rate
@@ -47,16 +44,17 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Adam:
-    """``theta - learning_rate g / (sqrt(v' / (1 - beta2^(t + 1))) + eps)`` with ``v' = beta2 v + (1 - beta2) g^2``.
+    """A step of Adam without momentum.
 
-    The second moments ``v`` and the number of steps ``t`` are the snapshot's, and the gradient is mixed in as the
-    optimizer does: this is torch's Adam with the snapshot's state and ``betas=(0, beta2)``. So no element moves by more
-    than ``learning_rate / sqrt(1 - beta2)``; with ``v`` alone, one that has hardly seen a gradient would move without
-    bound.
+    ``theta - learning_rate g / (sqrt(v' / (1 - beta2^(t + 1))) + eps)`` with ``v' = beta2 v + (1 - beta2) g^2``.
+
+    The second moments ``v`` and the number of steps ``t`` are the snapshot's, and the gradient is mixed into ``v`` as
+    the optimizer does: this is torch's Adam with the snapshot's state and ``betas=(0, beta2)``. So no element moves by
+    more than ``learning_rate / sqrt(1 - beta2)``; with ``v`` alone, an element that has hardly had a gradient would
+    move without bound.
 
     Args:
-        learning_rate: The learning rate.
-        states: The snapshot's second moments, for each parameter.
+        states: The snapshot's second moments, by name of the parameter.
 
     Raises:
         ValueError: If the learning rate is not above 0, or second moments are missing or not Adam's.
@@ -81,10 +79,10 @@ class Adam:
                 )
 
     def change(self, name: str, gradients: Tensor) -> Tensor:
-        """What each gradient takes away from a parameter.
+        """Compute what a step on each gradient subtracts from a parameter.
 
         Args:
-            name: The parameter.
+            name: Name of the parameter.
             gradients: ``[E, *its shape]``.
 
         Raises:

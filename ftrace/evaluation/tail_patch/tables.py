@@ -1,4 +1,4 @@
-"""Tail-patch tables: as a person reads them, and as files."""
+"""Tail-patch tables for the terminal and as files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS = ("rise", "minus random", "raised")
 
 
 def render_tail_patch(table: TailPatchTable) -> RenderableType:
-    """Mean rises, and below them the shares and mean rises of each kind of example."""
+    """Render mean rises, and below them the shares and mean rises of each kind of example."""
     main = plain_table(_title(table), "method", _COLUMNS)
     best = max((row.rise.mean for row in table.rows.values() if not math.isnan(row.rise.mean)), default=math.nan)
     for name, row in table.rows.items():
@@ -52,11 +52,11 @@ def write_tail_patch(
 
         table.md     the tables, in percent and percentage points, with the ends of 95% intervals
         table.csv    a line for each method, as shares of 1
-        table.json   the same, each kind of example, and what was computed how
-        pairs.csv    every pair of query and example, with its kind where the data tell
+        table.json   the same, each kind of example, and settings
+        pairs.csv    every pair of query and example, with its kind if the data tell kinds
 
     Returns:
-        The files, in this order.
+        The paths of the files, in this order.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     files = [output_dir / name for name in ("table.md", "table.csv", "table.json", "pairs.csv")]
@@ -68,7 +68,7 @@ def write_tail_patch(
 
 
 def points(share: float) -> str:
-    """A difference of shares in percentage points, with its sign.
+    """Format a difference of shares in percentage points, with its sign; NaN gives an empty text.
 
     Example:
         >>> points(0.00412), points(float("nan"))
@@ -133,8 +133,9 @@ def _csv_rows(table: TailPatchTable) -> Iterator[Sequence[Any]]:
     yield ["method", *_with_ends([*names, *(of_kinds if has_kinds else [])])]
     for name, row in table.rows.items():
         estimates = [row.rise, row.beyond_random, row.raised]
-        estimates += [one for kind in row.kinds for one in (kind.share, kind.rise)]
-        cells = [value for one in estimates for value in (_estimate(one) or dict.fromkeys("mlh", math.nan)).values()]
+        estimates += [estimate for kind in row.kinds for estimate in (kind.share, kind.rise)]
+        as_dicts = [_estimate(estimate) or dict.fromkeys("mlh", math.nan) for estimate in estimates]
+        cells = [value for ends in as_dicts for value in ends.values()]
         yield [name, *("" if math.isnan(value) else value for value in cells)]
 
 
@@ -159,17 +160,17 @@ def _as_json(table: TailPatchTable, patched: PatchedPairs) -> dict[str, Any]:
 
 
 def _row(row: TailPatchRow) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "rise": _estimate(row.rise),
         "minus_random": _estimate(row.beyond_random),
         "raised": _estimate(row.raised),
     }
     if row.kinds:
-        found["kinds"] = {
+        fields["kinds"] = {
             name: {"count": kind.count, "share": _estimate(kind.share), "rise": _estimate(kind.rise)}
             for name, kind in zip(KINDS, row.kinds, strict=True)
         }
-    return found
+    return fields
 
 
 def _estimate(estimate: Estimate | None) -> dict[str, float] | None:

@@ -85,7 +85,7 @@ def test_large_groups_of_ties_stay_finite() -> None:
         (np.array([1.0, np.nan]), np.array([True, False]), 1, "expected finite numbers"),
         (np.ones(2), np.ones(3, bool), 1, r"of one shape \[C\]"),
         (np.ones((2, 1)), np.ones(2, bool), 1, r"of one shape \[C\]"),
-        (np.ones(2), np.ones(2), 1, "expected bool or places, found float64"),
+        (np.ones(2), np.ones(2), 1, "expected bool or indices, found float64"),
         (np.ones(2), np.ones(2, bool), 0, "k: expected at least 1, found 0"),
     ],
 )
