@@ -47,7 +47,7 @@ class Dense(AttributionMethod):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         of_queries = partial(self._tokens, tokenizer, self.query_prefix)
-        batches = [of_queries(rows) for rows in _pieces(task.query_rows(), task.data.query_batch_size)]
+        batches = [of_queries(rows) for rows in _pieces(task.query_rows(), task.data.settings.query_batch_size)]
         passes = [Pass(0, len(task.queries), partial(self._begin, batches, len(tokenizer)))]
         return score_in_passes(self, task, passes, partial(self._tokens, tokenizer, self.document_prefix), {})
 

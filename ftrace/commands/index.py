@@ -6,7 +6,7 @@ import itertools
 import os
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -141,11 +141,11 @@ def _left_out(made: GradientIndex) -> str:
 
 def corpus_of(run: Run, files: list[str]) -> FactData:
     """Another corpus in the tokens of a run's model, with the run's queries."""
-    own = run.data
-    data = FactCorpus(
-        list(files), str(own.data_path / "queries.parquet"), str(own.data_path.parent), own.architecture,
-        own.tokenizer_name or str(own._own_tokenizer), own.split_hyphens, own.batch_size, own.query_batch_size,
-    )  # fmt: skip
+    known = run.data
+    settings = replace(
+        known.settings, data_dir=str(known.data_path.parent), tokenizer=known.tokenizer_source, num_queries=None
+    )
+    data = FactCorpus(list(files), str(known.data_path / "queries.parquet"), **asdict(settings))
     data.prepare_data()
     data.setup()
     return data

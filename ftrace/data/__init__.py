@@ -5,7 +5,7 @@ from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.corpus_files import read_queries
 from ftrace.data.example_ids import WithExampleIds
 from ftrace.data.fact_corpus import FactCorpus
-from ftrace.data.fact_data import FactData, FactParts
+from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
 from ftrace.data.fact_prompts import FactPrompt, read_prompts
 from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.ftrace_trex import FtraceTrex
@@ -25,6 +25,7 @@ __all__ = [
     "CollatedRows",
     "FactCorpus",
     "FactData",
+    "FactDataSettings",
     "FactParts",
     "FactPrompt",
     "FtraceSynth",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
-from ftrace.data.collators import Architecture
 from ftrace.data.corpus_files import FORMAT, write_corpus
-from ftrace.data.fact_data import FactData
+from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
 
 
@@ -26,15 +26,8 @@ class FactCorpus(FactData):
     Args:
         train: Files of training rows, one or several.
         queries: Files of queries, one or several.
-        data_dir: Where the data is kept in our form, in a folder named by the hash of the files.
-        architecture: "encoder-decoder" or "decoder-only", as the model is.
-        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
-        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
-        batch_size: Rows of a training batch.
-        query_batch_size: Queries of a query batch.
-        num_workers: Processes that load training batches.
-        num_queries: How many queries to trace, drawn at random; None traces all.
-        query_seed: Of that draw.
+        args: Settings of all data modules by place, from ``data_dir`` on: see :class:`FactDataSettings`.
+        settings: The same by name.
 
     Attributes:
         data_path: The folder of our form, with ``train.parquet`` and ``queries.parquet``.
@@ -44,30 +37,13 @@ class FactCorpus(FactData):
         self,
         train: str | list[str],
         queries: str | list[str],
-        data_dir: str = "data_cache",
-        architecture: Architecture = "encoder-decoder",
-        tokenizer: str | None = None,
-        split_hyphens: bool = False,
-        batch_size: int = 128,
-        query_batch_size: int = 128,
-        num_workers: int = 0,
-        num_queries: int | None = None,
-        query_seed: int = 0,
+        *args: Any,
+        **settings: Any,
     ) -> None:
         self.train_files = _files("train", train)
         self.query_files = _files("queries", queries)
         key = hash_of_files([*self.train_files, *self.query_files], str(len(self.train_files)))
-        super().__init__(
-            Path(data_dir).absolute() / f"corpus-{key}",
-            architecture,
-            tokenizer,
-            split_hyphens,
-            batch_size,
-            query_batch_size,
-            num_workers,
-            num_queries,
-            query_seed,
-        )
+        super().__init__(f"corpus-{key}", FactDataSettings(*args, **settings))
 
     @override
     def make(self) -> None:

@@ -7,6 +7,7 @@ import json
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,40 @@ class FactParts(NamedTuple):
     object: str
 
 
+@dataclass(frozen=True)
+class FactDataSettings:
+    """Settings that all fact-tracing data modules have.
+
+    Args:
+        data_dir: Where the data is kept once it is made, in a folder named by the hash of what it is made from.
+        architecture: "encoder-decoder" or "decoder-only", as the model is.
+        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
+        split_hyphens: Whether a learned tokenizer makes the parts of a hyphenated word tokens of their own.
+        batch_size: Rows of a training batch.
+        query_batch_size: Queries of a query batch.
+        num_workers: Processes that load training batches.
+        num_queries: How many queries to trace, drawn at random; None traces all.
+        query_seed: Seed of that draw.
+
+    Raises:
+        ValueError: If ``num_queries`` is out of range.
+    """
+
+    data_dir: str = "data_cache"
+    architecture: Architecture = "encoder-decoder"
+    tokenizer: str | None = None
+    split_hyphens: bool = False
+    batch_size: int = 128
+    query_batch_size: int = 128
+    num_workers: int = 0
+    num_queries: int | None = None
+    query_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_queries is not None and self.num_queries < 1:
+            raise ValueError(f"num_queries: expected None or at least 1, found {self.num_queries}")
+
+
 class FactData(LightningDataModule):
     """Training rows and queries, kept in a folder of their own as ``train.parquet`` and ``queries.parquet``.
 
@@ -51,18 +86,21 @@ class FactData(LightningDataModule):
     Training batches carry ``example_id``, query batches ``query_id``. Validation, test and prediction run over the
     queries.
 
+    A subclass takes its own arguments first, and then those of :class:`FactDataSettings`, by place or by name:
+
+        def __init__(self, source: str, *args: Any, **settings: Any) -> None:
+            super().__init__(f"mine-{hash_of(source)}", FactDataSettings(*args, **settings))
+
+    jsonargparse follows these to the dataclass, so they are options of their own on the command line and in configs.
+
     Args:
-        data_path: The folder.
-        architecture: "encoder-decoder" or "decoder-only", as the model is.
-        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
-        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
-        batch_size: Rows of a training batch.
-        query_batch_size: Queries of a query batch.
-        num_workers: Processes that load training batches.
-        num_queries: How many queries to trace, drawn at random; None traces all.
-        query_seed: Of that draw.
+        folder_name: Name of the data's folder within ``settings.data_dir``.
+        settings: What all data modules have.
 
     Attributes:
+        data_path: The data's folder.
+        settings: As given.
+        batch_size: As given in the settings, but Lightning's ``Tuner.scale_batch_size`` may set it.
         tokenizer: The tokenizer, once :meth:`setup` has run.
         train_rows: The training rows, once :meth:`setup` has run.
         query_rows: The queries, once :meth:`setup` has run.
@@ -71,31 +109,17 @@ class FactData(LightningDataModule):
     train_rows: datasets.Dataset
     query_rows: datasets.Dataset
 
-    def __init__(
-        self,
-        data_path: Path,
-        architecture: Architecture,
-        tokenizer: str | None,
-        split_hyphens: bool,
-        batch_size: int,
-        query_batch_size: int,
-        num_workers: int,
-        num_queries: int | None = None,
-        query_seed: int = 0,
-    ) -> None:
+    def __init__(self, folder_name: str, settings: FactDataSettings) -> None:
         super().__init__()
-        if num_queries is not None and num_queries < 1:
-            raise ValueError(f"num_queries: expected None or at least 1, found {num_queries}")
-        self.data_path = data_path
-        self.architecture: Architecture = architecture
-        self.tokenizer_name = tokenizer
-        self.split_hyphens = split_hyphens
-        self.batch_size = batch_size
-        self.query_batch_size = query_batch_size
-        self.num_workers = num_workers
-        self.num_queries = num_queries
-        self.query_seed = query_seed
+        self.settings = settings
+        self.data_path = Path(settings.data_dir).absolute() / folder_name
+        self.batch_size = settings.batch_size
         self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """Architecture of the models that the batches are for."""
+        return self.settings.architecture
 
     @abstractmethod
     def make(self) -> None:
@@ -109,15 +133,15 @@ class FactData(LightningDataModule):
 
     def _prepare(self) -> None:
         self.make()
-        if self.tokenizer_name is None and not self._own_tokenizer.exists():
-            learned = train_word_tokenizer(self._texts(), split_hyphens=self.split_hyphens)
-            with whole_folder(self._own_tokenizer) as temporary:
+        if self.settings.tokenizer is None and not self._learned_tokenizer.exists():
+            learned = train_word_tokenizer(self._texts(), split_hyphens=self.settings.split_hyphens)
+            with whole_folder(self._learned_tokenizer) as temporary:
                 learned.save_pretrained(str(temporary))
 
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.tokenizer is None:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name or str(self._own_tokenizer))
+            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_source)
             self.train_rows = self._read("train")
             self.query_rows = self._drawn(self._read("queries"))
 
@@ -131,7 +155,7 @@ class FactData(LightningDataModule):
 
     def query_dataloader(self) -> DataLoader:
         """The queries in order, with all their accepted answers."""
-        return self._loader(self.query_rows, self.query_batch_size)
+        return self._loader(self.query_rows, self.settings.query_batch_size)
 
     @override
     def val_dataloader(self) -> DataLoader:
@@ -200,8 +224,13 @@ class FactData(LightningDataModule):
         return hashlib.sha256(json.dumps([self.data_path.name, said, *sizes]).encode()).hexdigest()[:16]
 
     @property
-    def _own_tokenizer(self) -> Path:
-        return self.data_path / ("tokenizer-hyphens" if self.split_hyphens else "tokenizer")
+    def tokenizer_source(self) -> str:
+        """Name or folder of the tokenizer: the pretrained one, or the one that was learned from the data."""
+        return self.settings.tokenizer or str(self._learned_tokenizer)
+
+    @property
+    def _learned_tokenizer(self) -> Path:
+        return self.data_path / ("tokenizer-hyphens" if self.settings.split_hyphens else "tokenizer")
 
     def _loader(self, rows: Any, batch_size: int, *, shuffle: bool = False) -> DataLoader:
         if self.tokenizer is None:
@@ -210,15 +239,16 @@ class FactData(LightningDataModule):
             rows,
             batch_size=batch_size,
             shuffle=shuffle,
-            num_workers=self.num_workers if shuffle else 0,
+            num_workers=self.settings.num_workers if shuffle else 0,
             collate_fn=make_collator(self.tokenizer, self.architecture, several_answers=self.has_several_answers),
         )
 
     def _drawn(self, queries: datasets.Dataset) -> datasets.Dataset:
         """As many queries as are asked for, in their order."""
-        if self.num_queries is None or self.num_queries >= len(queries):
+        number = self.settings.num_queries
+        if number is None or number >= len(queries):
             return queries
-        drawn = np.random.default_rng(self.query_seed).choice(len(queries), self.num_queries, replace=False)
+        drawn = np.random.default_rng(self.settings.query_seed).choice(len(queries), number, replace=False)
         return queries.select(np.sort(drawn))
 
     def _read(self, name: str) -> datasets.Dataset:

@@ -13,8 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
-from ftrace.data.collators import Architecture
-from ftrace.data.fact_data import FactData, FactParts
+from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
 from ftrace.data.synth import SynthSettings, entity_surfaces, vocabulary_text
 from ftrace.data.synth_files import FORMAT, write_synth
 
@@ -24,15 +23,8 @@ class FtraceSynth(FactData):
 
     Args:
         synth: The generator's flags.
-        data_dir: Where generated data is kept.
-        architecture: "encoder-decoder" or "decoder-only", as the model is.
-        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
-        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
-        batch_size: Rows of a training batch.
-        query_batch_size: Queries of a query batch.
-        num_workers: Processes that load training batches.
-        num_queries: How many queries to trace, drawn at random; None traces all.
-        query_seed: Of that draw.
+        args: Settings of all data modules by place, from ``data_dir`` on: see :class:`FactDataSettings`.
+        settings: The same by name.
 
     Attributes:
         data_path: The generated folder, with ``train.parquet`` and ``queries.parquet``.
@@ -41,27 +33,10 @@ class FtraceSynth(FactData):
     def __init__(
         self,
         synth: SynthSettings = SynthSettings(),  # noqa: B008 - frozen
-        data_dir: str = "data_cache",
-        architecture: Architecture = "encoder-decoder",
-        tokenizer: str | None = None,
-        split_hyphens: bool = False,
-        batch_size: int = 128,
-        query_batch_size: int = 128,
-        num_workers: int = 0,
-        num_queries: int | None = None,
-        query_seed: int = 0,
+        *args: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            Path(data_dir).absolute() / f"synth-{_hash(synth)}",
-            architecture,
-            tokenizer,
-            split_hyphens,
-            batch_size,
-            query_batch_size,
-            num_workers,
-            num_queries,
-            query_seed,
-        )
+        super().__init__(f"synth-{_hash(synth)}", FactDataSettings(*args, **settings))
         self.synth = synth
 
     @override

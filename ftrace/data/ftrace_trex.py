@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
-from ftrace.data.collators import Architecture
-from ftrace.data.fact_data import FactData, FactParts
+from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
 from ftrace.data.trex_files import FORMAT, subject_of_query, write_trex
 from ftrace.data.trex_sources import open_trex
 
@@ -28,15 +26,8 @@ class FtraceTrex(FactData):
     Args:
         source: A data set on the Hugging Face hub, a folder with the same files (``abstracts*`` and ``queries*``; JSON
             lines, JSON or Parquet), or "sample": some sentences about made-up places and people that ship with ftrace.
-        data_dir: Where the indexed data is kept.
-        architecture: "encoder-decoder" or "decoder-only", as the model is.
-        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
-        split_hyphens: Whether a tokenizer that is learned takes the parts of a hyphenated word for tokens.
-        batch_size: Rows of a training batch.
-        query_batch_size: Queries of a query batch.
-        num_workers: Processes that load training batches.
-        num_queries: How many queries to trace, drawn at random; None traces all.
-        query_seed: Of that draw.
+        args: Settings of all data modules by place, from ``data_dir`` on: see :class:`FactDataSettings`.
+        settings: The same by name.
 
     Attributes:
         data_path: The indexed folder, with ``train.parquet`` and ``queries.parquet``.
@@ -45,28 +36,11 @@ class FtraceTrex(FactData):
     def __init__(
         self,
         source: str = "ekinakyurek/ftrace",
-        data_dir: str = "data_cache",
-        architecture: Architecture = "encoder-decoder",
-        tokenizer: str | None = None,
-        split_hyphens: bool = False,
-        batch_size: int = 128,
-        query_batch_size: int = 128,
-        num_workers: int = 0,
-        num_queries: int | None = None,
-        query_seed: int = 0,
+        *args: Any,
+        **settings: Any,
     ) -> None:
         self.source = open_trex(source)
-        super().__init__(
-            Path(data_dir).absolute() / f"trex-{self.source.key()}",
-            architecture,
-            tokenizer,
-            split_hyphens,
-            batch_size,
-            query_batch_size,
-            num_workers,
-            num_queries,
-            query_seed,
-        )
+        super().__init__(f"trex-{self.source.key()}", FactDataSettings(*args, **settings))
 
     @override
     def make(self) -> None:

@@ -92,7 +92,8 @@ class Retrainer:
         """A hash of what outcomes depend on, wherever data and run are stored: 16 hexadecimal digits."""
         data, config = self.run.data, self.run.config
         trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_OF_WEIGHTS}
-        rows = [data.fingerprint, data.batch_size, data.tokenizer_name, data.split_hyphens, data.architecture]
+        options = data.settings
+        rows = [data.fingerprint, data.batch_size, options.tokenizer, options.split_hyphens, options.architecture]
         asked = [self._seed, trainer, config["model"], rows, list(data.query_rows["query_id"])]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
