@@ -8,8 +8,17 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from ftrace.commands import attribute, causal_trace, counterfactual, evaluate, fit, learned_when, search, tail_patch
-from ftrace.commands.index import index
+from ftrace.commands import (
+    attribute,
+    causal_trace,
+    counterfactual,
+    evaluate,
+    fit,
+    index,
+    learned_when,
+    search,
+    tail_patch,
+)
 from ftrace.commands.ledger import show_ledger
 from ftrace.data import SynthSettings, write_synth
 from ftrace.named_configs import ConfigFileOrName
@@ -34,50 +43,43 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=True, dest="command")
     for name, description in fit.SUBCOMMANDS.items():  # listed for --help: main() hands them to LightningCLI
         commands.add_subcommand(name, ArgumentParser(description=description), help=description)
-    for name, function in _COMMANDS.items():
+    for name, (function, add_arguments) in _COMMANDS.items():
         assert function.__doc__ is not None
         command = ArgumentParser(description=function.__doc__.splitlines()[0], exit_on_error=False)
         command.add_argument(
             "--config", action=ConfigFileOrName, help="A YAML file with any of these options, or a recipe's name."
         )
-        if name == "synth":
-            command.add_argument("--output_path", type=str, required=True, help="Folder to write the data set to.")
-            command.add_class_arguments(SynthSettings)
-        elif name == "evaluate":
-            evaluate.add_arguments(command)
-        elif name == "ledger":
-            command.add_argument("store", type=str, help="Folder of the score store.")
-            command.add_function_arguments(function, skip={"store"})
-        elif name == "learned-when":
-            learned_when.add_arguments(command)
-        elif name == "search":
-            search.add_arguments(command)
-        elif name == "causal-trace":
-            causal_trace.add_arguments(command)
-        elif name == "tail-patch":
-            tail_patch.add_arguments(command)
-        elif name == "counterfactual":
-            counterfactual.add_arguments(command)
-        elif name == "attribute":
-            attribute.add_arguments(command)
-        else:
-            command.add_function_arguments(function)
+        add_arguments(command)
         commands.add_subcommand(name, command)
     return parser
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "synth": synth,
-    "attribute": attribute.attribute,
-    "evaluate": evaluate.command,
-    "index": index,
-    "search": search.search,
-    "counterfactual": counterfactual.leave_out_and_compare,
-    "causal-trace": causal_trace.command,
-    "ledger": show_ledger,
-    "learned-when": learned_when.compare_by_learned_step,
-    "tail-patch": tail_patch.patch_stores,
-    "study": study,
+def _add_synth(command: ArgumentParser) -> None:
+    command.add_argument("--output_path", type=str, required=True, help="Folder to write the data set to.")
+    command.add_class_arguments(SynthSettings)
+
+
+def _add_ledger(command: ArgumentParser) -> None:
+    command.add_argument("store", type=str, help="Folder of the score store.")
+    command.add_function_arguments(show_ledger, skip={"store"})
+
+
+def _add_study(command: ArgumentParser) -> None:
+    command.add_function_arguments(study)
+
+
+_COMMANDS: dict[str, tuple[Callable[..., None], Callable[[ArgumentParser], None]]] = {
+    "synth": (synth, _add_synth),
+    "attribute": (attribute.command, attribute.add_arguments),
+    "evaluate": (evaluate.command, evaluate.add_arguments),
+    "index": (index.command, index.add_arguments),
+    "search": (search.command, search.add_arguments),
+    "counterfactual": (counterfactual.command, counterfactual.add_arguments),
+    "causal-trace": (causal_trace.command, causal_trace.add_arguments),
+    "ledger": (show_ledger, _add_ledger),
+    "learned-when": (learned_when.command, learned_when.add_arguments),
+    "tail-patch": (tail_patch.command, tail_patch.add_arguments),
+    "study": (study, _add_study),
 }
 
 
@@ -98,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> int:
             output_path = options.pop("output_path")
             synth(output_path, SynthSettings(**vars(options)))
         else:
-            _COMMANDS[name](**vars(options))
+            _COMMANDS[name][0](**vars(options))
     except (ArgumentError, ValueError, OSError) as error:
         print(f"ftrace {name}".strip() + f": {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -34,7 +34,7 @@ def test_help_and_print_config(command: str, capsys: pytest.CaptureFixture[str])
     assert "--config" in capsys.readouterr().out
     given = {
         "synth": ["--output_path=x"], "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
-        "tail-patch": ["--store=x"],
+        "tail-patch": ["x"],
         "counterfactual": ["--run=x"], "index": ["--run=x"], "search": ["--index=x"],
     }  # fmt: skip
     assert code(command, *given[command], "--print_config") == 0

@@ -16,6 +16,7 @@ from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task, WhichSnapshots
 from ftrace.index import (
     OLD_OPTIONS,
+    OLD_SEARCH_OPTIONS,
     FeatureSettings,
     GradientIndex,
     IndexSettings,
@@ -65,7 +66,7 @@ class TrackStar(AttributionMethod):
     """
 
     name: ClassVar[str] = "trackstar"
-    renamed_options: ClassVar[Mapping[str, str]] = {**OLD_OPTIONS, "correct_queries": "precondition_queries"}
+    renamed_options: ClassVar[Mapping[str, str]] = {**OLD_OPTIONS, **OLD_SEARCH_OPTIONS}
 
     index: str | None = None
     snapshots: Literal["last", "first"] | int = "last"

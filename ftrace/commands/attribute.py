@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +13,26 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
-from ftrace.runs import Run
+from ftrace.commands.options import ProcessSettings, number_of_bytes, take
+from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
+from ftrace.runs import Run, newest_run
 from ftrace.scores import ScoreStore, check_replaceable
-
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments, and say which methods there are."""
     lines = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in known_methods().items())
     command.description = f"{command.description} METHODS: " + " ".join(f"{name}: {line}" for name, line in lines)
-    command.add_function_arguments(attribute)
+    command.add_function_arguments(attribute, skip={"choice", "processes"})
+    command.add_class_arguments(QueryChoice)
+    command.set_defaults({"queries": ALL_QUERIES.queries})
+    command.add_class_arguments(ProcessSettings)
+
+
+def command(**options: Any) -> None:
+    """Score training examples for queries with one method, over a finished run."""
+    choice, processes = take(QueryChoice, options), take(ProcessSettings, options)
+    attribute(**options, choice=choice, processes=processes)
 
 
 def attribute(
@@ -31,10 +40,8 @@ def attribute(
     run: str,
     output_dir: str | None = None,
     candidates: Literal["all", "pool"] = "all",
-    queries: Literal["all", "learned"] = "all",
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    strategy: str = "auto",
+    choice: QueryChoice = ALL_QUERIES,
+    processes: ProcessSettings = ProcessSettings(),  # noqa: B008
     memory_budget: int | str = "2GiB",
     batch_size: int | None = None,
 ) -> None:
@@ -47,19 +54,17 @@ def attribute(
         output_dir: Where the score store goes; default: a folder named after the method, in the run's. What is
             unfinished is kept in OUTPUT_DIR-partial, and the same command goes on with it.
         candidates: Score "all" training examples, or only those in the "pool" of any of the queries.
-        queries: For "all" queries, or those "learned" by the end of training.
-        accelerator: Lightning's, such as "cpu" or "gpu".
-        devices: How many processes share the work.
-        strategy: Lightning's, such as "ddp".
+        choice: For which queries.
+        processes: Which processes share the work.
         memory_budget: What a method may hold of the queries at a time, such as "500MiB". Scores don't depend on it.
         batch_size: Examples of a batch; default: as the run's.
     """
-    of_run = Run(run)
+    of_run = Run(newest_run(run))
     folder = Path(output_dir) if output_dir else of_run.folder / method.name
     check_replaceable(folder)
-    settings = {"accelerator": accelerator, "devices": devices, "strategy": strategy, "batch_size": batch_size}
-    budget = memory_budget if isinstance(memory_budget, int) else bytes_of(memory_budget)
-    task = make_task(of_run, folder, candidates, queries, memory_budget=budget, **settings)
+    budget = number_of_bytes("memory_budget", memory_budget)
+    settings = {**asdict(processes), "memory_budget": budget, "batch_size": batch_size}
+    task = make_task(of_run, folder, candidates, choice, **settings)
     store = method.score(task)
     say = rank_zero_only(Console().print)
     say(f"Wrote scores ({', '.join(store.kinds)}) to {folder}", soft_wrap=True)
@@ -69,38 +74,35 @@ def make_task(
     run: Run,
     output_dir: Path,
     candidates: Literal["all", "pool"] = "all",
-    queries: Literal["all", "learned"] = "all",
+    choice: QueryChoice = ALL_QUERIES,
     **settings: Any,
 ) -> Task:
-    """A run's examples and queries, as methods get them.
+    """Make a method's task of a run's examples and queries.
 
     Args:
         run: The run.
         output_dir: Where the store goes.
         candidates: As :func:`attribute`.
-        queries: As :func:`attribute`.
+        choice: As :func:`attribute`.
         settings: More fields of :class:`Task`.
     """
     try:
         snapshots = run.snapshots
     except ValueError:  # not every method reads them
         snapshots = []
-    learned = np.array(run.learned_queries(), np.int64) if queries == "learned" else None
-    if learned is not None and not len(learned):
-        raise ValueError("queries: expected some to be learned, found none. Train for longer, or --queries all")
+    query_ids = choice.ids(run)
     pool = None
     if candidates == "pool":
-        asked = None if queries == "learned" else run.data.query_rows["query_id"]  # None: the learned ones
-        pool = np.unique(run.candidate_pools(query_ids=asked).example_ids)
+        pool = np.unique(run.candidate_pools(query_ids=query_ids.tolist()).example_ids)
     return Task(
         run.data,
         output_dir,
         snapshots,
         run.model_at,
         pool,
-        learned,
+        query_ids,
         run.folder,
-        manifest={"candidates": candidates, "queries": queries},
+        manifest={"candidates": candidates, **choice.facts()},
         **settings,
     )
 
@@ -111,7 +113,7 @@ def run_method(name: str, run: Run, output_dir: Path) -> ScoreStore:
 
 
 def with_class_paths(arguments: Sequence[str]) -> list[str]:
-    """Arguments of ``ftrace attribute`` with methods' short names replaced by their class paths.
+    """Replace the short names of methods by their class paths, in arguments of ``ftrace attribute``.
 
     Raises:
         ValueError: If a name is neither known nor a class path.
@@ -122,16 +124,16 @@ def with_class_paths(arguments: Sequence[str]) -> list[str]:
     """
     if "attribute" not in arguments[:1]:
         return list(arguments)
-    found: list[str] = []
+    replaced: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
         if option in _NAMING and equals:
-            found.append(f"{option}={_class_path(value)}")
-        elif found and found[-1] in _NAMING and not argument.startswith("-"):
-            found.append(_class_path(argument))
+            replaced.append(f"{option}={_class_path(value)}")
+        elif replaced and replaced[-1] in _NAMING and not argument.startswith("-"):
+            replaced.append(_class_path(argument))
         else:
-            found.append(argument)
-    return found
+            replaced.append(argument)
+    return replaced
 
 
 _NAMING = ("--method", "--method.help")
@@ -143,19 +145,3 @@ def _class_path(name: str) -> str:
         return name
     kind = find_method(name)
     return f"{'ftrace.attribution' if kind.__module__.startswith('ftrace.') else kind.__module__}.{kind.__qualname__}"
-
-
-def bytes_of(text: str) -> int:
-    """A number of bytes from a text.
-
-    Raises:
-        ValueError: If it is none.
-
-    Example:
-        >>> bytes_of("1.5GiB"), bytes_of("4096")
-        (1610612736, 4096)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or match.group(2) not in ("", *_UNITS):
-        raise ValueError(f"memory_budget: expected a number of bytes such as 500MiB or 2GiB, found {text!r}")
-    return int(float(match.group(1)) * _UNITS.get(match.group(2), 1))

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -40,6 +40,8 @@ from ftrace.causal import (
 from ftrace.causal.mediators import Mediator, make_cell
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
+from ftrace.commands.options import ProcessSettings, take
+from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
@@ -57,7 +59,6 @@ from ftrace.runs import Run, newest_run
 from ftrace.scores import ScoreStore
 
 _MOST_LISTED = 12
-_SETTINGS = tuple(field.name for field in fields(CausalSettings))
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,19 @@ def add_arguments(command: ArgumentParser) -> None:
     for name, known in (("mediators", MEDIATORS), ("stacks", get_args(Stack))):
         command.add_argument(f"--{name}", nargs="+", choices=known, help=f"Some of {', '.join(known)}; default: all.")
     command.add_class_arguments(CausalSettings, skip={"mediators", "stacks"})
-    command.add_function_arguments(causal_trace, skip={"settings"})
+    command.add_function_arguments(causal_trace, skip={"settings", "choice", "processes"})
+    command.add_class_arguments(QueryChoice)
+    command.set_defaults({"queries": ALL_QUERIES.queries})
+    command.add_class_arguments(ProcessSettings)
 
 
 def command(**options: Any) -> None:
     """Trace where in a model facts live: clean, corrupted and restored runs, as Meng et al. (2022)."""
-    settings = {name: options.pop(name) for name in _SETTINGS}
-    lists = {name: None if settings[name] is None else tuple(settings[name]) for name in ("mediators", "stacks")}
-    causal_trace(CausalSettings(**{**settings, **lists}), **options)
+    for name in ("mediators", "stacks"):
+        options[name] = None if options[name] is None else tuple(options[name])
+    settings, choice = take(CausalSettings, options), take(QueryChoice, options)
+    processes = take(ProcessSettings, options)
+    causal_trace(settings, **options, choice=choice, processes=processes)
 
 
 def causal_trace(
@@ -103,16 +109,13 @@ def causal_trace(
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
     noise: NoiseSettings = NoiseSettings(),  # noqa: B008
     layouts: dict[Stack, ModelLayout] | None = None,
-    sample: int | None = None,
-    seed: int = 0,
+    choice: QueryChoice = ALL_QUERIES,
     outcome: Outcome = "probability",
     scores: str | None = None,
     join: JoinSettings = JoinSettings(),  # noqa: B008
     pictures: int = 8,
     effects_csv: bool = True,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    strategy: str = "auto",
+    processes: ProcessSettings = ProcessSettings(),  # noqa: B008
 ) -> None:
     """Trace where in a model facts live; killed and given again, it goes on.
 
@@ -128,31 +131,29 @@ def causal_trace(
         dtype: Of a pretrained model's weights; default: as they are stored.
         noise: How subjects are corrupted.
         layouts: Names of modules, by stack, for models that none are known for.
-        sample: Trace this many prompts, by a seeded shuffle.
-        seed: Of the sample and of bootstrap intervals.
+        choice: Which of the run's queries; of a file of prompts, how many to sample. Its seed is also that of bootstrap
+            intervals.
         outcome: What pictures and the table show. Files have all outcomes.
         scores: FOLDER[:KIND] of a score store of the run's queries, broken down by layer, such as online:learning, to
             set beside where facts live which layers they were written in, and who wrote them.
         join: How scores are joined.
         pictures: How many prompts to draw one by one.
         effects_csv: Whether to write every cell of every prompt to effects.csv.
-        accelerator: Lightning's, such as "cpu" or "gpu".
-        devices: How many processes share the prompts.
-        strategy: Lightning's, such as "ddp".
+        processes: Which processes share the prompts.
     """
     if pictures < 0:
         raise ValueError(f"pictures: expected at least 0, found {pictures}")
     traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
     store, join = _scores(traced.run, prompts, scores, join, settings)
-    chosen = _prompts(traced.run, prompts, sample, seed)
+    chosen = _prompts(traced.run, prompts, choice)
     folder = Path(output_dir) if output_dir else traced.folder
     as_trained = traced.run is not None
     task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
     if store is not None:
         _check_joinable(store, chosen, join, task)
     with _quiet():
-        traces = trace_prompts(task, accelerator, devices, strategy)
-    shown = _Shown(outcome, pictures, seed, effects_csv)
+        traces = trace_prompts(task, **asdict(processes))
+    shown = _Shown(outcome, pictures, choice.seed, effects_csv)
     _finish(task, traces, shown, traced.run, store, join)
 
 
@@ -244,18 +245,22 @@ def _subject(
     return _Subject(loaded.eval(), words, None, Path("runs", "causal", re.sub(r"[^\w.-]+", "-", model).strip("-")))
 
 
-def _prompts(run: Run | None, file: str | None, sample: int | None, seed: int) -> list[FactPrompt]:
+def _prompts(run: Run | None, file: str | None, choice: QueryChoice) -> list[FactPrompt]:
     if file is not None:
-        found = read_prompts(Path(file))
+        if choice.queries == "learned" or choice.rule is not None:
+            raise ValueError("queries: expected a run's own queries to choose the learned ones of, found a file")
+        prompts = read_prompts(Path(file))
     else:
         assert run is not None
-        found = prompts_of_queries(run.data)
-    if sample is None:
-        return found
-    if sample < 1:
-        raise ValueError(f"sample: expected at least 1, found {sample}")
-    drawn = set(seeded_sample(list(range(len(found))), sample, seed))
-    return [prompt for place, prompt in enumerate(found) if place in drawn]
+        prompts = prompts_of_queries(run.data)
+    if choice.queries == "learned":
+        assert run is not None
+        learned = set(replace(choice, sample=None).ids(run).tolist())
+        prompts = [prompt for prompt in prompts if prompt.query_id in learned]
+    if choice.sample is None:
+        return prompts
+    drawn = set(seeded_sample(range(len(prompts)), choice.sample, choice.seed))
+    return [prompt for position, prompt in enumerate(prompts) if position in drawn]
 
 
 def _check_joinable(store: ScoreStore, prompts: Sequence[FactPrompt], join: JoinSettings, task: TraceTask) -> None:

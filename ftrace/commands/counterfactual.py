@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from ftrace.commands.stores import open_stores
+from ftrace.commands.options import take
+from ftrace.commands.query_choice import QueryChoice
+from ftrace.commands.stores import add_stores, open_stores_of_run
 from ftrace.evaluation import EvaluatedQueries, seeded_sample
 from ftrace.evaluation.counterfactual import (
     Counterfactual,
@@ -29,24 +31,26 @@ from ftrace.evaluation.counterfactual import (
 from ftrace.evaluation.counterfactual.subsets import Unit
 from ftrace.evaluation.stores import check_store
 from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
-from ftrace.runs import Run
 
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: stores and numbers of examples without brackets."""
-    command.add_argument(
-        "stores",
-        nargs="*",
-        type=str,
-        default=[],
-        help="Folders of score stores; with --run, their names in it. Without any, there is only the ceiling.",
-    )
+    add_stores(command, "Without any, there is only the ceiling.", required=False)
     for name, what in (("k", "each query's top K examples"), ("facts", "all rows that state a fact of its top K")):
         command.add_argument(
             f"--leave_out_{name}", nargs="+", type=int, default=[], metavar="K",
             help=f"Retrain without {what}, for each of these K.",
         )  # fmt: skip
-    command.add_function_arguments(leave_out_and_compare, skip={"stores", "leave_out_k", "leave_out_facts"})
+    command.add_function_arguments(
+        leave_out_and_compare, skip={"stores", "run", "leave_out_k", "leave_out_facts", "choice"}
+    )
+    command.add_class_arguments(QueryChoice)
+
+
+def command(**options: Any) -> None:
+    """Do scores predict what happens without some training data? Retrains, and compares: LDS and leave-out."""
+    choice = take(QueryChoice, options)
+    leave_out_and_compare(**options, choice=choice)
 
 
 def leave_out_and_compare(
@@ -58,50 +62,42 @@ def leave_out_and_compare(
     seeds: int = 1,
     ceiling_subsets: int = 30,
     budget: Budget = "epochs",
-    queries: Literal["learned", "all"] = "learned",
+    choice: QueryChoice = QueryChoice(),  # noqa: B008
     leave_out_k: Sequence[int] = (),
     leave_out_facts: Sequence[int] = (),
     leave_out_queries: int = 8,
     jobs: int = 1,
-    seed: int = 0,
     output_dir: str | None = None,
 ) -> None:
     """Do scores predict what happens without some training data? Retrains, and compares: LDS and leave-out.
 
     Args:
         stores: Folders of score stores.
-        run: The log folder of the run that they belong to; default: the folder that the first store is in.
+        run: The run that they belong to; default: the folder that the first store is in.
         subsets: On how many random subsets of its training rows to retrain the run's model.
         unit: What a subset leaves out: whole facts (each "fact" with all rows that state it), or single rows ("row").
         keep: Which share of the facts, or of the rows, a subset keeps.
         seeds: How often to train on the first subsets, each time in another order: 2 or more tell the noise ceiling.
         ceiling_subsets: How many subsets these are.
         budget: Train for as many "epochs" as the run, so in fewer steps; or for as many "steps".
-        queries: Which queries to predict: those that the run has "learned", or "all".
+        choice: Which queries to predict. Its seed is also that of subsets, of the rows' order, of queries and random
+            rows, and of resampling.
         leave_out_k: Retrain without each query's top k examples, for each of these k.
         leave_out_facts: Retrain without all rows that state a fact of its top k, for each of these k.
         leave_out_queries: For how many queries, by a seeded shuffle.
         jobs: How many processes. Of several, each gets its share of the cores, or what OMP_NUM_THREADS says.
-        seed: Of subsets, of the rows' order, of queries and random rows, and of resampling.
         output_dir: Where tables and retrainings go; what is retrained there is not retrained again. Default:
             "counterfactual-fact" or "counterfactual-row" in the run's folder.
     """
+    seed = choice.seed
     for name, number, least in (
         ("subsets", subsets, 3), ("seeds", seeds, 1), ("ceiling_subsets", ceiling_subsets, 3), ("jobs", jobs, 1),
         ("seed", seed, 0),
     ):  # fmt: skip
         if number < least:
             raise ValueError(f"{name}: expected at least {least}, found {number}")
-    if not stores and run is None:
-        raise ValueError("expected score stores or --run, found neither")
-    of_run = Run(run if run is not None else Path(stores[0]).resolve().parent)
-    opened = open_stores(stores, of_run.folder if run is not None else None)
-    asked = of_run.queries(seed)
-    if queries == "learned":
-        learned = of_run.learned()
-        asked = asked.among(learned.query_ids, str(learned))
-    if not len(asked):
-        raise ValueError("expected at least one query, found none. Train for longer, or take --queries all")
+    of_run, opened = open_stores_of_run(stores, run)
+    asked = choice.evaluated(of_run)
     num_rows = len(of_run.data.train_rows)
     for store in opened.values():
         check_store(store, asked.query_ids, num_rows)  # before hours of training
@@ -119,25 +115,25 @@ def leave_out_and_compare(
     settings = {"run": retrainer.key, "unit": unit, "keep": keep, "budget": budget, "seed": seed}
     claim_folder(folder, settings)
     on_subsets = [_subset(is_kept, index, 0, seed) for index in range(subsets)]
-    wanted = [*on_subsets, *[one for training in again for one in training]]
+    wanted = [*on_subsets, *[retraining for training in again for retraining in training]]
     wanted += [without(()), *left_out] if plans else []
     outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
-    losses = {one.name: outcome.losses for one, outcome in zip(wanted, outcomes, strict=True)}
+    losses = {retraining.name: outcome.losses for retraining, outcome in zip(wanted, outcomes, strict=True)}
 
-    places = {query: place for place, query in enumerate(of_run.data.query_rows["query_id"])}
-    columns = [places[query] for query in asked.query_ids.tolist()]
-    found = Subsets(
+    positions = {query: position for position, query in enumerate(of_run.data.query_rows["query_id"])}
+    columns = [positions[query] for query in asked.query_ids.tolist()]
+    random_subsets = Subsets(
         is_kept,
-        np.array([losses[one.name][columns] for one in on_subsets]),
-        np.array([[losses[one.name][columns] for one in training] for training in again]),
+        np.array([losses[retraining.name][columns] for retraining in on_subsets]),
+        np.array([[losses[retraining.name][columns] for retraining in training] for training in again]),
         asked,
     )
     console = Console()
     result = Counterfactual(
         {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
-        asked, datamodelling_scores(opened, found), reliability(found),
-        sample, _left_out(plans, sample, losses, places), seed, found.num_ranked,
-        found.not_finite,
+        asked, datamodelling_scores(opened, random_subsets), reliability(random_subsets),
+        sample, _left_out(plans, sample, losses, positions), seed, random_subsets.num_ranked,
+        random_subsets.not_finite,
     )  # fmt: skip
     files = write_counterfactual(result, folder)
     console.print(render_counterfactual(result))
@@ -153,23 +149,23 @@ def _left_out(
     plans: Mapping[str, Sequence[LeftOut]],
     queries: EvaluatedQueries,
     losses: Mapping[str, np.ndarray],
-    places: Mapping[int, int],
+    positions: Mapping[int, int],
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """What came of leaving out what was planned.
+    """Gather the effects of leaving out what was planned.
 
     Args:
         plans: What is left out for each row, by table.
         queries: The queries.
         losses: All queries' losses by the name of the retraining.
-        places: Where each query is among all.
+        positions: Each query's position among all, by its id.
     """
-    own = [places[query] for query in queries.query_ids.tolist()]
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    columns = [positions[query] for query in queries.query_ids.tolist()]
+    by_plan: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for what, plan in plans.items():
-        before = losses[without(()).name][own]
-        found[what] = {}
+        before = losses[without(()).name][columns]
+        by_plan[what] = {}
         for row in plan:
             names = [without(examples).name for examples in row.examples]
-            after = np.array([losses[name][place] for name, place in zip(names, own, strict=True)])
-            found[what][row.row] = effects(before, after, row, queries)
-    return found
+            after = np.array([losses[name][column] for name, column in zip(names, columns, strict=True)])
+            by_plan[what][row.row] = effects(before, after, row, queries)
+    return by_plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.commands.evaluate_results import compare_results, names_of_results
-from ftrace.commands.stores import open_stores
-from ftrace.evaluation import seeded_sample
-from ftrace.evaluation.learned import Rule
+from ftrace.commands.options import take
+from ftrace.commands.query_choice import QueryChoice
+from ftrace.commands.stores import add_stores, open_stores, open_stores_of_run
 from ftrace.evaluation.options import known_name
 from ftrace.evaluation.queries import Half
 from ftrace.evaluation.results.metrics import ResultsBy
@@ -34,42 +34,30 @@ from ftrace.evaluation.retrieval import (
 )
 from ftrace.evaluation.retrieval.breakdowns import By
 from ftrace.evaluation.stores import row_name
-from ftrace.runs import Run
+from ftrace.runs import Run, newest_run
 from ftrace.scores import ScoreStore
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What is evaluated on what.
-
-    Args:
-        pool: What examples are ranked among: "all" training examples, or "candidates": each query's candidate pool.
-        pools: How many candidates come from where.
-        queries: "learned" by the end of training, or "all".
-        rule: What learned is: "paper", right at the last snapshot and not among the best three of a beam search at the
-            first; "last", right at the last snapshot, greedily. Default: "paper", or "last" for a single snapshot.
-        sample: Take this many queries, by a seeded shuffle.
-        level: "row", or "sentence": variants of one sentence are one candidate. Default: "sentence" where the data
-            knows its sentences.
-        seed: Of the sample, of the halves of the queries, and of resampling.
-    """
+class Protocol(QueryChoice):
+    """The options that decide what is evaluated on what."""
 
     pool: Literal["all", "candidates"] = "all"
+    """What examples are ranked among: "all" training examples, or "candidates": each query's candidate pool."""
     pools: PoolSettings = field(default_factory=PoolSettings)
-    queries: Literal["learned", "all"] = "learned"
-    rule: Rule | None = None
-    sample: int | None = None
+    """How many candidates come from where."""
     level: Literal["row", "sentence"] | None = None
-    seed: int = 0
+    """"row", or "sentence": variants of one sentence are one candidate. Default: "sentence" where the data knows its
+    sentences."""
 
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores, several runs and several choices without brackets."""
-    command.add_argument(
-        "stores", nargs="+", type=str,
-        help="Folders of score stores (with --run or --runs, their names in it), or files of results (.jsonl, "
-        ".jsonl.gz), to which only --precision_at, --against, --by, --seed and --output_dir apply.",
-    )  # fmt: skip
+    add_stores(
+        command,
+        "Or files of results (.jsonl, .jsonl.gz), to which only --precision_at, --against, --by, --seed and "
+        "--output_dir apply.",
+    )
     command.add_argument("--runs", nargs="+", type=str, help="Log folders of several runs, such as of several seeds.")
     command.add_argument(
         "--choose", nargs="+", type=str, metavar="[PATTERN:]METRIC",
@@ -86,12 +74,12 @@ def add_arguments(command: ArgumentParser) -> None:
         help='Also print the metrics by "relation", or by number of "proponents"; of files of results, by "query_set", '
         '"relation" or "c4_frequency_bucket".',
     )  # fmt: skip
-    command.add_function_arguments(evaluate_stores, skip={"stores", "runs", "choose", "protocol", "by"})
+    command.add_function_arguments(evaluate_stores, skip={"stores", "run", "runs", "choose", "protocol", "by"})
 
 
 def command(stores: Sequence[str], precision_at: Sequence[int] | None = None, **options: Any) -> None:
     """Compare score stores, or files of results: one table, all rows on the same queries."""
-    protocol = Protocol(**{name: options.pop(name) for name in Protocol.__dataclass_fields__})
+    protocol = take(Protocol, options)
     if names_of_results(stores):
         _hold_for_results(protocol, options)
         shared = {name: options[name] for name in ("against", "by", "output_dir")}
@@ -111,7 +99,8 @@ def _hold_for_results(protocol: Protocol, options: Mapping[str, Any]) -> None:
         ValueError: If there are any.
     """
     defaults = Protocol(seed=protocol.seed)
-    given = [name for name in Protocol.__dataclass_fields__ if getattr(protocol, name) != getattr(defaults, name)]
+    names = [field.name for field in fields(Protocol)]
+    given = [name for name in names if getattr(protocol, name) != getattr(defaults, name)]
     given += [name for name in ("run", "runs", "choose", "half") if options[name]]
     if given:
         raise ValueError(f"{given[0]}: expected score stores, found files of results, to which it doesn't apply")
@@ -134,7 +123,7 @@ def evaluate_stores(
     Args:
         stores: Folders of score stores; with ``run`` or ``runs``, also their names in that folder.
         protocol: What is evaluated on what.
-        run: The log folder of the run that they belong to; default: the folder that the first store is in.
+        run: The run that they belong to; default: the folder that the first store is in.
         runs: Log folders of several runs, such as of several seeds.
         choose: Families of rows to choose the best of.
         half: Which half of the queries to report: "all", "development" or "report".
@@ -150,25 +139,20 @@ def evaluate_stores(
         )
     if runs and run:
         raise ValueError("expected one of run and runs, found both")
-    folders = [Path(one) for one in runs or [run or str(Path(stores[0]).resolve().parent)]]
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError(f"runs: expected each run once, found {list(runs or ())}")
-    opened = [open_stores(stores, folder if runs or run else None, only_in_run=bool(runs)) for folder in folders]
-    of_runs = [Run(folder) for folder in folders]
-    kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0].items()}
+    opened = _open_runs(stores, runs) if runs else [open_stores_of_run(stores, run)]
+    kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0][1].items()}
     chosen_from = families(choose or (), kinds)
     if against is not None:
         rows = [row for of_store in kinds.values() for row in of_store]
         known_name(against, [*rows, *[family.row for family in chosen_from]], "against")
-    evaluation = over_runs(compare(one, of_run, protocol) for one, of_run in zip(opened, of_runs, strict=True))
+    evaluation = over_runs(compare(of_run_stores, of_run, protocol) for of_run, of_run_stores in opened)
     if chosen_from:
         evaluation = choose_best(evaluation, chosen_from)
     elif half:
         evaluation = evaluation.in_half(half)
-    evaluation = replace(
-        evaluation, against=against, published=published_for(of_runs[0].data) if published else ()
-    )  # fmt: skip
-    folder = of_runs[0].folder.resolve().parent if len(of_runs) > 1 else of_runs[0].folder
+    first = opened[0][0]
+    evaluation = replace(evaluation, against=against, published=published_for(first.data) if published else ())
+    folder = first.folder.resolve().parent if len(opened) > 1 else first.folder
     default = folder / ("evaluation" if protocol.pool == "all" else "evaluation-candidates")
     console = Console()
     console.print(render_table(evaluation))
@@ -177,6 +161,14 @@ def evaluate_stores(
         console.print(render_breakdown(evaluation, breakdown(evaluation, by)))
     files = write_tables(evaluation, Path(output_dir) if output_dir else default)
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
+
+
+def _open_runs(stores: Sequence[str], runs: Sequence[str]) -> list[tuple[Run, dict[str, ScoreStore]]]:
+    """Open the stores of several runs, which must be in each run's folder."""
+    folders = [newest_run(run) for run in runs]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"runs: expected each run once, found {list(runs)}")
+    return [(Run(folder), open_stores(stores, folder, only_in_run=True)) for folder in folders]
 
 
 def compare(stores: Mapping[str, ScoreStore], run: Run, protocol: Protocol = Protocol()) -> Evaluation:
@@ -190,18 +182,7 @@ def compare(stores: Mapping[str, ScoreStore], run: Run, protocol: Protocol = Pro
     Raises:
         ValueError: If there is no query to evaluate, or a store lacks a query or a candidate.
     """
-    queries = run.queries(protocol.seed)
-    if protocol.queries == "learned":
-        learned = run.learned(protocol.rule)
-        queries = queries.among(learned.query_ids, str(learned))
-    if protocol.sample is not None:
-        sample = seeded_sample(queries.query_ids.tolist(), protocol.sample, protocol.seed)
-        queries = queries.among(sample, f"a sample of {len(queries)}: {queries.description}")
-    if not len(queries):
-        raise ValueError(
-            f"expected at least one query to evaluate, found none ({queries.description}). Train for longer, or take "
-            "--queries all"
-        )
+    queries = protocol.evaluated(run)
     sentence_ids = run.data.sentence_ids
     if protocol.level == "sentence" and sentence_ids is None:
         raise ValueError(f"level: expected rows that know their sentence, but {run.data.data_path} has no sentence_id")

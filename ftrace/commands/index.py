@@ -8,25 +8,27 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
-from ftrace.commands.attribute import bytes_of
+from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
 from ftrace.data import FactCorpus, FactData
 from ftrace.index import (
-    Entries,
+    OLD_OPTIONS,
     FeatureSettings,
     GradientFeatures,
     GradientIndex,
     GradientRows,
     IndexPlan,
     IndexSettings,
+    PreconditionerKind,
     Rows,
     Shard,
     as_dtype,
@@ -35,9 +37,43 @@ from ftrace.index import (
     write_shard,
 )
 from ftrace.models import Output
-from ftrace.runs import Run
+from ftrace.renamed import use_new_names
+from ftrace.runs import Run, newest_run
 
 _MEASURED_SECONDS = 5.0
+_Preconditioner = Literal["auto"] | PreconditionerKind
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments: those of its settings as its own."""
+    command.add_function_arguments(index, skip={"settings", "processes", "may_lack_moments"})
+    command.add_class_arguments(FeatureSettings, skip={"preconditioner"})
+    command.add_argument(
+        "--preconditioner", type=_Preconditioner, default="auto",
+        help='What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer\'s '
+        'second moments; "elementwise", their root as it is, which forms each example\'s gradient of each weight; '
+        '"none"; "auto", rank-one where the snapshot has second moments.',
+    )  # fmt: skip
+    command.add_class_arguments(IndexSettings, skip={"features", "shard_bytes"})
+    command.add_argument(
+        "--shard_bytes", type=int | str, default="256MiB",
+        help='How large a file of rows becomes, about, such as "1GiB".',
+    )  # fmt: skip
+    command.add_class_arguments(ProcessSettings)
+    add_old_names(command, {"side": int, "groups": int, "correction": _Preconditioner})
+
+
+def command(**options: Any) -> None:
+    """Write the gradient index of a corpus at one snapshot of a run; killed and given again, it goes on."""
+    defaults = {**asdict(FeatureSettings()), "preconditioner": "auto"}
+    options = use_new_names("ftrace index", options, OLD_OPTIONS, defaults)
+    may_lack_moments = options["preconditioner"] == "auto"
+    if may_lack_moments:
+        options["preconditioner"] = FeatureSettings.preconditioner
+    options["shard_bytes"] = number_of_bytes("shard_bytes", options["shard_bytes"])
+    settings = replace(take(IndexSettings, options), features=take(FeatureSettings, options))
+    processes = take(ProcessSettings, options)
+    index(**options, settings=settings, processes=processes, may_lack_moments=may_lack_moments)
 
 
 def index(
@@ -45,91 +81,64 @@ def index(
     snapshot: Literal["last", "first"] | int = "last",
     output_dir: str | None = None,
     corpus: list[str] | None = None,
-    projection_side: int = 16,
-    layout: Literal["pooled", "layer", "parameter"] = "pooled",
-    layer_groups: int = 8,
-    parameters: list[str] | None = None,
-    preconditioner: Literal["auto", "rank-one", "elementwise", "none"] = "auto",
-    entries: Entries = "gaussian",
+    settings: IndexSettings = IndexSettings(),  # noqa: B008
     output: Output = "loss",
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    shard_bytes: int | str = "256MiB",
-    sample: int = 10_000,
-    seed: int = 0,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    strategy: str = "auto",
+    processes: ProcessSettings = ProcessSettings(),  # noqa: B008
     batch_size: int | None = None,
     plan: float | None = None,
     plan_hours: float = 24.0,
     check: bool = False,
+    may_lack_moments: bool = False,
 ) -> None:
     """Write the gradient index of a corpus at one snapshot of a run; killed and given again, it goes on.
 
     Args:
-        run: The run's log folder.
+        run: The run's log folder, or the folder that its versions are in: the newest is taken.
         snapshot: "last", "first", or a step.
         output_dir: The index's folder; default: index-step-STEP in the run's.
         corpus: Files of examples, as FactCorpus reads training rows; default: the run's training rows.
-        projection_side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
-        layout: Which weights share a block: "pooled", attention and MLP weights of consecutive layers in groups each;
-            "layer"; "parameter".
-        layer_groups: Of the layout "pooled".
-        parameters: Globs over parameter names; default: the matrices in the model's numbered blocks.
-        preconditioner: What gradients are divided by: "rank-one", the root of the closest outer product to the
-            optimizer's second moments; "elementwise", their root as it is; "none"; "auto",
-            rank-one where the snapshot has any.
-        entries: Of the projection: "gaussian" or "rademacher".
+        settings: What the index is.
         output: What is differentiated: "loss", "margin" or "logit".
-        dtype: Of rows on disk.
-        shard_bytes: How large a file of rows becomes, about, such as "1GiB".
-        sample: Examples, drawn at random, that the autocorrelation R is taken of.
-        seed: Of the projection and of that sample.
-        accelerator: Lightning's, such as "cpu" or "gpu".
-        devices: How many processes share the work.
-        strategy: Lightning's, such as "ddp".
+        processes: Which processes share the work.
         batch_size: Examples of a batch; default: as the run's.
         plan: Write nothing; say what an index of so many examples takes, by rates that are measured for some seconds.
         plan_hours: Within which the planned index is to be written.
         check: Write nothing; read all of the index in OUTPUT_DIR, and hold it against its checksums.
+        may_lack_moments: Whether gradients at a snapshot without second moments are left as they are; otherwise that is
+            an error.
     """
-    of_run = Run(run)
+    of_run = Run(newest_run(run))
     if check and output_dir:
         check_index(GradientIndex(output_dir))
         return
     data: FactData = of_run.data if corpus is None else corpus_of(of_run, corpus)
     base = Task(
-        data, of_run.folder, of_run.snapshots, of_run.model_at, None, None, of_run.folder, accelerator, devices,
-        strategy, batch_size=batch_size,
+        data, of_run.folder, of_run.snapshots, of_run.model_at, run_dir=of_run.folder, batch_size=batch_size,
+        **asdict(processes),
     )  # fmt: skip
-    (folder,) = base.choose_snapshots(snapshot)
-    place = Path(output_dir) if output_dir else of_run.folder / f"index-{folder.name}"
+    (at,) = base.choose_snapshots(snapshot)
+    folder = Path(output_dir) if output_dir else of_run.folder / f"index-{at.name}"
     if check:
-        check_index(GradientIndex(place))
+        check_index(GradientIndex(folder))
         return
-    kind = preconditioner
-    if kind == "auto":
-        kind = "rank-one" if (folder / "second_moments.safetensors").exists() else "none"
-    patterns = None if parameters is None else tuple(parameters)
-    features = FeatureSettings(projection_side, seed, layout, layer_groups, patterns, kind, entries)
-    size = shard_bytes if isinstance(shard_bytes, int) else bytes_of(shard_bytes)
-    settings = IndexSettings(features, dtype, size, sample)
-    task = replace(base, output_dir=place)
+    if may_lack_moments and not (at / "second_moments.safetensors").exists():
+        settings = replace(settings, features=replace(settings.features, preconditioner="none"))
+    task = replace(base, output_dir=folder)
     if plan is not None:
-        show_plan(make_plan(task, folder, settings, output, int(plan), plan_hours))
+        show_plan(make_plan(task, at, settings, output, int(plan), plan_hours))
         return
     started = time.perf_counter()
     facts = {
-        "run": os.path.relpath(of_run.folder.resolve(), place.resolve()),
-        "corpus": None if corpus is None else [str(Path(one).absolute()) for one in corpus],
+        "run": os.path.relpath(of_run.folder.resolve(), folder.resolve()),
+        "corpus": None if corpus is None else [str(Path(file).absolute()) for file in corpus],
     }
-    made = index_corpus(task, folder, settings, output, facts)
+    made = index_corpus(task, at, settings, output, facts)
     say = rank_zero_only(Console().print)
-    seconds, total = time.perf_counter() - started, sum(file.stat().st_size for file in place.glob("segment-*/*"))
+    seconds, total = time.perf_counter() - started, sum(file.stat().st_size for file in folder.glob("segment-*/*"))
     say(
         f"Wrote {made.num_rows:,} rows of {made.size:,} numbers in {len(made.blocks)} blocks "
-        f"({readable(total)}, gradients divided: {kind}) to {place} in {seconds:,.0f} seconds. "
-        f"Left out: {_left_out(made)}",
+        f"({readable(total)}, preconditioner: {settings.features.preconditioner}) to {folder} in {seconds:,.0f} "
+        f"seconds. Left out: {_left_out(made)}",
         soft_wrap=True,
     )
 

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from ftrace.commands.stores import open_stores
+from ftrace.commands.options import take
+from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
+from ftrace.commands.stores import add_stores, open_stores_of_run
 from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
 from ftrace.report import plot_learned_when
-from ftrace.runs import Run
 
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores and kinds without brackets."""
-    command.add_argument("stores", nargs="+", type=str, help="Folders of score stores; one of them has a ledger.")
+    add_stores(command, "One of them has a ledger.")
     command.add_argument("--kinds", nargs="+", type=str, help="Which kinds of scores; default: all.")
-    command.add_function_arguments(compare_by_learned_step, skip={"stores", "kinds"})
+    command.add_function_arguments(compare_by_learned_step, skip={"stores", "run", "kinds", "choice"})
+    command.add_class_arguments(QueryChoice)
+    command.set_defaults({"queries": ALL_QUERIES.queries})
+
+
+def command(**options: Any) -> None:
+    """Compare scores by the step at which queries were learned: online ones, and those of snapshots."""
+    choice = take(QueryChoice, options)
+    compare_by_learned_step(**options, choice=choice)
 
 
 def compare_by_learned_step(
@@ -27,23 +37,25 @@ def compare_by_learned_step(
     bins: int = 4,
     kinds: Sequence[str] | None = None,
     output: str | None = None,
+    choice: QueryChoice = ALL_QUERIES,
 ) -> None:
     """Compare scores by the step at which queries were learned: online ones, and those of snapshots.
 
     Args:
         stores: Folders of score stores; one of them has a ledger that knows when queries were right.
-        run: The log folder of the run that they belong to; default: the folder that the first store is in.
+        run: The run that they belong to; default: the folder that the first store is in.
         bins: Into how many bins, of about as many queries each.
         kinds: Which kinds of scores; default: all.
         output: Where the numbers go as JSON, and beside it the picture; default: learned_when.json beside the first
             store.
+        choice: For which queries.
     """
-    opened = open_stores(stores)
-    of_run = Run(run if run is not None else Path(stores[0]).resolve().parent)
-    found = learned_when(opened, of_run.queries(), bins, kinds)
-    file = Path(output) if output else Path(stores[0]).resolve().with_name("learned_when.json")
-    write_learned_when(found, file)
-    picture = plot_learned_when(found, file.with_suffix(".png"))
+    of_run, opened = open_stores_of_run(stores, run)
+    compared = learned_when(opened, choice.evaluated(of_run), bins, kinds)
+    first = next(iter(opened.values()))
+    file = Path(output) if output else first.path.resolve().with_name("learned_when.json")
+    write_learned_when(compared, file)
+    picture = plot_learned_when(compared, file.with_suffix(".png"))
     console = Console()
-    console.print(render_learned_when(found))
+    console.print(render_learned_when(compared))
     console.print(f"Wrote {file} and {picture}", soft_wrap=True)

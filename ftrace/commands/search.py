@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,15 @@ from rich.text import Text
 
 from ftrace.attribution import measured
 from ftrace.commands.index import corpus_of
+from ftrace.commands.options import add_old_names, take
+from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactData, fill_in, read_queries
+from ftrace.evaluation import seeded_sample
 from ftrace.evaluation.agreement import Agreement, agreement
 from ftrace.evaluation.results import Passages, RetrievalResult, write_results
 from ftrace.index import (
+    OLD_SEARCH_OPTIONS,
     ApproximateSettings,
     Found,
     GradientIndex,
@@ -36,7 +40,8 @@ from ftrace.index import (
     top_k,
 )
 from ftrace.models import Output
-from ftrace.runs import Run
+from ftrace.renamed import use_new_names
+from ftrace.runs import Run, newest_run
 
 Row = Mapping[str, Any]
 _RECALL_QUERIES = 32
@@ -44,7 +49,7 @@ _RECALL_QUERIES = 32
 
 @dataclass(frozen=True)
 class Corpus:
-    """What an index is of.
+    """The run and the rows that an index is of.
 
     Args:
         run: The run whose model it is.
@@ -56,13 +61,13 @@ class Corpus:
 
     @staticmethod
     def of(index: GradientIndex, run: str | None) -> Corpus:
-        """The corpus of an index.
+        """Open the corpus of an index.
 
         Raises:
             ValueError: If the index doesn't say which run it is of, or its rows are other rows by now.
         """
         noted = index.manifest.get("run")
-        folder = Path(run) if run else (index.folder / noted if noted else index.folder.absolute().parent)
+        folder = newest_run(run) if run else (index.folder / noted if noted else index.folder.absolute().parent)
         opened = Run(folder.resolve())
         files = index.manifest.get("corpus")
         data = opened.data if files is None else corpus_of(opened, files)
@@ -75,98 +80,125 @@ class Corpus:
         return Corpus(opened, data)
 
 
+@dataclass(frozen=True)
+class QuestionSettings:
+    """The options that say what is asked of an index."""
+
+    file: str | None = None
+    """A file of queries, with "inputs" and "targets", as FactCorpus reads them; default: the run's."""
+    choice: QueryChoice = ALL_QUERIES
+    """Which of the run's queries; of a file, how many to sample."""
+    task_queries: str | None = None
+    """A file of the task's queries, which R is mixed with; default: those that are searched for."""
+    output: Output | None = None
+    """What is differentiated: "loss", "margin" or "logit"; default: as of the rows."""
+    answers: Literal["one", "any"] | None = None
+    """What a query's loss is: "one" or "any" of its answers; default: as the run's."""
+
+    def __post_init__(self) -> None:
+        if self.file is not None and (self.choice.queries == "learned" or self.choice.rule is not None):
+            raise ValueError("queries: expected a run's own queries to choose the learned ones of, found a file")
+
+    def rows(self, run: Run) -> list[Row]:
+        """Read the rows of the queries."""
+        if self.file is None:
+            chosen = set(self.choice.ids(run).tolist())
+            return [dict(row) for row in run.data.query_rows if row["query_id"] in chosen]
+        rows: list[Row] = list(read_queries(Path(self.file)))
+        if self.choice.sample is None:
+            return rows
+        return [rows[position] for position in seeded_sample(range(len(rows)), self.choice.sample, self.choice.seed)]
+
+
 def add_arguments(command: ArgumentParser) -> None:
-    """Add the command's arguments, with the letter that people know for how many."""
+    """Add the command's arguments: those of its settings as its own."""
     command.add_argument("-k", "--k", type=int, default=100, help="How many proponents, and opponents, of each query.")
-    command.add_function_arguments(search, skip={"k"})
+    command.add_argument(
+        "--queries", type=str | None, default="all",
+        help='"all" of the run\'s queries, those "learned" by the end of training, or a file of queries, with "inputs" '
+        'and "targets", as FactCorpus reads them.',
+    )  # fmt: skip
+    command.add_function_arguments(search, skip={"k", "question", "settings", "approximate"})
+    command.add_class_arguments(QuestionSettings, skip={"file", "choice"})
+    command.add_class_arguments(QueryChoice, skip={"queries"})
+    command.add_class_arguments(WhiteningSettings)
+    command.add_class_arguments(SearchSettings, skip={"whitening"})
+    command.add_argument(
+        "--approximate", type=bool, default=False, help="Search approximately, with faiss, and measure what is missed."
+    )
+    command.add_class_arguments(ApproximateSettings)
+    add_old_names(command, {"correct_queries": bool})
+
+
+def command(**options: Any) -> None:
+    """Find the strongest proponents and opponents of queries in a gradient index."""
+    options = use_new_names("ftrace search", options, OLD_SEARCH_OPTIONS, asdict(SearchSettings()))
+    given = options["queries"] if options["queries"] is not None else "all"
+    options["queries"] = given if given in ("learned", "all") else "all"
+    choice = take(QueryChoice, options)
+    file = None if given in ("learned", "all") else given
+    question = replace(take(QuestionSettings, options), choice=choice, file=file)
+    settings = replace(take(SearchSettings, options), whitening=take(WhiteningSettings, options))
+    approximate = take(ApproximateSettings, options)
+    is_approximate = options.pop("approximate")
+    search(**options, question=question, settings=settings, approximate=approximate if is_approximate else None)
 
 
 def search(
     index: str,
-    queries: str | None = None,
-    k: int = 100,
+    question: QuestionSettings = QuestionSettings(),
+    settings: SearchSettings = SearchSettings(),  # noqa: B008
     run: str | None = None,
-    output_file: str | None = None,
-    autocorrelation: Literal["mixed", "train", "none"] = "mixed",
-    mix: float | None = None,
-    task_queries: str | None = None,
-    rank_share: float = WhiteningSettings.rank_share,
-    damping: float = WhiteningSettings.damping,
-    unit_norm: bool = True,
-    weighted: bool = False,
-    precondition_queries: bool = True,
-    learning: bool = False,
-    output: Output | None = None,
-    answers: Literal["one", "any"] | None = None,
+    k: int = 100,
+    approximate: ApproximateSettings | None = None,
     against: str | None = None,
-    approximate: bool = False,
-    lists: int | None = None,
-    probes: int = 32,
+    output_file: str | None = None,
     show: int = 2,
 ) -> None:
     """Find the strongest proponents and opponents of queries in a gradient index.
 
     Args:
         index: Folder of the index.
-        queries: A file of queries, with "inputs" and "targets", as FactCorpus reads them; default: the run's.
+        question: What is asked.
+        settings: How examples are scored.
+        run: The run's folder, or the one that its versions are in; default: the run that the index was written of.
         k: How many of either.
-        run: The run's folder; default: the one that the index was written of.
+        approximate: How to search approximately, with faiss; what is missed is measured. Default: exactly.
+        against: FOLDER[:KIND] of a score store, such as online:dot, to measure how well scores agree with it.
         output_file: Where results go, as JSON lines in TrackStar's released format; default: results.jsonl in the
             index's folder.
-        autocorrelation: R of the rows, "mixed" with that of the task's queries; of the rows alone, "train"; "none".
-        mix: lambda, what queries count of the mixture; default: by the rule on both spectra.
-        task_queries: A file of the task's queries, which R is mixed with; default: those that are searched for.
-        rank_share: Where the rule looks, as a share of all dimensions.
-        damping: Of R, as a share of its mean eigenvalue.
-        unit_norm: Whether norms are divided out.
-        weighted: Whether rows count by their learning rate times clip factor, as TracIn weighs them.
-        precondition_queries: Whether the queries' gradients are divided by second moments too.
-        learning: Whether segments count by p (1 - p), where p is the probability of the query's answer at their
-            weights, so that those count in which it was being learned.
-        output: What is differentiated: "loss", "margin" or "logit"; default: as of the rows.
-        answers: What a query's loss is: "one" or "any" of its answers; default: as the run's.
-        against: FOLDER[:KIND] of a score store, such as online:dot, to measure how well scores agree with it.
-        approximate: Search approximately, with faiss, and measure what is missed.
-        lists: Of the approximate search: into how many lists rows are sorted.
-        probes: Of the approximate search: how many lists it looks into.
         show: How many queries to print.
     """
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
+    if against is not None and question.file is not None:
+        raise ValueError("against: expected the run's own queries, whose ids a score store knows, found a file")
     opened = GradientIndex(index)
     corpus = Corpus.of(opened, run)
     data = corpus.run.data
-    rows = _rows_of_queries(data, queries)
-    if against is not None and queries is not None:
-        raise ValueError("against: expected the run's own queries, whose ids a score store knows, found a file")
+    rows = question.rows(corpus.run)
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
-    whitening = WhiteningSettings(autocorrelation, mix, rank_share, damping)
-    settings = SearchSettings(whitening, unit_norm, weighted, precondition_queries, learning)
-    task = None if task_queries is None else _batches(data, read_queries(Path(task_queries)))
+    task = None if question.task_queries is None else _batches(data, read_queries(Path(question.task_queries)))
     prepared = prepare_search(
-        opened, corpus.run.model_at, _batches(data, rows), measured("loss", answers), settings, task,
-        measured(output or of_rows, answers), snapshots=corpus.run.folder / "snapshots",
+        opened, corpus.run.model_at, _batches(data, rows), measured("loss", question.answers), settings, task,
+        measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
     console = Console()
     started = time.perf_counter()
-    if approximate:
-        proponents, opponents, seconds = _approximately(prepared, ApproximateSettings(lists, probes), k, console)
+    if approximate is not None:
+        proponents, opponents, seconds = _approximately(prepared, approximate, k, console)
     else:
         proponents, opponents = top_k(opened, prepared.queries, k)
         seconds = time.perf_counter() - started
     file = Path(output_file) if output_file else opened.folder / "results.jsonl"
-    write_results(file, _results(rows, proponents, opponents, corpus.data, own=queries is None))
+    write_results(file, _results(rows, proponents, opponents, corpus.data, of_run=question.file is None))
     _tell(console, prepared, len(rows), seconds)
-    for place in range(min(show, len(rows))):
-        console.print(_worked_out(rows[place], proponents, opponents, place, corpus.data))
+    for position in range(min(show, len(rows))):
+        console.print(_worked_out(rows[position], proponents, opponents, position, corpus.data))
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)
     console.print(f"Wrote {len(rows)} results to {file}", soft_wrap=True)
-
-
-def _rows_of_queries(data: FactData, file: str | None) -> list[Row]:
-    return [dict(row) for row in data.query_rows] if file is None else list(read_queries(Path(file)))
 
 
 def _batches(data: FactData, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
@@ -178,19 +210,19 @@ def _batches(data: FactData, rows: Sequence[Row]) -> list[dict[str, torch.Tensor
 def _approximately(
     prepared: PreparedSearch, settings: ApproximateSettings, k: int, console: Console
 ) -> tuple[Found, Found, float]:
-    """Proponents, opponents, and the seconds of the search itself."""
+    """Search approximately: proponents, opponents, and the seconds of the search itself."""
     (whitening,) = prepared.whitenings[:1]
     started = time.perf_counter()
     lists = open_approximate(prepared.index, whitening, settings)
     opened = time.perf_counter()
     (of_segment,), (white,) = prepared.queries[:1], prepared.white_rows[:1]
-    found = approximate_top_k(prepared.index, lists, of_segment, white, k)
+    strongest = approximate_top_k(prepared.index, lists, of_segment, white, k)
     searched = time.perf_counter()
     few = type(of_segment)(of_segment.vectors[:_RECALL_QUERIES], of_segment.norms, of_segment.weighted)
     exact = top_k(prepared.index, [few], k)
     shares = [
-        recall(Found(own.ids[:_RECALL_QUERIES], own.scores[:_RECALL_QUERIES]), other)
-        for own, other in zip(found, exact, strict=True)
+        recall(Found(approximately.ids[:_RECALL_QUERIES], approximately.scores[:_RECALL_QUERIES]), exactly)
+        for approximately, exactly in zip(strongest, exact, strict=True)
     ]
     console.print(
         f"Approximate: {lists.nlist} lists, {lists.nprobe} of them looked into. Recall@{exact[0].ids.shape[1]} of "
@@ -198,43 +230,45 @@ def _approximately(
         f"in {opened - started:.1f} s; these queries exactly in {time.perf_counter() - searched:.2f} s",
         soft_wrap=True,
     )
-    return *found, searched - opened
+    return *strongest, searched - opened
 
 
 def _results(
-    rows: Sequence[Row], proponents: Found, opponents: Found, data: FactData, *, own: bool
+    rows: Sequence[Row], proponents: Found, opponents: Found, data: FactData, *, of_run: bool
 ) -> Iterator[RetrievalResult]:
-    truth = data.proponents if own else {}
-    for place, row in enumerate(rows):
-        found = proponents.ids[place][proponents.ids[place] >= 0]
+    """Make the results of queries, which are the run's own or of a file."""
+    truth = data.proponents if of_run else {}
+    for position, row in enumerate(rows):
+        ids = proponents.ids[position][proponents.ids[position] >= 0]
         correct = None
-        if own and len(truth.get(row["query_id"], ())):
-            correct = np.isin(found, truth[row["query_id"]]).tolist()
-        elif not own and row.get("fact"):
-            correct = [row["fact"] in facts for facts in data.train_rows[found]["facts"]]
+        if of_run and len(truth.get(row["query_id"], ())):
+            correct = np.isin(ids, truth[row["query_id"]]).tolist()
+        elif not of_run and row.get("fact"):
+            correct = [row["fact"] in facts for facts in data.train_rows[ids]["facts"]]
         yield RetrievalResult(
             example_id=row["query_id"],
-            query_set=data.data_path.name if own else "queries",
+            query_set=data.data_path.name if of_run else "queries",
             prompt=row["inputs_pretokenized"],
             target=row["targets_pretokenized"],
-            proponents=_passages(proponents, place, data),
-            opponents=_passages(opponents, place, data),
+            proponents=_passages(proponents, position, data),
+            opponents=_passages(opponents, position, data),
             correct=correct,
             annotations={} if row.get("fact") is None else {"fact_id": row["fact"]},
         )
 
 
-def _passages(found: Found, place: int, data: FactData) -> Passages:
-    known = found.ids[place] >= 0
-    ids = found.ids[place][known]
+def _passages(found: Found, query: int, data: FactData) -> Passages:
+    known = found.ids[query] >= 0
+    ids = found.ids[query][known]
     rows = data.train_rows[ids]
     texts = [fill_in(*both) for both in zip(rows["inputs_pretokenized"], rows["targets_pretokenized"], strict=True)]
-    return Passages(texts, ids.tolist(), found.scores[place][known].tolist())
+    return Passages(texts, ids.tolist(), found.scores[query][known].tolist())
 
 
 def _tell(console: Console, prepared: PreparedSearch, count: int, seconds: float) -> None:
+    """Print what lambda came to, and what the search took."""
     index = prepared.index
-    mixes = [one.mix for one in prepared.whitenings]
+    mixes = [whitening.mix for whitening in prepared.whitenings]
     why = prepared.whitenings[0].why
     if len(set(mixes)) > 1:
         why = f"{min(mixes):.3g} to {max(mixes):.3g}, segment by segment"
@@ -247,13 +281,14 @@ def _tell(console: Console, prepared: PreparedSearch, count: int, seconds: float
     )
 
 
-def _worked_out(row: Row, proponents: Found, opponents: Found, place: int, data: FactData) -> Table:
+def _worked_out(row: Row, proponents: Found, opponents: Found, query: int, data: FactData) -> Table:
+    """Lay out the three strongest examples of a query, on either side, for a person to read."""
     answer = fill_in(row["inputs_pretokenized"], row["targets_pretokenized"])
     table = Table(title=Text(f"query {row['query_id']}: {answer}"), title_justify="left", box=None)
     for column in ("", "score", "training example", "id"):
         table.add_column(column, justify="right" if column in ("score", "id") else "left")
-    for name, found in (("proponents", proponents), ("opponents", opponents)):
-        passages = _passages(found, place, data)
+    for name, strongest in (("proponents", proponents), ("opponents", opponents)):
+        passages = _passages(strongest, query, data)
         for rank in range(min(3, len(passages))):
             score = f"{passages.scores[rank]:+.3f}"
             table.add_row(name if not rank else "", score, Text(passages.texts[rank]), str(passages.ids[rank]))

@@ -1,11 +1,55 @@
-"""Opening the score stores that a command names."""
+"""Which score stores a command names, and which run they belong to: the same options in every command."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
+
+from ftrace.runs import Run, newest_run
 from ftrace.scores import ScoreStore
+
+_RUN = (
+    "The log folder of the run that they belong to, or the folder that its versions are in: the newest is taken; "
+    "default: the folder that the first store is in."
+)
+
+
+def add_stores(command: ArgumentParser, what: str = "", *, required: bool = True) -> None:
+    """Add the arguments that name score stores and their run.
+
+    Args:
+        command: The command's parser.
+        what: More about the stores, for the help.
+        required: Whether at least one must be named.
+    """
+    text = f"Folders of score stores; with --run, also their names in it.{f' {what}' if what else ''}"
+    if required:
+        command.add_argument("stores", nargs="+", type=str, help=text)
+    else:
+        command.add_argument("stores", nargs="*", type=str, default=[], help=text)
+    command.add_argument("--run", type=str | None, default=None, help=_RUN)
+
+
+def open_stores_of_run(stores: Sequence[str], run: str | None) -> tuple[Run, dict[str, ScoreStore]]:
+    """Open score stores and the run that they belong to.
+
+    Args:
+        stores: Their folders, or their names in the run's folder.
+        run: The run's folder, or the one that its versions are in; None: the folder that the first store is in.
+
+    Raises:
+        ValueError: If there is neither a store nor a run, it is not the folder of a run, or as :func:`open_stores`.
+        FileNotFoundError: If there is no such store.
+    """
+    if run is not None:
+        named = Run(newest_run(run))
+        return named, open_stores(stores, named.folder)
+    if not stores:
+        raise ValueError("expected score stores or --run, found neither")
+    opened = open_stores(stores)
+    return Run(Path(stores[0]).resolve().parent), opened
 
 
 def open_stores(names: Sequence[str], run: Path | None = None, *, only_in_run: bool = False) -> dict[str, ScoreStore]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from ftrace.commands.attribute import bytes_of
-from ftrace.commands.stores import open_stores
-from ftrace.evaluation import EvaluatedQueries, seeded_sample
+from ftrace.commands.options import number_of_bytes, take
+from ftrace.commands.query_choice import QueryChoice
+from ftrace.commands.stores import add_stores, open_stores_of_run
 from ftrace.evaluation.stores import check_finite, row_name
 from ftrace.evaluation.tail_patch import (
     Adam,
@@ -29,6 +30,7 @@ from ftrace.evaluation.tail_patch import (
     write_tail_patch,
 )
 from ftrace.models import FactLM, load_optimizer_states
+from ftrace.renamed import use_new_names
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 
@@ -37,75 +39,83 @@ RANDOM, PROPONENTS = "random examples", "ground truth"
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores and kinds without brackets."""
-    command.add_argument(
-        "--store", nargs="+", action="extend", type=str, required=True,
-        help="Folders of score stores, or their names in the run's folder; may be given again.",
-    )  # fmt: skip
+    add_stores(command, required=False)  # at least one, by --store too
+    command.add_argument("--store", nargs="+", action="extend", type=str, default=None, help=argparse.SUPPRESS)
     command.add_argument("-k", "--k", type=int, default=10, help="How many examples of each query.")
     command.add_argument(
-        "--kind", nargs="+", type=str,
+        "--kinds", nargs="+", type=str,
         help="Which kinds of scores, of stores that have several; default: all.",
     )  # fmt: skip
-    command.add_function_arguments(patch_stores, skip={"store", "k", "kind"})
+    command.add_argument("--kind", nargs="+", type=str, default=None, help=argparse.SUPPRESS)
+    command.add_function_arguments(patch_stores, skip={"stores", "run", "k", "kinds", "choice"})
+    command.add_class_arguments(QueryChoice)
+
+
+def command(**options: Any) -> None:
+    """Take one step on each of the best examples of each query, and say how much likelier the answer becomes."""
+    renamed = {"store": "stores", "kind": "kinds"}
+    options = use_new_names("ftrace tail-patch", options, renamed, {"stores": [], "kinds": None})
+    if not options["stores"]:
+        raise ValueError("stores: expected at least one score store, found none")
+    choice = take(QueryChoice, options)
+    patch_stores(**options, choice=choice)
 
 
 def patch_stores(
-    store: Sequence[str],
+    stores: Sequence[str],
     run: str | None = None,
     k: int = 10,
-    kind: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
     snapshot: Literal["last", "first"] | int = "last",
     optimizer: Literal["sgd", "adam"] | None = None,
     learning_rate: float | None = None,
-    queries: Literal["learned", "all"] = "learned",
-    sample: int | None = None,
+    choice: QueryChoice = QueryChoice(),  # noqa: B008
     by: Literal["kind"] | None = None,
     memory_budget: int | str = "1GiB",
-    seed: int = 0,
     output_dir: str | None = None,
 ) -> None:
     """Take one step on each of the best examples of each query, and say how much likelier the answer becomes.
 
     Args:
-        store: Folders of score stores, or their names in the run's folder.
-        run: The log folder of the run that they belong to; default: the folder that the first store is in.
+        stores: Folders of score stores, or their names in the run's folder.
+        run: The run that they belong to; default: the folder that the first store is in.
         k: How many examples of each query.
-        kind: Which kinds of scores, of stores that have several; default: all.
+        kinds: Which kinds of scores, of stores that have several; default: all.
         snapshot: Where steps begin: the "last" snapshot, the "first", or the one after so many steps.
         optimizer: What takes the step: "sgd", or "adam" with the snapshot's second moments; default: as the run.
         learning_rate: Its learning rate; default: the run's peak rate divided by its batch size, which is an example's
             own part in a training step.
-        queries: Those "learned" by the end of training, or "all".
-        sample: Take this many queries, by a seeded shuffle.
+        choice: For which queries. Its seed is also that of random examples, and of resampling.
         by: "kind": say what kind of examples they are, as is done wherever the data tell; an error where they don't.
         memory_budget: What weights and activations may take, such as "500MiB". Results don't depend on it.
-        seed: Of the sample, of random examples, and of resampling.
         output_dir: Where the files go; default: "tail-patch" in the run's folder.
     """
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
-    budget = memory_budget if isinstance(memory_budget, int) else bytes_of(memory_budget)
-    of_run = Run(run if run is not None else Path(store[0]).resolve().parent)
-    stores = _rows(open_stores(store, of_run.folder if run is not None else None), kind)
+    budget, seed = number_of_bytes("memory_budget", memory_budget), choice.seed
+    of_run, opened = open_stores_of_run(stores, run)
+    scored = _rows(opened, kinds)
     folder = of_run.snapshot(snapshot)
     model = of_run.model_at(folder)
     rule, settings = _rule(of_run, model, folder, optimizer, learning_rate)
-    asked = _queries(of_run, queries, sample, seed)
+    asked = choice.evaluated(of_run, any_data=True)
     query_ids = asked.query_ids.tolist()
-    kinds, notes = _kinds(of_run, by)
+    example_kinds, notes = _kinds(of_run, by)
     notes = (f"{RANDOM}, {PROPONENTS}: {k} drawn from all examples, and from the query's proponents", *notes)
-    picks = {name: _top(one, own, query_ids, k) for name, (one, own) in stores.items()}
+    picks = {name: _top(store, kind, query_ids, k) for name, (store, kind) in scored.items()}
     picks[RANDOM] = random_examples(query_ids, len(of_run.data.train_rows), k, seed)
     if any(map(len, asked.proponents)):
         picks[PROPONENTS] = some_proponents(asked, k, seed)
-    pairs = [(query, example) for own in picks.values() for query, ids in own.items() for example in ids.tolist()]
+    pairs = [(query, example) for row in picks.values() for query, ids in row.items() for example in ids.tolist()]
     patched = tail_patch(model, of_run.data, np.array(pairs), rule, budget)
-    rows, probability = summarize_rises(patched, picks, asked, RANDOM, kinds, seed)
+    rows, probability = summarize_rises(patched, picks, asked, RANDOM, example_kinds, seed)
     notes = (*notes, *notes_on_rises(patched, picks, asked))
     table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
     console = Console()
     console.print(render_tail_patch(table))
-    files = write_tail_patch(table, patched, Path(output_dir) if output_dir else of_run.folder / "tail-patch", kinds)
+    files = write_tail_patch(
+        table, patched, Path(output_dir) if output_dir else of_run.folder / "tail-patch", example_kinds
+    )
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
 
 
@@ -114,16 +124,16 @@ def _rows(stores: Mapping[str, ScoreStore], kinds: Sequence[str] | None) -> dict
     known = sorted({kind for store in stores.values() for kind in store.kinds})
     unknown = [kind for kind in kinds or () if kind not in known]
     if unknown:
-        raise ValueError(f"kind: expected some of {known}, found {unknown[0]!r}")
+        raise ValueError(f"kinds: expected some of {known}, found {unknown[0]!r}")
     rows: dict[str, tuple[ScoreStore, str]] = {}
     for name, store in stores.items():
-        own = [kind for kind in store.kinds if kinds is None or kind in kinds or len(store.kinds) == 1]
-        if not own:
-            raise ValueError(f"kind: {store.path} has none of {list(kinds or ())}, but {list(store.kinds)}")
-        rows |= {row_name(name, kind): (store, kind) for kind in own}
+        of_store = [kind for kind in store.kinds if kinds is None or kind in kinds or len(store.kinds) == 1]
+        if not of_store:
+            raise ValueError(f"kinds: {store.path} has none of {list(kinds or ())}, but {list(store.kinds)}")
+        rows |= {row_name(name, kind): (store, kind) for kind in of_store}
     taken = rows.keys() & {RANDOM, PROPONENTS}
     if taken:
-        raise ValueError(f"store: {min(taken)!r} is the name of a row for reference. Rename the store's folder")
+        raise ValueError(f"stores: {min(taken)!r} is the name of a row for reference. Rename the store's folder")
     return rows
 
 
@@ -158,27 +168,6 @@ def _rule(
     rate = model.hparams["learning_rate"] / run.data.batch_size if learning_rate is None else learning_rate
     rule: StepRule = Sgd(rate) if chosen == "sgd" else Adam(rate, load_optimizer_states(snapshot))
     return rule, {"optimizer": chosen, "learning_rate": rate}
-
-
-def _queries(run: Run, which: Literal["learned", "all"], sample: int | None, seed: int) -> EvaluatedQueries:
-    """Those that evaluation takes; where no query has ground-truth proponents, which steps don't need, any."""
-    queries = run.queries(seed)
-    if not len(queries):
-        ids = np.array(run.data.query_rows["query_id"], np.int64)
-        none = (np.zeros(0, np.int64),) * len(ids)
-        facts = tuple(fact or f"query {query}" for query, fact in zip(ids, run.data.query_rows["fact"], strict=True))
-        queries = EvaluatedQueries(ids, none, facts, np.zeros(len(ids), bool), "all")
-    if which == "learned":
-        learned = run.learned()
-        queries = queries.among(learned.query_ids, str(learned))
-    if sample is not None:
-        drawn = seeded_sample(queries.query_ids.tolist(), sample, seed)
-        queries = queries.among(drawn, f"a sample of {len(queries)}: {queries.description}")
-    if not len(queries):
-        raise ValueError(
-            f"expected at least one query, found none ({queries.description}). Train for longer, or take --queries all"
-        )
-    return queries
 
 
 def _kinds(run: Run, by: Literal["kind"] | None) -> tuple[ExampleKinds | None, tuple[str, ...]]:

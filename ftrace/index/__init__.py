@@ -21,7 +21,7 @@ from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest
 from ftrace.index.gradient_rows import GradientRows
 from ftrace.index.plan import IndexPlan, readable
-from ftrace.index.prepared_search import PreparedSearch, SearchSettings, prepare_search
+from ftrace.index.prepared_search import OLD_SEARCH_OPTIONS, PreparedSearch, SearchSettings, prepare_search
 from ftrace.index.search import Found, SegmentQueries, prepare_queries, row_norms, scored_chunks, top_k
 from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
 from ftrace.index.shards import Rows, Shard, write_shard
@@ -37,6 +37,7 @@ from ftrace.index.whitening import (
 __all__ = [
     "OLD_ENTRIES",
     "OLD_OPTIONS",
+    "OLD_SEARCH_OPTIONS",
     "PRECONDITIONER_KINDS",
     "ApproximateSettings",
     "Entries",

@@ -21,6 +21,8 @@ from ftrace.index.search import Found, SegmentQueries, prepare_queries, top_k
 from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening, WhiteningSettings, autocorrelation_of, make_whitening
 
+OLD_SEARCH_OPTIONS = {"correct_queries": "precondition_queries"}
+
 
 @dataclass(frozen=True)
 class SearchSettings:

@@ -13,7 +13,9 @@ import yaml
 
 from ftrace.attribution import known_methods
 from ftrace.cli import main
-from ftrace.commands.attribute import bytes_of, run_method
+from ftrace.commands.attribute import run_method
+from ftrace.commands.options import number_of_bytes
+from ftrace.evaluation import LearnedQueries
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from helpers import small_run
@@ -76,7 +78,7 @@ def test_pool_and_learned_queries(folder: Path, monkeypatch: pytest.MonkeyPatch)
     pools = SimpleNamespace(example_ids=np.array([9, 2, 30, 2]))
     asked = []
     monkeypatch.setattr(Run, "candidate_pools", lambda self, query_ids: asked.append(query_ids) or pools, raising=False)
-    monkeypatch.setattr(Run, "learned_queries", lambda self: [3, 1])
+    monkeypatch.setattr(Run, "learned", lambda self, rule=None: LearnedQueries("last", [3, 1], 4, 2, 0, []))
     chosen = [f"--run={folder}", "--candidates=pool", "--queries=learned", "--accelerator=cpu"]
     for name in ("bm25", "random-target", "embed", "tracin"):
         assert code("attribute", f"--method={name}", *chosen) == 0
@@ -88,7 +90,7 @@ def test_pool_and_learned_queries(folder: Path, monkeypatch: pytest.MonkeyPatch)
         for kind in store.kinds:
             own = whole.matrix(kind)[[2, 9, 30]][:, [3, 1]]
             np.testing.assert_allclose(store.matrix(kind), own, rtol=1e-3, atol=1e-6)
-    assert asked == [None] * 4
+    assert asked == [[3, 1]] * 4
     assert code("attribute", "--method=bm25", f"--run={folder}", "--candidates=pool") == 0
     assert list(asked[-1]) == [0, 1, 2, 3]
 
@@ -149,7 +151,10 @@ def test_a_config_with_any_method(folder: Path, tmp_path: Path, capsys: pytest.C
         (["--method=embed", "--method.snapshot=3"], "expected steps of [1, 2, 4], found [3]"),
         (["--method=dense"], "model"),
         (["--method=bm25", "--memory_budget=2 apples"], "expected a number of bytes such as 500MiB or 2GiB"),
-        (["--method=bm25", "--queries=learned"], "expected some to be learned, found none"),
+        (
+            ["--method=bm25", "--queries=learned"],
+            "at least one query, found none (learned, of 4). Train",
+        ),
         (["--method=bm25", "--output_dir={}"], "won't write scores to"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -161,7 +166,7 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Run, "learned_queries", lambda self: [])
+    monkeypatch.setattr(Run, "learned", lambda self, rule=None: LearnedQueries("last", [], 4, 0, 0, []))
     assert code("attribute", *[one.replace("{}", str(folder)) for one in arguments], f"--run={folder}") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
@@ -176,6 +181,7 @@ def test_a_run_without_snapshots(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_bytes() -> None:
-    assert [bytes_of(text) for text in ("7", "1KiB", "2 MB", "0.5GiB")] == [7, 1024, 2 * 10**6, 2**29]
-    with pytest.raises(ValueError, match="found '2gib'"):
-        bytes_of("2gib")
+    for given, expected in (("7", 7), ("1KiB", 1024), ("2 MB", 2 * 10**6), ("0.5GiB", 2**29), (8, 8)):
+        assert number_of_bytes("shard_bytes", given) == expected
+    with pytest.raises(ValueError, match=r"shard_bytes: expected .* found '2gib'"):
+        number_of_bytes("shard_bytes", "2gib")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from pathlib import Path
@@ -63,7 +64,7 @@ def pairs(folder: Path) -> list[dict[str, str]]:
 
 def test_a_table_and_its_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = folder / "run", tmp_path / "out"
-    assert patch(run, "--store", "online", "bm25", "-k", 3, f"--output_dir={out}") == 0
+    assert patch(run, "online", "bm25", "-k", 3, f"--output_dir={out}") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Tail-patch of the top 3, in percentage points: 3 queries (learned, of 4), step-00000004" in printed
     assert "step: Adam, learning rate 0.000625, the snapshot's second moments" in printed  # 0.01 / 16
@@ -89,7 +90,7 @@ def test_a_table_and_its_files(folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_what_is_asked_for(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder / "run"
-    given = ["--store", "online", "--store", "bm25", "--kind", "cosine", "--queries=all", "--sample=2", "-k=2"]
+    given = ["online", "bm25", "--kinds", "cosine", "--queries=all", "--sample=2", "-k=2"]
     given += ["--snapshot=2", "--optimizer=sgd", "--learning_rate=0.5", "--by=kind"]
     assert patch(run, *given, "--memory_budget=1kB", f"--output_dir={tmp_path / 'a'}") == 0
     assert "step: SGD, learning rate 0.5" in capsys.readouterr().out
@@ -104,27 +105,42 @@ def test_what_is_asked_for(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_stores_of_a_run_lie_in_its_folder(folder: Path, tmp_path: Path) -> None:
-    assert main(["tail-patch", f"--store={folder / 'run' / 'bm25'}", "-k=1"]) == 0
+    assert main(["tail-patch", f"{folder / 'run' / 'bm25'}", "-k=1"]) == 0
     assert (folder / "run" / "tail-patch" / "table.json").exists()
+
+
+def test_old_names_of_its_options(folder: Path, tmp_path: Path) -> None:
+    for name, given in (
+        ("old", ["--store", "online", "--store", "bm25", "--kind", "cosine"]),
+        ("new", ["online", "bm25", "--kinds", "cosine"]),
+    ):
+        with contextlib.nullcontext() if name == "new" else pytest.warns(FutureWarning) as warned:
+            assert patch(folder / "run", *given, "-k=1", f"--output_dir={tmp_path / name}") == 0
+        if warned:
+            told = {str(warning.message).partition(". ")[0] for warning in warned}
+            assert told == {
+                "ftrace tail-patch: store is now called stores", "ftrace tail-patch: kind is now called kinds",
+            }  # fmt: skip
+    assert table(tmp_path / "old") == table(tmp_path / "new")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--store=nothing"], "expected the folder of a score store, found nothing at"),
-        (["--store", "bm25", "bm25"], "expected each score store once"),
-        (["--store=bm25", "-k=0"], "k: expected at least 1, found 0"),
-        (["--store=online", "--kind=trak"], "kind: expected some of ['cosine', 'dot'], found 'trak'"),
-        (["--store", "online", "bm25", "--kind=bm25"], "has none of ['bm25'], but ['dot', 'cosine']"),
-        (["--store=some"], "some: expected scores for each of the queries, found none for query 3"),
-        (["--store=bm25", "--snapshot=3"], "snapshot: expected last, first, or one of the steps [1, 2, 4], found 3"),
-        (["--store=bm25", "--snapshot=middle"], "snapshot"),
-        (["--store=bm25", "--optimizer=sgd"], "learning_rate: expected one, since the run was trained with adam"),
-        (["--store=bm25", "--optimizer=lion"], "optimizer"),
-        (["--store=bm25", "--learning_rate=-1"], "learning_rate: expected a number above 0, found -1.0"),
-        (["--store=bm25", "--sample=0"], "sample: expected at least 1, found 0"),
-        (["--store=bm25", "--memory_budget=0"], "memory_budget: expected at least 1, found 0"),
-        (["--store=bm25", "--memory_budget=lots"], "memory_budget: expected a number of bytes"),
+        (["nothing"], "expected the folder of a score store, found nothing at"),
+        (["bm25", "bm25"], "expected each score store once"),
+        (["bm25", "-k=0"], "k: expected at least 1, found 0"),
+        (["online", "--kinds=trak"], "kinds: expected some of ['cosine', 'dot'], found 'trak'"),
+        (["online", "bm25", "--kinds=bm25"], "has none of ['bm25'], but ['dot', 'cosine']"),
+        (["some"], "some: expected scores for each of the queries, found none for query 3"),
+        (["bm25", "--snapshot=3"], "snapshot: expected last, first, or one of the steps [1, 2, 4], found 3"),
+        (["bm25", "--snapshot=middle"], "snapshot"),
+        (["bm25", "--optimizer=sgd"], "learning_rate: expected one, since the run was trained with adam"),
+        (["bm25", "--optimizer=lion"], "optimizer"),
+        (["bm25", "--learning_rate=-1"], "learning_rate: expected a number above 0, found -1.0"),
+        (["bm25", "--sample=0"], "sample: expected at least 1, found 0"),
+        (["bm25", "--memory_budget=0"], "memory_budget: expected at least 1, found 0"),
+        (["bm25", "--memory_budget=lots"], "memory_budget: expected a number of bytes"),
         (["-k=1"], "store"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -158,7 +174,7 @@ def test_runs_of_other_optimizers(
     run = small_run.write_run_folder(made, tmp_path / "run")
     ids = np.arange(len(made.data.train_rows))
     ScoreStore.write(run / "random", ids, np.arange(4), {"random": np.random.default_rng(0).random((len(ids), 4))})
-    given = ["--store=random", "--queries=all", "-k=2"]
+    given = ["random", "--queries=all", "-k=2"]
     assert patch(run, *given, *arguments) == 2
     assert message in capsys.readouterr().err
     if optimizer == "sgd":
@@ -172,7 +188,7 @@ def test_stores_whose_scores_are_not_finite_are_refused(folder: Path, capsys: py
     scores = store.matrix().copy()
     scores[3, 1] = np.nan
     ScoreStore.write(run / "spoilt", store.example_ids, store.query_ids, {"dot": scores})
-    assert patch(run, "--store=spoilt", "-k=2") == 2
+    assert patch(run, "spoilt", "-k=2") == 2
     error = capsys.readouterr().err
     assert "spoilt: expected finite scores, found 1 others in kind 'dot' of query 1. Score a run that" in error
 
@@ -196,9 +212,9 @@ def test_ones_own_data_without_ground_truth(tmp_path: Path, capsys: pytest.Captu
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     ids = np.arange(len(made.data.train_rows))
     ScoreStore.write(run / "random", ids, np.arange(4), {"random": np.random.default_rng(0).random((len(ids), 4))})
-    assert patch(run, "--store=random", "--queries=all", "-k=2") == 0
+    assert patch(run, "random", "--queries=all", "-k=2") == 0
     assert "examples can't be sorted by kind" in capsys.readouterr().out
     assert list(table(run / "tail-patch")["rows"]) == ["random", "random examples"]
     assert "kind" not in pairs(run / "tail-patch")[0]
-    assert patch(run, "--store=random", "--queries=all", "-k=2", "--by=kind") == 2
+    assert patch(run, "random", "--queries=all", "-k=2", "--by=kind") == 2
     assert "by: examples can't be sorted by kind: expected facts of a relation" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""Options that several commands have, and settings that a command takes as flags of its own."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of a flag: the line under the settings' field
+
+Settings = TypeVar("Settings")
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class ProcessSettings:
+    """The processes that share a command's work."""
+
+    accelerator: str = "auto"
+    """Lightning's, such as "cpu" or "gpu"."""
+    devices: int | str = 1
+    """How many processes share the work."""
+    strategy: str = "auto"
+    """Lightning's, such as "ddp"."""
+
+
+def take(kind: type[Settings], options: dict[str, Any]) -> Settings:
+    """Make settings of a command's options, and remove these from the options.
+
+    Args:
+        kind: A dataclass; fields that the options lack keep their defaults.
+        options: By name.
+    """
+    names = [field.name for field in fields(kind) if field.name in options]  # type: ignore[arg-type]
+    return kind(**{name: options.pop(name) for name in names})
+
+
+def add_old_names(command: ArgumentParser, types: Mapping[str, Any]) -> None:
+    """Add flags under old names, which are not in the help and None where they aren't given.
+
+    Args:
+        command: The command's parser.
+        types: Of what they take, by old name.
+    """
+    for old, given in types.items():
+        command.add_argument(f"--{old}", type=given | None, default=None, help=argparse.SUPPRESS)
+
+
+def number_of_bytes(name: str, given: int | str) -> int:
+    """Read a number of bytes.
+
+    Args:
+        name: The option, for messages.
+        given: The number, or a text such as "500MiB".
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> number_of_bytes("memory_budget", "1.5GiB"), number_of_bytes("memory_budget", "4096")
+        (1610612736, 4096)
+    """
+    if isinstance(given, int):
+        return given
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", given)
+    if not match or match.group(2) not in ("", *_UNITS):
+        raise ValueError(f"{name}: expected a number of bytes such as 500MiB or 2GiB, found {given!r}")
+    return int(float(match.group(1)) * _UNITS.get(match.group(2), 1))
