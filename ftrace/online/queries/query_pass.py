@@ -16,7 +16,7 @@ from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.queries.query_losses import QueryLosses
 from ftrace.online.rehearsal.exchange import copied
-from ftrace.online.restore.modes import evaluation_mode, without_reentrant_checkpointing
+from ftrace.online.restore.modes import evaluation_mode, without_autocast, without_reentrant_checkpointing
 from ftrace.online.restore.random_state import RandomState, isolated_random_state
 
 Learned = Callable[[Any, Any], Tensor]
@@ -106,12 +106,12 @@ class QueryPass:
 
     @contextmanager
     def undisturbed(self, capture: GradientCapture) -> Iterator[None]:
-        """Hold eval mode and training's precision, restore random state, and let no other capture record."""
+        """Hold eval mode, restore random state, and let no other capture record."""
         with (
             isolated_random_state(),
             evaluation_mode(self.loop.module),
             without_reentrant_checkpointing(),
-            self.loop.forward_context(),
+            without_autocast(self.loop.device),  # our own products; losses are computed in training's precision
             torch.enable_grad(),
             capture.exclusively(),
         ):
@@ -149,20 +149,20 @@ class QueryPass:
                 looks_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
                 begins = RandomState(module, self.loop.left_alone) if looks_again else None
                 with capture.recording(len(query_ids), unprojected=whole) as recording:
-                    of_batch = self.losses(module, copied(batch))
+                    of_batch = self._losses_of(batch)
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)
                 losses.append(of_batch.detach().double().cpu())
                 parts.append(recording.gradients())
                 if compare is not None and len(parts) == 1:
                     _put_back(begins)
-                    compare(self.losses(module, copied(batch)), parts[0], query_ids)
+                    compare(self._losses_of(batch), parts[0], query_ids)
                 if uncovered:
                     _put_back(begins)
-                    _add_rows(dense, self.losses(module, copied(batch)), uncovered)
+                    _add_rows(dense, self._losses_of(batch), uncovered)
                 if self.learned is not None:
                     _put_back(begins)
-                    with torch.no_grad():
+                    with torch.no_grad(), self.loop.forward_context():
                         learned.append(self.learned(module, copied(batch)).bool().cpu())
         return Refresh(
             step,
@@ -171,6 +171,10 @@ class QueryPass:
             torch.cat(learned) if learned else None,
             {name: torch.cat(rows) for name, rows in dense.items()},
         )
+
+    def _losses_of(self, batch: Any) -> Tensor:
+        with self.loop.forward_context():
+            return self.losses(self.loop.module, copied(batch))
 
     def _require_losses(self, losses: Tensor, query_ids: Tensor) -> None:
         expected = (len(query_ids),)

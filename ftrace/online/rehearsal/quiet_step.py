@@ -19,7 +19,7 @@ from ftrace.online.loop import OnLoss, TrainingLoop
 from ftrace.online.processes import gather_objects
 from ftrace.online.rehearsal.exchange import Inputs, exchanged
 from ftrace.online.restore.kept_state import KeptState
-from ftrace.online.restore.modes import without_reentrant_checkpointing
+from ftrace.online.restore.modes import without_autocast, without_reentrant_checkpointing
 from ftrace.online.restore.random_state import RandomState, isolated_random_state
 
 _DONE, _FORWARD, _BACKWARD = range(3)
@@ -86,14 +86,19 @@ class QuietStep:
         torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=keeps or None)
 
     def _run(self, on_loss: OnLoss | None, sources: Sequence[int] | None, fresh: bool, stirred: bool) -> None:
-        on_loss, loop = on_loss or _ignore, self.loop
+        loop, given = self.loop, on_loss or _ignore
+
+        def on_loss_in_full_precision(loss: Tensor, keeps: bool) -> None:
+            with without_autocast(loop.device):
+                given(loss, keeps)
+
         with ExitStack() as stack:
             stack.enter_context(isolated_random_state())
             stack.enter_context(_sharded(loop.module))
             kept = KeptState(loop.module, *loop.optimizers, *loop.schedules, always=True, left_alone=loop.left_alone)
             stack.enter_context(kept.in_place())
             stack.enter_context(_untrained(loop.module, self.requires_grad))
-            stack.enter_context(loop.rehearsing(on_loss))
+            stack.enter_context(loop.rehearsing(on_loss_in_full_precision))
             stack.enter_context(redirect_stdout(io.StringIO()))
             stack.enter_context(without_reentrant_checkpointing())
             stack.enter_context(torch.enable_grad())
@@ -103,7 +108,7 @@ class QuietStep:
                 self.begins.put_back()
             loss = self._training_step(sources, stirred)
             if loss is not None:
-                on_loss(loss, False)
+                on_loss_in_full_precision(loss, False)
             elif any(parameter.grad is not None for parameter in loop.module.parameters()):
                 raise ValueError(
                     "the training step runs a backward pass that the training loop doesn't run. Call "
