@@ -1,10 +1,10 @@
 """A finished training run on disk: its config, its snapshots, and what was learned.
 
 config.yaml             the run's config, as LightningCLI saves it
-working_directory.txt   what relative paths in the config start from, as train.py writes it
+working_directory.txt   the folder that relative paths in the config start from, as ftrace fit writes it
 snapshots/step-*/       as CheckpointSnapshots writes them
-learned_queries.json    which queries were learned, by which rule; made when first asked for
-candidate_pools/*       what each query's examples are ranked among, by a hash; made when first asked for
+learned_queries.json    which queries were learned, by which rule; written on first use
+candidate_pools/*       the candidates among which each query's examples are ranked, by a hash; written on first use
 online/, bm25/, ...     score stores
 """
 
@@ -32,7 +32,7 @@ from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 
 WORKING_DIRECTORY = "working_directory.txt"
-_BARE: dict[str, Any] = {  # what a Trainer must be given if it is to be barebones
+_BARE: dict[str, Any] = {  # settings that a barebones Trainer needs
     "callbacks": None, "logger": None, "enable_checkpointing": None, "enable_progress_bar": None,
     "enable_model_summary": None, "log_every_n_steps": None, "num_sanity_val_steps": None, "fast_dev_run": False,
     "detect_anomaly": False, "profiler": None, "barebones": True,
@@ -41,28 +41,30 @@ NOT_OF_WEIGHTS = (*_BARE, "default_root_dir")  # settings of a Trainer that the 
 
 
 def newest_run(folder: str | Path) -> Path:
-    """A run's folder; of one that has only versions of a run in it, as Lightning's loggers number them, the newest.
+    """Return a run's folder, or its newest version if the folder holds only the versions of Lightning's loggers.
 
     Example:
-        >>> newest_run("runs/a").name  # nothing there: Run() says so
+        >>> newest_run("runs/a").name  # not checked here: Run() raises
         'a'
     """
-    place = Path(folder)
-    if (place / "config.yaml").exists():
-        return place
-    versions = [one.parent for one in place.glob("version_*/config.yaml")]
-    numbered = [one for one in versions if one.name.removeprefix("version_").isdigit()]
-    return max(numbered, key=lambda one: int(one.name.removeprefix("version_")), default=place)
+    given = Path(folder)
+    if (given / "config.yaml").exists():
+        return given
+    versions = {
+        config.parent: config.parent.name.removeprefix("version_") for config in given.glob("version_*/config.yaml")
+    }
+    numbers = {version: int(number) for version, number in versions.items() if number.isdigit()}
+    return max(numbers, key=lambda version: numbers[version], default=given)
 
 
 class Run:
-    """A finished run of a FactLM on a fact-tracing data set.
+    """Finished run of a FactLM on a fact-tracing data set.
 
     Args:
         folder: The run's log folder.
 
     Raises:
-        ValueError: If it is not the folder of such a run.
+        ValueError: If the folder is not that of such a run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -77,9 +79,9 @@ class Run:
         if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
             raise ValueError(f"{str(file)!r}: expected the sections model and data, as train.py saves them")
         self.config: dict[str, Any] = config
-        noted = self.folder / WORKING_DIRECTORY
-        there = Path(noted.read_text().strip()) if noted.exists() else Path.cwd()
-        self._working_directory = there if there.is_dir() else Path.cwd()
+        note = self.folder / WORKING_DIRECTORY
+        trained_in = Path(note.read_text().strip()) if note.exists() else Path.cwd()
+        self._working_directory = trained_in if trained_in.is_dir() else Path.cwd()
 
     @cached_property
     def data(self) -> FactData:
@@ -102,13 +104,13 @@ class Run:
         return self.snapshots[-1]
 
     def snapshot(self, which: Literal["last", "first"] | int) -> Path:
-        """The folder of a snapshot.
+        """Return the folder of a snapshot.
 
         Args:
-            which: "last", "first", or the one after so many steps.
+            which: "last", "first", or a number of steps.
 
         Raises:
-            ValueError: If there is no snapshot of that step.
+            ValueError: If there is no snapshot after that number of steps.
         """
         if isinstance(which, str):
             return self.snapshots[-1 if which == "last" else 0]
@@ -123,7 +125,7 @@ class Run:
         return self.model_at()
 
     def model_at(self, snapshot: Path | None = None) -> FactLM:
-        """The run's model at a snapshot, in eval mode; a new one each time.
+        """Load the run's model at a snapshot, in eval mode; a new one at each call.
 
         Args:
             snapshot: The snapshot's folder; default: the last.
@@ -135,38 +137,38 @@ class Run:
         return model.eval()
 
     def untrained_model(self) -> FactLM:
-        """The run's model as its config describes it; one built from scratch may yet have to be built."""
+        """Create the run's model from its config; a model from scratch may still need ``build()``."""
         model = self._instantiate("model", LightningModule)
         if not isinstance(model, FactLM):
             raise ValueError(f"{self.folder}: expected the module FactLM, found {type(model).__name__}")
         return model
 
     def bare_trainer(self, **changes: Any) -> Trainer:
-        """The run's trainer without callbacks, logger and whatever else does not change the weights; a new one.
+        """Create the run's trainer without callbacks, logger and whatever else doesn't change the weights.
 
         Args:
-            changes: Other settings than the run's.
+            changes: Settings that replace the run's.
         """
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Trainer, "trainer")
         return self._parsed(parser, "trainer", {**self.config["trainer"], **_BARE, **changes})
 
     def queries(self, split_seed: int = 0) -> EvaluatedQueries:
-        """All queries that have ground-truth proponents.
+        """Return all queries that have ground-truth proponents.
 
         Args:
-            split_seed: Of the halves for choosing and for reporting.
+            split_seed: Seed of the halves for choosing and for reporting.
         """
         rows = self.data.query_rows.select_columns(["query_id", "fact"])
         facts = dict(zip(rows["query_id"], rows["fact"], strict=True))
         return EvaluatedQueries.of(self.data.proponents, facts, seed=split_seed, data=self.data.fingerprint)
 
     def learned_queries(self, rule: Rule | None = None) -> list[int]:
-        """Ids of the queries that were learned, as :meth:`learned`."""
+        """Return the ids of the queries that were learned, as :meth:`learned`."""
         return self.learned(rule).query_ids
 
     def learned(self, rule: Rule | None = None) -> LearnedQueries:
-        """Which queries were learned; asked for once, and kept in learned_queries.json.
+        """Return which queries were learned; computed once, and kept in learned_queries.json.
 
         Args:
             rule: "paper" or "last"; default: "paper", or "last" for a run of a single snapshot.
@@ -186,9 +188,9 @@ class Run:
         known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is made anew
             known = dict(json.loads(file.read_text()))
-            found = LearnedQueries(**known[rule])
-            if found.key == key:
-                return found
+            stored = LearnedQueries(**known[rule])
+            if stored.key == key:
+                return stored
         rows = self.data.query_rows.select_columns(["query_id", "answers"])
         answers = dict(zip(rows["query_id"], rows["answers"], strict=True))
         assert self.data.tokenizer is not None
@@ -197,35 +199,35 @@ class Run:
             self.data.tokenizer, rule, [folder.name for folder in snapshots],
         )  # fmt: skip
         learned = replace(learned, key=key)
-        kept = {name: one for name, one in known.items() if name in ("paper", "last")}
+        kept = {name: stored for name, stored in known.items() if name in ("paper", "last")}
         replace_text(file, json.dumps({**kept, rule: asdict(learned)}) + "\n")
         return learned
 
     def learned_key(self, snapshots: Sequence[Path]) -> str:
-        """Of all that learned queries depend on, and of this version of how they are found."""
+        """Hash all that learned queries depend on, with the version of how they are found."""
         weights = [snapshot_fingerprint(folder) for folder in snapshots]
-        asked = [2, *weights, self.data.fingerprint, list(self.data.query_rows["query_id"])]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        inputs = [2, *weights, self.data.fingerprint, list(self.data.query_rows["query_id"])]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
     def candidate_pools(
         self, settings: PoolSettings | None = None, query_ids: Collection[int] | None = None
     ) -> CandidatePools:
-        """What each query's examples are ranked among; made once, and kept in candidate_pools/.
+        """Return the candidates among which each query's examples are ranked; made once, and kept in candidate_pools/.
 
         Args:
-            settings: How many candidates come from where.
-            query_ids: For which queries; default: the learned ones. Those without ground-truth proponents are left out.
+            settings: How many candidates come from which source.
+            query_ids: Default: the learned queries. Queries without ground-truth proponents are left out.
         """
         settings = settings or PoolSettings()
         wanted = self.queries().among(self.learned_queries() if query_ids is None else query_ids, "pools").query_ids
-        asked = sorted(wanted.tolist())
-        key = json.dumps([self.data.fingerprint, asdict(settings), asked])
+        chosen = sorted(wanted.tolist())
+        key = json.dumps([self.data.fingerprint, asdict(settings), chosen])
         file = self.folder / "candidate_pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
         with contextlib.suppress(ValueError):  # what can't be read is made anew
             return CandidatePools.open(file)
-        places = {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
+        row_of = {query: row for row, query in enumerate(self.data.query_rows["query_id"])}
         texts = self.data.query_rows.select_columns(["query_id", "inputs_pretokenized", "targets_pretokenized"])
-        rows = [texts[places[query]] for query in asked]
+        rows = [texts[row_of[query]] for query in chosen]
         pools = make_candidate_pools(self.data.train_rows, rows, self.data.proponents, settings)
         pools.write(file)
         return pools

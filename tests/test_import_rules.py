@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "retraining",
         "named_configs",
     },
-    "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands"},
+    "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands", "named_configs"},
     "source_tree": set(),
     "named_configs": {"source_tree"},
     "cli": {

@@ -1,4 +1,4 @@
-"""What ``ftrace fit`` does with the scores once the model is trained: the section ``trace`` of a config."""
+"""The second half of ``ftrace fit``, as the section ``trace`` of a config asks for it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ Baseline = Literal["bm25", "tracin", "embed", "random-target"]
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """What ``train.py fit`` does once the model is trained.
+    """Settings of what ``ftrace fit`` does once the model is trained.
 
     Args:
         baselines: Methods to compare the online scores with.
-        worked_queries: How many learned queries to work out for the reader.
-        kind: Which online score to work them out with; without it, the first that there is.
-        causal: Whether to trace, too, where in the model the queries' facts live, and to join that to the online
-            scores by layer.
+        worked_queries: How many learned queries to show with their strongest examples.
+        kind: Kind of online score to show them with; the first kind if the run hasn't recorded that one.
+        causal: Whether to run causal tracing on the queries, too, and to join it to the online scores by layer.
     """
 
     baselines: tuple[Baseline, ...] = ("bm25", "tracin")
@@ -41,7 +40,12 @@ class TraceSettings:
 
 
 def trace_run(folder: Path, settings: TraceSettings) -> None:
-    """The second half of the main job: baselines, the table, and some queries worked out."""
+    """Compare a run's online scores with baselines, show some queries, and say where everything is.
+
+    Args:
+        folder: The run's log folder.
+        settings: The section ``trace`` of its config.
+    """
     console = Console()
     run = Run(folder)
     stores = {"online": ScoreStore.open(folder / "online")}
@@ -71,21 +75,21 @@ def trace_run(folder: Path, settings: TraceSettings) -> None:
             others = [other for other in row["answers"] if other != answer]
             query = WorkedQuery(row["query_id"], row["inputs_pretokenized"], answer, others, row["proponent_ids"])
             console.print(render_worked_query(query, stores["online"], kind, lambda i: _sentence(rows[i])))
-    places = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
+    paths = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
     if settings.causal:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
         tracing = CausalSettings(window=1, only_correct=bool(learned))
         try:
             causal_trace.causal_trace(tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False)
-            places["causal traces"] = folder / "causal"
-        except ValueError as error:  # of a model that answers nothing rightly, for one
+            paths["causal traces"] = folder / "causal"
+        except ValueError as error:  # a model that answers nothing correctly, for example
             console.print(f"Not traced: {error}", soft_wrap=True, markup=False)
     if stores["online"].ledger is not None:
         console.print(f"\n{ledger_sentence(stores['online'])}", soft_wrap=True)
-        places["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
+        paths["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
     console.print("\nWhere everything is:")
-    for name, place in {**places, **{f"scores, {name}": store.path for name, store in stores.items()}}.items():
-        console.print(f"  {name:16} {os.path.relpath(place)}", soft_wrap=True, highlight=False)
+    for name, path in {**paths, **{f"scores, {name}": store.path for name, store in stores.items()}}.items():
+        console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True, highlight=False)
 
 
 def _sentence(row: dict[str, Any]) -> str:

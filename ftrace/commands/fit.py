@@ -33,10 +33,10 @@ SUBCOMMANDS = {
 
 
 class SaveConfigInRunFolder(SaveConfigCallback):
-    """Save the config beside the run's logs, with the folder that its relative paths start from.
+    """Callback that saves the config beside the run's logs, with the folder that its relative paths start from.
 
-    Never in the working directory, where Lightning would put it for a run without a logger, and make the second such
-    run fail.
+    Never in the working directory, where Lightning would put it for a run without a logger, so that the next such run
+    would fail.
     """
 
     @override
@@ -54,11 +54,11 @@ class SaveConfigInRunFolder(SaveConfigCallback):
 
 
 class FactTracingCLI(LightningCLI):
-    """LightningCLI with a section ``trace``: what to do with the scores once the model is trained."""
+    """LightningCLI with a section ``trace``, which says what to do with the scores once the model is trained."""
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """As LightningCLI's own, but ``--config`` takes recipes' names, too."""
+        """Create the parser as LightningCLI does, but let ``--config`` take recipes' names, too."""
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
         parser = LightningArgumentParser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigFileOrName, help="A YAML file, or a recipe's name.")
@@ -69,25 +69,27 @@ class FactTracingCLI(LightningCLI):
         parser.add_argument("--trace", type=TraceSettings | None, default=None, help="What fit does after training.")
 
     def before_fit(self) -> None:
-        """Find out now, not after training, whether what ``trace`` needs will be there."""
+        """Check before training, not after it, that ``trace`` will have what it needs."""
         if self._trace_settings is None:
             return
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for kind in (OnlineTracIn, CheckpointSnapshots):
-            if not any(isinstance(one, kind) and one.output_dir is None for one in callbacks):
+            if not any(isinstance(callback, kind) and callback.output_dir is None for callback in callbacks):
                 self.parser.error(
                     f"trace: expected the callback {kind.__name__} without output_dir, so that it writes to the folder "
                     "of the run. Add it, or set --trace null"
                 )
 
         if self._trace_settings.causal and not any(
-            isinstance(one, OnlineTracIn) and one.output_dir is None and "layer" in one.settings.breakdown
-            for one in callbacks
+            isinstance(callback, OnlineTracIn)
+            and callback.output_dir is None
+            and "layer" in callback.settings.breakdown
+            for callback in callbacks
         ):
             self.parser.error("trace.causal: expected OnlineTracIn with breakdown: [layer]. Add it, or set it to false")
 
     def after_fit(self) -> None:
-        """Compare with baselines and work out some queries, if the config says so."""
+        """Compare with baselines and show some queries, if the config asks for it."""
         folder = self.trainer.log_dir  # None in a fast_dev_run
         if self._trace_settings is not None and folder is not None and not self.trainer.interrupted:
             trace_run(Path(folder), self._trace_settings)

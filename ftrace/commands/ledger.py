@@ -1,4 +1,4 @@
-"""``ftrace ledger``: what explains the fall of the queries' losses."""
+"""``ftrace ledger``: an account of the fall of the queries' losses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from ftrace.scores import ScoreStore
 
 
 def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:
-    """Say and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written.
+    """Print and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written.
 
     Args:
         store: Folder of the score store.
-        output: Where the picture goes; default: ledger.png beside the store.
-        queries: Whose losses to draw; default: six that were learned at different times.
+        output: File of the picture; default: ledger.png beside the store.
+        queries: Ids of the queries to draw; default: six that were learned at different times.
+
+    Raises:
+        ValueError: If the store has no ledger.
     """
     opened = ScoreStore.open(store)
     if opened.ledger is None:
@@ -30,12 +33,12 @@ def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | 
 
 
 def ledger_sentence(store: ScoreStore) -> str:
-    """What the ledger says, and whether its books balance."""
+    """Summarize a store's ledger in a sentence, and warn if its accounts don't balance."""
     assert store.ledger is not None
     sentence = str(store.ledger.summary())
-    found = store.manifest.get("ledger", {})
-    if found.get("balanced") is False:
+    described = store.manifest.get("ledger", {})
+    if described.get("balanced") is False:
         sentence += (
-            f". The books don't balance: accounts are off by up to {found['worst_imbalance']:.1%} of an interval"
+            f". The books don't balance: accounts are off by up to {described['worst_imbalance']:.1%} of an interval"
         )
     return f"{sentence[:1].upper()}{sentence[1:]}."

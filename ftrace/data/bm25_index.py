@@ -1,4 +1,4 @@
-"""BM25 over sentences: what the method ranks by, and what candidate pools begin with.
+"""BM25 over sentences, used by the attribution method of that name and for candidate pools.
 
 The formula is that of ``rank_bm25.BM25Plus`` with its defaults (k1 1.5, b 0.75, delta 1), as in the code of Akyürek et
 al. 2022; a summary of the paper prints it with + 1 inside the denominator. ``bm25s`` computes it.
@@ -15,13 +15,13 @@ K1, B, DELTA = 1.5, 0.75, 1.0
 
 
 class Bm25Index:
-    """An index of documents.
+    """Index of documents.
 
     Args:
         documents: Each document's words.
-        k1: How soon more of a word counts no more.
-        b: How much long documents are marked down, from 0 to 1.
-        delta: What each word that occurs counts at least.
+        k1: Saturation of term frequency: the larger, the longer further occurrences of a word add to the score.
+        b: Strength of length normalization, from 0 to 1.
+        delta: Lower bound on the contribution of a word that occurs.
 
     Raises:
         ValueError: If no document has a word.
@@ -37,12 +37,12 @@ class Bm25Index:
         self._index.index([list(words) for words in documents], show_progress=False)
 
     def scores(self, words: Sequence[str]) -> np.ndarray:
-        """Scores of all documents for one query, float32 ``[N]``; a word that occurs twice counts twice."""
+        """Return the scores of all documents for one query, float32 ``[N]``; a word that occurs twice counts twice."""
         if not words:
             return np.zeros(self._count, np.float32)
-        found: np.ndarray = self._index.get_scores(list(words))
-        return found
+        scores: np.ndarray = self._index.get_scores(list(words))
+        return scores
 
     def top(self, words: Sequence[str], k: int) -> np.ndarray:
-        """Indices of the best ``k`` documents, best first; ties by index."""
+        """Return the indices of the best ``k`` documents, best first; ties by index."""
         return np.argsort(-self.scores(words), kind="stable")[:k]

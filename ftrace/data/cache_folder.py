@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def is_whole(folder: Path, form: str, version: int = 1) -> bool:
-    """Whether a folder was finished, in the given form and version: its manifest comes with the renaming."""
+    """Return whether a folder was finished, in the given form and version: its manifest comes with the renaming."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return False
-    found = json.loads(manifest.read_text())
-    return bool(found.get("format") == form and found.get("version") == version)
+    written = json.loads(manifest.read_text())
+    return bool(written.get("format") == form and written.get("version") == version)

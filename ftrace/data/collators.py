@@ -1,6 +1,6 @@
-"""From rows of text to batches: encoder-decoder (span targets) and decoder-only (loss on the answer only).
+"""Collators from rows of text to batches: encoder-decoder (span targets), decoder-only (loss on the answer only).
 
-Shape letters: B rows, A accepted answers of a query, T and S tokens of inputs and targets, filled up on the right.
+Shape letters: B rows, A accepted answers of a query, T and S tokens of inputs and targets, padded on the right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 class Collator(Protocol):
-    """Rows in, batch out."""
+    """Function from rows to a batch."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows of one kind, training rows or queries."""
@@ -30,11 +30,11 @@ class Collator(Protocol):
 def make_collator(
     tokenizer: PreTrainedTokenizerBase, architecture: Architecture, *, several_answers: bool = False
 ) -> Collator:
-    """The collator for an architecture.
+    """Return the collator for an architecture.
 
     Args:
         tokenizer: Any tokenizer with an end-of-sequence token.
-        architecture: As the model is.
+        architecture: The model's.
         several_answers: Whether training rows have several answers, so that a model goes on with the next sentinel
             where it has answered a query.
 
@@ -51,7 +51,7 @@ def make_collator(
 
 
 class _TextCollator:
-    """What both collators share.
+    """Base of both collators.
 
     Every batch has ``input_ids`` and ``attention_mask`` ``[B, T]`` and ``labels`` (-100 where there is no loss), and
     ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]`` and the accepted answers (see the subclasses). Where
@@ -68,38 +68,38 @@ class _TextCollator:
         self.padding = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's tokens, without special ones."""
+        """Tokenize texts, without special tokens."""
         return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
     def closed(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's tokens and the end of the sequence."""
+        """Tokenize texts, each closed by the end-of-sequence token."""
         return [[*tokens, self.end] for tokens in self.tokens(texts)]
 
     def padded(self, sequences: Sequence[Sequence[int]], filler: int) -> Tensor:
-        """Sequences as one tensor, filled up on the right."""
+        """Stack sequences into one tensor, padded on the right."""
         longest = max(map(len, sequences))
         return torch.tensor([[*sequence, *[filler] * (longest - len(sequence))] for sequence in sequences])
 
     def ids(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The rows' ids, under the key that they came with."""
+        """Return the rows' ids, under their own key."""
         key = "query_id" if "query_id" in rows[0] else "example_id"
         return {key: torch.tensor([row[key] for row in rows], dtype=torch.int64)}
 
     def other_ends(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """What may come after each query's answers instead of the end of the sequence."""
+        """Return the tokens that may follow each query's answers instead of the end-of-sequence token."""
         if not self.several_answers:
             return {}
-        own, accepted = [], []
+        of_targets, of_answers = [], []
         for row, targets in zip(rows, self.answer_targets(rows), strict=True):
             inside = {token for tokens in self.tokens(targets) for token in tokens}
-            own.append(self._other_end(row["targets_pretokenized"], inside))
-            accepted.append([self._other_end(target, inside) for target in targets])
-        return {"other_end": torch.tensor(own), "answer_other_end": self.padded(accepted, IGNORED)}
+            of_targets.append(self._other_end(row["targets_pretokenized"], inside))
+            of_answers.append([self._other_end(target, inside) for target in targets])
+        return {"other_end": torch.tensor(of_targets), "answer_other_end": self.padded(of_answers, IGNORED)}
 
     def _other_end(self, target: str, inside: Collection[int]) -> int:
-        """The first token more that targets have if another answer follows: the next sentinel, or what it begins with.
+        """Return the token after the targets if another answer follows: the next sentinel, or its first token.
 
-        There is none where a tokenizer's tokens don't tell: it doesn't know the sentinel, or answers have such a token.
+        -100 if that token isn't conclusive: the tokenizer doesn't know the sentinel, or answers contain the token too.
         """
         sentinel = next_sentinel(target)
         if not sentinel:
@@ -118,7 +118,7 @@ class _TextCollator:
         return IGNORED
 
     def answer_targets(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-        """For each query, the target text that each accepted answer makes, in its own target's form."""
+        """Write each query's accepted answers in the form of its own target, with or without a sentinel."""
         sentinels = [split_sentinel(row["targets_pretokenized"])[0] for row in rows]
         return [
             [f"{sentinel} {answer}" if sentinel else answer for answer in row["answers"]]
@@ -127,7 +127,9 @@ class _TextCollator:
 
 
 class EncoderDecoderCollator(_TextCollator):
-    """Masked text in, sentinels and answers out, both closed by the end-of-sequence token, as T5 is trained.
+    """Collator of masked text as inputs, and sentinels and answers as targets, as T5 is trained.
+
+    Both are closed by the end-of-sequence token.
 
     For queries also ``answer_labels`` ``[B, A, S]``: the labels of each accepted answer, all -100 where a query has
     fewer than A.
@@ -153,12 +155,12 @@ class EncoderDecoderCollator(_TextCollator):
 
 
 class DecoderOnlyCollator(_TextCollator):
-    """The masked text, then the target; the loss is on the target after its first sentinel.
+    """Collator of masked text followed by the target; the loss is on the target after its first sentinel.
 
-    A target without sentinel goes on where the inputs end, and is tokenized with them as one text; which tokens are the
-    target's is said in :func:`ftrace.data.continuations.tokenize_continued`. Without inputs it is a text of its own,
-    with the loss on all of it. A target with a sentinel is always a text of its own. Where the tokenizer begins its
-    texts with a token of its own, as Llama's does, rows begin with it too.
+    A target without a sentinel continues the inputs and is tokenized together with them;
+    :func:`ftrace.data.continuations.tokenize_continued` defines which tokens are the target's. Without inputs, it is a
+    text by itself, with the loss on all of it. A target with a sentinel is always tokenized by itself. If the tokenizer
+    begins texts with a special token, as Llama's does, rows begin with it too.
 
     For queries also ``answer_input_ids``, ``answer_attention_mask`` and ``answer_labels``, each ``[B, A, T]``: the
     same text followed by each accepted answer, all -100 where a query has fewer than A.
@@ -167,8 +169,8 @@ class DecoderOnlyCollator(_TextCollator):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, several_answers: bool = False) -> None:
         super().__init__(tokenizer, several_answers=several_answers)
         begin = tokenizer.bos_token_id
-        own = [] if begin is None else tokenizer("a")["input_ids"][:1]
-        self.begin: list[int] = own if own == [begin] else []
+        first = [] if begin is None else tokenizer("a")["input_ids"][:1]
+        self.begin: list[int] = first if first == [begin] else []
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with ``inputs_pretokenized`` and ``targets_pretokenized``; queries also have ``answers``."""
@@ -197,7 +199,7 @@ class DecoderOnlyCollator(_TextCollator):
             apart, tokenize_continued(self.tokenizer, befores, rests), targets, strict=True
         ):
             given = [*self.begin, *before, *text.given]
-            answer = [] if target is None else [*text.answer, self.end]  # None: a place that no answer takes
+            answer = [] if target is None else [*text.answer, self.end]  # None: no answer here
             inputs.append([*given, *answer])
             labels.append([*[IGNORED] * len(given), *answer])
         return {

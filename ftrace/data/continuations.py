@@ -1,8 +1,8 @@
-"""Where an answer begins in the tokens of a text: what a prompt and its answer are to a tokenizer is one text.
+"""Tokenization of a prompt and its answer as one text, and where the answer begins in its tokens.
 
-Tokenized apart, they may have other tokens than the model will ever see: Llama 2's tokenizer puts a space before each
-text, so that an answer by itself begins with two, and a prompt that ends in a space has a token for it that the whole
-text has not.
+Tokenized separately, they may have tokens that the model never sees: Llama 2's tokenizer puts a space before each text,
+so that an answer by itself begins with two, and a prompt that ends in a space has a token for it that the whole text
+doesn't have.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 
 class ContinuedText(NamedTuple):
-    """The tokens of a text, without special ones.
+    """Tokens of a text, without special ones.
 
     Args:
         given: Those before the answer.
         answer: The answer's.
-        offsets: The half-open ranges of characters that they are all from, in order; empty of a slow tokenizer.
+        offsets: The half-open ranges of characters of all tokens, in order; empty for a slow tokenizer.
     """
 
     given: list[int]
@@ -35,13 +35,13 @@ def tokenize_continued(
     The answer begins with the first token that holds one of its characters. A token that holds characters of both
     prompt and answer is the answer's, unless it has nothing but space of the answer. Without a prompt, all is answer.
 
-    A slow tokenizer doesn't tell which characters a token is from: there the answer begins with the first token that
-    the prompt by itself does not have in that place.
+    A slow tokenizer doesn't tell which characters a token is from: there the answer begins at the first token that
+    differs from the prompt's own tokens.
 
     Args:
-        tokenizer: The tokenizer.
-        prompts: Texts.
-        answers: What follows each, with the space between them, if there is one.
+        tokenizer: Fast or slow.
+        prompts: Texts; may be empty.
+        answers: What follows each, including any space between them.
     """
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     if not texts:
@@ -59,17 +59,17 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[
 
 
 def _first_difference(alone: Sequence[int], tokens: Sequence[int]) -> int:
-    same = [one == other for one, other in zip(alone, tokens, strict=False)]
+    same = [token == whole for token, whole in zip(alone, tokens, strict=False)]
     return [*same, False].index(False)
 
 
 def _border(text: str, end: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """Place of the first token of what begins at a character."""
+    """Return the position of the first token of the text that begins at character ``end``."""
     if not end:
         return 0
-    for place, (left, right) in enumerate(offsets):
+    for position, (left, right) in enumerate(offsets):
         if right > end and (left >= end or text[end:right].strip()):
-            return place
+            return position
     return len(offsets)
 
 

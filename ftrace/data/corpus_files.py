@@ -29,10 +29,10 @@ _PAIRS = (("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets")
 
 
 def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[SourceRow]) -> dict[str, Any]:
-    """Bring a user's rows and queries into a folder, whole or not at all.
+    """Write a user's rows and queries to a folder in the common form, whole or not at all.
 
     Args:
-        folder: The folder; one that is there is replaced.
+        folder: Replaced if it exists.
         train: Training rows: ``inputs`` and ``targets`` (or the same with ``_pretokenized``), or ``text``; may have
             ``id`` and ``facts``.
         queries: Queries, likewise; may have ``id``, ``fact``, ``answers``, ``subject`` and ``proponents``.
@@ -48,11 +48,11 @@ def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[Sou
         num_train = write_rows(temporary / "train.parquet", TRAIN_SCHEMA, corpus.rows(train))
         if not num_train:
             raise ValueError("train: expected at least one row, found none")
-        asked = list(corpus.queries(queries))
-        # Only where it is told: the same files give the same folder as before there were subjects.
-        has_subject = any(query["subject"] is not None for query in asked)
+        query_rows = list(corpus.queries(queries))
+        # Data without subjects have no such column, so that their files, and with them the fingerprint, stay the same.
+        has_subject = any(query["subject"] is not None for query in query_rows)
         schema = query_schema("name", "subject") if has_subject else query_schema("name")
-        num_queries = write_rows(temporary / "queries.parquet", schema, asked)
+        num_queries = write_rows(temporary / "queries.parquet", schema, query_rows)
         if not num_queries:
             raise ValueError("queries: expected at least one query, found none")
         manifest = {
@@ -70,21 +70,21 @@ def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[Sou
 
 
 def read_queries(file: Path) -> list[dict[str, Any]]:
-    """A user's queries, for data whose training rows are known already: what :func:`write_corpus` writes of them.
+    """Read a user's queries for data whose training rows exist already, in the form that :func:`write_corpus` writes.
 
-    They have no ``proponents``: ids of training rows are not known here.
+    They can't have ``proponents``: the training rows' ids are not known here.
 
     Raises:
         ValueError: If a row is malformed, an id occurs twice, or there are none.
     """
-    found = list(_Corpus().queries(read_rows(file)))
-    if not found:
+    queries = list(_Corpus().queries(read_rows(file)))
+    if not queries:
         raise ValueError(f"{file}: expected at least one query, found none")
-    return found
+    return queries
 
 
 class _Corpus:
-    """Reads training rows, then queries."""
+    """Reader of training rows, then of queries."""
 
     def __init__(self) -> None:
         self.index = FactIndex()
@@ -140,7 +140,7 @@ class _Corpus:
         )
 
     def _proponents(self, row: SourceRow, fact: str | None) -> np.ndarray:
-        """The rows that the query names, or else those that state its fact."""
+        """Return the ids of the rows that the query names, or else of those that state its fact."""
         if "proponents" not in row.fields:
             return self.index.rows_stating(fact) if fact is not None else np.empty(0, dtype=np.int64)
         names = row.texts("proponents", empty=True)
@@ -151,7 +151,7 @@ class _Corpus:
 
 
 def _name(row: SourceRow, number: int, known: dict[str, int]) -> str:
-    """The row's id, or its number where it has none."""
+    """Return the row's id, or its number if it has none."""
     name = row.text("id") if "id" in row.fields else str(number)
     if name in known:
         other = f"that row {known[name]} (from 0) has too"

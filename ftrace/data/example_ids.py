@@ -9,19 +9,19 @@ from torch.utils.data import Dataset, IterableDataset
 
 
 class WithExampleIds(Dataset[dict[str, Any]]):
-    """A map-style dataset whose samples also carry their own index, so that every batch tells who is in it.
+    """Map-style dataset whose samples also carry their own index, so that every batch says which examples it holds.
 
-    Of several data sets in one training, no two may number their rows alike: number them together,
-    ``WithExampleIds(ConcatDataset([a, b]))``, or, as several loaders need it, apart with ``first``.
+    If a training uses several data sets, their ids must differ. Number them together,
+    ``WithExampleIds(ConcatDataset([a, b]))``, or, for several loaders, each from a ``first`` of its own.
 
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``. Samples are dictionaries, or tuples named by ``names``.
-        key: The name of the id.
+        key: Key of the id in each sample.
         names: Names for the fields of samples that are tuples, such as ``("x", "y")``.
         first: The id of the first row.
 
     Attributes:
-        ids: Of all rows, by index.
+        ids: Ids of all rows, by index.
 
     Raises:
         TypeError: If the dataset is iterable-style, which has no indices; when a sample is asked for, if it is neither
@@ -78,8 +78,8 @@ class WithExampleIds(Dataset[dict[str, Any]]):
                 raise ValueError(f"expected samples of {len(self.names)} fields {self.names}, found {len(sample)}")
             sample = dict(zip(self.names, sample, strict=True))
         if not isinstance(sample, Mapping):
-            found = type(sample).__name__
-            raise TypeError(f'expected samples that are dictionaries, found {found}. Name its fields: names=("x", "y")')
+            kind = type(sample).__name__
+            raise TypeError(f'expected samples that are dictionaries, found {kind}. Name its fields: names=("x", "y")')
         if self.key in sample:
             raise ValueError(f'samples already have "{self.key}": expected none')
         return {**sample, self.key: self.ids[index]}

@@ -17,11 +17,11 @@ from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
 
 
 class FactCorpus(FactData):
-    """Your own training rows and queries, from JSON-lines, JSON or Parquet files; see docs/data.md.
+    """Data module of your own training rows and queries, from JSON-lines, JSON or Parquet files; see docs/data.md.
 
     Rows have ``inputs`` and ``targets`` (a masked sentence and its answers, or a beginning and its end), or ``text``
-    alone, all of which a decoder-only model learns. What states which fact is only needed to evaluate: ``facts`` of
-    rows and ``fact`` of queries, or a query's ``proponents``.
+    alone, all of which a decoder-only model learns. ``facts`` of rows and ``fact`` of queries, or a query's
+    ``proponents``, are needed for evaluation only.
 
     Args:
         train: Files of training rows, one or several.
@@ -30,7 +30,7 @@ class FactCorpus(FactData):
         settings: The same by name.
 
     Attributes:
-        data_path: The folder of our form, with ``train.parquet`` and ``queries.parquet``.
+        data_path: The folder with ``train.parquet`` and ``queries.parquet``.
     """
 
     def __init__(

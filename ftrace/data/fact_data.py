@@ -1,4 +1,4 @@
-"""What every fact-tracing data set is to the rest of ftrace: rows that state facts, and queries that ask for them."""
+"""Interface of every fact-tracing data set: rows that state facts, and queries that ask for them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ftrace.whole_files import whole_folder
 
 
 class FactParts(NamedTuple):
-    """What a fact says of what.
+    """Relation, subject and object of a fact.
 
     Args:
         relation: Key of the relation.
-        subject: Key of the entity that stands first in it.
-        object: Key of the entity that stands second.
+        subject: Key of the relation's first entity.
+        object: Key of the relation's second entity.
     """
 
     relation: str
@@ -75,13 +75,13 @@ class FactDataSettings:
 
 
 class FactData(LightningDataModule):
-    """Training rows and queries, kept in a folder of their own as ``train.parquet`` and ``queries.parquet``.
+    """Data module of training rows and queries in a folder, as ``train.parquet`` and ``queries.parquet``.
 
     Training rows have ``example_id`` (0 to N - 1, in order), ``inputs_pretokenized``, ``targets_pretokenized``,
-    ``facts`` (a list of keys), where the source names its rows ``name``, and where several rows are variants of one
-    sentence, ``sentence_id``. Queries have ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted
-    surfaces), ``proponent_ids`` (the ids of rows that state the fact, ascending), and where the source tells,
-    ``subject`` (what the fact is about, in the words of the text).
+    ``facts`` (a list of keys), ``name`` if the source names its rows, and ``sentence_id`` if several rows are variants
+    of one sentence. Queries have ``query_id``, the same texts, ``fact`` (a key), ``answers`` (the accepted surfaces),
+    ``proponent_ids`` (the ids of rows that state the fact, ascending), and ``subject`` (what the fact is about, as the
+    text spells it) if the source knows it.
 
     Training batches carry ``example_id``, query batches ``query_id``. Validation, test and prediction run over the
     queries.
@@ -150,11 +150,11 @@ class FactData(LightningDataModule):
         return self._loader(self.train_rows, self.batch_size, shuffle=True)
 
     def example_dataloader(self, batch_size: int | None = None) -> DataLoader:
-        """The training rows in order, for methods that score a finished model."""
+        """Return a loader of the training rows in order, for methods that score a finished model."""
         return self._loader(self.train_rows, batch_size or self.batch_size)
 
     def query_dataloader(self) -> DataLoader:
-        """The queries in order, with all their accepted answers."""
+        """Return a loader of the queries in order, with all their accepted answers."""
         return self._loader(self.query_rows, self.settings.query_batch_size)
 
     @override
@@ -170,25 +170,25 @@ class FactData(LightningDataModule):
         return self.query_dataloader()
 
     def parts_of_fact(self, fact: str) -> FactParts | None:
-        """Relation, subject and object of a fact, from its key; None where keys don't tell.
+        """Split a fact's key into relation, subject and object; None if this data's keys don't name them.
 
         Raises:
-            ValueError: If it is no key of this data's.
+            ValueError: If it is not one of this data's keys.
         """
         return None
 
     def subject_of_query(self, row: Mapping[str, Any]) -> str | None:
-        """What a query's text says its fact of, as it is spelled there; None where the data don't tell.
+        """Return what a query's fact is about, as its text spells it; None if the data don't say.
 
         Args:
-            row: The query, of :attr:`query_rows`.
+            row: A row of :attr:`query_rows`.
         """
         subject: str | None = row.get("subject")
         return subject
 
     @cached_property
     def proponents(self) -> dict[int, np.ndarray]:
-        """For each query's id, the ids of its ground-truth proponents, ascending."""
+        """Ids of each query's ground-truth proponents, ascending, by the query's id."""
         table = self.query_rows.with_format("arrow")[:]
         of_queries = table["proponent_ids"].combine_chunks()
         ends = np.cumsum(of_queries.value_lengths().to_numpy())
@@ -197,11 +197,11 @@ class FactData(LightningDataModule):
 
     @cached_property
     def sentence_ids(self) -> np.ndarray | None:
-        """Which sentence each training row is a variant of, int64 ``[N]``; None where each row is its own."""
+        """Sentence that each training row is a variant of, int64 ``[N]``; None if no two rows are variants of one."""
         if "sentence_id" not in self.train_rows.column_names:
             return None
-        found: np.ndarray = self.train_rows.with_format("arrow")[:]["sentence_id"].to_numpy()
-        return found
+        ids: np.ndarray = self.train_rows.with_format("arrow")[:]["sentence_id"].to_numpy()
+        return ids
 
     @cached_property
     def has_several_answers(self) -> bool:
@@ -212,16 +212,16 @@ class FactData(LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this data from other data, wherever they are: 16 hexadecimal digits.
+        """Hash that tells this data from other data, whatever folder it is in: 16 hexadecimal digits.
 
-        Of the folder's name, which has a hash of settings or of source files, its manifest but for versions of
-        software, and its files' sizes.
+        It covers the folder's name, which has a hash of the settings or of the source files, its manifest without
+        versions of software, and its files' sizes.
         """
         manifest = self.data_path / "manifest.json"
-        said = json.loads(manifest.read_text()) if manifest.exists() else {}
-        said.pop("versions", None)
+        described = json.loads(manifest.read_text()) if manifest.exists() else {}
+        described.pop("versions", None)
         sizes = [(self.data_path / name).stat().st_size for name in ("train.parquet", "queries.parquet")]
-        return hashlib.sha256(json.dumps([self.data_path.name, said, *sizes]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.data_path.name, described, *sizes]).encode()).hexdigest()[:16]
 
     @property
     def tokenizer_source(self) -> str:
@@ -244,7 +244,7 @@ class FactData(LightningDataModule):
         )
 
     def _drawn(self, queries: datasets.Dataset) -> datasets.Dataset:
-        """As many queries as are asked for, in their order."""
+        """Draw as many queries as the settings ask for, in their order."""
         number = self.settings.num_queries
         if number is None or number >= len(queries):
             return queries
@@ -254,7 +254,7 @@ class FactData(LightningDataModule):
     def _read(self, name: str) -> datasets.Dataset:
         file = str(self.data_path / f"{name}.parquet")
         hidden = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()  # it takes no time worth a bar
+        datasets.disable_progress_bars()  # reading is too fast to need a bar
         try:
             return datasets.Dataset.from_parquet(file, cache_dir=str(self.data_path / "arrow"))
         finally:

@@ -16,21 +16,21 @@ _LONGEST_NAME = 80
 
 @dataclass(frozen=True)
 class FactPrompt:
-    """A text that a model is to go on with, or whose mask it is to fill in.
+    """Text that a model is to continue, or whose mask it is to fill in.
 
-    It may be unfit to be traced: :func:`ftrace.data.tokenize_prompt` says why.
+    Whether it can be traced is decided later, by :func:`ftrace.data.tokenize_prompt`.
 
     Args:
-        name: Its name, unique among the prompts: files are called after it.
-        prompt: The text. Where it has a mask such as ``<extra_id_0>``, that is where the answer belongs.
-        subject: What the fact is about, as the text spells it; empty where that is not known.
+        name: Unique among the prompts; used in names of files.
+        prompt: The text. A mask such as ``<extra_id_0>``, if there is one, stands for the answer.
+        subject: What the fact is about, as the text spells it; empty if unknown.
         answers: The accepted surfaces of the answer, the prompt's own first.
         foil: Another answer, whose logit the answer's is compared with; None: the model's likeliest other token.
-        subject_start: Where the subject begins, in characters; None where it stands there only once.
-        fact: Key of the fact, where it is known: prompts of one fact are one observation.
-        query_id: The query that it is, where it is one.
-        targets: The query's own target text, where it is a query: a model that was trained on such rows answers in its
-            form, after a sentinel or without.
+        subject_start: Position of the subject's first character; None if the text has the subject only once.
+        fact: Key of the fact, if known: prompts of one fact count as one observation.
+        query_id: Id of the query that the prompt was made from, if any.
+        targets: That query's target text: a model that was trained on such rows answers in its form, with or without a
+            sentinel.
     """
 
     name: str
@@ -45,14 +45,14 @@ class FactPrompt:
 
 
 def read_prompts(file: Path) -> list[FactPrompt]:
-    """The prompts of a file: records of ``known_1000`` (Meng et al. 2022, arXiv 2202.05262), or a user's own.
+    """Read prompts from a file: records of ``known_1000`` (Meng et al. 2022, arXiv 2202.05262), or a user's own.
 
     A record of ``known_1000`` has ``known_id``, ``subject``, ``attribute`` (the answer) and ``prompt``; its other
     fields are not read. A user's has ``prompt``, ``subject`` and ``answer``, and may have ``answers`` (more that are
     accepted), ``foil``, ``subject_start``, ``id`` and ``fact``.
 
-    What a prompt says is not judged here: one with an empty answer, or whose subject is not in it, is kept, and refused
-    when it is tokenized, so that the others can be traced.
+    A prompt with an empty answer, or without its subject, is not an error here. It is refused when it is tokenized, so
+    that the others can be traced.
 
     Args:
         file: JSON lines, JSON or Parquet.
@@ -91,22 +91,22 @@ def _has(row: SourceRow, field: str) -> bool:
 
 
 def _text(row: SourceRow, field: str) -> str:
-    """A field that must be there, and is text; empty where it is null."""
+    """Return a required field of text; empty if it is null."""
     if field in row.fields and row.fields[field] is None:
         return ""
     return row.text(field, empty=True)
 
 
 def _answers(row: SourceRow) -> tuple[str, ...]:
-    """The prompt's own answer, then what else is accepted."""
+    """Return the prompt's own answer, then the other accepted ones."""
     field = next((field for field in ("answer", "attribute", "answers") if _has(row, field)), None)
     if field is None:
         if "answer" in row.fields or "attribute" in row.fields:
             return ("",)
         raise ValueError(f'{row.place}: expected the field "answer" (or "attribute"), {row.found("answer")}')
-    own = [] if field == "answers" else [_text(row, field)]
+    first = [] if field == "answers" else [_text(row, field)]
     more = row.texts("answers", empty=True) if _has(row, "answers") else []
-    return tuple(dict.fromkeys([*own, *more])) or ("",)
+    return tuple(dict.fromkeys([*first, *more])) or ("",)
 
 
 def _start(row: SourceRow) -> int | None:
@@ -119,7 +119,7 @@ def _start(row: SourceRow) -> int | None:
 
 
 def _check_spelling(row: SourceRow) -> None:
-    """Refuse a field that is nearly an optional one: it would be passed over without a word."""
+    """Refuse a field that is nearly an optional one: it would be ignored in silence."""
     for field in sorted(row.fields.keys() - {*_OPTIONAL, "attribute"}):
         near = difflib.get_close_matches(field, [name for name in _OPTIONAL if name not in row.fields], 1, 0.85)
         if near:
@@ -127,21 +127,21 @@ def _check_spelling(row: SourceRow) -> None:
 
 
 def _name(row: SourceRow, ids: dict[str, str]) -> str:
-    """What a prompt's files are called after, by its id or else its place in the file."""
+    """Return a name that is fit for files, from the prompt's id or else from its row number."""
     field = next((field for field in ("id", "known_id") if _has(row, field)), None)
     if field is None:
         return f"prompt-{row.number}"
-    found = row.text(field)
-    if found in ids:
-        raise row.wrong(field, f"an id of its own, not {found!r}, that {ids[found]} has too")
-    ids[found] = f"row {row.number}"
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", found).strip("-.")[:_LONGEST_NAME]
+    given = row.text(field)
+    if given in ids:
+        raise row.wrong(field, f"an id of its own, not {given!r}, that {ids[given]} has too")
+    ids[given] = f"row {row.number}"
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", given).strip("-.")[:_LONGEST_NAME]
     prefix = "known-" if field == "known_id" else "" if re.search("[A-Za-z]", safe) else "prompt-"
     return f"{prefix}{safe}" if safe else f"prompt-{row.number}"
 
 
 def _unused(name: str, used: Collection[str]) -> str:
-    """The name, or with the first number from 2 that makes it a new one."""
+    """Return the name, with the first number from 2 that makes it unique if it is in use."""
     candidate, number = name, 2
     while candidate.casefold() in used:
         candidate, number = f"{name}-{number}", number + 1

@@ -19,7 +19,7 @@ from ftrace.data.synth_files import FORMAT, write_synth
 
 
 class FtraceSynth(FactData):
-    """FTRACE-SYNTH: generated once, cached by the hash of its settings, with queries that ask for the facts.
+    """Data module of FTRACE-SYNTH: generated once, cached by the hash of its settings.
 
     Args:
         synth: The generator's flags.
@@ -46,23 +46,23 @@ class FtraceSynth(FactData):
 
     @override
     def parts_of_fact(self, fact: str) -> FactParts:
-        found = re.fullmatch(r"(r\d+)-(e\d+)-(e\d+)", fact)
-        if not found:
+        parts = re.fullmatch(r"(r\d+)-(e\d+)-(e\d+)", fact)
+        if not parts:
             raise ValueError(f"fact: expected a key such as r3-e1-e2, found {fact!r}")
-        return FactParts(*found.groups())
+        return FactParts(*parts.groups())
 
     @override
     def subject_of_query(self, row: Mapping[str, Any]) -> str:
-        """The entity that is not masked, in the surface that the query's name tells."""
-        found = re.fullmatch(r"r\d+-e(\d+)-e(\d+)-rx\d+-ex(\d)-ex(\d)-s([01])", row["guid"])
-        if not found:
+        """Return the entity that is not masked, in the surface that the query's name encodes."""
+        name = re.fullmatch(r"r\d+-e(\d+)-e(\d+)-rx\d+-ex(\d)-ex(\d)-s([01])", row["guid"])
+        if not name:
             raise ValueError(f"guid: expected a name such as r3-e1-e2-rx0-ex1-ex0-s0, found {row['guid']!r}")
-        *entities, first, second, masked = map(int, found.groups())
+        *entities, first, second, masked = map(int, name.groups())
         return entity_surfaces(entities[1 - masked])[(first, second)[1 - masked]]
 
 
 def _hash(synth: SynthSettings) -> str:
-    """Of the flags, and of the vocabulary's text rather than its path."""
+    """Hash the flags, with the vocabulary's text in place of its path."""
     vocabulary = synth.relation_vocabulary
     text = vocabulary_text(vocabulary) if vocabulary and Path(vocabulary).exists() else ""
     flags = asdict(replace(synth, relation_vocabulary=text or vocabulary))

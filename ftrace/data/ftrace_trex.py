@@ -17,11 +17,11 @@ from ftrace.data.trex_sources import open_trex
 
 
 class FtraceTrex(FactData):
-    """FTRACE-TREX: sentences of Wikipedia with the facts that they state, and queries of LAMA that ask for these.
+    """Data module of FTRACE-TREX: sentences of Wikipedia with the facts that they state, and queries of LAMA.
 
     Indexed once, cached by the hash of its files. A query's ground-truth proponents are all masked variants of each
-    sentence that states its fact; queries without any are left out, counted and reported. Source: Akyürek et al. 2022,
-    arXiv 2205.11482.
+    sentence that states its fact; queries without proponents are left out, counted and reported. Source: Akyürek et
+    al. 2022, arXiv 2205.11482.
 
     Args:
         source: A data set on the Hugging Face hub, a folder with the same files (``abstracts*`` and ``queries*``; JSON
@@ -70,14 +70,14 @@ class FtraceTrex(FactData):
 
     @override
     def subject_of_query(self, row: Mapping[str, Any]) -> str | None:
-        """The one of the fact's subject and object that is not masked, if the text has it."""
+        """Return the one of the fact's subject and object that is not masked, if the text has it."""
         if "subject" in row:
             return super().subject_of_query(row)
         return self._subjects[row["uuid"], row["inputs_pretokenized"], row["targets_pretokenized"]]
 
     @cached_property
     def _subjects(self) -> dict[tuple[str, ...], str | None]:
-        """From the source, for folders that were written before they had subjects."""
+        """Subjects by the query's id and texts, from the source: older folders don't have them."""
         return {
             (row.text("uuid"), row.text("inputs_pretokenized"), row.text("targets_pretokenized")): subject_of_query(row)
             for row in self.source.rows("queries")

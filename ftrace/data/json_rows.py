@@ -1,7 +1,7 @@
-"""What JSON files hold, row by row: lines of JSON, or one list over any number of lines.
+"""A reader of JSON files, row by row: lines of JSON, or one list over any number of lines.
 
-JSON is UTF-8 (RFC 8259); a byte order mark at the beginning of a line is passed over. Whatever else is off is an error
-that names file and row.
+JSON is UTF-8 (RFC 8259); a byte order mark at the beginning of a line is ignored. Anything else that is malformed is an
+error that names file and row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _BYTE_ORDER_MARK = "\ufeff"
-_NO_UTF_8 = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is none
+_NO_UTF_8 = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
 _MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -23,13 +23,13 @@ _SHOWN = 100
 
 
 def read_json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a JSON file, whatever they are, with their numbers from 1: of lines, the line's.
+    """Yield the rows of a JSON file, of any type, with their numbers from 1; a line's number counts empty lines too.
 
     Args:
         file: Lines of JSON, or one list; compressed, if its name ends in ``.gz``.
 
     Raises:
-        ValueError: If a row is no JSON, no UTF-8, or holds what can't be read.
+        ValueError: If a row is not JSON, not UTF-8, or holds a value that can't be represented.
     """
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8", errors="surrogateescape") as lines:
@@ -50,7 +50,7 @@ def read_json_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def is_text(value: str) -> bool:
-    r"""Whether a text can be written: half of a surrogate pair is no character.
+    r"""Return whether a text can be written: half of a surrogate pair is no character.
 
     Example:
         >>> is_text("\U0001f600"), is_text("\ud83d")
@@ -64,25 +64,25 @@ def is_text(value: str) -> bool:
 
 
 def _items(file: Path, text: str, start: int) -> Iterator[tuple[int, Any]]:
-    """The items of a list that begins before a place, one at a time, so that an error can name its item."""
-    place, number = _after_space(text, start), 1
-    goes_on = not text.startswith("]", place)
+    """Yield the items of the list whose bracket ends at ``start``, one at a time, so that an error names its item."""
+    position, number = _after_space(text, start), 1
+    goes_on = not text.startswith("]", position)
     while goes_on:
-        item, end = _decoded(f"{file}, row {number}", text, place)
+        item, end = _decoded(f"{file}, row {number}", text, position)
         yield number, item
         goes_on = text.startswith(",", end)
         if not goes_on and not text.startswith("]", end):
             raise _no_json(
-                f"{file}, row {number}", text, place, json.JSONDecodeError("Expecting ',' or ']'", text, end)
+                f"{file}, row {number}", text, position, json.JSONDecodeError("Expecting ',' or ']'", text, end)
             )
-        place, number = (_after_space(text, end + 1), number + 1) if goes_on else (end, number)
-    end = _after_space(text, place + 1)
+        position, number = (_after_space(text, end + 1), number + 1) if goes_on else (end, number)
+    end = _after_space(text, position + 1)
     if end < len(text):
         raise _no_json(f"{file}, after row {number}", text, end, json.JSONDecodeError("Extra data", text, end))
 
 
 def _decoded(where: str, text: str, start: int) -> tuple[Any, int]:
-    """A row that begins at a place, and where the next thing after it does."""
+    """Decode the row that begins at a position; also return where the text after it begins."""
     try:
         row, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -102,9 +102,9 @@ def _decoded(where: str, text: str, start: int) -> tuple[Any, int]:
 
 
 def _after_space(text: str, start: int) -> int:
-    found = _SPACE.match(text, start)
-    assert found is not None
-    return found.end()
+    space = _SPACE.match(text, start)
+    assert space is not None
+    return space.end()
 
 
 def _no_json(where: str, text: str, start: int, error: json.JSONDecodeError) -> ValueError:
@@ -119,15 +119,16 @@ def _no_json(where: str, text: str, start: int, error: json.JSONDecodeError) -> 
 def _no_utf_8(where: str, text: str) -> ValueError:
     bad = _NO_UTF_8.search(text)
     if "\0" in text:
-        found = "zero bytes, as UTF-16 has"
+        bytes_found = "zero bytes, as UTF-16 has"
     else:
         assert bad is not None
-        found = f"the byte 0x{ord(bad.group()) - 0xDC00:02X} in {text[max(0, bad.start() - 20) : bad.start()]!r} + ..."
-    return ValueError(f"{where}: expected UTF-8, found {found}. Save the file as UTF-8")
+        before = text[max(0, bad.start() - 20) : bad.start()]
+        bytes_found = f"the byte 0x{ord(bad.group()) - 0xDC00:02X} in {before!r} + ..."
+    return ValueError(f"{where}: expected UTF-8, found {bytes_found}. Save the file as UTF-8")
 
 
 def _check_text(where: str, row: Any) -> None:
-    """Refuse half of a surrogate pair, which JSON can say and no file can hold."""
+    """Refuse half of a surrogate pair, which JSON can express and no file can hold."""
     left = [("", row)]
     while left:
         field, value = left.pop()
@@ -138,6 +139,6 @@ def _check_text(where: str, row: Any) -> None:
                 f"{value[:_SHOWN]!r}. Write the whole character, or leave it out"
             )
         if isinstance(value, dict):
-            left += [(field or key, one) for key, own in value.items() for one in (key, own)]
+            left += [(field or key, text) for key, item in value.items() for text in (key, item)]
         elif isinstance(value, list):
-            left += [(field, one) for one in value]
+            left += [(field, item) for item in value]

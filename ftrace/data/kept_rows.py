@@ -16,10 +16,10 @@ from ftrace.data.fact_data import FactData
 
 
 class CollatedRows(Dataset):
-    """All training rows, tokenized once; a batch of them is bit by bit what the collator makes of the rows.
+    """Data set of all training rows, tokenized once; batches are bit-identical to the collator's.
 
     Args:
-        data: A data set, set up.
+        data: The data, set up.
     """
 
     def __init__(self, data: FactData) -> None:
@@ -29,33 +29,33 @@ class CollatedRows(Dataset):
     def __len__(self) -> int:
         return len(self._rows["example_id"])
 
-    def __getitem__(self, place: int) -> int:
-        return place
+    def __getitem__(self, index: int) -> int:
+        return index
 
-    def batch(self, places: list[int]) -> dict[str, Tensor]:
-        """The rows in some places, as long as the longest of them."""
-        chosen = {name: rows[places] for name, rows in self._rows.items()}
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """Return the rows of some indices, padded to the longest of them."""
+        chosen = {name: rows[indices] for name, rows in self._rows.items()}
         return {name: rows[:, : _longest(name, chosen)] if rows.ndim > 1 else rows for name, rows in chosen.items()}
 
 
 def _longest(name: str, batch: Mapping[str, Tensor]) -> int:
-    """How many columns of a tensor ``[B, T]`` hold anything but what rows are filled up with."""
+    """Return how many columns of a tensor ``[B, T]`` hold anything but padding."""
     is_real = batch["labels"] != IGNORED if name == "labels" else batch["attention_mask"] != 0
     return int(torch.nonzero(is_real.any(0)).max()) + 1
 
 
 class KeptRows(LightningDataModule):
-    """A data set of which some training rows are left out; the others keep their order.
+    """Data module without some of the training rows; the others keep their order.
 
     Args:
         data: The data set, set up.
         rows: Its training rows.
         is_kept: ``[N]`` bool, whether each training row is kept.
-        order_seed: Of the order; None: the very order in which Lightning would have shuffled all rows, without those
-            that are left out.
+        order_seed: Seed of the order; None keeps the order in which Lightning would have shuffled all rows,
+            minus those that are left out.
 
     Raises:
-        ValueError: If no row is kept, or ``is_kept`` is not of this data.
+        ValueError: If no row is kept, or ``is_kept`` has another length.
     """
 
     def __init__(self, data: FactData, rows: CollatedRows, is_kept: np.ndarray, order_seed: int | None = None) -> None:
@@ -75,13 +75,13 @@ class KeptRows(LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader:
-        """One query: each validation draws a random number, which the order of the next epoch depends on."""
+        """Return a loader of one query: each validation draws a random number, which changes the next epoch's order."""
         collate = self._data.query_dataloader().collate_fn
         return DataLoader(Subset(self._data.query_rows, [0]), collate_fn=collate)
 
 
 class _KeptSampler(RandomSampler):
-    """All places in random order, without those that are left out."""
+    """Sampler of all rows in random order, without those that are left out."""
 
     def __init__(self, rows: CollatedRows, is_kept: np.ndarray, generator: torch.Generator | None) -> None:
         super().__init__(rows, generator=generator)
@@ -89,7 +89,7 @@ class _KeptSampler(RandomSampler):
 
     @override
     def __iter__(self) -> Iterator[int]:
-        return (place for place in super().__iter__() if self._is_kept[place])
+        return (index for index in super().__iter__() if self._is_kept[index])
 
     @override
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Prompts for causal tracing in a model's tokens."""
+"""Tokenization of prompts for causal tracing."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _BLANK = "␣"
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt in tokens.
+    """Prompt in tokens.
 
     Args:
         prompt: The prompt.
-        input_ids: What the model is given: an encoder's input, or a decoder-only model's text up to the answer.
-        tokens: The same, readable.
-        subject: Half-open range of the subject's places in ``input_ids``.
-        decoder_ids: What an encoder-decoder's decoder is given before the answer; empty for a decoder-only model.
-        decoder_tokens: The same, readable.
+        input_ids: The model's input: an encoder's, or a decoder-only model's text up to the answer.
+        tokens: ``input_ids`` in readable form.
+        subject: Half-open range of the subject's positions in ``input_ids``.
+        decoder_ids: Input of an encoder-decoder's decoder before the answer; empty for a decoder-only model.
+        decoder_tokens: ``decoder_ids`` in readable form.
         answers: Tokens of each accepted answer, without the end of the sequence, the prompt's own first.
         foil: Tokens of the foil.
     """
@@ -45,16 +45,16 @@ class TokenizedPrompt:
 
 
 class _Pieces(NamedTuple):
-    """What a way of tokenizing makes of a prompt.
+    """Prompt and answers, tokenized in the form that a kind of model expects.
 
     Args:
         text: The text that the subject is in.
-        front: How many tokens stand before the text's own in ``given``.
-        offsets: The half-open ranges of the text's characters that its own tokens are from.
-        answers_from: The character that answers begin with, where they go on with the text.
-        given: What the model is given.
-        decoder: What its decoder is given after the token that it starts with; empty for a decoder-only model.
-        answers: The tokens of each answer.
+        front: Number of tokens in ``given`` before the text's own.
+        offsets: Half-open range of characters of each of the text's tokens.
+        answers_from: Position of the character where answers begin, if they continue the text; else infinity.
+        given: The model's input.
+        decoder: The decoder's input after its start token; empty for a decoder-only model.
+        answers: Tokens of each answer.
     """
 
     text: str
@@ -73,27 +73,29 @@ def tokenize_prompt(
     decoder_start: int | None = None,
     as_trained: bool = False,
 ) -> TokenizedPrompt:
-    """A prompt in a model's tokens.
+    """Tokenize a prompt for a model.
 
-    As pretrained models expect them: a decoder-only model goes on with the text, after the tokens that its tokenizer
-    begins texts with; an encoder-decoder, as T5, fills in a mask, which is put after a prompt that has none. As our
-    collators make them (``as_trained``): in the form of the query's own targets. Either way a prompt with a mask is
-    given to a decoder-only model as its collator does: the text, the mask again, and then comes the answer; and without
-    a mask, text and answer are tokenized as one (:func:`ftrace.data.continuations.tokenize_continued`).
+    By default in the form that pretrained models expect. A decoder-only model continues the text, which begins with the
+    tokenizer's special tokens, if it has any; an encoder-decoder such as T5 fills in a mask, which is appended to a
+    prompt that has none. With ``as_trained``, in the form of the collators: that of the query's own targets.
+
+    In both forms, a decoder-only model gets a prompt with a mask as from its collator: the text, the mask again, then
+    the answer. Without a mask, text and answer are tokenized as one text
+    (:func:`ftrace.data.continuations.tokenize_continued`).
 
     Of several accepted answers with the same tokens, the first is kept. Accepted answers other than the prompt's own
-    are left out if they are nothing but unknown tokens: the model can't say them.
+    are left out if they consist of unknown tokens only: the model can't produce them.
 
     Args:
         prompt: The prompt.
-        tokenizer: The model's, a fast one.
+        tokenizer: The model's; must be a fast one.
         decoder_start: The token that an encoder-decoder's decoder starts with; None for a decoder-only model.
         as_trained: Whether the model was trained by ftrace, on rows like the prompt.
 
     Raises:
-        ValueError: If the prompt can't be traced: it has no answer; it has no subject, or not just once; the own answer
-            or the foil has no tokens that the tokenizer knows; answers have other tokens before them; an answer's first
-            token holds a part of the subject; or the foil is an answer.
+        ValueError: If the prompt can't be traced: it has no answer; it has no subject, or not exactly once; its own
+            answer or the foil has no tokens that the tokenizer knows; answers have different tokens before them; an
+            answer's first token holds a part of the subject; or the foil is an answer.
     """
     require_offsets(tokenizer)
     answers = _texts_to_score(prompt)
@@ -104,19 +106,19 @@ def tokenize_prompt(
             f"subject {prompt.subject.strip()!r}: expected tokens of its own, found one that it shares with the answer "
             f"{answers[0]!r}. End the prompt with other words"
         )
-    own = pieces.given[pieces.front : pieces.front + len(pieces.offsets)]
-    first, end = tokens_of_subject(tokenizer, own, pieces.offsets, pieces.text, characters)
+    of_text = pieces.given[pieces.front : pieces.front + len(pieces.offsets)]
+    first, end = tokens_of_subject(tokenizer, of_text, pieces.offsets, pieces.text, characters)
     unknown = tokenizer.unk_token_id
     accepted: dict[tuple[int, ...], str] = {}
     foil = None
-    for place, (answer, tokens) in enumerate(zip(answers, pieces.answers, strict=True)):
-        is_foil = place == len(prompt.answers)
+    for number, (answer, tokens) in enumerate(zip(answers, pieces.answers, strict=True)):
+        is_foil = number == len(prompt.answers)
         if any(token != unknown and not is_blank(tokenizer, token) for token in tokens):
             if is_foil:
                 foil = tuple(tokens)
             else:
                 accepted.setdefault(tuple(tokens), answer)
-        elif is_foil or not place:
+        elif is_foil or not number:
             raise ValueError(
                 f"{'foil' if is_foil else 'answer'} {answer!r}: expected tokens that the tokenizer knows, found "
                 f"{[_name(tokenizer, token) for token in tokens]}. Spell it in words that it knows, or take another "
@@ -141,7 +143,7 @@ def tokenize_prompt(
 
 
 def _texts_to_score(prompt: FactPrompt) -> list[str]:
-    """The accepted answers, and the foil, if there is one."""
+    """Return the accepted answers, then the foil, if there is one."""
     if not prompt.answers or not prompt.answers[0].strip():
         raise ValueError("no answer: expected the words that the prompt asks for, found none. Give them as answer")
     texts = [*prompt.answers, *([] if prompt.foil is None else [prompt.foil])]
@@ -167,21 +169,22 @@ def _pieces(
 def _as_trained(
     text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], has_decoder: bool
 ) -> _Pieces:
-    """As the collator makes a query's rows."""
+    """Tokenize in the form of the collators."""
     collate = make_collator(tokenizer, "encoder-decoder" if has_decoder else "decoder-only")
     if isinstance(collate, DecoderOnlyCollator) and not sentinel:
         return _continue(text, collate.begin, tokenizer, answers)
-    own = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens, offsets = list(own["input_ids"]), list(own["offset_mapping"])
-    before, said = _split(tokenizer, sentinel, [f" {one}" if sentinel else one for one in answers], answers)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    rests = [f" {answer}" if sentinel else answer for answer in answers]
+    before, of_answers = _split(tokenizer, sentinel, rests, answers)
     if isinstance(collate, DecoderOnlyCollator):
         given = [*collate.begin, *tokens, *before.given]
-        return _Pieces(text, len(collate.begin), offsets, math.inf, given, [], said)
-    return _Pieces(text, 0, offsets, math.inf, [*tokens, int(tokenizer.eos_token_id)], before.given, said)
+        return _Pieces(text, len(collate.begin), offsets, math.inf, given, [], of_answers)
+    return _Pieces(text, 0, offsets, math.inf, [*tokens, int(tokenizer.eos_token_id)], before.given, of_answers)
 
 
 def _fill_in(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
-    """For a pretrained encoder-decoder."""
+    """Tokenize for a pretrained encoder-decoder, which fills in a mask."""
     first = _tokens(tokenizer, sentinel)
     if len(first) != 1 or first[0] == tokenizer.unk_token_id:
         raise ValueError(
@@ -189,39 +192,42 @@ def _fill_in(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answe
             f"{[_name(tokenizer, token) for token in first]}. Take a model that fills in such masks"
         )
     given = list(tokenizer(text)["input_ids"])
-    own = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    front = _front(given, list(own["input_ids"]), text)
-    before, said = _split(tokenizer, sentinel, [f" {answer}" for answer in answers], answers)
-    return _Pieces(text, front, list(own["offset_mapping"]), math.inf, given, before.given, said)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    front = _front(given, list(encoded["input_ids"]), text)
+    before, of_answers = _split(tokenizer, sentinel, [f" {answer}" for answer in answers], answers)
+    return _Pieces(text, front, list(encoded["offset_mapping"]), math.inf, given, before.given, of_answers)
 
 
 def _go_on(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
-    """For a pretrained decoder-only model."""
+    """Tokenize for a pretrained decoder-only model, which continues the text."""
     given = list(tokenizer(text)["input_ids"])
     return _continue(text, given[: _front(given, _tokens(tokenizer, text), text)], tokenizer, answers)
 
 
 def _continue(text: str, begin: Sequence[int], tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
-    """A text after the tokens that texts begin with, and the answers that go on with it."""
-    before, said = _split(tokenizer, text, [continuation(text, answer) for answer in answers], answers)
+    """Tokenize a text with the answers that continue it, after the tokens that texts begin with."""
+    before, of_answers = _split(tokenizer, text, [continuation(text, answer) for answer in answers], answers)
     count = len(before.given)
     left = before.offsets[count][0] if count < len(before.offsets) else math.inf
-    return _Pieces(text, len(begin), before.offsets[:count], left, [*begin, *before.given], [], said)
+    return _Pieces(text, len(begin), before.offsets[:count], left, [*begin, *before.given], [], of_answers)
 
 
 def _split(
     tokenizer: PreTrainedTokenizerBase, before: str, rests: Sequence[str], answers: Sequence[str]
 ) -> tuple[ContinuedText, list[list[int]]]:
-    """What stands before all answers, with the first of them, and the tokens of each.
+    """Tokenize a text with each of several answers.
 
     Args:
-        tokenizer: The tokenizer.
-        before: What stands there.
-        rests: What follows it: each answer, and the space before it.
-        answers: Their names in errors.
+        tokenizer: A fast one.
+        before: The text before all answers.
+        rests: What follows it: each answer, with the space before it, if any.
+        answers: The answers' names in errors.
+
+    Returns:
+        The tokens of the text with the first answer, and the tokens of each answer.
 
     Raises:
-        ValueError: If it has other tokens before another answer.
+        ValueError: If the text has other tokens before another answer.
     """
     first, *others = tokenize_continued(tokenizer, [before] * len(rests), rests)
     for answer, other in zip(answers[1:], others, strict=True):
@@ -231,34 +237,34 @@ def _split(
                 f"token holds a part of {before!r} and of an answer. End the prompt without a space, or leave the "
                 "answer out"
             )
-    return first, [one.answer for one in (first, *others)]
+    return first, [continued.answer for continued in (first, *others)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _front(given: list[int], own: list[int], text: str) -> int:
-    """How many special tokens the tokenizer puts before a text's own."""
-    for front in range(len(given) - len(own) + 1):
-        if given[front : front + len(own)] == own:
+def _front(given: list[int], plain: list[int], text: str) -> int:
+    """Return how many special tokens the tokenizer puts before a text's own."""
+    for front in range(len(given) - len(plain) + 1):
+        if given[front : front + len(plain)] == plain:
             return front
     raise ValueError(
-        f"expected a tokenizer that puts its special tokens before and after a text's own, found {given} and {own} for "
-        f"{text!r}. Take another one"
+        f"expected a tokenizer that puts its special tokens before and after a text's own, found {given} and {plain} "
+        f"for {text!r}. Take another one"
     )
 
 
 def _labels(tokenizer: PreTrainedTokenizerBase, pieces: _Pieces) -> list[str]:
-    """What each token of the given is of the text; special tokens by their names."""
-    found = [_name(tokenizer, token) for token in pieces.given]
-    for place, (left, right) in enumerate(pieces.offsets, pieces.front):
-        if left < right and not is_blank(tokenizer, pieces.given[place]):
-            found[place] = pieces.text[left:right].strip()
-    return found
+    """Return the part of the text that each input token is from; special tokens by their names."""
+    labels = [_name(tokenizer, token) for token in pieces.given]
+    for position, (left, right) in enumerate(pieces.offsets, pieces.front):
+        if left < right and not is_blank(tokenizer, pieces.given[position]):
+            labels[position] = pieces.text[left:right].strip()
+    return labels
 
 
 def _name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """What a token is by itself."""
+    """Return the text of a single token."""
     text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     return text.strip() or _BLANK

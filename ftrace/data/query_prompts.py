@@ -1,4 +1,4 @@
-"""The queries of a data set as prompts for causal tracing."""
+"""Queries of a data set as prompts for causal tracing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ftrace.data.text import split_sentinel
 
 
 def prompts_of_queries(data: FactData) -> list[FactPrompt]:
-    """The queries of a data set, in order, as prompts.
+    """Turn the queries of a data set into prompts, in order.
 
-    A query whose subject the data don't tell has an empty one, and is refused when it is tokenized.
+    A query whose subject the data don't know gets an empty one, and is refused when it is tokenized.
 
     Args:
-        data: The data, once ``setup()`` has run.
+        data: Must be set up.
 
     Raises:
         RuntimeError: If it has not.
@@ -22,13 +22,13 @@ def prompts_of_queries(data: FactData) -> list[FactPrompt]:
         raise RuntimeError("expected prepare_data() and setup() to have run before prompts are asked for")
     prompts = []
     for row in data.query_rows:
-        own = split_sentinel(row["targets_pretokenized"])[1].strip()
+        answer = split_sentinel(row["targets_pretokenized"])[1].strip()
         prompts.append(
             FactPrompt(
                 f"query-{row['query_id']}",
                 row["inputs_pretokenized"],
                 data.subject_of_query(row) or "",
-                tuple(dict.fromkeys([own, *row["answers"]])),
+                tuple(dict.fromkeys([answer, *row["answers"]])),
                 fact=row["fact"],
                 query_id=row["query_id"],
                 targets=row["targets_pretokenized"],

@@ -1,6 +1,6 @@
-"""Rows of JSON-lines, JSON and Parquet files, one at a time, each of which knows where it is from.
+"""Rows of JSON-lines, JSON and Parquet files, one at a time, each with its source.
 
-A whole number counts as text wherever text is expected, since it can be written in one way only: 7 is "7".
+A whole number is accepted wherever text is expected, since it can be written in one way only: 7 is "7".
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _ROWS_AT_A_TIME = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A row, and where it stands.
+    """Row of a file.
 
     Args:
-        file: The file, for errors.
-        number: Its place there, from 1: of JSON lines, the line.
-        fields: The row itself; what is null is not there, unless asked for.
+        file: The file's name, for errors.
+        number: The row's number from 1; in JSON lines, the line's.
+        fields: The row itself, without null fields unless asked for.
     """
 
     file: str
@@ -41,14 +41,14 @@ class SourceRow:
 
     @property
     def place(self) -> str:
-        """Where the row stands, in words."""
+        """File and number of the row, for errors."""
         return f"{self.file}, row {self.number}"
 
     def text(self, name: str, *, empty: bool = False) -> str:
-        """A field that must be text, or a whole number.
+        """Return a field that must be text or a whole number.
 
         Raises:
-            ValueError: If it is missing, neither, or empty although that is not allowed.
+            ValueError: If it is missing, neither, or empty without ``empty=True``.
         """
         if name not in self.fields:
             raise ValueError(f"{self.place}: no field {name!r}, {self.found(name)}")
@@ -60,29 +60,29 @@ class SourceRow:
         return text
 
     def texts(self, name: str, *, empty: bool = False) -> list[str]:
-        """A field that is one text or a list of texts, each as in :meth:`text`; none where it is missing.
+        """Return a field that is one text or a list of texts, each as in :meth:`text`; an empty list if it is missing.
 
         Raises:
-            ValueError: If it is anything else, or one of them is empty although that is not allowed.
+            ValueError: If it is anything else, or a text is empty without ``empty=True``.
         """
         value = self.fields.get(name, [])
-        texts = [as_text(one) for one in value] if isinstance(value, list) else [as_text(value)]
+        texts = [as_text(item) for item in value] if isinstance(value, list) else [as_text(value)]
         if any(text is None or not (empty or text.strip()) for text in texts):
             raise self.wrong(name, "text or a list of texts")
         return [text for text in texts if text is not None]
 
     def wrong(self, field: str, expected: str) -> ValueError:
-        """The error for a field that is not what was expected."""
+        """Build the error for a field that is not what was expected."""
         return ValueError(f"{self.place}: field {field!r}: expected {expected}, found {self.fields.get(field)!r:.200}")
 
     def found(self, *wanted: str) -> str:
-        """Which fields there are, and which of them are spelled nearly like the wanted ones."""
+        """Say which fields there are, and which of them are spelled nearly like the wanted ones."""
         near = {close for name in wanted for close in difflib.get_close_matches(name, self.fields, n=1)}
         return f"found the fields {sorted(self.fields)}" + (f"; nearest: {sorted(near)}" if near else "")
 
 
 def as_text(value: Any) -> str | None:
-    """Text as it is, and a whole number as text; None for anything else.
+    """Return text as it is, a whole number as text, and None for anything else.
 
     Example:
         >>> as_text("7"), as_text(7), as_text(7.0), as_text(True)
@@ -94,7 +94,7 @@ def as_text(value: Any) -> str | None:
 
 
 def read_rows(file: Path, *, nulls: bool = False) -> Iterator[SourceRow]:
-    """The rows of one file, in order; memory does not grow with the file, unless it is one JSON list.
+    """Yield the rows of one file, in order; memory does not grow with the file, unless it is one JSON list.
 
     Args:
         file: ``.jsonl`` or ``.json`` (lines of objects, or one list of them, in UTF-8; also with ``.gz``), or
@@ -102,7 +102,7 @@ def read_rows(file: Path, *, nulls: bool = False) -> Iterator[SourceRow]:
         nulls: Keep fields that are null.
 
     Raises:
-        ValueError: If the file can't be read, is of another kind, or a row is no object.
+        ValueError: If the file can't be read, is of another kind, or a row is not an object.
     """
     if not file.name.endswith(SUFFIXES):
         raise ValueError(f"{file}: expected a file that ends in {', '.join(SUFFIXES)}")
@@ -127,7 +127,7 @@ def write_rows(file: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]])
     """Write rows to a Parquet file, chunk by chunk.
 
     Returns:
-        How many there were.
+        The number of rows.
     """
     count = 0
     iterator = iter(rows)
@@ -140,7 +140,7 @@ def write_rows(file: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]])
 
 
 def hash_of_files(files: Sequence[Path], *words: str) -> str:
-    """Twelve hexadecimal digits that change with the content of any file, or with the words."""
+    """Hash the content of files, and some words, to twelve hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(words).encode())
     for file in files:
         with file.open("rb") as content:

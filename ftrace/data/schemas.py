@@ -1,4 +1,4 @@
-"""The columns that every fact-tracing data set has on disk, whatever it calls its rows."""
+"""Columns that every fact-tracing data set has on disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ TEXT = (("inputs_pretokenized", pa.string()), ("targets_pretokenized", pa.string
 
 
 def train_schema(name: str) -> pa.Schema:
-    """Of ``train.parquet``; ``name`` is the column that names a row."""
+    """Return the schema of ``train.parquet``; ``name`` is the column that names a row."""
     return pa.schema([("example_id", pa.int64()), *TEXT, (name, pa.string()), ("facts", pa.list_(pa.string()))])
 
 
 def query_schema(*names: str) -> pa.Schema:
-    """Of ``queries.parquet``; ``names`` are columns of text that tell more about a query."""
+    """Return the schema of ``queries.parquet``; ``names`` are further columns of text."""
     return pa.schema(
         [
             ("query_id", pa.int64()),

@@ -1,4 +1,4 @@
-"""Where a prompt's subject is, in characters and in tokens."""
+"""Position of a prompt's subject, in characters and in tokens."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def subject_span(
     start: int | None = None,
     add_special_tokens: bool = True,
 ) -> tuple[int, int]:
-    """The half-open range of a text's tokens that hold a subject.
+    """Find the half-open range of a text's tokens that hold a subject.
 
     A token belongs to the subject if it holds one of its characters, or a part of one. A space before the subject is
-    none of them, though it may share its first token.
+    not part of it, though it may share its first token.
 
     Args:
         tokenizer: A fast tokenizer, which knows the characters that its tokens are from.
-        text: The text.
-        subject: The subject, as the text spells it.
-        start: Its first character's place in the text; None finds it, if it stands there once: as a word or words of
-            its own, or else as part of longer ones.
-        add_special_tokens: Whether the tokenizer puts its special tokens around the text, which are counted then.
+        text: The prompt.
+        subject: As the text spells it.
+        start: Position of its first character; None finds it, if it occurs once: as whole words, or else as part of
+            longer ones.
+        add_special_tokens: Whether the tokenizer adds its special tokens, which are then counted.
 
     Raises:
-        ValueError: If the subject is empty, is not in the text, is there more than once, or no tokens in a row hold it;
-            or if the tokenizer is a slow one.
+        ValueError: If the subject is empty, is not in the text or is there more than once, if no consecutive tokens
+            hold it, or if the tokenizer is a slow one.
     """
     require_offsets(tokenizer)
     characters = subject_characters(text, subject, start)
@@ -61,45 +61,45 @@ def tokens_of_subject(
     text: str,
     characters: tuple[int, int],
 ) -> tuple[int, int]:
-    """The half-open range of tokens that hold a subject's characters.
+    """Find the half-open range of tokens that hold a subject's characters.
 
     Args:
-        tokenizer: The tokenizer.
+        tokenizer: The one that made the tokens.
         ids: The tokens.
-        offsets: The half-open ranges of characters that they are from.
-        text: The text that they are from.
-        characters: The half-open range of the subject's; see :func:`subject_characters`.
+        offsets: Half-open range of characters of each token.
+        text: The text that the tokens are from.
+        characters: Half-open range of the subject's characters; see :func:`subject_characters`.
 
     Raises:
-        ValueError: If no tokens in a row hold it.
+        ValueError: If no consecutive tokens hold them.
     """
     first, end = characters
     subject = text[first:end]
-    places = [place for place, (left, right) in enumerate(offsets) if left < end and right > first]
-    while places and is_blank(tokenizer, ids[places[0]]):
-        places.pop(0)  # the space that some tokenizers put before a text is said to be of its first character
-    if not places:
+    positions = [position for position, (left, right) in enumerate(offsets) if left < end and right > first]
+    while positions and is_blank(tokenizer, ids[positions[0]]):
+        positions.pop(0)  # some tokenizers put a space before a text and attribute it to the first character
+    if not positions:
         raise ValueError(
             f"subject {subject!r}: expected tokens that hold it, found none in {text!r}: the tokenizer leaves its "
             "characters out. Spell it in others"
         )
-    between = set(range(places[0], places[-1])) - set(places)
-    if any(offsets[place][0] < offsets[place][1] for place in between):
+    between = set(range(positions[0], positions[-1])) - set(positions)
+    if any(offsets[position][0] < offsets[position][1] for position in between):
         raise ValueError(
-            f"subject {subject!r}: expected tokens in a row, found them at {places} in {text!r}: the tokenizer changes "
-            "the order of characters. Take another one"
+            f"subject {subject!r}: expected tokens in a row, found them at {positions} in {text!r}: the tokenizer "
+            "changes the order of characters. Take another one"
         )
-    return places[0], places[-1] + 1
+    return positions[0], positions[-1] + 1
 
 
 def is_blank(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    """Whether a token is nothing but space."""
+    """Return whether a token is nothing but space."""
     text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     return not text.strip()
 
 
 def subject_characters(text: str, subject: str, start: int | None = None) -> tuple[int, int]:
-    """The half-open range of a subject's characters; see :func:`subject_span`.
+    """Find the half-open range of a subject's characters; see :func:`subject_span`.
 
     Raises:
         ValueError: If the subject is empty, is not in the text, or is there more than once.
@@ -117,26 +117,28 @@ def subject_characters(text: str, subject: str, start: int | None = None) -> tup
             )
         first = start + len(subject) - len(subject.lstrip())
         return first, first + len(wanted)
-    found = [match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text)]
-    found = [first for first in found if _is_whole(text, first, first + len(wanted))] or found
-    if not found:
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text)]
+    starts = [first for first in starts if _is_whole(text, first, first + len(wanted))] or starts
+    if not starts:
         raise ValueError(f"subject {wanted!r}: expected it in the prompt, found {text!r}. {_remedy(text, wanted)}")
-    if len(found) > 1:
+    if len(starts) > 1:
         raise ValueError(
-            f"subject {wanted!r}: expected it once in the prompt, found it {len(found)} times in {text!r}. Give the "
-            f"place of the one that is meant as subject_start: {' or '.join(map(str, found))}"
+            f"subject {wanted!r}: expected it once in the prompt, found it {len(starts)} times in {text!r}. Give the "
+            f"place of the one that is meant as subject_start: {' or '.join(map(str, starts))}"
         )
-    return found[0], found[0] + len(wanted)
+    return starts[0], starts[0] + len(wanted)
 
 
 def _is_whole(text: str, first: int, end: int) -> bool:
-    """Whether no letter, digit or the like stands right before or after."""
+    """Return whether a range of characters is whole words: no letter, digit or mark is right before or after it."""
     around = [*text[max(first - 1, 0) : first], *text[end : end + 1]]
-    return not any(unicodedata.category(one)[0] in "LNM" or one == "_" or one in _JOINERS for one in around)
+    return not any(
+        unicodedata.category(character)[0] in "LNM" or character == "_" or character in _JOINERS for character in around
+    )
 
 
 def _remedy(text: str, subject: str) -> str:
-    """What to do about a subject that is not in the text."""
+    """Say what to do about a subject that is not in the text."""
     likened = [unicodedata.normalize("NFKC", words).casefold() for words in (subject, text)]
     if likened[0] in likened[1]:
         return "They differ in case, or in how their characters are composed: spell it as the prompt does"

@@ -1,6 +1,6 @@
 """FTRACE-SYNTH: facts about made-up entities, each stated in many surfaces.
 
-Reproduces the facts and test facts of the published generator (Akyürek et al. 2022, arXiv 2205.11482) at seed 0, and
+Reproduces the facts and test facts of the published generator (Akyürek et al. 2022, arXiv 2205.11482) at seed 0, but
 not its defects: two facts a row give rows, facts are joined by a space, entity 0 has a Roman form, and everything
 that the published code leaves to the order of a set of strings is drawn from the seed.
 """
@@ -39,7 +39,7 @@ class SynthSettings:
         relation_vocabulary: A file with one relation a line, paraphrases separated by " | ", slots {0} and {1};
             default: the vocabulary that ships with ftrace.
         seed: Seed of every random draw.
-        separator: What stands between the facts of a row.
+        separator: Text between the facts of a row.
         collisions: Whether relations may share a surface: "allow" as published, or "forbid".
     """
 
@@ -85,7 +85,7 @@ class SynthSettings:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A fact in one of its surfaces.
+    """Sentence that states a fact in one of its surfaces.
 
     Args:
         fact: ``(relation, (entity, entity))``.
@@ -100,25 +100,25 @@ class Utterance:
     name: str
 
     def masked(self, slot: int, sentinel: int) -> tuple[str, str]:
-        """The sentence with one entity masked, and the target that names it."""
+        """Return the sentence with one entity masked, and the target that names it."""
         mask = f"<extra_id_{sentinel}>"
         words = [mask if index == slot else surface for index, surface in enumerate(self.surfaces)]
         return self.template.format(*words), f"{mask} {self.surfaces[slot]}"
 
 
 class SynthCorpus:
-    """All facts, sentences, training rows and queries of one setting, made as they are asked for.
+    """Facts, sentences, training rows and queries of one setting, generated lazily.
 
     Args:
-        settings: The flags.
+        settings: The generator's flags.
 
     Attributes:
         facts: All facts, in the order that test facts are drawn from.
         test_facts: Indices of the facts with a held-out sentence.
-        relations: For each relation, its paraphrases.
+        relations: Paraphrases of each relation.
 
     Raises:
-        ValueError: If the vocabulary is malformed or too small, or more facts are asked for than fit.
+        ValueError: If the vocabulary is malformed or too small, or there is no room for so many facts.
     """
 
     def __init__(self, settings: SynthSettings) -> None:
@@ -128,7 +128,8 @@ class SynthCorpus:
         self.facts = _draw_facts(settings, rng)
         self.test_facts: np.ndarray = rng.choice(settings.num_facts, settings.num_test_utterances, replace=False)
 
-        # What the published code leaves to chance: one held-out sentence a test fact, and the order of the rest.
+        # What the published code leaves to the order of a set is drawn: a held-out sentence per test fact, and the
+        # order of the rest.
         per_fact = np.array([self._surfaces_of(fact) for fact in self.facts])
         self._first_utterance = np.concatenate([[0], np.cumsum(per_fact)])
         order_rng = np.random.default_rng([settings.seed, 1])
@@ -148,7 +149,7 @@ class SynthCorpus:
         return whole * 2**per_row + (2**rest if rest else 0)
 
     def utterance(self, index: int) -> Utterance:
-        """The sentence with that index, counted over facts, then paraphrases, then the entities' surfaces."""
+        """Return a sentence by its index, counted over facts, then paraphrases, then the entities' surfaces."""
         which = int(np.searchsorted(self._first_utterance, index, side="right")) - 1
         fact = self.facts[which]
         relation, entities = fact
@@ -160,7 +161,7 @@ class SynthCorpus:
         return Utterance(fact, self.relations[relation][paraphrase], surfaces, name)
 
     def training_rows(self) -> Iterator[dict[str, Any]]:
-        """Training rows in order; ``example_id`` counts them."""
+        """Yield the training rows in order; ``example_id`` counts them."""
         per_row = self.settings.num_facts_per_utterance
         indices = iter(self.training_utterances.tolist())
         example_id = 0
@@ -179,7 +180,7 @@ class SynthCorpus:
                 example_id += 1
 
     def query_rows(self) -> Iterator[dict[str, Any]]:
-        """Query rows: each held-out sentence with either entity masked."""
+        """Yield the query rows: each held-out sentence with either entity masked."""
         proponents = self._proponent_rows()
         expressions = self.settings.num_expressions_per_entity
         query_id = 0
@@ -199,29 +200,29 @@ class SynthCorpus:
                 query_id += 1
 
     def _proponent_rows(self) -> dict[int, np.ndarray]:
-        """For each test fact, the ids of all training rows that state it, ascending."""
+        """Return the ids of all training rows that state each test fact, ascending, by the fact's index."""
         per_row = self.settings.num_facts_per_utterance
         rows_each = 2**per_row
         fact_of = np.searchsorted(self._first_utterance, self.training_utterances, side="right") - 1
         row_of = np.arange(len(fact_of)) // per_row
         order = np.argsort(fact_of, kind="stable")
         starts = np.searchsorted(fact_of[order], np.arange(len(self.facts) + 1))
-        found = {}
+        proponents = {}
         for fact in self.test_facts.tolist():
             groups = np.unique(row_of[order[starts[fact] : starts[fact + 1]]])
             ids = (groups[:, None] * rows_each + np.arange(rows_each)).ravel()
-            found[fact] = ids[ids < self.num_rows]  # the last row may hold fewer facts
-        return found
+            proponents[fact] = ids[ids < self.num_rows]  # the last row may hold fewer facts
+        return proponents
 
 
 def fact_id(fact: Fact) -> str:
-    """``r{R}-e{A}-e{B}``."""
+    """Return a fact's key, ``r{R}-e{A}-e{B}``."""
     relation, (first, second) = fact
     return f"r{relation}-e{first}-e{second}"
 
 
 def entity_surfaces(entity: int) -> tuple[str, str, str, str]:
-    """The four surfaces of an entity.
+    """Return the four surfaces of an entity.
 
     Example:
         >>> entity_surfaces(1004)
@@ -232,7 +233,7 @@ def entity_surfaces(entity: int) -> tuple[str, str, str, str]:
 
 
 def roman(number: int) -> str:
-    """A Roman numeral, as long as it takes; 0 is N, as mediaeval computists wrote it.
+    """Write a number as a Roman numeral of any length; 0 is N, as mediaeval computists wrote it.
 
     Example:
         >>> roman(4784), roman(0)
@@ -249,10 +250,10 @@ def roman(number: int) -> str:
 
 
 def vocabulary_text(path: str | Path | None = None) -> str:
-    """The text of a vocabulary file, or of the one that ships with ftrace; without its byte order mark, if it has one.
+    """Read a vocabulary file, or the one that ships with ftrace, without its byte order mark, if it has one.
 
     Raises:
-        ValueError: If the file is missing, or no UTF-8.
+        ValueError: If the file is missing, or not UTF-8.
     """
     file = files("ftrace.data") / "relations.txt" if path is None else Path(path)
     try:
@@ -264,7 +265,7 @@ def vocabulary_text(path: str | Path | None = None) -> str:
 
 
 def read_relations(path: str | Path | None = None) -> list[list[str]]:
-    """Relations and their paraphrases from a vocabulary file, or the one that ships with ftrace.
+    """Read relations and their paraphrases from a vocabulary file, or from the one that ships with ftrace.
 
     Raises:
         ValueError: If the file is missing or a paraphrase has not exactly the slots ``{0}`` and ``{1}``.
@@ -284,7 +285,7 @@ def read_relations(path: str | Path | None = None) -> list[list[str]]:
 
 
 def _template_problem(paraphrase: str) -> str | None:
-    """What keeps a paraphrase from being a template, or None."""
+    """Say why a paraphrase is not a template; None if it is one."""
     try:
         fields = [field for field in Formatter().parse(paraphrase) if field[1] is not None]
     except ValueError as error:  # a single brace
@@ -343,7 +344,7 @@ def _draw_facts(settings: SynthSettings, rng: np.random.RandomState) -> list[Fac
 
 
 class _Room:
-    """Counts, for each relation, the entities still free in either slot; without one, no more fact fits."""
+    """Counter of the entities still free in either slot of each relation; a relation without one is full."""
 
     def __init__(self, num_relations: int, num_entities: int) -> None:
         self._free = [[num_entities, num_entities] for _ in range(num_relations)]

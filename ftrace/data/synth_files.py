@@ -4,7 +4,7 @@ facts.parquet      fact, relation, entity_0, entity_1, is_test
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, guid, facts
 queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, guid, fact, answers, proponent_ids
 manifest.json      the flags, counts and versions
-README.md          the data set card, which tells ``load_dataset(folder, "queries")`` what is where
+README.md          the data set card, from which ``load_dataset(folder, "queries")`` knows the files
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FACT_SCHEMA = pa.schema(
     ]
 )
 _TOKENIZERS = ("tokenizer", "tokenizer-hyphens")
-# What a folder may hold that is replaced; the last ones are what FactData keeps beside the data.
+# Names that a folder may hold if it is to be replaced; FactData keeps the last ones beside the data.
 _OURS = {"facts.parquet", "train.parquet", "queries.parquet", "manifest.json", "README.md", "arrow", *_TOKENIZERS}
 _CARD = """---
 configs:
@@ -59,8 +59,8 @@ def write_synth(output_path: str | os.PathLike[str], settings: SynthSettings, *,
     """Generate FTRACE-SYNTH into a folder, whole or not at all.
 
     Args:
-        output_path: The folder. One that an earlier call has written is replaced.
-        settings: The flags.
+        output_path: The folder; one that an earlier call has written is replaced.
+        settings: The generator's flags.
         progress: Show a progress bar.
 
     Returns:
@@ -110,8 +110,8 @@ def _check_output(folder: Path) -> None:
 
 
 def _fact_rows(corpus: SynthCorpus) -> Iterator[dict[str, Any]]:
-    tested = set(corpus.test_facts.tolist())
+    test_facts = set(corpus.test_facts.tolist())
     for index, fact in enumerate(corpus.facts):
         relation, (first, second) = fact
         names = ("fact", "relation", "entity_0", "entity_1", "is_test")
-        yield dict(zip(names, (fact_id(fact), relation, first, second, index in tested), strict=True))
+        yield dict(zip(names, (fact_id(fact), relation, first, second, index in test_facts), strict=True))

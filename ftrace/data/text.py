@@ -1,4 +1,4 @@
-"""Masked sentences and their answers, and texts that go on where others end."""
+"""Masked sentences and their answers, and texts that continue others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 def fill_in(inputs: str, targets: str) -> str:
-    """The sentence with each mask replaced by its answer; without masks, the inputs and what follows them.
+    """Return the sentence with each mask replaced by its answer; without masks, the inputs with their continuation.
 
     Example:
         >>> fill_in("<extra_id_0> lies on <extra_id_1>", "<extra_id_0> Oslo <extra_id_1> a fjord")
@@ -26,7 +26,7 @@ def fill_in(inputs: str, targets: str) -> str:
 
 
 def continuation(inputs: str, targets: str) -> str:
-    """The targets as they follow the inputs: after a space, unless one is there or nothing stands before them.
+    """Return the targets as they follow the inputs: after a space, unless there is one or the inputs are empty.
 
     Example:
         >>> continuation("The capital of Norway is", "Oslo")
@@ -37,18 +37,18 @@ def continuation(inputs: str, targets: str) -> str:
 
 
 def split_sentinel(targets: str) -> tuple[str, str]:
-    """The sentinel that targets begin with, if they do, and the rest.
+    """Split targets into the sentinel that they begin with, empty if there is none, and the rest.
 
     Example:
         >>> split_sentinel("<extra_id_0> Oslo"), split_sentinel("Oslo")
         (('<extra_id_0>', ' Oslo'), ('', 'Oslo'))
     """
-    found = SENTINEL.match(targets)
-    return (found.group(), targets[found.end() :]) if found else ("", targets)
+    sentinel = SENTINEL.match(targets)
+    return (sentinel.group(), targets[sentinel.end() :]) if sentinel else ("", targets)
 
 
 def next_sentinel(targets: str) -> str:
-    """The sentinel that would come after targets; none where they have none.
+    """Return the sentinel that would come next after targets; empty if they have none.
 
     Example:
         >>> next_sentinel("<extra_id_0> Oslo"), next_sentinel("Oslo")
@@ -59,7 +59,7 @@ def next_sentinel(targets: str) -> str:
 
 
 def answers_in(targets: str) -> list[str]:
-    """The answers in targets, without sentinels; each once.
+    """List the answers in targets, without sentinels and repetitions.
 
     Example:
         >>> answers_in("<extra_id_0> Oslo <extra_id_1> a fjord")

@@ -15,15 +15,15 @@ NUM_SENTINELS = 16
 
 
 def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
-    """Learn a word-level tokenizer: words between spaces, with a possessive or a final mark as tokens of their own.
+    """Learn a word-level tokenizer, which splits at spaces and makes possessives and final marks separate tokens.
 
     Args:
-        texts: All texts that will be read or predicted.
-        split_hyphens: Whether the parts of a hyphenated word, and the hyphen, are tokens of their own.
+        texts: All texts that a model will read or predict.
+        split_hyphens: Whether the parts of a hyphenated word, and the hyphen, are separate tokens.
 
     Returns:
         An ordinary fast tokenizer with T5's special tokens (``<pad>``, ``</s>``, ``<unk>``, ``<extra_id_0>`` ...),
-        which ``save_pretrained`` and ``AutoTokenizer.from_pretrained`` know.
+        which works with ``save_pretrained`` and ``AutoTokenizer.from_pretrained``.
     """
     sentinels = [f"<extra_id_{index}>" for index in range(NUM_SENTINELS)]
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))

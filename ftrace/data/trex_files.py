@@ -1,4 +1,4 @@
-"""FTRACE-TREX on disk: which rows state which fact, worked out once.
+"""FTRACE-TREX on disk, with an index of which rows state which fact.
 
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, name, sentence_id, facts
 queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, uuid, predicate, subject, fact, answers,
@@ -48,14 +48,14 @@ def write_trex(
 ) -> dict[str, Any]:
     """Index FTRACE-TREX into a folder, whole or not at all.
 
-    Memory holds an index of numbers, the names of rows and a hash for each sentence, not the rows.
+    Memory holds an index of numbers, the names of rows and a hash of each sentence, not the rows.
 
     Args:
-        folder: The folder; one that is there is replaced.
+        folder: Replaced if it exists.
         abstracts: The masked sentences, as published: ``inputs_pretokenized``, ``targets_pretokenized``, ``page_uri``,
             ``facts`` and ``id``; other fields are not read.
         queries: The queries, as published.
-        source: Where they are from, for the manifest.
+        source: Name of their source, for the manifest.
         progress: Show a progress bar.
 
     Returns:
@@ -71,11 +71,11 @@ def write_trex(
         reader.check(source)
         num_completed = _add_facts(temporary / "rows.parquet", temporary / "train.parquet", reader)
         (temporary / "rows.parquet").unlink()
-        asked = _Queries(reader.index)
-        num_queries = write_rows(temporary / "queries.parquet", QUERY_SCHEMA, asked.rows(queries))
+        lookup = _Queries(reader.index)
+        num_queries = write_rows(temporary / "queries.parquet", QUERY_SCHEMA, lookup.rows(queries))
         if not num_queries:
             raise ValueError(
-                f"{source}: expected queries whose facts are stated, found {asked.without_proponents} queries and none"
+                f"{source}: expected queries whose facts are stated, found {lookup.without_proponents} queries and none"
             )
         manifest = {
             "format": FORMAT,
@@ -86,10 +86,10 @@ def write_trex(
             "num_facts": reader.index.num_facts,
             "num_rows_with_facts_of_other_variants": num_completed,
             "num_queries": num_queries,
-            "num_queries_without_proponents": asked.without_proponents,
-            "num_queries_with_a_repeated_uuid": asked.repeated,
-            "num_queries_with_an_answer_of_another_surface": asked.other_surface,
-            "proponents": asked.statistics(),
+            "num_queries_without_proponents": lookup.without_proponents,
+            "num_queries_with_a_repeated_uuid": lookup.repeated,
+            "num_queries_with_an_answer_of_another_surface": lookup.other_surface,
+            "proponents": lookup.statistics(),
             "versions": {"ftrace": version("ftrace"), "pyarrow": version("pyarrow")},
         }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -97,7 +97,7 @@ def write_trex(
 
 
 class _Abstracts:
-    """Reads the masked sentences and indexes their facts."""
+    """Reader of the masked sentences, which indexes their facts."""
 
     def __init__(self) -> None:
         self.index = FactIndex()
@@ -106,7 +106,7 @@ class _Abstracts:
         self._repeated: list[str] = []
 
     def rows(self, abstracts: Iterable[SourceRow]) -> Iterator[dict[str, Any]]:
-        """Training rows without their facts, which are only complete at the end."""
+        """Yield the training rows without their facts, which are only complete at the end."""
         for example_id, row in enumerate(abstracts):
             inputs, targets = _masked_text(row)
             name = row.text("id")
@@ -133,7 +133,7 @@ class _Abstracts:
 
 
 class _Queries:
-    """Reads the queries and looks their facts up."""
+    """Reader of the queries, which looks their facts up in the index."""
 
     def __init__(self, index: FactIndex) -> None:
         self.without_proponents = 0
@@ -143,7 +143,7 @@ class _Queries:
         self._counts: list[int] = []
 
     def rows(self, queries: Iterable[SourceRow]) -> Iterator[dict[str, Any]]:
-        """Those queries whose facts are stated."""
+        """Yield the queries whose facts are stated."""
         seen: set[str] = set()
         for row in queries:
             inputs, targets = _masked_text(row)
@@ -171,19 +171,19 @@ class _Queries:
             self._counts.append(len(proponents))
 
     def statistics(self) -> dict[str, float]:
-        """Of the number of proponents a query."""
+        """Return mean, median and maximum of the number of proponents per query."""
         counts = np.array(self._counts)
         return {"mean": round(float(counts.mean()), 2), "median": float(np.median(counts)), "most": int(counts.max())}
 
 
 def _add_facts(rows: Path, file: Path, reader: _Abstracts) -> int:
-    """Write the rows with all facts of their sentences; returns how many had not noted all of them themselves."""
+    """Write the rows with all facts of their sentences; return how many rows didn't list all of them themselves."""
     start = completed = 0
     with pq.ParquetFile(rows) as source, pq.ParquetWriter(file, TRAIN_SCHEMA) as writer:
         for batch in source.iter_batches(batch_size=ROWS_PER_BATCH):
             stop = start + len(batch)
             facts = reader.index.facts_of_rows(start, stop)
-            completed += int((np.diff(facts.offsets.to_numpy()) > reader.index.noted(start, stop)).sum())
+            completed += int((np.diff(facts.offsets.to_numpy()) > reader.index.num_listed(start, stop)).sum())
             writer.write_table(pa.Table.from_batches([batch]).append_column(TRAIN_SCHEMA.field("facts"), facts))
             start = stop
     return completed
@@ -199,11 +199,11 @@ def _masked_text(row: SourceRow) -> tuple[str, str]:
 
 
 def _sentence_key(row: SourceRow, inputs: str, targets: str) -> bytes:
-    """What the variants of one sentence share: the page, and the sentence with the answer filled in.
+    """Hash what the variants of one sentence share: the page, and the sentence with the answer filled in.
 
-    Rows say nothing else that would do: ids number rows, and ``example_uris`` names pages, sentences and entities, but
-    of one row only those that were masked alike. Words count, not the spaces between them, since masking may have moved
-    these. The same words on another page are another sentence: who "he" is depends on the page.
+    No field of the rows would do: ids number rows, and ``example_uris`` names pages, sentences and entities, but only
+    of the rows that were masked alike. Words count, not the spaces between them, which masking may have moved. The same
+    words on another page are another sentence: who "he" is depends on the page.
     """
     sentence = " ".join(fill_in(inputs, targets).split())
     return hashlib.blake2b(f"{row.text('page_uri')}\n{sentence}".encode(), digest_size=16).digest()
@@ -225,14 +225,14 @@ def _part(row: SourceRow, name: str) -> str:
 
 
 class _Answers(NamedTuple):
-    """Accepted surfaces of a query's answer, and whether they are a surface of its object or its subject."""
+    """Accepted surfaces of a query's answer, and whether its object or its subject has them."""
 
     texts: list[str]
     is_known: bool
 
 
 def _answers(row: SourceRow, targets: str) -> _Answers:
-    """The target's own text, and the surface of what is masked, if that is spelled otherwise."""
+    """Return the target's own text, and the masked entity's surface, if it is spelled differently."""
     answer = split_sentinel(targets)[1].strip()
     for name in _SURFACES:
         surface = row.text(name, empty=True).strip()
@@ -242,10 +242,10 @@ def _answers(row: SourceRow, targets: str) -> _Answers:
 
 
 def subject_of_query(row: SourceRow) -> str | None:
-    """What a published query's text says its fact of: the one of object and subject that is not masked.
+    """Return what a published query's fact is about: the one of object and subject that is not masked.
 
     Returns:
-        It in the text's spelling; None if the text doesn't have it, or has both.
+        The entity in the text's spelling; None if the text doesn't have it, or has both.
 
     Raises:
         ValueError: If the row is malformed.
@@ -253,15 +253,15 @@ def subject_of_query(row: SourceRow) -> str | None:
     inputs, targets = _masked_text(row)
     masked = [surface.casefold() for surface in _answers(row, targets).texts]
     surfaces = [row.text(name, empty=True).strip() if name in row.fields else "" for name in _SURFACES]
-    # Both may be spelled like the answer, as a town and its state: then one of them is masked, the other is not.
+    # Both may be spelled like the answer, as a town and its state are: then only one of them is masked.
     others = [surface for surface in surfaces if surface.casefold() not in masked] or surfaces[:1]
-    found = {spelled for other in others if (spelled := _spelled(other, inputs))}
-    return found.pop() if len(found) == 1 else None
+    subjects = {spelled for other in others if (spelled := _spelled(other, inputs))}
+    return subjects.pop() if len(subjects) == 1 else None
 
 
 def _spelled(words: str, text: str) -> str | None:
-    """Words as a text spells them, but for the case of letters; None if it doesn't have them."""
+    """Return words in a text's spelling, found whatever the case of letters; None if the text doesn't have them."""
     if not words or words in text:
         return words or None
-    found = re.search(re.escape(words), text, re.IGNORECASE)
-    return found.group() if found else None
+    match = re.search(re.escape(words), text, re.IGNORECASE)
+    return match.group() if match else None

@@ -1,4 +1,4 @@
-"""Where FTRACE-TREX comes from: the Hugging Face hub, a folder of the same files, or the sample that ships with ftrace.
+"""Sources of FTRACE-TREX: the Hugging Face hub, a folder of the same files, or the sample that ships with ftrace.
 
 The hub's repository ``ekinakyurek/ftrace`` holds a loading script and no data, and newer versions of ``datasets`` run
 no scripts. But the hub keeps the rows of every data set as Parquet files in the branch ``refs/convert/parquet``, here
@@ -26,29 +26,29 @@ _ROWS_AT_A_TIME = 10_000
 
 @dataclass(frozen=True)
 class TrexFolder:
-    """Files in a folder.
+    """Source in a folder.
 
     Args:
-        name: What it is called in errors.
-        files: The files of both parts, in order.
+        name: The folder's name in errors.
+        files: Files of both parts, in order.
     """
 
     name: str
     files: dict[Part, list[Path]]
 
     def rows(self, part: Part) -> Iterator[SourceRow]:
-        """The rows of a part, file by file."""
+        """Yield the rows of a part, file by file."""
         for file in self.files[part]:
             yield from read_rows(file)
 
     def key(self) -> str:
-        """A hash of the files' content."""
+        """Hash the files' content."""
         return hash_of_files([*self.files["abstracts"], *self.files["queries"]], "folder")
 
 
 @dataclass(frozen=True)
 class TrexOnHub:
-    """A data set on the hub.
+    """Source on the hub.
 
     Args:
         name: ``owner/name``.
@@ -57,28 +57,28 @@ class TrexOnHub:
     name: str
 
     def rows(self, part: Part) -> Iterator[SourceRow]:
-        """The rows of a part, downloaded once and then read from the cache of ``datasets``.
+        """Yield the rows of a part, downloaded once and then read from the cache of ``datasets``.
 
         Raises:
             ValueError: If there is no such data set, no network, or no Parquet files.
         """
         pattern = f"hf://datasets/{self.name}@refs%2Fconvert%2Fparquet/{part}/train/*.parquet"
         try:
-            found = datasets.load_dataset("parquet", data_files=pattern, split="train")
+            table = datasets.load_dataset("parquet", data_files=pattern, split="train")
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"source: can't read {self.name!r} from the Hugging Face hub ({type(error).__name__}: {error}). "
                 "Without a network, give a folder with abstracts*.jsonl or .parquet and queries*.jsonl or .parquet, or "
                 f'"{SAMPLE}"'
             ) from error
-        batches = found.with_format("arrow").iter(_ROWS_AT_A_TIME)
+        batches = table.with_format("arrow").iter(_ROWS_AT_A_TIME)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             fields = {name: value for name, value in row.items() if value is not None}
             yield SourceRow(f"{self.name}, {part}", number, fields)
 
     def key(self) -> str:
-        """A hash of the name."""
+        """Hash the name."""
         return hash_of_files([], "hub", self.name)
 
 
@@ -95,7 +95,7 @@ def open_trex(source: str) -> TrexFolder | TrexOnHub:
     if source == SAMPLE:
         folder = Path(str(files("ftrace.data") / "samples" / "trex"))
     elif Path(source).is_dir():
-        folder = Path(source).absolute()  # whoever reads it later may have moved
+        folder = Path(source).absolute()  # the working directory may change before it is read
     elif _HUB_NAME.fullmatch(source):
         return TrexOnHub(source)
     else:
@@ -107,12 +107,12 @@ def open_trex(source: str) -> TrexFolder | TrexOnHub:
 
 
 def _files(folder: Path, part: Part) -> list[Path]:
-    found = [
+    paths = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name.endswith(SUFFIXES) and path.relative_to(folder).parts[0].startswith(part)
     ]
-    if not found:
+    if not paths:
         there = sorted(path.name for path in folder.iterdir())[:10]
         raise ValueError(f"source: expected {part}*{{{','.join(SUFFIXES)}}} in {str(folder)!r}, found {there}")
-    return found
+    return paths

@@ -1,4 +1,4 @@
-"""The words of a text in any script, to be compared."""
+"""Words of a text in any script, in a form that can be compared."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ASCII_WORD = re.compile(r"[^\W_]+")
 
 
 def words_of(text: str) -> list[str]:
-    r"""Runs of letters and digits in lower case, with the marks that belong to them: vowel signs, accents and points.
+    r"""Split a text into runs of letters and digits in lower case, with their vowel signs, accents and points.
 
-    However a character is composed (NFC or NFD), the word is the same; so it is with and without joiners and soft
-    hyphens. Scripts without spaces are not divided.
+    The composition of characters (NFC or NFD), joiners and soft hyphens make no difference. Scripts without spaces are
+    not divided.
 
     Example:
         >>> words_of("It's a Well-known_name 4you")
@@ -29,12 +29,12 @@ def words_of(text: str) -> list[str]:
     """
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    found: list[str] = _word().findall(unicodedata.normalize("NFC", _UNSEEN.sub("", text.lower())))
-    return found
+    words: list[str] = _word().findall(unicodedata.normalize("NFC", _UNSEEN.sub("", text.lower())))
+    return words
 
 
 @cache
 def _word() -> re.Pattern[str]:
-    """A letter or digit, then more of them and marks (Unicode's categories Mn and Mc)."""
+    """Compile the pattern of a word: a letter or digit, then more of them and marks (Unicode's Mn and Mc)."""
     marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Mn", "Mc")]
     return re.compile(rf"[^\W_](?:[^\W_]|[{''.join(map(re.escape, marks))}])*")

@@ -27,25 +27,25 @@ _OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end")
 
 
 class FactLM(LightningModule):
-    """An encoder-decoder or decoder-only Hugging Face model that learns facts, and knows which it has learned.
+    """LightningModule of an encoder-decoder or decoder-only Hugging Face model that learns facts.
 
     Args:
         model_name_or_path: A pretrained model, by hub name or folder. Give this or ``config``.
         config: Settings of a model to build from scratch: ``model_type`` ("t5", "gpt2", "llama") and the fields of its
             Hugging Face config. Without ``vocab_size``, the datamodule's tokenizer decides.
-        answers: What a query's loss is: "one", the answer in the query's own surface; "any", -log of the summed
-            probability of all accepted surfaces.
+        answers: A query's loss: "one": -log probability of the answer in the query's own surface; "any": -log of the
+            summed probability of all accepted surfaces.
         optimizer: "adamw", "sgd", or "adafactor", as T5 is trained: PyTorch's, whose steps are relative to the size of
             each parameter (Shazeer and Stern 2018, arXiv 1804.04235).
-        learning_rate: Peak learning rate: reached after the warm-up, from where it falls linearly to 0.
+        learning_rate: Peak learning rate, reached after the warm-up. It then falls linearly to 0.
         warmup_steps: Optimizer steps of the warm-up.
         weight_decay: The optimizer's weight decay.
-        momentum: Of "sgd".
-        embedding_std: Draw the token embeddings of a model built from scratch anew, with this standard deviation
-            (T5's default of 1 learns much worse where nothing is pretrained).
+        momentum: Momentum of "sgd".
+        embedding_std: Standard deviation with which the token embeddings of a model built from scratch are redrawn
+            (T5's default of 1 learns much worse without pretraining).
 
     Attributes:
-        model: The Hugging Face model; where its vocabulary comes from the datamodule, once training is set up.
+        model: The Hugging Face model; exists once training is set up, if its vocabulary comes from the datamodule.
 
     Raises:
         ValueError: If neither or both of ``model_name_or_path`` and ``config`` are given, or an option is unknown.
@@ -103,15 +103,16 @@ class FactLM(LightningModule):
         self._check_tokenizer(tokenizer)
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
-        """Refuse data whose tokens mean something else than they did when the model was pretrained."""
+        """Refuse data whose tokens mean something else than in the model's pretraining."""
         name = self.hparams["model_name_or_path"]
         if name is None or tokenizer is None or not _has_tokenizer(name):
             return
-        own = AutoTokenizer.from_pretrained(name)
-        if own.get_vocab() != tokenizer.get_vocab():
+        pretrained = AutoTokenizer.from_pretrained(name)
+        if pretrained.get_vocab() != tokenizer.get_vocab():
             raise ValueError(
-                f"expected data in the tokens of the model {name!r}, found a tokenizer with another vocabulary "
-                f"({len(tokenizer)} tokens for {len(own)}). Give the datamodule the model's own: tokenizer={name}"
+                f"expected data in the tokens of the model {name!r}, found a tokenizer with another "
+                f"vocabulary ({len(tokenizer)} tokens for {len(pretrained)}). Give the datamodule the model's own: "
+                f"tokenizer={name}"
             )
 
     def build(self, tokenizer: Any = None) -> None:
@@ -131,19 +132,19 @@ class FactLM(LightningModule):
 
     @property
     def architecture(self) -> Literal["encoder-decoder", "decoder-only"]:
-        """Which of the two kinds the model is."""
+        """Architecture of the model."""
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
 
     def example_losses(self, batch: Mapping[str, Tensor], end_of_sequence: bool = True) -> Tensor:
-        """-log probability of each row's answer given its input, in nats, ``[B]``.
+        """Return -log probability of each row's answer given its input, in nats, ``[B]``.
 
-        Query batches bring their accepted answers along; with ``answers="any"`` the loss is then -log of the answers'
-        summed probability. Where training rows have several answers, a query's answer ends with the end of the sequence
-        or where another one follows: what counts is the probability of either.
+        Query batches carry their accepted answers; with ``answers="any"`` the loss is then -log of the answers' summed
+        probability. If training rows have several answers, a query's answer ends with the end of the sequence or where
+        another answer begins: the probability of either counts.
 
         Args:
-            batch: As the collators make it.
-            end_of_sequence: Whether the loss of each answer's last token, the end of the sequence, counts.
+            batch: A collator's batch.
+            end_of_sequence: Whether the loss includes each answer's last token, the end of the sequence.
         """
         if "answer_labels" in batch:
             answers = _accepted(batch) if self.hparams["answers"] == "any" else _own(batch)
@@ -152,10 +153,10 @@ class FactLM(LightningModule):
         return _token_losses(logits, labels if end_of_sequence else _without_last(labels)).sum(1)
 
     def example_outputs(self, batch: Mapping[str, Tensor], output: Output = "loss") -> Tensor:
-        """What is measured of each row, ``[B]``: falls as the row's answer becomes likelier.
+        """Return a measure of each row, ``[B]``, that falls as the row's answer becomes likelier.
 
         Args:
-            batch: As the collators make it.
+            batch: A collator's batch.
             output: "loss": :meth:`example_losses`; "margin": minus the sum over the answer's tokens of
                 log(p / (1 - p)), as TRAK takes it (Park et al. 2023, arXiv 2303.14186, section 3); "logit": minus the
                 sum of the tokens' logits. The last two are of the answer in the query's own surface.
@@ -172,22 +173,22 @@ class FactLM(LightningModule):
         return -of_tokens.masked_fill(~counted, 0).sum(1)
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """What training lowers: the mean over all target tokens of a batch of training rows, in nats, ``[]``."""
+        """Return the loss of training: the mean over all target tokens of a batch of training rows, in nats, ``[]``."""
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
         return _token_losses(logits, labels).sum() / (labels != IGNORED).sum()
 
     @torch.no_grad()
     def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
+        """Return whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
         return self._answer_log_probabilities(batch, _accepted(batch))[1].any(1)
 
     def _answer_log_probabilities(
         self, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor], end_of_sequence: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Of each answer: its log probability and whether greedy decoding gives it, each ``[B, A]``.
+        """Return each answer's log probability, and whether greedy decoding gives it, each ``[B, A]``.
 
-        Greedy decoding gives an answer exactly if each of its tokens is the likeliest after those before it, which one
-        pass with the answer given shows.
+        Greedy decoding gives an answer exactly if each of its tokens is the likeliest after those before it. One pass
+        over the given answer shows that.
         """
         labels_BAS = answers["labels"]
         B, A, S = labels_BAS.shape
@@ -196,7 +197,7 @@ class FactLM(LightningModule):
             states = self.model.get_encoder()(batch["input_ids"], attention_mask=batch["attention_mask"])
             hidden = states.last_hidden_state.repeat_interleave(A, 0)
             mask = batch["attention_mask"].repeat_interleave(A, 0)
-            # The encoder has run once a query, not once an answer.
+            # The encoder runs once per query, not once per answer.
             logits = self._decode(labels, encoder_outputs=(hidden,), attention_mask=mask)
         else:
             rows = {name: answers[name].reshape(B * A, -1) for name in ("input_ids", "attention_mask")}
@@ -225,13 +226,13 @@ class FactLM(LightningModule):
         return logits
 
     def _decode(self, labels: Tensor, **inputs: Any) -> Tensor:
-        """Logits of an encoder-decoder that is given the labels so far, without the loss that ``labels=`` computes."""
+        """Return the logits of an encoder-decoder given the preceding labels; ``labels=`` would compute a loss, too."""
         decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
         logits: Tensor = self.model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False).logits
         return logits
 
     def _shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and the labels that they predict: a decoder-only model's are one place apart."""
+        """Align logits with the labels that they predict: a decoder-only model's are one position apart."""
         return (logits, labels) if self.model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
 
     @override
@@ -255,7 +256,7 @@ class FactLM(LightningModule):
 
     @override
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Ids, losses in nats and whether each is learned, of a batch of queries."""
+        """Return the ids of a batch of queries, their losses in nats and whether each is learned."""
         return {"query_id": batch["query_id"], "loss": self.example_losses(batch), "learned": self.learned(batch)}
 
     @override
@@ -279,49 +280,52 @@ class FactLM(LightningModule):
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each label, 0 where it is ignored; logits ``[B, S, V]``, labels ``[B, S]``."""
+    """Return -log likelihood of each label, 0 where it is ignored; logits ``[B, S, V]``, labels ``[B, S]``."""
     return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
 
 
 def _has_tokenizer(name: str) -> bool:
-    """Whether a model comes with a tokenizer: on the hub they do; without files, transformers would make one up."""
+    """Return whether a model comes with a tokenizer; without its files, transformers would make one up.
+
+    A model on the hub counts as having one.
+    """
     folder = Path(name)
     return not folder.is_dir() or any(any(folder.glob(files)) for files in ("tokenizer*", "vocab*", "*.model"))
 
 
 def _accepted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A query batch's accepted answers, ``[B, A, S]``."""
+    """Return a query batch's accepted answers, ``[B, A, S]``."""
     return {name: batch[f"answer_{name}"] for name in _OF_ROWS if f"answer_{name}" in batch}
 
 
 def _own(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A query batch's answers in the queries' own surface, ``[B, 1, S]``."""
+    """Return a query batch's answers in the queries' own surface, ``[B, 1, S]``."""
     return {name: batch[name][:, None] for name in _OF_ROWS if name in batch}
 
 
 def _is_last(labels: Tensor) -> Tensor:
-    """Where labels ``[B, S]`` have each row's last one."""
+    """Mark each row's last label in labels ``[B, S]``."""
     is_label = labels != IGNORED
-    after = is_label.flip(1).cumsum(1).flip(1)  # how many labels there are from here on
+    after = is_label.flip(1).cumsum(1).flip(1)  # number of labels from here on
     return is_label & (after == 1)
 
 
 def _without_last(labels: Tensor) -> Tensor:
-    """Labels ``[B, S]`` with each row's last one ignored."""
+    """Return labels ``[B, S]`` with each row's last one ignored."""
     return labels.masked_fill(_is_last(labels), IGNORED)
 
 
 def _gain_of_other_end(logits: Tensor, of_tokens: Tensor, last: Tensor, other: Tensor) -> Tensor:
-    """How much likelier a row is, ``[B]``, if its last token may also be ``other`` ``[B]``, where there is one.
+    """Return the gain in log probability ``[B]`` if a row's last token may also be ``other`` ``[B]``.
 
     Args:
         logits: ``[B, S, V]``.
         of_tokens: Log probability of each label, ``[B, S]``.
-        last: Where each row's last label is, ``[B, S]`` bool.
-        other: A token; -100 where there is none.
+        last: Mask of each row's last label, ``[B, S]`` bool.
+        other: A token; -100 for none.
     """
-    place = last.int().argmax(1)
-    rows = torch.arange(len(place), device=place.device)
-    own = of_tokens[rows, place]
-    others = -F.cross_entropy(logits[rows, place], other, ignore_index=IGNORED, reduction="none")
-    return torch.where(other != IGNORED, torch.logaddexp(own, others) - own, 0.0)
+    position = last.int().argmax(1)
+    rows = torch.arange(len(position), device=position.device)
+    expected = of_tokens[rows, position]
+    others = -F.cross_entropy(logits[rows, position], other, ignore_index=IGNORED, reduction="none")
+    return torch.where(other != IGNORED, torch.logaddexp(expected, others) - expected, 0.0)

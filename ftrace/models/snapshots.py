@@ -1,4 +1,4 @@
-"""Reading the snapshots of a finished run (the callback CheckpointSnapshots writes them)."""
+"""Reader of a finished run's snapshots, which the callback CheckpointSnapshots writes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 
 def find_snapshots(folder: Path) -> list[Path]:
-    """The snapshots in a folder, by step.
+    """Find the snapshots in a folder, in the order of their steps.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there are none.
     """
-    found = sorted(path.parent for path in folder.glob("step-*/snapshot.json"))
-    if not found:
+    folders = sorted(path.parent for path in folder.glob("step-*/snapshot.json"))
+    if not folders:
         raise ValueError(
             f"no snapshot in {str(folder)!r}: expected step-*/snapshot.json. Train with CheckpointSnapshots"
         )
-    return found
+    return folders
 
 
 def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
-    """Put a snapshot's weights into a module.
+    """Load a snapshot's weights into a module.
 
     Returns:
         The snapshot's manifest.
@@ -55,13 +55,13 @@ def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer keeps of one parameter besides momentum.
+    """State that an optimizer keeps for one parameter, without momentum.
 
     Args:
         optimizer: Full name of the optimizer's class.
-        settings: Of the parameter's group: ``betas``, ``eps``, ``amsgrad``, as far as the optimizer has them.
+        settings: ``betas``, ``eps`` and ``amsgrad`` of the parameter's group, as far as the optimizer has them.
         moments: Second moments by the optimizer's own keys, such as ``exp_avg_sq``.
-        step: How many steps the optimizer has taken on the parameter.
+        step: Number of steps that the optimizer has taken on the parameter.
     """
 
     optimizer: str
@@ -71,7 +71,7 @@ class OptimizerState:
 
 
 def load_optimizer_states(folder: Path) -> dict[str, OptimizerState]:
-    """The second moments that a snapshot holds, by the parameter's name.
+    """Load the second moments of a snapshot, by the parameter's name.
 
     There are none before the first step, and optimizers such as SGD keep none.
 

@@ -1,4 +1,4 @@
-"""A FactLM with many sets of weights at a time: what single training rows would each make of it.
+"""A FactLM with many sets of weights at a time, such as those after a step on each of several training rows.
 
 Shape letters: E sets of weights, M rows for each of them.
 """
@@ -23,11 +23,11 @@ _CLOSE = 1e-3
 
 
 class StackedFactLM:
-    """Computes a FactLM's losses and gradients for many sets of weights in one pass (``torch.func.vmap``).
+    """FactLM whose losses and gradients are computed for many sets of weights in one pass (``torch.func.vmap``).
 
     Args:
-        model: In eval mode: with dropout, no two passes are alike. Built of a Hugging Face T5, GPT-2 or Llama, or of
-            another whose code doesn't look at values in its batches.
+        model: In eval mode, since dropout would differ between passes. A Hugging Face T5, GPT-2 or Llama, or another
+            model whose code doesn't look at values in its batches.
     """
 
     def __init__(self, model: FactLM) -> None:
@@ -39,64 +39,64 @@ class StackedFactLM:
         self._example_losses = _Call(model, "example_losses")
 
     def gradients(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each row's own gradient of :meth:`FactLM.training_loss`, by parameter; tied weights once.
+        """Compute each row's gradient of :meth:`FactLM.training_loss`, by parameter; tied weights once.
 
         Args:
             batch: Training rows ``[E, ...]``.
 
         Returns:
-            For each trainable parameter, ``[E, *its shape]``.
+            ``[E, *shape]`` for each trainable parameter.
 
         Raises:
-            ValueError: If the model's code can't be run so.
+            ValueError: If the model's code can't be vectorized.
         """
-        own, shared = self._batches({name: tensor.unsqueeze(1) for name, tensor in batch.items()})
+        stacked, shared = self._batches({name: tensor.unsqueeze(1) for name, tensor in batch.items()})
 
         def loss(weights: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(self._training_loss, _of_model(weights), ({**row, **shared},))
-            return found
+            value: Tensor = functional_call(self._training_loss, _of_model(weights), ({**row, **shared},))
+            return value
 
         with self._many_at_once():
-            found: dict[str, Tensor] = vmap(grad(loss), (None, 0))(self.weights, own)
-        return found
+            gradients: dict[str, Tensor] = vmap(grad(loss), (None, 0))(self.weights, stacked)
+        return gradients
 
     @torch.no_grad()
     def losses(self, weights: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """:meth:`FactLM.example_losses` of each set of weights on rows of its own, ``[E, M]``.
+        """Compute :meth:`FactLM.example_losses` of each set of weights on its rows, ``[E, M]``.
 
         Args:
-            weights: For each trainable parameter, ``[E, *its shape]``.
+            weights: ``[E, *shape]`` for each trainable parameter.
             batch: Rows ``[E, M, ...]``.
 
         Raises:
-            ValueError: If the model's code can't be run so.
+            ValueError: If the model's code can't be vectorized.
         """
-        own, shared = self._batches(batch)
+        stacked, shared = self._batches(batch)
 
         def losses(weights: dict[str, Tensor], rows: dict[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(self._example_losses, _of_model(weights), ({**rows, **shared},))
-            return found
+            values: Tensor = functional_call(self._example_losses, _of_model(weights), ({**rows, **shared},))
+            return values
 
         with self._many_at_once():
-            found: Tensor = vmap(losses)(dict(weights), own)
-        return found
+            of_sets: Tensor = vmap(losses)(dict(weights), stacked)
+        return of_sets
 
     def check(self, examples: Mapping[str, Tensor], queries: Mapping[str, Tensor]) -> None:
-        """Make sure that gradients and losses are what plain passes of the model say, one row at a time.
+        """Compare gradients and losses with those of plain passes of the model, one row at a time.
 
         Args:
-            examples: A few training rows, best of different lengths.
+            examples: A few training rows, ideally of different lengths.
             queries: A few queries, likewise.
 
         Raises:
-            ValueError: If they are not.
+            ValueError: If they differ.
         """
-        found = self.gradients(examples)
+        gradients = self.gradients(examples)
         unchanged = {name: weight[None] for name, weight in self.weights.items()}
         losses = self.losses(unchanged, {name: tensor[None] for name, tensor in queries.items()})[0]
         right = all(
-            _close([found[name][place] for name in self.weights], self._plain_gradient(row))
-            for place, row in enumerate(_each_row(examples))
+            _close([gradients[name][index] for name in self.weights], self._plain_gradient(row))
+            for index, row in enumerate(_each_row(examples))
         )
         with torch.no_grad():
             plain = torch.cat([self.model.example_losses(row) for row in _each_row(queries)])
@@ -109,25 +109,28 @@ class StackedFactLM:
     def _plain_gradient(self, row: Mapping[str, Tensor]) -> list[Tensor]:
         named = dict(self.model.named_parameters())
         parameters = [named[name] for name in self.weights]
-        found = torch.autograd.grad(self.model.training_loss(row), parameters, allow_unused=True)
-        return [torch.zeros_like(weight) if one is None else one for weight, one in zip(parameters, found, strict=True)]
+        gradients = torch.autograd.grad(self.model.training_loss(row), parameters, allow_unused=True)
+        return [
+            torch.zeros_like(weight) if gradient is None else gradient
+            for weight, gradient in zip(parameters, gradients, strict=True)
+        ]
 
     def _batches(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What each set of weights gets of a batch ``[E, M, ...]``, and what all get: attention masks ``[M, ...]``.
+        """Split a batch ``[E, M, ...]`` into tensors per set of weights, and attention masks ``[M, ...]`` for all.
 
-        Hugging Face models look whether masks hide anything, which they can't where that differs from set to set.
-        An encoder's masks are therefore given as what is added to attention, ``[E, M, 1, 1, T]``, which models take as
-        it is. A decoder-only model needs none: it doesn't look ahead, and rows are filled up on the right.
+        Hugging Face models check whether masks hide anything, which fails if that differs between sets. An encoder's
+        masks are therefore given as addends of attention, ``[E, M, 1, 1, T]``, which models use as they are. A
+        decoder-only model needs no masks: it doesn't look ahead, and rows are padded on the right.
         """
-        own = {name: tensor for name, tensor in batch.items() if name not in (*_MASKS, *_IDS)}
+        stacked = {name: tensor for name, tensor in batch.items() if name not in (*_MASKS, *_IDS)}
         masks = {name: batch[name] for name in _MASKS if name in batch}
         if self.model.architecture == "decoder-only":
-            assert not any((mask.diff(dim=-1) > 0).any() for mask in masks.values()), "rows filled up on the left"
-            return own, {name: torch.ones_like(mask[0]) for name, mask in masks.items()}
+            assert not any((mask.diff(dim=-1) > 0).any() for mask in masks.values()), "rows padded on the left"
+            return stacked, {name: torch.ones_like(mask[0]) for name, mask in masks.items()}
         dtype = next(iter(self.weights.values())).dtype
         for name, mask in masks.items():
-            own[name] = ((1 - mask.to(dtype)) * torch.finfo(dtype).min)[..., None, None, :]
-        return own, {}
+            stacked[name] = ((1 - mask.to(dtype)) * torch.finfo(dtype).min)[..., None, None, :]
+        return stacked, {}
 
     @property
     def _name(self) -> str:
@@ -136,7 +139,7 @@ class StackedFactLM:
     @contextmanager
     def _many_at_once(self) -> Iterator[None]:
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels would take one set of weights at a time
+            with sdpa_kernel(SDPBackend.MATH):  # vmap would loop over fused attention kernels
                 yield
         except RuntimeError as error:
             if "vmap" not in str(error):
@@ -148,7 +151,7 @@ class StackedFactLM:
 
 
 class _Call(nn.Module):
-    """One of a module's methods as a module, which ``functional_call`` takes."""
+    """Module whose forward pass is a method of another module, as ``functional_call`` needs it."""
 
     def __init__(self, owner: nn.Module, method: str) -> None:
         super().__init__()
@@ -165,11 +168,11 @@ def _of_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _each_row(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    for place in range(len(batch["labels"])):
-        yield {name: tensor[place : place + 1] for name, tensor in batch.items()}
+    for row in range(len(batch["labels"])):
+        yield {name: tensor[row : row + 1] for name, tensor in batch.items()}
 
 
-def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether gradients are alike as vectors."""
-    wrong = sum(float((one - other).square().sum()) for one, other in zip(found, expected, strict=True))
-    return wrong <= _CLOSE**2 * sum(float(one.square().sum()) for one in expected)
+def _close(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Return whether gradients are close as vectors."""
+    error = sum(float((left - right).square().sum()) for left, right in zip(actual, expected, strict=True))
+    return error <= _CLOSE**2 * sum(float(right.square().sum()) for right in expected)

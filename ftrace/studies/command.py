@@ -10,17 +10,17 @@ from ftrace.studies import Study, do_study
 from ftrace.studies.results import report_study
 
 
-def study(settings: Study, output_dir: str = "runs/studies", train_script: str = "train.py", jobs: int = 1) -> None:
+def study(settings: Study, output_dir: str = "runs/studies", train_script: str | None = None, jobs: int = 1) -> None:
     """Train, score and compare what a study asks for, and write a table and a picture.
 
     Args:
         settings: The study.
         output_dir: The folder of runs and results. What is finished there is not done again, so an interrupted study
             continues, and studies share the runs that they have in common.
-        train_script: The script that trains a run from a config.
+        train_script: A script that trains a run from a config, instead of ``ftrace fit``.
         jobs: How many trainings to run at a time.
     """
     folder = Path(output_dir)
-    runs = do_study(settings, folder / "runs", Path(train_script), jobs)
+    runs = do_study(settings, folder / "runs", None if train_script is None else Path(train_script), jobs)
     files = report_study(settings, runs, folder / settings.name, Console())
     Console().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)

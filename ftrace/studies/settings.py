@@ -13,6 +13,7 @@ import yaml
 from ftrace.attribution import AttributionMethod
 from ftrace.evaluation.options import known_name
 from ftrace.evaluation.retrieval.metrics import METRICS
+from ftrace.named_configs import config_file
 
 Report = Literal["methods", "learned", "variants"]
 _ONLINE, _SNAPSHOTS = "ftrace.callbacks.OnlineTracIn", "ftrace.callbacks.CheckpointSnapshots"
@@ -23,7 +24,7 @@ class Variant:
     """One way to train.
 
     Args:
-        config: A config of train.py.
+        config: A config of ``ftrace fit``: a file, or the name of one that ships with ftrace.
         changes: Changes to the config, nested as the config is. A list replaces the config's list.
         online: Changes to the options of the config's OnlineTracIn.
         snapshots: The options of its CheckpointSnapshots; default: the study's, or else the config's own.
@@ -38,11 +39,11 @@ class Variant:
         """Make the config of train.py; this variant's changes take precedence over the study's.
 
         Raises:
-            ValueError: If the config can't be read, or doesn't have exactly one OnlineTracIn and one
+            ValueError: If the config is unknown, can't be read, or doesn't have exactly one OnlineTracIn and one
                 CheckpointSnapshots.
         """
         try:
-            config = yaml.safe_load(Path(self.config).read_text())
+            config = yaml.safe_load(Path(config_file(self.config)).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"config: can't read {self.config!r} ({error})") from error
         if not isinstance(config, Mapping) or not all(

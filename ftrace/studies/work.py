@@ -49,22 +49,22 @@ class StudyRun:
         return {name: ScoreStore.open(self.folder / name) for name in ("online", *study.methods)}
 
 
-def do_study(study: Study, output_dir: Path, train_script: Path, jobs: int = 1) -> list[StudyRun]:
+def do_study(study: Study, output_dir: Path, train_script: Path | None = None, jobs: int = 1) -> list[StudyRun]:
     """Train and score all runs.
 
     Args:
         study: The study.
         output_dir: The folder of the runs, which are VARIANT/seed-SEED in it. Studies that share the folder share runs
             of the same settings.
-        train_script: The path of train.py.
+        train_script: A script to train with, which takes the same arguments; default: ``ftrace`` itself.
         jobs: How many trainings to run at a time. Each gets an equal number of cores, or as many threads as
             OMP_NUM_THREADS says.
 
     Raises:
         ValueError: If a training fails. Finished ones are kept.
     """
-    if not train_script.is_file():
-        raise ValueError(f"expected train.py, found nothing at {str(train_script)!r}. Name it: --train_script PATH")
+    if train_script is not None and not train_script.is_file():
+        raise ValueError(f"train_script: expected a script, found nothing at {str(train_script)!r}. Leave it out")
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, found {jobs}")
     runs = [
@@ -104,7 +104,7 @@ def _is_done(folder: Path, options: object) -> bool:
         return False
 
 
-def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> None:
+def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int) -> None:
     settings = study.variants[run.variant].settings(study)
     settings["seed_everything"] = run.seed
     synth = settings["data"].get("init_args", {}).get("synth")
@@ -125,7 +125,8 @@ def _train(study: Study, run: StudyRun, train_script: Path, threads: int) -> Non
     log = run.folder.with_name(f"{run.folder.name}.log")
     started = time.perf_counter()
     with log.open("w") as stream:
-        command = [sys.executable, str(train_script), "fit", "--config", str(config)]
+        trainer = ["-m", "ftrace.cli"] if train_script is None else [str(train_script)]
+        command = [sys.executable, *trainer, "fit", "--config", str(config)]
         given = os.environ.get("OMP_NUM_THREADS") or str(threads)
         environment = {**os.environ, "OMP_NUM_THREADS": given}
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)

@@ -34,7 +34,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         question="Which?",
         variants={
             "plain": Variant(str(ROOT / "configs" / "synth_demo.yaml")),
-            "rare refresh": Variant(str(ROOT / "configs" / "synth_demo.yaml"), online={"refresh_every_n_steps": 50}),
+            "rare refresh": Variant("synth_demo", online={"refresh_every_n_steps": 50}),
         },
         methods={
             "bm25": Bm25(),
@@ -53,7 +53,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def done(study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[StudyRun], Path]:
     folder = tmp_path_factory.mktemp("study")
-    return do_study(study, folder, ROOT / "train.py", jobs=2), folder
+    return do_study(study, folder, jobs=2), folder
 
 
 def test_each_variant_is_trained_with_each_seed_and_scored_by_each_method(
@@ -145,8 +145,8 @@ def test_variants_are_compared_with_the_first_one(
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shipped_studies_can_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_shipped_studies_can_be_read_from_anywhere(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     parser = _parser()
     found = parser.instantiate(parser.parse_args(["study", "--config", str(file)]))["study"]["settings"]
     assert found.name == file.stem
@@ -169,8 +169,10 @@ def test_bad_studies_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         Study("x", "x", {})
     with pytest.raises(ValueError, match='expected other names than "online"'):
         Study("x", "x", {"a": variant}, {"online": Bm25()})
-    with pytest.raises(ValueError, match=r"expected train.py, found nothing .* --train_script PATH"):
+    with pytest.raises(ValueError, match=r"train_script: expected a script, found nothing .* Leave it out"):
         do_study(Study("x", "x", {"a": variant}), tmp_path, tmp_path / "train.py")
+    with pytest.raises(ValueError, match=r"expected a file or one of .*synth_demo, .*, found 'synth_dem'"):
+        Variant("synth_dem").settings(Study("x", "x", {"a": variant}))
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(ValueError, match=r"empty.yaml: expected a config of train.py"):
         Variant(str(tmp_path / "empty.yaml")).settings(Study("x", "x", {"a": variant}))
