@@ -44,8 +44,9 @@ def make_index(
     dtype: str = "float64",
     rows_of_shard: int = 7,
     sample: int = 10_000,
+    vanishing: Sequence[int] = (),
 ) -> tuple[GradientIndex, list[Tensor]]:
-    """Segments of rows with these examples' ids, and the rows."""
+    """Segments of rows with these examples' ids, and the rows; some examples' gradients may vanish."""
     settings = IndexSettings(FeatureSettings(SIDE, layout="parameter"), dtype, sample=sample)
     module = Two()
     names = [name for name, _ in module.named_parameters()]
@@ -55,6 +56,7 @@ def make_index(
         of_segment = folder / f"segment-{10 * number:08d}"
         write_preconditioners(of_segment, {})
         rows = random_rows(len(ids), number)
+        rows[[example in vanishing for example in ids]] = 0
         for start in range(0, len(ids), rows_of_shard):
             some = slice(start, start + rows_of_shard)
             own = torch.tensor(ids[some])

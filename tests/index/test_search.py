@@ -130,6 +130,20 @@ def test_norms_are_kept_and_made_anew_for_another_index(tmp_path: Path) -> None:
     np.testing.assert_allclose(row_norms(index.segments[0], whitening, tmp_path / "norms"), first)
 
 
+@pytest.mark.parametrize("whiten", [True, False])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_an_example_whose_gradient_is_zero_scores_zero(tmp_path: Path, dtype: str, whiten: bool) -> None:
+    """Its norm is 0, too: it is neither a proponent nor an opponent, and others keep their scores."""
+    index, _ = make_index(tmp_path / "index", [list(range(30))], dtype=dtype, vanishing=[3, 17])
+    whitening = whitening_of(index, 0) if whiten else PLAIN
+    prepared = prepare_queries(index.segments[0], random_rows(4, seed=9).float(), whitening, tmp_path / "norms")
+    ((ids, scores),) = list(scored_chunks(index, [prepared]))
+    assert ids[(scores == 0).all(1).numpy()].tolist() == [3, 17]
+    assert (scores.abs() <= 1 + 1e-5).all()  # so none is NaN
+    best, worst = top_k(index, [prepared], 5)
+    assert not np.isin([3, 17], [best.ids, worst.ids]).any()
+
+
 def test_a_query_whose_gradient_is_zero_scores_zero(tmp_path: Path) -> None:
     index, _ = make_index(tmp_path / "index", [list(range(30))])
     prepared = prepare_queries(
