@@ -8,6 +8,8 @@ forked runs no code of the tests: one that has used threads couldn't fork others
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -22,6 +24,21 @@ from pathlib import Path
 from typing import Any
 
 Done = subprocess.CompletedProcess[str]
+SLOW_IMPORTS = (
+    "datasets",
+    "jsonargparse",
+    "lightning.pytorch.cli",
+    "matplotlib.axes",
+    "matplotlib.figure",
+    "pyarrow.parquet",
+    "rich.console",
+    "rich.progress",
+    "safetensors.torch",
+    "torch.distributed.fsdp",
+    "torchmetrics.functional",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.t5.modeling_t5",
+)
 
 
 def run(
@@ -112,7 +129,7 @@ def _become(order: Mapping[str, Any]) -> None:
     beside = str(Path.cwd()) if first in ("-m", "-c") else str(Path(first).resolve().parent)
     sys.path[:1] = [beside, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     if "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if first == "-m":
         sys.argv = [first, *rest[1:]]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
@@ -125,11 +142,9 @@ def _become(order: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import datasets  # noqa: F401
-    import torch.distributed.fsdp
-    import transformers.models.gpt2.modeling_gpt2
-    import transformers.models.t5.modeling_t5  # noqa: F401
-
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+    gc.freeze()  # what was imported needn't be looked through again in each process
     order = _serve()
     if order is not None:
         _become(order)
