@@ -44,6 +44,7 @@ def make_index(
     dtype: str = "float64",
     rows_of_shard: int = 7,
     sample: int = 10_000,
+    seed: int = 0,
 ) -> tuple[GradientIndex, list[Tensor]]:
     """Segments of rows with these examples' ids, and the rows."""
     settings = IndexSettings(FeatureSettings(SIDE, layout="parameter"), dtype, sample=sample)
@@ -54,7 +55,7 @@ def make_index(
     for number, ids in enumerate(segments):
         of_segment = folder / f"segment-{10 * number:08d}"
         write_preconditioners(of_segment, {})
-        rows = random_rows(len(ids), number)
+        rows = random_rows(len(ids), seed + number)
         for start in range(0, len(ids), rows_of_shard):
             some = slice(start, start + rows_of_shard)
             own = torch.tensor(ids[some])
