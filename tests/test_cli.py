@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import yaml
 
 from ftrace.cli import main
 from ftrace.named_configs import config_file
+from helpers import warm_python
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = [
@@ -135,7 +135,6 @@ def test_a_wrong_name_of_a_config_lists_the_known_ones(
 
 
 def test_it_is_a_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ftrace.cli", "synth", "--output_path", str(tmp_path), "--num_facts", "0"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm_python.run("-m", "ftrace.cli", "synth", "--output_path", tmp_path, "--num_facts", "0")
     assert done.returncode == 2
     assert done.stderr.strip().endswith("num_facts: expected at least 1, found 0")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from helpers import warm_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README + "".join(page.read_text() fo
 def test_python_examples_run(index: int, tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(BLOCKS[index])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = warm_python.run("example.py", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

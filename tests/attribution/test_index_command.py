@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from ftrace.cli import main
 from ftrace.evaluation.results import read_results
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
-from helpers import script, small_run
+from helpers import script, small_run, warm_python
 from helpers.small_run import SmallRun
 
 OPTIONS = ["--projection_side=2", "--accelerator=cpu"]
@@ -130,7 +128,7 @@ def test_approximate_search_tells_its_recall(run: SmallRun, folder: Path, capsys
 def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) -> None:
     folder = small_run.write_run_folder(run, tmp_path / "run")
     command = [
-        sys.executable, script("in_small_shards"), "index", f"--run={folder}",
+        script("in_small_shards"), "index", f"--run={folder}",
         "--shard_bytes=3000", *OPTIONS,
     ]  # fmt: skip
     environment = {
@@ -138,12 +136,12 @@ def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) ->
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
     (tmp_path / "notes").touch()
-    killed = subprocess.run([*command], env={**environment, "KILL_AFTER": "3"}, capture_output=True, text=True)
+    killed = warm_python.run(*command, env={**environment, "KILL_AFTER": "3"})
     assert killed.returncode == -9, killed.stderr[-2000:]
     place = folder / "index-step-00000004"
     with pytest.raises(ValueError, match="not finished"):
         GradientIndex(place)
-    done = subprocess.run([*command, "--devices=2"], env=environment, capture_output=True, text=True)
+    done = warm_python.run(*command, "--devices=2", env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("Wrote") == 1
     ranks = (tmp_path / "notes").read_text().split()
@@ -226,9 +224,9 @@ def test_a_process_without_work_is_no_error(run: SmallRun, tmp_path: Path) -> No
     """One shard for two processes; then one that is gone, of the other process."""
     folder = small_run.write_run_folder(run, tmp_path / "run")
     place = folder / "index-step-00000004"
-    command = [sys.executable, "-m", "ftrace.cli", "index", f"--run={folder}", *OPTIONS, "--devices=2"]
+    command = ["-m", "ftrace.cli", "index", f"--run={folder}", *OPTIONS, "--devices=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = warm_python.run(*command, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert GradientIndex(place).num_rows == len(run.data.train_rows)
 

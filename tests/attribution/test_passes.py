@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from ftrace.attribution import AttributionMethod, Embed, TracIn, passes
 from ftrace.attribution.partial_scores import PartialScores, Place
 from ftrace.scores import ScoreStore
-from helpers import script, small_run
+from helpers import script, small_run, warm_python
 from helpers.small_run import SmallRun
 
 EXAMPLES = np.arange(0, 200, 3)  # 67
@@ -151,7 +149,7 @@ def test_of_two_files_of_a_place_the_later_counts(tmp_path: Path) -> None:
 def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) -> None:
     folder = small_run.write_run_folder(run, tmp_path / "run")
     command = [
-        sys.executable, script("in_small_blocks"), "attribute", "--method=tracin", f"--run={folder}",
+        script("in_small_blocks"), "attribute", "--method=tracin", f"--run={folder}",
         "--method.snapshots=all", "--method.breakdown=layer", "--accelerator=cpu", "--memory_budget=50kB",
     ]  # fmt: skip
     root = Path(__file__).parents[2]
@@ -161,10 +159,10 @@ def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) ->
     (tmp_path / "notes").touch()
     total = len(run.data.train_rows)
     blocks = -(-total // 16)
-    killed = subprocess.run(command, env={**environment, "KILL_AFTER": str(blocks + 4)}, capture_output=True, text=True)
+    killed = warm_python.run(*command, env={**environment, "KILL_AFTER": str(blocks + 4)})
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert not (folder / "tracin").exists()
-    done = subprocess.run([*command, "--devices=2"], env=environment, capture_output=True, text=True)
+    done = warm_python.run(*command, "--devices=2", env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("Wrote scores") == 1
     ranks = (tmp_path / "notes").read_text().split()

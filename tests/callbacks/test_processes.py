@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ import torch
 
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
-from helpers import replay, script
+from helpers import replay, script, warm_python
+from helpers.pairwise import pairwise
 from helpers.replay import OPTIMIZERS
 from helpers.whitened_formula import SIDE, dense_formula
 
@@ -25,8 +23,7 @@ Case = dict[str, Any]
 
 def run(cases: list[Case], folder: Path, *, fails: bool = False) -> None:
     (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, script("several_processes"), str(folder / "cases.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = warm_python.run(script("several_processes"), folder / "cases.json", timeout=240)
     assert (done.returncode != 0) == fails, done.stderr[-2500:]
 
 
@@ -86,29 +83,8 @@ SETTINGS: dict[str, list[Any]] = {
     "clip": [None, 0.4],
     "precision": ["64-true", "32-true", "bf16-mixed"],
     "processes": [1, 2, 4],
-    "kind": ["dot", "cosine", "update", "update exact", "dot trapezoid", "update trapezoid", "update exact trapezoid"],
 }
-
-
-def pairwise(settings: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Rows in which each value of each setting meets each value of each other one."""
-    names = list(settings)
-    missing = {
-        ((a, va), (b, vb)) for a, b in itertools.combinations(names, 2) for va in settings[a] for vb in settings[b]
-    }
-    generator = random.Random(0)
-    found = []
-    while missing:
-        tries = []
-        for _ in range(60):
-            (a, va), (b, vb) = generator.choice(sorted(missing, key=str))
-            row = {name: generator.choice(values) for name, values in settings.items()} | {a: va, b: vb}
-            covered = set(itertools.combinations([(name, row[name]) for name in names], 2)) & missing
-            tries.append((len(covered), row, covered))
-        _, row, covered = max(tries, key=lambda one: one[0])
-        missing -= covered
-        found.append(row)
-    return found
+KINDS = ["dot", "cosine", "update", "update exact", "dot trapezoid", "update trapezoid", "update exact trapezoid"]
 
 
 def online(kind: str) -> dict[str, Any]:
@@ -123,9 +99,8 @@ def online(kind: str) -> dict[str, Any]:
 
 def test_all_settings_in_pairs_equal_the_replay(tmp_path: Path) -> None:
     cases = [
-        {**{name: value for name, value in row.items() if name != "kind"}, "online": online(row["kind"]),
-         "folder": str(tmp_path / f"{index}")}
-        for index, row in enumerate(pairwise(SETTINGS))
+        {**dict(zip(SETTINGS, values, strict=True)), "online": online(kind), "folder": str(tmp_path / f"{index}")}
+        for index, (*values, kind) in enumerate(pairwise(*SETTINGS.values(), KINDS))
     ]  # fmt: skip
     assert len(cases) > 35
     run(cases, tmp_path)

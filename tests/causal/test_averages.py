@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ftrace.causal import average_effects
-from ftrace.causal.positions import groups_of
+from ftrace.causal.averages import EffectGrid, Peak, StackAverages
+from ftrace.causal.positions import GIVEN, LAST, groups_of
 from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack
 from helpers.made_traces import left_out, made_trace, made_traces
 
@@ -186,3 +187,31 @@ BAD = [
 def test_what_cannot_be_averaged_is_refused(traces: list[PromptTrace], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         average_effects(traces)
+
+
+def peak_of(stack: Stack, groups: tuple[str, ...], mean: list[list[float]], group: str | None = None) -> Peak | None:
+    grid = EffectGrid(*3 * [np.array(mean)])
+    made = StackAverages(stack, groups, np.ones(len(groups), int), {"hidden": {"probability": grid}}, {})
+    return made.peak("hidden", group=group)
+
+
+def test_where_a_peak_is_looked_for_depends_on_who_reads_the_answer() -> None:
+    """Beside a given decoder text, one cell is left out; without, all of the last token; and neither if asked for."""
+    given, alone = (GIVEN, LAST), ("first subject token", LAST)
+    mean = [[1.0, 2.0, 0.0], [3.0, 8.0, 9.0]]
+    for stack, groups, group, expected in (
+        ("decoder", given, None, (LAST, 1)),
+        ("decoder", given, LAST, (LAST, 2)),
+        ("decoder", alone, None, ("first subject token", 1)),
+        ("decoder", alone, LAST, (LAST, 2)),
+        ("encoder", alone, None, (LAST, 2)),
+    ):
+        peak = peak_of(stack, groups, mean, group)  # type: ignore[arg-type]
+        assert peak is not None
+        assert (peak.group, peak.layer) == expected, (stack, groups, group)
+
+
+def test_a_peak_is_the_largest_effect_not_the_strongest() -> None:
+    peak = peak_of("encoder", ("first subject token", LAST), [[-9.0, 0.5], [0.25, -1.0]])
+    assert peak is not None
+    assert (peak.group, peak.layer, peak.effect.mean) == ("first subject token", 1, 0.5)

@@ -122,6 +122,33 @@ def test_what_only_one_side_knows_is_said() -> None:
     assert all(abs(query.correlation) == pytest.approx(1) for query in joined.queries)
 
 
+PARTS = [f"model.{name}" for name in ONE["decoder"]]
+
+
+def test_a_query_without_a_correlation_is_counted() -> None:
+    constant = replace(scores_of(0, PARTS), parts=dict.fromkeys(PARTS, 1.0))
+    joined = join_profiles([traced(0), traced(1)], [constant, scores_of(1, PARTS)], ONE, kind="dot", summed_over="all")
+    assert np.isnan(joined.queries[0].correlation)
+    assert "1 queries have a profile that is the same in all layers, and no correlation" in joined.notes
+
+
+def test_queries_of_no_known_fact_are_facts_of_their_own() -> None:
+    """So that intervals draw them one by one, and profiles of the others are compared with theirs."""
+    profiles = [scores_of(query, PARTS) for query in range(4)]
+    found = []
+    for fact in ("fact {}", None):
+        traces = [replace(traced(query), fact=fact and fact.format(query)) for query in range(4)]
+        found.append(join_profiles(traces, profiles, ONE, kind="dot", summed_over="all"))
+    assert np.isfinite([query.mismatched for query in found[1].queries]).all()
+    assert [query.mismatched for query in found[0].queries] == [query.mismatched for query in found[1].queries]
+
+
+def test_scores_of_two_stores_are_not_joined() -> None:
+    others = scores_of(1, PARTS[:-1])
+    with pytest.raises(ValueError, match="expected scores of one store, found queries with different parts"):
+        join_profiles([traced(0), traced(1)], [scores_of(0, PARTS), others], ONE, kind="dot", summed_over="all")
+
+
 def flat(query: int) -> PromptTrace:
     trace = traced(query)
     own = trace.stacks["decoder"]

@@ -100,6 +100,19 @@ def test_where_memory_runs_out_passes_become_smaller(suffix: bool, monkeypatch: 
         tracer.trace(tokenized(given), GivenNoise(tracer.embedding, given["noise"]))
 
 
+def test_a_limit_is_half_of_what_was_tried_and_at_least_one_token() -> None:
+    def fails() -> None:
+        raise MemoryError
+
+    limit = memory_of_passes.MemoryLimit(100)
+    for tried, left in ((10, 5), (50, 2), (1, 1), (1, 1)):
+        assert limit.attempt(fails, tried) is None
+        assert limit.tokens == left
+    assert limit.attempt(lambda: "done", 7) == "done"
+    with pytest.raises(ValueError, match="max_tokens: expected at least 1 token in a pass, found 0"):
+        memory_of_passes.MemoryLimit(0)
+
+
 def test_errors_that_are_not_of_memory_are_not_swallowed() -> None:
     assert memory_of_passes.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     with pytest.raises(RuntimeError, match="size mismatch"):

@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from ftrace.causal import CausalTracer, PromptTrace, read_trace, trace_file
 from ftrace.cli import main
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
-from helpers import traced_run
+from helpers import traced_run, warm_python
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--accelerator=cpu", "--noise.samples=3", "--window=1"]
@@ -258,10 +256,10 @@ def test_two_processes_write_the_same_files(pretrained: Path, tmp_path: Path) ->
     given = [f"--model={pretrained}", f"--prompts={prompts_file(tmp_path, *bad)}", *BARE]
     assert code(*given, f"--output_dir={tmp_path / 'one'}") == 0
     command = [
-        sys.executable, "-m", "ftrace.cli", "causal-trace", *given, f"--output_dir={tmp_path / 'two'}", "--devices=2",
+        "-m", "ftrace.cli", "causal-trace", *given, f"--output_dir={tmp_path / 'two'}", "--devices=2",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = warm_python.run(*command, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("Wrote") == 1
     assert "1 of 6 prompts can't be traced" in done.stdout

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from tokenizers import processors
 from torch.utils.data import IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ftrace.data import Architecture, FtraceSynth, SynthSettings, WithExampleIds, make_collator, train_word_tokenizer
+from ftrace.data.text import answers_in, continuation
 from ftrace.data.tokenizer import NUM_SENTINELS
+from helpers import warm_python
 
 ROWS = [
     {"example_id": 4, "inputs_pretokenized": "<extra_id_0> likes Oslo", "targets_pretokenized": "<extra_id_0> Ann"},
@@ -236,13 +237,46 @@ def test_proponents_and_sentences_of_a_data_set(tmp_path: Path) -> None:
     assert data.sentence_ids is None
 
 
+@pytest.mark.parametrize("adds", [True, False])
+def test_rows_begin_as_the_tokenizers_own_texts_do(adds: bool) -> None:
+    """A tokenizer may know a token to begin texts with, and not use it, as GPT-2's."""
+    tokenizer = train_word_tokenizer(["a b c"])
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    if adds:
+        own = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+        )
+        tokenizer.backend_tokenizer.post_processor = own
+    row = {"example_id": 0, "inputs_pretokenized": "a b", "targets_pretokenized": "c"}
+    ids = make_collator(tokenizer, "decoder-only")([row])["input_ids"][0].tolist()
+    assert tokenizer.convert_ids_to_tokens(ids) == [*(["<s>"] if adds else []), "a", "b", "c", "</s>"]
+
+
+@pytest.mark.parametrize("architecture", ["encoder-decoder", "decoder-only"])
+def test_an_answer_that_has_the_next_sentinel_in_it_ends_with_the_text_alone(architecture: Any) -> None:
+    tokenizer = train_word_tokenizer(["a b c"])
+    row = {"query_id": 0, "inputs_pretokenized": "a <extra_id_0>", "targets_pretokenized": "<extra_id_0> b"}
+    collate = make_collator(tokenizer, architecture, several_answers=True)
+    assert collate([{**row, "answers": ["b"]}])["other_end"].tolist() == [
+        tokenizer.convert_tokens_to_ids("<extra_id_1>")
+    ]
+    with pytest.warns(UserWarning, match="tokens don't tell that <extra_id_1> follows"):
+        assert collate([{**row, "answers": ["b", "c <extra_id_1>"]}])["other_end"].tolist() == [-100]
+
+
+def test_texts_are_joined_by_one_space_and_answers_are_told_once() -> None:
+    assert [continuation(*both) for both in (("a", "b"), ("a ", "b"), ("a", " b"), ("", "b"), ("a", ""))] == [
+        " b", "b", " b", "b", "",
+    ]  # fmt: skip
+    assert answers_in("<extra_id_0> Oslo <extra_id_1> a fjord <extra_id_2> Oslo ") == ["Oslo", "a fjord"]
+
+
 def test_runs_that_begin_at_once_make_their_data_once(tmp_path: Path) -> None:
     code = (
         "from ftrace.data import FtraceSynth, SynthSettings\n"
         f"data = FtraceSynth({SYNTH!r}, data_dir={str(tmp_path)!r})\n"
         "data.prepare_data(); data.setup(); print(len(data.train_rows), len(data.tokenizer))"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) for _ in range(3)]
-    said = [one.communicate(timeout=120) for one in running]
-    assert [one.returncode for one in running] == [0, 0, 0], said
-    assert len({out.splitlines()[-1] for out, _ in said}) == 1
+    done = warm_python.run_together([["-c", code]] * 3, timeout=120)
+    assert [one.returncode for one in done] == [0, 0, 0], done
+    assert len({one.stdout.splitlines()[-1] for one in done}) == 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from ftrace.data import FtraceSynth, FtraceTrex, SynthSettings, train_word_tokenizer
 from ftrace.models import find_snapshots
 from ftrace.scores import ScoreStore
+from helpers import warm_python
 
 ROOT = Path(__file__).parents[2]
 SYNTH = SynthSettings(num_entities=12, num_relations=2, num_facts=8, num_test_utterances=4)
@@ -35,11 +34,11 @@ SMALL = {
 def start(folder: Path, name: str, *arguments: str) -> Path:
     """Two steps of a config, found by its name, in a process of its own; the folder of its run."""
     command = [
-        sys.executable, "-m", "ftrace.cli", "fit", f"--config={name}", *SMALL[name],
-        *arguments, "--trainer.max_steps=2", "--trainer.enable_progress_bar=false",
+        "-m", "ftrace.cli", "fit", f"--config={name}", *SMALL[name], *arguments, "--trainer.max_steps=2",
+        "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    done = warm_python.run(*command, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "runs" / name / "version_0"
 

@@ -6,11 +6,10 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from ftrace.runs import Run
+from helpers import warm_python
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text()
@@ -25,12 +24,10 @@ def test_a_corpus_of_ones_own(tmp_path: Path) -> None:
     said = {}
     for command in commands.splitlines():
         words = shlex.split(command)
-        program = {"python": [str(ROOT / "train.py")], "ftrace": ["-m", "ftrace.cli"]}[words[0]]
+        program = {"python": [ROOT / "train.py"], "ftrace": ["-m", "ftrace.cli"]}[words[0]]
         rest = words[2:] if words[0] == "python" else words[1:]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
-        done = subprocess.run(
-            [sys.executable, *program, *rest], cwd=tmp_path, capture_output=True, text=True, env=environment
-        )
+        done = warm_python.run(*program, *rest, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         said[" ".join(words[:2])] = done.stdout
     assert "Marrow lies in <extra_id_0> .  →  Velland" in said["python train.py"]

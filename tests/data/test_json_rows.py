@@ -55,7 +55,12 @@ def test_an_empty_list_has_no_rows(tmp_path: Path) -> None:
         assert rows(write(tmp_path / "rows.json", text)) == []
 
 
-@given(st.lists(st.dictionaries(st.text(max_size=3), st.recursive(st.none() | st.integers() | st.text(), st.lists))))
+ANYTHING = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+)
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=3), ANYTHING, max_size=3), max_size=4))
 def test_a_list_is_read_as_json_reads_it(value: list[dict[str, Any]]) -> None:
     file = Path("rows.json")
     for text in (json.dumps(value), json.dumps(value, indent=3, ensure_ascii=False)):

@@ -98,6 +98,23 @@ def test_rows_and_queries_state_what_they_claim(facts_a_row: int) -> None:
         assert not held_out & {fill_in(row["inputs_pretokenized"], row["targets_pretokenized"]) for row in rows}
 
 
+@pytest.mark.parametrize("expressions", [1, 2])
+def test_proponents_and_answers_are_of_the_rows_and_surfaces_that_there_are(expressions: int) -> None:
+    """The last row may hold fewer facts, and so fewer ways to mask them."""
+    settings = {**SMALL, "num_facts_per_utterance": 3, "num_expressions_per_entity": expressions}
+    short = 0
+    for seed in range(8):
+        corpus = SynthCorpus(SynthSettings(**settings, seed=seed))
+        rows = list(corpus.training_rows())
+        last = len(corpus.training_utterances) % 3
+        short += bool(last)
+        for query in corpus.query_rows():
+            stating = [row["example_id"] for row in rows if query["fact"] in row["facts"]]
+            assert list(query["proponent_ids"]) == stating
+            assert len(query["answers"]) == expressions
+    assert short
+
+
 def test_every_draw_follows_the_seed() -> None:
     def rows(seed: int) -> list[dict[str, Any]]:
         return list(SynthCorpus(SynthSettings(**SMALL, seed=seed)).training_rows())

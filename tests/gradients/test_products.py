@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,18 +40,26 @@ def _gradients(kind: str, model: nn.Module, batch: dict[str, Tensor]) -> PerExam
     return recording.gradients()
 
 
+@cache
+def _with_oracle(kind: str) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
+    """A model, examples, queries, and the gradients of both by plain autograd."""
+    model = tiny.LANGUAGE_MODELS[kind]().eval()
+    examples, queries = tiny.batch(kind, 5), tiny.batch(kind, 4, seed=1, length=6)
+    exact = [
+        oracle.matrix(oracle.gradients(model, lambda b=batch: tiny.losses(model, b))) for batch in (examples, queries)
+    ]
+    return model, examples, queries, exact[0], exact[1]
+
+
 @pytest.mark.parametrize("memory_budget", [1, 20_000, 2**30])
 @pytest.mark.parametrize("way", [None, *WAYS])
 @pytest.mark.parametrize("kind", tiny.LANGUAGE_MODELS)
 def test_products_and_norms_equal_autograd_in_every_way(kind: str, way: Way | None, memory_budget: int) -> None:
     if kind == "lora" and way == "gram":
         pytest.skip("adapters of an embedding have no factors: the fallback covers them")
-    model = tiny.LANGUAGE_MODELS[kind]().eval()
-    examples, queries = tiny.batch(kind, 5), tiny.batch(kind, 4, seed=1, length=6)
+    model, examples, queries, expected_examples, expected_queries = _with_oracle(kind)
     prepared = QueryGradients(_gradients(kind, model, queries), way, memory_budget)
     names = find_coverage(model).covered
-    expected_examples = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, examples)))
-    expected_queries = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, queries)))
     expected = expected_examples @ expected_queries.T
     assert oracle.relative_error(prepared.norms(names), expected_queries.norm(dim=1)) < 1e-9
     for _ in range(2):  # the second time with what was kept from the first

@@ -45,6 +45,7 @@ def make_index(
     rows_of_shard: int = 7,
     sample: int = 10_000,
     vanishing: Sequence[int] = (),
+    seed: int = 0,
 ) -> tuple[GradientIndex, list[Tensor]]:
     """Segments of rows with these examples' ids, and the rows; some examples' gradients may vanish."""
     settings = IndexSettings(FeatureSettings(SIDE, layout="parameter"), dtype, sample=sample)
@@ -55,7 +56,7 @@ def make_index(
     for number, ids in enumerate(segments):
         of_segment = folder / f"segment-{10 * number:08d}"
         write_preconditioners(of_segment, {})
-        rows = random_rows(len(ids), number)
+        rows = random_rows(len(ids), seed + number)
         rows[[example in vanishing for example in ids]] = 0
         for start in range(0, len(ids), rows_of_shard):
             some = slice(start, start + rows_of_shard)

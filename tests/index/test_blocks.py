@@ -37,9 +37,7 @@ def test_pooled_blocks_are_of_consecutive_layers_by_kind() -> None:
 def test_fewer_layers_than_groups_make_a_block_each() -> None:
     names = block_weights(t5(2))
     blocks = make_blocks(names, "pooled", 8)
-    assert (
-        list(blocks) == [f"{kind} {place}" for place in range(4) for kind in ("attention", "mlp")] or len(blocks) == 8
-    )
+    assert set(blocks) == {f"{kind} {place}" for kind in ("attention", "mlp") for place in range(4)}
     assert len(make_blocks(names, "layer")) == 4
     assert len(make_blocks(names, "parameter")) == len(names)
 

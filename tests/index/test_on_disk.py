@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -146,6 +147,51 @@ def test_gradients_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IndexSettings(**options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_shards_are_as_large_as_they_are_said_to_be(tmp_path: Path, dtype: str) -> None:
+    settings = IndexSettings(dtype=dtype, shard_bytes=10_000)
+    sizes = []
+    for count in (settings.rows_of_shard(8), 2 * settings.rows_of_shard(8)):
+        rows, ids = random_rows(count), torch.arange(count)
+        file = tmp_path / f"shard-{count}.safetensors"
+        write_shard(file, Rows(rows, ids, torch.ones(count), ids.clone()), as_dtype(dtype))
+        header = int.from_bytes(file.read_bytes()[:8], "little")
+        sizes.append(file.stat().st_size - 8 - header)
+    extra = 8 if dtype == "float64" else 0  # its weights and scales are in float64 too
+    assert sizes[0] == settings.rows_of_shard(8) * (settings.row_bytes(8) + extra)
+    assert sizes[1] == 2 * sizes[0]
+    assert (
+        settings.row_bytes(8) * settings.rows_of_shard(8)
+        <= 10_000
+        < settings.row_bytes(8) * (settings.rows_of_shard(8) + 1)
+    )
+
+
+def test_a_segment_that_is_closed_again_forgets_its_order(tmp_path: Path) -> None:
+    for ids in ([5, 3, 9, 1], [1, 3, 5, 9]):
+        index, (rows,) = make_index(tmp_path / "index", [ids])
+        segment = index.segments[0]
+        assert (segment.order is None) == (ids == sorted(ids))
+        torch.testing.assert_close(segment.rows(0, 4), rows)
+
+
+def test_a_column_of_another_length_is_named(tmp_path: Path) -> None:
+    index, _ = make_index(tmp_path / "index", IDS)
+    np.save(index.segments[0].folder / "weights.npy", np.ones(29))
+    with pytest.raises(ValueError, match=r"weights.npy: expected 30 numbers, found \(29,\)"):
+        _ = index.segments[0].weights
+
+
+def test_an_index_begins_beside_hidden_files_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").touch()
+    module = Two()
+    module.extra, module.frozen = nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)
+    names = [name for name, _ in module.named_parameters() if name.startswith("layers")]
+    begin_index(tmp_path, IndexSettings(FeatureSettings(2, layout="parameter")), module, names, {})
+    manifest = json.loads((tmp_path / "index.json").read_text())
+    assert manifest["left_out"] == ["extra.weight", "extra.bias"]
 
 
 def test_a_plan_adds_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,17 @@ def test_rows_are_kept_in_fewer_bits_whatever_their_size(
     assert float((found.double() - rows).norm() / rows.norm()) < tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 1.5e-2)])
+def test_small_rows_are_kept_beside_large_ones(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    from ftrace.index import Rows, Shard, as_dtype, write_shard
+
+    sizes, ids = torch.tensor([1e-30, 1e-9, 1.0, 1e9, 1e30]).double(), torch.arange(5)
+    rows = sizes[:, None] * random_rows(5)
+    write_shard(tmp_path / "shard-0.safetensors", Rows(rows, ids, torch.ones(5), ids.clone()), as_dtype(dtype))
+    found = Shard(tmp_path / "shard-0.safetensors").rows().double()
+    assert float(((found - rows).norm(dim=1) / rows.norm(dim=1)).max()) < tolerance
+
+
 def test_norms_are_kept_and_made_anew_for_another_index(tmp_path: Path) -> None:
     index, rows = make_index(tmp_path / "index", [list(range(30))])
     whitening = whitening_of(index, 0)
@@ -142,6 +154,24 @@ def test_an_example_whose_gradient_is_zero_scores_zero(tmp_path: Path, dtype: st
     assert (scores.abs() <= 1 + 1e-5).all()  # so none is NaN
     best, worst = top_k(index, [prepared], 5)
     assert not np.isin([3, 17], [best.ids, worst.ids]).any()
+
+
+def test_norms_are_of_one_whitening_and_one_index(tmp_path: Path) -> None:
+    """Another whitening has a file of its own; an index that is written later, or of another size, is read anew."""
+    index, rows = make_index(tmp_path / "index", [list(range(30))])
+    of_more = {name: 3 * R for name, R in index.segments[0].autocorrelation().items()}
+    other = make_whitening(of_more, None, WhiteningSettings("train"))
+    for whitening in (whitening_of(index, 0), other, PLAIN):
+        found = row_norms(index.segments[0], whitening, tmp_path / "norms")
+        np.testing.assert_allclose(found, whitening.white(rows[0]).norm(dim=1).numpy(), rtol=1e-12)
+    assert len(list((tmp_path / "norms").iterdir())) == 3
+    later, rows = make_index(tmp_path / "later", [list(range(30))], seed=5)
+    found = row_norms(later.segments[0], PLAIN, tmp_path / "norms")
+    np.testing.assert_allclose(found, rows[0].norm(dim=1).numpy(), rtol=1e-12)
+    fewer, rows = make_index(tmp_path / "fewer", [list(range(20))])
+    os.utime(fewer.segments[0].folder / "segment.json", ns=(0, 0))
+    found = row_norms(fewer.segments[0], PLAIN, tmp_path / "norms")
+    np.testing.assert_allclose(found, rows[0].norm(dim=1).numpy(), rtol=1e-12)
 
 
 def test_a_query_whose_gradient_is_zero_scores_zero(tmp_path: Path) -> None:
@@ -173,6 +203,38 @@ def test_approximate_search_scores_exactly_and_tells_what_it_missed(tmp_path: Pa
     assert shares[0] < shares[1]
     assert shares[1] == 1.0
     assert recall(found[1], exact[1]) == 1.0
+
+
+def test_approximate_search_says_where_it_found_fewer(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    index, _ = make_index(tmp_path / "index", [list(range(10, 310))], dtype="float32", rows_of_shard=150)
+    prepared = prepare_queries(index.segments[0], random_rows(2, seed=3).float(), PLAIN, tmp_path / "norms")
+    opened = open_approximate(index, PLAIN, ApproximateSettings(lists=4, probes=1))
+    for side in approximate_top_k(index, opened, prepared, random_rows(2, seed=3).float(), 300):
+        for ids, scores in zip(side.ids, side.scores, strict=True):
+            missing = ids == -1
+            assert 0 < missing.sum() < 300
+            assert not missing[: 300 - missing.sum()].any()  # they come last
+            assert len(np.unique(ids[~missing])) == (~missing).sum()
+            assert (np.isnan(scores) == missing).all()
+
+
+def test_the_approximate_index_of_an_index_that_was_written_again_is_made_again(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    queries = random_rows(10, seed=3).float()
+    for seed in (0, 5):
+        index, _ = make_index(tmp_path / "index", [list(range(300))], dtype="float32", rows_of_shard=150, seed=seed)
+        prepared = prepare_queries(index.segments[0], queries, PLAIN, tmp_path / "norms")
+        opened = open_approximate(index, PLAIN, ApproximateSettings(lists=4, probes=4))
+        found = approximate_top_k(index, opened, prepared, queries, 5)
+        assert recall(found[0], top_k(index, [prepared], 5)[0]) == 1.0
+
+
+def test_approximate_search_has_no_more_lists_than_rows(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    index, _ = make_index(tmp_path / "index", [list(range(30))], dtype="float32")
+    with pytest.raises(ValueError, match="lists: expected at most 30, as there are rows, found 31"):
+        open_approximate(index, PLAIN, ApproximateSettings(lists=31))
 
 
 def test_approximate_search_is_for_one_row_an_example(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import yaml
 
 from ftrace.retraining import Retrainer
 from ftrace.runs import Run
+from helpers import warm_python
 
 ROOT = Path(__file__).parents[2]
 SMALLER = [
@@ -34,10 +33,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = yaml.safe_load((ROOT / "configs" / "counterfactual.yaml").read_text())
     config["trainer"]["callbacks"][1]["init_args"] = {"steps": [0, STEPS]}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(folder / "config.yaml"), *SMALLER]
+    command = [ROOT / "train.py", "fit", "--config", folder / "config.yaml", *SMALLER]
     # As many threads as here: how a sum is split among threads is in its last bits.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    done = warm_python.run(*command, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return Run(folder / "runs" / "counterfactual" / "version_0")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ftrace.scores import Ledger
-from ftrace.scores.ledger import COLUMNS
+from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
 
 def ledger(**changes: list[list[float]]) -> Ledger:
@@ -36,6 +36,29 @@ def test_without_accounts_it_says_what_steps_explain() -> None:
     unknown = [[np.nan] * 3] * 2
     found = ledger(**dict.fromkeys(("examples", "momentum", "decay", "uncovered", "projection"), unknown))
     assert str(found.summary()) == "to first order, the steps explain 90% of what the queries learned (1.67 nats each)"
+
+
+def test_accounts_are_named_where_they_are_more_than_nothing() -> None:
+    """Momentum, decay and curvature always, without a minus before 0; the others where they come to 1%."""
+    zeros = [0.0] * 3
+    found = ledger(
+        uncovered=[[0.0, 0.5, 0.0], zeros], projection=[[0.02, 0.0, 0.0], zeros], decay=[[-0.02, 0.0, 0.0], zeros]
+    )
+    said = str(found.summary())
+    assert "; momentum 4%, decay 0%, uncovered 10%, curvature 10%" in said
+    assert "projection" not in said
+
+
+def test_forgetting_and_standing_still_are_said() -> None:
+    before, after = [[1.0] * 3, [3.0] * 3], [[3.0] * 3, [4.0] * 3]
+    assert "of what the queries forgot (3 nats each)" in str(ledger(loss=before, next_loss=after).summary())
+    assert str(ledger(loss=before, next_loss=before).summary()) == "the queries' losses did not change"
+    assert str(Ledger.empty().summary()) == "the queries' losses did not change"
+
+
+def test_an_interval_in_which_nothing_was_booked_balances() -> None:
+    nothing = {name: [[0.0] * 3, [1.0] * 3] for name in ("predicted", *ACCOUNTS)}
+    assert ledger(**nothing).imbalance()[0] == 0
 
 
 def test_learned_is_where_a_query_was_first_right() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftrace.scores import ScoreAccumulator, ScoreStore, ScoreWriter, Sum, stable_id
+from ftrace.scores import Ledger, ScoreAccumulator, ScoreStore, ScoreWriter, Sum, stable_id
 
 IDS, QUERIES = np.array([7, 2, 5]), np.array([11, 10])
 DOT = np.array([[1.0, -3.0], [2.0, 0.0], [-1.0, 4.0]], dtype=np.float32)
@@ -212,6 +212,42 @@ def test_ids_of_all_whole_types_are_taken(tmp_path: Path) -> None:
         store = ScoreStore.write(tmp_path / "store", ids, QUERIES, {"dot": np.eye(2)})  # type: ignore[arg-type]
         assert store.example_ids.tolist() == [1, 3]
         assert store.matrix().tolist() == [[0, 1], [1, 0]]
+
+
+def test_ids_that_had_no_name_are_their_own(tmp_path: Path) -> None:
+    store = ScoreStore.write(tmp_path / "store", IDS, QUERIES, {"dot": DOT}, names={7: "seven"})
+    assert store.example_names is not None
+    assert store.example_names.tolist() == ["2", "5", "seven"]
+    assert store.query_names is None
+
+
+def test_what_is_no_candidate_of_a_query_has_no_score(tmp_path: Path) -> None:
+    pairs, offsets = np.array([3, 9, 3, 1]), np.array([0, 2, 4])
+    scores = np.array([1.0, -2.0, 3.0, 4.0])
+    store = ScoreStore.write(tmp_path / "store", pairs, QUERIES, {"dot": scores}, candidate_offsets=offsets)
+    assert store.example_ids.tolist() == [1, 3, 9]
+    np.testing.assert_array_equal(store.scores(11), [np.nan, 1, -2])
+    np.testing.assert_array_equal(store.scores(10), [4, 3, np.nan])
+    assert store.top(11, largest=False)[0].tolist() == [9, 3]
+    with pytest.raises(ValueError, match=r"each query has candidates of its own. Ask for scores\(query_id\)"):
+        store.matrix()
+
+
+def test_notes_of_ones_own_change_nothing_that_a_store_says_of_itself(tmp_path: Path) -> None:
+    notes = {"kinds": ["mine"], "num_examples": 7, "method": "test"}
+    whole = ScoreStore.write(tmp_path / "whole", IDS, QUERIES, {"dot": DOT}, notes)
+    with ScoreWriter(tmp_path / "blocks", np.sort(IDS), QUERIES, ["dot"]) as writer:
+        blocks = writer.finish(notes)
+    for store in (whole, blocks):
+        store.check()
+        assert (store.kinds, len(store.example_ids), store.manifest["method"]) == (("dot",), 3, "test")
+
+
+def test_a_store_with_a_ledger_is_replaced_too(tmp_path: Path) -> None:
+    for _ in range(2):
+        store = ScoreStore.write(tmp_path / "store", IDS, QUERIES, {"dot": DOT}, ledger=Ledger.empty())
+    assert store.ledger is not None
+    assert write(tmp_path / "store").ledger is None
 
 
 def test_an_empty_store_can_be_written_and_read(tmp_path: Path) -> None:

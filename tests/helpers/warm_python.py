@@ -1,0 +1,150 @@
+"""Python processes that start at once: forks of one that has already imported what takes seconds.
+
+Most of the time that a short command takes in a test goes into importing torch, Lightning and transformers. One process
+imports them, and nothing of ftrace, and is forked for each command. A command still is a process of its own, with its
+own arguments, environment, working directory, output and exit code, and imports ftrace itself. The process that is
+forked runs no code of the tests: one that has used threads couldn't fork others that train.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Done = subprocess.CompletedProcess[str]
+SLOW_IMPORTS = (
+    "datasets",
+    "jsonargparse",
+    "lightning.pytorch.cli",
+    "matplotlib.axes",
+    "matplotlib.figure",
+    "pyarrow.parquet",
+    "rich.console",
+    "rich.progress",
+    "safetensors.torch",
+    "torch.distributed.fsdp",
+    "torchmetrics.functional",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.t5.modeling_t5",
+)
+
+
+def run(
+    *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+) -> Done:
+    """Do what ``python ARGUMENTS`` does, and return its exit code and output.
+
+    Args:
+        *arguments: A script or ``-m MODULE`` or ``-c CODE``, and what follows.
+        cwd: The working directory; default: the current one.
+        env: The environment; default: the current one. What torch and the like read when they are imported must be as
+            it is here.
+        timeout: Seconds after which everything that was started is killed.
+
+    Raises:
+        subprocess.TimeoutExpired: If it took longer.
+    """
+    return run_together([arguments], cwd, env, timeout)[0]
+
+
+def run_together(
+    commands: Sequence[Sequence[object]],
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
+) -> list[Done]:
+    """Run several commands at the same time; see :func:`run`."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        orders = [
+            {
+                "arguments": [str(argument) for argument in arguments],
+                "cwd": str(cwd or Path.cwd()),
+                "env": dict(os.environ if env is None else env),
+                "outputs": [f"{folder}/{number}.out", f"{folder}/{number}.err"],
+            }
+            for number, arguments in enumerate(commands)
+        ]
+        server.stdin.write(json.dumps(orders) + "\n")
+        server.stdin.flush()
+        if not select.select([server.stdout], [], [], timeout)[0]:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            _server.cache_clear()
+            raise subprocess.TimeoutExpired(str(commands), timeout)
+        codes = json.loads(server.stdout.readline())
+        outputs = [[Path(file).read_text() for file in order["outputs"]] for order in orders]
+    return [
+        subprocess.CompletedProcess(order["arguments"], code, *output)
+        for order, code, output in zip(orders, codes, outputs, strict=True)
+    ]
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """The process that is forked. It ends when this one does, with its standard input."""
+    command = [sys.executable, __file__]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _serve() -> dict[str, Any] | None:
+    """Fork for each order. Returns an order in the processes that are to carry it out, and None at the end."""
+    for line in sys.stdin:
+        children = []
+        for order in json.loads(line):
+            child = os.fork()
+            if child == 0:
+                return order
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
+    return None
+
+
+def _become(order: Mapping[str, Any]) -> None:
+    """Make this process one that was started with the order's settings."""
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    files = [os.open(os.devnull, os.O_RDONLY)]
+    files += [os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in order["outputs"]]
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    first, *rest = order["arguments"]
+    beside = str(Path.cwd()) if first in ("-m", "-c") else str(Path(first).resolve().parent)
+    sys.path[:1] = [beside, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    if "OMP_NUM_THREADS" in os.environ:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if first == "-m":
+        sys.argv = [first, *rest[1:]]
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = [first, *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = [first, *rest]
+        runpy.run_path(first, run_name="__main__")
+
+
+if __name__ == "__main__":
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+    gc.freeze()  # what was imported needn't be looked through again in each process
+    order = _serve()
+    if order is not None:
+        _become(order)
