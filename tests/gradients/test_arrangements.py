@@ -1,4 +1,4 @@
-"""Random arrangements of examples, pieces and places: batch after batch, in training and with one loss an example.
+"""Random arrangements of examples, pieces and positions: batch after batch, in training and with one loss an example.
 
 The engine is used as a training loop uses it: a step is rehearsed when layers run whose rows nobody has seen.
 """
@@ -16,7 +16,7 @@ from ftrace.gradients import Examples, GradientCapture, LayoutBook, PerExampleGr
 from helpers import oracle
 from helpers.rehearsal_step import Batch, Step
 
-# Where the axes of [B, pieces, places, width] go, and how many of them become one in layers.
+# Where the axes of [B, pieces, positions, width] go, and how many of them become one in layers.
 ARRANGEMENTS = {
     "rows side by side": ((0, 1, 2), (2, 1)),
     "flat": ((0, 1, 2), (3,)),
@@ -58,12 +58,12 @@ class Model(nn.Module):
         return layer(x.reshape(*shape, x.shape[-1])).view(*x.shape[:-1], -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One loss for each example of ``[B, pieces, places, width]``."""
-        places = x.shape[2]
+        """One loss for each example of ``[B, pieces, positions, width]``."""
+        positions = x.shape[2]
         x = self.run(self.body, x.permute(*self.order, 3).contiguous())
         if self.positions is not None:
-            found = self.encoder(self.positions(torch.arange(places))).sin()
-            x = x + found.view([places if axis == 2 else 1 for axis in self.order] + [-1])
+            found = self.encoder(self.positions(torch.arange(positions))).sin()
+            x = x + found.view([positions if axis == 2 else 1 for axis in self.order] + [-1])
         x = self.run(self.head, x).movedim(self.order.index(0), 0)
         return x.sin().square().flatten(1).sum(1)
 
@@ -124,8 +124,8 @@ def test_batch_after_batch(arrangement: str, seed: int) -> None:
         return [module(batch["x"]).mean()]
 
     for number in range(5):
-        count, places = drawn.choice([1, 2, 3, 4, 5]), drawn.choice([1, 2, 3, 4, 6, 8])
-        inputs = torch.randn(count, pieces, places, width, dtype=torch.float64)
+        count, positions = drawn.choice([1, 2, 3, 4, 5]), drawn.choice([1, 2, 3, 4, 6, 8])
+        inputs = torch.randn(count, pieces, positions, width, dtype=torch.float64)
         rows = oracle.gradients(module, lambda x=inputs: module(x))
         with loop.capture:
             read = loop.read(Step(losses, {"x": inputs}))

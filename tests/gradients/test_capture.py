@@ -33,25 +33,25 @@ def test_stacked_batches_equal_one_batch(kind: str) -> None:
 
 @pytest.mark.parametrize("with_mask", [True, False])
 @pytest.mark.parametrize("kind", tiny.MODELS)
-def test_listening_leaves_gradients_bit_identical(kind: str, with_mask: bool) -> None:
+def test_recording_leaves_gradients_bit_identical(kind: str, with_mask: bool) -> None:
     batch = tiny.batch(kind, rows=5)
     if not with_mask:
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
     grads = []
-    for listen in (False, True):
+    for records in (False, True):
         model = tiny.MODELS[kind](torch.float32).train()
         capture = GradientCapture(model)
-        if listen:
+        if records:
             capture.attach()
             capture.start(5)
         model(**batch).loss.backward()
         capture.detach()
         grads.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.equal(plain, heard) for plain, heard in zip(*grads, strict=True))
+    assert all(torch.equal(plain, recorded) for plain, recorded in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize("kind", tiny.MODELS)
-def test_two_listeners_at_once_agree_and_leave_gradients_bit_identical(kind: str) -> None:
+def test_two_captures_at_once_agree_and_leave_gradients_bit_identical(kind: str) -> None:
     batch = tiny.batch(kind, rows=5)
     plain = tiny.MODELS[kind](torch.float32)
     plain(**batch).loss.backward()

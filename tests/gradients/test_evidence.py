@@ -154,7 +154,7 @@ LAYOUTS = {
     "side by side": (Layout(), (8, 5)),
     "in blocks": (Layout(before=None, after=1), (8, 5)),
     "time first": (Layout(1), (6, 4)),
-    "as many places as examples": (Layout(1), (4, 4)),
+    "as many positions as examples": (Layout(1), (4, 4)),
     "in the middle": (Layout(1, before=2), (3, 16, 2)),
 }
 

@@ -36,10 +36,10 @@ def layers(*extra: nn.Module) -> nn.Module:
     return randomised(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.LayerNorm(WIDTH), *extra))
 
 
-@pytest.mark.parametrize("places", [1, 3, 4, 8])
-def test_pairs_in_blocks(places: int) -> None:
-    """``torch.cat([chosen, rejected])``, with as many places as examples too."""
-    module, chosen, rejected = layers(), random(BATCH, places, WIDTH), random(BATCH, places, WIDTH, seed=2)
+@pytest.mark.parametrize("positions", [1, 3, 4, 8])
+def test_pairs_in_blocks(positions: int) -> None:
+    """``torch.cat([chosen, rejected])``, with as many positions as examples too."""
+    module, chosen, rejected = layers(), random(BATCH, positions, WIDTH), random(BATCH, positions, WIDTH, seed=2)
 
     def losses() -> Tensor:
         first, second = module(torch.cat([chosen, rejected])).sin().flatten(1).sum(1).chunk(2)
@@ -49,9 +49,9 @@ def test_pairs_in_blocks(places: int) -> None:
     assert known[Key("0")] == known[Key("2")] == Layout(before=None, after=1)
 
 
-@pytest.mark.parametrize("places", [1, 3, 4, 8])
-def test_pairs_side_by_side(places: int) -> None:
-    module, pairs = layers(), random(BATCH, 2, places, WIDTH)
+@pytest.mark.parametrize("positions", [1, 3, 4, 8])
+def test_pairs_side_by_side(positions: int) -> None:
+    module, pairs = layers(), random(BATCH, 2, positions, WIDTH)
 
     def losses() -> Tensor:
         scores = module(pairs.flatten(0, 1)).sin().flatten(1).sum(1).view(BATCH, 2)
@@ -60,9 +60,9 @@ def test_pairs_side_by_side(places: int) -> None:
     assert hold(module, losses).known[Key("0")] == Layout()
 
 
-@pytest.mark.parametrize("places", [1, 3, 4, 8])
-def test_time_first(places: int) -> None:
-    module, inputs = layers(), random(places, BATCH, WIDTH)
+@pytest.mark.parametrize("positions", [1, 3, 4, 8])
+def test_time_first(positions: int) -> None:
+    module, inputs = layers(), random(positions, BATCH, WIDTH)
     book = hold(module, lambda: module(inputs).sin().sum((0, 2)))
     assert book.known[Key("0")] == Layout(1)
     assert Key("2") in book.verified
@@ -97,9 +97,9 @@ class SeveralShapes(nn.Module):
         return first * second
 
 
-@pytest.mark.parametrize("places", [3, 4])
-def test_layers_of_several_orders_in_one_module(places: int) -> None:
-    module, inputs = randomised(SeveralShapes()), random(BATCH, places, WIDTH)
+@pytest.mark.parametrize("positions", [3, 4])
+def test_layers_of_several_orders_in_one_module(positions: int) -> None:
+    module, inputs = randomised(SeveralShapes()), random(BATCH, positions, WIDTH)
     known = hold(module, lambda: module(inputs).sin().sum(1)).known
     assert known[Key("rows")] == Layout()
     assert known[Key("time")] == Layout(1)
@@ -110,8 +110,8 @@ def test_layers_of_several_orders_in_one_module(places: int) -> None:
 def test_what_was_found_holds_in_batches_of_other_sizes() -> None:
     module = layers()
     capture = GradientCapture(module)
-    for count, places in ((4, 3), (3, 7), (7, 7), (1, 2), (2, 5)):
-        inputs = random(places, count, WIDTH)
+    for count, positions in ((4, 3), (3, 7), (7, 7), (1, 2), (2, 5)):
+        inputs = random(positions, count, WIDTH)
         hold(module, lambda x=inputs: module(x).sin().sum((0, 2)), count, capture)
 
 

@@ -21,7 +21,7 @@ from ftrace.gradients import (
 from helpers import oracle, tiny
 
 
-def _heard(model: nn.Module, rows: int, losses: Any) -> PerExampleGradients:
+def _recorded(model: nn.Module, rows: int, losses: Any) -> PerExampleGradients:
     with GradientCapture(model) as capture, capture.recording(rows) as recording:
         recording.backward(losses())
     assert capture.coverage.gaps == []
@@ -41,7 +41,7 @@ def _assert_equal(found: PerExampleGradients, expected: list[dict[str, Tensor]],
 def test_language_models(kind: str, attention: str) -> None:
     model = tiny.LANGUAGE_MODELS[kind](attn_implementation=attention).eval()
     batch = tiny.batch(kind, rows=4)
-    found = _heard(model, 4, lambda: tiny.losses(model, batch))
+    found = _recorded(model, 4, lambda: tiny.losses(model, batch))
     _assert_equal(found, oracle.gradients(model, lambda: tiny.losses(model, batch)))
 
 
@@ -52,7 +52,7 @@ def test_convolutional_classifier() -> None:
     def losses() -> Tensor:
         return F.cross_entropy(model(images), labels, reduction="none")
 
-    _assert_equal(_heard(model, 4, losses), oracle.gradients(model, losses))
+    _assert_equal(_recorded(model, 4, losses), oracle.gradients(model, losses))
 
 
 @pytest.mark.parametrize("kind", [*tiny.LANGUAGE_MODELS, "classifier"])
@@ -92,9 +92,9 @@ def test_padding_has_no_effect(kind: str) -> None:
     batch = tiny.batch(kind, rows=4)
     ignored = {"input_ids": 0, "attention_mask": 0, "labels": -100}
     padded = {name: F.pad(rows, (0, 3), value=ignored[name]) for name, rows in batch.items()}
-    short = _heard(model, 4, lambda: tiny.losses(model, batch))
-    long = _heard(model, 4, lambda: tiny.losses(model, padded))
-    queries = QueryGradients(_heard(model, 4, lambda: tiny.losses(model, batch)))
+    short = _recorded(model, 4, lambda: tiny.losses(model, batch))
+    long = _recorded(model, 4, lambda: tiny.losses(model, padded))
+    queries = QueryGradients(_recorded(model, 4, lambda: tiny.losses(model, batch)))
     names = list(short.parts)
     found, expected = inner_products(long, queries, names), inner_products(short, queries, names)
     # Llama's norm and T5's variance are taken in float32
@@ -196,7 +196,7 @@ def test_a_model_in_bfloat16() -> None:
     model = tiny.gpt2(torch.float32).eval()
     half = copy.deepcopy(model).bfloat16()
     batch = tiny.batch("gpt2", 4)
-    found = _heard(half, 4, lambda: tiny.losses(half, batch).float())
+    found = _recorded(half, 4, lambda: tiny.losses(half, batch).float())
     rows = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, batch)))
     products = inner_products(found, QueryGradients(found), list(found.parts))
     assert products.dtype == torch.float32
@@ -208,5 +208,5 @@ def test_query_passes_compute_no_weight_gradients() -> None:
     seen: list[str] = []
     for name, parameter in model.named_parameters():
         parameter.register_hook(lambda grad, name=name: seen.append(name))
-    _heard(model, 4, lambda: tiny.losses(model, tiny.batch("gpt2", 4)))
+    _recorded(model, 4, lambda: tiny.losses(model, tiny.batch("gpt2", 4)))
     assert seen == []

@@ -41,18 +41,18 @@ def _products(examples: PerExampleGradients, queries: PerExampleGradients) -> Te
 
 
 @pytest.mark.parametrize("kind", tiny.MODELS)
-def test_projected_while_listening_equals_projected_afterwards(kind: str) -> None:
+def test_projected_while_recording_equals_projected_afterwards(kind: str) -> None:
     model, batch = tiny.MODELS[kind]().eval(), tiny.batch(kind, 5)
     projection = Projection(3, seed=4)
-    heard = _gradients(model, kind, batch, projection)
+    recorded = _gradients(model, kind, batch, projection)
     whole = _gradients(model, kind, batch)
     afterwards = project(whole, projection)
-    assert heard.parts.keys() == afterwards.parts.keys() == {name for name, _ in model.named_parameters()}
-    for name in heard.parts:
+    assert recorded.parts.keys() == afterwards.parts.keys() == {name for name, _ in model.named_parameters()}
+    for name in recorded.parts:
         expected = projection.project(name, whole.dense(name))
-        torch.testing.assert_close(heard.dense(name), expected, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(recorded.dense(name), expected, rtol=1e-9, atol=1e-12, msg=name)
         torch.testing.assert_close(afterwards.dense(name), expected, rtol=1e-9, atol=1e-12, msg=name)
-        assert heard.shapes[name] == expected.shape[1:]
+        assert recorded.shapes[name] == expected.shape[1:]
 
 
 @pytest.mark.parametrize("kind", tiny.MODELS)
@@ -225,10 +225,10 @@ def test_a_rank_one_preconditioner_folds_into_the_projection() -> None:
         scale = Elementwise(torch.rand(p.shape, generator=generator, dtype=torch.float64) + 0.5)
         scales[name] = rank_one(scale)[0] if p.ndim > 1 else scale
     folded = Projection(3, seed=2).preconditioned(scales)
-    heard = _gradients(model, "gpt2", batch, folded)
+    recorded = _gradients(model, "gpt2", batch, folded)
     expected = project(precondition(_gradients(model, "gpt2", batch), scales), Projection(3, seed=2))
-    for name in heard.parts:
-        torch.testing.assert_close(heard.dense(name), expected.dense(name), rtol=1e-9, atol=1e-12, msg=name)
+    for name in recorded.parts:
+        torch.testing.assert_close(recorded.dense(name), expected.dense(name), rtol=1e-9, atol=1e-12, msg=name)
     with pytest.raises(ValueError, match=r"an elementwise preconditioner of a matrix \('w'\) can't be folded"):
         Projection(3).preconditioned({"w": Elementwise(torch.ones(2, 2))})
 
