@@ -204,6 +204,7 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
     head = f"| variant | training, {unit} | of {first} | {' | '.join(f'{kind}: rank correlation' for kind in kinds)} |"
     lines = [head, f"|---|---:|---:|{'---:|' * len(kinds)}"]
     base = float(np.mean([run.cost[name] for run in reference.values()]))
+    num_undefined = 0
     for variant in study.variants:
         of_variant = [run for run in runs if run.variant == variant]
         seconds = float(np.mean([run.cost[name] for run in of_variant]))
@@ -217,8 +218,11 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
                 for q in pair[0].query_ids[::8].tolist()
             ]
             known = [correlation for correlation in correlations if not np.isnan(correlation)]
+            num_undefined += len(correlations) - len(known)
             cells.append(f"{np.mean(known):.3f}" if known else "")
         lines.append(f"| {variant} | {seconds:.0f} | {seconds / base:.2f} x | {' | '.join(cells)} |")
+    if num_undefined:
+        lines += ["", f"Left out: {num_undefined} rank correlations with constant scores."]
     return "\n".join(lines) + "\n"
 
 
