@@ -22,7 +22,7 @@ def folder_of(name: str) -> Path:
     """Return the folder of a part of the package, wherever it lies.
 
     Args:
-        name: ``ftrace.configs``, for one.
+        name: The part's full name, such as ``ftrace.configs``.
     """
     return _folders_elsewhere().get(name, _PACKAGE.joinpath(*name.split(".")[1:]))
 

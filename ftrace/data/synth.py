@@ -61,11 +61,11 @@ class SynthSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.num_facts_per_utterance > MAX_FACTS:
-            found = self.num_facts_per_utterance  # each combination of masks is a row: 2^n of them
-            raise ValueError(f"num_facts_per_utterance: expected 1 to {MAX_FACTS}, found {found}")
+            number = self.num_facts_per_utterance  # each combination of masks is a row: 2^n of them
+            raise ValueError(f"num_facts_per_utterance: expected 1 to {MAX_FACTS}, found {number}")
         if not 1 <= self.num_expressions_per_entity <= MAX_EXPRESSIONS:
-            found = self.num_expressions_per_entity
-            raise ValueError(f"num_expressions_per_entity: expected 1 to {MAX_EXPRESSIONS}, found {found}")
+            number = self.num_expressions_per_entity
+            raise ValueError(f"num_expressions_per_entity: expected 1 to {MAX_EXPRESSIONS}, found {number}")
         for name, only in (("num_entity_words", 1), ("entity_vocabulary", None)):
             if getattr(self, name) != only:
                 raise ValueError(
