@@ -22,12 +22,12 @@ class Bm25(AttributionMethod):
 
     Args:
         text: What is compared: "filled", the sentence with its answer filled in; "masked", the inputs alone; "target",
-            the targets alone. Masks are no words.
-        tokens: "spaces": what stands between spaces; "words": runs of letters and digits, with their marks, in
-            lower case, so that hyphens separate.
-        k1: How soon more of a word counts no more.
-        b: How much long sentences are marked down, from 0 to 1.
-        delta: What each word that occurs counts at least.
+            the targets alone. Masks are not words.
+        tokens: "spaces": split at spaces; "words": runs of letters and digits, with their marks, in lower case, so that
+            hyphens separate.
+        k1: Saturation of a word's count: the larger, the more do repetitions count.
+        b: How much long sentences are penalized, from 0 to 1.
+        delta: The least that each word that occurs counts.
     """
 
     name: ClassVar[str] = "bm25"
@@ -56,7 +56,7 @@ class Bm25(AttributionMethod):
         return task.write(self, columns, formula="BM25Plus")
 
     def words(self, inputs: str, targets: str) -> list[str]:
-        """The words of a row that are compared."""
+        """Split a row's compared text into words."""
         return _TOKENS[self.tokens](_TEXTS[self.text](inputs, targets))
 
 

@@ -27,8 +27,8 @@ class Dense(AttributionMethod):
     Args:
         model: Folder or hub name of an encoder with its tokenizer; of an encoder-decoder, the encoder is taken.
         pooling: "mean" over the tokens without padding, or the "first" token's state.
-        query_prefix: What the model was trained to see before queries, such as "query: ".
-        document_prefix: What it was trained to see before documents, such as "passage: ".
+        query_prefix: The prefix of queries that the model was trained with, such as "query: ".
+        document_prefix: That of documents, such as "passage: ".
         max_length: Tokens of a sentence that are read, or fewer where the tokenizer knows of a smaller limit; what is
             longer is cut off with a warning.
     """
@@ -42,7 +42,7 @@ class Dense(AttributionMethod):
     max_length: int = 512
 
     def score(self, task: Task) -> ScoreStore:
-        """Score the task's examples; the run's own model is not asked."""
+        """Score the task's examples; the run's own model is not used."""
         tokenizer = _load(AutoTokenizer, self.model)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -69,12 +69,12 @@ class Dense(AttributionMethod):
     def _tokens(self, tokenizer: Any, prefix: str, rows: Sequence[Row]) -> dict[str, Tensor]:
         texts = [prefix + fill_in(row["inputs_pretokenized"], row["targets_pretokenized"]) for row in rows]
         limit = min(self.max_length, tokenizer.model_max_length)
-        found = tokenizer(
+        encoded = tokenizer(
             texts, padding=True, truncation=True, max_length=limit, padding_side="right", return_tensors="pt"
         )
-        if any(encoding.overflowing for encoding in found.encodings or ()):
+        if any(encoding.overflowing for encoding in encoded.encodings or ()):
             rank_zero_warn(f"dense: sentences of more than {limit} tokens are cut off there")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 def _load(auto: Any, name: str) -> Any:

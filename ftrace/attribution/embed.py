@@ -21,13 +21,13 @@ from ftrace.scores import ScoreStore
 
 @dataclass(frozen=True)
 class Embed(AttributionMethod):
-    """Cosine of mean hidden states, at one snapshot; each layer is a kind of scores, all from one pass.
+    """Cosine of mean hidden states at one snapshot; each layer is a kind of scores, all from one pass.
 
     ``encoder.L`` is the mean over the input's tokens, ``decoder.L`` over the target's; ``both.L`` is the mean of the
     two cosines, which is the cosine of the two unit vectors side by side. A decoder-only model has ``decoder.L`` alone,
     over all tokens of a row. Layer 0 is the embeddings; states are Hugging Face's ``output_hidden_states``, where the
-    last layer's come after the final norm. Padding is never pooled. A place of the decoder of an encoder-decoder is
-    that of the token that it predicts.
+    last layer's come after the final norm. Padding is never pooled. A position in the decoder of an encoder-decoder
+    belongs to the token that it predicts.
 
     Args:
         snapshot: "last", "first" or a step.
@@ -52,32 +52,34 @@ class Embed(AttributionMethod):
     def _begin(self, task: Task, folder: Path, kinds: Sequence[str], device: torch.device) -> Scorer:
         model = task.model_at(folder).to(device)
         end = None if self.end_of_sequence else int(task.data.tokenizer.eos_token_id)  # type: ignore[union-attr]
-        wanted = {name for kind in kinds for name in _sides(kind)}
+        wanted = {name for kind in kinds for name in _stacks(kind)}
         batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in task.query_batches()]
 
         def vectors(batch: Batch) -> Vectors:
             return {name: rows for name, rows in mean_states(model, batch, end).items() if name in wanted}
 
-        return scorer_by_cosine(vectors, batches, lambda own: {kind: _mean(own, _sides(kind)) for kind in kinds})
+        return scorer_by_cosine(
+            vectors, batches, lambda cosines: {kind: _mean(cosines, _stacks(kind)) for kind in kinds}
+        )
 
 
 def layer_names(model: FactLM) -> list[str]:
-    """The kinds that a model has: its layers by side, and where it has two sides, both."""
+    """List the kinds of scores of a model: the layers of its stacks, and of an encoder-decoder, of both together."""
     config: Any = model.model.config
     if not config.is_encoder_decoder:
         return [f"decoder.{layer}" for layer in range(config.num_hidden_layers + 1)]
     decoder = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
     depths = {"encoder": config.num_hidden_layers, "decoder": decoder, "both": min(config.num_hidden_layers, decoder)}
-    return [f"{side}.{layer}" for side, depth in depths.items() for layer in range(depth + 1)]
+    return [f"{stack}.{layer}" for stack, depth in depths.items() for layer in range(depth + 1)]
 
 
 def mean_states(model: FactLM, batch: Batch, end: int | None = None) -> dict[str, Tensor]:
-    """Mean hidden states of each row.
+    """Compute the mean hidden states of each row.
 
     Args:
         model: In eval mode.
         batch: ``input_ids``, ``attention_mask`` and ``labels``.
-        end: The token that is not pooled; None: all are.
+        end: The token that is not pooled; None: all tokens are.
 
     Returns:
         For ``encoder.L`` and ``decoder.L``, ``[B, D]``.
@@ -94,22 +96,22 @@ def mean_states(model: FactLM, batch: Batch, end: int | None = None) -> dict[str
     if end is not None:
         of_targets &= labels != end
     inputs["decoder_input_ids"] = model.model.prepare_decoder_input_ids_from_labels(labels=labels)
-    found = model.model(**inputs, output_hidden_states=True, use_cache=False)
-    sides = {
-        "encoder": (found.encoder_hidden_states, of_inputs),
-        "decoder": (found.decoder_hidden_states, of_targets),
+    outputs = model.model(**inputs, output_hidden_states=True, use_cache=False)
+    stacks = {
+        "encoder": (outputs.encoder_hidden_states, of_inputs),
+        "decoder": (outputs.decoder_hidden_states, of_targets),
     }
     return {
-        f"{side}.{layer}": masked_mean(state, mask)
-        for side, (states, mask) in sides.items()
+        f"{stack}.{layer}": masked_mean(state, mask)
+        for stack, (states, mask) in stacks.items()
         for layer, state in enumerate(states)
     }
 
 
-def _sides(kind: str) -> list[str]:
-    side, _, layer = kind.partition(".")
-    return [f"encoder.{layer}", f"decoder.{layer}"] if side == "both" else [kind]
+def _stacks(kind: str) -> list[str]:
+    stack, _, layer = kind.partition(".")
+    return [f"encoder.{layer}", f"decoder.{layer}"] if stack == "both" else [kind]
 
 
-def _mean(own: Vectors, names: Sequence[str]) -> Tensor:
-    return torch.stack([own[name] for name in names]).mean(0)
+def _mean(cosines: Vectors, names: Sequence[str]) -> Tensor:
+    return torch.stack([cosines[name] for name in names]).mean(0)

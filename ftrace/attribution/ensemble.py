@@ -16,7 +16,7 @@ from ftrace.scores import ScoreStore
 
 @dataclass(frozen=True)
 class Ensemble(AttributionMethod):
-    """Mean of kinds of finished stores.
+    """Mean of scores of finished stores.
 
     Args:
         members: Store folders with a kind after the last colon, such as [tracin:cosine, embed:both.2]. Relative ones
@@ -38,14 +38,14 @@ class Ensemble(AttributionMethod):
         opened = [_open(task, member) for member in self.members]
         first, first_name = opened[0][0], self.members[0]
         for (store, _), name in zip(opened[1:], self.members[1:], strict=True):
-            for what, own, others in (
+            for what, ids, others in (
                 ("examples", first.example_ids, store.example_ids),
                 ("queries", np.sort(first.query_ids), np.sort(store.query_ids)),
             ):
-                if not np.array_equal(own, others):
+                if not np.array_equal(ids, others):
                     raise ValueError(
-                        f"members: expected all to cover the same {what}, found {len(own)} in {first_name!r} and "
-                        f"{len(others)} in {name!r}, {len(np.intersect1d(own, others))} of them the same. Score both "
+                        f"members: expected all to cover the same {what}, found {len(ids)} in {first_name!r} and "
+                        f"{len(others)} in {name!r}, {len(np.intersect1d(ids, others))} of them the same. Score both "
                         "with the same --candidates and --queries"
                     )
         for what, wanted, there in (
@@ -65,13 +65,13 @@ class Ensemble(AttributionMethod):
     def _mean(self, opened: Sequence[tuple[ScoreStore, str]], query: int, rows: np.ndarray) -> np.ndarray:
         scores = [store.scores(query, kind)[rows] for store, kind in opened]
         if self.standardize:
-            scores = [standardized(one) for one in scores]
+            scores = [standardized(of_member) for of_member in scores]
         mean: np.ndarray = np.mean(scores, axis=0)
         return mean
 
 
 def standardized(scores: np.ndarray) -> np.ndarray:
-    """Scores of mean 0 and variance 1; zeros where all are the same.
+    """Scale scores to mean 0 and variance 1; they become zeros where all are the same.
 
     Example:
         >>> standardized(np.array([1.0, 3.0])).tolist()
@@ -79,8 +79,8 @@ def standardized(scores: np.ndarray) -> np.ndarray:
     """
     centred = scores - scores.mean(dtype=np.float64)
     spread = centred.std()
-    found: np.ndarray = (centred / spread if spread else 0 * centred).astype(scores.dtype)
-    return found
+    scaled: np.ndarray = (centred / spread if spread else 0 * centred).astype(scores.dtype)
+    return scaled
 
 
 def _facts(store: ScoreStore) -> dict[str, Any]:
@@ -101,6 +101,6 @@ def _open(task: Task, member: str) -> tuple[ScoreStore, str]:
         raise ValueError(f"members: {folder!r} has no kind {kind!r}. {nearest(kind, facts['kinds'])}")
     if store.has_candidates:
         raise ValueError(
-            f"members: in {folder!r} each query has candidates of its own. Score all on one set of examples"
+            f"members: in {folder!r} each query has its own candidates. Score all on the same set of examples"
         )
     return store, kind

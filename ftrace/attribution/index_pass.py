@@ -39,7 +39,7 @@ from ftrace.models import FactLM, Output
 
 
 def measured(output: Output, answers: Literal["one", "any"] | None = None) -> Callable[[FactLM, Any], Tensor]:
-    """What is differentiated of a batch.
+    """Make the function whose outputs are differentiated.
 
     Args:
         output: "loss", "margin" or "logit".
@@ -55,7 +55,7 @@ def measured(output: Output, answers: Literal["one", "any"] | None = None) -> Ca
 
 
 def covered_names(model: FactLM, settings: IndexSettings) -> list[str]:
-    """The parameters that an index sees, in the model's order.
+    """List the parameters that an index covers, in the model's order.
 
     Raises:
         ValueError: If one can't be covered, or there is none.
@@ -87,7 +87,7 @@ def index_corpus(
     output: Output = "loss",
     facts: Mapping[str, Any] | None = None,
 ) -> GradientIndex:
-    """Write the index of a task's examples at one snapshot, or go on with it.
+    """Write the index of a task's examples at one snapshot, or continue one that is unfinished.
 
     Args:
         task: The examples, and the folder of the index as its ``output_dir``.
@@ -119,8 +119,8 @@ def index_corpus(
     del model
     trainer = predict(_Indexing(task, snapshot, folder, settings, features, output), task)
     if trainer.is_global_zero and not (folder / "segment.json").exists():
-        place = os.path.relpath(snapshot.resolve(), task.output_dir.resolve())
-        of_segment = {"step": step, "snapshot": place, "fingerprint": snapshot_fingerprint(snapshot)}
+        relative = os.path.relpath(snapshot.resolve(), task.output_dir.resolve())
+        of_segment = {"step": step, "snapshot": relative, "fingerprint": snapshot_fingerprint(snapshot)}
         close_segment(folder, list(features.blocks), of_segment, settings.sample, settings.features.seed)
     trainer.strategy.barrier()
     return GradientIndex(task.output_dir)
@@ -136,7 +136,7 @@ class _Item(NamedTuple):
 
 
 class _Indexing(LightningModule):
-    """Writes this process's shards. It has no weights: it loads the model when it begins."""
+    """The prediction module that writes this process's shards; it loads the model when it begins."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Indexing(LightningModule):
         output: Output,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may find all its work done
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # all of a process's work may be done already
         self.task = task
         self.snapshot = snapshot
         self.folder = folder
@@ -169,7 +169,7 @@ class _Indexing(LightningModule):
         return self.folder / f"shard-{shard:08d}.safetensors"
 
     def _my_items(self) -> list[_Item]:
-        """A shard belongs to one process, whatever is written already: so all processes agree on it."""
+        """List the batches of this process's shards: which are its own depends on their numbers alone."""
         rows, total = self.settings.rows_of_shard(self.features.size), len(self.task.examples)
         size, items = self.task.batch_size or self.task.data.batch_size, []
         for shard in range(self.global_rank, -(-total // rows), self.trainer.world_size):
@@ -201,7 +201,7 @@ class _Indexing(LightningModule):
                 weights = 1 - torch.exp(-measured("loss")(self._model, batch))
         self._open.append((rows.cpu(), weights.cpu()))
         if item.ends_shard:
-            first = item.stop - sum(len(own) for own, _ in self._open)
+            first = item.stop - sum(len(rows) for rows, _ in self._open)
             ids = torch.from_numpy(self.task.examples[first : item.stop].copy())
             parts = list(zip(*self._open, strict=True))
             given = Rows(torch.cat(parts[0]), ids, torch.cat(parts[1]), torch.zeros_like(ids))

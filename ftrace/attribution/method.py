@@ -13,7 +13,7 @@ from ftrace.scores import ScoreStore
 
 
 class AttributionMethod(ABC):
-    """One way to score training examples for queries: ``ftrace attribute --method NAME``.
+    """A way to score training examples for queries: ``ftrace attribute --method NAME``.
 
     A subclass takes its options as typed arguments of ``__init__``, keeps each under its own name (as a dataclass
     does), and has a short ``name``. Anybody's subclass can be named by its class path.
@@ -44,13 +44,13 @@ class AttributionMethod(ABC):
 
 
 def known_methods() -> dict[str, type[AttributionMethod]]:
-    """All methods that have been imported, by their short names."""
+    """Find all methods that have been imported, by their short names."""
     kinds = _subclasses(AttributionMethod)  # type: ignore[type-abstract]
     return {kind.name: kind for kind in kinds if not inspect.isabstract(kind) and hasattr(kind, "name")}
 
 
 def find_method(name: str) -> type[AttributionMethod]:
-    """A method by its short name.
+    """Find a method by its short name.
 
     Raises:
         ValueError: If there is none.
@@ -69,9 +69,9 @@ def find_method(name: str) -> type[AttributionMethod]:
 
 
 def _subclasses(kind: type[AttributionMethod]) -> Iterator[type[AttributionMethod]]:
-    for one in kind.__subclasses__():
-        yield one
-        yield from _subclasses(one)
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def _plain(value: Any) -> Any:

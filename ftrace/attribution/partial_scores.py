@@ -23,13 +23,13 @@ from ftrace.whole_files import whole_file, whole_folder
 _FILE = re.compile(r"queries-(\d+)-(\d+)\.block-(\d+)\.(\d+)\.npz")
 
 
-class Place(NamedTuple):
-    """Some examples and some queries.
+class BlockRange(NamedTuple):
+    """A block of examples and a range of queries.
 
     Args:
-        first: The first query's place.
-        last: One past the last query's place.
-        block: Which block of examples.
+        first: The first query's position.
+        last: One past the last query's position.
+        block: The block's number.
     """
 
     first: int
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Scores of one place.
+    """Scores of a block of examples for a range of queries.
 
     Args:
         scores: For each matrix ``[examples, queries]``.
@@ -69,10 +69,10 @@ class PartialScores:
         given = json.loads(text)
         if self.folder.exists():
             try:
-                found = json.loads(file.read_text())
+                there = json.loads(file.read_text())
             except (OSError, ValueError) as error:
                 raise ValueError(f"{str(self.folder)!r} holds no unfinished scores. Move it away") from error
-            different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+            different = sorted(key for key in there.keys() | given.keys() if there.get(key) != given.get(key))
             if different and self.passes_done():
                 raise ValueError(
                     f"{str(self.folder)!r} holds unfinished scores of other settings ({', '.join(different)}). Give "
@@ -85,39 +85,39 @@ class PartialScores:
         with whole_folder(self.folder, replace=False) as temporary:  # another process may be faster
             (temporary / "manifest.json").write_text(text)
 
-    def passes_done(self) -> dict[Place, int]:
-        """For each place that has scores, how many passes they are the sum over."""
-        done: dict[Place, int] = {}
+    def passes_done(self) -> dict[BlockRange, int]:
+        """Count the passes that the scores of each range are summed over."""
+        done: dict[BlockRange, int] = {}
         for file in self.folder.iterdir():
             if match := _FILE.fullmatch(file.name):
                 first, last, block, count = map(int, match.groups())
-                place = Place(first, last, block)
-                done[place] = max(count, done.get(place, 0))
+                block_range = BlockRange(first, last, block)
+                done[block_range] = max(count, done.get(block_range, 0))
         return done
 
-    def add(self, place: Place, passes_before: int, block: Block) -> None:
-        """Keep a block's scores of one more pass, added to those of the passes before."""
+    def add(self, block_range: BlockRange, passes_before: int, block: Block) -> None:
+        """Keep a block's scores of one more pass, added to those of earlier passes."""
         if passes_before:
-            before = self.read(place, passes_before)
+            before = self.read(block_range, passes_before)
             summed = {key: before.scores[key] + values for key, values in block.scores.items()}
             peak = max(before.peak_memory_bytes, block.peak_memory_bytes)
             block = Block(summed, before.seconds + block.seconds, peak)
-        file = self._file(place, passes_before + 1)
+        file = self._file(block_range, passes_before + 1)
         arrays: dict[str, Any] = {str(index): values for index, values in enumerate(block.scores.values())}
         facts = {"seconds": block.seconds, "peak": block.peak_memory_bytes, "keys": json.dumps(list(block.scores))}
         arrays.update({name: np.array(fact) for name, fact in facts.items()})
         with whole_file(file, sync=True) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)
         if passes_before:
-            self._file(place, passes_before).unlink(missing_ok=True)
+            self._file(block_range, passes_before).unlink(missing_ok=True)
 
-    def read(self, place: Place, passes: int) -> Block:
-        """A block's scores.
+    def read(self, block_range: BlockRange, passes: int) -> Block:
+        """Read a block's scores.
 
         Raises:
             ValueError: If its file is missing or damaged.
         """
-        file = self._file(place, passes)
+        file = self._file(block_range, passes)
         try:
             with np.load(file, allow_pickle=False) as stored:
                 keys = [Sum(*key) for key in json.loads(str(stored["keys"]))]
@@ -132,6 +132,6 @@ class PartialScores:
         """Delete the folder, once the store is complete."""
         shutil.rmtree(self.folder)
 
-    def _file(self, place: Place, passes: int) -> Path:
-        name = f"queries-{place.first:06d}-{place.last:06d}.block-{place.block:06d}.{passes:03d}.npz"
+    def _file(self, block_range: BlockRange, passes: int) -> Path:
+        name = f"queries-{block_range.first:06d}-{block_range.last:06d}.block-{block_range.block:06d}.{passes:03d}.npz"
         return self.folder / name

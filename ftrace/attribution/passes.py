@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -17,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from ftrace.attribution.method import AttributionMethod
-from ftrace.attribution.partial_scores import Block, PartialScores, Place
+from ftrace.attribution.partial_scores import Block, BlockRange, PartialScores
 from ftrace.attribution.task import Row, Task, peak_memory_bytes
 from ftrace.index import snapshot_fingerprint
 from ftrace.scores import ScoreStore, ScoreWriter, Sum
 
-BLOCK = 1024  # examples whose scores are kept together; what is computed once more after a kill, at most
+BLOCK = 1024  # examples whose scores are kept together: the most that is computed again after a kill
 
 Batch = dict[str, Tensor]
 Scorer = Callable[[Batch], Mapping[Sum, Tensor]]
@@ -30,13 +31,13 @@ Scorer = Callable[[Batch], Mapping[Sum, Tensor]]
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over all examples. Passes for the same queries are added up.
+    """A pass over all examples. The scores of passes for the same queries are summed.
 
     Args:
-        first: Place of the first query.
-        last: One past the place of the last query.
-        begin: Gets the device and prepares the queries; gives what scores a batch: for each matrix ``[B, queries]``.
-            It is called when the pass begins, so that only one pass's queries are in memory.
+        first: The first query's position.
+        last: One past the last query's position.
+        begin: Prepares the queries on a device and returns the function that scores a batch: for each matrix
+            ``[B, queries]``. It is called when the pass begins, so that only one pass's queries are in memory.
     """
 
     first: int
@@ -53,13 +54,13 @@ def score_in_passes(
 ) -> ScoreStore:
     """Run passes over the task's examples and write the store.
 
-    Scores don't depend on how many processes take part, on the batch size, or on whether the command was killed and
-    given again on the way, beyond rounding.
+    Scores don't depend on the number of processes, on the batch size, or on whether the command was killed and repeated
+    in between, beyond rounding.
 
     Args:
         method: The method, for the manifest.
         task: What to score.
-        passes: Each query's passes side by side.
+        passes: Each query's passes one after the other.
         collate: From training rows to a batch.
         facts: More for the manifest.
 
@@ -75,7 +76,7 @@ def score_in_passes(
 
 
 def predict(module: LightningModule, task: Task) -> Trainer:
-    """Run a module's prediction as a task asks: on its devices, by its processes, with Lightning's progress bar."""
+    """Run a module's prediction on the task's devices, by its processes, with Lightning's progress bar."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # rows are in memory
         warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
@@ -95,38 +96,38 @@ def predict(module: LightningModule, task: Task) -> Trainer:
 
 
 class _Item(NamedTuple):
-    """One batch of work."""
+    """A batch of work."""
 
     of_pass: int
     passes_before: int
-    place: Place
+    block_range: BlockRange
     start: int
     stop: int
     ends_block: bool
 
 
-class Stretch(Protocol):
-    """Examples from one place in a task's to another."""
+class ExampleRange(Protocol):
+    """A range of a task's examples."""
 
     @property
     def start(self) -> int:
-        """The first one's place."""
+        """The first example's position."""
 
     @property
     def stop(self) -> int:
-        """One past the last one's place."""
+        """One past the last example's position."""
 
 
 class ExampleBatches(Dataset):
-    """A batch of a task's examples for each stretch of them.
+    """Batches of a task's examples, one for each range.
 
     Args:
-        items: The stretches.
+        items: The ranges.
         task: Whose examples.
         collate: From rows to a batch.
     """
 
-    def __init__(self, items: Sequence[Stretch], task: Task, collate: Callable[[list[Row]], Batch]) -> None:
+    def __init__(self, items: Sequence[ExampleRange], task: Task, collate: Callable[[list[Row]], Batch]) -> None:
         self.items = items
         self.task = task
         self.collate = collate
@@ -140,7 +141,7 @@ class ExampleBatches(Dataset):
 
 
 class _Scoring(LightningModule):
-    """Runs this process's share of the work. It has no weights: passes load the models that they need."""
+    """The prediction module that does this process's part of the work; passes load the models that they need."""
 
     def __init__(
         self, task: Task, passes: Sequence[Pass], partial: PartialScores, collate: Callable[[list[Row]], Batch]
@@ -161,19 +162,19 @@ class _Scoring(LightningModule):
         return DataLoader(ExampleBatches(self.items, self.task, self.collate), batch_size=None)
 
     def _my_items(self) -> list[_Item]:
-        """A block belongs to one process, whatever is done already: so all processes agree on it."""
+        """List the batches of this process's blocks: which are its own depends on their numbers alone."""
         total, done, items = len(self.task.examples), self.partial.passes_done(), []
         size = self.task.batch_size or self.task.data.batch_size
-        for index, one in enumerate(self.passes):
-            before = sum(other.first == one.first for other in self.passes[:index])
+        for index, current in enumerate(self.passes):
+            before = sum(other.first == current.first for other in self.passes[:index])
             for block in range(self.global_rank, -(-total // BLOCK), self.trainer.world_size):
-                place = Place(one.first, one.last, block)
-                if done.get(place, 0) > before:
+                block_range = BlockRange(current.first, current.last, block)
+                if done.get(block_range, 0) > before:
                     continue
                 end = min((block + 1) * BLOCK, total)
                 for start in range(block * BLOCK, end, size):
                     stop = min(start + size, end)
-                    items.append(_Item(index, before, place, start, stop, stop == end))
+                    items.append(_Item(index, before, block_range, start, stop, stop == end))
         return items
 
     @override
@@ -188,15 +189,17 @@ class _Scoring(LightningModule):
             self._scorer = self.passes[item.of_pass].begin(self.device)
             self._begun = item.of_pass
         assert self._scorer is not None
-        found = {key: scores.detach().cpu() for key, scores in self._scorer(batch).items()}
-        self._open.append({key: (s if s.dtype == torch.float64 else s.float()).numpy() for key, s in found.items()})
+        scored = {key: scores.detach().cpu() for key, scores in self._scorer(batch).items()}
+        self._open.append({key: (s if s.dtype == torch.float64 else s.float()).numpy() for key, s in scored.items()})
         if item.ends_block:
             keys = list(self._open[0])
             scores = {key: np.concatenate([of_batch[key] for of_batch in self._open]) for key in keys}
             self._open.clear()
             seconds = time.perf_counter() - self._since
             self._since += seconds
-            self.partial.add(item.place, item.passes_before, Block(scores, seconds, peak_memory_bytes(self.device)))
+            self.partial.add(
+                item.block_range, item.passes_before, Block(scores, seconds, peak_memory_bytes(self.device))
+            )
         return item.stop - item.start
 
     @override
@@ -207,24 +210,22 @@ class _Scoring(LightningModule):
 def _write(
     method: AttributionMethod, task: Task, passes: Sequence[Pass], partial: PartialScores, facts: Mapping[str, Any]
 ) -> None:
-    """One store of all blocks, written through a memory map."""
+    """Write one store of all blocks, through a memory map."""
     started = time.perf_counter()
-    counts = {(one.first, one.last): 0 for one in passes}
-    for one in passes:
-        counts[one.first, one.last] += 1
+    counts = Counter((queries.first, queries.last) for queries in passes)
     blocks = range(-(-len(task.examples) // BLOCK))
-    places = [(Place(first, last, block), count) for (first, last), count in counts.items() for block in blocks]
-    some = next(partial.read(*place).scores for place in places)
-    dtype = np.result_type(np.float32, *some.values())
+    ranges = [(BlockRange(first, last, block), count) for (first, last), count in counts.items() for block in blocks]
+    first_scores = partial.read(*ranges[0]).scores
+    dtype = np.result_type(np.float32, *first_scores.values())
     seconds, peak = 0.0, 0
-    with ScoreWriter(task.output_dir, task.examples, task.queries, list(some), dtype) as writer:
-        for place, count in places:
-            block = partial.read(place, count)
-            rows = slice(place.block * BLOCK, (place.block + 1) * BLOCK)
+    with ScoreWriter(task.output_dir, task.examples, task.queries, list(first_scores), dtype) as writer:
+        for block_range, count in ranges:
+            block = partial.read(block_range, count)
+            rows = slice(block_range.block * BLOCK, (block_range.block + 1) * BLOCK)
             for key, values in block.scores.items():
-                writer.put(key, values, rows, slice(place.first, place.last))
+                writer.put(key, values, rows, slice(block_range.first, block_range.last))
             seconds, peak = seconds + block.seconds, max(peak, block.peak_memory_bytes)
-            if place.block == blocks[-1]:
+            if block_range.block == blocks[-1]:
                 writer.flush()
         seconds += time.perf_counter() - started
         measured = {"seconds": round(seconds, 3), "peak_memory_bytes": peak}
@@ -233,7 +234,7 @@ def _write(
 
 
 def _settings(method: AttributionMethod, task: Task, passes: Sequence[Pass]) -> dict[str, Any]:
-    """All that the scores in an unfinished folder depend on, in a form in which two commands can be compared."""
+    """Describe all that the scores in an unfinished folder depend on, so that two commands can be compared."""
     described = task.describe(method)
     return {
         **{key: described[key] for key in ("method", "class", "options")},
@@ -242,7 +243,7 @@ def _settings(method: AttributionMethod, task: Task, passes: Sequence[Pass]) -> 
         "examples": _hash(task.examples),
         "queries": _hash(task.queries),
         "examples of a block": BLOCK,
-        "queries of a pass, by memory_budget": sorted({(one.first, one.last) for one in passes}),
+        "queries of a pass, by memory_budget": sorted({(queries.first, queries.last) for queries in passes}),
     }
 
 

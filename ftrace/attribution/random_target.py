@@ -1,4 +1,4 @@
-"""Random-Target: what knowing the answer alone is worth (Akyürek et al. 2022, arXiv 2205.11482)."""
+"""Random-Target: the value of knowing the answer alone (Akyürek et al. 2022, arXiv 2205.11482)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ftrace.scores import ScoreStore
 class RandomTarget(AttributionMethod):
     """Examples with the query's target first, in random order, then all others in random order.
 
-    An example of several facts has the target if one of its answers is the query's. Scores are places counted from the
+    An example of several facts has the target if one of its answers is the query's. Scores are ranks, counted from the
     end; those of an example don't depend on which others are scored.
 
     Args:
@@ -32,9 +32,9 @@ class RandomTarget(AttributionMethod):
         """Score the task's examples."""
         total = len(task.data.train_rows)
         with_answer: dict[str, list[int]] = {}
-        for place, targets in enumerate(task.data.train_rows["targets_pretokenized"]):
+        for position, targets in enumerate(task.data.train_rows["targets_pretokenized"]):
             for answer in answers_in(targets):
-                with_answer.setdefault(answer, []).append(place)
+                with_answer.setdefault(answer, []).append(position)
 
         def column(query_id: int, targets: str) -> dict[str, np.ndarray]:
             order = np.random.default_rng([self.seed, query_id]).permutation(total).astype(np.float32)

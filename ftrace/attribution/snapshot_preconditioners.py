@@ -11,9 +11,9 @@ from ftrace.models import load_optimizer_states
 
 
 def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Elementwise | RankOne]:
-    """What the optimizer multiplied each parameter's gradient with at a snapshot, by the parameter's name.
+    """Read the factor of each parameter's gradient in the optimizer's step at a snapshot, by the parameter's name.
 
-    Where a second moment is 0, no gradient has come by then, and one over epsilon would drown all else: 0 there.
+    The factor is 0 where a second moment is 0: no gradient has come by then, and 1 / epsilon would dominate.
 
     Args:
         folder: A snapshot that CheckpointSnapshots wrote.
@@ -29,12 +29,12 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
             "such as SGD keep none. Leave it out (snapshots=[...]), or take preconditioned=False"
         )
     parameters = dict(module.named_parameters())
-    found = {}
+    factors = {}
     for name, kept in states.items():
         if name not in parameters:
             raise ValueError(f"snapshot {str(folder)!r} is of another model: no {name!r} in it")
         state = {**kept.moments, "step": kept.step}
         shape, dtype = parameters[name].shape, parameters[name].dtype
         factor = preconditioner_from_state(name, kept.optimizer, kept.settings, state, shape, dtype)
-        found[name] = of_touched(factor, touched_elements(kept.optimizer, kept.settings, state))
-    return found
+        factors[name] = of_touched(factor, touched_elements(kept.optimizer, kept.settings, state))
+    return factors

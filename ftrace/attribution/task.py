@@ -1,4 +1,4 @@
-"""What a method is to score: which examples for which queries, with which model, and where the scores go."""
+"""The task of a method: which examples to score for which queries, with which model, and where the scores go."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Task:
         data: The run's data, set up.
         output_dir: Where the score store goes.
         snapshots: Folders of the run's snapshots, by step.
-        load_model: Gives the model of a snapshot, a new one with each call.
+        load_model: Returns the model of a snapshot, a new one with each call.
         example_ids: The examples to score, int64 ascending; None: all.
         query_ids: The queries to score for; None: all.
-        run_dir: What relative paths of other stores start from.
+        run_dir: The folder that relative paths of other stores start from.
         accelerator: Lightning's: "auto", "cpu", "gpu", ...
         devices: Lightning's: how many processes share the work.
         strategy: Lightning's: "auto", "ddp", ...
-        memory_budget: Bytes that a method may take for what it holds of the queries. Scores don't depend on it.
+        memory_budget: Bytes that a method may hold of the queries. Scores don't depend on it.
         batch_size: Examples of a batch; None: as the data's.
         manifest: More to say about the scores.
         started: When the work began, by ``time.perf_counter``.
@@ -89,13 +89,13 @@ class Task:
         if self.examples[0] < 0 or self.examples[-1] >= len(self.data.train_rows):
             bounds = f"from {self.examples[0]} to {self.examples[-1]}"
             raise ValueError(f"example_ids: expected ids from 0 to {len(self.data.train_rows) - 1}, found {bounds}")
-        unknown = sorted(set(self.queries.tolist()) - self._places.keys())
+        unknown = sorted(set(self.queries.tolist()) - self._positions.keys())
         if unknown or len(set(self.queries.tolist())) < len(self.queries):
             raise ValueError(f"query_ids: expected ids of the data's queries, each once; unknown: {unknown[:3]}")
 
     @cached_property
     def examples(self) -> np.ndarray:
-        """Ids of the examples, int64 ``[N]``, ascending. An id is also the row's place in ``data.train_rows``."""
+        """Ids of the examples, int64 ``[N]``, ascending. An id is also the row's position in ``data.train_rows``."""
         if self.example_ids is None:
             return np.arange(len(self.data.train_rows), dtype=np.int64)
         return np.asarray(self.example_ids, np.int64)
@@ -107,25 +107,25 @@ class Task:
         return np.asarray(ids, np.int64)
 
     @cached_property
-    def _places(self) -> dict[int, int]:
-        return {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
+    def _positions(self) -> dict[int, int]:
+        return {query: position for position, query in enumerate(self.data.query_rows["query_id"])}
 
     def example_rows(self, start: int = 0, stop: int | None = None) -> list[Row]:
-        """Rows of the examples from one place in :attr:`examples` to another."""
+        """Read the rows of a range of :attr:`examples`."""
         return _rows(self.data.train_rows[self.examples[start:stop]])
 
     def query_rows(self, start: int = 0, stop: int | None = None) -> list[Row]:
-        """Rows of the queries from one place in :attr:`queries` to another."""
-        return _rows(self.data.query_rows[[self._places[query] for query in self.queries[start:stop].tolist()]])
+        """Read the rows of a range of :attr:`queries`."""
+        return _rows(self.data.query_rows[[self._positions[query] for query in self.queries[start:stop].tolist()]])
 
     def query_batches(self, start: int = 0, stop: int | None = None) -> list[dict[str, Tensor]]:
-        """Query batches of the data's size, as the data collates them."""
+        """Collate a range of the queries into batches of the data's size."""
         loader = self.data.query_dataloader()
         rows, size = self.query_rows(start, stop), loader.batch_size or 1
         return [loader.collate_fn(rows[first : first + size]) for first in range(0, len(rows), size)]
 
     def choose_snapshots(self, which: WhichSnapshots) -> list[Path]:
-        """Some of the run's snapshots, by step.
+        """Choose some of the run's snapshots, by step.
 
         Raises:
             ValueError: If the run has none, or none of a step that is asked for.
@@ -144,7 +144,7 @@ class Task:
         return [by_step[step] for step in steps]
 
     def model_at(self, snapshot: Path) -> FactLM:
-        """The model at a snapshot, in eval mode.
+        """Load the model at a snapshot, in eval mode.
 
         Raises:
             ValueError: If the snapshot is of another model, or the data's tokens are not the model's.
@@ -190,13 +190,13 @@ class Task:
             )
 
     def describe(self, method: Described) -> dict[str, Any]:
-        """What each manifest says about a method and its task."""
+        """Describe a method and its task, for a manifest."""
         facts = {"method": method.name, "class": full_name(method), "options": method.options()}
         return {**facts, **self.manifest}
 
 
 def choose_named(what: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """Some of what there is by name, in its own order; None: all.
+    """Choose some of the known names, in the order of the known; None: all.
 
     Raises:
         ValueError: If one is not known.
@@ -210,7 +210,7 @@ def choose_named(what: str, wanted: Sequence[str] | None, known: Sequence[str]) 
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has had: on a GPU, of what torch allocates there, otherwise resident."""
+    """Measure the peak memory of this process: on a GPU, of what torch allocates there, otherwise resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on every system

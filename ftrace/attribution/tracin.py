@@ -44,12 +44,12 @@ class TracIn(AttributionMethod):
 
     Args:
         snapshots: "last", "first", "all", or a list of steps.
-        weight: What a snapshot counts: "mean" as much as any other; "learning_rate" by the rate that the next step
+        weight: The weight of a snapshot: "mean", the same for all; "learning_rate", the rate that the next step
             used, so that dot is the sum of TracIn's eq. 1, and the cosines are weighted means.
         kinds: "dot"; "cosine" of the gradients over all parameters; "tensor_cosine", the mean over parameters of the
             cosine of each one's gradients.
         preconditioned: Divide both gradients by the root of the snapshot's second moments.
-        parameters: Globs over parameter names, in order; one that begins with "!" takes away.
+        parameters: Globs over parameter names, in order; one that begins with "!" excludes.
         end_of_sequence: Whether the losses count the end-of-sequence token of the target.
         answers: What a query's loss is: "one", its own answer; "any", all accepted ones; default: as the run's.
         breakdown: "layer": dot also by layer, and a kind cosine.LAYER for each layer, of its own gradients.
@@ -85,7 +85,7 @@ class TracIn(AttributionMethod):
             raise ValueError(f"parameters: expected at least one to be trained. {coverage.summary()}")
         if self.preconditioned:
             for folder in folders:
-                snapshot_preconditioners(folder, model)  # an error of the third snapshot should not take two passes
+                snapshot_preconditioners(folder, model)  # an error at the third snapshot should not cost two passes
         weights = self._weights(folders, coverage)
         step = self._queries_of_a_pass(model, coverage, task)
         answers = self.answers or model.hparams["answers"]
@@ -104,7 +104,7 @@ class TracIn(AttributionMethod):
         return score_in_passes(self, task, passes, task.data.example_dataloader().collate_fn, facts)
 
     def _weights(self, folders: Sequence[Path], coverage: Coverage) -> list[dict[str, float]]:
-        """What each snapshot's scores are multiplied with, by kind."""
+        """Compute the weight of each snapshot's scores, by kind."""
         mean = 1 / len(folders)
         if self.weight == "mean":
             return [{"dot": mean, "cosine": mean, "tensor_cosine": mean} for _ in folders]
@@ -114,18 +114,19 @@ class TracIn(AttributionMethod):
                 f"weight: the learning rates of {[folder.name for folder in folders]} are 0, as after a schedule's "
                 "last step. Choose earlier snapshots, or weight=mean"
             )
-        shares = [rate / sum(rates) for rate in rates]
+        fractions = [rate / sum(rates) for rate in rates]
         return [
-            {"dot": rate, "cosine": share, "tensor_cosine": share} for rate, share in zip(rates, shares, strict=True)
+            {"dot": rate, "cosine": fraction, "tensor_cosine": fraction}
+            for rate, fraction in zip(rates, fractions, strict=True)
         ]
 
     def _queries_of_a_pass(self, model: FactLM, coverage: Coverage, task: Task) -> int:
-        """How many queries' gradients fit into half of the memory budget, as factors where these are smaller.
+        """Count the queries whose gradients fit into half of the memory budget, as factors where these are smaller.
 
         The other half is for the dense gradients that products may keep.
         """
         batches = task.query_batches()
-        places = max(sum(math.prod(tensor.shape[1:]) for tensor in batch.values()) for batch in batches)
+        positions = max(sum(math.prod(tensor.shape[1:]) for tensor in batch.values()) for batch in batches)
         parameters = dict(model.named_parameters())
         elements = 0
         for name in coverage.covered:
@@ -133,14 +134,14 @@ class TracIn(AttributionMethod):
             if self.projection_side is not None:
                 elements += self.projection_side**2
             else:
-                elements += size if self.preconditioned else min(size, places * (rows + size // max(1, rows)))
+                elements += size if self.preconditioned else min(size, positions * (rows + size // max(1, rows)))
         element = next(iter(parameters.values())).element_size()
         return max(1, task.memory_budget // 2 // max(1, elements * element))
 
     def _begin(
         self, task: Task, folder: Path, weights: Mapping[str, float], first: int, last: int, device: torch.device
     ) -> Scorer:
-        """The queries' gradients at a snapshot, and what multiplies examples' with them."""
+        """Differentiate queries at a snapshot, and make the function that scores examples by their gradients."""
         model = task.model_at(folder).to(device)
         if self.answers is not None:
             model.hparams["answers"] = self.answers
@@ -153,10 +154,10 @@ class TracIn(AttributionMethod):
             gradients: list[PerExampleGradients] = []
             for batch in task.query_batches(first, last):
                 on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-                own = read(on_device)
+                of_batch = read(on_device)
                 if not gradients:
-                    _hold_against_autograd(model, on_device, self.end_of_sequence, own, names)
-                gradients.append(change(own))
+                    _check_against_autograd(model, on_device, self.end_of_sequence, of_batch, names)
+                gradients.append(change(of_batch))
         budget = max(1, task.memory_budget // 2)
         batches = len(task.examples) / (task.batch_size or task.data.batch_size)
         queries = QueryGradients(PerExampleGradients.stack(gradients), memory_budget=budget, batches=max(1, batches))
@@ -165,20 +166,22 @@ class TracIn(AttributionMethod):
 
         def score(batch: Batch) -> dict[Sum, Tensor]:
             with torch.enable_grad():
-                own = change(read(batch))
-            products = {g: inner_products_and_square_norms(own, queries, of_group) for g, of_group in groups.items()}
-            found = self._scores(products, norms)
-            return {key: values * weights[key.kind.partition(".")[0]] for key, values in found.items()}
+                of_examples = change(read(batch))
+            products = {
+                g: inner_products_and_square_norms(of_examples, queries, of_group) for g, of_group in groups.items()
+            }
+            scores = self._scores(products, norms)
+            return {key: values * weights[key.kind.partition(".")[0]] for key, values in scores.items()}
 
         return score
 
     def _change(self, model: FactLM, folder: Path) -> Callable[[PerExampleGradients], PerExampleGradients]:
-        """What is done with gradients before they are multiplied, on both sides."""
+        """Make the function that preconditions and projects gradients, of examples and queries alike."""
         factors: dict[str, Preconditioner] = {}
         if self.preconditioned:
-            own = dict(model.named_parameters())
-            found = snapshot_preconditioners(folder, model)
-            factors = {name: _like(own[name], factor) for name, factor in found.items()}
+            parameters = dict(model.named_parameters())
+            of_snapshot = snapshot_preconditioners(folder, model)
+            factors = {name: _like(parameters[name], factor) for name, factor in of_snapshot.items()}
         projection = None if self.projection_side is None else Projection(self.projection_side, self.seed)
 
         def change(gradients: PerExampleGradients) -> PerExampleGradients:
@@ -189,7 +192,7 @@ class TracIn(AttributionMethod):
         return change
 
     def _groups(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """Parameters whose products are needed by themselves."""
+        """Group the parameters whose products are summed."""
         groups: dict[str, list[str]] = {}
         for name in names:
             group = name if "tensor_cosine" in self.kinds else layer_of(name) if self.breakdown else "*"
@@ -197,24 +200,24 @@ class TracIn(AttributionMethod):
         return groups
 
     def _scores(self, products: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, Tensor]) -> dict[Sum, Tensor]:
-        """All kinds of scores, from the products and square norms of each group of parameters."""
-        found: dict[Sum, Tensor] = {}
+        """Compute all kinds of scores from the products and square norms of each group of parameters."""
+        scores: dict[Sum, Tensor] = {}
         for kind in self.kinds:
             if kind == "tensor_cosine":
                 each = [cosines(dot, square.sqrt(), norms[group]) for group, (dot, square) in products.items()]
-                found[Sum(kind)] = torch.stack(each).mean(0)
+                scores[Sum(kind)] = torch.stack(each).mean(0)
             else:
-                found[Sum(kind)] = _over(list(products), products, norms, cosine=kind == "cosine")
+                scores[Sum(kind)] = _over(list(products), products, norms, cosine=kind == "cosine")
         layers: dict[str, list[str]] = {}
         for group in products if self.breakdown else ():
             layer = layer_of(group) if "tensor_cosine" in self.kinds else group
             layers.setdefault(layer, []).append(group)
         for layer, groups in layers.items():
             if "dot" in self.kinds:
-                found[Sum("dot", "layer", layer)] = _over(groups, products, norms, cosine=False)
+                scores[Sum("dot", "layer", layer)] = _over(groups, products, norms, cosine=False)
             if "cosine" in self.kinds:
-                found[Sum(f"cosine.{layer}")] = _over(groups, products, norms, cosine=True)
-        return found
+                scores[Sum(f"cosine.{layer}")] = _over(groups, products, norms, cosine=True)
+        return scores
 
 
 def _over(
@@ -224,7 +227,7 @@ def _over(
     *,
     cosine: bool,
 ) -> Tensor:
-    """The inner product, or the cosine, of the gradients of several groups side by side."""
+    """Compute the inner product, or the cosine, of the concatenated gradients of several groups."""
     dot = torch.stack([products[group][0] for group in groups]).sum(0)
     if not cosine:
         return dot
@@ -239,20 +242,20 @@ def _gradients(capture: GradientCapture, model: FactLM, end_of_sequence: bool, b
     return recording.gradients()
 
 
-def _hold_against_autograd(
+def _check_against_autograd(
     model: FactLM, batch: Batch, end_of_sequence: bool, gradients: PerExampleGradients, names: Sequence[str]
 ) -> None:
-    """What is read off layers must sum to the gradient: a weight may be used outside of its layer too."""
+    """Check that per-example gradients sum to the batch's: a weight may be used outside of its layer, too."""
     parameters = dict(model.named_parameters())
     named = {name: parameters[name] for name in names}
     loss = model.example_losses(batch, end_of_sequence=end_of_sequence).sum()
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    whole = torch.stack([grad.norm() for grad in found if grad is not None] or [loss.new_zeros(())]).norm()
-    for name, grad in zip(named, found, strict=True):
+    by_autograd = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    norm = torch.stack([grad.norm() for grad in by_autograd if grad is not None] or [loss.new_zeros(())]).norm()
+    for name, grad in zip(named, by_autograd, strict=True):
         total = gradients.total(name) if name in gradients.parts else torch.zeros_like(named[name])
         expected = torch.zeros_like(total) if grad is None else grad
         tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
-        if not (total - expected).norm() <= tolerance * (expected.norm() + 1e-3 * whole):
+        if not (total - expected).norm() <= tolerance * (expected.norm() + 1e-3 * norm):
             raise ValueError(
                 f"TracIn can't cover {name!r}: the rows' gradients don't sum to the batch's. Something may use it "
                 "outside of its layer's forward"
@@ -260,7 +263,7 @@ def _hold_against_autograd(
 
 
 def _learning_rate(folder: Path, names: Sequence[str]) -> float:
-    """The rate of the covered parameters at a snapshot.
+    """Read the learning rate of the covered parameters at a snapshot.
 
     Raises:
         ValueError: If there are several.
@@ -277,7 +280,7 @@ def _learning_rate(folder: Path, names: Sequence[str]) -> float:
 
 
 def _like(parameter: Tensor, factor: Preconditioner) -> Preconditioner:
-    """A preconditioner where the gradients are, in their precision."""
+    """Move a preconditioner to the device and the dtype of a parameter."""
     if isinstance(factor, RankOne):
         return RankOne(factor.rows.to(parameter), factor.columns.to(parameter))
     return Elementwise(factor.scale.to(parameter))

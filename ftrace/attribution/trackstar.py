@@ -50,7 +50,7 @@ class TrackStar(AttributionMethod):
         preconditioner: Of an index that is made: what gradients are divided by: "rank-one", "elementwise" or "none".
         output: What is differentiated, of examples and queries: "loss", "margin" or "logit".
         autocorrelation: "mixed", of the corpus and the task's queries; "train"; "none".
-        mix: lambda, the queries' share of the mixture; default: by the rule on their spectra.
+        mix: lambda, the weight of the queries in the mixture; default: by the rule on their spectra.
         rank_share: The rank, as a share of all dimensions, at which the two spectra are compared to choose lambda.
         damping: Of R, as a share of its mean eigenvalue.
         unit_norm: Whether norms are divided out.
@@ -116,7 +116,7 @@ class TrackStar(AttributionMethod):
         prepared = prepare_search(index, task.model_at, task.query_batches(), losses, settings, output=output)
         facts = {
             "index": str(index.folder),
-            "mix": [one.mix for one in prepared.whitenings],
+            "mix": [whitening.mix for whitening in prepared.whitenings],
             "coverage": {"blocks": index.blocks, "left_out": index.manifest["left_out"]},
         }
         store = write_scores(self, task, prepared, facts, "cosine" if self.unit_norm else "dot")
@@ -155,9 +155,9 @@ def write_scores(
     dtype = np.float64 if prepared.index.settings.dtype == "float64" else np.float32
     with ScoreWriter(task.output_dir, task.examples, task.queries, [kind], dtype) as writer:
         for ids, scores in scored_chunks(prepared.index, prepared.queries):
-            _, rows, places = np.intersect1d(task.examples, ids, assume_unique=True, return_indices=True)
+            _, rows, positions = np.intersect1d(task.examples, ids, assume_unique=True, return_indices=True)
             if len(rows):
-                writer.put(kind, scores[torch.from_numpy(places)].numpy(), slice(rows[0], rows[-1] + 1))
+                writer.put(kind, scores[torch.from_numpy(positions)].numpy(), slice(rows[0], rows[-1] + 1))
         return writer.finish(
             {**task.describe(method), **facts, "seconds": round(time.perf_counter() - task.started, 3)}
         )

@@ -18,25 +18,27 @@ Vectors = Mapping[str, Tensor]
 def scorer_by_cosine(
     vectors: Callable[[Batch], Vectors], query_batches: Sequence[Batch], cosines: Callable[[Vectors], Vectors]
 ) -> Scorer:
-    """What scores batches by the cosines of their vectors with the queries'.
+    """Make the function that scores batches by the cosines of their vectors with the queries'.
 
     Args:
-        vectors: Gives the vectors ``[B, D]`` of a batch, by name.
+        vectors: Computes the vectors ``[B, D]`` of a batch, by name.
         query_batches: The queries, on the model's device.
-        cosines: From the cosines ``[B, Q]`` of each name to those of each kind of scores.
+        cosines: Combines the cosines ``[B, Q]`` of each name to those of each kind of scores.
     """
-    found = [vectors(batch) for batch in query_batches]
-    queries = {name: F.normalize(torch.cat([of_batch[name] for of_batch in found]), dim=1) for name in found[0]}
+    of_batches = [vectors(batch) for batch in query_batches]
+    queries = {
+        name: F.normalize(torch.cat([of_batch[name] for of_batch in of_batches]), dim=1) for name in of_batches[0]
+    }
 
     @torch.no_grad()
     def score(batch: Batch) -> dict[Sum, Tensor]:
-        own = {name: F.normalize(rows, dim=1) @ queries[name].T for name, rows in vectors(batch).items()}
-        return {Sum(kind): values for kind, values in cosines(own).items()}
+        by_name = {name: F.normalize(rows, dim=1) @ queries[name].T for name, rows in vectors(batch).items()}
+        return {Sum(kind): values for kind, values in cosines(by_name).items()}
 
     return score
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over places of ``[B, T, D]`` where the mask ``[B, T]`` is set; zeros where it is nowhere."""
+    """Average ``[B, T, D]`` over the positions where the mask ``[B, T]`` is set; zeros where it is set nowhere."""
     weights = mask.to(states.dtype).unsqueeze(-1)
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)

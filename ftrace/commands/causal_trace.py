@@ -117,7 +117,7 @@ def causal_trace(
     effects_csv: bool = True,
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
 ) -> None:
-    """Trace where in a model facts live; killed and given again, it goes on.
+    """Trace where in a model facts live; repeated after a kill, it continues.
 
     Args:
         settings: What to trace.
@@ -159,7 +159,7 @@ def causal_trace(
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is written of traces: see :func:`causal_trace`."""
+    """The options of what is written of traces: see :func:`causal_trace`."""
 
     outcome: Outcome
     pictures: int
@@ -184,16 +184,16 @@ def _finish(
     written = write_results(task.folder, traces, averages, shown.outcome, shown.pictures, effects_csv=shown.effects_csv)
     if store is not None:
         assert run is not None
-        found = join_to_scores(traces, store, run.data, task.layer_names, task.folder, join, shown.outcome, shown.seed)
-        console.print(render_joined(found.joined))
-        written += [*(file.name for file in found.tables), *(["joined/"] if found.pictures else [])]
+        joined = join_to_scores(traces, store, run.data, task.layer_names, task.folder, join, shown.outcome, shown.seed)
+        console.print(render_joined(joined.joined))
+        written += [*(file.name for file in joined.tables), *(["joined/"] if joined.pictures else [])]
     console.print(f"Wrote {', '.join(written)} to {task.folder}", soft_wrap=True)
 
 
 def _scores(
     run: Run | None, prompts: str | None, scores: str | None, join: JoinSettings, settings: CausalSettings
 ) -> tuple[ScoreStore | None, JoinSettings]:
-    """The store that is joined, opened before anything is traced, and how."""
+    """Open the store that is joined, before anything is traced, and complete how it is joined."""
     if scores is None:
         return None, join
     if run is None or prompts is not None:
@@ -224,14 +224,14 @@ def _subject(
     dtype: str,
 ) -> _Subject:
     if (run is None) == (model is None):
-        found = "neither" if run is None else f"both, {run!r} and {model!r}: set the other to null"
-        raise ValueError(f"expected a run or a model, found {found}")
+        given = "neither" if run is None else f"both, {run!r} and {model!r}: set the other to null"
+        raise ValueError(f"expected a run or a model, found {given}")
     if run is not None:
         of_run = Run(newest_run(run))
         trained = of_run.model_at(of_run.snapshot(snapshot))
-        own = of_run.data.tokenizer
-        assert own is not None
-        return _Subject(trained.model, own, of_run, of_run.folder / "causal")
+        own_tokenizer = of_run.data.tokenizer
+        assert own_tokenizer is not None
+        return _Subject(trained.model, own_tokenizer, of_run, of_run.folder / "causal")
     assert model is not None
     if prompts is None:
         raise ValueError("prompts: expected a file of prompts for a pretrained model, found none")
@@ -274,7 +274,9 @@ def _check_joinable(store: ScoreStore, prompts: Sequence[FactPrompt], join: Join
         )
     for names in task.layer_names.values():
         layers = range(len(names))
-        cells = {make_cell(cast(Mediator, join.mediator), one, 0, len(names), task.settings.window) for one in layers}
+        cells = {
+            make_cell(cast(Mediator, join.mediator), layer, 0, len(names), task.settings.window) for layer in layers
+        }
         if len(names) > 1 and len(cells) == 1:
             raise ValueError(
                 f"window: expected a window smaller than the stack to tell its {len(names)} layers apart, found "
@@ -284,7 +286,7 @@ def _check_joinable(store: ScoreStore, prompts: Sequence[FactPrompt], join: Join
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what Lightning says of itself when prediction begins."""
+    """Silence what Lightning logs of itself when prediction begins."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -14,7 +14,7 @@ from ftrace.evaluation.results.metrics import PRECISION_AT, RESULTS_BY, ResultsB
 
 
 def names_of_results(names: Sequence[str]) -> bool:
-    """Whether these are files of results, rather than score stores.
+    """Tell files of results from score stores.
 
     Raises:
         ValueError: If some are and some aren't.

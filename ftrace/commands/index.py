@@ -64,7 +64,7 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def command(**options: Any) -> None:
-    """Write the gradient index of a corpus at one snapshot of a run; killed and given again, it goes on."""
+    """Write the gradient index of a corpus at one snapshot of a run; repeated after a kill, it continues."""
     defaults = {**asdict(FeatureSettings()), "preconditioner": "auto"}
     options = use_new_names("ftrace index", options, OLD_OPTIONS, defaults)
     may_lack_moments = options["preconditioner"] == "auto"
@@ -90,7 +90,7 @@ def index(
     check: bool = False,
     may_lack_moments: bool = False,
 ) -> None:
-    """Write the gradient index of a corpus at one snapshot of a run; killed and given again, it goes on.
+    """Write the gradient index of a corpus at one snapshot of a run; repeated after a kill, it continues.
 
     Args:
         run: The run's log folder, or the folder that its versions are in: the newest is taken.
@@ -103,7 +103,7 @@ def index(
         batch_size: Examples of a batch; default: as the run's.
         plan: Write nothing; say what an index of so many examples takes, by rates that are measured for some seconds.
         plan_hours: Within which the planned index is to be written.
-        check: Write nothing; read all of the index in OUTPUT_DIR, and hold it against its checksums.
+        check: Write nothing; read all of the index in OUTPUT_DIR, and check it against its checksums.
         may_lack_moments: Whether gradients at a snapshot without second moments are left as they are; otherwise that is
             an error.
     """
@@ -149,7 +149,7 @@ def _left_out(made: GradientIndex) -> str:
 
 
 def corpus_of(run: Run, files: list[str]) -> FactData:
-    """Another corpus in the tokens of a run's model, with the run's queries."""
+    """Load another corpus in the tokens of a run's model, with the run's queries."""
     known = run.data
     settings = replace(
         known.settings, data_dir=str(known.data_path.parent), tokenizer=known.tokenizer_source, num_queries=None
@@ -161,7 +161,7 @@ def corpus_of(run: Run, files: list[str]) -> FactData:
 
 
 def check_index(opened: GradientIndex) -> None:
-    """Read all rows, and hold them against their checksums.
+    """Read all rows, and check them against their checksums.
 
     Raises:
         ValueError: If a shard is damaged, by name.
@@ -175,7 +175,7 @@ def check_index(opened: GradientIndex) -> None:
 def make_plan(
     task: Task, snapshot: Path, settings: IndexSettings, output: Output, examples: int, hours: float
 ) -> IndexPlan:
-    """Measure for some seconds what rows, writing and reading cost here, and what follows for a corpus."""
+    """Measure for some seconds how fast rows are made, written and read here, and plan an index of a corpus."""
     if task.accelerator == "gpu" or (task.accelerator == "auto" and torch.cuda.is_available()):
         device = torch.device("cuda")
     else:
@@ -192,7 +192,7 @@ def make_plan(
     for start in itertools.count(0, size):
         rows = task.example_rows(start % len(task.examples), start % len(task.examples) + size)
         began = time.perf_counter()
-        batch = {name: one.to(device) for name, one in collate(rows).items()}
+        batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
         made = rows_of(batch)[0].cpu()
         if start:  # the first warms up
             count, seconds = count + len(made), seconds + time.perf_counter() - began
@@ -205,7 +205,7 @@ def make_plan(
 
 
 def _disk_rates(folder: Path, rows: torch.Tensor, settings: IndexSettings) -> tuple[float, float]:
-    """Bytes a second that are written to, and read from, where the index is to be."""
+    """Measure how many bytes a second are written and read where the index is to be."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     copies = max(1, 2**26 // max(1, rows.nbytes))
     many = rows.repeat(copies, 1)

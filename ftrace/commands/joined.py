@@ -25,7 +25,7 @@ PICTURES = "joined"
 
 @dataclass(frozen=True)
 class JoinSettings:
-    """How causal effects are joined to scores.
+    """The options that decide how causal effects are joined to scores.
 
     Args:
         kind: Of the store's kinds of scores; default: the first that there is.
@@ -61,7 +61,7 @@ class JoinSettings:
 
 @dataclass(frozen=True)
 class JoinedFiles:
-    """What was joined, and where it was written.
+    """The joined profiles, and the files that they were written to.
 
     Args:
         joined: The profiles, and how they agree.
@@ -132,19 +132,19 @@ def join(
 
 
 def _of_fact(true: Mapping[int, Sequence[int]], query: int) -> Sequence[int]:
-    found = true.get(query)
-    if not found:
+    proponents = true.get(query)
+    if not proponents:
         raise ValueError(
             f"summed_over: expected ground-truth proponents of each query, found none of query {query}. Sum over the "
             "strongest instead"
         )
-    return found
+    return proponents
 
 
 def _some(queries: Sequence[JoinedQuery], most: int | None) -> list[JoinedQuery]:
     count = len(queries) if most is None else min(most, len(queries))
-    places = np.unique(np.linspace(0, len(queries) - 1, count).round().astype(int)).tolist() if count else []
-    return [queries[place] for place in places]
+    positions = np.unique(np.linspace(0, len(queries) - 1, count).round().astype(int)).tolist() if count else []
+    return [queries[position] for position in positions]
 
 
 def _sentence(data: FactData, example: int) -> str:

@@ -27,10 +27,10 @@ from ftrace.evaluation.results import Passages, RetrievalResult, write_results
 from ftrace.index import (
     OLD_SEARCH_OPTIONS,
     ApproximateSettings,
-    Found,
     GradientIndex,
     PreparedSearch,
     SearchSettings,
+    TopExamples,
     WhiteningSettings,
     approximate_top_k,
     open_approximate,
@@ -209,7 +209,7 @@ def _batches(data: FactData, rows: Sequence[Row]) -> list[dict[str, torch.Tensor
 
 def _approximately(
     prepared: PreparedSearch, settings: ApproximateSettings, k: int, console: Console
-) -> tuple[Found, Found, float]:
+) -> tuple[TopExamples, TopExamples, float]:
     """Search approximately: proponents, opponents, and the seconds of the search itself."""
     (whitening,) = prepared.whitenings[:1]
     started = time.perf_counter()
@@ -221,7 +221,7 @@ def _approximately(
     few = type(of_segment)(of_segment.vectors[:_RECALL_QUERIES], of_segment.norms, of_segment.weighted)
     exact = top_k(prepared.index, [few], k)
     shares = [
-        recall(Found(approximately.ids[:_RECALL_QUERIES], approximately.scores[:_RECALL_QUERIES]), exactly)
+        recall(TopExamples(approximately.ids[:_RECALL_QUERIES], approximately.scores[:_RECALL_QUERIES]), exactly)
         for approximately, exactly in zip(strongest, exact, strict=True)
     ]
     console.print(
@@ -234,7 +234,7 @@ def _approximately(
 
 
 def _results(
-    rows: Sequence[Row], proponents: Found, opponents: Found, data: FactData, *, of_run: bool
+    rows: Sequence[Row], proponents: TopExamples, opponents: TopExamples, data: FactData, *, of_run: bool
 ) -> Iterator[RetrievalResult]:
     """Make the results of queries, which are the run's own or of a file."""
     truth = data.proponents if of_run else {}
@@ -257,12 +257,12 @@ def _results(
         )
 
 
-def _passages(found: Found, query: int, data: FactData) -> Passages:
-    known = found.ids[query] >= 0
-    ids = found.ids[query][known]
+def _passages(strongest: TopExamples, query: int, data: FactData) -> Passages:
+    known = strongest.ids[query] >= 0
+    ids = strongest.ids[query][known]
     rows = data.train_rows[ids]
     texts = [fill_in(*both) for both in zip(rows["inputs_pretokenized"], rows["targets_pretokenized"], strict=True)]
-    return Passages(texts, ids.tolist(), found.scores[query][known].tolist())
+    return Passages(texts, ids.tolist(), strongest.scores[query][known].tolist())
 
 
 def _tell(console: Console, prepared: PreparedSearch, count: int, seconds: float) -> None:
@@ -281,7 +281,7 @@ def _tell(console: Console, prepared: PreparedSearch, count: int, seconds: float
     )
 
 
-def _worked_out(row: Row, proponents: Found, opponents: Found, query: int, data: FactData) -> Table:
+def _worked_out(row: Row, proponents: TopExamples, opponents: TopExamples, query: int, data: FactData) -> Table:
     """Lay out the three strongest examples of a query, on either side, for a person to read."""
     answer = fill_in(row["inputs_pretokenized"], row["targets_pretokenized"])
     table = Table(title=Text(f"query {row['query_id']}: {answer}"), title_justify="left", box=None)

@@ -83,7 +83,7 @@ def open_stores(names: Sequence[str], run: Path | None = None, *, only_in_run: b
 
 
 def short_names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Different paths by as much of their ends as tells them apart."""
+    """Name different paths by as much of their ends as tells them apart."""
     parts = [path.resolve().parts for path in paths]
     length = 1
     while len({of_path[-length:] for of_path in parts}) < len(parts):
@@ -92,6 +92,6 @@ def short_names(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def open_with_kind(run: Path, given: str) -> tuple[ScoreStore, str | None]:
-    """A store given as FOLDER[:KIND], a name in the run's folder or a path, and the kind if there is one."""
+    """Open a store given as FOLDER[:KIND], a name in the run's folder or a path; and return the kind, if any."""
     folder, _, kind = given.partition(":")
     return ScoreStore.open(run / folder if (run / folder).is_dir() else Path(folder)), kind or None

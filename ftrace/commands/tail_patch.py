@@ -120,7 +120,7 @@ def patch_stores(
 
 
 def _rows(stores: Mapping[str, ScoreStore], kinds: Sequence[str] | None) -> dict[str, tuple[ScoreStore, str]]:
-    """Each row's store and kind. A store of a single kind is taken with it."""
+    """Name each row's store and kind. A store of a single kind is taken with it."""
     known = sorted({kind for store in stores.values() for kind in store.kinds})
     unknown = [kind for kind in kinds or () if kind not in known]
     if unknown:
@@ -152,7 +152,7 @@ def _rule(
     optimizer: Literal["sgd", "adam"] | None,
     learning_rate: float | None,
 ) -> tuple[StepRule, dict[str, str | float]]:
-    """What a step is, and the same for programs."""
+    """Make the rule of a step, and describe it for programs."""
     trained = {"adamw": "adam"}.get(model.hparams["optimizer"], model.hparams["optimizer"])
     chosen = optimizer or trained
     if chosen not in ("sgd", "adam"):

@@ -22,7 +22,7 @@ from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_inde
 from ftrace.index.gradient_rows import GradientRows
 from ftrace.index.plan import IndexPlan, readable
 from ftrace.index.prepared_search import OLD_SEARCH_OPTIONS, PreparedSearch, SearchSettings, prepare_search
-from ftrace.index.search import Found, SegmentQueries, prepare_queries, row_norms, scored_chunks, top_k
+from ftrace.index.search import SegmentQueries, TopExamples, prepare_queries, row_norms, scored_chunks, top_k
 from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
 from ftrace.index.shards import Rows, Shard, write_shard
 from ftrace.index.whitening import (
@@ -42,7 +42,6 @@ __all__ = [
     "ApproximateSettings",
     "Entries",
     "FeatureSettings",
-    "Found",
     "GradientFeatures",
     "GradientIndex",
     "GradientRows",
@@ -56,6 +55,7 @@ __all__ = [
     "Segment",
     "SegmentQueries",
     "Shard",
+    "TopExamples",
     "WhichR",
     "Whitening",
     "WhiteningSettings",

@@ -1,8 +1,8 @@
 """Approximate search with faiss, for indexes that are too large to read for each search (pip install ftrace[faiss]).
 
 A faiss index holds one task's whitened rows of unit norm, in eight bits a number, in lists by nearest centroid; a
-search looks into some of the lists. What it finds is scored anew with the exact rows, so scores are exact, and only
-what is missed is approximate: how much, is measured.
+search looks into some of the lists. What it finds is scored again with the exact rows, so scores are exact, and only
+the choice of examples is approximate: its recall is measured.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from ftrace.index.gradient_index import GradientIndex
-from ftrace.index.search import Found, SegmentQueries, score_places
+from ftrace.index.search import SegmentQueries, TopExamples, score_rows
 from ftrace.index.whitening import Whitening
 from ftrace.whole_files import whole_file
 
 _ROWS_AT_A_TIME = 4096
 _TRAINING_ROWS_OF_A_LIST = 64
-_MORE = 4  # candidates that are scored anew for each that is asked for
+_CANDIDATES = 4  # that are scored exactly for each example that is asked for
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class ApproximateSettings:
 
 
 def open_approximate(index: GradientIndex, whitening: Whitening, settings: ApproximateSettings) -> Any:
-    """The faiss index of a task, made where there is none; kept in the index's folder.
+    """Open the faiss index of a task; it is made where there is none, and kept in the index's folder.
 
     Args:
         index: Of one segment, with one row for each example.
         whitening: Of the task.
-        settings: How approximate.
+        settings: How many lists there are, and how many a search looks into.
 
     Raises:
         ValueError: If faiss is not installed, or an example may have several rows.
@@ -88,8 +88,8 @@ def open_approximate(index: GradientIndex, whitening: Whitening, settings: Appro
 
 def _white_rows(rows: torch.Tensor, whitening: Whitening) -> np.ndarray:
     white = whitening.white(rows.float())
-    found: np.ndarray = torch.nn.functional.normalize(white, dim=1).numpy()
-    return found
+    normalized: np.ndarray = torch.nn.functional.normalize(white, dim=1).numpy()
+    return normalized
 
 
 def _keep(opened: Any, file: Path) -> None:
@@ -102,12 +102,12 @@ def _keep(opened: Any, file: Path) -> None:
 
 def approximate_top_k(
     index: GradientIndex, opened: Any, queries: SegmentQueries, white_queries: torch.Tensor, k: int
-) -> tuple[Found, Found]:
-    """The strongest proponents and opponents of each query that some of the lists hold.
+) -> tuple[TopExamples, TopExamples]:
+    """Find the strongest proponents and opponents of each query that some of the lists hold.
 
     Args:
-        index: The index.
-        opened: As :func:`open_approximate` gives it.
+        index: Of one segment.
+        opened: As :func:`open_approximate` returns it.
         queries: What rows are multiplied with, for exact scores.
         white_queries: The queries' whitened rows, ``[Q, D]``.
         k: How many.
@@ -116,31 +116,31 @@ def approximate_top_k(
         Exact scores of what was found; ids -1 and scores NaN where a query's lists held fewer than k.
     """
     segment = index.segments[0]
-    found = []
+    strongest = []
     for sign in (1, -1):
-        wanted = min(_MORE * k, len(segment))
-        _, places = opened.search(sign * white_queries.float().numpy(), wanted)
-        ids = np.full((len(places), k), -1, np.int64)
-        scores = np.full((len(places), k), np.nan, np.float32)
-        for query, of_query in enumerate(places):
-            own = np.unique(of_query[of_query >= 0])
-            if not len(own):
+        wanted = min(_CANDIDATES * k, len(segment))
+        _, positions = opened.search(sign * white_queries.float().numpy(), wanted)
+        ids = np.full((len(positions), k), -1, np.int64)
+        scores = np.full((len(positions), k), np.nan, np.float32)
+        for query, of_query in enumerate(positions):
+            candidates = np.unique(of_query[of_query >= 0])
+            if not len(candidates):
                 continue
-            exact = sign * score_places(segment, queries, own)[:, query].numpy()
+            exact = sign * score_rows(segment, queries, candidates)[:, query].numpy()
             order = np.argsort(-exact, kind="stable")[:k]
-            ids[query, : len(order)] = segment.ids[own[order]]
+            ids[query, : len(order)] = segment.ids[candidates[order]]
             scores[query, : len(order)] = sign * exact[order]
-        found.append(Found(ids, scores))
-    return found[0], found[1]
+        strongest.append(TopExamples(ids, scores))
+    return strongest[0], strongest[1]
 
 
-def recall(found: Found, exact: Found) -> float:
-    """The share of the exact top k that was found, over all queries.
+def recall(approximate: TopExamples, exact: TopExamples) -> float:
+    """Compute the recall of the exact top k, averaged over queries.
 
     Example:
         >>> ids, scores = np.array([[1, 2]]), np.array([[0.5, 0.25]])
-        >>> recall(Found(np.array([[1, 7]]), scores), Found(ids, scores))
+        >>> recall(TopExamples(np.array([[1, 7]]), scores), TopExamples(ids, scores))
         0.5
     """
-    shares = [len(np.intersect1d(own, others)) / len(others) for own, others in zip(found.ids, exact.ids, strict=True)]
-    return float(np.mean(shares))
+    pairs = zip(approximate.ids, exact.ids, strict=True)
+    return float(np.mean([len(np.intersect1d(found, wanted)) / len(wanted) for found, wanted in pairs]))

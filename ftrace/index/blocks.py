@@ -1,4 +1,4 @@
-"""Which weights an index sees, and which of them share a block of its rows.
+"""The weights that an index covers, and the blocks of its rows that they share.
 
 TrackStar pools attention and MLP weights into eight groups of consecutive layers each, and leaves embeddings, head,
 norms and biases out (Chang et al. 2024, arXiv 2410.17413, section 3 and appendix).
@@ -22,7 +22,7 @@ _TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def block_weights(module: nn.Module) -> list[str]:
-    """Names of the matrices in a model's numbered blocks: no embeddings, no head, no norms, no biases.
+    """List the matrices in a model's numbered blocks: no embeddings, no head, no norms, no biases.
 
     Raises:
         ValueError: If there is none.
@@ -31,22 +31,22 @@ def block_weights(module: nn.Module) -> list[str]:
         >>> block_weights(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Embedding(4, 3)))
         ['0.weight']
     """
-    tables = {id(p) for one in module.modules() if isinstance(one, _TABLES) for p in one.parameters(recurse=False)}
-    found = [
+    tables = {id(p) for part in module.modules() if isinstance(part, _TABLES) for p in part.parameters(recurse=False)}
+    names = [
         name
         for name, parameter in module.named_parameters()
         if parameter.ndim > 1 and id(parameter) not in tables and re.search(r"(^|\.)\d+(\.|$)", name)
     ]
-    if not found:
+    if not names:
         raise ValueError(
             f"parameters: expected {type(module).__name__} to have matrices in numbered blocks, found none. Name what "
-            'the index is to see, such as parameters=("*",)'
+            'the index is to cover, such as parameters=("*",)'
         )
-    return found
+    return names
 
 
 def make_blocks(names: Sequence[str], layout: Layout = "pooled", layer_groups: int = 8) -> dict[str, list[str]]:
-    """Names of parameters by the block that they share.
+    """Group names of parameters by the block that they share.
 
     Args:
         names: In the model's order.
@@ -76,14 +76,14 @@ def make_blocks(names: Sequence[str], layout: Layout = "pooled", layer_groups: i
     for name in names:
         by_kind.setdefault(_kind(name), {}).setdefault(layer_of(name), []).append(name)
     for kind, layers in by_kind.items():
-        shared = max(1.0, len(layers) / layer_groups)
-        for place, of_layer in enumerate(layers.values()):
-            blocks.setdefault(f"{kind} {int(place / shared)}", []).extend(of_layer)
+        layers_of_group = max(1.0, len(layers) / layer_groups)
+        for position, of_layer in enumerate(layers.values()):
+            blocks.setdefault(f"{kind} {int(position / layers_of_group)}", []).extend(of_layer)
     return blocks
 
 
 def _kind(name: str) -> str:
     if not re.search(r"(^|\.)\d+(\.|$)", name):
         return layer_of(name)
-    own = name.removeprefix(layer_of(name))
-    return "attention" if _ATTENTION.search(own) else "mlp" if _MLP.search(own) else "other"
+    within_layer = name.removeprefix(layer_of(name))
+    return "attention" if _ATTENTION.search(within_layer) else "mlp" if _MLP.search(within_layer) else "other"

@@ -1,8 +1,8 @@
-"""From gradients to the rows of an index: divided by the root of second moments, projected, and added up by blocks.
+"""From gradients to the rows of an index: divided by the root of second moments, projected, and summed by blocks.
 
 ``phi = P (gradient / sqrt(V))`` (Chang et al. 2024, arXiv 2410.17413, section 3). The steps don't commute: the division
 comes first, at full size. One of rank one is folded into the projection, so that nothing of a weight's size is formed;
-an elementwise one needs each example's gradient of each weight whole.
+an elementwise one needs each example's unprojected gradient of each weight.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FeatureSettings:
     layer_groups: int = 8
     """Of the layout "pooled": how many groups of consecutive layers, for attention and for MLP weights."""
     parameters: tuple[str, ...] | None = None
-    """Globs over parameter names, in order; one that begins with "!" takes away. Default: the matrices in the model's
+    """Globs over parameter names, in order; one that begins with "!" excludes. Default: the matrices in the model's
     numbered blocks."""
     preconditioner: PreconditionerKind = "rank-one"
     """What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's second
@@ -98,12 +98,12 @@ class FeatureSettings:
 
 
 class GradientFeatures:
-    """Makes rows of gradients, for examples and queries alike.
+    """The map from gradients to rows, for examples and queries alike.
 
     Args:
-        settings: How.
+        settings: The options of the rows.
         names: The parameters, in the model's order.
-        preconditioners: One over the root of second moments, by parameter; those of others count as 1.
+        preconditioners: One over the root of second moments, by parameter; default: 1.
 
     Attributes:
         names: The parameters.
@@ -133,52 +133,52 @@ class GradientFeatures:
         return len(self.blocks) * self.block_size
 
     @property
-    def needs_whole(self) -> bool:
-        """Whether gradients must come whole; otherwise projected by :attr:`projection`."""
-        return any(isinstance(one, Elementwise) and one.scale.ndim > 1 for one in self.preconditioners.values())
+    def needs_unprojected(self) -> bool:
+        """Whether gradients must come unprojected; otherwise projected by :attr:`projection`."""
+        return any(isinstance(p, Elementwise) and p.scale.ndim > 1 for p in self.preconditioners.values())
 
     @cached_property
     def projection(self) -> Projection:
-        """What gradients are projected with, division included where it can be folded in."""
+        """The projection of gradients, with the preconditioners where they can be folded in."""
         plain = self.settings.projection
-        return plain if self.needs_whole else plain.preconditioned(self.preconditioners)
+        return plain if self.needs_unprojected else plain.preconditioned(self.preconditioners)
 
     def without_preconditioner(self) -> GradientFeatures:
         """Give the features of gradients as they are, not divided."""
         return GradientFeatures(replace(self.settings, preconditioner="none"), self.names)
 
     def rows(self, gradients: PerExampleGradients) -> Tensor:
-        """Rows ``[B, D]`` of gradients that are projected, or whole where :attr:`needs_whole`.
+        """Make rows ``[B, D]`` of gradients that are projected, or unprojected where :attr:`needs_unprojected`.
 
         A parameter without gradient, such as of a layer that has not run, counts as 0.
         """
-        if self.needs_whole:
+        if self.needs_unprojected:
             factors: dict[str, float | Preconditioner] = {
                 name: self.preconditioners.get(name, 1.0) for name in gradients.parts
             }
             gradients = project(precondition(gradients, factors), self.projection)
         rows = gradients.zeros(len(gradients), len(self.blocks), self.block_size)
-        for place, names in enumerate(self.blocks.values()):
+        for block, names in enumerate(self.blocks.values()):
             for name in names:
                 if name in gradients.parts:
-                    rows[:, place] += flat_rows(gradients.dense(name))
+                    rows[:, block] += flat_rows(gradients.dense(name))
         return rows.flatten(1)
 
     def row_of(self, gradients: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """The row ``[D]`` of one gradient, given by parameter: what the rows of its examples must sum to.
+        """Make the row ``[D]`` of one gradient, given by parameter: the rows of its examples must sum to it.
 
         Args:
             gradients: Each in its parameter's shape.
-            like: A tensor of the dtype and on the device wanted.
+            like: A tensor of the wanted dtype and device.
         """
         row = like.new_zeros(len(self.blocks), self.block_size)
-        for place, names in enumerate(self.blocks.values()):
+        for block, names in enumerate(self.blocks.values()):
             for name in names:
                 if name in gradients:
-                    given = gradients[name].to(like)
-                    if self.needs_whole and name in self.preconditioners:
-                        given = given * self.preconditioners[name].dense().view(given.shape)
-                    row[place] += self.projection.project(name, given[None]).flatten()
+                    gradient = gradients[name].to(like)
+                    if self.needs_unprojected and name in self.preconditioners:
+                        gradient = gradient * self.preconditioners[name].dense().view(gradient.shape)
+                    row[block] += self.projection.project(name, gradient[None]).flatten()
         return row.flatten()
 
 
@@ -195,27 +195,27 @@ def preconditioner_for_index(factor: Preconditioner, kind: PreconditionerKind) -
 
 
 def to_tensors(preconditioners: Mapping[str, Preconditioner]) -> dict[str, Tensor]:
-    """Preconditioners as a file of tensors holds them."""
-    found: dict[str, Tensor] = {}
+    """Convert preconditioners to the tensors that a file holds."""
+    tensors: dict[str, Tensor] = {}
     for name, factor in preconditioners.items():
         if isinstance(factor, RankOne):
-            found |= {f"{name}::rows": factor.rows, f"{name}::columns": factor.columns}
+            tensors |= {f"{name}::rows": factor.rows, f"{name}::columns": factor.columns}
         else:
-            found[f"{name}::scale"] = factor.scale
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+            tensors[f"{name}::scale"] = factor.scale
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def from_tensors(tensors: Mapping[str, Tensor], like: Tensor | None = None) -> dict[str, Preconditioner]:
-    """The inverse of :func:`to_tensors`, on the device and in the dtype of a tensor."""
+    """Convert tensors back to preconditioners, on the device and in the dtype of a tensor."""
     moved = {name: tensor if like is None else tensor.to(like) for name, tensor in tensors.items()}
-    found: dict[str, Preconditioner] = {}
+    preconditioners: dict[str, Preconditioner] = {}
     for full, tensor in moved.items():
         name, _, part = full.partition("::")
         if part == "rows":
-            found[name] = RankOne(tensor, moved[f"{name}::columns"])
+            preconditioners[name] = RankOne(tensor, moved[f"{name}::columns"])
         elif part == "scale":
-            found[name] = Elementwise(tensor)
-    return found
+            preconditioners[name] = Elementwise(tensor)
+    return preconditioners
 
 
 def moved_like(preconditioners: Mapping[str, Preconditioner], like: Tensor) -> dict[str, Preconditioner]:
@@ -224,7 +224,7 @@ def moved_like(preconditioners: Mapping[str, Preconditioner], like: Tensor) -> d
 
 
 def as_dtype(name: str) -> torch.dtype:
-    """A dtype that rows are kept in, by its name.
+    """Find a dtype that rows are kept in, by its name.
 
     Raises:
         ValueError: If rows can't be kept so.

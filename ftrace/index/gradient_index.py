@@ -1,4 +1,4 @@
-"""A gradient index on disk: what it is of, and its segments.
+"""A gradient index on disk: its manifest and its segments.
 
 index.json              how rows were made, of which model and data; a mismatch is an error
 segment-00000120/       rows at the weights of step 120
@@ -52,24 +52,24 @@ class IndexSettings:
             )
 
     def row_bytes(self, size: int) -> int:
-        """Bytes of a row of that many numbers, with its id, step, weight and scale."""
+        """Count the bytes of a row of that many numbers, with its id, step, weight and scale."""
         return size * as_dtype(self.dtype).itemsize + 24
 
     def rows_of_shard(self, size: int) -> int:
-        """How many rows a shard has."""
+        """Count the rows of a shard."""
         return max(1, self.shard_bytes // self.row_bytes(size))
 
 
 def begin_index(
     folder: Path, settings: IndexSettings, module: nn.Module, names: Sequence[str], facts: Mapping[str, Any]
 ) -> GradientFeatures:
-    """Make the folder of an index, or go on with one of the same settings.
+    """Make the folder of an index, or continue one of the same settings.
 
     Args:
         folder: The index's.
-        settings: How.
+        settings: The options of the index.
         module: The model.
-        names: The parameters that it sees.
+        names: The parameters that the index covers.
         facts: More for the manifest. They must be the same as well.
 
     Returns:
@@ -90,9 +90,8 @@ def begin_index(
         **facts,
     }
     given = json.loads(json.dumps(manifest))
-    if folder.exists() and any(not one.name.startswith(".") for one in folder.iterdir()):
-        found = read_manifest(folder)
-        there, asked = _flat(found), _flat(given)
+    if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        there, asked = _flat(read_manifest(folder)), _flat(given)
         different = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
         if different:
             few = [
@@ -111,22 +110,22 @@ def begin_index(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What an index says of itself.
+    """Read the manifest of an index.
 
     Raises:
         ValueError: If the folder holds no index, or one of another version.
     """
     try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(folder)!r} is not a gradient index: can't read its {MANIFEST} ({error})") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("version") != VERSION:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise ValueError(f"{str(folder)!r} is not a gradient index of version {VERSION}, which this ftrace reads")
-    features = found["settings"]["features"]
-    found["settings"]["features"] = {OLD_OPTIONS.get(name, name): value for name, value in features.items()}
+    features = manifest["settings"]["features"]
+    manifest["settings"]["features"] = {OLD_OPTIONS.get(name, name): value for name, value in features.items()}
     if (entries := features.get("entries")) in OLD_ENTRIES:
-        found["settings"]["features"]["entries"] = OLD_ENTRIES[entries]
-    return found
+        manifest["settings"]["features"]["entries"] = OLD_ENTRIES[entries]
+    return manifest
 
 
 class GradientIndex:
@@ -150,61 +149,61 @@ class GradientIndex:
         )
         self.blocks: dict[str, list[str]] = self.manifest["blocks"]
         folders = sorted(self.folder.glob("segment-*"))
-        unfinished = [one.name for one in folders if not (one / SEGMENT).exists()]
+        unfinished = [segment.name for segment in folders if not (segment / SEGMENT).exists()]
         if unfinished or not folders:
             raise ValueError(
                 f"{str(self.folder)!r} is not finished: {', '.join(unfinished) or 'no segment'}. Give the command "
-                "that writes it again, and it goes on where it was"
+                "that writes it again, and it continues where it was"
             )
-        self.segments = [Segment(one) for one in folders]
+        self.segments = [Segment(segment) for segment in folders]
 
     @property
     def size(self) -> int:
-        """D: numbers of a row."""
+        """D: the numbers of a row."""
         return len(self.blocks) * self.settings.features.projection_side**2
 
     @property
     def names(self) -> list[str]:
-        """The parameters that it sees."""
+        """The parameters that it covers."""
         return [name for names in self.blocks.values() for name in names]
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of all segments."""
+        """The number of rows of all segments."""
         return sum(map(len, self.segments))
 
     def features(self, segment: Segment, module: nn.Module) -> GradientFeatures:
-        """What makes rows of gradients as the segment's were made.
+        """Make the features that a segment's rows were made with.
 
         Raises:
-            ValueError: If the model is another one.
+            ValueError: If the model is a different one.
         """
-        found = model_fingerprint(module)
-        if found != self.manifest["model"]:
+        fingerprint = model_fingerprint(module)
+        if fingerprint != self.manifest["model"]:
             raise ValueError(
                 f"{str(self.folder)!r} is of a model with other parameters than {type(module).__name__}: fingerprint "
-                f"{self.manifest['model']}, found {found}"
+                f"{self.manifest['model']}, found {fingerprint}"
             )
-        order = {name: place for place, (name, _) in enumerate(module.named_parameters())}
+        order = {name: position for position, (name, _) in enumerate(module.named_parameters())}
         names = sorted(self.names, key=order.__getitem__)
         like = next(module.parameters())
         return GradientFeatures(self.settings.features, names, segment.preconditioners(like))
 
 
 def _plain(settings: IndexSettings) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return found
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return plain
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names, the options of the index itself first."""
-    found: dict[str, Any] = {}
+    """Flatten nested settings to dotted names; options of the index itself have no prefix."""
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and key != "blocks":
-            found |= _flat(value, prefix if key in ("settings", "features") else f"{prefix}{key}.")
+            flat |= _flat(value, prefix if key in ("settings", "features") else f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _short(value: object) -> str:

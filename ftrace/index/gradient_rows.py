@@ -16,11 +16,11 @@ Losses = Callable[[Any, Any], Tensor]
 
 
 class GradientRows:
-    """Makes rows of batches.
+    """The map from batches to rows, at a module's weights.
 
     Args:
-        module: At the weights that gradients are taken at, in eval mode.
-        features: What rows are.
+        module: The module, in eval mode.
+        features: The map from gradients to rows.
         losses: ``(module, batch) -> Tensor[B]``: what is differentiated, one number for each row of the batch.
 
     Raises:
@@ -31,14 +31,14 @@ class GradientRows:
         self.module = module
         self.features = features
         self.losses = losses
-        projection = None if features.needs_whole else features.projection
+        projection = None if features.needs_unprojected else features.projection
         self.capture = GradientCapture(module, features.names, projection=projection, strict=True)
         self.capture.attach()
         self._is_checked = False
 
     @torch.enable_grad()
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The rows ``[B, D]`` of a batch, and what is differentiated, ``[B]``.
+        """Make the rows ``[B, D]`` of a batch; return them and the outputs that are differentiated, ``[B]``.
 
         Raises:
             ValueError: If the first row is not what autograd finds for it alone.
@@ -48,7 +48,7 @@ class GradientRows:
             recording.backward(losses)
         rows = self.features.rows(recording.gradients())
         if not self._is_checked:
-            self._hold_against_autograd(batch, rows)
+            self._check_against_autograd(batch, rows)
             self._is_checked = True
         return rows, losses.detach()
 
@@ -56,31 +56,31 @@ class GradientRows:
         """Remove the hooks; the module is as it was."""
         self.capture.detach()
 
-    def _hold_against_autograd(self, batch: Any, rows: Tensor) -> None:
-        """A row of the batch by itself: a weight may be used outside of its layer, or rows be mixed up."""
+    def _check_against_autograd(self, batch: Any, rows: Tensor) -> None:
+        """Check the first row against autograd: a weight may be used outside of its layer, or rows be mixed up."""
         size = len(rows)
 
-        def first(one: Any) -> Any:
-            return one[:1] if isinstance(one, Tensor) and one.ndim and len(one) == size else one
+        def first(leaf: Any) -> Any:
+            return leaf[:1] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf
 
         parameters = dict(self.module.named_parameters())
         named = {name: parameters[name] for name in self.features.names}
         with self.capture.exclusively():
             total = self.losses(self.module, _pytree.tree_map(first, batch)).sum()
-            found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-        gradients = {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
+            by_autograd = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        gradients = {name: grad for name, grad in zip(named, by_autograd, strict=True) if grad is not None}
         expected = self.features.row_of(gradients, rows)
         tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 0.1
         if not (rows[0] - expected).norm() <= tolerance * (expected.norm() + 1e-3 * rows.norm()):
             raise ValueError(
                 "the gradient that is read off layers for the first row of a batch is not the one that autograd finds "
                 "for it alone: something may use a weight outside of its layer's forward, or mix a batch's rows. Name "
-                "the parameters that the index is to see: parameters=(...)"
+                "the parameters that the index is to cover: parameters=(...)"
             )
 
 
 def rows_of_batch(batch: Any) -> int:
-    """How many rows a batch has: as many as the first of its tensors.
+    """Count the rows of a batch: as many as the first of its tensors has.
 
     Raises:
         ValueError: If there is no tensor in it.
@@ -92,5 +92,5 @@ def rows_of_batch(batch: Any) -> int:
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device."""
-    return _pytree.tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, batch)
+    """Move the tensors of a batch to a device."""
+    return _pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)

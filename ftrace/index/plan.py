@@ -1,4 +1,4 @@
-"""How much an index of a corpus takes: bytes, hours and machines, from rates that were measured."""
+"""The costs of an index of a corpus: bytes, hours and machines, from measured rates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class IndexPlan:
     Args:
         examples: N.
         size: D: numbers of a row.
-        blocks: Of a row.
+        blocks: The number of blocks of a row.
         settings: How the index is kept.
-        rows_per_second: That one machine such as the one that was measured makes.
+        rows_per_second: Rows that one machine makes, as measured.
         write_rate: Bytes a second that it writes.
         read_rate: Bytes a second that it reads.
-        hours: Within which the index is to be written.
+        hours: The time within which the index is to be written.
 
     Raises:
         ValueError: If a number is not positive.
@@ -47,37 +47,37 @@ class IndexPlan:
 
     @property
     def bytes(self) -> int:
-        """Of the rows on disk, with ids, weights, scales and steps."""
+        """The bytes on disk: rows with their ids, weights, scales and steps, and R."""
         return self.examples * self.settings.row_bytes(self.size) + self.statistics_bytes
 
     @property
     def statistics_bytes(self) -> int:
-        """Of R: a matrix for each block."""
+        """The bytes of R: a matrix for each block."""
         return int(4 * self.blocks * (self.size / self.blocks) ** 2)
 
     @property
     def shards(self) -> int:
-        """Files of rows."""
+        """The number of files of rows."""
         return math.ceil(self.examples / self.settings.rows_of_shard(self.size))
 
     @property
     def machine_hours(self) -> float:
-        """Hours of one machine to write the index: of gradients, or of writing where that takes longer."""
+        """The hours of one machine: for the gradients, or for writing where that takes longer."""
         seconds = max(self.examples / self.rows_per_second, self.bytes / self.write_rate)
         return seconds / 3600
 
     @property
     def machines(self) -> int:
-        """How many of them write it in time."""
+        """The number of machines that write it in time."""
         return math.ceil(self.machine_hours / self.hours)
 
     @property
     def search_seconds(self) -> float:
-        """For one exact pass over all rows, by as many machines: for any number of queries that fit into memory."""
+        """The seconds of an exact pass over all rows by as many machines, for any queries that fit into memory."""
         return self.bytes / self.read_rate / self.machines
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person wants to know."""
+        """Describe the plan: pairs of a name and a value."""
         return [
             ("examples", f"{self.examples:,}"),
             ("a row", f"{self.size:,} numbers in {self.blocks} blocks, {self.settings.dtype}"),
@@ -91,12 +91,12 @@ class IndexPlan:
 
 
 def readable(count: float) -> str:
-    """A number of bytes as people read it.
+    """Format a number of bytes for people.
 
     Example:
         >>> readable(87.3 * 2**40)
         '87.3 TiB'
     """
     units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-    place = max(0, min(len(units) - 1, int(math.log(max(count, 1), 1024))))
-    return f"{count / 1024**place:,.1f} {units[place]}"
+    power = max(0, min(len(units) - 1, int(math.log(max(count, 1), 1024))))
+    return f"{count / 1024**power:,.1f} {units[power]}"

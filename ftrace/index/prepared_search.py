@@ -1,6 +1,6 @@
-"""From queries to what an index is searched with: differentiated at each segment's weights, whitened, over their norms.
+"""The queries of a search: differentiated at each segment's weights, whitened, and divided by their norms.
 
-Knows no model but by a function that gives it and one that gives losses, so it works for anybody's.
+Models come from a function of the caller's, and so do their losses: any model will do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ftrace.index.fingerprints import snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.gradient_rows import GradientRows, Losses, on_device
-from ftrace.index.search import Found, SegmentQueries, prepare_queries, top_k
+from ftrace.index.search import SegmentQueries, TopExamples, prepare_queries, top_k
 from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening, WhiteningSettings, autocorrelation_of, make_whitening
 
@@ -52,7 +52,7 @@ class PreparedSearch:
         queries: For each of its segments, what rows are multiplied with.
         whitenings: For each segment, the task's.
         white_rows: For each segment, the queries' whitened rows ``[Q, D]``.
-        seconds: What it took: "queries" and "norms", of the rows, the one pass that a task needs.
+        seconds: What the preparation took: "queries", and "norms" of the rows, the one pass that a task needs.
     """
 
     index: GradientIndex
@@ -61,8 +61,8 @@ class PreparedSearch:
     white_rows: list[Tensor]
     seconds: dict[str, float]
 
-    def top(self, k: int) -> tuple[Found, Found]:
-        """The strongest proponents and opponents of each query, exactly."""
+    def top(self, k: int) -> tuple[TopExamples, TopExamples]:
+        """Find the strongest proponents and opponents of each query, exactly."""
         return top_k(self.index, self.queries, k)
 
 
@@ -81,30 +81,30 @@ def prepare_search(
 
     Args:
         index: The index.
-        load_model: Gives the model at the folder of a snapshot, in eval mode.
+        load_model: Loads the model from the folder of a snapshot, in eval mode.
         batches: The queries.
         losses: ``(model, batch) -> Tensor[B]``, one loss a query, in nats.
-        settings: How.
+        settings: The options of the search.
         task_batches: The queries of the task that R is mixed of; default: those that are searched for.
         output: What is differentiated, likewise; default: the losses.
         device: Where queries are differentiated.
-        snapshots: A folder with the snapshots, where they are no longer beside the index.
+        snapshots: Another folder with the snapshots, in case they are no longer beside the index.
 
     Raises:
         ValueError: If the model or a snapshot is not the index's.
     """
-    place, blocks = torch.device(device), list(index.blocks)
+    at, blocks = torch.device(device), list(index.blocks)
     queries, whitenings, white_rows = [], [], []
     seconds = {"queries": 0.0, "norms": 0.0}
     for segment in index.segments:
         started = time.perf_counter()
-        model = load_model(snapshot_of(index, segment, snapshots)).to(place)
+        model = load_model(snapshot_of(index, segment, snapshots)).to(at)
         rows_of = GradientRows(model, _features(index, segment, model, settings), output or losses)
-        rows = _rows(rows_of, batches, place)
+        rows = _rows(rows_of, batches, at)
         of_task = None
         if settings.whitening.autocorrelation == "mixed":
-            task_rows = rows if task_batches is None else _rows(rows_of, task_batches, place)
-            of_task = autocorrelation_of(task_rows.double(), blocks)  # in float32 its rank would be that of rounding
+            task_rows = rows if task_batches is None else _rows(rows_of, task_batches, at)
+            of_task = autocorrelation_of(task_rows.double(), blocks)  # in float32, rounding would add to its rank
         rows_of.detach()
         of_rows = segment.autocorrelation()
         whitening = make_whitening({block: of_rows[block] for block in blocks}, of_task, settings.whitening)
@@ -113,7 +113,7 @@ def prepare_search(
             segment, rows, whitening, index.folder / "norms", unit_norm=settings.unit_norm, weighted=settings.weighted
         )
         if settings.learning:
-            weights = _learning_weights(model, batches, losses, place).to(prepared.vectors)
+            weights = _learning_weights(model, batches, losses, at).to(prepared.vectors)
             prepared = replace(prepared, vectors=prepared.vectors * weights.unsqueeze(1))
         queries.append(prepared)
         whitenings.append(whitening)
@@ -124,19 +124,19 @@ def prepare_search(
 
 
 def snapshot_of(index: GradientIndex, segment: Segment, snapshots: Path | None = None) -> Path:
-    """The folder of a segment's snapshot: where it was, or else among others.
+    """Find the folder of a segment's snapshot: where it was, or else in another folder.
 
     Raises:
-        ValueError: If it is missing, or another one by now.
+        ValueError: If it is missing, or has changed.
     """
     folder = (index.folder / segment.manifest["snapshot"]).resolve()
     if snapshots is not None and not folder.exists():
         folder = snapshots / folder.name
-    found = snapshot_fingerprint(folder)
-    if found != segment.manifest["fingerprint"]:
+    fingerprint = snapshot_fingerprint(folder)
+    if fingerprint != segment.manifest["fingerprint"]:
         raise ValueError(
             f"snapshot {str(folder)!r} is not the one that {str(segment.folder)!r} was written at: expected the "
-            f"fingerprint {segment.manifest['fingerprint']}, found {found}. Index again"
+            f"fingerprint {segment.manifest['fingerprint']}, found {fingerprint}. Index again"
         )
     return folder
 
@@ -157,6 +157,6 @@ def _rows(rows_of: GradientRows, batches: Sequence[Any], device: torch.device) -
 
 @torch.no_grad()
 def _learning_weights(model: nn.Module, batches: Sequence[Any], losses: Losses, device: torch.device) -> Tensor:
-    """``p (1 - p)`` of each query's answer, ``[Q]``: how fast p moves with its logit."""
+    """Compute ``p (1 - p)`` of each query's answer, ``[Q]``: how fast p changes with its logit."""
     p = torch.exp(-torch.cat([losses(model, on_device(batch, device)).cpu() for batch in batches]).clamp(min=0))
     return p * (1 - p)

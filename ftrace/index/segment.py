@@ -36,14 +36,14 @@ _ROWS_AT_A_TIME = 1024
 
 
 def write_preconditioners(folder: Path, preconditioners: Mapping[str, Preconditioner]) -> None:
-    """Keep what a segment's gradients are multiplied with; a segment begins with this."""
+    """Write what a segment's gradients are multiplied with; a segment begins with this."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "preconditioners.safetensors") as temporary:
         save_file(to_tensors(preconditioners), temporary)
 
 
 def read_preconditioners(folder: Path, like: Tensor | None = None) -> dict[str, Preconditioner]:
-    """What a segment's gradients are multiplied with, by parameter, on the device and in the dtype of a tensor.
+    """Read what a segment's gradients are multiplied with, by parameter, on the device and in the dtype of a tensor.
 
     Raises:
         ValueError: If the file is missing or damaged.
@@ -61,7 +61,7 @@ def _tensors(file: Path, checksums: Mapping[str, int] | None = None) -> dict[str
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The files of a segment's shards, in the order of their names."""
+    """List the files of a segment's shards, in the order of their names."""
     return sorted(folder.glob(PATTERN))
 
 
@@ -90,19 +90,20 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
     ids, weights = (np.concatenate(column) for column in zip(*columns, strict=True))
     _save(folder / "ids.npy", ids)
     _save(folder / "weights.npy", weights)
-    (folder / "order.npy").unlink(missing_ok=True)  # of before it was opened again
+    (folder / "order.npy").unlink(missing_ok=True)  # from before it was opened again
     if (np.diff(ids) < 0).any():
         _save(folder / "order.npy", np.argsort(ids, kind="stable"))
     drawn = np.sort(np.random.default_rng(seed).choice(total, min(sample, total), replace=False))
     running = RunningAutocorrelation(time_constant=1)
     starts = [0, *accumulate(len(of_shard) for of_shard, _ in columns)]
-    for place, file in enumerate(files):
-        own = torch.from_numpy(drawn[(drawn >= starts[place]) & (drawn < starts[place + 1])] - starts[place])
-        if not len(own):
+    for number, file in enumerate(files):
+        start, stop = starts[number], starts[number + 1]
+        positions = torch.from_numpy(drawn[(drawn >= start) & (drawn < stop)] - start)
+        if not len(positions):
             continue
         drawn_from = Shard(file)
-        for some in own.split(_ROWS_AT_A_TIME):
-            of_blocks = drawn_from.rows(places=some).unflatten(1, (len(blocks), -1)).unbind(1)
+        for some in positions.split(_ROWS_AT_A_TIME):
+            of_blocks = drawn_from.rows(positions=some).unflatten(1, (len(blocks), -1)).unbind(1)
             running.add(dict(zip(blocks, of_blocks, strict=True)))
     means = {name: running.mean(name).contiguous() for name in blocks}
     with whole_file(folder / "autocorrelation.safetensors") as temporary:
@@ -144,33 +145,33 @@ class Segment:
             raise ValueError(
                 f"segment {str(folder)!r} is not finished, or damaged ({error}). Give the command that wrote it again"
             ) from error
-        for one in noted:
-            file = folder / one["file"]
-            found = file.stat().st_size if file.exists() else 0
-            if found != one["bytes"]:
+        for shard in noted:
+            file = folder / shard["file"]
+            size = file.stat().st_size if file.exists() else 0
+            if size != shard["bytes"]:
                 raise ValueError(
-                    f"shard {str(file)!r} is missing or damaged: expected {one['bytes']} bytes, found {found}. Delete "
+                    f"shard {str(file)!r} is missing or damaged: expected {shard['bytes']} bytes, found {size}. Delete "
                     f"it and {SEGMENT}, and index again"
                 )
         self.num_shards = len(noted)
         self._noted = noted
-        self._starts = [0, *accumulate(one["rows"] for one in noted)]
+        self._starts = [0, *accumulate(shard["rows"] for shard in noted)]
         self.shard = lru_cache(_OPEN)(self._open)
 
-    def _open(self, place: int) -> Shard:
-        one = self._noted[place]
-        found = Shard(self.folder / one["file"])
-        if (found.num_rows, found.checksum) != (one["rows"], one["checksum"]):
-            raise ValueError(f"shard {str(found.file)!r} is not the one that the segment was closed with")
-        return found
+    def _open(self, number: int) -> Shard:
+        noted = self._noted[number]
+        shard = Shard(self.folder / noted["file"])
+        if (shard.num_rows, shard.checksum) != (noted["rows"], noted["checksum"]):
+            raise ValueError(f"shard {str(shard.file)!r} is not the one that the segment was closed with")
+        return shard
 
     @property
     def shards(self) -> Iterator[Shard]:
-        """Its shards, one after the other."""
-        return (self.shard(place) for place in range(self.num_shards))
+        """Its shards, in order."""
+        return (self.shard(number) for number in range(self.num_shards))
 
     def check(self) -> None:
-        """Read everything, and hold it against its checksums.
+        """Read everything, and check it against its checksums.
 
         Raises:
             ValueError: If a file differs, by name.
@@ -207,50 +208,50 @@ class Segment:
 
     @cached_property
     def order(self) -> np.ndarray | None:
-        """Places of the rows by id, int64 ``[N]``, mapped from disk; None where they are in that order."""
+        """Positions of the rows by id, int64 ``[N]``, mapped from disk; None where they are in that order."""
         return self._load("order") if (self.folder / "order.npy").exists() else None
 
     def _load(self, name: str) -> np.ndarray:
         file = self.folder / f"{name}.npy"
         try:
-            found: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+            loaded: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{file} is missing or damaged ({error}). Index again") from error
-        if found.shape != (len(self),):
-            raise ValueError(f"{file}: expected {len(self)} numbers, found {found.shape}")
-        return found
+        if loaded.shape != (len(self),):
+            raise ValueError(f"{file}: expected {len(self)} numbers, found {loaded.shape}")
+        return loaded
 
     def preconditioners(self, like: Tensor | None = None) -> dict[str, Preconditioner]:
-        """What gradients are multiplied with, by parameter, on the device and in the dtype of a tensor."""
-        found = _tensors(self.folder / "preconditioners.safetensors", self.manifest["files"])
-        return from_tensors(found, like)
+        """Read what gradients are multiplied with, by parameter, on the device and in the dtype of a tensor."""
+        tensors = _tensors(self.folder / "preconditioners.safetensors", self.manifest["files"])
+        return from_tensors(tensors, like)
 
     def autocorrelation(self) -> dict[str, Tensor]:
-        """R of the rows: for each block ``[K * K, K * K]``, undamped."""
+        """Read R of the rows: for each block ``[K * K, K * K]``, undamped."""
         return _tensors(self.folder / "autocorrelation.safetensors", self.manifest["files"])
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows from one place to another, ``[n, D]``."""
-        found = []
-        for place in range(bisect.bisect_right(self._starts, start) - 1, self.num_shards):
-            first = self._starts[place]
+        """Read a range of rows, ``[n, D]``."""
+        pieces = []
+        for number in range(bisect.bisect_right(self._starts, start) - 1, self.num_shards):
+            first = self._starts[number]
             if first >= stop:
                 break
-            shard = self.shard(place)
-            found.append(shard.rows(max(0, start - first), min(shard.num_rows, stop - first)))
-        return found[0] if len(found) == 1 else torch.cat(found)
+            shard = self.shard(number)
+            pieces.append(shard.rows(max(0, start - first), min(shard.num_rows, stop - first)))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def rows_at(self, places: np.ndarray) -> Tensor:
-        """Rows in any places, ``[n, D]``, in the order that is asked for."""
-        if len(places) and (np.diff(places) == 1).all():
-            return self.rows(int(places[0]), int(places[-1]) + 1)
-        of_shard = np.searchsorted(self._starts, places, side="right") - 1
-        found: Tensor | None = None
+    def rows_at(self, positions: np.ndarray) -> Tensor:
+        """Read the rows at any positions, ``[n, D]``, in their order."""
+        if len(positions) and (np.diff(positions) == 1).all():
+            return self.rows(int(positions[0]), int(positions[-1]) + 1)
+        of_shard = np.searchsorted(self._starts, positions, side="right") - 1
+        gathered: Tensor | None = None
         for shard in np.unique(of_shard):
             chosen = np.flatnonzero(of_shard == shard)
-            rows = self.shard(int(shard)).rows(places=torch.from_numpy(places[chosen] - self._starts[shard]))
-            if found is None:
-                found = rows.new_empty(len(places), rows.shape[1])
-            found[torch.from_numpy(chosen)] = rows
-        assert found is not None
-        return found
+            rows = self.shard(int(shard)).rows(positions=torch.from_numpy(positions[chosen] - self._starts[shard]))
+            if gathered is None:
+                gathered = rows.new_empty(len(positions), rows.shape[1])
+            gathered[torch.from_numpy(chosen)] = rows
+        assert gathered is not None
+        return gathered

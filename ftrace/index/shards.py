@@ -32,8 +32,8 @@ class Rows:
     Args:
         rows: ``[n, D]``.
         ids: Of their examples, int64 ``[n]``.
-        weights: What they count where scores are weighted, ``[n]``: a step's learning rate times its clip factor.
-        steps: The optimizer steps that they are of, int64 ``[n]``.
+        weights: Their weights in weighted scores, ``[n]``: a step's learning rate times its clip factor.
+        steps: Their optimizer steps, int64 ``[n]``.
     """
 
     rows: Tensor
@@ -74,12 +74,12 @@ def write_shard(file: Path, given: Rows, dtype: torch.dtype) -> None:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the bytes of all columns of a shard."""
-    found = 0
+    """Compute the CRC-32 of the bytes of all columns of a shard."""
+    crc = 0
     for name in COLUMNS:
         if tensors[name].numel():
-            found = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, found)
-    return found
+            crc = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, crc)
+    return crc
 
 
 class Shard:
@@ -107,7 +107,7 @@ class Shard:
         return ValueError(f"shard {str(self.file)!r} is missing or damaged ({why}). Delete it, and index again")
 
     def column(self, name: str) -> Tensor:
-        """One number of each row: "ids", "weights", "scales" or "steps", ``[n]``."""
+        """Read one number of each row: "ids", "weights", "scales" or "steps", ``[n]``."""
         try:
             return self._opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
@@ -117,10 +117,10 @@ class Shard:
     def _kept(self) -> Tensor:
         return self.column("rows")
 
-    def rows(self, start: int = 0, stop: int | None = None, places: Tensor | None = None) -> Tensor:
-        """Rows ``[n, D]`` in float32 at least: a range, or those in some places."""
-        if places is not None:
-            kept, scales = self._kept[places], self.column("scales")[places]
+    def rows(self, start: int = 0, stop: int | None = None, positions: Tensor | None = None) -> Tensor:
+        """Read rows ``[n, D]`` in float32 at least: a range, or those at some positions."""
+        if positions is not None:
+            kept, scales = self._kept[positions], self.column("scales")[positions]
         else:
             kept, scales = self._kept[start:stop], self.column("scales")[start:stop]
         if kept.dtype in _HALF:
@@ -128,7 +128,7 @@ class Shard:
         return kept
 
     def check(self) -> None:
-        """Read all rows, and hold them against their checksum.
+        """Read all rows, and check them against their checksum.
 
         Raises:
             ValueError: If they differ.

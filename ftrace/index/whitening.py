@@ -56,12 +56,12 @@ class WhiteningSettings:
 
 @dataclass(frozen=True)
 class Whitening:
-    """What rows are multiplied with, block by block.
+    """The whitening of a task's rows, block by block.
 
     Args:
         whiteners: For each block W ``[K * K, K * K]`` with ``W W^T = R^-1``; None: rows stay as they are.
         mix: lambda.
-        why: How lambda came about, in words.
+        why: How lambda was chosen, in words.
     """
 
     whiteners: tuple[Tensor, ...] | None
@@ -69,41 +69,41 @@ class Whitening:
     why: str
 
     def white(self, rows: Tensor) -> Tensor:
-        """Rows ``[n, D]`` times R^(-1/2), up to a rotation."""
+        """Multiply rows ``[n, D]`` by R^(-1/2), up to a rotation."""
         return rows if self.whiteners is None else self._times(rows, self.whiteners)
 
     def norms(self, rows: Tensor) -> Tensor:
-        """``|R^(-1/2) phi|`` of rows ``[n, D]``, ``[n]``; a block at a time, so that little is held."""
+        """Compute ``|R^(-1/2) phi|`` of rows ``[n, D]``, ``[n]``; a block at a time, which saves memory."""
         if self.whiteners is None:
             return torch.linalg.vector_norm(rows, dim=1)
         squares = rows.new_zeros(len(rows))
         blocks = rows.unflatten(1, (len(self.whiteners), -1)).unbind(1)
-        for own, factor in zip(blocks, self.whiteners, strict=True):
-            squares += torch.linalg.vector_norm(own @ factor.to(own), dim=1).square()
+        for block, factor in zip(blocks, self.whiteners, strict=True):
+            squares += torch.linalg.vector_norm(block @ factor.to(block), dim=1).square()
         return squares.sqrt()
 
     def solved(self, rows: Tensor) -> Tensor:
-        """Rows ``[n, D]`` times R^-1."""
+        """Multiply rows ``[n, D]`` by R^-1."""
         if self.whiteners is None:
             return rows
-        return self._times(self.white(rows), [one.T for one in self.whiteners])
+        return self._times(self.white(rows), [factor.T for factor in self.whiteners])
 
     @staticmethod
     def _times(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
         blocks = rows.unflatten(1, (len(factors), -1)).unbind(1)
-        return torch.cat([own @ factor.to(own) for own, factor in zip(blocks, factors, strict=True)], 1)
+        return torch.cat([block @ factor.to(block) for block, factor in zip(blocks, factors, strict=True)], 1)
 
     @property
     def key(self) -> str:
-        """What tells one from another: 16 hexadecimal digits."""
+        """A hash of the whiteners: 16 hexadecimal digits, or "plain"."""
         digest = hashlib.sha256()
-        for one in self.whiteners or ():
-            digest.update(one.contiguous().numpy().tobytes())
+        for factor in self.whiteners or ():
+            digest.update(factor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16] if self.whiteners is not None else "plain"
 
 
 def autocorrelation_of(rows: Tensor, blocks: Sequence[str]) -> dict[str, Tensor]:
-    """R of rows ``[n, D]``: for each block ``[K * K, K * K]``."""
+    """Compute R of rows ``[n, D]``: for each block ``[K * K, K * K]``."""
     running = RunningAutocorrelation(time_constant=1)
     running.add(dict(zip(blocks, rows.unflatten(1, (len(blocks), -1)).unbind(1), strict=True)))
     return {block: running.mean(block) for block in blocks}
@@ -112,11 +112,11 @@ def autocorrelation_of(rows: Tensor, blocks: Sequence[str]) -> dict[str, Tensor]
 def make_whitening(
     train: Mapping[str, Tensor], queries: Mapping[str, Tensor] | None, settings: WhiteningSettings
 ) -> Whitening:
-    """The whitening of a task.
+    """Make the whitening of a task.
 
     Args:
         train: R of the corpus, block by block.
-        queries: R of the task's queries, likewise; None where there are none: lambda is 0 then.
+        queries: R of the task's queries, likewise; None if there are none: then lambda is 0.
         settings: Which R.
 
     Raises:
@@ -134,15 +134,15 @@ def make_whitening(
         mix, why = settings.mix, f"{settings.mix:g}: as given"
     else:
         mix, why = balanced_mix(train, queries, settings.rank_share)
-    mixed = {name: own if queries is None or not mix else (1 - mix) * own + mix * queries[name].to(own)
-             for name, own in train.items()}  # fmt: skip
+    mixed = {name: R if queries is None or not mix else (1 - mix) * R + mix * queries[name].to(R)
+             for name, R in train.items()}  # fmt: skip
     return Whitening(tuple(whitener(R, settings.damping) for R in mixed.values()), mix, why)
 
 
 def balanced_mix(
     train: Mapping[str, Tensor], queries: Mapping[str, Tensor], rank_share: float = RANK_SHARE
 ) -> tuple[float, str]:
-    """Lambda by the spectrum rule: ``lambda sigma_query[k] = (1 - lambda) sigma_train[k]``.
+    """Choose lambda by the spectrum rule: ``lambda sigma_query[k] = (1 - lambda) sigma_train[k]``.
 
     Args:
         train: R of the corpus, block by block.
@@ -150,7 +150,7 @@ def balanced_mix(
         rank_share: k, as a share of all dimensions, counted from the largest eigenvalue.
 
     Returns:
-        lambda, and how it came about. Where the queries span fewer than k dimensions, nothing can be balanced at k: 0.
+        lambda, and how it was chosen. If the queries span fewer than k dimensions, nothing can be balanced at k: 0.
 
     Example:
         >>> train = {"a": torch.diag(torch.tensor([9.0, 3.0]))}
@@ -159,16 +159,16 @@ def balanced_mix(
         0.75
     """
     of_train, of_queries = _spectrum(train), _spectrum(queries)
-    place = max(1, min(len(of_train), round(rank_share * len(of_train)))) - 1
+    rank = max(1, min(len(of_train), round(rank_share * len(of_train)))) - 1
     floor = 1e-9 * float(of_queries[0])
-    if float(of_queries[place]) <= floor:
+    if float(of_queries[rank]) <= floor:
         span = int((of_queries > floor).sum())
-        return 0.0, f"0: the queries span {span} dimensions, and the rule looks at the {place + 1}th"
-    mix = float(of_train[place] / (of_train[place] + of_queries[place]))
-    return mix, f"{mix:.4g}: equal eigenvalues at {place + 1} of {len(of_train)}"
+        return 0.0, f"0: the queries span {span} dimensions, and the rule compares the {rank + 1}th"
+    mix = float(of_train[rank] / (of_train[rank] + of_queries[rank]))
+    return mix, f"{mix:.4g}: equal eigenvalues at {rank + 1} of {len(of_train)}"
 
 
 def _spectrum(of_blocks: Mapping[str, Tensor]) -> Tensor:
-    """All blocks' eigenvalues, from the largest."""
-    values = [torch.linalg.eigvalsh(own.double()) for own in of_blocks.values()]
+    """Compute all blocks' eigenvalues, from the largest."""
+    values = [torch.linalg.eigvalsh(R.double()) for R in of_blocks.values()]
     return torch.cat(values).clamp(min=0).sort(descending=True).values

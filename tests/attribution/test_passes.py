@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ftrace.attribution import AttributionMethod, Embed, TracIn, passes
-from ftrace.attribution.partial_scores import PartialScores, Place
+from ftrace.attribution.partial_scores import BlockRange, PartialScores
 from ftrace.scores import ScoreStore
 from helpers import script, small_run, warm_python
 from helpers.small_run import SmallRun
@@ -143,7 +143,7 @@ def test_of_two_files_of_a_place_the_later_counts(tmp_path: Path) -> None:
     partial = PartialScores(tmp_path / "s", {"a": 1})
     for name in ("000000-000002.block-000003.001", "000000-000002.block-000003.002", "000002-000004.block-000000.001"):
         (partial.folder / f"queries-{name}.npz").touch()
-    assert partial.passes_done() == {Place(0, 2, 3): 2, Place(2, 4, 0): 1}
+    assert partial.passes_done() == {BlockRange(0, 2, 3): 2, BlockRange(2, 4, 0): 1}
 
 
 def test_killed_then_finished_by_two_processes(run: SmallRun, tmp_path: Path) -> None:

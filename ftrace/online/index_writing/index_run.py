@@ -120,7 +120,7 @@ class IndexRun:
             return
         self._batch_ids = batch_ids(batch, key, "id_key", self._example_names)
         self._repeated_ids.see(self._batch_ids, self._example_names)
-        sizes, whole = batch_sizes(batch, key), self._features.needs_whole
+        sizes, whole = batch_sizes(batch, key), self._features.needs_unprojected
         count = len(self._batch_ids)
         self.rows.before_batch(batch, batch_idx, count, sizes, loop.step, whole=whole)
         self._recording = self.capture.start(count, unprojected=whole, loaders=sizes, book=self.rows.book)

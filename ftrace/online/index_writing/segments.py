@@ -110,6 +110,6 @@ def drop_rows_from(folder: Path, step: int, dtype: str) -> None:
             (segment / SEGMENT).unlink(missing_ok=True)
             if kept.any():
                 columns = [shard.column(name)[kept] for name in ("ids", "weights", "steps")]
-                write_shard(file, Rows(shard.rows(places=kept.nonzero().flatten()), *columns), as_dtype(dtype))
+                write_shard(file, Rows(shard.rows(positions=kept.nonzero().flatten()), *columns), as_dtype(dtype))
             else:
                 file.unlink()
