@@ -31,15 +31,23 @@ METHODS: dict[str, AttributionMethod] = {
 }
 
 
+@pytest.fixture(scope="module")
+def at_once(run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ScoreStore]:
+    """Each method's scores with all defaults."""
+    folder = tmp_path_factory.mktemp("at-once")
+    return {name: one.score(run.task(folder / name, example_ids=EXAMPLES)) for name, one in METHODS.items()}
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("changes", [{"batch_size": 7}, {"batch_size": 1000}, {"memory_budget": 30_000}], ids=str)
 def test_batches_blocks_and_memory_make_no_difference(
-    name: str, changes: dict, run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = METHODS[name].score(run.task(tmp_path / "a", example_ids=EXAMPLES))
+    name: str, changes: dict, run: SmallRun, at_once: dict[str, ScoreStore], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    first = at_once[name]
     monkeypatch.setattr(passes, "BLOCK", 13)
-    second = METHODS[name].score(run.task(tmp_path / "b", example_ids=EXAMPLES, **changes))
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    second = METHODS[name].score(run.task(tmp_path / "scores", example_ids=EXAMPLES, **changes))
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
     for kind in first.kinds:
         scale = float(np.abs(first.matrix(kind)).max())
         np.testing.assert_allclose(second.matrix(kind), first.matrix(kind), rtol=1e-9, atol=1e-9 * scale)

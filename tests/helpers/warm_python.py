@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 Done = subprocess.CompletedProcess[str]
+_ENVIRONMENT = dict(os.environ)  # before any test changes it
 SLOW_IMPORTS = (
     "datasets",
     "jsonargparse",
@@ -97,8 +98,10 @@ def run_together(
 @cache
 def _server() -> subprocess.Popen[str]:
     """The process that is forked. It ends when this one does, with its standard input."""
-    command = [sys.executable, __file__]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def _serve() -> dict[str, Any] | None:
