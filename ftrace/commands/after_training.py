@@ -23,7 +23,7 @@ Baseline = Literal["bm25", "tracin", "embed", "random-target"]
 
 
 @dataclass(frozen=True)
-class TraceSettings:
+class AfterTraining:
     """Settings of what ``ftrace fit`` does once the model is trained.
 
     Args:
@@ -39,7 +39,7 @@ class TraceSettings:
     causal: bool = False
 
 
-def trace_run(folder: Path, settings: TraceSettings) -> None:
+def trace_run(folder: Path, settings: AfterTraining) -> None:
     """Compare a run's online scores with baselines, show some queries, and say where everything is.
 
     Args:

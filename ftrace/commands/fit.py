@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from typing_extensions import override
 
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
-from ftrace.commands.after_training import TraceSettings, trace_run
+from ftrace.commands.after_training import AfterTraining, trace_run
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
 from ftrace.whole_files import whole_file
@@ -66,7 +66,7 @@ class FactTracingCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--trace", type=TraceSettings | None, default=None, help="What fit does after training.")
+        parser.add_argument("--trace", type=AfterTraining | None, default=None, help="What fit does after training.")
 
     def before_fit(self) -> None:
         """Check before training, not after it, that ``trace`` will have what it needs."""
@@ -95,8 +95,8 @@ class FactTracingCLI(LightningCLI):
             trace_run(Path(folder), self._trace_settings)
 
     @property
-    def _trace_settings(self) -> TraceSettings | None:
-        settings: TraceSettings | None = self.config_init["fit"]["trace"]
+    def _trace_settings(self) -> AfterTraining | None:
+        settings: AfterTraining | None = self.config_init["fit"]["trace"]
         return settings
 
 
