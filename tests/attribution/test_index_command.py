@@ -11,6 +11,7 @@ import pytest
 
 from ftrace.attribution import TrackStar
 from ftrace.cli import main
+from ftrace.evaluation import seeded_sample
 from ftrace.evaluation.results import read_results
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
@@ -98,9 +99,10 @@ def test_another_corpus(run: SmallRun, folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         other.segments[0].rows(0, 20).numpy(), own.segments[0].rows(10, 30).numpy(), rtol=1e-4, atol=1e-5
     )
-    assert code("search", f"--index={tmp_path / 'other'}", "-k", "2") == 0
+    assert code("search", f"--index={tmp_path / 'other'}", "-k", "2", "--sample=3", "--seed=1") == 0
     results = list(read_results(tmp_path / "other" / "results.jsonl"))
-    assert len(results) == len(run.data.query_rows)
+    drawn = seeded_sample(run.data.query_rows["query_id"], 3, seed=1)
+    assert [int(result.example_id) for result in results] == drawn
 
 
 def test_agreement_with_a_store_of_the_same_scores_is_whole(
@@ -244,6 +246,7 @@ def test_an_index_that_was_moved_finds_its_snapshot_in_the_run(run: SmallRun, fo
         (["-k", "0"], "k: expected at least 1"),
         (["--approximate=true", "--lists=5000"], "lists: expected at most"),
         (["--queries=nowhere.jsonl"], "nowhere.jsonl"),
+        (["--queries=nowhere.jsonl", "--rule=last"], "queries: expected a run's own queries to choose the learned"),
     ],
 )
 def test_bad_searches_are_one_line(

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from ftrace.causal import CausalTracer, PromptTrace, read_trace, trace_file
 from ftrace.cli import main
-from ftrace.runs import Run
+from ftrace.evaluation import LearnedQueries
+from ftrace.runs import Run, newest_run
 from ftrace.scores import ScoreStore
 from helpers import traced_run, warm_python
 
@@ -414,6 +415,16 @@ def test_a_sample_is_seeded(runs: Callable[[str], Path], tmp_path: Path) -> None
     assert len(drawn["all"]) == 8
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_learned_queries_alone(runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs("decoder-only")
+    learned = sorted(Run(newest_run(run)).data.query_rows["query_id"])[2:5]
+    monkeypatch.setattr(Run, "learned", lambda self, rule=None: LearnedQueries("last", learned, 8, 3, 0, []))
+    given = [f"--run={run}", f"--output_dir={tmp_path}", *BARE, "--only_correct=false", "--mediators", "hidden"]
+    assert code(*given, "--queries=learned") == 0
+    assert sorted(trace.query_id for trace in traces_in(tmp_path).values()) == learned
+
+
 def test_the_demo_config(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -527,6 +538,7 @@ MODEL, RUN, FILE = "--model={model}", "--run={run}", "--prompts={prompts}"
         ([RUN, "--snapshot=7"], "snapshot: expected last, first, or one of the steps [1, 8], found 7"),
         ([RUN, "--pictures=-1"], "pictures: expected at least 0, found -1"),
         ([RUN, "--sample=0"], "sample: expected at least 1, found 0"),
+        ([RUN, FILE, "--queries=learned"], "queries: expected a run's own queries to choose the learned ones of"),
         ([RUN, "--window=0"], "window: expected at least 1 layer, found 0"),
         ([RUN, "--max_tokens=0"], "max_tokens: expected at least 1, found 0"),
         ([RUN, "--mediators", "hiden"], "hiden"),
