@@ -136,7 +136,7 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._session.running.begin_window()
+        self._session.running.discard_rows()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

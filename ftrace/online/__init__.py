@@ -1,4 +1,4 @@
-"""A traced run in any training loop: contributions, scores, ledger, checks, resuming. Knows nothing of Lightning."""
+"""Tracing of a run in any training loop: contributions, scores, ledger, checks, resuming. Independent of Lightning."""
 
 from ftrace.online.checks.failures import SelfCheckError
 from ftrace.online.loop import TrainingLoop, TrainLoaders, Wording

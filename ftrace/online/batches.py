@@ -1,4 +1,4 @@
-"""Batches of examples and queries, as the user's loaders give them."""
+"""Ids in batches of examples and queries, and the loading of queries."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ftrace.scores import stable_id
 
 
 def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
-    """Load all batches of queries to the device, without drawing from any random state that training draws from.
+    """Load all batches of queries to the device, without a change to any random state that training draws from.
 
     Args:
-        source: A DataLoader, a Dataset, or None: the loop's own queries.
+        source: A DataLoader or Dataset of queries; None: the loop's own queries.
         loop: The training loop.
 
     Raises:
@@ -40,33 +40,33 @@ def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
 
 
 def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = None) -> Tensor:
-    """The ids in a batch, ``[B]`` int64.
+    """Return the ids in a batch, ``[B]`` int64.
 
     Args:
-        batch: The batch. A list or a dictionary of batches, as several dataloaders give, has the ids of all of them.
-        key: Under which key they are.
-        option: Which argument of the callback names another key.
-        names: Gets the names of ids that are text, which are mapped to numbers by :func:`ftrace.scores.stable_id`. If
-            there are some, all ids must be names.
+        batch: The batch. A list or dictionary of batches, as several dataloaders give it, has the ids of all of them.
+        key: The key of the ids.
+        option: The argument of the callback by which the user can name another key; used in messages.
+        names: By number, the names of all ids so far that were text; changed in place. Text becomes a number by
+            :func:`ftrace.scores.stable_id`. If some ids are names, all must be.
 
     Raises:
-        ValueError: If the batch has no such key, something else under it, or numbers where other ids are names; or if
-            two names have one number.
+        ValueError: If the batch doesn't have this key, or no ids under it; if some ids are names and others are
+            numbers; or if two names become the same number.
     """
     several = batches_in(batch, key)
     if several is not None:
-        of_all = torch.cat([batch_ids(inner, key, option, names) for inner in several.values()])
-        if names and not all(number in names for number in of_all.tolist()):
+        all_ids = torch.cat([batch_ids(of_loader, key, option, names) for of_loader in several.values()])
+        if names and not all(number in names for number in all_ids.tolist()):
             raise _mixed(key, names)
-        return of_all
+        return all_ids
     try:
-        ids = _under(batch, key)
+        ids = _value_of(batch, key)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(_missing(batch, key, option)) from error
     if not isinstance(ids, Tensor) and hasattr(ids, "__array__"):  # of numpy or pandas
         array = np.asarray(ids)
-        is_of_objects = array.dtype.kind not in "biuf"
-        ids = array.tolist() if is_of_objects else array.astype(array.dtype.newbyteorder("="))
+        is_numeric = array.dtype.kind in "biuf"
+        ids = array.astype(array.dtype.newbyteorder("=")) if is_numeric else array.tolist()
     if isinstance(ids, str | bytes) or (isinstance(ids, Sequence) and any(isinstance(id_, str | bytes) for id_ in ids)):
         return _named_ids(ids, key, names)
     if names:
@@ -75,28 +75,35 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
 
 
 def batch_sizes(batch: Any, key: str) -> list[int]:
-    """Sizes of the batches of several dataloaders, 0 for one that has run out; of one batch, nothing."""
+    """Return the sizes of the batches of several dataloaders, 0 for exhausted ones; empty if this is one batch."""
     several = batches_in(batch, key)
     if several is None:
         return []
-    places = batch if isinstance(batch, Mapping) else range(len(batch))
-    return [len(_under(several[place], key)) if place in several else 0 for place in places]
+    loaders = batch if isinstance(batch, Mapping) else range(len(batch))
+    return [len(_value_of(several[loader], key)) if loader in several else 0 for loader in loaders]
 
 
 def batches_in(batch: Any, key: str) -> dict[Any, Any] | None:
-    """The batches of several dataloaders by place, without those that have run out; None if this is one batch."""
+    """Return the batches of several dataloaders by their key or index; None if this is one batch.
+
+    Those of exhausted dataloaders are left out.
+
+    Args:
+        batch: The batch.
+        key: The key of the examples' ids.
+    """
     if _has(batch, key):
-        places: dict[Any, Any] = {}
+        items: dict[Any, Any] = {}
     elif isinstance(batch, Mapping):
-        places = dict(batch)
+        items = dict(batch)
     else:
-        places = dict(enumerate(batch)) if isinstance(batch, list | tuple) else {}
-    inner = {place: one for place, one in places.items() if one is not None}
-    return inner if inner and all(_has(one, key) for one in inner.values()) else None
+        items = dict(enumerate(batch)) if isinstance(batch, list | tuple) else {}
+    batches = {loader: of_loader for loader, of_loader in items.items() if of_loader is not None}
+    return batches if batches and all(_has(of_loader, key) for of_loader in batches.values()) else None
 
 
-def _under(batch: Any, key: str) -> Any:
-    """What a batch has under a key, or as an attribute."""
+def _value_of(batch: Any, key: str) -> Any:
+    """Return the value of a batch under a key, or of its attribute of that name."""
     try:
         return batch[key]
     except (KeyError, TypeError, IndexError):
@@ -112,7 +119,7 @@ def _has(batch: Any, key: str) -> bool:
 
 
 def _missing(batch: Any, key: str, option: str) -> str:
-    """What to do about a batch without ids."""
+    """Write the message for a batch without ids."""
     is_named = isinstance(batch, Mapping)
     found = f"keys {list(batch)}" if is_named else f"a {type(batch).__name__}"
     given = ["dataset"] if key == "example_id" else ["dataset", f'key="{key}"']
@@ -184,9 +191,9 @@ def _too_large(key: str, found: int, ids: str) -> ValueError:
 
 @contextmanager
 def _random_state_of(loader: Any) -> Iterator[None]:
-    """Put the generators that a DataLoader has of its own back to where they were, beside the global ones."""
-    found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
-    generators = [generator for generator in found if isinstance(generator, torch.Generator)]
+    """Restore the state of the generators that a DataLoader or its sampler has."""
+    attributes = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
+    generators = [generator for generator in attributes if isinstance(generator, torch.Generator)]
     states = [generator.get_state() for generator in generators]
     try:
         yield

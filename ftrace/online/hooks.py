@@ -1,4 +1,4 @@
-"""Hooks on a module's layers and on its optimizers; all are gone after training."""
+"""Hooks on a module's layers and its optimizers; all are removed after training."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Hooks:
 
     Args:
         patterns: Globs over the names of the parameters that scores cover.
-        projection: What gradients are projected with.
+        projection: The projection of gradients; None if there is none.
         who: Whose messages these are.
-        strict: Whether a query's gradient that can't be read is an error.
-        all_of_queries: Whether queries' gradients are wanted for all trained parameters, as the ledger wants them.
+        strict: Whether a gradient that can't be read is an error.
+        all_of_queries: Whether queries' gradients are needed for all trained parameters, as for the ledger.
 
     Attributes:
         training: Records training.
-        queries: Records the queries; the same capture where both record the same parameters.
+        queries: Records the queries; the same capture if both record the same parameters.
     """
 
     training: GradientCapture
@@ -50,12 +50,12 @@ class Hooks:
         return bool(self._captures)
 
     def attach_before_first_call(self, module: nn.Module) -> None:
-        """Attach to a compiled module, which keeps the hooks that it has when it is called first."""
+        """Attach to a compiled module, whose hooks can't change after its first call; do nothing for others."""
         if is_compiled_anywhere(module):
             self.attach(module, None)
 
     def attach(self, module: nn.Module, optimizers: Sequence[Optimizer] | None) -> None:
-        """Attach to the layers of what these optimizers train; None: of all that requires a gradient."""
+        """Attach to the layers of the parameters that these optimizers train; None: of all that require gradients."""
         self._detach_captures()
         optimized = None
         if optimizers is not None:
@@ -80,13 +80,13 @@ class Hooks:
         begins: Callable[[Optimizer], None],
         has_ended: Callable[[Optimizer], None],
     ) -> None:
-        """Follow an optimizer's steps by hooks of its own, which know what a training loop can't.
+        """Follow an optimizer's steps by hooks on it, which fire only for steps that are really taken.
 
         Args:
             loop: The training loop.
             optimizer: The optimizer.
-            begins: Is called before a step that the loop doesn't announce.
-            has_ended: Is called after a step that was really taken.
+            begins: Called before a step that the loop doesn't announce.
+            has_ended: Called after a step that was taken.
         """
 
         def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -109,7 +109,7 @@ class Hooks:
         self._handles.append(optimizer.register_step_post_hook(after))
 
     def detach(self) -> None:
-        """Remove all hooks; module and optimizers are as they were."""
+        """Remove all hooks, so that module and optimizers are as before."""
         self._detach_captures()
         for handle in self._handles:
             handle.remove()
@@ -122,21 +122,21 @@ class Hooks:
 
 
 def is_compiled_anywhere(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` stands between the module, or a part of it, and its hooks."""
+    """Whether the module, or a part of it, is compiled by ``torch.compile``."""
     by_lightning = getattr(module, "_compiler_ctx", None) is not None
     return by_lightning or any(is_compiled(submodule) for submodule in module.modules())
 
 
 def refuse_batch_statistics(module: nn.Module, names: Collection[str], who: str) -> None:
-    """Refuse layers that mix examples whenever they run, so that leaving their own parameters out is no help.
+    """Refuse layers that mix examples whenever they run, since it wouldn't help to leave out their own parameters.
 
     Args:
         module: The module.
-        names: Parameters that can't be covered.
+        names: The parameters that can't be covered.
         who: Whose message this is.
 
     Raises:
-        ValueError: If some belong to layers that normalise by the statistics of their batch.
+        ValueError: If some of them belong to layers that normalise by the statistics of the batch.
     """
     mixing = [
         (path, layer)

@@ -1,9 +1,9 @@
-"""Keeping the ledger: what each query's loss did between refreshes, and the accounts that explain it.
+"""The keeping of the ledger: how each query's loss changed between refreshes, and the accounts that explain it.
 
-Between two refreshes, vectors of the parameters' size are added up: the true change of the weights, and of it what
-momentum and decay have made, from the optimizer's own state. At the next refresh they are multiplied with the query
-gradients, all at once. What examples have gained comes from their scores. Nothing here is computed as what is left of
-something else's total, so a wrong contribution leaves the books unbalanced.
+Between two refreshes, vectors of the parameters' size are added up: the actual change of the weights, and the parts of
+it that momentum and weight decay caused, computed from the optimizer's own state. At the next refresh they are
+multiplied with the query gradients, all at once. The account of the examples is the sum of their scores. No account is
+computed as the remainder of a total, so a wrong contribution shows in books that don't balance.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from torch import Tensor, nn
 from ftrace.gradients import ParameterStep, Projection, flat_rows
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
-from ftrace.online.processes import process_rank, sum_over_processes, whole
+from ftrace.online.processes import process_rank, sum_over_processes, unsharded
 from ftrace.online.queries.query_pass import Refresh
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
 
 class _Vectors:
-    """Sums of vectors over the steps of an interval: plain, and weighted by where in the interval they are."""
+    """Sums of vectors over the steps of an interval: plain, and weighted by the steps' positions in it.
+
+    Attributes:
+        sums: By parameter, the sum.
+        late: By parameter, the sum weighted by the steps' positions.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -36,8 +41,8 @@ class _Vectors:
 
         Args:
             name: The parameter.
-            vector: In its shape.
-            position: Steps since the refresh, and a half; None where all of the interval counts alike.
+            vector: The vector, in the parameter's shape.
+            position: The number of steps since the refresh, plus 1/2; None if query gradients aren't interpolated.
         """
         self.sums[name] = self.sums[name].add_(vector) if name in self.sums else vector.clone()
         if position is not None:
@@ -45,22 +50,28 @@ class _Vectors:
             self.late[name] = self.late[name].add_(late) if name in self.late else late
 
     def only(self, names: Collection[str]) -> _Vectors:
-        """Of some parameters."""
-        found = _Vectors()
-        found.sums = {name: vector for name, vector in self.sums.items() if name in names}
-        found.late = {name: vector for name, vector in self.late.items() if name in names}
-        return found
+        """Select the sums of some parameters."""
+        selected = _Vectors()
+        selected.sums = {name: vector for name, vector in self.sums.items() if name in names}
+        selected.late = {name: vector for name, vector in self.late.items() if name in names}
+        return selected
 
-    def along_start(self, along: _Along, steps: int) -> Tensor:
-        """Inner products with the query gradients of the interval's start, as far as they count, ``[Q]``."""
-        return along({n: total - self.late[n] / steps if n in self.late else total for n, total in self.sums.items()})
+    def along_start(self, products: _QueryProducts, steps: int) -> Tensor:
+        """Compute the part of the interpolated inner products that the queries at the interval's start make, ``[Q]``.
 
-    def along_end(self, along: _Along, steps: int) -> Tensor:
-        """The same with those of its end."""
-        return along({name: late / steps for name, late in self.late.items()})
+        Args:
+            products: With the query gradients at the start.
+            steps: The number of steps in the interval.
+        """
+        sums, late = self.sums, self.late
+        return products({n: total - late[n] / steps if n in late else total for n, total in sums.items()})
+
+    def along_end(self, products: _QueryProducts, steps: int) -> Tensor:
+        """Compute the part that the queries at the interval's end make, ``[Q]``; 0 without interpolation."""
+        return products({name: late / steps for name, late in self.late.items()})
 
 
-class _Along:
+class _QueryProducts:
     """Inner products of vectors in the parameters' shapes with the query gradients of one refresh."""
 
     def __init__(self, refresh: Refresh, projection: Projection | None) -> None:
@@ -68,7 +79,7 @@ class _Along:
         self._projection = projection
 
     def __call__(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """``[Q]`` float64."""
+        """Sum the inner products over parameters, ``[Q]`` float64."""
         gradients = self._refresh.gradients
         total = torch.zeros(len(gradients), dtype=torch.float64)
         for name, vector in vectors.items():
@@ -78,23 +89,29 @@ class _Along:
                 total += gradients.along(name, vector).double().cpu()
         for name, rows in self._refresh.uncovered.items():
             if name in vectors:
-                own, vector = flat_rows(rows), vectors[name].flatten().to(rows)
-                if own.is_complex():  # whose real and imaginary parts move apart
-                    own, vector = torch.view_as_real(own).flatten(1), torch.view_as_real(vector).flatten()
-                total += (own @ vector).double().cpu()
+                flat, vector = flat_rows(rows), vectors[name].flatten().to(rows)
+                if flat.is_complex():  # real and imaginary parts are separate parameters
+                    flat, vector = torch.view_as_real(flat).flatten(1), torch.view_as_real(vector).flatten()
+                total += (flat @ vector).double().cpu()
         return total
 
 
 class LedgerKeeper:
-    """The books of a run.
+    """The ledger of a run that is under way.
 
     Args:
-        covered: Names of the parameters that scores see.
-        trapezoid: Whether query gradients are interpolated.
+        covered: Names of the parameters that scores cover.
+        trapezoid: Whether query gradients are interpolated between refreshes.
         accounts: Whether to keep accounts; otherwise only actual and predicted changes.
         exact_momentum: Whether scores follow momentum step by step.
-        projection: What scores' gradients are projected with.
+        projection: The projection that scores use; None if they are exact.
         projects_all: Whether the query gradients that the ledger gets are projected, too.
+
+    Attributes:
+        rows: The intervals so far.
+        steps: The number of steps in the current interval.
+        vectors: The sums over these steps: of the change of weights ("predicted"), of what momentum ("momentum") and
+            weight decay ("decay") made of it, and of the step's gradients as scores see them ("given").
     """
 
     def __init__(
@@ -123,38 +140,38 @@ class LedgerKeeper:
         self._decay_buffers: dict[str, Tensor] = {}
         self._given_buffers: dict[str, Tensor] = {}
 
-    def see(self, parameters: Mapping[str, nn.Parameter], covered: frozenset[str]) -> None:
-        """Training changes more parameters from here on.
+    def update_parameters(self, parameters: Mapping[str, nn.Parameter], covered: frozenset[str]) -> None:
+        """Take the parameters that are now trained.
 
         Args:
-            parameters: All that it changes.
-            covered: Names of those that scores see.
+            parameters: All trained parameters by name.
+            covered: Names of those that scores cover.
         """
         self._parameters, self.covered = dict(parameters), covered
 
     def before_step(self, optimizer: FollowedOptimizer) -> None:
-        """Note the weights, where the step alone is of interest."""
+        """Copy the weights before a step, if its own change is needed rather than the interval's."""
         decays = any(group.get("weight_decay") for group in optimizer.optimizer.param_groups)
         if self.trapezoid or (self.accounts and decays):
-            self._weights_before = {n: whole(p.detach()).clone() for _, n, p in optimizer.parameters()}
+            self._weights_before = {n: unsharded(p.detach()).clone() for _, n, p in optimizer.parameters()}
         else:
             self._weights_before = {}
 
     def after_step(
         self, optimizer: FollowedOptimizer, steps: Mapping[str, ParameterStep], given: Mapping[str, Tensor]
     ) -> None:
-        """Add up what the step did.
+        """Add a step to the sums of the interval.
 
         Args:
-            optimizer: Whose step.
-            steps: What it did with each covered parameter, where accounts are kept.
-            given: The gradients that it was made of.
+            optimizer: The optimizer that took the step.
+            steps: By covered parameter, what the step did with it; needed for accounts.
+            given: By parameter, the gradient that the optimizer was given.
         """
         position = self.steps + 0.5 if self.trapezoid else None
         self.steps += 1
         for _, name, parameter in optimizer.parameters():
             if self.trapezoid:
-                change = self._weights_before[name] - whole(parameter.detach())
+                change = self._weights_before[name] - unsharded(parameter.detach())
                 self.vectors["predicted"].add(name, change, position)
             if self.accounts and name in steps and name in given:
                 self._add_accounts(name, steps[name], given[name], optimizer.buffer_of(parameter), position)
@@ -162,58 +179,61 @@ class LedgerKeeper:
     def _add_accounts(
         self, name: str, step: ParameterStep, given: Tensor, buffer: Tensor | None, position: float | None
     ) -> None:
-        own = torch.zeros_like(given) if buffer is None else buffer * (-1.0 if step.rate < 0 else 1.0)
+        gradient_buffer = torch.zeros_like(given) if buffer is None else buffer * (-1.0 if step.rate < 0 else 1.0)
         if step.added_decay:
             pull = step.added_decay * self._weights_before[name]
-            before = self._decay_buffers.get(name)
-            now = step.gain * pull if before is None else step.gain * pull + step.decay * before
-            self._decay_buffers[name] = now
-            self.vectors["decay"].add(name, step.scaled(step.direct * pull + step.from_buffer * now), position)
-            own = own - now
+            previous = self._decay_buffers.get(name)
+            current = step.gain * pull if previous is None else step.gain * pull + step.decay * previous
+            self._decay_buffers[name] = current
+            self.vectors["decay"].add(name, step.scaled(step.direct * pull + step.from_buffer * current), position)
+            gradient_buffer = gradient_buffer - current
         if step.decoupled_decay:
             self.vectors["decay"].add(name, step.decoupled_decay * self._weights_before[name], position)
         if self.exact_momentum:
-            before = self._given_buffers.get(name)
-            now = step.gain * given if before is None else step.gain * given + step.decay * before
-            self._given_buffers[name] = now
-            to_examples = step.direct * given + step.from_buffer * now
-            left = step.from_buffer * (own - now)
+            previous = self._given_buffers.get(name)
+            current = step.gain * given if previous is None else step.gain * given + step.decay * previous
+            self._given_buffers[name] = current
+            to_examples = step.direct * given + step.from_buffer * current
+            not_to_examples = step.from_buffer * (gradient_buffer - current)
         else:
             to_examples = step.eventual * given
-            left = step.direct * given + step.from_buffer * own - to_examples
+            not_to_examples = step.direct * given + step.from_buffer * gradient_buffer - to_examples
         if step.from_buffer:
-            self.vectors["momentum"].add(name, step.scaled(left), position)
+            self.vectors["momentum"].add(name, step.scaled(not_to_examples), position)
         if self.projection is not None and not self.projects_all:
             self.vectors["given"].add(name, step.scaled(to_examples), position)
 
     def close(self, end: Refresh) -> Closing | None:
-        """An interval ends: everything that needs the query gradients of its start, before their memory is used again.
+        """Begin to close the interval: compute all that needs its first query gradients, before their memory is reused.
 
         Args:
-            end: The refresh that ends it.
+            end: The refresh that ends the interval.
+
+        Returns:
+            The interval that is being closed; None before the first one.
         """
         if self._start is None:
             return None
         if not self.trapezoid:
             for name, before in self._weights.items():
-                self.vectors["predicted"].add(name, before - whole(self._parameters[name].detach()), None)
+                self.vectors["predicted"].add(name, before - unsharded(self._parameters[name].detach()), None)
         return Closing(self, self._start, end)
 
     def open(self, start: Refresh, parameters: Mapping[str, nn.Parameter]) -> None:
-        """An interval begins.
+        """Open an interval.
 
         Args:
             start: The refresh that begins it.
-            parameters: All that training changes.
+            parameters: All trained parameters by name.
         """
         self._start = start
         self._parameters = dict(parameters)
-        self._weights = {} if self.trapezoid else {n: whole(p.detach()).clone() for n, p in parameters.items()}
+        self._weights = {} if self.trapezoid else {n: unsharded(p.detach()).clone() for n, p in parameters.items()}
         self.steps = 0
         self.vectors = {name: _Vectors() for name in self.vectors}
 
     def ledger(self, query_ids: np.ndarray) -> Ledger:
-        """The books so far; queries that were added later have no numbers before."""
+        """Return the ledger so far; queries that were added during training have NaN before that."""
         columns = {name: np.full((len(self.rows), len(query_ids)), np.nan) for name in COLUMNS}
         for index, row in enumerate(self.rows):
             for name in COLUMNS:
@@ -222,20 +242,20 @@ class LedgerKeeper:
         return Ledger(steps, np.array([row["next_step"] for row in self.rows], np.int64), query_ids, columns)
 
     def state(self) -> dict[str, Any]:
-        """All of it, as numbers and tensors."""
+        """Return all state, as numbers and tensors."""
         return {
-            "rows": [{key: _plain(value) for key, value in row.items()} for row in self.rows],
+            "rows": [{key: _as_tensor(value) for key, value in row.items()} for row in self.rows],
             "steps": self.steps,
             "weights": self._weights,
-            "vectors": {name: [_copied(one.sums), _copied(one.late)] for name, one in self.vectors.items()},
+            "vectors": {name: [_copied(of_name.sums), _copied(of_name.late)] for name, of_name in self.vectors.items()},
             "decay_buffers": self._decay_buffers,
             "given_buffers": self._given_buffers,
         }
 
     def load(self, state: Mapping[str, Any], start: Refresh, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Go on from where :meth:`state` was called, in an interval that began with ``start``."""
+        """Restore what :meth:`state` returned, in an interval that began with ``start``."""
         self.open(start, parameters)
-        self.rows = [{key: _numbers(value) for key, value in row.items()} for row in state["rows"]]
+        self.rows = [{key: _as_array(value) for key, value in row.items()} for row in state["rows"]]
         self.steps = state["steps"]
         self._weights = dict(state["weights"])
         for name, (sums, late) in state["vectors"].items():
@@ -245,41 +265,41 @@ class LedgerKeeper:
 
 
 class Closing:
-    """An interval that is being closed: its start's products are taken now, its end's may still have to come.
+    """An interval that is being closed: its start's products have been computed, its end's may still be missing.
 
     Args:
-        keeper: The books.
-        start: The refresh that began it.
+        keeper: The ledger.
+        start: The refresh that began the interval.
         end: The refresh that ends it.
     """
 
     def __init__(self, keeper: LedgerKeeper, start: Refresh, end: Refresh) -> None:
         self._keeper, self._start, self._end = keeper, start, end
         self._projection = keeper.projection if keeper.projects_all else None
-        along = _Along(start, self._projection)
-        moves = keeper.vectors["predicted"]
-        hidden = moves.only([name for name in moves.sums if name not in keeper.covered])
-        self._vectors = {**keeper.vectors, "uncovered": hidden}
-        self._left = along(moves.sums)
-        self._values = {n: vectors.along_start(along, keeper.steps) for n, vectors in self._vectors.items()}
+        products = _QueryProducts(start, self._projection)
+        changes = keeper.vectors["predicted"]
+        uncovered = changes.only([name for name in changes.sums if name not in keeper.covered])
+        self._vectors = {**keeper.vectors, "uncovered": uncovered}
+        self._predicted_left = products(changes.sums)
+        self._values = {n: vectors.along_start(products, keeper.steps) for n, vectors in self._vectors.items()}
 
     def finish(self, gained: Tensor, gained_by_given: Tensor | None) -> dict[str, Any]:
-        """Write the row.
+        """Add the interval to the ledger.
 
         Args:
-            gained: ``[Q]``: what this process's examples have gained in the interval.
-            gained_by_given: ``[Q]``: what the optimizer's own gradient would have gained, projected in the same way;
-                None where nothing is projected.
+            gained: ``[Q]``, the sum of the scores of this process's examples in the interval.
+            gained_by_given: ``[Q]``, the same score of the gradients that the optimizer was given, projected like the
+                examples'; None if nothing is projected.
 
         Returns:
-            The row.
+            The interval's row.
         """
         keeper, start, end = self._keeper, self._start, self._end
         count = len(start.losses)
         if keeper.trapezoid:
-            along = _Along(end, self._projection)
+            products = _QueryProducts(end, self._projection)
             for name, vectors in self._vectors.items():
-                self._values[name] = self._values[name] + vectors.along_end(along, keeper.steps)[:count]
+                self._values[name] = self._values[name] + vectors.along_end(products, keeper.steps)[:count]
         unknown = np.full(count, np.nan)
         row: dict[str, Any] = {
             "step": start.step,
@@ -287,7 +307,7 @@ class Closing:
             "loss": start.losses.numpy(),
             "next_loss": end.losses[:count].numpy(),
             "predicted": self._values["predicted"].numpy(),
-            "predicted_left": self._left.numpy(),
+            "predicted_left": self._predicted_left.numpy(),
             "learned": unknown if end.learned is None else end.learned[:count].double().numpy(),
             **dict.fromkeys(ACCOUNTS, unknown),
         }
@@ -295,7 +315,9 @@ class Closing:
             row["examples"] = sum_over_processes(gained)[:count].cpu().numpy()
             for name in ("momentum", "decay", "uncovered"):
                 row[name] = self._values[name].numpy()
-            lost = 0 * self._left if gained_by_given is None else self._values["given"] - gained_by_given[:count].cpu()
+            lost = 0 * self._predicted_left
+            if gained_by_given is not None:
+                lost = self._values["given"] - gained_by_given[:count].cpu()
             row["projection"] = lost.numpy()
         keeper.rows.append(row)
         return row
@@ -305,27 +327,28 @@ def _copied(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: vector.clone() for name, vector in vectors.items()}
 
 
-def _plain(value: Any) -> Any:
+def _as_tensor(value: Any) -> Any:
     return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
 
 
-def _numbers(value: Any) -> Any:
+def _as_array(value: Any) -> Any:
     return value.cpu().numpy() if isinstance(value, Tensor) else value
 
 
 def log_interval(loop: TrainingLoop, row: Mapping[str, Any], step: int, refreshes: int) -> None:
-    """Log an interval's means over queries where the user's own numbers go, about as often as these.
+    """Log an interval's means over queries with the user's loggers, about as often as they log.
 
     Args:
         loop: The training loop.
-        row: The interval.
-        step: The step that it ended with.
-        refreshes: How many there have been.
+        row: The interval's row.
+        step: The step at which it ended.
+        refreshes: The number of refreshes so far.
     """
     every = loop.log_every_n_steps
     per_refresh = max(1, int(row["next_step"]) - int(row["step"]))
     if process_rank() or not every or refreshes % max(1, every // per_refresh):
         return
     values = {"actual": row["loss"] - row["next_loss"]} | {name: row[name] for name in ("predicted", *ACCOUNTS)}
-    metrics = {f"ledger/{name}": float(own.mean()) for name, own in values.items() if not np.isnan(own).any()}
+    means = {name: float(of_queries.mean()) for name, of_queries in values.items() if not np.isnan(of_queries).any()}
+    metrics = {f"ledger/{name}": mean for name, mean in means.items()}
     loop.log(metrics, step)

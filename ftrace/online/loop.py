@@ -17,12 +17,12 @@ OnLoss = Callable[[Tensor, bool], None]
 
 @dataclass(frozen=True)
 class Wording:
-    """How messages name what users of a loop can do.
+    """The words by which messages say what users of a loop can do.
 
     Args:
-        backward: The call that takes the place of ``loss.backward()``.
-        clip: How to clip gradients.
-        step: What to step instead of an optimizer of one's own with a closure.
+        backward: The call that replaces ``loss.backward()``.
+        clip: The way to clip gradients.
+        step: The remedy for an optimizer that is stepped with a closure.
         unfreeze: Where parameters may be unfrozen, such as in a hook.
         queries: Where queries may come from, beside the argument ``queries``.
     """
@@ -36,12 +36,12 @@ class Wording:
 
 @dataclass(frozen=True)
 class TrainLoaders:
-    """The loaders that training draws its batches from.
+    """The loaders from which training draws its batches.
 
     Args:
-        loaders: Those that are DataLoaders.
+        loaders: The DataLoaders among them.
         are_all: Whether there are no others.
-        restart: Whether shorter loaders begin again within an epoch.
+        restart: Whether shorter loaders start again within an epoch.
     """
 
     loaders: Sequence[DataLoader] = ()
@@ -50,14 +50,14 @@ class TrainLoaders:
 
 
 class TrainingLoop(Protocol):
-    """A training loop, as far as a traced run needs to know it.
+    """The interface of a training loop to a traced run.
 
-    Lightning's is ``ftrace.callbacks.LightningLoop``, one written by hand ``ftrace.online.PlainLoop``.
+    Lightning's loop is ``ftrace.callbacks.LightningLoop``, a user's own PyTorch loop ``ftrace.online.PlainLoop``.
     """
 
     @property
     def module(self) -> nn.Module:
-        """The model under training, which losses of queries get as their first argument."""
+        """The model that is trained, and the first argument of the queries' losses."""
 
     @property
     def optimizers(self) -> Sequence[Optimizer]:
@@ -65,22 +65,22 @@ class TrainingLoop(Protocol):
 
     @property
     def schedules(self) -> Sequence[Any]:
-        """Learning-rate schedules, which a rehearsed step must leave as they are."""
+        """Learning-rate schedules, which a rehearsed step must not change."""
 
     @property
     def is_manual(self) -> bool:
         """Whether the user's own code runs backward passes and steps optimizers (manual optimization).
 
-        Otherwise the loop does both, and says when a step's gradient is complete, before it is clipped.
+        Otherwise the loop does both, and announces when a step's gradient is complete, before it is clipped.
         """
 
     @property
     def batches_per_step(self) -> int:
-        """Batches whose gradients are accumulated for a step; 1 under manual optimization."""
+        """The number of batches whose gradients are accumulated for a step; 1 under manual optimization."""
 
     @property
     def clip_norm(self) -> float:
-        """Largest norm of a step's gradient; 0 if the loop doesn't clip."""
+        """The norm to which the loop clips a step's gradient; 0 if it doesn't clip."""
 
     @property
     def clips_itself(self) -> bool:
@@ -88,7 +88,7 @@ class TrainingLoop(Protocol):
 
     @property
     def zeroes_gradients_itself(self) -> bool:
-        """Whether the module may set gradients to zero as soon as a step was taken."""
+        """Whether the module may set gradients to zero right after a step."""
 
     @property
     def precision(self) -> str:
@@ -96,11 +96,11 @@ class TrainingLoop(Protocol):
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied by before a backward pass; 1 without a loss scaler."""
+        """The factor by which the loss is multiplied before a backward pass; 1 without a loss scaler."""
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken so far."""
+        """The number of optimizer steps taken so far."""
 
     @property
     def epoch(self) -> int:
@@ -108,49 +108,53 @@ class TrainingLoop(Protocol):
 
     @property
     def batch_idx(self) -> int:
-        """Index of the current batch in its epoch."""
+        """The index of the current batch in its epoch."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model and its batches are."""
+        """The device of the model and its batches."""
 
     @property
     def train_loaders(self) -> TrainLoaders:
-        """The loaders that training draws from; none where the loop doesn't know them."""
+        """The loaders from which training draws; none if the loop doesn't know them."""
 
     @property
     def left_alone(self) -> tuple[type, ...]:
-        """Classes whose instances a rehearsal neither looks into nor restores."""
+        """Classes whose instances a rehearsal neither follows nor restores."""
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Packages, beside ours and torch, whose versions a manifest records."""
+        """Packages, beside ftrace and torch, whose versions a manifest records."""
 
     @property
     def log_every_n_steps(self) -> int:
-        """About how often :meth:`log` is called; 0: never."""
+        """The approximate number of steps from one call of :meth:`log` to the next; 0: never."""
 
     @property
     def wording(self) -> Wording:
-        """How messages name what users can do."""
+        """The words by which messages say what users can do."""
 
     def announces_step(self, closure: Any) -> bool:
-        """Whether the loop itself says that an optimizer is about to step, once this closure (or None) has run."""
-
-    def query_loader(self) -> Any:
-        """The loop's own queries, where the user names none; None if it has none."""
-
-    def to_device(self, batch: Any) -> Any:
-        """A batch as the model is given it: on its device, in the precision of inputs."""
-
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """The precision that forward passes run in."""
-
-    def rehearsing(self, on_loss: OnLoss) -> AbstractContextManager[Any]:
-        """While active, :meth:`training_step` logs nothing, steps no optimizer, and runs no backward pass.
+        """Whether the loop announces that an optimizer is about to step, once its closure has run.
 
         Args:
-            on_loss: Is given each loss that the step itself would differentiate, multiplied by the loss scale, and
+            closure: The argument of ``optimizer.step``; None without one.
+        """
+
+    def query_loader(self) -> Any:
+        """Return the loop's own queries, for users who name none; None if it has none."""
+
+    def to_device(self, batch: Any) -> Any:
+        """Convert a batch to the form that the model is given: on its device, in the precision of inputs."""
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes run, such as autocast."""
+
+    def rehearsing(self, on_loss: OnLoss) -> AbstractContextManager[Any]:
+        """Let :meth:`training_step` log nothing, step no optimizer and run no backward pass while active.
+
+        Args:
+            on_loss: Called with each loss that the step itself would differentiate, multiplied by the loss scale, and
                 whether its graph is used again.
         """
 
@@ -158,15 +162,15 @@ class TrainingLoop(Protocol):
         """Run the training step on one batch.
 
         Returns:
-            The loss as the loop would differentiate it: loss scale and accumulation included. None if there is none,
+            The loss as the loop would differentiate it, loss scale and accumulation included; None if there is none,
             or if the step runs its backward passes itself.
         """
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log numbers where the user's own are logged, on process 0."""
+        """Log numbers with the user's loggers; called on process 0."""
 
     def tell(self, text: str) -> None:
-        """Tell the user something that is no warning, once over all processes."""
+        """Show the user a message that is no warning, once over all processes."""
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of the loop: clipping, accumulation, precision, strategy, hyperparameters."""
+        """Describe the loop for a manifest: clipping, accumulation, precision, strategy, hyperparameters."""

@@ -19,12 +19,12 @@ from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
 
 
 def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any]:
-    """Describe how a run's scores came about, as JSON holds it.
+    """Describe a run and its scores in values that JSON can hold.
 
     Args:
         run: The run.
         run_id: Its id.
-        complete: Whether the scores are of the whole run.
+        complete: Whether the scores cover the run from its first to its last step.
     """
     losses, settings, refresher = run.queries.losses, run.settings, run.refresher
     packages = ("ftrace", "torch", *run.loop.packages)
@@ -73,29 +73,29 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
 
 
 def _tolerance(run: TracedRun) -> float:
-    """Accounts of a change of weights that is rounded to their precision."""
+    """Return the allowed imbalance of the accounts, given that weights are rounded to their precision."""
     if run.sums.dtype == torch.float64:
         return 1e-6
     return 1e-2 if run.loop.precision == "32-true" else 0.1
 
 
 def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, alone: bool) -> ScoreStore | None:
-    """Reduce scores by example id and write one store, by process 0.
+    """Sum scores over processes by example id and write one store, by process 0.
 
     Args:
-        output_dir: Where.
-        run: Whose.
-        facts: For its manifest.
-        alone: Whether other processes may be gone: then process 0 writes what it has itself.
+        output_dir: The store's folder.
+        run: The run.
+        facts: The store's manifest.
+        alone: Whether other processes may be gone; then process 0 writes only its own scores.
 
     Returns:
-        The store, on process 0.
+        The store, on process 0; None on others.
     """
     sums, names = run.sums, run.example_names
     all_names = dict(names) | run.queries.names
     if num_processes() > 1 and not alone:
-        for others in gather_objects(dict(names)):
-            all_names |= others
+        for of_process in gather_objects(dict(names)):
+            all_names |= of_process
         reduced = _reduced(sums)
         if reduced is None:
             return None
@@ -117,9 +117,9 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
 
 
 def _reduced(sums: ScoreAccumulator) -> ScoreAccumulator | None:
-    """All processes' sums by example id, on process 0; one matrix after another, so that memory stays bounded."""
+    """Sum over all processes by example id, on process 0; one matrix after another, so that memory stays bounded."""
     ids, arrays = sums.arrays()
-    keys = sorted({key for found in gather_objects(list(arrays)) for key in found}, key=lambda key: tuple(key))
+    keys = sorted({key for of_process in gather_objects(list(arrays)) for key in of_process}, key=tuple)
     all_ids = gather_rows(torch.from_numpy(ids))
     total = None
     if all_ids is not None:
@@ -127,21 +127,21 @@ def _reduced(sums: ScoreAccumulator) -> ScoreAccumulator | None:
     for key in keys:
         empty = np.zeros((len(ids),) if sums.is_ragged else (len(ids), len(sums.query_ids)))
         values = torch.from_numpy(np.ascontiguousarray(arrays.get(Sum(*key), empty))).to(sums.dtype)
-        found = gather_rows(values)
-        if total is None or found is None or all_ids is None:
+        all_values = gather_rows(values)
+        if total is None or all_values is None or all_ids is None:
             continue
-        for of_process, own_ids in zip(found, all_ids, strict=True):
-            total.add_state({"ids": own_ids, "sums": [[*key, of_process]]})
+        for values_there, ids_there in zip(all_values, all_ids, strict=True):
+            total.add_state({"ids": ids_there, "sums": [[*key, values_there]]})
     return total
 
 
 def _jsonable_numbers(numbers: Mapping[int, float]) -> dict[str, float | None]:
-    """Replace NaN, which JSON doesn't have, by null: there the number is undefined."""
+    """Replace NaN, which JSON doesn't have, by null."""
     return {str(key): None if math.isnan(number) else number for key, number in numbers.items()}
 
 
 def _jsonable(value: Any) -> Any:
-    """Hyperparameters as JSON holds them; anything else by its text."""
+    """Convert a value to what JSON can hold; other objects to their ``repr``."""
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

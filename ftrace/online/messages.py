@@ -1,4 +1,4 @@
-"""Warnings and other messages, once over all processes."""
+"""Warnings and other messages, shown once over all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a run writes to, and the run that it belongs to."""
+"""The folder to which a run writes, and the id of the run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ftrace.online.processes import gather_objects
 class OutputFolder:
     """The output folder of one run, the same on all processes.
 
-    All processes must make it at the same time.
+    All processes must create it at the same time.
 
     Args:
-        path: The folder; process 0's counts.
-        who: Who writes to it.
-        holds: What it holds, such as ``"scores"``.
+        path: The folder; that of process 0 is taken.
+        who: The writer, for messages.
+        holds: What the folder holds, such as ``"scores"``, for messages.
 
     Attributes:
         path: The folder, absolute.
-        run_id: The run that writes to it; a new one unless it is set.
+        run_id: The id of the run that writes to it: a new one, unless it is set.
     """
 
     def __init__(self, path: Path, who: str, holds: str) -> None:
@@ -31,18 +31,18 @@ class OutputFolder:
         self._holds = holds
 
     def beside(self, ending: str) -> Path:
-        """A folder beside it, of its name and an ending."""
+        """Return the path of a folder beside it, whose name is its own with an ending."""
         return self.path.with_name(f"{self.path.name}-{ending}")
 
     def refuse_another_run(self, manifest: dict[str, Any] | None, more: str = "") -> None:
-        """Refuse to write over what another run has left there.
+        """Refuse to overwrite the results of another run.
 
         Args:
-            manifest: What the folder's own manifest says; None if it has none.
-            more: What else to say of the other run.
+            manifest: The manifest in the folder; None if it has none.
+            more: Further words on the other run, for the message.
 
         Raises:
-            ValueError: If it is another run's.
+            ValueError: If the manifest is of another run.
         """
         if manifest is not None and manifest.get("run_id") != self.run_id:
             raise ValueError(

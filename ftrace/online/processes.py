@@ -1,6 +1,6 @@
-"""What several processes have to do together, and what one process does when it is alone.
+"""Collectives of all processes, and what they amount to in a single process.
 
-Every function is a collective: all processes must call it, in the same order.
+All processes must call each function, in the same order.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 
 
 def num_processes() -> int:
-    """How many processes train this model."""
+    """Return the number of processes that train the model."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """Which of them this is."""
+    """Return the rank of this process."""
     return dist.get_rank() if num_processes() > 1 else 0
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """A tensor added up over processes; the same tensor where there is one."""
+    """Sum a tensor over processes; return the same tensor if there is one process."""
     if num_processes() == 1:
         return tensor
     total = tensor.detach().clone().contiguous()
@@ -33,56 +33,56 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 
 def any_process(here: Sequence[bool]) -> list[bool]:
-    """Which of these hold in some process."""
+    """Tell which conditions hold in at least one process."""
     if num_processes() == 1:
         return list(here)
-    return sum_over_processes(torch.tensor([int(one) for one in here], device=_device())).bool().tolist()
+    return sum_over_processes(torch.tensor([int(holds) for holds in here], device=_device())).bool().tolist()
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What each process has, by rank."""
+    """Collect each process's value, by rank."""
     if num_processes() == 1:
         return [value]
-    found: list[Any] = [None] * num_processes()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * num_processes()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def gather_rows(rows: Tensor) -> list[Tensor] | None:
-    """Each process's ``[n, ...]`` (n its own), on the CPU of process 0; None on the others."""
+    """Collect each process's rows ``[n, ...]``, with any number n, on process 0; return None on others."""
     if num_processes() == 1:
         return [rows]
     counts = gather_objects(len(rows))
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else rows.device
     if process_rank() == 0:
-        found = [rows]
+        all_rows = [rows]
         for rank in range(1, num_processes()):
-            room = torch.empty(counts[rank], *rows.shape[1:], dtype=rows.dtype, device=device)
+            received = torch.empty(counts[rank], *rows.shape[1:], dtype=rows.dtype, device=device)
             if counts[rank]:
-                dist.recv(room, src=rank)
-            found.append(room.to(rows.device))
-        return found
+                dist.recv(received, src=rank)
+            all_rows.append(received.to(rows.device))
+        return all_rows
     if len(rows):
         dist.send(rows.to(device).contiguous(), dst=0)
     return None
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded over processes, in one piece."""
+def unsharded(tensor: Tensor) -> Tensor:
+    """Gather a tensor that may be sharded over processes."""
     full = getattr(tensor, "full_tensor", None)
     return full() if full is not None else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Of a tensor that may be sharded over processes, what this one holds, out of autograd's sight."""
+    """Return this process's shard of a tensor that may be sharded, detached from autograd's graph."""
     to_local = getattr(tensor, "to_local", None)
-    found: Tensor = tensor.data if to_local is None else to_local().data
-    return found
+    shard: Tensor = tensor.data if to_local is None else to_local().data
+    return shard
 
 
-def whole_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state of one parameter, in one piece."""
-    return {key: whole(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+def unsharded_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Gather an optimizer's state of one parameter."""
+    return {key: unsharded(value) if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def _device() -> torch.device:

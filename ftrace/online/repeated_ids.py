@@ -1,8 +1,8 @@
-"""Ids that stand for several examples, whose scores would be added up without a word.
+"""The check for ids that several examples share, whose scores would silently be added up.
 
-There are two signs of them: when training starts, two data sets that number their rows alike; and later, an id that
-comes again in an epoch in which each row is drawn once. An example may come again wherever its row is drawn again: in
-the next epoch, by samplers with replacement or of several processes, or because a loader has the same rows twice.
+There are two signs of such ids: when training starts, two data sets that give different rows the same ids; and later,
+an id that is seen twice in an epoch in which each row is drawn once. An example may be seen again if its row is drawn
+again: in the next epoch, by samplers with replacement or of several processes, or if a loader has the same row twice.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ftrace.online.processes import num_processes
 
 
 class RepeatedIds:
-    """Refuses ids that stand for several examples.
+    """The check of a run for ids that several examples share.
 
     Args:
         loop: The training loop, about to train.
-        key: The batch's key of the examples' ids.
+        key: The key of the examples' ids in a batch.
         strict: Whether such ids are an error; otherwise a warning.
-        shared: Whether several rows may have one id, so that there is nothing to say.
+        shared: Whether several rows may have the same id, so that nothing is checked.
 
     Raises:
-        ValueError: If two data sets number their rows alike, and ``strict``.
+        ValueError: When strict, if two data sets give different rows the same ids.
     """
 
     def __init__(self, loop: TrainingLoop, key: str, *, strict: bool, shared: bool = False) -> None:
@@ -37,7 +37,7 @@ class RepeatedIds:
         self._key = key
         self._strict = strict
         self._shared = shared
-        self._numbers_came = False
+        self._has_numbers = False
         self._epoch = -1
         self._loaders: list[DataLoader] = []
         self._batches_of_rows_once = 0
@@ -46,24 +46,24 @@ class RepeatedIds:
         if problem is not None and not shared:
             self._tell(problem)
 
-    def see(self, ids: Tensor, names: Mapping[int, str]) -> None:
-        """Note the ids of a batch.
+    def check(self, ids: Tensor, names: Mapping[int, str]) -> None:
+        """Check the ids of a batch.
 
         Args:
             ids: The batch's ids, ``[B]``.
-            names: Names of the ids that were made from names, of this batch and all before it.
+            names: By number, the names of ids that were made from names, of this batch and all earlier ones.
 
         Raises:
-            ValueError: If an id came already in this epoch, though the loader draws each row once, and ``strict``; or
+            ValueError: When strict, if an id was seen in this epoch before, though the loader draws each row once; or
                 if some ids are names and others are numbers.
         """
-        if names and self._numbers_came:
+        if names and self._has_numbers:
             raise ValueError(
                 f'batch["{self._key}"]: expected numbers, as in earlier batches, found names, such as '
                 f"{next(iter(names.values()))!r}. Give all ids as names, such as [str(id) for id in ids.tolist()], "
                 "or all as numbers"
             )
-        self._numbers_came = not names
+        self._has_numbers = not names
         if self._shared:
             return
         if self._loop.epoch != self._epoch:
@@ -77,7 +77,7 @@ class RepeatedIds:
             of_batch, repeated = np.unique(of_batch), repeated[:0]  # a batch may have several rows of an example
         repeated = np.concatenate([repeated, self._seen.add(of_batch)])
         if len(repeated):
-            self._batches_of_rows_once = 0  # one warning will do
+            self._batches_of_rows_once = 0  # one warning is enough
             first = int(repeated[0])
             self._tell(
                 f'batch["{self._key}"]: expected an id for each row of the data, found {names.get(first, first)!r} '
@@ -101,17 +101,17 @@ class RepeatedIds:
 
 
 class _SortedIds:
-    """Ids, eight bytes each, in sorted arrays of which each is at least twice as long as the next."""
+    """A set of ids, eight bytes each, in sorted arrays of which each is at least twice as long as the next."""
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
 
     def add(self, ids: np.ndarray) -> np.ndarray:
-        """Add ids, ``[B]`` ascending; returns those that are there already."""
+        """Add ids, ``[B]`` in ascending order, and return those that were there before."""
         is_known = np.zeros(len(ids), dtype=bool)
         for array in self._arrays:
-            places = np.minimum(np.searchsorted(array, ids), len(array) - 1)
-            is_known |= array[places] == ids
+            indices = np.minimum(np.searchsorted(array, ids), len(array) - 1)
+            is_known |= array[indices] == ids
         if len(ids):
             self._arrays.append(ids)
         while len(self._arrays) > 1 and len(self._arrays[-2]) < 2 * len(self._arrays[-1]):
@@ -122,7 +122,7 @@ class _SortedIds:
 
 
 def _batches_of_rows_once(train: TrainLoaders) -> int:
-    """Count the batches at the beginning of an epoch that have each row at most once."""
+    """Return the number of batches, from the start of an epoch, in which each row is drawn at most once."""
     loaders = train.loaders
     if num_processes() > 1 or not loaders or not train.are_all:
         return 0
@@ -144,7 +144,7 @@ def _draws_once(loader: DataLoader) -> bool:
 
 
 def _rows_drawn(loaders: Sequence[DataLoader], batch_idx: int) -> int:
-    """How many rows a batch is made of; 0 where whole batches are drawn."""
+    """Return the number of rows of which a batch is made; 0 if data sets return ready-made batches."""
     if any(loader.batch_size is None for loader in loaders):
         return 0
     sizes = [(loader.batch_size or 0, len(loader.sampler)) for loader in loaders]  # type: ignore[arg-type]
@@ -152,24 +152,24 @@ def _rows_drawn(loaders: Sequence[DataLoader], batch_idx: int) -> int:
 
 
 def _has_rows_twice(datasets: Sequence[Any]) -> bool:
-    """Whether a row can be drawn by several indices, so that it may come again as the example that it is."""
-    places: dict[Any, list[np.ndarray | None]] = {}
+    """Whether several indices draw the same row, so that the same example may be seen again."""
+    rows_of_leaves: dict[Any, list[np.ndarray | None]] = {}
     for dataset in datasets:
         for leaf, rows in _leaves(dataset):
             identity = (id(leaf.dataset), leaf.ids) if _is_numbered(leaf) else id(leaf)
-            places.setdefault(identity, []).append(rows)
-    for of_leaf in places.values():
+            rows_of_leaves.setdefault(identity, []).append(rows)
+    for of_leaf in rows_of_leaves.values():
         parts = [rows for rows in of_leaf if rows is not None]
         if len(parts) < len(of_leaf):
             if len(of_leaf) > 1:
-                return True  # all rows, and some or all of them again
+                return True  # all rows, and some or all of them twice
         elif len(np.unique(np.concatenate(parts))) < sum(map(len, parts)):
             return True
     return False
 
 
 def _leaves(dataset: Any, rows: np.ndarray | None = None) -> Iterator[tuple[Any, np.ndarray | None]]:
-    """The data sets that a data set is made of, and which of their rows it has; None: all."""
+    """Yield the data sets that a data set is made of, and the indices of the rows of each that it has; None: all."""
     if isinstance(dataset, Subset):
         indices = np.asarray(dataset.indices, dtype=np.int64) % len(dataset.dataset)  # type: ignore[arg-type]
         yield from _leaves(dataset.dataset, indices if rows is None else indices[rows])
@@ -183,12 +183,12 @@ def _leaves(dataset: Any, rows: np.ndarray | None = None) -> Iterator[tuple[Any,
 
 
 def _is_numbered(dataset: Any) -> bool:
-    """Whether a data set gives its rows their ids, as ``ftrace.data.WithExampleIds`` does: it has their range."""
+    """Whether a data set numbers its rows, as ``ftrace.data.WithExampleIds`` does, which has the range of the ids."""
     return isinstance(getattr(dataset, "ids", None), range) and hasattr(dataset, "key") and hasattr(dataset, "dataset")
 
 
 def _collision(datasets: Sequence[Any], key: str) -> str | None:
-    """What to say of two data sets that number different rows alike; None without such."""
+    """Write the message on two data sets that give different rows the same ids; None if there are none."""
     known: list[tuple[Any, np.ndarray | range]] = []
     for leaf, rows in (leaf for dataset in datasets for leaf in _leaves(dataset)):
         if not _is_numbered(leaf) or leaf.key != key:

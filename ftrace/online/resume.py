@@ -1,4 +1,4 @@
-"""Killed and resumed: the state of a run's scores, beside the user's checkpoints."""
+"""The state of a run's scores, which is saved beside the user's checkpoints so that killed runs can resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunState:
         who: Whose messages these are.
 
     Attributes:
-        restored: The entry of the checkpoint that training is resumed from; None without one.
+        restored: The entry of the checkpoint from which training resumes; None without one.
     """
 
     def __init__(self, who: str) -> None:
@@ -37,12 +37,12 @@ class RunState:
         """Write the state to files. All processes must call it.
 
         Returns:
-            What goes into the checkpoint: names and hashes of the files.
+            The checkpoint's entry: names and hashes of the files, and what identifies the run.
         """
         if run is None or run.refresher.last_at is None:
             return {}
         if any(optimizer.is_stepping for optimizer in run.parameters.followed):
-            warn(f"{self.who}: a checkpoint was saved within an optimizer step; its scores are of before it")
+            warn(f"{self.who}: a checkpoint was saved within an optimizer step, so its scores don't include this step")
         state = {"sums": None, **(self._ended or run.state())}
         state["sums"] = state["sums"] or run.sums.state()
         step = state["first_step"] + state["taken"]
@@ -59,22 +59,23 @@ class RunState:
         }
 
     def remember(self, run: TracedRun) -> None:
-        """Remember the state before what is open is closed, for checkpoints that are saved after training."""
+        """Remember the state before the last steps are booked, for checkpoints that are saved after training."""
         if run.refresher.last_at is not None:
             self._ended = run.state()
-            if run.scoring.pending or run.scoring.rings:  # closing them adds to the sums
+            if run.scoring.pending or run.scoring.rings:  # booking these adds to the sums
                 self._ended["sums"] = run.sums.state()
 
     def begin(self, run: TracedRun, folder: OutputFolder, *, strict: bool) -> None:
-        """Let a new run go on with the scores of the checkpoint, if there are any.
+        """Let a new run continue the scores of the checkpoint, if it has any.
 
         Args:
             run: The run.
-            folder: Its output folder, which becomes that of the run that is resumed.
-            strict: Whether scores that can't go on are an error; otherwise they start anew, with a warning.
+            folder: Its output folder, which gets the id of the run that is resumed.
+            strict: Whether scores that can't be continued are an error; otherwise they start anew, with a warning.
 
         Raises:
-            ValueError: If they are of other queries, parameters or settings, or their files are missing or damaged.
+            ValueError: When strict, if the checkpoint's scores are of other queries, parameters or settings; or if
+                their files are missing or damaged.
         """
         self._folder = folder
         self._ended = None
@@ -85,16 +86,16 @@ class RunState:
         if problem is not None:
             message = (
                 f"{self.who}: the checkpoint's scores are not of this run: {problem}. Resume with the same settings, "
-                "or with another output_dir, to which scores go from here on"
+                "or with another output_dir, which gets the scores from here on"
             )
             if strict:
                 raise ValueError(f"{message}; strict=False starts new scores here")
             warn(f"{message}. Scores start anew")
             return
         device = next(run.loop.module.parameters()).device
-        files, place = restored["files"], folder.beside("state")
-        states = [read_state(entry, place, device, self.who) for entry in files[process_rank() :: num_processes()]]
-        shared = states[0] if states else read_state(files[0], place, device, self.who)
+        files, state_dir = restored["files"], folder.beside("state")
+        states = [read_state(entry, state_dir, device, self.who) for entry in files[process_rank() :: num_processes()]]
+        shared = states[0] if states else read_state(files[0], state_dir, device, self.who)
         folder.run_id = restored["run_id"]
         run.load(states, shared)
 
@@ -117,11 +118,13 @@ def _settings(run: TracedRun) -> dict[str, Any]:
 
 
 def _digest(candidates: Candidates) -> str:
-    """Which candidates, in which order, in few letters."""
+    """Compute a short hash of the candidates and their order."""
     if candidates is None:
         return "all"
     text = repr(
-        {q: list(own) for q, own in candidates.items()} if isinstance(candidates, Mapping) else list(candidates)
+        {query: list(of_query) for query, of_query in candidates.items()}
+        if isinstance(candidates, Mapping)
+        else list(candidates)
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -133,21 +136,21 @@ def _unfrozen(run: TracedRun) -> set[str]:
 def _difference(restored: dict[str, Any], run: TracedRun) -> str | None:
     if restored.get("version") != VERSION:
         return f"expected state of version {VERSION}, found {restored.get('version')}"
-    now = _settings(run)
-    for name, then in restored["settings"].items():
-        if now.get(name) != then:
+    current = _settings(run)
+    for name, previous in restored["settings"].items():
+        if current.get(name) != previous:
             if name == "parameters":
-                other = sorted((set(then) ^ set(now[name])) - set(restored["unfrozen"]))
+                other = sorted((set(previous) ^ set(current[name])) - set(restored["unfrozen"]))
                 if not other:
                     continue
                 return f"expected the same covered parameters, found other ones: {other[:3]}"
-            return f"expected {name}={then!r}, found {now.get(name)!r}"
+            return f"expected {name}={previous!r}, found {current.get(name)!r}"
     ids = run.sums.query_ids
     added = restored["query_ids"][len(ids) :]
     if added and restored["query_ids"][: len(ids)] == ids:
         return (
-            f"it also has queries that were added later, {added[:3]}: expected all of them in queries=..., those that "
-            "were added behind the others"
+            f"it also has queries that were added later, {added[:3]}: expected all of them in queries=..., "
+            "those that were added after all others"
         )
     if restored["query_ids"] != ids:
         other = sorted(set(restored["query_ids"]) ^ set(ids))

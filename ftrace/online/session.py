@@ -1,4 +1,4 @@
-"""A traced run from the outside: what happens in a training loop goes in, and a score store comes out."""
+"""The interface between a training loop and the traced run that observes it and writes a score store."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from ftrace.scores import ScoreStore, check_replaceable
 class TraceSession:
     """An observer of a training loop.
 
-    Each method is called when in the loop happens what its name says.
+    The loop calls each method when the event occurs that its name describes.
 
     Args:
         settings: What is traced, and how.
-        queries: A DataLoader or Dataset of queries; None: the loop's own.
+        queries: A DataLoader or Dataset of queries; None: the loop's own queries.
         query_losses: ``(module, batch) -> Tensor[B]``, in nats; default: the module's own, or a ready-made one.
         query_learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; default: the
             module's own, if it has one.
         who: Whose messages these are.
 
     Attributes:
-        run: The run; None before training and between two.
+        run: The run; None before training begins.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TraceSession:
 
     @property
     def running(self) -> TracedRun:
-        """The run.
+        """The run that is under way.
 
         Raises:
             RuntimeError: If there is none.
@@ -88,16 +88,16 @@ class TraceSession:
     # Its beginning
 
     def before_training(self, module: nn.Module) -> None:
-        """Attach to a compiled module, which is called before training begins."""
+        """Attach to a compiled module, which may be called before training begins."""
         self.run = None
         self._hooks.attach_before_first_call(module)
 
     def training_begins(self, loop: TrainingLoop, output_dir: Path) -> None:
-        """Attach to the module and its optimizers, and take up the scores of a checkpoint.
+        """Attach to the module and its optimizers, and continue the scores of a checkpoint if there is one.
 
         Args:
             loop: The training loop.
-            output_dir: Where the store is going to be written.
+            output_dir: The folder of the store.
 
         Raises:
             ValueError: If something in the loop, the module, its optimizers or the folder isn't supported.
@@ -109,7 +109,7 @@ class TraceSession:
             problem = unsupported_step(optimizer)
             if problem is not None:
                 raise ValueError(
-                    f'{self.who}: scores of the kind "update" need to know what the optimizer does: {problem}. '
+                    f'{self.who}: for scores of the kind "update" it must know what the optimizer does: {problem}. '
                     'Ask for "dot" and "cosine" alone'
                 )
         self._folder = OutputFolder(output_dir, self.who, "scores")
@@ -123,8 +123,8 @@ class TraceSession:
         self._refuse_another_run()
         if run.steps.first:
             warn(
-                f"{self.who}: scores begin at step {run.steps.first}, earlier steps are not in them; they go to "
-                f"{self._incomplete_dir}"
+                f"{self.who}: scores begin at step {run.steps.first}, earlier steps are not in them; they will be "
+                f"written to {self._incomplete_dir}"
             )
         for optimizer in loop.optimizers:
             self._hooks.follow(loop, optimizer, self.optimizer_steps, self.optimizer_has_stepped)
@@ -137,7 +137,7 @@ class TraceSession:
         learned = learned if settings.ledger or "learned" in settings.breakdown else None
         if "learned" in settings.breakdown and learned is None:
             raise ValueError(
-                'breakdown="learned": nobody can tell whether a query is right. Give the module a method '
+                'breakdown="learned": there is no way to tell whether a query is right. Give the module a method '
                 "learned(batch) -> Tensor[B] bool, or pass query_learned=(module, batch) -> Tensor[B]"
             )
         return QueryPass(self.queries, losses, learned, settings.query_id_key, loop)
@@ -145,7 +145,7 @@ class TraceSession:
     # Batches and steps
 
     def batch_begins(self, batch: Any, batch_idx: int) -> None:
-        """Rehearse the step, if that is due, and begin to record."""
+        """Rehearse the step if that is due, and begin to record."""
         self.running.begin_batch(batch, batch_idx, self._added)
 
     def backward_begins(self, loss: Tensor) -> None:
@@ -162,15 +162,15 @@ class TraceSession:
 
     def gradients_are_zeroed(self) -> None:
         """Forget contributions that no step has used, under automatic optimization."""
-        self.running.begin_window()
+        self.running.discard_contributions()
 
     def optimizer_steps(self, optimizer: Optimizer) -> None:
-        """Check and note what an optimizer is about to step with."""
+        """Check and remember the gradients with which an optimizer is about to step."""
         with without_autocast(self.running.loop.device):
             self.running.begin_step(self.running.parameters.find(optimizer))
 
     def optimizer_has_stepped(self, optimizer: Optimizer) -> None:
-        """Book the step."""
+        """Book the step that an optimizer has taken."""
         self.running.end_step(self.running.parameters.find(optimizer))
 
     def batch_has_ended(self) -> None:
@@ -184,17 +184,20 @@ class TraceSession:
         run = self.running
         self._state.remember(run)
         run.finish()
-        run.rows.say_what_was_never_checked()
+        run.rows.report_never_checked()
         self._write(complete=run.steps.first == 0)
         self._hooks.detach()
 
     @property
     def waits_to_be_closed(self) -> bool:
-        """Whether the run was killed after its last checkpoint and before its store was written."""
+        """Whether there are a checkpoint's scores to write although nothing is left to train.
+
+        Such a run was killed after its last checkpoint and before its store was written.
+        """
         return self.run is None and bool(self._state.restored)
 
     def training_has_failed(self, exception: BaseException) -> None:
-        """Write what there is, by this process alone, unless the scores themselves are wrong."""
+        """Write the scores so far, by this process alone, unless the scores themselves are wrong."""
         run = self.run
         if (
             run is not None
@@ -202,7 +205,7 @@ class TraceSession:
             and run.steps.begun
             and not isinstance(exception, SelfCheckError)
         ):
-            self._state.remember(run)  # a checkpoint may be saved yet
+            self._state.remember(run)  # a checkpoint may still be saved
             run.scoring.finish()
             self._write(complete=False, alone=True)
         self._hooks.detach()
@@ -217,12 +220,12 @@ class TraceSession:
         """Write the state beside the user's checkpoint. All processes must call it.
 
         Returns:
-            What goes into the checkpoint: names and hashes of files.
+            The checkpoint's entry: names and hashes of files.
         """
         return self._state.save(self.run)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state as soon as training begins."""
+        """Remember the entry of a checkpoint, from which to continue as soon as training begins."""
         self._state.restored = state
 
     # The store
@@ -238,16 +241,16 @@ class TraceSession:
         return folder if other == run_id else folder.with_name(f"{folder.name}-{run_id[:8]}")
 
     def _refuse_another_run(self) -> None:
-        """Refuse to lose the store of another run; an earlier one of the same run is replaced."""
+        """Refuse to overwrite the store of another run; an earlier one of the same run is replaced."""
         try:
             manifest = dict(ScoreStore.open(self._folder.path).manifest)
-        except (FileNotFoundError, ValueError):  # or an empty folder
+        except (FileNotFoundError, ValueError):  # there is no store, such as in an empty folder
             return
         self._folder.refuse_another_run(manifest, f" ({manifest.get('steps', 'unknown')} steps)")
 
     def _write(self, *, complete: bool, alone: bool = False) -> None:
         run = self.running
-        # A folder of the name that was asked for holds the scores of a whole run, always.
+        # The folder that the user named never holds the scores of a part of a run.
         output_dir = self._folder.path if complete else self._incomplete_dir
         facts = manifest_of(run, self._folder.run_id, complete=complete)
         store = write_store(output_dir, run, facts, alone=alone)

@@ -16,7 +16,7 @@ BREAKDOWNS = ("layer", "epoch", "learned")
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """What is traced, and how.
+    """Settings of what is traced, and how.
 
     Args:
         scores: Kinds to accumulate, all in one pass. ``dot``: sum over steps of learning rate x clip factor x inner
@@ -108,12 +108,12 @@ class TraceSettings:
 
     @property
     def projection(self) -> Projection | None:
-        """What gradients are projected with; None if products are exact."""
+        """The projection of gradients; None if products are exact."""
         return None if self.projection_side is None else Projection(self.projection_side, self.seed)
 
     @property
     def rules(self) -> ScoringRules:
-        """How scores are made of steps."""
+        """The rules by which scores are computed from steps."""
         return ScoringRules(
             tuple(self.scores),
             self.integration == "trapezoid",
@@ -124,7 +124,7 @@ class TraceSettings:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says of them first."""
+        """Describe the main settings for the manifest."""
         given = self.candidates
         candidates = "all" if given is None else "of each query" if isinstance(given, Mapping) else len(given)
         return {
@@ -137,7 +137,7 @@ class TraceSettings:
 
 
 def _numbered(candidates: Any) -> Candidates:
-    """Candidates by number, also where they were given by name."""
+    """Convert candidates to numbers, if they were given by name."""
     if candidates is None:
         return None
     if isinstance(candidates, Mapping):

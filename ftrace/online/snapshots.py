@@ -3,7 +3,7 @@
 A snapshot is a folder ``step-00000120/``:
 
     weights.safetensors           each parameter and buffer once, by its first name in the module
-    second_moments.safetensors    what the optimizer keeps of squared gradients, as "parameter::key"; absent without one
+    second_moments.safetensors    the optimizer's averages of squared gradients, by "parameter::key"; absent if none
     snapshot.json                 step, epoch, learning rates by parameter group, optimizer, tied names, versions
 """
 
@@ -23,19 +23,19 @@ from ftrace.gradients import full_name
 from ftrace.online.loop import TrainingLoop
 from ftrace.whole_files import whole_file, whole_folder
 
-# Adam and its like; Adafactor's factored ones; RMSprop.
+# The state keys of Adam and its variants, of Adafactor (whose moments are factored), and of RMSprop.
 _SECOND_MOMENTS = (
     "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "row_var", "col_var", "variance", "square_avg"
 )  # fmt: skip
-_SETTINGS = ("betas", "eps", "amsgrad")  # what second moments are read with
+_SETTINGS = ("betas", "eps", "amsgrad")  # needed to interpret second moments
 
 
 def save_snapshot(folder: Path, loop: TrainingLoop) -> None:
-    """Save the current weights, second moments and learning rates, whole or not at all."""
+    """Save the current weights, second moments and learning rates in a folder that is written whole or not at all."""
     names: dict[int, list[str]] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in loop.module.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):  # a module's extra state, which is no weight
+        if not isinstance(tensor, Tensor):  # extra state of a module, which is neither parameter nor buffer
             continue
         names.setdefault(id(tensor), []).append(name)
         if len(names[id(tensor)]) == 1:  # tied weights once
@@ -69,7 +69,7 @@ def save_snapshot(folder: Path, loop: TrainingLoop) -> None:
         ],
         "versions": {name: version(name) for name in ("ftrace", "torch", *loop.packages)},
     }
-    with whole_folder(folder) as temporary:  # may replace an earlier run's, or this run's before it was resumed
+    with whole_folder(folder) as temporary:  # a resumed run replaces snapshots that it wrote before it was killed
         with whole_file(temporary / "weights.safetensors") as file:
             save_file(tensors, file)
         if moments:
@@ -79,7 +79,7 @@ def save_snapshot(folder: Path, loop: TrainingLoop) -> None:
 
 
 def _second_moments(optimizers: Sequence[Optimizer], names_of: dict[int, str]) -> dict[str, Tensor]:
-    """By ``{parameter name}::{state key}``."""
+    """Return second moments by ``{parameter name}::{state key}``."""
     moments = {}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():

@@ -1,7 +1,8 @@
-"""State of a run that can be killed: files beside the user's checkpoints, never in them.
+"""Files of a run's state, beside the user's checkpoints.
 
-The checkpoint holds names and hashes; each process's part is a file of its own, named by step and content, written
-under a temporary name first. All in it is numbers, text, lists and tensors, so it loads with ``weights_only=True``.
+A checkpoint holds only their names and hashes. Each process writes its part to a file of its own, whose name contains
+step and hash, under a temporary name first. All content is numbers, text, lists, dictionaries and tensors, so that it
+loads with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _DATACLASSES: dict[str, Any] = {
 
 
 def pack(value: Any) -> Any:
-    """Ours as plain lists, dictionaries and tensors."""
+    """Convert a value of ours to plain lists, dictionaries and tensors."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
@@ -53,7 +54,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any, device: torch.device) -> Any:
-    """What :func:`pack` was given, with tensors on a device."""
+    """Restore the value that :func:`pack` was given, with tensors on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if not isinstance(value, dict):
@@ -71,8 +72,8 @@ def unpack(value: Any, device: torch.device) -> Any:
         return {unpack(key, device): unpack(item, device) for key, item in values}
     if kind == "Size":
         return torch.Size(values)
-    found = [unpack(item, device) for item in values]
-    return tuple(found) if kind == "tuple" else found
+    items = [unpack(item, device) for item in values]
+    return tuple(items) if kind == "tuple" else items
 
 
 def write_state(folder: Path, step: int, rank: int, state: Any) -> dict[str, str]:
@@ -94,9 +95,9 @@ def read_state(entry: Mapping[str, str], fallback: Path, device: torch.device, w
     """Read one process's part.
 
     Args:
-        entry: As :func:`write_state` gave it.
-        fallback: Where else to look, if the folder has been moved.
-        device: Where tensors go.
+        entry: The entry that :func:`write_state` returned.
+        fallback: The folder to search if the file isn't where it was written, since folders may be moved.
+        device: The device of the tensors.
         who: Whose messages these are.
 
     Raises:

@@ -1,10 +1,10 @@
-"""The steps of a run's optimizers: each is checked before it is taken, and booked once it was.
+"""The steps of a run's optimizers, which are checked before they are taken and booked afterwards.
 
 A step of an optimizer is
 
-    begun    its gradients are complete (unclipped under automatic optimization, final under manual optimization)
-    ended    it was taken: second moments hold its gradient, and its products can be booked
-    skipped  it was begun and never ended: a loss scaler has left it out
+    begun    when its gradients are complete (unclipped under automatic optimization, final under manual optimization)
+    ended    when it was taken: second moments include its gradient, and its products can be booked
+    skipped  when it was begun but not ended until the batch ends, since a loss scaler has skipped it
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class OptimizerSteps:
         who: Whose messages these are.
 
     Attributes:
-        first: The step with which tracing began.
-        begun: Steps begun since, over all optimizers.
-        left_out: Steps whose contributions are not finite.
-        skipped: Steps that were begun and not taken.
+        first: The step at which tracing began.
+        begun: The number of steps begun since, over all optimizers.
+        left_out: Steps whose contributions were not finite.
+        skipped: Steps that were begun but not taken.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class OptimizerSteps:
 
     @property
     def next(self) -> int:
-        """The step that is next, counted over all optimizers."""
+        """The index of the next step, counted over all optimizers."""
         return self.first + self.begun
 
     def discard_all(self) -> None:
@@ -73,13 +73,13 @@ class OptimizerSteps:
             self.discard(optimizer)
 
     def discard(self, optimizer: FollowedOptimizer) -> None:
-        """Forget what an optimizer's gradients held."""
-        optimizer.window, optimizer.is_open = [], False
+        """Forget the contributions to an optimizer's current gradients."""
+        optimizer.contributions, optimizer.is_open = [], False
         if optimizer.index in self.parameters.conservation:
-            self.parameters.conservation[optimizer.index].discard_window()
+            self.parameters.conservation[optimizer.index].discard_contributions()
 
     def begin(self, optimizer: FollowedOptimizer) -> None:
-        """Check and note what an optimizer is about to step with."""
+        """Check and remember the gradients with which an optimizer is about to step."""
         self.parameters.refuse_unknown(optimizer)
         self.parameters.covered.refuse_unrecorded()
         check = self.parameters.conservation.get(optimizer.index)
@@ -90,23 +90,23 @@ class OptimizerSteps:
         if self.ledger is not None:
             self.ledger.before_step(optimizer)
         self.begun += 1
-        if check is not None and (optimizer.window or num_processes() > 1) and _is_finite(optimizer):
-            check.check_window(
-                optimizer.window,
+        if check is not None and (optimizer.contributions or num_processes() > 1) and _is_finite(optimizer):
+            check.check_before_step(
+                optimizer.contributions,
                 self.clipping.factor,
                 norm,
                 self.next - 1,
                 is_clipped=self.loop.is_manual,
-                look_after=self.clipping.is_measured,
+                check_after=self.clipping.is_measured,
             )
 
     def end(self, optimizer: FollowedOptimizer) -> None:
         """Book a step that was taken."""
         optimizer.is_stepping = optimizer.is_open = False
         optimizer.steps_taken += 1
-        window = list(optimizer.window)  # under manual optimization, later backward passes may add to it
+        contributions = list(optimizer.contributions)  # manual optimization may add to the optimizer's list later
         if not self.loop.is_manual:
-            optimizer.window = []
+            optimizer.contributions = []
         self.clipping.after_step(optimizer)
         clip = self.clipping.factor
         given = optimizer.gradients_given(1.0 if self.loop.is_manual else clip)
@@ -118,7 +118,7 @@ class OptimizerSteps:
             optimizer.rates,
             clip,
             steps,
-            window,
+            contributions,
             self.scoring.moment(self.loop.epoch),
             tuple(name for _, name, _ in optimizer.parameters(covered=True)),
             given=optimizer.as_contribution(given, projection, clip) if steps and projection is not None else None,
@@ -126,16 +126,16 @@ class OptimizerSteps:
         if not _is_finite(optimizer) or not self.scoring.take(step):
             self._leave_out()
         if not self.loop.is_manual:  # otherwise another step may use the same gradients
-            for contribution in window:
+            for contribution in contributions:
                 contribution.projected, contribution.whitened = {}, {}
         if self.ledger is not None:
             self.ledger.after_step(optimizer, steps, given)
         check = self.parameters.conservation.get(optimizer.index)
-        if check is not None and check.expects_gradient and keeps_gradients(optimizer.optimizer):
+        if check is not None and check.wants_check_after_step and keeps_gradients(optimizer.optimizer):
             self._check_after(check, optimizer)
 
     def skip_begun(self) -> None:
-        """Note, when a batch ends, the steps that were begun and not taken."""
+        """Record, when a batch ends, the steps that were begun but not taken."""
         for optimizer in self.parameters.followed:
             if optimizer.is_stepping:
                 optimizer.is_stepping = False
@@ -145,20 +145,20 @@ class OptimizerSteps:
     def _check_after(self, check: Conservation, optimizer: FollowedOptimizer) -> None:
         norm = optimizer.gradient_norm()
         if not (self.loop.zeroes_gradients_itself and norm == 0):
-            check.check_gradient(norm, self.next - 1, self.clipping.factor if self.clipping.is_measured else 1.0)
+            check.check_after_step(norm, self.next - 1, self.clipping.factor if self.clipping.is_measured else 1.0)
 
     def _leave_out(self) -> None:
-        """Leave out a step whose contributions are not finite: it would spoil all its examples' scores."""
+        """Leave out a step whose contributions are not finite, which would spoil all its examples' scores."""
         if not self.left_out:
             warn(
                 f"{self.who}: the contributions of step {self.next - 1} are not finite: the loss or a gradient is "
-                "NaN or infinite. Its scores are left out, and so will be those of other such steps; the manifest "
-                "counts them"
+                "NaN or infinite. Its scores are left out, as are those of all such later steps; the manifest lists "
+                "the steps"
             )
         self.left_out.append(self.next - 1)
 
     def state(self) -> dict[str, Any]:
-        """Return which steps were taken, left out and skipped."""
+        """Return the steps that were taken, left out and skipped."""
         return {
             "first_step": self.first,
             "taken": self.begun,
@@ -168,7 +168,7 @@ class OptimizerSteps:
         }
 
     def load(self, shared: Mapping[str, Any]) -> None:
-        """Go on from where :meth:`state` was called."""
+        """Restore what :meth:`state` returned."""
         self.first, self.begun = shared["first_step"], shared["taken"]
         self.left_out, self.skipped = shared["steps_left_out"], shared["steps_skipped"]
         self.parameters.load(shared)

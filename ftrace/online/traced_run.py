@@ -1,6 +1,6 @@
 """One training run that is traced: from batches, backward passes and optimizer steps to scores, ledger and checks.
 
-The loop says what happens; this decides what it means.
+The training loop reports events; the traced run decides what each of them means.
 """
 
 from __future__ import annotations
@@ -42,9 +42,15 @@ class TracedRun:
         who: Whose messages these are.
 
     Attributes:
-        example_names: Names of the examples' ids that were made from names.
-        steps: The steps of its optimizers.
-        unfrozen: By step, names of parameters that were covered from there on.
+        example_names: By id that was made from a name, this name.
+        unfrozen: By step, the names of parameters that are covered only from this step on.
+        parameters: The trained parameters and their optimizers.
+        sums: The scores so far.
+        scoring: Computes scores.
+        ledger: The ledger; None without one.
+        steps: The steps of the optimizers.
+        refresher: Refreshes the query gradients.
+        rows: Finds out whose rows are whose.
     """
 
     def __init__(self, loop: TrainingLoop, queries: QueryPass, settings: TraceSettings, hooks: Hooks, who: str) -> None:
@@ -60,7 +66,7 @@ class TracedRun:
         self.example_names: dict[int, str] = {}
         self.unfrozen: dict[int, list[str]] = {}
         self._repeated_ids = RepeatedIds(loop, settings.id_key, strict=settings.strict, shared=settings.shared_ids)
-        self._with_gradient: set[str] | None = set()  # parameters, in the first batch
+        self._with_gradient: set[str] | None = set()  # parameters with a gradient in the first batch; None after it
         self._recordings: list[Recording] = []
         self._batch_ids = torch.empty(0)
         self._batch_sizes: Sequence[int] = ()
@@ -82,7 +88,7 @@ class TracedRun:
                 accounts="update" in rules.kinds,
                 exact_momentum=rules.exact_momentum,
                 projection=rules.projection,
-                projects_all=rules.projection is not None and not self.scoring.keeps_queries_whole,
+                projects_all=rules.projection is not None and not self.scoring.keeps_queries_unprojected,
             )
         self.steps = OptimizerSteps(loop, self.parameters, self.scoring, self.ledger, who)
         is_sharded = any(hasattr(p, "full_tensor") for p in covered.values())
@@ -97,7 +103,7 @@ class TracedRun:
             self.query_check,
             every=settings.refresh_every_n_steps,
             staleness_every=settings.staleness_every,
-            yield_to=self._yield_to_queries,
+            work_around=self._work_around_for_queries,
             who=who,
         )
         self.rows = RowFinder(
@@ -108,10 +114,10 @@ class TracedRun:
             self.failures,
             strict=settings.strict,
             seed=settings.seed,
-            coarse=self.parameters.is_coarse,
+            half_precision=self.parameters.is_half_precision,
             query_rows=lambda: self.refresher.rows(self.step),
             or_else=", or go on without with strict=False",
-            see_coverage=self._see_coverage,
+            update_coverage=self._update_coverage,
         )
 
     # What is covered
@@ -122,30 +128,30 @@ class TracedRun:
         if not unfrozen:
             return
         self.rows.unreadable.capture = self.hooks.training
-        self._see_coverage()
+        self._update_coverage()
         known = {name for names in self.unfrozen.values() for name in names}
         if not known.issuperset(unfrozen):  # a resumed run knows them already, and their queries' gradients
             self.unfrozen[self.step] = unfrozen
             self.refresher.last_at = None
 
-    def _see_coverage(self) -> None:
-        """Let all parts know that other parameters are covered from here on."""
-        self.parameters.see_coverage()
+    def _update_coverage(self) -> None:
+        """Tell all parts of the run which parameters are now covered."""
+        self.parameters.update_coverage()
         if self.query_check is not None:
             self.query_check.parameters = dict(self.parameters.covered.by_name)
-        self.scoring.see(self.parameters.covered.by_name)
+        self.scoring.cover(self.parameters.covered.by_name)
         if self.ledger is not None:
-            self.ledger.see(self.parameters.all(), frozenset(self.parameters.covered.by_name))
+            self.ledger.update_parameters(self.parameters.all(), frozenset(self.parameters.covered.by_name))
 
-    def _yield_to_queries(self, error: UnreadableError) -> None:
-        if self.rows.yield_to_queries(error, self.hooks.queries):
-            self._see_coverage()
+    def _work_around_for_queries(self, error: UnreadableError) -> None:
+        if self.rows.work_around_for_queries(error, self.hooks.queries):
+            self._update_coverage()
 
     # Passes
 
     @property
     def step(self) -> int:
-        """The optimizer step that is next, counted over all optimizers."""
+        """The index of the next optimizer step, counted over all optimizers."""
         return self.steps.next
 
     def begin_batch(self, batch: Any, batch_idx: int, added_queries: list[Any]) -> None:
@@ -154,25 +160,27 @@ class TracedRun:
         Args:
             batch: The batch.
             batch_idx: Its index.
-            added_queries: Sources of queries that were added; emptied as soon as they can be traced.
+            added_queries: Sources of queries that were added; removed from the list as soon as they are traced.
         """
         key = self.settings.id_key
         example_ids, sizes = batch_ids(batch, key, "id_key", self.example_names), batch_sizes(batch, key)
-        self._repeated_ids.see(example_ids, self.example_names)
+        self._repeated_ids.check(example_ids, self.example_names)
         self._cover_unfrozen()
         while added_queries and not any(optimizer.is_open for optimizer in self.parameters.followed):
             self.sums.add_queries(self.refresher.add(added_queries.pop(0), self.step))
-        whole = self.scoring.keeps_examples_whole
-        self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, whole=whole)
+        unprojected = self.scoring.keeps_examples_unprojected
+        self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, unprojected=unprojected)
         if self.refresher.is_due(self.step) or self.refresher.has_new_queries:
             self.refresher.refresh(self.step)
         self._batch_ids, self._batch_sizes = example_ids, sizes
         self._recordings = [self._start_recording()]
 
     def _start_recording(self) -> Recording:
-        whole = self.scoring.keeps_examples_whole
         recording = self.hooks.training.start(
-            len(self._batch_ids), unprojected=whole, loaders=self._batch_sizes, book=self.rows.book
+            len(self._batch_ids),
+            unprojected=self.scoring.keeps_examples_unprojected,
+            loaders=self._batch_sizes,
+            book=self.rows.book,
         )
         self.rows.watch(recording)
         return recording
@@ -183,14 +191,14 @@ class TracedRun:
             return
         self.rows.before_backward(self._recordings[-1], loss, self.step)
         if self.loop.is_manual:
-            if self.refresher.is_due(self.step):  # weights may have moved since the batch began
+            if self.refresher.is_due(self.step):  # there may have been steps since the batch began
                 self.refresher.refresh(self.step)
             for optimizer in self.parameters.followed:
-                if optimizer.window and not optimizer.has_gradients():  # they have been set to zero since
+                if optimizer.contributions and not optimizer.has_gradients():  # gradients were set to zero
                     self.steps.discard(optimizer)
 
     def after_backward(self) -> None:
-        """Read what a backward pass has added to the gradients."""
+        """Read the contributions that a backward pass has added to the gradients."""
         if not self._recordings:
             return
         manual = self.loop.is_manual
@@ -212,21 +220,21 @@ class TracedRun:
             self._close_recordings()
 
     def _close_recordings(self) -> None:
-        """Let go of what was recorded, and so of the activations."""
+        """Release what was recorded, and with it the activations."""
         for recording in self._recordings:
             recording.close()
         self._recordings = []
 
     def _take(self, gradients: PerExampleGradients, factor: float) -> None:
-        before_projection = None
-        if self.scoring.keeps_examples_whole:
+        unprojected = None
+        if self.scoring.keeps_examples_unprojected:
             assert self.rules.projection is not None
-            before_projection, gradients = gradients, project(gradients, self.rules.projection)
+            unprojected, gradients = gradients, project(gradients, self.rules.projection)
         self.parameters.covered.note_recorded(gradients.parts)
         if self._with_gradient is not None:
             self._with_gradient.update(gradients.parts)
         for optimizer in self.parameters.followed:
-            self._contribute(optimizer, gradients, factor, before_projection)
+            self._contribute(optimizer, gradients, factor, unprojected)
         self.refresher.staleness.after_backward(gradients, self.scoring.queries)
 
     def _contribute(
@@ -234,28 +242,28 @@ class TracedRun:
         optimizer: FollowedOptimizer,
         gradients: PerExampleGradients,
         factor: float,
-        before_projection: PerExampleGradients | None,
+        unprojected: PerExampleGradients | None,
     ) -> None:
-        shares = {s: [n for n in names if n in gradients.parts] for s, names in optimizer.shares().items()}
+        shares = {share: [n for n in names if n in gradients.parts] for share, names in optimizer.shares().items()}
         shares = {share: names for share, names in shares.items() if names}
         if not shares:
             return
         if optimizer.index in self.parameters.conservation:
-            self.parameters.conservation[optimizer.index].add_to_window(gradients, factor)
+            self.parameters.conservation[optimizer.index].add_contributions(gradients, factor)
         contribution = self.scoring.multiply(
             self._batch_ids,
             gradients,
             shares,
             factor,
             elementwise="update" in self.rules.kinds and optimizer.is_elementwise,
-            whole=before_projection,
+            unprojected=unprojected,
         )
         contribution.refresh = len(self.refresher.steps) - 1
-        optimizer.window.append(contribution)
+        optimizer.contributions.append(contribution)
         optimizer.is_open = True
 
     def end_batch(self) -> None:
-        """Close a batch: steps that were begun and not taken have been skipped."""
+        """Close a batch: steps that were begun but not taken have been skipped."""
         self.hooks.training.stop()
         self._close_recordings()
         trained, self._with_gradient = self._with_gradient, None
@@ -266,25 +274,25 @@ class TracedRun:
 
     # Steps
 
-    def begin_window(self) -> None:
+    def discard_contributions(self) -> None:
         """Forget contributions that no step has used: automatic optimization sets gradients to zero."""
         self.steps.discard_all()
 
     def begin_step(self, optimizer: FollowedOptimizer) -> None:
-        """Check and note what an optimizer is about to step with."""
-        if not optimizer.is_stepping:  # or else the loop has announced it already, before a loss scaler's decision
+        """Check and remember the gradients with which an optimizer is about to step."""
+        if not optimizer.is_stepping:  # otherwise the loop has announced it already, before a loss scaler's decision
             self.steps.begin(optimizer)
             self.rows.before_step(self.parameters.covered.by_name)
 
     def end_step(self, optimizer: FollowedOptimizer) -> None:
         """Book a step that was taken."""
-        if optimizer.is_stepping:  # one that was announced, unlike a step in a closure of the user's own
+        if optimizer.is_stepping:  # a step inside of a user's own closure was not announced
             self.steps.end(optimizer)
 
     # Its end
 
     def finish(self) -> None:
-        """Close what is open, since training has ended."""
+        """Book the last steps, since training has ended."""
         if (
             self.steps.begun
             and self.refresher.last_at != self.step
@@ -296,7 +304,7 @@ class TracedRun:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Return everything but the sums, which are as large as the scores."""
+        """Return all state except the sums, which are as large as the scores."""
         return {
             "names": dict(self.example_names),
             "unfrozen": dict(self.unfrozen),
@@ -307,11 +315,11 @@ class TracedRun:
         }
 
     def load(self, states: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> None:
-        """Go on from where :meth:`state` was called.
+        """Restore what :meth:`state` returned.
 
         Args:
-            states: Of the processes whose part this one takes up, sums among them.
-            shared: Of any process.
+            states: The states of the processes that this one takes over, with their sums.
+            shared: The state of any process.
         """
         self.unfrozen = shared["unfrozen"]
         self.steps.load(shared)

@@ -144,7 +144,7 @@ def test_a_resumed_run_whitens_parameters_that_it_sees_later() -> None:
     resumed = product(names[:1])
     resumed.load([whole.state()], whole.state())
     resumed.take_queries(gradients(1, 3))
-    resumed.see(names)
+    resumed.cover(names)
     resumed.take_queries(gradients(1, 3))
     batch = gradients(2, 4)
     [first], [second] = (

@@ -1,1 +1,1 @@
-"""What is read off the model, held against plain autograd and against the gradient of the step."""
+"""Checks of the per-example gradients that hooks read: against plain autograd, and against the gradient of the step."""

@@ -1,4 +1,4 @@
-"""Gradients that were read off layers, compared with autograd's; and what a check of this kind needs."""
+"""Comparison of gradients that hooks read off layers with those that autograd computes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import Tensor, nn
 from ftrace.gradients import Projection
 from ftrace.online.checks.failures import Failures
 
-# Rounding is some 1e-6 of these scales in float32 and 1e-15 in float64; a forgotten bias is 1e-2 and more.
+# Relative to the gradient's norm. Rounding errors are about 1e-6 of it in float32 and 1e-15 in float64; a real error,
+# such as a forgotten bias, is 1e-2 and more.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
-COARSE = 0.1  # bfloat16 rounds to 4e-3 and float16 to 5e-4, at every layer
-_ROUNDINGS = 5  # one rounding differs from another by so many of it
-TINY = 1e-3  # a parameter whose gradient is smaller than this share of the whole may be all rounding
+HALF_PRECISION_TOLERANCE = 0.1  # bfloat16 rounds to 4e-3 and float16 to 5e-4, at every layer
+_ROUNDINGS = 5  # two computations of what is rounding error only may differ by this multiple of it
+TINY = 1e-3  # a gradient smaller than this fraction of the total norm may be rounding error only
 
 
 class Check:
-    """A check of some parameters, and its tolerance.
+    """The base of checks that compare gradients of some parameters.
 
     Args:
         parameters: The covered parameters by name.
         failures: Where to report; None to check sums only.
-        seed: Of the random choice of what is checked.
-        projection: What gradients are projected with, autograd's too before they are compared; None if they aren't.
-        coarse: Whether passes are in half precision.
+        seed: For the random choice of what is checked.
+        projection: The projection of the gradients that are checked; None if they aren't projected.
+        half_precision: Whether passes run in half precision.
     """
 
     def __init__(
@@ -36,11 +37,11 @@ class Check:
         *,
         seed: int,
         projection: Projection | None,
-        coarse: bool,
+        half_precision: bool,
     ) -> None:
         self.parameters = dict(parameters)
         self.projection = projection
-        self.coarse = coarse
+        self.half_precision = half_precision
         self._failures = failures
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -58,10 +59,10 @@ def total_norm(tensors: object) -> float:
 
 
 def rounding_of(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keep only those elements of gradients that are so small that they may be nothing but rounding; the rest is 0.
+    """Keep only those elements of gradients that are small enough to be rounding errors, and set all others to 0.
 
-    A bias before a softmax has such a gradient. Whoever divides by the optimizer's second moments makes numbers of the
-    usual size out of it.
+    The gradient of a bias before a softmax, for example, is rounding error only. Dividing it by the root of the
+    optimizer's second moments scales it up to the size of any other gradient.
     """
     largest = max((float(grad.abs().amax()) for grad in gradients.values() if grad.numel()), default=0.0)
     return {
@@ -76,33 +77,36 @@ def compare_gradients(
     magnitudes: Mapping[str, float] | None = None,
     *,
     projection: Projection | None = None,
-    coarse: bool = False,
+    half_precision: bool = False,
 ) -> list[str]:
-    """List the parameters whose gradients differ by more than rounding, the worst first.
+    """List the parameters whose gradients differ by more than rounding errors, the worst first.
 
     Args:
         read: The gradients to check, by parameter; projected, if there is a projection.
-        gradients: Autograd's, by parameter.
-        magnitudes: Where ``read`` is a sum that may cancel, the sum of the norms of its terms.
-        projection: What ``read`` is projected with.
-        coarse: Whether passes are in half precision.
+        gradients: The gradients that autograd computed, by parameter; not projected.
+        magnitudes: By parameter, the sum of the norms of the terms that ``read`` is the sum of, since these may cancel.
+        projection: The projection of ``read``.
+        half_precision: Whether passes run in half precision.
     """
     expected = projected(gradients, projection)
     noise = {} if projection is None else projected(rounding_of(gradients), projection)
-    whole = total_norm([*expected.values()])
+    norm_of_all = total_norm([*expected.values()])
     errors = {}
     for name in {**read, **expected}:
-        f, e = read.get(name), expected.get(name)
-        reference = e if e is not None else f
+        read_grad, expected_grad = read.get(name), expected.get(name)
+        reference = expected_grad if expected_grad is not None else read_grad
         assert reference is not None
-        difference = (f if f is not None else 0) - (e if e is not None else torch.zeros_like(reference))
-        scale = float(reference.norm()) if e is not None else 0.0
-        allowed = (COARSE if coarse else TOLERANCE.get(reference.dtype, COARSE)) * (
-            scale + TINY * (whole + (magnitudes or {}).get(name, 0.0))
+        difference = (read_grad if read_grad is not None else 0) - (
+            expected_grad if expected_grad is not None else torch.zeros_like(reference)
+        )
+        scale = float(reference.norm()) if expected_grad is not None else 0.0
+        tolerance = TOLERANCE.get(reference.dtype, HALF_PRECISION_TOLERANCE)
+        allowed = (HALF_PRECISION_TOLERANCE if half_precision else tolerance) * (
+            scale + TINY * (norm_of_all + (magnitudes or {}).get(name, 0.0))
         )
         if name in noise:
             allowed += _ROUNDINGS * float(noise[name].norm())
         error = float(difference.norm())
-        if not error <= allowed:  # NaN is no agreement
+        if not error <= allowed:  # also if it is NaN
             errors[name] = error / allowed if allowed else math.inf
     return sorted(errors, key=errors.__getitem__, reverse=True)

@@ -1,7 +1,7 @@
-"""Conservation: the contributions of all examples sum to the gradient of the step. Checked at every step.
+"""The check of conservation, at every step: the contributions of all examples must sum to the gradient of the step.
 
-It holds however examples are mixed up, so it doesn't replace the check of single examples (``step_check.py``), nor the
-other way round: single examples are checked in few steps.
+Conservation also holds if contributions are assigned to the wrong examples, so this check doesn't replace the one of
+single examples (``step_check.py``). Nor does that one replace this, since it looks at few steps only.
 """
 
 from __future__ import annotations
@@ -14,22 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, flat_rows
-from ftrace.online.checks.comparison import COARSE, TINY, TOLERANCE, Check, compare_gradients, projected, total_norm
+from ftrace.online.checks.comparison import (
+    HALF_PRECISION_TOLERANCE,
+    TINY,
+    TOLERANCE,
+    Check,
+    compare_gradients,
+    projected,
+    total_norm,
+)
 from ftrace.online.checks.failures import Failures
-from ftrace.online.processes import num_processes, sum_over_processes, whole
+from ftrace.online.processes import num_processes, sum_over_processes, unsharded
 from ftrace.online.scoring.contributions import Contribution
 
 _QUERIES_IN_DIRECTION = 4
 
 
 class Conservation(Check):
-    """Contributions must sum to the gradient that one optimizer is given: before its step, and after it."""
+    """The check that contributions sum to the gradient that one optimizer gets: before its step, and after it."""
 
     _failures: Failures
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, **settings: Any) -> None:
         super().__init__(parameters, failures, **settings)
-        self._window_totals: dict[str, Tensor] | None = {}
+        self._first_totals: dict[str, Tensor] | None = {}
         self._magnitudes: dict[str, float] = {}
         self._weights_Q = torch.empty(0)
         self._queries: QueryGradients | None = None
@@ -42,22 +50,23 @@ class Conservation(Check):
         self._expected: tuple[float, float] | None = None
 
     def set_queries(self, queries: QueryGradients, refresh: int) -> None:
-        """After a refresh: choose the direction in which conservation is checked until the next one.
+        """Take the queries of a refresh, from which the direction of the check is made until the next refresh.
 
-        It is the sum of a few random queries' unit gradients with random signs: a contribution that is wrong for one of
-        them is wrong in this direction, and checking one direction costs one pass over the gradient.
+        The direction is the sum of a few random queries' unit gradients with random signs. A contribution that is wrong
+        for one of these queries is wrong along this direction, and checking one direction costs one pass over the
+        gradient.
         """
         self._queries, self._refresh = queries, refresh
         self._after_step_due = True
 
     def _find_direction(self) -> None:
-        """Once products have been taken: what these have prepared makes it cheaper."""
+        """Make the direction; after the first products, whose preparations of the query gradients make it cheaper."""
         if self._queries is None:
             return
         queries, self._queries = self._queries, None
         last = max(0, len(queries) - _QUERIES_IN_DIRECTION)
         start = int(torch.randint(last + 1, (), generator=self._generator))
-        stop = min(start + _QUERIES_IN_DIRECTION, len(queries))  # side by side, so that nothing is copied
+        stop = min(start + _QUERIES_IN_DIRECTION, len(queries))  # consecutive ones, so that nothing is copied
         names = [name for name in queries.gradients.parts if name in self.parameters]
         rows = {name: queries.gradients.dense(name, start, stop) for name in names}
         norms = queries.gradients.zeros(stop - start)
@@ -76,52 +85,55 @@ class Conservation(Check):
         self._direction = direction
         self._direction_norm = total_norm(direction.values())
 
-    def add_to_window(self, gradients: PerExampleGradients, factor: float) -> None:
-        """In the first window, also add up the contributions themselves, parameter by parameter."""
-        if self._window_totals is None:
+    def add_contributions(self, gradients: PerExampleGradients, factor: float) -> None:
+        """Until the first step, also add up the contributions themselves, parameter by parameter."""
+        if self._first_totals is None:
             return
         for name in gradients.parts:
             if name not in self.parameters:
                 continue
-            self._window_totals[name] = self._window_totals.get(name, 0) + factor * gradients.total(name)
-            # sum_b |c_b| at most: what rounding goes by where contributions cancel
+            self._first_totals[name] = self._first_totals.get(name, 0) + factor * gradients.total(name)
+            # an upper bound of sum_b |c_b|, to which rounding errors are proportional even if contributions cancel
             magnitude = factor * float((gradients.square_norms([name]).sum() * len(gradients)).sqrt())
             self._magnitudes[name] = self._magnitudes.get(name, 0.0) + magnitude
 
-    def discard_window(self) -> None:
-        """Forget a window whose gradients no optimizer step has used."""
-        if self._window_totals is not None:
-            self._window_totals, self._magnitudes = {}, {}
+    def discard_contributions(self) -> None:
+        """Forget contributions to gradients that no optimizer step has used."""
+        if self._first_totals is not None:
+            self._first_totals, self._magnitudes = {}, {}
 
     @property
-    def expects_gradient(self) -> bool:
-        """Whether :meth:`check_gradient` is due: once after each refresh."""
+    def wants_check_after_step(self) -> bool:
+        """Whether :meth:`check_after_step` is due: once after each refresh."""
         return self._expected is not None
 
-    def check_gradient(self, norm: float, step: int, clip: float = 1.0) -> None:
-        """After the optimizer's step: it must have been given the gradient of the contributions, clipped.
+    def check_after_step(self, norm: float, step: int, clip: float = 1.0) -> None:
+        """Check after the optimizer's step that it got the gradient that contributions sum to, clipped.
 
         Args:
-            norm: Norm of the gradient that the optimizer has left.
+            norm: Norm of the gradient that the parameters hold after the step.
             step: The step that was taken.
-            clip: The clip factor, where it was not known before.
+            clip: The clip factor, if it was unknown before the step.
         """
-        noted, self._expected = self._expected, None
-        if noted is None:
+        expectation, self._expected = self._expected, None
+        if expectation is None:
             return
-        expected, along = clip * noted[0], clip * noted[1]
-        found = self._along_direction()
-        right = abs(norm - expected) <= 1e-3 * expected
-        if not right or not abs(found - along) <= 1e-3 * (abs(along) + TINY * self._direction_norm * expected):
+        expected_norm, expected_product = clip * expectation[0], clip * expectation[1]
+        product = self._along_direction()
+        has_norm = abs(norm - expected_norm) <= 1e-3 * expected_norm
+        allowed = 1e-3 * (abs(expected_product) + TINY * self._direction_norm * expected_norm)
+        if not has_norm or not abs(product - expected_product) <= allowed:
             self._failures.report(
-                f"at step {step} the optimizer was given a gradient of norm {norm:.6g} ({found:.6g} along the queries')"
-                f" and contributions sum to one of {expected:.6g} ({along:.6g}). Something changes gradients behind "
-                "the callback, such as the module's on_before_optimizer_step or another callback",
+                f"at step {step} the optimizer was given a gradient of norm {norm:.6g} ({product:.6g} along the "
+                f"queries'), but contributions sum to one of norm {expected_norm:.6g} ({expected_product:.6g}). "
+                "Something changes gradients behind the callback, such as the module's on_before_optimizer_step or "
+                "another callback",
                 remedy="Leave clipping to Trainer(gradient_clip_val=...) and gradients as they are",
             )
 
     def _along_direction(self) -> float:
-        grads = {name: whole(p.grad) for name, p in self.parameters.items() if p.grad is not None}
+        """Compute the inner product of the current gradient with the direction."""
+        grads = {name: unsharded(p.grad) for name, p in self.parameters.items() if p.grad is not None}
         products = [
             torch.dot(grads[name].flatten().to(d), d.flatten()) for name, d in self._direction.items() if name in grads
         ]
@@ -129,65 +141,68 @@ class Conservation(Check):
 
     @property
     def wants_norm(self) -> bool:
-        """Whether the next :meth:`check_window` needs the gradient's norm: once after each refresh."""
+        """Whether the next :meth:`check_before_step` needs the gradient's norm: once after each refresh."""
         return self._after_step_due
 
-    def check_window(
+    def check_before_step(
         self,
-        window: Sequence[Contribution],
+        contributions: Sequence[Contribution],
         clip: float,
         norm: float | None,
         step: int,
         *,
         is_clipped: bool = False,
-        look_after: bool = False,
+        check_after: bool = False,
     ) -> None:
-        """Before the optimizer's step: contributions must sum to the gradient that the optimizer gets.
+        """Check before the optimizer's step that contributions sum to the gradient that it gets.
 
-        Also notes what that gradient must be after clipping, for :meth:`check_gradient`.
+        Also remembers what that gradient must be after clipping, for :meth:`check_after_step`.
 
         Args:
-            window: What the gradient is the sum of.
+            contributions: All contributions to the gradient.
             clip: The clip factor.
-            norm: Norm of the gradient, over all parameters of the optimizer, where it is known.
+            norm: Norm of the gradient, over all parameters of the optimizer; None if it isn't known.
             step: The optimizer step that is about to be taken.
-            is_clipped: Whether it has been clipped already.
-            look_after: Whether the gradient is to be looked at after this step in any case.
+            is_clipped: Whether the gradient has been clipped already.
+            check_after: Whether to check after this step even if there was no refresh.
         """
         self._find_direction()
-        done = clip if is_clipped else 1.0
-        if self._window_totals is not None:
-            grads = {name: whole(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
+        clip_so_far = clip if is_clipped else 1.0
+        if self._first_totals is not None:
+            grads = {name: unsharded(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
             like = projected(grads, self.projection)
-            totals = {n: done * sum_over_processes(t) for n, t in self._all_ranks(like).items()}
-            wrong = compare_gradients(totals, grads, self._magnitudes, projection=self.projection, coarse=self.coarse)
-            self._window_totals = None
+            totals = {n: clip_so_far * sum_over_processes(t) for n, t in self._all_ranks(like).items()}
+            wrong = compare_gradients(
+                totals, grads, self._magnitudes, projection=self.projection, half_precision=self.half_precision
+            )
+            self._first_totals = None
             if wrong:
                 self._failures.report(
                     f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook",
                     names=wrong,
                 )
-        old = [one for one in window if one.refresh != self._refresh]  # their products are with other query gradients
-        in_direction = [] if old else [done * self._along(one) for one in window]
-        sums = [sum(float(v.sum()) for v in in_direction), sum(float(v.abs().sum()) for v in in_direction), len(old)]
+        # Contributions from before the last refresh were multiplied with other query gradients.
+        num_old = sum(contribution.refresh != self._refresh for contribution in contributions)
+        products = [] if num_old else [clip_so_far * self._along(contribution) for contribution in contributions]
+        sums = [sum(float(v.sum()) for v in products), sum(float(v.abs().sum()) for v in products), num_old]
         everywhere = sum_over_processes(torch.tensor(sums, dtype=torch.float64, device=self._device()))
-        found, magnitude, any_old = everywhere.tolist()
+        product, magnitude, any_old = everywhere.tolist()
         if any_old:
             return
         expected = self._along_direction()
         if norm is not None:
             self._last_norm = norm
-            rest = 1.0 if is_clipped else clip
-            self._expected = (rest * norm, rest * expected) if self._after_step_due or look_after else None
+            clip_still = 1.0 if is_clipped else clip
+            self._expected = (clip_still * norm, clip_still * expected) if self._after_step_due or check_after else None
             self._after_step_due = False
-        if not math.isfinite(found) and not math.isfinite(expected):  # a step that is left out anyway
+        if not math.isfinite(product) and not math.isfinite(expected):  # such a step is left out anyway
             return
         scale = self._direction_norm * self._last_norm + magnitude
-        tolerance = (COARSE if self.coarse else TOLERANCE[self._weights_Q.dtype]) / 10
-        if not abs(found - expected) <= tolerance * scale:  # NaN is no agreement
+        tolerance = (HALF_PRECISION_TOLERANCE if self.half_precision else TOLERANCE[self._weights_Q.dtype]) / 10
+        if not abs(product - expected) <= tolerance * scale:  # also if one is NaN
             self._failures.report(
-                f"at step {step} the examples' products sum to {found:.6g}, and the gradient's to {expected:.6g}. "
+                f"at step {step} the examples' products sum to {product:.6g}, and the gradient's to {expected:.6g}. "
                 "Something in the model is not covered, or changed the gradient"
             )
 
@@ -195,22 +210,22 @@ class Conservation(Check):
         return next(iter(self.parameters.values())).device if self.parameters else torch.device("cpu")
 
     def _all_ranks(self, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Totals of what any process may have: with several, each one must join in each sum."""
-        assert self._window_totals is not None
-        found = dict(self._window_totals)
+        """Return totals in the same order on all processes, zeros included, since each process must join each sum."""
+        assert self._first_totals is not None
+        totals = dict(self._first_totals)
         if num_processes() > 1:
-            found = {name: torch.zeros_like(grad) for name, grad in grads.items()} | found
-        return {name: found[name] for name in sorted(found)}
+            totals = {name: torch.zeros_like(grad) for name, grad in grads.items()} | totals
+        return {name: totals[name] for name in sorted(totals)}
 
-    def _along(self, one: Contribution) -> Tensor:
-        """Products of contributions with the direction, ``[B]``."""
-        if one.products is not None:
-            return one.total(len(self._weights_Q)) @ self._weights_Q.to(
-                next(iter(one.products.values()), torch.empty(0))
-            )
-        assert one.gradients is not None
-        products = one.gradients.zeros(len(one.example_ids))
+    def _along(self, contribution: Contribution) -> Tensor:
+        """Compute the inner products of a contribution's examples with the direction, ``[B]``."""
+        if contribution.products is not None:
+            like = next(iter(contribution.products.values()), torch.empty(0))
+            return contribution.total(len(self._weights_Q)) @ self._weights_Q.to(like)
+        gradients = contribution.gradients
+        assert gradients is not None
+        products = gradients.zeros(len(contribution.example_ids))
         for name, direction in self._projected_direction.items():
-            if name in one.gradients.parts:
-                products += one.gradients.along(name, direction)
-        return one.factor * products
+            if name in gradients.parts:
+                products += gradients.along(name, direction)
+        return contribution.factor * products

@@ -1,4 +1,4 @@
-"""What a run finds wrong with its own scores: an error, or a warning and a line in the manifest."""
+"""Reports of failed self-checks: an error, or a warning and a line in the manifest."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from ftrace.gradients import leave_out
 
 
 class SelfCheckError(RuntimeError):
-    """Gradients that hooks read off the model disagree with autograd."""
+    """The error of a self-check: gradients that hooks read off the model disagree with autograd."""
 
 
 class Failures:
     """The failed checks of a run.
 
     Args:
-        strict: Raise at the first one; otherwise note it, and warn the first time.
+        strict: Whether to raise an error at the first one; otherwise all are recorded, and the first one is a warning.
         who: Whose messages these are.
         patterns: The globs that chose the parameters.
+
+    Attributes:
+        found: The problems that were reported.
     """
 
     def __init__(self, *, strict: bool, who: str, patterns: Sequence[str] = ("*",)) -> None:
@@ -28,12 +31,12 @@ class Failures:
         self.found: list[str] = []
 
     def report(self, problem: str, remedy: str = "", names: Sequence[str] = ()) -> None:
-        """Raise, or note and warn.
+        """Raise an error, or record the problem and warn.
 
         Args:
             problem: What is wrong.
             remedy: What can be done about it; default: leaving parameters out.
-            names: Those.
+            names: The parameters to leave out.
 
         Raises:
             SelfCheckError: When strict.

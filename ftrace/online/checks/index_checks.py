@@ -1,4 +1,4 @@
-"""Rows of an index, held against the gradient of the step."""
+"""The check of an index's rows against the gradient of the step."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ftrace.online.processes import sum_over_processes
 
 
 class IndexChecks:
-    """At the first step of each segment, the sum of all rows against the gradient.
+    """The check, at the first step of each segment, that all rows sum to the row of the gradient.
 
     Args:
-        parameters: That the index sees, by name.
+        parameters: The parameters that the index covers, by name.
         failures: Where to report.
-        coarse: Whether passes are in half precision.
+        half_precision: Whether passes run in half precision.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, *, coarse: bool) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, *, half_precision: bool) -> None:
         self.parameters = parameters
         self.failures = failures
-        self.coarse = coarse
+        self.half_precision = half_precision
         self._wants_sum = False
 
     def begin_segment(self) -> None:
-        """Rows are made by other features from here on."""
+        """Check again at the next step, since rows are made by other features from here on."""
         self._wants_sum = True
 
-    def before_step(self, features: GradientFeatures, window: Sequence[tuple[Tensor, Tensor]], step: int) -> None:
-        """The rows of a window must sum to the row of the gradient that the optimizer gets. All processes must call it.
+    def before_step(self, features: GradientFeatures, rows: Sequence[tuple[Tensor, Tensor]], step: int) -> None:
+        """Check that a step's rows sum to the row of the gradient that the optimizer gets. All processes must call it.
 
         Args:
-            features: That made the rows.
-            window: Rows, and their examples' ids.
-            step: Which step.
+            features: The features that made the rows.
+            rows: Of each backward pass, the rows ``[B, D]`` and their examples' ids ``[B]``.
+            step: The step that is about to be taken.
         """
         given = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not self._wants_sum or not given:
@@ -47,10 +47,10 @@ class IndexChecks:
         like = next(iter(given.values()))
         like = like if like.dtype in (torch.float32, torch.float64) else like.float()
         expected = features.row_of(given, like)
-        found = torch.stack([rows.sum(0) for rows, _ in window]).sum(0) if window else expected * 0
-        total = sum_over_processes(found.to(expected))
+        here = torch.stack([of_pass.sum(0) for of_pass, _ in rows]).sum(0) if rows else expected * 0
+        total = sum_over_processes(here.to(expected))
         rounding = features.row_of(rounding_of(given), like).norm()
-        allowed = (0.1 if self.coarse else 1e-3) * expected.norm() + 5 * rounding
+        allowed = (0.1 if self.half_precision else 1e-3) * expected.norm() + 5 * rounding
         if bool(expected.isfinite().all()) and not (total - expected).norm() <= allowed:
             self.failures.report(
                 f"at step {step} the examples' rows don't sum to the gradient's: off by "

@@ -1,4 +1,4 @@
-"""What is read of a training step that is rehearsed, held against plain autograd."""
+"""The check of a rehearsed training step's gradients against plain autograd."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ from ftrace.online.rehearsal.unreadable import used_elsewhere
 
 
 class StepCheck:
-    """Gradients of training steps against plain autograd: all examples together, and two of them alone.
+    """The check of training steps against plain autograd: all examples together, and two of them alone.
 
     Args:
-        loop: The training loop, which tells the user.
+        loop: The training loop, through which the user is told.
         who: Whose messages these are.
-        failures: Where to report; None to look at sums only.
+        failures: Where to report; None to check sums only.
         generator: Draws the examples.
-        coarse: Whether passes are in half precision.
+        half_precision: Whether passes run in half precision.
 
     Attributes:
-        checked: Parameters that were held against autograd with a gradient, by name, and the step.
+        checked: By parameter that was checked while it had a gradient, the step of the check.
     """
 
     def __init__(
-        self, loop: TrainingLoop, who: str, failures: Failures | None, generator: torch.Generator, *, coarse: bool
+        self,
+        loop: TrainingLoop,
+        who: str,
+        failures: Failures | None,
+        generator: torch.Generator,
+        *,
+        half_precision: bool,
     ) -> None:
         self.loop = loop
         self.who = who
         self.failures = failures
-        self.coarse = coarse
+        self.half_precision = half_precision
         self.checked: dict[str, int] = {}
         self._generator = generator
 
@@ -47,18 +53,18 @@ class StepCheck:
         projection: Projection | None,
         step: int,
     ) -> bool:
-        """Hold what is read off layers against autograd.
+        """Compare gradients that were read off layers with those that autograd computes.
 
         Args:
-            rehearsal: Of the step.
-            gradients: What it has read.
-            totals: What autograd finds for all examples together, by name.
+            rehearsal: A rehearsal of the step.
+            gradients: The gradients that it has read.
+            totals: The gradients that autograd computes for all examples together, by parameter.
             covered: The covered parameters by name.
-            projection: What the gradients are projected with, if they are.
+            projection: The projection of ``gradients``; None if they aren't projected.
             step: The optimizer step.
 
         Returns:
-            Whether this batch could tell; if not, another one has to.
+            Whether this batch could be checked; if not, another one has to be.
 
         Raises:
             UnreadableError: If parameters are used outside of the layers that they are read off.
@@ -67,7 +73,7 @@ class StepCheck:
         if not all(bool(total.isfinite().all()) for total in totals.values()):
             return False
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
-        wrong = compare_gradients(read, totals, magnitudes, projection=projection, coarse=self.coarse)
+        wrong = compare_gradients(read, totals, magnitudes, projection=projection, half_precision=self.half_precision)
         if wrong:
             raise used_elsewhere(wrong, covered)
         if rehearsal.examples.total < 2 or not rehearsal.is_complete:
@@ -84,7 +90,7 @@ class StepCheck:
         for example in torch.randperm(rehearsal.examples.total, generator=self._generator)[:2].tolist():
             expected = rehearsal.alone(example)
             read = {name: gradients.dense(name, example, example + 1)[0] for name in gradients.parts}
-            wrong = compare_gradients(read, expected, projection=projection, coarse=self.coarse)
+            wrong = compare_gradients(read, expected, projection=projection, half_precision=self.half_precision)
             if wrong:
                 failures.report(
                     f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "
@@ -93,20 +99,20 @@ class StepCheck:
                 )
 
     def forget(self, names: Collection[str]) -> None:
-        """Parameters that are read in another way from here on have not been checked."""
+        """Count parameters as not checked, since they are read in another way from here on."""
         self.checked = {name: step for name, step in self.checked.items() if name not in names}
 
     def never_checked(self, covered: Collection[str]) -> list[str]:
-        """Covered parameters that had no gradient in any batch of several examples that was rehearsed."""
+        """List the covered parameters that had no gradient in any rehearsed batch of several examples."""
         return [name for name in covered if name not in self.checked]
 
-    def say_what_was_never_checked(self, covered: Collection[str]) -> None:
-        """When training ends: name what nobody could look at."""
+    def report_never_checked(self, covered: Collection[str]) -> None:
+        """Tell the user, when training ends, which parameters could not be checked."""
         names = self.never_checked(covered)
         if names and self.failures is not None:
             shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             self.loop.tell(
-                f"{self.who} self_check: {len(names)} of {len(covered)} parameters were never held against autograd, "
-                f"since they had no gradient in any batch of several examples that was looked at: {shown}. The "
-                "manifest has all of them"
+                f"{self.who} self_check: {len(names)} of {len(covered)} parameters were never checked against "
+                f"autograd, since they had no gradient in any batch of several examples that was rehearsed: {shown}. "
+                "The manifest lists all of them"
             )

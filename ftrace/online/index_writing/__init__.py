@@ -1,1 +1,1 @@
-"""A gradient index that is written while a model trains."""
+"""The writing of a gradient index while a model trains."""

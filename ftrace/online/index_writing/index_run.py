@@ -1,4 +1,4 @@
-"""One training run whose gradients become the rows of an index: from backward passes and steps to segments."""
+"""One training run of which an index is written: from backward passes and optimizer steps to rows and segments."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from ftrace.whole_files import whole_file
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the rows of a run are checked by.
+    """Settings of how a run is observed and checked.
 
     Args:
-        id_key: The batch's key of the examples' ids.
-        strict: Whether what is wrong is an error; otherwise a warning.
+        id_key: The key of the examples' ids in a batch.
+        strict: Whether a failed check is an error; otherwise a warning.
         self_check: Whether to check.
         shared_ids: Whether several rows of the data may have one id.
     """
@@ -60,12 +60,17 @@ class IndexRun:
 
     Args:
         loop: The training loop, with one optimizer.
-        capture: Records its module, attached already.
-        index: What rows are, and how they are kept.
-        schedule: Which steps are written.
-        settings: What rows are checked by.
+        capture: Records the gradients of its module; attached already.
+        index: What rows are made of, and how they are stored.
+        schedule: The steps that are written.
+        settings: How the run is observed and checked.
         folder: The index's folder.
         who: Whose messages these are.
+
+    Attributes:
+        names: The parameters that the index covers.
+        steps_left_out: The number of steps since the last segment was closed whose gradients were not finite.
+        rows: Finds out which rows of the model's tensors belong to which example.
     """
 
     def __init__(
@@ -89,21 +94,30 @@ class IndexRun:
         self.steps_left_out = 0
         self._features = GradientFeatures(index.features, self.names)
         self._repeated_ids = RepeatedIds(loop, settings.id_key, strict=settings.strict, shared=settings.shared_ids)
-        of_ids = {id(p): name for name, p in loop.module.named_parameters()}
-        self._optimizer = FollowedOptimizer(0, loop.optimizers[0], of_ids, self.names, by_layer=False)
+        names_by_id = {id(p): name for name, p in loop.module.named_parameters()}
+        self._optimizer = FollowedOptimizer(0, loop.optimizers[0], names_by_id, self.names, by_layer=False)
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(loop)
-        is_coarse = loop.precision not in ("32-true", "64-true")
+        is_half_precision = loop.precision not in ("32-true", "64-true")
         failures = None
         if settings.self_check:
             failures = Failures(strict=settings.strict, who=who, patterns=capture.coverage.patterns)
-        self._checks = None if failures is None else IndexChecks(self._parameters, failures, coarse=is_coarse)
+        self._checks = (
+            None if failures is None else IndexChecks(self._parameters, failures, half_precision=is_half_precision)
+        )
         self.rows = RowFinder(
-            loop, capture, settings.id_key, who, failures, strict=True, seed=index.features.seed, coarse=is_coarse
+            loop,
+            capture,
+            settings.id_key,
+            who,
+            failures,
+            strict=True,
+            seed=index.features.seed,
+            half_precision=is_half_precision,
         )
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None
-        self._window: list[tuple[Tensor, Tensor]] = []  # rows and ids of each backward pass since the last step
+        self._unused_rows: list[tuple[Tensor, Tensor]] = []  # rows and ids by backward pass
         self._recording: Recording | None = None
         self._batch_ids = torch.empty(0)
         self._step, self._epoch = loop.step, loop.epoch
@@ -111,19 +125,19 @@ class IndexRun:
     # Batches
 
     def begin_batch(self, batch: Any, batch_idx: int) -> None:
-        """Open a segment, if one is due, rehearse the step, and begin to record."""
+        """Open a segment if one is due, rehearse the step if that is due, and begin to record."""
         loop, key = self.loop, self.settings.id_key
-        if not self._window:
+        if not self._unused_rows:
             self._step, self._epoch = loop.step, loop.epoch
             self._open_segment_if_due()
         if self._segment is None:
             return
         self._batch_ids = batch_ids(batch, key, "id_key", self._example_names)
-        self._repeated_ids.see(self._batch_ids, self._example_names)
-        sizes, whole = batch_sizes(batch, key), self._features.needs_unprojected
+        self._repeated_ids.check(self._batch_ids, self._example_names)
+        sizes, unprojected = batch_sizes(batch, key), self._features.needs_unprojected
         count = len(self._batch_ids)
-        self.rows.before_batch(batch, batch_idx, count, sizes, loop.step, whole=whole)
-        self._recording = self.capture.start(count, unprojected=whole, loaders=sizes, book=self.rows.book)
+        self.rows.before_batch(batch, batch_idx, count, sizes, loop.step, unprojected=unprojected)
+        self._recording = self.capture.start(count, unprojected=unprojected, loaders=sizes, book=self.rows.book)
         self.rows.watch(self._recording)
 
     def before_backward(self, loss: Tensor) -> None:
@@ -133,7 +147,7 @@ class IndexRun:
                 self.rows.before_backward(self._recording, loss, self.loop.step)
 
     def after_backward(self) -> None:
-        """Make rows of what the backward pass has added to the gradients."""
+        """Make rows of the contributions that the backward pass has added to the gradients."""
         if self._recording is None:
             return
         self.capture.stop()
@@ -141,24 +155,24 @@ class IndexRun:
             self.rows.after_backward([self._recording], self.loop.step)
             rows = self._features.rows(self.rows.read(self._recording))
             rows = rows / (self.loop.loss_scale * num_processes())
-            self._window.append((rows.detach(), self._batch_ids.to(rows.device)))
+            self._unused_rows.append((rows.detach(), self._batch_ids.to(rows.device)))
         self._recording = None
 
-    def begin_window(self) -> None:
+    def discard_rows(self) -> None:
         """Forget rows of gradients that no optimizer step has used."""
-        self._window = []
+        self._unused_rows = []
 
     def end_batch(self) -> None:
-        """Close a batch: a step that was begun and not taken has been skipped."""
+        """Close a batch: a step that was begun but not taken has been skipped."""
         self.capture.stop()
         self._recording = None
-        if self._optimizer.is_stepping:  # a loss scaler has left the step out
-            self._optimizer.is_stepping, self._window = False, []
+        if self._optimizer.is_stepping:  # a loss scaler has skipped the step
+            self._optimizer.is_stepping, self._unused_rows = False, []
 
     # Steps
 
     def begin_step(self) -> None:
-        """Check and note what the optimizer is about to step with."""
+        """Check and remember the gradients with which the optimizer is about to step."""
         if self._segment is None:
             return
         optimizer = self._optimizer
@@ -166,7 +180,7 @@ class IndexRun:
         optimizer.note_before_step(steps=False)
         self.rows.before_step(self._parameters)
         if self._checks is not None and not scales_inside(self.loop, optimizer):
-            self._checks.before_step(self._features, self._window, self._step)
+            self._checks.before_step(self._features, self._unused_rows, self._step)
 
     def end_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Write the rows of a step that was taken; a hook of the optimizer."""
@@ -176,15 +190,15 @@ class IndexRun:
         followed.is_stepping = False
         self._clipping.after_step(followed)
         weight = self._learning_rate() * self._clipping.factor
-        window, self._window = self._window, []
-        if not window:
+        of_passes, self._unused_rows = self._unused_rows, []
+        if not of_passes:
             return
-        rows, ids = (torch.cat(parts).cpu() for parts in zip(*window, strict=True))
+        rows, ids = (torch.cat(parts).cpu() for parts in zip(*of_passes, strict=True))
         if not rows.isfinite().all():
             self._leave_out()
             return
-        of_step = torch.full((len(ids),), self._step, dtype=torch.int64)
-        segment.add(Rows(rows, ids, torch.full((len(ids),), weight, dtype=rows.dtype), of_step))
+        steps = torch.full((len(ids),), self._step, dtype=torch.int64)
+        segment.add(Rows(rows, ids, torch.full((len(ids),), weight, dtype=rows.dtype), steps))
 
     def _learning_rate(self) -> float:
         by_rate: dict[float, list[str]] = {}
@@ -193,7 +207,7 @@ class IndexRun:
         if len(by_rate) != 1:
             most = max(by_rate.values(), key=len)
             raise ValueError(
-                f"{self.who}: expected one learning rate for all parameters that the index sees, found "
+                f"{self.who}: expected one learning rate for all parameters that the index covers, found "
                 f"{sorted(by_rate)}. Choose parameters of one group, such as {parameters_option(most)}"
             )
         return next(iter(by_rate))
@@ -201,29 +215,29 @@ class IndexRun:
     def _leave_out(self) -> None:
         if not self.steps_left_out:
             warn(
-                f"{self.who}: gradients of step {self._step} are not finite. Its rows are left out, and so will be "
-                "those of other such steps; segments count them"
+                f"{self.who}: gradients of step {self._step} are not finite. The rows of this and of all such later "
+                "steps are left out; each segment says how many steps these were"
             )
         self.steps_left_out += 1
 
     # Segments
 
-    def go_on_with_segment(self) -> None:
-        """Take up the last segment, if it was open at the step that training goes on with."""
+    def resume_segment(self) -> None:
+        """Continue the last segment, if it was still open at the step from which training resumes."""
         segments = sorted(self.folder.path.glob("segment-*"))
         unfinished = [segment for segment in segments if not (segment / "segment.json").exists()]
         if not unfinished:
             return
         folder = unfinished[-1]
         step = int(folder.name.removeprefix("segment-"))
-        noted = json.loads((folder / "begun.json").read_text())
-        self._segment = SegmentWriter(folder, self.index, self._features.size, step, noted["epoch"])
+        epoch = json.loads((folder / "begun.json").read_text())["epoch"]
+        self._segment = SegmentWriter(folder, self.index, self._features.size, step, epoch)
         like = next(iter(self._parameters.values()))
         self._use(GradientFeatures(self.index.features, self.names, read_preconditioners(folder, like)))
 
     def _open_segment_if_due(self) -> None:
         current = self._segment
-        if current is not None and self.schedule.goes_on((current.step, current.epoch), self._step, self._epoch):
+        if current is not None and self.schedule.continues((current.step, current.epoch), self._step, self._epoch):
             return
         self.close_segment()
         if self.schedule.part(self._step, self._epoch) is None:
@@ -231,14 +245,14 @@ class IndexRun:
         preconditioners, kind = {}, self.index.features.preconditioner
         if kind != "none":
             of_optimizer = self._optimizer.preconditioners(elementwise=True)
-            preconditioners = {name: preconditioner_for_index(one, kind) for name, one in of_optimizer.items()}
+            preconditioners = {name: preconditioner_for_index(exact, kind) for name, exact in of_optimizer.items()}
         features = GradientFeatures(self.index.features, self.names, preconditioners)
         undivided = [name for name in self.names if name not in features.preconditioners]
         if features.preconditioners and undivided:
             warn(
-                f"{self.who}: at step {self._step} the optimizer has no second moments of {undivided[0]!r} and "
-                f"{len(undivided) - 1} others yet: their gradients are not divided, beside others that are. The "
-                "segment lists them"
+                f"{self.who}: at step {self._step} the optimizer has no second moments yet for {undivided[0]!r} and "
+                f"{len(undivided) - 1} others, so their gradients are not divided, unlike those of all other "
+                "parameters. The segment lists them"
             )
         folder = self.folder.path / f"segment-{self._step:08d}"
         self._segment = SegmentWriter(folder, self.index, features.size, self._step, self._epoch)
@@ -247,7 +261,7 @@ class IndexRun:
             self._segment.begin(features.preconditioners)
             with whole_file(folder / "begun.json") as temporary:
                 temporary.write_text(json.dumps({"epoch": self._epoch}))
-        gather_objects(None)  # no process writes rows before the folder is there
+        gather_objects(None)  # a barrier: no process writes rows before the folder exists
         self._use(features)
 
     def _snapshot_of(self, step: int) -> Path:
@@ -260,7 +274,7 @@ class IndexRun:
             self._checks.begin_segment()
 
     def flush(self) -> None:
-        """Write out the rows of the open segment."""
+        """Write the rows of the open segment to disk."""
         if self._segment is not None:
             self._segment.flush()
 
@@ -270,8 +284,9 @@ class IndexRun:
         if segment is None:
             return
         segment.flush()
-        names = {name: text for of_process in gather_objects(self._example_names) for name, text in of_process.items()}
-        gather_objects(None)  # all have written out
+        everywhere = gather_objects(self._example_names)
+        names = {number: name for of_process in everywhere for number, name in of_process.items()}
+        gather_objects(None)  # a barrier: all processes have written their rows
         if process_rank() == 0:
             snapshot = self._snapshot_of(segment.step)
             facts = {
@@ -291,7 +306,7 @@ class IndexRun:
         gather_objects(None)
 
     def finish(self) -> None:
-        """Close what is open, since training has ended."""
+        """Close the last segment, since training has ended."""
         self._step = self.loop.step
         self.close_segment()
-        self.rows.say_what_was_never_checked()
+        self.rows.report_never_checked()

@@ -1,7 +1,7 @@
 """The segments of an index that is written while a model trains: rows are buffered, and written shard by shard.
 
-A resumed run drops the rows of the steps that it is about to take again. Shards are written out whenever a checkpoint
-is saved, and each knows the steps of its rows, so that this is exact.
+A resumed run drops the rows of the steps that it is about to repeat. This is exact: open rows are written to disk
+whenever a checkpoint is saved, and each shard holds the steps of its rows.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ftrace.online.processes import process_rank
 
 
 class SegmentWriter:
-    """One segment under way, of one process.
+    """A segment that one process is writing.
 
     Args:
-        folder: The segment's.
-        settings: Of the index.
-        size: D.
-        step: The optimizer step of its weights.
-        epoch: The epoch that it began in.
+        folder: The segment's folder.
+        settings: The index's settings.
+        size: D, the number of elements of a row.
+        step: The optimizer step at which it began, and whose weights it keeps.
+        epoch: The epoch in which it began.
     """
 
     def __init__(self, folder: Path, settings: IndexSettings, size: int, step: int, epoch: int) -> None:
@@ -48,7 +48,7 @@ class SegmentWriter:
         self._open: list[Rows] = []
 
     def begin(self, preconditioners: Mapping[str, Preconditioner]) -> None:
-        """Make the folder anew."""
+        """Create the folder, in place of any earlier one."""
         shutil.rmtree(self.folder, ignore_errors=True)
         write_preconditioners(self.folder, preconditioners)
 
@@ -59,7 +59,7 @@ class SegmentWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write out what is open."""
+        """Write the buffered rows to disk."""
         if not self._open:
             return
         rows = joined(self._open)
@@ -69,9 +69,9 @@ class SegmentWriter:
         write_shard(file, rows, as_dtype(self.settings.dtype))
 
     def close(self, blocks: Sequence[str], facts: Mapping[str, Any]) -> None:
-        """Finish the segment, once all processes have written out; by one process.
+        """Finish the segment; called by one process, once all of them have written their rows.
 
-        A segment without rows, such as of steps that were all left out, is deleted.
+        A segment without rows, for example because all its steps were left out, is deleted.
         """
         if not shard_files(self.folder):
             shutil.rmtree(self.folder)
@@ -81,22 +81,22 @@ class SegmentWriter:
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of several steps as one."""
+    """Concatenate the rows of several steps."""
     return Rows(
-        torch.cat([one.rows for one in parts]),
-        torch.cat([one.ids for one in parts]),
-        torch.cat([one.weights for one in parts]),
-        torch.cat([one.steps for one in parts]),
+        torch.cat([part.rows for part in parts]),
+        torch.cat([part.ids for part in parts]),
+        torch.cat([part.weights for part in parts]),
+        torch.cat([part.steps for part in parts]),
     )
 
 
 def drop_rows_from(folder: Path, step: int, dtype: str) -> None:
-    """Delete an index's rows of a step and later ones, and open again the segments that had any.
+    """Delete an index's rows of one step and of all later ones, and reopen the segments that had any.
 
     Args:
-        folder: The index's.
-        step: The first step that is going to be taken again.
-        dtype: Of its rows.
+        folder: The index's folder.
+        step: The first step that is going to be repeated.
+        dtype: The dtype of its rows.
     """
     for segment in sorted(folder.glob("segment-*")):
         if int(segment.name.removeprefix("segment-")) >= step:

@@ -1,4 +1,4 @@
-"""The writing of an index from the outside: what happens in a training loop goes in, and an index comes out."""
+"""The interface between a training loop and the index that is written of it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class IndexSession:
     """An observer of a training loop that writes an index.
 
     Args:
-        index: What rows are, and how they are kept.
-        schedule: Which steps are written.
-        settings: What rows are checked by.
+        index: What rows are made of, and how they are stored.
+        schedule: The steps that are written.
+        settings: How the run is observed and checked.
         who: Whose messages these are.
 
     Attributes:
@@ -44,12 +44,12 @@ class IndexSession:
         self._capture: GradientCapture | None = None
         self._handles: list[RemovableHandle] = []
         self._restored: dict[str, Any] | None = None
-        self._run_id = ""  # of the last run, which may be told to train on
+        self._run_id = ""  # of the last run, which may be continued
         self._output_dir = Path()
 
     @property
     def running(self) -> IndexRun:
-        """The run.
+        """The run that is under way.
 
         Raises:
             RuntimeError: If there is none.
@@ -59,19 +59,19 @@ class IndexSession:
         return self.run
 
     def before_training(self, module: nn.Module) -> None:
-        """Attach to a compiled module, which keeps the hooks that it has when it is called first."""
+        """Attach to a compiled module, whose hooks can't change after its first call."""
         self.run = self._capture = None
         if is_compiled_anywhere(module):
             self._attach(module, None)
 
     def training_begins(self, loop: TrainingLoop, output_dir: Path | None, default_dir: Path, data: Any) -> None:
-        """Attach to the module and its optimizer, and begin an index or go on with one.
+        """Attach to the module and its optimizer, and begin or continue an index.
 
         Args:
             loop: The training loop.
-            output_dir: The index's folder; None: where the index of the checkpoint is, or the default.
-            default_dir: The default.
-            data: Fingerprint of the data, if there is one.
+            output_dir: The index's folder; default: that of the checkpoint's index, or else ``default_dir``.
+            default_dir: The folder of an index that is named nowhere.
+            data: The fingerprint of the data; None without one.
 
         Raises:
             ValueError: If something in the module or the folder isn't supported.
@@ -87,7 +87,7 @@ class IndexSession:
         folder = self._find_folder(loop, output_dir, default_dir)
         run = IndexRun(loop, capture, self.index, self.schedule, self.settings, folder, self.who)
         self._begin_index(run, data)
-        run.go_on_with_segment()
+        run.resume_segment()
         self._handles.append(optimizer.register_step_post_hook(run.end_step))
         self.run = run
 
@@ -96,21 +96,21 @@ class IndexSession:
         if output_dir is None:  # a logger has a new folder for each call
             output_dir = Path(restored["output_dir"]) if restored else default_dir
         folder = OutputFolder(output_dir, self.who, "index")
-        trains_on = bool(loop.step) and bool(self._run_id)  # the same callback, told to train on
+        is_continued = bool(loop.step) and bool(self._run_id)  # the same callback, in another call of fit
         if restored:
             folder.run_id = restored["run_id"]
-        elif trains_on:
+        elif is_continued:
             folder.run_id = self._run_id
         self._run_id, self._output_dir = folder.run_id, folder.path
-        if (restored or trains_on) and not (folder.path / "index.json").exists():
+        if (restored or is_continued) and not (folder.path / "index.json").exists():
             raise ValueError(
-                f"{self.who}: training goes on with an index, and there is none at {str(folder.path)!r}. Move it "
-                "there, or name where it is: output_dir=..."
+                f"{self.who}: training continues a run with an index, and there is none at {str(folder.path)!r}. Move "
+                "it there, or name where it is: output_dir=..."
             )
-        if loop.step and not restored and not trains_on:
+        if loop.step and not restored and not is_continued:
             warn(
-                f"{self.who}: training goes on at step {loop.step}, from a checkpoint that knows no index: rows "
-                "of earlier steps are not in this one"
+                f"{self.who}: training continues at step {loop.step}, from a checkpoint without an index: this index "
+                "doesn't have the rows of earlier steps"
             )
         return folder
 
@@ -121,7 +121,7 @@ class IndexSession:
             run.folder.refuse_another_run(json.loads(manifest.read_text()) if manifest.exists() else None)
             begin_index(run.folder.path, self.index, run.loop.module, run.names, facts)
             drop_rows_from(run.folder.path, run.loop.step, self.index.dtype)
-        gather_objects(None)  # no process looks at segments before they are as they will be
+        gather_objects(None)  # a barrier: no process reads segments before rows have been dropped
 
     def _attach(self, module: nn.Module, optimized: list[Any] | None) -> None:
         patterns = self.index.features.parameters or tuple(block_weights(module))
@@ -145,8 +145,8 @@ class IndexSession:
         self.detach()
         if not any(run.folder.path.glob("segment-*")):
             warn(
-                f"{self.who}: nothing was written: the {run.loop.step} steps of {run.loop.epoch} epochs had "
-                f"none of epochs={self.schedule.epochs}, steps={self.schedule.steps}"
+                f"{self.who}: nothing was written: none of the {run.loop.step} steps of {run.loop.epoch} epochs is "
+                f"among epochs={self.schedule.epochs}, steps={self.schedule.steps}"
             )
         elif process_rank() == 0:
             index = GradientIndex(run.folder.path)
@@ -158,11 +158,14 @@ class IndexSession:
 
     @property
     def waits_to_be_closed(self) -> bool:
-        """Whether the run was killed after its last checkpoint and before its last segment was closed."""
+        """Whether there is a checkpoint's index to close although nothing is left to train.
+
+        Such a run was killed after its last checkpoint and before its last segment was closed.
+        """
         return self._restored is not None
 
     def training_has_failed(self) -> None:
-        """Write out what is open."""
+        """Write buffered rows to disk."""
         if self.run is not None:
             self.run.flush()
         self.detach()
@@ -179,7 +182,7 @@ class IndexSession:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Write out what is open, and return what goes into the checkpoint."""
+        """Write buffered rows to disk, and return the checkpoint's entry."""
         if not self._run_id:
             return {}
         if self.run is not None:
@@ -187,5 +190,5 @@ class IndexSession:
         return {"version": 1, "run_id": self._run_id, "output_dir": str(self._output_dir)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on with the index of a checkpoint as soon as training begins."""
+        """Remember the entry of a checkpoint, whose index is continued as soon as training begins."""
         self._restored = state or None

@@ -1,1 +1,1 @@
-"""The optimizers of a run, the parameters that they train, and how their gradients are clipped."""
+"""The optimizers of a run, the parameters that they train, and the clipping of their gradients."""

@@ -1,4 +1,4 @@
-"""The clip factor: what a step's gradient is multiplied by between the backward pass and the optimizer."""
+"""The clip factor, by which a step's gradient is multiplied between the backward pass and the optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Clipping:
         loop: The training loop.
 
     Attributes:
-        factor: kappa; 1 where nothing is clipped.
+        factor: kappa; 1 if nothing is clipped.
         is_measured: Whether the module clips by itself, so that the factor is known only after the step.
     """
 
@@ -24,17 +24,17 @@ class Clipping:
         self.is_measured = False
 
     def before_step(self, optimizer: FollowedOptimizer, *, wants_norm: bool) -> float | None:
-        """Find the factor of a step that is about to be taken.
+        """Compute the factor of a step that is about to be taken.
 
         Args:
             optimizer: The optimizer that is about to step.
-            wants_norm: Whether the norm is wanted in any case.
+            wants_norm: Whether the norm is needed even if the factor doesn't depend on it.
 
         Returns:
-            The norm of its gradients, unclipped under automatic optimization; None where it isn't needed.
+            The norm of its gradients, unclipped under automatic optimization; None if it isn't needed.
 
         Raises:
-            ValueError: If the factor can't be known.
+            ValueError: If there is no way to know the factor.
         """
         loop = self.loop
         self.is_measured = loop.clips_itself
@@ -45,7 +45,7 @@ class Clipping:
                 f"foreach=False, or use {loop.wording.clip}"
             )
         clips = loop.is_manual or self.is_measured or bool(loop.clip_norm)
-        # All processes must agree on which steps are left out, so the gradient that they share decides.
+        # All processes must leave out the same steps, so that is decided by the gradient that they share.
         norm = optimizer.gradient_norm() if clips or wants_norm or num_processes() > 1 else None
         if norm is not None and scales_inside(loop, optimizer):
             norm /= loop.loss_scale
@@ -58,17 +58,17 @@ class Clipping:
         return norm
 
     def after_step(self, optimizer: FollowedOptimizer) -> None:
-        """Measure the factor of a step that was taken, where it wasn't known before."""
+        """Measure the factor of a step that was taken, if it was unknown before."""
         if self.is_measured and optimizer.norm_before_step:
             self.factor = optimizer.gradient_norm() / optimizer.norm_before_step
 
 
 def clip_factor(largest: float, norm: float | None) -> float:
-    """Compute kappa, what ``torch.nn.utils.clip_grad_norm_`` multiplies a gradient by.
+    """Compute kappa, the factor by which ``torch.nn.utils.clip_grad_norm_`` multiplies a gradient.
 
     Args:
-        largest: The norm to clip to; 0 or less: no clipping, and the norm need not be known.
-        norm: Norm of the gradient.
+        largest: The norm to clip to; 0 or less: no clipping, and ``norm`` isn't needed.
+        norm: The norm of the gradient.
     """
     if largest <= 0:
         return 1.0
@@ -77,5 +77,5 @@ def clip_factor(largest: float, norm: float | None) -> float:
 
 
 def scales_inside(loop: TrainingLoop, optimizer: FollowedOptimizer) -> bool:
-    """Whether the optimizer's own step takes the loss scale out of its gradients."""
+    """Whether the optimizer's own step divides its gradients by the loss scale."""
     return loop.loss_scale != 1 and bool(getattr(optimizer.optimizer, "_step_supports_amp_scaling", False))

@@ -1,4 +1,4 @@
-"""Whether gradients of all trained parameters are recorded: checked before training, and again at each step."""
+"""The covered parameters, and the check before training and at each step that none is missing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class CoveredParameters:
         coverage: The report on all parameters.
         named_parameters: All parameters of the module by name.
         who: Whose messages these are.
-        strict: A gap is an error; otherwise a warning.
+        strict: Whether a trained parameter that can't be covered is an error; otherwise a warning.
         trained: Ids (:func:`id`) of the parameters that an optimizer has.
 
     Attributes:
-        by_name: The covered ones.
+        by_name: The covered parameters by name.
 
     Raises:
-        ValueError: If nothing is covered, or, when strict, if there is a gap.
+        ValueError: If nothing is covered, or, when strict, if a trained parameter can't be covered.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CoveredParameters:
         self._who = who
         self._strict = strict
         self._coverage = coverage
-        self._unrecorded = set(self.by_name)  # by no process, so it is the same on all of them
+        self._unrecorded = set(self.by_name)  # not recorded by any process, so the same set on all of them
         self._recorded_here: set[str] = set()
         if coverage.gaps:
             self._report(
@@ -52,11 +52,11 @@ class CoveredParameters:
                 + leave_out((gap.parameter for gap in coverage.gaps), coverage.patterns)
             )
 
-    def see(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter]) -> None:
-        """Fewer parameters are covered from here on.
+    def update_coverage(self, coverage: Coverage, named_parameters: Mapping[str, nn.Parameter]) -> None:
+        """Drop the parameters that are no longer covered.
 
         Raises:
-            ValueError: If nothing is left.
+            ValueError: If none is left.
         """
         self.by_name = {n: named_parameters[n] for n in coverage.covered if n in self.by_name}
         if not self.by_name:
@@ -64,17 +64,17 @@ class CoveredParameters:
         self._unrecorded &= set(self.by_name)
 
     def note_recorded(self, names: Collection[str]) -> None:
-        """Note the parameters whose layers have run."""
+        """Record that the layers of these parameters have run."""
         if self._unrecorded:
             self._recorded_here.update(names)
 
     def refuse_unrecorded(self) -> None:
-        """Refuse, before an optimizer's step, a gradient of a layer that never ran: it comes from somewhere unknown.
+        """Refuse, before an optimizer's step, a gradient of a layer that never ran, since its source is unknown.
 
         All processes must call it, since a layer may run on one of them only.
 
         Raises:
-            ValueError: When strict, if there is one.
+            ValueError: When strict, if there is such a gradient.
         """
         if not self._unrecorded:
             return

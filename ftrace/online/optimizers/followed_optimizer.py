@@ -1,4 +1,4 @@
-"""One optimizer of the run: the contributions that its gradients currently hold, and the steps that it takes."""
+"""One optimizer of the run: the contributions to its current gradients, and the steps that it takes."""
 
 from __future__ import annotations
 
@@ -31,27 +31,30 @@ from ftrace.gradients import (
     unsupported_step,
 )
 from ftrace.online.messages import warn
-from ftrace.online.processes import whole, whole_state
+from ftrace.online.processes import unsharded, unsharded_state
 from ftrace.online.scoring.contributions import Contribution, Share, Shares
 
 
 class FollowedOptimizer:
-    """One optimizer, its window of contributions, and its steps.
+    """One optimizer, the contributions to its current gradients, and its steps.
 
     Args:
-        index: Its place among the loop's optimizers.
+        index: Its index among the loop's optimizers.
         optimizer: The optimizer.
-        names: Names of all the module's parameters by their id.
+        names: Names of all the module's parameters by their :func:`id`.
         covered: Names of those whose contributions are read.
         by_layer: Whether scores are broken down by layer.
 
     Attributes:
-        window: The contributions that its gradients are the sum of.
-        is_stepping: Whether a step was begun and not taken yet.
+        contributions: All contributions to its current gradients, which sum to these.
+        is_stepping: Whether a step was begun but not taken yet.
         is_open: Whether its gradients hold contributions that no step has used yet.
-        steps_taken: How many steps it has taken.
-        norm_before_step: Norm of its gradients right before the step; None where it wasn't needed.
-        norm_of_backward: Norm of its gradients after the last backward pass, without loss scale; None if not measured.
+        steps_taken: The number of steps it has taken.
+        norm_before_step: The norm of its gradients right before the step; None if it wasn't needed.
+        norm_of_backward: The norm of its gradients after the last backward pass, without loss scale; None if it wasn't
+            measured.
+        rates: The learning rate of each parameter group at the last step.
+        problem: Why its steps can't be described, as the kind ``update`` needs; None if they can.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class FollowedOptimizer:
         self.covered = frozenset(covered)
         self.by_layer = by_layer
         self._names = names
-        self.window: list[Contribution] = []
+        self.contributions: list[Contribution] = []
         self.norm_of_backward: float | None = None
         self.norm_before_step: float | None = None
         self.is_stepping = False
@@ -75,7 +78,7 @@ class FollowedOptimizer:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether its steps multiply gradients with more than a number for each parameter."""
+        """Whether its steps scale the elements of a parameter's gradient differently."""
         return self.problem is None and scales_elements(self.optimizer)
 
     def parameters(self, *, covered: bool = False) -> list[tuple[int, str, nn.Parameter]]:
@@ -89,29 +92,29 @@ class FollowedOptimizer:
 
     def shares(self) -> Shares:
         """Group its covered parameters by how the next step treats them."""
-        found: dict[Share, list[str]] = {}
+        shares: dict[Share, list[str]] = {}
         for group, name, parameter in self.parameters(covered=True):
             if parameter.requires_grad:
                 state = self.optimizer.state.get(parameter, {})
                 progress = float(state.get("step", state.get("momentum_buffer") is not None))
-                found.setdefault(Share(group, progress, layer_of(name) if self.by_layer else ""), []).append(name)
-        return found
+                shares.setdefault(Share(group, progress, layer_of(name) if self.by_layer else ""), []).append(name)
+        return shares
 
     def gradient_norm(self) -> float:
         """Compute the norm of its gradients, over all its parameters."""
-        return float(whole(torch.nn.utils.get_total_norm(self._gradients())))
+        return float(unsharded(torch.nn.utils.get_total_norm(self._gradients())))
 
     def has_gradients(self) -> bool:
         """Whether any of its gradients is not zero."""
-        return any(bool(whole(grad).any()) for grad in self._gradients())
+        return any(bool(unsharded(grad).any()) for grad in self._gradients())
 
     def _gradients(self) -> list[Tensor]:
-        """List the gradients of all its parameters; of sparse ones, the rows that are there."""
+        """List the gradients of all its parameters; of sparse ones, the values that are stored."""
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         return [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
 
     def note_before_step(self, *, steps: bool) -> None:
-        """Note, right before the step, what it is about to change.
+        """Remember, right before the step, what it is about to change.
 
         Args:
             steps: Whether :meth:`steps` will be called.
@@ -126,17 +129,19 @@ class FollowedOptimizer:
             if p.grad is not None:
                 self._noted[name] = before_step(self.optimizer, self.optimizer.param_groups[group], p)
                 if not keeps:
-                    self._copies[name] = whole(p.grad).clone()
+                    self._copies[name] = unsharded(p.grad).clone()
 
     def gradients_given(self, clip: float) -> dict[str, Tensor]:
         """Return, after the step, the gradients that it was made of, clipped, by name.
 
         Args:
-            clip: The factor that they were clipped by since they were noted.
+            clip: The factor by which they were clipped after :meth:`note_before_step`.
         """
         if self._copies:
             return {name: clip * grad for name, grad in self._copies.items()}
-        return {n: whole(p.grad).detach() for _, n, p in self.parameters() if p.grad is not None and n in self._noted}
+        return {
+            n: unsharded(p.grad).detach() for _, n, p in self.parameters() if p.grad is not None and n in self._noted
+        }
 
     def steps(self, given: Mapping[str, Tensor]) -> dict[str, ParameterStep]:
         """Describe, after the step, what it did with each covered parameter."""
@@ -148,7 +153,7 @@ class FollowedOptimizer:
                 p,
                 given.get(name),
                 self._noted[name],
-                whole_state(self.optimizer.state.get(p, {})),
+                unsharded_state(self.optimizer.state.get(p, {})),
             )
             for group, name, p in self.parameters(covered=True)
             if name in self._noted
@@ -158,45 +163,45 @@ class FollowedOptimizer:
         """Return the gradients that a step was made of as if they were one example's, projected like the examples'.
 
         Args:
-            given: As :meth:`gradients_given` returns them.
+            given: The gradients, as :meth:`gradients_given` returns them.
             projection: The examples' projection.
-            clip: kappa, which they contain already.
+            clip: kappa, which ``given`` is multiplied by already.
         """
-        shares = {s: [n for n in names if n in given] for s, names in self.shares().items()}
-        names = [name for of_share in shares.values() for name in of_share]
+        shares = {share: [n for n in names if n in given] for share, names in self.shares().items()}
+        names = [name for names_of_share in shares.values() for name in names_of_share]
         values = {name: projection.project(name, given[name][None]) for name in names}
         shapes = {name: value.shape[1:] for name, value in values.items()}
         gradients = PerExampleGradients({name: [Dense(value)] for name, value in values.items()}, shapes, 1)
         return Contribution(torch.zeros(1, dtype=torch.int64), 1 / clip, shares, gradients=gradients)
 
     def buffer_of(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return the momentum that the optimizer keeps of a parameter, unsharded."""
-        found = buffer_of(self.optimizer.state.get(parameter, {}))
-        return None if found is None else whole(found)
+        """Return the momentum buffer that the optimizer keeps for a parameter, unsharded; None without one."""
+        buffer = buffer_of(self.optimizer.state.get(parameter, {}))
+        return None if buffer is None else unsharded(buffer)
 
     def preconditioners(self, *, elementwise: bool) -> dict[str, Preconditioner]:
         """Compute one over the root of its second moments, for the covered parameters that have any.
 
         Args:
-            elementwise: Keep those of matrices as they are, instead of the closest outer product.
+            elementwise: Whether to keep the second moments of matrices as they are, not as the closest outer product.
         """
         if not self.is_elementwise:
             return {}
-        found: dict[str, Preconditioner] = {}
+        preconditioners: dict[str, Preconditioner] = {}
         kind = full_name(self.optimizer)
         for group, name, p in self.parameters(covered=True):
-            state, settings = whole_state(self.optimizer.state.get(p, {})), self.optimizer.param_groups[group]
+            state, settings = unsharded_state(self.optimizer.state.get(p, {})), self.optimizer.param_groups[group]
             if "step" not in state:
                 continue
             factor = preconditioner_from_state(name, kind, settings, state, p.shape, p.dtype)
             factor = of_touched(factor, touched_elements(kind, settings, state))
             if isinstance(factor, Elementwise) and p.ndim > 1 and not elementwise:
                 factor, _ = rank_one(factor)
-            found[name] = factor
-        return found
+            preconditioners[name] = factor
+        return preconditioners
 
     def facts(self) -> dict[str, Any]:
-        """Describe it for the manifest."""
+        """Describe the optimizer for the manifest."""
         settings = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad", "maximize")
         return {
             "class": full_name(self.optimizer),
@@ -210,19 +215,19 @@ class FollowedOptimizer:
 
 
 def keeps_gradients(optimizer: Optimizer) -> bool:
-    """Whether the gradients that the optimizer leaves behind are certainly those that it was given.
+    """Whether the optimizer certainly doesn't write to the gradients that it is given.
 
-    Nesterov momentum is added in place by foreach SGD, and third-party optimizers may do anything.
+    SGD with ``foreach`` adds Nesterov momentum in place, and third-party optimizers may do anything.
     """
     writes = any(group.get("nesterov") and group.get("foreach") is not False for group in optimizer.param_groups)
     return type(optimizer).__module__.startswith("torch.optim") and not writes
 
 
 def warn_of_missing_rates(optimizers: Sequence[Optimizer], who: str, what: str) -> None:
-    """Warn where an optimizer does not tell its learning rate, which is then counted as 1.
+    """Warn if an optimizer doesn't say its learning rate, which is then counted as 1.
 
     Args:
-        optimizers: The run's.
+        optimizers: The run's optimizers.
         who: Whose message this is.
         what: What depends on the rate.
     """

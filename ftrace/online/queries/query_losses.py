@@ -1,4 +1,4 @@
-"""One loss per query, from whatever model is being trained."""
+"""Losses of queries, one per query: the module's own, or ready-made ones for Hugging Face models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QueryLosses = Callable[[Any, Any], Tensor]
 
 
 def find_query_losses(module: nn.Module) -> QueryLosses:
-    """Find the module's own ``example_losses``, or the ready-made loss of the one Hugging Face language model in it.
+    """Return the module's own ``example_losses``, or a ready-made loss if it has one Hugging Face language model.
 
     Raises:
         ValueError: If there is neither.
@@ -32,7 +32,7 @@ def find_query_losses(module: nn.Module) -> QueryLosses:
 
 
 def find_query_learned(module: nn.Module) -> QueryLosses | None:
-    """Find the module's own ``learned(batch) -> Tensor[B]`` bool, or None if it has none."""
+    """Return the module's own ``learned(batch) -> Tensor[B]`` bool; None if it has none."""
     return module_learned if callable(getattr(module, "learned", None)) else None
 
 
@@ -49,7 +49,7 @@ def module_example_losses(module: Any, batch: Any) -> Tensor:
 
 
 def huggingface_losses(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Compute the summed negative log-likelihood of each row's ``labels`` (-100 is left out), in nats, ``[B]``.
+    """Compute the summed negative log-likelihood of each row's ``labels`` (without those of -100), in nats, ``[B]``.
 
     The module is a Hugging Face language model, decoder-only or encoder-decoder, or has one among its attributes.
     """
@@ -93,7 +93,7 @@ def huggingface_training_loss(model: nn.Module, batch: Mapping[str, Any]) -> Ten
 
 
 def _language_models(module: nn.Module) -> dict[str, nn.Module]:
-    """Find the language model that a module is, or those among its attributes, by name."""
+    """Return the module itself if it is a language model, or else the language models among its attributes, by name."""
     if _is_language_model(module):
         return {"": module}
     return {name: child for name, child in module.named_children() if _is_language_model(child)}
@@ -104,15 +104,15 @@ def _described(value: Any) -> str:
 
 
 def _columns(model: nn.Module) -> set[str]:
-    """Columns of a batch that a model takes, whatever stands around it: PEFT, ``torch.compile``, a wrapper of its own.
+    """List the columns of a batch that a model takes, also inside of wrappers such as PEFT's or ``torch.compile``'s.
 
-    Wrappers with ``**kwargs`` hand on what they don't name themselves, so what the model inside of them names counts.
+    Wrappers with ``**kwargs`` pass on all that they don't name themselves, so the arguments of the model inside count.
     """
     named: set[str] = set()
-    for one in model.modules():
-        if one is not model and not _is_language_model(one):
+    for module in model.modules():
+        if module is not model and not _is_language_model(module):
             continue
-        parameters = inspect.signature(one.forward).parameters.values()
+        parameters = inspect.signature(module.forward).parameters.values()
         named |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
@@ -120,6 +120,6 @@ def _columns(model: nn.Module) -> set[str]:
 
 
 def _is_language_model(module: nn.Module) -> bool:
-    """Whether it generates text left to right: a masked language model's labels are not shifted, for one."""
+    """Whether a module generates text left to right; for others, such as masked ones, labels are not shifted."""
     can_generate = getattr(module, "can_generate", None)
     return hasattr(module, "config") and callable(can_generate) and bool(can_generate())

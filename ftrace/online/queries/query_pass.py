@@ -1,4 +1,4 @@
-"""The queries' own passes: their losses and gradients at the current weights, without disturbing training."""
+"""The passes over queries, which compute their losses and gradients at the current weights, and leave no trace."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
 
 @dataclass(frozen=True)
 class Refresh:
-    """The queries at one point of training.
+    """The losses and gradients of all queries at one point of training.
 
     Args:
-        step: The optimizer step that is next.
-        gradients: Of all queries.
+        step: The next optimizer step.
+        gradients: The gradients of all queries.
         losses: ``[Q]`` float64, in nats.
-        learned: ``[Q]`` bool: whether each is answered right; None where nobody can tell.
-        uncovered: Gradients for trained parameters that scores don't see, where the ledger wants them.
+        learned: ``[Q]`` bool, whether each query is answered right; None if there is no way to know.
+        uncovered: Gradients for trained parameters that scores don't cover, if the ledger needs them.
     """
 
     step: int
@@ -43,25 +43,26 @@ class Refresh:
 
 
 class NotFiniteError(ValueError):
-    """A query's loss is NaN or infinite."""
+    """The error that a query's loss is NaN or infinite."""
 
 
 class QueryPass:
-    """Runs the queries through the model.
+    """The queries of a run, and the passes that differentiate them.
 
     Args:
-        source: A DataLoader, a Dataset, or None: the loop's own queries.
-        losses: One loss per query.
-        learned: Whether each query is answered right; None where that isn't known.
-        id_key: The batches' key of the queries' ids.
+        source: A DataLoader or Dataset of queries; None: the loop's own queries.
+        losses: ``(module, batch) -> Tensor[B]``, one loss per query in nats.
+        learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; None if there is no way to
+            know.
+        id_key: The key of the queries' ids in a batch.
         loop: The training loop.
 
     Attributes:
-        ids: ``[Q]``.
-        names: Names of the ids that were made from names.
+        ids: The queries' ids, ``[Q]``.
+        names: By id that was made from a name, this name.
 
     Raises:
-        ValueError: If there is no query, or an id comes twice.
+        ValueError: If there is no query, or several have the same id.
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class QueryPass:
         self.add(source)
 
     def add(self, source: Any) -> Tensor:
-        """Add queries. If all of them are known, as in a resumed run that was given them at once, nothing happens.
+        """Add queries, unless all of them are known, as in a resumed run that got them from the start.
 
         Returns:
-            Their ids.
+            The ids of the queries that were added.
 
         Raises:
             ValueError: As the class.
@@ -101,12 +102,12 @@ class QueryPass:
         return new
 
     def ids_of(self, batch: Any) -> Tensor:
-        """Read the ids of one batch."""
+        """Return the ids of one batch."""
         return batch_ids(batch, self.id_key, "query_id_key", self.names)
 
     @contextmanager
     def undisturbed(self, capture: GradientCapture) -> Iterator[None]:
-        """Hold eval mode, restore random state, and let no other capture record."""
+        """Run passes in eval mode, record with this capture only, and restore random state."""
         with (
             isolated_random_state(),
             evaluation_mode(self.loop.module),
@@ -124,19 +125,19 @@ class QueryPass:
         uncovered: dict[str, torch.nn.Parameter],
         compare: Compare | None = None,
         *,
-        whole: bool = False,
+        unprojected: bool = False,
     ) -> Refresh:
         """Compute losses and gradients of all queries.
 
         Args:
             capture: Records the gradients.
-            step: The optimizer step that is next.
-            whole: Keep gradients whole although the capture projects them.
-            uncovered: Parameters beside the covered ones whose gradients are wanted, too, by plain autograd.
-            compare: Gets losses of a pass that was not recorded, gradients and ids of the first batch.
+            step: The next optimizer step.
+            uncovered: Further parameters whose gradients are computed by plain autograd.
+            compare: Called for the first batch, with losses of a pass that was not recorded, gradients and ids.
+            unprojected: Whether gradients are left unprojected although the capture has a projection.
 
         Raises:
-            ValueError: If the losses are not one finite number a query.
+            ValueError: If the losses are not one finite number per query.
         """
         parts: list[PerExampleGradients] = []
         losses: list[Tensor] = []
@@ -144,11 +145,11 @@ class QueryPass:
         dense: dict[str, list[Tensor]] = {name: [] for name in uncovered}
         module = self.loop.module
         with self.undisturbed(capture):
-            for batch in self.batches:  # kept for the next refresh, so that losses get copies, to do with as they like
+            for batch in self.batches:  # kept for the next refresh, so losses get copies that they may change
                 query_ids = self.ids_of(batch)
-                looks_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
-                begins = RandomState(module, self.loop.left_alone) if looks_again else None
-                with capture.recording(len(query_ids), unprojected=whole) as recording:
+                runs_again = bool(uncovered) or self.learned is not None or (compare is not None and not parts)
+                begins = RandomState(module, self.loop.left_alone) if runs_again else None
+                with capture.recording(len(query_ids), unprojected=unprojected) as recording:
                     of_batch = self._losses_of(batch)
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)
@@ -193,36 +194,36 @@ class QueryPass:
         if len(bad):
             raise NotFiniteError(
                 f"query_losses: expected finite numbers, found NaN or infinity for the queries {bad[:5].tolist()}. "
-                "Either their labels are all masked, or the weights are no numbers any more"
+                "Either all their labels are masked, or the weights themselves are NaN or infinite"
             )
 
 
 def _put_back(begins: RandomState | None) -> None:
-    """Losses that draw random numbers, such as for dropout that is left on, draw the same ones again."""
+    """Restore the random state, so that losses that draw random numbers, such as for dropout, draw the same again."""
     assert begins is not None
     begins.put_back()
 
 
 def _add_rows(dense: dict[str, list[Tensor]], losses: Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
-    """One query after another by plain autograd: slow, for the few parameters that nothing else can read."""
+    """Append gradients by plain autograd, one query after another: slow, for few parameters that can't be recorded."""
     for loss in losses:
-        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        for (name, parameter), grad in zip(parameters.items(), found, strict=True):
+        grads = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
             grad = torch.zeros_like(parameter) if grad is None else grad.to_dense()
             dense[name].append(grad.detach().unsqueeze(0))
 
 
 def require_shared_parameters(trained: Collection[str], queried: Collection[str], who: str, *, strict: bool) -> None:
-    """Require that queries depend on something that is trained.
+    """Require that the queries' losses depend on at least one parameter that is trained.
 
     Args:
-        trained: Parameters that the first batch gave a gradient.
-        queried: Those that queries' losses depend on.
+        trained: The parameters that had a gradient in the first batch.
+        queried: The parameters that the queries' losses depend on.
         who: Whose message this is.
-        strict: Whether it is an error, and not a warning, if they have nothing in common.
+        strict: Whether it is an error if these have none in common; otherwise a warning.
 
     Raises:
-        ValueError: If so.
+        ValueError: When strict, if they have none in common.
     """
     if not set(trained).isdisjoint(queried):
         return

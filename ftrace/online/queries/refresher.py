@@ -1,4 +1,4 @@
-"""Refreshes: the queries' gradients anew at the current weights, and the intervals between them."""
+"""Refreshes, which recompute the queries' gradients at the current weights, and the intervals between them."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class QueryRefresher:
 
     Args:
         loop: The training loop.
-        queries: Runs the queries.
+        queries: The queries.
         hooks: The run's hooks.
         parameters: The trained parameters.
-        scoring: Takes the query gradients.
+        scoring: Uses the query gradients.
         ledger: Books the intervals; None without a ledger.
         query_check: Checks the first batch of queries; None if they aren't checked.
-        every: Optimizer steps from one refresh to the next.
-        staleness_every: Measure staleness at every so many refreshes; 0: never.
-        yield_to: Is called with what queries show to be unreadable, and changes what is read.
+        every: The number of optimizer steps from one refresh to the next.
+        staleness_every: The number of refreshes from one measurement of staleness to the next; 0: never.
+        work_around: Called if gradients of queries can't be read, to change how parameters are read or leave them out.
         who: Whose messages these are.
 
     Attributes:
-        steps: Steps before which there was a refresh.
-        failed: Steps before which the queries' losses were not finite.
-        last: The last refresh; None before the first.
-        last_at: The step of the last attempt; None if a refresh is due whatever the step.
-        has_new_queries: Whether queries were added since.
-        first_steps: By query that was added later, the step from which on it is traced.
+        steps: The steps before which there was a refresh.
+        failed: The steps before which the queries' losses were not finite.
+        last: The last refresh; None before the first one.
+        last_at: The step of the last attempt; None if a refresh is due at any step.
+        has_new_queries: Whether queries were added since the last refresh.
+        first_steps: By query that was added during training, the first step for which it is traced.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class QueryRefresher:
         *,
         every: int,
         staleness_every: int,
-        yield_to: Callable[[UnreadableError], None],
+        work_around: Callable[[UnreadableError], None],
         who: str,
     ) -> None:
         self.loop = loop
@@ -76,18 +76,18 @@ class QueryRefresher:
         self.last_at: int | None = None
         self.has_new_queries = False
         self.first_steps: dict[int, int] = {}
-        self._yield_to = yield_to
+        self._work_around = work_around
         self._kept = KeptState(loop.module, left_alone=loop.left_alone)
 
     def is_due(self, step: int) -> bool:
-        """Whether it is time for a refresh before this optimizer step."""
+        """Whether a refresh is due before this optimizer step."""
         return self.last_at is None or step - self.last_at >= self.every
 
     def add(self, source: Any, step: int) -> list[int]:
         """Add queries, which are traced from this step on.
 
         Returns:
-            Ids of those that are new.
+            The ids of those that are new.
         """
         new: list[int] = self.queries.add(source).tolist()
         self.first_steps |= dict.fromkeys(new, step)
@@ -98,24 +98,24 @@ class QueryRefresher:
         """Compute the queries' gradients at the current weights, and close the interval that ends here.
 
         Raises:
-            ValueError: If the losses are not one finite number a query, at the first refresh.
+            ValueError: If the losses are not one finite number per query at the first refresh.
         """
-        preconditioners_before = self._divide_by_second_moments()
-        whole = self.scoring.keeps_queries_whole
+        previous_preconditioners = self._divide_by_second_moments()
+        unprojected = self.scoring.keeps_queries_unprojected
         compare = None
         if self.query_check is not None and self.last is None:
             check = self.query_check
 
             def compare(losses: Tensor, gradients: PerExampleGradients, query_ids: Tensor) -> None:
-                check.compare(losses, gradients, query_ids, whole=whole)
+                check.compare(losses, gradients, query_ids, unprojected=unprojected)
 
         try:
-            current = self._run_queries(step, compare, whole=whole)
+            current = self._run_queries(step, compare, unprojected=unprojected)
         except NotFiniteError as error:
             if self.last is None:
                 raise
             if self.scoring.whitened is not None:
-                self.scoring.whitened.precondition_with(preconditioners_before)
+                self.scoring.whitened.precondition_with(previous_preconditioners)
             self._keep_old_queries(step, error)
             return
         closing = None if self.ledger is None else self.ledger.close(current)
@@ -123,9 +123,10 @@ class QueryRefresher:
         self.scoring.refresh(current.gradients, current.losses, current.learned, keep_last=is_kept)
         if closing is not None:
             assert self.ledger is not None
-            gained, by_given = self.scoring.take_gains()
+            gained, gained_by_given = self.scoring.take_gains()
             is_compared = self.scoring.rules.projection is not None and not self.ledger.projects_all
-            log_interval(self.loop, closing.finish(gained, by_given if is_compared else None), step, len(self.steps))
+            row = closing.finish(gained, gained_by_given if is_compared else None)
+            log_interval(self.loop, row, step, len(self.steps))
         if self.ledger is not None:
             self.ledger.open(current, self.parameters.all())
         self._set_queries_of_checks(len(self.steps))
@@ -139,29 +140,29 @@ class QueryRefresher:
             assert self.scoring.queries is not None
             check.set_queries(self.scoring.queries, refresh)
 
-    def _run_queries(self, step: int, compare: Compare | None, *, whole: bool) -> Refresh:
-        """Differentiate the queries, again and again until all that can't be read off its own layers is known."""
+    def _run_queries(self, step: int, compare: Compare | None, *, unprojected: bool) -> Refresh:
+        """Differentiate the queries, repeatedly if parameters turn out not to be readable off their own layers."""
         while True:
             gaps = {} if self.ledger is None else self.parameters.gaps()
             try:
                 with self.parameters.all_require_gradients(), self._kept.in_place():
-                    return self.queries.run(self.hooks.queries, step, gaps, compare, whole=whole)
+                    return self.queries.run(self.hooks.queries, step, gaps, compare, unprojected=unprojected)
             except UnreadableError as error:
-                self._yield_to(error)
+                self._work_around(error)
 
     def rows(self, step: int) -> LayoutBook | None:
-        """Find out whose rows are whose in the queries' passes; None if some can't be told apart."""
+        """Find out whose rows are whose in the queries' passes; None if that fails."""
         try:
-            self._run_queries(step, None, whole=self.scoring.keeps_queries_whole)
+            self._run_queries(step, None, unprojected=self.scoring.keeps_queries_unprojected)
         except ValueError:
             return None
         return self.hooks.queries.book
 
     def _divide_by_second_moments(self) -> dict[str, Preconditioner]:
-        """Let whitened scores divide gradients by the optimizer's current second moments.
+        """Let whitened scores divide gradients by the root of the optimizer's current second moments.
 
         Returns:
-            The preconditioners so far.
+            The previous preconditioners.
         """
         whitened = self.scoring.whitened
         if whitened is None or not whitened.divides:
@@ -171,14 +172,14 @@ class QueryRefresher:
         return previous
 
     def _keep_old_queries(self, step: int, error: NotFiniteError) -> None:
-        """Go on with the previous gradients: that training diverged is no reason to lose the scores so far."""
+        """Continue with the previous query gradients, so that a diverging run keeps the scores so far."""
         if not self.failed:
             warn(f"{self.who}: at step {step} the queries could not be differentiated anew. {error}")
         self.failed.append(step)
         self.last_at = step
 
     def state(self) -> dict[str, Any]:
-        """Return what was refreshed when, and the last refresh."""
+        """Return the steps of all refreshes, the last refresh, and the measured staleness."""
         return {
             "refreshed_at": self.last_at,
             "refreshes": list(self.steps),
@@ -188,7 +189,7 @@ class QueryRefresher:
         }
 
     def load(self, shared: Mapping[str, Any]) -> None:
-        """Go on from where :meth:`state` was called; :meth:`Scoring.load` comes before."""
+        """Restore what :meth:`state` returned; :meth:`Scoring.load` must come before."""
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
         self.first_steps, self.last = shared["query_first_steps"], shared["last"]
         self.staleness.load(shared)

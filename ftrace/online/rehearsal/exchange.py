@@ -1,4 +1,4 @@
-"""Batches in which some examples have others' inputs: which tensors hold examples, and along which axis."""
+"""The inputs of the examples in a batch, and copies of the batch in which some examples have others' inputs."""
 
 from __future__ import annotations
 
@@ -12,109 +12,110 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}  # of the same bits
+# Signed dtypes of the same size, for operations that unsigned ones lack.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
-Place = tuple[Any, ...]  # where in a batch something is: keys, indices and names of attributes
+KeyPath = tuple[Any, ...]  # the keys, indices and attribute names that lead to a value in a batch
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a batch holds.
+    """The inputs of the examples in a batch: tensors, arrays, and lists of one element per example.
 
     Args:
-        count: Examples in it.
-        axes: By place, the axis along which a tensor holds the examples.
-        loose: Tensors in which no examples can be found, though their leading axis is a multiple of their number.
-        shapes: Of all tensors, by place.
+        count: The number of examples.
+        axes: By key path, the axis of a tensor along which its examples are.
+        loose: Tensors in which no examples can be found, though the size of their leading axis is a multiple of
+            ``count``.
+        shapes: By key path, the shapes of all tensors.
     """
 
     count: int
-    axes: Mapping[Place, int]
-    loose: tuple[Place, ...]
-    shapes: Mapping[Place, tuple[int, ...]]
+    axes: Mapping[KeyPath, int]
+    loose: tuple[KeyPath, ...]
+    shapes: Mapping[KeyPath, tuple[int, ...]]
 
-    def without(self, places: Collection[Place]) -> Inputs:
-        """The same with some tensors left as they are."""
-        return dataclasses.replace(self, axes={place: axis for place, axis in self.axes.items() if place not in places})
+    def without(self, paths: Collection[KeyPath]) -> Inputs:
+        """Leave out some tensors, which are not exchanged then."""
+        return dataclasses.replace(self, axes={path: axis for path, axis in self.axes.items() if path not in paths})
 
     def turned(self) -> list[Inputs]:
-        """The same with other axes, where a tensor has several of that length."""
+        """Use the next axis of that size in tensors with several; empty if there are no such tensors."""
         turned = {
-            place: next(
-                (a for a in range(axis + 1, len(self.shapes[place])) if self.shapes[place][a] == self.count), axis
-            )
-            for place, axis in self.axes.items()
+            path: next((a for a in range(axis + 1, len(self.shapes[path])) if self.shapes[path][a] == self.count), axis)
+            for path, axis in self.axes.items()
         }
         return [dataclasses.replace(self, axes=turned)] if turned != self.axes else []
 
     def with_fewer(self) -> list[Inputs]:
-        """The same without one tensor each."""
-        return [self.without([place]) for place in self.axes] if len(self.axes) > 1 else []
+        """Leave out each tensor in turn; empty if there is only one."""
+        return [self.without([path]) for path in self.axes] if len(self.axes) > 1 else []
 
 
-def find_inputs(batch: Any, count: int, ids: Place) -> Inputs:
+def find_inputs(batch: Any, count: int, ids: KeyPath) -> Inputs:
     """Find the examples in a batch.
 
     Args:
-        batch: One dataloader's.
-        count: How many examples it has.
-        ids: Where their ids are, which are no input by themselves.
+        batch: The batch of one dataloader.
+        count: The number of its examples.
+        ids: The key path of their ids, which alone are no input.
     """
-    axes: dict[Place, int] = {}
-    shapes: dict[Place, tuple[int, ...]] = {}
+    axes: dict[KeyPath, int] = {}
+    shapes: dict[KeyPath, tuple[int, ...]] = {}
 
-    def look(place: Place, value: Any) -> Any:
-        shapes[place] = tuple(value.shape) if isinstance(value, Tensor | np.ndarray) else (len(value),)
-        axis = next((a for a, length in enumerate(shapes[place]) if length == count), None)
+    def look(path: KeyPath, value: Any) -> Any:
+        shapes[path] = tuple(value.shape) if isinstance(value, Tensor | np.ndarray) else (len(value),)
+        axis = next((a for a, length in enumerate(shapes[path]) if length == count), None)
         if axis is not None:
-            axes[place] = axis
+            axes[path] = axis
         return value
 
     _mapped(batch, (), look, count)
     loose = tuple(
-        place
-        for place, shape in shapes.items()
-        if place not in axes and shape and shape[0] > count and shape[0] % max(1, count) == 0
+        path
+        for path, shape in shapes.items()
+        if path not in axes and shape and shape[0] > count and shape[0] % max(1, count) == 0
     )
     if set(axes) <= {ids}:
         axes = {}
     return Inputs(count, axes, loose, shapes)
 
 
-def rows_in(batch: Any, count: int) -> dict[Place, Tensor]:
-    """The tensors of a batch that hold examples, with these first, ``[B, ...]``, by place."""
-    found: dict[Place, Tensor] = {}
+def rows_in(batch: Any, count: int) -> dict[KeyPath, Tensor]:
+    """Return the tensors of a batch that hold examples, by key path, with the axis of the examples first."""
+    rows: dict[KeyPath, Tensor] = {}
 
-    def look(place: Place, value: Any) -> Any:
+    def look(path: KeyPath, value: Any) -> Any:
         if isinstance(value, Tensor) and count in value.shape:
-            found[place] = value.movedim(value.shape.index(count), 0)
+            rows[path] = value.movedim(value.shape.index(count), 0)
         return value
 
     _mapped(batch, (), look, count)
-    return found
+    return rows
 
 
 def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stirred: bool = False) -> Any:
-    """A copy of a batch in which each example has the inputs of another.
+    """Copy a batch, with some examples' inputs exchanged.
 
     Args:
-        batch: One dataloader's.
-        inputs: What it holds.
-        sources: For each example, whose inputs it gets (-1: its own, changed); default: its own.
-        stirred: Whether to turn around those tensors in which no examples can be found.
+        batch: The batch of one dataloader.
+        inputs: Its inputs.
+        sources: For each example, the index of the example whose inputs it gets (-1: its own, changed); default: its
+            own.
+        stirred: Whether to rotate the tensors in which no examples can be found.
     """
 
-    def take(place: Place, value: Any) -> Any:
-        axis = inputs.axes.get(place)
+    def take(path: KeyPath, value: Any) -> Any:
+        axis = inputs.axes.get(path)
         if axis is None or sources is None:
-            if stirred and place in inputs.loose:
+            if stirred and path in inputs.loose:
                 return value.roll(1, 0) if isinstance(value, Tensor) else np.roll(value, 1, 0)
             return value.clone() if isinstance(value, Tensor) else copy.copy(value)
         if isinstance(value, Tensor):
             turned = _turned(value, axis) if sources[0] < 0 else value
             index = torch.tensor(list(sources), device=value.device).clamp_min(0)
-            if value.dtype in _UNSIGNED:
-                return turned.view(_UNSIGNED[value.dtype]).index_select(axis, index).view(value.dtype)
+            if value.dtype in _SIGNED:
+                return turned.view(_SIGNED[value.dtype]).index_select(axis, index).view(value.dtype)
             return turned.index_select(axis, index)
         if isinstance(value, np.ndarray):
             return np.take(value, [max(0, source) for source in sources], axis)
@@ -124,55 +125,55 @@ def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stir
 
 
 def copied(batch: Any) -> Any:
-    """A copy of a batch, tensors and all."""
-    return _mapped(batch, (), lambda place, value: value.clone() if isinstance(value, Tensor) else copy.copy(value), -1)
+    """Copy a batch and its tensors."""
+    return _mapped(batch, (), lambda path, value: value.clone() if isinstance(value, Tensor) else copy.copy(value), -1)
 
 
 def outline(batch: Any) -> Any:
-    """A copy of a batch that has the same tensors, from which a step may take some without it being noticed."""
+    """Copy a batch but not its tensors, so that a step that removes some from the batch leaves the copy as it is."""
     if isinstance(batch, dict):
         made = copy.copy(batch)
-        made.update({key: outline(own) for key, own in batch.items()})
+        made.update({key: outline(value) for key, value in batch.items()})
         return made
     return list(map(outline, batch)) if type(batch) is list else batch
 
 
 def _turned(value: Tensor, axis: int) -> Tensor:
-    """Other inputs for the only example of a batch: its own, moved along another axis."""
+    """Make other inputs for the only example of a batch, by rotating its own along another axis."""
     others = [a for a in range(value.ndim) if a != axis and value.shape[a] > 1]
     return value.roll(1, others[0]) if others else value
 
 
-def _mapped(value: Any, place: Place, function: Callable[[Place, Any], Any], count: int) -> Any:
-    """A copy of a batch, with its tensors, arrays and lists of one element an example changed."""
+def _mapped(value: Any, path: KeyPath, function: Callable[[KeyPath, Any], Any], count: int) -> Any:
+    """Copy a batch, with a function applied to its tensors, arrays, and lists of one element per example."""
     if isinstance(value, Tensor | np.ndarray):
-        return function(place, value)
+        return function(path, value)
     if isinstance(value, Mapping):
-        return _with_items(value, {key: _mapped(own, (*place, key), function, count) for key, own in value.items()})
+        return _with_items(value, {key: _mapped(item, (*path, key), function, count) for key, item in value.items()})
     if isinstance(value, str | bytes) or value is None:
         return value
     if isinstance(value, list | tuple):
-        if len(value) == count and (_is_of_examples(value, place) or not any(_holds(own, count) for own in value)):
-            return function(place, value)
-        several = [_mapped(own, (*place, index), function, count) for index, own in enumerate(value)]
+        if len(value) == count and (_is_of_examples(value, path) or not any(_holds(item, count) for item in value)):
+            return function(path, value)
+        several = [_mapped(item, (*path, index), function, count) for index, item in enumerate(value)]
         return type(value)(*several) if hasattr(value, "_fields") else type(value)(several)
     attributes = _attributes(value)
     if attributes and not callable(value):
         made = copy.copy(value)
-        for name, own in attributes.items():
-            if isinstance(own, Tensor | np.ndarray | Mapping | list | tuple):
-                object.__setattr__(made, name, _mapped(own, (*place, name), function, count))
+        for name, attribute in attributes.items():
+            if isinstance(attribute, Tensor | np.ndarray | Mapping | list | tuple):
+                object.__setattr__(made, name, _mapped(attribute, (*path, name), function, count))
         return made
     return value
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ())]
+    slots = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
     return {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
 
 
 def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """A copy of a mapping with other values; a plain dictionary if it can't be copied without writing to it."""
+    """Copy a mapping with other values; return a plain dictionary if that would change the mapping itself."""
     before = dict(value)
     made: Any = copy.copy(value)
     if made is value:
@@ -183,27 +184,27 @@ def _with_items(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
             if inner.keys() == before.keys():
                 fresh.update(items)
             object.__setattr__(made, name, fresh)
-    if not all(made[key] is own for key, own in items.items()):
+    if not all(made[key] is item for key, item in items.items()):
         try:
-            for key, own in items.items():
-                made[key] = own
-        except (TypeError, AttributeError, NotImplementedError, RuntimeError):  # as of what can't be changed
+            for key, item in items.items():
+                made[key] = item
+        except (TypeError, AttributeError, NotImplementedError, RuntimeError):  # as immutable mappings raise
             made = items
-    if any(value[key] is own and own is not before[key] for key, own in items.items()):  # it was no copy
-        for key, own in before.items():
-            value[key] = own  # type: ignore[index]
+    if any(value[key] is item and item is not before[key] for key, item in items.items()):  # it was no real copy
+        for key, item in before.items():
+            value[key] = item  # type: ignore[index]
         return items
     return made
 
 
-def _is_of_examples(value: Sequence[Any], place: Place) -> bool:
-    """Whether a list that is as long as the batch holds one thing for each example, and not the batch's tensors."""
+def _is_of_examples(value: Sequence[Any], path: KeyPath) -> bool:
+    """Whether a list as long as the batch holds one element per example, rather than the tensors of the batch."""
     kinds = ((Tensor, np.ndarray), Mapping)
-    return bool(place) and len(value) > 0 and any(all(isinstance(own, kind) for own in value) for kind in kinds)
+    return bool(path) and len(value) > 0 and any(all(isinstance(item, kind) for item in value) for kind in kinds)
 
 
 def _holds(value: Any, count: int) -> bool:
-    """Whether something has an axis of that length itself, so that a list of such is no list of examples."""
+    """Whether an element of a list has an axis of this size itself, so that the list is no list of examples."""
     if isinstance(value, Tensor | np.ndarray):
         return count in value.shape
     return isinstance(value, Mapping | list | tuple) and len(value) > 0 and not isinstance(value, str)

@@ -1,4 +1,4 @@
-"""The training step, run as often as one likes without leaving a trace."""
+"""The training step in a form that can be run any number of times without leaving a trace."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _DONE, _FORWARD, _BACKWARD = range(3)
 
 
 class QuietStep:
-    """A training step on one batch that can be run at will.
+    """A training step on one batch that can be run any time and leaves no trace.
 
-    Weights, gradients, buffers, what the module keeps, random state, logs and printed text are as they were afterwards.
-    What a step changes elsewhere (files, variables of a closure) it changes once more.
+    Afterwards, weights, gradients, buffers, whatever else the module keeps, and random state are as before; nothing was
+    logged or printed. What a step changes elsewhere (files, variables of a closure) changes with each run.
 
     Args:
         loop: The training loop.
         batch: The batch.
         batch_idx: Its index.
-        inputs: The inputs that the batch holds, one for each dataloader.
-        id_key: The batch's key of the examples' ids.
-        begins: Random state that the real step begins with.
-        requires_grad: Whether each parameter requires a gradient as the real step begins; default: as they are. Manual
-            optimization may switch some off during the step.
+        inputs: The inputs of the batch, one entry for each dataloader.
+        id_key: The key of the examples' ids in the batch.
+        begins: The random state with which the real step begins.
+        requires_grad: Whether each parameter requires a gradient when the real step begins, since manual optimization
+            may switch some off during the step; default: as they are.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class QuietStep:
         fresh: bool = False,
         stirred: bool = False,
     ) -> None:
-        """Run the step; arguments as :class:`ftrace.gradients.steps.Step` has them.
+        """Run the step; the arguments are those of :class:`ftrace.gradients.steps.Step`.
 
-        All processes must run it equally often, since it may have collectives of its own.
+        All processes must run it equally often, since it may call collectives of its own.
         """
         if _greatest(_FORWARD if on_loss is None else _BACKWARD) == _BACKWARD and on_loss is None:
             on_loss = self._differentiate
         self._run(on_loss, sources, fresh, stirred)
 
     def finish(self) -> None:
-        """Run the step idly, as long as other processes need theirs."""
+        """Run the step, without use for its results, as long as other processes run theirs."""
         while kind := _greatest(_DONE):
             self._run(self._differentiate if kind == _BACKWARD else None, None, False, False)
 
@@ -131,15 +131,16 @@ class QuietStep:
         if several is None:
             return exchanged(self.batch, self.inputs[0], sources, stirred=stirred)
         first, made = 0, {}
-        for (place, own), inputs in zip(several.items(), self.inputs, strict=True):
-            of_own = None
+        for (key, of_loader), inputs in zip(several.items(), self.inputs, strict=True):
+            sources_of_loader = None
             if sources is not None:
-                of_own = [source - first if source >= 0 else -1 for source in sources[first : first + inputs.count]]
-            made[place] = exchanged(own, inputs, of_own, stirred=stirred)
+                of_batch = sources[first : first + inputs.count]
+                sources_of_loader = [source - first if source >= 0 else -1 for source in of_batch]
+            made[key] = exchanged(of_loader, inputs, sources_of_loader, stirred=stirred)
             first += inputs.count
         if isinstance(self.batch, Mapping):
             return {**self.batch, **made}
-        return type(self.batch)([made.get(place, own) for place, own in enumerate(self.batch)])
+        return type(self.batch)([made.get(index, of_loader) for index, of_loader in enumerate(self.batch)])
 
 
 def _ignore(loss: Tensor, keeps: bool) -> None:
@@ -147,7 +148,7 @@ def _ignore(loss: Tensor, keeps: bool) -> None:
 
 
 def _greatest(kind: int) -> int:
-    """Over all processes."""
+    """Return the maximum over all processes."""
     return max(gather_objects(kind))
 
 
@@ -159,28 +160,28 @@ def _seed(seed: int) -> None:
 
 @contextmanager
 def _sharded(module: nn.Module) -> Iterator[None]:
-    """Weights that are sharded over processes are so before and after: a forward pass alone leaves them gathered."""
-    sharded = [one for one in module.modules() if callable(getattr(one, "reshard", None))]
-    for one in sharded:
-        one.reshard()  # type: ignore[operator]
+    """Shard weights again, before and after: a forward pass without a backward pass leaves them gathered."""
+    sharded = [submodule for submodule in module.modules() if callable(getattr(submodule, "reshard", None))]
+    for submodule in sharded:
+        submodule.reshard()  # type: ignore[operator]
     try:
         yield
     finally:
-        for one in sharded:
-            one.reshard()  # type: ignore[operator]
+        for submodule in sharded:
+            submodule.reshard()  # type: ignore[operator]
 
 
 @contextmanager
 def _untrained(module: nn.Module, requires_grad: Sequence[tuple[nn.Parameter, bool]]) -> Iterator[None]:
-    """Gradients that training has gathered are out of reach, and what needs some is as when the step began."""
+    """Set aside the gradients that training has accumulated, and set ``requires_grad`` as when the real step began."""
     kept = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
     for parameter, _, _ in kept:
         parameter.grad = None
-    for parameter, own in requires_grad:
-        parameter.requires_grad_(own)
+    for parameter, required in requires_grad:
+        parameter.requires_grad_(required)
     try:
         yield
     finally:
-        for parameter, grad, own in kept:
-            parameter.requires_grad_(own)
+        for parameter, grad, required in kept:
+            parameter.requires_grad_(required)
             parameter.grad = grad

@@ -1,4 +1,4 @@
-"""Gradients that a rehearsal of the current batch has read, where the recording of its own passes can't."""
+"""Gradients that are taken from a rehearsal of the batch, since the recording of its real passes can't read them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ftrace.gradients import PerExampleGradients, Recording
 
 
 class Rereading:
-    """The parameters of one batch whose gradients are taken from a rehearsal.
+    """The parameters whose gradients are taken from a rehearsal of the current batch.
 
     Args:
         who: Whose messages these are.
 
     Attributes:
         names: The parameters.
-        reads: What the last rehearsal has read, by backward pass; empty for sharded weights.
+        reads: The gradients that the last rehearsal has read, by backward pass; empty for sharded weights.
     """
 
     def __init__(self, who: str) -> None:
@@ -31,30 +31,30 @@ class Rereading:
         self.names, self._passes = set(), 0
 
     def begin_pass(self, recording: Recording) -> None:
-        """Count a backward pass, through what this recording has recorded."""
+        """Count a backward pass, which is expected to go through this recording."""
         self._passes += 1
         self._announced = ref(recording)
 
     def replace(
         self, gradients: PerExampleGradients, recording: Recording, left: Collection[str]
     ) -> PerExampleGradients:
-        """Take those parameters' gradients from the rehearsal.
+        """Take the gradients of these parameters from the rehearsal.
 
         Args:
-            gradients: As the recording has read them.
+            gradients: The gradients that the recording has read.
             recording: The recording.
             left: The parameters that are still covered.
 
         Raises:
-            ValueError: If the step has run other backward passes than when it was rehearsed.
+            ValueError: If the step has run more backward passes than when it was rehearsed.
         """
         if self.reads:
             number = self._passes - 1
             if number >= len(self.reads):
                 raise ValueError(
-                    f"{self.who}: the training step runs backward pass {number + 1} over a batch over which it ran "
-                    f"{len(self.reads)} when it was rehearsed. Let what it does depend on the batch, the random state "
-                    "and the module alone"
+                    f"{self.who}: the training step runs backward pass {number + 1} over a batch, though it ran only "
+                    f"{len(self.reads)} over it when it was rehearsed. Let what it does depend on the batch, the "
+                    "random state and the module alone"
                 )
             gradients = gradients.only(set(gradients.parts) - self.names)
             if recording is self._announced():

@@ -1,7 +1,7 @@
-"""Whose rows are whose in the training step, found out by rehearsing it; and what is read, held against autograd.
+"""Rehearsals of a run's training step, which find out whose rows are whose and check what is read against autograd.
 
-A batch of at least two examples is rehearsed before its training step: the first one, one with layers that have not
-run before, one after which a parameter has a gradient for the first time, and a few seeded ones later on.
+Rehearsed are batches of at least two examples: the first one; one with layers that have not run before; the next one
+once a parameter has a gradient for the first time; and later on a few that are drawn at random.
 """
 
 from __future__ import annotations
@@ -35,31 +35,32 @@ from ftrace.online.rehearsal.schedule import Due, RehearsalSchedule
 from ftrace.online.rehearsal.trial_steps import TrialSteps
 from ftrace.online.rehearsal.unreadable import UnreadableParameters
 
-_MOST_SILENT = 3  # batches that are rehearsed for layers that neither inputs nor gradients reach
+_MOST_SILENT = 3  # rehearsed batches for layers that neither inputs nor gradients reach
 
 
 class RowFinder:
-    """Rehearses the training step of one run.
+    """The rehearsals of one run, and the layouts of rows that they find.
 
     Args:
         loop: The training loop.
         capture: Records training.
-        id_key: The batch's key of the examples' ids.
+        id_key: The key of the examples' ids in a batch.
         who: Whose messages these are.
         failures: Where checks report; None without checks.
-        strict: Whether a parameter that can't be read is an error, and not left out.
-        seed: Of what is looked at, and when.
-        coarse: Whether passes are in half precision.
-        query_rows: Finds out whose rows are whose in the queries' passes, whose losses tell; None if it can't.
-        or_else: What else can be done about a parameter that can't be read, beside leaving it out.
-        see_coverage: Is called when other parameters are read from here on, or off other modules.
+        strict: Whether a parameter that can't be read is an error; otherwise it is left out.
+        seed: For the random choice of what is checked, and when.
+        half_precision: Whether passes run in half precision.
+        query_rows: Finds out whose rows are whose in the queries' passes, by their single losses; returns None if it
+            can't.
+        or_else: What the user can do about a parameter that can't be read, instead of leaving it out.
+        update_coverage: Called when the set of covered parameters, or the modules they are read off, have changed.
 
     Attributes:
-        book: Whose rows are whose.
-        step_check: What was held against autograd.
+        book: Whose rows are whose, by layer and call.
+        step_check: The check against autograd.
         unreadable: Parameters that turn out not to be readable off their layers.
-        trials: The steps that are tried out.
-        rehearsed_at: Steps before which there was one.
+        trials: Runs the training step of the current batch in rehearsals.
+        rehearsed_at: The steps before which there was a rehearsal.
     """
 
     def __init__(
@@ -72,29 +73,31 @@ class RowFinder:
         *,
         strict: bool,
         seed: int,
-        coarse: bool,
+        half_precision: bool,
         query_rows: Callable[[], LayoutBook | None] = lambda: None,
         or_else: str = "",
-        see_coverage: Callable[[], None] = lambda: None,
+        update_coverage: Callable[[], None] = lambda: None,
     ) -> None:
         self.loop = loop
         self.failures = failures
-        self.see_coverage = see_coverage
+        self.update_coverage = update_coverage
         self.book = LayoutBook()
         self.unreadable = UnreadableParameters(capture, who, strict=strict, or_else=or_else)
         self.trials = TrialSteps(loop, id_key, who)
         self.rehearsed_at: list[int] = []
         self._schedule = RehearsalSchedule(seed)
         self._search = RowSearch(self.trials, self._rehearsal, query_rows)
-        self.step_check = StepCheck(loop, who, failures, torch.Generator().manual_seed(seed), coarse=coarse)
+        self.step_check = StepCheck(
+            loop, who, failures, torch.Generator().manual_seed(seed), half_precision=half_precision
+        )
         self._watch = RowWatch()
         self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
         self._tried: set[Key] = set()
-        self._again: set[Key] = set()  # outputs that were seen, and are used in a way that was not
+        self._again: set[Key] = set()  # outputs that were seen before, but are now used in a new way
         self._silent_batches = 0
         self._undecided_batches = 0
-        self._looks_in_vain = 0
-        self._some_unknown = False  # to some process, in the pass that is under way
+        self._vain_rehearsals = 0
+        self._some_unknown = False  # whether any process has unknown outputs in the current pass
         self._rereading = Rereading(who)
 
     @property
@@ -105,25 +108,25 @@ class RowFinder:
     # Before the training step
 
     def before_batch(
-        self, batch: Any, batch_idx: int, count: int, sizes: Sequence[int], step: int, *, whole: bool
+        self, batch: Any, batch_idx: int, count: int, sizes: Sequence[int], step: int, *, unprojected: bool
     ) -> None:
-        """Rehearse the step on a batch, if it is time to.
+        """Rehearse the step on a batch, if that is due.
 
         Args:
             batch: The batch.
             batch_idx: Its index.
-            count: Examples in it.
-            sizes: Of the batches of several dataloaders that it is made of.
-            step: The optimizer step that is next.
-            whole: Whether gradients are kept whole although the capture projects them.
+            count: The number of its examples.
+            sizes: The sizes of the batches of several dataloaders that it is made of; empty if there is only one.
+            step: The next optimizer step.
+            unprojected: Whether gradients are left unprojected although the capture has a projection.
 
         Raises:
-            ValueError: When strict, if a parameter can't be read; if the batch does not hold its examples.
-            SelfCheckError: When strict, if what is read is not what autograd finds.
+            ValueError: When strict, if a parameter can't be read; or if no examples are found in the batch.
+            SelfCheckError: When strict, if the gradients that are read differ from those that autograd computes.
         """
         examples = Examples(count, tuple(sizes) if len(sizes) > 1 else ())
         self.trials.begin(batch, batch_idx, examples)
-        self._whole = whole
+        self._unprojected = unprojected
         self._look_for_moved_rows()
         self._rereading.begin_batch()
         is_due = self._schedule.is_due and (examples.total > 1 or not self.rehearsed_at)
@@ -137,7 +140,7 @@ class RowFinder:
         self._rereading.reads = []
 
     def watch(self, recording: Recording) -> None:
-        """Listen to a pass of the training step for rows that it has moved."""
+        """Watch a pass of the training step for rows that it has reordered."""
         self._watch.watch(recording, self.trials.rows, self.book)
 
     def _look_for_moved_rows(self) -> None:
@@ -148,6 +151,11 @@ class RowFinder:
     def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
         """Rehearse the step if layers have run that did not run in any rehearsal; then prepare the recording.
 
+        Args:
+            recording: The recording of the forward pass.
+            loss: The loss that is about to be differentiated.
+            step: The optimizer step.
+
         Raises:
             ValueError: As :meth:`before_batch`.
         """
@@ -155,13 +163,13 @@ class RowFinder:
         starts = [] if loss.grad_fn is None else [loss.grad_fn]
         recording.prepare(starts)
         recording.of_pass.open = set()
-        # What was seen before is in another shape, or used in another way, and can be looked at again.
+        # Outputs that were verified are unknown again if they have another shape or are used in another way.
         new = {key for key in recording.unknown() if key not in self._tried or key in self.book.verified}
         is_other = self._schedule.is_another_graph(starts, step)
         any_new, self._some_unknown, any_other = any_process([bool(new), bool(recording.unknown()), is_other])
         if any_new:
             self._rehearse_anew(step, new)
-        elif any_other:  # what the step does differs, so rows may be elsewhere
+        elif any_other:  # the step runs other operations, which may order rows differently
             self._confirm(step)
         else:
             return
@@ -171,36 +179,36 @@ class RowFinder:
             self._tried |= set(recording.unknown())
 
     def after_backward(self, recordings: Sequence[Recording], step: int) -> None:
-        """Look once more at what nobody knows enough of. All processes must call it.
+        """Rehearse the step again if the backward pass has shown that it must be. All processes must call it.
 
-        A layer may have a gradient now, and none in all rehearsals, so that nobody knows whose rows are whose; or it
-        may turn out only now that a parameter must be read off another module, which has not been listened to. Then
-        the step is rehearsed, and :meth:`read` takes what that has read.
+        A layer that had no gradient in any rehearsal may have one now, so that it is unknown whose rows are whose; or
+        it may turn out only now that a parameter must be read off another module, which was not recorded. Then the step
+        is rehearsed, and :meth:`read` takes what the rehearsal has read.
 
         Args:
-            recordings: That the backward pass may have gone through; the last one was announced.
+            recordings: The recordings that the backward pass may have gone through, most likely the last one.
             step: The optimizer step.
 
         Raises:
             ValueError: As :meth:`before_batch`.
         """
-        opened = {key: one.outputs[key] for one in recordings for key in one.of_pass.open or ()}
-        if self._some_unknown and self._looks_in_vain < _MOST_SILENT and any(any_process([bool(opened)])):
+        opened = {key: recording.outputs[key] for recording in recordings for key in recording.of_pass.open or ()}
+        if self._some_unknown and self._vain_rehearsals < _MOST_SILENT and any(any_process([bool(opened)])):
             self._rehearse_anew(step, opened)
             self._rereading.names |= {name for output in opened.values() for name in output.layer.names.values()}
-            self._looks_in_vain += any(any_process([not opened.keys() <= self.book.verified]))
-        for one in recordings if self._rereading.names else ():
-            for key in self.book.verified.intersection(one.of_pass.unread):
-                del one.of_pass.unread[key]
+            self._vain_rehearsals += any(any_process([not opened.keys() <= self.book.verified]))
+        for recording in recordings if self._rereading.names else ():
+            for key in self.book.verified.intersection(recording.of_pass.unread):
+                del recording.of_pass.unread[key]
         reads_all = self._some_unknown or num_processes() == 1
         if reads_all and self.unreadable.leave_out_unread(recordings):
-            self.see_coverage()
+            self.update_coverage()
 
     def read(self, recording: Recording) -> PerExampleGradients:
-        """What a backward pass has brought, example by example.
+        """Return the per-example gradients of a backward pass.
 
         Raises:
-            ValueError: If the step has run other backward passes than when it was rehearsed.
+            ValueError: If the step has run more backward passes than when it was rehearsed.
         """
         gradients = recording.gradients()
         if not self._rereading.names and not self.unreadable.left_out:
@@ -215,7 +223,7 @@ class RowFinder:
         self._rereading.names |= {name for name, path in self.unreadable.widened.items() if before.get(name) != path}
 
     def before_step(self, parameters: dict[str, nn.Parameter]) -> None:
-        """A parameter that has a gradient for the first time is looked at in the next batch of several examples."""
+        """Let the next batch be rehearsed if a parameter that was never checked has a gradient now."""
         if self._schedule.is_due or self.failures is None or len(self.step_check.checked) >= len(parameters):
             return
         for name, parameter in parameters.items():
@@ -229,24 +237,24 @@ class RowFinder:
         return self.trials.rehearsal(inputs, self.capture, self.book, self._again)
 
     def _rehearse(self, step: int) -> None:
-        """Find out whose rows are whose, and check; until all that is left can be read."""
+        """Find out whose rows are whose and check, repeatedly until all parameters that remain can be read."""
         self.rehearsed_at.append(step)
         self._schedule.is_due = False
         changed = False
         inputs = self.trials.inputs()
         try:
             while (problem := self._try(inputs, step)) is not None:
-                self._yield_to(problem)
+                self._work_around(problem)
                 changed = True
         except (ValueError, SelfCheckError):
-            self.unreadable.require_nothing_left_out()  # which may be why
+            self.unreadable.require_nothing_left_out()  # parameters that were left out may be the reason
             raise
         self.unreadable.require_nothing_left_out()
         if changed:
-            self.see_coverage()
+            self.update_coverage()
 
     def _try(self, inputs: list[Inputs], step: int) -> UnreadableError | None:
-        """What can't be read, on any process.
+        """Find out whose rows are whose and check; return what can't be read on any process, or None.
 
         Raises:
             ValueError: On all processes, if one of them refuses the step.
@@ -255,7 +263,7 @@ class RowFinder:
         try:
             rehearsal = self._find_rows(inputs)
             with self.trials.counted(rehearsal):
-                self._hold(rehearsal, step)
+                self._check(rehearsal, step)
         except UnreadableError as error:
             problem = error
         except ValueError as error:
@@ -263,14 +271,14 @@ class RowFinder:
                 raise
             problem = error
         self.trials.step(inputs).finish()
-        everywhere = [one for one in gather_objects(problem) if one is not None]
-        for one in everywhere:
-            if not isinstance(one, UnreadableError):
-                raise one
-        return everywhere[0] if everywhere else None
+        problems = [of_process for of_process in gather_objects(problem) if of_process is not None]
+        for of_process in problems:
+            if not isinstance(of_process, UnreadableError):
+                raise of_process
+        return problems[0] if problems else None
 
     def _find_rows(self, inputs: list[Inputs]) -> Rehearsal:
-        """Find out whose rows are whose, and note it in the book."""
+        """Find out whose rows are whose, and write it into the book."""
         rehearsal = self._search.find(inputs, self.book)
         if rehearsal.examples.total == 1:
             return rehearsal
@@ -288,8 +296,8 @@ class RowFinder:
                 rehearsal.refuse_undecided(_MOST_SILENT)
         return rehearsal
 
-    def _hold(self, rehearsal: Rehearsal, step: int) -> None:
-        """Hold what is read off layers against autograd: all examples together, and two of them alone.
+    def _check(self, rehearsal: Rehearsal, step: int) -> None:
+        """Check what is read off layers against autograd: all examples together, and two of them alone.
 
         Raises:
             UnreadableError: If parameters are used outside of the layers that they are read off.
@@ -298,13 +306,14 @@ class RowFinder:
         covered = {name: named[name] for name in self.capture.coverage.covered}
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
-        gradients, totals = rehearsal.read(unprojected=self._whole)
+        gradients, totals = rehearsal.read(unprojected=self._unprojected)
         self._rereading.reads = rehearsal.reads
-        projection = None if self._whole else self.capture.projection
+        projection = None if self._unprojected else self.capture.projection
         if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
             self._schedule.is_due = True
 
     def _confirm(self, step: int) -> None:
+        """Confirm, by exchanging examples once, that rows are where the book has them."""
         inputs = self.trials.inputs()
         if self._search.is_turned and len(inputs) == 1:
             inputs = inputs[0].turned() or inputs
@@ -315,7 +324,7 @@ class RowFinder:
                 with self.trials.counted(rehearsal):
                     moved = rehearsal.confirm(which)
             except ExchangeError:
-                self._schedule.is_due = True  # a rehearsal finds out what can be exchanged
+                self._schedule.is_due = True  # the next rehearsal finds out which inputs can be exchanged
         self.trials.step(inputs).finish()
         self.rehearsed_at.append(step)
         if moved:
@@ -323,63 +332,64 @@ class RowFinder:
 
     def _report_moved(self, keys: Sequence[Any]) -> None:
         self._reports.report(
-            f"the rows of layer {keys[0].path!r} are not where they were in an earlier batch, so scores of before may "
-            "be of other examples. The step may order them by their length, say, or in one way or another by turns",
+            f"the rows of layer {keys[0].path!r} are not where they were in an earlier batch, so earlier scores may "
+            "belong to other examples. The step may, for example, sort examples by length, or change their order from "
+            "one step to the next",
             remedy="Order examples in the loader, whose batches carry their ids along, or within the forward of a "
             "module that puts them back",
         )
 
     # What can't be read
 
-    def _yield_to(self, problem: UnreadableError) -> None:
-        """Read parameters off modules further out, or leave them out.
+    def _work_around(self, problem: UnreadableError) -> None:
+        """Read parameters off outer modules, or leave them out.
 
         Raises:
-            ValueError: When strict, if that can't be done.
+            ValueError: If the problem names no parameter that is read.
         """
         seen = self._search.seen | {key.path for key in self.book.verified}
-        self.step_check.forget(self.unreadable.yield_to(problem, seen))
+        self.step_check.forget(self.unreadable.work_around(problem, seen))
 
-    def yield_to_queries(self, problem: UnreadableError, listens: GradientCapture) -> bool:
-        """Read what queries use elsewhere off modules further out, or leave it out.
+    def work_around_for_queries(self, problem: UnreadableError, capture: GradientCapture) -> bool:
+        """Read parameters that can't be read in the queries' passes off outer modules, or leave them out.
 
         Args:
-            problem: What a pass over queries ran into.
-            listens: What listens to it; parameters that scores don't see are gaps in it from here on.
+            problem: What can't be read.
+            capture: The capture of the queries, in which parameters that scores don't cover are left out.
 
         Returns:
-            Whether other parameters are read in training, too.
+            Whether the parameters that are read in training have changed, too.
 
         Raises:
-            ValueError: When strict, if a parameter that scores see can't be read.
+            ValueError: When strict, if a parameter that scores cover can't be read.
         """
         scored = self.unreadable.covered(problem)
         if not scored:
             if not problem.names:
                 raise problem
-            listens.leave_out(problem.names, problem.problem)
+            capture.leave_out(problem.names, problem.problem)
             return False
         self._schedule.is_due = True
-        self._yield_to(problem)
+        self._work_around(problem)
         self.unreadable.require_nothing_left_out()
-        if listens is not self.capture:
+        if capture is not self.capture:
             widened = self.unreadable.widened
-            listens.widen([name for name in scored if name in widened])
-            listens.leave_out([name for name in problem.names if name not in widened], problem.problem)
+            capture.widen([name for name in scored if name in widened])
+            capture.leave_out([name for name in problem.names if name not in widened], problem.problem)
         return True
 
     # What was found
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest: what was checked, and how."""
-        orders: dict[str, list[str]] = {}
-        for key, rows in self.book.known.items():
+        """Describe for the manifest which rows were found, and what was checked."""
+        paths: dict[str, list[str]] = {}
+        for key, layout in self.book.known.items():
             if key in self.book.verified:
-                orders.setdefault(str(rows), []).append(key.path)
+                paths.setdefault(str(layout), []).append(key.path)
         never_checked = self.step_check.never_checked(self.capture.coverage.covered)
         return {
             "found_by": "exchanging examples' inputs, and cutting off examples' gradients",
-            "layouts": {order: sorted(set(paths)) for order, paths in orders.items()},
+            "layouts": {layout: sorted(set(of_layout)) for layout, of_layout in paths.items()},
             "rehearsed_before_steps": self.rehearsed_at,
             "passes": dict(self.trials.passes),
             "single_examples": {"checked": self.step_check.checked, "never_checked": never_checked},
@@ -387,12 +397,12 @@ class RowFinder:
             "left_out": self.unreadable.left_out,
         }
 
-    def say_what_was_never_checked(self) -> None:
-        """When training ends: name what nobody could look at.
+    def report_never_checked(self) -> None:
+        """Tell the user, when training ends, which parameters could not be checked.
 
         Raises:
-            SelfCheckError: When strict, if the last steps have moved rows.
+            SelfCheckError: When strict, if the last steps have reordered rows.
         """
         self._look_for_moved_rows()
         if self.rehearsed_at:
-            self.step_check.say_what_was_never_checked(self.capture.coverage.covered)
+            self.step_check.report_never_checked(self.capture.coverage.covered)

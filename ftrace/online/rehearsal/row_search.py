@@ -1,4 +1,4 @@
-"""Which of a batch's inputs to exchange, and along which axis, to find out whose rows are whose."""
+"""The search for the inputs of a batch, and their axes, by whose exchange it shows whose rows are whose."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from ftrace.online.rehearsal.trial_steps import TrialSteps
 
 
 class RowSearch:
-    """The search for whose rows are whose.
+    """The search for whose rows are whose, over all tensors and axes that may hold the examples of a batch.
 
-    Which of a batch's tensors hold examples, and along which axis, is tried where several may. Since layers that mix
-    examples look alike, such a trial counts only where the queries tell the same.
+    First, all tensors that may hold examples are exchanged along their first axis of the right size. If that fails, it
+    tries other axes and fewer tensors. Since such a trial may also hide that a layer mixes examples, it counts only if
+    the queries' passes lead to the same result.
 
     Args:
-        trials: The steps that are tried out.
+        trials: Runs the training step of the current batch.
         rehearsal_of: Makes a rehearsal in which some inputs are exchanged.
-        query_rows: Finds out whose rows are whose in the queries' passes, whose losses tell; None if it can't.
+        query_rows: Finds out whose rows are whose in the queries' passes, by their single losses; returns None if it
+            can't.
 
     Attributes:
-        seen: Paths of layers that were seen at work in a search that failed.
-        is_turned: Whether examples are along a later axis than the first that may be theirs.
+        seen: Paths of layers whose rows were found in a search that failed as a whole.
+        is_turned: Whether examples are along a later axis than the first one of the right size.
     """
 
     def __init__(
@@ -43,15 +45,15 @@ class RowSearch:
         """Find out whose rows are whose.
 
         Args:
-            inputs: What may be exchanged; afterwards, what was.
-            book: What is known already; stays as it is.
+            inputs: The inputs that may be exchanged; changed in place to those that were.
+            book: The rows that are known already; not changed.
 
         Returns:
-            A rehearsal whose own book has what was found. That of a single example has found nothing.
+            A rehearsal whose own book has what was found: nothing, if the batch has a single example.
 
         Raises:
             UnreadableError: If some rows can't be told apart.
-            ValueError: If nothing can be exchanged.
+            ValueError: If no inputs can be exchanged.
         """
         first_error: UnreadableError | None = None
         self._lost_regular = False
@@ -74,7 +76,7 @@ class RowSearch:
         raise first_error
 
     def _find_by(self, inputs: list[Inputs], book: LayoutBook) -> Rehearsal:
-        """Find out by exchanging these inputs, or those of them with which the step doesn't fail."""
+        """Find out by exchanging these inputs, without those with which the step fails."""
         while True:
             rehearsal = self._rehearsal_of(inputs)
             rehearsal.book = book.copy()
@@ -90,15 +92,16 @@ class RowSearch:
                 self.trials.fix_what_fails(inputs, error, self._rehearsal_of)
 
     def _with_fewer(self, inputs: list[Inputs]) -> Iterator[list[Inputs]]:
-        """Leave out one tensor each, but only where rows are lost that are as many as some rows of a batch are.
+        """Leave out each tensor in turn, unless a layer has no layout although its shape fits the batch.
 
-        A layer whose rows are the batch's, and move when others' inputs are exchanged, mixes examples, or gets them in
-        an order of the step's own. That stays so if the tensor that shows it is left as it is.
+        Such a layer mixes examples, or the step reorders its rows. That stays true if the tensor whose exchange shows
+        it is left as it is.
         """
         if len(inputs) == 1 and not self._lost_regular:
             yield from ([of_loader] for of_loader in inputs[0].with_fewer())
 
     def _queries_agree(self, book: LayoutBook) -> bool:
+        """Whether rows are along the same axes in the queries' passes, in all layers known from both."""
         of_queries = self._query_rows()
         if of_queries is None:
             return False

@@ -1,4 +1,4 @@
-"""Sees, without a pass of its own, whether the training step puts the batch's rows in another order than before."""
+"""The watch for training steps that put the rows of a batch in another order than before, without extra passes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import Examples, Key, LayoutBook, Recording, Shared
-from ftrace.online.rehearsal.exchange import Place
+from ftrace.online.rehearsal.exchange import KeyPath
 
-_MOST_NUMBERS = 2**24  # of an input that is looked at
+_MOST_NUMBERS = 2**24  # elements of the largest input that is compared
 
-# What a step may take of a row before it gives it to a layer: the row of the batch, and as many numbers as arrive.
+# The part of an example's row that a step may pass on to a layer, given the row and the number of elements that arrive.
 _CUTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "all": lambda row, count: row.flatten(1),
     "all but the last": lambda row, count: row[..., :-1].flatten(1),
@@ -22,68 +22,69 @@ _CUTS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 class RowWatch:
-    """Where the rows of a batch are given to layers as they are, holds them against the batch at every step.
+    """The comparison, at every step, of the rows that layers are given with those of the batch.
 
-    In the batch that has been rehearsed, whose rows are whose is known. Which tensors of the batch arrive at which
-    layers is learned there. Later on, rows that arrive in another order have been moved by the step. What it does to
-    the numbers within a row, such as adding noise, says nothing.
+    In a batch that was rehearsed, it is known whose rows are whose. From such a batch it is learned which of its
+    tensors arrive at which layers unchanged. If later the same rows arrive in another order, the step has reordered
+    them. Other changes, such as added noise, are ignored.
     """
 
     def __init__(self) -> None:
-        self._arrives: dict[Key, tuple[Place, str]] = {}  # which tensor of the batch, and what of its rows
+        self._arrives: dict[Key, tuple[KeyPath, str]] = {}  # by layer, the tensor of the batch and the cut of its rows
         self._moved: list[tuple[Key, Tensor]] = []
         self._learns = True
 
     def learn(self) -> None:
-        """A batch has been rehearsed: learn from its training step."""
+        """Learn anew, from the training step of the batch that was just rehearsed."""
         self._arrives.clear()
         self._learns = True
 
-    def watch(self, recording: Recording, tensors: Callable[[], Mapping[Place, Tensor]], book: LayoutBook) -> None:
-        """Look at what arrives at layers in a pass.
+    def watch(self, recording: Recording, tensors: Callable[[], Mapping[KeyPath, Tensor]], book: LayoutBook) -> None:
+        """Compare what layers are given in a pass.
 
         Args:
-            recording: Of the training step.
-            tensors: Gives the batch's own, ``[B, ...]`` each, by place.
+            recording: The recording of the training step.
+            tensors: Returns the batch's tensors that hold examples, ``[B, ...]`` each, by key path.
             book: Whose rows are whose.
         """
         examples, learns = recording.examples, self._learns
         self._learns = False
         if examples.total < 2 or examples.loaders or not (learns or self._arrives):
             return
-        own = tensors()
+        of_batch = tensors()
 
         def arrived(key: Key, inputs: Tensor) -> None:
             if key in self._arrives or learns:
                 rows = _rows_of(inputs, key, book, examples)
                 if rows is not None:
-                    self._see(key, rows, own, learns)
+                    self._compare(key, rows, of_batch, learns)
 
         recording.of_pass.arrived = arrived
 
-    def _see(self, key: Key, rows: Tensor, tensors: Mapping[Place, Tensor], learns: bool) -> None:
+    def _compare(self, key: Key, rows: Tensor, tensors: Mapping[KeyPath, Tensor], learns: bool) -> None:
         if learns:
-            for place, tensor in tensors.items():
+            for path, tensor in tensors.items():
                 for cut in _CUTS:
                     expected = _cut(tensor, cut, rows)
                     if expected is not None and bool((expected == rows).all()):
-                        self._arrives[key] = place, cut
+                        self._arrives[key] = path, cut
                         return
             return
-        place, cut = self._arrives[key]
-        expected = _cut(tensors[place], cut, rows) if place in tensors else None
+        path, cut = self._arrives[key]
+        expected = _cut(tensors[path], cut, rows) if path in tensors else None
         if expected is not None:
-            own, given = _sums(rows), _sums(expected)
-            self._moved.append((key, (own != given).any() & (own.sort().values == given.sort().values).all()))
+            sums, expected_sums = _sums(rows), _sums(expected)
+            is_same_set = (sums.sort().values == expected_sums.sort().values).all()
+            self._moved.append((key, (sums != expected_sums).any() & is_same_set))
 
     def moved(self) -> list[Key]:
-        """Layers at which rows have arrived in another order since this was asked last."""
-        found, self._moved = self._moved, []
-        return [key for key, flag in found if bool(flag)]
+        """Return the layers at which rows have arrived in another order since the last call."""
+        flags, self._moved = self._moved, []
+        return [key for key, is_moved in flags if bool(is_moved)]
 
 
 def _rows_of(inputs: Tensor, key: Key, book: LayoutBook, examples: Examples) -> Tensor | None:
-    """What a layer is given, by example, ``[B, n]``."""
+    """Return what a layer is given by example, ``[B, n]``; None if it isn't known or too large."""
     layout = book.known.get(key)
     if layout is None or isinstance(layout, Shared) or inputs.numel() > _MOST_NUMBERS:
         return None
@@ -95,11 +96,11 @@ def _rows_of(inputs: Tensor, key: Key, book: LayoutBook, examples: Examples) -> 
 def _cut(tensor: Tensor, cut: str, rows: Tensor) -> Tensor | None:
     if tensor.ndim < 2 and cut not in ("all", "the first"):
         return None
-    found = _CUTS[cut](tensor.reshape(len(tensor), -1) if tensor.ndim < 2 else tensor, rows.shape[1])
-    return found.to(rows.dtype) if found.shape == rows.shape and found.numel() else None
+    part = _CUTS[cut](tensor.reshape(len(tensor), -1) if tensor.ndim < 2 else tensor, rows.shape[1])
+    return part.to(rows.dtype) if part.shape == rows.shape and part.numel() else None
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """A number for each row, equal for equal rows, ``[B]``."""
+    """Compute a checksum of each row, equal for equal rows, ``[B]``."""
     weights = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float32).sqrt()
     return (rows.to(torch.float32) * weights).sum(1)

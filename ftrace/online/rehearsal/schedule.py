@@ -1,4 +1,4 @@
-"""When a training step is rehearsed, and when it is only confirmed that rows are still where they were."""
+"""The schedule of rehearsals, and of the cheaper confirmations that rows are still where they were."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.autograd.graph import Node
 
 from ftrace.gradients import kind_of_graph
 
-_CONFIRM_OFTEN_UNTIL = 5  # so at steps 1, 3 and 7: two forward passes are less than one step
-_CONFIRM_EVERY = 100  # steps, at first
-_CHECK_EVERY = 800  # a whole check costs some seven steps
-_EVERY_STEP_UNTIL, _LATER_EVERY = 100, 10  # steps whose graph is compared with those before
-_MOST_GRAPHS, _GRAPHS_EVERY = 10, 100  # confirmations where the graph differs: so many, and one more in so many steps
+_CONFIRM_OFTEN_UNTIL = 5  # so at steps 1, 3 and 7; a confirmation takes two forward passes, less than one step
+_CONFIRM_EVERY = 100  # steps between later confirmations, at first
+_CHECK_EVERY = 800  # steps between rehearsals, at first; a rehearsal takes the time of some seven steps
+_EVERY_STEP_UNTIL, _LATER_EVERY = 100, 10  # graphs are compared at every step until 100, later at every tenth one
+_MOST_GRAPHS, _GRAPHS_EVERY = 10, 100  # at most 10 confirmations because of new graphs, and one more per 100 steps
 
 
 class Due(Enum):
-    """What is due before a training step."""
+    """Kinds of what is due before a training step."""
 
     NOTHING = 0
     CONFIRMATION = 1
@@ -26,13 +26,13 @@ class Due(Enum):
 
 
 class RehearsalSchedule:
-    """The schedule of one run, which is the same on all processes.
+    """The schedule of one run, the same on all processes.
 
     Args:
-        seed: Of the steps that are chosen at random.
+        seed: For the steps that are chosen at random.
 
     Attributes:
-        is_due: Whether the next batch of several examples must be rehearsed, whatever the step.
+        is_due: Whether the next batch of several examples must be rehearsed at any step.
     """
 
     def __init__(self, seed: int) -> None:
@@ -47,10 +47,10 @@ class RehearsalSchedule:
         return after + every + int(torch.randint(every, (), generator=self._generator))
 
     def at(self, step: int, *, checks: bool) -> Due:
-        """Say what is due by the count of steps.
+        """Return what is due before a step.
 
         Args:
-            step: The optimizer step that is next.
+            step: The next optimizer step.
             checks: Whether gradients are checked.
         """
         if checks and step >= self._next_check:
@@ -64,12 +64,12 @@ class RehearsalSchedule:
         return Due.NOTHING
 
     def is_another_graph(self, starts: Sequence[Node], step: int) -> bool:
-        """Whether autograd's graph is of a kind that was not confirmed yet.
+        """Whether autograd's graph is of a new kind, for which rows must be confirmed.
 
-        Where it always is, only some are reported.
+        If the graph is new at almost every step, this is limited to some of the steps.
 
         Args:
-            starts: Where the backward pass begins.
+            starts: The nodes at which the backward pass begins.
             step: The optimizer step.
         """
         if step >= _EVERY_STEP_UNTIL and step % _LATER_EVERY:
@@ -84,5 +84,5 @@ class RehearsalSchedule:
         return True
 
     def draw(self) -> int:
-        """Draw a number, for a random choice that all processes make alike."""
+        """Draw a number, the same on all processes, for a random choice."""
         return int(torch.randint(2**31, (), generator=self._generator))

@@ -1,4 +1,4 @@
-"""Parameters that can't be read off their own layers: read off modules further out, or left out."""
+"""Parameters whose gradients can't be read off their own layers: read off outer modules instead, or left out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class UnreadableParameters:
     Args:
         capture: Records training.
         who: Whose messages these are.
-        strict: Whether a parameter that can't be read is an error, and not left out.
-        or_else: What else can be done about a parameter that can't be read, beside leaving it out.
+        strict: Whether a parameter that can't be read is an error; otherwise it is left out.
+        or_else: What the user can do about a parameter that can't be read, instead of leaving it out.
 
     Attributes:
-        left_out: Parameters that could not be read, and why.
-        widened: Parameters that are read off a module further out.
+        left_out: By parameter that could not be read, the reason.
+        widened: By parameter that is read off an outer module, the path of this module.
     """
 
     def __init__(self, capture: GradientCapture, who: str, *, strict: bool, or_else: str = "") -> None:
@@ -34,18 +34,18 @@ class UnreadableParameters:
         self.widened: dict[str, str] = {}
         self._first_problem: dict[str, str] = {}
 
-    def yield_to(self, problem: UnreadableError, seen: Collection[str]) -> list[str]:
-        """Read parameters off modules further out, or leave them out.
+    def work_around(self, problem: UnreadableError, seen: Collection[str]) -> list[str]:
+        """Read parameters off outer modules, or leave them out.
 
         Args:
             problem: What can't be read.
-            seen: Names of layers that have been seen at work.
+            seen: Paths of layers whose rows were found.
 
         Returns:
             Names of the parameters that are read in another way from here on, or not at all.
 
         Raises:
-            ValueError: If it names no parameter that is read.
+            ValueError: If the problem names no parameter that is read.
         """
         names = self.covered(problem)
         for name in names:
@@ -63,12 +63,12 @@ class UnreadableParameters:
         return [*names, *moved]
 
     def covered(self, problem: UnreadableError) -> list[str]:
-        """Those of the parameters that can't be read that are read now."""
+        """List the parameters of a problem that are covered."""
         covered = set(self.capture.coverage.covered)
         return [name for name in problem.names if name in covered]
 
     def leave_out(self, names: Collection[str], reason: str) -> None:
-        """Read parameters no more."""
+        """Leave out parameters, with a warning unless strict."""
         if not self.strict:
             warn(f"{self.who}: {reason}. Left out")
         self.capture.leave_out(names, reason)
@@ -79,25 +79,25 @@ class UnreadableParameters:
         """Leave out what a backward pass could not read on any process. All processes must call it.
 
         Returns:
-            Whether there was something.
+            Whether anything was left out.
 
         Raises:
-            ValueError: When strict, if there was.
+            ValueError: When strict, if anything was left out.
         """
-        here = [error for one in recordings for error in one.of_pass.unread.values()]
-        unread = [error for there in gather_objects(here) for error in there]
-        for one in recordings:
-            one.of_pass.unread.clear()
+        here = [error for recording in recordings for error in recording.of_pass.unread.values()]
+        unread = [error for of_process in gather_objects(here) for error in of_process]
+        for recording in recordings:
+            recording.of_pass.unread.clear()
         for error in unread:
             self.leave_out(error.names, error.problem)
         self.require_nothing_left_out()
         return bool(unread)
 
     def require_nothing_left_out(self) -> None:
-        """When strict: raise once all that can't be read is known, so that one remedy is enough.
+        """Raise an error, when strict, that names all that was left out; called once all of it is known.
 
         Raises:
-            ValueError: If something has been left out.
+            ValueError: When strict, if anything was left out.
         """
         if not (self.strict and self.left_out):
             return
@@ -105,16 +105,16 @@ class UnreadableParameters:
         if not self.capture.coverage.covered:
             raise ValueError(
                 f"{self.who}: {'. Also: '.join(reasons)}. No other parameter is covered, so none would be left to "
-                "score by. Give modules the whole batch, one row an example, [examples, ...], padded, and losses that "
-                "don't count a weight of 0; or go through rows within the forward of a module that returns one row for "
-                "each example."
+                "compute scores from. Give modules the whole batch as padded tensors with one row per example, "
+                "[examples, ...], and rows that don't count a weight of 0 in the loss; or go through rows within the "
+                "forward of a module that returns one row for each example."
             )
         remedy = leave_out(self.left_out, self.capture.coverage.patterns)
         raise ValueError(f"{self.who}: {'. Also: '.join(reasons)}. {remedy}{self.or_else}.")
 
 
 def used_elsewhere(names: Sequence[str], covered: Mapping[str, nn.Parameter]) -> UnreadableError:
-    """An error that says that parameters are used outside of the modules that they are read off."""
+    """Make the error that parameters are used outside of the modules that they are read off."""
     hooked = [name for name in names if covered[name]._backward_hooks]
     if hooked:
         problem = f"{hooked[0]!r} has a hook of yours that changes its gradient"

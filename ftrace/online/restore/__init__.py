@@ -1,1 +1,1 @@
-"""What is put back after passes of ours, so that training sees nothing of them."""
+"""The state that is restored after our own passes, so that they leave no trace in training."""

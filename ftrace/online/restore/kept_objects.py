@@ -1,4 +1,4 @@
-"""What a module keeps beside tensors: lists, queues, arrays, random generators, objects. Found, and put back."""
+"""Objects that a module keeps beside tensors, such as lists, queues and random generators: found and restored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PutBack = Callable[[], Any]
 _MOST_INSIDE = 10_000
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"_buffers", "_parameters", "_modules"}
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Thread)
-# What training itself changes, and what has nothing to put back.
+# What training itself changes, and what has no state to restore.
 _LEFT_ALONE = (
     Dataset, type, types.ModuleType, types.FunctionType, types.MethodType,
     types.BuiltinFunctionType, functools.partial, io.IOBase, str, bytes, int, float, complex, bool, torch.dtype,
@@ -37,11 +37,13 @@ _PACKAGES = ("torch.", "lightning.", "pytorch_lightning.", "transformers.", "tok
 
 
 def reachable(*roots: Any, left_alone: tuple[type, ...] = ()) -> list[Any]:
-    """Collect all that objects keep, and what that keeps in turn, each once.
+    """Collect all objects that can be reached from the given ones, each once.
+
+    The elements of very large collections are not followed.
 
     Args:
-        roots: Where to begin.
-        left_alone: Classes whose instances are neither listed nor looked into. Very large collections are listed only.
+        roots: The objects to start from.
+        left_alone: Classes whose instances are neither collected nor followed.
     """
     waiting = list(roots)
     skipped = (*_LEFT_ALONE, *left_alone)
@@ -60,26 +62,27 @@ def reachable(*roots: Any, left_alone: tuple[type, ...] = ()) -> list[Any]:
         elif isinstance(value, Optimizer):
             waiting += value.param_groups
         elif _is_object(value):
-            waiting += [own for name, own in vars(value).items() if name not in _internal(value)]
+            waiting += [attribute for name, attribute in vars(value).items() if name not in _internal(value)]
     return list(seen.values())
 
 
 def _is_object(value: Any) -> bool:
-    """Whether something has attributes that a step may set. One with locks belongs to other threads, too."""
+    """Whether a value has attributes that a step may set. Excluded are objects with locks: other threads use them."""
     if not isinstance(getattr(value, "__dict__", None), dict) or isinstance(value, Tensor | Optimizer):
         return False
     if isinstance(value, _OF_TORCH):
         return True
     foreign = type(value).__module__.startswith(_PACKAGES)
-    return not foreign and not any(isinstance(own, _LOCKS) for own in vars(value).values())
+    return not foreign and not any(isinstance(attribute, _LOCKS) for attribute in vars(value).values())
 
 
 def _internal(value: Any) -> frozenset[str]:
+    """Return the attributes of a value that belong to ``nn.Module`` itself."""
     return _OF_MODULES if isinstance(value, nn.Module) else frozenset()
 
 
 def keep(value: Any) -> PutBack | None:
-    """A function that makes something again what it is now; None if there is nothing to put back.
+    """Return a function that restores the current state of a value; None if it has no state to restore.
 
     Tensors and arrays are restored by :class:`ftrace.online.restore.kept_state.KeptState`.
     """
@@ -110,17 +113,17 @@ def _refill(value: Any, content: Any, fill: Callable[[Any], None]) -> None:
 
 
 def _keep_attributes(value: Any) -> PutBack:
-    own = vars(value)
-    before = dict(own)
-    # What a module's own dictionaries hold may be swapped by sharding: what a step adds to them goes, the rest stays.
+    attributes = vars(value)
+    before = dict(attributes)
+    # Sharding may replace entries of a module's own dictionaries, so only what a step adds to these is removed.
     hooks = {name: list(before[name]) for name in _internal(value) if isinstance(before.get(name), dict)}
 
     def put_back() -> None:
-        own.clear()
-        own.update(before)
+        attributes.clear()
+        attributes.update(before)
         for name, keys in hooks.items():
-            for key in [key for key in own[name] if key not in keys]:
-                del own[name][key]
+            for key in [key for key in attributes[name] if key not in keys]:
+                del attributes[name][key]
 
     return put_back
 
@@ -136,17 +139,17 @@ def random_generators(root: nn.Module, left_alone: tuple[type, ...] = ()) -> lis
 
 
 def stand_in_for_iterators(values: list[Any]) -> None:
-    """Let attributes and elements that are iterators be copies, from which nobody minds that something is drawn.
+    """Replace attributes and elements that are iterators by copies, so that drawing from them has no effect.
 
-    Where there is no copying one, such as a generator, something stands in that refuses to be drawn from. The owners
-    must have been kept.
+    An iterator that can't be copied, such as a generator, is replaced by an object that refuses to be drawn from. The
+    state of the owners must have been kept before (:func:`keep`).
     """
     for owner in values:
         if isinstance(owner, dict | list | deque):
-            places: Any = list(owner.items() if isinstance(owner, dict) else enumerate(owner))
-            for place, value in places:
+            items: Any = list(owner.items() if isinstance(owner, dict) else enumerate(owner))
+            for key, value in items:
                 if _is_iterator(value):
-                    owner[place] = _copy_of(value, str(place))
+                    owner[key] = _copy_of(value, str(key))
         elif _is_object(owner):
             for name, value in list(vars(owner).items()):
                 if _is_iterator(value):
@@ -154,9 +157,9 @@ def stand_in_for_iterators(values: list[Any]) -> None:
 
 
 def _is_iterator(value: Any) -> bool:
-    """Whether something is drawn from, and has no attributes that can be put back."""
-    drawn = callable(getattr(type(value), "__next__", None)) and not isinstance(value, io.IOBase)
-    return drawn and not _is_object(value)
+    """Whether a value is an iterator without attributes that can be restored."""
+    is_drawn_from = callable(getattr(type(value), "__next__", None)) and not isinstance(value, io.IOBase)
+    return is_drawn_from and not _is_object(value)
 
 
 def _copy_of(value: Any, name: str) -> Any:
@@ -169,24 +172,24 @@ def _copy_of(value: Any, name: str) -> Any:
 
 
 class _NotToBeDrawnFrom:
-    """Stands in for an iterator that can't be put back."""
+    """The stand-in for an iterator that can't be copied."""
 
-    def __init__(self, own: Any, name: str) -> None:
-        self._own, self._name = own, name
+    def __init__(self, iterator: Any, name: str) -> None:
+        self._iterator, self._name = iterator, name
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+        return getattr(self._iterator, name)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         raise ValueError(
-            f"the step draws from {self._name!r}, a {type(self._own).__name__} that the module keeps, which can't be "
-            "put back after the step is rehearsed. Draw from it in the data loader, or keep itertools.cycle(list), a "
-            "list and a position, or a torch.Generator"
+            f"the step draws from {self._name!r}, a {type(self._iterator).__name__} that the module keeps, which can't "
+            "be restored after the step is rehearsed. Draw from it in the data loader, or keep itertools.cycle(list), "
+            "a list and a position, or a torch.Generator"
         )
 
     def send(self, value: Any) -> Any:
-        """Refuse, too."""
+        """Refuse like :meth:`__next__`."""
         return next(self)

@@ -1,4 +1,4 @@
-"""A module's weights, buffers and attributes, put back after passes of ours, of which training must see nothing."""
+"""The state of a module, which is kept before our own passes and restored after them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ftrace.online.restore.kept_objects import keep, reachable, stand_in_for_ite
 
 
 class KeptState:
-    """Leaves a module as it was, whatever its passes write to: embeddings with ``max_norm``, counters, metrics, queues.
+    """The state of a module that its passes may write to: embeddings with ``max_norm``, counters, metrics, queues.
 
-    What it keeps (:mod:`ftrace.online.restore.kept_objects`) is put back, random generators of its own among it. What
-    its passes change elsewhere (files, the variables of closures) they change once more.
+    Restored are weights, buffers and all that the module keeps (:mod:`ftrace.online.restore.kept_objects`), its own
+    random generators included. What passes change elsewhere (files, variables of closures) changes with each of them.
 
     Args:
         module: The module.
         *others: Optimizers and schedules, whose settings a step may change.
-        always: Whether to copy all tensors and arrays before each pass, for steps that may write to anything now and
-            then. Otherwise all are copied before the first pass, and then new ones and those that passes wrote to.
-        left_alone: Classes whose instances are neither looked into nor restored.
+        always: Whether to copy all tensors and arrays before each pass, for steps that may write to any of them at
+            times. Otherwise all are copied before the first pass; later only new ones and those that passes wrote to.
+        left_alone: Classes whose instances are neither followed nor restored.
     """
 
     def __init__(
@@ -38,25 +38,26 @@ class KeptState:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Everything is afterwards as it was."""
+        """Restore the state afterwards."""
         values = reachable(*self._roots, left_alone=self._left_alone)
-        put_back = [function for value in values if (function := keep(value)) is not None]
-        numbers = [value for value in values if _has_numbers(value) and id(value) not in self._unwritten]
-        copies = [_copied(value) for value in numbers]
+        put_backs = [put_back for value in values if (put_back := keep(value)) is not None]
+        arrays = [value for value in values if _is_array(value) and id(value) not in self._unwritten]
+        copies = [_copied(value) for value in arrays]
         stand_in_for_iterators(values)
         try:
             yield
         finally:
-            for function in put_back:
-                function()
-            for value, before in zip(numbers, copies, strict=True):
+            for put_back in put_backs:
+                put_back()
+            for value, before in zip(arrays, copies, strict=True):
                 if not _equal(value, before):
                     _write(value, before)
                 elif not self._always:
                     self._unwritten.add(id(value))
 
 
-def _has_numbers(value: Any) -> bool:
+def _is_array(value: Any) -> bool:
+    """Whether a value is a tensor, or an array that can be written to."""
     return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.flags.writeable)
 
 
@@ -73,7 +74,7 @@ def _write(value: Tensor | np.ndarray, before: Any) -> None:
 
 
 def _equal(value: Tensor | np.ndarray, before: Any) -> bool:
-    """Bit by bit, so that what is no number equals itself."""
+    """Whether a value is as before; NaN equals NaN."""
     if isinstance(value, np.ndarray):
         return bool(np.array_equal(value, before))
     first = local(value).cpu()

@@ -1,4 +1,4 @@
-"""Modes of a module and of torch that hold during passes of ours, and are undone afterwards."""
+"""Modes of a module and of torch that hold during our own passes and are restored afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode, and each back in its own mode afterwards."""
+    """Put every submodule in eval mode while active, and restore each one's own mode."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
@@ -25,7 +25,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_reentrant_checkpointing() -> Iterator[None]:
-    """Run reentrant activation checkpointing as non-reentrant: only that can be differentiated for chosen inputs."""
+    """Run reentrant activation checkpointing as non-reentrant, since ``torch.autograd.grad`` needs that."""
     function: Any = torch.utils.checkpoint.CheckpointFunction
 
     def apply(run: Any, preserve_rng_state: bool, *args: Any) -> Any:
@@ -39,5 +39,5 @@ def without_reentrant_checkpointing() -> Iterator[None]:
 
 
 def without_autocast(device: torch.device) -> torch.autocast:
-    """Our products in full precision, where the user's own code has switched autocast on around them."""
+    """Switch off autocast that the user's code may have switched on, so that our products have full precision."""
     return torch.autocast(device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""All random state that training draws from."""
+"""The random state that training draws from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ftrace.online.restore.kept_objects import random_generators
 
 
 class RandomState:
-    """Random state as it was at one moment.
+    """The random state of Python, numpy and torch at one moment.
 
     Args:
-        module: Whose own generators count, too.
-        left_alone: Classes in whose instances no generators are looked for.
+        module: A module whose own generators are included.
+        left_alone: Classes in whose instances no generators are searched.
     """
 
     def __init__(self, module: nn.Module | None = None, left_alone: tuple[type, ...] = ()) -> None:
@@ -27,7 +27,7 @@ class RandomState:
         self._generators = [] if module is None else random_generators(module, left_alone)
 
     def put_back(self) -> None:
-        """Draw from here on what was drawn from there on."""
+        """Restore the state, so that the same numbers are drawn again."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)

@@ -1,1 +1,1 @@
-"""From contributions and query gradients to scores."""
+"""The computation of scores from contributions and query gradients."""

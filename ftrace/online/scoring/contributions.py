@@ -1,4 +1,4 @@
-"""What each backward pass adds to the gradients of an optimizer's parameters, and what a step makes of it."""
+"""Contributions of examples to an optimizer's gradients, their products with queries, and the steps that use them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ftrace.scores import ScoreAccumulator, Sum
 
 
 class Share(NamedTuple):
-    """Parameters whose products may be added up before a step's rates are known.
+    """A group of parameters whose products may be summed before a step's rates are known.
 
     Args:
-        group: Index of the optimizer's parameter group.
-        progress: How far the optimizer has come with them: its own count of steps.
-        layer: The part of the breakdown by layer; "" without.
+        group: The index of the optimizer's parameter group.
+        progress: The optimizer's own count of steps for these parameters.
+        layer: The layer, if scores are broken down by layer; otherwise "".
     """
 
     group: int
@@ -40,19 +40,19 @@ Products = dict[Share, Tensor]
 
 @dataclass
 class Contribution:
-    """What one backward pass over a batch has added to the gradients of one optimizer's parameters.
+    """The examples' contributions of one backward pass to the gradients of one optimizer's parameters.
 
     Args:
         example_ids: ``[B]``.
-        factor: What products with ``gradients`` are multiplied with to be of the gradient that the optimizer gets,
-            before clipping: one over the loss scale and the number of processes.
+        factor: One over the loss scale and the number of processes. ``gradients`` times this factor are contributions
+            to the gradient that the optimizer gets, before clipping.
         shares: Names of the parameters, by share.
-        products: ``<grad L_q, c_z>``, ``[B, Q]`` each, factor included; None where they were not asked for.
-        norms: ``[B]``, of the whole contribution, factor included, where cosines are asked for.
-        gradients: The contributions themselves, where they are multiplied again later.
-        refresh: Which refresh's query gradients the products are with.
-        whitened: Whitened cosines with the queries, ``[B, Q]`` each, where they are asked for.
-        projected: The gradients that these are of, by parameter, until the step has been taken.
+        products: By share, ``<grad L_q, c_z>``, ``[B, Q]``, factor included; None if no score needs them.
+        norms: The norms of the contributions over all parameters, ``[B]``, factor included; None without cosines.
+        gradients: The contributions themselves, without factor; None if they aren't multiplied again.
+        refresh: The index of the refresh whose query gradients the products are with.
+        whitened: Whitened cosines with the queries, ``[B, Q]`` each; empty if they aren't asked for.
+        projected: The gradients of which these cosines are, by parameter; kept until the step has been taken.
     """
 
     example_ids: Tensor
@@ -66,19 +66,19 @@ class Contribution:
     projected: dict[str, Tensor] = field(default_factory=dict)
 
     def total(self, num_queries: int) -> Tensor:
-        """Products over all parameters, ``[B, Q]``."""
+        """Sum the products over all parameters, ``[B, Q]``."""
         assert self.products is not None
-        found = list(self.products.values())
-        return torch.stack(found).sum(0) if found else torch.zeros(len(self.example_ids), num_queries)
+        products = list(self.products.values())
+        return torch.stack(products).sum(0) if products else torch.zeros(len(self.example_ids), num_queries)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a step was taken, as far as scores are broken down by it.
+    """The time of a step, as far as scores are broken down by it.
 
     Args:
-        epoch: In which epoch; None where that makes no difference.
-        learned: ``[Q]`` bool: which queries had been learned; None where that makes no difference.
+        epoch: The epoch; None if scores aren't broken down by epoch.
+        learned: ``[Q]`` bool, which queries had been learned; None if scores aren't broken down by that.
     """
 
     epoch: int | None = None
@@ -87,19 +87,21 @@ class Moment:
 
 @dataclass
 class StepTaken:
-    """One step of one optimizer, and what it was made of.
+    """One step of one optimizer, and the contributions that it used.
 
     Args:
-        step: Counted over all optimizers.
-        optimizer: Its index.
+        step: The index of the step, counted over all optimizers.
+        optimizer: The index of the optimizer.
         rates: The learning rate of each parameter group.
-        clip: kappa.
-        steps: By parameter, where ``update`` is asked for.
-        contributions: Of the batches in the window.
-        moment: When it was taken.
-        names: The optimizer's covered parameters, by name.
-        given: The gradient that the optimizer was given, as one example's contribution; None where nobody asks.
-        left: While it waits for the next refresh: for each contribution, its scores with the last query gradients.
+        clip: The clip factor kappa.
+        steps: By parameter, what the step did with it; empty without the kind ``update``.
+        contributions: All contributions to the gradients that the step used.
+        moment: The time of the step.
+        names: Names of the optimizer's covered parameters.
+        given: The gradient that the optimizer was given, as one example's contribution; None if it isn't needed.
+        left: While the step waits for the next refresh: by contribution, its scores with the previous query gradients,
+            those at the left end of the interval.
+        left_of_given: The same of ``given``.
     """
 
     step: int
@@ -121,68 +123,94 @@ class StepTaken:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether the step multiplies gradients with more than a number for each parameter."""
+        """Whether the step scales the elements of a parameter's gradient differently."""
         return any(not isinstance(step.scale, float) for step in self.steps.values())
 
 
 def multiply(
     gradients: PerExampleGradients, queries: QueryGradients, shares: Shares, factor: float, *, norms: bool
 ) -> tuple[Products, Tensor | None]:
-    """Products of contributions with queries by share, ``[B, Q]`` each, and norms ``[B]`` where they are wanted."""
+    """Compute products of contributions with queries by share, ``[B, Q]`` each, and norms ``[B]`` if asked for.
+
+    Args:
+        gradients: The contributions, without factor.
+        queries: The query gradients.
+        shares: Names of the parameters, by share.
+        factor: As in :class:`Contribution`.
+        norms: Whether to compute the contributions' norms, too.
+    """
     if not norms:
         return {share: factor * inner_products(gradients, queries, names) for share, names in shares.items()}, None
-    both = {s: inner_products_and_square_norms(gradients, queries, names) for s, names in shares.items()}
-    square_norms = gradients.zeros(len(gradients)) + sum(found for _, found in both.values())
-    return {s: factor * products for s, (products, _) in both.items()}, factor * square_norms.sqrt()
+    both = {share: inner_products_and_square_norms(gradients, queries, names) for share, names in shares.items()}
+    square_norms = gradients.zeros(len(gradients)) + sum(of_share for _, of_share in both.values())
+    return {share: factor * products for share, (products, _) in both.items()}, factor * square_norms.sqrt()
 
 
-def of_dot(products: Products, rates: Sequence[float], clip: float) -> dict[Sum, Tensor]:
-    """Learning rate times clip factor times product, over all parameters and by layer."""
+def dot_scores(products: Products, rates: Sequence[float], clip: float) -> dict[Sum, Tensor]:
+    """Compute learning rate times clip factor times product, over all parameters and by layer."""
     return weighted("dot", products, {share: clip * rates[share.group] for share in products})
 
 
-def of_cosine(contribution: Contribution, query_norms: Tensor) -> dict[Sum, Tensor]:
-    """Cosines over all parameters; by layer, each layer's share of them."""
+def cosine_scores(contribution: Contribution, query_norms: Tensor) -> dict[Sum, Tensor]:
+    """Compute cosines over all parameters; by layer, each layer's part of these."""
     assert contribution.products is not None
     assert contribution.norms is not None
-    found = weighted("cosine", contribution.products, dict.fromkeys(contribution.products, 1.0))
+    sums = weighted("cosine", contribution.products, dict.fromkeys(contribution.products, 1.0))
     return {
         key: cosines(products, contribution.norms, query_norms[: products.shape[1]].to(products))
-        for key, products in found.items()
+        for key, products in sums.items()
     }
 
 
 def weighted(kind: str, products: Products, weights: Mapping[Share, float]) -> dict[Sum, Tensor]:
-    """Products times a number for each share, added up as a whole and, where there are layers, by layer."""
-    found: dict[Sum, Tensor] = {}
+    """Sum products, each times its share's weight, over all parameters and, if shares have layers, by layer.
+
+    Args:
+        kind: The kind of score.
+        products: By share, ``[B, Q]``.
+        weights: By share, the factor of its products.
+    """
+    sums: dict[Sum, Tensor] = {}
     for share, values in products.items():
         keys = [Sum(kind)] + ([Sum(kind, "layer", share.layer)] if share.layer else [])
         for key in keys:
-            own = weights[share] * values
-            found[key] = found[key] + own if key in found else own
-    return found
+            term = weights[share] * values
+            sums[key] = sums[key] + term if key in sums else term
+    return sums
 
 
-def book(sums: ScoreAccumulator, example_ids: Tensor, found: Mapping[Sum, Tensor], moment: Moment) -> None:
-    """Add scores to the sums, and to those of their epoch and of before or after their queries were learned.
+def book_scores(sums: ScoreAccumulator, example_ids: Tensor, scores: Mapping[Sum, Tensor], moment: Moment) -> None:
+    """Add scores to the sums: to the totals, and to the parts by epoch and by whether queries had been learned.
 
-    Queries that were added later have no columns in older scores: zeros, then.
+    Scores that were computed before queries were added have no columns for these, which then get zeros.
+
+    Args:
+        sums: Where the scores are added up.
+        example_ids: ``[B]``.
+        scores: The examples' scores, ``[B, Q]`` each.
+        moment: The time of their step.
     """
-    both = {key: padded(values, len(sums.query_ids), axis=1) for key, values in found.items()}
-    for key, values in list(both.items()):
+    all_scores = {key: padded(values, len(sums.query_ids), axis=1) for key, values in scores.items()}
+    for key, values in list(all_scores.items()):
         if key.axis:
             continue
         if moment.epoch is not None:
-            both[Sum(key.kind, "epoch", f"{moment.epoch}")] = values
+            all_scores[Sum(key.kind, "epoch", f"{moment.epoch}")] = values
         if moment.learned is not None:
             learned = padded(moment.learned, len(sums.query_ids)).to(values.device)
-            both[Sum(key.kind, "learned", "before")] = values.masked_fill(learned, 0)
-            both[Sum(key.kind, "learned", "after")] = values.masked_fill(~learned, 0)
-    sums.add(example_ids, both)
+            all_scores[Sum(key.kind, "learned", "before")] = values.masked_fill(learned, 0)
+            all_scores[Sum(key.kind, "learned", "after")] = values.masked_fill(~learned, 0)
+    sums.add(example_ids, all_scores)
 
 
 def padded(values: Tensor, queries: int, axis: int = 0) -> Tensor:
-    """The same with zeros for queries that were added later, along the axis that is theirs."""
+    """Append zeros for queries that were added later.
+
+    Args:
+        values: One or more values by query.
+        queries: The current number of queries.
+        axis: The axis of the queries.
+    """
     missing = queries - values.shape[axis]
     if not missing:
         return values
@@ -190,11 +218,11 @@ def padded(values: Tensor, queries: int, axis: int = 0) -> Tensor:
     return torch.cat([values, values.new_zeros(size)], axis)
 
 
-def added(first: Mapping[Sum, Tensor], second: Mapping[Sum, Tensor], share: float) -> dict[Sum, Tensor]:
-    """``(1 - share) * first + share * second``, matrix by matrix, for the queries that both know."""
-    return {k: (1 - share) * values + share * second[k][:, : values.shape[1]] for k, values in first.items()}
+def interpolated(first: Mapping[Sum, Tensor], second: Mapping[Sum, Tensor], weight: float) -> dict[Sum, Tensor]:
+    """Compute ``(1 - weight) * first + weight * second`` for each matrix, for the queries that both have."""
+    return {key: (1 - weight) * values + weight * second[key][:, : values.shape[1]] for key, values in first.items()}
 
 
-def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether all numbers are."""
-    return all(bool(one.isfinite().all()) for one in values)
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all elements of all tensors are finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)

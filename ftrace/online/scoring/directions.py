@@ -1,4 +1,4 @@
-"""What contributions are multiplied with: the current query gradients, as each kind of score needs them."""
+"""The directions with which contributions are multiplied: query gradients, in the form that each score needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ftrace.gradients import (
     project,
     times,
 )
-from ftrace.online.scoring.contributions import Contribution, StepTaken, multiply, of_cosine, of_dot, weighted
+from ftrace.online.scoring.contributions import Contribution, StepTaken, cosine_scores, dot_scores, multiply, weighted
 from ftrace.online.scoring.rules import ScoringRules
 from ftrace.scores import Sum
 
@@ -25,28 +25,29 @@ class QueryDirections:
     """The query gradients of the last refresh.
 
     Args:
-        rules: How scores are made.
-        batches: About how many batches are multiplied with the same query gradients.
-        keeps_whole: Whether query gradients are preconditioned before they are projected, so that they come whole.
+        rules: How scores are computed.
+        batches: The approximate number of batches that are multiplied with the same query gradients.
+        keeps_unprojected: Whether query gradients are preconditioned before they are projected, and so must be taken
+            unprojected.
 
     Attributes:
-        queries: As contributions are multiplied with them; None before the first refresh.
-        whole: As they came, before projection.
+        queries: The query gradients as contributions are multiplied with them; None before the first refresh.
+        unprojected: The query gradients as they were taken; unprojected if ``keeps_unprojected``.
     """
 
-    def __init__(self, rules: ScoringRules, batches: float, *, keeps_whole: bool) -> None:
+    def __init__(self, rules: ScoringRules, batches: float, *, keeps_unprojected: bool) -> None:
         self.rules = rules
         self.batches = batches
-        self.keeps_whole = keeps_whole
+        self.keeps_unprojected = keeps_unprojected
         self.queries: QueryGradients | None = None
-        self.whole: PerExampleGradients | None = None
+        self.unprojected: PerExampleGradients | None = None
         self._norms = torch.empty(0)
 
     def refresh(self, gradients: PerExampleGradients, *, keeps_last: bool) -> QueryGradients | None:
         """Take new query gradients.
 
         Args:
-            gradients: Of all queries.
+            gradients: The gradients of all queries.
             keeps_last: Whether the previous ones are still needed, so that their memory must not be reused.
 
         Returns:
@@ -61,19 +62,19 @@ class QueryDirections:
         return previous
 
     def restore(self, gradients: PerExampleGradients) -> QueryGradients:
-        """Take the query gradients of a run that is resumed."""
+        """Take the query gradients of a run that is being resumed."""
         self.queries = QueryGradients(self._take(gradients), batches=self.batches)
         return self.queries
 
     def _take(self, gradients: PerExampleGradients) -> PerExampleGradients:
-        self.whole = gradients
-        if not self.keeps_whole:
+        self.unprojected = gradients
+        if not self.keeps_unprojected:
             return gradients
         assert self.rules.projection is not None
         return project(gradients, self.rules.projection)
 
-    def see(self, names: Collection[str]) -> None:
-        """Note that these parameters are covered from here on."""
+    def cover(self, names: Collection[str]) -> None:
+        """Take the names of the parameters that are now covered."""
         if self.queries is not None and "cosine" in self.rules.kinds:
             self._norms = self.queries.norms(names)
 
@@ -81,23 +82,23 @@ class QueryDirections:
         self,
         step: StepTaken,
         contribution: Contribution,
-        of_update: QueryGradients | None,
+        for_update: QueryGradients | None,
         *,
-        of_the_step: bool = False,
+        per_step: bool = False,
         again: bool = False,
     ) -> dict[Sum, Tensor]:
         """Compute the scores of one contribution with the current query gradients, ``[B, Q]`` each.
 
         Args:
-            step: The step that it was part of.
+            step: The step that used the contribution.
             contribution: The contribution.
-            of_update: As :meth:`of_update` returns them.
-            of_the_step: Whether the kinds that are not interpolated are wanted, too.
-            again: Whether its products are with other query gradients.
+            for_update: The directions for ``update``, as :meth:`update_directions` returns them.
+            per_step: Whether to include the kinds that are not interpolated between refreshes.
+            again: Whether to multiply again, since the contribution's products are with other query gradients.
         """
         kinds = self.rules.kinds
         products = contribution.products
-        scalar_update = "update" in kinds and of_update is None and not self.rules.exact_momentum
+        scalar_update = "update" in kinds and for_update is None and not self.rules.exact_momentum
         if again and (scalar_update or "dot" in kinds):
             assert contribution.gradients is not None
             assert self.queries is not None
@@ -107,38 +108,37 @@ class QueryDirections:
         scores: dict[Sum, Tensor] = {}
         if "dot" in kinds:
             assert products is not None
-            scores |= of_dot(products, step.rates, step.clip)
-        if "cosine" in kinds and of_the_step:
-            scores |= of_cosine(contribution, self._norms)
-        if of_the_step:
+            scores |= dot_scores(products, step.rates, step.clip)
+        if "cosine" in kinds and per_step:
+            scores |= cosine_scores(contribution, self._norms)
+        if per_step:
             scores |= contribution.whitened
         if scalar_update:
             assert products is not None
             weights = {share: step.clip * _eventual_rate(step.steps, contribution.shares[share]) for share in products}
             scores |= weighted("update", products, weights)
-        elif of_update is not None:
+        elif for_update is not None:
             assert contribution.gradients is not None
-            shares = {s: [n for n in names if n in step.steps] for s, names in contribution.shares.items()}
-            products_of_update, _ = multiply(
-                contribution.gradients, of_update, shares, contribution.factor, norms=False
-            )
-            scores |= weighted("update", products_of_update, dict.fromkeys(products_of_update, step.clip))
+            shares = {share: [n for n in names if n in step.steps] for share, names in contribution.shares.items()}
+            update_products, _ = multiply(contribution.gradients, for_update, shares, contribution.factor, norms=False)
+            scores |= weighted("update", update_products, dict.fromkeys(update_products, step.clip))
         return scores
 
-    def of_update(self, step: StepTaken) -> QueryGradients | None:
-        """Make what all contributions of a step are multiplied with for ``update``, once for all of them.
+    def update_directions(self, step: StepTaken) -> QueryGradients | None:
+        """Make the directions with which all contributions of a step are multiplied for ``update``.
 
         Returns:
-            None where their products with the queries, times numbers, are enough, or momentum is followed exactly.
+            The query gradients after the optimizer's preconditioner; None if ``update`` follows from the products with
+            the plain query gradients and a factor per share, or if momentum is followed exactly.
         """
         if "update" not in self.rules.kinds or self.rules.exact_momentum or not step.is_elementwise:
             return None
         scales = {name: times(of_step.scale, of_step.eventual) for name, of_step in step.steps.items()}
-        batches = max(1, len(step.contributions))  # none where the step's layers ran on other processes only
-        return QueryGradients(self._scaled(self.whole, scales), batches=batches)
+        batches = max(1, len(step.contributions))  # 0 if the step's layers ran on other processes only
+        return QueryGradients(self._scaled(self.unprojected, scales), batches=batches)
 
     def by_parameter(self, step: StepTaken, queries: PerExampleGradients | None) -> dict[str, Tensor]:
-        """Multiply query gradients by the step's scale: dense, by parameter, ``[Q, ...]``."""
+        """Multiply query gradients by the step's scale; dense, by parameter, ``[Q, ...]``."""
         scaled = self._scaled(queries, {name: of_step.scale for name, of_step in step.steps.items()})
         return {name: scaled.dense(name) for name in scaled.parts}
 
@@ -151,7 +151,7 @@ class QueryDirections:
 
 
 def _eventual_rate(steps: Mapping[str, ParameterStep], names: Sequence[str]) -> float:
-    """Scale times eventual effect, which parameters of one share have in common; 0 where the step left them out."""
+    """Return scale times eventual effect, the same for all parameters of a share; 0 if the step left them out."""
     for name in names:
         if name in steps:
             scale = steps[name].scale

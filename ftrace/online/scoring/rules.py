@@ -1,4 +1,4 @@
-"""What scores are made of, and how."""
+"""The rules by which scores are computed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from ftrace.gradients import Projection
 from ftrace.online.scoring.whitened import Whitening
 
 KINDS = ("dot", "update", "cosine", "whitened", "learning")
-OF_THE_STEP = {"cosine", "whitened", "learning"}  # kinds that are not interpolated between refreshes
+PER_STEP_KINDS = {"cosine", "whitened", "learning"}  # not interpolated between refreshes
 
 
 @dataclass(frozen=True)
 class ScoringRules:
-    """How scores are made of steps.
+    """The rules by which scores are computed from steps.
 
     Args:
-        kinds: Of :data:`KINDS`.
+        kinds: The kinds of scores, some of :data:`KINDS`.
         trapezoid: Whether query gradients are interpolated between refreshes.
-        exact_momentum: Whether ``update`` follows momentum step by step instead of booking its whole later effect.
-        breakdown: Of "layer", "epoch" and "learned".
-        projection: What gradients are projected with.
+        exact_momentum: Whether ``update`` follows momentum step by step instead of booking its later effect at once.
+        breakdown: Some of "layer", "epoch" and "learned".
+        projection: The projection of gradients; None if products are exact.
         whitening: How gradients are whitened.
     """
 

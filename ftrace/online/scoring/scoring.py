@@ -1,8 +1,8 @@
-"""From steps and refreshes to scores: which query gradient each step is multiplied with, and when.
+"""The scores of a run: which query gradients each step is multiplied with, and when.
 
 ``left`` multiplies a step with the query gradients of the last refresh. ``trapezoid`` interpolates: the j-th of k steps
-between two refreshes moves the weights from j/k to (j+1)/k of the way, so it gets ``(1 - s) G(r) + s G(r')`` with ``s =
-(j + 1/2) / k``, and is held until the next refresh.
+between two refreshes moves the weights from j/k to (j+1)/k of the way, so it is held until the next refresh and
+multiplied with ``(1 - s) G(r) + s G(r')``, where ``s = (j + 1/2) / k``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ftrace.online.scoring.contributions import (
     Moment,
     Shares,
     StepTaken,
-    added,
     all_finite,
-    book,
+    book_scores,
+    interpolated,
     multiply,
     padded,
 )
 from ftrace.online.scoring.directions import QueryDirections
 from ftrace.online.scoring.momentum import HeldStep, MomentumRing
-from ftrace.online.scoring.rules import OF_THE_STEP, ScoringRules
+from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
 from ftrace.online.scoring.whitened import WhitenedProducts
 from ftrace.scores import ScoreAccumulator, Sum
 
@@ -37,19 +37,21 @@ class Scoring:
     """The scores of one run, and the steps that are not booked yet.
 
     Args:
-        rules: How scores are made.
+        rules: How scores are computed.
         sums: Where they are added up.
         names: The covered parameters.
-        batches: About how many batches are multiplied with the same query gradients.
+        batches: The approximate number of batches that are multiplied with the same query gradients.
         divides: Whether an optimizer keeps second moments.
 
     Attributes:
-        pending: Steps that wait for the next refresh.
-        rings: By optimizer, the steps whose momentum is still at work.
-        learned: Which queries were right at some refresh, ``[Q]`` bool; None where that isn't known.
-        gained: What ``update`` has gained by this process's examples since :meth:`take_gains`, ``[Q]`` float64.
-        gained_by_given: The same by the gradients that the optimizer was given.
-        whitened: The state of whitened scores; None without such.
+        pending: The steps that wait for the next refresh.
+        rings: By optimizer, the steps whose gradients still have an effect through momentum.
+        learned: Which queries were right at some refresh, ``[Q]`` bool; None if there is no way to know.
+        gained: The sum of the ``update`` scores of this process's examples since the last :meth:`take_gains`, ``[Q]``
+            float64.
+        gained_by_given: The same for the gradients that the optimizer was given.
+        whitened: The state of whitened scores; None if there are none.
+        directions: The query gradients of the last refresh.
     """
 
     def __init__(
@@ -77,38 +79,38 @@ class Scoring:
             self.whitened = WhitenedProducts(
                 rules.whitening, rules.projection, names, divides=divides, by_layer=by_layer, kinds=rules.kinds
             )
-        self.directions = QueryDirections(rules, batches, keeps_whole=self.keeps_queries_whole)
+        self.directions = QueryDirections(rules, batches, keeps_unprojected=self.keeps_queries_unprojected)
 
     @property
     def queries(self) -> QueryGradients | None:
-        """The query gradients of the last refresh, as contributions are multiplied with them."""
+        """The query gradients of the last refresh, as contributions are multiplied with them; None before the first."""
         return self.directions.queries
 
-    def see(self, names: Collection[str]) -> None:
-        """Note that these parameters are covered from here on."""
+    def cover(self, names: Collection[str]) -> None:
+        """Take the names of the parameters that are now covered."""
         grown, self.names = set(names) != set(self.names), tuple(names)
         if self.whitened is not None and grown:
-            self.whitened.see(names)
-            if self.directions.whole is not None:
+            self.whitened.cover(names)
+            if self.directions.unprojected is not None:
                 self.whitened.take_queries(self._queries_to_whiten())
-        self.directions.see(self.names)
+        self.directions.cover(self.names)
 
     @property
-    def keeps_queries_whole(self) -> bool:
-        """Whether query gradients are preconditioned before they are projected."""
-        precise = "update" in self.rules.kinds or self.keeps_examples_whole
+    def keeps_queries_unprojected(self) -> bool:
+        """Whether query gradients are preconditioned before they are projected, and so are needed unprojected."""
+        precise = "update" in self.rules.kinds or self.keeps_examples_unprojected
         return precise and self.rules.projection is not None
 
     @property
-    def keeps_examples_whole(self) -> bool:
-        """Whether examples' gradients are preconditioned before they are projected."""
+    def keeps_examples_unprojected(self) -> bool:
+        """Whether examples' gradients are preconditioned before they are projected, and so are needed unprojected."""
         return self.whitened is not None and self.whitened.divides
 
     def holds(self, elementwise: bool) -> bool:
         """Whether contributions must be kept after they have been multiplied once.
 
         Args:
-            elementwise: Whether the optimizer multiplies gradients with more than a number for each parameter.
+            elementwise: Whether the optimizer scales the elements of a parameter's gradient differently.
         """
         update = "update" in self.rules.kinds
         return self.rules.trapezoid or (update and (elementwise or self.rules.exact_momentum))
@@ -121,13 +123,13 @@ class Scoring:
         """Take new query gradients, and book the steps that waited for them.
 
         Args:
-            gradients: Of all queries.
-            losses: Of all queries, ``[Q]``, in nats.
-            learned: Which of them are answered right; None where that isn't known.
+            gradients: The gradients of all queries.
+            losses: The losses of all queries, ``[Q]``, in nats.
+            learned: Which queries are answered right, ``[Q]`` bool; None if there is no way to know.
             keep_last: Whether the previous ones are still needed, so that their memory must not be reused.
         """
         previous = self.directions.refresh(gradients, keeps_last=bool(self.pending) or keep_last)
-        self.see(self.names)
+        self.cover(self.names)
         if self.whitened is not None:
             self.whitened.weigh(losses)
             self.whitened.refresh(self._queries_to_whiten())
@@ -136,13 +138,13 @@ class Scoring:
             self.learned = learned if self.learned is None else _ever(self.learned, learned)
 
     def _queries_to_whiten(self) -> PerExampleGradients:
-        """Query gradients as :class:`WhitenedProducts` takes them."""
-        whole = self.directions.whole
-        assert whole is not None
+        """Return the query gradients as :class:`WhitenedProducts` takes them."""
+        unprojected = self.directions.unprojected
+        assert unprojected is not None
         assert self.whitened is not None
-        if self.whitened.divides or not self.keeps_queries_whole:
-            return whole
-        return project(whole, self.whitened.projection)
+        if self.whitened.divides or not self.keeps_queries_unprojected:
+            return unprojected
+        return project(unprojected, self.whitened.projection)
 
     # Steps
 
@@ -154,27 +156,27 @@ class Scoring:
         factor: float,
         *,
         elementwise: bool,
-        whole: PerExampleGradients | None = None,
+        unprojected: PerExampleGradients | None = None,
     ) -> Contribution:
-        """Multiply what one backward pass has added to the gradients of one optimizer's parameters.
+        """Multiply the contributions of one backward pass to the gradients of one optimizer's parameters.
 
         Args:
             example_ids: ``[B]``.
-            gradients: The examples', projected where there is a projection.
-            shares: The optimizer's parameters.
+            gradients: The examples' gradients, projected if there is a projection.
+            shares: The optimizer's parameters, by share.
             factor: As in :class:`Contribution`.
-            elementwise: Whether the optimizer multiplies gradients with more than a number for each parameter.
-            whole: The examples' gradients before projection, where :attr:`keeps_examples_whole`.
+            elementwise: Whether the optimizer scales the elements of a parameter's gradient differently.
+            unprojected: The examples' gradients before projection, if :attr:`keeps_examples_unprojected`.
         """
         assert self.queries is not None
         contribution = Contribution(example_ids, factor, shares)
         kinds = self.rules.kinds
-        names = [name for of_share in shares.values() for name in of_share]
+        names = [name for names_of_share in shares.values() for name in names_of_share]
         if "dot" in kinds or "cosine" in kinds or not (elementwise or self.rules.exact_momentum):
             norms = "cosine" in kinds
             contribution.products, contribution.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
         if self.whitened is not None:
-            projected = self.whitened.project((gradients if whole is None else whole).only(names))
+            projected = self.whitened.project((gradients if unprojected is None else unprojected).only(names))
             contribution.projected = {name: factor * phi for name, phi in projected.items()}
             contribution.whitened = self.whitened.cosines(contribution.projected, names)
         if self.holds(elementwise):
@@ -188,31 +190,31 @@ class Scoring:
             Whether its products are finite; otherwise nothing has been booked.
         """
         assert self.queries is not None
-        of_update = self.directions.of_update(step)
-        scores = [self.directions.scores(step, c, of_update, of_the_step=True) for c in step.contributions]
+        directions = self.directions.update_directions(step)
+        scores = [self.directions.scores(step, c, directions, per_step=True) for c in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in scores):
             return False
         if step.given is not None and not self.rules.exact_momentum:
-            step.left_of_given = self.directions.scores(step, step.given, of_update, again=True)
+            step.left_of_given = self.directions.scores(step, step.given, directions, again=True)
             if not self.rules.trapezoid:
                 self._gain(step.left_of_given, by_given=True)
         for contribution, of_batch in zip(step.contributions, scores, strict=True):
-            now = {k: v for k, v in of_batch.items() if k.kind in OF_THE_STEP or not self.rules.trapezoid}
-            book(self.sums, contribution.example_ids, now, step.moment)
-            self._gain(now)
+            final = {k: v for k, v in of_batch.items() if k.kind in PER_STEP_KINDS or not self.rules.trapezoid}
+            book_scores(self.sums, contribution.example_ids, final, step.moment)
+            self._gain(final)
             if self.rules.trapezoid:
-                step.left.append({k: v for k, v in of_batch.items() if k.kind not in OF_THE_STEP})
+                step.left.append({k: v for k, v in of_batch.items() if k.kind not in PER_STEP_KINDS})
         if self.rules.trapezoid:
             self.pending.append(step)
         elif self._follows_momentum(step):
-            self._hold(step, self.directions.by_parameter(step, self.directions.whole))
+            self._hold(step, self.directions.by_parameter(step, self.directions.unprojected))
         if self.whitened is not None:
             self.whitened.step([contribution.projected for contribution in step.contributions], step.names)
         return True
 
     def finish(self) -> None:
         """Book all steps that still wait, since training has ended."""
-        if self.pending:  # without a last refresh, the last gradients are the best there are
+        if self.pending:  # if there was no last refresh, the previous query gradients must do
             self._close(self.queries)
         for ring in self.rings.values():
             ring.flush()
@@ -223,40 +225,41 @@ class Scoring:
         is_same = self.queries is previous
         pending, self.pending = self.pending, []
         for index, step in enumerate(pending):
-            share = (index + 0.5) / len(pending)
-            of_update = None if is_same else self.directions.of_update(step)
+            weight = (index + 0.5) / len(pending)
+            directions = None if is_same else self.directions.update_directions(step)
             for contribution, left in zip(step.contributions, step.left, strict=True):
-                scores = self._interpolated(step, contribution, left, share, is_same, of_update)
-                book(self.sums, contribution.example_ids, scores, step.moment)
+                scores = self._interpolated(step, contribution, left, weight, is_same, directions)
+                book_scores(self.sums, contribution.example_ids, scores, step.moment)
                 self._gain(scores)
             if step.given is not None and not self.rules.exact_momentum:
-                given = self._interpolated(step, step.given, step.left_of_given, share, is_same, of_update)
+                given = self._interpolated(step, step.given, step.left_of_given, weight, is_same, directions)
                 self._gain(given, by_given=True)
             if self._follows_momentum(step):
                 assert previous is not None
-                ahead = self.directions.by_parameter(step, self.directions.whole)
-                behind = ahead if is_same else self.directions.by_parameter(step, self._previous)
-                self._hold(step, {n: (1 - share) * old + share * ahead[n][: len(old)] for n, old in behind.items()})
+                new = self.directions.by_parameter(step, self.directions.unprojected)
+                old = new if is_same else self.directions.by_parameter(step, self._previous)
+                self._hold(step, {n: (1 - weight) * of_n + weight * new[n][: len(of_n)] for n, of_n in old.items()})
         if self.rules.trapezoid:
-            self._previous = self.directions.whole
+            self._previous = self.directions.unprojected
 
     def _interpolated(
         self,
         step: StepTaken,
         contribution: Contribution,
         left: dict[Sum, Tensor],
-        share: float,
+        weight: float,
         is_same: bool,
-        of_update: QueryGradients | None,
+        directions: QueryGradients | None,
     ) -> dict[Sum, Tensor]:
         if is_same:
             return left
-        return added(left, self.directions.scores(step, contribution, of_update, again=True), share)
+        return interpolated(left, self.directions.scores(step, contribution, directions, again=True), weight)
 
     def _follows_momentum(self, step: StepTaken) -> bool:
         return self.rules.exact_momentum and bool(step.steps)
 
     def _hold(self, step: StepTaken, directions: dict[str, Tensor]) -> None:
+        """Hold a step in its optimizer's momentum ring."""
         ring = self.rings.setdefault(step.optimizer, MomentumRing(self.sums))
         scalars = {name: replace(of_step, scale=1.0) for name, of_step in step.steps.items() if name in directions}
         held = HeldStep(step.moment, step.clip, scalars, directions, step.contributions, step.given)
@@ -265,7 +268,7 @@ class Scoring:
         self._add_gain(given, by_given=True)
 
     def moment(self, epoch: int) -> Moment:
-        """Describe the current moment, as far as scores are broken down by it."""
+        """Return the current time, as far as scores are broken down by it."""
         learned = self.learned
         if "learned" in self.rules.breakdown and learned is None:
             learned = torch.zeros(len(self.sums.query_ids), dtype=torch.bool)
@@ -287,7 +290,7 @@ class Scoring:
             self.gained = padded(self.gained, queries) + padded(gained, queries)
 
     def take_gains(self) -> tuple[Tensor, Tensor]:
-        """Return what ``update`` has gained since the last call, ``[Q]``: by examples, and by the true gradient."""
+        """Return the sums of ``update`` scores since the last call, ``[Q]``: of examples, and of the true gradient."""
         queries = len(self.sums.query_ids)
         gains = (padded(self.gained, queries), padded(self.gained_by_given, queries))
         self.gained = self.gained_by_given = torch.zeros(queries, dtype=torch.float64)
@@ -296,7 +299,7 @@ class Scoring:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Return all that is open, but the sums, which are as large as the scores."""
+        """Return all state except the sums, which are as large as the scores."""
         return {
             "before": self._previous,
             "pending": list(self.pending),
@@ -314,13 +317,13 @@ class Scoring:
         queries: PerExampleGradients,
         losses: Tensor,
     ) -> None:
-        """Go on from where :meth:`state` was called.
+        """Restore what :meth:`state` returned.
 
         Args:
-            states: Of the processes whose part this one takes up; none, if there are more processes than there were.
-            shared: Of any process.
+            states: The states of the processes that this one takes over; none, if there are now more processes.
+            shared: The state of any process.
             queries: The query gradients of the last refresh.
-            losses: The queries' losses at it, ``[Q]``.
+            losses: The queries' losses at the last refresh, ``[Q]``.
         """
         self.learned = shared["learned"]
         if self.whitened is not None:
@@ -330,24 +333,24 @@ class Scoring:
             self.whitened.weigh(losses)
             self.whitened.take_queries(self._queries_to_whiten())
         self._previous = shared["before"]
-        self.see(self.names)
+        self.cover(self.names)
         for index, state in enumerate(states):
             self._add_gain(state["gained"].cpu())
             if index == 0:
                 self._add_gain(state["gained_by_given"].cpu(), by_given=True)
                 self.pending = list(state["pending"])
-            else:  # another process's batches of the same steps
+            else:  # the same steps, with the batches of another process
                 for step, other in zip(self.pending, state["pending"], strict=True):
                     step.contributions += other.contributions
                     step.left += other.left
             for optimizer, of_ring in state["rings"].items():
                 self.rings.setdefault(optimizer, MomentumRing(self.sums)).add_state(of_ring)
-        if not states:  # the steps are the same, and nothing in them is this process's own
+        if not states:  # the steps are the same on all processes, but this one has no batches of them
             self.pending = [step.emptied() for step in shared["pending"]]
             for optimizer, of_ring in shared["rings"].items():
                 self.rings.setdefault(optimizer, MomentumRing(self.sums)).load_emptied(of_ring)
 
 
-def _ever(learned: Tensor, now: Tensor) -> Tensor:
-    """A query that was once learned stays learned; queries added since keep their current state."""
-    return torch.cat([learned | now[: len(learned)], now[len(learned) :]])
+def _ever(learned: Tensor, current: Tensor) -> Tensor:
+    """Mark queries that were ever learned, ``[Q]``; queries added since have their current state."""
+    return torch.cat([learned | current[: len(learned)], current[len(learned) :]])

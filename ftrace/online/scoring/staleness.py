@@ -1,4 +1,4 @@
-"""How much scores would differ if the queries had been differentiated anew at each step: measured now and then."""
+"""The staleness of query gradients: how much products change at a refresh, measured at some of the refreshes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ftrace.scores.correlation import rank_correlation
 
 
 class Staleness:
-    """Rank correlation of a batch's products with stale and with fresh query gradients.
+    """The rank correlation of a batch's products with stale and with fresh query gradients.
 
     Args:
-        every: At every so many refreshes; 0: never.
+        every: The number of refreshes from one measurement to the next; 0: never.
 
     Attributes:
-        measured: By refresh: the mean over queries of Spearman's correlation over the batch's examples.
+        measured: By refresh, Spearman's correlation over the batch's examples, averaged over queries.
     """
 
     def __init__(self, every: int) -> None:
@@ -29,7 +29,11 @@ class Staleness:
         self._refresh = 0
 
     def before_refresh(self, queries: QueryGradients | None, refreshes: int) -> bool:
-        """Keep the query gradients that are about to be replaced, if it is time.
+        """Keep the query gradients that are about to be replaced, if a measurement is due.
+
+        Args:
+            queries: The query gradients.
+            refreshes: The number of refreshes so far.
 
         Returns:
             Whether they are kept.
@@ -40,7 +44,7 @@ class Staleness:
         return True
 
     def after_backward(self, gradients: PerExampleGradients, fresh: QueryGradients | None) -> None:
-        """Compare, with the first batch after the refresh."""
+        """Measure with the first batch after the refresh, if stale query gradients were kept."""
         if self._stale is None or fresh is None or len(gradients) < 2:
             return
         stale, self._stale = self._stale, None
@@ -50,18 +54,18 @@ class Staleness:
         self.measured[self._refresh] = mean_rank_correlation(old, new)
 
     def state(self) -> dict[str, Any]:
-        """Return what was measured."""
+        """Return the measurements."""
         return {"staleness": dict(self.measured)}
 
     def load(self, shared: Mapping[str, Any]) -> None:
-        """Go on from where :meth:`state` was called."""
+        """Restore what :meth:`state` returned."""
         self.measured = shared["staleness"]
 
 
 def mean_rank_correlation(first_BQ: Tensor, second_BQ: Tensor) -> float:
-    """Average Spearman's correlation over examples over the queries for which it is defined; NaN without any.
+    """Average Spearman's correlation, which is over examples, over the queries for which it is defined; else NaN.
 
-    Queries with products that are NaN, infinite, or all alike on either side are left out.
+    It is undefined for queries with products that are NaN, infinite, or all equal on one of the two sides.
     """
     sides = (side.float().T.numpy(force=True) for side in (first_BQ, second_BQ))
     correlations = [rank_correlation(*of_query) for of_query in zip(*sides, strict=True)]

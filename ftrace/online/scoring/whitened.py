@@ -1,11 +1,11 @@
 """Whitened cosines during training: ``phi = R^(-1/2) P (grad / sqrt(V))`` with a running R.
 
-What TrackStar does at one snapshot (Chang et al. 2024, arXiv 2410.17413, section 3), at every step: gradients of both
-sides are divided by the root of the optimizer's second moments, projected, and whitened by the autocorrelation R of the
-examples' gradients of the last steps, each parameter by itself; the score is the cosine over all of them. V and R are
-those of the last refresh, so that queries and examples are treated alike. Before the first refresh that follows a step,
-nothing has been seen, and R is the identity; the same goes for the first interval in which there are second moments. A
-parameter of which nothing has been seen, while others' R is known, counts from the next refresh on.
+This does at every step what TrackStar does at one snapshot (Chang et al. 2024, arXiv 2410.17413, section 3). Gradients
+of examples and queries are divided by the root of the optimizer's second moments V, projected by P, and whitened by the
+autocorrelation R of the examples' gradients of the last steps, each parameter by itself. The score is the cosine over
+all parameters. V and R are those of the last refresh, so that queries and examples are treated alike. R is the identity
+before the first refresh that follows a step, and in the first interval in which there are second moments, since it has
+no examples then. A parameter whose R isn't known yet, while that of others is, counts from the next refresh on.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from ftrace.scores import Sum
 
 @dataclass(frozen=True)
 class Whitening:
-    """How scores of the kinds ``whitened`` and ``learning`` are made.
+    """Settings for scores of the kinds ``whitened`` and ``learning``.
 
     Args:
-        window: Optimizer steps over which the examples' autocorrelation is averaged, exponentially.
-        damping: What is added to its diagonal, as a share of its mean eigenvalue.
-        parameters: Globs over the names of the covered parameters, in order; one that begins with "!" takes away.
-        preconditioner: What gradients are divided by where the optimizer keeps second moments: "rank-one", the root of
-            the closest outer product to them; "elementwise", their root as it is, which forms each example's gradient
-            of each weight whole; "none". Vectors are always divided elementwise.
+        window: The number of optimizer steps over which the examples' autocorrelation is averaged, exponentially.
+        damping: The number that is added to its diagonal, as a fraction of its mean eigenvalue.
+        parameters: Globs over the names of the covered parameters, in order; one that begins with "!" excludes.
+        preconditioner: What gradients are divided by if the optimizer keeps second moments: "rank-one", the root of the
+            closest outer product to these; "elementwise", their root as it is, for which each example's gradient of
+            each weight is formed unprojected; "none". Vectors are always divided elementwise.
 
     Raises:
         ValueError: If a number is out of range or an option unknown.
@@ -66,20 +66,23 @@ class Whitening:
 
 
 class WhitenedProducts:
-    """The running state behind whitened scores.
+    """The running state of whitened scores.
 
     Args:
-        rules: How.
-        projection: What gradients are projected with.
+        rules: The settings.
+        projection: The projection P.
         names: The covered parameters.
         divides: Whether the optimizer keeps second moments.
         by_layer: Whether cosines are broken down by layer.
-        kinds: Of "whitened" and "learning": what :meth:`cosines` gives.
+        kinds: The kinds that :meth:`cosines` returns, of "whitened" and "learning".
 
     Attributes:
-        divides: Whether gradients are divided by their root before they are projected, so that they come whole.
-        autocorrelation: Of this process's examples.
-        preconditioners: Of the last refresh.
+        divides: Whether gradients are divided by the root of second moments before they are projected, and so must be
+            given unprojected.
+        autocorrelation: The running autocorrelation of this process's examples.
+        preconditioners: By parameter, one over the root of second moments at the last refresh.
+        whiteners: By parameter, the matrix that whitens its projected gradients, as of the last refresh.
+        names: The parameters that the scores use.
 
     Raises:
         ValueError: If ``rules.parameters`` matches no covered parameter.
@@ -108,21 +111,21 @@ class WhitenedProducts:
         self._queries: dict[str, Tensor] = {}
         self._query_norms = torch.empty(0)
         self._learning_weights = torch.empty(0)
-        self.see(names)
+        self.cover(names)
 
-    def see(self, names: Collection[str]) -> None:
-        """These parameters are covered from here on."""
+    def cover(self, names: Collection[str]) -> None:
+        """Take the names of the parameters that are now covered."""
         chosen = match_globs(self.rules.parameters, {name: [name] for name in names}, "whitening: parameters")
         self.names = tuple(sorted(chosen))
 
     def precondition_with(self, preconditioners: Mapping[str, Preconditioner], *, restored: bool = False) -> None:
-        """New second moments.
+        """Take new second moments.
 
         Args:
-            preconditioners: One over their roots, by parameter.
-            restored: Whether they are those that the autocorrelation was made with.
+            preconditioners: By parameter, one over their root.
+            restored: Whether the autocorrelation was computed with the same ones.
         """
-        if not restored:  # what was seen before a parameter had any is of another scale
+        if not restored:  # a parameter's earlier gradients, which were not divided, have another scale
             self.autocorrelation.forget(preconditioners.keys() - self.preconditioners.keys())
         self.preconditioners = dict(preconditioners)
         self._projection = self.projection
@@ -130,62 +133,62 @@ class WhitenedProducts:
             self._projection = self.projection.preconditioned(self.preconditioners)
 
     def refresh(self, queries: PerExampleGradients) -> None:
-        """New query gradients, and whiteners of all that processes have seen. All processes must call it.
+        """Compute whiteners from the examples of all processes, and take new query gradients. All must call it.
 
         Args:
-            queries: Whole where it :attr:`divides`, otherwise projected.
+            queries: The query gradients; unprojected if :attr:`divides`, otherwise projected.
         """
         self.whiteners = self._make_whiteners(queries)
         self.take_queries(queries)
 
     def take_queries(self, queries: PerExampleGradients) -> None:
-        """Query gradients for the whiteners that there are."""
+        """Take new query gradients, for the current whiteners."""
         projected = self.project(queries)
         self._queries = {name: self._whitened(name, phi) for name, phi in projected.items() if self._counts(name)}
         squares = [u.square().sum(1) for u in self._queries.values()]
         self._query_norms = torch.stack(squares).sum(0).sqrt() if squares else queries.zeros(len(queries))
 
     def weigh(self, losses: Tensor) -> None:
-        """Losses of the queries at the last refresh, ``[Q]``, in nats."""
+        """Take the losses of the queries at the last refresh, ``[Q]``, in nats."""
         self._learning_weights = learning_weights(losses)
 
     def _make_whiteners(self, like: PerExampleGradients) -> dict[str, Tensor]:
         size = self.projection.side**2
-        found = {}
+        whiteners = {}
         for name in self.names:
             sums = self.autocorrelation.sums.get(name, like.zeros(size, size)).double()
             weight = sums.new_tensor([self.autocorrelation.weights.get(name, 0.0)])
             both = sum_over_processes(torch.cat([sums.flatten(), weight]))
             if both[-1] > 0:
                 mean = (both[:-1] / both[-1]).view(size, size)
-                found[name] = whitener(mean, self.rules.damping).to(like.dtype)
-        return found
+                whiteners[name] = whitener(mean, self.rules.damping).to(like.dtype)
+        return whiteners
 
     def project(self, gradients: PerExampleGradients) -> dict[str, Tensor]:
-        """Gradients of examples or queries, preconditioned where they are to be, and projected: ``[n, D]`` each."""
-        own = gradients.only(self.names)
+        """Divide gradients of examples or queries if :attr:`divides`, and project them: by parameter, ``[n, D]``."""
+        chosen = gradients.only(self.names)
         if self.divides:
             if self.rules.preconditioner == "elementwise":
                 factors: dict[str, float | Preconditioner] = {
-                    name: self.preconditioners.get(name, 1.0) for name in own.parts
+                    name: self.preconditioners.get(name, 1.0) for name in chosen.parts
                 }
-                own = precondition(own, factors)
-            own = project(own, self._projection)
-        return {name: flat_rows(own.dense(name)) for name in own.parts}
+                chosen = precondition(chosen, factors)
+            chosen = project(chosen, self._projection)
+        return {name: flat_rows(chosen.dense(name)) for name in chosen.parts}
 
     def _counts(self, name: str) -> bool:
-        """Once some parameters are white, others would outweigh them, or vanish beside them."""
+        """Whether a parameter counts: once some are whitened, others have another scale and are left out."""
         return not self.whiteners or name in self.whiteners
 
     def _whitened(self, name: str, phi: Tensor) -> Tensor:
         return phi @ self.whiteners[name].to(phi) if name in self.whiteners else phi
 
     def cosines(self, projected: Mapping[str, Tensor], names: Iterable[str]) -> dict[Sum, Tensor]:
-        """Cosines of examples with queries, ``[B, Q]``, of each kind, as a whole and, where there are layers, by layer.
+        """Compute whitened cosines of examples with queries, ``[B, Q]``, of each kind: in total and by layer.
 
         Args:
-            projected: As :meth:`project` gives them.
-            names: The parameters of the optimizer that they are contributions to.
+            projected: The examples' gradients, as :meth:`project` returns them.
+            names: The parameters of the optimizer to whose gradients they contribute.
         """
         by_layer: dict[str, Tensor] = {}
         square_norms: Tensor | None = None
@@ -193,8 +196,8 @@ class WhitenedProducts:
             if name not in projected or not self._counts(name):
                 continue
             white = self._whitened(name, projected[name])
-            own = white.square().sum(1)
-            square_norms = own if square_norms is None else square_norms + own
+            squares = white.square().sum(1)
+            square_norms = squares if square_norms is None else square_norms + squares
             if name in self._queries:
                 layer = layer_of(name) if self.by_layer else ""
                 products = white @ self._queries[name].T
@@ -205,28 +208,28 @@ class WhitenedProducts:
         parts = {("", ""): torch.stack(list(by_layer.values())).sum(0)}
         if self.by_layer:
             parts |= {("layer", layer): products for layer, products in by_layer.items()}
-        found: dict[Sum, Tensor] = {}
+        scores: dict[Sum, Tensor] = {}
         for part, products in parts.items():
             values = cosines(products, norms, self._query_norms)
             if "whitened" in self.kinds:
-                found[Sum("whitened", *part)] = values
+                scores[Sum("whitened", *part)] = values
             if "learning" in self.kinds:
-                found[Sum("learning", *part)] = values * self._learning_weights.to(values)
-        return found
+                scores[Sum("learning", *part)] = values * self._learning_weights.to(values)
+        return scores
 
     def step(self, contributions: Iterable[Mapping[str, Tensor]], names: Iterable[str]) -> None:
-        """An optimizer has taken a step.
+        """Update the autocorrelation after a step of an optimizer.
 
         Args:
-            contributions: To the gradients of its parameters, as :meth:`project` gives them.
+            contributions: The contributions to its gradients, as :meth:`project` returns them.
             names: Its parameters.
         """
         self.autocorrelation.age(names)
-        for one in contributions:
-            self.autocorrelation.add(one)
+        for contribution in contributions:
+            self.autocorrelation.add(contribution)
 
     def state(self) -> dict[str, Any]:
-        """Return this process's sums, and what all processes share."""
+        """Return this process's sums, and the state that all processes share."""
         return {
             "sums": dict(self.autocorrelation.sums),
             "weights": dict(self.autocorrelation.weights),
@@ -235,11 +238,11 @@ class WhitenedProducts:
         }
 
     def load(self, states: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> None:
-        """Add up what processes have seen.
+        """Restore what :meth:`state` returned.
 
         Args:
-            states: Of the processes whose part this one takes up.
-            shared: Of any process.
+            states: The states of the processes that this one takes over.
+            shared: The state of any process.
         """
         for state in states:
             self.autocorrelation.add_sums(state["sums"], state["weights"])
@@ -248,10 +251,10 @@ class WhitenedProducts:
 
 
 def learning_weights(losses: Tensor) -> Tensor:
-    """``p (1 - p)`` with ``p = exp(-loss)``, ``[Q]``: how fast p moves with its logit.
+    """Compute ``p (1 - p)`` with ``p = exp(-loss)``, ``[Q]``: the derivative of p with respect to its logit.
 
-    Cosines say nothing of how much a step matters to a query. This does: next to nothing before the answer is known at
-    all, most where it is being learned, and nothing any more once it is certain.
+    Cosines don't say how much a step matters to a query. This weight does: it is close to 0 before the answer is known
+    at all, largest while it is being learned, and 0 again once it is certain.
     """
     p = torch.exp(-losses.clamp(min=0))
     return p * (1 - p)
