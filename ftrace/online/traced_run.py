@@ -22,7 +22,7 @@ from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
 from ftrace.online.processes import num_processes
 from ftrace.online.queries.query_pass import QueryPass, require_shared_parameters
-from ftrace.online.queries.refresher import QueryRefresher
+from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
 from ftrace.online.scoring.scoring import Scoring

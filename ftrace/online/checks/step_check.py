@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ftrace.gradients import PerExampleGradients, Projection, Rehearsal
+from ftrace.gradients import PerExampleGradients, Projection, Rehearsal, UnreadableError
 from ftrace.online.checks.comparison import compare_gradients
 from ftrace.online.checks.failures import Failures
 from ftrace.online.loop import TrainingLoop
-from ftrace.online.rehearsal.unreadable import used_elsewhere
 
 
 class StepCheck:
@@ -75,7 +74,7 @@ class StepCheck:
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
         wrong = compare_gradients(read, totals, magnitudes, projection=projection, half_precision=self.half_precision)
         if wrong:
-            raise used_elsewhere(wrong, covered)
+            raise _used_elsewhere(wrong, covered)
         if rehearsal.examples.total < 2 or not rehearsal.is_complete:
             return False
         if self.failures is not None:
@@ -116,3 +115,16 @@ class StepCheck:
                 f"autograd, since they had no gradient in any batch of several examples that was rehearsed: {shown}. "
                 "The manifest lists all of them"
             )
+
+
+def _used_elsewhere(names: Sequence[str], covered: Mapping[str, nn.Parameter]) -> UnreadableError:
+    """Make the error that parameters are used outside of the modules that they are read off."""
+    hooked = [name for name in names if covered[name]._backward_hooks]
+    if hooked:
+        problem = f"{hooked[0]!r} has a hook of yours that changes its gradient"
+    else:
+        problem = (
+            "the training step uses parameters outside of the modules that they are read off, such as in a penalty on "
+            "weights (use weight_decay)"
+        )
+    return UnreadableError(problem, names)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-
-from torch import nn
+from collections.abc import Collection, Sequence
 
 from ftrace.gradients import GradientCapture, Recording, UnreadableError, leave_out
 from ftrace.online.messages import warn
@@ -111,16 +109,3 @@ class UnreadableParameters:
             )
         remedy = leave_out(self.left_out, self.capture.coverage.patterns)
         raise ValueError(f"{self.who}: {'. Also: '.join(reasons)}. {remedy}{self.or_else}.")
-
-
-def used_elsewhere(names: Sequence[str], covered: Mapping[str, nn.Parameter]) -> UnreadableError:
-    """Make the error that parameters are used outside of the modules that they are read off."""
-    hooked = [name for name in names if covered[name]._backward_hooks]
-    if hooked:
-        problem = f"{hooked[0]!r} has a hook of yours that changes its gradient"
-    else:
-        problem = (
-            "the training step uses parameters outside of the modules that they are read off, such as in a penalty on "
-            "weights (use weight_decay)"
-        )
-    return UnreadableError(problem, names)
