@@ -1,4 +1,4 @@
-"""Snapshots at chosen steps of a training run; their format is in :mod:`ftrace.online.snapshots`."""
+"""Snapshots at chosen steps of a training run; :mod:`ftrace.online.snapshots` describes their format."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ftrace.online.snapshots import save_snapshot
 
 
 class CheckpointSnapshots(Callback):
-    """Save snapshots of the model under training, at exactly one of three kinds of schedule.
+    """A callback that saves snapshots of the model, at the steps of exactly one of three schedules.
 
-    It is no Lightning ``Checkpoint``, and leaves your ModelCheckpoint alone. Steps count optimizer steps; a snapshot
-    of step t holds the weights after t steps, and the learning rates that step t + 1 will use.
+    It is no Lightning ``Checkpoint``, and doesn't affect your ModelCheckpoint. Steps are optimizer steps: a snapshot of
+    step t holds the weights after t steps, and the learning rates that step t + 1 will use.
 
     Args:
-        output_dir: Where the snapshots go; default ``snapshots`` in the run's log folder.
-        steps: These very steps; 0 is the model before training.
-        every_n_steps: 0, n, 2n, ...
-        log_spaced: This many, logarithmically spaced from the first step to the last, besides step 0. Needs a run
-            whose number of steps is known beforehand.
+        output_dir: The folder of the snapshots; default: ``snapshots`` in the run's log folder.
+        steps: The steps to save; 0 is the model before training.
+        every_n_steps: n, to save steps 0, n, 2n, ...
+        log_spaced: The number of steps to save besides step 0, logarithmically spaced from the first to the last. The
+            number of steps of the run must be known when training starts.
 
     Raises:
         ValueError: If not exactly one schedule is given, or a step is negative; when training starts, if
-            ``log_spaced`` doesn't know the number of steps, or the folder holds another run's snapshots.
+            ``log_spaced`` is given and the number of steps isn't known, or if the folder holds another run's snapshots.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class CheckpointSnapshots(Callback):
         self._saved_at = None
         if trainer.global_step == 0 and any(self._output_dir.glob("step-*")):
             raise ValueError(
-                f"CheckpointSnapshots: {str(self._output_dir)!r} holds snapshots of an earlier run, and later steps of "
-                "it would be taken for this one's. Name another folder"
+                f"CheckpointSnapshots: {str(self._output_dir)!r} holds snapshots of an earlier run, which would be "
+                "mistaken for this run's. Name another folder"
             )
         if self.steps is not None:
             self._chosen = set(self.steps)
@@ -87,7 +87,7 @@ class CheckpointSnapshots(Callback):
 
 
 def log_spaced_steps(count: int, total: int) -> list[int]:
-    """Up to ``count`` steps from 1 to ``total``, logarithmically spaced, the last one included.
+    """Return up to ``count`` steps from 1 to ``total``, logarithmically spaced, with the last one included.
 
     Example:
         >>> log_spaced_steps(4, 1000)

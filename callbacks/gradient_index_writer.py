@@ -1,9 +1,10 @@
-"""A gradient index that is written while the model trains, so that any query can be asked afterwards without replay.
+"""A gradient index that is written while the model trains, so that any query can be asked later without a replay.
 
-At optimizer step t an example's contribution to the gradient, divided by the root of the optimizer's second moments and
-projected, becomes a row. Rows belong to segments; a segment keeps the weights and second moments of its first step, at
-which later queries are differentiated. Summed over segments, rows times their learning rates are TracIn's sum over
-steps (Pruthi et al. 2020, arXiv 2002.08484, eq. 1) with query gradients that are refreshed once a segment.
+At each optimizer step, an example's contribution to the gradient, divided by the root of the optimizer's second moments
+and projected, becomes a row. Rows belong to segments; a segment keeps the weights and second moments of its first step,
+at which later queries are differentiated. The products of rows with a query, times the rows' learning rates and summed
+over all segments, are TracIn's sum over steps (Pruthi et al. 2020, arXiv 2002.08484, eq. 1), with query gradients that
+are refreshed once per segment.
 """
 
 from __future__ import annotations
@@ -27,38 +28,40 @@ WHO = "GradientIndexWriter"
 
 
 class GradientIndexWriter(Callback):
-    """Write each example's projected, optimizer-corrected gradient during training.
+    """A callback that writes an index of the examples' projected, preconditioned gradients during training.
 
-    Works in any LightningModule under automatic optimization with one optimizer; rows are read off the module's own
+    It works in any LightningModule under automatic optimization with one optimizer; rows are read off the module's own
     backward pass, whatever its loss. Weights after training are bit-identical with and without this callback.
 
     Args:
-        output_dir: The index's folder; default ``index`` in the run's log folder.
-        epochs: Which epochs to write; default: all.
+        output_dir: The index's folder; default: ``index`` in the run's log folder.
+        epochs: The epochs to write; default: all.
         steps: Ranges ``[first, last]`` of optimizer steps to write instead, the last one included.
-        segment_steps: Begin a new segment after so many optimizer steps; default: with each epoch, and each range.
-            A later query is differentiated once a segment.
-        projection_side: K: each weight's gradient becomes K x K, each block of a row K * K numbers.
-        layout: Which weights share a block: "pooled", attention and MLP weights of consecutive layers; "layer";
+        segment_steps: The number of optimizer steps after which a new segment begins; default: one segment for each
+            epoch or range. A later query is differentiated once per segment.
+        projection_side: K: each weight's gradient becomes K x K, and each block of a row has K * K elements.
+        layout: The weights that share a block: "pooled", attention or MLP weights of consecutive layers; "layer";
             "parameter".
-        layer_groups: Of the layout "pooled": how many groups of layers.
-        parameters: Globs over parameter names, in order; one that begins with "!" takes away. Default: the matrices in
+        layer_groups: The number of groups of layers in the layout "pooled".
+        parameters: Globs over parameter names, in order; one that begins with "!" excludes. Default: the matrices in
             the model's numbered blocks.
         preconditioner: What gradients are divided by: "rank-one", the root of the closest outer product to the
-            optimizer's second moments; "elementwise", their root as it is, which forms each example's gradient of each
-            weight whole; "none". Before the first step, and with optimizers that keep none, nothing is divided.
-        entries: Of the projection: "gaussian" or "rademacher".
-        dtype: Of rows on disk: "float32", "float16" or "bfloat16".
-        shard_bytes: How large a file of rows becomes, about; it is held in memory until then.
-        sample: Rows, drawn at random, that a segment's autocorrelation is taken of.
-        id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
-        strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning. One
-            that turns out to be unreadable when the model runs always is, since all rows have the same parameters.
-        self_check: Hold two examples of the first batch, and of a few later ones, against plain autograd, and the sum
-            of rows against the gradient at the first step of each segment. Whose rows are whose is found out with and
-            without it.
+            optimizer's second moments; "elementwise", their root as it is, for which each example's gradient of each
+            weight is formed unprojected; "none". Nothing is divided before the first step, nor with optimizers that
+            keep no second moments.
+        entries: The distribution of the projection's entries: "gaussian" or "rademacher".
+        dtype: The dtype of rows on disk: "float32", "float16", "bfloat16" or "float64".
+        shard_bytes: The approximate size of a file of rows, which is held in memory until it is written.
+        sample: The number of rows, drawn at random, from which a segment's autocorrelation is computed.
+        id_key: The key of the examples' ids in a batch: int64 ``[B]`` or a list of names.
+        strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning. A
+            parameter that turns out to be unreadable when the model runs is always an error, since all rows must have
+            the same parameters.
+        self_check: Whether to check two examples of the first batch, and of a few later ones, against plain autograd,
+            and the sum of rows against the gradient at the first step of each segment. Whose rows are whose is found
+            out with and without it.
         seed: Of the projection and of the sample.
-        shared_ids: Whether several rows of the data may have one id, such as the pieces of a document.
+        shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document.
         side: Deprecated: the old name of ``projection_side``.
         groups: Deprecated: the old name of ``layer_groups``.
         correction: Deprecated: the old name of ``preconditioner``.
@@ -107,7 +110,7 @@ class GradientIndexWriter(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """Two instances in one run have states of their own, told apart by their folders."""
+        """The key of this callback's state in checkpoints, which depends on its folder: a run may have several."""
         return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
 
     @override
@@ -140,7 +143,7 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # The gradient is whole and unclipped here, and only here.
+        # Only at this point is the gradient complete and unclipped.
         self._session.running.begin_step()
 
     @override

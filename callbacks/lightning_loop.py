@@ -1,4 +1,4 @@
-"""Lightning's training loop, as a traced run knows it (:class:`ftrace.online.TrainingLoop`)."""
+"""Lightning's training loop behind the interface of a traced run (:class:`ftrace.online.TrainingLoop`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ftrace.online.loop import OnLoss
 
 
 class LightningLoop:
-    """The loop of one ``trainer.fit``; attributes as :class:`ftrace.online.TrainingLoop` has them.
+    """The loop of one ``trainer.fit``; its attributes are those of :class:`ftrace.online.TrainingLoop`.
 
     Args:
         trainer: The trainer.
@@ -59,7 +59,7 @@ class LightningLoop:
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken so far."""
+        """The number of optimizer steps taken so far."""
         return self.trainer.global_step
 
     @property
@@ -69,12 +69,12 @@ class LightningLoop:
 
     @property
     def batch_idx(self) -> int:
-        """Index of the current batch in its epoch."""
+        """The index of the current batch in its epoch."""
         return self.trainer.fit_loop.batch_idx
 
     @property
     def device(self) -> torch.device:
-        """Where the module is."""
+        """The device of the module."""
         return self.module.device
 
     @property
@@ -95,12 +95,12 @@ class LightningLoop:
 
     @property
     def batches_per_step(self) -> int:
-        """Batches whose gradients are accumulated for a step."""
+        """The number of batches whose gradients are accumulated for a step."""
         return self.trainer.accumulate_grad_batches
 
     @property
     def clip_norm(self) -> float:
-        """Largest norm of a step's gradient; 0: not clipped."""
+        """The norm to which a step's gradient is clipped; 0 if it isn't clipped."""
         return float(self.trainer.gradient_clip_val or 0)
 
     @property
@@ -110,13 +110,13 @@ class LightningLoop:
 
     @property
     def zeroes_gradients_itself(self) -> bool:
-        """Whether the module may set gradients to zero once a step was taken."""
+        """Whether the module may set gradients to zero right after a step."""
         hooks = ("optimizer_step", "optimizer_zero_grad")
         return any(is_overridden(hook, self.module, LightningModule) for hook in hooks)
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied by before the backward pass."""
+        """The factor by which the loss is multiplied before the backward pass."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return float(scaler.get_scale()) if scaler is not None else 1.0
 
@@ -126,31 +126,31 @@ class LightningLoop:
         return str(self.trainer.precision)
 
     def announces_step(self, closure: Any) -> bool:
-        """Whether on_before_optimizer_step comes, once Lightning's closure is done."""
-        is_lightnings = getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"
-        return not self.is_manual or is_lightnings
+        """Whether Lightning calls ``on_before_optimizer_step`` for this step, once its closure has run."""
+        is_from_lightning = getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"
+        return not self.is_manual or is_from_lightning
 
     # Queries
 
     def query_loader(self) -> Any:
-        """The datamodule's ``query_dataloader()``; None if it has none."""
+        """Return the datamodule's ``query_dataloader()``; None if it has none."""
         make = getattr(getattr(self.trainer, "datamodule", None), "query_dataloader", None)
         return None if make is None else make()
 
     def to_device(self, batch: Any) -> Any:
-        """A batch as the strategy and the precision plugin give it to the module."""
+        """Convert a batch as the strategy and the precision plugin do before the module gets it."""
         batch = self.trainer.precision_plugin.convert_input(batch)
         return self.trainer.strategy.batch_to_device(batch, self.device, dataloader_idx=0)
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The precision plugin's context of forward passes."""
+        """Return the precision plugin's context of forward passes."""
         return self.trainer.precision_plugin.forward_context()
 
     # Rehearsals
 
     @contextmanager
     def rehearsing(self, on_loss: OnLoss) -> Iterator[None]:
-        """While active, the training step logs nothing, steps no optimizer, and runs no backward pass."""
+        """Let the training step log nothing, step no optimizer and run no backward pass while active."""
         with _unlogged(self, on_loss), self.trainer.precision_plugin.train_step_context():
             yield
 
@@ -160,10 +160,10 @@ class LightningLoop:
             output = self._training_step(batch, batch_idx)
         except (UnreadableError, SelfCheckError):
             raise
-        except Exception as error:  # whatever it is: the step is the user's
+        except Exception as error:  # the user's step may raise anything
             error.add_note(
                 "This was raised while the training step was rehearsed, before on_train_batch_start of the callbacks "
-                "behind this one. If these prepare the step, put this one last: Trainer(callbacks=[..., this])"
+                "that come after this one. If these prepare the step, put this one last: Trainer(callbacks=[..., this])"
             )
             raise
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -173,9 +173,9 @@ class LightningLoop:
 
     def _training_step(self, batch: Any, batch_idx: int) -> Any:
         prepares = is_overridden("on_train_batch_start", self.module, LightningModule)
-        if prepares and self.module.on_train_batch_start(batch, batch_idx) == -1:  # it leaves this batch out
+        if prepares and self.module.on_train_batch_start(batch, batch_idx) == -1:  # which means to skip this batch
             return None
-        # By position, as Lightning does: a step may name its arguments as it likes.
+        # Arguments are passed by position, as Lightning does, since a step may give them other names.
         takes_index = is_param_in_hook_signature(self.module.training_step, "batch_idx", min_args=2)
         return self.module.training_step(*([batch, batch_idx] if takes_index else [batch]))
 
@@ -183,7 +183,7 @@ class LightningLoop:
 
     @property
     def log_every_n_steps(self) -> int:
-        """How often the trainer logs."""
+        """The number of steps from one log of the trainer to the next."""
         return getattr(self.trainer, "log_every_n_steps", 0)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -192,7 +192,7 @@ class LightningLoop:
             logger.log_metrics(dict(metrics), step=step)
 
     def tell(self, text: str) -> None:
-        """Tell the user, on process 0."""
+        """Show the user a message, on process 0."""
         rank_zero_info(text)
 
     def facts(self) -> dict[str, Any]:
@@ -207,10 +207,10 @@ class LightningLoop:
 
 
 def refuse_unsupported_loop(trainer: Trainer, who: str) -> None:
-    """Refuse, by name and with the remedy, any training loop whose scores would be wrong.
+    """Refuse training loops in which scores would be wrong.
 
     Raises:
-        ValueError: If the loop isn't supported.
+        ValueError: If the loop isn't supported; with the reason and the remedy.
     """
     for problem in _problems(trainer):
         raise ValueError(f"{who}: {problem}")
@@ -232,10 +232,10 @@ def _problems(trainer: Trainer) -> Iterator[str]:
 
 
 def refuse_loop_without_index(trainer: Trainer, module: LightningModule, who: str) -> None:
-    """Refuse loops that an index can't be written in.
+    """Refuse training loops in which an index can't be written.
 
     Raises:
-        ValueError: By name, with the remedy.
+        ValueError: If the loop isn't supported; with the reason and the remedy.
     """
     refuse_unsupported_loop(trainer, who)
     if not module.automatic_optimization or len(trainer.optimizers) != 1:
@@ -253,7 +253,7 @@ def refuse_loop_without_index(trainer: Trainer, module: LightningModule, who: st
 
 @contextmanager
 def _unlogged(loop: LightningLoop, on_loss: OnLoss) -> Iterator[None]:
-    """While active, nothing is logged, and no optimizer steps."""
+    """Let the module log nothing and step no optimizer while active."""
     trainer, module = loop.trainer, loop.module
 
     def nothing(*args: Any, **kwargs: Any) -> None:
@@ -261,14 +261,14 @@ def _unlogged(loop: LightningLoop, on_loss: OnLoss) -> Iterator[None]:
 
     replaced: dict[str, Any] = {"log": nothing, "log_dict": nothing, "print": nothing}
     if loop.is_manual:
-        make = type(module).optimizers.__get__(module)
+        optimizers = type(module).optimizers.__get__(module)
         schedulers = type(module).lr_schedulers.__get__(module)
         replaced |= {
             "manual_backward": lambda loss, *args, **kwargs: on_loss(
                 loss * loop.loss_scale, bool(kwargs.get("retain_graph"))
             ),
-            "optimizers": lambda use_pl_optimizer=True: _still(make(use_pl_optimizer)),
-            "lr_schedulers": lambda: _still(schedulers()),
+            "optimizers": lambda use_pl_optimizer=True: _without_steps(optimizers(use_pl_optimizer)),
+            "lr_schedulers": lambda: _without_steps(schedulers()),
             "clip_gradients": nothing,
         }
     loggers, stops = trainer.loggers, trainer.should_stop
@@ -293,20 +293,20 @@ def _refuse_step(*args: Any) -> None:
     )
 
 
-def _still(optimizers: Any) -> Any:
+def _without_steps(optimizers: Any) -> Any:
     if isinstance(optimizers, list | tuple):
-        return [_Still(optimizer) for optimizer in optimizers]
-    return None if optimizers is None else _Still(optimizers)
+        return [_WithoutSteps(optimizer) for optimizer in optimizers]
+    return None if optimizers is None else _WithoutSteps(optimizers)
 
 
-class _Still:
-    """An optimizer or a schedule that doesn't step."""
+class _WithoutSteps:
+    """An optimizer or schedule that can be called as usual but doesn't step."""
 
-    def __init__(self, own: Any) -> None:
-        self._own = own
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+        return getattr(self._wrapped, name)
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Run the closure, if there is one."""

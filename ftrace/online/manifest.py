@@ -50,7 +50,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         "module": full_name(run.loop.module),
         **hyperparameters,
         "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
-        "self_check": None if run.failures is None else {"failures": run.failures.found},
+        "self_check": None if run.failures is None else {"failures": run.failures.problems},
         "rows": run.rows.facts(),
         "seed": settings.seed,
         "parameters": list(settings.parameters),

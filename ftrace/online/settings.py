@@ -19,39 +19,41 @@ class TraceSettings:
     """Settings of what is traced, and how.
 
     Args:
-        scores: Kinds to accumulate, all in one pass. ``dot``: sum over steps of learning rate x clip factor x inner
-            product, in nats if the optimizer were SGD. ``update``: the first-order effect of the optimizer's actual
-            step in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: sum over steps of the cosine, over the covered
-            parameters. ``whitened``: the same of gradients that are divided by the root of the optimizer's second
-            moments, projected, and whitened by their running autocorrelation. ``learning``: ``whitened`` with each step
-            weighted by p (1 - p), where p = exp(-loss) is the probability of the query's answer at the last refresh, so
-            that those steps count in which it is being learned: the one to rank by.
-        parameters: Globs over parameter names, in order; one that begins with "!" takes away.
-        refresh_every_n_steps: Recompute the queries' gradients every so many optimizer steps.
-        projection_side: None is exact; a whole number K projects each weight's gradient on both sides to K x K (a
-            vector's to K * K), at random, so that products are right in expectation and cost next to nothing.
-        integration: "left" uses the query gradients of the last refresh; "trapezoid" interpolates between refreshes,
-            for ``dot`` and ``update``, and holds one interval's contributions.
-        momentum: How ``update`` gives momentum to examples. "eventual": a step's whole later effect is booked at once,
-            along the query gradients of the step. "exact": contributions are held until their effect is over.
-        whitening: How the kinds ``whitened`` and ``learning`` are made.
-        candidates: Whose scores are kept: None, all examples'; a list of example ids; or such a list for each query id,
-            so that a matrix of examples x queries never exists.
-        breakdown: Of "layer", "epoch" and "learned" (before and after the query was first right): also keep scores by
-            part. Memory is that many times as large.
-        ledger: Keep the ledger: what each query's loss did between refreshes, beside what the scores say.
-        staleness_every: At every so many refreshes, measure how much scores have suffered from old query gradients.
-        id_key: The batch's key of the examples' ids, int64 ``[B]`` or a list of names.
-        query_id_key: The query batches' key of the queries' ids, likewise.
-        strict: A parameter that can't be covered, or a failed self-check, is an error; otherwise a warning and a line
-            in the manifest.
-        self_check: Hold single examples, found in rehearsals of the training step, and one query against plain
-            autograd, until each parameter was seen with a gradient and at a few later steps; and at each step the sum
-            of contributions against the gradient. Whose rows are whose is found out with and without it: before the
-            first step, the training step is rehearsed some ten times, so forward hooks of your own fire there too.
-        seed: Of the projection, and of the examples that the self-check looks at.
-        shared_ids: Whether several rows of the data may have one id, such as the pieces of a document; their scores are
-            added up.
+        scores: The kinds of scores, all computed in one pass. ``dot``: the sum over steps of learning rate x clip
+            factor x inner product, in nats if the optimizer were SGD. ``update``: the first-order effect of the
+            optimizer's actual steps in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: the sum over steps of the
+            cosine, over the covered parameters. ``whitened``: the same for gradients that are divided by the root of
+            the optimizer's second moments, projected, and whitened by their running autocorrelation. ``learning``:
+            ``whitened``, with each step weighted by p (1 - p), where p = exp(-loss) is the probability of the query's
+            answer at the last refresh, so that the steps count in which it is being learned; recommended for ranking.
+        parameters: Globs over parameter names, in order; one that begins with "!" excludes.
+        refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed.
+        projection_side: None for exact products. An integer K projects each weight's gradient at random on both sides
+            to K x K (a vector's to K * K), so that products are right in expectation and cost next to nothing.
+        integration: "left" uses the query gradients of the last refresh. "trapezoid" interpolates between refreshes,
+            for ``dot`` and ``update``, and holds one interval's contributions in memory.
+        momentum: How ``update`` attributes momentum to examples. "eventual": a gradient's entire later effect is booked
+            at its own step, along that step's query gradients. "exact": contributions are held until their effect is
+            over.
+        whitening: Settings for the kinds ``whitened`` and ``learning``.
+        candidates: The examples whose scores are kept: None for all; a list of example ids; or such a list for each
+            query id, so that there is never a matrix of examples x queries.
+        breakdown: Some of "layer", "epoch" and "learned" (before and after the query was first right), by which scores
+            are also kept in parts. Memory grows with the number of parts.
+        ledger: Whether to keep the ledger: how each query's loss changed between refreshes, beside what scores explain.
+        staleness_every: The number of refreshes from one measurement of how much products change at a refresh to the
+            next; 0: never.
+        id_key: The key of the examples' ids in a batch: int64 ``[B]`` or a list of names.
+        query_id_key: The key of the queries' ids in a batch of queries, likewise.
+        strict: Whether a parameter that can't be covered, or a failed self-check, is an error; otherwise a warning and
+            a line in the manifest.
+        self_check: Whether to check single examples of rehearsed training steps, and one query, against plain autograd,
+            until each parameter was checked with a gradient and at a few later steps; and at each step the sum of
+            contributions against the gradient. Whose rows are whose is found out with and without it: before the first
+            step, the training step is rehearsed some ten times, in which your own forward hooks fire, too.
+        seed: Of the projection, and of the choice of examples that the self-check looks at.
+        shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
+            scores are added up.
 
     Raises:
         ValueError: On an unknown or unsupported option.

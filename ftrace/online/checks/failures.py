@@ -21,14 +21,14 @@ class Failures:
         patterns: The globs that chose the parameters.
 
     Attributes:
-        found: The problems that were reported.
+        problems: The problems that were reported.
     """
 
     def __init__(self, *, strict: bool, who: str, patterns: Sequence[str] = ("*",)) -> None:
         self.strict = strict
         self.who = who
         self.patterns = tuple(patterns)
-        self.found: list[str] = []
+        self.problems: list[str] = []
 
     def report(self, problem: str, remedy: str = "", names: Sequence[str] = ()) -> None:
         """Raise an error, or record the problem and warn.
@@ -46,6 +46,6 @@ class Failures:
         message = f"{self.who} self_check: {problem}. {remedy}, or let training go on with strict=False."
         if self.strict:
             raise SelfCheckError(message)
-        self.found.append(problem)
-        if len(self.found) == 1:
+        self.problems.append(problem)
+        if len(self.problems) == 1:
             warnings.warn(message, stacklevel=4)

@@ -50,8 +50,7 @@ class RowFinder:
         strict: Whether a parameter that can't be read is an error; otherwise it is left out.
         seed: For the random choice of what is checked, and when.
         half_precision: Whether passes run in half precision.
-        query_rows: Finds out whose rows are whose in the queries' passes, by their single losses; returns None if it
-            can't.
+        query_rows: Finds out, or returns None, whose rows are whose in the queries' passes, by their single losses.
         or_else: What the user can do about a parameter that can't be read, instead of leaving it out.
         update_coverage: Called when the set of covered parameters, or the modules they are read off, have changed.
 
@@ -116,7 +115,7 @@ class RowFinder:
             batch: The batch.
             batch_idx: Its index.
             count: The number of its examples.
-            sizes: The sizes of the batches of several dataloaders that it is made of; empty if there is only one.
+            sizes: The sizes of the batches that it is made of; empty if there is only one dataloader.
             step: The next optimizer step.
             unprojected: Whether gradients are left unprojected although the capture has a projection.
 
@@ -151,11 +150,6 @@ class RowFinder:
     def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
         """Rehearse the step if layers have run that did not run in any rehearsal; then prepare the recording.
 
-        Args:
-            recording: The recording of the forward pass.
-            loss: The loss that is about to be differentiated.
-            step: The optimizer step.
-
         Raises:
             ValueError: As :meth:`before_batch`.
         """
@@ -181,12 +175,11 @@ class RowFinder:
     def after_backward(self, recordings: Sequence[Recording], step: int) -> None:
         """Rehearse the step again if the backward pass has shown that it must be. All processes must call it.
 
-        A layer that had no gradient in any rehearsal may have one now, so that it is unknown whose rows are whose; or
-        it may turn out only now that a parameter must be read off another module, which was not recorded. Then the step
-        is rehearsed, and :meth:`read` takes what the rehearsal has read.
+        A layer may now have its first gradient, so that it is unknown whose rows are whose; or it may turn out only now
+        that a parameter must be read off a module that was not recorded. Then :meth:`read` uses the rehearsal's reads.
 
         Args:
-            recordings: The recordings that the backward pass may have gone through, most likely the last one.
+            recordings: The recordings that the backward pass may have gone through, the expected one last.
             step: The optimizer step.
 
         Raises:
@@ -333,8 +326,7 @@ class RowFinder:
     def _report_moved(self, keys: Sequence[Any]) -> None:
         self._reports.report(
             f"the rows of layer {keys[0].path!r} are not where they were in an earlier batch, so earlier scores may "
-            "belong to other examples. The step may, for example, sort examples by length, or change their order from "
-            "one step to the next",
+            "belong to other examples. The step may sort examples by length, for example, or alternate their order",
             remedy="Order examples in the loader, whose batches carry their ids along, or within the forward of a "
             "module that puts them back",
         )
