@@ -64,10 +64,14 @@ def test_differences_whose_interval_is_without_0() -> None:
 def test_the_best_of_each_column_and_sure_differences_of_files() -> None:
     groups = dict.fromkeys(RESULTS_BY, "")
     queries = tuple(JudgedResult(str(query), b"", None, groups, 10, ()) for query in range(COUNT))
-    first = np.stack([np.full(COUNT, 0.9), EVEN.astype(float)], axis=1)
-    values = np.stack([first, np.full((COUNT, 2), 0.625)], axis=1)
-    given = ResultsEvaluation(("a", "b"), ("MRR", "recall@10"), queries, values, against="a", resamples=500)
-    assert bold_figures(render_results(given)) == [("a", ["90.0"]), ("b", ["62.5"]), ("b", ["-27.5"])]
+    first = np.stack([np.full(COUNT, 0.9), EVEN.astype(float), np.full(COUNT, 0.625)], axis=1)
+    values = np.stack([first, np.full((COUNT, 3), 0.625)], axis=1)
+    given = ResultsEvaluation(("a", "b"), ("MRR", "recall@10", "P@1"), queries, values, against="a", resamples=500)
+    assert bold_figures(render_results(given)) == [
+        ("a", ["90.0", "62.5"]),
+        ("b", ["62.5", "62.5"]),
+        ("b", ["-27.5"]),  # not recall@10, whose interval holds 0, nor P@1, in which they are equal
+    ]
 
 
 @pytest.mark.parametrize("rises", [[0.02, 0.04, 0.03], [-0.03, -0.01, -0.02], [math.nan, 0.02, 0.01]])

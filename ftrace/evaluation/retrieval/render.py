@@ -94,9 +94,7 @@ def _difference_table(evaluation: Evaluation) -> Table:
     for name in _shown(evaluation):
         if name != evaluation.against:
             row = evaluation.differences[name]
-            cells = [
-                cell(row[metric], bold=row[metric].low > 0 or row[metric].high < 0, signed=True) for metric in metrics
-            ]
+            cells = [cell(row[metric], bold=row[metric].excludes_0, signed=True) for metric in metrics]
             table.add_row(escape(name), *cells)
     return table
 
