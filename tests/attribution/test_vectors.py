@@ -157,7 +157,7 @@ def test_ensemble_is_the_mean(standardize: bool, run: SmallRun, tmp_path: Path) 
         (["a:x", "fewer:x"], "to cover the same examples, found 40 in 'a:x' and 39 in 'fewer:x', 39 of them the same"),
         (["a:x", "other:x"], "to cover the same queries"),
         (["fewer:x", "fewer:x"], r"expected scores for all 40 examples, found none for \[39\]"),
-        (["pairs:x", "pairs:x"], "candidates of its own"),
+        (["pairs:x", "pairs:x"], "its own candidates"),
     ],
     ids=str,
 )

@@ -31,8 +31,8 @@ def test_the_row_of_a_sum_is_the_sum_of_rows(kind: PreconditionerKind) -> None:
     dense = {name: torch.randn(5, *shape, generator=drawn, dtype=torch.float64) for name, shape in SHAPES.items()}
     shapes = {name: torch.Size(shape) for name, shape in SHAPES.items()}
     whole = PerExampleGradients({name: [Dense(values)] for name, values in dense.items()}, shapes, 5)
-    assert features.needs_whole == (kind == "elementwise")
-    rows = features.rows(whole if features.needs_whole else project(whole, features.projection))
+    assert features.needs_unprojected == (kind == "elementwise")
+    rows = features.rows(whole if features.needs_unprojected else project(whole, features.projection))
     assert rows.shape == (5, features.size)
     total = features.row_of({name: values.sum(0) for name, values in dense.items()}, rows)
     torch.testing.assert_close(rows.sum(0), total, rtol=1e-10, atol=1e-12)
