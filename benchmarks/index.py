@@ -6,8 +6,8 @@
 
 (peers-requirements.txt says what to do if torchvision then keeps transformers from being imported.)
 
-The model is the GPT-2 of random weights of benchmarks/online.py, the corpus rows of random tokens, and a row's loss the
-sum of its tokens' negative log likelihoods. Both sides index the same weights, the attention and MLP matrices of all
+The model is the GPT-2 of benchmarks/random_gpt2.py, the corpus rows of random tokens, and a row's loss the sum of its
+tokens' negative log likelihoods. Both sides index the same weights, the attention and MLP matrices of all
 blocks without biases, norms, embeddings and head, each projected on both sides to K x K in float32, and write a file.
 
 What bergson 2.5.1 does (its ``collect_gradients``, which ``bergson build`` calls): it hooks the linear layers of the
@@ -53,7 +53,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-from online import LanguageModel, Setting, matmul_rate, random_tokens, weight_shapes
+from random_gpt2 import LanguageModel, Setting, matmul_rate, random_tokens, weight_shapes
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,12 @@ from torch.utils.data import DataLoader
 
 from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from ftrace.gradients import GradientCapture, Projection
-from ftrace.index import (
-    GradientIndex,
-    SegmentQueries,
-    Whitening,
-    prepare_queries,
-    scored_chunks,
-)
+from ftrace.index import GradientIndex, SegmentQueries, Whitening, prepare_queries, scored_chunks
 from ftrace.scores import ScoreStore
 from helpers import replay, tiny
-from helpers.language_runs import Module, fit, queries, rows, weights
+from helpers.language_runs import AdamModule, Module, fit, queries, rows, weights
 
 PLAIN = Whitening(None, 0.0, "")
-
-
-class AdamModule(Module):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
 def load(module: nn.Module, folder: Path) -> nn.Module:
@@ -197,54 +185,6 @@ def test_training_is_the_same_bit_by_bit(tmp_path: Path) -> None:
     assert torch.equal(ends[0][1], ends[1][1])
 
 
-class Killed(RuntimeError):
-    pass
-
-
-class Kill(pl.Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise Killed
-
-
-def checkpoint(folder: Path, every: int) -> pl.Callback:
-    return pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, filename="{step}")
-
-
-@pytest.mark.parametrize("kill_at", [4, 5, 8])
-def test_killed_and_resumed_is_as_if_uninterrupted(tmp_path: Path, kill_at: int) -> None:
-    def train(name: str, more: Sequence[pl.Callback], **fit_options: Any) -> None:
-        writer = GradientIndexWriter(
-            tmp_path / name, segment_steps=2, projection_side=2, dtype="float64", shard_bytes=200
-        )
-        pl.seed_everything(7, verbose=False)
-        trainer = pl.Trainer(
-            max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            precision="64-true", default_root_dir=tmp_path, callbacks=[writer, *more],
-        )  # fmt: skip
-        trainer.fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 9), batch_size=3), **fit_options)
-
-    saved = tmp_path / "checkpoints"
-    train("whole", [checkpoint(tmp_path / "other", 3)])
-    with pytest.raises(Killed):
-        train("index", [checkpoint(saved, 3), Kill(kill_at)])
-    with pytest.raises(ValueError, match="not finished"):
-        GradientIndex(tmp_path / "index")
-    for step in (6, 3) if kill_at == 8 else (3,):  # an older checkpoint, too
-        train("index", [], ckpt_path=saved / f"step={step}.ckpt")
-        whole, resumed = GradientIndex(tmp_path / "whole"), GradientIndex(tmp_path / "index")
-        assert [len(one) for one in whole.segments] == [len(one) for one in resumed.segments]
-        for one, other in zip(whole.segments, resumed.segments, strict=True):
-            assert (one.ids == other.ids).all()
-            assert (one.weights == other.weights).all()
-            torch.testing.assert_close(one.rows(0, len(one)), other.rows(0, len(one)), rtol=0, atol=0)
-            for block, R in one.autocorrelation().items():
-                torch.testing.assert_close(R, other.autocorrelation()[block], rtol=0, atol=0)
-
-
 def test_a_window_of_several_batches_fills_shards_without_loss(tmp_path: Path) -> None:
     writer = GradientIndexWriter(tmp_path / "index", projection_side=2, shard_bytes=200)
     loader = DataLoader(rows("gpt2", 24), batch_size=3)
@@ -252,106 +192,6 @@ def test_a_window_of_several_batches_fills_shards_without_loss(tmp_path: Path) -
     (segment,) = GradientIndex(tmp_path / "index").segments
     assert sorted(segment.ids.tolist()) == [10 * i + 3 for i in range(24)]
     assert segment.num_shards == 2
-
-
-def test_a_resumed_run_goes_on_in_the_folder_that_its_logger_had_before(tmp_path: Path) -> None:
-    def train(more: Sequence[pl.Callback], **fit_options: Any) -> None:
-        trainer = pl.Trainer(
-            max_epochs=2, accelerator="cpu", logger=pl.loggers.CSVLogger(tmp_path, name="logs"), precision="64-true",
-            enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[GradientIndexWriter(projection_side=2, segment_steps=2), *more],
-        )  # fmt: skip
-        trainer.fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 9), batch_size=3), **fit_options)
-
-    with pytest.raises(Killed):
-        train([checkpoint(tmp_path / "saved", 3), Kill(5)])
-    train([], ckpt_path=tmp_path / "saved" / "step=3.ckpt")
-    index = GradientIndex(tmp_path / "logs" / "version_0" / "index")
-    assert index.num_rows == 18
-    assert not (tmp_path / "logs" / "version_1" / "index").exists()
-
-
-def test_training_goes_on_with_the_same_callback(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", projection_side=2)
-    loader, module = DataLoader(rows("gpt2", 6), batch_size=3), AdamModule("gpt2")
-    trainer = fit(module, loader, tmp_path, [writer], max_epochs=1)
-    trainer.fit_loop.max_epochs = 2
-    trainer.fit(module, loader)
-    assert [len(segment) for segment in GradientIndex(tmp_path / "index").segments] == [6, 6]
-
-
-def test_nothing_written_is_said(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, epochs=[7])
-    with pytest.warns(UserWarning, match=r"nothing was written.*epochs=\[7\]"):
-        fit(Module("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer], max_epochs=1)
-
-
-def test_rows_of_mixed_up_examples_are_found(tmp_path: Path) -> None:
-    """They sum to the gradient all the same."""
-    module = Module("gpt2")
-    module.model.transformer.h[0].register_forward_hook(lambda layer, args, output: output.roll(1, 0))
-    writer = GradientIndexWriter(tmp_path / "index", projection_side=2)
-    with pytest.raises(ValueError, match=r"GradientIndexWriter: layer .* examples of the batch can't be told apart"):
-        fit(module, DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer])
-
-
-def test_the_index_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
-    loader = DataLoader(rows("gpt2", 6), batch_size=3)
-    fit(Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", projection_side=2)], max_epochs=1)
-    with pytest.raises(ValueError, match="index of another run"):
-        fit(
-            Module("gpt2"), loader, tmp_path, [GradientIndexWriter(tmp_path / "index", projection_side=2)], max_epochs=1
-        )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": [0], "steps": [[0, 1]]}, "one of epochs and steps"),
-        ({"epochs": []}, "epochs"),
-        ({"steps": [[3, 1]]}, "ranges"),
-        ({"segment_steps": 0}, "segment_steps"),
-        ({"projection_side": 0}, "projection_side"),
-        ({"layout": "diagonal"}, "layout"),
-        ({"preconditioner": "half"}, "preconditioner"),
-        ({"dtype": "int8"}, "dtype"),
-    ],
-)
-def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GradientIndexWriter(**options)
-
-
-def test_parameters_of_several_learning_rates_are_refused(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, parameters=("*",))
-    with pytest.raises(ValueError, match="one learning rate"):
-        fit(Module("gpt2", groups=True), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer])
-
-
-def test_manual_optimization_is_refused(tmp_path: Path) -> None:
-    module = Module("gpt2")
-    module.automatic_optimization = False
-    with pytest.raises(ValueError, match="automatic optimization with one optimizer"):
-        fit(
-            module,
-            DataLoader(rows("gpt2", 6), batch_size=3),
-            tmp_path,
-            [GradientIndexWriter(tmp_path / "i", projection_side=2)],
-        )
-
-
-class UsesWeightElsewhere(Module):
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        penalty = self.model.transformer.h[0].mlp.c_fc.weight.square().sum()
-        return super().training_step(batch, batch_idx) + penalty
-
-
-def test_a_weight_that_is_used_outside_of_its_layer_is_found(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"outside of the modules that they are read off.*c_fc\.weight"):
-        fit(
-            UsesWeightElsewhere("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path,
-            [GradientIndexWriter(tmp_path / "i", projection_side=2)],
-        )  # fmt: skip
 
 
 def test_a_step_whose_gradients_are_no_numbers_is_left_out(tmp_path: Path) -> None:

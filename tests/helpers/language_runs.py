@@ -36,6 +36,13 @@ class Module(pl.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7), "interval": "step"}]
 
 
+class AdamModule(Module):
+    """With AdamW, which has second moments."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
 def rows(kind: str, count: int, seed: int = 0, key: str = "example_id", length: int = 7) -> list[dict[str, Any]]:
     batch = tiny.batch(kind, count, seed, length)
     return [{**{name: values[i] for name, values in batch.items()}, key: 10 * i + 3} for i in range(count)]

@@ -76,6 +76,10 @@ def batches(count: int = 3, size: int = 4, key: str = "example_id", seed: int = 
     ]
 
 
+def gaussian(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
 QUERIES = batches(1, 3, "query_id", seed=2)
 
 
