@@ -160,7 +160,8 @@ def rehearsed(folder: str) -> tuple[int, int]:
     manifests = [*Path(folder).glob("*/manifest.json"), *Path(folder).glob("*/segment-*/segment.json")]
     if not manifests:
         return 0, 0
-    passes = json.loads(manifests[0].read_text())["rows"]["passes"]
+    manifest = json.loads(manifests[0].read_text())
+    passes = manifest.get("rehearsals", manifest["rows"])["passes"]
     return passes.get("forward", 0), passes.get("backward", 0)
 
 

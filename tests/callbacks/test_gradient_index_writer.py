@@ -118,6 +118,9 @@ def test_rows_are_divided_by_the_second_moments_of_the_segments_first_step(tmp_p
     fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer, plain, elementwise])
     of_a, of_b, of_c = (GradientIndex(tmp_path / name) for name in "abc")
     assert [segment.manifest["preconditioned"] for segment in of_a.segments] == [False, True]
+    checked = of_a.segments[0].manifest["rehearsals"]["single_examples"]
+    assert checked["checked"]
+    assert checked["never_checked"] == []
     torch.testing.assert_close(of_a.segments[0].rows(0, 6), of_b.segments[0].rows(0, 6))
     assert not torch.allclose(of_a.segments[1].rows(0, 6), of_b.segments[1].rows(0, 6), rtol=1e-2)
     segment = of_c.segments[1]

@@ -296,7 +296,7 @@ class IndexRun:
                 "preconditioned": bool(self._features.preconditioners),
                 "undivided": [name for name in self.names if name not in self._features.preconditioners],
                 "steps_left_out": self.steps_left_out,
-                "rows": self.rows.facts(),
+                "rehearsals": self.rows.facts(),  # under "rows" a segment has their number
             }
             self.steps_left_out = 0
             if names:
