@@ -8,6 +8,7 @@ forked runs no code of the tests: one that has used threads couldn't fork others
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -84,7 +85,8 @@ def run_together(
         server.stdin.flush()
         if not select.select([server.stdout], [], [], timeout)[0]:
             os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+            server.communicate()
+            atexit.unregister(server.communicate)
             _server.cache_clear()
             raise subprocess.TimeoutExpired(str(commands), timeout)
         codes = json.loads(server.stdout.readline())
@@ -97,11 +99,13 @@ def run_together(
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    """The process that is forked. It ends when this one does, with its standard input."""
-    return subprocess.Popen(
+    """Start the process that is forked. It ends when this one does."""
+    server = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT,
         start_new_session=True,
     )  # fmt: skip
+    atexit.register(server.communicate)  # closes its standard input, and waits
+    return server
 
 
 def _serve() -> dict[str, Any] | None:

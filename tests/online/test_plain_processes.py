@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from ftrace.online import trace
 from ftrace.scores import ScoreStore
+from helpers import warm_python
 
 ASKED = [{"x": torch.linspace(-1, 1, 3).double() * (i + 1), "query_id": i} for i in range(3)]
 EXAMPLES = [{"x": torch.linspace(1, 2, 3).double() * (i - 3), "example_id": i} for i in range(8)]
@@ -45,9 +48,15 @@ def train(rank: int, processes: int, folder: str) -> None:
 
 def test_two_processes_have_the_scores_of_one(tmp_path: Path) -> None:
     train(0, 1, str(tmp_path))
-    mp.spawn(train, (2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = warm_python.run(__file__, tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2500:]
     one, two = (ScoreStore.open(tmp_path / f"scores-{processes}") for processes in (1, 2))
     assert two.manifest["processes"] == 2
     for kind in ("dot", "update"):
         np.testing.assert_allclose(two.matrix(kind), one.matrix(kind), rtol=1e-9, atol=1e-14)
         assert np.abs(one.matrix(kind)).max() > 0
+
+
+if __name__ == "__main__":  # what has used threads, as the tests have, can't fork
+    mp.start_processes(train, (2, sys.argv[1]), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
