@@ -35,8 +35,11 @@ class Conservation(Check):
 
     _failures: Failures
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, **settings: Any) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], failures: Failures, *, clip: str, **settings: Any
+    ) -> None:
         super().__init__(parameters, failures, **settings)
+        self._clip = clip  # how messages name what may clip gradients
         self._first_totals: dict[str, Tensor] | None = {}
         self._magnitudes: dict[str, float] = {}
         self._weights_Q = torch.empty(0)
@@ -126,9 +129,9 @@ class Conservation(Check):
             self._failures.report(
                 f"at step {step} the optimizer was given a gradient of norm {norm:.6g} ({product:.6g} along the "
                 f"queries'), but contributions sum to one of norm {expected_norm:.6g} ({expected_product:.6g}). "
-                "Something changes gradients behind the callback, such as the module's on_before_optimizer_step or "
-                "another callback",
-                remedy="Leave clipping to Trainer(gradient_clip_val=...) and gradients as they are",
+                "Something changes gradients between the backward pass and the step, such as a hook or another "
+                "callback",
+                remedy=f"Leave clipping to {self._clip} and gradients as they are",
             )
 
     def _along_direction(self) -> float:

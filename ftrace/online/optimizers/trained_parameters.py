@@ -74,7 +74,7 @@ class TrainedParameters:
             followed.steps_taken = taken.get(followed.index, 0)
             if self.failures is not None:
                 covered = {name: p for _, name, p in followed.parameters(covered=True)}
-                self.conservation[followed.index] = self.make_check(Conservation, covered)
+                self.conservation[followed.index] = self.make_check(Conservation, covered, clip=self.loop.wording.clip)
 
     def update_coverage(self) -> None:
         """Adopt the hooks' current coverage."""
@@ -90,13 +90,14 @@ class TrainedParameters:
         """Whether passes run in half precision."""
         return self.loop.precision not in ("32-true", "64-true")
 
-    def make_check(self, kind: Any, parameters: Mapping[str, nn.Parameter]) -> Any:
+    def make_check(self, kind: Any, parameters: Mapping[str, nn.Parameter], **settings: Any) -> Any:
         """Make a check of some parameters with this run's settings."""
         return kind(
             parameters,
             self.failures,
             seed=self.seed,
             projection=self.rules.projection,
+            **settings,
             half_precision=self.is_half_precision,
         )
 
