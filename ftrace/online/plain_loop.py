@@ -111,6 +111,15 @@ class PlainLoop:
         dtype = _AUTOCAST.get(self.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
+    def require_known_autocast(self) -> None:
+        """Refuse autocast that the queries' losses would be computed without."""
+        if self.precision not in _AUTOCAST and torch.is_autocast_enabled(self.device.type):
+            low = "16-mixed" if torch.get_autocast_dtype(self.device.type) == torch.float16 else "bf16-mixed"
+            raise ValueError(
+                f"run.loss: expected no torch.autocast around it with precision={self.precision!r}, found some. Pass "
+                f"precision={low!r} to trace, so that the losses of queries are computed under it, too"
+            )
+
     @contextmanager
     def rehearsing(self, on_loss: OnLoss) -> Iterator[None]:
         """Refuse optimizer steps; there is nothing else to switch off."""
@@ -156,6 +165,7 @@ class PlainTrace:
         self._output_dir = output_dir
         self._handles: list[RemovableHandle] = []
         self._loss: Tensor | None = None
+        self._was_entered = self._is_open = False
         if state:
             session.load(state)
 
@@ -163,6 +173,9 @@ class PlainTrace:
         self._loop.step += 1
 
     def __enter__(self) -> PlainTrace:
+        if self._was_entered:
+            raise RuntimeError(f"{_WHO}: expected a run to be entered once. Make another with trace(...)")
+        self._was_entered = True
         self._session.before_training(self._loop.module)
         for optimizer in self._loop.optimizers:
             self._handles.append(optimizer.register_step_post_hook(self._count))
@@ -171,6 +184,7 @@ class PlainTrace:
         except BaseException:
             self._detach()
             raise
+        self._is_open = True
         return self
 
     def __exit__(
@@ -184,7 +198,13 @@ class PlainTrace:
         finally:
             self._detach()
 
+    def _require_open(self, call: str) -> None:
+        if not self._is_open:
+            when = "after" if self._was_entered else "before"
+            raise RuntimeError(f"{call}: expected the training loop within `with run:`, found a call {when} it")
+
     def _detach(self) -> None:
+        self._is_open = False
         self._session.detach()
         for handle in self._handles:
             handle.remove()
@@ -211,7 +231,9 @@ class PlainTrace:
             ValueError: If the batch, the model or the loss isn't supported.
             SelfCheckError: If the self-check fails.
         """
+        self._require_open("run.loss")
         loop = self._loop
+        loop.require_known_autocast()
         loop.scale = loop.loss_scale
         self._session.batch_begins(batch, loop.batch_idx)
         loop.batch_idx += 1
@@ -219,6 +241,7 @@ class PlainTrace:
             loss = loop.training_loss(loop.model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            shown += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
             raise ValueError(f"training_loss: expected one number that can be differentiated, found {shown}")
         self._loss = loss
         return loss
@@ -235,9 +258,16 @@ class PlainTrace:
             ValueError: If it isn't that loss.
             SelfCheckError: If the self-check fails.
         """
-        last, self._loss = self._loss, None
+        self._require_open("run.backward")
+        last = self._loss
         if last is None:
             raise ValueError("run.backward: expected a call of run.loss(batch) before each backward pass")
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            shown = "a tensor without a gradient" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                "run.backward: expected the loss that run.loss(batch) has returned, or a multiple of it, found "
+                f"{shown}. Leave out .item() and .detach()"
+            )
         if loss is not last:
             (scale,) = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
             if scale is None:
@@ -248,6 +278,7 @@ class PlainTrace:
             self._loop.scale = float(scale)
         else:
             self._loop.scale = 1.0
+        self._loss = None
         self._session.backward_begins(loss)
         loss.backward(**options)
         with torch.no_grad():
@@ -260,6 +291,7 @@ class PlainTrace:
         Args:
             queries: A DataLoader or Dataset; its ids must be new.
         """
+        self._require_open("run.add_queries")
         self._session.add_queries(queries)
 
     def state_dict(self) -> dict[str, Any]:
@@ -336,16 +368,29 @@ def trace(
         >>> ScoreStore.open(folder).scores(0).shape
         (6,)
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = _listed(optimizer)
     unknown = sorted(settings.keys() - TraceSettings.__dataclass_fields__.keys())
     if unknown:
         raise ValueError(
             f"trace: expected settings among {sorted(TraceSettings.__dataclass_fields__)}, found {unknown[0]!r}"
         )
+    if state and (not isinstance(state, Mapping) or "global_step" not in state):
+        shown = f"keys {list(state)[:8]}" if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(
+            f"state: expected what run.state_dict() has returned, found {shown}. Of a whole checkpoint, pass the entry "
+            "alone under which you saved it"
+        )
     step = state["global_step"] if state else 0
     loop = PlainLoop(model, optimizers, training_loss or huggingface_training_loss, precision, schedules, scaler, step)
     session = TraceSession(TraceSettings(**settings), queries, query_losses, query_learned, _WHO)
     return PlainTrace(loop, session, Path(output_dir), state)
+
+
+def _listed(optimizer: Any) -> list[Optimizer]:
+    found = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not isinstance(found, Sequence) or not found or not all(isinstance(each, Optimizer) for each in found):
+        raise ValueError(f"optimizer: expected a torch.optim.Optimizer or a list of them, found {optimizer!r:.80}")
+    return list(found)
 
 
 def _refuse_step(*args: Any) -> None:

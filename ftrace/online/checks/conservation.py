@@ -165,7 +165,8 @@ class Conservation(Check):
             if wrong:
                 self._failures.report(
                     f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
-                    "used outside of its layer's forward, or its gradient changed by a hook",
+                    "used outside of its layer's forward, or its gradient changed by a hook"
+                    + (", or after the backward pass by more than a factor" if is_clipped else ""),
                     names=wrong,
                 )
         old = [one for one in window if one.refresh != self._refresh]  # their products are with other query gradients
