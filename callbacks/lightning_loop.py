@@ -125,6 +125,10 @@ class LightningLoop:
         """The trainer's precision."""
         return str(self.trainer.precision)
 
+    def gradient_scale(self, optimizer: Optimizer) -> float:
+        """The loss scale, for optimizers whose own step takes it out; 1 for all others."""
+        return self.loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+
     def announces_step(self, closure: Any) -> bool:
         """Whether Lightning calls ``on_before_optimizer_step`` for this step, once its closure has run."""
         is_from_lightning = getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"

@@ -2,7 +2,8 @@
 
 from ftrace.online.checks.failures import SelfCheckError
 from ftrace.online.loop import TrainingLoop, TrainLoaders, Wording
-from ftrace.online.plain_loop import PlainLoop, PlainTrace, trace
+from ftrace.online.plain_loop import PlainLoop
+from ftrace.online.plain_trace import PlainTrace, trace
 from ftrace.online.scoring.whitened import Whitening
 from ftrace.online.session import TraceSession
 from ftrace.online.settings import TraceSettings

@@ -31,6 +31,11 @@ def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
         source = loop.query_loader() if source is None else source
         if source is None:
             raise ValueError(f"no queries: expected queries=DataLoader(...){loop.wording.queries}")
+        if isinstance(source, Mapping | Iterator):
+            raise ValueError(
+                f"queries: expected a DataLoader, a Dataset or a list of queries, found {type(source).__name__}. "
+                "Pass a list of queries, one dictionary each, or of ready batches DataLoader(batches, batch_size=None)"
+            )
         loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
         with _random_state_of(loader):
             batches = [loop.to_device(batch) for batch in loader]

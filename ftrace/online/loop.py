@@ -134,6 +134,12 @@ class TrainingLoop(Protocol):
     def wording(self) -> Wording:
         """The words by which messages say what users can do."""
 
+    def gradient_scale(self, optimizer: Optimizer) -> float:
+        """What an optimizer's gradients are still multiplied by right before its step, which divides them by it; or 1.
+
+        So it is with fused optimizers and a loss scaler.
+        """
+
     def announces_step(self, closure: Any) -> bool:
         """Whether the loop announces that an optimizer is about to step, once its closure has run.
 

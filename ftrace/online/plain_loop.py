@@ -1,11 +1,9 @@
-"""A training loop written by hand, traced: :func:`trace`."""
+"""A training loop written by hand, as a traced run knows it (:class:`ftrace.online.TrainingLoop`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,18 +11,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from ftrace.online.loop import OnLoss, TrainLoaders, Wording
 from ftrace.online.messages import tell
-from ftrace.online.queries.query_losses import huggingface_training_loss
-from ftrace.online.session import TraceSession
-from ftrace.online.settings import TraceSettings
 
 TrainingLoss = Callable[[Any, Any], Tensor]
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "16-true", *_AUTOCAST)
-_WHO = "ftrace.online.trace"
 
 
 class PlainLoop:
@@ -36,7 +29,7 @@ class PlainLoop:
         model: The model, or the DistributedDataParallel around it.
         optimizers: Its optimizers.
         training_loss: ``(model, batch) -> Tensor``: the loss of one batch.
-        precision: As in :func:`trace`.
+        precision: As in :func:`ftrace.online.trace`.
         schedules: Learning-rate schedules.
         scaler: A ``torch.amp.GradScaler``, if there is one.
         step: Optimizer steps taken before.
@@ -91,6 +84,11 @@ class PlainLoop:
         """What the scaler multiplies the loss by."""
         return 1.0 if self.scaler is None or not self.scaler.is_enabled() else float(self.scaler.get_scale())
 
+    def gradient_scale(self, optimizer: Optimizer) -> float:
+        """What the scaler has told the optimizer to divide its gradients by; 1 once they are unscaled."""
+        scale = getattr(optimizer, "grad_scale", None)
+        return 1.0 if scale is None else float(scale)
+
     def announces_step(self, closure: Any) -> bool:
         """False: only the optimizer's own hooks know."""
         return False
@@ -110,6 +108,15 @@ class PlainLoop:
         """Autocast, in mixed precision."""
         dtype = _AUTOCAST.get(self.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def require_known_autocast(self) -> None:
+        """Refuse autocast that the queries' losses would be computed without."""
+        if self.precision not in _AUTOCAST and torch.is_autocast_enabled(self.device.type):
+            low = "16-mixed" if torch.get_autocast_dtype(self.device.type) == torch.float16 else "bf16-mixed"
+            raise ValueError(
+                f"run.loss: expected no torch.autocast around it with precision={self.precision!r}, found some. Pass "
+                f"precision={low!r} to trace, so that the losses of queries are computed under it, too"
+            )
 
     @contextmanager
     def rehearsing(self, on_loss: OnLoss) -> Iterator[None]:
@@ -136,216 +143,6 @@ class PlainLoop:
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest."""
         return {"precision": self.precision, "strategy": type(self.model).__name__}
-
-
-class PlainTrace:
-    """A traced run of a loop written by hand; made by :func:`trace`.
-
-    Args:
-        loop: The loop.
-        session: Its observer.
-        output_dir: Where the score store is written.
-        state: The state of a checkpoint, to go on from.
-    """
-
-    def __init__(
-        self, loop: PlainLoop, session: TraceSession, output_dir: Path, state: dict[str, Any] | None = None
-    ) -> None:
-        self._loop = loop
-        self._session = session
-        self._output_dir = output_dir
-        self._handles: list[RemovableHandle] = []
-        self._loss: Tensor | None = None
-        if state:
-            session.load(state)
-
-    def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._loop.step += 1
-
-    def __enter__(self) -> PlainTrace:
-        self._session.before_training(self._loop.module)
-        for optimizer in self._loop.optimizers:
-            self._handles.append(optimizer.register_step_post_hook(self._count))
-        try:
-            self._session.training_begins(self._loop, self._output_dir)
-        except BaseException:
-            self._detach()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._session.training_has_ended()
-            else:
-                self._session.training_has_failed(error)
-        finally:
-            self._detach()
-
-    def _detach(self) -> None:
-        self._session.detach()
-        for handle in self._handles:
-            handle.remove()
-
-    @property
-    def epoch(self) -> int:
-        """The current epoch, which scores may be broken down by. Set it when an epoch begins."""
-        return self._loop.epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self._loop.epoch, self._loop.batch_idx = epoch, 0
-
-    def loss(self, batch: Any) -> Tensor:
-        """Compute the training loss of a batch, and record how it comes about.
-
-        Args:
-            batch: The batch, on the model's device, with ids of its examples.
-
-        Returns:
-            What ``training_loss`` returned.
-
-        Raises:
-            ValueError: If the batch, the model or the loss isn't supported.
-            SelfCheckError: If the self-check fails.
-        """
-        loop = self._loop
-        loop.scale = loop.loss_scale
-        self._session.batch_begins(batch, loop.batch_idx)
-        loop.batch_idx += 1
-        with loop.forward_context():
-            loss = loop.training_loss(loop.model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"training_loss: expected one number that can be differentiated, found {shown}")
-        self._loss = loss
-        return loss
-
-    def backward(self, loss: Tensor, **options: Any) -> None:
-        """Run the backward pass of the last batch; call this instead of ``loss.backward()``.
-
-        Args:
-            loss: The loss that :meth:`loss` returned, or a multiple of it: divided by the number of accumulated
-                batches, or scaled by a GradScaler.
-            options: Of ``Tensor.backward``.
-
-        Raises:
-            ValueError: If it isn't that loss.
-            SelfCheckError: If the self-check fails.
-        """
-        last, self._loss = self._loss, None
-        if last is None:
-            raise ValueError("run.backward: expected a call of run.loss(batch) before each backward pass")
-        if loss is not last:
-            (scale,) = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
-            if scale is None:
-                raise ValueError(
-                    "run.backward: expected the loss that run.loss(batch) has returned, or a multiple of it, found one "
-                    "that doesn't depend on it. Compute it with run.loss(batch)"
-                )
-            self._loop.scale = float(scale)
-        else:
-            self._loop.scale = 1.0
-        self._session.backward_begins(loss)
-        loss.backward(**options)
-        with torch.no_grad():
-            self._session.backward_has_ended()
-        self._session.batch_has_ended()
-
-    def add_queries(self, queries: Any) -> None:
-        """Add queries, which are traced from the next batch on.
-
-        Args:
-            queries: A DataLoader or Dataset; its ids must be new.
-        """
-        self._session.add_queries(queries)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Save the state of the scores to files beside the output folder.
-
-        Returns:
-            Names and hashes of the files: small, for a checkpoint of your own. Give it to ``trace(..., state=...)``.
-        """
-        return self._session.state()
-
-
-def trace(
-    model: nn.Module,
-    optimizer: Optimizer | Sequence[Optimizer],
-    training_loss: TrainingLoss | None = None,
-    *,
-    queries: Any,
-    query_losses: Callable[[Any, Any], Tensor] | None = None,
-    query_learned: Callable[[Any, Any], Tensor] | None = None,
-    output_dir: str | Path = "online",
-    precision: str = "32-true",
-    schedules: Sequence[Any] = (),
-    scaler: Any = None,
-    state: dict[str, Any] | None = None,
-    **settings: Any,
-) -> PlainTrace:
-    """Trace a training loop of your own, as ``OnlineTracIn`` traces Lightning's.
-
-    Weights after training are bit-identical with and without it.
-
-    Args:
-        model: The model, or the DistributedDataParallel around it.
-        optimizer: Its optimizer, or several.
-        training_loss: ``(model, batch) -> Tensor``: the loss of one batch, a number. It is also called with some
-            examples' inputs exchanged, to find out whose rows are whose, so it must depend on its arguments and on
-            random numbers alone. Default: the loss that a Hugging Face model itself returns for a batch with labels.
-        queries: A DataLoader or Dataset of queries.
-        query_losses: ``(model, batch) -> Tensor[B]``, one loss per query, in nats. Default: the model's
-            ``example_losses``, or a ready-made one for Hugging Face language models.
-        query_learned: ``(model, batch) -> Tensor[B]`` bool, whether each query is answered right.
-        output_dir: Where the score store is written at the end of the ``with`` block. After an exception, what there
-            is goes to the same name with ``-incomplete`` behind it.
-        precision: ``"32-true"``, ``"64-true"``, ``"bf16-true"`` or ``"16-true"``, as the model's parameters are, or
-            ``"bf16-mixed"`` or ``"16-mixed"``: then losses are computed under ``torch.autocast``.
-        schedules: Learning-rate schedules that ``training_loss`` might touch.
-        scaler: The ``torch.amp.GradScaler`` that scales the loss.
-        state: What ``run.state_dict()`` returned when a checkpoint was saved, to go on from there.
-        settings: The fields of :class:`ftrace.online.TraceSettings`, such as ``scores=("dot", "update")``.
-
-    Returns:
-        A context manager, whose ``loss(batch)`` and ``backward(loss)`` take the place of your own two lines.
-
-    Raises:
-        ValueError: On an unknown setting; on entering, if the model or an optimizer isn't supported.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from torch.utils.data import DataLoader
-        >>> from ftrace.scores import ScoreStore
-        >>> rows = [{"x": torch.tensor([float(i)]), "y": torch.tensor([2.0 * i]), "example_id": i} for i in range(6)]
-        >>> queries = [{"x": torch.tensor([1.5]), "y": torch.tensor([3.0]), "query_id": 0}]
-        >>> def losses(model, batch):
-        ...     return (model(batch["x"]) - batch["y"]).square().sum(1)
-        >>> model = torch.nn.Linear(1, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        >>> folder = tempfile.mkdtemp() + "/scores"
-        >>> run = trace(model, optimizer, lambda model, batch: losses(model, batch).mean(), queries=queries,
-        ...             query_losses=losses, output_dir=folder, ledger=False)
-        >>> with run:
-        ...     for batch in DataLoader(rows, batch_size=3):
-        ...         optimizer.zero_grad()
-        ...         run.backward(run.loss(batch))
-        ...         optimizer.step()
-        >>> ScoreStore.open(folder).scores(0).shape
-        (6,)
-    """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    unknown = sorted(settings.keys() - TraceSettings.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(
-            f"trace: expected settings among {sorted(TraceSettings.__dataclass_fields__)}, found {unknown[0]!r}"
-        )
-    step = state["global_step"] if state else 0
-    loop = PlainLoop(model, optimizers, training_loss or huggingface_training_loss, precision, schedules, scaler, step)
-    session = TraceSession(TraceSettings(**settings), queries, query_losses, query_learned, _WHO)
-    return PlainTrace(loop, session, Path(output_dir), state)
 
 
 def _refuse_step(*args: Any) -> None:

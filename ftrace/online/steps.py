@@ -96,6 +96,7 @@ class OptimizerSteps:
                 self.clipping.factor,
                 norm,
                 self.next - 1,
+                gradient_scale=self.clipping.gradient_scale,
                 is_clipped=self.loop.is_manual,
                 check_after=self.clipping.is_measured,
             )

@@ -154,6 +154,7 @@ class Conservation(Check):
         norm: float | None,
         step: int,
         *,
+        gradient_scale: float = 1.0,
         is_clipped: bool = False,
         check_after: bool = False,
     ) -> None:
@@ -166,13 +167,15 @@ class Conservation(Check):
             clip: The clip factor.
             norm: Norm of the gradient, over all parameters of the optimizer; None if it isn't known.
             step: The optimizer step that is about to be taken.
+            gradient_scale: What the gradient is still multiplied by, and the step is going to divide it by.
             is_clipped: Whether the gradient has been clipped already.
             check_after: Whether to check after this step even if there was no refresh.
         """
         self._find_direction()
         clip_so_far = clip if is_clipped else 1.0
         if self._first_totals is not None:
-            grads = {name: unsharded(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
+            given = {name: unsharded(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
+            grads = given if gradient_scale == 1 else {name: grad / gradient_scale for name, grad in given.items()}
             like = projected(grads, self.projection)
             totals = {n: clip_so_far * sum_over_processes(t) for n, t in self._all_ranks(like).items()}
             wrong = compare_gradients(
@@ -182,7 +185,8 @@ class Conservation(Check):
             if wrong:
                 self._failures.report(
                     f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
-                    "used outside of its layer's forward, or its gradient changed by a hook",
+                    "used outside of its layer's forward, or its gradient changed by a hook"
+                    + (", or after the backward pass by more than a factor" if is_clipped else ""),
                     names=wrong,
                 )
         # Contributions from before the last refresh were multiplied with other query gradients.
@@ -193,7 +197,7 @@ class Conservation(Check):
         product, magnitude, any_old = everywhere.tolist()
         if any_old:
             return
-        expected = self._along_direction()
+        expected = self._along_direction() / gradient_scale
         if norm is not None:
             self._last_norm = norm
             clip_still = 1.0 if is_clipped else clip

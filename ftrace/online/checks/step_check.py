@@ -125,6 +125,6 @@ def _used_elsewhere(names: Sequence[str], covered: Mapping[str, nn.Parameter]) -
     else:
         problem = (
             "the training step uses parameters outside of the modules that they are read off, such as in a penalty on "
-            "weights (use weight_decay)"
+            'weights (use weight_decay), or under a torch.autocast of its own (name it, too: precision="bf16-mixed")'
         )
     return UnreadableError(problem, names)

@@ -27,7 +27,7 @@ from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.segments import SegmentWriter
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
-from ftrace.online.optimizers.clipping import Clipping, scales_inside
+from ftrace.online.optimizers.clipping import Clipping
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
@@ -179,7 +179,7 @@ class IndexRun:
         optimizer.norm_before_step = self._clipping.before_step(optimizer, wants_norm=False)
         optimizer.note_before_step(steps=False)
         self.rows.before_step(self._parameters)
-        if self._checks is not None and not scales_inside(self.loop, optimizer):
+        if self._checks is not None and self._clipping.gradient_scale == 1:
             self._checks.before_step(self._features, self._unused_rows, self._step)
 
     def end_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -22,6 +22,7 @@ class Clipping:
         self.loop = loop
         self.factor = 1.0
         self.is_measured = False
+        self.gradient_scale = 1.0
 
     def before_step(self, optimizer: FollowedOptimizer, *, wants_norm: bool) -> float | None:
         """Compute the factor of a step that is about to be taken.
@@ -47,8 +48,9 @@ class Clipping:
         clips = loop.is_manual or self.is_measured or bool(loop.clip_norm)
         # All processes must leave out the same steps, so that is decided by the gradient that they share.
         norm = optimizer.gradient_norm() if clips or wants_norm or num_processes() > 1 else None
-        if norm is not None and scales_inside(loop, optimizer):
-            norm /= loop.loss_scale
+        self.gradient_scale = loop.gradient_scale(optimizer.optimizer)
+        if norm is not None:
+            norm /= self.gradient_scale
         if loop.is_manual:
             assert norm is not None
             norm_of_backward = optimizer.norm_of_backward
@@ -74,8 +76,3 @@ def clip_factor(largest: float, norm: float | None) -> float:
         return 1.0
     assert norm is not None
     return min(1.0, largest / (norm + 1e-6))
-
-
-def scales_inside(loop: TrainingLoop, optimizer: FollowedOptimizer) -> bool:
-    """Whether the optimizer's own step divides its gradients by the loss scale."""
-    return loop.loss_scale != 1 and bool(getattr(optimizer.optimizer, "_step_supports_amp_scaling", False))
