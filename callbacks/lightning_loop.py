@@ -27,7 +27,6 @@ class LightningLoop:
     """The loop of one ``trainer.fit``; its attributes are those of :class:`ftrace.online.TrainingLoop`.
 
     Args:
-        trainer: The trainer.
         module: The module that it trains.
     """
 

@@ -122,7 +122,6 @@ class ExampleBatches(Dataset):
     """Batches of a task's examples, one for each range.
 
     Args:
-        items: The ranges.
         task: Whose examples.
         collate: From rows to a batch.
     """

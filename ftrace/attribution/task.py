@@ -166,7 +166,6 @@ class Task:
         """Write the store, query by query, so that no more than a column of each kind need be in memory.
 
         Args:
-            method: The method.
             scores: For each query in order, the scores ``[N]`` of each kind.
             facts: More for the manifest.
         """

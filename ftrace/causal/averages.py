@@ -59,7 +59,6 @@ class StackAverages:
     """Averages over prompts in one stack of layers.
 
     Args:
-        stack: The stack.
         groups: Names of the groups of positions, ``[G]``.
         num_prompts: How many prompts have tokens in each group, int64 ``[G]``.
         effects: Indirect effects by mediator and outcome.

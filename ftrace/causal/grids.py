@@ -71,7 +71,6 @@ class Measure:
     """A measurement of logits.
 
     Args:
-        group: The answers.
         token: The first token of the prompt's first answer.
         foil: The token whose logit is subtracted from that token's.
     """

@@ -39,7 +39,6 @@ def growing_rows(
 
     Args:
         stack: The stack in which rows grow.
-        plan: The rows.
         first_states: The first layer's input in the clean and the corrupted runs, ``[1 + N, T, D]``; None: what the
             layer is called with, the same for all of them.
         encoder_states: What cross-attention reads in the clean and the corrupted runs, ``[1 + N, tokens, D]``.

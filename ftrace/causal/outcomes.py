@@ -57,7 +57,6 @@ def log_probabilities(logits: Tensor, group: AnswerGroup) -> Tensor:
 
     Args:
         logits: At the positions that predict the answers' tokens, ``[R, S, V]``.
-        group: The answers.
     """
     return torch.cat([_log_probabilities(block, group) for block in _in_blocks(logits)])
 

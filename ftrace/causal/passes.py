@@ -133,7 +133,6 @@ class Passes:
             stack: The stack in which rows grow.
             inputs: The prompt.
             runs: The prompt's clean run and as many corrupted ones as the plan has samples.
-            plan: The rows.
             offset: The first position that is computed; earlier ones come from the runs' cache.
             watch: As :func:`growing_rows` takes it.
         """

@@ -56,7 +56,6 @@ def prefix_cache(recorded: Cache, length: int, plan: RowPlan, rows: Tensor | Non
     Args:
         recorded: The cache of the clean and the corrupted runs, ``[1 + N, H, T, W]`` in each layer.
         length: How many tokens the prefix has.
-        plan: The rows.
         rows: The runs that the plan is of, the clean one first; None: all.
     """
     layers = []

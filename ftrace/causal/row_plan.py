@@ -35,7 +35,6 @@ class Replacement(NamedTuple):
     """Rows whose outputs at one position are replaced by those of other rows of the same batch.
 
     Args:
-        rows: The rows.
         positions: The position in each row.
         sources: For each row, the row that its output is taken from.
     """

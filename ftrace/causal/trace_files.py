@@ -66,7 +66,6 @@ def write_trace(folder: Path, trace: PromptTrace, settings: Mapping[str, Any]) -
 
     Args:
         folder: The folder of the traces; missing folders are made.
-        trace: The trace.
         settings: How it was traced: values that JSON can hold, the same for all prompts of a folder.
 
     Returns:

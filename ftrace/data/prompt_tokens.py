@@ -24,7 +24,6 @@ class TokenizedPrompt:
     """Prompt in tokens.
 
     Args:
-        prompt: The prompt.
         input_ids: The model's input: an encoder's, or a decoder-only model's text up to the answer.
         tokens: ``input_ids`` in readable form.
         subject: Half-open range of the subject's positions in ``input_ids``.
@@ -87,7 +86,6 @@ def tokenize_prompt(
     are left out if they consist of unknown tokens only: the model can't produce them.
 
     Args:
-        prompt: The prompt.
         tokenizer: The model's; must be a fast one.
         decoder_start: The token that an encoder-decoder's decoder starts with; None for a decoder-only model.
         as_trained: Whether the model was trained by ftrace, on rows like the prompt.

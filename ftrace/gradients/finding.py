@@ -30,9 +30,7 @@ class Recorded:
     """The recorded outputs of a pass.
 
     Args:
-        outputs: By key.
         edges: Gradient edges into those that have a graph.
-        of_pass: The pass.
     """
 
     outputs: Mapping[Key, Output]

@@ -38,7 +38,6 @@ class Layout:
     follows from the axis's length.
 
     Args:
-        axis: The axis.
         before: Blocks; 1 where each example's slices are side by side.
         after: Slices of an example within a block; 1 where the order is that of ``torch.cat([chosen, rejected])``.
         loader: The dataloader whose examples these are; None: all dataloaders.

@@ -97,7 +97,6 @@ class Output:
     Args:
         key: Of the output.
         of_pass: The pass that it is part of.
-        layer: The layer.
         shape: Of the output, axes of features included.
         parameter_axes: Number of its last axes that hold features.
         lookup: Whether it is looked up by row numbers.

@@ -95,7 +95,6 @@ class Recording:
         """Record a layer's run, and hook the gradient of its output.
 
         Args:
-            layer: The layer.
             inputs: What it was given.
             output: What it returned.
         """

@@ -20,12 +20,9 @@ class Use(Output):
     """One run of a layer that has a rule.
 
     Args:
-        layer: The layer.
-        rule: Its rule.
         inputs: What it was given.
         output: What it returned.
         key: Of the run.
-        of_pass: The pass.
     """
 
     def __init__(self, layer: Layer, rule: Rule, inputs: Tensor, output: Tensor, key: Key, of_pass: Pass) -> None:

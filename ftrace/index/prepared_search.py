@@ -48,7 +48,6 @@ class PreparedSearch:
     """Queries that are ready to be searched for.
 
     Args:
-        index: The index.
         queries: For each of its segments, what rows are multiplied with.
         whitenings: For each segment, the task's.
         white_rows: For each segment, the queries' whitened rows ``[Q, D]``.
@@ -80,7 +79,6 @@ def prepare_search(
     """Differentiate queries at the weights of each segment, and whiten them.
 
     Args:
-        index: The index.
         load_model: Loads the model from the folder of a snapshot, in eval mode.
         batches: The queries.
         losses: ``(model, batch) -> Tensor[B]``, one loss a query, in nats.

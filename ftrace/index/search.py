@@ -44,7 +44,6 @@ def prepare_queries(
     """Prepare queries' rows at a segment's weights for search.
 
     Args:
-        segment: The segment.
         rows: The queries' rows, ``[Q, D]``.
         whitening: Of the task.
         cache: Folder in which rows' norms are kept.
@@ -93,7 +92,6 @@ def scored_chunks(
     """Score all examples, in the order of their ids.
 
     Args:
-        index: The index.
         queries: For each segment, what its rows are multiplied with.
         chunk_bytes: Bytes of rows in memory at a time, about. Scores don't depend on it.
 
@@ -174,7 +172,6 @@ def top_k(
     """Find the strongest proponents and opponents of each query, exactly.
 
     Args:
-        index: The index.
         queries: For each segment, what its rows are multiplied with.
         k: How many; all if there are fewer examples.
         chunk_bytes: As in :func:`scored_chunks`.

@@ -85,9 +85,6 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
 class Shard:
     """A shard on disk, mapped into memory when rows are asked for.
 
-    Args:
-        file: The file.
-
     Raises:
         ValueError: If it is missing or damaged, as far as its header tells.
     """

@@ -22,7 +22,6 @@ def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
 
     Args:
         source: A DataLoader or Dataset of queries; None: the loop's own queries.
-        loop: The training loop.
 
     Raises:
         ValueError: If there is no source or no query.
@@ -94,7 +93,6 @@ def batches_in(batch: Any, key: str) -> dict[Any, Any] | None:
     Those of exhausted dataloaders are left out.
 
     Args:
-        batch: The batch.
         key: The key of the examples' ids.
     """
     if _has(batch, key):

@@ -18,7 +18,6 @@ def refuse_foreign_steps(module: nn.Module, named: Sequence[Optimizer], who: str
     An optimizer that wraps a named one, and steps it in its own step, is none of them.
 
     Args:
-        module: The module.
         named: The optimizers that are followed.
         who: Whose messages these are.
 

@@ -83,8 +83,6 @@ class Hooks:
         """Follow an optimizer's steps by hooks on it, which fire only for steps that are really taken.
 
         Args:
-            loop: The training loop.
-            optimizer: The optimizer.
             begins: Called before a step that the loop doesn't announce.
             has_ended: Called after a step that was taken.
         """
@@ -131,7 +129,6 @@ def refuse_batch_statistics(module: nn.Module, names: Collection[str], who: str)
     """Refuse layers that mix examples whenever they run, since it wouldn't help to leave out their own parameters.
 
     Args:
-        module: The module.
         names: The parameters that can't be covered.
         who: Whose message this is.
 

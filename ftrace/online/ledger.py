@@ -268,7 +268,6 @@ class Closing:
     """An interval that is being closed: its start's products have been computed, its end's may still be missing.
 
     Args:
-        keeper: The ledger.
         start: The refresh that began the interval.
         end: The refresh that ends it.
     """
@@ -339,7 +338,6 @@ def log_interval(loop: TrainingLoop, row: Mapping[str, Any], step: int, refreshe
     """Log an interval's means over queries with the user's loggers, about as often as they log.
 
     Args:
-        loop: The training loop.
         row: The interval's row.
         step: The step at which it ended.
         refreshes: The number of refreshes so far.

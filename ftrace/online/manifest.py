@@ -22,8 +22,6 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
     """Describe a run and its scores in values that JSON can hold.
 
     Args:
-        run: The run.
-        run_id: Its id.
         complete: Whether the scores cover the run from its first to its last step.
     """
     losses, settings, refresher = run.queries.losses, run.settings, run.refresher
@@ -84,7 +82,6 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
 
     Args:
         output_dir: The store's folder.
-        run: The run.
         facts: The store's manifest.
         alone: Whether other processes may be gone; then process 0 writes only its own scores.
 

@@ -27,7 +27,6 @@ class PlainLoop:
 
     Args:
         model: The model, or the DistributedDataParallel around it.
-        optimizers: Its optimizers.
         training_loss: ``(model, batch) -> Tensor``: the loss of one batch.
         precision: As in :func:`ftrace.online.trace`.
         schedules: Learning-rate schedules.

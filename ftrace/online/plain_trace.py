@@ -27,7 +27,6 @@ class PlainTrace:
     """A traced run of a loop written by hand; made by :func:`trace`.
 
     Args:
-        loop: The loop.
         session: Its observer.
         output_dir: Where the score store is written.
         state: The state of a checkpoint, to go on from.

@@ -24,10 +24,7 @@ class QueryRefresher:
     """The refreshes of one run.
 
     Args:
-        loop: The training loop.
-        queries: The queries.
         hooks: The run's hooks.
-        parameters: The trained parameters.
         scoring: Uses the query gradients.
         ledger: Books the intervals; None without a ledger.
         query_check: Checks the first batch of queries; None if they aren't checked.

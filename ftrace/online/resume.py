@@ -69,7 +69,6 @@ class RunState:
         """Let a new run continue the scores of the checkpoint, if it has any.
 
         Args:
-            run: The run.
             folder: Its output folder, which gets the id of the run that is resumed.
             strict: Whether scores that can't be continued are an error; otherwise they start anew, with a warning.
 

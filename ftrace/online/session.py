@@ -96,7 +96,6 @@ class TraceSession:
         """Attach to the module and its optimizers, and continue the scores of a checkpoint if there is one.
 
         Args:
-            loop: The training loop.
             output_dir: The folder of the store.
 
         Raises:

@@ -29,7 +29,6 @@ class OptimizerSteps:
     """The optimizer steps of one run.
 
     Args:
-        loop: The training loop.
         parameters: The trained parameters, with their optimizers.
         scoring: Books the steps.
         ledger: Books them, too; None without a ledger.

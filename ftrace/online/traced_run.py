@@ -35,8 +35,6 @@ class TracedRun:
     """A traced run, from its first batch to its last step.
 
     Args:
-        loop: The training loop.
-        queries: The queries.
         settings: What is traced, and how.
         hooks: The hooks on the module, attached already.
         who: Whose messages these are.
@@ -158,7 +156,6 @@ class TracedRun:
         """Prepare for a batch of examples.
 
         Args:
-            batch: The batch.
             batch_idx: Its index.
             added_queries: Sources of queries that were added; removed from the list as soon as they are traced.
         """

@@ -82,7 +82,6 @@ def do_retrainings(
     """Do the retrainings that have not been done yet.
 
     Args:
-        run: The run.
         retrainings: What to train; several of the same name are one.
         folder: The folder of the outcomes, one file each, written whole or not at all.
         budget: As :class:`Retrainer` takes it.

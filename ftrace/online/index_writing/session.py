@@ -68,7 +68,6 @@ class IndexSession:
         """Attach to the module and its optimizer, and begin or continue an index.
 
         Args:
-            loop: The training loop.
             output_dir: The index's folder; default: that of the checkpoint's index, or else ``default_dir``.
             default_dir: The folder of an index that is named nowhere.
             data: The fingerprint of the data; None without one.

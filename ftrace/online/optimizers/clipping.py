@@ -10,9 +10,6 @@ from ftrace.online.processes import num_processes
 class Clipping:
     """The clip factor of the current step.
 
-    Args:
-        loop: The training loop.
-
     Attributes:
         factor: kappa; 1 if nothing is clipped.
         is_measured: Whether the module clips by itself, so that the factor is known only after the step.

@@ -40,7 +40,6 @@ class FollowedOptimizer:
 
     Args:
         index: Its index among the loop's optimizers.
-        optimizer: The optimizer.
         names: Names of all the module's parameters by their :func:`id`.
         covered: Names of those whose contributions are read.
         by_layer: Whether scores are broken down by layer.

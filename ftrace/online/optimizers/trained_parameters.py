@@ -23,7 +23,6 @@ class TrainedParameters:
     """The trained parameters of a run.
 
     Args:
-        loop: The training loop.
         hooks: The hooks on its module.
         rules: How scores are computed.
         failures: Where checks report; None without checks.

@@ -55,7 +55,6 @@ class QueryPass:
         learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; None if there is no way to
             know.
         id_key: The key of the queries' ids in a batch.
-        loop: The training loop.
 
     Attributes:
         ids: The queries' ids, ``[Q]``.

@@ -99,7 +99,6 @@ def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stir
 
     Args:
         batch: The batch of one dataloader.
-        inputs: Its inputs.
         sources: For each example, the index of the example whose inputs it gets (-1: its own, changed); default: its
             own.
         stirred: Whether to rotate the tensors in which no examples can be found.

@@ -32,8 +32,6 @@ class QuietStep:
     logged or printed. What a step changes elsewhere (files, variables of a closure) changes with each run.
 
     Args:
-        loop: The training loop.
-        batch: The batch.
         batch_idx: Its index.
         inputs: The inputs of the batch, one entry for each dataloader.
         id_key: The key of the examples' ids in the batch.

@@ -42,7 +42,6 @@ class Rereading:
 
         Args:
             gradients: The gradients that the recording has read.
-            recording: The recording.
             left: The parameters that are still covered.
 
         Raises:

@@ -42,7 +42,6 @@ class RowFinder:
     """The rehearsals of one run, and the layouts of rows that they find.
 
     Args:
-        loop: The training loop.
         capture: Records training.
         id_key: The key of the examples' ids in a batch.
         who: Whose messages these are.
@@ -112,7 +111,6 @@ class RowFinder:
         """Rehearse the step on a batch, if that is due.
 
         Args:
-            batch: The batch.
             batch_idx: Its index.
             count: The number of its examples.
             sizes: The sizes of the batches that it is made of; empty if there is only one dataloader.

@@ -21,7 +21,6 @@ class TrialSteps:
     """The training steps of rehearsals, on one batch after the other.
 
     Args:
-        loop: The training loop.
         id_key: The key of the examples' ids in a batch.
         who: Whose messages these are.
 
@@ -42,9 +41,7 @@ class TrialSteps:
         """Take the next batch.
 
         Args:
-            batch: The batch.
             batch_idx: Its index.
-            examples: Its examples.
         """
         self._current = outline(batch), batch_idx, examples, RandomState()
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in self.loop.module.parameters()]

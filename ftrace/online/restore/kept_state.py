@@ -21,7 +21,6 @@ class KeptState:
     random generators included. What passes change elsewhere (files, variables of closures) changes with each of them.
 
     Args:
-        module: The module.
         *others: Optimizers and schedules, whose settings a step may change.
         always: Whether to copy all tensors and arrays before each pass, for steps that may write to any of them at
             times. Otherwise all are copied before the first pass; later only new ones and those that passes wrote to.

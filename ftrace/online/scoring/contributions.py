@@ -134,7 +134,6 @@ def multiply(
 
     Args:
         gradients: The contributions, without factor.
-        queries: The query gradients.
         shares: Names of the parameters, by share.
         factor: As in :class:`Contribution`.
         norms: Whether to compute the contributions' norms, too.

@@ -91,7 +91,6 @@ class QueryDirections:
 
         Args:
             step: The step that used the contribution.
-            contribution: The contribution.
             for_update: The directions for ``update``, as :meth:`update_directions` returns them.
             per_step: Whether to include the kinds that are not interpolated between refreshes.
             again: Whether to multiply again, since the contribution's products are with other query gradients.

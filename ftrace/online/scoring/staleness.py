@@ -32,7 +32,6 @@ class Staleness:
         """Keep the query gradients that are about to be replaced, if a measurement is due.
 
         Args:
-            queries: The query gradients.
             refreshes: The number of refreshes so far.
 
         Returns:
