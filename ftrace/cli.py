@@ -45,12 +45,13 @@ def _parser() -> ArgumentParser:
         commands.add_subcommand(name, ArgumentParser(description=description), help=description)
     for name, (function, add_arguments) in _COMMANDS.items():
         assert function.__doc__ is not None
-        command = ArgumentParser(description=function.__doc__.splitlines()[0], exit_on_error=False)
+        description = function.__doc__.splitlines()[0]
+        command = ArgumentParser(description=description, exit_on_error=False)
         command.add_argument(
             "--config", action=ConfigFileOrName, help="A YAML file with any of these options, or a recipe's name."
         )
         add_arguments(command)
-        commands.add_subcommand(name, command)
+        commands.add_subcommand(name, command, help=description)
     return parser
 
 

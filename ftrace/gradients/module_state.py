@@ -77,7 +77,7 @@ class Slot:
 
 
 def slots_of(module: nn.Module, names: Sequence[str]) -> dict[str, Slot]:
-    """Find where these parameters are stored; each slot once, though it may have several names."""
+    """Find where these parameters are stored; a slot with several names is listed once."""
     slots: dict[str, Slot] = {}
     seen: set[tuple[int, str]] = set()
     for name in names:

@@ -55,7 +55,7 @@ class Pass:
         unread: While ``open`` is set, errors of those outputs in it whose gradient can't be read in this pass.
         arrived: While it is set, called with the first argument of each layer.
         before_first: While it is set, called once when the first gradient arrives.
-        trusts: Whether gradients are also cut off by rows that were assumed, and not seen.
+        trusts: Whether to cut gradients also where the layout was only assumed.
         backward_passes: Autograd's ids of the backward passes through this pass.
         stray: By such an id, a parameter that its layer returns, whose gradient arrived before any other.
     """

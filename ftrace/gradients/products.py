@@ -2,7 +2,7 @@
 
 The four ways are here: dense gradients that are joined, materialised gradients, gram products of the factors of both,
 and contraction of the examples' factors with the queries' dense gradients. Which one is taken is decided in
-``plans.py``; nothing here chooses.
+``product_plans.py``; nothing here chooses.
 
 Shape letters: B examples, T positions in an example, Q queries, S positions in a query, R rows, C columns and P
 elements of a parameter.
@@ -18,7 +18,7 @@ from torch import Tensor
 from ftrace.gradients.costs import Way
 from ftrace.gradients.parts import Dense, Factored, Lookup, Outer, flat_rows, num_positions, take
 from ftrace.gradients.per_example import PerExampleGradients, row_square_norms
-from ftrace.gradients.plans import PlanLine
+from ftrace.gradients.product_plans import PlanLine
 from ftrace.gradients.queries import QueryGradients
 
 # Dense gradients are formed in blocks that a processor's cache still holds when they are multiplied.

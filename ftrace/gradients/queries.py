@@ -11,7 +11,7 @@ from torch import Tensor
 from ftrace.gradients.costs import Rates, Shape, Way, measured_rates, shape_of_parts
 from ftrace.gradients.parts import Dense, Factored, flat_rows
 from ftrace.gradients.per_example import PerExampleGradients
-from ftrace.gradients.plans import WAYS, Plan, PlanLine, PlanOptions, plan_parameter
+from ftrace.gradients.product_plans import WAYS, Plan, PlanLine, PlanOptions, plan_parameter
 
 MEMORY_BUDGET = 2 * 2**30
 

@@ -103,7 +103,7 @@ def _keep(opened: Any, file: Path) -> None:
 def approximate_top_k(
     index: GradientIndex, opened: Any, queries: SegmentQueries, white_queries: torch.Tensor, k: int
 ) -> tuple[TopExamples, TopExamples]:
-    """Find the strongest proponents and opponents of each query that some of the lists hold.
+    """Find each query's strongest proponents and opponents among the lists that are searched.
 
     Args:
         index: Of one segment.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ftrace.online.loop import TrainingLoop
-from ftrace.online.restore.random_state import isolated_random_state
+from ftrace.online.undisturbed.random_state import isolated_random_state
 from ftrace.scores import stable_id
 
 

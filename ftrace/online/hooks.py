@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients import GradientCapture, Projection, is_compiled
 from ftrace.online.loop import TrainingLoop
-from ftrace.online.restore.modes import without_autocast
+from ftrace.online.undisturbed.modes import without_autocast
 
 
 class Hooks:

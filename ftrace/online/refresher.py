@@ -15,9 +15,9 @@ from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
 from ftrace.online.queries.query_pass import Compare, NotFiniteError, QueryPass, Refresh
-from ftrace.online.restore.kept_state import KeptState
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.scoring.staleness import Staleness
+from ftrace.online.undisturbed.kept_state import KeptState
 
 
 class QueryRefresher:

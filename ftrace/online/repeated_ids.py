@@ -97,11 +97,14 @@ class RepeatedIds:
     def _tell(self, problem: str) -> None:
         if self._strict:
             raise ValueError(problem)
-        warn(f"{problem}. Scores of these are added up")
+        warn(f"{problem}. Scores of rows with the same id are added up")
 
 
 class _SortedIds:
-    """A set of ids, eight bytes each, in sorted arrays of which each is at least twice as long as the next."""
+    """A set of ids, eight bytes each, in sorted arrays.
+
+    Each array is at least twice as long as the next, so that adding is cheap.
+    """
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
@@ -144,7 +147,7 @@ def _draws_once(loader: DataLoader) -> bool:
 
 
 def _rows_drawn(loaders: Sequence[DataLoader], batch_idx: int) -> int:
-    """Return the number of rows of which a batch is made; 0 if data sets return ready-made batches."""
+    """Return how many rows a batch is made of; 0 where data sets return ready-made batches, so that it isn't known."""
     if any(loader.batch_size is None for loader in loaders):
         return 0
     sizes = [(loader.batch_size or 0, len(loader.sampler)) for loader in loaders]  # type: ignore[arg-type]

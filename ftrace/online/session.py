@@ -13,16 +13,17 @@ from ftrace.gradients import unsupported_step
 from ftrace.online.checks.failures import SelfCheckError
 from ftrace.online.hooks import Hooks
 from ftrace.online.loop import TrainingLoop
-from ftrace.online.manifest import manifest_of, write_store
+from ftrace.online.manifest import manifest_of
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
 from ftrace.online.queries.query_pass import QueryPass
-from ftrace.online.restore.modes import without_autocast
 from ftrace.online.resume import RunState
 from ftrace.online.settings import TraceSettings
+from ftrace.online.store_writing import write_store
 from ftrace.online.traced_run import TracedRun
+from ftrace.online.undisturbed.modes import without_autocast
 from ftrace.scores import ScoreStore, check_replaceable
 
 

@@ -1,10 +1,10 @@
 """The score store: what every method writes and everything else reads."""
 
 from ftrace.scores.accumulator import Candidates, ScoreAccumulator, Sum
+from ftrace.scores.block_writer import ScoreWriter
 from ftrace.scores.ids import stable_id
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.store import ScoreStore, check_replaceable
-from ftrace.scores.writer import ScoreWriter
 
 __all__ = [
     "Candidates",

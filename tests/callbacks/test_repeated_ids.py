@@ -95,7 +95,7 @@ def test_data_sets_that_number_their_rows_alike_are_refused_when_training_starts
     writer = GradientIndexWriter(tmp_path / "index", parameters=("*net*weight",))
     with pytest.raises(ValueError, match=re.escape(ALIKE)):
         trainer(tmp_path, callbacks=[writer], max_epochs=1).fit(Several(OPTIMIZERS["adamw"]), loader())
-    with pytest.warns(UserWarning, match="two data sets number their rows alike: .* Scores of these are added up"):
+    with pytest.warns(UserWarning, match="two data sets number their rows alike: .* the same id are added up"):
         store = fit(tmp_path, loader(), {"strict": False})
     assert len(store.example_ids) == 8
 

@@ -26,7 +26,7 @@ from ftrace.gradients import (
     project,
 )
 from ftrace.gradients.costs import Shape, Way
-from ftrace.gradients.plans import WAYS, PlanOptions, plan_parameter
+from ftrace.gradients.product_plans import WAYS, PlanOptions, plan_parameter
 from ftrace.gradients.products import tall_product
 from helpers import oracle, tiny
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftrace.evaluation.counterfactual.datamodelling import TRUTH
+from ftrace.evaluation.counterfactual.lds import TRUTH
 from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.stores import check_store, row_name
 from ftrace.scores import ScoreStore

@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from ftrace.evaluation.counterfactual.datamodelling import mean_over_queries, noise_free
+from ftrace.evaluation.counterfactual.lds import mean_over_queries, noise_free
 from ftrace.evaluation.counterfactual.subsets import NotFinite
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text

@@ -93,16 +93,16 @@ class Ranking:
     def reciprocal_rank(self) -> float:
         """Return the expected reciprocal of the rank of the best relevant candidate; 0 if there is none.
 
-        With r relevant ones among m tied candidates behind s others, the first relevant one is the j-th of the m with
-        probability ``r / (m - j + 1)`` times the probability that none came earlier.
+        With r relevant ones among m tied candidates, which stand behind ``ahead`` others, the first relevant one is the
+        j-th of the m with probability ``r / (m - j + 1)`` times the probability that none came earlier.
         """
         if not len(self.hits):
             return 0.0
-        behind, m, r = int(self.before[0]), int(self.tied[0]), int(self.hits[0])
+        ahead, m, r = int(self.before[0]), int(self.tied[0]), int(self.hits[0])
         j = np.arange(1, m - r + 2)
         missed = np.cumprod((m - r - j[:-1] + 1) / (m - j[:-1] + 1))
         probability = np.append(1.0, missed) * r / (m - j + 1)
-        return float((probability / (behind + j)).sum())
+        return float((probability / (ahead + j)).sum())
 
     def mean_rank(self) -> float:
         """Return relevant candidates' expected mean rank, scaled to 0 (first) to 1 (last); NaN if there is none."""

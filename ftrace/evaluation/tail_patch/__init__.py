@@ -1,7 +1,9 @@
 """Tail-patch: how an optimizer step on one training example changes the probability of a query's target."""
 
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
-from ftrace.evaluation.tail_patch.rises import (
+from ftrace.evaluation.tail_patch.patching import PatchedPairs, tail_patch
+from ftrace.evaluation.tail_patch.step_rules import Adam, Sgd, StepRule
+from ftrace.evaluation.tail_patch.summaries import (
     TailPatchRow,
     TailPatchTable,
     notes_on_rises,
@@ -9,8 +11,6 @@ from ftrace.evaluation.tail_patch.rises import (
     some_proponents,
     summarize_rises,
 )
-from ftrace.evaluation.tail_patch.step_rules import Adam, Sgd, StepRule
-from ftrace.evaluation.tail_patch.steps import PatchedPairs, tail_patch
 from ftrace.evaluation.tail_patch.tables import render_tail_patch, write_tail_patch
 
 __all__ = [

@@ -16,8 +16,8 @@ from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
 from ftrace.evaluation.formatting import markdown_grid, percent, plain_table, with_interval
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
-from ftrace.evaluation.tail_patch.rises import OfKind, TailPatchRow, TailPatchTable
-from ftrace.evaluation.tail_patch.steps import PatchedPairs
+from ftrace.evaluation.tail_patch.patching import PatchedPairs
+from ftrace.evaluation.tail_patch.summaries import OfKind, TailPatchRow, TailPatchTable
 
 _COLUMNS = ("rise", "minus random", "raised")
 

@@ -63,7 +63,7 @@ class Conservation(Check):
         self._after_step_due = True
 
     def _find_direction(self) -> None:
-        """Make the direction; after the first products, whose preparations of the query gradients make it cheaper."""
+        """Make the direction, after the first products, which have already made the query gradients dense."""
         if self._queries is None:
             return
         queries, self._queries = self._queries, None

@@ -33,8 +33,8 @@ from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
-from ftrace.online.restore.modes import without_autocast
 from ftrace.online.snapshots import save_snapshot
+from ftrace.online.undisturbed.modes import without_autocast
 from ftrace.whole_files import whole_file
 
 
@@ -129,7 +129,7 @@ class IndexRun:
         loop, key = self.loop, self.settings.id_key
         if not self._unused_rows:
             self._step, self._epoch = loop.step, loop.epoch
-            self._open_segment_if_due()
+            self._begin_segment_if_due()
         if self._segment is None:
             return
         self._batch_ids = batch_ids(batch, key, "id_key", self._example_names)
@@ -235,7 +235,7 @@ class IndexRun:
         like = next(iter(self._parameters.values()))
         self._use(GradientFeatures(self.index.features, self.names, read_preconditioners(folder, like)))
 
-    def _open_segment_if_due(self) -> None:
+    def _begin_segment_if_due(self) -> None:
         current = self._segment
         if current is not None and self.schedule.continues((current.step, current.epoch), self._step, self._epoch):
             return

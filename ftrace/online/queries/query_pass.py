@@ -16,8 +16,8 @@ from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.queries.query_losses import QueryLosses
 from ftrace.online.rehearsal.exchange import copied
-from ftrace.online.restore.modes import evaluation_mode, without_autocast, without_reentrant_checkpointing
-from ftrace.online.restore.random_state import RandomState, isolated_random_state
+from ftrace.online.undisturbed.modes import evaluation_mode, without_autocast, without_reentrant_checkpointing
+from ftrace.online.undisturbed.random_state import RandomState, isolated_random_state
 
 Learned = Callable[[Any, Any], Tensor]
 Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]

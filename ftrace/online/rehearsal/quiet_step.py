@@ -18,9 +18,9 @@ from ftrace.online.checks.failures import SelfCheckError
 from ftrace.online.loop import OnLoss, TrainingLoop
 from ftrace.online.processes import gather_objects
 from ftrace.online.rehearsal.exchange import Inputs, exchanged
-from ftrace.online.restore.kept_state import KeptState
-from ftrace.online.restore.modes import without_autocast, without_reentrant_checkpointing
-from ftrace.online.restore.random_state import RandomState, isolated_random_state
+from ftrace.online.undisturbed.kept_state import KeptState
+from ftrace.online.undisturbed.modes import without_autocast, without_reentrant_checkpointing
+from ftrace.online.undisturbed.random_state import RandomState, isolated_random_state
 
 _DONE, _FORWARD, _BACKWARD = range(3)
 

@@ -14,7 +14,7 @@ from ftrace.online.batches import batches_in
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.rehearsal.exchange import Inputs, KeyPath, find_inputs, outline, rows_in
 from ftrace.online.rehearsal.quiet_step import QuietStep
-from ftrace.online.restore.random_state import RandomState
+from ftrace.online.undisturbed.random_state import RandomState
 
 
 class TrialSteps:
@@ -25,7 +25,7 @@ class TrialSteps:
         who: Whose messages these are.
 
     Attributes:
-        passes: The number of forward passes, and of those with backward passes, that rehearsals have run.
+        passes: How many forward passes, and how many of them with backward passes, rehearsals have run.
     """
 
     def __init__(self, loop: TrainingLoop, id_key: str, who: str) -> None:
@@ -96,7 +96,7 @@ class TrialSteps:
     def fix_what_fails(
         self, inputs: list[Inputs], error: ExchangeError, rehearsal_of: Callable[[Sequence[Inputs]], Rehearsal]
     ) -> None:
-        """Stop exchanging those inputs, such as sizes, with which the step fails when examples have others'.
+        """Find the inputs, such as sizes, whose exchange makes the step fail, and exchange them no more.
 
         Args:
             inputs: The inputs that are exchanged; changed in place.

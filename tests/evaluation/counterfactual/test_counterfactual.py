@@ -29,7 +29,7 @@ from ftrace.evaluation.counterfactual import (
     render_counterfactual,
     write_counterfactual,
 )
-from ftrace.evaluation.counterfactual.datamodelling import (
+from ftrace.evaluation.counterfactual.lds import (
     TRUTH,
     correlations_over_subsets,
     mean_over_queries,

@@ -11,7 +11,7 @@ import numpy as np
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
 from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
-from ftrace.evaluation.tail_patch.steps import PatchedPairs
+from ftrace.evaluation.tail_patch.patching import PatchedPairs
 
 Picks = Mapping[int, np.ndarray]
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.online.processes import local
-from ftrace.online.restore.kept_objects import keep, reachable, stand_in_for_iterators
+from ftrace.online.undisturbed.kept_objects import keep, reachable, stand_in_for_iterators
 
 
 class KeptState:
     """The state of a module that its passes may write to: embeddings with ``max_norm``, counters, metrics, queues.
 
-    Restored are weights, buffers and all that the module keeps (:mod:`ftrace.online.restore.kept_objects`), its own
+    Restored are weights, buffers and all that the module keeps (:mod:`ftrace.online.undisturbed.kept_objects`), its own
     random generators included. What passes change elsewhere (files, variables of closures) changes with each of them.
 
     Args:

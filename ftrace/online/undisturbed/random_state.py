@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ftrace.online.restore.kept_objects import random_generators
+from ftrace.online.undisturbed.kept_objects import random_generators
 
 
 class RandomState:

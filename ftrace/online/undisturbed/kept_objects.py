@@ -84,7 +84,7 @@ def _internal(value: Any) -> frozenset[str]:
 def keep(value: Any) -> PutBack | None:
     """Return a function that restores the current state of a value; None if it has no state to restore.
 
-    Tensors and arrays are restored by :class:`ftrace.online.restore.kept_state.KeptState`.
+    Tensors and arrays are restored by :class:`ftrace.online.undisturbed.kept_state.KeptState`.
     """
     if isinstance(value, Tensor | np.ndarray):
         return None
