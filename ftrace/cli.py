@@ -46,7 +46,8 @@ def _parser() -> ArgumentParser:
     for name, (function, add_arguments) in _COMMANDS.items():
         assert function.__doc__ is not None
         description = function.__doc__.splitlines()[0]
-        command = ArgumentParser(description=description, exit_on_error=False)
+        # a shortened option is a typing error more often than it is meant, and runs are long
+        command = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
         command.add_argument(
             "--config", action=ConfigFileOrName, help="A YAML file with any of these options, or a recipe's name."
         )

@@ -74,6 +74,8 @@ def test_options_from_a_file(tmp_path: Path) -> None:
         (["synth", "--output_path={}", *SMALL, "--num_entity_words=2"], "num_entity_words: expected 1, found 2"),
         (["synth", "--output_path={}", *SMALL, "--collisions=maybe"], "collisions"),
         (["synth", "--output_path={}", "--num_entities=many"], "num_entities"),
+        (["synth", "--output_path={}", *SMALL, "--seeds=1"], "seeds"),
+        (["synth", "--output_path={}", *SMALL, "--num_ent=12"], "num_ent"),  # not expanded
         (["attribute", "--method=bm25", "--run={}"], "is not the folder of a run"),
         (["attribute", "--method=guess", "--run={}"], "method"),
         (["evaluate", "{}/nothing"], "expected the folder of a score store, found nothing at"),

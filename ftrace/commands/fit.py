@@ -60,7 +60,7 @@ class FactTracingCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Create the parser as LightningCLI does, but let ``--config`` take recipes' names, too."""
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
-        parser = LightningArgumentParser(**kwargs)
+        parser = LightningArgumentParser(allow_abbrev=False, **kwargs)
         parser.add_argument("-c", "--config", action=ConfigFileOrName, help="A YAML file, or a recipe's name.")
         return parser
 

@@ -22,5 +22,5 @@ def test_all_variants_of_a_sentence_state_its_facts_in_ascending_order() -> None
     assert index.facts_of_rows(1, 4).to_pylist() == [["a", "b"], ["a"], ["b"]]
 
 
-def test_a_fact_that_a_row_names_twice_is_noted_once() -> None:
-    assert made().noted(0, 5).tolist() == [1, 2, 0, 1, 1]
+def test_a_fact_that_a_row_names_twice_is_listed_once() -> None:
+    assert made().num_listed(0, 5).tolist() == [1, 2, 0, 1, 1]
