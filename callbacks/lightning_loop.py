@@ -125,7 +125,7 @@ class LightningLoop:
         return str(self.trainer.precision)
 
     def gradient_scale(self, optimizer: Optimizer) -> float:
-        """The loss scale, for optimizers whose own step takes it out; 1 for all others."""
+        """Return the loss scale for optimizers whose own step takes it out; 1 for all others."""
         return self.loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
 
     def announces_step(self, closure: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What every attribution method is: a name, options, and one function from a task to a score store."""
+"""The interface of attribution methods: a name, options, and one function from a task to a score store."""
 
 from __future__ import annotations
 

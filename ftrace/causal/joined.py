@@ -111,7 +111,7 @@ class Joined:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the numbers must know, in sentences."""
+        """List what a reader of the numbers must know, in sentences."""
         known, number = self.agreement.num_queries, len(self.queries)
         notes = [
             f"causal effect: indirect effect of {self.mediator!r} on the answer's {self.outcome.replace('_', '-')}, "

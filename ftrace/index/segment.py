@@ -203,7 +203,7 @@ class Segment:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """What rows count where scores are weighted, ``[N]``, mapped from disk."""
+        """The rows' weights in weighted scores, ``[N]``, mapped from disk."""
         return self._load("weights")
 
     @cached_property

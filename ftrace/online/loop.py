@@ -135,9 +135,9 @@ class TrainingLoop(Protocol):
         """The words by which messages say what users can do."""
 
     def gradient_scale(self, optimizer: Optimizer) -> float:
-        """What an optimizer's gradients are still multiplied by right before its step, which divides them by it; or 1.
+        """Return the loss scale that is still in an optimizer's gradients right before its step; 1 if there is none.
 
-        So it is with fused optimizers and a loss scaler.
+        Fused optimizers take it out in their own step.
         """
 
     def announces_step(self, closure: Any) -> bool:

@@ -80,11 +80,11 @@ class PlainLoop:
 
     @property
     def loss_scale(self) -> float:
-        """What the scaler multiplies the loss by."""
+        """The factor by which the scaler multiplies the loss."""
         return 1.0 if self.scaler is None or not self.scaler.is_enabled() else float(self.scaler.get_scale())
 
     def gradient_scale(self, optimizer: Optimizer) -> float:
-        """What the scaler has told the optimizer to divide its gradients by; 1 once they are unscaled."""
+        """Return the factor that the scaler has told the optimizer to take out; 1 once gradients are unscaled."""
         scale = getattr(optimizer, "grad_scale", None)
         return 1.0 if scale is None else float(scale)
 
