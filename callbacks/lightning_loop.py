@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
-from ftrace.gradients import UnreadableError
+from ftrace.gradients import OnLoss, UnreadableError
 from ftrace.online import SelfCheckError, TrainLoaders, Wording
-from ftrace.online.loop import OnLoss
 
 
 class LightningLoop:

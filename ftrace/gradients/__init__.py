@@ -37,7 +37,7 @@ from ftrace.gradients.projection import ENTRIES, OLD_ENTRIES, Entries, Projectio
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rehearsal import Rehearsal
-from ftrace.gradients.steps import ExchangeError
+from ftrace.gradients.steps import ExchangeError, OnLoss
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "Key",
     "LayoutBook",
     "Lookup",
+    "OnLoss",
     "Outer",
     "ParameterStep",
     "PerExampleGradients",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,19 +25,20 @@ def refuse_foreign_steps(module: nn.Module, named: Sequence[Optimizer], who: str
     """
     of_module = {id(parameter) for parameter in module.parameters()}
     followed = {id(optimizer) for optimizer in named}
-    steps: Counter[str] = Counter()
+    steps = 0  # of the followed
     begun: dict[int, int] = {}
 
     def trains_module(optimizer: Optimizer) -> bool:
         return any(id(p) in of_module for group in optimizer.param_groups for p in group["params"])
 
     def before(optimizer: Optimizer, *args: Any) -> None:
-        begun[id(optimizer)] = steps["followed"]
+        begun[id(optimizer)] = steps
 
     def after(optimizer: Optimizer, *args: Any) -> None:
+        nonlocal steps
         if id(optimizer) in followed:
-            steps["followed"] += 1
-        elif begun.get(id(optimizer)) == steps["followed"] and trains_module(optimizer):
+            steps += 1
+        elif begun.get(id(optimizer)) == steps and trains_module(optimizer):
             raise ValueError(
                 f"{who}: {type(optimizer).__name__} steps parameters of the model, and is not among the "
                 f"{len(followed)} optimizers that were named, so its steps would have no scores. Name all optimizers "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-OnLoss = Callable[[Tensor, bool], None]
+from ftrace.gradients import OnLoss
 
 
 @dataclass(frozen=True)
@@ -180,3 +180,8 @@ class TrainingLoop(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest: clipping, accumulation, precision, strategy, hyperparameters."""
+
+
+def is_half_precision(loop: TrainingLoop) -> bool:
+    """Whether the loop's passes are in half precision."""
+    return loop.precision not in ("32-true", "64-true")

@@ -24,7 +24,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
     losses, settings, refresher = run.queries.losses, run.settings, run.refresher
     packages = ("ftrace", "torch", *run.loop.packages)
     of_loop = _jsonable(run.loop.facts())
-    hyperparameters = {key: of_loop.pop(key) for key in ("hyperparameters",) if key in of_loop}
+    hyperparameters = of_loop.pop("hyperparameters")
     facts: dict[str, Any] = {
         "method": "online TracIn",
         "run_id": run_id,
@@ -43,7 +43,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         **of_loop,
         "processes": num_processes(),
         "module": full_name(run.loop.module),
-        **hyperparameters,
+        "hyperparameters": hyperparameters,
         "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
         "self_check": None if run.failures is None else {"failures": run.failures.problems},
         "rows": run.rows.facts(),

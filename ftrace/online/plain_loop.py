@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ftrace.online.loop import OnLoss, TrainLoaders, Wording
+from ftrace.gradients import OnLoss
+from ftrace.online.loop import TrainLoaders, Wording
 from ftrace.online.messages import tell
 
 TrainingLoss = Callable[[Any, Any], Tensor]
@@ -141,7 +142,7 @@ class PlainLoop:
 
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest."""
-        return {"precision": self.precision, "strategy": type(self.model).__name__}
+        return {"precision": self.precision, "strategy": type(self.model).__name__, "hyperparameters": {}}
 
 
 def _refuse_step(*args: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from ftrace.gradients import Projection
@@ -108,12 +109,12 @@ class TraceSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "candidates", _numbered(self.candidates))
 
-    @property
+    @cached_property
     def projection(self) -> Projection | None:
-        """The projection of gradients; None if products are exact."""
+        """The projection of gradients, which keeps its random directions; None if products are exact."""
         return None if self.projection_side is None else Projection(self.projection_side, self.seed)
 
-    @property
+    @cached_property
     def rules(self) -> ScoringRules:
         """The rules by which scores are computed from steps."""
         return ScoringRules(

@@ -47,3 +47,9 @@ def test_the_callback_has_the_same_settings_defaults_and_words() -> None:
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TraceSettings(**settings)
+
+
+def test_one_projection_serves_all_parts_of_a_run() -> None:
+    """It keeps the random directions that it has drawn."""
+    settings = TraceSettings(projection_side=4)
+    assert settings.projection is settings.rules.projection is settings.projection

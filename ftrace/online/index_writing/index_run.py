@@ -25,7 +25,7 @@ from ftrace.online.checks.failures import Failures
 from ftrace.online.checks.index_checks import IndexChecks
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.segments import SegmentWriter
-from ftrace.online.loop import TrainingLoop
+from ftrace.online.loop import TrainingLoop, is_half_precision
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.clipping import Clipping
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
@@ -98,12 +98,12 @@ class IndexRun:
         self._optimizer = FollowedOptimizer(0, loop.optimizers[0], names_by_id, self.names, by_layer=False)
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(loop)
-        is_half_precision = loop.precision not in ("32-true", "64-true")
+        half_precision = is_half_precision(loop)
         failures = None
         if settings.self_check:
             failures = Failures(strict=settings.strict, who=who, patterns=capture.coverage.patterns)
         self._checks = (
-            None if failures is None else IndexChecks(self._parameters, failures, half_precision=is_half_precision)
+            None if failures is None else IndexChecks(self._parameters, failures, half_precision=half_precision)
         )
         self.rows = RowFinder(
             loop,
@@ -113,7 +113,7 @@ class IndexRun:
             failures,
             strict=True,
             seed=index.features.seed,
-            half_precision=is_half_precision,
+            half_precision=half_precision,
         )
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None

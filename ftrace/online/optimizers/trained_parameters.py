@@ -13,7 +13,7 @@ from ftrace.gradients import Preconditioner
 from ftrace.online.checks.conservation import Conservation
 from ftrace.online.checks.failures import Failures
 from ftrace.online.hooks import Hooks, is_compiled_anywhere, refuse_batch_statistics
-from ftrace.online.loop import TrainingLoop
+from ftrace.online.loop import TrainingLoop, is_half_precision
 from ftrace.online.optimizers.covered_parameters import CoveredParameters
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.scoring.rules import ScoringRules
@@ -87,7 +87,7 @@ class TrainedParameters:
     @property
     def is_half_precision(self) -> bool:
         """Whether passes run in half precision."""
-        return self.loop.precision not in ("32-true", "64-true")
+        return is_half_precision(self.loop)
 
     def make_check(self, kind: Any, parameters: Mapping[str, nn.Parameter], **settings: Any) -> Any:
         """Make a check of some parameters with this run's settings."""

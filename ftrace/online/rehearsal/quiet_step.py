@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ftrace.gradients import ExchangeError, UnreadableError
+from ftrace.gradients import ExchangeError, OnLoss, UnreadableError
 from ftrace.online.batches import batches_in
 from ftrace.online.checks.failures import SelfCheckError
-from ftrace.online.loop import OnLoss, TrainingLoop
+from ftrace.online.loop import TrainingLoop
 from ftrace.online.processes import gather_objects
 from ftrace.online.rehearsal.exchange import Inputs, exchanged
 from ftrace.online.undisturbed.kept_state import KeptState
