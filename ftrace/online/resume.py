@@ -10,9 +10,9 @@ from typing import Any
 from ftrace.online.messages import warn
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.state_files import read_state, write_state
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores import Candidates
 
 VERSION = 2
 

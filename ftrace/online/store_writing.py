@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from ftrace.online.processes import gather_objects, gather_rows, num_processes, process_rank
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores import ScoreAccumulator, ScoreStore, Sum
+from ftrace.scores import ScoreStore, Sum
 
 
 def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, alone: bool) -> ScoreStore | None:

@@ -25,10 +25,10 @@ from ftrace.online.queries.query_pass import QueryPass, require_shared_parameter
 from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.settings import TraceSettings
 from ftrace.online.steps import OptimizerSteps
-from ftrace.scores import ScoreAccumulator
 
 
 class TracedRun:

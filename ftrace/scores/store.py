@@ -7,6 +7,7 @@
     <kind>.<axis>.<n>.npy   the same for the n-th part, if the kind is broken down; manifest.json names the parts
     example_names.npy, query_names.npy   the names, if ids were made from names
     ledger.parquet     the run's ledger, if one was kept
+    examples.parquet, queries.parquet   texts by id, if they are known (:class:`ftrace.scores.Texts`)
 
 If each query has candidates of its own, scores are [pairs], query by query. candidate_ids.npy [pairs] then says which
 example each score belongs to, and candidate_offsets.npy [Q + 1] where each query begins.
@@ -18,22 +19,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ftrace.scores.accumulator import Sum
 from ftrace.scores.ids import as_ids, stable_id
-from ftrace.scores.ledger import FILE as _LEDGER
 from ftrace.scores.ledger import Ledger
+from ftrace.scores.store_files import (
+    EXAMPLES,
+    LEDGER,
+    MANIFEST,
+    QUERIES,
+    check_replaceable,
+    file_name,
+    make_facts,
+    parts_of,
+    read_manifest,
+    write_texts,
+)
+from ftrace.scores.sums import Sum
+from ftrace.scores.texts import EXAMPLE_ID, QUERY_ID, Texts
 from ftrace.whole_files import whole_folder
-
-FORMAT = "ftrace-scores"
-VERSION = 1
-MANIFEST = "manifest.json"
 
 
 class ScoreStore:
@@ -67,7 +76,7 @@ class ScoreStore:
         folder = Path(path)
         if not folder.is_dir():
             raise FileNotFoundError(f"expected the folder of a score store, found nothing at {str(folder)!r}")
-        return cls(folder, _read_manifest(folder))
+        return cls(folder, read_manifest(folder))
 
     @classmethod
     def write(
@@ -81,6 +90,8 @@ class ScoreStore:
         candidate_offsets: np.ndarray | None = None,
         ledger: Ledger | None = None,
         names: Mapping[int, str] | None = None,
+        examples: Texts | None = None,
+        queries: Texts | None = None,
     ) -> ScoreStore:
         """Write a store whole or not at all.
 
@@ -94,6 +105,8 @@ class ScoreStore:
                 ``example_ids`` and each of the scores are ``[pairs]``, query by query.
             ledger: The run's ledger.
             names: By id, for ids that were made from names.
+            examples: Texts of the examples. Those of other ids are left out; an id may have none.
+            queries: Texts of the queries, likewise.
 
         Raises:
             ValueError: If shapes don't agree, ids repeat or don't fit into 64 bits, or the folder holds anything but an
@@ -133,7 +146,8 @@ class ScoreStore:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             if ledger is not None:
-                ledger.write(temporary / _LEDGER)
+                ledger.write(temporary / LEDGER)
+            write_texts(temporary, examples, example_ids, queries, query_ids)
             text = json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False)
             (temporary / MANIFEST).write_text(text + "\n")
         return cls.open(folder)
@@ -169,7 +183,30 @@ class ScoreStore:
     @cached_property
     def ledger(self) -> Ledger | None:
         """The run's ledger; None if none was kept."""
-        return Ledger.open(self.path / _LEDGER) if (self.path / _LEDGER).exists() else None
+        return Ledger.open(self.path / LEDGER) if (self.path / LEDGER).exists() else None
+
+    @cached_property
+    def examples(self) -> Texts | None:
+        """Texts of the examples; None if they aren't known."""
+        return Texts(self.path / EXAMPLES, EXAMPLE_ID) if (self.path / EXAMPLES).exists() else None
+
+    @cached_property
+    def queries(self) -> Texts | None:
+        """Texts of the queries; None if they aren't known."""
+        return Texts(self.path / QUERIES, QUERY_ID) if (self.path / QUERIES).exists() else None
+
+    def with_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> ScoreStore:
+        """Return the same store with other texts, which are not written to disk; None keeps those that it has."""
+        other = ScoreStore(self.path, self.manifest)
+        other.examples = examples if examples is not None else self.examples
+        other.queries = queries if queries is not None else self.queries
+        return other
+
+    def put_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> None:
+        """Write texts into the store's folder, in place of earlier ones; None keeps those that it has."""
+        write_texts(self.path, examples, self.example_ids, queries, self.query_ids)
+        for name in ("examples", "queries"):
+            self.__dict__.pop(name, None)
 
     @property
     def breakdown(self) -> dict[str, list[str]]:
@@ -294,79 +331,3 @@ class ScoreStore:
         if array.shape != shape:
             raise ValueError(f"{file}: expected shape {shape} as in the manifest, found {array.shape}")
         return array
-
-
-def parts_of(keys: Iterable[Sum]) -> dict[str, list[str]]:
-    """Return the axes that kinds are broken down by, and the names of the parts of each in their order."""
-    parts: dict[str, list[str]] = {}
-    for key in keys:
-        if key.axis and key.part not in parts.setdefault(key.axis, []):
-            parts[key.axis].append(key.part)
-    return parts
-
-
-def make_facts(
-    keys: Sequence[Sum], example_ids: np.ndarray, query_ids: np.ndarray, dtype: np.dtype | None = None
-) -> dict[str, Any]:
-    """Make the entries that the manifest of every store has."""
-    kinds = [key.kind for key in keys if not key.axis]
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "kinds": kinds,
-        "breakdown": parts_of(keys),
-        "num_examples": len(example_ids),
-        "num_queries": len(query_ids),
-        "num_pairs": None,
-        "dtype": {kind: str(dtype) for kind in kinds},
-    }
-
-
-def file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
-    """Return the name of a matrix's file, without its ending."""
-    return f"{key.kind}.{key.axis}.{parts[key.axis].index(key.part):04d}" if key.axis else key.kind
-
-
-def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Make sure that writing a store here would replace nothing but an earlier store.
-
-    Raises:
-        ValueError: If the path is a file, the working directory, or a folder that holds anything but a score store.
-    """
-    folder = Path(path).resolve()
-    try:
-        if folder == Path.cwd():
-            raise ValueError("it is the working directory")
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return
-        if not folder.is_dir():
-            raise ValueError("it is a file")
-        _read_manifest(folder)
-        foreign = [
-            file.name for file in folder.iterdir() if file.suffix != ".npy" and file.name not in (MANIFEST, _LEDGER)
-        ]
-        if foreign:
-            raise ValueError(f"it also holds {sorted(foreign)[0]!r}")
-    except ValueError as error:
-        message = (
-            f"won't write scores to {str(folder)!r}: expected nothing or an earlier score store there, but {error}"
-        )
-        raise ValueError(f"{message}. Name another folder.") from error
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / MANIFEST
-    try:
-        manifest = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(folder)!r} is not a score store: can't read its {MANIFEST} ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{str(folder)!r} is not a score store: its {MANIFEST} doesn't say format {FORMAT!r}")
-    if manifest.get("version") != VERSION:
-        raise ValueError(
-            f"{str(folder)!r} is a score store of version {manifest.get('version')}, and this ftrace reads {VERSION}"
-        )
-    missing = {"kinds", "num_examples", "num_queries"} - manifest.keys()
-    if missing:
-        raise ValueError(f"{str(folder)!r} is a damaged score store: its {MANIFEST} lacks {sorted(missing)}")
-    return manifest

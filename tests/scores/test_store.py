@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ftrace.scores import Ledger, ScoreAccumulator, ScoreStore, ScoreWriter, Sum, stable_id
+from ftrace.online.scoring.accumulator import ScoreAccumulator
+from ftrace.scores import Ledger, ScoreStore, ScoreWriter, Sum, stable_id
 
 IDS, QUERIES = np.array([7, 2, 5]), np.array([11, 10])
 DOT = np.array([[1.0, -3.0], [2.0, 0.0], [-1.0, 4.0]], dtype=np.float32)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, project
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.contributions import (
     Contribution,
     Moment,
@@ -30,7 +31,7 @@ from ftrace.online.scoring.directions import QueryDirections
 from ftrace.online.scoring.momentum import HeldStep, MomentumRing
 from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
 from ftrace.online.scoring.whitened import WhitenedProducts
-from ftrace.scores import ScoreAccumulator, Sum
+from ftrace.scores import Sum
 
 
 class Scoring:
