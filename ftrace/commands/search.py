@@ -41,7 +41,8 @@ from ftrace.index import (
 )
 from ftrace.models import Output
 from ftrace.renamed import use_new_names
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 
 Row = Mapping[str, Any]
 _RECALL_QUERIES = 32
