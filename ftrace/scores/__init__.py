@@ -2,6 +2,7 @@
 
 from ftrace.scores.accumulator import Candidates, ScoreAccumulator, Sum
 from ftrace.scores.block_writer import ScoreWriter
+from ftrace.scores.doubts import find_doubts
 from ftrace.scores.ids import stable_id
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.store import ScoreStore, check_replaceable
@@ -14,5 +15,6 @@ __all__ = [
     "ScoreWriter",
     "Sum",
     "check_replaceable",
+    "find_doubts",
     "stable_id",
 ]
