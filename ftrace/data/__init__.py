@@ -17,6 +17,7 @@ from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_files import write_synth
 from ftrace.data.synth_settings import SynthSettings
 from ftrace.data.text import SENTINEL, answers_in, fill_in
+from ftrace.data.text_files import read_texts
 from ftrace.data.tokenizer import train_word_tokenizer
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "prompts_of_queries",
     "read_prompts",
     "read_queries",
+    "read_texts",
     "subject_span",
     "tokenize_prompt",
     "train_word_tokenizer",
