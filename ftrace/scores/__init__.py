@@ -1,6 +1,7 @@
 """The score store: what every method writes and everything else reads."""
 
 from ftrace.scores.block_writer import ScoreWriter
+from ftrace.scores.doubts import find_doubts
 from ftrace.scores.ids import as_ids, stable_id
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.next_command import show_command
@@ -19,6 +20,7 @@ __all__ = [
     "Texts",
     "as_ids",
     "check_replaceable",
+    "find_doubts",
     "show_command",
     "stable_id",
 ]
