@@ -11,7 +11,8 @@ import torch
 from ftrace.commands.index import corpus_of
 from ftrace.data import FactData
 from ftrace.index import GradientIndex
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 
 Row = Mapping[str, Any]
 

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,7 @@ from ftrace.scores.ids import as_ids, stable_id
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
 _ROWS_OF_A_GROUP = 10_000
 
-Rows = Iterable[Mapping[str, Any]] | pa.Table
+Rows: TypeAlias = Iterable[Mapping[str, Any]] | pa.Table
 
 
 class Texts:
