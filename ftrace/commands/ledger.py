@@ -33,7 +33,7 @@ def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | 
 
 
 def ledger_sentence(store: ScoreStore) -> str:
-    """Summarize a store's ledger in a sentence, and warn if its accounts don't balance."""
+    """Summarize a store's ledger in a sentence, and say what speaks against it."""
     assert store.ledger is not None
     sentence = str(store.ledger.summary())
     described = store.manifest.get("ledger", {})
@@ -41,4 +41,5 @@ def ledger_sentence(store: ScoreStore) -> str:
         sentence += (
             f". The books don't balance: accounts are off by up to {described['worst_imbalance']:.1%} of an interval"
         )
-    return f"{sentence[:1].upper()}{sentence[1:]}."
+    doubts = store.doubts("update") if "update" in store.kinds else []
+    return ". ".join(f"{text[:1].upper()}{text[1:]}" for text in (sentence, *doubts)) + "."

@@ -13,8 +13,9 @@ from ftrace.data.kept_rows import CollatedRows, KeptRows
 from ftrace.data.prompt_tokens import TokenizedPrompt, tokenize_prompt
 from ftrace.data.query_prompts import prompts_of_queries
 from ftrace.data.subject_spans import subject_span
-from ftrace.data.synth import SynthCorpus, SynthSettings
+from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_files import write_synth
+from ftrace.data.synth_settings import SynthSettings
 from ftrace.data.text import SENTINEL, answers_in, fill_in
 from ftrace.data.text_files import read_texts
 from ftrace.data.tokenizer import train_word_tokenizer

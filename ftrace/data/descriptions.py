@@ -22,8 +22,8 @@ def describe_examples(rows: datasets.Dataset) -> pa.Table:
         rows: As :attr:`ftrace.data.FactData.train_rows`.
 
     Returns:
-        ``example_id``; ``text``, the sentence with its answers filled in; ``answer``, the answers joined by commas, null
-        in rows that are text alone; and ``facts``, ``name`` and ``sentence_id``, where there are any.
+        ``example_id``; ``text``, the sentence with its answers filled in; ``answer``, the answers joined by commas,
+        null in rows that are text alone; and ``facts``, ``name`` and ``sentence_id``, where there are any.
     """
     return _table(rows, "example_id", fill_in, ("facts", "sentence_id"))
 

@@ -4,6 +4,7 @@ index.json              how rows were made, of which model and data; a mismatch 
 segment-00000120/       rows at the weights of step 120
 snapshots/step-*/       where the callback wrote it: the weights of each segment
 norms/                  of rows, for tasks that were searched for
+examples.parquet        texts of the examples, if they are known: see :mod:`ftrace.scores.texts`
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from ftrace.gradients import OLD_ENTRIES
 from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.segment import SEGMENT, Segment
+from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.whole_files import whole_file
 
 MANIFEST = "index.json"
+EXAMPLES = "examples.parquet"
 FORMAT, VERSION = "ftrace-index", 1
 
 
@@ -128,6 +131,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def write_examples(folder: Path, texts: Texts) -> None:
+    """Write the texts of an index's examples into its folder, in place of earlier ones."""
+    with whole_file(folder / EXAMPLES) as temporary:
+        texts.write(temporary)
+
+
 class GradientIndex:
     """An index, opened for search.
 
@@ -166,6 +175,12 @@ class GradientIndex:
     def names(self) -> list[str]:
         """The parameters that it covers."""
         return [name for names in self.blocks.values() for name in names]
+
+    @cached_property
+    def examples(self) -> Texts | None:
+        """Texts of the examples; None if they aren't known."""
+        file = self.folder / EXAMPLES
+        return Texts(file, EXAMPLE_ID) if file.exists() else None
 
     @cached_property
     def num_rows(self) -> int:

@@ -256,3 +256,6 @@ class TraceSession:
         store = write_store(output_dir, run, facts, alone=alone)
         if store is not None and store.ledger is not None and len(store.ledger.steps):
             run.loop.tell(f"{self.who}: {store.ledger.summary()}. Scores: {output_dir}")
+        for sentences in (store.manifest["doubts"] if store is not None else {}).values():
+            for sentence in sentences:
+                warn(f"{self.who}: {sentence}")

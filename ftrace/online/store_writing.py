@@ -12,7 +12,7 @@ import torch
 from ftrace.online.processes import gather_objects, gather_rows, num_processes, process_rank
 from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores import ScoreStore, Sum
+from ftrace.scores import ScoreStore, Sum, find_doubts
 
 
 def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, alone: bool) -> ScoreStore | None:
@@ -45,8 +45,10 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     query_ids = np.array(sums.query_ids, dtype=np.int64)
     ledger = None if run.ledger is None else run.ledger.ledger(query_ids)
+    doubts = find_doubts(arrays, ledger, offsets)
     return ScoreStore.write(
-        output_dir, ids, query_ids, arrays, {**facts, "processes_in_store": 1 if alone else num_processes()},
+        output_dir, ids, query_ids, arrays,
+        {**facts, "doubts": doubts, "processes_in_store": 1 if alone else num_processes()},
         candidate_offsets=offsets, ledger=ledger, names=all_names,
     )  # fmt: skip
 

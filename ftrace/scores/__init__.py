@@ -1,6 +1,7 @@
 """The score store: what every method writes and everything else reads."""
 
 from ftrace.scores.block_writer import ScoreWriter
+from ftrace.scores.doubts import find_doubts
 from ftrace.scores.ids import stable_id
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.store import ScoreStore
@@ -17,5 +18,6 @@ __all__ = [
     "Sum",
     "Texts",
     "check_replaceable",
+    "find_doubts",
     "stable_id",
 ]

@@ -28,6 +28,19 @@ import pyarrow.parquet as pq
 ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection")
 COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS, "learned")
 FILE = "ledger.parquet"
+# An account that moves the queries' losses by more than they moved is not explained by the scores any more.
+_REMEDIES = {
+    "projection": (
+        "the random error of projecting",
+        "Take a larger projection_side, or exact scores (projection_side=None)",
+    ),
+    "momentum": ("momentum that is not attributed to examples", 'Take momentum="exact"'),
+    "uncovered": ("the change of parameters that scores don't cover", 'Cover them: parameters=("*",)'),
+    "curvature": (
+        "what curvature leaves unexplained",
+        'Take integration="trapezoid", and a refresh at more of the steps',
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,26 @@ class Ledger:
         shares = {name: float(np.nansum(self.columns[name])) / fall for name in names}
         curvature = float(np.nansum(self.actual - self.columns["predicted"])) / fall
         return Summary(fall / queries, {**shares, "curvature": curvature})
+
+    def doubts(self) -> list[str]:
+        """Say why scores of the kind ``update`` can't be trusted, one sentence for each reason; none if they can.
+
+        An account is in doubt if it adds up to more, over the run, than all that the queries learned and forgot. What
+        they gained and lost is compared, and not what remains of it, which may be next to nothing.
+        """
+        if not self.has_accounts:
+            return []
+        moved = float(np.nansum(np.abs(self.actual)))
+        accounts = {**self.columns, "curvature": self.actual - self.columns["predicted"]}
+        sentences = []
+        for name, (what, remedy) in _REMEDIES.items():
+            size = float(np.abs(np.nansum(accounts[name], axis=0)).sum())
+            if size > moved:
+                times = f"{size / moved:.3g} times " if moved else "more than "
+                sentences.append(
+                    f"`update` is in doubt: {what} comes to {times}all that the queries learned and forgot. {remedy}"
+                )
+        return sentences
 
     def write(self, file: Path) -> None:
         """Write a Parquet table with one row for each interval and query."""

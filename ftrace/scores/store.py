@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,7 @@ class ScoreStore:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self._warned_of: set[str] = set()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ScoreStore:
@@ -208,6 +210,24 @@ class ScoreStore:
         for name in ("examples", "queries"):
             self.__dict__.pop(name, None)
 
+    def doubts(self, kind: str | None = None) -> list[str]:
+        """Return the reasons why scores of a kind can't be trusted, as their writer has noted them.
+
+        Args:
+            kind: As in :meth:`matrix`.
+
+        Returns:
+            A sentence for each reason, with the remedy; none if nothing is known against the scores.
+        """
+        return list(self.manifest.get("doubts", {}).get(self._known(kind), []))
+
+    def _warn_of_doubts(self, kind: str) -> None:
+        """Warn once of the doubts about a kind."""
+        if kind not in self._warned_of:
+            self._warned_of.add(kind)
+            for sentence in self.doubts(kind):
+                warnings.warn(f"{self.path}: {sentence}", stacklevel=3)
+
     @property
     def breakdown(self) -> dict[str, list[str]]:
         """The axes that kinds are broken down by, and the names of the parts of each."""
@@ -308,6 +328,8 @@ class ScoreStore:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find a query's strongest proponents, or with ``largest=False`` its strongest opponents.
 
+        If there are :meth:`doubts` about the kind, the first call warns.
+
         Returns:
             Example ids ``[k]`` and their scores ``[k]``, strongest first, equal scores in ascending order of ids.
             Examples whose score is NaN or infinite are left out, so there may be fewer than k.
@@ -318,6 +340,7 @@ class ScoreStore:
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"k: expected a whole number from 1 on, found {k!r}")
         scores = self.scores(query_id, kind)
+        self._warn_of_doubts(self._known(kind))
         known = np.flatnonzero(np.isfinite(scores))
         order = known[np.argsort(-scores[known] if largest else scores[known], kind="stable")[:k]]
         return self.example_ids[order], scores[order]

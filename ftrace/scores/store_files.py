@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.scores.ledger import FILE as LEDGER
+from ftrace.scores.ledger import FILE
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts
 from ftrace.whole_files import whole_file
@@ -21,6 +21,7 @@ from ftrace.whole_files import whole_file
 FORMAT = "ftrace-scores"
 VERSION = 1
 MANIFEST = "manifest.json"
+LEDGER = FILE
 EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from ftrace.scores.ids import as_ids, stable_id
 
 ROWS_OF_A_GROUP = 10_000
 
-Rows = Iterable[Mapping[str, Any]] | pa.Table
+Rows: TypeAlias = Iterable[Mapping[str, Any]] | pa.Table
 
 
 def text_table(rows: Rows, key: str, ids: np.ndarray | None = None) -> pa.Table:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from ftrace.data import SynthCorpus, SynthSettings, fill_in, write_synth
-from ftrace.data.synth import read_relations, roman
+from ftrace.data.synth_entities import roman
+from ftrace.data.synth_vocabularies import read_relations
 
 SMALL = {"num_entities": 12, "num_relations": 4, "num_facts": 20, "num_test_utterances": 5}
 
