@@ -38,7 +38,8 @@ from ftrace.index import (
 )
 from ftrace.models import Output
 from ftrace.renamed import use_new_names
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 
 _MEASURED_SECONDS = 5.0
 _Preconditioner = Literal["auto"] | PreconditionerKind
