@@ -15,7 +15,8 @@ from rich.console import Console
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
 from ftrace.commands.options import ProcessSettings, number_of_bytes, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 from ftrace.scores import ScoreStore, check_replaceable
 
 

@@ -34,7 +34,8 @@ from ftrace.evaluation.retrieval import (
 )
 from ftrace.evaluation.retrieval.breakdowns import By
 from ftrace.evaluation.stores import row_name
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftrace.attribution import measured
-from ftrace.commands.index import corpus_of
+from ftrace.commands.index_corpus import Corpus, Row, batches_of
 from ftrace.commands.options import add_old_names, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
@@ -41,43 +40,9 @@ from ftrace.index import (
 )
 from ftrace.models import Output
 from ftrace.renamed import use_new_names
-from ftrace.runs import Run, newest_run
+from ftrace.runs import Run
 
-Row = Mapping[str, Any]
 _RECALL_QUERIES = 32
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The run and the rows that an index is of.
-
-    Args:
-        run: The run whose model it is.
-        data: The rows that its ids are of.
-    """
-
-    run: Run
-    data: FactData
-
-    @staticmethod
-    def of(index: GradientIndex, run: str | None) -> Corpus:
-        """Open the corpus of an index.
-
-        Raises:
-            ValueError: If the index doesn't say which run it is of, or its rows are other rows by now.
-        """
-        noted = index.manifest.get("run")
-        folder = newest_run(run) if run else (index.folder / noted if noted else index.folder.absolute().parent)
-        opened = Run(folder.resolve())
-        files = index.manifest.get("corpus")
-        data = opened.data if files is None else corpus_of(opened, files)
-        known = index.manifest.get("data")
-        if known is not None and known != data.fingerprint:
-            raise ValueError(
-                f"{str(index.folder)!r} is of other data than {str(data.data_path)!r}: expected the fingerprint "
-                f"{known}, found {data.fingerprint}"
-            )
-        return Corpus(opened, data)
 
 
 @dataclass(frozen=True)
@@ -179,9 +144,9 @@ def search(
     rows = question.rows(corpus.run)
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
-    task = None if question.task_queries is None else _batches(data, read_queries(Path(question.task_queries)))
+    task = None if question.task_queries is None else batches_of(data, read_queries(Path(question.task_queries)))
     prepared = prepare_search(
-        opened, corpus.run.model_at, _batches(data, rows), measured("loss", question.answers), settings, task,
+        opened, corpus.run.model_at, batches_of(data, rows), measured("loss", question.answers), settings, task,
         measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
     console = Console()
@@ -199,12 +164,6 @@ def search(
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)
     console.print(f"Wrote {len(rows)} results to {file}", soft_wrap=True)
-
-
-def _batches(data: FactData, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
-    loader = data.query_dataloader()
-    size = loader.batch_size or 1
-    return [loader.collate_fn(list(rows[start : start + size])) for start in range(0, len(rows), size)]
 
 
 def _approximately(

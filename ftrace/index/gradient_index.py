@@ -5,6 +5,7 @@ segment-00000120/       rows at the weights of step 120
 snapshots/step-*/       where the callback wrote it: the weights of each segment
 norms/                  of rows, for tasks that were searched for
 example_names.json      names by id, if ids were made from names
+examples.parquet        texts of the examples, if they are known: see :mod:`ftrace.scores.texts`
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.index_views import index_html, rows_table
 from ftrace.index.segment import SEGMENT, Segment
+from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
 from ftrace.scores.plain_text import counted, plain
 from ftrace.whole_files import whole_file
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "index.json"
 EXAMPLE_NAMES = "example_names.json"
+EXAMPLES = "examples.parquet"
 FORMAT, VERSION = "ftrace-index", 1
 
 
@@ -137,6 +140,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def write_examples(folder: Path, texts: Texts) -> None:
+    """Write the texts of an index's examples into its folder, in place of earlier ones."""
+    with whole_file(folder / EXAMPLES) as temporary:
+        texts.write(temporary)
+
+
 class GradientIndex:
     """An index, opened for search.
 
@@ -175,6 +184,12 @@ class GradientIndex:
     def names(self) -> list[str]:
         """The parameters that it covers."""
         return [name for names in self.blocks.values() for name in names]
+
+    @cached_property
+    def examples(self) -> Texts | None:
+        """Texts of the examples; None if they aren't known."""
+        file = self.folder / EXAMPLES
+        return Texts(file, EXAMPLE_ID) if file.exists() else None
 
     @cached_property
     def num_rows(self) -> int:

@@ -1,1 +1,32 @@
 """What a person sees of scores: a query, its strongest examples with their texts, several stores side by side."""
+
+from ftrace.views.finding import all_queries, find_query, query_rows, search_queries
+from ftrace.views.listed import Listed, ListedQuery, ListedSource
+from ftrace.views.making import make_query_line, make_query_view
+from ftrace.views.plain import plain
+from ftrace.views.query_list import render_queries
+from ftrace.views.query_view import QueryLine, QueryView, Said
+from ftrace.views.sources import Source, StoreSource
+from ftrace.views.terminal import CUT, print_view, render_query
+
+__all__ = [
+    "CUT",
+    "Listed",
+    "ListedQuery",
+    "ListedSource",
+    "QueryLine",
+    "QueryView",
+    "Said",
+    "Source",
+    "StoreSource",
+    "all_queries",
+    "find_query",
+    "make_query_line",
+    "make_query_view",
+    "plain",
+    "print_view",
+    "query_rows",
+    "render_queries",
+    "render_query",
+    "search_queries",
+]
