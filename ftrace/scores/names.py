@@ -56,11 +56,16 @@ class Names:
             return self.names
         if self._texts is None or not len(self.ids):
             return self.ids
-        named = self._by_name()
-        if not named or stable_id(next(iter(named))) != next(iter(named.values())):
+        names = self._texts.column("name")
+        places = self._places(self._texts.ids)
+        named = np.flatnonzero((places >= 0) & names.is_valid().to_numpy(zero_copy_only=False))
+        if not len(named) or stable_id(str(names[named[0]])) != self._texts.ids[named[0]]:
             return self.ids  # numbers of their own, beside which the names are notes
-        by_id = {number: name for name, number in named.items()}
-        return np.array([by_id.get(number, str(number)) for number in self.ids.tolist()], dtype=object)
+        labels = np.full(len(self.ids), None, dtype=object)
+        labels[places[named]] = names.to_numpy()[named]
+        nameless = np.flatnonzero(np.equal(labels, None))
+        labels[nameless] = [str(number) for number in self.ids[nameless].tolist()]
+        return labels
 
     def place(self, given: int | str) -> int | None:
         """Find the position of an id or a name in ``ids``; None if it isn't there."""

@@ -92,6 +92,9 @@ class Texts:
     def ids(self) -> np.ndarray:
         """Ids in the order of the rows, int64 ``[N]``."""
         column = self._file.read([self.key]).column(0)
+        if pa.types.is_int64(column.type) and not column.null_count:
+            chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
+            return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
         return as_ids(column.to_numpy(), self.key)
 
     @cached_property
@@ -125,7 +128,7 @@ class Texts:
         rows: dict[int, dict[str, Any]] = {}
         for group in np.unique(groups).tolist():
             inside = places[groups == group]
-            table = self._file.read_row_group(group).take(pa.array(inside - starts[group]))
+            table = self._file.read_row_group(group).take(_positions(inside - starts[group]))
             rows |= dict(zip(inside.tolist(), table.to_pylist(), strict=True))
         return rows
 
