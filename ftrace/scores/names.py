@@ -106,7 +106,10 @@ class Names:
         if not len(self.ids):
             return np.full(len(wanted), -1)
         order = None if (np.diff(self.ids) > 0).all() else np.argsort(self.ids, kind="stable")
-        places = np.searchsorted(self.ids, wanted, sorter=order).clip(max=len(self.ids) - 1)
+        ascending = np.argsort(wanted, kind="stable")  # neighbours are looked for one after another, which is quick
+        places = np.empty(len(wanted), np.int64)
+        places[ascending] = np.searchsorted(self.ids, wanted[ascending], sorter=order)
+        places = places.clip(max=len(self.ids) - 1)
         places = places if order is None else order[places]
         return np.where(self.ids[places] == wanted, places, -1)
 

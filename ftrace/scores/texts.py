@@ -160,3 +160,8 @@ class Texts:
                 if known is not None:
                     table = table.filter(pyarrow.compute.is_in(table[self.key], value_set=known))
                 writer.write_table(table, row_group_size=ROWS_OF_A_GROUP)
+
+
+def _positions(places: np.ndarray) -> pa.Array:
+    """Convert int64 ``[n]`` for pyarrow; its own conversion imports pandas, which takes longer than all the rest."""
+    return pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(np.ascontiguousarray(places))])

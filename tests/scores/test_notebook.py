@@ -10,7 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from ftrace.scores import ScoreStore
-from helpers.made_stores import SCORES, made_ledger, named_store
+from helpers.made_stores import made_ledger, named_store
 
 SOURCES = (
     'from ftrace.scores import ScoreStore\nstore = ScoreStore.open("store")\nstore',
@@ -51,12 +51,12 @@ def test_a_notebook_shows_tables_with_texts_as_texts(tmp_path: Path) -> None:
 
 def test_a_store_is_read_without_torch(tmp_path: Path) -> None:
     """And pandas and xarray, which take long, are imported when they are needed."""
-    ScoreStore.write(tmp_path / "store", range(4), range(2), {"dot": SCORES})
+    named_store(tmp_path / "store")
     check = (
         "import sys\nfrom ftrace.scores import ScoreStore\n"
-        "store = ScoreStore.open(sys.argv[1])\nprint(store, store._repr_html_(), store.top(1, texts=True))\n"
+        "store = ScoreStore.open(sys.argv[1])\nprint(store, store._repr_html_(), store.top('where', texts=True))\n"
         "assert not {'torch', 'pandas', 'xarray', 'lightning'} & set(sys.modules)\n"
-        "store.to_pandas(1), store.to_xarray()\nassert 'torch' not in sys.modules\n"
+        "store.to_pandas('where'), store.to_xarray()\nassert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", check, tmp_path / "store"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
