@@ -11,6 +11,7 @@ from ftrace.scores.ids import as_ids, stable_id
 from ftrace.scores.texts import Texts
 
 _NEAREST = 3
+_FEW = 10_000
 
 
 class Names:
@@ -43,11 +44,16 @@ class Names:
         """Return the names of some ids, in their order; the id itself as text where there is no name."""
         wanted = as_ids(ids, "ids") if len(ids) else np.zeros(0, np.int64)
         if self.names is not None:
-            places = self._places(wanted)
-            known = [str(name) for name in self.names[places[places >= 0]]]
-            return _merged(places >= 0, known, wanted)
-        rows = [None] * len(wanted) if self._texts is None else self._texts.rows(wanted)
-        names = [row["name"] if row is not None else None for row in rows]
+            places = _places(self.ids, wanted)
+            known = iter(self.names[places[places >= 0]].tolist())
+            names = [next(known) if place >= 0 else None for place in places.tolist()]
+        elif self._texts is None:
+            names = [None] * len(wanted)
+        elif len(wanted) <= _FEW:
+            names = [None if row is None else row["name"] for row in self._texts.rows(wanted)]
+        else:
+            column = np.append(self._texts.column("name").to_numpy(), None)
+            names = column[_places(self._texts.ids, wanted)].tolist()  # -1 is the last one, None
         return [str(number) if name is None else str(name) for name, number in zip(names, wanted.tolist(), strict=True)]
 
     def labels(self) -> np.ndarray:
@@ -57,7 +63,7 @@ class Names:
         if self._texts is None or not len(self.ids):
             return self.ids
         names = self._texts.column("name")
-        places = self._places(self._texts.ids)
+        places = _places(self.ids, self._texts.ids)
         named = np.flatnonzero((places >= 0) & names.is_valid().to_numpy(zero_copy_only=False))
         if not len(named) or stable_id(str(names[named[0]])) != self._texts.ids[named[0]]:
             return self.ids  # numbers of their own, beside which the names are notes
@@ -101,28 +107,20 @@ class Names:
         pairs = zip(names, self._texts.ids.tolist(), strict=True)
         return {str(name): number for name, number in pairs if name is not None}
 
-    def _places(self, wanted: np.ndarray) -> np.ndarray:
-        """Return the positions of ids, ``[n]``; -1 for one that isn't there."""
-        if not len(self.ids):
-            return np.full(len(wanted), -1)
-        order = None if (np.diff(self.ids) > 0).all() else np.argsort(self.ids, kind="stable")
-        ascending = np.argsort(wanted, kind="stable")  # neighbours are looked for one after another, which is quick
-        places = np.empty(len(wanted), np.int64)
-        places[ascending] = np.searchsorted(self.ids, wanted[ascending], sorter=order)
-        places = places.clip(max=len(self.ids) - 1)
-        places = places if order is None else order[places]
-        return np.where(self.ids[places] == wanted, places, -1)
+
+def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the positions of ids in others, ``[n]``; -1 for one that isn't there."""
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
+    ascending = np.argsort(wanted, kind="stable")  # neighbours are looked for one after another, which is quick
+    places = np.empty(len(wanted), np.int64)
+    places[ascending] = np.searchsorted(ids, wanted[ascending], sorter=order)
+    places = places.clip(max=len(ids) - 1)
+    places = places if order is None else order[places]
+    return np.where(ids[places] == wanted, places, -1)
 
 
 def _first(condition: np.ndarray) -> int | None:
     places = np.flatnonzero(condition)
     return int(places[0]) if len(places) else None
-
-
-def _merged(known: np.ndarray, names: Sequence[str], ids: np.ndarray) -> list[str]:
-    """Return names where they are known, and ids as text elsewhere."""
-    iterator = iter(names)
-    return [
-        next(iterator) if is_known else str(number)
-        for is_known, number in zip(known.tolist(), ids.tolist(), strict=True)
-    ]

@@ -34,6 +34,15 @@ def test_an_id_without_a_name_is_called_by_itself(tmp_path: Path) -> None:
     assert plain.names_of_examples.labels() is plain.example_ids
 
 
+def test_names_of_many_ids_are_those_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = named_store(tmp_path / "store", names=False).names_of_examples
+    ids = [stable_id(name) for name in (*EXAMPLES, "elsewhere", "wiki/1")]
+    few = names.of(ids)
+    assert few == ["wiki/1", "wiki/2", "wiki/3", str(ids[3]), str(ids[4]), "wiki/1"]
+    monkeypatch.setattr("ftrace.scores.names._FEW", 2)
+    assert names.of(ids) == few
+
+
 def test_numbers_beside_which_names_are_notes_stay_the_labels() -> None:
     texts = Texts.of([{"query_id": 3, "text": "a", "name": "first"}, {"query_id": 9, "text": "b"}], "query_id")
     names = Names(np.array([9, 3]), None, texts)
