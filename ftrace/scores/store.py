@@ -171,7 +171,7 @@ class ScoreStore(StoredScores):
     def put_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> None:
         """Write texts into the store's folder, in place of earlier ones; None keeps those that it has."""
         write_texts(self.path, examples, self.example_ids, queries, self.query_ids)
-        for name in ("examples", "queries"):
+        for name in ("examples", "queries", "ledger"):  # the ledger has the queries' names
             self.__dict__.pop(name, None)
 
     def _warn_of_doubts(self, kind: str) -> None:

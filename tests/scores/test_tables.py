@@ -72,8 +72,9 @@ def test_ids_without_names_and_texts_are_tabled_alone(tmp_path: Path) -> None:
 
 
 def test_a_kind_may_be_named_like_a_column(tmp_path: Path) -> None:
-    table = named_store(tmp_path / "store", text=SCORES, dot=SCORES).to_pandas("who", k=1)
+    table = named_store(tmp_path / "store", text=SCORES, rank=-SCORES, dot=SCORES).to_pandas("who", k=1)
     assert (table["score_text"][0], table["text"][0]) == (2.0, "Oslo, Norway")
+    assert (table["score_rank"][0], table["rank"][0]) == (-2.0, 1)
 
 
 def test_all_scores_of_a_kind_are_tabled_by_name_or_id(tmp_path: Path) -> None:
