@@ -174,9 +174,25 @@ def check_index(opened: GradientIndex) -> None:
 
 
 def make_plan(
-    task: Task, snapshot: Path, settings: IndexSettings, output: Output, examples: int, hours: float
+    task: Task,
+    snapshot: Path,
+    settings: IndexSettings,
+    output: Output,
+    examples: int,
+    hours: float,
+    seconds: float = _MEASURED_SECONDS,
 ) -> IndexPlan:
-    """Measure for some seconds how fast rows are made, written and read here, and plan an index of a corpus."""
+    """Measure for some seconds how fast rows are made, written and read here, and plan an index of a corpus.
+
+    Args:
+        task: The run's examples.
+        snapshot: The snapshot's folder.
+        settings: What the index is.
+        output: What is differentiated.
+        examples: Of how many examples the planned index is.
+        hours: Within which it is to be written.
+        seconds: How long to measure.
+    """
     if task.accelerator == "gpu" or (task.accelerator == "auto" and torch.cuda.is_available()):
         device = torch.device("cuda")
     else:
@@ -189,19 +205,19 @@ def make_plan(
     rows_of = GradientRows(model, features, measured(output))
     size = task.batch_size or task.data.batch_size
     collate = task.data.example_dataloader().collate_fn
-    count, seconds, made = 0, 0.0, torch.empty(0)
+    count, measured_seconds, made = 0, 0.0, torch.empty(0)
     for start in itertools.count(0, size):
         rows = task.example_rows(start % len(task.examples), start % len(task.examples) + size)
         began = time.perf_counter()
         batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
         made = rows_of(batch)[0].cpu()
         if start:  # the first warms up
-            count, seconds = count + len(made), seconds + time.perf_counter() - began
-        if seconds > _MEASURED_SECONDS:
+            count, measured_seconds = count + len(made), measured_seconds + time.perf_counter() - began
+        if measured_seconds > seconds:
             break
     write_rate, read_rate = _disk_rates(task.output_dir, made, settings)
     return IndexPlan(
-        examples, features.size, len(features.blocks), settings, count / seconds, write_rate, read_rate, hours
+        examples, features.size, len(features.blocks), settings, count / measured_seconds, write_rate, read_rate, hours
     )
 
 
