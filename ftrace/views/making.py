@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ftrace.scores import stable_id
 from ftrace.views.duplicates import fold_duplicates
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryLine, QueryView, Said
 from ftrace.views.ranking import Place, Ranking, overlap
@@ -31,7 +32,7 @@ def make_query_view(
     words = _telling_words(sources, row)
     return QueryView(
         query_id,
-        next(filter(None, (source.query_name(query_id) for source in sources)), None) or _text(row, "name"),
+        _name(query_id, row, (source.query_name(query_id) for source in sources)),
         _text(row, "text"),
         _text(row, "answer"),
         _other_answers(row),
@@ -61,7 +62,7 @@ def make_query_line(sources: Sequence[Source], query_id: int, row: Row) -> Query
         strongest = _list(sources, rankings, [1], query_id, row, set()).examples[0]
     return QueryLine(
         query_id,
-        next(filter(None, (source.query_name(query_id) for source in sources)), None) or _text(row, "name"),
+        _name(query_id, row, (source.query_name(query_id) for source in sources)),
         _text(row, "text"),
         _text(row, "answer"),
         next(filter(None, (source.history(query_id) for source in sources)), None),
@@ -102,8 +103,7 @@ def _list(
         examples.append(
             ExampleView(
                 members[0],
-                next(filter(None, (source.example_name(members[0]) for source in sources)), None)
-                or _text(of_row, "name"),
+                _name(members[0], of_row, (source.example_name(members[0]) for source in sources)),
                 text,
                 _text(of_row, "answer"),
                 _states_fact(sources, query_id, row, members[0], of_row),
@@ -182,6 +182,14 @@ def _telling_words(sources: Sequence[Source], row: Row) -> set[str]:
     words = {word.key for name in ("text", "answer") for word in words_in(_text(row, name) or "")}
     sample = next(filter(None, (source.sample_texts() for source in sources)), [])
     return words - common_words(words, sample)
+
+
+def _name(known_id: int, row: Row, names: Iterable[str | None]) -> str | None:
+    """Return the name that an id was made from. A row may have a name beside a number of its own: that is its id."""
+    name = next(filter(None, names), None)
+    if name is None and row.get("name") is not None and stable_id(str(row["name"])) == known_id:
+        name = str(row["name"])
+    return name
 
 
 def _text(row: Row, name: str) -> str | None:
