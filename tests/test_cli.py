@@ -48,6 +48,7 @@ def test_synth_has_the_published_flags_and_defaults(capsys: pytest.CaptureFixtur
         "output_path": "x", "num_entities": 5000, "num_relations": 37, "num_facts": 50000, "num_test_utterances": 5000,
         "num_entity_words": 1, "num_expressions_per_entity": 4, "num_facts_per_utterance": 2, "entity_vocabulary": None,
         "relation_vocabulary": None, "seed": 0, "separator": " ", "collisions": "allow",
+        "entities": "numbered",
     }  # fmt: skip
     assert config == published
 
@@ -55,6 +56,11 @@ def test_synth_has_the_published_flags_and_defaults(capsys: pytest.CaptureFixtur
 def test_synth_writes_a_data_set(tmp_path: Path) -> None:
     assert code("synth", "--output_path", str(tmp_path / "a b"), *SMALL) == 0
     assert json.loads((tmp_path / "a b" / "manifest.json").read_text())["num_queries"] == 10
+
+
+def test_synth_writes_readable_entities(tmp_path: Path) -> None:
+    assert code("synth", "--output_path", str(tmp_path / "named"), *SMALL, "--entities=readable") == 0
+    assert json.loads((tmp_path / "named" / "manifest.json").read_text())["entities"][0]["type"] == "company"
 
 
 def test_options_from_a_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def read_texts(file: str | os.PathLike[str]) -> tuple[str, Iterator[dict[str, Any]]]:
-    """Read texts of examples or of queries, one row at a time.
+    r"""Read texts of examples or of queries, one row at a time.
 
     Each row has ``text`` and an id: ``example_id`` (or ``id``) or ``query_id``, a whole number or a name. All other
     fields are kept: ``answer``, ``answers``, ``fact``, ``facts``, ``proponent_ids`` and ``name`` have a meaning
@@ -39,7 +39,7 @@ def read_texts(file: str | os.PathLike[str]) -> tuple[str, Iterator[dict[str, An
     Example:
         >>> from tempfile import mkdtemp
         >>> file = Path(mkdtemp()) / "texts.csv"
-        >>> _ = file.write_text("query_id,text,answer\\n7,The capital of Norway is,Oslo\\n")
+        >>> _ = file.write_text("query_id,text,answer\n7,The capital of Norway is,Oslo\n")
         >>> key, rows = read_texts(file)
         >>> key, list(rows)
         ('query_id', [{'query_id': 7, 'text': 'The capital of Norway is', 'answer': 'Oslo'}])

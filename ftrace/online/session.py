@@ -39,6 +39,8 @@ class TraceSession:
         query_learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; default: the
             module's own, if it has one.
         who: Whose messages these are.
+        describe: Says the texts of examples and queries: a function of a batch, a data set, or a pair of data sets;
+            default: the loop's own data.
 
     Attributes:
         run: The run; None before training begins.
@@ -51,8 +53,10 @@ class TraceSession:
         query_losses: Callable[..., Tensor] | None,
         query_learned: Callable[..., Tensor] | None,
         who: str,
+        describe: Any = None,
     ) -> None:
         self.settings = settings
+        self.describe = describe
         self.queries = queries
         self.query_losses = query_losses
         self.query_learned = query_learned
@@ -116,8 +120,9 @@ class TraceSession:
         queries = self._query_pass(loop)
         if not self._hooks.is_attached:
             self._hooks.attach(loop.module, loop.optimizers)
-        run = TracedRun(loop, queries, settings, self._hooks, self.who)
+        run = TracedRun(loop, queries, settings, self._hooks, self.who, self.describe)
         self._state.begin(run, self._folder, strict=settings.strict)
+        run.descriptions.add_queries(queries)
         check_replaceable(self._folder.path)
         check_replaceable(self._incomplete_dir)
         self._refuse_another_run()

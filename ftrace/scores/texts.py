@@ -18,24 +18,21 @@ Files are ordinary Parquet files, written in small row groups, so that a few row
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from ftrace.scores.ids import as_ids, stable_id
+from ftrace.scores.arrow_arrays import as_arrow, as_numpy
+from ftrace.scores.ids import as_ids
+from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
-_ROWS_OF_A_GROUP = 10_000
-
-Rows: TypeAlias = Iterable[Mapping[str, Any]] | pa.Table
 
 
 class Texts:
@@ -66,7 +63,7 @@ class Texts:
             raise ValueError(f"{self._name}: expected the columns {key!r} and 'text', found {self.columns}")
 
     @classmethod
-    def of(cls, rows: Rows, key: str) -> Texts:
+    def of(cls, rows: Rows, key: str, ids: np.ndarray | None = None) -> Texts:
         """Make texts of rows, in memory.
 
         Args:
@@ -74,12 +71,17 @@ class Texts:
                 number by :func:`ftrace.scores.stable_id`. Of a mapping's values, texts, numbers and lists of them are
                 kept; other values, such as tensors, are left out.
             key: "example_id" or "query_id".
+            ids: The ids whose rows are kept, in any order; default: all.
 
         Raises:
-            ValueError: If a row lacks the id or the text, or an id occurs twice.
+            ValueError: If a row lacks the id or the text, an id occurs twice, or a column has values of several types.
         """
+        table = text_table(rows, key, ids)
+        unique, counts = np.unique(table[key].to_numpy(), return_counts=True)
+        if len(unique) < len(table):
+            raise ValueError(f"texts: expected each {key} once, found {unique[counts > 1][:3].tolist()} several times")
         sink = pa.BufferOutputStream()
-        _write(sink, rows, key)
+        pq.write_table(table, sink, row_group_size=ROWS_OF_A_GROUP, compression="zstd")
         return cls(sink.getvalue(), key)
 
     @property
@@ -91,7 +93,7 @@ class Texts:
     def ids(self) -> np.ndarray:
         """Ids in the order of the rows, int64 ``[N]``."""
         column = self._file.read([self.key]).column(0)
-        return as_ids(column.to_numpy(), self.key)
+        return as_ids(as_numpy(column), self.key)
 
     @cached_property
     def _order(self) -> np.ndarray | None:
@@ -124,7 +126,7 @@ class Texts:
         rows: dict[int, dict[str, Any]] = {}
         for group in np.unique(groups).tolist():
             inside = places[groups == group]
-            table = self._file.read_row_group(group).take(pa.array(inside - starts[group]))
+            table = self._file.read_row_group(group).take(as_arrow(inside - starts[group]))
             rows |= dict(zip(inside.tolist(), table.to_pylist(), strict=True))
         return rows
 
@@ -155,55 +157,4 @@ class Texts:
             for table in self.tables():
                 if known is not None:
                     table = table.filter(pyarrow.compute.is_in(table[self.key], value_set=known))
-                writer.write_table(table, row_group_size=_ROWS_OF_A_GROUP)
-
-
-def _write(sink: Any, rows: Rows, key: str) -> None:
-    table = rows if isinstance(rows, pa.Table) else _table(rows, key)
-    missing = [name for name in (key, "text") if name not in table.column_names]
-    if missing:
-        raise ValueError(f"texts: expected the columns {key!r} and 'text', found {table.column_names}")
-    ids = table[key].to_pylist() if not pa.types.is_integer(table.schema.field(key).type) else table[key].to_numpy()
-    if isinstance(ids, list):
-        if "name" not in table.column_names:
-            names = [name if isinstance(name, str) else None for name in ids]
-            table = table.append_column("name", pa.array(names, pa.string()))
-        ids = [stable_id(name) if isinstance(name, str) else name for name in ids]
-    numbers_of_rows = as_ids(ids, key)
-    unique, counts = np.unique(numbers_of_rows, return_counts=True)
-    if len(unique) < len(numbers_of_rows):
-        raise ValueError(f"texts: expected each {key} once, found {unique[counts > 1][:3].tolist()} several times")
-    if table["text"].null_count:
-        raise ValueError(f"texts: expected a text in each row, found {table['text'].null_count} rows without one")
-    table = table.set_column(table.column_names.index(key), key, pa.array(numbers_of_rows))
-    order = [key, "text", *(name for name in table.column_names if name not in (key, "text"))]
-    pq.write_table(table.select(order), sink, row_group_size=_ROWS_OF_A_GROUP, compression="zstd")
-
-
-def _table(rows: Iterable[Mapping[str, Any]], key: str) -> pa.Table:
-    """Make a table of rows, chunk by chunk."""
-    iterator, tables = iter(rows), []
-    while chunk := list(islice(iterator, _ROWS_OF_A_GROUP)):
-        plain = [{name: value for name, value in map(_plain, row.items()) if value is not None} for row in chunk]
-        names = dict.fromkeys(name for row in plain for name in row)
-        try:
-            tables.append(pa.table({name: [row.get(name) for row in plain] for name in names}))
-        except pa.ArrowException as error:
-            raise ValueError(f"texts: expected columns of one type each, found others ({error})") from error
-    if not tables:
-        return pa.table({key: pa.array([], pa.int64()), "text": pa.array([], pa.string())})
-    try:
-        return pa.concat_tables(tables, promote_options="default")
-    except pa.ArrowException as error:
-        raise ValueError(f"texts: expected columns of one type each, found others ({error})") from error
-
-
-def _plain(item: tuple[str, Any]) -> tuple[str, Any]:
-    """Return a column's name and value as Python's own types; None for a value that is no text and no number."""
-    name, value = item
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, list | tuple):
-        values = [_plain((name, element))[1] for element in value]
-        return name, None if any(element is None or isinstance(element, list) for element in values) else values
-    return name, value if isinstance(value, str | bool | numbers.Number) else None
+                writer.write_table(table, row_group_size=ROWS_OF_A_GROUP)

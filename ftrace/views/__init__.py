@@ -1,9 +1,9 @@
 """What a person sees of scores: a query, its strongest examples with their texts, several stores side by side."""
 
+from ftrace.scores.plain_text import plain
 from ftrace.views.finding import all_queries, find_query, query_rows, search_queries
 from ftrace.views.listed import Listed, ListedQuery, ListedSource
 from ftrace.views.making import make_query_line, make_query_view
-from ftrace.views.plain import plain
 from ftrace.views.query_list import render_queries
 from ftrace.views.query_view import QueryLine, QueryView, Said
 from ftrace.views.question_view import AskedAbout, QuestionView, render_question

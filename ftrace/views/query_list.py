@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.views.plain import excerpt, marked_text
+from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import QueryLine
 from ftrace.views.terminal import id_text, loss_text
 

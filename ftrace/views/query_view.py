@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ftrace.views.plain import Span
+from ftrace.views.marked_text import Span
 from ftrace.views.ranking import Place
 from ftrace.views.sources import History
 

@@ -9,7 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.views.plain import excerpt, marked_text, plain
+from ftrace.scores.plain_text import plain
+from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryView, Said
 from ftrace.views.ranking import Place
 from ftrace.views.sources import History

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from ftrace.views.plain import Span
+from ftrace.views.marked_text import Span
 
 COMMON = 0.2  # a word that is in more than this share of the examples says nothing of one of them
 _FEW = 20  # examples, among which no word is called common

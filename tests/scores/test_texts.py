@@ -51,6 +51,30 @@ def test_a_column_may_be_missing_in_some_rows() -> None:
     assert [row and row["answer"] for row in texts.rows([1, 2])] == [None, "B"]
 
 
+def test_a_list_that_is_empty_in_one_row_group_has_texts_in_the_next() -> None:
+    rows = ({"example_id": i, "text": "a", "facts": ["f"] if i == 15_000 else []} for i in range(20_000))
+    texts = Texts.of(rows, "example_id")
+    assert [row and row["facts"] for row in texts.rows([3, 15_000])] == [[], ["f"]]
+
+
+def test_rows_of_other_ids_are_left_out() -> None:
+    wanted = np.array([7, 2, 30_000])
+    rows = [{"example_id": i, "text": f"text {i}"} for i in range(25_000)]
+    for given in (rows, pa.Table.from_pylist(rows)):
+        assert Texts.of(given, "example_id", wanted).ids.tolist() == [2, 7]
+
+
+def test_texts_come_back_byte_for_byte() -> None:
+    hostile = "[red]x[/red] \x1b[31m \x00 \u202eevil \u200b <b>&amp;</b> a\r\nb\tc \U0001f600 e\u0301 '\"\\"
+    texts = Texts.of([{"example_id": 1, "text": hostile, "answers": [hostile]}], "example_id")
+    assert texts.rows([1]) == [{"example_id": 1, "text": hostile, "answers": [hostile]}]
+
+
+def test_half_of_a_surrogate_pair_becomes_an_escape() -> None:
+    (row,) = Texts.of([{"example_id": 1, "text": "a\ud83db", "answers": ["\udc00"]}], "example_id").rows([1])
+    assert row == {"example_id": 1, "text": "a\\ud83db", "answers": ["\\udc00"]}
+
+
 def test_names_become_ids_and_are_kept() -> None:
     (row,) = Texts.of([{"example_id": "wiki/1", "text": "a"}], "example_id").rows([stable_id("wiki/1")])
     assert row == {"example_id": stable_id("wiki/1"), "text": "a", "name": "wiki/1"}

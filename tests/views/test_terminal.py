@@ -120,8 +120,8 @@ def test_several_stores_side_by_side(tmp_path: Path) -> None:
     assert lines[5:] == [
         "online learning             bm25  fact    training example",
         " 1  +4.00  100%   3  +1.00   50%  yes     The capital of Norway is Oslo.  #3  +1 alike",
-        " 3  +1.00   25%  =1  +2.00   100%  no      Oslo lies on a fjord.  #8",
-        " 5  -2.00  -50%  =1  +2.00   100%  no      The capital of Sweden is Stockholm.  #11",
+        " 3  +1.00   25%  =1  +2.00  100%  no      Oslo lies on a fjord.  #8",
+        " 5  -2.00  -50%  =1  +2.00  100%  no      The capital of Sweden is Stockholm.  #11",
         "  bm25 has 0 of the first 2 of online learning",
         "",
         "opponents: they raised it",

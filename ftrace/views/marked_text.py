@@ -1,43 +1,14 @@
-r"""Texts as they can be printed: what can't be seen, or would move the cursor, becomes a visible escape.
-
-Control characters, ANSI escapes, controls of the writing direction, invisible spaces and halves of surrogate pairs come
-out as ``\x1b`` or ``\u202e``; a line break as ``↵``. Joiners inside of words stay, since scripts need them.
-"""
+"""Texts with marked spans, as a terminal shows them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.text import Text
 
+from ftrace.scores.plain_text import plain
+
 Span = tuple[int, int]
-
-_LINE_BREAK = "↵"
-_UNPRINTABLE = re.compile(
-    "\r\n|[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
-    "\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e00ff]"
-)
-
-
-def plain(text: str) -> str:
-    r"""Return a text without characters that a terminal would act on.
-
-    Example:
-        >>> plain("two\nlines, \x1b[31mred")
-        'two ↵ lines, \\x1b[31mred'
-    """
-    return _UNPRINTABLE.sub(_escape, text)
-
-
-def _escape(match: re.Match[str]) -> str:
-    characters = match.group()
-    if characters in ("\n", "\r\n", "\u2028", "\u2029"):
-        return f" {_LINE_BREAK} "
-    if characters == "\t":
-        return " "
-    code = ord(characters)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def marked_text(text: str, spans: Sequence[Span] = (), style: str = "", marked: str = "bold") -> Text:
