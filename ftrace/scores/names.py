@@ -52,8 +52,8 @@ class Names:
         elif len(wanted) <= _FEW:
             names = [None if row is None else row["name"] for row in self._texts.rows(wanted)]
         else:
-            column = np.append(self._texts.column("name").to_numpy(), None)
-            names = column[_places(self._texts.ids, wanted)].tolist()  # -1 is the last one, None
+            column = [*self._texts.column("name").to_pylist(), None]
+            names = [column[place] for place in _places(self._texts.ids, wanted).tolist()]  # -1 is the last one, None
         return [str(number) if name is None else str(name) for name, number in zip(names, wanted.tolist(), strict=True)]
 
     def labels(self) -> np.ndarray:
@@ -69,7 +69,7 @@ class Names:
             return self.ids  # numbers of their own, beside which the names are notes
         labels = np.full(len(self.ids), None, dtype=object)
         labels[places[named]] = names.to_numpy()[named]
-        nameless = np.flatnonzero(np.equal(labels, None))
+        nameless = np.setdiff1d(np.arange(len(labels)), places[named], assume_unique=True)
         labels[nameless] = [str(number) for number in self.ids[nameless].tolist()]
         return labels
 
