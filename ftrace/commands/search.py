@@ -11,13 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ftrace.attribution import measured
 from ftrace.commands.index_corpus import Corpus, Row, batches_of
 from ftrace.commands.options import add_old_names, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
+from ftrace.commands.sources import listed_queries
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactData, fill_in, read_queries
 from ftrace.evaluation import seeded_sample
@@ -41,8 +40,11 @@ from ftrace.index import (
 from ftrace.models import Output
 from ftrace.renamed import use_new_names
 from ftrace.runs import Run
+from ftrace.scores import show_command
+from ftrace.views import CUT, ListedSource, make_query_view, render_query
 
 _RECALL_QUERIES = 32
+_SHOWN = 3  # examples of each query that are printed, on either side
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,14 @@ def search(
     file = Path(output_file) if output_file else opened.folder / "results.jsonl"
     write_results(file, _results(rows, proponents, opponents, corpus.data, of_run=question.file is None))
     _tell(console, prepared, len(rows), seconds)
-    for position in range(min(show, len(rows))):
-        console.print(_worked_out(rows[position], proponents, opponents, position, corpus.data))
+    first = _results(rows[:show], proponents, opponents, corpus.data, of_run=question.file is None)
+    source = ListedSource("this search", list(listed_queries(first)))
+    for query in source.query_ids:
+        console.print(render_query(make_query_view([source], query, _SHOWN, _SHOWN), CUT))
+        console.print()
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)
-    console.print(f"Wrote {len(rows)} results to {file}", soft_wrap=True)
+    console.print(f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True)
 
 
 def _approximately(
@@ -238,20 +243,6 @@ def _tell(console: Console, prepared: PreparedSearch, count: int, seconds: float
         f"{prepared.seconds['norms']:.1f} s; searched in {seconds:.2f} s, {seconds / count:.4f} s a query",
         soft_wrap=True,
     )
-
-
-def _worked_out(row: Row, proponents: TopExamples, opponents: TopExamples, query: int, data: FactData) -> Table:
-    """Lay out the three strongest examples of a query, on either side, for a person to read."""
-    answer = fill_in(row["inputs_pretokenized"], row["targets_pretokenized"])
-    table = Table(title=Text(f"query {row['query_id']}: {answer}"), title_justify="left", box=None)
-    for column in ("", "score", "training example", "id"):
-        table.add_column(column, justify="right" if column in ("score", "id") else "left")
-    for name, strongest in (("proponents", proponents), ("opponents", opponents)):
-        passages = _passages(strongest, query, data)
-        for rank in range(min(3, len(passages))):
-            score = f"{passages.scores[rank]:+.3f}"
-            table.add_row(name if not rank else "", score, Text(passages.texts[rank]), str(passages.ids[rank]))
-    return table
 
 
 def _agree(prepared: PreparedSearch, rows: Sequence[Row], against: str, run: Run) -> Agreement:

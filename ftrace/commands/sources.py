@@ -55,7 +55,7 @@ def open_sources(names: Sequence[str], run: str | None, kind: str | None, texts:
     opened: list[tuple[Path, ScoreStore | None, str | None]] = []
     others: list[Path] = []
     for name in names or [str(of_run)]:
-        inside = of_run is not None and (of_run / name).is_dir()
+        inside = bool(names) and of_run is not None and (of_run / name).is_dir()
         folder = newest_run(name)
         if name.endswith(RESULT_SUFFIXES):
             opened.append((Path(name), None, None))

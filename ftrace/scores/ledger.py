@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ftrace.scores.arrow_arrays import as_numpy
 from ftrace.scores.ledger_tables import ledger_arrays, ledger_html, ledger_table
 from ftrace.scores.names import Names
 from ftrace.scores.plain_text import counted
@@ -230,7 +231,7 @@ class Ledger:
         """
         try:
             table = pq.read_table(file)
-            stored = {name: table.column(name).to_numpy() for name in ("step", "next_step", "query_id", *COLUMNS)}
+            stored = {name: as_numpy(table.column(name)) for name in ("step", "next_step", "query_id", *COLUMNS)}
             queries = int(table.schema.metadata[b"num_queries"])
         except (OSError, KeyError, TypeError, pa.ArrowException) as error:
             raise ValueError(f"{file} is missing or no ledger ({error})") from error

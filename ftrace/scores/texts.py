@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ftrace.scores.arrow_arrays import as_arrow, as_numpy
 from ftrace.scores.ids import as_ids
 from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
@@ -92,10 +93,7 @@ class Texts:
     def ids(self) -> np.ndarray:
         """Ids in the order of the rows, int64 ``[N]``."""
         column = self._file.read([self.key]).column(0)
-        if pa.types.is_int64(column.type) and not column.null_count:
-            chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
-            return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
-        return as_ids(column.to_numpy(), self.key)
+        return as_ids(as_numpy(column), self.key)
 
     @cached_property
     def _order(self) -> np.ndarray | None:
@@ -128,7 +126,7 @@ class Texts:
         rows: dict[int, dict[str, Any]] = {}
         for group in np.unique(groups).tolist():
             inside = places[groups == group]
-            table = self._file.read_row_group(group).take(_positions(inside - starts[group]))
+            table = self._file.read_row_group(group).take(as_arrow(inside - starts[group]))
             rows |= dict(zip(inside.tolist(), table.to_pylist(), strict=True))
         return rows
 
@@ -160,8 +158,3 @@ class Texts:
                 if known is not None:
                     table = table.filter(pyarrow.compute.is_in(table[self.key], value_set=known))
                 writer.write_table(table, row_group_size=ROWS_OF_A_GROUP)
-
-
-def _positions(places: np.ndarray) -> pa.Array:
-    """Convert int64 ``[n]`` for pyarrow; its own conversion imports pandas, which takes longer than all the rest."""
-    return pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(np.ascontiguousarray(places))])

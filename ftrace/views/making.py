@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ftrace.scores import stable_id
 from ftrace.views.duplicates import fold_duplicates
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryLine, QueryView, Said
 from ftrace.views.ranking import Place, Ranking, overlap
@@ -13,7 +14,13 @@ from ftrace.views.words import SENTINEL, common_words, shared_spans, words_in
 
 
 def make_query_view(
-    sources: Sequence[Source], query_id: int, k: int = 10, opponents: int = 3, said: Said | None = None
+    sources: Sequence[Source],
+    query_id: int,
+    k: int = 10,
+    opponents: int = 3,
+    said: Said | None = None,
+    *,
+    by_first: bool = False,
 ) -> QueryView:
     """Make the view of a query.
 
@@ -23,15 +30,22 @@ def make_query_view(
         k: How many proponents to take of each source, near-duplicates included.
         opponents: How many opponents likewise, of those with a negative score; 0: none are shown.
         said: What the model answered; default: what the texts say.
+        by_first: Whether to list only the strongest of the first source, with what the others say of them beside.
     """
     row = query_row(sources, query_id)
     rankings = [source.ranking(query_id) for source in sources]
     negative = [source.ranking(query_id, largest=False) for source in sources]
     columns = tuple(map(_column, sources, rankings, negative))
     words = _telling_words(sources, row)
+    of_others = 0 if by_first else 1  # how many of theirs are listed, for each of the first's
+    counts = [1, *[of_others] * (len(sources) - 1)]
+    below = [
+        _with_opponents(ranking) if count else rankings[place]
+        for place, (ranking, count) in enumerate(zip(negative, counts, strict=True))
+    ]
     return QueryView(
         query_id,
-        next(filter(None, (source.query_name(query_id) for source in sources)), None) or _text(row, "name"),
+        _name(query_id, row, (source.query_name(query_id) for source in sources)),
         _text(row, "text"),
         _text(row, "answer"),
         _other_answers(row),
@@ -39,10 +53,8 @@ def make_query_view(
         next(filter(None, (source.history(query_id) for source in sources)), None),
         columns,
         k,
-        _list(sources, rankings, [k] * len(sources), query_id, row, words),
-        _list(sources, list(map(_with_opponents, negative)), [opponents] * len(sources), query_id, row, words)
-        if opponents
-        else None,
+        _list(sources, rankings, [k * count for count in counts], query_id, row, words),
+        _list(sources, below, [opponents * count for count in counts], query_id, row, words) if opponents else None,
     )
 
 
@@ -61,7 +73,7 @@ def make_query_line(sources: Sequence[Source], query_id: int, row: Row) -> Query
         strongest = _list(sources, rankings, [1], query_id, row, set()).examples[0]
     return QueryLine(
         query_id,
-        next(filter(None, (source.query_name(query_id) for source in sources)), None) or _text(row, "name"),
+        _name(query_id, row, (source.query_name(query_id) for source in sources)),
         _text(row, "text"),
         _text(row, "answer"),
         next(filter(None, (source.history(query_id) for source in sources)), None),
@@ -102,8 +114,7 @@ def _list(
         examples.append(
             ExampleView(
                 members[0],
-                next(filter(None, (source.example_name(members[0]) for source in sources)), None)
-                or _text(of_row, "name"),
+                _name(members[0], of_row, (source.example_name(members[0]) for source in sources)),
                 text,
                 _text(of_row, "answer"),
                 _states_fact(sources, query_id, row, members[0], of_row),
@@ -113,7 +124,7 @@ def _list(
             )
         )
     pairs = list(zip(tops, rankings, strict=True))
-    overlaps = [None if ranking is None or rankings[0] is None else overlap(tops[0], top) for top, ranking in pairs[1:]]
+    overlaps = [overlap(tops[0], top) if tops[0] and top else None for top in tops[1:]]
     return ListView(
         tuple(examples), tuple(map(len, tops)), tuple(_same_as_last(*pair) for pair in pairs), tuple(overlaps)
     )
@@ -182,6 +193,14 @@ def _telling_words(sources: Sequence[Source], row: Row) -> set[str]:
     words = {word.key for name in ("text", "answer") for word in words_in(_text(row, name) or "")}
     sample = next(filter(None, (source.sample_texts() for source in sources)), [])
     return words - common_words(words, sample)
+
+
+def _name(known_id: int, row: Row, names: Iterable[str | None]) -> str | None:
+    """Return the name that an id was made from. A row may have a name beside a number of its own: that is its id."""
+    name = next(filter(None, names), None)
+    if name is None and row.get("name") is not None and stable_id(str(row["name"])) == known_id:
+        name = str(row["name"])
+    return name
 
 
 def _text(row: Row, name: str) -> str | None:

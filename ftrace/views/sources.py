@@ -162,7 +162,7 @@ class StoreSource:
         if table is None:
             return []
         step = max(1, len(table) // _SAMPLE)
-        texts: list[str] = table["text"].take(list(range(0, len(table), step))).to_pylist()
+        texts: list[str] = table["text"].to_pylist()[::step]
         return texts
 
 
