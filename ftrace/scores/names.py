@@ -68,9 +68,9 @@ class Names:
         if not len(named) or stable_id(str(names[named[0]])) != self._texts.ids[named[0]]:
             return self.ids  # numbers of their own, beside which the names are notes
         labels = np.full(len(self.ids), None, dtype=object)
-        labels[places[named]] = names.to_numpy()[named]
-        nameless = np.setdiff1d(np.arange(len(labels)), places[named], assume_unique=True)
-        labels[nameless] = [str(number) for number in self.ids[nameless].tolist()]
+        is_nameless = np.ones(len(self.ids), bool)
+        labels[places[named]], is_nameless[places[named]] = names.to_numpy()[named], False
+        labels[is_nameless] = [str(number) for number in self.ids[is_nameless].tolist()]
         return labels
 
     def place(self, given: int | str) -> int | None:
