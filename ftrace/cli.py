@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ftrace.commands.show",
         "Show queries and who taught them: texts, scores, what the model said; several stores side by side.",
     ),
+    "ask": (
+        "ftrace.commands.ask",
+        "Ask a run's model a question: what it answers, how surely, who taught it that, and who taught another answer.",
+    ),
     "attribute": (
         "ftrace.commands.attribute",
         "Score training examples for queries with one method, over a finished run.",

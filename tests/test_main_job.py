@@ -21,7 +21,7 @@ from helpers import warm_python
 
 ROOT = Path(__file__).parents[1]
 SMALLER = [
-    "--data.init_args.synth.num_entities=12", "--data.init_args.synth.num_relations=2",
+    "--data.init_args.synth.num_entities=24", "--data.init_args.synth.num_relations=2",
     "--data.init_args.synth.num_facts=8", "--data.init_args.synth.num_test_utterances=4",
     "--model.init_args.learning_rate=0.2", "--model.init_args.warmup_steps=5",
     "--trainer.max_epochs=30", "--trainer.enable_progress_bar=false",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,8 @@ from torch import Tensor
 
 from ftrace.attribution import Task, measured
 from ftrace.commands.asking import Question, Row
-from ftrace.commands.index import index, make_plan
+from ftrace.commands.index import index, make_plan, settings_at
 from ftrace.commands.index_corpus import Corpus, batches_of
-from ftrace.commands.options import ProcessSettings
 from ftrace.evaluation import seeded_sample
 from ftrace.index import GradientIndex, IndexSettings, SearchSettings, prepare_search, readable, scored_chunks
 from ftrace.index.gradient_index import MANIFEST
@@ -24,6 +24,10 @@ from ftrace.runs import Run
 
 MOST_SECONDS, MOST_BYTES = 120.0, 2 * 2**30  # of an index that is made without asking
 _TASK_QUERIES = 512
+
+
+class IndexTooLarge(ValueError):
+    """A gradient index that is missing, and takes too long to be made without asking."""
 
 
 @dataclass(frozen=True)
@@ -107,30 +111,29 @@ def find_index(run: Run, given: str | None = None, step: int | None = None) -> t
     return best, notes
 
 
-def make_small_index(run: Run, snapshot: Path, accelerator: str = "auto") -> GradientIndex:
+def make_small_index(run: Run, snapshot: Path) -> GradientIndex:
     """Make the index of a run's examples at a snapshot, if that takes a minute or two; it is kept for later questions.
 
     Args:
         run: The run.
         snapshot: The snapshot's folder.
-        accelerator: Lightning's, such as "cpu".
 
     Raises:
-        ValueError: If it would take longer; the message has the command that makes it.
+        IndexTooLarge: If it would take longer; the message has the command that makes it.
     """
     step: Literal["last"] | int = "last"
     if snapshot != run.last_snapshot:
         step = int(snapshot.name.removeprefix("step-"))
     folder = run.folder / f"index-{snapshot.name}"
-    task = Task(run.data, folder, run.snapshots, run.model_at, run_dir=run.folder, accelerator=accelerator)
-    settings = IndexSettings()
+    task = Task(run.data, folder, run.snapshots, run.model_at, run_dir=run.folder)
+    settings = settings_at(snapshot, IndexSettings())
     plan = make_plan(task, snapshot, settings, "loss", len(task.examples), hours=1.0, seconds=1.0)
     seconds = plan.machine_hours * 3600
     if seconds > MOST_SECONDS or plan.bytes > MOST_BYTES:
-        raise ValueError(
+        command = ["ftrace", "index", "--run", str(run.folder), *([] if step == "last" else ["--snapshot", str(step)])]
+        raise IndexTooLarge(
             f"expected a gradient index of the run, found none, and one of {plan.examples:,} examples takes about "
-            f"{seconds / 60:,.0f} minutes and {readable(plan.bytes)} here. Make it with: ftrace index --run "
-            f"{run.folder}"
+            f"{seconds / 60:,.0f} minutes and {readable(plan.bytes)} here. Make it with: {shlex.join(command)}"
         )
-    index(str(run.folder), step, processes=ProcessSettings(accelerator), may_lack_moments=True)
+    index(str(run.folder), step, may_lack_moments=True)
     return GradientIndex(folder)

@@ -122,8 +122,8 @@ def index(
     if check:
         check_index(GradientIndex(folder))
         return
-    if may_lack_moments and not (at / "second_moments.safetensors").exists():
-        settings = replace(settings, features=replace(settings.features, preconditioner="none"))
+    if may_lack_moments:
+        settings = settings_at(at, settings)
     task = replace(base, output_dir=folder)
     if plan is not None:
         show_plan(make_plan(task, at, settings, output, int(plan), plan_hours))
@@ -142,6 +142,13 @@ def index(
         f"seconds. Left out: {_left_out(made)}",
         soft_wrap=True,
     )
+
+
+def settings_at(snapshot: Path, settings: IndexSettings) -> IndexSettings:
+    """Return settings by which gradients are left as they are if a snapshot has no second moments."""
+    if (snapshot / "second_moments.safetensors").exists():
+        return settings
+    return replace(settings, features=replace(settings.features, preconditioner="none"))
 
 
 def _left_out(made: GradientIndex) -> str:

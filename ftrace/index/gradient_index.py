@@ -198,11 +198,11 @@ class GradientIndex:
 
     @property
     def names_of_examples(self) -> Names:
-        """The names of the examples, by the ids that were made from them."""
+        """The names of the examples, by their ids."""
         file = self.folder / EXAMPLE_NAMES
         names = json.loads(file.read_text()) if file.exists() else {}
         ids = np.array([int(number) for number in names], np.int64)
-        return Names(ids, np.array(list(names.values()), dtype=np.str_) if names else None)
+        return Names(ids, np.array(list(names.values()), dtype=np.str_) if names else None, self.examples)
 
     def to_pandas(self) -> pd.DataFrame:
         """Make a table for pandas with a line for each row of the index.
@@ -236,6 +236,7 @@ class GradientIndex:
             ("rows", f"{features.entries}, projected to {features.projection_side} x {features.projection_side}"),
             ("dtype", self.settings.dtype),
             ("covered", f"{covered}; {left_out:,} left out" if left_out else covered),
+            ("texts", "none" if self.examples is None else "of examples"),
         ]
 
     def features(self, segment: Segment, module: nn.Module) -> GradientFeatures:

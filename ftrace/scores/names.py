@@ -11,6 +11,7 @@ from ftrace.scores.ids import as_ids, stable_id
 from ftrace.scores.texts import Texts
 
 _NEAREST = 3
+_FEW = 10_000
 
 
 class Names:
@@ -43,11 +44,16 @@ class Names:
         """Return the names of some ids, in their order; the id itself as text where there is no name."""
         wanted = as_ids(ids, "ids") if len(ids) else np.zeros(0, np.int64)
         if self.names is not None:
-            places = self._places(wanted)
-            known = [str(name) for name in self.names[places[places >= 0]]]
-            return _merged(places >= 0, known, wanted)
-        rows = [None] * len(wanted) if self._texts is None else self._texts.rows(wanted)
-        names = [row["name"] if row is not None else None for row in rows]
+            places = _places(self.ids, wanted)
+            known = iter(self.names[places[places >= 0]].tolist())
+            names = [next(known) if place >= 0 else None for place in places.tolist()]
+        elif self._texts is None:
+            names = [None] * len(wanted)
+        elif len(wanted) <= _FEW:
+            names = [None if row is None else row["name"] for row in self._texts.rows(wanted)]
+        else:
+            column = np.append(self._texts.column("name").to_numpy(), None)
+            names = column[_places(self._texts.ids, wanted)].tolist()  # -1 is the last one, None
         return [str(number) if name is None else str(name) for name, number in zip(names, wanted.tolist(), strict=True)]
 
     def labels(self) -> np.ndarray:
@@ -56,11 +62,16 @@ class Names:
             return self.names
         if self._texts is None or not len(self.ids):
             return self.ids
-        named = self._by_name()
-        if not named or stable_id(next(iter(named))) != next(iter(named.values())):
+        names = self._texts.column("name")
+        places = _places(self.ids, self._texts.ids)
+        named = np.flatnonzero((places >= 0) & names.is_valid().to_numpy(zero_copy_only=False))
+        if not len(named) or stable_id(str(names[named[0]])) != self._texts.ids[named[0]]:
             return self.ids  # numbers of their own, beside which the names are notes
-        by_id = {number: name for name, number in named.items()}
-        return np.array([by_id.get(number, str(number)) for number in self.ids.tolist()], dtype=object)
+        labels = np.full(len(self.ids), None, dtype=object)
+        labels[places[named]] = names.to_numpy()[named]
+        nameless = np.flatnonzero(np.equal(labels, None))
+        labels[nameless] = [str(number) for number in self.ids[nameless].tolist()]
+        return labels
 
     def place(self, given: int | str) -> int | None:
         """Find the position of an id or a name in ``ids``; None if it isn't there."""
@@ -96,25 +107,20 @@ class Names:
         pairs = zip(names, self._texts.ids.tolist(), strict=True)
         return {str(name): number for name, number in pairs if name is not None}
 
-    def _places(self, wanted: np.ndarray) -> np.ndarray:
-        """Return the positions of ids, ``[n]``; -1 for one that isn't there."""
-        if not len(self.ids):
-            return np.full(len(wanted), -1)
-        order = None if (np.diff(self.ids) > 0).all() else np.argsort(self.ids, kind="stable")
-        places = np.searchsorted(self.ids, wanted, sorter=order).clip(max=len(self.ids) - 1)
-        places = places if order is None else order[places]
-        return np.where(self.ids[places] == wanted, places, -1)
+
+def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the positions of ids in others, ``[n]``; -1 for one that isn't there."""
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
+    ascending = np.argsort(wanted, kind="stable")  # neighbours are looked for one after another, which is quick
+    places = np.empty(len(wanted), np.int64)
+    places[ascending] = np.searchsorted(ids, wanted[ascending], sorter=order)
+    places = places.clip(max=len(ids) - 1)
+    places = places if order is None else order[places]
+    return np.where(ids[places] == wanted, places, -1)
 
 
 def _first(condition: np.ndarray) -> int | None:
     places = np.flatnonzero(condition)
     return int(places[0]) if len(places) else None
-
-
-def _merged(known: np.ndarray, names: Sequence[str], ids: np.ndarray) -> list[str]:
-    """Return names where they are known, and ids as text elsewhere."""
-    iterator = iter(names)
-    return [
-        next(iterator) if is_known else str(number)
-        for is_known, number in zip(known.tolist(), ids.tolist(), strict=True)
-    ]

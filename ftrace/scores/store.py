@@ -171,7 +171,7 @@ class ScoreStore(StoredScores):
     def put_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> None:
         """Write texts into the store's folder, in place of earlier ones; None keeps those that it has."""
         write_texts(self.path, examples, self.example_ids, queries, self.query_ids)
-        for name in ("examples", "queries"):
+        for name in ("examples", "queries", "ledger"):  # the ledger has the queries' names
             self.__dict__.pop(name, None)
 
     def _warn_of_doubts(self, kind: str) -> None:
@@ -256,14 +256,9 @@ class ScoreStore(StoredScores):
         if query_id is None and k is None:
             return matrix_table(self, self.known_kind(kind))
         self._warn_of_doubts(self.known_kind(kind))
-        if query_id is None:
-            queries: Sequence[int | str] = self.query_ids.tolist()
-        else:
-            queries = (
-                list(query_id)
-                if isinstance(query_id, Sequence | np.ndarray) and not isinstance(query_id, str)
-                else [query_id]
-            )
+        queries: Sequence[int | str] = self.query_ids.tolist()
+        if query_id is not None:
+            queries = [query_id] if np.ndim(query_id) == 0 else list(query_id)  # type: ignore[list-item, arg-type]
         return ranked_table(self, queries, self.known_kind(kind), 10 if k is None else k, largest=largest)
 
     def to_xarray(self, axis: str | None = None) -> xr.DataArray:

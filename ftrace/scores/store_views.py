@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ftrace.scores.html import facts_and_tables, table
 from ftrace.scores.plain_text import counted, plain
 from ftrace.scores.ranking import strongest
 from ftrace.scores.store_files import LEDGER
 from ftrace.scores.stored_scores import StoredScores
+from ftrace.scores.texts import Texts
 
 _QUERIES = 5
 
@@ -69,26 +72,33 @@ def _queries(store: StoredScores) -> str:
     if kind is None:
         return ""
     query_ids = store.query_ids[:_QUERIES]
-    texts = [None] * len(query_ids) if store.queries is None else store.queries.rows(query_ids)
-    names = store.query_names_of(query_ids)
-    rows = []
-    for query_id, name, row in zip(query_ids.tolist(), names, texts, strict=True):
+    strengths, best_ids = [], []
+    for query_id in query_ids.tolist():
         scores = store.scores(query_id, kind)
         best = strongest(scores, 1)
-        best = best[scores[best] > 0]
-        cells = [name] if store.queries is None else [name, _cell(row, "text"), _cell(row, "answer")]
-        if len(best):
-            ids = store.example_ids[best]
-            cells += [f"{scores[best[0]]:.4g}", *store.example_names_of(ids)]
-            cells += [] if store.examples is None else [_cell(store.examples.rows(ids)[0], "text")]
-        else:
-            cells += ["", "none", *([] if store.examples is None else [""])]
-        rows.append(cells)
+        has_proponent = bool(len(best)) and scores[best[0]] > 0
+        strengths.append(f"{scores[best[0]]:.4g}" if has_proponent else None)
+        best_ids.append(int(store.example_ids[best[0]]) if has_proponent else 0)
+    names, texts = store.query_names_of(query_ids), _rows(store.queries, query_ids)
+    best_names, best_texts = store.example_names_of(best_ids), _rows(store.examples, best_ids)
+    rows = []
+    for place, strength in enumerate(strengths):
+        row = [names[place]]
+        if store.queries is not None:
+            row += [_cell(texts[place], "text"), _cell(texts[place], "answer")]
+        row += ["", "none"] if strength is None else [strength, best_names[place]]
+        if store.examples is not None:
+            row.append("" if strength is None else _cell(best_texts[place], "text"))
+        rows.append(row)
     header = ["query", *([] if store.queries is None else ["text", "answer"]), kind, "strongest proponent"]
     header += [] if store.examples is None else ["its text"]
     count = len(store.query_ids)
     caption = f"The first {len(rows)} of {count:,} queries" if count > len(rows) else "The queries"
     return table(f"{caption}, each with its strongest proponent by {kind}", header, rows)
+
+
+def _rows(texts: Texts | None, ids: Sequence[int] | np.ndarray) -> Sequence[Mapping[str, Any] | None]:
+    return [None] * len(ids) if texts is None else texts.rows(ids)
 
 
 def _cell(row: Mapping[str, Any] | None, name: str) -> str:

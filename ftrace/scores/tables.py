@@ -12,6 +12,7 @@ from ftrace.scores.names import Names
 from ftrace.scores.ranking import strongest
 from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
+from ftrace.scores.texts import Texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,40 +78,36 @@ def ranked_table(
     import pandas as pd
 
     places = [store.place_of_query(query) for query in queries]
-    columns: dict[str, list[Any]] = {
-        "place": [],
-        "rank": [],
-        "position": [],
-        "share": [],
-        **{k: [] for k in store.kinds},
-    }
+    orders: list[np.ndarray] = []
+    shares: list[np.ndarray] = []
+    of_kinds: dict[str, list[np.ndarray]] = {name: [] for name in store.kinds}
     for place in places:
         scores = store.column(place, Sum(kind))
         order = strongest(scores, k, largest=largest)
-        largest_score = np.abs(scores[np.isfinite(scores)]).max(initial=0.0)
-        columns["place"].append(np.full(len(order), place))
-        columns["rank"].append(np.arange(1, 1 + len(order)))
-        columns["position"].append(order)
-        columns["share"].append(scores[order] / largest_score if largest_score else np.full(len(order), np.nan))
-        for other in store.kinds:
-            columns[other].append(scores[order] if other == kind else _at(store, place, Sum(other), order))
         if len(places) * len(order) > _MOST_ROWS:
             raise ValueError(
                 f"{store.path}: expected at most {_MOST_ROWS:,} rows, found {len(order):,} for each of {len(places):,} "
                 "queries. Ask for fewer queries, or a smaller k"
             )
-    joined = {name: np.concatenate(arrays) if arrays else np.zeros(0) for name, arrays in columns.items()}
-    query_ids = store.query_ids[joined.pop("place").astype(int)]
-    example_ids = store.example_ids[joined.pop("position").astype(int)]
+        size = np.abs(scores[np.isfinite(scores)]).max(initial=0.0)
+        orders.append(order)
+        shares.append(scores[order] / size if size else np.full(len(order), np.nan))
+        for name, columns in of_kinds.items():
+            columns.append(scores[order] if name == kind else _at(store, place, Sum(name), order))
+    nothing = np.zeros(0, int)
+    query_ids = store.query_ids[np.repeat(np.array(places, int), list(map(len, orders)))]
+    example_ids = store.example_ids[np.concatenate([nothing, *orders])]
     table: dict[str, Any] = {"query_id": query_ids}
     if store.names_of_queries.are_known:
         table["query_name"] = store.query_names_of(query_ids)
-    table |= {"rank": joined["rank"].astype(int), "example_id": example_ids}
+    table["rank"] = np.concatenate([nothing, *(np.arange(1, 1 + len(order)) for order in orders)])
+    table["example_id"] = example_ids
     if store.names_of_examples.are_known:
         table["example_name"] = store.example_names_of(example_ids)
-    table |= {f"score_{name}" if name in _OTHER_COLUMNS else name: joined[name] for name in store.kinds}
-    table |= {"share": joined["share"], **_texts(store, query_ids, example_ids)}
-    return pd.DataFrame(table)
+    for name, columns in of_kinds.items():
+        table[f"score_{name}" if name in _OTHER_COLUMNS else name] = np.concatenate(columns or [nothing])
+    table["share"] = np.concatenate(shares or [nothing])
+    return pd.DataFrame({**table, **_texts(store, query_ids, example_ids)})
 
 
 def _at(store: StoredScores, place: int, key: Sum, order: np.ndarray) -> np.ndarray:
@@ -122,10 +119,9 @@ def _texts(store: StoredScores, query_ids: np.ndarray, example_ids: np.ndarray) 
     """Make the columns that are known from texts."""
     import pandas as pd
 
-    nothing: list[dict[str, Any] | None] = [None] * len(example_ids)
-    examples = nothing if store.examples is None else store.examples.rows(example_ids)
+    examples = _rows(store.examples, example_ids)
     unique, inverse = np.unique(query_ids, return_inverse=True)
-    queries = [None] * len(unique) if store.queries is None else store.queries.rows(unique)
+    queries = _rows(store.queries, unique)
     proponents = [_proponents(row) for row in queries]
     states = [
         _states_fact(queries[which], proponents[which], example, row)
@@ -138,6 +134,10 @@ def _texts(store: StoredScores, query_ids: np.ndarray, example_ids: np.ndarray) 
         if store.examples is not None and name in store.examples.columns:
             columns[name] = [None if row is None else row[name] for row in examples]
     return columns
+
+
+def _rows(texts: Texts | None, ids: np.ndarray) -> Sequence[dict[str, Any] | None]:
+    return [None] * len(ids) if texts is None else texts.rows(ids)
 
 
 def _proponents(row: Mapping[str, Any] | None) -> set[int] | None:

@@ -14,7 +14,13 @@ from ftrace.views.words import SENTINEL, common_words, shared_spans, words_in
 
 
 def make_query_view(
-    sources: Sequence[Source], query_id: int, k: int = 10, opponents: int = 3, said: Said | None = None
+    sources: Sequence[Source],
+    query_id: int,
+    k: int = 10,
+    opponents: int = 3,
+    said: Said | None = None,
+    *,
+    by_first: bool = False,
 ) -> QueryView:
     """Make the view of a query.
 
@@ -24,12 +30,19 @@ def make_query_view(
         k: How many proponents to take of each source, near-duplicates included.
         opponents: How many opponents likewise, of those with a negative score; 0: none are shown.
         said: What the model answered; default: what the texts say.
+        by_first: Whether to list only the strongest of the first source, with what the others say of them beside.
     """
     row = query_row(sources, query_id)
     rankings = [source.ranking(query_id) for source in sources]
     negative = [source.ranking(query_id, largest=False) for source in sources]
     columns = tuple(map(_column, sources, rankings, negative))
     words = _telling_words(sources, row)
+    of_others = 0 if by_first else 1  # how many of theirs are listed, for each of the first's
+    counts = [1, *[of_others] * (len(sources) - 1)]
+    below = [
+        _with_opponents(ranking) if count else rankings[place]
+        for place, (ranking, count) in enumerate(zip(negative, counts, strict=True))
+    ]
     return QueryView(
         query_id,
         _name(query_id, row, (source.query_name(query_id) for source in sources)),
@@ -40,10 +53,8 @@ def make_query_view(
         next(filter(None, (source.history(query_id) for source in sources)), None),
         columns,
         k,
-        _list(sources, rankings, [k] * len(sources), query_id, row, words),
-        _list(sources, list(map(_with_opponents, negative)), [opponents] * len(sources), query_id, row, words)
-        if opponents
-        else None,
+        _list(sources, rankings, [k * count for count in counts], query_id, row, words),
+        _list(sources, below, [opponents * count for count in counts], query_id, row, words) if opponents else None,
     )
 
 
@@ -113,7 +124,7 @@ def _list(
             )
         )
     pairs = list(zip(tops, rankings, strict=True))
-    overlaps = [None if ranking is None or rankings[0] is None else overlap(tops[0], top) for top, ranking in pairs[1:]]
+    overlaps = [overlap(tops[0], top) if tops[0] and top else None for top in tops[1:]]
     return ListView(
         tuple(examples), tuple(map(len, tops)), tuple(_same_as_last(*pair) for pair in pairs), tuple(overlaps)
     )

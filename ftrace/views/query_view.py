@@ -90,7 +90,7 @@ class ListView:
         counts: How many were asked of each source, after which its list ends.
         same_as_last: Of each source, how many more examples have the score of the last that is listed.
         overlaps: Of each source after the first, how many of its strongest are among those of the first; None where one
-            of them doesn't know the query.
+            of them has none.
     """
 
     examples: tuple[ExampleView, ...]

@@ -30,10 +30,26 @@ def render_query(view: QueryView, cut: int | None = None, width: int | None = No
     """
     parts: list[RenderableType] = [_heading(view, cut), _facts(view)]
     parts += [Text(f"Doubtful: {plain(doubt)}", style=_DOUBT) for doubt in _doubts(view.columns)]
-    parts += [Text(), Text(f"proponents: they lowered the loss{_by(view)}", style=_BOLD)]
+    headings = (f"proponents: they lowered the loss{_by(view)}", f"opponents: they raised it{_by(view)}")
+    return Group(*parts, render_examples(view, *headings, cut, width))
+
+
+def render_examples(
+    view: QueryView, proponents: str, opponents: str, cut: int | None = None, width: int | None = None
+) -> Group:
+    """Lay out the strongest examples of a query.
+
+    Args:
+        view: The query.
+        proponents: The heading of the proponents.
+        opponents: The heading of the opponents.
+        cut: As in :func:`render_query`.
+        width: Likewise.
+    """
+    parts: list[RenderableType] = [Text(), Text(plain(proponents), style=_BOLD)]
     parts += [_list(view, view.proponents, cut, width), *_notes(view, view.proponents, proponents=True)]
     if view.opponents is not None and view.opponents.examples:
-        parts += [Text(), Text(f"opponents: they raised it{_by(view)}", style=_BOLD)]
+        parts += [Text(), Text(plain(opponents), style=_BOLD)]
         parts += [_list(view, view.opponents, cut, width), *_notes(view, view.opponents, proponents=False)]
     elif view.opponents is not None and any(column.opponents == 0 for column in view.columns):
         parts += [Text(), Text("opponents: none, no score is negative")]

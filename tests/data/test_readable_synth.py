@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 
 from ftrace.data import (
     FactParts,
@@ -22,10 +23,12 @@ from ftrace.data import (
     tokenize_prompt,
     write_synth,
 )
-from ftrace.data.synth_vocabularies import read_entities, read_relations
+from ftrace.data.synth_vocabularies import read_entities, read_relations, vocabulary_text
 from ftrace.data.words import words_of
 from ftrace.evaluation.beam_search import is_right
 
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "data.md").read_text()
 SMALL: dict[str, Any] = {
     "num_entities": 24, "num_relations": 6, "num_facts": 20, "num_test_utterances": 8, "num_facts_per_utterance": 1,
     "collisions": "forbid", "entities": "readable",
@@ -286,3 +289,13 @@ def test_a_type_with_one_entity_has_no_fact_about_itself(tmp_path: Path) -> None
         (tmp_path / "entities.txt").write_text(kept)
         with pytest.raises(ValueError, match=f"num_facts: expected at most {fit}, "):
             SynthCorpus(SynthSettings(**{**flags, "num_entities": people + 2, "num_facts": 9}))
+
+
+def test_the_page_shows_the_demos_settings_and_lines_of_the_shipped_vocabularies() -> None:
+    (settings,) = re.findall(r"```yaml\n(synth:.*?)```", PAGE, re.S)
+    demo = yaml.safe_load((ROOT / "configs" / "synth_demo.yaml").read_text())["data"]["init_args"]
+    assert yaml.safe_load(settings)["synth"] == demo["synth"]
+    blocks = re.findall(r"```text\n(.*?)```", PAGE, re.S)
+    for block, name in zip(blocks, ("entities.txt", "readable_relations.txt"), strict=True):
+        assert set(block.splitlines()) <= set(vocabulary_text(None, name).splitlines())
+    assert f"{len(read_entities())} of them" in PAGE

@@ -33,8 +33,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         name="tiny",
         question="Which?",
         variants={
-            "plain": Variant(str(ROOT / "configs" / "synth_demo.yaml")),
-            "rare refresh": Variant("synth_demo", online={"refresh_every_n_steps": 50}),
+            "plain": Variant(str(ROOT / "configs" / "synth_numbered.yaml")),
+            "rare refresh": Variant("synth_numbered", online={"refresh_every_n_steps": 50}),
         },
         methods={
             "bm25": Bm25(),
@@ -164,7 +164,7 @@ def test_changes_are_merged_and_nothing_else_is_touched() -> None:
 
 
 def test_bad_studies_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    variant = Variant(str(ROOT / "configs" / "synth_demo.yaml"))
+    variant = Variant(str(ROOT / "configs" / "synth_numbered.yaml"))
     with pytest.raises(ValueError, match="expected at least one variant and one seed"):
         Study("x", "x", {})
     with pytest.raises(ValueError, match='expected other names than "online"'):
