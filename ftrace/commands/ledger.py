@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.report import plot_ledger
 from ftrace.scores import ScoreStore
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    command.add_argument("store", type=str, help="Folder of the score store.")
+    command.add_function_arguments(show_ledger, skip={"store"})
+
+
+def command(**options: Any) -> None:
+    """Print and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written."""
+    show_ledger(**options)
 
 
 def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:
@@ -33,7 +46,7 @@ def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | 
 
 
 def ledger_sentence(store: ScoreStore) -> str:
-    """Summarize a store's ledger in a sentence, and warn if its accounts don't balance."""
+    """Summarize a store's ledger in a sentence, and say what speaks against it."""
     assert store.ledger is not None
     sentence = str(store.ledger.summary())
     described = store.manifest.get("ledger", {})
@@ -41,4 +54,5 @@ def ledger_sentence(store: ScoreStore) -> str:
         sentence += (
             f". The books don't balance: accounts are off by up to {described['worst_imbalance']:.1%} of an interval"
         )
-    return f"{sentence[:1].upper()}{sentence[1:]}."
+    doubts = store.doubts("update") if "update" in store.kinds else []
+    return ". ".join(f"{text[:1].upper()}{text[1:]}" for text in (sentence, *doubts)) + "."

@@ -1,0 +1,51 @@
+"""Doubts: why scores of a kind can't be trusted, in sentences that a store's manifest keeps and everything repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ftrace.scores.ledger import Ledger
+from ftrace.scores.sums import Sum
+
+
+def find_doubts(
+    scores: Mapping[Sum, np.ndarray], ledger: Ledger | None, candidate_offsets: np.ndarray | None = None
+) -> dict[str, list[str]]:
+    """Find what speaks against the scores of a run.
+
+    Args:
+        scores: For each kind, ``[N, Q]``; ``[pairs]`` with candidates.
+        ledger: The run's ledger.
+        candidate_offsets: ``[Q + 1]`` int64, if each query has candidates of its own: where each query begins.
+
+    Returns:
+        By kind, a sentence with its remedy for each reason; only kinds that are in doubt.
+    """
+    kinds = {key.kind for key in scores}
+    doubts: dict[str, list[str]] = {}
+    if "update" in kinds and ledger is not None:
+        doubts["update"] = ledger.doubts()
+    if "learning" in kinds:
+        doubts["learning"] = _unlearned(scores[Sum("learning")], candidate_offsets)
+    return {kind: sentences for kind, sentences in doubts.items() if sentences}
+
+
+def _unlearned(learning: np.ndarray, candidate_offsets: np.ndarray | None) -> list[str]:
+    """Name queries with losses so large that ``p (1 - p)`` was 0 at every step."""
+    if not learning.size:
+        return []
+    if candidate_offsets is None:
+        has_scores = learning.any(0)
+    else:
+        bounds = zip(candidate_offsets[:-1], candidate_offsets[1:], strict=True)
+        has_scores = np.array([learning[begin:end].any() or begin == end for begin, end in bounds])
+    zeros = int((~has_scores).sum())
+    if not zeros:
+        return []
+    return [
+        f"`learning` is in doubt: it is 0 for all examples of {zeros} of {len(has_scores)} queries. Their losses may be "
+        "so large, as those of whole texts are, that their probability was 0 at every step. Rank by `whitened`, or let "
+        "query_losses be of the answer alone"
+    ]
