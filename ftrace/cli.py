@@ -74,43 +74,52 @@ TRAINING = {
 }
 
 
-def _parser(chosen: str, module: Any) -> ArgumentParser:
-    """Make the parser of all commands, of which only the chosen one knows its arguments."""
+def make_parser(name: str = "") -> ArgumentParser:
+    """Make the parser of all commands.
+
+    Args:
+        name: The command that knows its arguments, and whose module is imported; default: none.
+    """
     parser = ArgumentParser(
         prog="ftrace", description="Which training examples taught a language model this fact?", exit_on_error=False
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    for name, description in {**TRAINING, **{name: line for name, (_, line) in COMMANDS.items()}}.items():
+    for each, description in {**TRAINING, **{each: line for each, (_, line) in COMMANDS.items()}}.items():
         # a shortened option is a typing error more often than it is meant, and runs are long
         command = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-        if name == chosen:
+        if each == name:
             command.add_argument(
                 "--config", action=ConfigFileOrName, help="A YAML file with any of these options, or a recipe's name."
             )
-            module.add_arguments(command)
-        commands.add_subcommand(name, command, help=description)
+            _module(name).add_arguments(command)
+        commands.add_subcommand(each, command, help=description)
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; bad input is one line on stderr and exit code 2."""
     given = list(sys.argv[1:] if args is None else args)
-    name = given[0] if given and given[0] in COMMANDS else ""
-    if given and given[0] in TRAINING:
+    first = given[0] if given else ""
+    if first in TRAINING:
         importlib.import_module("ftrace.commands.fit").main(args)
         return 0
+    name = first if first in COMMANDS else ""
     try:
-        module = importlib.import_module(COMMANDS[name][0]) if name else None
-        prepare = getattr(module, "with_class_paths", list)
-        parser = _parser(name, module)
-        options = parser.instantiate(parser.parse_args(prepare(given)))[name]
+        if name == "attribute":
+            given = _module(name).with_class_paths(given)
+        parser = make_parser(name)
+        options = parser.instantiate(parser.parse_args(given))[name]
         options.pop("config", None)
-        assert module is not None
-        module.command(**vars(options))
+        _module(name).command(**vars(options))
     except (ArgumentError, ValueError, OSError) as error:
         print(f"ftrace {name}".strip() + f": {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _module(name: str) -> Any:
+    """Import the module of a command."""
+    return importlib.import_module(COMMANDS[name][0])
 
 
 if __name__ == "__main__":

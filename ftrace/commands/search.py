@@ -164,7 +164,7 @@ def search(
     first = _results(rows[:show], proponents, opponents, corpus.data, of_run=question.file is None)
     source = ListedSource("this search", list(listed_queries(first)))
     for query in source.query_ids:
-        console.print(render_query(make_query_view([source], query, _SHOWN, _SHOWN), CUT))
+        console.print(render_query(make_query_view([source], query, _SHOWN, _SHOWN), CUT, console.width))
         console.print()
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)

@@ -16,6 +16,7 @@ from ftrace.commands.sources import open_sources
 from ftrace.run_folder import fresh_answers, last_snapshot
 from ftrace.views import (
     CUT,
+    QueryLine,
     QueryView,
     Said,
     Source,
@@ -32,6 +33,7 @@ from ftrace.views import (
 
 _REMEDY = "Join texts with --texts FILE: rows with example_id (or query_id), text and answer"
 _LINES_AROUND = 8  # of the screen, beside a list of queries
+_FEWEST = 3  # queries of a list
 _SAID_OF = "FactLM"
 
 
@@ -117,7 +119,7 @@ class _Shown:
     def query(self, query_id: int, k: int, opponents: int) -> None:
         """Show a query with its strongest examples."""
         view = make_query_view(self.sources, query_id, k, opponents, self._said(query_id))
-        print_view(render_query(view, self._cut), self.console)
+        print_view(render_query(view, self._cut, self._width), self.console)
         if view.lacks_texts:
             _tell(self.console, f"Not all texts are known, so that ids stand in. {_REMEDY}")
         if self._cut is not None and _has_long_text(view, self._cut):
@@ -129,28 +131,37 @@ class _Shown:
         if not queries:
             raise ValueError("expected scores for at least one query, found none in these stores")
         names = ", ".join(_title(source) for source in self.sources)
-        shown = self.list(queries, f"{len(queries):,} queries, by {names}")
-        rows = query_rows(self.sources, queries[:1])
-        called = self.sources[0].query_name(queries[0]) or rows[0].get("name") or queries[0]
-        more = f"… and {len(queries) - shown:,} more. " if shown < len(queries) else ""
-        search = " or --search WORDS" if rows[0].get("text") is not None else ""
-        _tell(self.console, f"\n{more}One of them: {self.again} --query {shlex.quote(str(called))}{search}")
-        if rows[0].get("text") is None:
+        first, *others = self.list(queries, f"{len(queries):,} queries, by {names}")
+        called = shlex.quote(first.name if first.name is not None else str(first.query_id))
+        rest = len(queries) - 1 - len(others)
+        more = f"… and {rest:,} more. " if rest else ""
+        search = " or --search WORDS" if first.prompt is not None else ""
+        _tell(self.console, f"\n{more}One of them: {self.again} --query {called}{search}")
+        if first.prompt is None:
             _tell(self.console, f"The texts of the queries aren't known. {_REMEDY}")
 
-    def list(self, queries: Sequence[int], title: str) -> int:
-        """List queries, as many as a screen holds or all in a pipe, and return how many."""
-        room = max(3, (self.console.height - _LINES_AROUND) // 2) if self.console.is_terminal else len(queries)
-        first = queries[:room]
+    def list(self, queries: Sequence[int], title: str) -> Sequence[QueryLine]:
+        """List queries, as many as a screen holds or all in a pipe, and return them."""
+        room = self.console.height - _LINES_AROUND if self.console.is_terminal else None
+        first = queries[: None if room is None else max(_FEWEST, room)]
         rows = query_rows(self.sources, first)
         lines = [make_query_line(self.sources, query, row) for query, row in zip(first, rows, strict=True)]
+        cut = self._cut and self._cut // 4
+        while room is not None and len(lines) > _FEWEST:
+            if len(self.console.render_lines(render_queries(lines, cut, self._width))) <= room:
+                break
+            lines.pop()
         _tell(self.console, f"{title}\n")
-        print_view(render_queries(lines, self._cut and self._cut // 4), self.console)
-        return len(first)
+        print_view(render_queries(lines, cut, self._width), self.console)
+        return lines
 
     @property
     def _cut(self) -> int | None:
         return CUT if self.console.is_terminal else None
+
+    @property
+    def _width(self) -> int | None:
+        return self.console.width if self.console.is_terminal else None
 
     def _said(self, query_id: int) -> Said | None:
         """Return what the run's model said, if texts don't know and the run does; asks it once."""

@@ -44,11 +44,11 @@ def work_out(run: Run, store: ScoreStore, kind: str, query_ids: Collection[int],
         for query in query_ids
     ]
     for view in views:
-        console.print(render_query(view, CUT))
+        console.print(render_query(view, CUT, console.width))
         console.print()
     with whole_file(run.folder / FILE) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as lines:
         plain = Console(file=lines, width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
         for view in views:
-            plain.print(render_query(view))
+            plain.print(render_query(view, width=_WIDTH))
             plain.print()
     return run.folder / FILE

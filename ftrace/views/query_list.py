@@ -11,41 +11,44 @@ from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import QueryLine
 from ftrace.views.terminal import id_text, loss_text
 
+_WIDE = 100  # a screen that has room for an example beside each query
 
-def render_queries(lines: Sequence[QueryLine], cut: int | None = None) -> Table:
+
+def render_queries(lines: Sequence[QueryLine], cut: int | None = None, width: int | None = None) -> Table:
     """Lay out a list of queries: what they ask, when they were learned, and their strongest proponents.
 
     Args:
         lines: The queries.
         cut: The most characters of a text; default: all.
+        width: The width of the screen, a narrow one of which has no room for proponents; default: wide enough.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     has_history = any(line.history is not None for line in lines)
     has_steps = any(line.history is not None and line.history.learned_step is not None for line in lines)
+    has_room = width is None or width >= _WIDE
     table.add_column("query", no_wrap=True)
-    table.add_column("prompt → answer", overflow="fold", ratio=3)
+    table.add_column("prompt", overflow="fold", ratio=3)
+    table.add_column("answer", overflow="fold", ratio=1)
     if has_history:
         table.add_column("loss", no_wrap=True)
     if has_steps:
-        table.add_column("learned", justify="right", no_wrap=True)
-    table.add_column("strongest proponent", overflow="fold", ratio=2)
+        table.add_column("learned at", justify="right", min_width=7)
+    if has_room:
+        table.add_column("strongest proponent", overflow="fold", ratio=3)
     for line in lines:
-        cells = [marked_text(line.name) if line.name is not None else Text(str(line.query_id)), _asked(line, cut)]
+        called = marked_text(line.name) if line.name is not None else Text(str(line.query_id))
+        cells = [called, _cut_text(line.prompt, cut), _cut_text(line.answer, cut)]
         if has_history:
             cells.append(Text("" if line.history is None else loss_text(line.history)))
         if has_steps:
             step = None if line.history is None else line.history.learned_step
-            cells.append(Text("" if step is None else "never" if step < 0 else f"step {step}"))
-        table.add_row(*cells, _strongest(line, cut))
+            cells.append(Text("" if step is None else "never" if step < 0 else str(step)))
+        table.add_row(*cells, *([_strongest(line, cut)] if has_room else []))
     return table
 
 
-def _asked(line: QueryLine, cut: int | None) -> Text:
-    text = marked_text(excerpt(line.prompt or "", (), cut)[0])
-    if line.answer is not None:
-        text.append(" → ")
-        text.append_text(marked_text(excerpt(line.answer, (), cut)[0], style="bold"))
-    return text
+def _cut_text(text: str | None, cut: int | None) -> Text:
+    return marked_text(excerpt(text or "", (), cut)[0])
 
 
 def _strongest(line: QueryLine, cut: int | None) -> Text:

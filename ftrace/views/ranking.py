@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ftrace.scores.ranking import strongest
+
 
 @dataclass(frozen=True)
 class Place:
@@ -48,11 +50,7 @@ class Ranking:
 
     def top(self, k: int) -> list[int]:
         """Return the ids of the first k; equal scores in the order of ``ids``."""
-        signed = -self.scores if self.largest else self.scores
-        places = np.arange(len(signed))
-        if 0 < k < len(signed):  # sorting all of a million scores would take most of the time
-            places = np.flatnonzero(signed <= np.partition(signed, k - 1)[k - 1])
-        order = places[np.argsort(signed[places], kind="stable")[:k]]
+        order = strongest(self.scores, k, largest=self.largest)
         return [int(example) for example in self.ids[order]]
 
     def place(self, example_id: int) -> Place | None:

@@ -19,37 +19,38 @@ CUT = 400  # characters of a text in a terminal; a pipe gets all of them
 _BOLD, _DIM, _GOOD, _BAD, _DOUBT = "bold", "dim", "green", "red", "yellow"
 
 
-def render_query(view: QueryView, cut: int | None = None) -> Group:
+def render_query(view: QueryView, cut: int | None = None, width: int | None = None) -> Group:
     """Lay out a query with its strongest examples.
 
     Args:
         view: The query.
         cut: The most characters of a text; default: all.
+        width: The width of the screen. Where many sources would leave too little of it for texts, they lose their
+            shares first, and then their scores. Default: wide enough.
     """
     parts: list[RenderableType] = [_heading(view, cut), _facts(view)]
     parts += [Text(f"Doubtful: {plain(doubt)}", style=_DOUBT) for doubt in _doubts(view.columns)]
-    return Group(
-        *parts,
-        render_examples(
-            view, f"proponents: they lowered the loss{_by(view)}", f"opponents: they raised it{_by(view)}", cut
-        ),
-    )
+    headings = (f"proponents: they lowered the loss{_by(view)}", f"opponents: they raised it{_by(view)}")
+    return Group(*parts, render_examples(view, *headings, cut, width))
 
 
-def render_examples(view: QueryView, proponents: str, opponents: str, cut: int | None = None) -> Group:
+def render_examples(
+    view: QueryView, proponents: str, opponents: str, cut: int | None = None, width: int | None = None
+) -> Group:
     """Lay out the strongest examples of a query.
 
     Args:
         view: The query.
         proponents: The heading of the proponents.
         opponents: The heading of the opponents.
-        cut: The most characters of a text; default: all.
+        cut: As in :func:`render_query`.
+        width: Likewise.
     """
     parts: list[RenderableType] = [Text(), Text(plain(proponents), style=_BOLD)]
-    parts += [_list(view, view.proponents, cut), *_notes(view, view.proponents, proponents=True)]
+    parts += [_list(view, view.proponents, cut, width), *_notes(view, view.proponents, proponents=True)]
     if view.opponents is not None and view.opponents.examples:
         parts += [Text(), Text(plain(opponents), style=_BOLD)]
-        parts += [_list(view, view.opponents, cut), *_notes(view, view.opponents, proponents=False)]
+        parts += [_list(view, view.opponents, cut, width), *_notes(view, view.opponents, proponents=False)]
     elif view.opponents is not None and any(column.opponents == 0 for column in view.columns):
         parts += [Text(), Text("opponents: none, no score is negative")]
     return Group(*parts)
@@ -119,7 +120,11 @@ def said_text(said: Said) -> Text:
 
 def loss_text(history: History) -> str:
     """Say how a loss changed, in nats."""
-    return f"{history.first_loss:.3g} → {history.last_loss:.3g}"
+    return f"{_nats(history.first_loss)} → {_nats(history.last_loss)}"
+
+
+def _nats(loss: float) -> str:
+    return f"{loss:.3g}" if not 0 < loss < 1 else f"{loss:.2f}" if loss >= 0.005 else "<0.01"
 
 
 def percent(share: float) -> str:
@@ -158,7 +163,7 @@ def _by(view: QueryView) -> str:
     return f", by {plain(view.columns[0].title)}" if len(view.columns) == 1 else ""
 
 
-def _list(view: QueryView, listed: ListView, cut: int | None) -> Table:
+def _list(view: QueryView, listed: ListView, cut: int | None, width: int | None) -> Table:
     """Lay out a list of examples: rank, score and share of each source, then the text."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     by_source = [
@@ -172,7 +177,7 @@ def _list(view: QueryView, listed: ListView, cut: int | None) -> Table:
         for column in view.columns[1:]:
             table.add_column(Text(plain(column.title)), justify="right", overflow="fold")
     else:
-        columns = [_aligned(rows) for rows in by_source]
+        columns = _fitting(by_source, width)
         for column in view.columns:
             table.add_column(Text(plain(column.title)), justify="right", overflow="fold")
     states_fact = any(example.states_fact is not None for example in listed.examples)
@@ -187,6 +192,7 @@ def _list(view: QueryView, listed: ListView, cut: int | None) -> Table:
     return table
 
 
+_FOR_SCORES = 0.5  # most of the width that several sources may take
 _UNRANKED = "-"
 _FACT = {True: Text("yes", style=_GOOD), False: Text("no"), None: Text("")}
 
@@ -200,6 +206,16 @@ def _scores(places: Sequence[Place | None]) -> list[tuple[str, str, str]]:
         else (rank_text(place), score_text(place.score, largest), "" if place.share is None else percent(place.share))
         for place in places
     ]
+
+
+def _fitting(by_source: Sequence[Sequence[tuple[str, ...]]], width: int | None) -> list[list[str]]:
+    """Join rank, score and share of each source, without shares, and then without scores, where there is no room."""
+    for count in (3, 2, 1):
+        columns = [_aligned([row[:count] for row in rows]) for rows in by_source]
+        taken = sum(max(map(len, column), default=0) + 2 for column in columns)
+        if width is None or taken <= _FOR_SCORES * width:
+            break
+    return columns
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -60,7 +60,7 @@ def test_a_list_of_queries_names_the_next_command(shown: Show, tmp_path: Path) -
     store = make_store(tmp_path / "my store", ledger=make_ledger())
     lines = shown(store.path)
     assert lines[0] == "2 queries, by my store learning"
-    assert "17     The capital of Sweden is → Stockholm" in lines[4]
+    assert "17     The capital of Sweden is  Stockholm" in lines[4]
     assert lines[-1] == f"One of them: ftrace show '{store.path}' --query 0 or --search WORDS"
 
 

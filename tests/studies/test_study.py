@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from ftrace.attribution import Bm25, Embed, Ensemble
-from ftrace.cli import _parser, main
+from ftrace.cli import main, make_parser
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from ftrace.studies import Study, StudyRun, Variant, do_study
@@ -147,7 +147,7 @@ def test_variants_are_compared_with_the_first_one(
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_studies_can_be_read_from_anywhere(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    parser = _parser()
+    parser = make_parser("study")
     found = parser.instantiate(parser.parse_args(["study", "--config", str(file)]))["study"]["settings"]
     assert found.name == file.stem
     for variant in found.variants.values():

@@ -137,9 +137,11 @@ def test_a_list_of_queries(tmp_path: Path) -> None:
     lines = [make_query_line(sources, query, query_rows(sources, [query])[0]) for query in (0, 17)]
     out = printed(render_queries(lines), 100, terminal=False)
     assert out.splitlines()[1:] == [
-        "0      The capital of Norway is → Oslo       6 → 0.25  step 20  The capital of Norway is Oslo.",
-        "17     The capital of Sweden is → Stockholm  5 → 5       never  The capital of Sweden is Stockholm.",
+        "0      The capital of Norway is  Oslo       6 → 0.25          20  The capital of Norway is Oslo.",
+        "17     The capital of Sweden is  Stockholm  5 → 5          never  The capital of Sweden is Stockholm.",
     ]
+    narrow = printed(render_queries(lines, width=80), 80)
+    assert "strongest" not in narrow
     without = [StoreSource(make_store(tmp_path / "bare", examples=None, queries=None))]
     bare = printed(render_queries([make_query_line(without, 17, {})]), 100, terminal=False)
     assert bare.splitlines()[1].split() == ["17", "#11"]
@@ -150,3 +152,12 @@ def test_numbers() -> None:
     assert [score_text(score, 0.0) for score in (0.0,)] == ["+0"]
     assert score_text(-0.00123, 0.0045) == "-0.00123"
     assert said_text(Said(None, 0.5, False)).plain == "(no end to its answer)  50%  wrong"
+
+
+def test_many_stores_leave_room_for_texts(tmp_path: Path) -> None:
+    sources = [StoreSource(make_store(tmp_path / f"store{number}")) for number in range(5)]
+    view = make_query_view(sources, 0, k=2)
+    for width, scores in ((200, "1  +4.00  100%"), (100, "1  +4.00"), (40, "1")):
+        table = printed(render_query(view, width=width), 200, terminal=False).splitlines()
+        (first,) = [line for line in table if "+1 alike" in line]
+        assert first.split("yes")[0].split() == scores.split() * 5

@@ -7,8 +7,9 @@ import unicodedata
 
 import pytest
 
+from ftrace.scores.plain_text import plain
 from ftrace.views.duplicates import fold_duplicates
-from ftrace.views.plain import excerpt, marked_text, plain
+from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.words import common_words, shared_spans, words_in
 
 
