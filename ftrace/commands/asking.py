@@ -19,7 +19,7 @@ from ftrace.models import FactLM
 Row = Mapping[str, Any]
 _ASKED_FOR_LENGTH = 512  # queries whose answers tell how long answers are
 _FORMS = 4  # of an answer, for which there are as many beams
-_TOKENS = 8  # of an answer, at least; of a continuation that has no end
+_TOKENS = 8  # of an answer, at least
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,11 @@ class Question:
 
     def is_right(self, answer: str) -> bool | None:
         """Tell whether an answer is right; None if nobody knows."""
-        return None if self.query is None else is_right(self.form.bare(answer), self.accepted)
+        text = self.form.bare(answer)
+        if self.query is None or self.form.answers_end:
+            return None if self.query is None else is_right(text, self.accepted)
+        words = text.split()  # a text goes on after the answer
+        return any(is_right(" ".join(words[: len(accepted.split())]), [accepted]) for accepted in self.accepted)
 
     def row(self, answer: str) -> Row:
         """Return the query that has an answer, in all its forms.
@@ -164,19 +168,21 @@ class Question:
             text = self.form.bare(answer.text or answer.beginning or "")
             if not text or len(likeliest) == count:
                 continue
-            if answer.text is None:
+            if answer.text is None and self.form.answers_end:
                 likeliest.setdefault(text, GivenAnswer(text, _probability(answer.log_probability), ends=False))
             else:
                 likeliest.setdefault("\n".join(sorted(self.forms(text))), self.given(model, text))
         return list(likeliest.values())
 
     def longest(self) -> int:
-        """Return how many tokens an answer may have: twice the longest of the data set's own."""
-        if not self.form.answers_end:
-            return _TOKENS
+        """Return how many tokens an answer may have: twice the longest of the data set's own.
+
+        Where answers have no end, it is as many as the longest has: then the model goes on with something else.
+        """
         rows = islice(self.data.query_rows, _ASKED_FOR_LENGTH)
         labels = self.batch([dict(row) for row in rows])["answer_labels"]
-        return max(_TOKENS, 2 * int((labels != IGNORED).sum(-1).max()))
+        longest = int((labels != IGNORED).sum(-1).max())
+        return max(_TOKENS, 2 * longest) if self.form.answers_end else longest - 1
 
 
 def _key(inputs: str) -> str:
