@@ -181,9 +181,8 @@ class Question:
                 likeliest.setdefault(text, GivenAnswer(text, _probability(answer.log_probability), ends=False))
             else:
                 likeliest.setdefault("\n".join(sorted(self.forms(text))), self.given(model, text))
-        first, *others = list(likeliest.values()) or [None]
-        ranked = sorted(filter(None, others), key=lambda answer: -answer.probability)
-        return [first, *ranked] if first else []
+        ranked = list(likeliest.values())
+        return [*ranked[:1], *sorted(ranked[1:], key=lambda answer: -answer.probability)]
 
     def longest(self) -> int:
         """Return how many tokens an answer may have: twice the longest of the data set's own.
