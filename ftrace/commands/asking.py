@@ -107,9 +107,9 @@ class Question:
         """
         text = self.form.bare(answer)
         accepted = self.accepted if self.is_right(text) else self._forms.get(normalised(text), ())
-        own = next((form for form in accepted if normalised(form) == normalised(text)), text)
-        others = tuple(form for form in accepted if form != own)
-        return (own, *(others if self._counts_forms else ()))
+        spelled = next((form for form in accepted if normalised(form) == normalised(text)), text)
+        others = tuple(form for form in accepted if form != spelled)
+        return (spelled, *(others if self._counts_forms else ()))
 
     def is_right(self, answer: str) -> bool | None:
         """Tell whether an answer is right; None if nobody knows."""

@@ -53,14 +53,14 @@ def code(*arguments: object) -> int:
 
 def lists(printed: str) -> dict[str, list[int]]:
     """The ids of each list of examples, by its heading."""
-    found: dict[str, list[int]] = {}
+    by_heading: dict[str, list[int]] = {}
     ids: list[int] = []
     for line in printed.splitlines():
         if line.startswith("Who "):
-            ids = found.setdefault(line.strip(), [])
+            ids = by_heading.setdefault(line.strip(), [])
         elif match := re.search(r"#(\d+)(  \+\d+ alike)?$", line):
             ids.append(int(match.group(1)))
-    return found
+    return by_heading
 
 
 def wrong_answer(run: SmallRun, query: int = 0) -> str:
