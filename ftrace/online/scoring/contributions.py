@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import (
+    Dense,
     ParameterStep,
     PerExampleGradients,
     QueryGradients,
@@ -234,6 +235,14 @@ def padded(values: Tensor, queries: int, axis: int = 0) -> Tensor:
 def interpolated(first: Mapping[Sum, Tensor], second: Mapping[Sum, Tensor], weight: float) -> dict[Sum, Tensor]:
     """Compute ``(1 - weight) * first + weight * second`` for each matrix, for the queries that both have."""
     return {key: (1 - weight) * values + weight * second[key][:, : values.shape[1]] for key, values in first.items()}
+
+
+def copied(gradients: PerExampleGradients | None) -> PerExampleGradients | None:
+    """Copy dense gradients."""
+    if gradients is None:
+        return None
+    parts = {name: [Dense(gradients.dense(name).clone())] for name in gradients.parts}
+    return PerExampleGradients(parts, gradients.shapes, len(gradients))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

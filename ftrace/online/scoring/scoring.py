@@ -23,6 +23,7 @@ from ftrace.online.scoring.contributions import (
     StepTaken,
     all_finite,
     book_scores,
+    copied,
     interpolated,
     multiply,
 )
@@ -215,6 +216,8 @@ class Scoring:
         if not step.is_exact:
             step.contributions = [balances.balanced(contribution) for contribution in step.contributions]
             step.given = None if step.given is None else balances.balanced(step.given)
+        elif step.given is not None:
+            step.given.unprojected = copied(step.given.unprojected)  # the next backward pass may add to the gradients
         ring = self.momentum.rings.get(step.optimizer)
         in_use = [held.balance for held in self.pending if held.optimizer == step.optimizer]
         if step.optimizer in self.momentum.first:
