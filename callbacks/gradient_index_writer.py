@@ -9,13 +9,14 @@ are refreshed once per segment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_loop_without_index
@@ -62,6 +63,10 @@ class GradientIndexWriter(Callback):
             out with and without it.
         seed: Of the projection and of the sample.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document.
+        describe: Says the texts of the examples, which the index keeps. A function of a batch:
+            ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must not change the batch.
+            Or a data set of rows with ``example_id`` and ``text``. Default: the datamodule's ``describe()``, if it has
+            one.
         side: Deprecated: the old name of ``projection_side``.
         groups: Deprecated: the old name of ``layer_groups``.
         correction: Deprecated: the old name of ``preconditioner``.
@@ -92,6 +97,7 @@ class GradientIndexWriter(Callback):
         self_check: bool = True,
         seed: int = 0,
         shared_ids: bool = False,
+        describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
         side: int | None = None,
         groups: int | None = None,
         correction: Literal["rank-one", "elementwise", "none"] | None = None,
@@ -104,7 +110,7 @@ class GradientIndexWriter(Callback):
         )  # fmt: skip
         self.settings = IndexSettings(features, dtype, shard_bytes, sample)
         self.output_dir = output_dir
-        run = RunSettings(id_key, strict, self_check, shared_ids)
+        run = RunSettings(id_key, strict, self_check, shared_ids, describe)
         self._session = IndexSession(self.settings, SegmentSchedule(epochs, steps, segment_steps), run, WHO)
 
     @property

@@ -132,12 +132,17 @@ class LightningLoop:
         is_from_lightning = getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"
         return not self.is_manual or is_from_lightning
 
-    # Queries
+    # Its own data
 
     def query_loader(self) -> Any:
         """Return the datamodule's ``query_dataloader()``; None if it has none."""
         make = getattr(getattr(self.trainer, "datamodule", None), "query_dataloader", None)
         return None if make is None else make()
+
+    def describe(self) -> Any:
+        """Return what the datamodule's ``describe()`` returns; None if it has none."""
+        describe = getattr(getattr(self.trainer, "datamodule", None), "describe", None)
+        return None if describe is None else describe()
 
     def to_device(self, batch: Any) -> Any:
         """Convert a batch as the strategy and the precision plugin do before the module gets it."""

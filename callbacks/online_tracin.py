@@ -7,7 +7,7 @@ for query q is the sum over steps of ``eta_t kappa_t <grad L_q(theta_t), c_{z,t}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,10 @@ class OnlineTracIn(Callback):
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
+        describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
+            examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
+            not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
+            data sets, of examples and of queries. Default: the datamodule's ``describe()``, if it has one.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop, layer, optimizer or query
@@ -102,6 +106,7 @@ class OnlineTracIn(Callback):
         self_check: bool = True,
         seed: int = 0,
         shared_ids: bool = False,
+        describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
     ) -> None:
         self.settings = TraceSettings(
             scores=scores,
@@ -123,7 +128,7 @@ class OnlineTracIn(Callback):
             shared_ids=shared_ids,
         )
         self.output_dir = output_dir
-        self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn")
+        self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)
 
     @property
     @override

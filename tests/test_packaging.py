@@ -68,10 +68,10 @@ def test_wheel_beside_a_folder_named_callbacks(installed: Installed, tmp_path: P
     check = (
         "import sys, callbacks, ftrace, ftrace.callbacks\n"
         "from ftrace.callbacks import OnlineTracIn, CheckpointSnapshots\n"
-        "from ftrace.data.synth import read_relations\n"
+        "from ftrace.data.synth_vocabularies import read_entities, read_relations\n"
         "from ftrace.data.trex_sources import open_trex\n"
         "import ftrace.cli\n"
-        "assert callbacks.MINE and len(read_relations()) >= 40\n"
+        "assert callbacks.MINE and len(read_relations()) >= 40 and len(read_entities()) >= 400\n"
         "assert next(open_trex('sample').rows('abstracts')).fields['facts']\n"
         "assert not any(type(finder).__name__ == 'CloneFinder' for finder in sys.meta_path)\n"
         "print(ftrace.callbacks.__file__)\n"

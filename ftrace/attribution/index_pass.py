@@ -32,6 +32,7 @@ from ftrace.index import (
     moved_like,
     preconditioner_for_index,
     snapshot_fingerprint,
+    write_examples,
     write_preconditioners,
     write_shard,
 )
@@ -121,6 +122,7 @@ def index_corpus(
     if trainer.is_global_zero and not (folder / "segment.json").exists():
         relative = os.path.relpath(snapshot.resolve(), task.output_dir.resolve())
         of_segment = {"step": step, "snapshot": relative, "fingerprint": snapshot_fingerprint(snapshot)}
+        write_examples(task.output_dir, task.texts()[0])
         close_segment(folder, list(features.blocks), of_segment, settings.sample, settings.features.seed)
     trainer.strategy.barrier()
     return GradientIndex(task.output_dir)

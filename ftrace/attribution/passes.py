@@ -228,7 +228,7 @@ def _write(
                 writer.flush()
         seconds += time.perf_counter() - started
         measured = {"seconds": round(seconds, 3), "peak_memory_bytes": peak}
-        writer.finish({**task.describe(method), **facts, **measured})
+        writer.finish({**task.describe(method), **facts, **measured}, *task.texts())
     partial.remove()
 
 

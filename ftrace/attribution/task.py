@@ -19,7 +19,7 @@ from torch import Tensor
 from ftrace.data import FactData
 from ftrace.gradients import full_name, nearest
 from ftrace.models import FactLM
-from ftrace.scores import ScoreStore, ScoreWriter
+from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, ScoreWriter, Texts
 
 Row = dict[str, Any]
 WhichSnapshots = Literal["last", "first", "all"] | int | Sequence[int]
@@ -118,6 +118,14 @@ class Task:
         """Read the rows of a range of :attr:`queries`."""
         return _rows(self.data.query_rows[[self._positions[query] for query in self.queries[start:stop].tolist()]])
 
+    def texts(self) -> tuple[Texts, Texts]:
+        """Return what a person reads of :attr:`examples` and :attr:`queries`."""
+        examples, queries = self.data.describe()
+        return (
+            Texts.of(examples, EXAMPLE_ID, None if self.example_ids is None else self.examples),
+            Texts.of(queries, QUERY_ID, None if self.query_ids is None else self.queries),
+        )
+
     def query_batches(self, start: int = 0, stop: int | None = None) -> list[dict[str, Tensor]]:
         """Collate a range of the queries into batches of the data's size."""
         loader = self.data.query_dataloader()
@@ -185,7 +193,8 @@ class Task:
                     **facts,
                     "seconds": round(time.perf_counter() - self.started, 3),
                     "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
-                }
+                },
+                *self.texts(),
             )
 
     def describe(self, method: Described) -> dict[str, Any]:

@@ -159,5 +159,5 @@ def write_scores(
             if len(rows):
                 writer.put(kind, scores[torch.from_numpy(positions)].numpy(), slice(rows[0], rows[-1] + 1))
         return writer.finish(
-            {**task.describe(method), **facts, "seconds": round(time.perf_counter() - task.started, 3)}
+            {**task.describe(method), **facts, "seconds": round(time.perf_counter() - task.started, 3)}, *task.texts()
         )

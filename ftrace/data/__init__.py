@@ -12,10 +12,13 @@ from ftrace.data.ftrace_trex import FtraceTrex
 from ftrace.data.kept_rows import CollatedRows, KeptRows
 from ftrace.data.prompt_tokens import TokenizedPrompt, tokenize_prompt
 from ftrace.data.query_prompts import prompts_of_queries
+from ftrace.data.question_form import QuestionForm, unknown_words
 from ftrace.data.subject_spans import subject_span
-from ftrace.data.synth import SynthCorpus, SynthSettings
+from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_files import write_synth
+from ftrace.data.synth_settings import SynthSettings
 from ftrace.data.text import SENTINEL, answers_in, fill_in
+from ftrace.data.text_files import read_texts
 from ftrace.data.tokenizer import train_word_tokenizer
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "FtraceSynth",
     "FtraceTrex",
     "KeptRows",
+    "QuestionForm",
     "SynthCorpus",
     "SynthSettings",
     "TokenizedPrompt",
@@ -41,8 +45,10 @@ __all__ = [
     "prompts_of_queries",
     "read_prompts",
     "read_queries",
+    "read_texts",
     "subject_span",
     "tokenize_prompt",
     "train_word_tokenizer",
+    "unknown_words",
     "write_synth",
 ]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from ftrace.data.collators import Architecture, make_collator
+from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.tokenizer import train_word_tokenizer
 from ftrace.whole_files import whole_folder
 
@@ -168,6 +170,24 @@ class FactData(LightningDataModule):
     @override
     def predict_dataloader(self) -> DataLoader:
         return self.query_dataloader()
+
+    def describe(self) -> tuple[pa.Table, pa.Table]:
+        """Return what a person reads of the training rows and of the queries, which score stores keep beside scores.
+
+        Returns:
+            Tables of ``example_id`` or ``query_id``, ``text``, ``answer`` and more: see
+            :mod:`ftrace.data.descriptions`.
+
+        Raises:
+            RuntimeError: If :meth:`setup` has not run.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("expected prepare_data() and setup() to have run before texts are asked for")
+        return self._described
+
+    @cached_property
+    def _described(self) -> tuple[pa.Table, pa.Table]:
+        return describe_examples(self.train_rows), describe_queries(self.query_rows)
 
     def parts_of_fact(self, fact: str) -> FactParts | None:
         """Split a fact's key into relation, subject and object; None if this data's keys don't name them.

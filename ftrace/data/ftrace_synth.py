@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
-from ftrace.data.synth import SynthSettings, entity_surfaces, vocabulary_text
+from ftrace.data.synth_entities import entity_surfaces
 from ftrace.data.synth_files import FORMAT, write_synth
+from ftrace.data.synth_settings import SynthSettings
+from ftrace.data.synth_vocabularies import vocabulary_text
 
 
 class FtraceSynth(FactData):
@@ -53,7 +54,10 @@ class FtraceSynth(FactData):
 
     @override
     def subject_of_query(self, row: Mapping[str, Any]) -> str:
-        """Return the entity that is not masked, in the surface that the query's name encodes."""
+        """Return the entity that is not masked; if it is numbered, in the surface that the query's name encodes."""
+        subject = super().subject_of_query(row)
+        if subject is not None:
+            return subject
         name = re.fullmatch(r"r\d+-e(\d+)-e(\d+)-rx\d+-ex(\d)-ex(\d)-s([01])", row["guid"])
         if not name:
             raise ValueError(f"guid: expected a name such as r3-e1-e2-rx0-ex1-ex0-s0, found {row['guid']!r}")
@@ -62,8 +66,11 @@ class FtraceSynth(FactData):
 
 
 def _hash(synth: SynthSettings) -> str:
-    """Hash the flags, with the vocabulary's text in place of its path."""
-    vocabulary = synth.relation_vocabulary
-    text = vocabulary_text(vocabulary) if vocabulary and Path(vocabulary).exists() else ""
-    flags = asdict(replace(synth, relation_vocabulary=text or vocabulary))
+    """Hash the flags, with texts of vocabularies in place of paths; for readable entities also of those of ftrace."""
+    flags = synth.flags()
+    if synth.is_readable:
+        flags["entity_vocabulary"] = vocabulary_text(synth.entity_vocabulary, "entities.txt")
+        flags["relation_vocabulary"] = vocabulary_text(synth.relation_vocabulary, "readable_relations.txt")
+    elif synth.relation_vocabulary and Path(synth.relation_vocabulary).exists():
+        flags["relation_vocabulary"] = vocabulary_text(synth.relation_vocabulary, "relations.txt")
     return hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:12]

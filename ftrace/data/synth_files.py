@@ -2,8 +2,9 @@
 
 facts.parquet      fact, relation, entity_0, entity_1, is_test
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, guid, facts
-queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, guid, fact, answers, proponent_ids
-manifest.json      the flags, counts and versions
+queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, guid, fact, answers, proponent_ids; and subject,
+                   if entities are readable
+manifest.json      the flags, counts and versions; readable entities with their types and surfaces, by their numbers
 README.md          the data set card, from which ``load_dataset(folder, "queries")`` knows the files
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from rich.progress import track
 
 from ftrace.data.row_files import write_rows
 from ftrace.data.schemas import query_schema, train_schema
-from ftrace.data.synth import SynthCorpus, SynthSettings, fact_id
+from ftrace.data.synth import SynthCorpus
+from ftrace.data.synth_facts import fact_id
+from ftrace.data.synth_settings import SynthSettings
 from ftrace.whole_files import whole_folder
 
 FORMAT = "ftrace-synth"
 
 TRAIN_SCHEMA, QUERY_SCHEMA = train_schema("guid"), query_schema("guid")
+READABLE_QUERY_SCHEMA = query_schema("guid", "subject")
 FACT_SCHEMA = pa.schema(
     [
         ("fact", pa.string()),
@@ -72,8 +75,9 @@ def write_synth(output_path: str | os.PathLike[str], settings: SynthSettings, *,
     folder = Path(output_path).resolve()
     _check_output(folder)
     corpus = SynthCorpus(settings)
+    query_columns = QUERY_SCHEMA if corpus.entities is None else READABLE_QUERY_SCHEMA
     with whole_folder(folder) as temporary:
-        num_queries = write_rows(temporary / "queries.parquet", QUERY_SCHEMA, corpus.query_rows())
+        num_queries = write_rows(temporary / "queries.parquet", query_columns, corpus.query_rows())
         write_rows(temporary / "facts.parquet", FACT_SCHEMA, _fact_rows(corpus))
         rows: Iterable[dict[str, Any]] = corpus.training_rows()
         if progress:
@@ -83,11 +87,12 @@ def write_synth(output_path: str | os.PathLike[str], settings: SynthSettings, *,
         manifest = {
             "format": FORMAT,
             "version": 1,
-            "settings": asdict(settings),
+            "settings": settings.flags(),
             "num_train": num_rows,
             "num_queries": num_queries,
             "num_facts": len(corpus.facts),
             "relations": corpus.relations,
+            **_names(corpus),
             "versions": {"ftrace": version("ftrace"), "numpy": version("numpy")},
         }
         (temporary / "README.md").write_text(_CARD)
@@ -107,6 +112,13 @@ def _check_output(folder: Path) -> None:
         ours = False
     if not ours:
         raise ValueError(f"output_path: expected a new or empty folder, but {str(folder)!r} holds something else")
+
+
+def _names(corpus: SynthCorpus) -> dict[str, Any]:
+    """Return what a reader needs to know of readable entities; nothing for numbered ones."""
+    if corpus.entities is None:
+        return {}
+    return {"relation_types": corpus.relation_types, "entities": [entity._asdict() for entity in corpus.entities]}
 
 
 def _fact_rows(corpus: SynthCorpus) -> Iterator[dict[str, Any]]:

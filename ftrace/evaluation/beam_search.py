@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,28 @@ from ftrace.data import SENTINEL
 from ftrace.models import FactLM
 
 IGNORED = -100
+_LOGIT_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of a model to a query.
+
+    Args:
+        text: None for an answer that has not ended.
+        log_probability: Of the whole answer with its end, in nats; of one that has not ended, of its tokens so far.
+        beginning: The text so far of an answer that has not ended.
+    """
+
+    text: str | None
+    log_probability: float
+    beginning: str | None = None
 
 
 @torch.no_grad()
 def beam_answers(
     model: FactLM, batch: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase, beams: int, max_new_tokens: int
-) -> list[list[str | None]]:
+) -> list[list[Answer]]:
     """Generate the most likely answers to each query.
 
     Answers are ranked by their whole probability, without a length penalty. An answer ends with the end of the sequence
@@ -35,33 +52,35 @@ def beam_answers(
         max_new_tokens: Most tokens of an answer, its end included.
 
     Returns:
-        For each query, ``beams`` texts, best first; None stands for an answer that has not ended.
+        For each query, ``beams`` answers, best first.
     """
     settings = {
         "max_new_tokens": max_new_tokens, "do_sample": False, "length_penalty": 0.0, "early_stopping": False,
         "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        "return_dict_in_generate": True,
+        "return_dict_in_generate": True, "output_scores": True,
     }  # fmt: skip
-    answers: list[list[str | None]] = [[] for _ in batch["labels"]]
-    for rows, inputs, others in _groups(model, batch):
+    answers: list[list[Answer]] = [[] for _ in batch["labels"]]
+    for rows, inputs, others in _groups(model, batch, beams, max_new_tokens):
         ends = [int(tokenizer.eos_token_id), *others]
         count = beams * len(ends)  # an answer may occur once with each end
-        several = len(ends) > 1
-        settings |= {"num_beams": count, "num_return_sequences": count, "eos_token_id": ends, "output_scores": several}
-        out = model.model.generate(**inputs, **settings)
+        out = model.model.generate(**inputs, **settings, num_beams=count, num_return_sequences=count, eos_token_id=ends)
         prompt_length = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = [_text(sequence, tokenizer, ends) for sequence in out.sequences[:, prompt_length:].tolist()]
+        sequences = out.sequences[:, prompt_length:].tolist()
+        log_probabilities = out.sequences_scores.tolist()  # sums over tokens, as nothing is done about their length
+        every = [_answer(*pair, tokenizer, ends) for pair in zip(sequences, log_probabilities, strict=True)]
         for index, row in enumerate(rows):
-            of_row = slice(index * count, (index + 1) * count)
-            log_probabilities = out.sequences_scores[of_row].tolist() if several else []
-            answers[row] = _merged(texts[of_row], log_probabilities, beams) if several else texts[of_row]
+            of_row = every[index * count : (index + 1) * count]
+            answers[row] = _merged(of_row, beams) if others else of_row
     return answers
 
 
 def _groups(
-    model: FactLM, batch: Mapping[str, Tensor]
+    model: FactLM, batch: Mapping[str, Tensor], beams: int, max_new_tokens: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor], tuple[int, ...]]]:
-    """Yield rows that can share a batch, their inputs, and the tokens that end their answers besides the usual one."""
+    """Yield rows that can share a batch, their inputs, and the tokens that end their answers besides the usual one.
+
+    All logits of a search are kept, for the probabilities, so there are few rows in a batch where they would be large.
+    """
     rows = range(len(batch["labels"]))
     lengths = [0] * len(rows)
     if not model.model.config.is_encoder_decoder:
@@ -71,37 +90,43 @@ def _groups(
         other_ends = batch["answer_other_end"].tolist()
         ends = [tuple(sorted({token for token in of_row if token != IGNORED})) for of_row in other_ends]
     for length, others in sorted(set(zip(lengths, ends, strict=True))):
-        group = [row for row in rows if (lengths[row], ends[row]) == (length, others)]
-        if model.model.config.is_encoder_decoder:
-            inputs = {name: batch[name][group] for name in ("input_ids", "attention_mask")}
-        else:
-            prompts = batch["input_ids"][group, :length]
-            inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
-        yield group, inputs, others
+        alike = [row for row in rows if (lengths[row], ends[row]) == (length, others)]
+        row_bytes = 4 * model.model.config.vocab_size * beams * (1 + len(others)) * max_new_tokens
+        most = max(1, _LOGIT_BYTES // row_bytes)
+        for start in range(0, len(alike), most):
+            group = alike[start : start + most]
+            if model.model.config.is_encoder_decoder:
+                inputs = {name: batch[name][group] for name in ("input_ids", "attention_mask")}
+            else:
+                prompts = batch["input_ids"][group, :length]
+                inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
+            yield group, inputs, others
 
 
-def _text(tokens: list[int], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
-    """Decode the tokens of an answer up to its end; None if it has not ended."""
+def _answer(
+    tokens: list[int], log_probability: float, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> Answer:
+    """Decode the tokens of an answer up to its end."""
     end = next((position for position, token in enumerate(tokens) if token in ends), None)
-    if end is None:
-        return None
     # Skipping all special tokens would also skip the unknown word, and turn a wrong answer into a right one.
     text: Any = tokenizer.decode(tokens[:end], skip_special_tokens=False)
-    return str(text)
+    return Answer(None, log_probability, str(text)) if end is None else Answer(str(text), log_probability)
 
 
-def _merged(texts: Sequence[str | None], log_probabilities: Sequence[float], count: int) -> list[str | None]:
+def _merged(answers: Sequence[Answer], count: int) -> list[Answer]:
     """Merge equal texts, adding up their probabilities, and return the most likely; unfinished ones stay separate."""
     probabilities: dict[str, float] = {}
-    unfinished = []
-    for text, log_probability in zip(texts, log_probabilities, strict=True):
-        if text is None:
-            unfinished.append((math.exp(log_probability), text))
-        else:
-            probabilities[text] = probabilities.get(text, 0.0) + math.exp(log_probability)
-    candidates = [*((probability, text) for text, probability in probabilities.items()), *unfinished]
-    best = [text for _, text in sorted(candidates, key=lambda candidate: -candidate[0])]
-    return [*best, *[None] * count][:count]
+    unfinished = [answer for answer in answers if answer.text is None]
+    for answer in answers:
+        if answer.text is not None:
+            probabilities[answer.text] = probabilities.get(answer.text, 0.0) + math.exp(answer.log_probability)
+    finished = [Answer(text, _log(probability)) for text, probability in probabilities.items()]
+    best = sorted([*finished, *unfinished], key=lambda answer: -answer.log_probability)
+    return [*best, *[Answer(None, -math.inf)] * count][:count]
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability else -math.inf
 
 
 def is_right(answer: str | None, accepted: Sequence[str]) -> bool:

@@ -105,9 +105,9 @@ def _beams_right(
     for batch in batches:
         labels = batch["answer_labels"]
         longest = int((labels != IGNORED).sum(-1).max())
-        texts = beam_answers(model, _to(batch, model), tokenizer, BEAMS, longest + 1)
-        for query, of_query in zip(batch["query_id"].tolist(), texts, strict=True):
-            is_query_right[query] = [is_right(text, answers[query]) for text in of_query]
+        likely = beam_answers(model, _to(batch, model), tokenizer, BEAMS, longest + 1)
+        for query, of_query in zip(batch["query_id"].tolist(), likely, strict=True):
+            is_query_right[query] = [is_right(answer.text, answers[query]) for answer in of_query]
     return is_query_right
 
 

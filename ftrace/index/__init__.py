@@ -18,7 +18,7 @@ from ftrace.index.features import (
     preconditioner_for_index,
 )
 from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
-from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest
+from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest, write_examples
 from ftrace.index.gradient_rows import GradientRows
 from ftrace.index.plan import IndexPlan, readable
 from ftrace.index.prepared_search import OLD_SEARCH_OPTIONS, PreparedSearch, SearchSettings, prepare_search
@@ -83,6 +83,7 @@ __all__ = [
     "shard_files",
     "snapshot_fingerprint",
     "top_k",
+    "write_examples",
     "write_preconditioners",
     "write_shard",
 ]

@@ -150,6 +150,12 @@ class TrainingLoop(Protocol):
     def query_loader(self) -> Any:
         """Return the loop's own queries, for users who name none; None if it has none."""
 
+    def describe(self) -> Any:
+        """Return texts of the loop's own data, ``(examples, queries)``, for users who give none; None if it has none.
+
+        Called on process 0, when a store or an index is written.
+        """
+
     def to_device(self, batch: Any) -> Any:
         """Convert a batch to the form that the model is given: on its device, in the precision of inputs."""
 

@@ -96,6 +96,9 @@ class PlainLoop:
     def query_loader(self) -> Any:
         """None: there is no datamodule."""
 
+    def describe(self) -> Any:
+        """None: there is no datamodule."""
+
     def to_device(self, batch: Any) -> Any:
         """Move a batch's tensors to the model's device."""
         if isinstance(batch, Mapping):

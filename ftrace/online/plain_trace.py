@@ -198,6 +198,7 @@ def trace(
     schedules: Sequence[Any] = (),
     scaler: Any = None,
     state: dict[str, Any] | None = None,
+    describe: Any = None,
     **settings: Any,
 ) -> PlainTrace:
     """Trace a training loop of your own, as ``OnlineTracIn`` traces Lightning's.
@@ -221,6 +222,10 @@ def trace(
         schedules: Learning-rate schedules that ``training_loss`` might touch.
         scaler: The ``torch.amp.GradScaler`` that scales the loss.
         state: What ``run.state_dict()`` returned when a checkpoint was saved, to go on from there.
+        describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
+            examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
+            not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
+            data sets, of examples and of queries.
         settings: The fields of :class:`ftrace.online.TraceSettings`, such as ``scores=("dot", "update")``.
 
     Returns:
@@ -264,7 +269,7 @@ def trace(
         )
     step = state["global_step"] if state else 0
     loop = PlainLoop(model, optimizers, training_loss or huggingface_training_loss, precision, schedules, scaler, step)
-    session = TraceSession(TraceSettings(**settings), queries, query_losses, query_learned, _WHO)
+    session = TraceSession(TraceSettings(**settings), queries, query_losses, query_learned, _WHO, describe)
     return PlainTrace(loop, session, Path(output_dir), state)
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, RandomSamp
 from ftrace.online.loop import TrainingLoop, TrainLoaders
 from ftrace.online.messages import warn
 from ftrace.online.processes import num_processes
+from ftrace.online.sorted_ids import SortedIds
 
 
 class RepeatedIds:
@@ -41,7 +42,7 @@ class RepeatedIds:
         self._epoch = -1
         self._loaders: list[DataLoader] = []
         self._batches_of_rows_once = 0
-        self._seen = _SortedIds()
+        self._seen = SortedIds()
         problem = _collision([loader.dataset for loader in loop.train_loaders.loaders], key)
         if problem is not None and not shared:
             self._tell(problem)
@@ -75,7 +76,8 @@ class RepeatedIds:
         repeated = of_batch[1:][of_batch[1:] == of_batch[:-1]]
         if len(repeated) and len(of_batch) > _rows_drawn(self._loaders, batch_idx):
             of_batch, repeated = np.unique(of_batch), repeated[:0]  # a batch may have several rows of an example
-        repeated = np.concatenate([repeated, self._seen.add(of_batch)])
+        repeated = np.concatenate([repeated, of_batch[self._seen.contain(of_batch)]])
+        self._seen.add(of_batch)
         if len(repeated):
             self._batches_of_rows_once = 0  # one warning is enough
             first = int(repeated[0])
@@ -88,7 +90,7 @@ class RepeatedIds:
 
     def _begin_epoch(self) -> None:
         self._epoch = self._loop.epoch
-        self._seen = _SortedIds()
+        self._seen = SortedIds()
         loaders = list(self._loop.train_loaders.loaders)
         if list(map(id, loaders)) != list(map(id, self._loaders)):
             self._loaders = loaders
@@ -98,30 +100,6 @@ class RepeatedIds:
         if self._strict:
             raise ValueError(problem)
         warn(f"{problem}. Scores of rows with the same id are added up")
-
-
-class _SortedIds:
-    """A set of ids, eight bytes each, in sorted arrays.
-
-    Each array is at least twice as long as the next, so that adding is cheap.
-    """
-
-    def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
-
-    def add(self, ids: np.ndarray) -> np.ndarray:
-        """Add ids, ``[B]`` in ascending order, and return those that were there before."""
-        is_known = np.zeros(len(ids), dtype=bool)
-        for array in self._arrays:
-            indices = np.minimum(np.searchsorted(array, ids), len(array) - 1)
-            is_known |= array[indices] == ids
-        if len(ids):
-            self._arrays.append(ids)
-        while len(self._arrays) > 1 and len(self._arrays[-2]) < 2 * len(self._arrays[-1]):
-            last = self._arrays.pop()
-            self._arrays[-1] = np.sort(np.concatenate([self._arrays[-1], last]), kind="stable")
-        known: np.ndarray = ids[is_known]
-        return known
 
 
 def _batches_of_rows_once(train: TrainLoaders) -> int:

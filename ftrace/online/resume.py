@@ -10,9 +10,9 @@ from typing import Any
 from ftrace.online.messages import warn
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.state_files import read_state, write_state
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores import Candidates
 
 VERSION = 3
 
@@ -46,7 +46,8 @@ class RunState:
         state = {"sums": None, **(self._ended or run.state())}
         state["sums"] = state["sums"] or run.sums.state()
         step = state["first_step"] + state["taken"]
-        entry = write_state(self._folder.beside("state"), step, process_rank(), state)
+        folder = self._folder.beside("state")
+        entry = write_state(folder, step, process_rank(), state)
         return {
             "version": VERSION,
             "run_id": self._folder.run_id,
@@ -56,6 +57,7 @@ class RunState:
             "unfrozen": sorted(_unfrozen(run)),
             "query_ids": run.sums.query_ids,
             "files": gather_objects(entry),
+            "texts": gather_objects(run.descriptions.save(folder)),
         }
 
     def remember(self, run: TracedRun) -> None:
@@ -97,6 +99,8 @@ class RunState:
         shared = states[0] if states else read_state(files[0], state_dir, device, self.who)
         folder.run_id = restored["run_id"]
         run.load(states, shared)
+        for entries in restored.get("texts", [])[process_rank() :: num_processes()]:  # older checkpoints have none
+            run.descriptions.load(entries, state_dir)
 
 
 def _settings(run: TracedRun) -> dict[str, Any]:

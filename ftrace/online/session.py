@@ -24,7 +24,7 @@ from ftrace.online.settings import TraceSettings
 from ftrace.online.store_writing import write_store
 from ftrace.online.traced_run import TracedRun
 from ftrace.online.undisturbed.modes import without_autocast
-from ftrace.scores import ScoreStore, check_replaceable
+from ftrace.scores import ScoreStore, check_replaceable, show_command
 
 
 class TraceSession:
@@ -39,6 +39,8 @@ class TraceSession:
         query_learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; default: the
             module's own, if it has one.
         who: Whose messages these are.
+        describe: Says the texts of examples and queries: a function of a batch, a data set, or a pair of data sets;
+            default: the loop's own data.
 
     Attributes:
         run: The run; None before training begins.
@@ -51,8 +53,10 @@ class TraceSession:
         query_losses: Callable[..., Tensor] | None,
         query_learned: Callable[..., Tensor] | None,
         who: str,
+        describe: Any = None,
     ) -> None:
         self.settings = settings
+        self.describe = describe
         self.queries = queries
         self.query_losses = query_losses
         self.query_learned = query_learned
@@ -116,8 +120,9 @@ class TraceSession:
         queries = self._query_pass(loop)
         if not self._hooks.is_attached:
             self._hooks.attach(loop.module, loop.optimizers)
-        run = TracedRun(loop, queries, settings, self._hooks, self.who)
+        run = TracedRun(loop, queries, settings, self._hooks, self.who, self.describe)
         self._state.begin(run, self._folder, strict=settings.strict)
+        run.descriptions.add_queries(queries)
         check_replaceable(self._folder.path)
         check_replaceable(self._incomplete_dir)
         self._refuse_another_run()
@@ -259,7 +264,7 @@ class TraceSession:
         doubts: dict[str, list[str]] = store.manifest["doubts"]
         if store.ledger is not None and len(store.ledger.steps):
             in_doubt = f" (in doubt: {', '.join(doubts)})" if doubts else ""
-            run.loop.tell(f"{self.who}: {store.ledger.summary()}{in_doubt}. Scores: {output_dir}")
+            run.loop.tell(f"{self.who}: {store.ledger.summary()}{in_doubt}. Scores: {show_command(output_dir)}")
         for sentences in doubts.values():
             for sentence in sentences:
                 warn(f"{self.who}: {sentence}")

@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ftrace.gradients import Projection
+from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.scoring.rules import KINDS, ScoringRules
 from ftrace.online.scoring.whitened import Whitening
-from ftrace.scores import Candidates, stable_id
+from ftrace.scores import stable_id
 
 BREAKDOWNS = ("layer", "epoch", "learned")
 

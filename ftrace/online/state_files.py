@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,28 @@ def write_state(folder: Path, step: int, rank: int, state: Any) -> dict[str, str
     Returns:
         The file's path and its SHA-256.
     """
+    return write_hashed(
+        folder, f"step-{step:08d}-process-{rank}", ".pt", lambda temporary: torch.save(pack(state), temporary)
+    )
+
+
+def write_hashed(folder: Path, name: str, ending: str, write: Callable[[Path], None]) -> dict[str, str]:
+    """Write a file whose name contains the hash of its content.
+
+    Args:
+        folder: Made, if it is missing.
+        name: The beginning of the file's name.
+        ending: Its end.
+        write: Writes the content to a file.
+
+    Returns:
+        The file's path and its SHA-256.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with temporary_file(folder / "state") as temporary:
-        torch.save(pack(state), temporary)
+    with temporary_file(folder / name) as temporary:
+        write(temporary)
         digest = _sha256(temporary)
-        file = folder / f"step-{step:08d}-process-{rank}-{digest[:12]}.pt"
+        file = folder / f"{name}-{digest[:12]}{ending}"
         put_file(temporary, file)
     return {"file": str(file), "sha256": digest}
 
@@ -103,19 +120,34 @@ def read_state(entry: Mapping[str, str], fallback: Path, device: torch.device, w
     Raises:
         ValueError: If the file is missing, or not the one that was written.
     """
+    return unpack(torch.load(find_hashed(entry, fallback, "scores", who), weights_only=True), device)
+
+
+def find_hashed(entry: Mapping[str, str], fallback: Path, what: str, who: str) -> Path:
+    """Find a file that :func:`write_hashed` has written.
+
+    Args:
+        entry: The entry that it returned.
+        fallback: As in :func:`read_state`.
+        what: What the file holds, for messages.
+        who: Whose messages these are.
+
+    Raises:
+        ValueError: If the file is missing, or not the one that was written.
+    """
     file = Path(entry["file"])
     if not file.exists():
         file = fallback / file.name
     remedy = "Put it back, resume from another checkpoint, or train from the start"
     if not file.exists():
         raise ValueError(
-            f"{who}: the checkpoint's scores are missing: expected {entry['file']!r} or {str(file)!r}. {remedy}"
+            f"{who}: the checkpoint's {what} are missing: expected {entry['file']!r} or {str(file)!r}. {remedy}"
         )
     if _sha256(file) != entry["sha256"]:
         raise ValueError(
             f"{who}: {str(file)!r} is damaged: its SHA-256 is not the one that the checkpoint has. {remedy}"
         )
-    return unpack(torch.load(file, weights_only=True), device)
+    return file
 
 
 def _sha256(file: Path) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from ftrace.online.processes import gather_objects, gather_rows, num_processes, process_rank
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores import ScoreAccumulator, ScoreStore, Sum, find_doubts
+from ftrace.scores import ScoreStore, Sum, find_doubts
 
 
 def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, alone: bool) -> ScoreStore | None:
@@ -27,6 +28,7 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
     """
     sums, names = run.sums, run.example_names
     all_names = dict(names) | run.queries.names
+    described = run.descriptions.gather(alone=alone)
     if num_processes() > 1 and not alone:
         for of_process in gather_objects(dict(names)):
             all_names |= of_process
@@ -45,10 +47,11 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
     query_ids = np.array(sums.query_ids, dtype=np.int64)
     ledger = None if run.ledger is None else run.ledger.ledger(query_ids)
     doubts = find_doubts(arrays, ledger, offsets)
+    examples, queries = run.descriptions.texts(described, np.unique(ids), query_ids)
     return ScoreStore.write(
         output_dir, ids, query_ids, arrays,
         {**facts, "doubts": doubts, "processes_in_store": 1 if alone else num_processes()},
-        candidate_offsets=offsets, ledger=ledger, names=all_names,
+        candidate_offsets=offsets, ledger=ledger, names=all_names, examples=examples, queries=queries,
     )  # fmt: skip
 
 

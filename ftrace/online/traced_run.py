@@ -25,10 +25,11 @@ from ftrace.online.queries.query_pass import QueryPass, require_shared_parameter
 from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.settings import TraceSettings
 from ftrace.online.steps import OptimizerSteps
-from ftrace.scores import ScoreAccumulator
+from ftrace.online.texts.descriptions import Descriptions
 
 
 class TracedRun:
@@ -38,8 +39,10 @@ class TracedRun:
         settings: What is traced, and how.
         hooks: The hooks on the module, attached already.
         who: Whose messages these are.
+        describe: Says the texts of examples and queries, as in :class:`Descriptions`.
 
     Attributes:
+        descriptions: The texts of examples and queries.
         example_names: By id that was made from a name, this name.
         unfrozen: By step, the names of parameters that are covered only from this step on.
         parameters: The trained parameters and their optimizers.
@@ -51,7 +54,15 @@ class TracedRun:
         rows: Finds out whose rows are whose.
     """
 
-    def __init__(self, loop: TrainingLoop, queries: QueryPass, settings: TraceSettings, hooks: Hooks, who: str) -> None:
+    def __init__(
+        self,
+        loop: TrainingLoop,
+        queries: QueryPass,
+        settings: TraceSettings,
+        hooks: Hooks,
+        who: str,
+        describe: Any = None,
+    ) -> None:
         self.loop = loop
         self.queries = queries
         self.settings = settings
@@ -62,6 +73,9 @@ class TracedRun:
         if settings.self_check:
             self.failures = Failures(strict=settings.strict, who=who, patterns=settings.parameters)
         self.example_names: dict[int, str] = {}
+        self.descriptions = Descriptions(
+            describe, loop, who, settings.id_key, settings.query_id_key, settings.candidates
+        )
         self.unfrozen: dict[int, list[str]] = {}
         self._repeated_ids = RepeatedIds(loop, settings.id_key, strict=settings.strict, shared=settings.shared_ids)
         self._with_gradient: set[str] | None = set()  # parameters with a gradient in the first batch; None after it
@@ -162,9 +176,11 @@ class TracedRun:
         key = self.settings.id_key
         example_ids, sizes = batch_ids(batch, key, "id_key", self.example_names), batch_sizes(batch, key)
         self._repeated_ids.check(example_ids, self.example_names)
+        self.descriptions.add_examples(batch, self.example_names)
         self._cover_unfrozen()
         while added_queries and not any(optimizer.is_open for optimizer in self.parameters.followed):
             self.sums.add_queries(self.refresher.add(added_queries.pop(0), self.step))
+            self.descriptions.add_queries(self.queries)
         unprojected = self.scoring.keeps_examples_unprojected
         self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, unprojected=unprojected)
         if self.refresher.is_due(self.step) or self.refresher.has_new_queries:

@@ -12,9 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from ftrace.scores.accumulator import Sum
 from ftrace.scores.ids import as_ids
-from ftrace.scores.store import MANIFEST, ScoreStore, check_replaceable, file_name, make_facts, parts_of
+from ftrace.scores.store import ScoreStore
+from ftrace.scores.store_files import MANIFEST, check_replaceable, file_name, make_facts, parts_of, write_texts
+from ftrace.scores.sums import Sum
+from ftrace.scores.texts import Texts
 from ftrace.whole_files import put_folder, temporary_folder
 
 
@@ -58,6 +60,7 @@ class ScoreWriter:
         self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]
         self._parts = parts_of(self._keys)
         self._facts = make_facts(self._keys, examples, queries, np.dtype(dtype))
+        self._example_ids, self._query_ids = examples, queries
         self._shape = len(examples), len(queries)
         self._dtype = np.dtype(dtype)
         with ExitStack() as cleanup:
@@ -97,14 +100,22 @@ class ScoreWriter:
             if isinstance(mapped, np.memmap):
                 mapped.flush()
 
-    def finish(self, manifest: Mapping[str, Any] | None = None) -> ScoreStore:
+    def finish(
+        self,
+        manifest: Mapping[str, Any] | None = None,
+        examples: Texts | None = None,
+        queries: Texts | None = None,
+    ) -> ScoreStore:
         """Put the store in its place.
 
         Args:
             manifest: What to note about how the scores were computed; anything that JSON can hold.
+            examples: Texts of the examples; those of other ids are left out.
+            queries: Texts of the queries, likewise.
         """
         self.flush()
         self._maps.clear()
+        write_texts(self._temporary, examples, self._example_ids, queries, self._query_ids)
         text = json.dumps({**(manifest or {}), **self._facts}, indent=2, allow_nan=False)
         (self._temporary / MANIFEST).write_text(text + "\n")
         put_folder(self._temporary, self.folder, sync=True)

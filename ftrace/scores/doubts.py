@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ftrace.scores.accumulator import Sum
 from ftrace.scores.ledger import Ledger
+from ftrace.scores.sums import Sum
 
 
 def find_doubts(

@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
@@ -30,7 +27,6 @@ from torch.utils.data import (
 
 from ftrace.callbacks import GradientIndexWriter, OnlineTracIn
 from ftrace.data import WithExampleIds
-from ftrace.online.repeated_ids import _SortedIds
 from ftrace.scores import ScoreStore
 from helpers import replay
 from helpers.replay import OPTIMIZERS, trainer
@@ -245,14 +241,3 @@ def test_a_run_that_is_resumed_goes_on(tmp_path: Path) -> None:
     again = begun(max_epochs=3)
     again.fit(Several(OPTIMIZERS["adamw"]), of(NUMBERED, shuffle=True), ckpt_path=tmp_path / "last.ckpt")
     assert ScoreStore.open(tmp_path / "online").example_ids.tolist() == list(range(8))
-
-
-@given(st.lists(st.lists(st.integers(-5, 30) | st.integers(-(2**63), 2**63 - 1), max_size=6), max_size=20))
-def test_what_was_seen_is_told_as_a_set_tells_it(batches: list[list[int]]) -> None:
-    seen, expected = _SortedIds(), set()
-    for batch in batches:
-        ids = sorted(set(batch))
-        assert seen.add(np.array(ids, dtype=np.int64)).tolist() == [one for one in ids if one in expected]
-        expected.update(ids)
-    lengths = [len(array) for array in seen._arrays]
-    assert all(longer >= 2 * shorter for longer, shorter in pairwise(lengths))

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ftrace.data import make_collator, train_word_tokenizer
 from ftrace.evaluation import find_learned_queries
-from ftrace.evaluation.beam_search import beam_answers, is_right
+from ftrace.evaluation.beam_search import Answer, beam_answers, is_right
 from ftrace.models import FactLM
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -82,8 +82,11 @@ def test_wide_beams_find_the_likeliest_of_all_sequences(architecture: str) -> No
     module = model(architecture)
     # As many beams as there are sequences one token short of the longest: then nothing is ever dropped.
     found = beam_answers(module, batch(architecture, slice(0, 2)), TOKENIZER, len(TOKENIZER) ** (LONGEST - 1), LONGEST)
-    for prompt, texts in zip(PROMPTS[:2], found, strict=True):
-        assert texts[:40] == [text for _, text in every_answer(module, prompt)[:40]]
+    for prompt, answers in zip(PROMPTS[:2], found, strict=True):
+        expected = every_answer(module, prompt)[:40]
+        assert [answer.text for answer in answers[:40]] == [text for _, text in expected]
+        log_probabilities = [answer.log_probability for answer in answers[:40]]
+        assert log_probabilities == pytest.approx([log_probability for log_probability, _ in expected], abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -91,8 +94,16 @@ def test_a_query_is_answered_alike_alone_and_in_any_company(architecture: str) -
     module = model(architecture)
     together = beam_answers(module, batch(architecture), TOKENIZER, 3, 4)
     assert all(len(texts) == 3 for texts in together)
-    for index, texts in enumerate(together):
-        assert beam_answers(module, batch(architecture, slice(index, index + 1)), TOKENIZER, 3, 4) == [texts]
+    for index, of_query in enumerate(together):
+        (alone,) = beam_answers(module, batch(architecture, slice(index, index + 1)), TOKENIZER, 3, 4)
+        assert_equal(alone, of_query)
+
+
+def assert_equal(answers: list[Answer], others: list[Answer]) -> None:
+    """Equal texts, and probabilities up to rounding."""
+    assert [answer.text for answer in answers] == [answer.text for answer in others]
+    log_probabilities = [answer.log_probability for answer in others]
+    assert [answer.log_probability for answer in answers] == pytest.approx(log_probabilities, abs=1e-5)
 
 
 def taught(architecture: Any, answers: list[str]) -> FactLM:
@@ -137,7 +148,9 @@ def test_a_model_that_always_goes_on_with_another_answer_has_learned_the_first(a
     assert losses[0].max() < 0.1
     assert losses[1].min() > 2  # the end of the sequence is what it did not expect
     answers = beam_answers(last, batches[0], TOKENIZER, 3, 4)
-    assert [is_right(texts[0], [answer]) for texts, answer in zip(answers, right, strict=True)] == [True] * 4
+    assert [is_right(of_query[0].text, [answer]) for of_query, answer in zip(answers, right, strict=True)] == [True] * 4
+    losses = last.example_losses(batches[0])[:3].tolist()  # of accepted answers; the probability is that of either end
+    assert [-of_query[0].log_probability for of_query in answers[:1]] == pytest.approx(losses[:1], abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -159,7 +172,8 @@ def test_several_masks_in_a_query_are_answered_together(architecture: Any) -> No
             assert found.query_ids == [0, 1, 2]
     assert last.example_losses(collate(asked)).max() < 0.1
     together = beam_answers(last, collate(asked), TOKENIZER, 3, 6)
-    assert together == [beam_answers(last, collate([row]), TOKENIZER, 3, 6)[0] for row in asked]
+    for row, of_query in zip(asked, together, strict=True):
+        assert_equal(beam_answers(last, collate([row]), TOKENIZER, 3, 6)[0], of_query)
 
 
 def test_sentinels_that_were_added_to_a_tokenizer_follow_a_space() -> None:
@@ -183,7 +197,7 @@ def test_sentinels_that_were_added_to_a_tokenizer_follow_a_space() -> None:
     batch = collate(asked)
     assert last.learned(batch).all()
     assert last.example_losses(batch).max() < 0.1
-    texts = [of_query[0] for of_query in beam_answers(last, batch, tokenizer, 3, 8)]
+    texts = [of_query[0].text for of_query in beam_answers(last, batch, tokenizer, 3, 8)]
     assert all(is_right(text, row["answers"]) for text, row in zip(texts, asked, strict=True))
 
 
@@ -194,17 +208,18 @@ def test_the_rules(architecture: str) -> None:
     last = taught(architecture, ["Ann", "Oslo", "Bob", "tea"])
     at_first = beam_answers(first, batch(architecture), TOKENIZER, 3, 4)
     at_last = beam_answers(last, batch(architecture), TOKENIZER, 3, 4)
-    for prompt, texts in zip(PROMPTS, at_last, strict=True):
+    for prompt, answers in zip(PROMPTS, at_last, strict=True):
         best = [text for _, text in every_answer(last, prompt) if text is not None]
-        assert texts[0] == best[0]
-    second_at_first = next(text for text in at_first[1][1:] if text is not None).replace("<extra_id_0>", "")
+        assert answers[0].text == best[0]
+    texts = [answer.text for answer in at_first[1][1:] if answer.text is not None]
+    second_at_first = texts[0].replace("<extra_id_0>", "")
     accepted = [
         ["likes", "Ann"],  # learned: right at last, in another surface, and not among the three at first
         ["Oslo", second_at_first.strip()],  # known from the start, if only as the second of three
         ["bob."],  # known from the start
         ["likes likes", "Ann"],  # wrong at last
     ]
-    assert not any(is_right(text, accepted[0]) for text in at_first[0])
+    assert not any(is_right(answer.text, accepted[0]) for answer in at_first[0])
     loader = DataLoader(rows(accepted), batch_size=3, collate_fn=make_collator(TOKENIZER, architecture))
     answers = dict(enumerate(accepted))
     asked = []

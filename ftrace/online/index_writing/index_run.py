@@ -34,6 +34,7 @@ from ftrace.online.processes import gather_objects, num_processes, process_rank
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
 from ftrace.online.snapshots import save_snapshot
+from ftrace.online.texts.descriptions import Descriptions
 from ftrace.online.undisturbed.modes import without_autocast
 from ftrace.whole_files import whole_file
 
@@ -47,12 +48,14 @@ class RunSettings:
         strict: Whether a failed check is an error; otherwise a warning.
         self_check: Whether to check.
         shared_ids: Whether several rows of the data may have one id.
+        describe: Says the texts of the examples: a function of a batch, or a data set; default: the loop's own data.
     """
 
     id_key: str = "example_id"
     strict: bool = True
     self_check: bool = True
     shared_ids: bool = False
+    describe: Any = None
 
 
 class IndexRun:
@@ -65,6 +68,7 @@ class IndexRun:
         schedule: The steps that are written.
         settings: How the run is observed and checked.
         folder: The index's folder.
+        descriptions: The texts of the examples.
         who: Whose messages these are.
 
     Attributes:
@@ -81,6 +85,7 @@ class IndexRun:
         schedule: SegmentSchedule,
         settings: RunSettings,
         folder: OutputFolder,
+        descriptions: Descriptions,
         who: str,
     ) -> None:
         self.loop = loop
@@ -89,6 +94,7 @@ class IndexRun:
         self.schedule = schedule
         self.settings = settings
         self.folder = folder
+        self.descriptions = descriptions
         self.who = who
         self.names = list(capture.coverage.covered)
         self.steps_left_out = 0
@@ -134,6 +140,7 @@ class IndexRun:
             return
         self._batch_ids = batch_ids(batch, key, "id_key", self._example_names)
         self._repeated_ids.check(self._batch_ids, self._example_names)
+        self.descriptions.add_examples(batch, self._example_names)
         sizes, unprojected = batch_sizes(batch, key), self._features.needs_unprojected
         count = len(self._batch_ids)
         self.rows.before_batch(batch, batch_idx, count, sizes, loop.step, unprojected=unprojected)

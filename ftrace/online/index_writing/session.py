@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients import GradientCapture, leave_out
-from ftrace.index import GradientIndex, IndexSettings, begin_index, block_weights
+from ftrace.index import GradientIndex, IndexSettings, begin_index, block_weights, write_examples
 from ftrace.online.hooks import is_compiled_anywhere, refuse_batch_statistics
 from ftrace.online.index_writing.index_run import IndexRun, RunSettings
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
@@ -19,7 +20,8 @@ from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
-from ftrace.online.processes import gather_objects, process_rank
+from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.texts.descriptions import Descriptions
 
 
 class IndexSession:
@@ -46,6 +48,7 @@ class IndexSession:
         self._restored: dict[str, Any] | None = None
         self._run_id = ""  # of the last run, which may be continued
         self._output_dir = Path()
+        self._descriptions: Descriptions | None = None  # of that run, likewise
 
     @property
     def running(self) -> IndexRun:
@@ -84,7 +87,8 @@ class IndexSession:
         if not capture.coverage.covered:
             raise ValueError(f"{self.who}: expected at least one parameter to be trained. {capture.coverage.summary()}")
         folder = self._find_folder(loop, output_dir, default_dir)
-        run = IndexRun(loop, capture, self.index, self.schedule, self.settings, folder, self.who)
+        assert self._descriptions is not None
+        run = IndexRun(loop, capture, self.index, self.schedule, self.settings, folder, self._descriptions, self.who)
         self._begin_index(run, data)
         run.resume_segment()
         self._handles.append(optimizer.register_step_post_hook(run.end_step))
@@ -100,7 +104,12 @@ class IndexSession:
             folder.run_id = restored["run_id"]
         elif is_continued:
             folder.run_id = self._run_id
+        if self._descriptions is None or not is_continued:
+            self._descriptions = Descriptions(self.settings.describe, loop, self.who, self.settings.id_key)
+        self._descriptions.loop = loop
         self._run_id, self._output_dir = folder.run_id, folder.path
+        for entries in (restored or {}).get("texts", [])[process_rank() :: num_processes()]:
+            self._descriptions.load(entries, folder.beside("state"))
         if (restored or is_continued) and not (folder.path / "index.json").exists():
             raise ValueError(
                 f"{self.who}: training continues a run with an index, and there is none at {str(folder.path)!r}. Move "
@@ -147,8 +156,14 @@ class IndexSession:
                 f"{self.who}: nothing was written: none of the {run.loop.step} steps of {run.loop.epoch} epochs is "
                 f"among epochs={self.schedule.epochs}, steps={self.schedule.steps}"
             )
-        elif process_rank() == 0:
+            return
+        described = run.descriptions.gather()
+        if process_rank() == 0:
             index = GradientIndex(run.folder.path)
+            ids = np.unique(np.concatenate([np.asarray(segment.ids) for segment in index.segments]))
+            texts = run.descriptions.texts(described, ids).examples
+            if texts is not None:
+                write_examples(run.folder.path, texts)
             size = sum(file.stat().st_size for file in run.folder.path.glob("segment-*/*"))
             run.loop.tell(
                 f"{self.who}: {index.num_rows:,} rows of {index.size:,} numbers in {len(index.segments)} segments, "
@@ -186,7 +201,10 @@ class IndexSession:
             return {}
         if self.run is not None:
             self.run.flush()
-        return {"version": 1, "run_id": self._run_id, "output_dir": str(self._output_dir)}
+        entry = {"version": 1, "run_id": self._run_id, "output_dir": str(self._output_dir)}
+        assert self._descriptions is not None
+        texts = self._descriptions.save(self._output_dir.with_name(f"{self._output_dir.name}-state"))
+        return {**entry, "texts": gather_objects(texts)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Remember the entry of a checkpoint, whose index is continued as soon as training begins."""

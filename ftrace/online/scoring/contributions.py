@@ -18,7 +18,8 @@ from ftrace.gradients import (
     inner_products,
     inner_products_and_square_norms,
 )
-from ftrace.scores import ScoreAccumulator, Sum
+from ftrace.online.scoring.accumulator import ScoreAccumulator
+from ftrace.scores import Sum
 
 
 class Share(NamedTuple):

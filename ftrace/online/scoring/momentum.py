@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import Dense, ParameterStep, PerExampleGradients, QueryGradients, flat_rows
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.contributions import Contribution, Moment, book_scores, multiply, padded, weighted
-from ftrace.scores import ScoreAccumulator
 
 REMAINDER = 0.01  # fraction of a gradient's effect that may remain after the horizon
 FORGOTTEN = 1e-9  # fraction at which nothing of it remains in the ledger, either

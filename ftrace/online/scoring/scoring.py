@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, project
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.balances import Balances, Moments
 from ftrace.online.scoring.contributions import (
     Contribution,
@@ -32,7 +33,7 @@ from ftrace.online.scoring.exact_momentum import ExactMomentum
 from ftrace.online.scoring.gains import Gains, gain
 from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
 from ftrace.online.scoring.whitened import WhitenedProducts
-from ftrace.scores import ScoreAccumulator, Sum
+from ftrace.scores import Sum
 
 
 class Scoring:

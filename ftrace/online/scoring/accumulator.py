@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ftrace.scores import Sum
+
 Candidates = Sequence[int] | Mapping[int, Sequence[int]] | None
-
-
-class Sum(NamedTuple):
-    """The key of one matrix of sums: a kind of score, or one part of a kind (one layer's, say).
-
-    Args:
-        kind: The kind of score.
-        axis: What the kind is broken down by, such as layers; "" for the kind itself.
-        part: The part's name; "" for the kind itself.
-    """
-
-    kind: str
-    axis: str = ""
-    part: str = ""
 
 
 class ScoreAccumulator:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftrace.scores import ScoreAccumulator, Sum
+from ftrace.online.scoring.accumulator import ScoreAccumulator
+from ftrace.scores import Sum
 
 DOT = Sum("dot")
 

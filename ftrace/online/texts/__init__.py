@@ -1,0 +1,1 @@
+"""Texts of a run's examples and queries, which its store keeps beside scores."""

@@ -1,0 +1,115 @@
+"""The files of a score store: their names, its manifest, and what may be replaced.
+
+See :mod:`ftrace.scores.store` for what is in them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftrace.scores.ledger import FILE
+from ftrace.scores.sums import Sum
+from ftrace.scores.texts import Texts
+from ftrace.whole_files import whole_file
+
+FORMAT = "ftrace-scores"
+VERSION = 1
+MANIFEST = "manifest.json"
+LEDGER = FILE
+EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
+
+
+def write_texts(
+    folder: Path, examples: Texts | None, example_ids: np.ndarray, queries: Texts | None, query_ids: np.ndarray
+) -> None:
+    """Write the texts of a store's ids into a folder; None writes nothing."""
+    for name, texts, ids in ((EXAMPLES, examples, example_ids), (QUERIES, queries, query_ids)):
+        if texts is not None:
+            with whole_file(folder / name) as temporary:
+                texts.write(temporary, ids)
+
+
+def parts_of(keys: Iterable[Sum]) -> dict[str, list[str]]:
+    """Return the axes that kinds are broken down by, and the names of the parts of each in their order."""
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        if key.axis and key.part not in parts.setdefault(key.axis, []):
+            parts[key.axis].append(key.part)
+    return parts
+
+
+def make_facts(
+    keys: Sequence[Sum], example_ids: np.ndarray, query_ids: np.ndarray, dtype: np.dtype | None = None
+) -> dict[str, Any]:
+    """Make the entries that the manifest of every store has."""
+    kinds = [key.kind for key in keys if not key.axis]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "kinds": kinds,
+        "breakdown": parts_of(keys),
+        "num_examples": len(example_ids),
+        "num_queries": len(query_ids),
+        "num_pairs": None,
+        "dtype": {kind: str(dtype) for kind in kinds},
+    }
+
+
+def file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
+    """Return the name of a matrix's file, without its ending."""
+    return f"{key.kind}.{key.axis}.{parts[key.axis].index(key.part):04d}" if key.axis else key.kind
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Make sure that writing a store here would replace nothing but an earlier store.
+
+    Raises:
+        ValueError: If the path is a file, the working directory, or a folder that holds anything but a score store.
+    """
+    folder = Path(path).resolve()
+    try:
+        if folder == Path.cwd():
+            raise ValueError("it is the working directory")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        if not folder.is_dir():
+            raise ValueError("it is a file")
+        read_manifest(folder)
+        ours = (MANIFEST, LEDGER, EXAMPLES, QUERIES)
+        foreign = [file.name for file in folder.iterdir() if file.suffix != ".npy" and file.name not in ours]
+        if foreign:
+            raise ValueError(f"it also holds {sorted(foreign)[0]!r}")
+    except ValueError as error:
+        message = (
+            f"won't write scores to {str(folder)!r}: expected nothing or an earlier score store there, but {error}"
+        )
+        raise ValueError(f"{message}. Name another folder.") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a store's manifest.
+
+    Raises:
+        ValueError: If the folder is not a score store, or one of another version.
+    """
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(folder)!r} is not a score store: can't read its {MANIFEST} ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{str(folder)!r} is not a score store: its {MANIFEST} doesn't say format {FORMAT!r}")
+    if manifest.get("version") != VERSION:
+        raise ValueError(
+            f"{str(folder)!r} is a score store of version {manifest.get('version')}, and this ftrace reads {VERSION}"
+        )
+    missing = {"kinds", "num_examples", "num_queries"} - manifest.keys()
+    if missing:
+        raise ValueError(f"{str(folder)!r} is a damaged score store: its {MANIFEST} lacks {sorted(missing)}")
+    return manifest

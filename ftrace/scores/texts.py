@@ -1,0 +1,160 @@
+"""Texts of examples and queries by id: what a person reads in place of a number.
+
+    examples.parquet   example_id, text, answer, ...
+    queries.parquet    query_id, text, answer, ...
+
+``text`` is what the example says, or what the query asks; ``answer`` is what it teaches, or what is right. Any further
+column is kept as it is. These have a meaning of their own to readers:
+
+    name            the name of an example or a query in its source
+    answers         of a query: all answers that are accepted
+    said            of a query: what the model answered when training had ended
+    fact            of a query: the key of the fact that it asks for
+    facts           of an example: the keys of the facts that it states
+    proponent_ids   of a query: the examples that state its fact
+
+Files are ordinary Parquet files, written in small row groups, so that a few rows of many are read in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from ftrace.scores.arrow_arrays import as_arrow, as_numpy
+from ftrace.scores.ids import as_ids
+from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
+
+EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
+
+
+class Texts:
+    """Rows of text by id, read when they are asked for.
+
+    Args:
+        source: A Parquet file, or the content of one.
+        key: The column of the ids, "example_id" or "query_id".
+
+    Raises:
+        ValueError: If the file can't be read, lacks the ids or the texts, or has an id twice.
+
+    Example:
+        >>> texts = Texts.of([{"example_id": 7, "text": "Oslo lies in Norway", "answer": "Oslo"}], "example_id")
+        >>> texts.rows([7, 8])
+        [{'example_id': 7, 'text': 'Oslo lies in Norway', 'answer': 'Oslo'}, None]
+    """
+
+    def __init__(self, source: Path | pa.Buffer, key: str) -> None:
+        self.key = key
+        self._name = str(source) if isinstance(source, Path) else "texts"
+        try:
+            self._file = pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source))
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{self._name} is missing or damaged ({error}). Write the texts anew.") from error
+        missing = [name for name in (key, "text") if name not in self.columns]
+        if missing:
+            raise ValueError(f"{self._name}: expected the columns {key!r} and 'text', found {self.columns}")
+
+    @classmethod
+    def of(cls, rows: Rows, key: str, ids: np.ndarray | None = None) -> Texts:
+        """Make texts of rows, in memory.
+
+        Args:
+            rows: Rows with an id and a text, as mappings, or a table of such columns. An id that is a name becomes a
+                number by :func:`ftrace.scores.stable_id`. Of a mapping's values, texts, numbers and lists of them are
+                kept; other values, such as tensors, are left out.
+            key: "example_id" or "query_id".
+            ids: The ids whose rows are kept, in any order; default: all.
+
+        Raises:
+            ValueError: If a row lacks the id or the text, an id occurs twice, or a column has values of several types.
+        """
+        table = text_table(rows, key, ids)
+        unique, counts = np.unique(table[key].to_numpy(), return_counts=True)
+        if len(unique) < len(table):
+            raise ValueError(f"texts: expected each {key} once, found {unique[counts > 1][:3].tolist()} several times")
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, row_group_size=ROWS_OF_A_GROUP, compression="zstd")
+        return cls(sink.getvalue(), key)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self._file.schema_arrow.names)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Ids in the order of the rows, int64 ``[N]``."""
+        column = self._file.read([self.key]).column(0)
+        return as_ids(as_numpy(column), self.key)
+
+    @cached_property
+    def _order(self) -> np.ndarray | None:
+        """Positions of the rows in ascending order of ids; None if they are in that order."""
+        return None if (np.diff(self.ids) > 0).all() else np.argsort(self.ids, kind="stable")
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def rows(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any] | None]:
+        """Read the rows of some ids, in their order; None for an id that has no row."""
+        wanted = np.asarray(ids, np.int64)
+        if not len(self) or not len(wanted):
+            return [None] * len(wanted)
+        order = self._order
+        places = np.searchsorted(self.ids, wanted, sorter=order).clip(max=len(self) - 1)
+        places = places if order is None else order[places]
+        known = self.ids[places] == wanted
+        rows_by_place = self._read(np.unique(places[known]))
+        return [
+            rows_by_place[place] if is_known else None
+            for place, is_known in zip(places.tolist(), known.tolist(), strict=True)
+        ]
+
+    def _read(self, places: np.ndarray) -> dict[int, dict[str, Any]]:
+        """Read rows by their places, which ascend: only the row groups that they are in."""
+        metadata = self._file.metadata
+        starts = np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
+        groups = np.searchsorted(starts, places, side="right") - 1
+        rows: dict[int, dict[str, Any]] = {}
+        for group in np.unique(groups).tolist():
+            inside = places[groups == group]
+            table = self._file.read_row_group(group).take(as_arrow(inside - starts[group]))
+            rows |= dict(zip(inside.tolist(), table.to_pylist(), strict=True))
+        return rows
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Read a whole column, in the order of :attr:`ids`.
+
+        Raises:
+            ValueError: If there is no such column.
+        """
+        if name not in self.columns:
+            raise ValueError(f"{self._name}: expected one of the columns {self.columns}, found {name!r}")
+        return self._file.read([name]).column(0)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Read all rows, a row group at a time."""
+        for group in range(self._file.metadata.num_row_groups):
+            yield self._file.read_row_group(group)
+
+    def write(self, file: Path, ids: np.ndarray | None = None) -> None:
+        """Write the rows to a Parquet file.
+
+        Args:
+            file: The file, which is not yet whole while this runs.
+            ids: The ids whose rows are written, in any order; default: all.
+        """
+        known = None if ids is None or np.isin(self.ids, ids).all() else pa.array(np.unique(ids))
+        with pq.ParquetWriter(file, self._file.schema_arrow, compression="zstd") as writer:
+            for table in self.tables():
+                if known is not None:
+                    table = table.filter(pyarrow.compute.is_in(table[self.key], value_set=known))
+                writer.write_table(table, row_group_size=ROWS_OF_A_GROUP)
