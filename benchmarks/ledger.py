@@ -2,10 +2,10 @@
 
     python benchmarks/ledger.py [--quick]
 
-For SGD, SGD with momentum and AdamW: a plain run of the demo leaves a checkpoint at the end of each epoch and notes the
-queries' loss. Training is then resumed at its start, in its steepest part and near its end, with OnlineTracIn following
-momentum exactly, for some steps that fill the ring of momentum and some that are measured. Over all queries and
-intervals of the measured steps: the correlation, the slope (least squares through 0) and the relative error of the
+For SGD, SGD with momentum and AdamW: a plain run of synth_numbered leaves a checkpoint at the end of each epoch and
+notes the queries' loss. Training is then resumed at its start, in its steepest part and near its end, with OnlineTracIn
+following momentum exactly, for some steps that fill the ring of momentum and some that are measured. Over all queries
+and intervals of the measured steps: the correlation, the slope (least squares through 0) and the relative error of the
 sums, of the examples' account against predicted, and of predicted against actual.
 """
 
@@ -39,7 +39,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def make_model(optimizer: str) -> FactLM:
-    """The demo's model."""
+    """The model of synth_numbered, and of the demo."""
     pl.seed_everything(0, verbose=False)
     config = dict(
         model_type="t5", d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0,
@@ -49,7 +49,7 @@ def make_model(optimizer: str) -> FactLM:
 
 
 def make_data(folder: Path) -> FtraceSynth:
-    """The demo's data."""
+    """The data of synth_numbered."""
     settings = SynthSettings(
         num_entities=50, num_relations=10, num_facts=200, num_test_utterances=40, num_facts_per_utterance=1,
         collisions="forbid",

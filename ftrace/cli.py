@@ -1,112 +1,125 @@
-"""The ``ftrace`` command."""
+"""The ``ftrace`` command.
+
+Each command is a module with ``add_arguments(parser)`` and ``command(**options)``. It is imported when it is called, so
+that ``ftrace --help`` and ``ftrace show``, which need no torch, answer at once.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
-from rich.console import Console
 
-from ftrace.commands import (
-    attribute,
-    causal_trace,
-    counterfactual,
-    evaluate,
-    fit,
-    index,
-    learned_when,
-    search,
-    tail_patch,
-)
-from ftrace.commands.ledger import show_ledger
-from ftrace.data import SynthSettings, write_synth
+import ftrace.commands.options  # noqa: F401  # settings of all parsers
 from ftrace.named_configs import ConfigFileOrName
-from ftrace.studies.command import study
+
+# By name: the module, and the first line of its command's docstring.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "synth": ("ftrace.commands.synth", "Generate FTRACE-SYNTH."),
+    "show": (
+        "ftrace.commands.show",
+        "Show queries and who taught them: texts, scores, what the model said; several stores side by side.",
+    ),
+    "ask": (
+        "ftrace.commands.ask",
+        "Ask a run's model a question: what it answers, how surely, who taught it that, and who taught another answer.",
+    ),
+    "attribute": (
+        "ftrace.commands.attribute",
+        "Score training examples for queries with one method, over a finished run.",
+    ),
+    "evaluate": (
+        "ftrace.commands.evaluate",
+        "Compare score stores, or files of results: one table, all rows on the same queries.",
+    ),
+    "index": (
+        "ftrace.commands.index",
+        "Write the gradient index of a corpus at one snapshot of a run; repeated after a kill, it continues.",
+    ),
+    "search": ("ftrace.commands.search", "Find the strongest proponents and opponents of queries in a gradient index."),
+    "counterfactual": (
+        "ftrace.commands.counterfactual",
+        "Do scores predict what happens without some training data? Retrains, and compares: LDS and leave-out.",
+    ),
+    "causal-trace": (
+        "ftrace.commands.causal_trace",
+        "Trace where in a model facts live: clean, corrupted and restored runs, as Meng et al. (2022).",
+    ),
+    "ledger": (
+        "ftrace.commands.ledger",
+        "Print and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written.",
+    ),
+    "learned-when": (
+        "ftrace.commands.learned_when",
+        "Compare scores by the step at which queries were learned: online ones, and those of snapshots.",
+    ),
+    "tail-patch": (
+        "ftrace.commands.tail_patch",
+        "Take one step on each of the best examples of each query, and say how much likelier the answer becomes.",
+    ),
+    "study": (
+        "ftrace.studies.command",
+        "Train, score and compare what a study asks for, and write a table and a picture.",
+    ),
+}
+# Those of LightningCLI, which has a parser of its own: see ftrace.commands.fit.
+TRAINING = {
+    "fit": "Train a model and trace its facts while it trains.",
+    "validate": "Measure a model on the queries, as a validation loop does.",
+    "test": "Measure a model on the queries, as a test loop does.",
+    "predict": "Return a model's loss on each query, and whether it is learned.",
+}
 
 
-def synth(output_path: str, settings: SynthSettings) -> None:
-    """Generate FTRACE-SYNTH.
+def make_parser(name: str = "") -> ArgumentParser:
+    """Make the parser of all commands.
 
     Args:
-        output_path: Folder to write Parquet files and a manifest to.
-        settings: The generator's flags.
+        name: The command that knows its arguments, and whose module is imported; default: none.
     """
-    folder = write_synth(output_path, settings, progress=True)
-    Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True)
-
-
-def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ftrace", description="Which training examples taught a language model this fact?", exit_on_error=False
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    for name, description in fit.SUBCOMMANDS.items():  # listed for --help: main() hands them to LightningCLI
-        commands.add_subcommand(name, ArgumentParser(description=description), help=description)
-    for name, (function, add_arguments) in _COMMANDS.items():
-        assert function.__doc__ is not None
-        description = function.__doc__.splitlines()[0]
+    for each, description in {**TRAINING, **{each: line for each, (_, line) in COMMANDS.items()}}.items():
         # a shortened option is a typing error more often than it is meant, and runs are long
         command = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-        command.add_argument(
-            "--config", action=ConfigFileOrName, help="A YAML file with any of these options, or a recipe's name."
-        )
-        add_arguments(command)
-        commands.add_subcommand(name, command, help=description)
+        if each == name:
+            command.add_argument(
+                "--config", action=ConfigFileOrName, help="A YAML file with any of these options, or a recipe's name."
+            )
+            _module(name).add_arguments(command)
+        commands.add_subcommand(each, command, help=description)
     return parser
-
-
-def _add_synth(command: ArgumentParser) -> None:
-    command.add_argument("--output_path", type=str, required=True, help="Folder to write the data set to.")
-    command.add_class_arguments(SynthSettings)
-
-
-def _add_ledger(command: ArgumentParser) -> None:
-    command.add_argument("store", type=str, help="Folder of the score store.")
-    command.add_function_arguments(show_ledger, skip={"store"})
-
-
-def _add_study(command: ArgumentParser) -> None:
-    command.add_function_arguments(study)
-
-
-_COMMANDS: dict[str, tuple[Callable[..., None], Callable[[ArgumentParser], None]]] = {
-    "synth": (synth, _add_synth),
-    "attribute": (attribute.command, attribute.add_arguments),
-    "evaluate": (evaluate.command, evaluate.add_arguments),
-    "index": (index.command, index.add_arguments),
-    "search": (search.command, search.add_arguments),
-    "counterfactual": (counterfactual.command, counterfactual.add_arguments),
-    "causal-trace": (causal_trace.command, causal_trace.add_arguments),
-    "ledger": (show_ledger, _add_ledger),
-    "learned-when": (learned_when.command, learned_when.add_arguments),
-    "tail-patch": (tail_patch.command, tail_patch.add_arguments),
-    "study": (study, _add_study),
-}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; bad input is one line on stderr and exit code 2."""
-    name = ""
-    given = sys.argv[1:] if args is None else args
-    if given and given[0] in fit.SUBCOMMANDS:
-        fit.main(args)
+    given = list(sys.argv[1:] if args is None else args)
+    first = given[0] if given else ""
+    if first in TRAINING:
+        importlib.import_module("ftrace.commands.fit").main(args)
         return 0
+    name = first if first in COMMANDS else ""
     try:
-        parser = _parser()
-        config = parser.parse_args(attribute.with_class_paths(given))
-        name = config["command"]
-        options = parser.instantiate(config)[name]
+        if name == "attribute":
+            given = _module(name).with_class_paths(given)
+        parser = make_parser(name)
+        options = parser.instantiate(parser.parse_args(given))[name]
         options.pop("config", None)
-        if name == "synth":
-            output_path = options.pop("output_path")
-            synth(output_path, SynthSettings(**vars(options)))
-        else:
-            _COMMANDS[name][0](**vars(options))
+        _module(name).command(**vars(options))
     except (ArgumentError, ValueError, OSError) as error:
         print(f"ftrace {name}".strip() + f": {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _module(name: str) -> Any:
+    """Import the module of a command."""
+    return importlib.import_module(COMMANDS[name][0])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ config.yaml             the run's config, as LightningCLI saves it
 working_directory.txt   the folder that relative paths in the config start from, as ftrace fit writes it
 snapshots/step-*/       as CheckpointSnapshots writes them
 learned_queries.json    which queries were learned, by which rule; written on first use
+answers.json            what the model answers to queries at the last snapshot; written on first use
 candidate_pools/*       the candidates among which each query's examples are ranked, by a hash; written on first use
 online/, bm25/, ...     score stores
 """
@@ -25,11 +26,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from ftrace.data import FactData
 from ftrace.evaluation import EvaluatedQueries, LearnedQueries, find_learned_queries
+from ftrace.evaluation.answers import ModelAnswer, find_answers
 from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
+from ftrace.run_folder import CONFIG, keep_answers, kept_answers
 
 WORKING_DIRECTORY = "working_directory.txt"
 _BARE: dict[str, Any] = {  # settings that a barebones Trainer needs
@@ -38,23 +41,6 @@ _BARE: dict[str, Any] = {  # settings that a barebones Trainer needs
     "detect_anomaly": False, "profiler": None, "barebones": True,
 }  # fmt: skip
 NOT_OF_WEIGHTS = (*_BARE, "default_root_dir")  # settings of a Trainer that the weights don't depend on
-
-
-def newest_run(folder: str | Path) -> Path:
-    """Return a run's folder, or its newest version if the folder holds only the versions of Lightning's loggers.
-
-    Example:
-        >>> newest_run("runs/a").name  # not checked here: Run() raises
-        'a'
-    """
-    given = Path(folder)
-    if (given / "config.yaml").exists():
-        return given
-    versions = {
-        config.parent: config.parent.name.removeprefix("version_") for config in given.glob("version_*/config.yaml")
-    }
-    numbers = {version: int(number) for version, number in versions.items() if number.isdigit()}
-    return max(numbers, key=lambda version: numbers[version], default=given)
 
 
 class Run:
@@ -69,7 +55,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        file = self.folder / "config.yaml"
+        file = self.folder / CONFIG
         try:
             config = yaml.safe_load(file.read_text())
         except (OSError, yaml.YAMLError) as error:
@@ -202,6 +188,27 @@ class Run:
         kept = {name: stored for name, stored in known.items() if name in ("paper", "last")}
         replace_text(file, json.dumps({**kept, rule: asdict(learned)}) + "\n")
         return learned
+
+    def answers(self, query_ids: Collection[int] | None = None) -> dict[int, ModelAnswer]:
+        """Return what the model answers at the last snapshot; each query is asked once, and kept in answers.json.
+
+        Args:
+            query_ids: Ids of the queries; default: all. One that the run doesn't know has no answer.
+        """
+        key = self.learned_key([self.last_snapshot])
+        answers = {query: ModelAnswer(**said) for query, said in kept_answers(self.folder, key).items()}
+        places = {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
+        wanted = list(places) if query_ids is None else [query for query in query_ids if query in places]
+        lacking = [self.data.query_rows[places[query]] for query in wanted if query not in answers]
+        loader = self.data.query_dataloader()
+        size = loader.batch_size or 1
+        batches = (loader.collate_fn(lacking[start : start + size]) for start in range(0, len(lacking), size))
+        if lacking:
+            assert self.data.tokenizer is not None
+            accepted = {row["query_id"]: row["answers"] for row in lacking}
+            answers |= find_answers(self.model, batches, accepted, self.data.tokenizer)
+        keep_answers(self.folder, key, {query: asdict(said) for query, said in answers.items()})
+        return {query: answers[query] for query in wanted}
 
     def learned_key(self, snapshots: Sequence[Path]) -> str:
         """Hash all that learned queries depend on, with the version of how they are found."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ftrace.cli import main
+from ftrace.cli import COMMANDS, TRAINING, main
 from ftrace.named_configs import config_file
 from helpers import warm_python
 
@@ -27,18 +29,40 @@ def code(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "command", ["synth", "attribute", "evaluate", "tail-patch", "counterfactual", "index", "search"]
+    "command", ["synth", "show", "attribute", "evaluate", "tail-patch", "counterfactual", "index", "search"]
 )
 def test_help_and_print_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code(command, "--help") == 0
     assert "--config" in capsys.readouterr().out
     given = {
-        "synth": ["--output_path=x"], "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
+        "synth": ["--output_path=x"], "show": [], "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
         "tail-patch": ["x"],
         "counterfactual": ["--run=x"], "index": ["--run=x"], "search": ["--index=x"],
     }  # fmt: skip
     assert code(command, *given[command], "--print_config") == 0
     assert isinstance(yaml.safe_load(capsys.readouterr().out), dict)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_line_of_a_command_is_that_of_its_docstring(command: str) -> None:
+    module, line = COMMANDS[command]
+    assert importlib.import_module(module).command.__doc__.splitlines()[0] == line
+
+
+def test_help_lists_all_commands_and_imports_none() -> None:
+    check = (
+        "import sys\nfrom ftrace.cli import main\n"
+        "for arguments in (['--help'], ['show', '--help']):\n"
+        "    try:\n        main(arguments)\n    except SystemExit:\n        pass\n"
+        "assert not {'torch', 'lightning', 'transformers', 'ftrace.runs'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=CONFIGS.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    for command, line in {**TRAINING, **{name: line for name, (_, line) in COMMANDS.items()}}.items():
+        assert f"{command} {line}" in words
 
 
 def test_synth_has_the_published_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +72,7 @@ def test_synth_has_the_published_flags_and_defaults(capsys: pytest.CaptureFixtur
         "output_path": "x", "num_entities": 5000, "num_relations": 37, "num_facts": 50000, "num_test_utterances": 5000,
         "num_entity_words": 1, "num_expressions_per_entity": 4, "num_facts_per_utterance": 2, "entity_vocabulary": None,
         "relation_vocabulary": None, "seed": 0, "separator": " ", "collisions": "allow",
+        "entities": "numbered",
     }  # fmt: skip
     assert config == published
 
@@ -55,6 +80,11 @@ def test_synth_has_the_published_flags_and_defaults(capsys: pytest.CaptureFixtur
 def test_synth_writes_a_data_set(tmp_path: Path) -> None:
     assert code("synth", "--output_path", str(tmp_path / "a b"), *SMALL) == 0
     assert json.loads((tmp_path / "a b" / "manifest.json").read_text())["num_queries"] == 10
+
+
+def test_synth_writes_readable_entities(tmp_path: Path) -> None:
+    assert code("synth", "--output_path", str(tmp_path / "named"), *SMALL, "--entities=readable") == 0
+    assert json.loads((tmp_path / "named" / "manifest.json").read_text())["entities"][0]["type"] == "company"
 
 
 def test_options_from_a_file(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "views": {"scores"},
     "causal": {"data", "models", "evaluation"},
     "report": {"scores", "views", "evaluation", "causal"},
-    "runs": {"index", "data", "models", "evaluation"},
+    "run_folder": set(),
+    "runs": {"index", "data", "models", "evaluation", "run_folder"},
     "retraining": {"data", "models", "evaluation", "runs"},
     "commands": {
         "gradients",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "views",
         "report",
         "causal",
+        "run_folder",
         "runs",
         "retraining",
         "named_configs",
@@ -45,21 +47,7 @@ MAY_IMPORT = {
     "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands", "named_configs"},
     "source_tree": set(),
     "named_configs": {"source_tree"},
-    "cli": {
-        "named_configs",
-        "gradients",
-        "scores",
-        "index",
-        "data",
-        "models",
-        "attribution",
-        "evaluation",
-        "report",
-        "causal",
-        "runs",
-        "commands",
-        "studies",
-    },
+    "cli": {"named_configs", "commands"},  # and by name, when they are called, the modules of commands
 }
 TRAINS = ROOT / "ftrace" / "commands" / "fit.py"  # nothing else in ftrace/ imports the callbacks
 WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online"}

@@ -21,7 +21,7 @@ from helpers import warm_python
 
 ROOT = Path(__file__).parents[1]
 SMALLER = [
-    "--data.init_args.synth.num_entities=12", "--data.init_args.synth.num_relations=2",
+    "--data.init_args.synth.num_entities=24", "--data.init_args.synth.num_relations=2",
     "--data.init_args.synth.num_facts=8", "--data.init_args.synth.num_test_utterances=4",
     "--model.init_args.learning_rate=0.2", "--model.init_args.warmup_steps=5",
     "--trainer.max_epochs=30", "--trainer.enable_progress_bar=false",
@@ -47,6 +47,7 @@ def test_run_folder_holds_everything_and_the_working_directory_nothing(demo: tup
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "hparams.yaml", "online", "snapshots", "bm25", "tracin", "evaluation",
         "learned_queries.json", "working_directory.txt", "ledger.png", "causal",
+        "answers.json", "worked_queries.txt",
     }  # fmt: skip
     assert {path.name for path in run.parents[2].iterdir()} == {"runs", "data_cache"}
 
@@ -57,7 +58,14 @@ def test_output_ends_with_the_table_worked_queries_and_places(demo: tuple[Path, 
     assert list(rows) == ["online update", "online cosine", "online learning", "bm25", "tracin dot", "tracin cosine"]
     assert "ceiling" in output
     for label in ("proponents", "opponents"):
-        assert len(re.findall(rf"^│ {label} ", output, re.M)) == 3
+        assert len(re.findall(rf"^{label}: they .* by online learning", output, re.M)) == 3
+    assert len(re.findall(r"^  the model said  .*  (?:right|wrong)  at step-", output, re.M)) == 3
+    written = (run / "worked_queries.txt").read_text()
+    assert written.count("proponents: ") == 3
+    assert max(map(len, written.splitlines())) <= 100
+    assert re.findall(r"^query \d+: .*", written, re.M) == re.findall(r"^query \d+: .*", output, re.M)
+    for name in ("online", "bm25", "tracin"):
+        assert f"ftrace show runs/synth_demo/version_0/{name}" in output
     assert output.index("ceiling") < output.index("query ") < output.index("Where everything is")
     assert str(Path("runs") / "synth_demo" / "version_0" / "online") in output
 

@@ -14,7 +14,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [
     ROOT / "docs" / name
-    for name in ("engine.md", "own_training.md", "plain_loop.md", "evaluation.md", "trackstar.md", "causal.md")
+    for name in (
+        "engine.md",
+        "own_training.md",
+        "plain_loop.md",
+        "stores.md",
+        "evaluation.md",
+        "trackstar.md",
+        "causal.md",
+    )
 ]
 BLOCKS = re.findall(r"```python\n(.*?)```", README + "".join(page.read_text() for page in PAGES), re.S)
 

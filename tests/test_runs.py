@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from ftrace.evaluation.retrieval import PoolSettings
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 from helpers.made_run import SNAPSHOTS, data_of, make_run, train
 
 

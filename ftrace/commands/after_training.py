@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 
@@ -13,11 +13,11 @@ from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
-from ftrace.data import fill_in
+from ftrace.commands.worked_queries import work_out
 from ftrace.evaluation.retrieval import render_table, write_tables
-from ftrace.report import WorkedQuery, plot_ledger, render_worked_query
+from ftrace.report import plot_ledger
 from ftrace.runs import Run
-from ftrace.scores import ScoreStore
+from ftrace.scores import ScoreStore, show_command
 
 Baseline = Literal["bm25", "tracin", "embed", "random-target"]
 
@@ -63,19 +63,13 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
     )
     console.print(render_table(evaluation))
 
-    console.print("\nSome queries worked out, by the online scores (+ lowered the query's loss, - raised it):\n")
-    rows = run.data.train_rows
-    chosen = learned or [row["query_id"] for row in run.data.query_rows]
+    console.print("\nSome queries, and who taught them, by the online scores:\n")
+    chosen = learned or list(run.data.query_rows["query_id"])
     step = max(1, len(chosen) // max(1, settings.worked_queries))
-    worked = set(chosen[::step][: settings.worked_queries])
     kind = settings.kind if settings.kind in stores["online"].kinds else stores["online"].kinds[0]
-    for row in run.data.query_rows:
-        if row["query_id"] in worked:
-            answer = row["targets_pretokenized"].removeprefix("<extra_id_0> ")
-            others = [other for other in row["answers"] if other != answer]
-            query = WorkedQuery(row["query_id"], row["inputs_pretokenized"], answer, others, row["proponent_ids"])
-            console.print(render_worked_query(query, stores["online"], kind, lambda i: _sentence(rows[i])))
-    paths = {"run": folder, "data": run.data.data_path, "table": files[0].parent}
+    run.answers()  # of all queries, so that nobody waits for them later
+    worked = work_out(run, stores["online"], kind, chosen[::step][: settings.worked_queries], console)
+    paths = {"run": folder, "data": run.data.data_path, "table": files[0].parent, "queries": worked}
     if settings.causal:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
         tracing = CausalSettings(window=1, only_correct=bool(learned))
@@ -88,9 +82,8 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         console.print(f"\n{ledger_sentence(stores['online'])}", soft_wrap=True)
         paths["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
     console.print("\nWhere everything is:")
-    for name, path in {**paths, **{f"scores, {name}": store.path for name, store in stores.items()}}.items():
-        console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True, highlight=False)
-
-
-def _sentence(row: dict[str, Any]) -> str:
-    return fill_in(row["inputs_pretokenized"], row["targets_pretokenized"])
+    for name, path in paths.items():
+        console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True, highlight=False, markup=False)
+    for name, store in stores.items():
+        command = show_command(os.path.relpath(store.path))
+        console.print(f"  {f'scores, {name}':16} {command}", soft_wrap=True, highlight=False, markup=False)

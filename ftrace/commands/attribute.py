@@ -15,8 +15,9 @@ from rich.console import Console
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
 from ftrace.commands.options import ProcessSettings, number_of_bytes, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
-from ftrace.runs import Run, newest_run
-from ftrace.scores import ScoreStore, check_replaceable
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
+from ftrace.scores import ScoreStore, check_replaceable, show_command
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -67,7 +68,7 @@ def attribute(
     task = make_task(of_run, folder, candidates, choice, **settings)
     store = method.score(task)
     say = rank_zero_only(Console().print)
-    say(f"Wrote scores ({', '.join(store.kinds)}) to {folder}", soft_wrap=True)
+    say(f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}", soft_wrap=True)
 
 
 def make_task(

@@ -55,7 +55,8 @@ from ftrace.report import (
 )
 from ftrace.report.joined_tables import render_joined
 from ftrace.report.pictures import remove_pictures
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 
 _MOST_LISTED = 12

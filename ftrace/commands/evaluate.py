@@ -34,8 +34,9 @@ from ftrace.evaluation.retrieval import (
 )
 from ftrace.evaluation.retrieval.breakdowns import By
 from ftrace.evaluation.stores import row_name
-from ftrace.runs import Run, newest_run
-from ftrace.scores import ScoreStore
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
+from ftrace.scores import ScoreStore, show_command
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def evaluate_stores(
         console.print(render_breakdown(evaluation, breakdown(evaluation, by)))
     files = write_tables(evaluation, Path(output_dir) if output_dir else default)
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
+    look = show_command(*(store.path for store in opened[0][1].values()))
+    console.print(f"Query by query: {look}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _open_runs(stores: Sequence[str], runs: Sequence[str]) -> list[tuple[Run, dict[str, ScoreStore]]]:

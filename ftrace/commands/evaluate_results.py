@@ -11,6 +11,7 @@ from ftrace.commands.stores import short_names
 from ftrace.evaluation.results import evaluate_results, render_result_groups, render_results, write_result_tables
 from ftrace.evaluation.results.files import RESULT_SUFFIXES, is_result_file
 from ftrace.evaluation.results.metrics import PRECISION_AT, RESULTS_BY, ResultsBy
+from ftrace.scores import show_command
 
 
 def names_of_results(names: Sequence[str]) -> bool:
@@ -69,6 +70,7 @@ def compare_results(
     default = paths[0].with_name(f"{paths[0].name.split('.jsonl')[0]}-evaluation")
     written = write_result_tables(evaluation, Path(output_dir) if output_dir else default)
     console.print(f"\nWrote {', '.join(file.name for file in written)} to {written[0].parent}", soft_wrap=True)
+    console.print(f"Query by query: {show_command(*paths)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _known_by(by: str | None) -> ResultsBy | None:

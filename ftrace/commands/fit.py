@@ -24,13 +24,6 @@ from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
 from ftrace.whole_files import whole_file
 
-SUBCOMMANDS = {
-    "fit": "Train a model and trace its facts while it trains.",
-    "validate": "Measure a model on the queries, as a validation loop does.",
-    "test": "Measure a model on the queries, as a test loop does.",
-    "predict": "Return a model's loss on each query, and whether it is learned.",
-}
-
 
 class SaveConfigInRunFolder(SaveConfigCallback):
     """Callback that saves the config beside the run's logs, with the folder that its relative paths start from.

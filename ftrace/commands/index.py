@@ -38,7 +38,8 @@ from ftrace.index import (
 )
 from ftrace.models import Output
 from ftrace.renamed import use_new_names
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 
 _MEASURED_SECONDS = 5.0
 _Preconditioner = Literal["auto"] | PreconditionerKind
@@ -121,8 +122,8 @@ def index(
     if check:
         check_index(GradientIndex(folder))
         return
-    if may_lack_moments and not (at / "second_moments.safetensors").exists():
-        settings = replace(settings, features=replace(settings.features, preconditioner="none"))
+    if may_lack_moments:
+        settings = settings_at(at, settings)
     task = replace(base, output_dir=folder)
     if plan is not None:
         show_plan(make_plan(task, at, settings, output, int(plan), plan_hours))
@@ -141,6 +142,13 @@ def index(
         f"seconds. Left out: {_left_out(made)}",
         soft_wrap=True,
     )
+
+
+def settings_at(snapshot: Path, settings: IndexSettings) -> IndexSettings:
+    """Return settings by which gradients are left as they are if a snapshot has no second moments."""
+    if (snapshot / "second_moments.safetensors").exists():
+        return settings
+    return replace(settings, features=replace(settings.features, preconditioner="none"))
 
 
 def _left_out(made: GradientIndex) -> str:
@@ -173,9 +181,25 @@ def check_index(opened: GradientIndex) -> None:
 
 
 def make_plan(
-    task: Task, snapshot: Path, settings: IndexSettings, output: Output, examples: int, hours: float
+    task: Task,
+    snapshot: Path,
+    settings: IndexSettings,
+    output: Output,
+    examples: int,
+    hours: float,
+    seconds: float = _MEASURED_SECONDS,
 ) -> IndexPlan:
-    """Measure for some seconds how fast rows are made, written and read here, and plan an index of a corpus."""
+    """Measure for some seconds how fast rows are made, written and read here, and plan an index of a corpus.
+
+    Args:
+        task: The run's examples.
+        snapshot: The snapshot's folder.
+        settings: What the index is.
+        output: What is differentiated.
+        examples: Of how many examples the planned index is.
+        hours: Within which it is to be written.
+        seconds: How long to measure.
+    """
     if task.accelerator == "gpu" or (task.accelerator == "auto" and torch.cuda.is_available()):
         device = torch.device("cuda")
     else:
@@ -188,19 +212,19 @@ def make_plan(
     rows_of = GradientRows(model, features, measured(output))
     size = task.batch_size or task.data.batch_size
     collate = task.data.example_dataloader().collate_fn
-    count, seconds, made = 0, 0.0, torch.empty(0)
+    count, measured_seconds, made = 0, 0.0, torch.empty(0)
     for start in itertools.count(0, size):
         rows = task.example_rows(start % len(task.examples), start % len(task.examples) + size)
         began = time.perf_counter()
         batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
         made = rows_of(batch)[0].cpu()
         if start:  # the first warms up
-            count, seconds = count + len(made), seconds + time.perf_counter() - began
-        if seconds > _MEASURED_SECONDS:
+            count, measured_seconds = count + len(made), measured_seconds + time.perf_counter() - began
+        if measured_seconds > seconds:
             break
     write_rate, read_rate = _disk_rates(task.output_dir, made, settings)
     return IndexPlan(
-        examples, features.size, len(features.blocks), settings, count / seconds, write_rate, read_rate, hours
+        examples, features.size, len(features.blocks), settings, count / measured_seconds, write_rate, read_rate, hours
     )
 
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.report import plot_ledger
 from ftrace.scores import ScoreStore
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    command.add_argument("store", type=str, help="Folder of the score store.")
+    command.add_function_arguments(show_ledger, skip={"store"})
+
+
+def command(**options: Any) -> None:
+    """Print and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written."""
+    show_ledger(**options)
 
 
 def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:

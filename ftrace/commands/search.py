@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ftrace.attribution import measured
-from ftrace.commands.index import corpus_of
+from ftrace.commands.index_corpus import Corpus, Row, batches_of
 from ftrace.commands.options import add_old_names, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
+from ftrace.commands.sources import listed_queries
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactData, fill_in, read_queries
 from ftrace.evaluation import seeded_sample
@@ -41,43 +39,12 @@ from ftrace.index import (
 )
 from ftrace.models import Output
 from ftrace.renamed import use_new_names
-from ftrace.runs import Run, newest_run
+from ftrace.runs import Run
+from ftrace.scores import show_command
+from ftrace.views import CUT, ListedSource, make_query_view, render_query
 
-Row = Mapping[str, Any]
 _RECALL_QUERIES = 32
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The run and the rows that an index is of.
-
-    Args:
-        run: The run whose model it is.
-        data: The rows that its ids are of.
-    """
-
-    run: Run
-    data: FactData
-
-    @staticmethod
-    def of(index: GradientIndex, run: str | None) -> Corpus:
-        """Open the corpus of an index.
-
-        Raises:
-            ValueError: If the index doesn't say which run it is of, or its rows are other rows by now.
-        """
-        noted = index.manifest.get("run")
-        folder = newest_run(run) if run else (index.folder / noted if noted else index.folder.absolute().parent)
-        opened = Run(folder.resolve())
-        files = index.manifest.get("corpus")
-        data = opened.data if files is None else corpus_of(opened, files)
-        known = index.manifest.get("data")
-        if known is not None and known != data.fingerprint:
-            raise ValueError(
-                f"{str(index.folder)!r} is of other data than {str(data.data_path)!r}: expected the fingerprint "
-                f"{known}, found {data.fingerprint}"
-            )
-        return Corpus(opened, data)
+_SHOWN = 3  # examples of each query that are printed, on either side
 
 
 @dataclass(frozen=True)
@@ -179,9 +146,9 @@ def search(
     rows = question.rows(corpus.run)
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
-    task = None if question.task_queries is None else _batches(data, read_queries(Path(question.task_queries)))
+    task = None if question.task_queries is None else batches_of(data, read_queries(Path(question.task_queries)))
     prepared = prepare_search(
-        opened, corpus.run.model_at, _batches(data, rows), measured("loss", question.answers), settings, task,
+        opened, corpus.run.model_at, batches_of(data, rows), measured("loss", question.answers), settings, task,
         measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
     console = Console()
@@ -194,17 +161,14 @@ def search(
     file = Path(output_file) if output_file else opened.folder / "results.jsonl"
     write_results(file, _results(rows, proponents, opponents, corpus.data, of_run=question.file is None))
     _tell(console, prepared, len(rows), seconds)
-    for position in range(min(show, len(rows))):
-        console.print(_worked_out(rows[position], proponents, opponents, position, corpus.data))
+    first = _results(rows[:show], proponents, opponents, corpus.data, of_run=question.file is None)
+    source = ListedSource("this search", list(listed_queries(first)))
+    for query in source.query_ids:
+        console.print(render_query(make_query_view([source], query, _SHOWN, _SHOWN), CUT, console.width))
+        console.print()
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)
-    console.print(f"Wrote {len(rows)} results to {file}", soft_wrap=True)
-
-
-def _batches(data: FactData, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
-    loader = data.query_dataloader()
-    size = loader.batch_size or 1
-    return [loader.collate_fn(list(rows[start : start + size])) for start in range(0, len(rows), size)]
+    console.print(f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True)
 
 
 def _approximately(
@@ -279,20 +243,6 @@ def _tell(console: Console, prepared: PreparedSearch, count: int, seconds: float
         f"{prepared.seconds['norms']:.1f} s; searched in {seconds:.2f} s, {seconds / count:.4f} s a query",
         soft_wrap=True,
     )
-
-
-def _worked_out(row: Row, proponents: TopExamples, opponents: TopExamples, query: int, data: FactData) -> Table:
-    """Lay out the three strongest examples of a query, on either side, for a person to read."""
-    answer = fill_in(row["inputs_pretokenized"], row["targets_pretokenized"])
-    table = Table(title=Text(f"query {row['query_id']}: {answer}"), title_justify="left", box=None)
-    for column in ("", "score", "training example", "id"):
-        table.add_column(column, justify="right" if column in ("score", "id") else "left")
-    for name, strongest in (("proponents", proponents), ("opponents", opponents)):
-        passages = _passages(strongest, query, data)
-        for rank in range(min(3, len(passages))):
-            score = f"{passages.scores[rank]:+.3f}"
-            table.add_row(name if not rank else "", score, Text(passages.texts[rank]), str(passages.ids[rank]))
-    return table
 
 
 def _agree(prepared: PreparedSearch, rows: Sequence[Row], against: str, run: Run) -> Agreement:

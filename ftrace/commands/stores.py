@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
 from ftrace.scores import ScoreStore
+
+if TYPE_CHECKING:  # it imports torch, and what only shows scores is to be quick
+    from ftrace.runs import Run
 
 _RUN = (
     "The log folder of the run that they belong to, or the folder that its versions are in: the newest is taken; "
@@ -43,6 +47,8 @@ def open_stores_of_run(stores: Sequence[str], run: str | None) -> tuple[Run, dic
         ValueError: If there is neither a store nor a run, it is not the folder of a run, or as :func:`open_stores`.
         FileNotFoundError: If there is no such store.
     """
+    from ftrace.runs import Run
+
     if run is not None:
         named = Run(newest_run(run))
         return named, open_stores(stores, named.folder)
@@ -91,7 +97,11 @@ def short_names(paths: Sequence[Path]) -> dict[str, Path]:
     return {"/".join(of_path[-length:]): path for of_path, path in zip(parts, paths, strict=True)}
 
 
-def open_with_kind(run: Path, given: str) -> tuple[ScoreStore, str | None]:
+def open_with_kind(run: Path | None, given: str) -> tuple[ScoreStore, str | None]:
     """Open a store given as FOLDER[:KIND], a name in the run's folder or a path; and return the kind, if any."""
-    folder, _, kind = given.partition(":")
-    return ScoreStore.open(run / folder if (run / folder).is_dir() else Path(folder)), kind or None
+    folder, kind = (given, "") if _folder(run, given).is_dir() else (given.partition(":")[0], given.partition(":")[2])
+    return ScoreStore.open(_folder(run, folder)), kind or None
+
+
+def _folder(run: Path | None, name: str) -> Path:
+    return run / name if run is not None and (run / name).is_dir() else Path(name)

@@ -12,6 +12,7 @@ from ftrace.data.ftrace_trex import FtraceTrex
 from ftrace.data.kept_rows import CollatedRows, KeptRows
 from ftrace.data.prompt_tokens import TokenizedPrompt, tokenize_prompt
 from ftrace.data.query_prompts import prompts_of_queries
+from ftrace.data.question_form import QuestionForm, unknown_words
 from ftrace.data.subject_spans import subject_span
 from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_files import write_synth
@@ -33,6 +34,7 @@ __all__ = [
     "FtraceSynth",
     "FtraceTrex",
     "KeptRows",
+    "QuestionForm",
     "SynthCorpus",
     "SynthSettings",
     "TokenizedPrompt",
@@ -47,5 +49,6 @@ __all__ = [
     "subject_span",
     "tokenize_prompt",
     "train_word_tokenizer",
+    "unknown_words",
     "write_synth",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ftrace.data.text import SENTINEL
@@ -12,6 +12,8 @@ from ftrace.data.text import SENTINEL
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 NUM_SENTINELS = 16
+
+_MARKS = r"'s$|[.,;:!?]+$"  # at the end of a word: tokens of their own
 
 
 def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
@@ -23,14 +25,17 @@ def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -
 
     Returns:
         An ordinary fast tokenizer with T5's special tokens (``<pad>``, ``</s>``, ``<unk>``, ``<extra_id_0>`` ...),
-        which works with ``save_pretrained`` and ``AutoTokenizer.from_pretrained``.
+        which works with ``save_pretrained`` and ``AutoTokenizer.from_pretrained``. It decodes without a space before
+        possessives and final marks.
     """
     sentinels = [f"<extra_id_{index}>" for index in range(NUM_SENTINELS)]
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"'s$|[.,;:!?]+$"), "isolated")]
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_MARKS), "isolated")]
     if split_hyphens:
         steps.append(pre_tokenizers.Split("-", "isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    space_before = decoders.Replace(Regex(f"^(?!({_MARKS}))"), " ")
+    tokenizer.decoder = decoders.Sequence([space_before, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.WordLevelTrainer(
         special_tokens=[PAD, END, UNKNOWN, *sentinels], vocab_size=2**31 - 1, show_progress=False
     )

@@ -25,10 +25,12 @@ class Answer:
     Args:
         text: None for an answer that has not ended.
         log_probability: Of the whole answer with its end, in nats; of one that has not ended, of its tokens so far.
+        beginning: The text so far of an answer that has not ended.
     """
 
     text: str | None
     log_probability: float
+    beginning: str | None = None
 
 
 @torch.no_grad()
@@ -63,9 +65,9 @@ def beam_answers(
         count = beams * len(ends)  # an answer may occur once with each end
         out = model.model.generate(**inputs, **settings, num_beams=count, num_return_sequences=count, eos_token_id=ends)
         prompt_length = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = [_text(sequence, tokenizer, ends) for sequence in out.sequences[:, prompt_length:].tolist()]
+        sequences = out.sequences[:, prompt_length:].tolist()
         log_probabilities = out.sequences_scores.tolist()  # sums over tokens, as nothing is done about their length
-        every = [Answer(*pair) for pair in zip(texts, log_probabilities, strict=True)]
+        every = [_answer(*pair, tokenizer, ends) for pair in zip(sequences, log_probabilities, strict=True)]
         for index, row in enumerate(rows):
             of_row = every[index * count : (index + 1) * count]
             answers[row] = _merged(of_row, beams) if others else of_row
@@ -101,14 +103,14 @@ def _groups(
             yield group, inputs, others
 
 
-def _text(tokens: list[int], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
-    """Decode the tokens of an answer up to its end; None if it has not ended."""
+def _answer(
+    tokens: list[int], log_probability: float, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> Answer:
+    """Decode the tokens of an answer up to its end."""
     end = next((position for position, token in enumerate(tokens) if token in ends), None)
-    if end is None:
-        return None
     # Skipping all special tokens would also skip the unknown word, and turn a wrong answer into a right one.
     text: Any = tokenizer.decode(tokens[:end], skip_special_tokens=False)
-    return str(text)
+    return Answer(None, log_probability, str(text)) if end is None else Answer(str(text), log_probability)
 
 
 def _merged(answers: Sequence[Answer], count: int) -> list[Answer]:

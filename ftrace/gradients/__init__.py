@@ -1,6 +1,7 @@
 """The engine: per-example gradients and their products. Pure torch; imports nothing else of ftrace."""
 
 from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
+from ftrace.gradients.balance import balancing, divided
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
@@ -72,9 +73,11 @@ __all__ = [
     "TokenProducts",
     "UnreadableError",
     "after_step",
+    "balancing",
     "before_step",
     "buffer_of",
     "cosines",
+    "divided",
     "find_coverage",
     "flat_rows",
     "full_name",

@@ -4,6 +4,7 @@ index.json              how rows were made, of which model and data; a mismatch 
 segment-00000120/       rows at the weights of step 120
 snapshots/step-*/       where the callback wrote it: the weights of each segment
 norms/                  of rows, for tasks that were searched for
+example_names.json      names by id, if ids were made from names
 examples.parquet        texts of the examples, if they are known: see :mod:`ftrace.scores.texts`
 """
 
@@ -14,18 +15,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from ftrace.gradients import OLD_ENTRIES
 from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
 from ftrace.index.fingerprints import model_fingerprint
+from ftrace.index.index_views import index_html, rows_table
 from ftrace.index.segment import SEGMENT, Segment
 from ftrace.scores import EXAMPLE_ID, Texts
+from ftrace.scores.names import Names
+from ftrace.scores.plain_text import counted, plain
 from ftrace.whole_files import whole_file
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 MANIFEST = "index.json"
+EXAMPLE_NAMES = "example_names.json"
 EXAMPLES = "examples.parquet"
 FORMAT, VERSION = "ftrace-index", 1
 
@@ -186,6 +195,49 @@ class GradientIndex:
     def num_rows(self) -> int:
         """The number of rows of all segments."""
         return sum(map(len, self.segments))
+
+    @property
+    def names_of_examples(self) -> Names:
+        """The names of the examples, by their ids."""
+        file = self.folder / EXAMPLE_NAMES
+        names = json.loads(file.read_text()) if file.exists() else {}
+        ids = np.array([int(number) for number in names], np.int64)
+        return Names(ids, np.array(list(names.values()), dtype=np.str_) if names else None, self.examples)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Make a table for pandas with a line for each row of the index.
+
+        Returns:
+            Columns ``segment`` (the step of its weights), ``step`` (the optimizer step that the row is of),
+            ``example_id``, ``example_name`` if the examples have names, and ``weight`` (the row's, in weighted scores).
+
+        Raises:
+            ValueError: If there are more than ten million rows, or a file is damaged.
+        """
+        return rows_table(self.segments, self.names_of_examples)
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}: {value}" for name, value in self._facts()]
+        return "\n".join([f"GradientIndex({plain(str(self.folder))!r}): {self._size()}", *map(plain, lines)])
+
+    def _repr_html_(self) -> str:
+        facts = [("folder", str(self.folder)), *self._facts()]
+        return index_html(f"GradientIndex: {self._size()}", facts, self.segments)
+
+    def _size(self) -> str:
+        rows, segments = counted(self.num_rows, "row"), counted(len(self.segments), "segment")
+        return f"{rows} of {counted(self.size, 'number')} in {segments}"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        features = self.settings.features
+        left_out = len(self.manifest.get("left_out", ()))
+        covered = counted(len(self.names), "parameter") + f" in {counted(len(self.blocks), 'block')}"
+        return [
+            ("rows", f"{features.entries}, projected to {features.projection_side} x {features.projection_side}"),
+            ("dtype", self.settings.dtype),
+            ("covered", f"{covered}; {left_out:,} left out" if left_out else covered),
+            ("texts", "none" if self.examples is None else "of examples"),
+        ]
 
     def features(self, segment: Segment, module: nn.Module) -> GradientFeatures:
         """Make the features that a segment's rows were made with.

@@ -14,7 +14,7 @@ from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.state_files import read_state, write_state
 from ftrace.online.traced_run import TracedRun
 
-VERSION = 2
+VERSION = 3
 
 
 class RunState:

@@ -24,7 +24,7 @@ from ftrace.online.settings import TraceSettings
 from ftrace.online.store_writing import write_store
 from ftrace.online.traced_run import TracedRun
 from ftrace.online.undisturbed.modes import without_autocast
-from ftrace.scores import ScoreStore, check_replaceable
+from ftrace.scores import ScoreStore, check_replaceable, show_command
 
 
 class TraceSession:
@@ -260,7 +260,7 @@ class TraceSession:
         facts = manifest_of(run, self._folder.run_id, complete=complete)
         store = write_store(output_dir, run, facts, alone=alone)
         if store is not None and store.ledger is not None and len(store.ledger.steps):
-            run.loop.tell(f"{self.who}: {store.ledger.summary()}. Scores: {output_dir}")
+            run.loop.tell(f"{self.who}: {store.ledger.summary()}. Scores: {show_command(output_dir)}")
         for sentences in (store.manifest["doubts"] if store is not None else {}).values():
             for sentence in sentences:
                 warn(f"{self.who}: {sentence}")

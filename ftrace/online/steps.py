@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ftrace.online.checks.conservation import Conservation
@@ -123,7 +124,8 @@ class OptimizerSteps:
             tuple(name for _, name, _ in optimizer.parameters(covered=True)),
             given=optimizer.as_contribution(given, projection, clip) if steps and projection is not None else None,
         )
-        if not _is_finite(optimizer) or not self.scoring.take(step):
+        moments = partial(optimizer.preconditioners, elementwise=False)
+        if not _is_finite(optimizer) or not self.scoring.take(step, moments):
             self._leave_out()
         if not self.loop.is_manual:  # otherwise another step may use the same gradients
             for contribution in contributions:

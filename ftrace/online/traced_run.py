@@ -270,6 +270,8 @@ class TracedRun:
             factor,
             elementwise="update" in self.rules.kinds and optimizer.is_elementwise,
             unprojected=unprojected,
+            optimizer=optimizer.index,
+            begins=not optimizer.contributions,
         )
         contribution.refresh = len(self.refresher.steps) - 1
         optimizer.contributions.append(contribution)

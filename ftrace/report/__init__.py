@@ -5,10 +5,8 @@ from ftrace.report.causal_tables import render_averages, write_averages_csv, wri
 from ftrace.report.learned_when_plot import plot_learned_when
 from ftrace.report.ledger_plot import plot_ledger
 from ftrace.report.study_plots import plot_bars, plot_curves
-from ftrace.report.worked_queries import WorkedQuery, render_worked_query
 
 __all__ = [
-    "WorkedQuery",
     "plot_average",
     "plot_bars",
     "plot_curves",
@@ -17,7 +15,6 @@ __all__ = [
     "plot_lines",
     "plot_prompt",
     "render_averages",
-    "render_worked_query",
     "write_averages_csv",
     "write_effects_csv",
 ]

@@ -2,8 +2,9 @@
 
 from ftrace.scores.block_writer import ScoreWriter
 from ftrace.scores.doubts import find_doubts
-from ftrace.scores.ids import stable_id
+from ftrace.scores.ids import as_ids, stable_id
 from ftrace.scores.ledger import Ledger
+from ftrace.scores.next_command import show_command
 from ftrace.scores.store import ScoreStore
 from ftrace.scores.store_files import check_replaceable
 from ftrace.scores.sums import Sum
@@ -17,7 +18,9 @@ __all__ = [
     "ScoreWriter",
     "Sum",
     "Texts",
+    "as_ids",
     "check_replaceable",
     "find_doubts",
+    "show_command",
     "stable_id",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,3 +54,26 @@ def as_ids(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
     if ids.dtype == np.uint64 and (ids > np.uint64(2**63 - 1)).any():
         raise ValueError(f"{problem} {ids.max()}. Number them as names: {remedy}")
     return ids.astype(np.int64)
+
+
+def as_integer(value: object, what: str, expected: str = "a whole number") -> int:
+    """Convert an integer of any library to Python's own.
+
+    Args:
+        value: The integer. A truth value is none.
+        what: Its name in the error message.
+        expected: What the message says was expected.
+
+    Raises:
+        ValueError: If it is not an integer.
+
+    Example:
+        >>> as_integer(np.int64(7), "k")
+        7
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{what}: expected {expected}, found {value!r:.80}") from None

@@ -19,11 +19,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ftrace.scores.arrow_arrays import as_numpy
+from ftrace.scores.ledger_tables import ledger_arrays, ledger_html, ledger_table
+from ftrace.scores.names import Names
+from ftrace.scores.plain_text import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection")
 COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS, "learned")
@@ -82,16 +91,23 @@ class Ledger:
         next_steps: ``[R]``, the step at which the next interval begins.
         query_ids: ``[Q]`` int64.
         columns: Each of :data:`COLUMNS`, ``[R, Q]`` float64; NaN where a value is unknown.
+        names: The queries' names, for tables; default: they are called by their ids.
     """
 
     def __init__(
-        self, steps: np.ndarray, next_steps: np.ndarray, query_ids: np.ndarray, columns: Mapping[str, np.ndarray]
+        self,
+        steps: np.ndarray,
+        next_steps: np.ndarray,
+        query_ids: np.ndarray,
+        columns: Mapping[str, np.ndarray],
+        names: Names | None = None,
     ) -> None:
         self.steps = np.asarray(steps, np.int64)
         self.next_steps = np.asarray(next_steps, np.int64)
         self.query_ids = np.asarray(query_ids, np.int64)
         shape = (len(self.steps), len(self.query_ids))
         self.columns = {name: np.asarray(columns[name], np.float64).reshape(shape) for name in COLUMNS}
+        self.names = Names(self.query_ids) if names is None else names
 
     def __getitem__(self, column: str) -> np.ndarray:
         """Return one column, ``[R, Q]``."""
@@ -153,6 +169,43 @@ class Ledger:
                 )
         return sentences
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Make a table for pandas with a row for each interval and query.
+
+        Returns:
+            Columns ``step``, ``next_step``, ``query_id``, ``query_name`` if the queries have names, ``actual`` and each
+            of :data:`COLUMNS`.
+        """
+        return ledger_table(self.steps, self.next_steps, self.names, {"actual": self.actual, **self.columns})
+
+    def to_xarray(self) -> xr.Dataset:
+        """Label the ledger for xarray: a variable ``step x query`` for each column.
+
+        Raises:
+            ImportError: If xarray is not installed.
+        """
+        return ledger_arrays(self.steps, self.next_steps, self.names, {"actual": self.actual, **self.columns})
+
+    def __repr__(self) -> str:
+        return f"Ledger: {self._size()}\n  {self.summary()}" + "".join(f"\n  {doubt}" for doubt in self.doubts())
+
+    def _repr_html_(self) -> str:
+        summary = self.summary()
+        facts = [("summary", str(summary)), *(("in doubt", sentence) for sentence in self.doubts())]
+        return ledger_html(
+            f"Ledger: {self._size()}",
+            facts,
+            summary.fall,
+            summary.shares,
+            self.names,
+            self.columns,
+            self.learned_steps(),
+        )
+
+    def _size(self) -> str:
+        intervals = f"{counted(len(self.steps), 'interval')} x {counted(len(self.query_ids), 'query', 'queries')}"
+        return f"{intervals}, steps {self.steps[0]:,} to {self.next_steps[-1]:,}" if len(self.steps) else intervals
+
     def write(self, file: Path) -> None:
         """Write a Parquet table with one row for each interval and query."""
         rows, queries = self.actual.shape
@@ -166,21 +219,25 @@ class Ledger:
         pq.write_table(pa.table(table).replace_schema_metadata({"num_queries": str(queries)}), file)
 
     @classmethod
-    def open(cls, file: Path) -> Ledger:
+    def open(cls, file: Path, names: Names | None = None) -> Ledger:
         """Read a ledger that :meth:`write` has written.
+
+        Args:
+            file: The file.
+            names: As in :class:`Ledger`.
 
         Raises:
             ValueError: If it is missing or damaged.
         """
         try:
             table = pq.read_table(file)
-            stored = {name: table.column(name).to_numpy() for name in ("step", "next_step", "query_id", *COLUMNS)}
+            stored = {name: as_numpy(table.column(name)) for name in ("step", "next_step", "query_id", *COLUMNS)}
             queries = int(table.schema.metadata[b"num_queries"])
         except (OSError, KeyError, TypeError, pa.ArrowException) as error:
             raise ValueError(f"{file} is missing or no ledger ({error})") from error
         every = max(1, queries)
         columns = {name: stored[name] for name in COLUMNS}
-        return cls(stored["step"][::every], stored["next_step"][::every], stored["query_id"][:queries], columns)
+        return cls(stored["step"][::every], stored["next_step"][::every], stored["query_id"][:queries], columns, names)
 
     @classmethod
     def empty(cls) -> Ledger:

@@ -20,20 +20,19 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from ftrace.scores.ids import as_ids, stable_id
+from ftrace.scores.ids import as_ids
+from ftrace.scores.labelled_arrays import labelled_array
 from ftrace.scores.ledger import Ledger
+from ftrace.scores.ranking import strongest
 from ftrace.scores.store_files import (
-    EXAMPLES,
     LEDGER,
     MANIFEST,
-    QUERIES,
     check_replaceable,
     file_name,
     make_facts,
@@ -41,12 +40,19 @@ from ftrace.scores.store_files import (
     read_manifest,
     write_texts,
 )
+from ftrace.scores.store_views import describe_store, store_html
+from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
-from ftrace.scores.texts import EXAMPLE_ID, QUERY_ID, Texts
+from ftrace.scores.tables import matrix_table, ranked_table
+from ftrace.scores.texts import Texts
 from ftrace.whole_files import whole_folder
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
-class ScoreStore:
+
+class ScoreStore(StoredScores):
     """A method's scores of examples for queries, opened lazily. Positive: the example is a proponent.
 
     Args:
@@ -60,11 +66,12 @@ class ScoreStore:
         >>> ids, scores = store.top(0, k=1)
         >>> ids.tolist(), scores.tolist()
         ([3], [0.5])
+        >>> store.to_pandas(0, k=1)[["example_id", "dot", "share"]].to_dict("list")
+        {'example_id': [3], 'dot': [0.5], 'share': [0.5]}
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self.manifest = manifest
+        super().__init__(path, manifest)
         self._warned_of: set[str] = set()
 
     @classmethod
@@ -154,49 +161,6 @@ class ScoreStore:
             (temporary / MANIFEST).write_text(text + "\n")
         return cls.open(folder)
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The score kinds that the store holds."""
-        return tuple(self.manifest["kinds"])
-
-    @cached_property
-    def example_ids(self) -> np.ndarray:
-        """``[N]`` int64, ascending."""
-        return self._load("example_ids", (self.manifest["num_examples"],))
-
-    @cached_property
-    def query_ids(self) -> np.ndarray:
-        """``[Q]`` int64."""
-        return self._load("query_ids", (self.manifest["num_queries"],))
-
-    @cached_property
-    def example_names(self) -> np.ndarray | None:
-        """Names of the examples, ``[N]``; None if ids were not made from names."""
-        return self._names("example_names", self.manifest["num_examples"])
-
-    @cached_property
-    def query_names(self) -> np.ndarray | None:
-        """Names of the queries, ``[Q]``; None if ids were not made from names."""
-        return self._names("query_names", self.manifest["num_queries"])
-
-    def _names(self, name: str, count: int) -> np.ndarray | None:
-        return self._load(name, (count,)) if (self.path / f"{name}.npy").exists() else None
-
-    @cached_property
-    def ledger(self) -> Ledger | None:
-        """The run's ledger; None if none was kept."""
-        return Ledger.open(self.path / LEDGER) if (self.path / LEDGER).exists() else None
-
-    @cached_property
-    def examples(self) -> Texts | None:
-        """Texts of the examples; None if they aren't known."""
-        return Texts(self.path / EXAMPLES, EXAMPLE_ID) if (self.path / EXAMPLES).exists() else None
-
-    @cached_property
-    def queries(self) -> Texts | None:
-        """Texts of the queries; None if they aren't known."""
-        return Texts(self.path / QUERIES, QUERY_ID) if (self.path / QUERIES).exists() else None
-
     def with_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> ScoreStore:
         """Return the same store with other texts, which are not written to disk; None keeps those that it has."""
         other = ScoreStore(self.path, self.manifest)
@@ -207,19 +171,8 @@ class ScoreStore:
     def put_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> None:
         """Write texts into the store's folder, in place of earlier ones; None keeps those that it has."""
         write_texts(self.path, examples, self.example_ids, queries, self.query_ids)
-        for name in ("examples", "queries"):
+        for name in ("examples", "queries", "ledger"):  # the ledger has the queries' names
             self.__dict__.pop(name, None)
-
-    def doubts(self, kind: str | None = None) -> list[str]:
-        """Return the reasons why scores of a kind can't be trusted, as their writer has noted them.
-
-        Args:
-            kind: As in :meth:`matrix`.
-
-        Returns:
-            A sentence for each reason, with the remedy; none if nothing is known against the scores.
-        """
-        return list(self.manifest.get("doubts", {}).get(self._known(kind), []))
 
     def _warn_of_doubts(self, kind: str) -> None:
         """Warn once of the doubts about a kind."""
@@ -228,129 +181,104 @@ class ScoreStore:
             for sentence in self.doubts(kind):
                 warnings.warn(f"{self.path}: {sentence}", stacklevel=3)
 
-    @property
-    def breakdown(self) -> dict[str, list[str]]:
-        """The axes that kinds are broken down by, and the names of the parts of each."""
-        parts_by_axis: dict[str, list[str]] = self.manifest.get("breakdown", {})
-        return parts_by_axis
+    @overload
+    def top(
+        self,
+        query_id: int | str,
+        k: int = ...,
+        kind: str | None = ...,
+        *,
+        largest: bool = ...,
+        texts: Literal[False] = ...,
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
-    @property
-    def has_candidates(self) -> bool:
-        """Whether each query has candidates of its own."""
-        return self.manifest.get("num_pairs") is not None
-
-    def check(self) -> None:
-        """Make sure that all arrays are complete.
-
-        Raises:
-            ValueError: If one is missing or damaged.
-        """
-        _ = self.example_ids, self.query_ids
-        for kind in self.kinds:
-            self._values(Sum(kind))
-
-    def matrix(self, kind: str | None = None) -> np.ndarray:
-        """Map all scores of a kind from disk, ``[N, Q]``.
-
-        Args:
-            kind: One of :attr:`kinds`; default: the only one, or ``dot`` if there are several.
-
-        Raises:
-            ValueError: If the store doesn't hold that kind, its file is damaged, or each query has candidates of its
-                own.
-        """
-        if self.has_candidates:
-            raise ValueError(f"{self.path}: each query has candidates of its own. Ask for scores(query_id)")
-        return self._values(Sum(self._known(kind)))
-
-    def scores(self, query_id: int | str, kind: str | None = None) -> np.ndarray:
-        """Return one query's scores, ``[N]``, in the order of :attr:`example_ids`; NaN if an example is no candidate.
-
-        Args:
-            query_id: The query's id, or its name if ids were made from names.
-            kind: As in :meth:`matrix`.
-
-        Raises:
-            KeyError: If the store has no such query.
-            ValueError: As :meth:`matrix`.
-        """
-        return self._column(query_id, Sum(self._known(kind)))
-
-    def parts(self, query_id: int | str, axis: str, kind: str | None = None) -> dict[str, np.ndarray]:
-        """Return one query's scores by layer, epoch or another axis; the parts add up to the score.
-
-        Args:
-            query_id: As in :meth:`scores`.
-            axis: One of :attr:`breakdown`.
-            kind: As in :meth:`matrix`.
-
-        Returns:
-            For each part, ``[N]`` as in :meth:`scores`.
-
-        Raises:
-            KeyError: If the store has no such query.
-            ValueError: If scores are not broken down by this axis.
-        """
-        if axis not in self.breakdown:
-            raise ValueError(f"{self.path}: expected one of the breakdowns {list(self.breakdown)}, found {axis!r}")
-        known = self._known(kind)
-        return {part: self._column(query_id, Sum(known, axis, part)) for part in self.breakdown[axis]}
-
-    def _known(self, kind: str | None) -> str:
-        if kind is None:
-            kind = self.kinds[0] if len(self.kinds) == 1 else "dot"
-        if kind not in self.kinds:
-            raise ValueError(f"{self.path}: expected one of the kinds {list(self.kinds)}, found {kind!r}")
-        return kind
-
-    def _values(self, key: Sum) -> np.ndarray:
-        pairs, shape = self.manifest.get("num_pairs"), (self.manifest["num_examples"], self.manifest["num_queries"])
-        return self._load(file_name(key, self.breakdown), shape if pairs is None else (pairs,))
-
-    def _column(self, query_id: int | str, key: Sum) -> np.ndarray:
-        wanted = stable_id(query_id) if isinstance(query_id, str) else query_id
-        columns = np.flatnonzero(self.query_ids == wanted)
-        if not len(columns):
-            known = f"{len(self.query_ids)} queries, the first {self.query_ids[:3].tolist()}"
-            raise KeyError(f"{self.path}: no query {query_id}; the store has {known}")
-        column = int(columns[0])
-        if not self.has_candidates:
-            return np.array(self._values(key)[:, column])
-        offsets = self._load("candidate_offsets", (self.manifest["num_queries"] + 1,))
-        pairs = slice(int(offsets[column]), int(offsets[column + 1]))
-        values = self._values(key)
-        scores = np.full(len(self.example_ids), np.nan, values.dtype)
-        scores[np.searchsorted(self.example_ids, self._load("candidate_ids", values.shape)[pairs])] = values[pairs]
-        return scores
+    @overload
+    def top(
+        self, query_id: int | str, k: int = ..., kind: str | None = ..., *, largest: bool = ..., texts: Literal[True]
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]: ...
 
     def top(
-        self, query_id: int | str, k: int = 10, kind: str | None = None, *, largest: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, query_id: int | str, k: int = 10, kind: str | None = None, *, largest: bool = True, texts: bool = False
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, list[str]]:
         """Find a query's strongest proponents, or with ``largest=False`` its strongest opponents.
 
         If there are :meth:`doubts` about the kind, the first call warns.
 
+        Args:
+            query_id: The query's id, or its name if it has one.
+            k: How many.
+            kind: One of :attr:`kinds`; default: :attr:`default_kind`.
+            largest: Whether the largest scores come first, or the smallest.
+            texts: Whether the examples' texts are returned, too.
+
         Returns:
             Example ids ``[k]`` and their scores ``[k]``, strongest first, equal scores in ascending order of ids.
-            Examples whose score is NaN or infinite are left out, so there may be fewer than k.
+            Examples whose score is NaN or infinite are left out, so there may be fewer than k. With ``texts``, also
+            their texts ``[k]``; where an example has none, its name or its id stands in.
 
         Raises:
-            KeyError, ValueError: As :meth:`scores`.
+            KeyError, ValueError: As :meth:`scores`; ValueError also if k is not a whole number from 1 on.
         """
-        if not isinstance(k, int) or k < 1:
-            raise ValueError(f"k: expected a whole number from 1 on, found {k!r}")
         scores = self.scores(query_id, kind)
-        self._warn_of_doubts(self._known(kind))
-        known = np.flatnonzero(np.isfinite(scores))
-        order = known[np.argsort(-scores[known] if largest else scores[known], kind="stable")[:k]]
-        return self.example_ids[order], scores[order]
+        order = strongest(scores, k, largest=largest)
+        self._warn_of_doubts(self.known_kind(kind))
+        ids = self.example_ids[order]
+        return (ids, scores[order], self.example_texts_of(ids)) if texts else (ids, scores[order])
 
-    def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        file = self.path / f"{name}.npy"
-        try:
-            array: np.ndarray = np.load(file, mmap_mode="r" if all(shape) else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{file} is missing or damaged ({error}). Write the store anew.") from error
-        if array.shape != shape:
-            raise ValueError(f"{file}: expected shape {shape} as in the manifest, found {array.shape}")
-        return array
+    def to_pandas(
+        self,
+        query_id: int | str | Sequence[int | str] | None = None,
+        kind: str | None = None,
+        k: int | None = None,
+        *,
+        largest: bool = True,
+    ) -> pd.DataFrame:
+        """Make a table for pandas: of all scores of a kind, or of the strongest examples of some queries.
+
+        Args:
+            query_id: A query's id or name, or several. Without it and without ``k``, the table is of all scores.
+            kind: The kind that is tabled, or ranked by; default: :attr:`default_kind`.
+            k: How many examples of each query; default: 10. Without ``query_id``, those of each of the store's queries.
+            largest: Whether the strongest proponents are listed, or the strongest opponents.
+
+        Returns:
+            All scores: a row for each example and a column for each query, labelled with names if the ids were made
+            from names, else with ids; NaN if an example is no candidate.
+            The strongest: a row for each, with ``query_id``, ``rank`` from 1, ``example_id``, its scores of all kinds,
+            ``share`` (its score as a share of the query's largest absolute score); and as far as they are known,
+            ``query_name``, ``example_name``, ``states_fact`` (whether it states the query's fact), ``text`` and
+            ``answer``.
+
+        Raises:
+            ValueError: If the table would be larger than 200 MB.
+            KeyError, ValueError: As :meth:`top`.
+        """
+        if query_id is None and k is None:
+            return matrix_table(self, self.known_kind(kind))
+        self._warn_of_doubts(self.known_kind(kind))
+        queries: Sequence[int | str] = self.query_ids.tolist()
+        if query_id is not None:
+            queries = [query_id] if np.ndim(query_id) == 0 else list(query_id)  # type: ignore[list-item, arg-type]
+        return ranked_table(self, queries, self.known_kind(kind), 10 if k is None else k, largest=largest)
+
+    def to_xarray(self, axis: str | None = None) -> xr.DataArray:
+        """Label all scores for xarray: kinds x examples x queries, read from disk when they are asked for.
+
+        Args:
+            axis: One of :attr:`breakdown`. A last dimension of this name then has the parts, which add up to the score.
+
+        Returns:
+            Dimensions ``kind``, ``example`` and ``query``, labelled with names if the ids were made from names, else
+            with ids; NaN if an example is no candidate. ``.sel(kind="dot", query=3)`` reads one column from disk.
+
+        Raises:
+            ImportError: If xarray is not installed.
+            ValueError: If scores are not broken down by this axis.
+        """
+        return labelled_array(self, axis)
+
+    def __repr__(self) -> str:
+        return describe_store(self)
+
+    def _repr_html_(self) -> str:
+        return store_html(self)

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ftrace.scores.arrow_arrays import as_arrow, as_numpy
 from ftrace.scores.ids import as_ids
 from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
@@ -92,7 +93,7 @@ class Texts:
     def ids(self) -> np.ndarray:
         """Ids in the order of the rows, int64 ``[N]``."""
         column = self._file.read([self.key]).column(0)
-        return as_ids(column.to_numpy(), self.key)
+        return as_ids(as_numpy(column), self.key)
 
     @cached_property
     def _order(self) -> np.ndarray | None:
@@ -125,7 +126,7 @@ class Texts:
         rows: dict[int, dict[str, Any]] = {}
         for group in np.unique(groups).tolist():
             inside = places[groups == group]
-            table = self._file.read_row_group(group).take(pa.array(inside - starts[group]))
+            table = self._file.read_row_group(group).take(as_arrow(inside - starts[group]))
             rows |= dict(zip(inside.tolist(), table.to_pylist(), strict=True))
         return rows
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.studies import Study, do_study
 from ftrace.studies.results import report_study
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    command.add_function_arguments(study)
+
+
+def command(**options: Any) -> None:
+    """Train, score and compare what a study asks for, and write a table and a picture."""
+    study(**options)
 
 
 def study(settings: Study, output_dir: str = "runs/studies", train_script: str | None = None, jobs: int = 1) -> None:

@@ -156,12 +156,12 @@ def test_foreign_folders_are_refused(manifest: str | None, message: str, tmp_pat
 
 def test_unknown_queries_kinds_and_ks(tmp_path: Path) -> None:
     store = write(tmp_path / "store")
-    with pytest.raises(KeyError, match=r"no query 3; the store has 2 queries, the first \[11, 10\]"):
+    with pytest.raises(KeyError, match=r"no query 3; the store has 2 queries, the nearest \[10, 11\]"):
         store.scores(3, "dot")
     with pytest.raises(ValueError, match=r"expected one of the kinds \['dot', 'cosine'\], found 'update'"):
         store.scores(10, "update")
     assert store.scores(10).tolist() == store.scores(10, "dot").tolist()
-    with pytest.raises(ValueError, match="found 'dot'"):
+    with pytest.raises(ValueError, match=r"no kind was given, so 'dot' was taken, .* Pass kind='cosine'"):
         write(tmp_path / "others", cosine=DOT, update=DOT).scores(10)
     with pytest.raises(ValueError, match="k: expected a whole number from 1 on, found 0"):
         store.top(10, k=0, kind="dot")

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from ftrace.attribution import Bm25, Embed, Ensemble
-from ftrace.cli import _parser, main
+from ftrace.cli import main, make_parser
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from ftrace.studies import Study, StudyRun, Variant, do_study
@@ -33,8 +33,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         name="tiny",
         question="Which?",
         variants={
-            "plain": Variant(str(ROOT / "configs" / "synth_demo.yaml")),
-            "rare refresh": Variant("synth_demo", online={"refresh_every_n_steps": 50}),
+            "plain": Variant(str(ROOT / "configs" / "synth_numbered.yaml")),
+            "rare refresh": Variant("synth_numbered", online={"refresh_every_n_steps": 50}),
         },
         methods={
             "bm25": Bm25(),
@@ -147,7 +147,7 @@ def test_variants_are_compared_with_the_first_one(
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_studies_can_be_read_from_anywhere(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    parser = _parser()
+    parser = make_parser("study")
     found = parser.instantiate(parser.parse_args(["study", "--config", str(file)]))["study"]["settings"]
     assert found.name == file.stem
     for variant in found.variants.values():
@@ -164,7 +164,7 @@ def test_changes_are_merged_and_nothing_else_is_touched() -> None:
 
 
 def test_bad_studies_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    variant = Variant(str(ROOT / "configs" / "synth_demo.yaml"))
+    variant = Variant(str(ROOT / "configs" / "synth_numbered.yaml"))
     with pytest.raises(ValueError, match="expected at least one variant and one seed"):
         Study("x", "x", {})
     with pytest.raises(ValueError, match='expected other names than "online"'):

@@ -25,6 +25,7 @@ from ftrace.gradients import (
     learning_rate,
     of_touched,
     preconditioner_from_state,
+    project,
     rank_one,
     scales_elements,
     touched_elements,
@@ -159,7 +160,7 @@ class FollowedOptimizer:
         }
 
     def as_contribution(self, given: Mapping[str, Tensor], projection: Projection, clip: float) -> Contribution:
-        """Return the gradients that a step was made of as if they were one example's, projected like the examples'.
+        """Return the gradients that a step was made of as if they were one example's, projected and unprojected.
 
         Args:
             given: The gradients, as :meth:`gradients_given` returns them.
@@ -168,10 +169,12 @@ class FollowedOptimizer:
         """
         shares = {share: [n for n in names if n in given] for share, names in self.shares().items()}
         names = [name for names_of_share in shares.values() for name in names_of_share]
-        values = {name: projection.project(name, given[name][None]) for name in names}
-        shapes = {name: value.shape[1:] for name, value in values.items()}
-        gradients = PerExampleGradients({name: [Dense(value)] for name, value in values.items()}, shapes, 1)
-        return Contribution(torch.zeros(1, dtype=torch.int64), 1 / clip, shares, gradients=gradients)
+        shapes = {name: given[name].shape for name in names}
+        unprojected = PerExampleGradients({name: [Dense(given[name][None])] for name in names}, shapes, 1)
+        gradients = project(unprojected, projection)
+        return Contribution(
+            torch.zeros(1, dtype=torch.int64), 1 / clip, shares, gradients=gradients, unprojected=unprojected
+        )
 
     def buffer_of(self, parameter: nn.Parameter) -> Tensor | None:
         """Return the momentum buffer that the optimizer keeps for a parameter, unsharded; None without one."""

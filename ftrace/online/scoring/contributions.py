@@ -51,6 +51,8 @@ class Contribution:
         products: By share, ``<grad L_q, c_z>``, ``[B, Q]``, factor included; None if no score needs them.
         norms: The norms of the contributions over all parameters, ``[B]``, factor included; None without cosines.
         gradients: The contributions themselves, without factor; None if they aren't multiplied again.
+        balanced: The same, projected with a balance, as the kind ``update`` needs them; None without balances.
+        unprojected: The same, unprojected, until there is a balance.
         refresh: The index of the refresh whose query gradients the products are with.
         whitened: Whitened cosines with the queries, ``[B, Q]`` each; empty if they aren't asked for.
         projected: The gradients of which these cosines are, by parameter; kept until the step has been taken.
@@ -62,9 +64,18 @@ class Contribution:
     products: Products | None = None
     norms: Tensor | None = None
     gradients: PerExampleGradients | None = None
+    balanced: PerExampleGradients | None = None
+    unprojected: PerExampleGradients | None = None
     refresh: int = 0
     whitened: dict[Sum, Tensor] = field(default_factory=dict)
     projected: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def for_update(self) -> PerExampleGradients:
+        """The contributions as they are multiplied for the kind ``update``."""
+        gradients = self.gradients if self.balanced is None else self.balanced
+        assert gradients is not None
+        return gradients
 
     def total(self, num_queries: int) -> Tensor:
         """Sum the products over all parameters, ``[B, Q]``."""
@@ -100,6 +111,7 @@ class StepTaken:
         moment: The time of the step.
         names: Names of the optimizer's covered parameters.
         given: The gradient that the optimizer was given, as one example's contribution; None if it isn't needed.
+        balance: The key of the balance with which its contributions are projected; 0 without balances.
         left: While the step waits for the next refresh: by contribution, its scores with the previous query gradients,
             those at the left end of the interval.
         left_of_given: The same of ``given``.
@@ -114,6 +126,7 @@ class StepTaken:
     moment: Moment
     names: tuple[str, ...] = ()
     given: Contribution | None = None
+    balance: int = 0
     left: list[dict[Sum, Tensor]] = field(default_factory=list)
     left_of_given: dict[Sum, Tensor] = field(default_factory=dict)
 

@@ -16,9 +16,12 @@ from ftrace.gradients import (
     project,
     times,
 )
+from ftrace.online.scoring.balances import Balances
 from ftrace.online.scoring.contributions import Contribution, StepTaken, cosine_scores, dot_scores, multiply, weighted
 from ftrace.online.scoring.rules import ScoringRules
 from ftrace.scores import Sum
+
+Directions = dict[tuple[int, str], Tensor]
 
 
 class QueryDirections:
@@ -33,6 +36,7 @@ class QueryDirections:
     Attributes:
         queries: The query gradients as contributions are multiplied with them; None before the first refresh.
         unprojected: The query gradients as they were taken; unprojected if ``keeps_unprojected``.
+        balances: By optimizer whose products are balanced, its balances.
     """
 
     def __init__(self, rules: ScoringRules, batches: float, *, keeps_unprojected: bool) -> None:
@@ -41,6 +45,7 @@ class QueryDirections:
         self.keeps_unprojected = keeps_unprojected
         self.queries: QueryGradients | None = None
         self.unprojected: PerExampleGradients | None = None
+        self.balances: dict[int, Balances] = {}
         self._norms = torch.empty(0)
 
     def refresh(self, gradients: PerExampleGradients, *, keeps_last: bool) -> QueryGradients | None:
@@ -117,9 +122,8 @@ class QueryDirections:
             weights = {share: step.clip * _eventual_rate(step.steps, contribution.shares[share]) for share in products}
             scores |= weighted("update", products, weights)
         elif for_update is not None:
-            assert contribution.gradients is not None
             shares = {share: [n for n in names if n in step.steps] for share, names in contribution.shares.items()}
-            update_products, _ = multiply(contribution.gradients, for_update, shares, contribution.factor, norms=False)
+            update_products, _ = multiply(contribution.for_update, for_update, shares, contribution.factor, norms=False)
             scores |= weighted("update", update_products, dict.fromkeys(update_products, step.clip))
         return scores
 
@@ -134,12 +138,30 @@ class QueryDirections:
             return None
         scales = {name: times(of_step.scale, of_step.eventual) for name, of_step in step.steps.items()}
         batches = max(1, len(step.contributions))  # 0 if the step's layers ran on other processes only
-        return QueryGradients(self._scaled(self.unprojected, scales), batches=batches)
+        return QueryGradients(
+            self._scaled(self.unprojected, self._divided(step, scales, step.balance)), batches=batches
+        )
 
-    def by_parameter(self, step: StepTaken, queries: PerExampleGradients | None) -> dict[str, Tensor]:
-        """Multiply query gradients by the step's scale; dense, by parameter, ``[Q, ...]``."""
-        scaled = self._scaled(queries, {name: of_step.scale for name, of_step in step.steps.items()})
-        return {name: scaled.dense(name) for name in scaled.parts}
+    def by_parameter(
+        self, step: StepTaken, queries: PerExampleGradients | None, balances: Collection[int]
+    ) -> Directions:
+        """Multiply query gradients by the step's scale; dense, by balance and parameter, ``[Q, ...]``.
+
+        Args:
+            queries: The query gradients, as :attr:`unprojected`.
+            balances: The keys of the balances of the contributions that they will be multiplied with.
+        """
+        scales = {name: of_step.scale for name, of_step in step.steps.items()}
+        directions: Directions = {}
+        for balance in balances:
+            scaled = self._scaled(queries, self._divided(step, scales, balance))
+            directions |= {(balance, name): scaled.dense(name) for name in scaled.parts}
+        return directions
+
+    def _divided(
+        self, step: StepTaken, scales: Mapping[str, float | Preconditioner], balance: int
+    ) -> Mapping[str, float | Preconditioner]:
+        return self.balances[step.optimizer].divide(scales, balance) if balance else scales
 
     def _scaled(
         self, queries: PerExampleGradients | None, scales: Mapping[str, float | Preconditioner]

@@ -25,6 +25,7 @@ from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.contributions import Contribution, Moment, book_scores, multiply, padded, weighted
 
 REMAINDER = 0.01  # fraction of a gradient's effect that may remain after the horizon
+FORGOTTEN = 1e-9  # fraction at which nothing of it remains in the ledger, either
 
 
 @dataclass
@@ -35,18 +36,20 @@ class HeldStep:
         moment: The time of the step.
         clip: The clip factor kappa.
         steps: By parameter, what the step did with it; its scale is in ``directions`` already.
-        directions: By parameter, ``Y``, ``[Q, *shape]``.
+        directions: By balance and parameter, ``Y``, ``[Q, *shape]``: for the contributions of this and earlier steps.
         contributions: All contributions to the gradients that the step used.
         given: The gradient that the optimizer was given, as one example's contribution, projected; None if nothing is
             projected.
+        balance: The key of the balance of its contributions; 0 without balances.
     """
 
     moment: Moment
     clip: float
     steps: dict[str, ParameterStep]
-    directions: dict[str, Tensor]
+    directions: dict[tuple[int, str], Tensor]
     contributions: list[Contribution]
     given: Contribution | None = None
+    balance: int = 0
 
     def emptied(self) -> HeldStep:
         """Drop the contributions."""
@@ -62,15 +65,17 @@ class MomentumRing:
 
     Attributes:
         held: The steps, from the oldest to the latest.
-        buffers: By parameter, the part of the optimizer's momentum buffer that comes from contributions.
-        given_buffers: By parameter, the same from the gradients that the optimizer was given.
+        buffers: By balance and parameter, the part of the optimizer's momentum buffer that comes from contributions.
+        given_buffers: The same from the gradients that the optimizer was given.
+        balances: By key, for how many steps each balance is still needed.
     """
 
     def __init__(self, sums: ScoreAccumulator) -> None:
         self.sums = sums
         self.held: list[HeldStep] = []
-        self.buffers: dict[str, Tensor] = {}
-        self.given_buffers: dict[str, Tensor] = {}
+        self.buffers: dict[tuple[int, str], Tensor] = {}
+        self.given_buffers: dict[tuple[int, str], Tensor] = {}
+        self.balances: dict[int, int] = {}
 
     @property
     def horizon(self) -> int:
@@ -78,6 +83,21 @@ class MomentumRing:
         decays = [step.decay for held in self.held[-1:] for step in held.steps.values() if step.decay]
         slowest = min(max(decays, default=0.0), 1 - 1e-6)
         return max(1, math.ceil(math.log(REMAINDER) / math.log(slowest))) if slowest else 1
+
+    def live_balances(self, steps: Mapping[str, ParameterStep], balance: int) -> list[int]:
+        """Return the keys of all balances of contributions that a step has an effect of.
+
+        Args:
+            steps: By parameter, what the step did with it.
+            balance: The key of the balance of the step's own contributions.
+        """
+        slowest = min(max((step.decay for step in steps.values()), default=0.0), 1 - 1e-6)
+        lasting = math.ceil(math.log(FORGOTTEN) / math.log(slowest)) if slowest else 0
+        self.balances = {key: left - 1 for key, left in self.balances.items() if left > 1} | {balance: lasting + 1}
+        for buffers in (self.buffers, self.given_buffers):
+            for key in [key for key in buffers if key[0] not in self.balances]:
+                del buffers[key]
+        return list(self.balances)
 
     def add(self, held: HeldStep) -> tuple[Tensor, Tensor]:
         """Add a step that was taken; book the oldest ones once the ring is full.
@@ -90,20 +110,25 @@ class MomentumRing:
         given = self._gained(held, [] if held.given is None else [held.given], self.given_buffers)
         held.given = None
         self.held.append(held)
+        needed = {of_step.balance for of_step in self.held}
+        held.directions = {key: direction for key, direction in held.directions.items() if key[0] in needed}
         horizon = self.horizon
         if len(self.held) >= horizon + max(1, horizon // 2):
             self.flush(len(self.held) - horizon)
         return gained, given
 
-    def _gained(self, held: HeldStep, contributions: Sequence[Contribution], buffers: dict[str, Tensor]) -> Tensor:
+    def _gained(
+        self, held: HeldStep, contributions: Sequence[Contribution], buffers: dict[tuple[int, str], Tensor]
+    ) -> Tensor:
         total = torch.zeros(len(self.sums.query_ids), dtype=torch.float64)
-        for name, step in held.steps.items():
-            direction = flat_rows(held.directions[name])
-            current = held.clip * total_contribution(contributions, name)
-            if not isinstance(current, Tensor) and name not in buffers:
+        for key, dense in held.directions.items():
+            balance, name = key
+            step, direction = held.steps[name], flat_rows(dense)
+            current = held.clip * total_contribution(contributions if balance == held.balance else (), name)
+            if not isinstance(current, Tensor) and key not in buffers:
                 continue
-            buffer = step.gain * current + (step.decay * buffers[name] if name in buffers else 0)
-            buffers[name] = buffer
+            buffer = step.gain * current + (step.decay * buffers[key] if key in buffers else 0)
+            buffers[key] = buffer
             moved = (step.direct * current + step.from_buffer * buffer).flatten().to(direction)
             total[: len(direction)] += (direction @ moved).double().cpu()
         return total
@@ -116,53 +141,58 @@ class MomentumRing:
         """
         last = count is None
         count = len(self.held) if count is None else count
-        effect: dict[str, Tensor] = {}  # decay_{t+1} E_{t+1}
-        seen: set[str] = set()
+        effect: dict[tuple[int, str], Tensor] = {}  # decay_{t+1} E_{t+1}
+        seen: set[tuple[int, str]] = set()
         for index in reversed(range(len(self.held))):
             held = self.held[index]
             towards: dict[str, Tensor] = {}
-            for name, step in held.steps.items():
-                direction = padded(held.directions[name], len(self.sums.query_ids))
-                rest = effect.get(name)
-                if name not in seen and not last and step.decay < 1:
+            for key, unpadded in held.directions.items():
+                step, direction = held.steps[key[1]], padded(unpadded, len(self.sums.query_ids))
+                rest = effect.get(key)
+                if key not in seen and not last and step.decay < 1:
                     rest = direction * (step.from_buffer * step.decay / (1 - step.decay))
-                seen.add(name)
+                seen.add(key)
                 via_buffer = direction * step.from_buffer if rest is None else direction * step.from_buffer + rest
-                if index < count:
-                    towards[name] = direction * step.direct + via_buffer * step.gain
-                effect[name] = via_buffer * step.decay
+                if index < count and key[0] == held.balance:
+                    towards[key[1]] = direction * step.direct + via_buffer * step.gain
+                effect[key] = via_buffer * step.decay
             if index < count:
                 self._book(held, towards)
         del self.held[:count]
 
     def state(self) -> dict[str, Any]:
         """Return all that the ring holds."""
-        return {"held": list(self.held), "buffers": dict(self.buffers), "given_buffers": dict(self.given_buffers)}
+        return {
+            "held": list(self.held),
+            "buffers": dict(self.buffers),
+            "given_buffers": dict(self.given_buffers),
+            "balances": dict(self.balances),
+        }
 
     def add_state(self, state: Mapping[str, Any]) -> None:
         """Add the state of one process; another process's contributions are added to the same steps."""
         if not self.held:
             self.held = list(state["held"])
             self.buffers, self.given_buffers = state["buffers"], state["given_buffers"]
+            self.balances = state["balances"]
             return
         for step, other in zip(self.held, state["held"], strict=True):
             step.contributions += other.contributions
-        for name, buffer in state["buffers"].items():
-            self.buffers[name] = self.buffers.get(name, 0) + buffer
+        for key, buffer in state["buffers"].items():
+            self.buffers[key] = self.buffers.get(key, 0) + buffer
 
     def load_emptied(self, state: Mapping[str, Any]) -> None:
         """Load another process's steps without its contributions."""
         self.held = [step.emptied() for step in state["held"]]
-        self.given_buffers = state["given_buffers"]
+        self.given_buffers, self.balances = state["given_buffers"], state["balances"]
 
     def _book(self, held: HeldStep, towards: Mapping[str, Tensor]) -> None:
         if not towards:
             return
         directions = as_queries(towards)
         for contribution in held.contributions:
-            assert contribution.gradients is not None
             shares = {share: [n for n in names if n in towards] for share, names in contribution.shares.items()}
-            products, _ = multiply(contribution.gradients, directions, shares, contribution.factor, norms=False)
+            products, _ = multiply(contribution.for_update, directions, shares, contribution.factor, norms=False)
             scores = weighted("update", products, dict.fromkeys(products, held.clip))
             book_scores(self.sums, contribution.example_ids, scores, held.moment)
 
@@ -178,6 +208,7 @@ def total_contribution(contributions: Sequence[Contribution], name: str) -> Any:
     """Sum all examples' contributions to one parameter's gradient, factor included; 0 if there are none."""
     total: Any = 0
     for contribution in contributions:
-        if contribution.gradients is not None and name in contribution.gradients.parts:
-            total = total + contribution.factor * contribution.gradients.total(name)
+        gradients = contribution.for_update
+        if name in gradients.parts:
+            total = total + contribution.factor * gradients.total(name)
     return total

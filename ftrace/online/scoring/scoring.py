@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, project
 from ftrace.online.scoring.accumulator import ScoreAccumulator
+from ftrace.online.scoring.balances import Balances, Moments
 from ftrace.online.scoring.contributions import (
     Contribution,
     Moment,
@@ -27,7 +28,7 @@ from ftrace.online.scoring.contributions import (
     multiply,
     padded,
 )
-from ftrace.online.scoring.directions import QueryDirections
+from ftrace.online.scoring.directions import Directions, QueryDirections
 from ftrace.online.scoring.momentum import HeldStep, MomentumRing
 from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
 from ftrace.online.scoring.whitened import WhitenedProducts
@@ -53,6 +54,8 @@ class Scoring:
         gained_by_given: The same for the gradients that the optimizer was given.
         whitened: The state of whitened scores; None if there are none.
         directions: The query gradients of the last refresh.
+        balanced: Whether the two sides of projected ``update`` products are balanced, so that examples' gradients are
+            needed unprojected.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Scoring:
         self.gained = torch.zeros(0, dtype=torch.float64)
         self.gained_by_given = torch.zeros(0, dtype=torch.float64)
         self._previous: PerExampleGradients | None = None
+        self.balanced = divides and rules.projection is not None and "update" in rules.kinds
         self.whitened: WhitenedProducts | None = None
         if rules.whitens:
             assert rules.projection is not None
@@ -99,13 +103,13 @@ class Scoring:
     @property
     def keeps_queries_unprojected(self) -> bool:
         """Whether query gradients are preconditioned before they are projected, and so are needed unprojected."""
-        precise = "update" in self.rules.kinds or self.keeps_examples_unprojected
+        precise = "update" in self.rules.kinds or (self.whitened is not None and self.whitened.divides)
         return precise and self.rules.projection is not None
 
     @property
     def keeps_examples_unprojected(self) -> bool:
         """Whether examples' gradients are preconditioned before they are projected, and so are needed unprojected."""
-        return self.whitened is not None and self.whitened.divides
+        return self.balanced or (self.whitened is not None and self.whitened.divides)
 
     def holds(self, elementwise: bool) -> bool:
         """Whether contributions must be kept after they have been multiplied once.
@@ -158,6 +162,8 @@ class Scoring:
         *,
         elementwise: bool,
         unprojected: PerExampleGradients | None = None,
+        optimizer: int = 0,
+        begins: bool = True,
     ) -> Contribution:
         """Multiply the contributions of one backward pass to the gradients of one optimizer's parameters.
 
@@ -168,6 +174,8 @@ class Scoring:
             factor: As in :class:`Contribution`.
             elementwise: Whether the optimizer scales the elements of a parameter's gradient differently.
             unprojected: The examples' gradients before projection, if :attr:`keeps_examples_unprojected`.
+            optimizer: The index of the optimizer.
+            begins: Whether these are the first contributions to its current gradients.
         """
         assert self.queries is not None
         contribution = Contribution(example_ids, factor, shares)
@@ -177,20 +185,60 @@ class Scoring:
             norms = "cosine" in kinds
             contribution.products, contribution.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
         if self.whitened is not None:
-            projected = self.whitened.project((gradients if unprojected is None else unprojected).only(names))
+            to_whiten = unprojected if unprojected is not None and self.whitened.divides else gradients
+            projected = self.whitened.project(to_whiten.only(names))
             contribution.projected = {name: factor * phi for name, phi in projected.items()}
             contribution.whitened = self.whitened.cosines(contribution.projected, names)
         if self.holds(elementwise):
             contribution.gradients = gradients.only(names)
+        if self.balanced and elementwise:
+            assert unprojected is not None
+            balances = self._balances(optimizer)
+            if begins:
+                balances.begin()
+            contribution.unprojected = unprojected.only(names)
+            if balances.current:
+                self._balance(contribution, balances)
         return contribution
 
-    def take(self, step: StepTaken) -> bool:
+    def _balances(self, optimizer: int) -> Balances:
+        assert self.rules.projection is not None
+        return self.directions.balances.setdefault(optimizer, Balances(self.rules.projection))
+
+    def _balance(self, contribution: Contribution, balances: Balances) -> None:
+        """Project a contribution for ``update``, unless that has been done."""
+        if contribution.unprojected is not None:
+            contribution.balanced, contribution.unprojected = balances.project(contribution.unprojected), None
+
+    def _balance_step(self, step: StepTaken, moments: Moments | None) -> None:
+        """Take a new balance after a step if that is due, and project what was held until then."""
+        if not (self.balanced and step.is_elementwise):
+            if step.given is not None:
+                step.given.unprojected = None
+            return
+        assert moments is not None
+        balances = self._balances(step.optimizer)
+        if not step.contributions:  # those of other processes began with the latest balance
+            balances.begin()
+        ring = self.rings.get(step.optimizer)
+        in_use = [held.balance for held in self.pending if held.optimizer == step.optimizer]
+        balances.step(step.steps.keys(), moments, [*in_use, *(ring.balances if ring is not None else ())])
+        for contribution in (*step.contributions, *([] if step.given is None else [step.given])):
+            self._balance(contribution, balances)
+        step.balance = balances.current
+
+    def take(self, step: StepTaken, moments: Moments | None = None) -> bool:
         """Book a step, as far as that is possible before the next refresh.
+
+        Args:
+            moments: Computes one over the root of the optimizer's second moments after the step, by parameter: of rank
+                one for matrices. Needed if :attr:`balanced`.
 
         Returns:
             Whether its products are finite; otherwise nothing has been booked.
         """
         assert self.queries is not None
+        self._balance_step(step, moments)
         directions = self.directions.update_directions(step)
         scores = [self.directions.scores(step, c, directions, per_step=True) for c in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in scores):
@@ -205,13 +253,22 @@ class Scoring:
             self._gain(final)
             if self.rules.trapezoid:
                 step.left.append({k: v for k, v in of_batch.items() if k.kind not in PER_STEP_KINDS})
+        held = replace(step, contributions=[self._held(contribution) for contribution in step.contributions])
         if self.rules.trapezoid:
-            self.pending.append(step)
+            self.pending.append(held)
         elif self._follows_momentum(step):
-            self._hold(step, self.directions.by_parameter(step, self.directions.unprojected))
+            live = self._ring(step).live_balances(step.steps, step.balance)
+            self._hold(held, self.directions.by_parameter(step, self.directions.unprojected, live))
         if self.whitened is not None:
             self.whitened.step([contribution.projected for contribution in step.contributions], step.names)
         return True
+
+    def _held(self, contribution: Contribution) -> Contribution:
+        """Return what is needed of a contribution once its step has been taken."""
+        if contribution.balanced is None:
+            return contribution
+        gradients = contribution.gradients if "dot" in self.rules.kinds else None
+        return replace(contribution, gradients=gradients, projected={}, whitened={})
 
     def finish(self) -> None:
         """Book all steps that still wait, since training has ended."""
@@ -237,8 +294,9 @@ class Scoring:
                 self._gain(given, by_given=True)
             if self._follows_momentum(step):
                 assert previous is not None
-                new = self.directions.by_parameter(step, self.directions.unprojected)
-                old = new if is_same else self.directions.by_parameter(step, self._previous)
+                live = self._ring(step).live_balances(step.steps, step.balance)
+                new = self.directions.by_parameter(step, self.directions.unprojected, live)
+                old = new if is_same else self.directions.by_parameter(step, self._previous, live)
                 self._hold(step, {n: (1 - weight) * of_n + weight * new[n][: len(of_n)] for n, of_n in old.items()})
         if self.rules.trapezoid:
             self._previous = self.directions.unprojected
@@ -259,11 +317,14 @@ class Scoring:
     def _follows_momentum(self, step: StepTaken) -> bool:
         return self.rules.exact_momentum and bool(step.steps)
 
-    def _hold(self, step: StepTaken, directions: dict[str, Tensor]) -> None:
+    def _ring(self, step: StepTaken) -> MomentumRing:
+        return self.rings.setdefault(step.optimizer, MomentumRing(self.sums))
+
+    def _hold(self, step: StepTaken, directions: Directions) -> None:
         """Hold a step in its optimizer's momentum ring."""
-        ring = self.rings.setdefault(step.optimizer, MomentumRing(self.sums))
-        scalars = {name: replace(of_step, scale=1.0) for name, of_step in step.steps.items() if name in directions}
-        held = HeldStep(step.moment, step.clip, scalars, directions, step.contributions, step.given)
+        ring, names = self._ring(step), {name for _, name in directions}
+        scalars = {name: replace(of_step, scale=1.0) for name, of_step in step.steps.items() if name in names}
+        held = HeldStep(step.moment, step.clip, scalars, directions, step.contributions, step.given, step.balance)
         gained, given = ring.add(held)
         self._add_gain(gained)
         self._add_gain(given, by_given=True)
@@ -308,6 +369,7 @@ class Scoring:
             "learned": self.learned,
             "gained": self.gained,
             "gained_by_given": self.gained_by_given,
+            "balances": {index: balances.state() for index, balances in self.directions.balances.items()},
             "whitened": None if self.whitened is None else self.whitened.state(),
         }
 
@@ -327,6 +389,8 @@ class Scoring:
             losses: The queries' losses at the last refresh, ``[Q]``.
         """
         self.learned = shared["learned"]
+        for optimizer, of_balances in shared["balances"].items():
+            self._balances(optimizer).load(of_balances)
         if self.whitened is not None:
             self.whitened.load([state["whitened"] for state in states], shared["whitened"])
         self.directions.restore(queries)

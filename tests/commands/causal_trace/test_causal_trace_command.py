@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from ftrace.causal import CausalTracer, PromptTrace, read_trace, trace_file
 from ftrace.evaluation import LearnedQueries
-from ftrace.runs import Run, newest_run
+from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 from helpers import warm_python
 from helpers.causal_command import BARE, QUICK, code, contents, prompts_file, rows_of, traces_in
 

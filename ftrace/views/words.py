@@ -1,0 +1,121 @@
+"""Words of a text with their places, in any script; and which of them a query shares with an example."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from ftrace.views.marked_text import Span
+
+COMMON = 0.2  # a word that is in more than this share of the examples says nothing of one of them
+_FEW = 20  # examples, among which no word is called common
+SENTINEL = re.compile(r"<extra_id_\d+>")
+_ASCII_WORD = re.compile(r"[^\W_]+")
+_JOINERS = "\u00ad\u034f\u200c\u200d"  # between letters they change how a word looks, not which it is
+# Han, Kana, Thai, Lao, Burmese and Khmer are written without spaces.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+class Word(NamedTuple):
+    """A word in a text.
+
+    Args:
+        begin: Where it begins.
+        end: Where it ends.
+        key: The word in the form in which it is compared: without case, composed, without joiners.
+    """
+
+    begin: int
+    end: int
+    key: str
+
+
+def words_in(text: str) -> list[Word]:
+    """List the words of a text: runs of letters and digits, with their accents.
+
+    Masks such as ``<extra_id_0>`` are no words. Where a script has no spaces, each two neighbouring characters are one.
+
+    Example:
+        >>> [word.key for word in words_in("The Mayor of <extra_id_0> was 24-entity")]
+        ['the', 'mayor', 'of', 'was', '24', 'entity']
+        >>> [word.key for word in words_in("東京都は")]
+        ['東京', '京都', '都は']
+    """
+    text = SENTINEL.sub(lambda match: " " * len(match.group()), text)
+    if text.isascii():
+        return [Word(match.start(), match.end(), match.group().lower()) for match in _ASCII_WORD.finditer(text)]
+    return list(_words(text))
+
+
+def _words(text: str) -> Iterator[Word]:
+    begin = None
+    for place, character in enumerate([*text, " "]):
+        inside = character.isalnum() or (
+            begin is not None and (character in _JOINERS or unicodedata.category(character)[0] == "M")
+        )
+        if inside and begin is None:
+            begin = place
+        elif not inside and begin is not None:
+            yield from _parts(text, begin, place)
+            begin = None
+
+
+def _parts(text: str, begin: int, end: int) -> Iterator[Word]:
+    """Divide a run of letters where it is written without spaces."""
+    place = begin
+    while place < end:
+        unspaced = bool(_UNSPACED.match(text[place]))
+        stop = place + 1
+        while stop < end and bool(_UNSPACED.match(text[stop])) == unspaced:
+            stop += 1
+        if not unspaced or stop - place == 1:
+            yield Word(place, stop, _key(text[place:stop]))
+        else:
+            yield from (Word(first, first + 2, text[first : first + 2]) for first in range(place, stop - 1))
+        place = stop
+
+
+def _key(word: str) -> str:
+    return unicodedata.normalize("NFC", "".join(c for c in word if c not in _JOINERS)).casefold()
+
+
+def common_words(words: Collection[str], texts: Iterable[str]) -> set[str]:
+    """Find out which words are in so many texts that sharing them says nothing.
+
+    Args:
+        words: Keys of the words.
+        texts: A sample of the examples' texts. Among fewer than twenty, no word is common.
+    """
+    counts: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        total += 1
+        counts.update({word.key for word in words_in(text)}.intersection(words))
+    return {word for word in words if total >= _FEW and counts[word] > COMMON * total}
+
+
+def shared_spans(text: str, words: Collection[str]) -> tuple[Span, ...]:
+    """Return where a text has any of some words; spans that touch are one.
+
+    Args:
+        text: The text.
+        words: Keys of the words.
+
+    Example:
+        >>> shared_spans("Oslo lies in Norway", {"oslo", "norway"})
+        ((0, 4), (13, 19))
+    """
+    spans: list[Span] = []
+    for word in words_in(text):
+        if word.key not in words:
+            continue
+        if spans and word.begin <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], word.end)
+        else:
+            spans.append((word.begin, word.end))
+    return tuple(spans)
