@@ -129,7 +129,7 @@ def test_two_processes_are_left_alone(tmp_path: Path) -> None:
     online = {"scores": ["dot", "update", "cosine"], "integration": "trapezoid"}
     cases = [
         {**base, "folder": str(tmp_path / "without")},
-        {**base, "folder": str(tmp_path / "with"), "online": online},
+        {**base, "folder": str(tmp_path / "with"), "online": online, "describe": True},
     ]
     run(cases, tmp_path)
     for rank in range(2):
