@@ -44,7 +44,10 @@ _REMEDIES = {
         "the random error of projecting",
         "Take a larger projection_side, or exact scores (projection_side=None)",
     ),
-    "momentum": ("momentum that is not attributed to examples", 'Take momentum="exact"'),
+    "momentum": (
+        "momentum that is not attributed to examples",
+        'Take momentum="exact" if nats matter; rankings suffer less',
+    ),
     "uncovered": ("the change of parameters that scores don't cover", 'Cover them: parameters=("*",)'),
     "curvature": (
         "what curvature leaves unexplained",
