@@ -242,7 +242,7 @@ def copied(gradients: PerExampleGradients | None) -> PerExampleGradients | None:
     """Copy dense gradients."""
     if gradients is None:
         return None
-    parts = {name: [Dense(gradients.dense(name).clone())] for name in gradients.parts}
+    parts: Mapping[str, Any] = {name: [Dense(gradients.dense(name).clone())] for name in gradients.parts}
     return PerExampleGradients(parts, gradients.shapes, len(gradients))
 
 

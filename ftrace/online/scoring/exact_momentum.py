@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.contributions import StepTaken
 from ftrace.online.scoring.directions import Directions, QueryDirections
 from ftrace.online.scoring.first_steps import FirstSteps
 from ftrace.online.scoring.momentum import HeldStep, MomentumRing
-from ftrace.scores import ScoreAccumulator
 
 
 class ExactMomentum:

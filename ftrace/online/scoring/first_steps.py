@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.contributions import (
     Contribution,
     StepTaken,
@@ -23,7 +24,7 @@ from ftrace.online.scoring.contributions import (
 )
 from ftrace.online.scoring.directions import unprojected_directions
 from ftrace.online.scoring.gains import Gains, gain
-from ftrace.scores import ScoreAccumulator, Sum
+from ftrace.scores import Sum
 
 
 class FirstSteps:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.contributions import padded
-from ftrace.scores import ScoreAccumulator, Sum
+from ftrace.scores import Sum
 
 
 class Gains:
