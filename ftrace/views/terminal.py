@@ -170,7 +170,7 @@ def _list(view: QueryView, listed: ListView, cut: int | None, width: int | None)
         _scores([example.places[column] for example in listed.examples]) for column in range(len(view.columns))
     ]
     if len(view.columns) == 1:
-        columns = list(zip(*by_source[0], strict=True))
+        columns = [[row[place] for row in by_source[0]] for place in range(3)]
         for heading in ("rank", "score", "share"):
             table.add_column(heading, justify="right", no_wrap=True)
     else:
