@@ -2,10 +2,10 @@
 
     python benchmarks/ledger.py [--quick]
 
-For SGD, SGD with momentum and AdamW: a plain run of synth_numbered leaves a checkpoint at the end of each epoch and notes the
-queries' loss. Training is then resumed at its start, in its steepest part and near its end, with OnlineTracIn following
-momentum exactly, for some steps that fill the ring of momentum and some that are measured. Over all queries and
-intervals of the measured steps: the correlation, the slope (least squares through 0) and the relative error of the
+For SGD, SGD with momentum and AdamW: a plain run of synth_numbered leaves a checkpoint at the end of each epoch and
+notes the queries' loss. Training is then resumed at its start, in its steepest part and near its end, with OnlineTracIn
+following momentum exactly, for some steps that fill the ring of momentum and some that are measured. Over all queries
+and intervals of the measured steps: the correlation, the slope (least squares through 0) and the relative error of the
 sums, of the examples' account against predicted, and of predicted against actual.
 """
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-from collections.abc import Callable, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +17,17 @@ import torch
 from torch import Tensor
 
 from ftrace.attribution import Task, measured
-from ftrace.commands.asking import Question, Row
+from ftrace.commands.asking import GivenAnswer, Question, Row
 from ftrace.commands.index import index, make_plan, settings_at
 from ftrace.commands.index_corpus import Corpus, batches_of
+from ftrace.commands.stores import open_with_kind
+from ftrace.data import FactData
 from ftrace.evaluation import seeded_sample
 from ftrace.index import GradientIndex, IndexSettings, SearchSettings, prepare_search, readable, scored_chunks
 from ftrace.index.gradient_index import MANIFEST
 from ftrace.models import FactLM
 from ftrace.runs import Run
+from ftrace.views import StoreSource
 
 MOST_SECONDS, MOST_BYTES = 120.0, 2 * 2**30  # of an index that is made without asking
 _TASK_QUERIES = 512
@@ -35,12 +42,75 @@ class AnswerScores:
     """Scores of all examples for some answers to a question.
 
     Args:
+        answers: The answers.
         ids: Of the examples, int64 ``[N]``, ascending.
         scores: ``[N, A]``.
+        data: The data set that the ids are of.
+        lines: What the scores are, and what a reader should know of them.
     """
 
+    answers: tuple[GivenAnswer, ...]
     ids: np.ndarray
     scores: np.ndarray
+    data: FactData
+    lines: tuple[str, ...] = ()
+
+
+def scores_of_index(
+    run: Run, snapshot: Path, question: Question, answers: Sequence[GivenAnswer], given: str | None = None
+) -> AnswerScores:
+    """Score all examples for answers by the gradient index of a run; a small one that is missing is made, and kept.
+
+    Args:
+        run: The run.
+        snapshot: The snapshot that was asked.
+        question: The question.
+        answers: The answers.
+        given: The folder of the index, or its name in the run's folder; default: as :func:`find_index`.
+
+    Raises:
+        IndexTooLarge: If there is none, and it takes minutes to make one.
+        ValueError: If it is of other data, or another model.
+    """
+    step = None if snapshot == run.last_snapshot else int(snapshot.name.removeprefix("step-"))
+    opened, notes = find_index(run, given, step)
+    if opened is None:
+        opened = make_small_index(run, snapshot)
+    corpus = Corpus.of(opened, run)
+    ids, scores = score_answers(opened, corpus, question, [question.row(answer.text) for answer in answers])
+    steps = sorted({segment.step for segment in opened.segments})
+    at = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps from {steps[0]} to {steps[-1]}, summed"
+    what = f"Scores: cosines of gradients at {at}, from {opened.folder}. + taught an answer, - argued against it"
+    return AnswerScores(tuple(answers), ids, scores, corpus.data, (*notes, what))
+
+
+def scores_of_store(run: Run, question: Question, answers: Sequence[GivenAnswer], given: str) -> AnswerScores:
+    """Read the scores of a store for the right answer to one of a run's queries: it has scores of no other.
+
+    Args:
+        run: The run.
+        question: The question.
+        answers: The answers, of which others than the right one are left out.
+        given: STORE[:KIND], a folder or a name in the run's folder.
+
+    Raises:
+        ValueError: If the question is none of the run's queries, or no answer is right.
+    """
+    query = question.query
+    right = [answer for answer in answers if answer.right]
+    if query is None or not right:
+        expected = "one of the run's queries as the question" if query is None else "the right answer"
+        raise ValueError(
+            f"scores: expected {expected}, since a store has scores of no other. Leave it out, and a gradient index is "
+            "searched"
+        )
+    store, kind = open_with_kind(run.folder, given)
+    source = StoreSource(store, kind)
+    values = store.scores(int(query["query_id"]), source.kind)
+    lines = [f"Scores: {source.kind}, from {store.path}. + taught the answer, - argued against it"]
+    lines += [f"Left out, since they aren't of it: {answer.text}" for answer in answers if not answer.right]
+    lines += [f"Doubtful: {doubt}" for doubt in source.doubts()]
+    return AnswerScores(tuple(right[:1]), np.asarray(store.example_ids), values[:, None], run.data, tuple(lines))
 
 
 def score_answers(
@@ -49,7 +119,7 @@ def score_answers(
     question: Question,
     answers: Sequence[Row],
     settings: SearchSettings = SearchSettings(),  # noqa: B008 - frozen
-) -> AnswerScores:
+) -> tuple[np.ndarray, np.ndarray]:
     """Score all examples of an index for answers to a question, as ``ftrace search`` scores them for a run's queries.
 
     R is mixed with the run's own queries, as in a search for all of them, so that scores don't depend on what is asked
@@ -61,6 +131,9 @@ def score_answers(
         question: The question.
         answers: Queries that have the answers.
         settings: How examples are scored.
+
+    Returns:
+        Ids of the examples, int64 ``[N]``, ascending, and scores, ``[N, A]``.
     """
     of_rows = opened.manifest.get("output")
     output: Callable[[FactLM, Any], Tensor] | None = None
@@ -73,7 +146,7 @@ def score_answers(
         batches_of(corpus.run.data, list(queries.select(sample))), output, snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
     ids, scores = zip(*scored_chunks(opened, prepared.queries), strict=True)
-    return AnswerScores(np.concatenate(ids), torch.cat(scores).numpy())
+    return np.concatenate(ids), torch.cat(scores).numpy()
 
 
 def find_index(run: Run, given: str | None = None, step: int | None = None) -> tuple[GradientIndex | None, list[str]]:
@@ -135,5 +208,25 @@ def make_small_index(run: Run, snapshot: Path) -> GradientIndex:
             f"expected a gradient index of the run, found none, and one of {plan.examples:,} examples takes about "
             f"{seconds / 60:,.0f} minutes and {readable(plan.bytes)} here. Make it with: {shlex.join(command)}"
         )
-    index(str(run.folder), step, may_lack_moments=True)
+    print(
+        f"Making a gradient index of {plan.examples:,} examples at {snapshot.name}, once: about {seconds:,.0f} s, "
+        f"{readable(plan.bytes)} ...",
+        file=sys.stderr,
+    )
+    with _quiet(), redirect_stdout(sys.stderr):
+        index(str(run.folder), step, may_lack_moments=True)
     return GradientIndex(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning from telling which devices there are."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -21,13 +21,15 @@ class AnswerSource:
         scores: ``[N]``.
         data: The data set that the ids are of.
         query: What is known of the question: "text", "answer", and which examples state its fact.
+        kind: What the scores are called, if not just that.
     """
 
     is_complete = True
-    kind = ""
 
-    def __init__(self, name: str, ids: np.ndarray, scores: np.ndarray, data: FactData, query: Row) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, ids: np.ndarray, scores: np.ndarray, data: FactData, query: Row, kind: str = ""
+    ) -> None:
+        self.name, self.kind = name, kind
         self._ids, self._scores = ids, scores
         self._rows = data.train_rows
         self._query = query

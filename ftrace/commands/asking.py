@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ftrace.data import FactData, QuestionForm
-from ftrace.evaluation.beam_search import IGNORED, beam_answers, is_right
+from ftrace.evaluation.beam_search import IGNORED, beam_answers, is_right, normalised
 from ftrace.models import FactLM
 
 Row = Mapping[str, Any]
 _ASKED_FOR_LENGTH = 512  # queries whose answers tell how long answers are
-_TOKENS = 8  # of an answer, at least; of a continuation that has no end
+_FORMS = 4  # of an answer, for which there are as many beams
+_TOKENS = 8  # of an answer, at least
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Question:
     Args:
         data: The data set, set up.
         text: The question, as a person typed it.
+        answers: "any": forms of one answer count together, as in the loss of the run's queries. "one": each alone.
 
     Attributes:
         inputs: The question as the model reads it.
@@ -55,8 +58,9 @@ class Question:
         ValueError: If it is empty, or the model can't answer it.
     """
 
-    def __init__(self, data: FactData, text: str) -> None:
+    def __init__(self, data: FactData, text: str, answers: Literal["one", "any"] = "any") -> None:
         self.data = data
+        self._counts_forms = answers == "any"
         self.form = QuestionForm.of(data)
         self.inputs = self.form.inputs(text)
         self.query = self._same_query()
@@ -73,16 +77,41 @@ class Question:
     @property
     def accepted(self) -> tuple[str, ...]:
         """The answers that are right, as far as they are known."""
-        return tuple(self.query["answers"]) if self.query is not None else ()
+        return tuple(map(self.form.bare, self.query["answers"])) if self.query is not None else ()
+
+    @cached_property
+    def _forms(self) -> dict[str, tuple[str, ...]]:
+        """For each answer that some query of the data set accepts, all the forms in which it is accepted."""
+        forms: dict[str, set[tuple[str, ...]]] = {}
+        for answers in self.data.query_rows["answers"]:
+            bare = tuple(map(self.form.bare, answers))
+            for answer in bare:
+                forms.setdefault(normalised(answer), set()).add(bare)
+        # Where queries disagree on what else an answer is called, it may be the name of several things.
+        return {answer: next(iter(of_queries)) for answer, of_queries in forms.items() if len(of_queries) == 1}
+
+    def forms(self, answer: str) -> tuple[str, ...]:
+        """Return the forms of an answer that count together, as the data set's queries accept them: first its own.
+
+        Args:
+            answer: The answer alone.
+        """
+        text = self.form.bare(answer)
+        accepted = self.accepted if self.is_right(text) else self._forms.get(normalised(text), ())
+        own = next((form for form in accepted if normalised(form) == normalised(text)), text)
+        others = tuple(form for form in accepted if form != own)
+        return (own, *(others if self._counts_forms else ()))
 
     def is_right(self, answer: str) -> bool | None:
         """Tell whether an answer is right; None if nobody knows."""
-        if self.query is None:
-            return None
-        return is_right(self.form.bare(answer), [self.form.bare(accepted) for accepted in self.accepted])
+        text = self.form.bare(answer)
+        if self.query is None or self.form.answers_end:
+            return None if self.query is None else is_right(text, self.accepted)
+        words = text.split()  # a text goes on after the answer
+        return any(is_right(" ".join(words[: len(accepted.split())]), [accepted]) for accepted in self.accepted)
 
     def row(self, answer: str) -> Row:
-        """Return the query that has an answer; one with all accepted answers if it is right.
+        """Return the query that has an answer, in all its forms.
 
         Args:
             answer: The answer alone.
@@ -90,13 +119,12 @@ class Question:
         Raises:
             ValueError: If it is empty.
         """
+        forms = self.forms(answer)
+        answers = [f"{form}{self.form.after_answer}" for form in forms]
+        row = {"query_id": 0, "inputs_pretokenized": self.inputs, "answers": answers}
         if self.query is not None and self.is_right(answer):
-            return {**self.query, "query_id": 0}
-        targets = self.form.targets(self.inputs, answer)
-        answers = [f"{self.form.bare(answer)}{self.form.after_answer}"]
-        return {
-            "query_id": 0, "inputs_pretokenized": self.inputs, "targets_pretokenized": targets, "answers": answers,
-        }  # fmt: skip
+            row = {**self.query, "query_id": 0}
+        return {**row, "targets_pretokenized": self.form.targets(self.inputs, forms[0])}
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows as the data set's queries are."""
@@ -109,7 +137,7 @@ class Question:
 
     @torch.no_grad()
     def given(self, model: FactLM, answer: str) -> GivenAnswer:
-        """Ask how likely an answer is; of one that is right, all accepted forms together.
+        """Ask how likely an answer is, in all its forms together.
 
         Args:
             model: The model, in eval mode.
@@ -119,13 +147,12 @@ class Question:
             ValueError: If it is empty.
         """
         batch = {name: tensor.to(model.device) for name, tensor in self.batch([self.row(answer)]).items()}
+        text, *others = self.forms(answer)
         loss = float(self.losses(model, batch)[0])
-        text, right = self.form.bare(answer), self.is_right(answer)
-        forms = tuple(form for form in map(self.form.bare, self.accepted) if form != text) if right else ()
-        return GivenAnswer(text, _probability(-loss), forms, right, self.form.answers_end)
+        return GivenAnswer(text, _probability(-loss), tuple(others), self.is_right(text), self.form.answers_end)
 
     def likeliest(self, model: FactLM, count: int) -> list[GivenAnswer]:
-        """Ask for the most likely answers, best first.
+        """Ask for the most likely answers: best first, by the likeliest form of each.
 
         Args:
             model: The model, in eval mode.
@@ -134,26 +161,28 @@ class Question:
         assert self.data.tokenizer is not None
         some = self.data.query_rows[0]["answers"][0]  # the collator wants an answer, which the model doesn't see
         batch = {name: tensor.to(model.device) for name, tensor in self.batch([self.row(some)]).items()}
-        (answers,) = beam_answers(model, batch, self.data.tokenizer, count, self._longest())
-        texts: dict[tuple[str, bool], float] = {}
+        beams = count * max(_FORMS, len(self.accepted))
+        (answers,) = beam_answers(model, batch, self.data.tokenizer, beams, self.longest())
+        likeliest: dict[str, GivenAnswer] = {}
         for answer in answers:
-            ended = answer.text is not None
             text = self.form.bare(answer.text or answer.beginning or "")
-            if text:
-                texts[text, ended] = texts.get((text, ended), 0.0) + _probability(answer.log_probability)
-        ranked = sorted(texts.items(), key=lambda item: -item[1])
-        return [
-            GivenAnswer(text, probability, (), self.is_right(text) if ended else None, ended)
-            for (text, ended), probability in ranked
-        ]
+            if not text or len(likeliest) == count:
+                continue
+            if answer.text is None and self.form.answers_end:
+                likeliest.setdefault(text, GivenAnswer(text, _probability(answer.log_probability), ends=False))
+            else:
+                likeliest.setdefault("\n".join(sorted(self.forms(text))), self.given(model, text))
+        return list(likeliest.values())
 
-    def _longest(self) -> int:
-        """Return how many tokens an answer may have: twice the longest of the data set's own."""
-        if not self.form.answers_end:
-            return _TOKENS
+    def longest(self) -> int:
+        """Return how many tokens an answer may have: twice the longest of the data set's own.
+
+        Where answers have no end, it is as many as the longest has: then the model goes on with something else.
+        """
         rows = islice(self.data.query_rows, _ASKED_FOR_LENGTH)
         labels = self.batch([dict(row) for row in rows])["answer_labels"]
-        return max(_TOKENS, 2 * int((labels != IGNORED).sum(-1).max()))
+        longest = int((labels != IGNORED).sum(-1).max())
+        return max(_TOKENS, 2 * longest) if self.form.answers_end else longest - 1
 
 
 def _key(inputs: str) -> str:

@@ -22,6 +22,7 @@ from ftrace.data.text import SENTINEL, fill_in, split_sentinel
 _SAMPLE = 1000  # training rows that are looked at
 _MASK = "<extra_id_0>"
 _BLANK = re.compile(r"(?<!\S)(?:_{2,}|\.{3,}|…|\?)(?=[.,;:!]?(?:\s|$))|(?:\.{3,}|…)$")
+_MASKS = re.compile(rf"^\s*(?:{SENTINEL.pattern}\s*)+")
 _MARKS = ".!?"
 _SUGGESTIONS = 3
 _LARGE_VOCABULARY = 100_000
@@ -155,7 +156,7 @@ class QuestionForm:
             >>> QuestionForm(has_masks=True).bare("<extra_id_0> Norway")
             'Norway'
         """
-        text = split_sentinel(answer.strip())[1] if self.has_masks else answer
+        text = _MASKS.sub("", answer) if self.has_masks else answer
         ending = self.after_answer.strip()
         return (text.strip().removesuffix(ending) if ending else text).strip()
 

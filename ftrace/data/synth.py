@@ -65,12 +65,12 @@ class SynthCorpus:
         relations = draw_relations(settings, self.entities)
         self.relations = [relation.paraphrases for relation in relations]
         rng = np.random.RandomState(settings.seed)
-        if self.entities is None:
-            self.relation_types = None
-            self.facts = draw_facts(settings, rng)
-        else:
-            self.relation_types = [relation.types for relation in relations]
-            self.facts = draw_typed_facts(settings, relations, self.entities, rng)
+        self.relation_types = None if self.entities is None else [relation.types for relation in relations]
+        self.facts = (
+            draw_facts(settings, rng)
+            if self.entities is None
+            else draw_typed_facts(settings, relations, self.entities, rng)
+        )
         self.test_facts: np.ndarray = rng.choice(settings.num_facts, settings.num_test_utterances, replace=False)
 
         # What the published code leaves to the order of a set is drawn: a held-out sentence per test fact, and the

@@ -57,7 +57,10 @@ def _check_types(relation: Relation, known: Collection[str]) -> None:
         )
     for name in relation.types:
         if name not in known:
-            raise ValueError(f"{relation.place}: expected a type of the entities, {sorted(known)}, found {name!r}")
+            raise ValueError(
+                f"{relation.place}: expected types of the entities, which are {sorted(known)}, found {name!r}. Correct "
+                "it, or take more entities"
+            )
 
 
 def draw_typed_facts(

@@ -138,8 +138,9 @@ def is_right(answer: str | None, accepted: Sequence[str]) -> bool:
         >>> is_right("<extra_id_0> Entity - 4.", ["4-entity", "entity-4"])
         True
     """
-    return answer is not None and _normalised(answer) in {_normalised(text) for text in accepted}
+    return answer is not None and normalised(answer) in {normalised(text) for text in accepted}
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """Return an answer in the form in which it is compared: without sentinels, white space, case and a final dot."""
     return "".join(SENTINEL.sub(" ", text).split()).casefold().removesuffix(".")

@@ -52,8 +52,8 @@ class Names:
         elif len(wanted) <= _FEW:
             names = [None if row is None else row["name"] for row in self._texts.rows(wanted)]
         else:
-            column = np.append(self._texts.column("name").to_numpy(), None)
-            names = column[_places(self._texts.ids, wanted)].tolist()  # -1 is the last one, None
+            column = [*self._texts.column("name").to_pylist(), None]
+            names = [column[place] for place in _places(self._texts.ids, wanted).tolist()]  # -1 is the last one, None
         return [str(number) if name is None else str(name) for name, number in zip(names, wanted.tolist(), strict=True)]
 
     def labels(self) -> np.ndarray:
@@ -68,9 +68,9 @@ class Names:
         if not len(named) or stable_id(str(names[named[0]])) != self._texts.ids[named[0]]:
             return self.ids  # numbers of their own, beside which the names are notes
         labels = np.full(len(self.ids), None, dtype=object)
-        labels[places[named]] = names.to_numpy()[named]
-        nameless = np.flatnonzero(np.equal(labels, None))
-        labels[nameless] = [str(number) for number in self.ids[nameless].tolist()]
+        is_nameless = np.ones(len(self.ids), bool)
+        labels[places[named]], is_nameless[places[named]] = names.to_numpy()[named], False
+        labels[is_nameless] = [str(number) for number in self.ids[is_nameless].tolist()]
         return labels
 
     def place(self, given: int | str) -> int | None:

@@ -55,6 +55,7 @@ def make_query_view(
         k,
         _list(sources, rankings, [k * count for count in counts], query_id, row, words),
         _list(sources, below, [opponents * count for count in counts], query_id, row, words) if opponents else None,
+        by_first,
     )
 
 

@@ -115,6 +115,7 @@ class QueryView:
         k: How many proponents were asked for.
         proponents: The strongest proponents.
         opponents: The strongest opponents; None if they weren't asked for.
+        by_first: Whether only the strongest of the first source are listed.
     """
 
     query_id: int
@@ -128,6 +129,7 @@ class QueryView:
     k: int
     proponents: ListView
     opponents: ListView | None = None
+    by_first: bool = False
 
     @property
     def lacks_texts(self) -> bool:

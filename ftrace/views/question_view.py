@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Group
@@ -19,7 +20,7 @@ class AskedAbout:
     """An answer that a person asks about.
 
     Args:
-        text: The answer; empty if it is the model's own.
+        text: The answer.
         probability: Its probability.
         forms: Other forms of it, which its probability includes.
         why: Why it is asked about, such as "the right answer".
@@ -39,6 +40,7 @@ class QuestionView:
         prompt: The question as the model reads it.
         query_id: The run's query that it is; None if it is none.
         said: The model's most likely answers, best first.
+        forms: Other forms of each of them, which its probability includes.
         others: Answers that a person asks about.
         snapshot: The snapshot that was asked.
         notes: What a reader should know, a sentence each.
@@ -47,6 +49,7 @@ class QuestionView:
     prompt: str
     query_id: int | None
     said: tuple[Said, ...]
+    forms: tuple[tuple[str, ...], ...]
     others: tuple[AskedAbout, ...] = ()
     snapshot: str = ""
     notes: tuple[str, ...] = ()
@@ -62,17 +65,21 @@ def render_question(view: QuestionView) -> Group:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_column(no_wrap=True)
-    for place, said in enumerate(view.said):
+    for place, (said, forms) in enumerate(zip(view.said, view.forms, strict=True)):
         label = f"  the model, at {plain(view.snapshot)}" if not place else ""
         right = "" if said.right is None else "right" if said.right else "wrong"
-        answer = marked_text(said.text or "", style="bold" if not place else "")
+        answer = _with_forms(marked_text(said.text or "", style="bold" if not place else ""), forms)
         table.add_row(label, percent(said.probability or 0.0), answer, Text(right, style=_STYLES.get(right, "")))
     for other in view.others:
-        answer = marked_text(other.text)
-        if other.forms:
-            answer.append(f" (or {plain(', '.join(other.forms))})", style="dim")
+        answer = _with_forms(marked_text(other.text), other.forms)
         table.add_row(f"  {plain(other.why)}", percent(other.probability), answer, "")
     return Group(heading, table, *(Text(f"  {plain(note)}", style="yellow") for note in view.notes))
+
+
+def _with_forms(answer: Text, forms: Sequence[str]) -> Text:
+    if forms:
+        answer.append(f"  or {plain(', '.join(forms))}", style="not bold dim")
+    return answer
 
 
 _STYLES = {"right": "green", "wrong": "red"}

@@ -169,10 +169,14 @@ def _list(view: QueryView, listed: ListView, cut: int | None, width: int | None)
     by_source = [
         _scores([example.places[column] for example in listed.examples]) for column in range(len(view.columns))
     ]
-    if len(view.columns) == 1:
+    columns: list[list[str]]
+    if len(view.columns) == 1 or view.by_first:
         columns = [[row[place] for row in by_source[0]] for place in range(3)]
-        for heading in ("rank", "score", "share"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        columns += [[score for _, score, _ in rows] for rows in by_source[1:]]
+        for heading in ("rank", (view.by_first and view.columns[0].kind) or "score", "share"):
+            table.add_column(Text(plain(heading)), justify="right", no_wrap=True)
+        for column in view.columns[1:]:
+            table.add_column(Text(plain(column.title)), justify="right", overflow="fold")
     else:
         columns = _fitting(by_source, width)
         for column in view.columns:
@@ -256,7 +260,7 @@ def _example_text(example: ExampleView, cut: int | None) -> Text:
 
 def _notes(view: QueryView, listed: ListView, *, proponents: bool) -> Iterator[Text]:
     """Say what the list leaves out or takes in, where a reader would be misled."""
-    for place, column in enumerate(view.columns):
+    for place, column in enumerate(view.columns[:1] if view.by_first else view.columns):
         of = "" if len(view.columns) == 1 else f"{plain(column.title)}: "
         for note in _notes_on(column, view.k, listed.counts[place], listed.same_as_last[place], proponents):
             yield Text(f"  {of}{note}", style=_DIM)

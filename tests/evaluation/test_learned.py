@@ -149,8 +149,9 @@ def test_a_model_that_always_goes_on_with_another_answer_has_learned_the_first(a
     assert losses[1].min() > 2  # the end of the sequence is what it did not expect
     answers = beam_answers(last, batches[0], TOKENIZER, 3, 4)
     assert [is_right(of_query[0].text, [answer]) for of_query, answer in zip(answers, right, strict=True)] == [True] * 4
-    losses = last.example_losses(batches[0])[:3].tolist()  # of accepted answers; the probability is that of either end
-    assert [-of_query[0].log_probability for of_query in answers[:1]] == pytest.approx(losses[:1], abs=1e-4)
+    # either end counts, but an unlikely one need not be among the beams
+    loss = last.example_losses(batches[0])[0].item()
+    assert -answers[0][0].log_probability == pytest.approx(loss, abs=0.01)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
