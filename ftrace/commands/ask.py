@@ -98,7 +98,8 @@ def ask(
     for part in render_lists(asked, scored, k, opponents, online, CUT if console.is_terminal else None):
         print_view(part, console)
     if len(compared) == 1 and console.is_terminal:
-        _tell(console, "\nWho argues for another answer, and who against it: --answer TEXT")
+        console.print()
+        _tell(console, "Who argues for another answer, and who against it: --answer TEXT")
 
 
 def _known_answer(answer: str, question: Question) -> str:
