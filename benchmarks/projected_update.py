@@ -50,17 +50,20 @@ class OwnNet(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.EmbeddingBag(500, 48, mode="mean") if False else nn.Embedding(500, 48)
+        self.words = nn.Embedding(500, 48)
         self.net = nn.Sequential(nn.Linear(48, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 20))
 
     def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return one loss for each row."""
         logits = self.net(self.words(batch["words"]).mean(1))
         return nn.functional.cross_entropy(logits, batch["label"], reduction="none")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the batch's loss."""
         return self.example_losses(batch).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=2e-3)
 
 

@@ -50,43 +50,57 @@ def open_sources(names: Sequence[str], run: str | None, kind: str | None, texts:
     of_run = None if run is None else newest_run(run)
     if of_run is not None and not is_run(of_run):
         raise ValueError(f"run: {str(run)!r} is not the folder of a run: there is no config.yaml in it")
-    if not names and of_run is None:
+    if not names and run is None:
         raise ValueError("stores: expected a score store, a run or a file of results, found none")
-    opened: list[tuple[Path, ScoreStore | None, str | None]] = []
-    others: list[Path] = []
-    for name in names or [str(of_run)]:
-        inside = bool(names) and of_run is not None and (of_run / name).is_dir()
-        folder = newest_run(name)
-        if name.endswith(RESULT_SUFFIXES):
-            opened.append((Path(name), None, None))
-        elif not inside and is_run(folder):
-            first, *rest = stores_in(folder) or [None]
-            if first is None:
-                raise ValueError(
-                    f"{name}: expected score stores in the run's folder, found none. Trace it, or score it"
-                )
-            opened.append((first, ScoreStore.open(first), None))
-            others = [*others, *rest] if len(names) < 2 else []
-        else:
-            store, of_store = open_with_kind(of_run, name)
-            opened.append((store.path, store, of_store))
-    keys = [(path.resolve(), of_store or kind) for path, _, of_store in opened]
-    if len(set(keys)) < len(keys):
+    given = [_find(name, of_run) for name in names] if names else [_first_of(of_run)]
+    others = given[0].others if len(given) == 1 else []
+    if len({(each.path.resolve(), each.kind or kind) for each in given}) < len(given):
         raise ValueError(f"stores: expected each once, found {list(names)}")
-    given = _read_texts(texts)
-    called = {
-        path: name for name, path in short_names(list({path.resolve(): path for path, *_ in opened}.values())).items()
-    }
-    by_path = {path.resolve(): name for path, name in called.items()}
-    sources: list[Source] = [
-        _results(path, by_path[path.resolve()])
-        if store is None
-        else StoreSource(store.with_texts(**given), of_store or kind, by_path[path.resolve()])
-        for path, store, of_store in opened
-    ]
-    stores = [path for path, store, _ in opened if store is not None]
+    joined = _read_texts(texts)
+    called = {path: name for name, path in short_names(list({each.path.resolve(): 0 for each in given})).items()}
+    sources: list[Source] = []
+    for each in given:
+        name = called[each.path.resolve()]
+        if each.store is None:
+            sources.append(_results(each.path, name))
+        else:
+            sources.append(StoreSource(each.store.with_texts(**joined), each.kind or kind, name))
+    stores = [each.path for each in given if each.store is not None]
     belongs_to = of_run or next((path.resolve().parent for path in stores if is_run(path.resolve().parent)), None)
     return Opened(sources, belongs_to, [path.name for path in others], show_command(*stores, *others))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A store with the kind that was named, or a file of results.
+
+    If a run was named, it is the first of its stores, and there may be others.
+    """
+
+    path: Path
+    store: ScoreStore | None = None
+    kind: str | None = None
+    others: Sequence[Path] = ()
+
+
+def _find(name: str, of_run: Path | None) -> _Given:
+    """Find what one argument names."""
+    if name.endswith(RESULT_SUFFIXES):
+        return _Given(Path(name))
+    folder = newest_run(of_run / name if of_run is not None and (of_run / name).is_dir() else name)
+    if is_run(folder):
+        return _first_of(folder)
+    store, kind = open_with_kind(of_run, name)
+    return _Given(store.path, store, kind)
+
+
+def _first_of(run: Path | None) -> _Given:
+    """Open the first store of a run."""
+    assert run is not None
+    stores = stores_in(run)
+    if not stores:
+        raise ValueError(f"{run}: expected score stores in the run's folder, found none. Trace it, or score it")
+    return _Given(stores[0], ScoreStore.open(stores[0]), others=stores[1:])
 
 
 def _read_texts(files: Sequence[str]) -> dict[str, Texts]:

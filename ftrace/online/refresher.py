@@ -120,7 +120,7 @@ class QueryRefresher:
         self.scoring.refresh(current.gradients, current.losses, current.learned, keep_last=is_kept)
         if closing is not None:
             assert self.ledger is not None
-            gained, gained_by_given = self.scoring.take_gains()
+            gained, gained_by_given = self.scoring.gains.take()
             is_compared = self.scoring.rules.projection is not None and not self.ledger.projects_all
             row = closing.finish(gained, gained_by_given if is_compared else None)
             log_interval(self.loop, row, step, len(self.steps))

@@ -64,7 +64,7 @@ class RunState:
         """Remember the state before the last steps are booked, for checkpoints that are saved after training."""
         if run.refresher.last_at is not None:
             self._ended = run.state()
-            if run.scoring.pending or run.scoring.rings:  # booking these adds to the sums
+            if run.scoring.pending or run.scoring.momentum.rings:  # booking these adds to the sums
                 self._ended["sums"] = run.sums.state()
 
     def begin(self, run: TracedRun, folder: OutputFolder, *, strict: bool) -> None:

@@ -259,8 +259,12 @@ class TraceSession:
         output_dir = self._folder.path if complete else self._incomplete_dir
         facts = manifest_of(run, self._folder.run_id, complete=complete)
         store = write_store(output_dir, run, facts, alone=alone)
-        if store is not None and store.ledger is not None and len(store.ledger.steps):
-            run.loop.tell(f"{self.who}: {store.ledger.summary()}. Scores: {show_command(output_dir)}")
-        for sentences in (store.manifest["doubts"] if store is not None else {}).values():
+        if store is None:
+            return
+        doubts: dict[str, list[str]] = store.manifest["doubts"]
+        if store.ledger is not None and len(store.ledger.steps):
+            in_doubt = f" (in doubt: {', '.join(doubts)})" if doubts else ""
+            run.loop.tell(f"{self.who}: {store.ledger.summary()}{in_doubt}. Scores: {show_command(output_dir)}")
+        for sentences in doubts.values():
             for sentence in sentences:
                 warn(f"{self.who}: {sentence}")

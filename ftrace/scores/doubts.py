@@ -1,8 +1,9 @@
-"""Doubts: why scores of a kind can't be trusted, in sentences that a store's manifest keeps and everything repeats."""
+"""Doubts: why scores of a kind can't be trusted, in sentences that a store's manifest keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,15 +38,15 @@ def _unlearned(learning: np.ndarray, candidate_offsets: np.ndarray | None) -> li
     if not learning.size:
         return []
     if candidate_offsets is None:
-        has_scores = learning.any(0)
+        has_scores: np.ndarray = np.asarray(learning.any(0))
     else:
-        bounds = zip(candidate_offsets[:-1], candidate_offsets[1:], strict=True)
+        bounds = pairwise(candidate_offsets)
         has_scores = np.array([learning[begin:end].any() or begin == end for begin, end in bounds])
     zeros = int((~has_scores).sum())
     if not zeros:
         return []
     return [
-        f"`learning` is in doubt: it is 0 for all examples of {zeros} of {len(has_scores)} queries. Their losses may be "
-        "so large, as those of whole texts are, that their probability was 0 at every step. Rank by `whitened`, or let "
-        "query_losses be of the answer alone"
+        f"`learning` is in doubt: it is 0 for all examples of {zeros} of {len(has_scores)} queries. Their losses "
+        "may be so large, as those of whole texts are, that their probability was 0 at every step. Rank by "
+        "`whitened`, or let the queries' losses be of the answer alone"
     ]

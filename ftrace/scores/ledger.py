@@ -16,7 +16,7 @@ The last five are the accounts. They are computed independently and add up to ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +37,17 @@ if TYPE_CHECKING:
 ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection")
 COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS, "learned")
 FILE = "ledger.parquet"
+_LEAST_FALL = 0.1  # a net fall below this fraction of all that was gained and lost is not what shares are taken of
 # An account that moves the queries' losses by more than they moved is not explained by the scores any more.
 _REMEDIES = {
     "projection": (
         "the random error of projecting",
         "Take a larger projection_side, or exact scores (projection_side=None)",
     ),
-    "momentum": ("momentum that is not attributed to examples", 'Take momentum="exact"'),
+    "momentum": (
+        "momentum that is not attributed to examples",
+        'Take momentum="exact" if nats matter; rankings suffer less',
+    ),
     "uncovered": ("the change of parameters that scores don't cover", 'Cover them: parameters=("*",)'),
     "curvature": (
         "what curvature leaves unexplained",
@@ -54,29 +58,46 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's ledger in a few numbers.
+    """A run's ledger in a few numbers, in nats, on average over queries.
 
     Args:
-        fall: How much the queries' losses fell over the run, in nats, on average.
-        shares: The share of that fall which each account explains, and that of ``curvature``. Of a ledger without
-            accounts, ``predicted`` takes their place.
+        fall: How much the queries' losses fell over the run.
+        moved: How much they rose and fell, interval by interval, the sum of both.
+        explained: How much of the fall each account explains, and ``curvature``. Of a ledger without accounts,
+            ``predicted`` takes their place.
     """
 
     fall: float
-    shares: Mapping[str, float]
+    moved: float
+    explained: Mapping[str, float]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The same as shares of the fall; empty if there is none."""
+        return {name: nats / self.fall for name, nats in self.explained.items()} if self.fall else {}
 
     def __str__(self) -> str:
-        if not self.shares:
+        if not self.moved:
             return "the queries' losses did not change"
-        learned = f"the queries {'learned' if self.fall > 0 else 'forgot'} ({abs(self.fall):.3g} nats each)"
-        if "examples" not in self.shares:
-            return f"to first order, the steps explain {_percent(self.shares['predicted'])} of what {learned}"
+        sizes: Mapping[str, float] = self.shares
+        write: Callable[[float], str] = _percent
+        is_named = 1e-2
+        what = f"of what the queries {'learned' if self.fall > 0 else 'forgot'} ({abs(self.fall):.3g} nats each)"
+        if abs(self.fall) < _LEAST_FALL * self.moved:  # shares of next to nothing say nothing
+            sizes, write, is_named = self.explained, _nats, 1e-2 * self.moved
+            what = f"of a fall by {_nats(self.fall)}, after the queries gained and lost {_nats(self.moved)} each"
+        if "examples" not in sizes:
+            return f"to first order, the steps explain {write(sizes['predicted'])} {what}"
         rest = ", ".join(
-            f"{name} {_percent(share)}"
-            for name, share in self.shares.items()
-            if name in ("momentum", "decay", "curvature") or (name != "examples" and round(share, 2))
+            f"{name} {write(size)}"
+            for name, size in sizes.items()
+            if name in ("momentum", "decay", "curvature") or (name != "examples" and abs(size) >= is_named / 2)
         )
-        return f"the scores explain {_percent(self.shares['examples'])} of what {learned}; {rest}"
+        return f"the scores explain {write(sizes['examples'])} {what}; {rest}"
+
+
+def _nats(nats: float) -> str:
+    return f"{nats:.3g} nats"
 
 
 def _percent(share: float) -> str:
@@ -140,14 +161,13 @@ class Ledger:
 
     def summary(self) -> Summary:
         """Summarize what explains the total fall of the queries' losses."""
-        fall = float(np.nansum(self.actual))
         queries = max(1, len(self.query_ids))
-        if not len(self.steps) or fall == 0:
-            return Summary(fall / queries, {})
         names = ACCOUNTS if self.has_accounts else ("predicted",)
-        shares = {name: float(np.nansum(self.columns[name])) / fall for name in names}
-        curvature = float(np.nansum(self.actual - self.columns["predicted"])) / fall
-        return Summary(fall / queries, {**shares, "curvature": curvature})
+        columns = {name: self.columns[name] for name in names}
+        columns["curvature"] = self.actual - self.columns["predicted"]
+        explained = {name: float(np.nansum(values)) / queries for name, values in columns.items()}
+        fall, moved = float(np.nansum(self.actual)), float(np.nansum(np.abs(self.actual)))
+        return Summary(fall / queries, moved / queries, explained)
 
     def doubts(self) -> list[str]:
         """Say why scores of the kind ``update`` can't be trusted, one sentence for each reason; none if they can.

@@ -41,7 +41,8 @@ class Ranking:
         self, ids: np.ndarray, scores: np.ndarray, *, largest: bool = True, strongest: float | None = None
     ) -> None:
         finite = np.isfinite(scores)
-        self.ids, self.scores = (ids, scores) if finite.all() else (ids[finite], scores[finite])
+        self.ids: np.ndarray = ids if finite.all() else ids[finite]
+        self.scores: np.ndarray = scores if finite.all() else scores[finite]
         self.largest = largest
         self.strongest = float(np.abs(self.scores).max(initial=0.0)) if strongest is None else strongest
 

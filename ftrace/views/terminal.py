@@ -169,11 +169,12 @@ def _list(view: QueryView, listed: ListView, cut: int | None, width: int | None)
     by_source = [
         _scores([example.places[column] for example in listed.examples]) for column in range(len(view.columns))
     ]
+    columns: list[list[str]]
     if len(view.columns) == 1 or view.by_first:
-        columns: list[Sequence[str]] = list(zip(*by_source[0], strict=True)) if listed.examples else [()] * 3
+        columns = [[row[place] for row in by_source[0]] for place in range(3)]
         columns += [[score for _, score, _ in rows] for rows in by_source[1:]]
         for heading in ("rank", (view.by_first and view.columns[0].kind) or "score", "share"):
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(Text(plain(heading)), justify="right", no_wrap=True)
         for column in view.columns[1:]:
             table.add_column(Text(plain(column.title)), justify="right", overflow="fold")
     else:

@@ -16,6 +16,16 @@ from ftrace.index import GradientIndex
 from helpers.language_runs import AdamModule, fit, rows
 
 
+class Describe:
+    """Texts that say in which call they were made, so that they tell whether they were made again."""
+
+    calls = 0
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        self.calls += 1
+        return {"text": [f"{i}, call {self.calls}" for i in batch["example_id"].tolist()]}
+
+
 class Killed(RuntimeError):
     pass
 
@@ -33,11 +43,17 @@ def checkpoint(folder: Path, every: int) -> pl.Callback:
     return pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, filename="{step}")
 
 
+def texts_of(index: GradientIndex) -> list[str]:
+    assert index.examples is not None
+    texts: list[str] = index.examples.column("text").to_pylist()
+    return texts
+
+
 @pytest.mark.parametrize("kill_at", [4, 5, 8])
 def test_killed_and_resumed_is_as_if_uninterrupted(tmp_path: Path, kill_at: int) -> None:
     def train(name: str, more: Sequence[pl.Callback], **fit_options: Any) -> None:
         writer = GradientIndexWriter(
-            tmp_path / name, segment_steps=2, projection_side=2, dtype="float64", shard_bytes=200
+            tmp_path / name, segment_steps=2, projection_side=2, dtype="float64", shard_bytes=200, describe=Describe()
         )
         pl.seed_everything(7, verbose=False)
         trainer = pl.Trainer(
@@ -56,6 +72,7 @@ def test_killed_and_resumed_is_as_if_uninterrupted(tmp_path: Path, kill_at: int)
         train("index", [], ckpt_path=saved / f"step={step}.ckpt")
         whole, resumed = GradientIndex(tmp_path / "whole"), GradientIndex(tmp_path / "index")
         assert [len(one) for one in whole.segments] == [len(one) for one in resumed.segments]
+        assert texts_of(whole) == texts_of(resumed)
         for one, other in zip(whole.segments, resumed.segments, strict=True):
             assert (one.ids == other.ids).all()
             assert (one.weights == other.weights).all()
@@ -82,9 +99,10 @@ def test_a_resumed_run_goes_on_in_the_folder_that_its_logger_had_before(tmp_path
 
 
 def test_training_goes_on_with_the_same_callback(tmp_path: Path) -> None:
-    writer = GradientIndexWriter(tmp_path / "index", projection_side=2)
+    writer = GradientIndexWriter(tmp_path / "index", projection_side=2, describe=Describe())
     loader, module = DataLoader(rows("gpt2", 6), batch_size=3), AdamModule("gpt2")
     trainer = fit(module, loader, tmp_path, [writer], max_epochs=1)
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, loader)
+    assert texts_of(GradientIndex(tmp_path / "index")) == [f"{10 * i + 3}, call {1 + i // 3}" for i in range(6)]
     assert [len(segment) for segment in GradientIndex(tmp_path / "index").segments] == [6, 6]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -128,7 +129,7 @@ def test_two_processes_are_left_alone(tmp_path: Path) -> None:
     online = {"scores": ["dot", "update", "cosine"], "integration": "trapezoid"}
     cases = [
         {**base, "folder": str(tmp_path / "without")},
-        {**base, "folder": str(tmp_path / "with"), "online": online},
+        {**base, "folder": str(tmp_path / "with"), "online": online, "describe": True},
     ]
     run(cases, tmp_path)
     for rank in range(2):
@@ -184,19 +185,30 @@ KILLED = {
         "scores": ["update", "whitened", "learning"], "refresh_every_n_steps": 2, "projection_side": 2,
         "whitening": {"window": 3}, "breakdown": ["layer"],
     },
+    "projected": {
+        "scores": ["dot", "update"], "refresh_every_n_steps": 2, "projection_side": 2, "integration": "trapezoid",
+        "momentum": "exact", "breakdown": ["layer", "epoch"],
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("processes", "settings", "step"),
-    [(1, "everything", 8), (2, "everything", 10), (2, "plain", 5), (2, "whitened", 8)],
+    [
+        (1, "everything", 8),
+        (2, "everything", 10),
+        (2, "plain", 5),
+        (2, "whitened", 8),
+        (1, "projected", 5),
+        (2, "projected", 8),
+    ],
 )
 def test_killed_and_resumed_scores_equal_uninterrupted_ones(
     processes: int, settings: str, step: int, tmp_path: Path
 ) -> None:
     """SIGKILL in an epoch; the last checkpoint is of its beginning, in the middle of a refresh's interval."""
     base = {"optimizer": "adamw", "processes": processes, "clip": 0.4, "epochs": 4, "online": KILLED[settings],
-            "save_every": 1}  # fmt: skip
+            "save_every": 1, "describe": True}  # fmt: skip
     whole, killed = ({**base, "folder": str(tmp_path / name)} for name in ("whole", "killed"))
     run([whole], tmp_path)
     run([{**killed, "stop": step}], tmp_path, fails=True)
@@ -211,24 +223,32 @@ def test_killed_and_resumed_scores_equal_uninterrupted_ones(
     for file in sorted(path.name for path in (tmp_path / "whole" / "online").glob("*.npy")):
         one, other = (np.load(tmp_path / name / "online" / file) for name in ("whole", "killed"))
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12, err_msg=file)
+    for name in ("examples.parquet", "queries.parquet"):
+        one, other = (pq.read_table(store.path / name) for store in (first, second))
+        assert one.equals(other), name
+    assert first.examples is not None
+    assert first.examples.ids.tolist() == first.example_ids.tolist()
     assert first.ledger is not None
     assert second.ledger is not None
     for column in first.ledger.columns:
         np.testing.assert_allclose(first.ledger[column], second.ledger[column], rtol=1e-8, atol=1e-10, err_msg=column)
 
 
-def test_resumed_by_another_number_of_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", ["everything", "projected"])
+def test_resumed_by_another_number_of_processes(settings: str, tmp_path: Path) -> None:
     """What one process has summed up is dealt out to the others, and the other way round; nothing counts twice."""
     for before, after in ((1, 2), (2, 1)):
         folder = tmp_path / f"{before}-{after}"
-        base = {"optimizer": "adamw", "clip": 0.4, "online": KILLED["everything"], "save_every": 1,
-                "folder": str(folder)}  # fmt: skip
+        base = {"optimizer": "adamw", "clip": 0.4, "online": KILLED[settings], "save_every": 1,
+                "folder": str(folder), "describe": True}  # fmt: skip
         run([{**base, "processes": before, "epochs": 1}], tmp_path)
         half = ScoreStore.open(folder / "online").example_ids.tolist()
         [checkpoint] = (folder / "checkpoints").glob("*.ckpt")
         run([{**base, "processes": after, "epochs": 2, "resume": str(checkpoint)}], tmp_path)
         store = ScoreStore.open(folder / "online")
         assert store.manifest["steps"] == 6
+        assert store.examples is not None
+        assert store.examples.column("answer").to_pylist() == list(map(str, store.example_ids))
         assert store.manifest["ledger"]["balanced"] is True
         for query in store.query_ids:
             parts = store.parts(query, "epoch", "dot")
@@ -297,6 +317,8 @@ def test_an_index_holds_what_all_processes_contributed(tmp_path: Path) -> None:
             for name in ("ids", "steps", "weights")
         }
         assert len(index.segments) == 2
+        assert index.examples is not None
+        assert index.examples.column("answer").to_pylist() == [str(i) for i in np.unique(columns["ids"])]
         found = {}
         for step, example, weight, row in zip(columns["steps"], columns["ids"], columns["weights"], rows, strict=True):
             found[int(step), int(example)] = float(weight), row

@@ -30,7 +30,7 @@ def test_a_corpus_of_ones_own(tmp_path: Path) -> None:
         done = warm_python.run(*program, *rest, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         said[" ".join(words[:2])] = done.stdout
-    assert "Marrow lies in <extra_id_0> .  →  Velland" in said["python train.py"]
+    assert re.search(r": Marrow lies in <extra_id_0> \.\s+answer\s+Velland", said["python train.py"])
     table = json.loads((tmp_path / "runs" / "corpus" / "version_0" / "evaluation" / "table.json").read_text())
     assert table["num_queries"] == 2
     assert {"online update", "online cosine", "tracin dot"} <= table["rows"].keys()

@@ -139,6 +139,17 @@ class Stop(pl.Callback):
             os.kill(os.getpid(), 9)
 
 
+class Describe:
+    """Texts that say in which call they were made, so that they tell whether they were made again."""
+
+    calls = 0
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, list[str]]:
+        self.calls += 1
+        ids = batch["query_id" if "query_id" in batch else "example_id"].tolist()
+        return {"text": [f"{i}, call {self.calls}" for i in ids], "answer": list(map(str, ids))}
+
+
 def queries() -> DataLoader:
     return DataLoader(replay.rows(3, "query_id", seed=1), batch_size=2)  # type: ignore[arg-type]
 
@@ -155,9 +166,10 @@ def run(case: Case) -> None:
     if case.get("online") is not None:
         settings = dict(case["online"])
         settings["whitening"] = Whitening(**settings.get("whitening", {}))
-        callbacks.append(OnlineTracIn(queries(), folder / "online", **settings))
+        describe = Describe() if case.get("describe") else None
+        callbacks.append(OnlineTracIn(queries(), folder / "online", describe=describe, **settings))
     if case.get("index") is not None:
-        callbacks.append(GradientIndexWriter(folder / "index", **case["index"]))
+        callbacks.append(GradientIndexWriter(folder / "index", **case["index"], describe=Describe()))
     if "stop" in case:
         callbacks.append(Stop(case["stop"]))
     if "save_every" in case:

@@ -208,6 +208,20 @@ def test_a_first_gradient_that_comes_late_is_scaled_as_the_loss_was(tmp_path: Pa
     np.testing.assert_allclose(scores, expected, atol=1e-6 * float(expected.abs().max()))
 
 
+def test_texts_are_beside_the_scores(tmp_path: Path) -> None:
+    def describe(batch: dict[str, Tensor]) -> dict[str, list[str]]:
+        key = "query_id" if "query_id" in batch else "example_id"
+        return {"text": [f"{key} {i}" for i in batch[key].tolist()]}
+
+    for number, given in enumerate((describe, ([{"example_id": 1, "text": "example_id 1"}], None), None)):
+        store = train(tmp_path / str(number), Bare(replay.Net(OPTIMIZERS["sgd"])), describe=given)
+        assert (store.examples is None) == (given is None)
+        if store.examples is not None:
+            rows = store.examples.rows([1])
+            assert rows == [{"example_id": 1, "text": "example_id 1"}]
+        assert (store.queries is None) == (given is not describe)
+
+
 def test_a_hugging_face_model_needs_no_losses(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=31, n_positions=8, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.0)

@@ -1,18 +1,23 @@
 """The balances of one optimizer's projected ``update`` products over a run: when they are taken, and which is in use.
 
-:mod:`ftrace.gradients.balance` says what a balance is. The first one is taken from the second moments right after the
-first step, whose contributions are held unprojected until then; later ones after the steps 2, 4, 8, ... and when other
-parameters take part. Each is used from the next backward pass on that begins a gradient. So all contributions to a
-gradient have the same balance, and so have most of those that a momentum ring holds.
+:mod:`ftrace.gradients.balance` says what a balance is. The first steps have none and are exact, with contributions that
+are held unprojected until the step has been taken: where second moments are those of k steps, some are close to 0, and
+one over their root has no finite variance before the third step, so no projection helps. The first balance is taken
+after the last of these steps, others after twice as many steps each, and when other parameters take part. Each is used
+from the next backward pass on that begins a gradient, so all contributions to a gradient have the same balance, and so
+have most of those that a ring of momentum holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ftrace.gradients import PerExampleGradients, Preconditioner, Projection, balancing, divided, project
+from ftrace.gradients import Preconditioner, Projection, balancing, divided, project
+from ftrace.online.scoring.contributions import Contribution
 
+EXACT_STEPS = 4
 Moments = Callable[[], Mapping[str, Preconditioner]]
 
 
@@ -23,7 +28,7 @@ class Balances:
         projection: The projection of gradients.
 
     Attributes:
-        current: The key of the one with which contributions are projected; 0 before the first.
+        current: The key of the one with which contributions are projected; 0 as long as steps are exact.
         latest: The key of the latest one.
         steps: The number of steps so far.
         known: By key, ``D`` by parameter. Parameters without one are projected as they are.
@@ -48,21 +53,32 @@ class Balances:
             in_use: The keys of balances that earlier steps still need.
         """
         self.steps += 1
-        is_power_of_two = self.steps & (self.steps - 1) == 0
-        if is_power_of_two or not self.known[self.latest].keys() >= set(names):
+        if self.steps < EXACT_STEPS:
+            return
+        if self.steps >= self._due or not self.known[self.latest].keys() >= set(names):
             kept = {self.current, *in_use}
             self.known = {key: balance for key, balance in self.known.items() if key in kept}
             self._projections = {key: projection for key, projection in self._projections.items() if key in kept}
             self.latest = self.steps
             self.known[self.latest] = {name: balancing(moment) for name, moment in moments().items()}
-        if not self.current:
-            self.begin()
 
-    def project(self, gradients: PerExampleGradients) -> PerExampleGradients:
-        """Project contributions with the current balance: ``D c``."""
-        if self.current not in self._projections:
-            self._projections[self.current] = self.projection.preconditioned(self.known[self.current])
-        return project(gradients, self._projections[self.current])
+    @property
+    def _due(self) -> int:
+        return max(EXACT_STEPS, 2 * self.latest)
+
+    def balanced(self, contribution: Contribution, key: int | None = None) -> Contribution:
+        """Project a contribution with a balance, unless that has been done: ``D c``.
+
+        Args:
+            key: The balance's key; default: the current one's.
+        """
+        if contribution.unprojected is None:
+            return contribution
+        key = self.current if key is None else key
+        if key not in self._projections:
+            self._projections[key] = self.projection.preconditioned(self.known[key])
+        projected = project(contribution.unprojected, self._projections[key])
+        return replace(contribution, balanced=projected, unprojected=None)
 
     def divide(self, scales: Mapping[str, float | Preconditioner], key: int) -> dict[str, float | Preconditioner]:
         """Compute what query gradients are multiplied by where contributions have this balance: ``P / D``."""

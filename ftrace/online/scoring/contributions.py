@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ftrace.gradients import (
+    Dense,
     ParameterStep,
     PerExampleGradients,
     QueryGradients,
@@ -52,7 +53,7 @@ class Contribution:
         norms: The norms of the contributions over all parameters, ``[B]``, factor included; None without cosines.
         gradients: The contributions themselves, without factor; None if they aren't multiplied again.
         balanced: The same, projected with a balance, as the kind ``update`` needs them; None without balances.
-        unprojected: The same, unprojected, until there is a balance.
+        unprojected: The same, unprojected, as long as there is no balance.
         refresh: The index of the refresh whose query gradients the products are with.
         whitened: Whitened cosines with the queries, ``[B, Q]`` each; empty if they aren't asked for.
         projected: The gradients of which these cosines are, by parameter; kept until the step has been taken.
@@ -73,9 +74,8 @@ class Contribution:
     @property
     def for_update(self) -> PerExampleGradients:
         """The contributions as they are multiplied for the kind ``update``."""
-        gradients = self.gradients if self.balanced is None else self.balanced
-        assert gradients is not None
-        return gradients
+        forms = (self.balanced, self.unprojected, self.gradients)
+        return next(gradients for gradients in forms if gradients is not None)
 
     def total(self, num_queries: int) -> Tensor:
         """Sum the products over all parameters, ``[B, Q]``."""
@@ -112,6 +112,7 @@ class StepTaken:
         names: Names of the optimizer's covered parameters.
         given: The gradient that the optimizer was given, as one example's contribution; None if it isn't needed.
         balance: The key of the balance with which its contributions are projected; 0 without balances.
+        is_exact: Whether its contributions are multiplied unprojected for the kind ``update``.
         left: While the step waits for the next refresh: by contribution, its scores with the previous query gradients,
             those at the left end of the interval.
         left_of_given: The same of ``given``.
@@ -127,6 +128,7 @@ class StepTaken:
     names: tuple[str, ...] = ()
     given: Contribution | None = None
     balance: int = 0
+    is_exact: bool = False
     left: list[dict[Sum, Tensor]] = field(default_factory=list)
     left_of_given: dict[Sum, Tensor] = field(default_factory=dict)
 
@@ -234,6 +236,14 @@ def padded(values: Tensor, queries: int, axis: int = 0) -> Tensor:
 def interpolated(first: Mapping[Sum, Tensor], second: Mapping[Sum, Tensor], weight: float) -> dict[Sum, Tensor]:
     """Compute ``(1 - weight) * first + weight * second`` for each matrix, for the queries that both have."""
     return {key: (1 - weight) * values + weight * second[key][:, : values.shape[1]] for key, values in first.items()}
+
+
+def copied(gradients: PerExampleGradients | None) -> PerExampleGradients | None:
+    """Copy dense gradients."""
+    if gradients is None:
+        return None
+    parts: Mapping[str, Any] = {name: [Dense(gradients.dense(name).clone())] for name in gradients.parts}
+    return PerExampleGradients(parts, gradients.shapes, len(gradients))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

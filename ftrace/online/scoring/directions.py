@@ -136,6 +136,9 @@ class QueryDirections:
         """
         if "update" not in self.rules.kinds or self.rules.exact_momentum or not step.is_elementwise:
             return None
+        if step.is_exact:
+            assert self.unprojected is not None
+            return unprojected_directions(self.unprojected, step, {n: s.eventual for n, s in step.steps.items()})
         scales = {name: times(of_step.scale, of_step.eventual) for name, of_step in step.steps.items()}
         batches = max(1, len(step.contributions))  # 0 if the step's layers ran on other processes only
         return QueryGradients(
@@ -169,6 +172,19 @@ class QueryDirections:
         assert queries is not None
         scaled = precondition(queries.only(scales), scales)
         return scaled if self.rules.projection is None else project(scaled, self.rules.projection)
+
+
+def unprojected_directions(
+    queries: PerExampleGradients, step: StepTaken, factors: Mapping[str, float]
+) -> QueryGradients:
+    """Make the directions with which unprojected contributions are multiplied for ``update``.
+
+    Args:
+        queries: The unprojected query gradients.
+        factors: By parameter, what they are multiplied by beside the step's scale. Others are left out.
+    """
+    scales = {name: times(step.steps[name].scale, factor) for name, factor in factors.items()}
+    return QueryGradients(precondition(queries.only(scales), scales), batches=max(1, len(step.contributions)))
 
 
 def _eventual_rate(steps: Mapping[str, ParameterStep], names: Sequence[str]) -> float:

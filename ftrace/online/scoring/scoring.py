@@ -24,12 +24,13 @@ from ftrace.online.scoring.contributions import (
     StepTaken,
     all_finite,
     book_scores,
+    copied,
     interpolated,
     multiply,
-    padded,
 )
-from ftrace.online.scoring.directions import Directions, QueryDirections
-from ftrace.online.scoring.momentum import HeldStep, MomentumRing
+from ftrace.online.scoring.directions import QueryDirections
+from ftrace.online.scoring.exact_momentum import ExactMomentum
+from ftrace.online.scoring.gains import Gains, gain
 from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
 from ftrace.online.scoring.whitened import WhitenedProducts
 from ftrace.scores import Sum
@@ -47,13 +48,11 @@ class Scoring:
 
     Attributes:
         pending: The steps that wait for the next refresh.
-        rings: By optimizer, the steps whose gradients still have an effect through momentum.
         learned: Which queries were right at some refresh, ``[Q]`` bool; None if there is no way to know.
-        gained: The sum of the ``update`` scores of this process's examples since the last :meth:`take_gains`, ``[Q]``
-            float64.
-        gained_by_given: The same for the gradients that the optimizer was given.
+        gains: The sums of ``update`` scores, for the ledger.
         whitened: The state of whitened scores; None if there are none.
         directions: The query gradients of the last refresh.
+        momentum: The steps whose gradients still have an effect through momentum, if it is followed exactly.
         balanced: Whether the two sides of projected ``update`` products are balanced, so that examples' gradients are
             needed unprojected.
     """
@@ -71,10 +70,8 @@ class Scoring:
         self.sums = sums
         self.names = tuple(names)
         self.pending: list[StepTaken] = []
-        self.rings: dict[int, MomentumRing] = {}
         self.learned: Tensor | None = None
-        self.gained = torch.zeros(0, dtype=torch.float64)
-        self.gained_by_given = torch.zeros(0, dtype=torch.float64)
+        self.gains = Gains(sums)
         self._previous: PerExampleGradients | None = None
         self.balanced = divides and rules.projection is not None and "update" in rules.kinds
         self.whitened: WhitenedProducts | None = None
@@ -85,6 +82,7 @@ class Scoring:
                 rules.whitening, rules.projection, names, divides=divides, by_layer=by_layer, kinds=rules.kinds
             )
         self.directions = QueryDirections(rules, batches, keeps_unprojected=self.keeps_queries_unprojected)
+        self.momentum = ExactMomentum(sums, self.directions)
 
     @property
     def queries(self) -> QueryGradients | None:
@@ -198,20 +196,15 @@ class Scoring:
                 balances.begin()
             contribution.unprojected = unprojected.only(names)
             if balances.current:
-                self._balance(contribution, balances)
+                contribution = balances.balanced(contribution)
         return contribution
 
     def _balances(self, optimizer: int) -> Balances:
         assert self.rules.projection is not None
         return self.directions.balances.setdefault(optimizer, Balances(self.rules.projection))
 
-    def _balance(self, contribution: Contribution, balances: Balances) -> None:
-        """Project a contribution for ``update``, unless that has been done."""
-        if contribution.unprojected is not None:
-            contribution.balanced, contribution.unprojected = balances.project(contribution.unprojected), None
-
-    def _balance_step(self, step: StepTaken, moments: Moments | None) -> None:
-        """Take a new balance after a step if that is due, and project what was held until then."""
+    def _balance(self, step: StepTaken, moments: Moments | None) -> None:
+        """Project what a step needs for ``update``, and take a new balance after it if that is due."""
         if not (self.balanced and step.is_elementwise):
             if step.given is not None:
                 step.given.unprojected = None
@@ -220,12 +213,17 @@ class Scoring:
         balances = self._balances(step.optimizer)
         if not step.contributions:  # those of other processes began with the latest balance
             balances.begin()
-        ring = self.rings.get(step.optimizer)
+        step.balance, step.is_exact = balances.current, not balances.current
+        if not step.is_exact:
+            step.contributions = [balances.balanced(contribution) for contribution in step.contributions]
+            step.given = None if step.given is None else balances.balanced(step.given)
+        elif step.given is not None:
+            step.given.unprojected = copied(step.given.unprojected)  # the next backward pass may add to the gradients
+        ring = self.momentum.rings.get(step.optimizer)
         in_use = [held.balance for held in self.pending if held.optimizer == step.optimizer]
+        if step.optimizer in self.momentum.first:
+            in_use += balances.known
         balances.step(step.steps.keys(), moments, [*in_use, *(ring.balances if ring is not None else ())])
-        for contribution in (*step.contributions, *([] if step.given is None else [step.given])):
-            self._balance(contribution, balances)
-        step.balance = balances.current
 
     def take(self, step: StepTaken, moments: Moments | None = None) -> bool:
         """Book a step, as far as that is possible before the next refresh.
@@ -238,7 +236,7 @@ class Scoring:
             Whether its products are finite; otherwise nothing has been booked.
         """
         assert self.queries is not None
-        self._balance_step(step, moments)
+        self._balance(step, moments)
         directions = self.directions.update_directions(step)
         scores = [self.directions.scores(step, c, directions, per_step=True) for c in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in scores):
@@ -246,19 +244,19 @@ class Scoring:
         if step.given is not None and not self.rules.exact_momentum:
             step.left_of_given = self.directions.scores(step, step.given, directions, again=True)
             if not self.rules.trapezoid:
-                self._gain(step.left_of_given, by_given=True)
+                self.gains.add(by_given=gain(step.left_of_given))
         for contribution, of_batch in zip(step.contributions, scores, strict=True):
             final = {k: v for k, v in of_batch.items() if k.kind in PER_STEP_KINDS or not self.rules.trapezoid}
             book_scores(self.sums, contribution.example_ids, final, step.moment)
-            self._gain(final)
+            self.gains.add(gain(final))
             if self.rules.trapezoid:
                 step.left.append({k: v for k, v in of_batch.items() if k.kind not in PER_STEP_KINDS})
         held = replace(step, contributions=[self._held(contribution) for contribution in step.contributions])
         if self.rules.trapezoid:
             self.pending.append(held)
         elif self._follows_momentum(step):
-            live = self._ring(step).live_balances(step.steps, step.balance)
-            self._hold(held, self.directions.by_parameter(step, self.directions.unprojected, live))
+            assert self.directions.unprojected is not None
+            self.gains.add(*self.momentum.take(held, [self.directions.unprojected]))
         if self.whitened is not None:
             self.whitened.step([contribution.projected for contribution in step.contributions], step.names)
         return True
@@ -274,8 +272,7 @@ class Scoring:
         """Book all steps that still wait, since training has ended."""
         if self.pending:  # if there was no last refresh, the previous query gradients must do
             self._close(self.queries)
-        for ring in self.rings.values():
-            ring.flush()
+        self.momentum.finish()
 
     def _close(self, previous: QueryGradients | None) -> None:
         """Book the pending steps of the interval that just ended, interpolating from previous to current gradients."""
@@ -288,16 +285,15 @@ class Scoring:
             for contribution, left in zip(step.contributions, step.left, strict=True):
                 scores = self._interpolated(step, contribution, left, weight, is_same, directions)
                 book_scores(self.sums, contribution.example_ids, scores, step.moment)
-                self._gain(scores)
+                self.gains.add(gain(scores))
             if step.given is not None and not self.rules.exact_momentum:
                 given = self._interpolated(step, step.given, step.left_of_given, weight, is_same, directions)
-                self._gain(given, by_given=True)
+                self.gains.add(by_given=gain(given))
             if self._follows_momentum(step):
-                assert previous is not None
-                live = self._ring(step).live_balances(step.steps, step.balance)
-                new = self.directions.by_parameter(step, self.directions.unprojected, live)
-                old = new if is_same else self.directions.by_parameter(step, self._previous, live)
-                self._hold(step, {n: (1 - weight) * of_n + weight * new[n][: len(of_n)] for n, of_n in old.items()})
+                assert self.directions.unprojected is not None
+                assert self._previous is not None
+                queries = [self._previous, self.directions.unprojected]
+                self.gains.add(*self.momentum.take(step, queries[1:] if is_same else queries, weight))
         if self.rules.trapezoid:
             self._previous = self.directions.unprojected
 
@@ -317,18 +313,6 @@ class Scoring:
     def _follows_momentum(self, step: StepTaken) -> bool:
         return self.rules.exact_momentum and bool(step.steps)
 
-    def _ring(self, step: StepTaken) -> MomentumRing:
-        return self.rings.setdefault(step.optimizer, MomentumRing(self.sums))
-
-    def _hold(self, step: StepTaken, directions: Directions) -> None:
-        """Hold a step in its optimizer's momentum ring."""
-        ring, names = self._ring(step), {name for _, name in directions}
-        scalars = {name: replace(of_step, scale=1.0) for name, of_step in step.steps.items() if name in names}
-        held = HeldStep(step.moment, step.clip, scalars, directions, step.contributions, step.given, step.balance)
-        gained, given = ring.add(held)
-        self._add_gain(gained)
-        self._add_gain(given, by_given=True)
-
     def moment(self, epoch: int) -> Moment:
         """Return the current time, as far as scores are broken down by it."""
         learned = self.learned
@@ -337,27 +321,6 @@ class Scoring:
         by = self.rules.breakdown
         return Moment(epoch if "epoch" in by else None, learned if "learned" in by else None)
 
-    # Gains, for the ledger
-
-    def _gain(self, scores: Mapping[Sum, Tensor], *, by_given: bool = False) -> None:
-        values = scores.get(Sum("update"))
-        if values is not None:
-            self._add_gain(values.sum(0).double().cpu(), by_given=by_given)
-
-    def _add_gain(self, gained: Tensor, *, by_given: bool = False) -> None:
-        queries = len(self.sums.query_ids)
-        if by_given:
-            self.gained_by_given = padded(self.gained_by_given, queries) + padded(gained, queries)
-        else:
-            self.gained = padded(self.gained, queries) + padded(gained, queries)
-
-    def take_gains(self) -> tuple[Tensor, Tensor]:
-        """Return the sums of ``update`` scores since the last call, ``[Q]``: of examples, and of the true gradient."""
-        queries = len(self.sums.query_ids)
-        gains = (padded(self.gained, queries), padded(self.gained_by_given, queries))
-        self.gained = self.gained_by_given = torch.zeros(queries, dtype=torch.float64)
-        return gains
-
     # State
 
     def state(self) -> dict[str, Any]:
@@ -365,10 +328,10 @@ class Scoring:
         return {
             "before": self._previous,
             "pending": list(self.pending),
-            "rings": {index: ring.state() for index, ring in self.rings.items()},
+            "momentum": self.momentum.state(),
             "learned": self.learned,
-            "gained": self.gained,
-            "gained_by_given": self.gained_by_given,
+            "gained": self.gains.by_examples,
+            "gained_by_given": self.gains.by_given,
             "balances": {index: balances.state() for index, balances in self.directions.balances.items()},
             "whitened": None if self.whitened is None else self.whitened.state(),
         }
@@ -400,20 +363,17 @@ class Scoring:
         self._previous = shared["before"]
         self.cover(self.names)
         for index, state in enumerate(states):
-            self._add_gain(state["gained"].cpu())
+            self.gains.add(state["gained"].cpu())
             if index == 0:
-                self._add_gain(state["gained_by_given"].cpu(), by_given=True)
+                self.gains.add(by_given=state["gained_by_given"].cpu())
                 self.pending = list(state["pending"])
             else:  # the same steps, with the batches of another process
                 for step, other in zip(self.pending, state["pending"], strict=True):
                     step.contributions += other.contributions
                     step.left += other.left
-            for optimizer, of_ring in state["rings"].items():
-                self.rings.setdefault(optimizer, MomentumRing(self.sums)).add_state(of_ring)
         if not states:  # the steps are the same on all processes, but this one has no batches of them
             self.pending = [step.emptied() for step in shared["pending"]]
-            for optimizer, of_ring in shared["rings"].items():
-                self.rings.setdefault(optimizer, MomentumRing(self.sums)).load_emptied(of_ring)
+        self.momentum.load([state["momentum"] for state in states], shared["momentum"])
 
 
 def _ever(learned: Tensor, current: Tensor) -> Tensor:

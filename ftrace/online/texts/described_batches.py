@@ -126,7 +126,7 @@ class DescribedBatches:
             near = difflib.get_close_matches("text", map(str, columns), n=1)
             nearest = f"; nearest: {near[0]!r}" if near else ""
             raise ValueError(f'expected a column "text", found {list(columns)}{nearest}')
-        lists = {}
+        lists: dict[str, Sequence[Any]] = {}
         for name, values in columns.items():
             if name == self._key:  # ids are the batch's own
                 continue

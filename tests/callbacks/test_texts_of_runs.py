@@ -31,11 +31,13 @@ EXAMPLE_ROWS = [{"example_id": i, "text": f"example {i} {HOSTILE}", "answer": st
 QUERY_ROWS = [{"query_id": i, "text": f"query {i} {HOSTILE}", "answer": str(i)} for i in QUERY_IDS]
 
 
-def fit(folder: Path, loader: Any = None, asked: Any = None, callbacks: Any = (), **online: Any) -> ScoreStore:
+def fit(
+    folder: Path, loader: Any = None, asked: Any = None, callbacks: Any = (), epochs: int = 1, **online: Any
+) -> ScoreStore:
     shutil.rmtree(folder / "online", ignore_errors=True)
     callback = OnlineTracIn(queries() if asked is None else asked, folder / "online", ledger=False, **online)
     loader = DataLoader(EXAMPLES, batch_size=2) if loader is None else loader  # type: ignore[arg-type]
-    trainer(folder, callbacks=[callback, *callbacks]).fit(replay.Net(OPTIMIZERS["adamw"]), loader)
+    trainer(folder, callbacks=[callback, *callbacks], max_epochs=epochs).fit(replay.Net(OPTIMIZERS["adamw"]), loader)
     return ScoreStore.open(folder / "online")
 
 
@@ -111,7 +113,7 @@ def test_texts_are_beside_the_scores_byte_for_byte(form: str, tmp_path: Path) ->
 
 def test_a_function_is_called_only_for_batches_with_new_ids(tmp_path: Path) -> None:
     describe = Describe()
-    fit(tmp_path, describe=describe)
+    fit(tmp_path, describe=describe, epochs=2)
     assert describe.ids == [QUERY_IDS[:2], QUERY_IDS[2:], *(EXAMPLE_IDS[i : i + 2] for i in range(0, 8, 2))]
 
 
@@ -205,7 +207,7 @@ def test_batches_of_several_loaders_are_described_one_by_one(tmp_path: Path) -> 
 
 def test_queries_that_are_added_have_texts(tmp_path: Path) -> None:
     added = [{**row, "query_id": row["query_id"] + 1000} for row in ASKED]
-    store = fit(tmp_path, callbacks=[AddQueries(added)], describe=Describe())
+    store = fit(tmp_path, callbacks=[AddQueries(added)], epochs=2, describe=Describe())
     assert [row["answer"] for row in rows_of(store.queries)] == [str(row["query_id"]) for row in (*ASKED, *added)]
 
 
@@ -259,6 +261,12 @@ def test_a_datamodule_says_texts_when_the_store_is_written(tmp_path: Path) -> No
     assert len(rows_of(other.examples)) == data.called == 1  # one's own texts come first
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> ScoreStore:
+    """The scores of a run without texts."""
+    return fit(tmp_path_factory.mktemp("plain"))
+
+
 class FailsLater(MapStyle):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index:
@@ -279,12 +287,13 @@ class FailsLater(MapStyle):
     ],
     ids=["data set that fails", "no id", "no text", "types", "other ids", "no texts", "datamodule that fails"],
 )  # fmt: skip
-def test_what_fails_at_the_end_leaves_the_scores_whole(describe: Any, message: str, tmp_path: Path) -> None:
+def test_what_fails_at_the_end_leaves_the_scores_whole(
+    describe: Any, message: str, plain: ScoreStore, tmp_path: Path
+) -> None:
     given = {"loader": describe} if isinstance(describe, Data) else {"describe": describe}
     with pytest.warns(UserWarning, match=f"{message}.*ScoreStore.put_texts"):
         store = fit(tmp_path / "a", **given)
     assert store.examples is None
-    plain = fit(tmp_path / "b")
     np.testing.assert_array_equal(store.matrix("dot"), plain.matrix("dot"))
     store.put_texts(Texts.of(EXAMPLE_ROWS, "example_id"))
     assert rows_of(store.examples) == EXAMPLE_ROWS
@@ -327,7 +336,7 @@ def test_what_is_wrong_is_said_before_training(describe: Any, message: str, tmp_
     assert not (tmp_path / "online").exists()
 
 
-def test_what_a_function_gets_wrong_later_is_one_warning(tmp_path: Path) -> None:
+def test_what_a_function_gets_wrong_later_is_one_warning(plain: ScoreStore, tmp_path: Path) -> None:
     def describe(batch: dict[str, Any]) -> dict[str, Any]:
         columns = Describe()(batch)
         if EXAMPLE_IDS[2] in batch.get("example_id", []):
@@ -336,12 +345,12 @@ def test_what_a_function_gets_wrong_later_is_one_warning(tmp_path: Path) -> None
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        store = fit(tmp_path / "a", describe=describe)
+        store = fit(tmp_path, describe=describe)
     about = [str(warning.message) for warning in caught if "describe" in str(warning.message)]
     assert len(about) == 1
     assert "RuntimeError: odd row" in about[0]
     assert rows_of(store.examples) == [*EXAMPLE_ROWS[:2], *EXAMPLE_ROWS[4:6]]
-    np.testing.assert_array_equal(store.matrix("dot"), fit(tmp_path / "b").matrix("dot"))
+    np.testing.assert_array_equal(store.matrix("dot"), plain.matrix("dot"))
 
 
 def test_scores_of_a_failed_run_have_texts(tmp_path: Path) -> None:
