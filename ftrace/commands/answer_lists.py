@@ -16,7 +16,7 @@ from ftrace.scores import ScoreStore
 from ftrace.views import StoreSource, make_query_view, render_examples
 
 _DIFFERENCE = "difference"
-_COLUMN = 24  # characters of an answer at the head of a column
+_COLUMN, _HEADING = 24, 80  # characters of an answer at the head of a column, and of a list
 
 
 def render_lists(
@@ -46,17 +46,15 @@ def render_lists(
         others = [column for column in columns if column is not columns[place]]
         in_training = _online(question, scored, online) if answer.right and online is not None else []
         view = make_query_view([columns[place], *others, *in_training], 0, k, opponents, by_first=True)
-        yield render_examples(view, f"Who taught “{answer.text}”", f"Who argued against “{answer.text}”", cut)
+        called = _shortened(answer.text, _HEADING)
+        yield render_examples(view, f"Who taught “{called}”", f"Who argued against “{called}”", cut)
     if len(scored.answers) == 2:
         first, second = scored.answers
         difference = _column(question, scored, _DIFFERENCE, scored.scores[:, 1] - scored.scores[:, 0], second, first)
         view = make_query_view([difference, columns[1], columns[0]], 0, k, k, by_first=True)
-        yield render_examples(
-            view,
-            f"Who argues for “{second.text}” rather than “{first.text}”",
-            f"Who argues for “{first.text}” rather than “{second.text}”",
-            cut,
-        )
+        this, other = _shortened(first.text, _HEADING // 2), _shortened(second.text, _HEADING // 2)
+        headings = f"Who argues for “{other}” rather than “{this}”", f"Who argues for “{this}” rather than “{other}”"
+        yield render_examples(view, *headings, cut)
 
 
 def _column(
@@ -86,7 +84,11 @@ def _online(question: Question, scored: AnswerScores, folder: Path) -> list[Answ
     return [AnswerSource(name, np.asarray(source.store.example_ids), values, scored.data, {})]
 
 
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _names(answers: tuple[GivenAnswer, ...]) -> list[str]:
     """Return short names of answers, which differ."""
-    names = [text if len(text) <= _COLUMN else f"{text[: _COLUMN - 1]}…" for text in (a.text for a in answers)]
+    names = [_shortened(answer.text, _COLUMN) for answer in answers]
     return names if len(set(names)) == len(names) else [f"{place}: {name}" for place, name in enumerate(names, 1)]

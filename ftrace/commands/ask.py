@@ -47,7 +47,7 @@ def ask(
     answer: str | None = None,
     k: int = 5,
     opponents: int = 3,
-    answers: int = 5,
+    likeliest: int = 5,
     index: str | None = None,
     scores: str | None = None,
     snapshot: Literal["last", "first"] | int = "last",
@@ -61,13 +61,13 @@ def ask(
             question is one of the run's queries.
         k: How many proponents of each answer.
         opponents: How many opponents of each answer.
-        answers: How many of the model's likeliest answers to print.
+        likeliest: How many of the model's likeliest answers to print.
         index: The gradient index to search, a folder or a name in the run's; default: the one in the run's folder. If
             there is none, it is made and kept, unless that takes minutes.
         scores: STORE[:KIND] of a score store instead, such as online:learning, for the run's own queries alone.
         snapshot: The model that is asked: "last", "first", or a step.
     """
-    for name, number, least in (("k", k, 1), ("opponents", opponents, 0), ("answers", answers, 1)):
+    for name, number, least in (("k", k, 1), ("opponents", opponents, 0), ("likeliest", likeliest, 1)):
         if number < least:
             raise ValueError(f"{name}: expected at least {least}, found {number}")
     if index is not None and scores is not None:
@@ -80,7 +80,7 @@ def ask(
     model = opened.model_at(at)
     asked = Question(opened.data, question, model.hparams["answers"])
     wanted = None if answer is None else _known_answer(answer, asked)
-    compared, view = _ask(asked, model, wanted, answers, at.name)
+    compared, view = _ask(asked, model, wanted, likeliest, at.name)
     console = Console()
     print_view(render_question(view), console)
     if scores is not None:
@@ -98,7 +98,8 @@ def ask(
     for part in render_lists(asked, scored, k, opponents, online, CUT if console.is_terminal else None):
         print_view(part, console)
     if len(compared) == 1 and console.is_terminal:
-        _tell(console, "\nWho argues for another answer, and who against it: --answer TEXT")
+        console.print()
+        _tell(console, "Who argues for another answer, and who against it: --answer TEXT")
 
 
 def _known_answer(answer: str, question: Question) -> str:
@@ -135,8 +136,7 @@ def _ask(
         else:
             compared.append(given)
             others.append(_asked_about(given, "your answer, the right one" if given.right else "your answer"))
-    if not any(answer.right is not False for answer in compared):
-        assert question.query is not None
+    if question.query is not None and not any(answer.right for answer in compared):
         right = question.given(model, question.query["targets_pretokenized"])
         compared = [*compared, right][:2]
         others.append(_asked_about(right, "the right answer"))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ftrace.data import FactData, QuestionForm
+from ftrace.data import FactData, QuestionForm, unknown_words
 from ftrace.evaluation.beam_search import IGNORED, beam_answers, is_right, normalised
 from ftrace.models import FactLM
 
@@ -62,10 +62,19 @@ class Question:
         self.data = data
         self._counts_forms = answers == "any"
         self.form = QuestionForm.of(data)
-        self.inputs = self.form.inputs(text)
+        self.inputs = self.form.inputs(self._without_strange_mark(text))
         self.query = self._same_query()
         if self.query is not None:
             self.inputs = self.query["inputs_pretokenized"]
+
+    def _without_strange_mark(self, text: str) -> str:
+        """Leave out a question mark at the end if a tokenizer of words would know the last word but for it."""
+        assert self.data.tokenizer is not None
+        bare = text.rstrip().removesuffix("?")
+        word, strange = bare.split()[-1:], text.split()[-1:]
+        if word == strange or not word or not unknown_words(self.data.tokenizer, strange[0]):
+            return text
+        return text if unknown_words(self.data.tokenizer, word[0]) else bare
 
     def _same_query(self) -> Row | None:
         wanted = _key(self.inputs)
@@ -81,26 +90,26 @@ class Question:
 
     @cached_property
     def _forms(self) -> dict[str, tuple[str, ...]]:
-        """For each answer that some query of the data set accepts, all the forms in which it is accepted."""
+        """For each answer that the data set knows, all the forms in which it counts as the same."""
         forms: dict[str, set[tuple[str, ...]]] = {}
-        for answers in self.data.query_rows["answers"]:
+        for answers in self.data.answer_forms():
             bare = tuple(map(self.form.bare, answers))
             for answer in bare:
                 forms.setdefault(normalised(answer), set()).add(bare)
-        # Where queries disagree on what else an answer is called, it may be the name of several things.
+        # A text that has several lists of forms may be the name of several things.
         return {answer: next(iter(of_queries)) for answer, of_queries in forms.items() if len(of_queries) == 1}
 
     def forms(self, answer: str) -> tuple[str, ...]:
-        """Return the forms of an answer that count together, as the data set's queries accept them: first its own.
+        """Return the forms of an answer that count together, as far as the data set knows them: first its own.
 
         Args:
             answer: The answer alone.
         """
         text = self.form.bare(answer)
         accepted = self.accepted if self.is_right(text) else self._forms.get(normalised(text), ())
-        own = next((form for form in accepted if normalised(form) == normalised(text)), text)
-        others = tuple(form for form in accepted if form != own)
-        return (own, *(others if self._counts_forms else ()))
+        spelled = next((form for form in accepted if normalised(form) == normalised(text)), text)
+        others = tuple(form for form in accepted if form != spelled)
+        return (spelled, *(others if self._counts_forms else ()))
 
     def is_right(self, answer: str) -> bool | None:
         """Tell whether an answer is right; None if nobody knows."""
@@ -152,7 +161,7 @@ class Question:
         return GivenAnswer(text, _probability(-loss), tuple(others), self.is_right(text), self.form.answers_end)
 
     def likeliest(self, model: FactLM, count: int) -> list[GivenAnswer]:
-        """Ask for the most likely answers: best first, by the likeliest form of each.
+        """Ask for the most likely answers: that with the likeliest form, then others by their probability.
 
         Args:
             model: The model, in eval mode.
@@ -172,7 +181,8 @@ class Question:
                 likeliest.setdefault(text, GivenAnswer(text, _probability(answer.log_probability), ends=False))
             else:
                 likeliest.setdefault("\n".join(sorted(self.forms(text))), self.given(model, text))
-        return list(likeliest.values())
+        ranked = list(likeliest.values())
+        return [*ranked[:1], *sorted(ranked[1:], key=lambda answer: -answer.probability)]
 
     def longest(self) -> int:
         """Return how many tokens an answer may have: twice the longest of the data set's own.

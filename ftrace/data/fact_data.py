@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -205,6 +205,11 @@ class FactData(LightningDataModule):
         """
         subject: str | None = row.get("subject")
         return subject
+
+    def answer_forms(self) -> Iterable[Sequence[str]]:
+        """Yield, for each answer that is known, all forms in which it counts as the same: those that queries accept."""
+        answers: Iterable[Sequence[str]] = self.query_rows["answers"]
+        return answers
 
     @cached_property
     def proponents(self) -> dict[int, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
+from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_entities import entity_surfaces
 from ftrace.data.synth_files import FORMAT, write_synth
 from ftrace.data.synth_settings import SynthSettings
@@ -51,6 +52,12 @@ class FtraceSynth(FactData):
         if not parts:
             raise ValueError(f"fact: expected a key such as r3-e1-e2, found {fact!r}")
         return FactParts(*parts.groups())
+
+    @override
+    def answer_forms(self) -> Iterable[Sequence[str]]:
+        """Yield the surfaces of each entity."""
+        corpus = SynthCorpus(self.synth)
+        return map(corpus.surfaces, range(self.synth.num_entities))
 
     @override
     def subject_of_query(self, row: Mapping[str, Any]) -> str:

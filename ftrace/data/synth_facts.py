@@ -68,8 +68,8 @@ def draw_typed_facts(
 ) -> list[Fact]:
     """Draw facts about entities of the types that each relation asks for, at most one a slot and entity.
 
-    Each relation pairs all entities of its types, and the facts are drawn from these pairs. A relation between entities
-    of one type leads around a circle: nobody teaches himself, or his own teacher.
+    Each relation pairs all entities of its types, and the facts are drawn from these pairs. Where both types are the
+    same, an entity has one slot or the other: nobody's teacher has a teacher. Small models confuse such chains.
 
     Raises:
         ValueError: If there is no room for so many facts.
@@ -82,7 +82,8 @@ def draw_typed_facts(
             for name in relation.types
         )
         if relation.types[0] == relation.types[1]:
-            second = [*first[1:], *first[:1]] if len(first) > 2 else first[1:]
+            half = len(first) // 2
+            first, second = first[:half], first[half:]
         pairs += [(number, pair) for pair in zip(first, second, strict=False)]
     if len(pairs) < settings.num_facts:
         raise ValueError(

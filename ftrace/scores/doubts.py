@@ -38,7 +38,7 @@ def _unlearned(learning: np.ndarray, candidate_offsets: np.ndarray | None) -> li
     if not learning.size:
         return []
     if candidate_offsets is None:
-        has_scores = learning.any(0)
+        has_scores: np.ndarray = np.asarray(learning.any(0))
     else:
         bounds = pairwise(candidate_offsets)
         has_scores = np.array([learning[begin:end].any() or begin == end for begin, end in bounds])

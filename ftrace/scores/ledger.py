@@ -16,7 +16,7 @@ The last five are the accounts. They are computed independently and add up to ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,10 @@ _REMEDIES = {
         "the random error of projecting",
         "Take a larger projection_side, or exact scores (projection_side=None)",
     ),
-    "momentum": ("momentum that is not attributed to examples", 'Take momentum="exact"'),
+    "momentum": (
+        "momentum that is not attributed to examples",
+        'Take momentum="exact" if nats matter; rankings suffer less',
+    ),
     "uncovered": ("the change of parameters that scores don't cover", 'Cover them: parameters=("*",)'),
     "curvature": (
         "what curvature leaves unexplained",
@@ -77,7 +80,8 @@ class Summary:
         if not self.moved:
             return "the queries' losses did not change"
         sizes: Mapping[str, float] = self.shares
-        write, is_named = _percent, 1e-2
+        write: Callable[[float], str] = _percent
+        is_named = 1e-2
         what = f"of what the queries {'learned' if self.fall > 0 else 'forgot'} ({abs(self.fall):.3g} nats each)"
         if abs(self.fall) < _LEAST_FALL * self.moved:  # shares of next to nothing say nothing
             sizes, write, is_named = self.explained, _nats, 1e-2 * self.moved

@@ -185,12 +185,23 @@ KILLED = {
         "scores": ["update", "whitened", "learning"], "refresh_every_n_steps": 2, "projection_side": 2,
         "whitening": {"window": 3}, "breakdown": ["layer"],
     },
+    "projected": {
+        "scores": ["dot", "update"], "refresh_every_n_steps": 2, "projection_side": 2, "integration": "trapezoid",
+        "momentum": "exact", "breakdown": ["layer", "epoch"],
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("processes", "settings", "step"),
-    [(1, "everything", 8), (2, "everything", 10), (2, "plain", 5), (2, "whitened", 8)],
+    [
+        (1, "everything", 8),
+        (2, "everything", 10),
+        (2, "plain", 5),
+        (2, "whitened", 8),
+        (1, "projected", 5),
+        (2, "projected", 8),
+    ],
 )
 def test_killed_and_resumed_scores_equal_uninterrupted_ones(
     processes: int, settings: str, step: int, tmp_path: Path
@@ -223,11 +234,12 @@ def test_killed_and_resumed_scores_equal_uninterrupted_ones(
         np.testing.assert_allclose(first.ledger[column], second.ledger[column], rtol=1e-8, atol=1e-10, err_msg=column)
 
 
-def test_resumed_by_another_number_of_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", ["everything", "projected"])
+def test_resumed_by_another_number_of_processes(settings: str, tmp_path: Path) -> None:
     """What one process has summed up is dealt out to the others, and the other way round; nothing counts twice."""
     for before, after in ((1, 2), (2, 1)):
         folder = tmp_path / f"{before}-{after}"
-        base = {"optimizer": "adamw", "clip": 0.4, "online": KILLED["everything"], "save_every": 1,
+        base = {"optimizer": "adamw", "clip": 0.4, "online": KILLED[settings], "save_every": 1,
                 "folder": str(folder), "describe": True}  # fmt: skip
         run([{**base, "processes": before, "epochs": 1}], tmp_path)
         half = ScoreStore.open(folder / "online").example_ids.tolist()

@@ -86,10 +86,8 @@ def test_facts_respect_types_and_are_one_to_one(seed: int) -> None:
     assert len(set(corpus.facts)) == len(corpus.facts) == 30
     for relation, pair in corpus.facts:
         assert tuple(corpus.entities[entity].type for entity in pair) == corpus.relation_types[relation]
-    for slot in (0, 1):
-        taken = Counter((relation, pair[slot]) for relation, pair in corpus.facts)
-        assert set(taken.values()) == {1}
-    assert all((relation, pair[::-1]) not in corpus.facts for relation, pair in corpus.facts)  # nor about itself
+    taken = Counter((relation, entity) for relation, pair in corpus.facts for entity in pair)
+    assert set(taken.values()) == {1}  # nor has a teacher a teacher
 
 
 def test_entities_are_as_many_of_each_type_while_there_are_enough(tmp_path: Path, corpus: SynthCorpus) -> None:
@@ -250,7 +248,7 @@ def test_surfaces_are_read_with_single_spaces_and_may_share_words(tmp_path: Path
         ({"entity_vocabulary": "/nowhere.txt"}, "entity_vocabulary: can't read '/nowhere.txt'"),
         (
             {"num_facts": 37},
-            "num_facts: expected at most 36, all that fit 6 one-to-one relations between 24 ",
+            "num_facts: expected at most \\d+, all that fit 6 one-to-one relations between 24 ",
         ),
     ],
     ids=str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -242,7 +242,7 @@ def copied(gradients: PerExampleGradients | None) -> PerExampleGradients | None:
     """Copy dense gradients."""
     if gradients is None:
         return None
-    parts = {name: [Dense(gradients.dense(name).clone())] for name in gradients.parts}
+    parts: Mapping[str, Any] = {name: [Dense(gradients.dense(name).clone())] for name in gradients.parts}
     return PerExampleGradients(parts, gradients.shapes, len(gradients))
 
 

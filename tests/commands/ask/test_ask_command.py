@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -52,14 +53,14 @@ def code(*arguments: object) -> int:
 
 def lists(printed: str) -> dict[str, list[int]]:
     """The ids of each list of examples, by its heading."""
-    found: dict[str, list[int]] = {}
+    by_heading: dict[str, list[int]] = {}
     ids: list[int] = []
     for line in printed.splitlines():
         if line.startswith("Who "):
-            ids = found.setdefault(line.strip(), [])
+            ids = by_heading.setdefault(line.strip(), [])
         elif match := re.search(r"#(\d+)(  \+\d+ alike)?$", line):
             ids.append(int(match.group(1)))
-    return found
+    return by_heading
 
 
 def wrong_answer(run: SmallRun, query: int = 0) -> str:
@@ -110,7 +111,7 @@ def test_what_is_shown_is_what_a_search_finds(run: SmallRun, indexed: Path, caps
 def test_a_question_that_nobody_has_asked(run: SmallRun, indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = run.data.train_rows[0]["inputs_pretokenized"].replace("<extra_id_0>", "___").split()
     capsys.readouterr()
-    assert code("ask", indexed, *words, "Oslo", "--answers=2", "-k", 1) == 0
+    assert code("ask", indexed, *words, "Oslo", "--likeliest=2", "-k", 1) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == " ".join([*words, "Oslo"]).replace("___", "<extra_id_0>")
     assert "The model doesn't know 'Oslo': it reads unknown words" in printed
@@ -207,7 +208,7 @@ def test_which_index_is_taken(indexed: Path, tmp_path: Path) -> None:
         (["{}", "--answer=xyzzy Xyzzy"], "answer: expected words that the model knows, found 'xyzzy', 'Xyzzy'"),
         (["{}", "--k=0"], "k: expected at least 1, found 0"),
         (["{}", "--opponents=-1"], "opponents: expected at least 0"),
-        (["{}", "--answers=0"], "answers: expected at least 1"),
+        (["{}", "--likeliest=0"], "likeliest: expected at least 1"),
         (["{}", "--index=nowhere"], "'nowhere' is not a gradient index"),
         (["{}", "--index=a", "--scores=b"], "expected one of index and scores"),
         (["{}", "--scores=nowhere"], "nothing at 'nowhere'"),
@@ -233,6 +234,17 @@ def test_no_run_and_no_snapshots(run: SmallRun, folder: Path, capsys: pytest.Cap
     (folder / "snapshots").unlink()
     assert code("ask", folder, "who") == 2
     assert "Train with CheckpointSnapshots" in capsys.readouterr().err
+
+
+def test_an_index_of_other_data(
+    run: SmallRun, indexed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(indexed, folder, symlinks=True)
+    manifest = json.loads((folder / INDEX / "index.json").read_text())
+    (folder / INDEX / "index.json").write_text(json.dumps({**manifest, "data": "0123456789abcdef"}))
+    assert code("ask", folder, run.data.query_rows[0]["inputs_pretokenized"]) == 2
+    assert "is of other data than" in capsys.readouterr().err
 
 
 def test_other_settings_of_whitening_change_scores(run: SmallRun, indexed: Path) -> None:
