@@ -76,7 +76,7 @@ def ask(
     at = opened.snapshot(snapshot)
     if not question.strip():
         example = shlex.join(["ftrace", "ask", run, opened.data.query_rows[0]["inputs_pretokenized"]])
-        raise ValueError(f"question: expected words, found none. For example: {example}")
+        raise ValueError(f"question: expected words, found none. For example: {plain(example)}")
     model = opened.model_at(at)
     asked = Question(opened.data, question, model.hparams["answers"])
     wanted = None if answer is None else _known_answer(answer, asked)

@@ -69,10 +69,10 @@ def render_question(view: QuestionView) -> Group:
         label = f"  the model, at {plain(view.snapshot)}" if not place else ""
         right = "" if said.right is None else "right" if said.right else "wrong"
         answer = _with_forms(marked_text(said.text or "", style="bold" if not place else ""), forms)
-        table.add_row(label, percent(said.probability or 0.0), answer, Text(right, style=_STYLES.get(right, "")))
+        table.add_row(Text(label), percent(said.probability or 0.0), answer, Text(right, style=_STYLES.get(right, "")))
     for other in view.others:
         answer = _with_forms(marked_text(other.text), other.forms)
-        table.add_row(f"  {plain(other.why)}", percent(other.probability), answer, "")
+        table.add_row(Text(f"  {plain(other.why)}"), percent(other.probability), answer, "")
     return Group(heading, table, *(Text(f"  {plain(note)}", style="yellow") for note in view.notes))
 
 

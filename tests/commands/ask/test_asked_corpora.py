@@ -115,3 +115,10 @@ def test_texts_come_out_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert "Lyon ↵ Who lies in" in printed
         assert "[/] lies in" in printed
         assert r"\x1b[31mBonn lies in" in printed
+
+
+def test_an_example_of_a_question_comes_out_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"inputs": "\x1b[31m[red]Bonn lies in <extra_id_0>", "targets": "<extra_id_0> Germany"}]
+    run = trained_run(tmp_path, "encoder-decoder", rows, rows, steps=1)
+    assert main(["ask", str(run)]) == 2
+    assert r"'\x1b[31m[red]Bonn lies in <extra_id_0>'" in capsys.readouterr().err
