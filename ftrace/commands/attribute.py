@@ -68,7 +68,11 @@ def attribute(
     task = make_task(of_run, folder, candidates, choice, **settings)
     store = method.score(task)
     say = rank_zero_only(Console().print)
-    say(f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}", soft_wrap=True)
+    say(
+        f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def make_task(

@@ -168,7 +168,9 @@ def search(
         console.print()
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)
-    console.print(f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True)
+    console.print(
+        f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True, markup=False
+    )
 
 
 def _approximately(

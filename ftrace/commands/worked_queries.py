@@ -46,9 +46,11 @@ def work_out(run: Run, store: ScoreStore, kind: str, query_ids: Collection[int],
     for view in views:
         console.print(render_query(view, CUT, console.width))
         console.print()
-    with whole_file(run.folder / FILE) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as lines:
-        plain = Console(file=lines, width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    plain = Console(width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    with plain.capture() as capture:
         for view in views:
-            plain.print(render_query(view, width=_WIDTH))
-            plain.print()
+            plain.print(render_query(view, width=_WIDTH), "")
+    with whole_file(run.folder / FILE) as temporary:
+        lines = [f"{line.rstrip()}\n" for line in capture.get().splitlines()]
+        temporary.write_text("".join(lines), encoding="utf-8")
     return run.folder / FILE

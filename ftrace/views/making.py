@@ -190,8 +190,9 @@ def _states_fact(sources: Sequence[Source], query_id: int, row: Row, example_id:
 
 
 def _telling_words(sources: Sequence[Source], row: Row) -> set[str]:
-    """Return the words of a query and its answer, without those that many examples have."""
-    words = {word.key for name in ("text", "answer") for word in words_in(_text(row, name) or "")}
+    """Return the words of a query and its answers, without those that many examples have."""
+    texts = [_text(row, "text") or "", _text(row, "answer") or "", *_other_answers(row)]
+    words = {word.key for text in texts for word in words_in(text)}
     sample = next(filter(None, (source.sample_texts() for source in sources)), [])
     return words - common_words(words, sample)
 

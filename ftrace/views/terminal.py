@@ -97,7 +97,7 @@ def _facts(view: QueryView) -> Table:
     if view.answer is not None:
         answer = marked_text(view.answer, style=_BOLD)
         if view.accepted:
-            answer.append(f"  also accepted: {plain(', '.join(view.accepted))}", style="not bold")
+            answer.append(f"  also accepted: {plain('; '.join(view.accepted))}", style="not bold")
         table.add_row("  answer", answer)
     if view.said is not None:
         table.add_row("  the model said", said_text(view.said))

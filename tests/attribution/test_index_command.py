@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,10 @@ def test_index_then_search_then_evaluate(run: SmallRun, folder: Path, capsys: py
     assert code("search", f"--index={place}", "-k", "12") == 0
     said = capsys.readouterr().out
     assert "norms of rows, once for a task" in said
+    (look,) = re.findall(r"Look at them: ftrace (.*)", said)
+    assert code(*shlex.split(look), "--query=1", "--opponents=1") == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] in said
     results = list(read_results(place / "results.jsonl"))
     store = TrackStar(str(place)).score(run.task(folder / "trackstar"))
     assert len(results) == len(run.data.query_rows)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -226,6 +228,23 @@ def test_a_run_of_another_module_is_not_asked(shown: Show, tmp_path: Path) -> No
     (tmp_path / "run" / "snapshots" / "step-1").mkdir(parents=True)
     (tmp_path / "run" / "snapshots" / "step-1" / "snapshot.json").write_text("{}")
     assert not any("the model said" in line for line in shown(tmp_path / "run", "--query=0"))
+
+
+# The next command
+
+
+def test_the_named_command_works(trained: tuple[Path, FtraceSynth], capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained[0]
+    output = run / "bm 25"
+    assert main(["attribute", "--method=bm25", f"--run={run}", f"--output_dir={output}"]) == 0
+    (command,) = re.findall(r"Look at them: ftrace (.*)", capsys.readouterr().out)
+    assert main([*shlex.split(command), "--query=0"]) == 0
+    by_bm25 = capsys.readouterr().out
+    assert "by bm 25 bm25" in by_bm25
+    assert main(["evaluate", str(output), str(run / "online"), "--queries=all", f"--output_dir={run / 'table'}"]) == 0
+    (command,) = re.findall(r"Query by query: ftrace (.*)", capsys.readouterr().out)
+    assert main([*shlex.split(command), "--query=0"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == by_bm25.splitlines()[0]
 
 
 # Speed
