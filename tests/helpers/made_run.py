@@ -26,7 +26,7 @@ MODEL: dict[str, Any] = {
     },
     "embedding_std": 0.3,
 }  # fmt: skip
-SNAPSHOTS = ("step-00000000", "step-00000040")
+SNAPSHOTS = ("step-00000000", "step-00000100")
 
 
 def make_run(folder: Path, data_dir: Path, learned: list[int] | None = None) -> Path:
@@ -61,14 +61,14 @@ def data_of(data_dir: Path) -> FtraceSynth:
     return data
 
 
-def train(run: Path, data: FtraceSynth, steps: int = 40) -> FactLM:
+def train(run: Path, data: FtraceSynth, steps: int = 100) -> FactLM:
     """Train on the queries themselves, and save both snapshots."""
     torch.manual_seed(0)
     model = FactLM(**MODEL)
     model.build(data.tokenizer)
     save(model, run / "snapshots" / SNAPSHOTS[0])
     batch = next(iter(data.query_dataloader()))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
         model.example_losses(batch).mean().backward()
