@@ -72,8 +72,7 @@ def scores_of_index(
         IndexTooLarge: If there is none, and it takes minutes to make one.
         ValueError: If it is of other data, or another model.
     """
-    step = None if snapshot == run.last_snapshot else int(snapshot.name.removeprefix("step-"))
-    opened, notes = find_index(run, given, step)
+    opened, notes = find_index(run, snapshot, given)
     if opened is None:
         opened = make_small_index(run, snapshot)
     corpus = Corpus.of(opened, run)
@@ -149,14 +148,14 @@ def score_answers(
     return np.concatenate(ids), torch.cat(scores).numpy()
 
 
-def find_index(run: Run, given: str | None = None, step: int | None = None) -> tuple[GradientIndex | None, list[str]]:
+def find_index(run: Run, snapshot: Path, given: str | None = None) -> tuple[GradientIndex | None, list[str]]:
     """Find the index of a run to search in.
 
     Args:
         run: The run.
-        given: The folder of one, or its name in the run's folder; default: of those in the run's folder, the one that
-            was written while training, or else that of the latest step.
-        step: Take one at this step alone.
+        snapshot: The snapshot that was asked.
+        given: The folder of one, or its name in the run's folder; default: of those in the run's folder, one that was
+            written while training if the last snapshot was asked, or else one at the snapshot.
 
     Returns:
         The index, None if there is none; and a line for each that is there and was passed over.
@@ -173,15 +172,25 @@ def find_index(run: Run, given: str | None = None, step: int | None = None) -> t
             usable.append(GradientIndex(file.parent))
         except ValueError as error:
             notes.append(f"Passed over: {error}")
-    if step is not None:
-        usable = [each for each in usable if [segment.step for segment in each.segments] == [step]]
+    others = [each.folder.name for each in usable]
+    step = int(snapshot.name.removeprefix("step-"))
+    usable = [
+        each
+        for each in usable
+        if (_is_of_training(each) and snapshot == run.last_snapshot) or [s.step for s in each.segments] == [step]
+    ]
     if not usable:
         return None, notes
     best = max(usable, key=lambda each: (len(each.segments), each.segments[-1].step))
-    others = [each.folder.name for each in usable if each is not best]
+    others.remove(best.folder.name)
     if others:
         notes.append(f"Searched in {best.folder.name}; --index takes another: {', '.join(others)}")
     return best, notes
+
+
+def _is_of_training(index: GradientIndex) -> bool:
+    """Tell whether an index knows the steps of a training, and not the weights of one step alone."""
+    return len(index.segments) > 1 or index.manifest.get("written_by") != "ftrace index"
 
 
 def make_small_index(run: Run, snapshot: Path) -> GradientIndex:

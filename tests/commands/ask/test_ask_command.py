@@ -180,19 +180,20 @@ def test_scores_of_training_stand_beside_those_of_the_right_answer(
 def test_which_index_is_taken(indexed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(indexed, folder, symlinks=True)
-    assert find_index(Run(folder), step=2) == (None, [])
+    asked = Run(folder)
+    early, last = asked.snapshot(2), asked.last_snapshot
+    assert find_index(asked, early) == (None, [])
     assert main(["index", f"--run={folder}", "--projection_side=2", "--accelerator=cpu", "--snapshot=2"]) == 0
-    latest, notes = find_index(Run(folder))
+    latest, notes = find_index(asked, last)
     assert latest is not None
     assert latest.folder.name == INDEX
     assert notes == [f"Searched in {INDEX}; --index takes another: index-step-00000002"]
-    earlier, _ = find_index(Run(folder), step=2)
+    earlier, _ = find_index(asked, early)
     assert earlier is not None
     assert earlier.folder.name == "index-step-00000002"
     (folder / INDEX / "segment-00000004" / "segment.json").unlink()
-    left, notes = find_index(Run(folder))
-    assert left is not None
-    assert left.folder.name == "index-step-00000002"
+    left, notes = find_index(asked, last)
+    assert left is None  # the other is of other weights
     assert "Passed over" in notes[0]
     assert "is not finished" in notes[0]
 
