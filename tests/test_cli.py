@@ -29,13 +29,14 @@ def code(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "command", ["synth", "show", "attribute", "evaluate", "tail-patch", "counterfactual", "index", "search"]
+    "command", ["synth", "show", "ask", "attribute", "evaluate", "tail-patch", "counterfactual", "index", "search"]
 )
 def test_help_and_print_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code(command, "--help") == 0
     assert "--config" in capsys.readouterr().out
     given = {
-        "synth": ["--output_path=x"], "show": [], "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
+        "synth": ["--output_path=x"], "show": [], "ask": ["x", "who"],
+        "attribute": ["--method=bm25", "--run=x"], "evaluate": ["store"],
         "tail-patch": ["x"],
         "counterfactual": ["--run=x"], "index": ["--run=x"], "search": ["--index=x"],
     }  # fmt: skip

@@ -139,7 +139,8 @@ def _ask(
     if question.query is not None and not any(answer.right for answer in compared):
         right = question.given(model, question.query["targets_pretokenized"])
         compared = [*compared, right][:2]
-        others.append(_asked_about(right, "the right answer"))
+        if not any(answer.right for answer in likeliest):  # else it is in the list
+            others.append(_asked_about(right, "the right answer"))
     said = [Said(answer.text if answer.ends else f"{answer.text} …", answer.probability, answer.right)
             for answer in likeliest]  # fmt: skip
     forms = tuple(answer.forms for answer in likeliest)

@@ -255,3 +255,19 @@ def test_other_settings_of_whitening_change_scores(run: SmallRun, indexed: Path)
     plain = SearchSettings(WhiteningSettings("none"))
     first, second = (score_answers(opened, corpus, question, rows, *given)[1] for given in ((), (plain,)))
     assert not np.allclose(first, second)
+
+
+def test_a_wrong_answer_is_compared_with_the_right_one(
+    run: SmallRun, indexed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model has learned nothing, so there are such queries."""
+    of_run = Run(indexed)
+    query = next(query for query, given in of_run.answers().items() if not given.right)
+    row = of_run.data.query_rows[query]
+    capsys.readouterr()
+    assert code("ask", indexed, row["inputs_pretokenized"], "-k", 1, "--opponents=0") == 0
+    printed = capsys.readouterr().out
+    right = Question(of_run.data, row["inputs_pretokenized"]).form.bare(row["targets_pretokenized"])
+    assert f"Who taught “{right}”" in printed
+    assert "right" in printed.split("Scores:")[0]
+    assert sum(line.startswith("Who argues for") for line in printed.splitlines()) == 2
