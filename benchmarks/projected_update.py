@@ -78,7 +78,7 @@ def make(model: str, folder: Path) -> tuple[pl.LightningModule, Any, Any]:
     """Make a model, its examples and its queries."""
     pl.seed_everything(0, verbose=False)
     if model == "own":
-        examples = DataLoader(own_rows(512, "example_id", 0), batch_size=32, shuffle=True)  # type: ignore[arg-type]
+        examples: Any = DataLoader(own_rows(512, "example_id", 0), batch_size=32, shuffle=True)  # type: ignore[arg-type]
         return OwnNet(), examples, DataLoader(own_rows(16, "query_id", 1), batch_size=16)  # type: ignore[arg-type]
     settings = SynthSettings(
         num_entities=20, num_relations=4, num_facts=20, num_test_utterances=4, num_facts_per_utterance=1
@@ -99,7 +99,7 @@ def measure(model: str, tracing: dict[str, Any], sides: list[int], seeds: int, s
         folder = Path(name)
         module, data, queries = make(model, folder)
         runs = {(None, 0): folder / "exact"} | {(k, s): folder / f"{k}-{s}" for k in sides for s in range(seeds)}
-        callbacks = [
+        callbacks: list[pl.Callback] = [
             OnlineTracIn(
                 queries, path, scores=("update",), projection_side=side, seed=seed, self_check=False, **tracing
             )
