@@ -11,7 +11,7 @@ import pytest
 from ftrace.callbacks import OnlineTracIn
 from ftrace.online import TraceSettings
 
-BESIDE = {"queries", "output_dir", "query_losses", "query_learned"}
+BESIDE = {"describe", "queries", "output_dir", "query_losses", "query_learned"}
 
 
 def described(kind: type) -> dict[str, str]:
