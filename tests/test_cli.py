@@ -84,7 +84,8 @@ def test_synth_writes_a_data_set(tmp_path: Path) -> None:
 
 
 def test_synth_writes_readable_entities(tmp_path: Path) -> None:
-    assert code("synth", "--output_path", str(tmp_path / "named"), *SMALL, "--entities=readable") == 0
+    arguments = ["--output_path", str(tmp_path / "named"), *SMALL, "--num_entities=40", "--entities=readable"]
+    assert code("synth", *arguments) == 0
     assert json.loads((tmp_path / "named" / "manifest.json").read_text())["entities"][0]["type"] == "company"
 
 
