@@ -96,8 +96,8 @@ def _find(name: str, of_run: Path | None) -> _Given:
     if is_run(folder):
         return _first_of(folder)
     store, kind = open_with_kind(of_run, name)
-    if kind is not None:
-        store.known_kind(kind)
+    if kind is not None and kind not in store.kinds:
+        raise ValueError(f"{store.path}: expected one of the kinds {', '.join(store.kinds)}, found {kind!r}")
     return _Given(store.path, store, kind)
 
 

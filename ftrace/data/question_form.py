@@ -101,7 +101,7 @@ class QuestionForm:
         if self.is_chat:
             return text if self.after.strip() and self.after.strip() in text else f"{self.before}{text}{self.after}"
         blanks = [match.span() for match in _BLANK.finditer(text)]
-        count = len(blanks) + len(SENTINEL.findall(text))
+        count = len(blanks) + bool(SENTINEL.search(text))
         if count > 1:
             raise ValueError(f"question: expected one blank, found {count} in {question!r:.200}. Ask for one at a time")
         return self._with_mask(text, blanks) if self.has_masks else self._begun(text, blanks)

@@ -73,7 +73,7 @@ def print_view(view: RenderableType, console: Console) -> None:
         console.print(Text(line.rstrip()), soft_wrap=True, highlight=False)
 
 
-_UNWRAPPED = 1_000_000
+_UNWRAPPED = 1_000_000_000
 
 
 def id_text(known_id: int, name: str | None) -> str:

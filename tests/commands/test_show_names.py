@@ -26,7 +26,7 @@ def test_a_kind_that_no_store_has(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["show", f"{store.path}:nope"]) == 2
     assert main(["show", str(store.path), "--kind", "nope"]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert "expected one of the kinds ['bm25'], found 'nope'" in first
+    assert "expected one of the kinds bm25, found 'nope'" in first
     assert "expected one of the kinds of these stores, bm25, found 'nope'" in second
 
 
