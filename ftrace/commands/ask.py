@@ -70,6 +70,9 @@ def ask(
     for name, number, least in (("k", k, 1), ("opponents", opponents, 0), ("likeliest", likeliest, 1)):
         if number < least:
             raise ValueError(f"{name}: expected at least {least}, found {number}")
+    for name, text in (("question", question), ("answer", answer or "")):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{name}: expected UTF-8, found {text!r:.200}. Set the terminal to UTF-8, or type it anew")
     if index is not None and scores is not None:
         raise ValueError("expected one of index and scores, found both")
     opened = Run(newest_run(run))

@@ -18,6 +18,7 @@ from ftrace.models import FactLM
 
 Row = Mapping[str, Any]
 _ASKED_FOR_LENGTH = 512  # queries whose answers tell how long answers are
+_LONGEST_QUESTION = 2048  # tokens; attention takes memory with the square of their number
 _FORMS = 4  # of an answer, for which there are as many beams
 _TOKENS = 8  # of an answer, at least
 
@@ -63,6 +64,7 @@ class Question:
         self._counts_forms = answers == "any"
         self.form = QuestionForm.of(data)
         self.inputs = self.form.inputs(self._without_strange_mark(text))
+        self._check_length()
         self.query = self._same_query()
         if self.query is not None:
             self.inputs = self.query["inputs_pretokenized"]
@@ -75,6 +77,14 @@ class Question:
         if word == strange or not word or not unknown_words(self.data.tokenizer, strange[0]):
             return text
         return text if unknown_words(self.data.tokenizer, word[0]) else bare
+
+    def _check_length(self) -> None:
+        """Make sure that the question is not so long that the model would take hours, or run out of memory."""
+        assert self.data.tokenizer is not None
+        count = len(self.data.tokenizer(self.inputs, verbose=False)["input_ids"])
+        longest = min(_LONGEST_QUESTION, self.data.tokenizer.model_max_length)
+        if count > longest:
+            raise ValueError(f"question: expected at most {longest:,} tokens, found {count:,}. Ask with fewer words")
 
     def _same_query(self) -> Row | None:
         wanted = _key(self.inputs)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ftrace.commands.sources import open_sources
 from ftrace.run_folder import fresh_answers, last_snapshot
+from ftrace.scores.plain_text import counted, plain
 from ftrace.views import (
     CUT,
     QueryLine,
@@ -131,8 +132,10 @@ class _Shown:
         if not queries:
             raise ValueError("expected scores for at least one query, found none in these stores")
         names = ", ".join(_title(source) for source in self.sources)
-        first, *others = self.list(queries, f"{len(queries):,} queries, by {names}")
-        called = shlex.quote(first.name if first.name is not None else str(first.query_id))
+        first, *others = self.list(queries, f"{counted(len(queries), 'query', 'queries')}, by {names}")
+        name = first.name
+        is_typed = name is not None and plain(name) == name and not name.startswith("-")
+        called = shlex.quote(name if name is not None and is_typed else str(first.query_id))
         rest = len(queries) - 1 - len(others)
         more = f"… and {rest:,} more. " if rest else ""
         search = " or --search WORDS" if first.prompt is not None else ""

@@ -56,6 +56,11 @@ def open_sources(names: Sequence[str], run: str | None, kind: str | None, texts:
     others = given[0].others if len(given) == 1 else []
     if len({(each.path.resolve(), each.kind or kind) for each in given}) < len(given):
         raise ValueError(f"stores: expected each once, found {list(names)}")
+    kinds = list(dict.fromkeys(known for each in given if each.store is not None for known in each.store.kinds))
+    if kind is not None and kind not in kinds:
+        raise ValueError(
+            f"kind: expected one of the kinds of these stores, {', '.join(kinds) or 'none'}, found {kind!r}"
+        )
     joined = _read_texts(texts)
     called = {path: name for name, path in short_names(list({each.path.resolve(): 0 for each in given})).items()}
     sources: list[Source] = []
@@ -91,6 +96,8 @@ def _find(name: str, of_run: Path | None) -> _Given:
     if is_run(folder):
         return _first_of(folder)
     store, kind = open_with_kind(of_run, name)
+    if kind is not None and kind not in store.kinds:
+        raise ValueError(f"{store.path}: expected one of the kinds {', '.join(store.kinds)}, found {kind!r}")
     return _Given(store.path, store, kind)
 
 

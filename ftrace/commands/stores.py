@@ -99,7 +99,9 @@ def short_names(paths: Sequence[Path]) -> dict[str, Path]:
 
 def open_with_kind(run: Path | None, given: str) -> tuple[ScoreStore, str | None]:
     """Open a store given as FOLDER[:KIND], a name in the run's folder or a path; and return the kind, if any."""
-    folder, kind = (given, "") if _folder(run, given).is_dir() else (given.partition(":")[0], given.partition(":")[2])
+    folder, colon, kind = given.rpartition(":")
+    if not colon or "/" in kind or _folder(run, given).is_dir():  # a colon in a path separates nothing
+        folder, kind = given, ""
     return ScoreStore.open(_folder(run, folder)), kind or None
 
 

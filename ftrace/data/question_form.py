@@ -101,10 +101,9 @@ class QuestionForm:
         if self.is_chat:
             return text if self.after.strip() and self.after.strip() in text else f"{self.before}{text}{self.after}"
         blanks = [match.span() for match in _BLANK.finditer(text)]
-        if len(blanks) > 1:
-            raise ValueError(
-                f"question: expected one blank, found {len(blanks)} in {question!r}. Ask for one at a time"
-            )
+        count = len(blanks) + bool(SENTINEL.search(text))
+        if count > 1:
+            raise ValueError(f"question: expected one blank, found {count} in {question!r:.200}. Ask for one at a time")
         return self._with_mask(text, blanks) if self.has_masks else self._begun(text, blanks)
 
     def _with_mask(self, text: str, blanks: Sequence[tuple[int, int]]) -> str:

@@ -24,7 +24,8 @@ def read_texts(file: str | os.PathLike[str]) -> tuple[str, Iterator[dict[str, An
 
     Each row has ``text`` and an id: ``example_id`` (or ``id``) or ``query_id``, a whole number or a name. All other
     fields are kept: ``answer``, ``answers``, ``fact``, ``facts``, ``proponent_ids`` and ``name`` have a meaning
-    (:mod:`ftrace.scores.texts`). In CSV, an id of digits is a number, and an empty cell is a field that is missing.
+    (:mod:`ftrace.scores.texts`). In CSV, an id of digits is a number, spaces separate several ``proponent_ids``, and
+    an empty cell is a field that is missing.
 
     Args:
         file: ``.jsonl`` or ``.json`` (lines of objects, or one list of them), ``.csv`` with a line of names, each also
@@ -121,4 +122,7 @@ def _fields(names: list[str], cells: list[str]) -> dict[str, Any]:
     for name in (EXAMPLE_ID, QUERY_ID, "id"):
         if _WHOLE_NUMBER.fullmatch(fields.get(name, "")):
             fields[name] = int(fields[name])
+    proponents = str(fields.get("proponent_ids", "")).split()
+    if proponents and all(map(_WHOLE_NUMBER.fullmatch, proponents)):
+        fields["proponent_ids"] = [int(number) for number in proponents]
     return fields

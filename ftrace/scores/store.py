@@ -33,6 +33,7 @@ from ftrace.scores.ranking import strongest
 from ftrace.scores.store_files import (
     LEDGER,
     MANIFEST,
+    check_kinds,
     check_replaceable,
     file_name,
     make_facts,
@@ -44,7 +45,7 @@ from ftrace.scores.store_views import describe_store, store_html
 from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
 from ftrace.scores.tables import matrix_table, ranked_table
-from ftrace.scores.texts import Texts
+from ftrace.scores.texts import Texts, check_texts
 from ftrace.whole_files import whole_folder
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class ScoreStore(StoredScores):
         folder = Path(path).resolve()
         check_replaceable(folder)
         keyed = {Sum(kind) if isinstance(kind, str) else kind: values for kind, values in scores.items()}
+        check_kinds(key.kind for key in keyed)
         parts = parts_of(keyed)
         arrays: dict[str, np.ndarray] = {}
         example_ids, query_ids = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
@@ -163,6 +165,7 @@ class ScoreStore(StoredScores):
 
     def with_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> ScoreStore:
         """Return the same store with other texts, which are not written to disk; None keeps those that it has."""
+        check_texts(examples, queries)
         other = ScoreStore(self.path, self.manifest)
         other.examples = examples if examples is not None else self.examples
         other.queries = queries if queries is not None else self.queries

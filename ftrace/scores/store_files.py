@@ -15,7 +15,7 @@ import numpy as np
 
 from ftrace.scores.ledger import FILE
 from ftrace.scores.sums import Sum
-from ftrace.scores.texts import Texts
+from ftrace.scores.texts import Texts, check_texts
 from ftrace.whole_files import whole_file
 
 FORMAT = "ftrace-scores"
@@ -23,12 +23,15 @@ VERSION = 1
 MANIFEST = "manifest.json"
 LEDGER = FILE
 EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
+_ARRAYS = ("example_ids", "query_ids", "example_names", "query_names", "candidate_ids", "candidate_offsets")
+_LONGEST_KIND = 100
 
 
 def write_texts(
     folder: Path, examples: Texts | None, example_ids: np.ndarray, queries: Texts | None, query_ids: np.ndarray
 ) -> None:
     """Write the texts of a store's ids into a folder; None writes nothing."""
+    check_texts(examples, queries)
     for name, texts, ids in ((EXAMPLES, examples, example_ids), (QUERIES, queries, query_ids)):
         if texts is not None:
             with whole_file(folder / name) as temporary:
@@ -59,6 +62,19 @@ def make_facts(
         "num_pairs": None,
         "dtype": {kind: str(dtype) for kind in kinds},
     }
+
+
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Make sure that each kind can be the name of a file of its own.
+
+    Raises:
+        ValueError: If one is empty, no file can be called so, or the store has another file of that name.
+    """
+    for kind in kinds:
+        if kind in _ARRAYS or not kind or len(kind) > _LONGEST_KIND or any(sign in kind for sign in "/\\\0"):
+            raise ValueError(
+                f"expected kinds of scores that can be names of files, none of {', '.join(_ARRAYS)}, found {kind!r:.80}"
+            )
 
 
 def file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
@@ -112,4 +128,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = {"kinds", "num_examples", "num_queries"} - manifest.keys()
     if missing:
         raise ValueError(f"{str(folder)!r} is a damaged score store: its {MANIFEST} lacks {sorted(missing)}")
+    for entry, kind in (("kinds", list), ("num_examples", int), ("num_queries", int), ("doubts", dict)):
+        if not isinstance(manifest.get(entry, kind()), kind):
+            raise ValueError(
+                f"{str(folder)!r} is a damaged score store: expected {kind.__name__} under {entry!r} in its "
+                f"{MANIFEST}, found {manifest[entry]!r:.80}"
+            )
     return manifest

@@ -241,7 +241,11 @@ class StoredScores:
             ValueError: If its file is missing or damaged.
         """
         pairs, shape = self.manifest.get("num_pairs"), (self.manifest["num_examples"], self.manifest["num_queries"])
-        return self._load(file_name(key, self.breakdown), shape if pairs is None else (pairs,))
+        name = file_name(key, self.breakdown)
+        scores = self._load(name, shape if pairs is None else (pairs,))
+        if scores.dtype.kind not in "fiu":
+            raise ValueError(f"{self.path / name}.npy: expected numbers, found {scores.dtype}. Write the store anew.")
+        return scores
 
     def column(self, place: int, key: Sum) -> np.ndarray:
         """Read one query's column of a matrix, ``[N]``; NaN if an example is no candidate.

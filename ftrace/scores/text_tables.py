@@ -86,6 +86,9 @@ def _normal(table: pa.Table, key: str, ids: np.ndarray | None) -> pa.Table:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    strange = next((row for row in rows if not isinstance(row, Mapping)), None)
+    if strange is not None:
+        raise ValueError(f"texts: expected rows that map names of columns to values, found {strange!r:.80}")
     plain = [{name: value for name, value in map(_plain, row.items()) if value is not None} for row in rows]
     columns: dict[str, pa.Array] = {}
     for name in dict.fromkeys(name for row in plain for name in row):

@@ -13,12 +13,14 @@ column is kept as it is. These have a meaning of their own to readers:
     facts           of an example: the keys of the facts that it states
     proponent_ids   of a query: the examples that state its fact
 
-Files are ordinary Parquet files, written in small row groups, so that a few rows of many are read in milliseconds.
+Where a list is expected, a single value is a list of one. Files are ordinary Parquet files, written in small row
+groups, so that a few rows of many are read in milliseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from ftrace.scores.ids import as_ids
 from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
+_LISTS = ("answers", "facts", "proponent_ids")
 
 
 class Texts:
@@ -61,6 +64,20 @@ class Texts:
         missing = [name for name in (key, "text") if name not in self.columns]
         if missing:
             raise ValueError(f"{self._name}: expected the columns {key!r} and 'text', found {self.columns}")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        """Make sure that all texts are texts, without reading them."""
+        of_text = self._file.schema_arrow.field("text").type
+        value_type = of_text.value_type if pa.types.is_dictionary(of_text) else of_text
+        if not pa.types.is_string(value_type) and not pa.types.is_large_string(value_type):
+            raise ValueError(f"{self._name}: expected texts under 'text', found {of_text}. Make them text with str()")
+        metadata = self._file.metadata
+        place = [metadata.schema.column(column).path for column in range(metadata.num_columns)].index("text")
+        groups = (metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups))
+        nulls = sum(group.null_count for group in groups if group is not None and group.has_null_count)
+        if nulls:
+            raise ValueError(f"{self._name}: expected a text in each row, found {nulls} without one. Leave these out")
 
     @classmethod
     def of(cls, rows: Rows, key: str, ids: np.ndarray | None = None) -> Texts:
@@ -92,8 +109,13 @@ class Texts:
     @cached_property
     def ids(self) -> np.ndarray:
         """Ids in the order of the rows, int64 ``[N]``."""
-        column = self._file.read([self.key]).column(0)
-        return as_ids(as_numpy(column), self.key)
+        ids = as_ids(as_numpy(self.column(self.key)), f"{self._name}: {self.key}")
+        if not (np.diff(ids) > 0).all():
+            unique, counts = np.unique(ids, return_counts=True)
+            if len(unique) < len(ids):
+                twice = unique[counts > 1][:3].tolist()
+                raise ValueError(f"{self._name}: expected each {self.key} once, found {twice} several times")
+        return ids
 
     @cached_property
     def _order(self) -> np.ndarray | None:
@@ -126,9 +148,23 @@ class Texts:
         rows: dict[int, dict[str, Any]] = {}
         for group in np.unique(groups).tolist():
             inside = places[groups == group]
-            table = self._file.read_row_group(group).take(as_arrow(inside - starts[group]))
-            rows |= dict(zip(inside.tolist(), table.to_pylist(), strict=True))
+            table = self._group(group).take(as_arrow(inside - starts[group]))
+            rows |= dict(zip(inside.tolist(), map(_with_lists, table.to_pylist()), strict=True))
         return rows
+
+    def _group(self, group: int) -> pa.Table:
+        with self._readable():
+            return self._file.read_row_group(group)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turn what a damaged file raises when it is read into an error that names the file."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{self._name} is damaged ({' '.join(str(error).split())}). Write the texts anew"
+            ) from error
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Read a whole column, in the order of :attr:`ids`.
@@ -138,12 +174,13 @@ class Texts:
         """
         if name not in self.columns:
             raise ValueError(f"{self._name}: expected one of the columns {self.columns}, found {name!r}")
-        return self._file.read([name]).column(0)
+        with self._readable():
+            return self._file.read([name]).column(0)
 
     def tables(self) -> Iterator[pa.Table]:
         """Read all rows, a row group at a time."""
         for group in range(self._file.metadata.num_row_groups):
-            yield self._file.read_row_group(group)
+            yield self._group(group)
 
     def write(self, file: Path, ids: np.ndarray | None = None) -> None:
         """Write the rows to a Parquet file.
@@ -158,3 +195,26 @@ class Texts:
                 if known is not None:
                     table = table.filter(pyarrow.compute.is_in(table[self.key], value_set=known))
                 writer.write_table(table, row_group_size=ROWS_OF_A_GROUP)
+
+
+def check_texts(examples: Texts | None, queries: Texts | None) -> None:
+    """Make sure that texts are texts, and of what they are said to be.
+
+    Raises:
+        ValueError: If something else was given, such as rows, or texts of queries for those of examples.
+    """
+    for name, texts, key in (("examples", examples, EXAMPLE_ID), ("queries", queries, QUERY_ID)):
+        if texts is not None and (not isinstance(texts, Texts) or texts.key != key):
+            found = f"those with {texts.key!r}" if isinstance(texts, Texts) else type(texts).__name__
+            raise ValueError(
+                f"{name}: expected texts with {key!r}, found {found}. Make them with Texts.of(rows, {key!r})"
+            )
+
+
+def _with_lists(row: dict[str, Any]) -> dict[str, Any]:
+    """Make lists of single values where readers expect lists: the letters of "Oslo" are no answers."""
+    for name in _LISTS:
+        value = row.get(name)
+        if value is not None:
+            row[name] = [each for each in value if each is not None] if isinstance(value, list) else [value]
+    return row

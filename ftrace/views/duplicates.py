@@ -8,8 +8,10 @@ the father of A".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
+from math import ceil
 
 from ftrace.views.words import words_in
 
@@ -31,26 +33,31 @@ def fold_duplicates(texts: Sequence[str | None]) -> list[list[int]]:
     """
     groups: list[list[int]] = []
     first_pairs: list[frozenset[tuple[str, ...]]] = []
+    groups_with: defaultdict[Hashable, list[int]] = defaultdict(list)
     for place, text in enumerate(texts):
-        pairs = _pairs(text)
-        for group, of_first in zip(groups, first_pairs, strict=True):
-            if text is not None and texts[group[0]] is not None and _alike(pairs, of_first, text, texts[group[0]]):
-                group.append(place)
-                break
-        else:
+        if text is None:
             groups.append([place])
-            first_pairs.append(pairs)
+            first_pairs.append(frozenset())
+            continue
+        pairs = _pairs(text)
+        keys = pairs or [text]  # signs alone are alike if they are the same
+        few = sorted(keys, key=lambda key: len(groups_with[key]))[: len(keys) - ceil(ALIKE * len(keys)) + 1]
+        candidates = {group for key in few for group in groups_with[key]}  # whoever is alike has one of these few
+        alike = next((group for group in sorted(candidates) if _are_alike(pairs, first_pairs[group])), None)
+        if alike is not None:
+            groups[alike].append(place)
+            continue
+        for key in keys:
+            groups_with[key].append(len(groups))
+        groups.append([place])
+        first_pairs.append(pairs)
     return groups
 
 
-def _pairs(text: str | None) -> frozenset[tuple[str, ...]]:
-    keys = [word.key for word in words_in(text or "")]
+def _pairs(text: str) -> frozenset[tuple[str, ...]]:
+    keys = [word.key for word in words_in(text)]
     return frozenset(pairwise(keys)) if len(keys) > 1 else frozenset((key,) for key in keys)
 
 
-def _alike(
-    pairs: frozenset[tuple[str, ...]], others: frozenset[tuple[str, ...]], text: str | None, other: str | None
-) -> bool:
-    if not pairs and not others:  # signs alone
-        return text == other
+def _are_alike(pairs: frozenset[tuple[str, ...]], others: frozenset[tuple[str, ...]]) -> bool:
     return len(pairs & others) >= ALIKE * len(pairs | others)

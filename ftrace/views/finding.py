@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from ftrace.scores.plain_text import plain
+from ftrace.scores.plain_text import counted, shortened
 from ftrace.views.sources import Row, Source, id_of
 
 _NEAREST = 3
+_LONGEST = 80  # characters of a name in an error message
 
 
 def all_queries(sources: Sequence[Source]) -> list[int]:
@@ -32,7 +33,9 @@ def find_query(sources: Sequence[Source], given: str) -> int:
     names = _names(sources, queries)
     if given in names:
         return names[given]
-    raise ValueError(f"query: no query {plain(given)!r} among {len(queries):,}; {_nearest(given, queries, names)}")
+    raise ValueError(
+        f"query: no query {shortened(given, _LONGEST)!r} among {len(queries):,}; {_nearest(given, queries, names)}"
+    )
 
 
 def search_queries(sources: Sequence[Source], words: Sequence[str]) -> list[int]:
@@ -53,8 +56,12 @@ def search_queries(sources: Sequence[Source], words: Sequence[str]) -> list[int]
     searchable = {query: _searchable(row) for query, row in rows.items()}
     hits = [query for query in queries if all(word in searchable[query] for word in wanted)]
     if not hits:
-        counts = [f"{plain(word)!r} is in {_count(word.casefold(), searchable.values())}" for word in words]
-        raise ValueError(f"search: none of {len(queries):,} queries has {_all_of(words)}: {', '.join(counts)}")
+        counts = [
+            f"{shortened(word, _LONGEST)!r} is in {_count(word.casefold(), searchable.values())}" for word in words
+        ]
+        raise ValueError(
+            f"search: none of {counted(len(queries), 'query', 'queries')} has {_all_of(words)}: {', '.join(counts)}"
+        )
     return hits
 
 
@@ -81,9 +88,10 @@ def _nearest(given: str, queries: Sequence[int], names: dict[str, int]) -> str:
     if not near and _is_number(given):
         near = [str(query) for query in sorted(queries, key=lambda query: abs(query - int(given)))[:_NEAREST]]
     if near:
-        return f"the nearest: {', '.join(map(plain, near))}"
+        return f"the nearest: {', '.join(shortened(name, _LONGEST) for name in near)}"
     first = {query: name for name, query in names.items()}
-    return f"the first: {', '.join(plain(first.get(query, str(query))) for query in queries[:_NEAREST])}"
+    called = [shortened(first.get(query, str(query)), _LONGEST) for query in queries[:_NEAREST]]
+    return f"the first: {', '.join(called) or 'none'}"
 
 
 def _is_number(given: str) -> bool:

@@ -103,7 +103,9 @@ def _list(
     ids = list(dict.fromkeys(example for top in tops for example in top))
     places = {example: [_place(ranking, example) for ranking in rankings] for example in ids}
     order = {example: rank for top in reversed(tops) for rank, example in enumerate(top)}
-    best = {example: min(top.index(example) for top in tops if example in top) for example in ids}
+    best: dict[int, int] = {}
+    for top in tops:
+        best |= {example: min(place, best.get(example, place)) for place, example in enumerate(top)}
     ids.sort(key=lambda example: (best[example], order[example]))
     rows = _example_rows(sources, ids)
     folded = fold_duplicates([_text(rows[example], "text") for example in ids])

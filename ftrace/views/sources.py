@@ -174,8 +174,10 @@ def ranking_kind(store: ScoreStore, kind: str | None = None) -> str:
         kind: The kind that was asked for; default: "learning", or "dot", or the first that there is.
 
     Raises:
-        ValueError: If the store has several kinds, and not this one.
+        ValueError: If the store has several kinds, and not this one; or none at all.
     """
+    if not store.kinds:
+        raise ValueError(f"{store.path}: expected scores of at least one kind, found none. Write the store anew")
     if len(store.kinds) == 1 or kind is None:
         return next((known for known in ("learning", "dot") if known in store.kinds), store.kinds[0])
     if kind not in store.kinds:
@@ -185,7 +187,7 @@ def ranking_kind(store: ScoreStore, kind: str | None = None) -> str:
 
 def id_of(name: int | str) -> int:
     """Return the id of an example or query that may be called by a name; 17 is "17"."""
-    if isinstance(name, str) and re.fullmatch(r"0|-?[1-9]\d{0,17}", name):
+    if isinstance(name, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", name) and -(2**63) <= int(name) < 2**63:
         return int(name)
     return stable_id(name) if isinstance(name, str) else int(name)
 

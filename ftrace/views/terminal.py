@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.scores.plain_text import plain
+from ftrace.scores.plain_text import counted, plain
 from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryView, Said
 from ftrace.views.ranking import Place
@@ -73,7 +73,7 @@ def print_view(view: RenderableType, console: Console) -> None:
         console.print(Text(line.rstrip()), soft_wrap=True, highlight=False)
 
 
-_UNWRAPPED = 1_000_000
+_UNWRAPPED = 1_000_000_000
 
 
 def id_text(known_id: int, name: str | None) -> str:
@@ -278,7 +278,8 @@ def _notes_on(column: ColumnView, k: int, count: int, same_as_last: int, propone
     if proponents and not column.knows_query:
         yield "no scores for this query"
     if proponents and column.candidates is not None and column.candidates < k:
-        yield f"{column.candidates:,} examples are ranked, no more"
+        are = "is" if column.candidates == 1 else "are"
+        yield f"{counted(column.candidates, 'example')} {are} ranked, no more"
     if proponents and column.proponents is not None and column.proponents < count:
         only = f"only {column.proponents:,}" if column.proponents else "none"
         yield f"{only} of these scores {'is' if column.proponents == 1 else 'are'} positive; no other is a proponent's"

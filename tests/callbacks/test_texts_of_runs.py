@@ -328,6 +328,7 @@ def breaks(batch: Any) -> Any:
         (pa.Table.from_pylist([{"example_id": 1, "texts": "a"}]), "expected rows with .*'texts'"),
         (WithExampleIds(["a"]), "expected samples that are dictionaries"),
         ([EXAMPLE_ROWS], "expected rows that are dictionaries, found list"),
+        ([], "expected rows, found none"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(describe: Any, message: str, tmp_path: Path) -> None:

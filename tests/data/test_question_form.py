@@ -89,6 +89,8 @@ def test_no_question(question: str, has_masks: bool) -> None:
 def test_blanks_that_can_not_be_filled() -> None:
     with pytest.raises(ValueError, match="expected one blank, found 2"):
         QuestionForm(has_masks=True).inputs("___ painted ___")
+    with pytest.raises(ValueError, match="expected one blank, found 2"):
+        QuestionForm(has_masks=True).inputs("___ painted <extra_id_0>")
     with pytest.raises(ValueError, match="expected the blank at the end"):
         QuestionForm().inputs("___ painted X")
     with pytest.raises(ValueError, match="answer: expected words"):

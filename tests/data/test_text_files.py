@@ -89,3 +89,10 @@ def test_file_that_is_missing_is_said(tmp_path: Path) -> None:
     for name in ("a.csv", "a.jsonl"):
         with pytest.raises(ValueError, match="can't be read"):
             read_texts(tmp_path / name)
+
+
+def test_ids_of_proponents_in_csv_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "texts.csv"
+    file.write_text("query_id,text,proponent_ids\n1,a,12\n2,b,3 -5\n3,c,a name\n")
+    _, rows = read_texts(file)
+    assert [row["proponent_ids"] for row in rows] == [[12], [3, -5], "a name"]

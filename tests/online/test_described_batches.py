@@ -68,3 +68,24 @@ def test_a_file_that_is_lost_is_a_warning_and_its_batches_are_described_again(da
         second.load(entries, tmp_path)
     second.add(batch(4, 2), {})
     assert texts(second) == texts(first)
+
+
+def test_the_batch_stays_as_it_is() -> None:
+    def takes(given: dict[str, Any]) -> dict[str, Any]:
+        return described({"example_id": given.pop("example_id")})
+
+    given = batch(1, 2)
+    DescribedBatches(takes, "example_id", "id_key", "examples", "test").add(given, {})
+    assert given["example_id"].tolist() == [1, 2]
+
+
+def test_a_tensor_that_is_changed_is_an_error_at_any_batch() -> None:
+    def changes(given: dict[str, Any]) -> dict[str, Any]:
+        if 3 in given["example_id"]:
+            given["example_id"] += 1
+        return described(given)
+
+    collected = DescribedBatches(changes, "example_id", "id_key", "examples", "test")
+    collected.add(batch(1, 2), {})
+    with pytest.raises(ValueError, match=r"leaves the batch as it is, found.*tensor\.clone"):
+        collected.add(batch(3, 4), {})

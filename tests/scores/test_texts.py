@@ -143,3 +143,45 @@ def test_texts_are_joined_later(tmp_path: Path) -> None:
         assert written.examples is not None
         assert len(written.examples) == 2
         assert written.queries is not None
+
+
+@pytest.mark.parametrize("column", ["answers", "facts", "proponent_ids"])
+def test_a_single_value_is_a_list_of_one(column: str) -> None:
+    value = 12 if column == "proponent_ids" else "Oslo"
+    texts = Texts.of([{"query_id": 1, "text": "a", column: value}], "query_id")
+    assert texts.rows([1]) == [{"query_id": 1, "text": "a", column: [value]}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"example_id": [1, 1], "text": ["a", "b"]}, r"each example_id once, found \[1\]"),
+        ({"example_id": [1, 2], "text": [3, 4]}, "texts under 'text', found int64"),
+        ({"example_id": [1, 2], "text": ["a", None]}, "a text in each row, found 1 without"),
+    ],
+)
+def test_files_of_others_are_checked(columns: dict[str, list[object]], message: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "examples.parquet")
+    with pytest.raises(ValueError, match=rf"examples.parquet: .*{message}"):
+        Texts(tmp_path / "examples.parquet", "example_id").rows([1])
+
+
+def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "examples.parquet"
+    Texts.of([{"example_id": i, "text": f"text {i}"} for i in range(100)], "example_id").write(file)
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    with pytest.raises(ValueError, match=r"examples\.parquet is damaged"):
+        Texts(file, "example_id").rows([1])
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    rows = [{"query_id": 0, "text": "a"}]
+    store = ScoreStore.write(tmp_path / "s", np.array([1]), np.array([0]), {"dot": np.ones((1, 1))})
+    for call in (store.put_texts, store.with_texts):
+        with pytest.raises(ValueError, match="expected texts with 'query_id', found list"):
+            call(queries=rows)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="expected texts with 'example_id', found those with 'query_id'"):
+            call(examples=Texts.of(rows, "query_id"))
+    with pytest.raises(ValueError, match="expected rows that map"):
+        Texts.of(["a"], "query_id")  # type: ignore[list-item]

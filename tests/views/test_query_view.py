@@ -234,3 +234,17 @@ def test_the_kind_to_rank_by(tmp_path: Path) -> None:
     assert StoreSource(make_store(tmp_path / "u", {"update": SCORES, "dot": SCORES})).kind == "dot"
     with pytest.raises(ValueError, match="expected one of the kinds update, learning, found 'dot'"):
         StoreSource(both, "dot")
+
+
+def test_ids_of_nineteen_digits_are_ids(tmp_path: Path) -> None:
+    ids = [-(2**63), 1_000_000_000_000_000_000, 2**63 - 1]
+    source = StoreSource(ScoreStore.write(tmp_path / "s", np.array([1]), np.array(ids), {"dot": np.ones((1, 3))}))
+    assert [find_query([source], str(query)) for query in ids] == ids
+    with pytest.raises(ValueError, match="no query '9223372036854775808'"):
+        find_query([source], str(2**63))
+
+
+def test_a_store_without_kinds(tmp_path: Path) -> None:
+    store = ScoreStore.write(tmp_path / "s", np.array([1]), np.array([0]), {})
+    with pytest.raises(ValueError, match="at least one kind, found none"):
+        StoreSource(store)

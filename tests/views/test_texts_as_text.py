@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from random import Random
 
 import pytest
 
@@ -113,3 +114,27 @@ def test_near_duplicates(first: str, second: str, alike: bool) -> None:
 
 def test_texts_that_are_not_known_are_not_alike() -> None:
     assert fold_duplicates([None, "a b", None, "A b."]) == [[0], [1, 3], [2]]
+
+
+def test_folding_is_that_of_all_comparisons() -> None:
+    def alike(first: str, second: str) -> bool:
+        return len(fold_duplicates([first, second])) == 1
+
+    random = Random(0)
+    words = [[random.choice("abcdefgh") for _ in range(random.randint(0, 45))] for _ in range(8)]
+    texts = ["...", "...", "!"]
+    for _ in range(100):
+        text = list(random.choice(words))
+        for _ in range(random.randint(0, 3)):
+            if text:
+                text[random.randrange(len(text))] = random.choice("abcij")
+        texts.append(" ".join(text))
+    groups: list[list[int]] = []
+    for place, text_of_place in enumerate(texts):
+        group = next((group for group in groups if alike(texts[group[0]], text_of_place)), None)
+        if group is None:
+            groups.append([place])
+        else:
+            group.append(place)
+    assert fold_duplicates(texts) == groups
+    assert len(groups) < len(texts)

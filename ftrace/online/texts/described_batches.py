@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ from ftrace.online.undisturbed.random_state import isolated_random_state
 from ftrace.scores.text_tables import joined, text_table
 
 _ROWS_TOGETHER = 10_000
+
+
+class _ChangedBatchError(ValueError):
+    """A function that describes batches changed one."""
 
 
 class DescribedBatches:
@@ -92,6 +97,8 @@ class DescribedBatches:
                 rows = [{**row, "name": names.get(row["id"])} for row in rows]
             table = text_table(map(shown, rows), "id")
             self._columns = table.slice(0, 0) if self._columns is None else joined([self._columns, table]).slice(0, 0)
+        except _ChangedBatchError:
+            raise  # at any batch: the model would train on other data
         except ValueError as error:
             message = f"{self._who}: describe, for a batch of {self._of}: {error}"
             if self._columns is None:
@@ -110,11 +117,18 @@ class DescribedBatches:
 
     def _call(self, batch: Any) -> Any:
         try:
+            before = _versions(batch)
             with isolated_random_state(), torch.no_grad():
-                return self._describe(batch)
+                columns = self._describe(copy.copy(batch))  # the model trains on the batch as it is
         except Exception as error:  # the user's function may raise anything
             keys = f". The batch has the keys {list(batch)}" if isinstance(batch, Mapping) else ""
             raise ValueError(f"the function raised {type(error).__name__}: {error}{keys}") from error
+        if _versions(batch) != before:
+            raise _ChangedBatchError(
+                f"{self._who}: describe, for a batch of {self._of}: expected a function that leaves the batch as it "
+                "is, found that it changed a tensor in place. Let it change a copy: tensor.clone()"
+            )
+        return columns
 
     def _checked(self, columns: Any, count: int) -> dict[str, Sequence[Any]]:
         """Return the columns as lists, once they are what they should be."""
@@ -203,3 +217,10 @@ class DescribedBatches:
             self._columns = joined([*([] if self._columns is None else [self._columns]), table]).slice(0, 0)
             self._known.add(np.unique(table["id"].to_numpy()))
         self._num_saved = len(self._parts)
+
+
+def _versions(batch: Any) -> list[int]:
+    """Return how often the tensors of a batch were changed in place."""
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else [batch]
+    tensors = (value for value in values if isinstance(value, torch.Tensor) and not value.is_inference())
+    return [tensor._version for tensor in tensors]

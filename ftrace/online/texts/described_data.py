@@ -60,7 +60,7 @@ class DescribedData:
             with isolated_random_state():
                 row = next(iter(_rows(self._source)), None)
             if row is None:
-                return
+                raise ValueError(f"{self._name}: expected rows, found none. {_REMEDY}")
             if not isinstance(row, Mapping):
                 raise ValueError(f"{self._name}: expected rows that are dictionaries, found {_shown(row)}. {_REMEDY}")
             columns = list(row)

@@ -205,6 +205,8 @@ def test_which_index_is_taken(indexed: Path, tmp_path: Path) -> None:
         ([" "], "question: expected words, found none"),
         (["___"], "question: expected words, found '___'"),
         (["the ___ of ___"], "expected one blank, found 2"),
+        (["the painter of " + 3000 * "X "], "question: expected at most 2,048 tokens, found 3,0"),
+        (["caf\udce9"], r"question: expected UTF-8, found 'caf\udce9'"),
         (["{}", "--answer="], "answer: expected words, found ''"),
         (["{}", "--answer=xyzzy Xyzzy"], "answer: expected words that the model knows, found 'xyzzy', 'Xyzzy'"),
         (["{}", "--k=0"], "k: expected at least 1, found 0"),
