@@ -62,7 +62,7 @@ def beam_answers(
     answers: list[list[Answer]] = [[] for _ in batch["labels"]]
     for rows, inputs, others in _groups(model, batch, beams, max_new_tokens):
         ends = [int(tokenizer.eos_token_id), *others]
-        count = beams * len(ends)  # an answer may occur once with each end
+        count = max(2, beams * len(ends))  # an answer may occur once with each end; a single beam has no probability
         out = model.model.generate(**inputs, **settings, num_beams=count, num_return_sequences=count, eos_token_id=ends)
         prompt_length = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         sequences = out.sequences[:, prompt_length:].tolist()
@@ -70,7 +70,7 @@ def beam_answers(
         every = [_answer(*pair, tokenizer, ends) for pair in zip(sequences, log_probabilities, strict=True)]
         for index, row in enumerate(rows):
             of_row = every[index * count : (index + 1) * count]
-            answers[row] = _merged(of_row, beams) if others else of_row
+            answers[row] = _merged(of_row, beams) if others else of_row[:beams]
     return answers
 
 

@@ -100,8 +100,7 @@ class StoreSource:
 
     def doubts(self) -> Sequence[str]:
         """Return what the manifest says against the scores."""
-        sentences: Sequence[str] = self.store.manifest.get("doubts", {}).get(self.kind, [])
-        return sentences
+        return self.store.doubts(self.kind)
 
     def ranking(self, query_id: int, *, largest: bool = True) -> Ranking | None:
         """Rank a query's examples in the order of ``store.top``; None if the store doesn't know the query."""

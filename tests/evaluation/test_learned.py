@@ -99,6 +99,13 @@ def test_a_query_is_answered_alike_alone_and_in_any_company(architecture: str) -
         assert_equal(alone, of_query)
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_single_beam_has_a_probability_too(architecture: str) -> None:
+    for answers in beam_answers(model(architecture), batch(architecture), TOKENIZER, 1, 4):
+        (answer,) = answers
+        assert answer.log_probability < 0
+
+
 def assert_equal(answers: list[Answer], others: list[Answer]) -> None:
     """Equal texts, and probabilities up to rounding."""
     assert [answer.text for answer in answers] == [answer.text for answer in others]
