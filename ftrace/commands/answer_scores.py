@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +109,10 @@ def scores_of_store(run: Run, question: Question, answers: Sequence[GivenAnswer]
     lines = [f"Scores: {source.kind}, from {store.path}. + taught the answer, - argued against it"]
     lines += [f"Left out, since they aren't of it: {answer.text}" for answer in answers if not answer.right]
     lines += [f"Doubtful: {doubt}" for doubt in source.doubts()]
-    return AnswerScores(tuple(right[:1]), np.asarray(store.example_ids), values[:, None], run.data, tuple(lines))
+    names = [right[0].text, *right[0].forms]
+    of_query = question.forms(query["targets_pretokenized"])[0]  # the loss is that of the query's own answer
+    asked = replace(right[0], text=of_query, forms=tuple(name for name in names if name != of_query))
+    return AnswerScores((asked,), np.asarray(store.example_ids), values[:, None], run.data, tuple(lines))
 
 
 def score_answers(

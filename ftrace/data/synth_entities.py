@@ -23,7 +23,8 @@ def draw_entities(settings: SynthSettings) -> list[Entity] | None:
     name = settings.entity_vocabulary or "the vocabulary of ftrace"
     if settings.num_entities > len(vocabulary):
         raise ValueError(
-            f"num_entities: expected at most {len(vocabulary)}, the lines of {name}, found {settings.num_entities}"
+            f"num_entities: expected at most {len(vocabulary)}, the lines of {name}, found {settings.num_entities}. "
+            "For example num_entities 100, num_relations 10, num_facts 200, num_test_utterances 40, as in the demo"
         )
     fewest = min(vocabulary, key=lambda entity: len(entity.surfaces))
     if len(fewest.surfaces) < settings.num_expressions_per_entity:

@@ -41,10 +41,10 @@ class StoredScores:
 
     @property
     def default_kind(self) -> str | None:
-        """The kind that is taken when none is given: the only one, or ``dot``; None if that isn't there."""
+        """The kind that is taken when none is given: the only one, or ``dot``, or else ``learning``; None without."""
         if len(self.kinds) == 1:
             return self.kinds[0]
-        return _DEFAULT_KIND if _DEFAULT_KIND in self.kinds else None
+        return next((kind for kind in (_DEFAULT_KIND, "learning") if kind in self.kinds), None)
 
     @property
     def breakdown(self) -> dict[str, list[str]]:
@@ -211,7 +211,7 @@ class StoredScores:
                 f"{self.path}: no kind was given, so {_DEFAULT_KIND!r} was taken, but expected one of the kinds "
                 f"{list(self.kinds)}, found {_DEFAULT_KIND!r}"
             )
-            raise ValueError(f"{message}. Pass kind={_remedy(self.kinds)!r}" if self.kinds else message)
+            raise ValueError(f"{message}. Pass kind={self.kinds[0]!r}" if self.kinds else message)
         if kind not in self.kinds:
             raise ValueError(f"{self.path}: expected one of the kinds {list(self.kinds)}, found {kind!r}")
         return kind
@@ -275,8 +275,3 @@ class StoredScores:
         if array.shape != shape:
             raise ValueError(f"{file}: expected shape {shape} as in the manifest, found {array.shape}")
         return array
-
-
-def _remedy(kinds: Sequence[str]) -> str:
-    """Choose the kind that an error names: the one to rank by, where it is there."""
-    return "learning" if "learning" in kinds else kinds[0]

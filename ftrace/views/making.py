@@ -83,8 +83,21 @@ def make_query_line(sources: Sequence[Source], query_id: int, row: Row) -> Query
 
 
 def query_row(sources: Sequence[Source], query_id: int) -> Row:
-    """Return a query's texts from the first source that has them; {} if none has."""
-    return next(filter(None, (source.query_rows([query_id])[0] for source in sources)), {})
+    """Return a query's texts from the first source that has them; {} if none has.
+
+    Raises:
+        ValueError: If two sources have different texts of it: they are of different data, whose ids mean nothing to
+            each other.
+    """
+    rows = [(source, row) for source in sources if (row := source.query_rows([query_id])[0]) is not None]
+    for source, row in rows[1:]:
+        first, of_first = rows[0]
+        if (text := _text(of_first, "text")) is not None and _text(row, "text") not in (None, text):
+            raise ValueError(
+                f"expected scores of the same data, found that query {query_id} is {text!r:.80} in {first.name} and "
+                f"{_text(row, 'text')!r:.80} in {source.name}. Show them one by one"
+            )
+    return rows[0][1] if rows else {}
 
 
 def _list(

@@ -78,7 +78,7 @@ def render_question(view: QuestionView) -> Group:
 
 def _with_forms(answer: Text, forms: Sequence[str]) -> Text:
     if forms:
-        answer.append(f"  or {plain(', '.join(forms))}", style="not bold dim")
+        answer.append(f"  or {plain('; '.join(forms))}", style="not bold dim")
     return answer
 
 

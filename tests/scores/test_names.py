@@ -100,10 +100,10 @@ def test_an_unknown_number_is_told_the_nearest_numbers(tmp_path: Path) -> None:
 
 
 def test_without_a_kind_the_error_says_which_was_taken(tmp_path: Path) -> None:
-    store = named_store(tmp_path / "store", cosine=SCORES, learning=SCORES)
+    store = named_store(tmp_path / "store", cosine=SCORES, update=SCORES)
     message = (
-        r"no kind was given, so 'dot' was taken, but expected one of the kinds \['cosine', 'learning'\], found 'dot'. "
-        "Pass kind='learning'"
+        r"no kind was given, so 'dot' was taken, but expected one of the kinds \['cosine', 'update'\], found 'dot'. "
+        "Pass kind='cosine'"
     )
     for ask in (store.scores, store.top, store.to_pandas):
         with pytest.raises(ValueError, match=message):
@@ -111,3 +111,4 @@ def test_without_a_kind_the_error_says_which_was_taken(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         store.matrix()
     assert named_store(tmp_path / "one", cosine=SCORES).default_kind == "cosine"
+    assert named_store(tmp_path / "ranked", update=SCORES, learning=SCORES).default_kind == "learning"

@@ -122,6 +122,13 @@ def test_stores_are_joined_by_id(tmp_path: Path) -> None:
     assert [place is None for place in view.opponents.examples[0].places] == [False, True]
 
 
+def test_stores_of_other_data_are_not_joined(tmp_path: Path) -> None:
+    rows = [{"query_id": 0, "text": "x = 3"}, {"query_id": 17, "text": "x = 4"}]
+    sources = [StoreSource(make_store(tmp_path / "a")), StoreSource(make_store(tmp_path / "b", queries=rows))]
+    with pytest.raises(ValueError, match=r"of the same data, found that query 0 is .* in a and 'x = 3' in b"):
+        make_query_view(sources, 0)
+
+
 def test_a_store_that_lacks_the_query(tmp_path: Path) -> None:
     first = make_store(tmp_path / "online")
     second = ScoreStore.write(tmp_path / "other", np.array([3]), np.array([99]), {"dot": np.ones((1, 1))})

@@ -39,7 +39,7 @@ def question() -> QuestionView:
 def test_a_question_with_answers() -> None:
     assert printed(render_question(question())) == [
         "the capital of Norway is  query 17 of the run",
-        "  the model, at step-9    75%  Oslo  or Christiania, Oslo city  right",
+        "  the model, at step-9    75%  Oslo  or Christiania; Oslo city  right",
         "                         2.0%  Bergen                           wrong",
         "                         1.0%  Oslo and …",
         "  your answer           <0.1%  Stockholm",
