@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftrace.scores.store_files import FORMAT, MANIFEST
 from ftrace.whole_files import whole_file
 
 CONFIG = "config.yaml"
 ANSWERS = "answers.json"
 ONLINE = "online"
-_MANIFEST = "manifest.json"  # of a store
 
 
 def newest_run(folder: str | Path) -> Path:
@@ -43,7 +43,7 @@ def is_run(folder: Path) -> bool:
 
 def stores_in(run: Path) -> list[Path]:
     """List the folders of the score stores in a run's folder: the online scores first, then by name."""
-    folders = sorted(manifest.parent for manifest in run.glob(f"*/{_MANIFEST}") if _is_of_store(manifest))
+    folders = sorted(manifest.parent for manifest in run.glob(f"*/{MANIFEST}") if _is_of_store(manifest))
     return sorted(folders, key=lambda folder: folder.name != ONLINE)
 
 
@@ -52,7 +52,7 @@ def _is_of_store(manifest: Path) -> bool:
         facts = json.loads(manifest.read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(facts, dict) and facts.get("format") == "ftrace-scores"
+    return isinstance(facts, dict) and facts.get("format") == FORMAT
 
 
 def last_snapshot(run: Path) -> Path | None:

@@ -200,13 +200,10 @@ class Run:
         places = {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
         wanted = list(places) if query_ids is None else [query for query in query_ids if query in places]
         lacking = [self.data.query_rows[places[query]] for query in wanted if query not in answers]
-        loader = self.data.query_dataloader()
-        size = loader.batch_size or 1
-        batches = (loader.collate_fn(lacking[start : start + size]) for start in range(0, len(lacking), size))
         if lacking:
             assert self.data.tokenizer is not None
             accepted = {row["query_id"]: row["answers"] for row in lacking}
-            answers |= find_answers(self.model, batches, accepted, self.data.tokenizer)
+            answers |= find_answers(self.model, self.data.query_batches(lacking), accepted, self.data.tokenizer)
         keep_answers(self.folder, key, {query: asdict(said) for query, said in answers.items()})
         return {query: answers[query] for query in wanted}
 

@@ -11,21 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ftrace.cli import COMMANDS, TRAINING, main
+from ftrace.cli import COMMANDS, TRAINING
 from ftrace.named_configs import config_file
 from helpers import warm_python
+from helpers.command_line import code
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = [
     "--num_entities=12", "--num_relations=4", "--num_facts=20", "--num_test_utterances=5",
 ]  # fmt: skip
-
-
-def code(*arguments: str) -> int:
-    try:
-        return main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "views": {"scores"},
     "causal": {"data", "models", "evaluation"},
     "report": {"scores", "views", "evaluation", "causal"},
-    "run_folder": set(),
+    "run_folder": {"scores"},
     "runs": {"index", "data", "models", "evaluation", "run_folder"},
     "retraining": {"data", "models", "evaluation", "runs"},
     "commands": {

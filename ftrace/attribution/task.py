@@ -128,9 +128,7 @@ class Task:
 
     def query_batches(self, start: int = 0, stop: int | None = None) -> list[dict[str, Tensor]]:
         """Collate a range of the queries into batches of the data's size."""
-        loader = self.data.query_dataloader()
-        rows, size = self.query_rows(start, stop), loader.batch_size or 1
-        return [loader.collate_fn(rows[first : first + size]) for first in range(0, len(rows), size)]
+        return self.data.query_batches(self.query_rows(start, stop))
 
     def choose_snapshots(self, which: WhichSnapshots) -> list[Path]:
         """Choose some of the run's snapshots, by step.

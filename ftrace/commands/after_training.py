@@ -67,8 +67,8 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
     chosen = learned or list(run.data.query_rows["query_id"])
     step = max(1, len(chosen) // max(1, settings.worked_queries))
     kind = settings.kind if settings.kind in stores["online"].kinds else stores["online"].kinds[0]
-    run.answers()  # of all queries, so that nobody waits for them later
-    worked = work_out(run, stores["online"], kind, chosen[::step][: settings.worked_queries], console)
+    answers = run.answers()  # of all queries, so that nobody waits for them later
+    worked = work_out(run, stores["online"], kind, chosen[::step][: settings.worked_queries], answers, console)
     paths = {"run": folder, "data": run.data.data_path, "table": files[0].parent, "queries": worked}
     if settings.causal:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")

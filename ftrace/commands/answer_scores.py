@@ -19,7 +19,7 @@ from torch import Tensor
 from ftrace.attribution import Task, measured
 from ftrace.commands.asking import GivenAnswer, Question, Row
 from ftrace.commands.index import index, make_plan, settings_at
-from ftrace.commands.index_corpus import Corpus, batches_of
+from ftrace.commands.index_corpus import Corpus
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactData
 from ftrace.evaluation import seeded_sample
@@ -145,7 +145,7 @@ def score_answers(
     sample = sorted(seeded_sample(range(len(queries)), min(_TASK_QUERIES, len(queries)), seed=0))
     prepared = prepare_search(
         opened, corpus.run.model_at, [question.batch([row]) for row in answers], question.losses, settings,
-        batches_of(corpus.run.data, list(queries.select(sample))), output, snapshots=corpus.run.folder / "snapshots",
+        corpus.run.data.query_batches(list(queries.select(sample))), output, snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
     ids, scores = zip(*scored_chunks(opened, prepared.queries), strict=True)
     return np.concatenate(ids), torch.cat(scores).numpy()

@@ -8,8 +8,7 @@ import numpy as np
 
 from ftrace.data import FactData, fill_in
 from ftrace.views import History, Ranking, Row
-
-_SAMPLE = 200  # texts from which it is told which words are common
+from ftrace.views.words import sample_step
 
 
 class AnswerSource:
@@ -76,7 +75,7 @@ class AnswerSource:
 
     def sample_texts(self) -> Sequence[str]:
         """Return some of the examples' texts."""
-        step = max(1, len(self._rows) // _SAMPLE)
+        step = sample_step(len(self._rows))
         return self._texts(self._rows[::step])
 
     @staticmethod

@@ -1,20 +1,14 @@
-"""The run and the rows that a gradient index is of, and queries in batches as its model takes them."""
+"""The run and the rows that a gradient index is of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from ftrace.commands.index import corpus_of
 from ftrace.data import FactData
 from ftrace.index import GradientIndex
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,10 +49,3 @@ class Corpus:
                 f"{known}, found {data.fingerprint}"
             )
         return Corpus(opened, data)
-
-
-def batches_of(data: FactData, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
-    """Collate rows of queries as a run's own queries are, in batches of the same size."""
-    loader = data.query_dataloader()
-    size = loader.batch_size or 1
-    return [loader.collate_fn(list(rows[start : start + size])) for start in range(0, len(rows), size)]

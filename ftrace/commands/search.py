@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.attribution import measured
-from ftrace.commands.index_corpus import Corpus, Row, batches_of
+from ftrace.commands.index_corpus import Corpus
 from ftrace.commands.options import add_old_names, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.sources import listed_queries
@@ -43,6 +43,7 @@ from ftrace.runs import Run
 from ftrace.scores import show_command
 from ftrace.views import CUT, ListedSource, make_query_view, render_query
 
+Row = Mapping[str, Any]
 _RECALL_QUERIES = 32
 _SHOWN = 3  # examples of each query that are printed, on either side
 
@@ -146,9 +147,9 @@ def search(
     rows = question.rows(corpus.run)
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
-    task = None if question.task_queries is None else batches_of(data, read_queries(Path(question.task_queries)))
+    task = None if question.task_queries is None else data.query_batches(read_queries(Path(question.task_queries)))
     prepared = prepare_search(
-        opened, corpus.run.model_at, batches_of(data, rows), measured("loss", question.answers), settings, task,
+        opened, corpus.run.model_at, data.query_batches(rows), measured("loss", question.answers), settings, task,
         measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
     console = Console()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from ftrace.commands.stores import open_with_kind, short_names
 from ftrace.run_folder import is_run, newest_run, stores_in
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts, show_command
 from ftrace.views import Listed, ListedQuery, ListedSource, Source, StoreSource
+from ftrace.views.words import SENTINEL
 
 RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")  # as of ftrace.evaluation.results, which imports torch
-_SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def listed_queries(results: Any) -> Iterator[ListedQuery]:
         results: Each a :class:`ftrace.evaluation.results.RetrievalResult`.
     """
     for result in results:
-        row = {"text": result.prompt, "answer": _SENTINEL.sub("", result.target).strip()}
+        row = {"text": result.prompt, "answer": SENTINEL.sub("", result.target).strip()}
         proponents = result.proponents
         yield ListedQuery(
             result.example_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +24,14 @@ def said_by_model(run: Run, answer: ModelAnswer) -> Said:
     return Said(answer.text, answer.probability, answer.right, run.last_snapshot.name)
 
 
-def work_out(run: Run, store: ScoreStore, kind: str, query_ids: Collection[int], console: Console) -> Path:
+def work_out(
+    run: Run,
+    store: ScoreStore,
+    kind: str,
+    query_ids: Collection[int],
+    answers: Mapping[int, ModelAnswer],
+    console: Console,
+) -> Path:
     """Print queries with their strongest examples, and write them to a file in the run's folder.
 
     Args:
@@ -32,13 +39,13 @@ def work_out(run: Run, store: ScoreStore, kind: str, query_ids: Collection[int],
         store: Its scores.
         kind: The kind of scores.
         query_ids: The queries.
+        answers: What the model answers to them, by id.
         console: Where to print them.
 
     Returns:
         The file, which has all texts in full.
     """
     source = StoreSource(store, kind)
-    answers = run.answers(query_ids)
     views = [
         make_query_view([source], query, _EXAMPLES, _OPPONENTS, said_by_model(run, answers[query]))
         for query in query_ids

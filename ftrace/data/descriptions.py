@@ -25,7 +25,7 @@ def describe_examples(rows: datasets.Dataset) -> pa.Table:
         ``example_id``; ``text``, the sentence with its answers filled in; ``answer``, the answers joined by commas,
         null in rows that are text alone; and ``facts``, ``name`` and ``sentence_id``, where there are any.
     """
-    return _table(rows, "example_id", _sentence, ("facts", "sentence_id"))
+    return _table(rows, "example_id", fill_in, ("facts", "sentence_id"))
 
 
 def describe_queries(rows: datasets.Dataset) -> pa.Table:
@@ -39,10 +39,6 @@ def describe_queries(rows: datasets.Dataset) -> pa.Table:
         accepted; and ``fact``, ``proponent_ids`` and ``name``, where there are any.
     """
     return _table(rows, "query_id", _prompt, ("answers", "fact", "proponent_ids"))
-
-
-def _sentence(inputs: str, targets: str) -> str:
-    return fill_in(inputs, targets) if inputs else targets  # a row that is text alone has no masks
 
 
 def _prompt(inputs: str, targets: str) -> str:

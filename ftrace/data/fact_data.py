@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
@@ -158,6 +159,16 @@ class FactData(LightningDataModule):
     def query_dataloader(self) -> DataLoader:
         """Return a loader of the queries in order, with all their accepted answers."""
         return self._loader(self.query_rows, self.settings.query_batch_size)
+
+    def query_batches(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+        """Collate rows of queries, of this data or of the same form, as :meth:`query_dataloader` does.
+
+        Args:
+            rows: Like those of :attr:`query_rows`.
+        """
+        loader = self.query_dataloader()
+        size = loader.batch_size or 1
+        return [loader.collate_fn(list(rows[start : start + size])) for start in range(0, len(rows), size)]
 
     @override
     def val_dataloader(self) -> DataLoader:

@@ -13,8 +13,7 @@ from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
-from ftrace.data.synth import SynthCorpus
-from ftrace.data.synth_entities import entity_surfaces
+from ftrace.data.synth_entities import draw_entities, entity_surfaces, surfaces_of
 from ftrace.data.synth_files import FORMAT, write_synth
 from ftrace.data.synth_settings import SynthSettings
 from ftrace.data.synth_vocabularies import vocabulary_text
@@ -56,8 +55,8 @@ class FtraceSynth(FactData):
     @override
     def answer_forms(self) -> Iterable[Sequence[str]]:
         """Yield the surfaces of each entity."""
-        corpus = SynthCorpus(self.synth)
-        return map(corpus.surfaces, range(self.synth.num_entities))
+        entities = draw_entities(self.synth)
+        return (surfaces_of(self.synth, entities, entity) for entity in range(self.synth.num_entities))
 
     @override
     def subject_of_query(self, row: Mapping[str, Any]) -> str:

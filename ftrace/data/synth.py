@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.data.synth_entities import draw_entities, entity_surfaces
+from ftrace.data.synth_entities import draw_entities, surfaces_of
 from ftrace.data.synth_facts import Fact, draw_facts, draw_relations, draw_typed_facts, fact_id
 from ftrace.data.synth_settings import SynthSettings
 
@@ -88,8 +88,7 @@ class SynthCorpus:
 
     def surfaces(self, entity: int) -> tuple[str, ...]:
         """Return the surfaces that an entity has in this corpus."""
-        surfaces = entity_surfaces(entity) if self.entities is None else self.entities[entity].surfaces
-        return surfaces[: self.settings.num_expressions_per_entity]
+        return surfaces_of(self.settings, self.entities, entity)
 
     @property
     def num_rows(self) -> int:

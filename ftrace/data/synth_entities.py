@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ftrace.data.synth_settings import SynthSettings
@@ -41,6 +43,18 @@ def draw_entities(settings: SynthSettings) -> list[Entity] | None:
         drawn_before[entity.type] = ranks[-1] + 1
     in_turns = sorted(range(len(shuffled)), key=lambda index: (ranks[index], shuffled[index].type))
     return [shuffled[index] for index in in_turns[: settings.num_entities]]
+
+
+def surfaces_of(settings: SynthSettings, entities: Sequence[Entity] | None, entity: int) -> tuple[str, ...]:
+    """Return the surfaces that an entity has in a corpus.
+
+    Args:
+        settings: The generator's flags.
+        entities: What :func:`draw_entities` returns.
+        entity: Its number.
+    """
+    surfaces = entity_surfaces(entity) if entities is None else entities[entity].surfaces
+    return surfaces[: settings.num_expressions_per_entity]
 
 
 def entity_surfaces(entity: int) -> tuple[str, str, str, str]:

@@ -16,8 +16,10 @@ def fill_in(inputs: str, targets: str) -> str:
         'Oslo lies on a fjord'
         >>> fill_in("The capital of Norway is", "Oslo")
         'The capital of Norway is Oslo'
+        >>> fill_in("", "In T5, <extra_id_0> is a mask")
+        'In T5, <extra_id_0> is a mask'
     """
-    answers = _ANSWER.findall(targets)
+    answers = _ANSWER.findall(targets) if inputs else []  # a row that is text alone has no masks
     if not answers:
         return inputs + continuation(inputs, targets)
     for mask, answer in answers:

@@ -77,3 +77,33 @@ def as_integer(value: object, what: str, expected: str = "a whole number") -> in
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"{what}: expected {expected}, found {value!r:.80}") from None
+
+
+def ascending_order(ids: np.ndarray) -> np.ndarray | None:
+    """Return the positions of ids, ``[N]``, in ascending order of ids; None if they ascend as they are."""
+    return None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
+
+
+def places_of(wanted: np.ndarray, ids: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
+    """Find the positions of some ids among others.
+
+    Args:
+        wanted: The ids to find, ``[n]``.
+        ids: Where to find them, ``[N]``, each once.
+        order: What :func:`ascending_order` returns of ``ids``.
+
+    Returns:
+        Positions, ``[n]``; -1 for an id that isn't there.
+
+    Example:
+        >>> places_of(np.array([8, 4, 3]), np.array([3, 5, 8]))
+        array([ 2, -1,  0])
+    """
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    ascending = np.argsort(wanted, kind="stable")  # neighbours are looked for one after another, which is quick
+    places = np.empty(len(wanted), np.int64)
+    places[ascending] = np.searchsorted(ids, wanted[ascending], sorter=order)
+    places = places.clip(max=len(ids) - 1)
+    places = places if order is None else order[places]
+    return np.where(ids[places] == wanted, places, -1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ftrace.scores.ids import as_ids, stable_id
+from ftrace.scores.ids import as_ids, ascending_order, places_of, stable_id
 from ftrace.scores.texts import Texts
 
 _NEAREST = 3
@@ -44,7 +44,7 @@ class Names:
         """Return the names of some ids, in their order; the id itself as text where there is no name."""
         wanted = as_ids(ids, "ids") if len(ids) else np.zeros(0, np.int64)
         if self.names is not None:
-            places = _places(self.ids, wanted)
+            places = places_of(wanted, self.ids, ascending_order(self.ids))
             known = iter(self.names[places[places >= 0]].tolist())
             names = [next(known) if place >= 0 else None for place in places.tolist()]
         elif self._texts is None:
@@ -53,7 +53,7 @@ class Names:
             names = [None if row is None else row["name"] for row in self._texts.rows(wanted)]
         else:
             column = [*self._texts.column("name").to_pylist(), None]
-            names = [column[place] for place in _places(self._texts.ids, wanted).tolist()]  # -1 is the last one, None
+            names = [column[place] for place in self._texts.places(wanted).tolist()]  # -1 is the last one, None
         return [str(number) if name is None else str(name) for name, number in zip(names, wanted.tolist(), strict=True)]
 
     def labels(self) -> np.ndarray:
@@ -63,7 +63,7 @@ class Names:
         if self._texts is None or not len(self.ids):
             return self.ids
         names = self._texts.column("name")
-        places = _places(self.ids, self._texts.ids)
+        places = places_of(self._texts.ids, self.ids, ascending_order(self.ids))
         named = np.flatnonzero((places >= 0) & names.is_valid().to_numpy(zero_copy_only=False))
         if not len(named) or stable_id(str(names[named[0]])) != self._texts.ids[named[0]]:
             return self.ids  # numbers of their own, beside which the names are notes
@@ -106,19 +106,6 @@ class Names:
         names = self._texts.column("name").to_pylist()
         pairs = zip(names, self._texts.ids.tolist(), strict=True)
         return {str(name): number for name, number in pairs if name is not None}
-
-
-def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the positions of ids in others, ``[n]``; -1 for one that isn't there."""
-    if not len(ids):
-        return np.full(len(wanted), -1)
-    order = None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
-    ascending = np.argsort(wanted, kind="stable")  # neighbours are looked for one after another, which is quick
-    places = np.empty(len(wanted), np.int64)
-    places[ascending] = np.searchsorted(ids, wanted[ascending], sorter=order)
-    places = places.clip(max=len(ids) - 1)
-    places = places if order is None else order[places]
-    return np.where(ids[places] == wanted, places, -1)
 
 
 def _first(condition: np.ndarray) -> int | None:

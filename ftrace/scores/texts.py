@@ -31,7 +31,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ftrace.scores.arrow_arrays import as_arrow, as_numpy
-from ftrace.scores.ids import as_ids
+from ftrace.scores.ids import as_ids, ascending_order, places_of
 from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
@@ -94,12 +94,11 @@ class Texts:
             ValueError: If a row lacks the id or the text, an id occurs twice, or a column has values of several types.
         """
         table = text_table(rows, key, ids)
-        unique, counts = np.unique(table[key].to_numpy(), return_counts=True)
-        if len(unique) < len(table):
-            raise ValueError(f"texts: expected each {key} once, found {unique[counts > 1][:3].tolist()} several times")
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=ROWS_OF_A_GROUP, compression="zstd")
-        return cls(sink.getvalue(), key)
+        texts = cls(sink.getvalue(), key)
+        _ = texts.ids  # each once
+        return texts
 
     @property
     def columns(self) -> list[str]:
@@ -120,25 +119,23 @@ class Texts:
     @cached_property
     def _order(self) -> np.ndarray | None:
         """Positions of the rows in ascending order of ids; None if they are in that order."""
-        return None if (np.diff(self.ids) > 0).all() else np.argsort(self.ids, kind="stable")
+        return ascending_order(self.ids)
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
+
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """Find the positions of some ids in :attr:`ids`, ``[n]``; -1 for an id that has no row."""
+        return places_of(ids, self.ids, self._order)
 
     def rows(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any] | None]:
         """Read the rows of some ids, in their order; None for an id that has no row."""
         wanted = np.asarray(ids, np.int64)
         if not len(self) or not len(wanted):
             return [None] * len(wanted)
-        order = self._order
-        places = np.searchsorted(self.ids, wanted, sorter=order).clip(max=len(self) - 1)
-        places = places if order is None else order[places]
-        known = self.ids[places] == wanted
-        rows_by_place = self._read(np.unique(places[known]))
-        return [
-            rows_by_place[place] if is_known else None
-            for place, is_known in zip(places.tolist(), known.tolist(), strict=True)
-        ]
+        places = self.places(wanted)
+        rows_by_place = self._read(np.unique(places[places >= 0]))
+        return [rows_by_place.get(place) for place in places.tolist()]
 
     def _read(self, places: np.ndarray) -> dict[int, dict[str, Any]]:
         """Read rows by their places, which ascend: only the row groups that they are in."""

@@ -11,8 +11,7 @@ import numpy as np
 from ftrace.scores import as_ids
 from ftrace.views.ranking import Ranking
 from ftrace.views.sources import History, Row, id_of
-
-_SAMPLE = 200  # texts from which it is told which words are common
+from ftrace.views.words import sample_step
 
 
 @dataclass(frozen=True)
@@ -128,5 +127,5 @@ class ListedSource:
 
     def sample_texts(self) -> Sequence[str]:
         """Return texts of examples that were retrieved for any query."""
-        step = max(1, len(self._rows) // _SAMPLE)
+        step = sample_step(len(self._rows))
         return [row["text"] for row in islice(self._rows.values(), 0, None, step)]

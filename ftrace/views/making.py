@@ -92,7 +92,7 @@ def query_row(sources: Sequence[Source], query_id: int) -> Row:
     rows = [(source, row) for source in sources if (row := source.query_rows([query_id])[0]) is not None]
     for source, row in rows[1:]:
         first, of_first = rows[0]
-        if (text := _text(of_first, "text")) is not None and _text(row, "text") not in (None, text):
+        if (text := _text(of_first, "text")) and _text(row, "text") not in (None, "", text):
             raise ValueError(
                 f"expected scores of the same data, found that query {query_id} is {text!r:.80} in {first.name} and "
                 f"{_text(row, 'text')!r:.80} in {source.name}. Show them one by one"

@@ -12,9 +12,9 @@ import numpy as np
 
 from ftrace.scores import ScoreStore, stable_id
 from ftrace.views.ranking import Ranking
+from ftrace.views.words import sample_step
 
 Row = Mapping[str, Any]
-_SAMPLE = 200  # texts from which it is told which words are common
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class StoreSource:
         table = next(self.store.examples.tables(), None)
         if table is None:
             return []
-        step = max(1, len(table) // _SAMPLE)
+        step = sample_step(len(table))
         texts: list[str] = table["text"].to_pylist()[::step]
         return texts
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ftrace.views.marked_text import Span
 
 COMMON = 0.2  # a word that is in more than this share of the examples says nothing of one of them
+_SAMPLE = 200  # texts from which it is told which words are common
 _FEW = 20  # examples, among which no word is called common
 SENTINEL = re.compile(r"<extra_id_\d+>")
 _ASCII_WORD = re.compile(r"[^\W_]+")
@@ -82,6 +83,11 @@ def _parts(text: str, begin: int, end: int) -> Iterator[Word]:
 
 def _key(word: str) -> str:
     return unicodedata.normalize("NFC", "".join(c for c in word if c not in _JOINERS)).casefold()
+
+
+def sample_step(count: int) -> int:
+    """Return the distance of the texts, of so many, that :func:`common_words` is to look at."""
+    return max(1, count // _SAMPLE)
 
 
 def common_words(words: Collection[str], texts: Iterable[str]) -> set[str]:

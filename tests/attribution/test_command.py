@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from ftrace.attribution import known_methods
-from ftrace.cli import main
 from ftrace.commands.attribute import run_method
 from ftrace.commands.options import number_of_bytes
 from ftrace.evaluation import LearnedQueries
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from helpers import small_run
+from helpers.command_line import code
 from helpers.small_run import SmallRun
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 @pytest.fixture
 def folder(run: SmallRun, tmp_path: Path) -> Path:
     return small_run.write_run_folder(run, tmp_path / "run")
-
-
-def code(*arguments: object) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from ftrace.attribution import TrackStar
-from ftrace.cli import main
 from ftrace.evaluation import seeded_sample
 from ftrace.evaluation.results import read_results
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
 from helpers import script, small_run, warm_python
+from helpers.command_line import code
 from helpers.small_run import SmallRun
 
 OPTIONS = ["--projection_side=2", "--accelerator=cpu"]
@@ -31,13 +31,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 @pytest.fixture
 def folder(run: SmallRun, tmp_path: Path) -> Path:
     return small_run.write_run_folder(run, tmp_path / "run")
-
-
-def code(*arguments: object) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def test_index_then_search_then_evaluate(run: SmallRun, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

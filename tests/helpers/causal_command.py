@@ -11,18 +11,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ftrace.causal import PromptTrace, read_trace
-from ftrace.cli import main
-from helpers import traced_run
+from helpers import command_line, traced_run
 
 QUICK = ["--accelerator=cpu", "--noise.samples=3", "--window=1"]
 BARE = [*QUICK, "--pictures=0", "--effects_csv=false"]
 
 
 def code(*arguments: object) -> int:
-    try:
-        return main(["causal-trace", *(str(argument) for argument in arguments)])
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    return command_line.code("causal-trace", *arguments)
 
 
 def traces_in(folder: Path) -> dict[str, PromptTrace]:

@@ -129,6 +129,13 @@ def test_stores_of_other_data_are_not_joined(tmp_path: Path) -> None:
         make_query_view(sources, 0)
 
 
+def test_results_without_a_prompt_are_joined(tmp_path: Path) -> None:
+    store = StoreSource(make_store(tmp_path / "a"))
+    listed = ListedSource("results", [ListedQuery(0, {"text": "", "answer": "Oslo"}, Listed())])
+    for sources in ([store, listed], [listed, store]):
+        assert make_query_view(sources, 0).query_id == 0
+
+
 def test_a_store_that_lacks_the_query(tmp_path: Path) -> None:
     first = make_store(tmp_path / "online")
     second = ScoreStore.write(tmp_path / "other", np.array([3]), np.array([99]), {"dot": np.ones((1, 1))})

@@ -46,8 +46,7 @@ class IndexSession:
         self._capture: GradientCapture | None = None
         self._handles: list[RemovableHandle] = []
         self._restored: dict[str, Any] | None = None
-        self._run_id = ""  # of the last run, which may be continued
-        self._output_dir = Path()
+        self._folder: OutputFolder | None = None  # of the last run, which may be continued
         self._descriptions: Descriptions | None = None  # of that run, likewise
 
     @property
@@ -99,15 +98,16 @@ class IndexSession:
         if output_dir is None:  # a logger has a new folder for each call
             output_dir = Path(restored["output_dir"]) if restored else default_dir
         folder = OutputFolder(output_dir, self.who, "index")
-        is_continued = bool(loop.step) and bool(self._run_id)  # the same callback, in another call of fit
+        is_continued = bool(loop.step) and self._folder is not None  # the same callback, in another call of fit
         if restored:
             folder.run_id = restored["run_id"]
         elif is_continued:
-            folder.run_id = self._run_id
+            assert self._folder is not None
+            folder.run_id = self._folder.run_id
         if self._descriptions is None or not is_continued:
             self._descriptions = Descriptions(self.settings.describe, loop, self.who, self.settings.id_key)
         self._descriptions.loop = loop
-        self._run_id, self._output_dir = folder.run_id, folder.path
+        self._folder = folder
         for entries in (restored or {}).get("texts", [])[process_rank() :: num_processes()]:
             self._descriptions.load(entries, folder.beside("state"))
         if (restored or is_continued) and not (folder.path / "index.json").exists():
@@ -197,13 +197,13 @@ class IndexSession:
 
     def state(self) -> dict[str, Any]:
         """Write buffered rows to disk, and return the checkpoint's entry."""
-        if not self._run_id:
+        if self._folder is None:
             return {}
         if self.run is not None:
             self.run.flush()
-        entry = {"version": 1, "run_id": self._run_id, "output_dir": str(self._output_dir)}
+        entry = {"version": 1, "run_id": self._folder.run_id, "output_dir": str(self._folder.path)}
         assert self._descriptions is not None
-        texts = self._descriptions.save(self._output_dir.with_name(f"{self._output_dir.name}-state"))
+        texts = self._descriptions.save(self._folder.beside("state"))
         return {**entry, "texts": gather_objects(texts)}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -16,11 +16,12 @@ from ftrace.cli import main
 from ftrace.commands import answer_scores
 from ftrace.commands.answer_scores import find_index, score_answers
 from ftrace.commands.asking import Question
-from ftrace.commands.index_corpus import Corpus, batches_of
+from ftrace.commands.index_corpus import Corpus
 from ftrace.index import GradientIndex, SearchSettings, WhiteningSettings, prepare_search, top_k
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from helpers import small_run
+from helpers.command_line import code
 from helpers.small_run import SmallRun
 
 INDEX = "index-step-00000004"
@@ -42,13 +43,6 @@ def indexed(run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(run: SmallRun, tmp_path: Path) -> Path:
     return small_run.write_run_folder(run, tmp_path / "run")
-
-
-def code(*arguments: object) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def lists(printed: str) -> dict[str, list[int]]:
@@ -92,8 +86,8 @@ def test_what_is_shown_is_what_a_search_finds(run: SmallRun, indexed: Path, caps
     forms = question.forms(wrong)
     asked = {**row, "targets_pretokenized": f"<extra_id_0> {forms[0]}", "answers": list(forms)}
     prepared = prepare_search(
-        opened, of_run.model_at, batches_of(of_run.data, [asked]), lambda model, batch: model.example_losses(batch),
-        SearchSettings(), batches_of(of_run.data, list(of_run.data.query_rows)),
+        opened, of_run.model_at, of_run.data.query_batches([asked]), lambda model, batch: model.example_losses(batch),
+        SearchSettings(), of_run.data.query_batches(list(of_run.data.query_rows)),
     )  # fmt: skip
     proponents, opponents = top_k(opened, prepared.queries, 4)
     shown = lists(printed)
