@@ -158,8 +158,8 @@ def _mediator(trace: PromptTrace, stack: Stack, mediator: str) -> CausalMediator
     effects_TL = effects_TL.round(9) + 0.0  # what is 0 but for rounding is shown as 0
     if effects_TL.ndim != 2 or len(effects_TL) != len(traced.tokens) or not effects_TL.size:
         raise ValueError(
-            f"expected effects of {len(traced.tokens)} tokens in the {stack} of prompt {trace.name!r}, found an array of "
-            f"shape {effects_TL.shape}: trace it again"
+            f"expected effects of {len(traced.tokens)} tokens in the {stack} of prompt {trace.name!r}, found an array "
+            f"of shape {effects_TL.shape}: trace it again"
         )
     reads_subject = traced.subject[0] < traced.subject[1]
     shape = (effects_TL.shape[0], effects_TL.shape[1])
