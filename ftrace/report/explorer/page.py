@@ -1,8 +1,8 @@
 """The page of a report: its script, its style and a policy by which it can load nothing else.
 
-``app/*.js`` are classic scripts that share one scope: they are joined in the order of their names, ``main.js`` last,
-into one function, after preact and uPlot. ``app/*.css`` is joined likewise. So nothing has to be built, neither when
-ftrace is installed nor when a report is made, and equal input gives equal bytes.
+The scripts in ``app/`` share one scope: they are joined in the order of ``app_parts.py`` into one function, after
+preact and uPlot. So nothing has to be built, neither when ftrace is installed nor when a report is made, and equal
+input gives equal bytes.
 
 What a reader sees without JavaScript is a paragraph that says what the page is and what is missing.
 """
@@ -16,6 +16,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+from ftrace.report.explorer.app_parts import PARTS, STYLES
 from ftrace.report.explorer.format import FORMAT, VERSION
 from ftrace.scores.plain_text import plain
 
@@ -26,7 +27,6 @@ _SIGN = f'''<!doctype html>
 <meta charset="utf-8">
 <meta name="generator" content="{FORMAT} '''
 _FOLDER = Path(__file__).parent
-_LAST = "main.js"
 _EXPORTS = re.compile(r"export\s*\{([^{}]*)\};?\s*$")
 _SOURCE_MAP = re.compile(
     r"^//# sourceMappingURL=.*$", re.MULTILINE
@@ -83,24 +83,28 @@ def is_report(file: Path) -> bool:
 
 @cache
 def _script() -> str:
-    ours = sorted((_FOLDER / "app").glob("*.js"), key=lambda file: (file.name == _LAST, file.name))
     parts = [
         "(() => {",
         '"use strict";',
         _licence("preact"),
-        _as_constant("preact", (_FOLDER / "vendor" / "preact.mjs").read_text(encoding="utf-8")),
+        _as_constant("preact", _read("vendor", "preact.mjs")),
         _licence("uPlot"),
-        _SOURCE_MAP.sub("", (_FOLDER / "vendor" / "uPlot.iife.min.js").read_text(encoding="utf-8")),
-        *(file.read_text(encoding="utf-8") for file in ours),
+        _SOURCE_MAP.sub("", _read("vendor", "uPlot.iife.min.js")),
+        *(_read("app", name) for name in PARTS),
         "})();",
     ]
-    return _checked("\n".join(part.strip() for part in parts), "</script", "<script", "<!--")
+    return _checked("\n".join(parts), "</script", "<script", "<!--")
 
 
 @cache
 def _style() -> str:
-    files = [_FOLDER / "vendor" / "uPlot.min.css", *sorted((_FOLDER / "app").glob("*.css"))]
-    return _checked("\n".join(file.read_text(encoding="utf-8").strip() for file in files), "</style", "<!--")
+    return _checked(
+        "\n".join([_read("vendor", "uPlot.min.css"), *(_read("app", name) for name in STYLES)]), "</style", "<!--"
+    )
+
+
+def _read(folder: str, name: str) -> str:
+    return (_FOLDER / folder / name).read_text(encoding="utf-8").strip()
 
 
 def _as_constant(name: str, module: str) -> str:
@@ -114,7 +118,7 @@ def _as_constant(name: str, module: str) -> str:
 
 
 def _licence(name: str) -> str:
-    text = (_FOLDER / "vendor" / f"{name}.LICENSE").read_text(encoding="utf-8").strip()
+    text = _read("vendor", f"{name}.LICENSE")
     assert "*/" not in text
     return f"/*! {name}\n\n{text}\n*/"
 

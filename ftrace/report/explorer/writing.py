@@ -54,7 +54,7 @@ def write_report(
         _check_folder(folder)
     with temporary_folder(folder) as temporary:
         (temporary / CHUNKS).mkdir()
-        size = len("".join(page(title, in_one_file=True)))
+        size = len("".join(page(title, in_one_file=True)).encode())
         names: list[str] = []
         for name, chunk in chunks:
             assert is_chunk_name(name), f"a chunk can't be called {name!r}"

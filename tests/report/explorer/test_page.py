@@ -6,10 +6,15 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+import ftrace.report.explorer
+from ftrace.report.explorer.app_parts import PARTS, STYLES
 from ftrace.report.explorer.page import page
+
+APP = Path(ftrace.report.explorer.__path__[0]) / "app"
 
 TITLE = 'a "b" <script>alert(1)</script> \u202e&'
 
@@ -69,6 +74,11 @@ def test_title_is_text_and_what_is_missing_is_said() -> None:
     assert "JavaScript is switched off" in parts.texts["strong"]
     assert ("html", {"lang": "en"}) in parts.elements
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in parts.elements
+
+
+def test_every_part_of_the_app_is_in_the_page() -> None:
+    assert {file.name for file in APP.iterdir() if not file.name.endswith(".d.ts")} == {*PARTS, *STYLES}
+    assert len({*PARTS, *STYLES}) == len(PARTS) + len(STYLES)
 
 
 def test_script_brings_its_licences_and_asks_for_no_source_map() -> None:
