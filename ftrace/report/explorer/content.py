@@ -1,7 +1,6 @@
 """The content of a report, made of sources of scores: a stream of chunks, as ``app/format.d.ts`` says what is in each.
 
-First all queries are ranked, which is quick and tells which examples the report is about. Then chunks are made one by
-one, so that only texts and lists are in memory, and never all chunks.
+Chunks are made one by one, so that texts and lists of ids are in memory, and never all chunks.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -30,18 +29,14 @@ from ftrace.report.explorer.format import (
     RunPage,
     Tokens,
 )
-from ftrace.report.explorer.listings import disagreement, list_examples
+from ftrace.report.explorer.listings import disagreement
 from ftrace.report.explorer.queries import Queries
 from ftrace.report.explorer.query_list import QueryListMaker
+from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.redaction import redacted_page, redacted_query
-from ftrace.scores import as_ids
 from ftrace.scores.plain_text import counted
-from ftrace.views import Row, Said, Source, StoreSource, title_of
-from ftrace.views.joining import query_row_by_id, text_of
-from ftrace.views.sources import id_of
-
-T = TypeVar("T")
-Watched = Callable[[Iterable[T], str, int], Iterable[T]]
+from ftrace.views import Said, Source, StoreSource, title_of
+from ftrace.views.joining import text_of
 
 NATS = ("dot", "update", "propagated")
 _SAMPLE = 12  # chunks of each sort from which the size is estimated
@@ -53,14 +48,10 @@ class ContentSettings:
     """What a report holds.
 
     Args:
-        k: How many proponents of each method are listed for a query.
-        opponents: How many opponents, of those with a negative score; 0: none.
         longest_text: Number of characters after which texts are cut.
         is_redacted: Whether texts are left out.
     """
 
-    k: int = 100
-    opponents: int = 20
     longest_text: int = 4000
     is_redacted: bool = False
 
@@ -77,7 +68,7 @@ class Additions:
         limits: Sentences on what was left out before.
     """
 
-    said: Mapping[int, Said]
+    said: Mapping[int, Said] = field(default_factory=dict)
     tokens: Callable[[QueryChunk], Tokens | None] | None = None
     causal: Callable[[QueryChunk], Causal | None] | None = None
     run: RunPage = field(default_factory=lambda: NO_RUN)
@@ -88,47 +79,30 @@ class Content:
     """The content of a report.
 
     Args:
-        sources: The methods, one at least. They may know different queries and examples, in any order.
-        query_ids: The queries, in the order of the report, each once. One source at least knows each.
+        ranked: The queries, ranked by all methods.
         title: The title of the report.
         settings: What it holds.
         additions: What it has beside scores and texts; default: nothing.
-        watched: Takes an iterable, what is done and its length, and returns the iterable, to show progress.
-
-    Raises:
-        ValueError: If sources have different texts of a query.
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        query_ids: Sequence[int],
-        title: str,
-        settings: ContentSettings = ContentSettings(),
-        additions: Additions | None = None,
-        watched: Watched | None = None,
+        self, ranked: RankedQueries, title: str, settings: ContentSettings, additions: Additions | None = None
     ) -> None:
-        self._sources, self._title, self._settings = sources, title, settings
-        self._additions = additions or Additions({})
-        self._rows = query_row_by_id(sources, query_ids)
-        chosen = query_ids if watched is None else watched(query_ids, "ranking examples", len(query_ids))
-        self._listings = [
-            list_examples(sources, query, settings.k, settings.opponents, _relevant(self._rows[query]))
-            for query in chosen
-        ]
-        ids = [np.zeros(0, np.int64), *(listing.ids for listing in self._listings)]
-        self._ids = np.unique(np.concatenate(ids))
-        self._texts = CorpusTexts(sources, self._ids, settings.longest_text)
+        self._ranked, self._title, self._settings = ranked, title, settings
+        self._additions = additions or Additions()
+        self._sources, self._listings = ranked.sources, ranked.listings
+        self._ids = ranked.example_ids
+        self._texts = CorpusTexts(self._sources, self._ids, settings.longest_text)
         self._queries = Queries(
-            sources,
-            self._rows,
+            self._sources,
+            ranked.rows,
             self._texts,
             self._additions.said,
             self._additions.tokens,
             self._additions.causal,
             settings.longest_text,
         )
-        self._examples = Examples(sources, self._listings, self._ids, self._texts)
+        self._examples = Examples(self._sources, self._listings, self._ids, self._texts)
         self._made: dict[int, QueryChunk] = {}
 
     @property
@@ -182,7 +156,7 @@ class Content:
     def _query(self, place: int) -> QueryChunk:
         listing = self._listings[place]
         chunk = self._queries.chunk(listing)
-        return redacted_query(chunk, self._rows[listing.query_id]) if self._settings.is_redacted else chunk
+        return redacted_query(chunk, self._ranked.rows[listing.query_id]) if self._settings.is_redacted else chunk
 
     def _example_chunk(self, pages: Iterable[Any]) -> ExampleChunk:
         return {"examples": [redacted_page(page) if self._settings.is_redacted else page for page in pages]}
@@ -191,7 +165,7 @@ class Content:
         listing = self._listings[place]
         states_fact = [example["states_fact"] for example in chunk["examples"]]
         precisions = [None if method is None else precision_of(method, states_fact) for method in listing.methods]
-        fact = None if self._settings.is_redacted else text_of(self._rows[listing.query_id], "fact")
+        fact = None if self._settings.is_redacted else text_of(self._ranked.rows[listing.query_id], "fact")
         query_list.add(chunk, precisions, disagreement(listing), fact)
 
     def _head(self, queries: QueryList) -> Head:
@@ -224,10 +198,10 @@ class Content:
         }
 
     def _limits(self) -> Iterator[str]:
-        settings = self._settings
-        strongest = f"{counted(settings.k, 'strongest proponent')}"
-        if settings.opponents:
-            yield f"Of each query, each method's {strongest} and {settings.opponents:,} strongest opponents are listed."
+        settings, opponents = self._settings, self._ranked.opponents
+        strongest = counted(self._ranked.k, "strongest proponent")
+        if opponents:
+            yield f"Of each query, each method's {strongest} and {opponents:,} strongest opponents are listed."
         else:
             yield f"Of each query, each method's {strongest} are listed, and no opponents."
         yield from self._additions.limits
@@ -252,12 +226,6 @@ class Content:
             for method in listing.methods:
                 digest.update(b"-" if method is None else method.places.scores.tobytes())
         return digest.hexdigest()[:16]
-
-
-def _relevant(row: Row) -> np.ndarray | None:
-    """Return the ids of the examples that state a query's fact; None if its texts don't list them."""
-    listed = row.get("proponent_ids")
-    return None if listed is None else as_ids(sorted({id_of(name) for name in listed}), "proponent_ids")
 
 
 def _num_examples(source: Source) -> int | None:
