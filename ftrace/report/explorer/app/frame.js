@@ -61,7 +61,7 @@ function Frame({ head }) {
       view?.of === "query" && query >= 0 &&
         h(Loaded, {
           name: `query-${query}`,
-          show: (chunk) => h(Fragment, null, h(QueryHead, { ...props, chunk }), h("section", { "aria-label": view.title }, view.show({ ...props, chunk }))),
+          show: (/** @type {QueryChunk} */ chunk) => h(Fragment, null, h(QueryHead, { ...props, chunk }), h("section", { "aria-label": view.title }, view.show({ ...props, chunk }))),
         }),
       view !== undefined && view.of !== "query" && view.show(/** @type {ViewProps} */ (/** @type {unknown} */ (props))),
     ),

@@ -1,8 +1,8 @@
-/** What the page provides to the parts of the app: the vendored libraries, and the function that chunks call. */
+/**
+ * What the page provides to the parts of the app: the function that chunks call. The vendored libraries are there as
+ * `preact` and `uPlot`, as their own types say ("export as namespace").
+ */
 
-declare const preact: typeof import("preact");
-declare const uPlot: typeof import("uplot");
-declare function ftraceChunk(name: string, base64: string): void;
 interface Window {
   ftraceChunk: (name: string, base64: string) => void;
 }

@@ -18,7 +18,7 @@ function MethodChoice({ head, method }) {
   const keys = methodKeys(head);
   if (keys.length < 2) return h("p", { class: "methods" }, "Scores by ", h("b", null, plain(keys[0] ?? "no method")));
   if (keys.length > MOST_LINKS) {
-    return h(Choice, { label: "Scores by", name: "method", value: keys[method] ?? "", options: keys.map((key) => [key, plain(key)]) });
+    return h(Choice, { label: "Scores by", name: "method", value: keys[method] ?? "", options: keys.map((key) => /** @type {[string, string]} */ ([key, plain(key)])) });
   }
   return h(
     "nav",
