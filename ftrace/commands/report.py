@@ -13,9 +13,11 @@ from rich.progress import track
 from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import Opened, open_sources
+from ftrace.report.explorer.causal_content import CausalContent
 from ftrace.report.explorer.chunks import encode_chunk, island
 from ftrace.report.explorer.content import Additions, Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
+from ftrace.report.explorer.run_page import make_run_page
 from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, write_report
 from ftrace.scores.plain_text import counted
 
@@ -103,10 +105,17 @@ def command(
 
 def _additions(opened: Opened, ranked: RankedQueries, limits: Sequence[str]) -> Additions:
     """Find what a run knows beside its scores."""
+    page = make_run_page(opened.sources, opened.run, opened.results)
     if opened.run is None:
-        return Additions(limits=limits)
+        return Additions(run=page, limits=limits)
+    causal = CausalContent(opened.run)
     not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
-    return Additions(said=said_in_run(opened.run, not_said) if not_said else {}, limits=limits)
+    return Additions(
+        said=said_in_run(opened.run, not_said) if not_said else {},
+        causal=lambda chunk: causal.of(int(chunk["id"])),
+        run=page,
+        limits=limits,
+    )
 
 
 def _title(opened: Opened) -> str:

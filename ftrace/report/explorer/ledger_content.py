@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ftrace.report.explorer.format import LedgerPage
-from ftrace.report.explorer.rounding import all_rounded
+from ftrace.report.explorer.short_numbers import rounded
 from ftrace.report.ledger_stretches import by_stretches
 from ftrace.scores import ScoreStore
 from ftrace.scores.store_files import LEDGER
@@ -47,8 +47,6 @@ def ledger_content(stores: Sequence[ScoreStore]) -> LedgerPage | None:
         "sentence": f"{sentence[:1].upper()}{sentence[1:]}.",
         "doubts": doubts,
         "steps": stretches.edges.tolist(),
-        "actual": all_rounded(stretches.actual, _DIGITS),
-        "accounts": [
-            {"name": name, "values": all_rounded(values, _DIGITS)} for name, values in stretches.accounts.items()
-        ],
+        "actual": rounded(stretches.actual, _DIGITS),
+        "accounts": [{"name": name, "values": rounded(values, _DIGITS)} for name, values in stretches.accounts.items()],
     }
