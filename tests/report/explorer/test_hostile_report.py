@@ -91,7 +91,7 @@ def test_the_terminal_gets_no_control_characters(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert command_line.code("report", store.path, "--out=r.html") == 0
-    assert command_line.code("show", store.path, "--query", "#0") == 0
+    assert command_line.code("show", store.path, "--query", "0") == 0
     said = capsys.readouterr()
     for text in (said.out, said.err):
         assert not {"\x1b", "\x00", "\x07", "\u202e", "\u2066", "\x9b", "\u2028", "\r"} & set(text)
