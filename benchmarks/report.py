@@ -4,8 +4,8 @@
     python benchmarks/report.py --examples 5000 --queries 50 --out report
 
 Texts and scores are drawn: each query has examples that state its fact, which all methods find more or less; some
-examples score high for whatever is asked, as in real runs. Scores are written query by query, so that memory doesn't grow
-with their number.
+examples score high for whatever is asked, as in real runs. Scores are written query by query, so that memory doesn't
+grow with their number.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ftrace.views import StoreSource
 
 METHODS = ("learning", "update", "dot", "bm25")
 WORDS = 20_000
+SYLLABLES = ("ba", "den", "fu", "gor", "hil", "jo", "kra", "lum", "mi", "ner", "pol", "ra", "su", "tev", "wo", "zin")
 STATING = 40  # examples of each fact
 NOISE = (0.4, 0.6, 1.0, 0.5)  # of each method, where stating the fact counts 2
 
@@ -39,7 +40,7 @@ def write_stores(folder: Path, examples: int, queries: int, words: int, seed: in
     """Write a store for each method, with texts of about ``words`` words in the first one."""
     generator = np.random.default_rng(seed)
     stating = generator.integers(0, examples, (queries, STATING))
-    popular = generator.lognormal(0, 1, examples)
+    popular = generator.lognormal(0, 0.4, examples)
     texts = {
         "examples": Texts.of(list(_examples(generator, stating, examples, words)), EXAMPLE_ID),
         "queries": Texts.of(list(_queries(generator, stating)), QUERY_ID),
@@ -183,12 +184,13 @@ def main(
         table.add_row(what, f"{seconds:.1f}")
     spent = sum(clock.seconds.values()) - clock.seconds["drawing texts and scores"]
     table.add_row("all but drawing", f"{spent:.1f}")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     console = Console(width=100)
     console.print(table)
     console.print(
         f"{size / 1e6:.1f} MB, estimated as {estimate / 1e6:.1f} MB; {np.mean(of_queries) / 1e3:.0f} kB a query; "
-        f"{content.num_examples:,} examples listed; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB "
-        "of memory at most, mapped files included"
+        f"{content.num_examples:,} examples listed; {memory:.1f} GiB of memory at most, mapped "
+        "files included"
     )
 
 
