@@ -11,6 +11,7 @@ PARTS = (
     "keys.js",
     "views.js",
     "shared_parts.js",
+    "query_order.js",
     "queries.js",
     "loss_chart.js",
     "example_list.js",

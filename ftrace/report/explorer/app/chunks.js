@@ -70,7 +70,7 @@ function damaged(name) {
  */
 async function decoded(name, base64) {
   if (typeof DecompressionStream === "undefined") {
-    throw new Error("This browser can't unpack the report. It takes one of 2023 or later: Chrome 103, Firefox 113, Safari 16.4.");
+    throw new Error("This browser can't unpack the report. It takes one of 2024 or later: Chrome 123, Firefox 120, Safari 17.5.");
   }
   try {
     const bytes = Uint8Array.from(atob(base64.trim()), (letter) => letter.charCodeAt(0));
