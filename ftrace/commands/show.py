@@ -30,6 +30,7 @@ from ftrace.views import (
     render_queries,
     render_query,
     search_queries,
+    title_of,
 )
 
 _REMEDY = "Join texts with --texts FILE: rows with example_id (or query_id), text and answer"
@@ -131,7 +132,7 @@ class _Shown:
         queries = all_queries(self.sources)
         if not queries:
             raise ValueError("expected scores for at least one query, found none in these stores")
-        names = ", ".join(_title(source) for source in self.sources)
+        names = ", ".join(title_of(source.name, source.kind) for source in self.sources)
         first, *others = self.list(queries, f"{counted(len(queries), 'query', 'queries')}, by {names}")
         name = first.name
         is_typed = name is not None and plain(name) == name and not name.startswith("-")
@@ -198,10 +199,6 @@ def _has_long_text(view: QueryView, cut: int) -> bool:
     lists = [view.proponents, *([view.opponents] if view.opponents else [])]
     texts = [view.prompt, *(example.text for of in lists for example in of.examples)]
     return any(text is not None and len(text) > cut for text in texts)
-
-
-def _title(source: Source) -> str:
-    return source.name if source.kind in ("", source.name) else f"{source.name} {source.kind}"
 
 
 def _again(stores: Sequence[str], kind: str | None, texts: Sequence[str] | None, run: str | None) -> str:

@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ftrace.report.ledger_stretches import by_stretches
 from ftrace.report.pictures import save_picture
 from ftrace.report.style import ACCENT, GREY, INK, PAGE, SMALL, TEXT, in_lines, look, series, shown
 from ftrace.scores import Ledger
-from ftrace.scores.ledger import ACCOUNTS
 
-_BINS = 40
 _SURFACES = {  # colours that differ in grey print, too; hatched where greys are near
     "examples": (ACCENT, ""), "predicted": (ACCENT, ""), "momentum": ("#E69F00", "////"), "decay": ("#8c2d04", ""),
     "uncovered": ("#c9c9c9", ""), "projection": ("#CC79A7", "...."), "curvature": ("#ffffff", "xxxx"),
@@ -45,7 +44,8 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
         figure = Figure(figsize=(PAGE, 5.0), layout="constrained")
         losses, accounts = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
         _draw_losses(losses, ledger, chosen)
-        draw_accounts(accounts, *_by_stretch(ledger))
+        stretches = by_stretches(ledger)
+        draw_accounts(accounts, stretches.edges, stretches.actual, stretches.accounts)
         sentence = in_lines(_first_letter(str(ledger.summary())), PAGE - 0.4, TEXT, most=4)
         figure.suptitle("\n".join(sentence), x=0.01, ha="left")
         return save_picture(figure, file)
@@ -94,20 +94,6 @@ def _draw_losses(axes: Axes, ledger: Ledger, chosen: Sequence[int]) -> None:
     if chosen:
         axes.legend(ncols=2, title=title, title_fontsize=SMALL, alignment="left")
     axes.grid(axis="y")
-
-
-def _by_stretch(ledger: Ledger) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return the ends of equally long stretches of training, the mean fall in each, and what explains it."""
-    first, last = int(ledger.steps[0]), int(ledger.next_steps[-1])
-    edges = np.linspace(first, last, min(_BINS, len(ledger.steps)) + 1)
-    middle = (ledger.steps + ledger.next_steps) / 2
-    stretches = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, len(edges) - 2)
-
-    def summed(values: np.ndarray) -> np.ndarray:
-        return np.bincount(stretches, weights=np.nan_to_num(values).mean(1), minlength=len(edges) - 1)
-
-    names = [name for name in ACCOUNTS if np.nan_to_num(ledger[name]).any()] if ledger.has_accounts else ["predicted"]
-    return edges, summed(ledger.actual), {name: summed(ledger[name]) for name in names}
 
 
 def draw_accounts(axes: Axes, edges: np.ndarray, actual: np.ndarray, accounts: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,2 @@
+// @ts-check
+/** A list of training examples, strongest first: ExampleList(props). */

@@ -1,0 +1,25 @@
+"""The parts of the explorer's app, in the order in which they are put into the page's one script."""
+
+from __future__ import annotations
+
+PARTS = (
+    "text.js",
+    "numbers.js",
+    "address.js",
+    "chunks.js",
+    "notes.js",
+    "keys.js",
+    "views.js",
+    "shared_parts.js",
+    "queries.js",
+    "loss_chart.js",
+    "example_list.js",
+    "query.js",
+    "notes_view.js",
+    "frame.js",
+    "main.js",
+)
+"""File names in ``app/``. Views come after what they use, and ``main.js``, which starts the app, comes last."""
+
+STYLES = ("app.css",)
+"""File names in ``app/``, likewise."""
