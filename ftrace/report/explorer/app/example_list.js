@@ -3,7 +3,7 @@
  * A list of training examples, strongest first: ExampleList(props). Near-duplicates are folded into the first of them.
  */
 
-const TEXT_LIMIT = 420;
+const TEXT_LIMIT = 320;
 
 /**
  * @typedef {object} ExampleListProps
@@ -24,7 +24,7 @@ function ExampleList({ head, chunk, method, isOpponents }) {
   return h(
     "section",
     { class: isOpponents ? "opponents" : "proponents", "aria-label": isOpponents ? "Opponents" : "Proponents" },
-    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, isOpponents ? "they raised the loss" : "they lowered the loss")),
+    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head, method, isOpponents))),
     kept.length < listed.length && h("p", { class: "count", role: "status" }, `${count(kept.length)} of the ${count(listed.length)} that are listed`),
     listed.length === 0 && h("p", { class: "empty" }, emptyText(head, lists ?? null, method, isOpponents)),
     h(
@@ -34,6 +34,17 @@ function ExampleList({ head, chunk, method, isOpponents }) {
     ),
     kept.length > 0 && listNotes(lists ?? null, listed.length, isOpponents).map((note) => h("p", { class: "count", key: note }, note)),
   );
+}
+
+/**
+ * Say what makes an example a proponent or an opponent.
+ * @param {Head} head
+ * @param {number} method
+ * @param {boolean} isOpponents
+ */
+function sideText({ methods }, method, isOpponents) {
+  if (methods[method]?.kind === BY_WORDS) return isOpponents ? "" : "they share the most telling words";
+  return isOpponents ? "they raised the loss" : "they lowered the loss";
 }
 
 /**
@@ -135,7 +146,7 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       "div",
       { class: "text" },
       example.text === null
-        ? h("span", { class: "soft" }, "The text isn’t in this report.")
+        ? h(ExampleLink, { id: example.id, name: example.name })
         : h(Words, { text: example.text, spans: example.shared, cut: example.cut, limit: TEXT_LIMIT, fill: example.answer }),
     ),
     h(
@@ -145,7 +156,7 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       h(ScoreBar, { share: at?.share ?? null }),
       h("span", { class: "share" }, percent(at?.share ?? null)),
       h(FactMark, { example }),
-      h("a", { class: "id", href: href({ view: "example", example: example.id }), "data-step": true }, h("bdi", null, called)),
+      example.text !== null && h(ExampleLink, { id: example.id, name: example.name }),
       h(NoteField, { head, query: chunk.id, example: example.id, on: called }),
     ),
   );
