@@ -17,7 +17,7 @@ const TEXT_LIMIT = 320;
 function ExampleList({ head, chunk, method, isOpponents }) {
   const lists = chunk.lists[method];
   const listed = (isOpponents ? lists?.opponents : lists?.proponents) ?? [];
-  const kept = listed.filter((place) => fits(chunk.examples[place]));
+  const kept = listed.filter((place) => fits(chunk, chunk.examples[place]));
   const scores = listed.map((place) => chunk.examples[place]?.places[method]?.score ?? null);
   const largest = largestOf(scores);
   const groups = groupsOf(kept, chunk.examples);
@@ -62,11 +62,25 @@ function groupsOf(places, examples) {
   return [...groups.values()];
 }
 
-/** @param {Example | undefined} example */
-function fits(example) {
+/**
+ * @param {QueryChunk} chunk
+ * @param {Example | undefined} example
+ */
+function fits(chunk, example) {
   const { states, kind } = STATE;
   if (example === undefined) return false;
-  return (!states || example.states_fact === (states === "yes")) && (!kind || example.kind === kind);
+  const isAsked = states === "said" ? hasWrongAnswer(chunk, example) : example.states_fact === (states === "yes");
+  return (!states || isAsked) && (!kind || example.kind === kind);
+}
+
+/**
+ * Tell whether the model's wrong answer stands in an example.
+ * @param {QueryChunk} chunk
+ * @param {Example} example
+ */
+function hasWrongAnswer({ said }, example) {
+  const wrong = said?.right === false ? (said.text?.trim() ?? "") : "";
+  return wrong !== "" && example.text !== null && folded(example.text).includes(folded(wrong));
 }
 
 /**
@@ -156,6 +170,7 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       h(ScoreBar, { share: at?.share ?? null }),
       h("span", { class: "share" }, percent(at?.share ?? null)),
       h(FactMark, { example }),
+      hasWrongAnswer(chunk, example) && h("span", { class: "fact said" }, h("span", { "aria-hidden": "true" }, "✗ "), "has the wrong answer"),
       example.text !== null && h(ExampleLink, { id: example.id, name: example.name }),
       h(NoteField, { head, query: chunk.id, example: example.id, on: called }),
     ),

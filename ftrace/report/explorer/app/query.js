@@ -19,11 +19,11 @@ function QueryHead({ head, chunk, query }) {
         { class: "asked" },
         h("p", { class: "kicker" }, kicker(chunk).map(([name, value]) => h("span", { key: name }, name, " ", h("bdi", null, plain(value))))),
         h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, cut: chunk.cut })),
-        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said }), chunk.loss !== null && h(LossPart, { loss: chunk.loss })),
+        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said })),
         h(Problems, { texts: chunk.warnings }),
         h(NoteField, { head, query: chunk.id, on: "this query", key: chunk.id }),
       ),
-      chunk.loss !== null && h(LossChart, { loss: chunk.loss }),
+      chunk.loss !== null && h("div", { class: "learning" }, h("dl", { class: "answers" }, h(LossPart, { loss: chunk.loss })), h(LossChart, { loss: chunk.loss })),
     ),
     h(Tabs, { head, chunk }),
   );
@@ -139,8 +139,14 @@ function readingText(method) {
 
 /** @param {{chunk: QueryChunk}} props */
 function FactFilter({ chunk }) {
-  if (!chunk.examples.some((example) => example.states_fact !== null)) return null;
-  return h(Choice, { label: "States the fact", name: "states", value: STATE["states"] ?? "", options: [["", "all"], ["yes", "yes"], ["no", "no"]] });
+  const isKnown = chunk.examples.some((example) => example.states_fact !== null);
+  const hasWrong = chunk.examples.some((example) => hasWrongAnswer(chunk, example));
+  if (!isKnown && !hasWrong) return null;
+  /** @type {[string, string][]} */
+  const options = [["", "all"]];
+  if (isKnown) options.push(["yes", "the fact"], ["no", "not the fact"]);
+  if (hasWrong) options.push(["said", "the wrong answer"]);
+  return h(Choice, { label: "States", name: "states", value: STATE["states"] ?? "", options });
 }
 
 /** @param {{chunk: QueryChunk}} props */
