@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ftrace.report.ledger_stretches import by_stretches
 from ftrace.report.pictures import save_picture
 from ftrace.scores import Ledger
-from ftrace.scores.ledger import ACCOUNTS
 
-_BINS = 40
 _COLOURS = {
     "examples": "#2a6f97", "momentum": "#e09f3e", "decay": "#9e2a2b", "uncovered": "#7f7f7f", "projection": "#6a4c93",
     "predicted": "#2a6f97",
@@ -80,24 +79,17 @@ def _draw_losses(axes: Axes, ledger: Ledger, chosen: Sequence[int]) -> None:
 
 def _draw_accounts(axes: Axes, ledger: Ledger) -> None:
     """Draw bars for equally long stretches: falls of the loss above 0, rises below."""
-    first, last = int(ledger.steps[0]), int(ledger.next_steps[-1])
-    edges = np.linspace(first, last, min(_BINS, len(ledger.steps)) + 1)
-    middle = (ledger.steps + ledger.next_steps) / 2
-    stretches = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, len(edges) - 2)
-
-    def by_stretch(values: np.ndarray) -> np.ndarray:
-        return np.bincount(stretches, weights=np.nan_to_num(values).mean(1), minlength=len(edges) - 1)
-
-    names = [name for name in ACCOUNTS if np.nan_to_num(ledger[name]).any()] if ledger.has_accounts else ["predicted"]
+    stretches = by_stretches(ledger)
+    edges = stretches.edges
     centres, width = (edges[:-1] + edges[1:]) / 2, float(np.diff(edges).min())
     above, below = np.zeros(len(centres)), np.zeros(len(centres))
-    for name in names:
-        values = by_stretch(ledger[name])
+    for name, booked in stretches.accounts.items():
+        values = np.nan_to_num(booked)
         bottom = np.where(values >= 0, above, below)
         axes.bar(centres, values, 0.9 * width, bottom=bottom, color=_COLOURS[name], label=name)
         above += np.clip(values, 0, None)
         below += np.clip(values, None, 0)
-    actual = by_stretch(ledger.actual)
+    actual = np.nan_to_num(stretches.actual)
     axes.plot(centres, actual, "k.-", linewidth=1, label="actual")
     _cut_off_towers(axes, centres, np.maximum(above, actual), np.minimum(below, actual))
     axes.axhline(0, color="black", linewidth=0.6)

@@ -86,23 +86,29 @@ def _key(word: str) -> str:
 
 
 def sample_step(count: int) -> int:
-    """Return the distance of the texts, of so many, that :func:`common_words` is to look at."""
+    """Return the distance of the texts, of so many, that :class:`SampledWords` is to look at."""
     return max(1, count // _SAMPLE)
 
 
-def common_words(words: Collection[str], texts: Iterable[str]) -> set[str]:
-    """Find out which words are in so many texts that sharing them says nothing.
+class SampledWords:
+    """The words of a sample of the examples' texts, from which it is told which words say nothing of an example.
 
     Args:
-        words: Keys of the words.
-        texts: A sample of the examples' texts. Among fewer than twenty, no word is common.
+        texts: The sample. Among fewer than twenty texts, no word is common.
     """
-    counts: Counter[str] = Counter()
-    total = 0
-    for text in texts:
-        total += 1
-        counts.update({word.key for word in words_in(text)}.intersection(words))
-    return {word for word in words if total >= _FEW and counts[word] > COMMON * total}
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._counts: Counter[str] = Counter()
+        self._total = 0
+        for text in texts:
+            self._total += 1
+            self._counts.update({word.key for word in words_in(text)})
+
+    def common(self, words: Collection[str]) -> set[str]:
+        """Return those of some words, given by their keys, that are in so many texts that sharing them says nothing."""
+        if self._total < _FEW:
+            return set()
+        return {word for word in words if self._counts[word] > COMMON * self._total}
 
 
 def shared_spans(text: str, words: Collection[str]) -> tuple[Span, ...]:

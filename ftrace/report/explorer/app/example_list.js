@@ -146,7 +146,7 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       h("span", { class: "share" }, percent(at?.share ?? null)),
       h(FactMark, { example }),
       h("a", { class: "id", href: href({ view: "example", example: example.id }), "data-step": true }, h("bdi", null, called)),
-      h(NoteField, { head, query: chunk.id, example: example.id, label: `Note on ${called}` }),
+      h(NoteField, { head, query: chunk.id, example: example.id, on: called }),
     ),
   );
 }

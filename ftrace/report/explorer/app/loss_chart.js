@@ -5,7 +5,7 @@
  * Its ends and the step at which the query was learned are named in it, so that it needs no axes and no legend.
  */
 
-const CHART = { width: 340, height: 132, left: 2, right: 2, top: 22, bottom: 24 };
+const CHART = { width: 340, height: 132, left: 2, right: 2, top: 26, bottom: 24 };
 
 /** @param {{loss: Loss}} props */
 function LossChart({ loss }) {
@@ -31,7 +31,7 @@ function LossChart({ loss }) {
       h(LearnedMark, { loss, points, x, y }),
       h("path", { class: "curve", d: path }),
       h("text", { x: x(first.step), y: y(first.value) - 7 }, `${nats(first.value)} nats`),
-      h("text", { x: x(last.step), y: Math.min(y(last.value), base) - 7, "text-anchor": "end" }, nats(last.value)),
+      h("text", { x: x(last.step), y: Math.min(...points.filter(({ step }) => x(step) > width - 50).map(({ value }) => y(value))) - 7, "text-anchor": "end" }, nats(last.value)),
       h("text", { class: "soft", x: x(first.step), y: height - 7 }, `step ${count(first.step)}`),
       h("text", { class: "soft", x: x(last.step), y: height - 7, "text-anchor": "end" }, count(last.step)),
     ),
@@ -47,12 +47,13 @@ function LearnedMark({ loss, points, x, y }) {
   if (before === undefined || after === undefined) return null;
   const part = after.step === before.step ? 1 : (step - before.step) / (after.step - before.step);
   const at = x(Math.max(step, points[0]?.step ?? 0));
+  const isHigh = at > 90; // clear of the first value
   const isLeft = at > CHART.width * 0.62;
   return h(
     Fragment,
     null,
-    h("line", { class: "learned", x1: at, x2: at, y1: 14, y2: CHART.height - CHART.bottom }),
-    h("text", { class: "learned", x: at + (isLeft ? -6 : 6), y: 24, "text-anchor": isLeft ? "end" : "start" }, `learned, step ${count(step)}`),
+    h("line", { class: "learned", x1: at, x2: at, y1: isHigh ? 14 : 34, y2: CHART.height - CHART.bottom }),
+    h("text", { class: "learned", x: at + (isLeft ? -6 : 6), y: isHigh ? 24 : 44, "text-anchor": isLeft ? "end" : "start" }, `learned, step ${count(step)}`),
     h("circle", { class: "learned", cx: at, cy: y(before.value + part * (after.value - before.value)), r: 4 }),
   );
 }

@@ -35,13 +35,22 @@ function QueriesView({ head, method }) {
     h(
       "p",
       { class: "count", role: "status" },
-      isNarrowed ? `${count(places.length)} of ${counted(total, "query", "queries")}` : counted(total, "query", "queries"),
+      isNarrowed && `${count(places.length)} of `,
+      counted(total, "query", "queries"),
+      !isNarrowed && answeredText(head),
       isNarrowed && [" · ", h("a", { href: href(Object.fromEntries(["find", "answered", ...filters.map(({ name }) => name)].map((name) => [name, ""]))) }, "show all")],
     ),
     places.length > 0
       ? h(QueryTable, { head, places, method, asked: LAST_CHOICE.asked })
       : h("p", { class: "empty" }, "No query fits. A query fits if its prompt, answers, name or number have all words of the search."),
   );
+}
+
+/** @param {Head} head */
+function answeredText({ queries }) {
+  const known = queries.said_right.filter((right) => right !== null);
+  const right = known.filter((value) => value).length;
+  return known.length === 0 ? "" : `; the model answers ${right === known.length ? "all" : count(right)} right`;
 }
 
 /**
@@ -138,7 +147,7 @@ function ColumnHead({ column }) {
     { role: "columnheader", scope: "col", class: column.isNumber ? "number" : "", "aria-sort": isSorted ? (down ? "descending" : "ascending") : "none" },
     h(
       "button",
-      { type: "button", class: "quiet", onClick: () => go(next, { replace: true }) },
+      { type: "button", class: "quiet", title: column.meaning, onClick: () => go(next, { replace: true }) },
       column.title,
       h("span", { class: "arrow", "aria-hidden": "true" }, isSorted ? (down ? " ↓" : " ↑") : ""),
     ),
@@ -153,7 +162,7 @@ function QueryRow({ head, place, method, columns }) {
     columns.map((column) =>
       h(
         "td",
-        { role: "cell", key: column.key, class: `${column.key}${column.isNumber ? " number" : ""}`, "data-label": column.title },
+        { role: "cell", key: column.key, class: `${column.key}${column.isNumber ? " number" : ""}`, "data-label": column.short ?? column.title },
         queryCell(head, place, method, column.key),
       ),
     ),

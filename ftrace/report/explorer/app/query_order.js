@@ -12,6 +12,8 @@
  * @typedef {object} Column
  * @property {string} key
  * @property {string} title
+ * @property {string} [short]  What stands before its values where there is no room for a column.
+ * @property {string} [meaning]
  * @property {boolean} isNumber
  * @property {boolean} isDown  Whether it is sorted from the largest down at first.
  * @property {(queries: QueryList, method: number) => (number | string | boolean | null)[] | undefined} values
@@ -22,10 +24,10 @@ const COLUMNS = [
   { key: "query", title: "Query", isNumber: false, isDown: false, values: (queries) => queries.prompts },
   { key: "answer", title: "Answer", isNumber: false, isDown: false, values: (queries) => queries.answers },
   { key: "said", title: "The model said", isNumber: false, isDown: false, values: (queries) => queries.said_right },
-  { key: "learned", title: "Learned at step", isNumber: true, isDown: false, values: (queries) => queries.learned_steps },
-  { key: "loss", title: "Loss at the end", isNumber: true, isDown: true, values: (queries) => queries.last_losses },
-  { key: "precision", title: "P@10", isNumber: true, isDown: false, values: (queries, method) => queries.precisions[method] },
-  { key: "disagreement", title: "Methods disagree", isNumber: true, isDown: true, values: (queries) => queries.disagreements },
+  { key: "learned", title: "Learned at step", short: "step", meaning: "The optimizer step from which on the model answered right", isNumber: true, isDown: false, values: (queries) => queries.learned_steps },
+  { key: "loss", title: "Loss at the end", short: "loss", meaning: "In nats", isNumber: true, isDown: true, values: (queries) => queries.last_losses },
+  { key: "precision", title: "P@10", meaning: "How many of the ten strongest examples state the query’s fact", isNumber: true, isDown: false, values: (queries, method) => queries.precisions[method] },
+  { key: "disagreement", title: "Methods disagree", short: "disagreement", meaning: "The share of the ten strongest that two methods don’t have in common, on average", isNumber: true, isDown: true, values: (queries) => queries.disagreements },
 ];
 const MOST_VALUES = 200;
 
@@ -63,11 +65,16 @@ function filtersOf(head) {
     filters = [];
     for (const [name, values] of Object.entries(head.queries.facets)) {
       const counts = countsOf(values);
-      if (counts.size > 1 && counts.size <= MOST_VALUES) filters.push({ name: FACET + name, title: name.replaceAll("_", " "), values: counts });
+      if (counts.size > 1 && counts.size <= MOST_VALUES) filters.push({ name: FACET + name, title: capitalized(name.replaceAll("_", " ")), values: counts });
     }
     FILTERS.set(head, filters);
   }
   return filters;
+}
+
+/** @param {string} text */
+function capitalized(text) {
+  return text.slice(0, 1).toUpperCase() + text.slice(1);
 }
 
 /** @param {(string | null)[]} values */

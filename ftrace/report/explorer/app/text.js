@@ -89,6 +89,22 @@ function Blank({ fill }) {
 }
 
 /**
+ * Join spans between which there is only space.
+ * @param {string} text
+ * @param {Span[]} spans
+ */
+function joined(text, spans) {
+  /** @type {Span[]} */
+  const result = [];
+  for (const [begin, end] of spans) {
+    const last = result[result.length - 1];
+    if (last !== undefined && text.slice(last[1], begin).trim() === "") last[1] = end;
+    else result.push([begin, end]);
+  }
+  return result;
+}
+
+/**
  * Return the pieces of a text, the marked ones as elements.
  * @param {string} text
  * @param {Span[]} spans
@@ -98,7 +114,7 @@ function Blank({ fill }) {
 function pieces(text, spans, fill) {
   const result = [];
   let end = 0;
-  for (const [begin, next] of spans) {
+  for (const [begin, next] of joined(text, spans)) {
     result.push(withBlanks(text.slice(end, begin), fill), h("mark", null, withBlanks(text.slice(begin, next), fill)));
     end = next;
   }
@@ -147,6 +163,6 @@ class Words extends Component {
  */
 function Prompt({ text, cut = 0 }) {
   const children = withBlanks(text, null);
-  if (children.length === 1 && cut === 0) children.push(" ", h(Blank, { fill: null }));
+  if (children.length === 1 && cut === 0) children.push("\u00a0", h(Blank, { fill: null }));
   return h("span", { class: "words" }, h("bdi", null, children), cut > 0 && h("span", { class: "cut" }, ` … +${counted(cut, "character")}`));
 }

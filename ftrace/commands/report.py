@@ -1,0 +1,143 @@
+"""``ftrace report``: the explorer of scores, one file or folder that opens by double-click."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import track
+
+from ftrace.commands.report_queries import choose_queries
+from ftrace.commands.said import said_in_run
+from ftrace.commands.sources import Opened, open_sources
+from ftrace.report.explorer.chunks import encode_chunk, island
+from ftrace.report.explorer.content import Additions, Content, ContentSettings
+from ftrace.report.explorer.ranked_queries import RankedQueries
+from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, write_report
+from ftrace.scores.plain_text import counted
+
+_NAME = "report.html"
+_SURE = 1.1  # an estimate that is larger than the limit by this is not tried
+T = TypeVar("T")
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    command.add_argument(
+        "stores", nargs="*", type=str, default=[], metavar="STORE[:KIND]|RUN|RESULTS",
+        help="Folders of score stores, side by side; with --run, also their names in it. A run's folder stands for all "
+        "stores in it, and a .jsonl file for results of ftrace search or TrackStar's released ones.",
+    )  # fmt: skip
+    command.add_argument(
+        "--run", type=str | None, default=None,
+        help="The run that the stores belong to, or the folder that its versions are in: the newest is taken.",
+    )  # fmt: skip
+    command.add_argument(
+        "--kind", type=str | None, default=None,
+        help="Which kind of scores, of stores that have several; default: learning, or dot, or the first.",
+    )  # fmt: skip
+    command.add_argument(
+        "--texts", type=str, nargs="+", default=None, metavar="FILE",
+        help="Files of texts to join by id (.jsonl, .csv, .parquet): rows with example_id or query_id, text, and "
+        "whatever else is known.",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", type=str | None, default=None,
+        help="Where to write it. A name that ends in .html is one file, any other is a folder. Default: report.html in "
+        "the run's folder, else in the working directory; a folder of that name if it is larger than 20 MB.",
+    )  # fmt: skip
+    command.add_argument("-k", "--k", type=int, default=100, help="How many proponents of each store.")
+    command.add_argument(
+        "--opponents", type=int, default=20, help="How many opponents of each store, of those with a negative score."
+    )
+    command.add_argument(
+        "--queries", type=str, nargs="+", default=None, metavar="ID|NAME|NUMBER",
+        help="The queries, by ids or names; a single number is how many, drawn evenly, and #17 the query with this id. "
+        "Default: all, up to 2,000.",
+    )  # fmt: skip
+    command.add_argument(
+        "--redact", action="store_true",
+        help="Leave out all texts, answers and names: ids alone tell examples and queries.",
+    )  # fmt: skip
+
+
+def command(
+    stores: Sequence[str],
+    run: str | None = None,
+    kind: str | None = None,
+    texts: Sequence[str] | None = None,
+    out: str | None = None,
+    k: int = 100,
+    opponents: int = 20,
+    queries: Sequence[str] | None = None,
+    redact: bool = False,
+) -> None:
+    """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, found {k}")
+    if opponents < 0:
+        raise ValueError(f"opponents: expected 0 or more, found {opponents}")
+    console = Console(stderr=True)
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
+    chosen, limits = choose_queries(opened.sources, queries)
+    ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
+    title = _title(opened)
+    content = Content(ranked, title, ContentSettings(is_redacted=redact), _additions(opened, ranked, limits))
+    single_file = None if out is None else out.endswith(".html")
+    path = Path(out) if out is not None else (opened.run or Path()) / _NAME
+    size = content.estimated_size(lambda name, chunk: len(island(name, encode_chunk(chunk))))
+    _check_size(size, single_file)
+    form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
+    _tell(console, f"{_contents(content)}: about {_megabytes(size)}, as {form}")
+    written = write_report(
+        path,
+        _watched(content.chunks(), "writing", content.num_chunks, console),
+        title=title,
+        single_file=single_file,
+    )
+    print(f"The report is {written}\nOpen it by double-click, or as {written.resolve().as_uri()}")
+
+
+def _additions(opened: Opened, ranked: RankedQueries, limits: Sequence[str]) -> Additions:
+    """Find what a run knows beside its scores."""
+    if opened.run is None:
+        return Additions(limits=limits)
+    not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
+    return Additions(said=said_in_run(opened.run, not_said) if not_said else {}, limits=limits)
+
+
+def _title(opened: Opened) -> str:
+    """Name the report by its run, or else by its stores and files."""
+    if opened.run is not None:
+        run = opened.run.resolve()
+        return f"{run.parent.name}/{run.name}" if run.name.startswith("version_") else run.name
+    return ", ".join(dict.fromkeys(source.name for source in opened.sources))
+
+
+def _check_size(size: int, single_file: bool | None) -> None:
+    limit = MAX_FILE_BYTES if single_file else MAX_FOLDER_BYTES
+    if size > _SURE * limit:
+        form, other = ("one file", "; or leave out .html to write a folder") if single_file else ("a report", "")
+        raise ValueError(
+            f"expected {form} of up to {_megabytes(limit)}, found that it would take about {_megabytes(size)}. Choose "
+            f"fewer queries (--queries 200), list fewer examples (-k 20), or leave out texts (--redact){other}"
+        )
+
+
+def _contents(content: Content) -> str:
+    return f"{counted(content.num_queries, 'query', 'queries')} and {counted(content.num_examples, 'example')}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:,.0f} MB"
+
+
+def _watched(items: Iterable[T], what: str, count: int, console: Console) -> Iterable[T]:
+    return track(items, what, total=count, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
