@@ -16,7 +16,7 @@ from ftrace.commands.sources import Opened, open_sources
 from ftrace.report.explorer.chunks import encode_chunk, island
 from ftrace.report.explorer.content import Additions, Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, write_report
+from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, check_place, write_report
 from ftrace.scores.plain_text import counted
 
 _NAME = "report.html"
@@ -55,7 +55,8 @@ def add_arguments(command: ArgumentParser) -> None:
     )
     command.add_argument(
         "--queries", type=str, nargs="+", default=None, metavar="ID|NAME|NUMBER",
-        help="The queries, by ids or names; a single number is how many, drawn evenly, and #17 the query with this id. "
+        help="The queries, by ids or names; a single number is how many, drawn evenly; '#17' is the query with this "
+        "id. "
         "Default: all, up to 2,000.",
     )  # fmt: skip
     command.add_argument(
@@ -81,13 +82,14 @@ def command(
     if opponents < 0:
         raise ValueError(f"opponents: expected 0 or more, found {opponents}")
     console = Console(stderr=True)
+    single_file = None if out is None else out.endswith(".html")
     opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
+    path = Path(out) if out is not None else (opened.run or Path()) / _NAME
+    check_place(path, single_file=single_file)
     chosen, limits = choose_queries(opened.sources, queries)
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
     title = _title(opened)
     content = Content(ranked, title, ContentSettings(is_redacted=redact), _additions(opened, ranked, limits))
-    single_file = None if out is None else out.endswith(".html")
-    path = Path(out) if out is not None else (opened.run or Path()) / _NAME
     size = content.estimated_size(lambda name, chunk: len(island(name, encode_chunk(chunk))))
     _check_size(size, single_file)
     form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
@@ -102,11 +104,14 @@ def command(
 
 
 def _additions(opened: Opened, ranked: RankedQueries, limits: Sequence[str]) -> Additions:
-    """Find what a run knows beside its scores."""
-    if opened.run is None:
-        return Additions(limits=limits)
+    """Find what a run knows beside its scores; what can't be found is said, and no error."""
     not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
-    return Additions(said=said_in_run(opened.run, not_said) if not_said else {}, limits=limits)
+    if opened.run is None or not not_said:
+        return Additions(limits=limits)
+    try:
+        return Additions(said_in_run(opened.run, not_said), limits=limits)
+    except (ValueError, OSError) as error:  # the data is elsewhere, for example
+        return Additions(limits=[*limits, f"The model could not be asked what it answers: {error}."])
 
 
 def _title(opened: Opened) -> str:
