@@ -1,8 +1,7 @@
-"""Scores of the tokens of a finished run's examples, each query's at the snapshot where it was about to be learned."""
+"""Scores of the tokens of a finished run's examples, each query's near the step at which it was learned."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +66,7 @@ def make_tokens(
 ) -> MadeTokens:
     """Divide the products of queries' and examples' gradients over the examples' tokens.
 
-    Each query is looked at where the model was about to learn it, or had just learned it: see :func:`snapshot_for`.
+    Each query is looked at near the step at which the model learned it: see :func:`snapshot_for`.
     Values don't depend on ``batch_size``, beyond rounding.
 
     Args:
@@ -93,25 +92,25 @@ def make_tokens(
 def snapshot_for(learned_step: int | None, snapshots: Sequence[Path]) -> Path:
     """Choose the snapshot at which a query's gradient says most.
 
-    A fact that has long been learned has hardly any gradient left, so it is the last snapshot at or before the step at
-    which the query was first answered right. Where training began later than that, it is the first one: of all after
-    that step, it has most of the gradient left. For a query that never was right, or of which nobody knows, it is the
-    last one. Step 0 counts like any other: of a pretrained model it says much, of one that begins at random only which
-    tokens both have in common, and the snapshot's name tells.
+    A fact that has long been learned has hardly any gradient left, and long before it is learned, the gradient is about
+    what all facts have in common. So it is the snapshot nearest to the step at which the query was first answered
+    right, the earlier one of two. For a query that never was right, or of which nobody knows, it is the last one.
+
+    Step 0 counts like any other. There, a model that begins at random tells by which tokens it has in common with the
+    query that an example is like it, and nothing of facts; the snapshot's name says so.
 
     Args:
         learned_step: As :meth:`Ledger.learned_steps` has it, -1 for never; None: not known.
         snapshots: Folders named "step-..." by their steps, ascending; at least one.
 
     Example:
-        >>> folders = [Path("step-00000000"), Path("step-00000004"), Path("step-00000017")]
-        >>> [snapshot_for(step, folders).name for step in (16, 17, -1, None)]
-        ['step-00000004', 'step-00000017', 'step-00000017', 'step-00000017']
+        >>> folders = [Path("step-00000000"), Path("step-00000004"), Path("step-00000020")]
+        >>> [snapshot_for(step, folders).name for step in (2, 12, 13, -1, None)]
+        ['step-00000000', 'step-00000004', 'step-00000020', 'step-00000020', 'step-00000020']
     """
     if learned_step is None or learned_step < 0:
         return snapshots[-1]
-    before = [folder for folder in snapshots if int(folder.name.removeprefix("step-")) <= learned_step]
-    return (before or snapshots[:1])[-1]
+    return min(snapshots, key=lambda folder: abs(int(folder.name.removeprefix("step-")) - learned_step))
 
 
 def _has_snapshots(run: FinishedRun) -> bool:
@@ -175,13 +174,13 @@ def _of_query(
     query = reader.query(batch)
     collate = data.example_dataloader().collate_fn
     examples: list[ExampleTokenScores] = []
-    left_out: Counter[str] = Counter()
+    left_out: dict[str, float] = {}
     for start in range(0, len(example_ids), batch_size):
         ids = example_ids[start : start + batch_size]
         products = reader.products(collate([data.train_rows[example] for example in ids]), query)
         examples.extend(read_examples(ids, products, data.tokenizer))
         for name, values in products.left_out.items():
-            left_out[name] += float(values.abs().sum())
+            left_out[name] = left_out.get(name, 0.0) + float(values.abs().sum())
     note = f"{_WHAT.format(when=when)}; {_WHERE[data.architecture]}.{_told_of(left_out, examples)}"
     return QueryTokenScores(snapshot, note, examples)
 
@@ -191,7 +190,7 @@ def _when(snapshot: Path, learned_step: int | None) -> str:
         return f"{snapshot.name}, the last snapshot"
     if learned_step < 0:
         return f"{snapshot.name}, the last snapshot (the query was never answered right)"
-    return f"{snapshot.name} (the query was first answered right at step {learned_step})"
+    return f"{snapshot.name}, the snapshot nearest to where the query was first answered right (step {learned_step})"
 
 
 def _told_of(left_out: Mapping[str, float], examples: Sequence[ExampleTokenScores]) -> str:
