@@ -92,6 +92,15 @@ def test_wheel_brings_the_recipes_by_name(installed: Installed, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_wheel_brings_the_explorer_and_the_licences_of_others(installed: Installed) -> None:
+    for folder in ("app", "vendor"):
+        source = ROOT / "ftrace" / "report" / "explorer" / folder
+        brought = installed.site / "ftrace" / "report" / "explorer" / folder
+        assert {file.name for file in brought.iterdir()} == {file.name for file in source.iterdir()}
+    noted = {file.name for file in installed.site.glob("ftrace-*.dist-info/licenses/**/*") if file.is_file()}
+    assert noted == {"LICENSE", "preact.LICENSE", "uPlot.LICENSE"}
+
+
 def test_inside_a_clone_the_clone_is_imported_whole(installed: Installed) -> None:
     """The clone's `ftrace/` hides the installed one, and its callbacks come with it."""
     check = (

@@ -18,10 +18,9 @@ import numpy as np
 
 from ftrace.causal.positions import GIVEN, LAST, groups_of
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack
+from ftrace.causal.readout import SEVERED, readout_cells
 from ftrace.evaluation import Estimate, sample_means
 from ftrace.evaluation.estimates import RESAMPLES
-
-SEVERED = "_severed"
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,16 @@ class StackAverages:
     effects: Mapping[str, Mapping[Outcome, EffectGrid]]
     differences: Mapping[str, Mapping[Outcome, EffectGrid]]
 
+    def readout(self, mediator: str) -> np.ndarray:
+        """Find the cells at which the answer is read off, ``[G, L]`` bool; see :mod:`ftrace.causal.readout`."""
+        shape = next(iter(self.effects[mediator].values())).mean.shape
+        last = self.groups.index(LAST)
+        return readout_cells(self.stack, mediator, shape, last, reads_subject=GIVEN not in self.groups)
+
     def peak(self, mediator: str, outcome: Outcome = "probability", group: str | None = None) -> Peak | None:
         """Find where a mediator's average indirect effect is largest.
 
-        For mediators that restore a layer's output, the last token of a decoder-only model is left out unless it is
-        asked for: the answer is read off it, and restoring the last layer's output there restores an answer of one
-        token whatever the model. In a decoder that reads an encoder, only that one cell is left out.
+        Cells at which the answer is read off are left out, unless their group is asked for; see :meth:`readout`.
 
         Args:
             mediator: One of those in ``effects``.
@@ -96,12 +99,8 @@ class StackAverages:
                 f"found {mediator!r} and {group!r}"
             )
         grid = self.effects[mediator][outcome]
-        restores_output = self.stack == "decoder" and (mediator == "hidden" or mediator.endswith(SEVERED))
-        skips_last = restores_output and GIVEN not in self.groups
-        counts = [name == group if group else not (skips_last and name == LAST) for name in self.groups]
-        mean = np.where(np.array(counts)[:, None], grid.mean, np.nan)
-        if restores_output and not skips_last and not group:
-            mean[self.groups.index(LAST), -1] = np.nan
+        counts = ~self.readout(mediator) if group is None else np.array([[name == group] for name in self.groups])
+        mean = np.where(counts, grid.mean, np.nan)
         if np.isnan(mean).all():
             return None
         row, layer = np.unravel_index(np.nanargmax(mean), mean.shape)

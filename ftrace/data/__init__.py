@@ -5,7 +5,8 @@ from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.corpus_files import read_queries
 from ftrace.data.example_ids import WithExampleIds
 from ftrace.data.fact_corpus import FactCorpus
-from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
+from ftrace.data.fact_data import FactData, FactDataSettings
+from ftrace.data.fact_keys import FactParts, parts_of_key
 from ftrace.data.fact_prompts import FactPrompt, read_prompts
 from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.ftrace_trex import FtraceTrex
@@ -42,6 +43,7 @@ __all__ = [
     "answers_in",
     "fill_in",
     "make_collator",
+    "parts_of_key",
     "prompts_of_queries",
     "read_prompts",
     "read_queries",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -25,22 +25,9 @@ from typing_extensions import override
 
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.descriptions import describe_examples, describe_queries
+from ftrace.data.fact_keys import FactParts
 from ftrace.data.tokenizer import train_word_tokenizer
 from ftrace.whole_files import whole_folder
-
-
-class FactParts(NamedTuple):
-    """Relation, subject and object of a fact.
-
-    Args:
-        relation: Key of the relation.
-        subject: Key of the relation's first entity.
-        object: Key of the relation's second entity.
-    """
-
-    relation: str
-    subject: str
-    object: str
 
 
 @dataclass(frozen=True)

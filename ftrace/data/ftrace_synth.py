@@ -12,7 +12,8 @@ from typing import Any
 from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
-from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
+from ftrace.data.fact_data import FactData, FactDataSettings
+from ftrace.data.fact_keys import FactParts, synth_parts
 from ftrace.data.synth_entities import draw_entities, entity_surfaces, surfaces_of
 from ftrace.data.synth_files import FORMAT, write_synth
 from ftrace.data.synth_settings import SynthSettings
@@ -47,10 +48,10 @@ class FtraceSynth(FactData):
 
     @override
     def parts_of_fact(self, fact: str) -> FactParts:
-        parts = re.fullmatch(r"(r\d+)-(e\d+)-(e\d+)", fact)
-        if not parts:
+        parts = synth_parts(fact)
+        if parts is None:
             raise ValueError(f"fact: expected a key such as r3-e1-e2, found {fact!r}")
-        return FactParts(*parts.groups())
+        return parts
 
     @override
     def answer_forms(self) -> Iterable[Sequence[str]]:

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from ftrace.data.cache_folder import is_whole
-from ftrace.data.fact_data import FactData, FactDataSettings, FactParts
+from ftrace.data.fact_data import FactData, FactDataSettings
+from ftrace.data.fact_keys import FactParts, trex_parts
 from ftrace.data.trex_files import FORMAT, subject_of_query, write_trex
 from ftrace.data.trex_sources import open_trex
 
@@ -62,11 +63,10 @@ class FtraceTrex(FactData):
 
     @override
     def parts_of_fact(self, fact: str) -> FactParts:
-        parts = fact.split(",")
-        if len(parts) != 3:
+        parts = trex_parts(fact)
+        if parts is None:
             raise ValueError(f"fact: expected a key such as P361,Q48,Q771405, found {fact!r}")
-        relation, of, subject = parts  # keys name the object before the subject
-        return FactParts(relation, subject, of)
+        return parts
 
     @override
     def subject_of_query(self, row: Mapping[str, Any]) -> str | None:

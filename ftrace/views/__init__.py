@@ -5,7 +5,7 @@ from ftrace.views.finding import all_queries, find_query, query_rows, search_que
 from ftrace.views.listed import Listed, ListedQuery, ListedSource
 from ftrace.views.making import make_query_line, make_query_view
 from ftrace.views.query_list import render_queries
-from ftrace.views.query_view import QueryLine, QueryView, Said
+from ftrace.views.query_view import QueryLine, QueryView, Said, title_of
 from ftrace.views.question_view import AskedAbout, QuestionView, render_question
 from ftrace.views.ranking import Ranking
 from ftrace.views.sources import History, Row, Source, StoreSource
@@ -38,4 +38,5 @@ __all__ = [
     "render_query",
     "render_question",
     "search_queries",
+    "title_of",
 ]

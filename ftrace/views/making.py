@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ftrace.scores import stable_id
 from ftrace.views.duplicates import fold_duplicates
+from ftrace.views.joining import (
+    GroundTruth,
+    example_rows,
+    name_of,
+    other_answers,
+    query_row,
+    query_words,
+    said_of,
+    text_of,
+)
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryLine, QueryView, Said
 from ftrace.views.ranking import Place, Ranking, overlap
-from ftrace.views.sources import Row, Source, id_of
-from ftrace.views.words import SENTINEL, common_words, shared_spans, words_in
+from ftrace.views.sources import Row, Source
+from ftrace.views.words import SampledWords, shared_spans
 
 
 def make_query_view(
@@ -45,11 +53,11 @@ def make_query_view(
     ]
     return QueryView(
         query_id,
-        _name(query_id, row, (source.query_name(query_id) for source in sources)),
-        _text(row, "text"),
-        _text(row, "answer"),
-        _other_answers(row),
-        said or _said(row),
+        name_of(query_id, row, (source.query_name(query_id) for source in sources)),
+        text_of(row, "text"),
+        text_of(row, "answer"),
+        other_answers(row),
+        said or said_of(row),
         next(filter(None, (source.history(query_id) for source in sources)), None),
         columns,
         k,
@@ -65,7 +73,7 @@ def make_query_line(sources: Sequence[Source], query_id: int, row: Row) -> Query
     Args:
         sources: As in :func:`make_query_view`.
         query_id: The query.
-        row: Its texts, as :func:`query_row` finds them.
+        row: Its texts, as :func:`ftrace.views.joining.query_row` finds them.
     """
     ranking = next(filter(None, (source.ranking(query_id) for source in sources)), None)
     strongest = None
@@ -74,30 +82,12 @@ def make_query_line(sources: Sequence[Source], query_id: int, row: Row) -> Query
         strongest = _list(sources, rankings, [1], query_id, row, set()).examples[0]
     return QueryLine(
         query_id,
-        _name(query_id, row, (source.query_name(query_id) for source in sources)),
-        _text(row, "text"),
-        _text(row, "answer"),
+        name_of(query_id, row, (source.query_name(query_id) for source in sources)),
+        text_of(row, "text"),
+        text_of(row, "answer"),
         next(filter(None, (source.history(query_id) for source in sources)), None),
         strongest,
     )
-
-
-def query_row(sources: Sequence[Source], query_id: int) -> Row:
-    """Return a query's texts from the first source that has them; {} if none has.
-
-    Raises:
-        ValueError: If two sources have different texts of it: they are of different data, whose ids mean nothing to
-            each other.
-    """
-    rows = [(source, row) for source in sources if (row := source.query_rows([query_id])[0]) is not None]
-    for source, row in rows[1:]:
-        first, of_first = rows[0]
-        if (text := _text(of_first, "text")) and _text(row, "text") not in (None, "", text):
-            raise ValueError(
-                f"expected scores of the same data, found that query {query_id} is {text!r:.80} in {first.name} and "
-                f"{_text(row, 'text')!r:.80} in {source.name}. Show them one by one"
-            )
-    return rows[0][1] if rows else {}
 
 
 def _list(
@@ -120,20 +110,21 @@ def _list(
     for top in tops:
         best |= {example: min(place, best.get(example, place)) for place, example in enumerate(top)}
     ids.sort(key=lambda example: (best[example], order[example]))
-    rows = _example_rows(sources, ids)
-    folded = fold_duplicates([_text(rows[example], "text") for example in ids])
+    rows = example_rows(sources, ids)
+    truth = GroundTruth(sources, query_id, row)
+    folded = fold_duplicates([text_of(rows[example], "text") for example in ids])
     examples = []
     for group in folded:
         members = [ids[place] for place in group]
         of_row = rows[members[0]]
-        text = _text(of_row, "text")
+        text = text_of(of_row, "text")
         examples.append(
             ExampleView(
                 members[0],
-                _name(members[0], of_row, (source.example_name(members[0]) for source in sources)),
+                name_of(members[0], of_row, (source.example_name(members[0]) for source in sources)),
                 text,
-                _text(of_row, "answer"),
-                _states_fact(sources, query_id, row, members[0], of_row),
+                text_of(of_row, "answer"),
+                truth.states_fact(members[0], of_row),
                 shared_spans(text, words) if text else (),
                 tuple(_best([places[member][column] for member in members]) for column in range(len(rankings))),
                 tuple(members[1:]),
@@ -181,63 +172,8 @@ def _same_as_last(top: Sequence[int], ranking: Ranking | None) -> int:
     return last.rank + last.ties - len(top)
 
 
-def _example_rows(sources: Sequence[Source], ids: Sequence[int]) -> dict[int, Row]:
-    """Return the texts of examples, each from the first source that has them."""
-    rows: dict[int, Row] = {}
-    for source in sources:
-        lacking = [example for example in ids if example not in rows]
-        rows |= {
-            example: row for example, row in zip(lacking, source.example_rows(lacking), strict=True) if row is not None
-        }
-    return {example: rows.get(example, {}) for example in ids}
-
-
-def _states_fact(sources: Sequence[Source], query_id: int, row: Row, example_id: int, example: Row) -> bool | None:
-    """Tell whether an example states the query's fact: by labels, else by ids, else by the fact's key."""
-    label = next((says for s in sources if (says := s.states_fact(query_id, example_id)) is not None), None)
-    if label is not None:
-        return label
-    if row.get("proponent_ids") is not None:
-        return example_id in {id_of(proponent) for proponent in row["proponent_ids"]}
-    if row.get("fact") is not None and example.get("facts") is not None:
-        return row["fact"] in example["facts"]
-    return None
-
-
 def _telling_words(sources: Sequence[Source], row: Row) -> set[str]:
     """Return the words of a query and its answers, without those that many examples have."""
-    texts = [_text(row, "text") or "", _text(row, "answer") or "", *_other_answers(row)]
-    words = {word.key for text in texts for word in words_in(text)}
+    words = query_words(row)
     sample = next(filter(None, (source.sample_texts() for source in sources)), [])
-    return words - common_words(words, sample)
-
-
-def _name(known_id: int, row: Row, names: Iterable[str | None]) -> str | None:
-    """Return the name that an id was made from. A row may have a name beside a number of its own: that is its id."""
-    name = next(filter(None, names), None)
-    if name is None and row.get("name") is not None and stable_id(str(row["name"])) == known_id:
-        name = str(row["name"])
-    return name
-
-
-def _text(row: Row, name: str) -> str | None:
-    value: Any = row.get(name)
-    return None if value is None else str(value)
-
-
-def _other_answers(row: Row) -> tuple[str, ...]:
-    return tuple(str(answer) for answer in row.get("answers") or () if str(answer) != _text(row, "answer"))
-
-
-def _said(row: Row) -> Said | None:
-    """Return what the texts say that the model said, and whether it is right."""
-    said = _text(row, "said")
-    if said is None:
-        return None
-    accepted = {_bare(answer) for answer in (_text(row, "answer"), *_other_answers(row)) if answer is not None}
-    return Said(said, right=_bare(said) in accepted if accepted else None)
-
-
-def _bare(answer: str) -> str:
-    """Return an answer as it is compared: without masks, spaces, case and a final dot."""
-    return "".join(SENTINEL.sub(" ", answer).split()).casefold().removesuffix(".")
+    return words - SampledWords(sample).common(words)

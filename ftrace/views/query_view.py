@@ -27,6 +27,11 @@ class Said:
     snapshot: str = ""
 
 
+def title_of(name: str, kind: str) -> str:
+    """Name a source of scores beside others: its name and the kind of scores; the name alone if they are the same."""
+    return name if kind in ("", name) else f"{name} {kind}"
+
+
 @dataclass(frozen=True)
 class ColumnView:
     """One source of scores, beside others.
@@ -52,7 +57,7 @@ class ColumnView:
     @property
     def title(self) -> str:
         """Name and kind; the name alone if they are the same."""
-        return self.name if self.kind in ("", self.name) else f"{self.name} {self.kind}"
+        return title_of(self.name, self.kind)
 
 
 @dataclass(frozen=True)

@@ -149,9 +149,14 @@ class StoreSource:
             return None
         right = ledger["learned"][:, column]
         asked = np.flatnonzero(np.isfinite(right))
-        learned_step = int(ledger.learned_steps()[column]) if len(asked) else None
+        learned_step = int(self._learned_steps[column]) if len(asked) else None
         right_at_end = bool(right[asked[-1]] == 1) if len(asked) else None
         return History(float(losses[known[0]]), float(next_losses[known[-1]]), learned_step, right_at_end)
+
+    @cached_property
+    def _learned_steps(self) -> np.ndarray:
+        assert self.store.ledger is not None
+        return self.store.ledger.learned_steps()
 
     def sample_texts(self) -> Sequence[str]:
         """Return texts of the first examples that have one."""

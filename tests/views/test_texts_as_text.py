@@ -11,7 +11,7 @@ import pytest
 from ftrace.scores.plain_text import plain
 from ftrace.views.duplicates import fold_duplicates
 from ftrace.views.marked_text import excerpt, marked_text
-from ftrace.views.words import common_words, shared_spans, words_in
+from ftrace.views.words import SampledWords, shared_spans, words_in
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_shared_words_are_marked_in_the_text_as_it_is() -> None:
 
 def test_words_of_most_examples_say_nothing() -> None:
     texts = [f"the number {number}" for number in range(30)]
-    assert common_words({"the", "7", "oslo"}, texts) == {"the"}
-    assert common_words({"the"}, texts[:5]) == set()
+    assert SampledWords(texts).common({"the", "7", "oslo"}) == {"the"}
+    assert SampledWords(texts[:5]).common({"the"}) == set()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ftrace.data import FactData, FactParts
+from ftrace.data import FactData, FactParts, parts_of_key
 
 KINDS = ("states the fact", "same subject", "same object", "same relation", "other")
 STATES, SUBJECT, OBJECT, RELATION, OTHER = range(len(KINDS))
@@ -46,6 +46,34 @@ def _shared(fact: FactParts, other: FactParts) -> int:
     if fact.object in entities:
         return OBJECT
     return RELATION if other.relation == fact.relation else OTHER
+
+
+def kind_by_keys(fact: str, stated: Iterable[str], *, states_fact: bool = False) -> int | None:
+    """Return the kind of an example by the keys of facts alone, for data of which only the texts are known.
+
+    Args:
+        fact: Key of the query's fact.
+        stated: Keys of the facts that the example states.
+        states_fact: Whether the example is known to state the query's fact.
+
+    Returns:
+        An index into :data:`KINDS`; None if keys don't name relation, subject and object.
+
+    Example:
+        >>> KINDS[kind_by_keys("r1-e1-e2", ["r1-e3-e4", "r2-e5-e1"])], kind_by_keys("Norway", ["Sweden"])
+        ('same subject', None)
+    """
+    parts, others = parts_of_key(fact), [parts_of_key(key) for key in stated]
+    known = [other for other in others if other is not None]
+    if parts is None or len(known) < len(others):
+        return None
+    return kind_of(parts, known, states_fact=states_fact)
+
+
+def relation_by_key(fact: str) -> str | None:
+    """Return the relation of a fact by its key alone; None if the key doesn't name it."""
+    parts = parts_of_key(fact)
+    return None if parts is None else parts.relation
 
 
 class ExampleKinds:

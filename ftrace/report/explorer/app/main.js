@@ -1,0 +1,58 @@
+// @ts-check
+/**
+ * The start of the app, and the one function that draws the page from its state.
+ *
+ * redraw()   draws the page anew
+ */
+
+/** @type {Head | null} */
+let HEAD = null;
+
+function redraw() {
+  const root = document.getElementById("app");
+  if (root !== null && HEAD !== null) render(h(Frame, { head: HEAD }), root);
+}
+
+/** Where the page was scrolled to at each step of the browser's history. @type {Map<number, number>} */
+const SCROLLED = new Map();
+let historyStep = 0;
+
+/** Take the state from the address; a step back returns to where the page was scrolled to. */
+function arrive() {
+  if (HEAD === null) return;
+  SCROLLED.set(historyStep, scrollY);
+  const before = STATE;
+  const { state, ignored } = readAddress(location.hash, HEAD);
+  [STATE, IGNORED] = [state, ignored];
+  redraw();
+  const known = history.state?.step;
+  if (typeof known === "number") {
+    historyStep = known;
+    scrollTo(0, SCROLLED.get(known) ?? 0);
+    return;
+  }
+  historyStep = Math.max(0, ...SCROLLED.keys()) + 1;
+  history.replaceState({ step: historyStep }, "");
+  if (before["view"] !== state["view"] || before["query"] !== state["query"]) {
+    scrollTo(0, 0);
+    document.getElementById("main")?.focus({ preventScroll: true });
+  }
+}
+
+async function start() {
+  openTheme();
+  const root = document.getElementById("app");
+  try {
+    HEAD = await loadHead();
+    openNotes(HEAD);
+    document.title = plain(HEAD.title);
+    history.scrollRestoration = "manual";
+    addEventListener("hashchange", arrive);
+    startKeys();
+    arrive();
+  } catch (error) {
+    if (root !== null) root.textContent = error instanceof Error ? error.message : String(error);
+  }
+}
+
+start();
