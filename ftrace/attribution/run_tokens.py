@@ -16,15 +16,14 @@ from ftrace.data import FactData
 from ftrace.models import FactLM
 from ftrace.scores import ExampleTokenScores, Ledger, QueryTokenScores
 
-_WHAT = (
-    "What each token of an example adds to the inner product of the example's loss gradient with the query's, at "
-    "{when}: times a learning rate, it is by how much (in nats, to first order) a step of plain gradient descent on "
-    "the example would lower the query's loss there"
-)
 _NONE = "Scores aren't told token by token"
+_WHAT = (
+    "A token's value is what it adds to the product of the example's and the query's loss gradients: times a learning "
+    "rate, by how many nats (to first order) a step of plain gradient descent on the example lowers the query's loss."
+)
 _WHERE = {
-    "encoder-decoder": "a token of the input counts where it is read, one of the target where it is predicted",
-    "decoder-only": "a token counts where it is read, and is predicted at the one before it",
+    "encoder-decoder": "Tokens of the input count where they are read, those of the target where they are predicted.",
+    "decoder-only": "Tokens count where they are read; each is predicted at the one before it.",
 }
 
 
@@ -155,20 +154,16 @@ def _make(
         if reader is None or snapshot != loaded:
             reader = None  # its memory is needed
             reader, loaded = TokenProductReader(run.model_at(snapshot).to(device)), snapshot
-        when = _when(snapshot, steps.get(query))
-        by_query[query] = _of_query(run.data, reader, places[query], known[query], batch_size, snapshot.name, when)
+        told, left_out = _of_query(run.data, reader, places[query], known[query], batch_size)
+        note = " ".join([_WHAT, _WHERE[run.data.architecture], _why_there(steps.get(query)), *_told_of(left_out, told)])
+        by_query[query] = QueryTokenScores(snapshot.name, note, told)
     return MadeTokens({query: by_query[query] for query in known if query in by_query}, reasons)
 
 
 def _of_query(
-    data: FactData,
-    reader: TokenProductReader,
-    place: int,
-    example_ids: Sequence[int],
-    batch_size: int,
-    snapshot: str,
-    when: str,
-) -> QueryTokenScores:
+    data: FactData, reader: TokenProductReader, place: int, example_ids: Sequence[int], batch_size: int
+) -> tuple[list[ExampleTokenScores], dict[str, float]]:
+    """Make the scores of one query, and sum the absolute products of what they leave out, by name."""
     assert data.tokenizer is not None
     (batch,) = data.query_batches([data.query_rows[place]])
     query = reader.query(batch)
@@ -181,23 +176,22 @@ def _of_query(
         examples.extend(read_examples(ids, products, data.tokenizer))
         for name, values in products.left_out.items():
             left_out[name] = left_out.get(name, 0.0) + float(values.abs().sum())
-    note = f"{_WHAT.format(when=when)}; {_WHERE[data.architecture]}.{_told_of(left_out, examples)}"
-    return QueryTokenScores(snapshot, note, examples)
+    return examples, left_out
 
 
-def _when(snapshot: Path, learned_step: int | None) -> str:
+def _why_there(learned_step: int | None) -> str:
     if learned_step is None:
-        return f"{snapshot.name}, the last snapshot"
+        return "The snapshot is the last."
     if learned_step < 0:
-        return f"{snapshot.name}, the last snapshot (the query was never answered right)"
-    return f"{snapshot.name}, the snapshot nearest to where the query was first answered right (step {learned_step})"
+        return "The snapshot is the last, as the query was never answered right."
+    return f"The snapshot is the nearest to step {learned_step}, where the query was first answered right."
 
 
-def _told_of(left_out: Mapping[str, float], examples: Sequence[ExampleTokenScores]) -> str:
-    """Say what the values leave out, and how much of all that is."""
+def _told_of(left_out: Mapping[str, float], examples: Sequence[ExampleTokenScores]) -> list[str]:
+    """Say what the values leave out, if anything, and how much of all that is."""
     if not left_out:
-        return ""
+        return []
     sums = [sum(sum(sequence.values) for sequence in example.sequences) for example in examples]
     size = sum(map(abs, sums)) + sum(left_out.values())
     shares = ", ".join(f"{name} ({value / size if size else 0:.1%})" for name, value in sorted(left_out.items()))
-    return f" Left out, as they don't keep tokens apart, with their share of the totals: {shares}."
+    return [f"Left out, as they don't keep tokens apart, with their share of the totals: {shares}."]
