@@ -188,7 +188,7 @@ def _read(file: Path) -> tuple[PromptTrace, dict[str, Any]]:
     try:
         is_intact = int(metadata["checksum"]) == _checksum(tensors, metadata)
         trace, settings = _trace(json.loads(metadata["trace"]), tensors), json.loads(metadata["settings"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(file, error) from error
     if not is_intact:
         raise _damaged(file, "its content is not what was written: the checksum differs")

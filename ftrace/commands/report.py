@@ -10,11 +10,11 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
-from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import Opened, open_sources
 from ftrace.report.explorer.chunks import encode_chunk, island
-from ftrace.report.explorer.content import Additions, Content, ContentSettings
+from ftrace.report.explorer.content import Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, check_place, write_report
 from ftrace.scores.plain_text import counted
@@ -56,8 +56,12 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--queries", type=str, nargs="+", default=None, metavar="ID|NAME|NUMBER",
         help="The queries, by ids or names; a single number is how many, drawn evenly; '#17' is the query with this "
-        "id. "
-        "Default: all, up to 2,000.",
+        "id. Default: all, up to 2,000.",
+    )  # fmt: skip
+    command.add_argument(
+        "--tokens", type=int, default=10,
+        help="For how many of the strongest examples of each query scores are told token by token, by the run's "
+        "model; 0: for none, and no model is loaded.",
     )  # fmt: skip
     command.add_argument(
         "--redact", action="store_true",
@@ -74,13 +78,15 @@ def command(
     k: int = 100,
     opponents: int = 20,
     queries: Sequence[str] | None = None,
+    tokens: int = 10,
     redact: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
-    if opponents < 0:
-        raise ValueError(f"opponents: expected 0 or more, found {opponents}")
+    for name, count in (("opponents", opponents), ("tokens", tokens)):
+        if count < 0:
+            raise ValueError(f"{name}: expected 0 or more, found {count}")
     console = Console(stderr=True)
     single_file = None if out is None else out.endswith(".html")
     opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
@@ -89,29 +95,19 @@ def command(
     chosen, limits = choose_queries(opened.sources, queries)
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
     title = _title(opened)
-    content = Content(ranked, title, ContentSettings(is_redacted=redact), _additions(opened, ranked, limits))
+    content = Content(ranked, title, ContentSettings(is_redacted=redact))
     size = content.estimated_size(lambda name, chunk: len(island(name, encode_chunk(chunk))))
     _check_size(size, single_file)
     form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
     _tell(console, f"{_contents(content)}: about {_megabytes(size)}, as {form}")
+    additions = additions_of(opened, ranked, limits, 0 if redact else tokens)
     written = write_report(
         path,
-        _watched(content.chunks(), "writing", content.num_chunks, console),
+        _watched(content.chunks(additions), "writing", content.num_chunks, console),
         title=title,
         single_file=single_file,
     )
     print(f"The report is {written}\nOpen it by double-click, or as {written.resolve().as_uri()}")
-
-
-def _additions(opened: Opened, ranked: RankedQueries, limits: Sequence[str]) -> Additions:
-    """Find what a run knows beside its scores; what can't be found is said, and no error."""
-    not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
-    if opened.run is None or not not_said:
-        return Additions(limits=limits)
-    try:
-        return Additions(said_in_run(opened.run, not_said), limits=limits)
-    except (ValueError, OSError) as error:  # the data is elsewhere, for example
-        return Additions(limits=[*limits, f"The model could not be asked what it answers: {error}."])
 
 
 def _title(opened: Opened) -> str:

@@ -169,6 +169,7 @@ class CausalMediator(TypedDict):
 
     title: str
     effects: Sequence[Sequence[float | None]]
+    readout: Sequence[tuple[int, int]]
     peak: tuple[int, int] | None
 
 

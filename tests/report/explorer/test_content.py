@@ -14,7 +14,8 @@ import pytest
 import ftrace.report.explorer as explorer
 from ftrace.evaluation import EvaluatedQueries, evaluate
 from ftrace.report.explorer import format as report_format
-from ftrace.report.explorer.content import Additions, Content, ContentSettings
+from ftrace.report.explorer.additions import Additions
+from ftrace.report.explorer.content import Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Sum, Texts, stable_id
 from ftrace.views import Listed, ListedQuery, ListedSource, Said, Source, StoreSource
@@ -33,8 +34,8 @@ def made(
 ) -> Chunks:
     """All chunks by name, as they are read back from JSON."""
     ranked = RankedQueries(sources, sources[0].query_ids if queries is None else queries, k, opponents)
-    content = Content(ranked, "made", ContentSettings(**settings), additions)
-    chunks = {name: json.loads(json.dumps(chunk, allow_nan=False)) for name, chunk in content.chunks()}
+    content = Content(ranked, "made", ContentSettings(**settings))
+    chunks = {name: json.loads(json.dumps(chunk, allow_nan=False)) for name, chunk in content.chunks(additions)}
     assert len(chunks) == content.num_chunks
     return chunks
 

@@ -176,7 +176,7 @@ interface Tokens {
   examples: {
     /** A position in `examples`. */
     example: number;
-    /** The sum of all values: the inner product of the two gradients. */
+    /** The inner product of the two gradients: the sum of all values, and of what the note says is left out. */
     total: number | null;
     sequences: {
       /** "input", "target" or "text". */
@@ -205,13 +205,20 @@ interface Causal {
       title: string;
       /** By token, then by layer: the indirect effect in percentage points. */
       effects: (number | null)[][];
+      /**
+       * Cells, as token and layer, at which the answer is read off. They are large in every model, so that the scale of
+       * colours leaves them out, and the peak is in none of them.
+       */
+      readout: [number, number][];
       /** Token and layer of the largest effect. */
       peak: [number, number] | null;
     }[];
   }[];
   /** Effects and scores by layer; null if scores are not known by layer. */
   profile: {
+    /** Layers that were traced, and then the other parts of the model that have scores. */
     layers: string[];
+    /** In the unit that the notes name; null in parts that were not traced. */
     effects: (number | null)[];
     scores: (number | null)[];
     /** Their rank correlation. */
