@@ -31,19 +31,19 @@ def additions_of(opened: Opened, ranked: RankedQueries, limits: Sequence[str], t
         tokens: For how many of each query's strongest examples scores are told token by token; 0: for none.
     """
     run = opened.run
-    said, not_asked = _said_by(ranked, run)
+    said, problems = _said(run, ranked)
     made, reasons = _tokens_by(ranked, run, tokens)
     return Additions(
         said=said,
         tokens=made,
         causal=None if run is None else _causal_of(run),
         run=make_run_page(opened.sources, run, opened.results),
-        limits=[*limits, *not_asked, *reasons],
+        limits=[*limits, *problems, *reasons],
     )
 
 
-def _said_by(ranked: RankedQueries, run: Path | None) -> tuple[dict[int, Said], Sequence[str]]:
-    """Return what the run's model answers to queries of which texts don't say it; and why not, if it can't be asked."""
+def _said(run: Path | None, ranked: RankedQueries) -> tuple[dict[int, Said], Sequence[str]]:
+    """Return what the run's model answers to the queries whose texts don't say it; and why it could not be asked."""
     not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
     if run is None or not not_said:
         return {}, []

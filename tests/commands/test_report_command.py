@@ -250,8 +250,8 @@ def test_an_interrupted_report_leaves_nothing_behind(tmp_path: Path, monkeypatch
     make_store(tmp_path / "s")
     chunks = report.Content.chunks
 
-    def interrupted(self: Any, additions: Any) -> Any:
-        yield next(iter(chunks(self, additions)))
+    def interrupted(self: Any) -> Any:
+        yield next(iter(chunks(self)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report.Content, "chunks", interrupted)

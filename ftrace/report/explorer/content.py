@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -36,7 +37,7 @@ from ftrace.scores.plain_text import counted
 from ftrace.views import Source, StoreSource, title_of
 from ftrace.views.joining import text_of
 
-NATS = ("dot", "update", "propagated")
+NATS = ("update", "propagated")  # `dot` is in nats only where the optimizer is plain SGD
 _SAMPLE = 12  # chunks of each sort from which the size is estimated
 
 
@@ -60,10 +61,21 @@ class Content:
         ranked: The queries, ranked by all methods.
         title: The title of the report.
         settings: What it holds.
+        additions: Finds what it has beside scores and texts, which is asked for when it is needed; default: nothing.
+
+    Attributes:
+        title: As given.
     """
 
-    def __init__(self, ranked: RankedQueries, title: str, settings: ContentSettings) -> None:
-        self._ranked, self._title, self._settings = ranked, title, settings
+    def __init__(
+        self,
+        ranked: RankedQueries,
+        title: str,
+        settings: ContentSettings,
+        additions: Callable[[], Additions] = Additions,
+    ) -> None:
+        self.title = title
+        self._ranked, self._settings, self._find_additions = ranked, settings, additions
         self._sources, self._listings = ranked.sources, ranked.listings
         self._ids = ranked.example_ids
         self._texts = CorpusTexts(self._sources, self._ids, settings.longest_text)
@@ -85,19 +97,21 @@ class Content:
         """Number of chunks."""
         return len(self._listings) + -(-len(self._ids) // EXAMPLES_OF_A_CHUNK) + 1
 
-    def chunks(self, additions: Additions | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Make the chunks: of queries, of examples, and at the end the head.
+    @cached_property
+    def additions(self) -> Additions:
+        """What it has beside scores and texts; finding it may take minutes."""
+        return self._find_additions()
 
-        Args:
-            additions: What the report has beside scores and texts; default: nothing.
-        """
-        additions = additions or Additions()
+    def chunks(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Make the chunks: of queries, of examples, and at the end the head."""
         query_list = QueryListMaker()
         for place in range(len(self._listings)):
-            yield f"query-{place}", self._query(place, query_list, additions)
+            chunk = self.query(place)
+            self._add(query_list, place, chunk)
+            yield f"query-{place}", chunk
         for number, pages in enumerate(self._examples.chunks()):
             yield f"example-{number}", self._example_chunk(pages)
-        yield "head", self._head(query_list.finish(), additions)
+        yield "head", self._head(query_list.finish(), self.additions)
 
     def estimated_size(self, size_of: Callable[[str, Mapping[str, Any]], int]) -> int:
         """Estimate the size of all chunks, without additions, from some that are drawn evenly.
@@ -108,7 +122,8 @@ class Content:
         nothing, query_list, total = Additions(), QueryListMaker(), 0.0
         places = _evenly(len(self._listings), _SAMPLE)
         for place in places:
-            chunk = self._query(place, query_list, nothing)
+            chunk = self._query(place, nothing)
+            self._add(query_list, place, chunk)
             total += size_of(f"query-{place}", chunk) * len(self._listings) / len(places)
         num_chunks = self.num_chunks - 1 - len(self._listings)
         numbers = _evenly(num_chunks, _SAMPLE)
@@ -119,17 +134,25 @@ class Content:
         queries = size_of("head", self._head(query_list.finish(), nothing)) - without
         return round(total + without + queries * len(self._listings) / max(1, len(places)))
 
-    def _query(self, place: int, query_list: QueryListMaker, additions: Additions) -> QueryChunk:
-        """Make the chunk of a query, and add it to the list of queries."""
+    def query(self, place: int) -> QueryChunk:
+        """Make the chunk of a query.
+
+        Args:
+            place: Its position among the queries.
+        """
+        return self._query(place, self.additions)
+
+    def _query(self, place: int, additions: Additions) -> QueryChunk:
         listing = self._listings[place]
-        row, fact = self._ranked.rows[listing.query_id], text_of(self._ranked.rows[listing.query_id], "fact")
         chunk = self._queries.chunk(listing, additions)
-        if self._settings.is_redacted:
-            chunk, fact = redacted_query(chunk, row), None
+        return redacted_query(chunk, self._ranked.rows[listing.query_id]) if self._settings.is_redacted else chunk
+
+    def _add(self, query_list: QueryListMaker, place: int, chunk: QueryChunk) -> None:
+        listing = self._listings[place]
         states_fact = [example["states_fact"] for example in chunk["examples"]]
         precisions = [None if method is None else precision_of(method, states_fact) for method in listing.methods]
+        fact = None if self._settings.is_redacted else text_of(self._ranked.rows[listing.query_id], "fact")
         query_list.add(chunk, precisions, disagreement(listing), fact)
-        return chunk
 
     def _example_chunk(self, pages: Iterable[Any]) -> ExampleChunk:
         return {"examples": [redacted_page(page) if self._settings.is_redacted else page for page in pages]}
@@ -139,7 +162,7 @@ class Content:
             "format": FORMAT,
             "version": VERSION,
             "made_by": f"ftrace {version('ftrace')}",
-            "title": self._title,
+            "title": self.title,
             "fingerprint": self._fingerprint(),
             "is_redacted": self._settings.is_redacted,
             "limits": list(self._limits(additions)),

@@ -115,7 +115,7 @@ class QueryTable extends Component {
 
   render() {
     const { head, places, method } = this.props;
-    const columns = columnsOf(head, method);
+    const columns = queryColumns(head, method);
     return h(
       "table",
       { class: `query-table columns-${columns.length}`, role: "table", style: { "--columns": widths(columns) } },

@@ -3,7 +3,7 @@
  * Which queries the address asks for, and in which order.
  *
  * chosenQueries(head)        positions of the queries that search and filters leave, in the chosen order
- * COLUMNS, columnsOf(head)   what the list of queries can be sorted by, and what of it a report has
+ * COLUMNS, queryColumns(head)   what the list of queries can be sorted by, and what of it a report has
  * sortKeys(head)             the names of these columns
  * filtersOf(head)            properties to filter by, with their values and how many queries have each
  */
@@ -34,7 +34,7 @@ const FEWEST_QUERIES = 3;
 
 /** @param {Head} head */
 function sortKeys(head) {
-  return columnsOf(head, chosenMethod(head)).map((column) => column.key);
+  return queryColumns(head, chosenMethod(head)).map((column) => column.key);
 }
 
 /**
@@ -42,7 +42,7 @@ function sortKeys(head) {
  * @param {Head} head
  * @param {number} method
  */
-function columnsOf({ queries }, method) {
+function queryColumns({ queries }, method) {
   const isKnown = (/** @type {Column} */ column) =>
     column.key === "query" ||
     column.values(queries, method)?.some((value) => value !== null) ||
