@@ -45,7 +45,7 @@ def write_stores(folder: Path, examples: int, queries: int, words: int, seed: in
         "examples": Texts.of(list(_examples(generator, stating, examples, words)), EXAMPLE_ID),
         "queries": Texts.of(list(_queries(generator, stating)), QUERY_ID),
     }
-    stores = []
+    stores: list[ScoreStore] = []
     for method, noise in zip(METHODS, NOISE, strict=True):
         with ScoreWriter(folder / method, np.arange(examples), np.arange(queries), [method]) as writer:
             for query in range(queries):

@@ -136,7 +136,7 @@ def make_content(
     *,
     is_redacted: bool = False,
 ) -> Content:
-    """Rank examples for the chosen queries, and find what else is known.
+    """Rank examples for the chosen queries; what else is known is found when the size is known to be allowed.
 
     Args:
         opened: Sources of scores, and what belongs to them.
@@ -149,8 +149,9 @@ def make_content(
     console = Console(stderr=True)
     chosen, limits = choose_queries(opened.sources, queries)
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
-    additions = additions_of(opened, ranked, limits, 0 if is_redacted else tokens)
-    return Content(ranked, _title(opened), ContentSettings(is_redacted=is_redacted), additions)
+    count = 0 if is_redacted else tokens
+    settings = ContentSettings(is_redacted=is_redacted)
+    return Content(ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count))
 
 
 def write(content: Content, path: Path, *, single_file: bool | None = None) -> Path:
@@ -169,6 +170,7 @@ def write(content: Content, path: Path, *, single_file: bool | None = None) -> P
     _check_size(size, single_file)
     form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
     _tell(console, f"{_contents(content)}: about {_megabytes(size)}, as {form}")
+    _ = content.additions  # with bars of their own
     chunks = _watched(content.chunks(), "writing", content.num_chunks, console)
     return write_report(path, chunks, title=content.title, single_file=single_file)
 
@@ -188,6 +190,7 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
     from ftrace.report.figures import write_figures
 
     console = Console(stderr=True)
+    _ = content.additions
     chunks = _watched(content.chunks(), "reading", content.num_chunks, console)
     head = cast(Head, next(chunk for name, chunk in chunks if name == HEAD))
     places = range(content.num_queries) if only_chosen else choose_telling(head["queries"])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import Opened
+from ftrace.report.explorer.additions import Additions
 from ftrace.report.explorer.causal_content import CausalContent
-from ftrace.report.explorer.content import Additions
 from ftrace.report.explorer.format import Causal, QueryChunk, Tokens
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.run_page import make_run_page
@@ -50,7 +50,7 @@ def _said(run: Path | None, ranked: RankedQueries) -> tuple[dict[int, Said], Seq
     try:
         return said_in_run(run, not_said), []
     except (ValueError, OSError) as error:  # the data is elsewhere, for example
-        return {}, [f"The model could not be asked what it answers: {error}."]
+        return {}, [f"The model could not be asked what it answers: {str(error).removesuffix('.')}."]
 
 
 def _causal_of(run: Path) -> Callable[[QueryChunk], Causal | None]:

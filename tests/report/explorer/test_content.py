@@ -14,7 +14,8 @@ import pytest
 import ftrace.report.explorer as explorer
 from ftrace.evaluation import EvaluatedQueries, evaluate
 from ftrace.report.explorer import format as report_format
-from ftrace.report.explorer.content import Additions, Content, ContentSettings
+from ftrace.report.explorer.additions import Additions
+from ftrace.report.explorer.content import Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Sum, Texts, stable_id
 from ftrace.views import Listed, ListedQuery, ListedSource, Said, Source, StoreSource
@@ -33,7 +34,7 @@ def made(
 ) -> Chunks:
     """All chunks by name, as they are read back from JSON."""
     ranked = RankedQueries(sources, sources[0].query_ids if queries is None else queries, k, opponents)
-    content = Content(ranked, "made", ContentSettings(**settings), additions)
+    content = Content(ranked, "made", ContentSettings(**settings), lambda: additions or Additions())
     chunks = {name: json.loads(json.dumps(chunk, allow_nan=False)) for name, chunk in content.chunks()}
     assert len(chunks) == content.num_chunks
     return chunks
@@ -86,7 +87,7 @@ def test_the_list_of_queries_and_the_methods(stores: list[ScoreStore]) -> None:
     head = made([StoreSource(store) for store in stores])["head"]
     assert (head["format"], head["version"], head["title"]) == ("ftrace-report", 1, "made")
     assert [method["title"] for method in head["methods"]] == ["first learning", "second dot"]
-    assert [method["unit"] for method in head["methods"]] == ["", "nats"]
+    assert [method["unit"] for method in head["methods"]] == ["", ""]
     assert [method["num_examples"] for method in head["methods"]] == [5, 4]
     assert head["queries"]["ids"] == ["0", "17"]
     assert head["queries"]["prompts"] == [row["text"] for row in QUERIES]
