@@ -5,6 +5,7 @@ from ftrace.attribution.dense import Dense
 from ftrace.attribution.embed import Embed
 from ftrace.attribution.ensemble import Ensemble
 from ftrace.attribution.index_pass import index_corpus, measured
+from ftrace.attribution.make_tokens import FinishedRun, MadeTokens, make_tokens, snapshot_for
 from ftrace.attribution.method import AttributionMethod, find_method, known_methods
 from ftrace.attribution.passes import Pass, score_in_passes
 from ftrace.attribution.random_target import RandomTarget
@@ -19,6 +20,8 @@ __all__ = [
     "Dense",
     "Embed",
     "Ensemble",
+    "FinishedRun",
+    "MadeTokens",
     "Pass",
     "RandomTarget",
     "Task",
@@ -27,7 +30,9 @@ __all__ = [
     "find_method",
     "index_corpus",
     "known_methods",
+    "make_tokens",
     "measured",
     "score_in_passes",
+    "snapshot_for",
     "snapshot_preconditioners",
 ]

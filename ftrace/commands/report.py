@@ -10,11 +10,11 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
-from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import Opened, open_sources
 from ftrace.report.explorer.chunks import encode_chunk, island
-from ftrace.report.explorer.content import Additions, Content, ContentSettings
+from ftrace.report.explorer.content import Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, write_report
 from ftrace.scores.plain_text import counted
@@ -59,6 +59,11 @@ def add_arguments(command: ArgumentParser) -> None:
         "Default: all, up to 2,000.",
     )  # fmt: skip
     command.add_argument(
+        "--tokens", type=int, default=10,
+        help="For how many of the strongest examples of each query scores are told token by token, by the run's "
+        "model; 0: for none, and no model is loaded.",
+    )  # fmt: skip
+    command.add_argument(
         "--redact", action="store_true",
         help="Leave out all texts, answers and names: ids alone tell examples and queries.",
     )  # fmt: skip
@@ -73,19 +78,22 @@ def command(
     k: int = 100,
     opponents: int = 20,
     queries: Sequence[str] | None = None,
+    tokens: int = 10,
     redact: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
-    if opponents < 0:
-        raise ValueError(f"opponents: expected 0 or more, found {opponents}")
+    for name, count in (("opponents", opponents), ("tokens", tokens)):
+        if count < 0:
+            raise ValueError(f"{name}: expected 0 or more, found {count}")
     console = Console(stderr=True)
     opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
     chosen, limits = choose_queries(opened.sources, queries)
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
     title = _title(opened)
-    content = Content(ranked, title, ContentSettings(is_redacted=redact), _additions(opened, ranked, limits))
+    additions = additions_of(opened, ranked, limits, 0 if redact else tokens)
+    content = Content(ranked, title, ContentSettings(is_redacted=redact), additions)
     single_file = None if out is None else out.endswith(".html")
     path = Path(out) if out is not None else (opened.run or Path()) / _NAME
     size = content.estimated_size(lambda name, chunk: len(island(name, encode_chunk(chunk))))
@@ -99,14 +107,6 @@ def command(
         single_file=single_file,
     )
     print(f"The report is {written}\nOpen it by double-click, or as {written.resolve().as_uri()}")
-
-
-def _additions(opened: Opened, ranked: RankedQueries, limits: Sequence[str]) -> Additions:
-    """Find what a run knows beside its scores."""
-    if opened.run is None:
-        return Additions(limits=limits)
-    not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
-    return Additions(said=said_in_run(opened.run, not_said) if not_said else {}, limits=limits)
 
 
 def _title(opened: Opened) -> str:

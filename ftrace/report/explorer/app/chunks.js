@@ -52,7 +52,7 @@ function chunkText(name) {
       resolve(base64);
     });
     script.onerror = () =>
-      fail(`The file chunks/${name}.js can't be read. A report is a folder: keep index.html and chunks/ side by side.`);
+      fail(`The file chunks/${name}.js can’t be read. A report is a folder: keep index.html and chunks/ side by side.`);
     script.onload = () => (ARRIVING.has(name) ? fail(damaged(name)) : script.remove());
     script.src = `chunks/${name}.js`;
     document.head.append(script);
@@ -70,7 +70,7 @@ function damaged(name) {
  */
 async function decoded(name, base64) {
   if (typeof DecompressionStream === "undefined") {
-    throw new Error("This browser can't unpack the report. It takes one of 2024 or later: Chrome 123, Firefox 120, Safari 17.5.");
+    throw new Error("This browser can’t unpack the report. It takes one of 2024 or later: Chrome 123, Firefox 120, Safari 17.5.");
   }
   try {
     const bytes = Uint8Array.from(atob(base64.trim()), (letter) => letter.charCodeAt(0));

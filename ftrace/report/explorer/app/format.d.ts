@@ -176,7 +176,7 @@ interface Tokens {
   examples: {
     /** A position in `examples`. */
     example: number;
-    /** The sum of all values: the inner product of the two gradients. */
+    /** The inner product of the two gradients: the sum of all values, and of what the note says is left out. */
     total: number | null;
     sequences: {
       /** "input", "target" or "text". */

@@ -115,7 +115,7 @@ class QueryTable extends Component {
 
   render() {
     const { head, places, method } = this.props;
-    const columns = columnsOf(head, method);
+    const columns = queryColumns(head, method);
     return h(
       "table",
       { class: `query-table columns-${columns.length}`, role: "table", style: { "--columns": widths(columns) } },
@@ -133,7 +133,7 @@ class QueryTable extends Component {
 /** @param {Column[]} columns */
 function widths(columns) {
   const width = (/** @type {Column} */ column) =>
-    column.key === "query" ? "minmax(14rem, 3fr)" : column.isNumber ? "minmax(4.6rem, .6fr)" : "minmax(7rem, 1.2fr)";
+    column.key === "query" ? "minmax(14rem, 3fr)" : column.isNumber ? "minmax(4.6rem, .5fr)" : column.key === "answer" ? "minmax(9rem, 1.4fr)" : "minmax(6rem, 1.2fr)";
   return columns.map(width).join(" ");
 }
 
