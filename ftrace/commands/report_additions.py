@@ -15,7 +15,7 @@ from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.run_page import make_run_page
 from ftrace.report.explorer.token_content import token_content
 from ftrace.scores import Ledger
-from ftrace.views import Source, StoreSource
+from ftrace.views import Said, Source, StoreSource
 
 if TYPE_CHECKING:  # it imports torch
     from ftrace.attribution import MadeTokens
@@ -31,15 +31,26 @@ def additions_of(opened: Opened, ranked: RankedQueries, limits: Sequence[str], t
         tokens: For how many of each query's strongest examples scores are told token by token; 0: for none.
     """
     run = opened.run
-    not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
+    said, problems = _said(run, ranked)
     made, reasons = _tokens_by(ranked, run, tokens)
     return Additions(
-        said=said_in_run(run, not_said) if run is not None and not_said else {},
+        said=said,
         tokens=made,
         causal=None if run is None else _causal_of(run),
         run=make_run_page(opened.sources, run, opened.results),
-        limits=[*limits, *reasons],
+        limits=[*limits, *problems, *reasons],
     )
+
+
+def _said(run: Path | None, ranked: RankedQueries) -> tuple[dict[int, Said], Sequence[str]]:
+    """Return what the run's model answers to the queries whose texts don't say it; and why it could not be asked."""
+    not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
+    if run is None or not not_said:
+        return {}, []
+    try:
+        return said_in_run(run, not_said), []
+    except (ValueError, OSError) as error:  # the data is elsewhere, for example
+        return {}, [f"The model could not be asked what it answers: {error}."]
 
 
 def _causal_of(run: Path) -> Callable[[QueryChunk], Causal | None]:

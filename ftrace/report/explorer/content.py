@@ -38,7 +38,7 @@ from ftrace.scores.plain_text import counted
 from ftrace.views import Said, Source, StoreSource, title_of
 from ftrace.views.joining import text_of
 
-NATS = ("dot", "update", "propagated")
+NATS = ("update", "propagated")  # `dot` is in nats only where the optimizer is plain SGD
 _SAMPLE = 12  # chunks of each sort from which the size is estimated
 NO_RUN: RunPage = {"folder": None, "evaluation": None, "ledger": None, "causal": None, "manifests": [], "claims": []}
 
@@ -83,12 +83,16 @@ class Content:
         title: The title of the report.
         settings: What it holds.
         additions: What it has beside scores and texts; default: nothing.
+
+    Attributes:
+        title: As given.
     """
 
     def __init__(
         self, ranked: RankedQueries, title: str, settings: ContentSettings, additions: Additions | None = None
     ) -> None:
-        self._ranked, self._title, self._settings = ranked, title, settings
+        self.title = title
+        self._ranked, self._settings = ranked, settings
         self._additions = additions or Additions()
         self._sources, self._listings = ranked.sources, ranked.listings
         self._ids = ranked.example_ids
@@ -124,7 +128,7 @@ class Content:
         """Make the chunks: of queries, of examples, and at the end the head."""
         query_list = QueryListMaker()
         for place in range(len(self._listings)):
-            chunk = self._made.pop(place, None) or self._query(place)
+            chunk = self._made.pop(place, None) or self.query(place)
             self._add(query_list, place, chunk)
             yield f"query-{place}", chunk
         for number, pages in enumerate(self._examples.chunks()):
@@ -141,7 +145,7 @@ class Content:
         total = 0.0
         places = _evenly(len(self._listings), _SAMPLE)
         for place in places:
-            self._made[place] = self._query(place)
+            self._made[place] = self.query(place)
             self._add(query_list, place, self._made[place])
             total += size_of(f"query-{place}", self._made[place]) * len(self._listings) / len(places)
         num_chunks = self.num_chunks - 1 - len(self._listings)
@@ -153,7 +157,12 @@ class Content:
         queries = size_of("head", self._head(query_list.finish())) - without
         return round(total + without + queries * len(self._listings) / max(1, len(places)))
 
-    def _query(self, place: int) -> QueryChunk:
+    def query(self, place: int) -> QueryChunk:
+        """Make the chunk of a query.
+
+        Args:
+            place: Its position among the queries.
+        """
         listing = self._listings[place]
         chunk = self._queries.chunk(listing)
         return redacted_query(chunk, self._ranked.rows[listing.query_id]) if self._settings.is_redacted else chunk
@@ -173,7 +182,7 @@ class Content:
             "format": FORMAT,
             "version": VERSION,
             "made_by": f"ftrace {version('ftrace')}",
-            "title": self._title,
+            "title": self.title,
             "fingerprint": self._fingerprint(),
             "is_redacted": self._settings.is_redacted,
             "limits": list(self._limits()),
