@@ -5,10 +5,10 @@ from ftrace.attribution.dense import Dense
 from ftrace.attribution.embed import Embed
 from ftrace.attribution.ensemble import Ensemble
 from ftrace.attribution.index_pass import index_corpus, measured
-from ftrace.attribution.make_tokens import FinishedRun, MadeTokens, make_tokens, snapshot_for
 from ftrace.attribution.method import AttributionMethod, find_method, known_methods
 from ftrace.attribution.passes import Pass, score_in_passes
 from ftrace.attribution.random_target import RandomTarget
+from ftrace.attribution.run_tokens import FinishedRun, MadeTokens, make_tokens, snapshot_for
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
 from ftrace.attribution.tracin import TracIn

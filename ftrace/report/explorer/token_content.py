@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from ftrace.report.explorer.format import Tokens
+from ftrace.report.explorer.format import QueryChunk, Tokens
+from ftrace.report.explorer.short_numbers import rounded
 from ftrace.scores import QueryTokenScores
+
+
+def tokens_maker(scores: Mapping[int, QueryTokenScores], method: int) -> Callable[[QueryChunk], Tokens | None]:
+    """Make the function that gives a query's tokens, of its chunk that is done but for these.
+
+    Args:
+        scores: By query id.
+        method: As in :func:`token_content`.
+    """
+
+    def tokens(chunk: QueryChunk) -> Tokens | None:
+        of_query = scores.get(int(chunk["id"]))
+        positions = {int(example["id"]): place for place, example in enumerate(chunk["examples"])}
+        return None if of_query is None else token_content(of_query, method, positions)
+
+    return tokens
 
 
 def token_content(scores: QueryTokenScores, method: int, positions: Mapping[int, int]) -> Tokens:
@@ -24,12 +40,12 @@ def token_content(scores: QueryTokenScores, method: int, positions: Mapping[int,
         "examples": [
             {
                 "example": positions[example.example_id],
-                "total": _short(example.total),
+                "total": rounded([example.total])[0],
                 "sequences": [
                     {
                         "name": sequence.name,
                         "tokens": list(sequence.tokens),
-                        "values": [_short(value) for value in sequence.values],
+                        "values": rounded(sequence.values),
                     }
                     for sequence in example.sequences
                 ],
@@ -38,8 +54,3 @@ def token_content(scores: QueryTokenScores, method: int, positions: Mapping[int,
             if example.example_id in positions
         ],
     }
-
-
-def _short(value: float) -> float | None:
-    """Round to six digits, more than anybody reads; None if it is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None

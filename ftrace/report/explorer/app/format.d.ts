@@ -171,7 +171,7 @@ interface Tokens {
   method: number;
   /** The snapshot at which the products are taken. */
   snapshot: string;
-  /** What the values are, in a sentence. */
+  /** What the values are, and what they leave out, in a few sentences. */
   note: string;
   examples: {
     /** A position in `examples`. */

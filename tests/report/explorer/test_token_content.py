@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ftrace.report.explorer.token_content import token_content
+from ftrace.report.explorer.token_content import token_content, tokens_maker
 from ftrace.scores import ExampleTokenScores, QueryTokenScores, SequenceScores
 
 
@@ -27,3 +27,11 @@ def test_ids_become_positions_and_numbers_short() -> None:
         ],
     }
     json.dumps(content, allow_nan=False)
+
+
+def test_a_query_that_nobody_scored_has_none() -> None:
+    scores = QueryTokenScores("step-00000004", "", [ExampleTokenScores(5, 1.0, [])])
+    tokens = tokens_maker({2**60: scores}, 0)
+    chunk = {"id": str(2**60), "examples": [{"id": "7"}, {"id": "5"}]}
+    assert tokens(chunk) == token_content(scores, 0, {7: 0, 5: 1})  # type: ignore[arg-type]
+    assert tokens({**chunk, "id": "3"}) is None  # type: ignore[arg-type]

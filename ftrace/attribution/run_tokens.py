@@ -1,8 +1,7 @@
-"""Scores of the tokens of a finished run's examples, each query's at the snapshot where it was about to be learned."""
+"""Scores of the tokens of a finished run's examples, each query's near the step at which it was learned."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +16,14 @@ from ftrace.data import FactData
 from ftrace.models import FactLM
 from ftrace.scores import ExampleTokenScores, Ledger, QueryTokenScores
 
-_WHAT = (
-    "What each token of an example adds to the inner product of the example's loss gradient with the query's, at "
-    "{when}: times a learning rate, it is by how much (in nats, to first order) a step of plain gradient descent on "
-    "the example would lower the query's loss there"
-)
 _NONE = "Scores aren't told token by token"
+_WHAT = (
+    "A token's value is what it adds to the product of the example's and the query's loss gradients: times a learning "
+    "rate, by how many nats (to first order) a step of plain gradient descent on the example lowers the query's loss."
+)
 _WHERE = {
-    "encoder-decoder": "a token of the input counts where it is read, one of the target where it is predicted",
-    "decoder-only": "a token counts where it is read, and is predicted at the one before it",
+    "encoder-decoder": "Tokens of the input count where they are read, those of the target where they are predicted.",
+    "decoder-only": "Tokens count where they are read; each is predicted at the one before it.",
 }
 
 
@@ -67,7 +65,7 @@ def make_tokens(
 ) -> MadeTokens:
     """Divide the products of queries' and examples' gradients over the examples' tokens.
 
-    Each query is looked at where the model was about to learn it, or had just learned it: see :func:`snapshot_for`.
+    Each query is looked at near the step at which the model learned it: see :func:`snapshot_for`.
     Values don't depend on ``batch_size``, beyond rounding.
 
     Args:
@@ -93,25 +91,25 @@ def make_tokens(
 def snapshot_for(learned_step: int | None, snapshots: Sequence[Path]) -> Path:
     """Choose the snapshot at which a query's gradient says most.
 
-    A fact that has long been learned has hardly any gradient left, so it is the last snapshot at or before the step at
-    which the query was first answered right. Where training began later than that, it is the first one: of all after
-    that step, it has most of the gradient left. For a query that never was right, or of which nobody knows, it is the
-    last one. Step 0 counts like any other: of a pretrained model it says much, of one that begins at random only which
-    tokens both have in common, and the snapshot's name tells.
+    A fact that has long been learned has hardly any gradient left, and long before it is learned, the gradient is about
+    what all facts have in common. So it is the snapshot nearest to the step at which the query was first answered
+    right, the earlier one of two. For a query that never was right, or of which nobody knows, it is the last one.
+
+    Step 0 counts like any other. There, a model that begins at random tells by which tokens it has in common with the
+    query that an example is like it, and nothing of facts; the snapshot's name says so.
 
     Args:
         learned_step: As :meth:`Ledger.learned_steps` has it, -1 for never; None: not known.
         snapshots: Folders named "step-..." by their steps, ascending; at least one.
 
     Example:
-        >>> folders = [Path("step-00000000"), Path("step-00000004"), Path("step-00000017")]
-        >>> [snapshot_for(step, folders).name for step in (16, 17, -1, None)]
-        ['step-00000004', 'step-00000017', 'step-00000017', 'step-00000017']
+        >>> folders = [Path("step-00000000"), Path("step-00000004"), Path("step-00000020")]
+        >>> [snapshot_for(step, folders).name for step in (2, 12, 13, -1, None)]
+        ['step-00000000', 'step-00000004', 'step-00000020', 'step-00000020', 'step-00000020']
     """
     if learned_step is None or learned_step < 0:
         return snapshots[-1]
-    before = [folder for folder in snapshots if int(folder.name.removeprefix("step-")) <= learned_step]
-    return (before or snapshots[:1])[-1]
+    return min(snapshots, key=lambda folder: abs(int(folder.name.removeprefix("step-")) - learned_step))
 
 
 def _has_snapshots(run: FinishedRun) -> bool:
@@ -156,49 +154,44 @@ def _make(
         if reader is None or snapshot != loaded:
             reader = None  # its memory is needed
             reader, loaded = TokenProductReader(run.model_at(snapshot).to(device)), snapshot
-        when = _when(snapshot, steps.get(query))
-        by_query[query] = _of_query(run.data, reader, places[query], known[query], batch_size, snapshot.name, when)
+        told, left_out = _of_query(run.data, reader, places[query], known[query], batch_size)
+        note = " ".join([_WHAT, _WHERE[run.data.architecture], _why_there(steps.get(query)), *_told_of(left_out, told)])
+        by_query[query] = QueryTokenScores(snapshot.name, note, told)
     return MadeTokens({query: by_query[query] for query in known if query in by_query}, reasons)
 
 
 def _of_query(
-    data: FactData,
-    reader: TokenProductReader,
-    place: int,
-    example_ids: Sequence[int],
-    batch_size: int,
-    snapshot: str,
-    when: str,
-) -> QueryTokenScores:
+    data: FactData, reader: TokenProductReader, place: int, example_ids: Sequence[int], batch_size: int
+) -> tuple[list[ExampleTokenScores], dict[str, float]]:
+    """Make the scores of one query, and sum the absolute products of what they leave out, by name."""
     assert data.tokenizer is not None
     (batch,) = data.query_batches([data.query_rows[place]])
     query = reader.query(batch)
     collate = data.example_dataloader().collate_fn
     examples: list[ExampleTokenScores] = []
-    left_out: Counter[str] = Counter()
+    left_out: dict[str, float] = {}
     for start in range(0, len(example_ids), batch_size):
         ids = example_ids[start : start + batch_size]
         products = reader.products(collate([data.train_rows[example] for example in ids]), query)
         examples.extend(read_examples(ids, products, data.tokenizer))
         for name, values in products.left_out.items():
-            left_out[name] += float(values.abs().sum())
-    note = f"{_WHAT.format(when=when)}; {_WHERE[data.architecture]}.{_told_of(left_out, examples)}"
-    return QueryTokenScores(snapshot, note, examples)
+            left_out[name] = left_out.get(name, 0.0) + float(values.abs().sum())
+    return examples, left_out
 
 
-def _when(snapshot: Path, learned_step: int | None) -> str:
+def _why_there(learned_step: int | None) -> str:
     if learned_step is None:
-        return f"{snapshot.name}, the last snapshot"
+        return "The snapshot is the last."
     if learned_step < 0:
-        return f"{snapshot.name}, the last snapshot (the query was never answered right)"
-    return f"{snapshot.name} (the query was first answered right at step {learned_step})"
+        return "The snapshot is the last, as the query was never answered right."
+    return f"The snapshot is the nearest to step {learned_step}, where the query was first answered right."
 
 
-def _told_of(left_out: Mapping[str, float], examples: Sequence[ExampleTokenScores]) -> str:
-    """Say what the values leave out, and how much of all that is."""
+def _told_of(left_out: Mapping[str, float], examples: Sequence[ExampleTokenScores]) -> list[str]:
+    """Say what the values leave out, if anything, and how much of all that is."""
     if not left_out:
-        return ""
+        return []
     sums = [sum(sum(sequence.values) for sequence in example.sequences) for example in examples]
     size = sum(map(abs, sums)) + sum(left_out.values())
     shares = ", ".join(f"{name} ({value / size if size else 0:.1%})" for name, value in sorted(left_out.items()))
-    return f" Left out, as they don't keep tokens apart, with their share of the totals: {shares}."
+    return [f"Left out, as they don't keep tokens apart, with their share of the totals: {shares}."]
