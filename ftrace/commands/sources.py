@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class Opened:
         run: The run that the first store belongs to; None if none does.
         others: Names of further stores of that run, if only the run was given.
         side_by_side: The command that shows all of them.
+        results: The files of results, by the names of their sources.
     """
 
     sources: list[Source]
     run: Path | None
     others: list[str]
     side_by_side: str = ""
+    results: Mapping[str, Path] = field(default_factory=dict)
 
 
 def open_sources(
@@ -69,15 +71,17 @@ def open_sources(
     joined = _read_texts(texts)
     called = {path: name for name, path in short_names(list({each.path.resolve(): 0 for each in given})).items()}
     sources: list[Source] = []
+    results: dict[str, Path] = {}
     for each in given:
         name = called[each.path.resolve()]
         if each.store is None:
             sources.append(_results(each.path, name))
+            results[sources[-1].name] = each.path
         else:
             sources.append(StoreSource(each.store.with_texts(**joined), each.kind or kind, name))
     stores = [each.path for each in given if each.store is not None]
     belongs_to = of_run or next((path.resolve().parent for path in stores if is_run(path.resolve().parent)), None)
-    return Opened(sources, belongs_to, [path.name for path in others], show_command(*stores, *others))
+    return Opened(sources, belongs_to, [path.name for path in others], show_command(*stores, *others), results)
 
 
 @dataclass(frozen=True)

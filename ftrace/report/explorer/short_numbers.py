@@ -29,11 +29,12 @@ def exact(values: np.ndarray) -> list[float | None]:
     return _with_nulls(decimals.astype(np.float64))
 
 
-def rounded(values: np.ndarray | Sequence[float]) -> list[float | None]:
-    """Return numbers with six digits, which is more than anybody reads.
+def rounded(values: np.ndarray | Sequence[float], digits: int = _DIGITS) -> list[float | None]:
+    """Return numbers with six significant digits, which is more than anybody reads, or with fewer.
 
     Args:
         values: ``[n]``.
+        digits: The number of digits.
 
     Example:
         >>> rounded(np.array([1 / 3, 123456789, -np.inf]))
@@ -42,7 +43,7 @@ def rounded(values: np.ndarray | Sequence[float]) -> list[float | None]:
     values = np.asarray(values, np.float64)
     with np.errstate(all="ignore"):
         size = np.floor(np.log10(np.abs(values)))
-        shift = _DIGITS - 1 - np.where(np.isfinite(size), size, 0)
+        shift = digits - 1 - np.where(np.isfinite(size), size, 0)
         power = 10.0 ** np.abs(shift)
         short = np.where(shift >= 0, np.round(values * power) / power, np.round(values / power) * power)
     return _with_nulls(np.where(np.isfinite(short), short, values))

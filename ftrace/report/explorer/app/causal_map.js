@@ -15,27 +15,48 @@ function CausalView({ chunk }) {
     Fragment,
     null,
     causal.status !== "traced" && h(Problems, { texts: [`Not traced: ${causal.reason || "no reason is given"}.`] }),
-    causal.clean !== null && h("p", { class: "reading" }, `The answer has a probability of ${percent(causal.clean)}, and of ${percent(causal.corrupted)} when the subject is corrupted. Each cell says by how many percentage points it rises again where a part of the undisturbed model is put back: at this token, in this layer.`),
-    h("div", { class: "maps" }, causal.stacks.flatMap((stack) => stack.mediators.map((mediator) => h(EffectMap, { key: `${stack.name} ${mediator.title}`, stack, mediator, isAlone: causal.stacks.length === 1 })))),
+    causal.clean !== null && h("p", { class: "reading" }, mapText(causal)),
+    causal.stacks.map((stack) =>
+      h(
+        "section",
+        { key: stack.name, class: "stack", "aria-label": plain(stack.name) },
+        h("h2", null, plain(stack.name)),
+        h("div", { class: "maps" }, stack.mediators.map((mediator) => h(EffectMap, { key: mediator.title, stack, mediator }))),
+      ),
+    ),
     causal.profile !== null && h(Profile, { profile: causal.profile }),
   );
 }
 
-/** @param {{stack: CausalStack, mediator: Mediator, isAlone: boolean}} props */
-function EffectMap({ stack, mediator, isAlone }) {
-  const readout = new Set((mediator.readout ?? []).map(String));
+/** Say once what all maps show. @param {Causal} causal */
+function mapText({ clean, corrupted, stacks }) {
+  const mediators = stacks.flatMap((stack) => stack.mediators);
+  return [
+    `The answer has a probability of ${percent(clean)}, and of ${percent(corrupted)} with a corrupted subject.`,
+    mediators.length > 0 && "A cell says by how many percentage points it rises again when a part of the undisturbed model is put back, at this token and in this layer.",
+    stacks.some(({ subject: [first, end] }) => first < end) && "The subject’s tokens are bold, with a line.",
+    mediators.some(({ peak }) => peak !== null) && "A ring marks the largest effect of each map, which sets its scale of colours.",
+    mediators.some(({ readout }) => readout.length > 0) && "Where the answer is read off, effects are large in every model: these cells are in italics, and count for neither.",
+  ]
+    .filter(Boolean)
+    .join(" ");
+}
+
+/** @param {{stack: CausalStack, mediator: Mediator}} props */
+function EffectMap({ stack, mediator }) {
+  const readout = new Set(mediator.readout.map(String));
   const scaled = mediator.effects.map((row, token) => row.filter((_, layer) => !readout.has(String([token, layer]))));
   const largest = largestOf(scaled.flat()) || largestOf(mediator.effects.flat());
   const layers = mediator.effects[0]?.length ?? 0;
   const [first, end] = stack.subject;
-  const title = isAlone ? plain(mediator.title) : `${plain(stack.name)}: ${plain(mediator.title)}`;
+  const title = plain(mediator.title);
   return h(
     "section",
     { class: "map", "aria-label": title },
-    h("h2", null, title, " ", h("small", null, "percentage points, by token and layer")),
+    h("h3", null, title),
     h(
       "div",
-      { class: "scroll", tabIndex: 0, role: "region", "aria-label": `${title}, scrolls` },
+      { class: "scroll", tabIndex: 0, role: "region", "aria-label": `${plain(stack.name)}: ${title}` },
       h(
         "table",
         { class: "effects" },
@@ -55,7 +76,6 @@ function EffectMap({ stack, mediator, isAlone }) {
         ),
       ),
     ),
-    h("p", { class: "count" }, [first < end && "Tokens with a line are the subject’s.", mediator.peak !== null && "The ring is the largest effect.", readout.size > 0 && "In cells in italics the answer is read off: they are large in every model, and left out of the ring and of the scale."].filter(Boolean).join(" ")),
   );
 }
 
@@ -89,7 +109,7 @@ function Profile({ profile }) {
     layers.length > 0 &&
       h(
         "div",
-        { class: "scroll" },
+        { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Table of layers" },
         h(
           "table",
           { class: "plain" },

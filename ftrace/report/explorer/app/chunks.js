@@ -105,6 +105,8 @@ async function loadHead() {
 /** @extends {preact.Component<LoadedProps, {name: string, chunk: any, problem: string}>} */
 class Loaded extends Component {
   state = { name: "", chunk: null, problem: "" };
+  /** @type {string | undefined} */
+  asked = undefined;
 
   componentDidMount() {
     this.load();

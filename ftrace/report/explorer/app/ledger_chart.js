@@ -4,7 +4,7 @@
  * sums, and all numbers in a table to unfold.
  */
 
-const LEDGER = { width: 760, height: 240, left: 44, bottom: 26, top: 8 };
+const LEDGER = { width: 560, height: 220, left: 52, bottom: 30, top: 8 };
 
 /** @param {{ledger: LedgerPage}} props */
 function LedgerPart({ ledger }) {

@@ -90,7 +90,7 @@ class Command extends Component {
     return h(
       "div",
       { class: "command" },
-      h("code", null, plain(this.props.command)),
+      h("code", null, plain(this.props.command).split(" ").map((word, at) => h(Fragment, { key: at }, at > 0 && " ", h("span", { class: "word" }, word)))),
       h("button", { type: "button", onClick: () => this.copy() }, "Copy", h("span", { class: "unseen" }, ` ${plain(this.props.command)}`)),
       h("span", { class: "soft", role: "status" }, this.state.said),
     );

@@ -27,73 +27,66 @@ function TokensView({ head, chunk }) {
   );
 }
 
-/** @param {{chunk: QueryChunk, method: number, example: ExampleTokens}} props */
-function TokenExample({ chunk, method, example }) {
-  const known = chunk.examples[example.example];
-  const place = known?.places[method] ?? null;
-  const largest = largestOf(example.sequences.flatMap((sequence) => sequence.values));
+/**
+ * An example's tokens as running text. One token of each sequence is in the order of the focus, and arrows move on from it.
+ * @extends {preact.Component<{chunk: QueryChunk, method: number, example: ExampleTokens}, {sequence: number, place: number}>}
+ */
+class TokenExample extends Component {
+  state = { sequence: -1, place: -1 };
+
+  render() {
+    const { chunk, method, example } = this.props;
+    const known = chunk.examples[example.example];
+    const place = known?.places[method] ?? null;
+    const largest = largestOf(example.sequences.flatMap((sequence) => sequence.values));
+    const read = example.sequences[this.state.sequence];
+    return h(
+      "li",
+      null,
+      h(
+        "div",
+        { class: "meta" },
+        h("span", { class: "rank" }, rankText(place?.rank ?? null, place?.ties ?? 0)),
+        h("span", null, "score ", h("b", null, scoreText(place?.score ?? null, Math.abs(place?.score ?? 0)))),
+        h("span", null, "sum of its tokens ", h("b", null, scoreText(example.total, Math.abs(example.total ?? 0)))),
+        known !== undefined && h(FactMark, { example: known }),
+        known !== undefined && h("a", { class: "id", href: href({ view: "example", example: known.id }), "data-step": true }, h("bdi", null, idText(known.id, known.name))),
+        h("span", { class: "readout", "aria-live": "polite" }, read !== undefined && tokenText(read.tokens[this.state.place] ?? "", read.values[this.state.place] ?? null, largest)),
+      ),
+      h(
+        "div",
+        { class: "heats", onMouseLeave: () => this.setState({ sequence: -1 }) },
+        example.sequences.map((sequence, at) => h(Heat, { key: at, sequence, largest, isAlone: example.sequences.length === 1, onRead: (/** @type {number} */ token) => this.setState({ sequence: at, place: token }) })),
+      ),
+      h(TokenTable, { example, largest }),
+    );
+  }
+}
+
+/** @param {{sequence: TokenSequence, largest: number, isAlone: boolean, onRead: (place: number) => void}} props */
+function Heat({ sequence, largest, isAlone, onRead }) {
+  const sizes = sequence.values.map((value) => Math.abs(value ?? 0));
+  const strongest = sizes.indexOf(Math.max(...sizes));
   return h(
-    "li",
+    Fragment,
     null,
+    !isAlone && h("p", { class: "label" }, plain(sequence.name)),
     h(
-      "div",
-      { class: "meta" },
-      h("span", { class: "rank" }, rankText(place?.rank ?? null, place?.ties ?? 0)),
-      h("span", null, "score ", h("b", null, scoreText(place?.score ?? null, Math.abs(place?.score ?? 0)))),
-      h("span", null, "sum of its tokens ", h("b", null, scoreText(example.total, Math.abs(example.total ?? 0)))),
-      known !== undefined && h(FactMark, { example: known }),
-      known !== undefined && h("a", { class: "id", href: href({ view: "example", example: known.id }), "data-step": true }, h("bdi", null, idText(known.id, known.name))),
+      "p",
+      { class: "tokens", role: "group", "aria-label": `Tokens of the ${plain(sequence.name)}; arrow keys move between them`, onKeyDown: moveFocus },
+      sequence.tokens.map((token, place) => h(Token, { key: place, token, value: sequence.values[place] ?? null, largest, isStop: place === strongest, onRead: () => onRead(place) })),
     ),
-    example.sequences.map((sequence) => h(Heat, { key: sequence.name, sequence, largest, isAlone: example.sequences.length === 1 })),
-    h(TokenTable, { example, largest }),
   );
 }
 
-/** @typedef {{sequence: TokenSequence, largest: number, isAlone: boolean}} HeatProps */
-
-/**
- * The tokens of a sequence as running text. One of them is in the order of the focus, and arrows move on from it.
- * @extends {preact.Component<HeatProps, {at: number, isRead: boolean}>}
- */
-class Heat extends Component {
-  /** @param {HeatProps} props */
-  constructor(props) {
-    super(props);
-    const { values } = props.sequence;
-    const sizes = values.map((value) => Math.abs(value ?? 0));
-    this.state = { at: Math.max(0, sizes.indexOf(Math.max(...sizes))), isRead: false };
-  }
-
-  /** @param {KeyboardEvent} event */
-  move(event) {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (by === undefined) return;
-    event.preventDefault();
-    const at = Math.min(Math.max(this.state.at + by, 0), this.props.sequence.tokens.length - 1);
-    this.setState({ at, isRead: true });
-    const line = /** @type {HTMLElement} */ (event.currentTarget);
-    const token = line.querySelectorAll("[data-token]")[at];
-    if (token instanceof HTMLElement) token.focus();
-  }
-
-  render() {
-    const { sequence, largest, isAlone } = this.props;
-    const { at, isRead } = this.state;
-    const read = (/** @type {number} */ place) => this.setState({ at: place, isRead: true });
-    return h(
-      "div",
-      { class: "heat" },
-      !isAlone && h("p", { class: "label" }, plain(sequence.name)),
-      h(
-        "p",
-        { class: "tokens", role: "group", "aria-label": `Tokens: ${plain(sequence.name)}. Arrow keys move between them.`, onKeyDown: (/** @type {KeyboardEvent} */ event) => this.move(event), onMouseLeave: () => this.setState({ isRead: false }) },
-        sequence.tokens.map((token, place) =>
-          h(Token, { key: place, token, value: sequence.values[place] ?? null, largest, isStop: place === at, onRead: () => read(place) }),
-        ),
-      ),
-      h("p", { class: "readout soft", "aria-live": "polite" }, isRead ? tokenText(sequence.tokens[at] ?? "", sequence.values[at] ?? null, largest) : "\u00a0"),
-    );
-  }
+/** Move the focus to the token before or after. @param {KeyboardEvent} event */
+function moveFocus(event) {
+  const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (by === undefined) return;
+  event.preventDefault();
+  const tokens = /** @type {HTMLElement[]} */ ([.../** @type {HTMLElement} */ (event.currentTarget).querySelectorAll("[data-token]")]);
+  const at = tokens.indexOf(/** @type {HTMLElement} */ (event.target)) + by;
+  tokens[Math.min(Math.max(at, 0), tokens.length - 1)]?.focus();
 }
 
 /** @param {string} token @param {number | null} value @param {number} largest */
@@ -142,7 +135,7 @@ function TokenTable({ example, largest }) {
     h("summary", null, "All numbers"),
     h(
       "div",
-      { class: "scroll" },
+      { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Scores of all tokens" },
       h(
         "table",
         { class: "plain token-table" },
