@@ -41,9 +41,7 @@ def choose_queries(sources: Sequence[Source], given: Sequence[str] | None) -> tu
     if count >= len(known):
         return known, []
     drawn = [known[place * len(known) // count] for place in range(count)]
-    return drawn, [
-        f"{count:,} of {len(known):,} queries are here, drawn evenly in their order. --queries names others."
-    ]
+    return drawn, [f"{count:,} of {len(known):,} queries are here, drawn evenly in order; --queries names others."]
 
 
 def _is_number_alone(given: Sequence[str]) -> bool:

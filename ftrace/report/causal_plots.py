@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ftrace.causal.averages import Averages, EffectGrid, StackAverages
-from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace
+from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack
+from ftrace.causal.readout import readout_cells
 from ftrace.evaluation import Estimate
-from ftrace.report.causal_words import UNITS, Unit, font_families, in_order, mediator_title, token_label
+from ftrace.report.causal_words import UNITS, Unit, in_order, mediator_title, token_label
 from ftrace.report.heat_maps import HeatMap, draw_heat_maps, largest, set_heading
 from ftrace.report.pictures import save_png_and_pdf
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")  # Okabe and Ito
-_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+from ftrace.report.style import GREY, SMALL, TEXT, look, series
 
 
 def plot_prompt(trace: PromptTrace, outcome: Outcome, file: Path) -> tuple[Path, Path]:
@@ -54,6 +52,7 @@ def plot_prompt(trace: PromptTrace, outcome: Outcome, file: Path) -> tuple[Path,
                 _titled(mediator, stack, len(trace.stacks)),
                 rows,
                 unit.factor * trace.indirect_effect(stack, mediator, outcome).T,
+                readout=readout_of(trace, stack, mediator),
             )
             for mediator in in_order(trace_of_stack.restored)
         }
@@ -64,8 +63,10 @@ def plot_prompt(trace: PromptTrace, outcome: Outcome, file: Path) -> tuple[Path,
         f"{trace.prompt.strip()} → {answer}",
         _of_runs(unit, trace.clean[number], trace.corrupted[number], total),
     ]
-    with rc_context({"font.family": list(font_families())}):
-        figure = draw_heat_maps(stacks, heading, f"indirect effect\n({unit.points})", "* a token of the subject")
+    with look():
+        starred = any(row.endswith("*") for maps in stacks.values() for one in maps.values() for row in one.rows)
+        footnote = "* a token of the subject" if starred else ""
+        figure = draw_heat_maps(stacks, heading, f"indirect effect, {unit.points}", footnote)
         return save_png_and_pdf(figure, file)
 
 
@@ -98,13 +99,14 @@ def plot_average(averages: Averages, file: Path, outcome: Outcome = "probability
                 title += f"\npeak {unit.effect(peak.effect)} in layer {peak.layer}"
                 ring = (shown.index(of_stack.groups.index(peak.group)), peak.layer)
             effects = unit.factor * of_stack.effects[mediator][outcome].mean[shown]
-            stacks[stack][mediator] = HeatMap(title, rows, effects, ring)
-    with rc_context({"font.family": list(font_families())}):
+            stacks[stack][mediator] = HeatMap(title, rows, effects, ring, of_stack.readout(mediator)[shown])
+    has_peak = any(heat_map.ring for maps in stacks.values() for heat_map in maps.values())
+    with look():
         figure = draw_heat_maps(
             stacks,
             _heading(averages, outcome),
-            f"average indirect effect\n({unit.points})",
-            _footnote(averages, "ring: the peak"),
+            f"average indirect effect, {unit.points}",
+            _footnote(averages, [*(["ring: the peak"] if has_peak else []), *_ends(averages, "[ , ]: 95% interval")]),
         )
         return save_png_and_pdf(figure, file)
 
@@ -135,8 +137,8 @@ def plot_lines(averages: Averages, file: Path, outcome: Outcome = "probability")
         panels += [(of_stack, row, prefix + name) for row, name in zip(shown, labels, strict=True)]
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
-    with rc_context({"font.family": list(font_families())}):
-        figure = Figure(figsize=(max(3.2 * across, 6.4), 2.1 * down + 1.4), layout="constrained")
+    with look():
+        figure = Figure(figsize=(max(2.33 * across, 4.66), 1.6 * down + 1.1), layout="constrained")
         grid = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
         for axes in grid[len(panels) :]:
             axes.remove()
@@ -146,14 +148,14 @@ def plot_lines(averages: Averages, file: Path, outcome: Outcome = "probability")
             for mediator in in_order(of_stack.effects):
                 effects, colour_number = of_stack.effects[mediator][outcome], mediators.index(mediator)
                 handles[mediator] = _draw_line(axes, effects, row, unit, colour_number)
-            axes.set_title(title, fontsize=9)
-            axes.set_xlabel("layer" if number + across >= len(panels) else "", fontsize=9)
-        figure.supylabel(f"average indirect effect ({unit.points})", fontsize=9)
+            axes.set_title(title, loc="left")
+            axes.set_xlabel("layer" if number + across >= len(panels) else "")
+        figure.supylabel(f"average indirect effect, {unit.points}", fontsize=TEXT)
         set_heading(figure, _heading(averages, outcome))
         figure.legend(
             [handles[mediator] for mediator in mediators], [mediator_title(mediator) for mediator in mediators],
-            loc="outside lower center", ncols=min(len(mediators), max(across, 2)), fontsize=8, frameon=False,
-            title=_footnote(averages, "bands: 95% intervals"), title_fontsize=8,
+            loc="outside lower center", ncols=min(len(mediators), max(across, 2)),
+            title=_footnote(averages, _ends(averages, "bands: 95% intervals")) or None, title_fontsize=SMALL,
         )  # fmt: skip
         return save_png_and_pdf(figure, file)
 
@@ -162,17 +164,12 @@ def _draw_line(axes: Axes, effects: EffectGrid, row: int, unit: Unit, order: int
     """Draw one group's effects over layers, with a band for the interval, and return the line."""
     mean, low, high = (unit.factor * values[row] for values in (effects.mean, effects.low, effects.high))
     layers = np.arange(len(mean))
-    colour = _COLOURS[order % len(_COLOURS)]
-    axes.axhline(0, color="#888888", linewidth=0.6, zorder=0)
-    axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
-    (line,) = axes.plot(
-        layers, mean, color=colour, linestyle=_LINES[order % len(_LINES)], linewidth=1.5, markersize=2.5,
-        marker="o" if len(layers) < 16 else None,
-    )  # fmt: skip
+    style = series(order)
+    axes.axhline(0, color=GREY, linewidth=0.6, zorder=0)
+    axes.fill_between(layers, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    (line,) = axes.plot(layers, mean, **style, markevery=max(1, len(layers) // 8))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y")
     return line
 
 
@@ -203,7 +200,23 @@ def _of_runs(unit: Unit, clean: float, corrupted: float, total: Estimate) -> str
     )
 
 
-def _footnote(averages: Averages, marks: str) -> str:
+def readout_of(trace: PromptTrace, stack: Stack, mediator: str) -> np.ndarray:
+    """Find the cells of a prompt's map at which the answer is read off, ``[tokens, layers]`` bool."""
+    of_stack = trace.stacks[stack]
+    _, layers, tokens = of_stack.restored[mediator].shape
+    start, end = of_stack.subject
+    return readout_cells(stack, mediator, (tokens, layers), tokens - 1, reads_subject=start < end)
+
+
+def _ends(averages: Averages, words: str) -> list[str]:
+    """Return what marks the ends of intervals, if there are any."""
+    return [] if math.isnan(next(iter(averages.total_effect.values())).low) else [words]
+
+
+def _footnote(averages: Averages, marks: Sequence[str]) -> str:
     num_traced = averages.num_prompts["traced"]
-    some = any((of_stack.num_prompts != num_traced).any() for of_stack in averages.stacks.values())
-    return marks + ("; in brackets: how many prompts have such tokens" if some else "")
+    some = any(
+        (counts != num_traced).any() and counts.any()
+        for counts in (of_stack.num_prompts[of_stack.num_prompts > 0] for of_stack in averages.stacks.values())
+    )
+    return "; ".join([*marks, *(["(n): only n prompts have such tokens"] if some else [])])

@@ -1,7 +1,8 @@
 """Heat maps of indirect effects, side by side on one scale of colours.
 
-Red is above 0 and blue below. The scale is symmetric about 0 and nothing is clipped, so that small effects don't look
-large. The colour bar shows only the part of the scale that occurs.
+Red is above 0 and blue below. The scale is symmetric about 0 and made for the largest effect, so that small ones don't
+look large. Cells at which the answer is read off are hatched and don't count: they would be the largest in any model.
+Those that exceed the scale bear their number. The colour bar shows only the part of the scale that occurs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ftrace.report.causal_words import drawable, in_order, wrapped
+from ftrace.causal.readout import IN_WORDS
+from ftrace.report.causal_words import in_order
+from ftrace.report.style import GREY, INK, SMALL, TEXT, TINY, in_lines, shown, text_width
 
 _COLOURS = colormaps["RdBu_r"].with_extremes(bad="#cccccc")
-_ROW = 0.2  # inches, as all sizes here
-_LETTER = 0.068  # of a label, on average
+_ROW = 0.18  # inches, as all sizes here
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,30 @@ class HeatMap:
         rows: Labels of the rows, from above.
         values: ``[rows, layers]``, in the unit that is shown.
         ring: Row and layer of a cell to be marked, if any.
+        readout: The cells at which the answer is read off, ``[rows, layers]`` bool; None if there are none. They are
+            hatched, and the scale of colours is not made for them.
     """
 
     title: str
     rows: Sequence[str]
     values: np.ndarray
     ring: tuple[int, int] | None = None
+    readout: np.ndarray | None = None
 
     @property
     def width(self) -> float:
         """Width in inches."""
-        return min(max(0.2 * self.values.shape[1], 2.4), 4.0)
+        return min(max(0.16 * self.values.shape[1], 2.1), 3.6)
 
     @property
     def height(self) -> float:
         """Height in inches."""
         return _ROW * len(self.rows)
+
+    @property
+    def hatched(self) -> np.ndarray:
+        """The cells that the scale of colours is not made for, ``[rows, layers]`` bool."""
+        return np.zeros(self.values.shape, bool) if self.readout is None else self.readout
 
 
 def draw_heat_maps(
@@ -67,14 +78,13 @@ def draw_heat_maps(
         ValueError: If there is no finite number to draw.
     """
     maps = [heat_map for of_stack in stacks.values() for heat_map in of_stack.values()]
-    size = largest(heat_map.values for heat_map in maps)
-    norm = Normalize(-size, size)
+    norm = scale(maps)
     columns = _columns(stacks)
     widths = [max(heat_map.width for heat_map in column if heat_map) for column in columns]
     heights = [max(heat_map.height for heat_map in line if heat_map) for line in zip(*columns, strict=True)]
-    labels = [_LETTER * max(len(row) for heat_map in column if heat_map for row in heat_map.rows) for column in columns]
-    across = sum(widths) + (labels[0] if len(stacks) == 1 else sum(labels)) + 0.2 * len(columns) + 1
-    down = sum(heights) + 0.55 * len(heights) + 0.2 * len(heading) + 0.4
+    labels = [max(text_width(row, SMALL) for one in column if one for row in one.rows) for column in columns]
+    across = sum(widths) + (labels[0] if len(stacks) == 1 else sum(labels)) + 0.2 * len(columns) + 0.8
+    down = sum(heights) + 0.55 * len(heights) + 0.18 * len(heading) + 0.4
     figure = Figure(figsize=(max(across, 6.2), max(down, 2.8)), layout="constrained")
     grid = figure.add_gridspec(len(heights), len(columns), width_ratios=widths, height_ratios=heights)
     for column, cells in enumerate(columns):
@@ -83,19 +93,35 @@ def draw_heat_maps(
             if heat_map:
                 axes = figure.add_subplot(grid[row, column])
                 draw_map(axes, heat_map, norm)
-                axes.set_title(wrapped(heat_map.title, int(widths[column] / _LETTER)), fontsize=9)
+                lines = [in_lines(line, widths[column], TEXT, 2) for line in heat_map.title.split("\n")]
+                axes.set_title("\n".join("\n".join(line) for line in lines), loc="left")
                 if column == 0 or len(stacks) > 1:
                     axes.set_yticks(range(len(heat_map.rows)), heat_map.rows, parse_math=False)
                 else:
                     axes.set_yticks([])
-                axes.set_xlabel("layer" if row == lowest else "", fontsize=9)
+                axes.set_xlabel("layer" if row == lowest else "")
                 if heat_map.height < heights[row]:  # a decoder of few tokens beside its encoder
                     axes.set_box_aspect(heat_map.height / widths[column])
                     axes.set_anchor("N")
     draw_bar(figure, figure.axes, norm, maps, bar)
     set_heading(figure, heading)
-    figure.supxlabel(footnote, fontsize=8, color="#555555")
+    if footnote:
+        figure.supxlabel(footnote, fontsize=SMALL, color=GREY, x=0.01, ha="left")
     return figure
+
+
+def scale(maps: Sequence[HeatMap]) -> Normalize:
+    """Make the scale of colours for some heat maps, symmetric about 0, that holds every cell that is not hatched.
+
+    Raises:
+        ValueError: If there is no finite number to draw.
+    """
+    largest(heat_map.values for heat_map in maps)
+    counted = [np.where(heat_map.hatched, np.nan, heat_map.values) for heat_map in maps]
+    if not any(np.isfinite(values).any() for values in counted):  # nothing is left but where the answer is read off
+        counted = [heat_map.values for heat_map in maps]
+    size = largest(counted)
+    return Normalize(-size, size)
 
 
 def largest(values: Iterable[np.ndarray]) -> float:
@@ -112,9 +138,10 @@ def largest(values: Iterable[np.ndarray]) -> float:
 
 
 def set_heading(figure: Figure, lines: Sequence[str]) -> None:
-    """Write lines above a figure, broken at its width; no character in them is taken for mathematics."""
-    width = int(figure.get_figwidth() / 0.082)
-    figure.suptitle("\n".join(wrapped(drawable(line), width) for line in lines), fontsize=10, parse_math=False)
+    """Write lines above a figure, broken at its width."""
+    width = figure.get_figwidth() - 0.2
+    broken = [line for given in lines for line in in_lines(shown(given), width, TEXT, 3)]
+    figure.suptitle("\n".join(broken), x=0.01, ha="left", parse_math=False)
 
 
 def _columns(stacks: Mapping[str, Mapping[str, HeatMap]]) -> list[list[HeatMap | None]]:
@@ -137,31 +164,59 @@ def draw_map(axes: Axes, heat_map: HeatMap, norm: Normalize) -> None:
         cmap=_COLOURS, edgecolors="white" if heat_map.width / layers > 0.15 else "face", linewidth=0.3,
     )  # fmt: skip
     axes.invert_yaxis()
+    for row, layer in np.argwhere(heat_map.hatched & np.isfinite(heat_map.values)).tolist():
+        _mark_readout(axes, heat_map, norm, row, layer)
     if heat_map.ring:
         row, layer = heat_map.ring
-        edge = "white" if abs(2 * float(norm(heat_map.values[row, layer])) - 1) > 0.6 else "black"
+        edge = _on(norm, heat_map.values[row, layer])
         axes.plot(layer, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=edge, markeredgewidth=1.1)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.tick_params(labelsize=8, length=2)
     axes.spines[:].set_visible(False)
+
+
+def _mark_readout(axes: Axes, heat_map: HeatMap, norm: Normalize, row: int, layer: int) -> None:
+    """Hatch a cell, and write its number if it exceeds the scale, or set a mark where there is no room for it."""
+    value = float(heat_map.values[row, layer])
+    colour = _on(norm, value)
+    corner = (layer - 0.5, row - 0.5)
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="/////", edgecolor=colour, linewidth=0, alpha=0.6))
+    if abs(value) <= float(norm.vmax or 0):
+        return
+    number = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+    if text_width(number, TINY) + 0.08 < heat_map.width / heat_map.values.shape[1]:
+        box = {"facecolor": _COLOURS(norm(value)), "edgecolor": "none", "pad": 1.0}
+        axes.text(layer, row, number, fontsize=TINY, color=colour, ha="center", va="center", bbox=box)
+    else:
+        axes.plot(layer, row, "^" if value > 0 else "v", markersize=3, color=colour, markeredgewidth=0)
+
+
+def _on(norm: Normalize, value: float) -> str:
+    """Return the colour of marks that are seen on a cell of a value."""
+    return "white" if abs(2 * float(norm(value)) - 1) > 0.6 else INK
 
 
 def draw_bar(
     figure: Figure | SubFigure, beside: Sequence[Axes], norm: Normalize, maps: Sequence[HeatMap], label: str
 ) -> None:
     """Draw the colour bar of some heat maps beside them, with the part of the scale that occurs."""
+    size = float(norm.vmax or 0)
     values = np.concatenate([heat_map.values.ravel() for heat_map in maps])
-    values = values[np.isfinite(values)]
+    readout = np.concatenate([heat_map.values[heat_map.hatched] for heat_map in maps])
+    values, readout = values[np.isfinite(values)], readout[np.isfinite(readout)]
+    over, under = bool((values > size).any()), bool((values < -size).any())
     width, height_of_figure = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
     down = height_of_figure - 1.2
-    height = min(down, 4.0)
+    height = min(down, 3.0)
     bar = figure.colorbar(
-        ScalarMappable(norm, _COLOURS), ax=list(beside), fraction=0.2 / width, aspect=height / 0.15,
+        ScalarMappable(norm, _COLOURS), ax=list(beside), fraction=0.2 / width, aspect=height / 0.12,
         pad=0.02, shrink=height / down, panchor=False,
+        extend="both" if over and under else "max" if over else "min" if under else "neither",
     )  # fmt: skip
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    low, high = max(min(float(values.min()), 0.0), -size), min(max(float(values.max()), 0.0), size)
     if low < high:
         bar.ax.set_ylim(low, high)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    if len(readout):
+        most = f"{readout[np.abs(readout).argmax()]:.3g}".replace("-", "\N{MINUS SIGN}")
+        label += f"\nhatched: {IN_WORDS},\nleft out of the scale; largest {most}"
+    bar.set_label(label, fontsize=SMALL)
+    bar.outline.set_visible(False)  # type: ignore[operator]

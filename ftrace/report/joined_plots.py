@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-import textwrap
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from ftrace.causal.joined import Joined, JoinedQuery, Layer
 from ftrace.causal.profiles import IN_WORDS
 from ftrace.causal.prompt_trace import OUTCOMES
-from ftrace.report.causal_words import UNITS, drawable, font_families, mediator_title, token_label
-from ftrace.report.heat_maps import HeatMap, draw_bar, draw_map, largest
+from ftrace.report.causal_plots import readout_of
+from ftrace.report.causal_words import UNITS, mediator_title, token_label
+from ftrace.report.heat_maps import HeatMap, draw_bar, draw_map, scale
 from ftrace.report.joined_tables import signed
 from ftrace.report.pictures import save_png_and_pdf
+from ftrace.report.style import ACCENT, GREY, INK, PAGE, SMALL, TEXT, in_lines, look, score_text, shown
 
-_EFFECT, _SCORE = "#0072B2", "#D55E00"  # Okabe and Ito
-_GREY, _YES = "#555555", "#00704f"
-_WIDTH, _LINE, _MARGIN, _LETTER = 11.0, 0.19, 0.2, 0.078  # inches
-_COLUMNS = (_MARGIN, 1.25, 2.45, 3.4)  # where the columns of the list of proponents begin
+_EFFECT, _SCORE = ACCENT, GREY
+_LINE, _MARGIN = 0.15, 0.1  # inches
+_COLUMNS = (_MARGIN, 0.95, 1.8, 2.45)  # where the columns of the list of proponents begin
 _UNITS = {"dot": "nats", "update": "nats"}
 _MOST_TICKS = 20
 
@@ -73,13 +70,13 @@ def plot_joined(query: JoinedQuery, joined: Joined, proponents: Sequence[Teacher
     heading = _heading(query, joined)
     lines = _lines(proponents)
     rows = sum(len(heat_map.rows) for heat_map in maps.values())
-    above = max(0.2 * rows + 0.5 * len(maps) + 0.4, 3.4) + 0.2 * sum(line.count("\n") + 1 for line in heading)
+    above = max(0.18 * rows + 0.45 * len(maps) + 0.4, 2.8) + 0.16 * sum(line.count("\n") + 1 for line in heading)
     below = _LINE * (sum(len(sentence) for *_, sentence in lines) + 1.75) + _MARGIN
-    with rc_context({"font.family": list(font_families())}):
-        figure = Figure(figsize=(_WIDTH, above + below), layout="constrained")
+    with look():
+        figure = Figure(figsize=(PAGE, above + below), layout="constrained")
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(above, below)).ravel()
         left, right = upper.subfigures(1, 2, squeeze=False, width_ratios=(1.2, 1)).ravel()
-        upper.suptitle("\n".join(heading), fontsize=10, parse_math=False)
+        upper.suptitle("\n".join(heading), x=0.01, ha="left", parse_math=False)
         _draw_maps(left, maps, unit.points)
         _draw_profiles(right, query, joined)
         _write_proponents(lower, below, _with_unit(joined.kind), lines)
@@ -94,7 +91,8 @@ def _heat_maps(query: JoinedQuery, joined: Joined) -> dict[str, HeatMap]:
         labels = [token_label(token, of_subject=start <= position < end) for position, token in tokens]
         effects = UNITS[joined.outcome].factor * query.trace.indirect_effect(stack, joined.mediator, joined.outcome).T
         title = mediator_title(joined.mediator)
-        maps[stack] = HeatMap(f"{stack}: {title}" if len(query.trace.stacks) > 1 else title, labels, effects)
+        title = f"{stack}: {title}" if len(query.trace.stacks) > 1 else title
+        maps[stack] = HeatMap(title, labels, effects, readout=readout_of(query.trace, stack, joined.mediator))
     return maps
 
 
@@ -102,22 +100,21 @@ def _heading(query: JoinedQuery, joined: Joined) -> list[str]:
     trace, unit, outcome_number = query.trace, UNITS[joined.outcome], OUTCOMES.index(joined.outcome)
     answer = trace.answers[0].strip() if trace.answers else "?"
     clean, corrupted = (unit.text(float(run[outcome_number])) for run in (trace.clean, trace.corrupted))
-    asked = _in_lines(f"query {query.query_id}: {trace.prompt.strip()}", _WIDTH - 2 * _MARGIN, 2)
-    answered = _in_lines(f"answer: {answer}", _WIDTH / 2, 1)
-    return [asked, f"{answered}   ·   {unit.name}: P = {clean}, with a corrupted subject P* = {corrupted}"]
+    asked = in_lines(shown(f"query {query.query_id}: {trace.prompt.strip()}"), PAGE - 2 * _MARGIN, TEXT, 2)
+    (answered,) = in_lines(shown(f"answer: {answer}"), PAGE / 3, TEXT)
+    return [*asked, f"{answered}   ·   {unit.name}: P = {clean}, with a corrupted subject P* = {corrupted}"]
 
 
 def _draw_maps(figure: SubFigure, maps: dict[str, HeatMap], points: str) -> None:
-    size = largest(heat_map.values for heat_map in maps.values())
-    norm = Normalize(-size, size)
+    norm = scale(list(maps.values()))
     heights = [len(heat_map.rows) for heat_map in maps.values()]
     panels = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, heat_map in zip(panels, maps.values(), strict=True):
         draw_map(axes, heat_map, norm)
-        axes.set_title(heat_map.title, fontsize=9)
+        axes.set_title(heat_map.title, loc="left")
         axes.set_yticks(range(len(heat_map.rows)), heat_map.rows, parse_math=False)
-    panels[-1].set_xlabel("layer", fontsize=9)
-    draw_bar(figure, list(panels), norm, list(maps.values()), f"indirect effect ({points})")
+    panels[-1].set_xlabel("layer")
+    draw_bar(figure, list(panels), norm, list(maps.values()), f"indirect effect, {points}")
 
 
 def _draw_profiles(figure: SubFigure, query: JoinedQuery, joined: Joined) -> None:
@@ -127,12 +124,13 @@ def _draw_profiles(figure: SubFigure, query: JoinedQuery, joined: Joined) -> Non
     positions = np.arange(len(layers)) + np.cumsum([_begins_stack(layers, index) for index in range(len(layers))])
     _draw_bars(effects, positions, unit.factor * query.effects, _EFFECT)
     _draw_bars(scores, positions, query.scores, _SCORE)
-    effects.set_title(textwrap.fill(f"causal effect, {IN_WORDS[joined.reduction]}", 66), fontsize=9)
-    effects.set_ylabel(unit.points, fontsize=8)
+    width = PAGE / 2.2 - 0.5
+    effects.set_title("\n".join(in_lines(f"causal effect, {IN_WORDS[joined.reduction]}", width, TEXT, 3)), loc="left")
+    effects.set_ylabel(unit.points, fontsize=SMALL)
     share = f"{query.share_outside:.0%}".replace("-", "\N{MINUS SIGN}")
     outside = "" if math.isnan(query.share_outside) else f"; {share} outside of these layers"
-    scores.set_title(textwrap.fill(f"score of {joined.summed_over}{outside}", 66), fontsize=9)
-    scores.set_ylabel(_with_unit(joined.kind), fontsize=8)
+    scores.set_title("\n".join(in_lines(f"score of {joined.summed_over}{outside}", width, TEXT, 3)), loc="left")
+    scores.set_ylabel(_with_unit(joined.kind), fontsize=SMALL)
     several = len({layer.stack for layer in layers}) > 1
     step = max(1, math.ceil(len(layers) / _MOST_TICKS))
     ticks = [index for index, layer in enumerate(layers) if layer.number % step == 0]
@@ -142,11 +140,11 @@ def _draw_profiles(figure: SubFigure, query: JoinedQuery, joined: Joined) -> Non
             of_stack = positions[[layer.stack == stack for layer in layers]]
             scores.annotate(
                 stack, (float(of_stack.mean()), 0), (0, -16), xycoords=scores.get_xaxis_transform(),
-                textcoords="offset points", ha="center", va="top", fontsize=8,
+                textcoords="offset points", ha="center", va="top", fontsize=SMALL,
             )  # fmt: skip
-    scores.set_xlabel("layer", fontsize=9, labelpad=14 if several else 4)
+    scores.set_xlabel("layer", labelpad=14 if several else 4)
     if not math.isnan(query.correlation):
-        figure.supxlabel(f"rank correlation of both {signed(query.correlation)}", fontsize=9)
+        figure.supxlabel(f"rank correlation of both {signed(query.correlation)}", fontsize=TEXT)
 
 
 def _with_unit(kind: str) -> str:
@@ -160,55 +158,41 @@ def _begins_stack(layers: Sequence[Layer], index: int) -> int:
 
 def _draw_bars(axes: Axes, positions: np.ndarray, values: np.ndarray, colour: str) -> None:
     axes.bar(positions, values, color=colour, width=0.75)
-    axes.axhline(0, color="black", linewidth=0.6)
+    axes.axhline(0, color=GREY, linewidth=0.6)
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.tick_params(labelsize=8)
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y")
 
 
 def _lines(proponents: Sequence[Teacher]) -> list[tuple[str, str, str, list[str]]]:
     """Return each proponent's score, whether it states the fact, its id, and its sentence broken into lines."""
-    width = _WIDTH - _COLUMNS[-1] - _MARGIN
+    width = PAGE - _COLUMNS[-1] - _MARGIN
     return [
         (
-            f"{proponent.score:+.3g}".replace("-", "\N{MINUS SIGN}"),
+            score_text(proponent.score),
             "yes" if proponent.states_the_fact else "no",
             str(proponent.example_id),
-            _in_lines(proponent.sentence.strip(), width, 2).split("\n"),
+            in_lines(shown(proponent.sentence), width, TEXT, 2) or [""],
         )
         for proponent in proponents
     ]
 
 
-def _in_lines(text: str, inches: float, most: int) -> str:
-    """Break a text at a width, into at most ``most`` lines; characters of East Asian scripts count twice."""
-    shown = drawable(text.replace("\n", " "))
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in shown)
-    width = int(inches / _LETTER * len(shown) / max(1, len(shown) + wide))
-    lines = textwrap.wrap(shown, width)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"{lines[most - 1][: width - 2].rstrip()} …"]
-    return "\n".join(lines)
-
-
 def _write_proponents(
     figure: SubFigure, height: float, kind: str, lines: Sequence[tuple[str, str, str, list[str]]]
 ) -> None:
-    def write(column: int, down: float, text: str, colour: str = "black", weight: str = "normal") -> None:
+    def write(column: int, down: float, text: str, colour: str = INK, weight: str = "normal") -> None:
         figure.text(
-            _COLUMNS[column] / _WIDTH, 1 - down / height, text, va="baseline", fontsize=8.5, parse_math=False,
+            _COLUMNS[column] / PAGE, 1 - down / height, text, va="baseline", fontsize=TEXT, parse_math=False,
             color=colour, weight=weight,
         )  # fmt: skip
 
     for column, name in enumerate((kind, "states the fact", "example", "what taught it: the strongest proponents")):
-        write(column, _LINE, name, _GREY)
+        write(column, _LINE, name, GREY)
     down = 2.25 * _LINE
     for score, states, example, sentence in lines:
         write(0, down, score)
-        write(2, down, example, _GREY)
-        write(1, down, states, *((_YES, "bold") if states == "yes" else ()))
+        write(2, down, example, GREY)
+        write(1, down, states, *((ACCENT, "bold") if states == "yes" else ()))
         for line in sentence:
             write(3, down, line)
             down += _LINE

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,12 @@ from matplotlib.figure import Figure
 
 from ftrace.report.ledger_stretches import by_stretches
 from ftrace.report.pictures import save_picture
+from ftrace.report.style import ACCENT, GREY, INK, PAGE, SMALL, TEXT, in_lines, look, series, shown
 from ftrace.scores import Ledger
 
-_COLOURS = {
-    "examples": "#2a6f97", "momentum": "#e09f3e", "decay": "#9e2a2b", "uncovered": "#7f7f7f", "projection": "#6a4c93",
-    "predicted": "#2a6f97",
+_SURFACES = {  # colours that differ in grey print, too; hatched where greys are near
+    "examples": (ACCENT, ""), "predicted": (ACCENT, ""), "momentum": ("#E69F00", "////"), "decay": ("#8c2d04", ""),
+    "uncovered": ("#c9c9c9", ""), "projection": ("#CC79A7", "...."), "curvature": ("#ffffff", "xxxx"),
 }  # fmt: skip
 
 
@@ -40,12 +40,15 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
     if not len(ledger.steps):
         raise ValueError("expected a ledger with at least one interval, found none: train for longer")
     chosen = _columns(ledger, query_ids)
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    losses, accounts = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
-    _draw_losses(losses, ledger, chosen)
-    _draw_accounts(accounts, ledger)
-    figure.suptitle(textwrap.fill(_first_letter(str(ledger.summary())), 90), fontsize=11)
-    return save_picture(figure, file)
+    with look():
+        figure = Figure(figsize=(PAGE, 5.0), layout="constrained")
+        losses, accounts = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
+        _draw_losses(losses, ledger, chosen)
+        stretches = by_stretches(ledger)
+        draw_accounts(accounts, stretches.edges, stretches.actual, stretches.accounts)
+        sentence = in_lines(_first_letter(str(ledger.summary())), PAGE - 0.4, TEXT, most=4)
+        figure.suptitle("\n".join(sentence), x=0.01, ha="left")
+        return save_picture(figure, file)
 
 
 def _columns(ledger: Ledger, query_ids: Sequence[int] | None) -> list[int]:
@@ -65,38 +68,62 @@ def _columns(ledger: Ledger, query_ids: Sequence[int] | None) -> list[int]:
 def _draw_losses(axes: Axes, ledger: Ledger, chosen: Sequence[int]) -> None:
     steps = np.append(ledger.steps, ledger.next_steps[-1])
     learned = ledger.learned_steps()
-    for column in chosen:
+    for number, column in enumerate(chosen):
         loss = np.append(ledger["loss"][:, column], ledger["next_loss"][-1, column])
-        (line,) = axes.plot(steps, loss, linewidth=1.2, label=f"query {ledger.query_ids[column]}")
+        style = series(number)
+        marker, name = style.pop("marker"), f"query {ledger.query_ids[column]}"
         if learned[column] >= 0:
+            axes.plot(steps, loss, **style)
             at = int(np.searchsorted(steps, learned[column]))
-            axes.plot(steps[at], loss[at], "o", color=line.get_color(), markersize=6)
-    axes.set_ylabel("loss (nats)")
+            axes.plot(
+                steps[at],
+                loss[at],
+                marker=marker,
+                color=style["color"],
+                markersize=5.5,
+                markeredgecolor=INK,
+                markeredgewidth=0.5,
+                zorder=3,
+            )
+            axes.plot([], [], marker=marker, label=name, **style)
+        else:
+            axes.plot(steps, loss, label=name, **style)
+    axes.set_ylabel("loss, nats")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, ncols=2, title="a dot: first seen to be right", title_fontsize=8)
-    axes.grid(alpha=0.25)
+    title = "marked: first seen to be right" if any(learned[column] >= 0 for column in chosen) else None
+    if chosen:
+        axes.legend(ncols=2, title=title, title_fontsize=SMALL, alignment="left")
+    axes.grid(axis="y")
 
 
-def _draw_accounts(axes: Axes, ledger: Ledger) -> None:
-    """Draw bars for equally long stretches: falls of the loss above 0, rises below."""
-    stretches = by_stretches(ledger)
-    edges = stretches.edges
-    centres, width = (edges[:-1] + edges[1:]) / 2, float(np.diff(edges).min())
+def draw_accounts(axes: Axes, edges: np.ndarray, actual: np.ndarray, accounts: Mapping[str, np.ndarray]) -> None:
+    """Draw how much losses fell in stretches of training, and stacked bars of what explains it; rises are below 0.
+
+    Args:
+        edges: Ends of the stretches in optimizer steps, ascending, one more than there are stretches.
+        actual: By stretch, the fall in nats; NaN leaves a gap.
+        accounts: By name, what each explains, likewise.
+    """
+    centres, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
     above, below = np.zeros(len(centres)), np.zeros(len(centres))
-    for name, booked in stretches.accounts.items():
-        values = np.nan_to_num(booked)
+    for name, given in accounts.items():
+        values = np.nan_to_num(given)
+        colour, hatch = _SURFACES.get(name, ("#999999", "\\\\\\\\"))
         bottom = np.where(values >= 0, above, below)
-        axes.bar(centres, values, 0.9 * width, bottom=bottom, color=_COLOURS[name], label=name)
+        axes.bar(
+            centres, values, 0.88 * width, bottom=bottom, facecolor=colour, hatch=hatch, linewidth=0.3,
+            edgecolor=INK if hatch else colour, label=shown(name),
+        )  # fmt: skip
         above += np.clip(values, 0, None)
         below += np.clip(values, None, 0)
-    actual = np.nan_to_num(stretches.actual)
-    axes.plot(centres, actual, "k.-", linewidth=1, label="actual")
-    _cut_off_towers(axes, centres, np.maximum(above, actual), np.minimum(below, actual))
-    axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_ylabel("fall of a query's loss (nats)")
+    axes.plot(centres, actual, color=INK, marker="o", markersize=2.5, linewidth=1, label="actual fall")
+    known = np.nan_to_num(actual)
+    _cut_off_towers(axes, centres, np.maximum(above, known), np.minimum(below, known))
+    axes.axhline(0, color=GREY, linewidth=0.6)
+    axes.set_ylabel("fall of a query's loss, nats")
     axes.set_xlabel("optimizer step")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.25)
+    axes.legend(reverse=True)
+    axes.grid(axis="y")
 
 
 def _cut_off_towers(axes: Axes, centres: np.ndarray, above: np.ndarray, below: np.ndarray) -> None:
@@ -109,8 +136,8 @@ def _cut_off_towers(axes: Axes, centres: np.ndarray, above: np.ndarray, below: n
     axes.set_ylim(min(1.3 * float(below.min()), -0.05 * top), top)
     tower = int(above.argmax())
     axes.annotate(
-        f" up to {above[tower]:.3g}", (centres[tower], top), va="top", ha="left", fontsize=8, xytext=(8, -2),
-        textcoords="offset points",
+        f"cut off: up to {above[tower]:.3g}", (centres[tower], top), va="top", ha="left", fontsize=SMALL,
+        xytext=(10, -2), textcoords="offset points",
     )  # fmt: skip
 
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ftrace.evaluation import Estimate
 from ftrace.report.pictures import save_picture
+from ftrace.report.style import ACCENT, GREY, INK, PAGE, SMALL, TEXT, in_lines, look, series, shown
 
 Rows = Mapping[str, Estimate]
+_OTHERS = "#b8c4c9"
 
 
-def plot_bars(panels: Mapping[str, Rows], metric: str, title: str, file: Path) -> Path:
+def plot_bars(panels: Mapping[str, Rows], ceilings: Mapping[str, float], metric: str, title: str, file: Path) -> Path:
     """Draw a panel for each variant with a bar for each row, with 95% intervals.
 
     Args:
         panels: For each panel's title, estimates by row, as shares of 1.
+        ceilings: For each panel's title, the highest value that any row can reach.
         metric: Name of the metric that is estimated.
         title: Title of the picture.
         file: Path of the picture.
@@ -31,29 +35,41 @@ def plot_bars(panels: Mapping[str, Rows], metric: str, title: str, file: Path) -
     longest = max(len(rows) for rows in panels.values())
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5.6 * columns, lines * (1.0 + 0.26 * longest)), layout="constrained")
-    figure.suptitle(title)
-    for number, (title_of_panel, rows) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(lines, columns, number)
-        names = list(rows)[::-1]
-        means = np.array([100 * rows[name].mean for name in names])
-        ends = np.array([[100 * rows[name].low, 100 * rows[name].high] for name in names]).T
-        errors = np.nan_to_num(np.abs(ends - means))
-        colors = ["#1f6f8b" if name.startswith("online") else "#b8c4c9" for name in names]
-        axes.barh(names, means, xerr=errors, color=colors, ecolor="#444444", height=0.7)
-        axes.set_xlim(0, 103)
-        axes.set_xlabel(f"{metric}, percent")
-        axes.set_title(title_of_panel, fontsize=10)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    return save_picture(figure, file, dpi=150)
+    with look():
+        figure = Figure(figsize=(PAGE, 0.4 + lines * (0.75 + 0.19 * longest)), layout="constrained")
+        figure.suptitle("\n".join(in_lines(shown(title), PAGE - 0.4, TEXT, 3)), x=0.01, ha="left")
+        for number, (title_of_panel, rows) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(lines, columns, number)
+            names = list(rows)[::-1]
+            means, errors = _in_percent(rows[name] for name in names)
+            colors = [ACCENT if name.startswith("online") else _OTHERS for name in names]
+            axes.barh([shown(name) for name in names], means, xerr=errors, color=colors, ecolor=INK, height=0.7,
+                      error_kw={"linewidth": 0.8})  # fmt: skip
+            ceiling = 100 * ceilings[title_of_panel]
+            axes.axvline(ceiling, color=INK, linewidth=1.2)
+            axes.annotate(
+                f"ceiling {ceiling:.0f}", (ceiling, 1), (-2, 1), xycoords=("data", "axes fraction"),
+                textcoords="offset points", ha="right", va="bottom", fontsize=SMALL,
+            )  # fmt: skip
+            axes.set_xlim(0, _top(means, errors[1], [ceiling]))
+            axes.set_xlabel(_label(metric, bool(errors.any())))
+            axes.set_title(shown(title_of_panel), loc="left", pad=10)
+            axes.tick_params(axis="y", length=0)
+        return save_picture(figure, file)
 
 
-def plot_curves(panels: Mapping[str, Mapping[str, Rows]], axis: str, metric: str, file: Path) -> Path:
+def plot_curves(
+    panels: Mapping[str, Mapping[str, Rows]],
+    ceilings: Mapping[str, Mapping[str, float]],
+    axis: str,
+    metric: str,
+    file: Path,
+) -> Path:
     """Draw a panel for each variant with a curve over groups for each row, with 95% intervals.
 
     Args:
         panels: For each panel's title and each row, estimates by group, as shares of 1.
+        ceilings: For each panel's title and each group, the highest value that any row can reach.
         axis: Label of the axis of groups.
         metric: Name of the metric that is estimated.
         file: Path of the picture.
@@ -61,27 +77,53 @@ def plot_curves(panels: Mapping[str, Mapping[str, Rows]], axis: str, metric: str
     Returns:
         The path.
     """
-    figure = Figure(figsize=(6.4 * len(panels), 5.2), layout="constrained")
-    for number, (title, rows) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(1, len(panels), number)
-        groups = list(dict.fromkeys(group for by_group in rows.values() for group in by_group))
-        colors = colormaps["tab20"](np.linspace(0, 1, 20))[[*range(0, 20, 2), *range(1, 20, 2)]]
-        for order, (name, by_group) in enumerate(rows.items()):
-            at = np.array([groups.index(group) for group in by_group]) + 0.04 * (order - len(rows) / 2)
-            means = np.array([100 * estimate.mean for estimate in by_group.values()])
-            ends = np.array([[100 * estimate.low, 100 * estimate.high] for estimate in by_group.values()]).T
-            style = "-" if name.startswith("online") else "--"
-            errors = np.nan_to_num(np.abs(ends - means))
-            axes.errorbar(
-                at, means, yerr=errors, label=name, linestyle=style, color=colors[order % 20], marker="o", markersize=4,
-                capsize=2, linewidth=2.2 if name.startswith("online") else 1.2,
-            )  # fmt: skip
-        axes.set_xticks(range(len(groups)), groups, fontsize=8)
-        axes.set_xlabel(axis)
-        axes.set_ylabel(f"{metric}, percent")
-        axes.set_title(title, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=4
-    )
-    return save_picture(figure, file, dpi=150)
+    names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
+    with look():
+        figure = Figure(figsize=(max(PAGE, 3.5 * len(panels)), 3.8), layout="constrained")
+        handles: dict[str, Any] = {}
+        for number, (title, rows) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(1, len(panels), number)
+            groups = list(ceilings[title])
+            most = [100 * ceilings[title][group] for group in groups]
+            highest: list[float] = []
+            has_intervals = False
+            for order, (name, by_group) in enumerate(rows.items()):
+                at = np.array([groups.index(group) for group in by_group]) + 0.04 * (order - len(rows) / 2)
+                means, errors = _in_percent(by_group.values())
+                width = 2.0 if name.startswith("online") else 1.0
+                handles[name] = axes.errorbar(
+                    at, means, yerr=errors, elinewidth=0.8, linewidth=width, **series(names.index(name))
+                )
+                highest += (means + errors[1]).tolist()
+                has_intervals |= bool(errors.any())
+            axes.hlines(most, np.arange(len(groups)) - 0.4, np.arange(len(groups)) + 0.4, color=INK, linewidth=1.4)
+            for place, ceiling in enumerate(most):
+                _above(axes, place, ceiling, f"ceiling {ceiling:.0f}")
+            axes.set_xticks(range(len(groups)), ["\n".join(in_lines(shown(group), 0.8, SMALL, 2)) for group in groups])
+            axes.set_xlabel(axis)
+            axes.set_ylabel(_label(metric, has_intervals))
+            axes.set_ylim(0, _top(np.array(highest), np.zeros(len(highest)), most))
+            axes.set_title("\n".join(in_lines(shown(title), 3.2, TEXT, 2)), loc="left")
+            axes.axhline(0, color=GREY, linewidth=0.6)
+            axes.grid(axis="y")
+        labels = [shown(name) for name in handles]
+        figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=4)
+        return save_picture(figure, file)
+
+
+def _in_percent(estimates: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return means and how far intervals reach below and above them; 0 where an interval is not known."""
+    ends = 100 * np.array([[estimate.mean, estimate.low, estimate.high] for estimate in estimates]).T
+    return ends[0], np.nan_to_num(np.abs(ends[1:] - ends[0]))
+
+
+def _top(means: np.ndarray, above: np.ndarray, ceilings: list[float]) -> float:
+    return 1.08 * max([*(means + above).tolist(), *ceilings, 1e-9])
+
+
+def _label(metric: str, has_intervals: bool) -> str:
+    return f"{metric}, percent" + ("; bars: 95% intervals" if has_intervals else "")
+
+
+def _above(axes: Axes, place: float, height: float, text: str) -> None:
+    axes.annotate(text, (place, height), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=SMALL)

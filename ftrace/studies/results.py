@@ -41,12 +41,14 @@ class Grid:
         of: What the groups are, such as "variant".
         cells: For each group and row, its estimates by metric; a row may be missing from a group.
         notes: A note on each group, such as how many queries it has.
+        ceilings: The highest P@10 that any method can reach in each group.
     """
 
     title: str
     of: str
     cells: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
     notes: Mapping[str, str]
+    ceilings: Mapping[str, float]
 
     def render(self) -> Table:
         """Render a table for the terminal, in percent with the ends of 95% intervals."""
@@ -88,7 +90,8 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
         shown = {v: _shown(study, evaluation) for v, evaluation in evaluations.items()}
         notes = {v: f"{sum(len(run.queries) for run in e.runs)} queries" for v, e in evaluations.items()}
         where = "the whole training set" if pool == "all" else "candidate pools"
-        grids.append(Grid(f"{study.question} On {where}", "variant", shown, notes))
+        ceilings = {v: e.ceiling["P@10"] for v, e in evaluations.items()}
+        grids.append(Grid(f"{study.question} On {where}", "variant", shown, notes, ceilings))
         if pool == "all":
             in_all = evaluations
     picture = output_dir / "picture.png"
@@ -99,13 +102,15 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
         ]
         of_steps = grids[-len(study.variants) :]
         curves = {grid.title: {row: _series(grid, row) for row in _rows_of(grid)} for grid in of_steps}
-        plot_curves(curves, "queries by the step at which they were learned", "P@10", picture)
+        most = {grid.title: grid.ceilings for grid in of_steps}
+        plot_curves(curves, most, "queries by the step at which they were learned", "P@10", picture)
     elif study.report == "variants":
         rows = _rows_of(grids[0])
-        plot_curves({study.question: {row: _series(grids[0], row) for row in rows}}, "variant", "P@10", picture)
+        curves = {study.question: {row: _series(grids[0], row) for row in rows}}
+        plot_curves(curves, {study.question: grids[0].ceilings}, "variant", "P@10", picture)
     else:
         bars = {v: {row: estimates["P@10"] for row, estimates in cells.items()} for v, cells in grids[0].cells.items()}
-        plot_bars(bars, "P@10", study.question, picture)
+        plot_bars(bars, grids[0].ceilings, "P@10", study.question, picture)
     text = [grid.markdown() for grid in grids]
     for grid in grids:
         console.print(grid.render())
@@ -159,16 +164,17 @@ def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: S
         ends = [*ends[:-1], ends[-1] + 1] if len(ends) > 1 else [ends[0], ends[0] + 1]
     bins = {f"{low} to {high - 1}": (low, high) for low, high in pairwise(ends)}
     bins["never"] = (-1, 0)  # correct by beam search at the end, and at no refresh
-    cells, notes = {}, {}
+    cells, notes, ceilings = {}, {}, {}
     for name, (first, end) in bins.items():
         masks = [(of_run >= first) & (of_run < end) for of_run in steps]
         with_queries = [index for index, mask in enumerate(masks) if mask.any()]
         if not with_queries:
             continue
         part = replace(evaluation, runs=tuple(evaluation.runs[index] for index in with_queries))
-        cells[name] = _shown(study, part.where([masks[index] for index in with_queries]))
+        part = part.where([masks[index] for index in with_queries])
+        cells[name], ceilings[name] = _shown(study, part), part.ceiling["P@10"]
         notes[name] = f"{sum(int(mask.sum()) for mask in masks)} queries"
-    return Grid(f"{variant}: by the step at which a query was first right", "step", cells, notes)
+    return Grid(f"{variant}: by the step at which a query was first right", "step", cells, notes, ceilings)
 
 
 def _learned_steps(run: StudyRun, study: Study) -> dict[int, int]:

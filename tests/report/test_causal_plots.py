@@ -28,6 +28,8 @@ from ftrace.report import (
     write_effects_csv,
 )
 from ftrace.report.causal_words import UNITS, drawable
+from helpers.drawn import drawn as drawn_by
+from helpers.drawn import texts
 from helpers.made_traces import left_out, made_trace, made_traces
 
 SEVEN = ("hidden", "attention_severed", "mlp_severed", "cross_attention_severed", "mlp", "attention", "cross_attention")
@@ -38,15 +40,13 @@ def averages(*, encoder: bool = False) -> Averages:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, plot: Callable[..., Any], *args: Any) -> Figure:
-    figures: list[Figure] = []
-    monkeypatch.setattr(causal_plots, "save_png_and_pdf", lambda figure, file: figures.append(figure))
-    plot(*args)
-    figures[0].draw_without_rendering()
-    return figures[0]
+    return drawn_by(monkeypatch, causal_plots, plot, *args)
 
 
 def meshes(figure: Figure) -> list[QuadMesh]:
-    return [one for axes in figure.axes for one in axes.collections if isinstance(one, QuadMesh) and axes.get_title()]
+    return [
+        one for axes in figure.axes for one in axes.collections if isinstance(one, QuadMesh) and axes.get_title("left")
+    ]
 
 
 def test_each_picture_is_a_png_and_a_pdf(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_each_picture_is_a_png_and_a_pdf(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("decoder_tokens", [(), ("<pad>", "<mask>")])
-def test_maps_of_a_prompt_share_a_scale_that_holds_every_effect(
+def test_maps_of_a_prompt_share_a_scale_and_show_every_effect(
     outcome: Any, decoder_tokens: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = made_trace(mediators=SEVEN, decoder_tokens=decoder_tokens)
@@ -77,19 +77,74 @@ def test_maps_of_a_prompt_share_a_scale_that_holds_every_effect(
         for one in own.restored
     }
     assert len(found) == len(effects)
-    largest = max(np.abs(values).max() for values in effects.values())
-    assert {(one.norm.vmin, one.norm.vmax, one.norm.clip) for one in found} == {(-largest, largest, False)}
+    counted = [
+        np.abs(values)[~causal_plots.readout_of(trace, *name.split("/"))].max(initial=0)  # type: ignore[arg-type]
+        for name, values in effects.items()
+    ]
+    assert {(one.norm.vmin, one.norm.vmax, one.norm.clip) for one in found} == {(-max(counted), max(counted), False)}
     shown = sorted(np.asarray(one.get_array()).tolist() for one in found)
-    assert shown == sorted(values.tolist() for values in effects.values())  # nothing clipped, nothing left out
+    assert shown == sorted(values.tolist() for values in effects.values())  # nothing is left out
 
 
 def test_the_bar_shows_what_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = made_trace(mediators=["hidden", "mlp"])
     figure = drawn(monkeypatch, plot_prompt, trace, "probability", Path("unused"))
-    effects = [100 * trace.indirect_effect("decoder", one) for one in ("hidden", "mlp")]
+    hidden, mlp = (100 * trace.indirect_effect("decoder", one) for one in ("hidden", "mlp"))
     (bar,) = [axes for axes in figure.axes if "indirect effect" in axes.get_ylabel()]
-    assert bar.get_ylabel() == "indirect effect\n(percentage points)"
-    assert bar.get_ylim() == pytest.approx((np.min(effects), np.max(effects)))
+    last = hidden[np.abs(hidden[:, -1]).argmax(), -1]
+    assert bar.get_ylabel() == (
+        "indirect effect, percentage points\nhatched: where the answer is read off,\n"
+        f"left out of the scale; largest {last:.3g}".replace("-", "\N{MINUS SIGN}")
+    )
+    counted = [*hidden[:, :-1].ravel(), *mlp.ravel()]
+    largest = np.abs(counted).max()
+    low, high = bar.get_ylim()
+    assert low == pytest.approx(max(np.min([hidden, mlp]), -largest))
+    assert high == pytest.approx(min(np.max([hidden, mlp]), largest))
+
+
+def far_above(made: Averages, by: float) -> Averages:
+    """Averages with one large effect: where the answer is read off."""
+    grid = made.stacks["decoder"].effects["hidden"]["probability"].mean
+    grid[-1, -1] = by
+    return made
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_where_the_answer_is_read_off_neither_colours_nor_rings_go(
+    encoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring is on the largest of the cells that aren't hatched; a cell beyond the scale bears its number."""
+    before = meshes(drawn(monkeypatch, plot_average, averages(encoder=encoder), Path("unused")))[0].norm.vmax
+    made = far_above(averages(encoder=encoder), 9.99)
+    figure = drawn(monkeypatch, plot_average, made, Path("unused"))
+    found = meshes(figure)
+    assert {one.norm.vmax for one in found} == {before}
+    grids = [(own, name) for own in made.stacks.values() for name in own.effects]
+    for (own, name), mesh in zip(grids, found, strict=True):
+        shown = np.ma.getdata(mesh.get_array())
+        counted = np.where(own.readout(name)[own.num_prompts > 0], -np.inf, shown)
+        ring = next(line for line in mesh.axes.lines if line.get_markerfacecolor() == "none")
+        row, layer = (int(np.ravel(place)[0]) for place in (ring.get_ydata(), ring.get_xdata()))
+        assert (row, layer) == np.unravel_index(counted.argmax(), counted.shape)
+        assert sum(patch.get_hatch() is not None for patch in mesh.axes.patches) == own.readout(name).sum()
+    assert "999" in texts(figure)
+    (bar,) = [axes for axes in figure.axes if "indirect effect" in axes.get_ylabel()]
+    assert "read off" in bar.get_ylabel()
+    assert bar.get_ylabel().endswith("largest 999")
+
+
+def test_nothing_is_explained_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one fact without intervals, with one mediator that restores no layer's output."""
+    made = average_effects([made_trace(mediators=["mlp"])], resamples=20)
+    figure = drawn(monkeypatch, plot_average, made, Path("unused"))
+    said = "\n".join(texts(figure))
+    assert "ring: the peak" in said
+    for absent in ("[", "(n)", "hatched"):
+        assert absent not in said
+    assert "bands" not in "\n".join(texts(drawn(monkeypatch, plot_lines, made, Path("unused"))))
+    decoder_only = dataclasses.replace(made_trace(subject=(0, 0)))
+    assert "*" not in "\n".join(texts(drawn(monkeypatch, plot_prompt, decoder_only, "probability", Path("unused"))))
 
 
 def test_tokens_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,17 +197,21 @@ def test_maps_of_averages_share_a_scale_and_mark_the_peak(encoder: bool, monkeyp
     found = meshes(figure)
     grids = [one["probability"].mean for own in made.stacks.values() for one in own.effects.values()]
     assert len(found) == len(grids)
-    largest = 100 * max(np.nanmax(np.abs(grid)) for grid in grids)
+    largest = 100 * max(
+        np.nanmax(np.abs(grid["probability"].mean[~own.readout(name)]))
+        for own in made.stacks.values()
+        for name, grid in own.effects.items()
+    )
     assert {(one.norm.vmin, one.norm.vmax) for one in found} == {(-largest, largest)}
     stack = next(iter(made.stacks))
     peak = made.stacks[stack].peak("hidden")
     assert peak is not None
     first = figure.axes[0]
-    (ring,) = first.lines
+    (ring,) = [line for line in first.lines if line.get_markerfacecolor() == "none"]
     x, y = (float(np.ravel(one)[0]) for one in (ring.get_xdata(), ring.get_ydata()))
     label = first.get_yticklabels()[int(y)].get_text()
     assert (x, label.split(" (")[0]) == (peak.layer, peak.group)
-    assert f"in layer {peak.layer}" in first.get_title()
+    assert f"in layer {peak.layer}" in first.get_title("left")
     counts = dict(zip(made.stacks[stack].groups, made.stacks[stack].num_prompts.tolist(), strict=True))
     assert f"middle subject tokens ({counts['middle subject tokens']})" in [
         one.get_text() for one in first.get_yticklabels()

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from ftrace.report import plot_ledger
+from ftrace.report import ledger_plot, plot_ledger
 from ftrace.scores import Ledger
 from ftrace.scores.ledger import COLUMNS
+from helpers.drawn import drawn, texts
 
 
 def ledger(intervals: int = 5, accounts: bool = True) -> Ledger:
@@ -29,9 +31,31 @@ def ledger(intervals: int = 5, accounts: bool = True) -> Ledger:
 def test_it_names_what_it_draws(accounts: bool, tmp_path: Path) -> None:
     text = plot_ledger(ledger(accounts=accounts), tmp_path / "ledger.svg", [2, 7]).read_text()
     named = ["examples", "momentum", "decay"] if accounts else ["predicted"]
-    for label in [*named, "actual", "query 2", "query 7", "loss (nats)", "optimizer step"]:
+    for label in [*named, "actual fall", "query 2", "query 7", "loss, nats", "optimizer step"]:
         assert f"<!-- {label} -->" in text, label
     assert [file.name for file in tmp_path.iterdir()] == ["ledger.svg"]
+
+
+@pytest.mark.parametrize("learned", [0.0, 1.0, np.nan])
+def test_marks_are_explained_where_there_are_any(learned: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a way to know when a query is right, nothing is marked and nothing said of marks."""
+    given = ledger()
+    given.columns["learned"][:] = learned
+    figure = drawn(monkeypatch, ledger_plot, plot_ledger, given, Path("unused"))
+    is_marked = any(line.get_marker() not in ("", "None", None) for line in figure.axes[0].lines)
+    assert is_marked is ("marked: first seen to be right" in texts(figure)) is (learned == 1)
+
+
+def test_bars_are_as_high_as_the_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges, actual = np.array([0, 10, 20]), np.array([1.0, np.nan])
+    figure = Figure()
+    axes = figure.subplots()
+    ledger_plot.draw_accounts(axes, edges, actual, {"examples": np.array([2, -1.0]), "$decay$": np.array([-3, -2.0])})
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    bottoms = [[bar.get_y() for bar in bars] for bars in axes.containers]
+    assert heights == [[2, -1], [-3, -2]]
+    assert bottoms == [[0, 0], [0, -1]]  # rises are stacked below 0
+    assert axes.lines[0].get_ydata()[0] == 1  # type: ignore[index]
 
 
 def test_a_single_interval_can_be_drawn(tmp_path: Path) -> None:

@@ -57,12 +57,14 @@ class LearnedBin:
     Args:
         first: The earliest step at which one of them was first right; -1 if none ever was.
         last: The latest such step.
+        ceiling: The highest P@10 that any method can reach: queries with few ground-truth proponents keep it below 1.
         methods: Figures by the name of the row.
     """
 
     first: int
     last: int
     num_queries: int
+    ceiling: float
     methods: dict[str, LearnedMethod]
 
 
@@ -152,7 +154,8 @@ def _bin(
             float(np.mean(before)) if before else None,
             int((~is_defined).sum()),
         )
-    return LearnedBin(int(learned.min()), int(learned.max()), len(group), methods)
+    ceiling = float(run.ceiling[METRIC][group].mean())
+    return LearnedBin(int(learned.min()), int(learned.max()), len(group), ceiling, methods)
 
 
 def _correlation(first: tuple[ScoreStore, str], second: tuple[ScoreStore, str], query: int) -> float:
@@ -176,6 +179,7 @@ def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
     table = plain_table(title, "scores", columns)
     for name in bins[0].methods:
         table.add_row(escape(name), *[_precision(learned_bin.methods[name].precision) for learned_bin in bins])
+    table.add_row("ceiling", *[f"{percent(learned_bin.ceiling)}      " for learned_bin in bins], style="dim")
     first, *others = bins[0].methods
     if others:
         table.add_section()

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from ftrace.report.explorer.additions import Additions
 from ftrace.report.explorer.corpus_texts import CorpusTexts
 from ftrace.report.explorer.examples import EXAMPLES_OF_A_CHUNK, Examples
 from ftrace.report.explorer.facts import precision_of
 from ftrace.report.explorer.format import (
     FORMAT,
     VERSION,
-    Causal,
     ExampleChunk,
     Head,
     Method,
     QueryChunk,
     QueryList,
-    RunPage,
-    Tokens,
 )
 from ftrace.report.explorer.listings import disagreement
 from ftrace.report.explorer.queries import Queries
@@ -35,12 +34,11 @@ from ftrace.report.explorer.query_list import QueryListMaker
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.redaction import redacted_page, redacted_query
 from ftrace.scores.plain_text import counted
-from ftrace.views import Said, Source, StoreSource, title_of
+from ftrace.views import Source, StoreSource, title_of
 from ftrace.views.joining import text_of
 
-NATS = ("dot", "update", "propagated")
+NATS = ("update", "propagated")  # `dot` is in nats only where the optimizer is plain SGD
 _SAMPLE = 12  # chunks of each sort from which the size is estimated
-NO_RUN: RunPage = {"folder": None, "evaluation": None, "ledger": None, "causal": None, "manifests": [], "claims": []}
 
 
 @dataclass(frozen=True)
@@ -56,25 +54,6 @@ class ContentSettings:
     is_redacted: bool = False
 
 
-@dataclass(frozen=True)
-class Additions:
-    """What a report has beside scores and texts.
-
-    Args:
-        said: What the model answered, by the query's id; of others, what their texts say.
-        tokens: Makes the tokens of a query, of its chunk that is done but for these; None: there are none.
-        causal: Makes what causal tracing says of a query, likewise.
-        run: The page of the run.
-        limits: Sentences on what was left out before.
-    """
-
-    said: Mapping[int, Said] = field(default_factory=dict)
-    tokens: Callable[[QueryChunk], Tokens | None] | None = None
-    causal: Callable[[QueryChunk], Causal | None] | None = None
-    run: RunPage = field(default_factory=lambda: NO_RUN)
-    limits: Sequence[str] = ()
-
-
 class Content:
     """The content of a report.
 
@@ -82,28 +61,26 @@ class Content:
         ranked: The queries, ranked by all methods.
         title: The title of the report.
         settings: What it holds.
-        additions: What it has beside scores and texts; default: nothing.
+        additions: Finds what it has beside scores and texts, which is asked for when it is needed; default: nothing.
+
+    Attributes:
+        title: As given.
     """
 
     def __init__(
-        self, ranked: RankedQueries, title: str, settings: ContentSettings, additions: Additions | None = None
+        self,
+        ranked: RankedQueries,
+        title: str,
+        settings: ContentSettings,
+        additions: Callable[[], Additions] = Additions,
     ) -> None:
-        self._ranked, self._title, self._settings = ranked, title, settings
-        self._additions = additions or Additions()
+        self.title = title
+        self._ranked, self._settings, self._find_additions = ranked, settings, additions
         self._sources, self._listings = ranked.sources, ranked.listings
         self._ids = ranked.example_ids
         self._texts = CorpusTexts(self._sources, self._ids, settings.longest_text)
-        self._queries = Queries(
-            self._sources,
-            ranked.rows,
-            self._texts,
-            self._additions.said,
-            self._additions.tokens,
-            self._additions.causal,
-            settings.longest_text,
-        )
+        self._queries = Queries(self._sources, ranked.rows, self._texts, settings.longest_text)
         self._examples = Examples(self._sources, self._listings, self._ids, self._texts)
-        self._made: dict[int, QueryChunk] = {}
 
     @property
     def num_queries(self) -> int:
@@ -120,46 +97,55 @@ class Content:
         """Number of chunks."""
         return len(self._listings) + -(-len(self._ids) // EXAMPLES_OF_A_CHUNK) + 1
 
+    @cached_property
+    def additions(self) -> Additions:
+        """What it has beside scores and texts; finding it may take minutes."""
+        return self._find_additions()
+
     def chunks(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Make the chunks: of queries, of examples, and at the end the head."""
         query_list = QueryListMaker()
         for place in range(len(self._listings)):
-            chunk = self._made.pop(place, None) or self._query(place)
+            chunk = self.query(place)
             self._add(query_list, place, chunk)
             yield f"query-{place}", chunk
         for number, pages in enumerate(self._examples.chunks()):
             yield f"example-{number}", self._example_chunk(pages)
-        yield "head", self._head(query_list.finish())
+        yield "head", self._head(query_list.finish(), self.additions)
 
     def estimated_size(self, size_of: Callable[[str, Mapping[str, Any]], int]) -> int:
-        """Estimate the size of all chunks from some, drawn evenly. Those of queries are kept until :meth:`chunks`.
+        """Estimate the size of all chunks, without additions, from some that are drawn evenly.
 
         Args:
             size_of: Returns the size of a chunk, of its name and content.
         """
-        query_list = QueryListMaker()
-        total = 0.0
+        nothing, query_list, total = Additions(), QueryListMaker(), 0.0
         places = _evenly(len(self._listings), _SAMPLE)
         for place in places:
-            self._made[place] = self._query(place)
-            self._add(query_list, place, self._made[place])
-            total += size_of(f"query-{place}", self._made[place]) * len(self._listings) / len(places)
+            chunk = self._query(place, nothing)
+            self._add(query_list, place, chunk)
+            total += size_of(f"query-{place}", chunk) * len(self._listings) / len(places)
         num_chunks = self.num_chunks - 1 - len(self._listings)
         numbers = _evenly(num_chunks, _SAMPLE)
         for number in numbers:
-            chunk = self._example_chunk(self._examples.chunk(number))
-            total += size_of(f"example-{number}", chunk) * num_chunks / len(numbers)
-        without = size_of("head", self._head(QueryListMaker().finish()))
-        queries = size_of("head", self._head(query_list.finish())) - without
+            pages = self._example_chunk(self._examples.chunk(number))
+            total += size_of(f"example-{number}", pages) * num_chunks / len(numbers)
+        without = size_of("head", self._head(QueryListMaker().finish(), nothing))
+        queries = size_of("head", self._head(query_list.finish(), nothing)) - without
         return round(total + without + queries * len(self._listings) / max(1, len(places)))
 
-    def _query(self, place: int) -> QueryChunk:
-        listing = self._listings[place]
-        chunk = self._queries.chunk(listing)
-        return redacted_query(chunk, self._ranked.rows[listing.query_id]) if self._settings.is_redacted else chunk
+    def query(self, place: int) -> QueryChunk:
+        """Make the chunk of a query.
 
-    def _example_chunk(self, pages: Iterable[Any]) -> ExampleChunk:
-        return {"examples": [redacted_page(page) if self._settings.is_redacted else page for page in pages]}
+        Args:
+            place: Its position among the queries.
+        """
+        return self._query(place, self.additions)
+
+    def _query(self, place: int, additions: Additions) -> QueryChunk:
+        listing = self._listings[place]
+        chunk = self._queries.chunk(listing, additions)
+        return redacted_query(chunk, self._ranked.rows[listing.query_id]) if self._settings.is_redacted else chunk
 
     def _add(self, query_list: QueryListMaker, place: int, chunk: QueryChunk) -> None:
         listing = self._listings[place]
@@ -168,19 +154,22 @@ class Content:
         fact = None if self._settings.is_redacted else text_of(self._ranked.rows[listing.query_id], "fact")
         query_list.add(chunk, precisions, disagreement(listing), fact)
 
-    def _head(self, queries: QueryList) -> Head:
+    def _example_chunk(self, pages: Iterable[Any]) -> ExampleChunk:
+        return {"examples": [redacted_page(page) if self._settings.is_redacted else page for page in pages]}
+
+    def _head(self, queries: QueryList, additions: Additions) -> Head:
         return {
             "format": FORMAT,
             "version": VERSION,
             "made_by": f"ftrace {version('ftrace')}",
-            "title": self._title,
+            "title": self.title,
             "fingerprint": self._fingerprint(),
             "is_redacted": self._settings.is_redacted,
-            "limits": list(self._limits()),
+            "limits": list(self._limits(additions)),
             "methods": [self._method(place) for place in range(len(self._sources))],
             "queries": queries,
             "example_chunks": self._examples.first_ids,
-            "run": self._additions.run,
+            "run": additions.run,
         }
 
     def _method(self, place: int) -> Method:
@@ -197,14 +186,14 @@ class Content:
             "axes": source.store.breakdown if isinstance(source, StoreSource) else {},
         }
 
-    def _limits(self) -> Iterator[str]:
+    def _limits(self, additions: Additions) -> Iterator[str]:
         settings, opponents = self._settings, self._ranked.opponents
         strongest = counted(self._ranked.k, "strongest proponent")
         if opponents:
             yield f"Of each query, each method's {strongest} and {opponents:,} strongest opponents are listed."
         else:
             yield f"Of each query, each method's {strongest} are listed, and no opponents."
-        yield from self._additions.limits
+        yield from additions.limits
         for source in self._sources:
             if not source.is_complete:
                 yield (

@@ -1,7 +1,4 @@
-"""Which of a query's listed examples state its fact, what others share with it, and how precise lists are.
-
-:mod:`ftrace.evaluation` says what a kind of examples is. It imports torch, so it is imported when facts are known.
-"""
+"""Which of a query's listed examples state its fact, what others share with it, and how precise lists are."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ftrace.evaluation.tail_patch.example_kinds import KINDS, OTHER, SUBJECT, kind_by_keys, relation_by_key
 from ftrace.report.explorer.corpus_texts import ListedExample
 from ftrace.report.explorer.listings import PRECISION_AT, MethodListing
 from ftrace.views.joining import GroundTruth
@@ -28,19 +26,13 @@ def kind_of_example(truth: GroundTruth, example: ListedExample, states_fact: boo
     facts = example.row.get("facts")
     if states_fact or truth.fact is None or facts is None:
         return None
-    from ftrace.evaluation.tail_patch.example_kinds import KINDS, OTHER, SUBJECT, kind_by_keys
-
     kind = kind_by_keys(truth.fact, map(str, facts))
     return None if kind is None or not SUBJECT <= kind <= OTHER else KINDS[kind]  # type: ignore[return-value]
 
 
 def relation_of_fact(fact: str | None) -> str | None:
     """Return the relation of a fact; None if the fact's key doesn't name it."""
-    if fact is None:
-        return None
-    from ftrace.evaluation.tail_patch.example_kinds import relation_by_key
-
-    return relation_by_key(fact)
+    return None if fact is None else relation_by_key(fact)
 
 
 def precision_of(method: MethodListing, states_fact: Sequence[bool | None]) -> float | None:

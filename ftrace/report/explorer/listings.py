@@ -14,6 +14,9 @@ from ftrace.report.explorer.short_numbers import exact, rounded
 from ftrace.scores.ids import places_of
 from ftrace.views import Source
 
+PRECISION_AT = 10
+_DIGITS_OF_SHARES = 4
+
 
 @dataclass(frozen=True)
 class MethodListing:
@@ -69,7 +72,7 @@ def list_examples(
     in_turn = chain(_in_turn(tops), _in_turn(bottoms))
     ids = np.array(list(dict.fromkeys(in_turn)), np.int64)
     order = np.argsort(ids)
-    methods = []
+    methods: list[MethodListing | None] = []
     for source, ranking, top, bottom in zip(sources, rankings, tops, bottoms, strict=True):
         if ranking is None:
             methods.append(None)
@@ -88,9 +91,6 @@ def list_examples(
     return Listing(query_id, ids, tuple(methods))
 
 
-PRECISION_AT = 10
-
-
 def _precision(ranking: QueryRanking, relevant: np.ndarray | None) -> float | None:
     if relevant is None or not len(relevant) or ranking.counts is None:
         return None
@@ -107,9 +107,9 @@ def lists_of(method: MethodListing) -> Lists:
     """Return a method's lists in the form of a report."""
     counts, places = method.counts, method.places
     return {
-        "candidates": counts and counts.candidates,
-        "positive": counts and counts.positive,
-        "negative": counts and counts.negative,
+        "candidates": None if counts is None else counts.candidates,
+        "positive": None if counts is None else counts.positive,
+        "negative": None if counts is None else counts.negative,
         "proponents": method.proponents.tolist(),
         "opponents": None if method.opponents is None else method.opponents.tolist(),
         "more_proponents_like_last": _more_like_last(method.proponents, places.ranks, places.ties),
@@ -134,7 +134,7 @@ def places_in(method: MethodListing | None, count: int) -> list[Place | None]:
     if method is None:
         return [None] * count
     places = method.places
-    shares = rounded(places.scores / method.strongest) if method.strongest else [None] * count
+    shares = rounded(places.scores / method.strongest, _DIGITS_OF_SHARES) if method.strongest else [None] * count
     columns = zip(
         places.is_ranked.tolist(),
         places.ranks.tolist(),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ftrace.report.explorer.additions import Additions
 from ftrace.report.explorer.corpus_texts import CorpusTexts, ListedExample, Text
 from ftrace.report.explorer.facts import kind_of_example
-from ftrace.report.explorer.format import Causal, Example, QueryChunk, Tokens
+from ftrace.report.explorer.format import Example, QueryChunk
 from ftrace.report.explorer.format import Said as SaidInReport
 from ftrace.report.explorer.listings import Listing, lists_of, places_in
 from ftrace.report.explorer.losses import Losses, warnings_of_loss
@@ -32,9 +33,6 @@ class Queries:
         sources: Sources of scores, the methods.
         rows: What the texts say of each query, by id.
         texts: Texts of all examples that are listed.
-        said: What the model answered, by id; of a query that isn't there, what its texts say.
-        tokens: Makes the tokens of a query whose chunk is done but for these; None: there are none.
-        causal: Makes what causal tracing says of it, likewise.
         longest: Number of characters after which texts are cut.
     """
 
@@ -43,13 +41,9 @@ class Queries:
         sources: Sequence[Source],
         rows: Mapping[int, Row],
         texts: CorpusTexts,
-        said: Mapping[int, Said],
-        tokens: Callable[[QueryChunk], Tokens | None] | None,
-        causal: Callable[[QueryChunk], Causal | None] | None,
         longest: int,
     ) -> None:
-        self._sources, self._rows, self._texts, self._said = sources, rows, texts, said
-        self._tokens, self._causal, self._longest = tokens, causal, longest
+        self._sources, self._rows, self._texts, self._longest = sources, rows, texts, longest
         self._losses = Losses(sources)
         self._common = SampledWords(next(filter(None, (source.sample_texts() for source in sources)), []))
         self._breakdowns = {
@@ -58,11 +52,16 @@ class Queries:
             if isinstance(source, StoreSource) and source.store.breakdown
         }
 
-    def chunk(self, listing: Listing) -> QueryChunk:
-        """Make the chunk of a query from what the methods list for it."""
+    def chunk(self, listing: Listing, additions: Additions) -> QueryChunk:
+        """Make the chunk of a query.
+
+        Args:
+            listing: What the methods list for it.
+            additions: What it has beside scores and texts.
+        """
         query_id, row = listing.query_id, self._rows[listing.query_id]
         prompt = Text.of(text_of(row, "text"), self._longest)
-        said = self._said.get(query_id) or said_of(row)
+        said = additions.said.get(query_id) or said_of(row)
         loss = self._losses.of(query_id)
         parts = [
             of_axis
@@ -91,8 +90,8 @@ class Queries:
             "tokens": None,
             "causal": None,
         }
-        chunk["tokens"] = None if self._tokens is None else self._tokens(chunk)
-        chunk["causal"] = None if self._causal is None else self._causal(chunk)
+        chunk["tokens"] = None if additions.tokens is None else additions.tokens(chunk)
+        chunk["causal"] = None if additions.causal is None else additions.causal(chunk)
         return chunk
 
     def _examples(self, listing: Listing, row: Row) -> list[Example]:

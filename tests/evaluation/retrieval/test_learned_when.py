@@ -51,6 +51,20 @@ def test_queries_are_put_into_bins_by_the_step_they_were_learned_at(tmp_path: Pa
     assert early["last cosine"].before is None
 
 
+def test_each_bin_knows_the_most_that_is_possible(tmp_path: Path) -> None:
+    """Two ground-truth proponents among ten are a fifth; the bin of a query with twelve allows all ten."""
+    many = EvaluatedQueries.of({3: [0, 1], 4: [2, 3], 5: list(range(4, 16))})
+    bins = learned_when(stores(tmp_path), many, bins=2)
+    assert [one.ceiling for one in bins] == pytest.approx([0.2, 0.2, 1.0])
+    for one in bins:
+        assert all(method.precision.mean <= one.ceiling for method in one.methods.values())
+    console = Console(record=True, width=100)
+    console.print(render_learned_when(bins))
+    assert re.search(r"ceiling +20\.0 +20\.0 +100", console.export_text())
+    write_learned_when(bins, tmp_path / "bins.json")
+    assert [one["ceiling"] for one in json.loads((tmp_path / "bins.json").read_text())] == pytest.approx([0.2, 0.2, 1])
+
+
 def test_bins_of_several_facts_have_intervals(tmp_path: Path) -> None:
     (one,) = learned_when(stores(tmp_path, [[1, 1, 1], [1, 1, 1], [1, 1, 1]]), QUERIES, bins=1)
     assert one.num_queries == 3

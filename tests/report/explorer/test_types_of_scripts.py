@@ -12,7 +12,7 @@ import pytest
 import ftrace.report.explorer
 
 EXPLORER = Path(ftrace.report.explorer.__path__[0])
-TYPESCRIPT = "7.0.2"
+TYPESCRIPT = "5.9.3"
 OPTIONS = {
     "strict": True,
     "noUncheckedIndexedAccess": True,
@@ -20,8 +20,8 @@ OPTIONS = {
     "allowJs": True,
     "checkJs": True,
     "noEmit": True,
-    "target": "ES2022",
-    "lib": ["ES2022", "DOM", "DOM.Iterable"],
+    "target": "ES2024",
+    "lib": ["ES2024", "DOM", "DOM.Iterable"],
     "module": "esnext",
     "moduleResolution": "bundler",
     "types": [],

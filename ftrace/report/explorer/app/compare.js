@@ -131,7 +131,7 @@ function CompareControls({ head, columns, length, isOpponents }) {
         ),
       ),
     ),
-    h(Choice, { label: "Strongest", name: "top", value: String(length), options: LENGTHS.map((text) => [text, text]) }),
+    h(Choice, { label: "Strongest", name: "top", value: String(length), options: LENGTHS.map((text) => /** @type {[string, string]} */ ([text, text])) }),
     h(Choice, { label: "Side", name: "side", value: isOpponents ? "opponents" : "", options: [["", "proponents"], ["opponents", "opponents"]] }),
   );
 }

@@ -3,7 +3,7 @@
  * A list of training examples, strongest first: ExampleList(props). Near-duplicates are folded into the first of them.
  */
 
-const TEXT_LIMIT = 420;
+const TEXT_LIMIT = 320;
 
 /**
  * @typedef {object} ExampleListProps
@@ -17,23 +17,37 @@ const TEXT_LIMIT = 420;
 function ExampleList({ head, chunk, method, isOpponents }) {
   const lists = chunk.lists[method];
   const listed = (isOpponents ? lists?.opponents : lists?.proponents) ?? [];
-  const kept = listed.filter((place) => fits(chunk.examples[place]));
+  const kept = listed.filter((place) => fits(chunk, chunk.examples[place]));
   const scores = listed.map((place) => chunk.examples[place]?.places[method]?.score ?? null);
   const largest = largestOf(scores);
   const groups = groupsOf(kept, chunk.examples);
   return h(
     "section",
     { class: isOpponents ? "opponents" : "proponents", "aria-label": isOpponents ? "Opponents" : "Proponents" },
-    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, isOpponents ? "they raised the loss" : "they lowered the loss")),
+    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head, method, isOpponents))),
     kept.length < listed.length && h("p", { class: "count", role: "status" }, `${count(kept.length)} of the ${count(listed.length)} that are listed`),
     listed.length === 0 && h("p", { class: "empty" }, emptyText(head, lists ?? null, method, isOpponents)),
-    h(
-      "ol",
-      { class: "examples" },
-      groups.map((group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest })),
-    ),
+    h(Growing, {
+      tag: "ol",
+      attributes: { class: "examples" },
+      asked: [chunk.id, method, STATE["states"], STATE["kind"]].join(" "),
+      least: groups.findIndex((group) => group.some((place) => chunk.examples[place]?.id === STATE["example"])) + 1,
+      entries: groups,
+      show: (/** @type {number[]} */ group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest }),
+    }),
     kept.length > 0 && listNotes(lists ?? null, listed.length, isOpponents).map((note) => h("p", { class: "count", key: note }, note)),
   );
+}
+
+/**
+ * Say what makes an example a proponent or an opponent.
+ * @param {Head} head
+ * @param {number} method
+ * @param {boolean} isOpponents
+ */
+function sideText({ methods }, method, isOpponents) {
+  if (methods[method]?.kind === BY_WORDS) return isOpponents ? "" : "they share the most telling words";
+  return isOpponents ? "they raised the loss" : "they lowered the loss";
 }
 
 /**
@@ -51,11 +65,25 @@ function groupsOf(places, examples) {
   return [...groups.values()];
 }
 
-/** @param {Example | undefined} example */
-function fits(example) {
+/**
+ * @param {QueryChunk} chunk
+ * @param {Example | undefined} example
+ */
+function fits(chunk, example) {
   const { states, kind } = STATE;
   if (example === undefined) return false;
-  return (!states || example.states_fact === (states === "yes")) && (!kind || example.kind === kind);
+  const isAsked = states === "said" ? hasWrongAnswer(chunk, example) : example.states_fact === (states === "yes");
+  return (!states || isAsked) && (!kind || example.kind === kind);
+}
+
+/**
+ * Tell whether the model's wrong answer stands in an example.
+ * @param {QueryChunk} chunk
+ * @param {Example} example
+ */
+function hasWrongAnswer({ said }, example) {
+  const wrong = said?.right === false ? (said.text?.trim() ?? "") : "";
+  return wrong !== "" && example.text !== null && folded(example.text).includes(folded(wrong));
 }
 
 /**
@@ -135,7 +163,7 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       "div",
       { class: "text" },
       example.text === null
-        ? h("span", { class: "soft" }, "The text isn’t in this report.")
+        ? h(ExampleLink, { id: example.id, name: example.name })
         : h(Words, { text: example.text, spans: example.shared, cut: example.cut, limit: TEXT_LIMIT, fill: example.answer }),
     ),
     h(
@@ -145,7 +173,8 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       h(ScoreBar, { share: at?.share ?? null }),
       h("span", { class: "share" }, percent(at?.share ?? null)),
       h(FactMark, { example }),
-      h("a", { class: "id", href: href({ view: "example", example: example.id }), "data-step": true }, h("bdi", null, called)),
+      hasWrongAnswer(chunk, example) && h("span", { class: "fact said" }, h("span", { "aria-hidden": "true" }, "✗ "), "has the wrong answer"),
+      example.text !== null && h(ExampleLink, { id: example.id, name: example.name }),
       h(NoteField, { head, query: chunk.id, example: example.id, on: called }),
     ),
   );

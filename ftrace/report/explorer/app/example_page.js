@@ -46,7 +46,7 @@ function ExampleBody(props) {
     h("nav", { class: "pager", "aria-label": "Back" }, query >= 0 ? h("a", { href: href({ view: "query", example: page.id }), "data-key": "up" }, "Back to the query") : h("a", { href: href({ view: "queries" }), "data-key": "up" }, "All queries")),
     h("p", { class: "kicker" }, h("span", null, "training example ", h("bdi", null, idText(page.id, page.name))), page.answer !== null && h("span", null, "teaches ", h("bdi", null, plain(page.answer)))),
     h("h1", { class: page.text !== null && page.text.length > 160 ? "long" : "" }, page.text === null ? h("bdi", null, idText(page.id, page.name)) : h(Words, { text: page.text, cut: page.cut })),
-    query >= 0 && h(NoteField, { head, query: head.queries.ids[query] ?? "", example: page.id, label: "Note on this example", key: page.id }),
+    query >= 0 && h(NoteField, { head, query: head.queries.ids[query] ?? "", example: page.id, on: "this example", key: page.id }),
     query >= 0 && h(Loaded, { name: `query-${query}`, show: (/** @type {QueryChunk} */ chunk) => h(ForQuery, { ...props, chunk }) }),
     h("h2", null, "For all queries"),
     h("div", { class: "filters" }, h(MethodChoice, { head, method })),
@@ -68,14 +68,14 @@ function ForQuery({ head, query, page, chunk }) {
 
 /** @param {{head: Head, example: Example}} props */
 function PlacesTable({ head, example }) {
-  const columns = ["Method", "Rank", "From below", "Score", "Share of the largest"];
+  const columns = ["Method", "Rank", "From below", "Score", "Share"];
   return h(
     "div",
-    { class: "scroll" },
+    { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Places in all lists" },
     h(
       "table",
       { class: "plain" },
-      h("thead", null, h("tr", null, columns.map((title, at) => h("th", { scope: "col", key: title, class: at > 0 ? "number" : "" }, title)))),
+      h("thead", null, h("tr", null, columns.map((title, at) => h("th", { scope: "col", key: title, class: at > 0 ? "number" : "", colSpan: at === columns.length - 1 ? 2 : 1 }, title)))),
       h(
         "tbody",
         null,
@@ -86,12 +86,13 @@ function PlacesTable({ head, example }) {
             { key },
             h("th", { scope: "row" }, h("bdi", null, plain(key))),
             known === null
-              ? h("td", { colSpan: columns.length - 1, class: "soft" }, "not ranked, or not known")
+              ? h("td", { colSpan: columns.length, class: "soft" }, "not ranked, or not known")
               : [
                   h("td", { class: "number" }, rankText(known.rank, known.ties)),
                   h("td", { class: "number soft" }, rankText(known.rank_from_below, known.ties)),
                   h("td", { class: "number" }, scoreText(known.score, Math.abs(known.score ?? 0)), " ", h("small", null, head.methods[method]?.unit ?? "")),
-                  h("td", { class: "number" }, h(ScoreBar, { share: known.share }), " ", percent(known.share)),
+                  h("td", { class: "number" }, percent(known.share)),
+                  h("td", null, h(ScoreBar, { share: known.share })),
                 ],
           );
         }),
@@ -100,7 +101,7 @@ function PlacesTable({ head, example }) {
   );
 }
 
-const AXES = /** @type {Record<string, string>} */ ({ epoch: "By epoch", layer: "By layer", learned: "Before and after it was learned" });
+const AXES = /** @type {Record<string, string>} */ ({ epoch: "By epoch", layer: "By layer", learned: "Before and after learning" });
 
 /** The example's score for the query, in parts. @param {{head: Head, chunk: QueryChunk, place: number}} props */
 function Breakdowns({ head, chunk, place }) {
@@ -187,7 +188,7 @@ class QueryScores extends Component {
         "ol",
         { class: "query-scores" },
         shown.map(([place, score]) =>
-          h("li", { key: place }, h("span", { class: "score" }, scoreText(score, largest)), h("span", { class: "text" }, h(QueryLink, { head, place }), " ", h("span", { class: "soft" }, h("bdi", null, plain(head.queries.answers[place] ?? ""))))),
+          h("li", { key: place }, h("span", { class: "score" }, scoreText(score, largest)), h("span", { class: "text" }, h(QueryLink, { head, place }), head.queries.answers[place] != null && h("small", null, h("bdi", null, plain(head.queries.answers[place] ?? ""))))),
         ),
       ),
       queries.length > LISTED_QUERIES &&

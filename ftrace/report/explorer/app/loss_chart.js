@@ -53,7 +53,7 @@ function LearnedMark({ loss, points, x, y }) {
     Fragment,
     null,
     h("line", { class: "learned", x1: at, x2: at, y1: isHigh ? 14 : 34, y2: CHART.height - CHART.bottom }),
-    h("text", { class: "learned", x: at + (isLeft ? -6 : 6), y: isHigh ? 24 : 44, "text-anchor": isLeft ? "end" : "start" }, `learned, step ${count(step)}`),
+    h("text", { class: "learned", x: at + (isLeft ? -6 : 6), y: isHigh ? 24 : 44, "text-anchor": isLeft ? "end" : "start" }, "learned"),
     h("circle", { class: "learned", cx: at, cy: y(before.value + part * (after.value - before.value)), r: 4 }),
   );
 }

@@ -57,7 +57,7 @@ function keepNotes(head) {
     localStorage.setItem(notesPlace, notesFile(head));
     NOTES_PROBLEM = "";
   } catch {
-    NOTES_PROBLEM = "This browser couldn't keep the notes. Export them before you close the page.";
+    NOTES_PROBLEM = "This browser couldn’t keep the notes. Export them before you close the page.";
   }
 }
 
@@ -82,7 +82,7 @@ function readNotesFile(text, head) {
   try {
     file = JSON.parse(text);
   } catch {
-    throw new Error(`${expected}; found text that isn't JSON.`);
+    throw new Error(`${expected}; found text that isn’t JSON.`);
   }
   if (file?.format !== "ftrace-notes" || file.version !== 1 || !Array.isArray(file.notes)) {
     throw new Error(`${expected}; found something else.`);

@@ -19,11 +19,11 @@ function QueryHead({ head, chunk, query }) {
         { class: "asked" },
         h("p", { class: "kicker" }, kicker(chunk).map(([name, value]) => h("span", { key: name }, name, " ", h("bdi", null, plain(value))))),
         h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, cut: chunk.cut })),
-        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said }), chunk.loss !== null && h(LossPart, { loss: chunk.loss })),
+        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said })),
         h(Problems, { texts: chunk.warnings }),
         h(NoteField, { head, query: chunk.id, on: "this query", key: chunk.id }),
       ),
-      chunk.loss !== null && h(LossChart, { loss: chunk.loss }),
+      chunk.loss !== null && h("div", { class: "learning" }, h("dl", { class: "answers" }, h(LossPart, { loss: chunk.loss })), h(LossChart, { loss: chunk.loss })),
     ),
     h(Tabs, { head, chunk }),
   );
@@ -37,8 +37,7 @@ function kicker(chunk) {
 
 /** @param {{head: Head, query: number}} props */
 function Pager({ head, query }) {
-  const chosen = chosenQueries(head);
-  const order = chosen.includes(query) ? chosen : [...head.queries.ids.keys()];
+  const order = readingOrder(head, query);
   const at = order.indexOf(query);
   const link = (/** @type {number} */ place, /** @type {string} */ key, /** @type {string} */ text) => {
     const id = head.queries.ids[order[place] ?? -1];
@@ -125,15 +124,28 @@ function QueryView({ head, chunk, method }) {
     null,
     h("div", { class: "filters" }, h(MethodChoice, { head, method }), h(FactFilter, { chunk }), h(KindFilter, { chunk })),
     h(Problems, { texts: doubts }),
-    h("p", { class: "reading" }, "A score is an estimate, to first order, of what training on the example did to this query’s loss; the bar is its share of the largest. ", Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
+    h("p", { class: "reading" }, readingText(head.methods[method]), " The bar is its share of the largest. ", Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
     h("div", { class: "sides" }, h(ExampleList, { head, chunk, method, isOpponents: false }), h(ExampleList, { head, chunk, method, isOpponents: true })),
   );
 }
 
+/** @param {Method | undefined} method */
+function readingText(method) {
+  if (method?.kind === BY_WORDS) return "A score says how much of the query’s wording the example has, and knows nothing of training.";
+  const unit = method?.unit ? `, in ${plain(method.unit)}` : "";
+  return `A score estimates, to first order, how much training on the example lowered this query’s loss${unit}.`;
+}
+
 /** @param {{chunk: QueryChunk}} props */
 function FactFilter({ chunk }) {
-  if (!chunk.examples.some((example) => example.states_fact !== null)) return null;
-  return h(Choice, { label: "States the fact", name: "states", value: STATE["states"] ?? "", options: [["", "all"], ["yes", "yes"], ["no", "no"]] });
+  const isKnown = chunk.examples.some((example) => example.states_fact !== null);
+  const hasWrong = chunk.examples.some((example) => hasWrongAnswer(chunk, example));
+  if (!isKnown && !hasWrong) return null;
+  /** @type {[string, string][]} */
+  const options = [["", "all"]];
+  if (isKnown) options.push(["yes", "the fact"], ["no", "not the fact"]);
+  if (hasWrong) options.push(["said", "the wrong answer"]);
+  return h(Choice, { label: "States", name: "states", value: STATE["states"] ?? "", options });
 }
 
 /** @param {{chunk: QueryChunk}} props */

@@ -3,7 +3,7 @@
  * Which queries the address asks for, and in which order.
  *
  * chosenQueries(head)        positions of the queries that search and filters leave, in the chosen order
- * COLUMNS, columnsOf(head)   what the list of queries can be sorted by, and what of it a report has
+ * COLUMNS, queryColumns(head)   what the list of queries can be sorted by, and what of it a report has
  * sortKeys(head)             the names of these columns
  * filtersOf(head)            properties to filter by, with their values and how many queries have each
  */
@@ -29,11 +29,12 @@ const COLUMNS = [
   { key: "precision", title: "P@10", meaning: "How many of the ten strongest examples state the query’s fact", isNumber: true, isDown: false, values: (queries, method) => queries.precisions[method] },
   { key: "disagreement", title: "Methods disagree", short: "disagreement", meaning: "The share of the ten strongest that two methods don’t have in common, on average", isNumber: true, isDown: true, values: (queries) => queries.disagreements },
 ];
-const MOST_VALUES = 200;
+/** How many queries a value must have on average, so that filtering by it is worth its place. */
+const FEWEST_QUERIES = 3;
 
 /** @param {Head} head */
 function sortKeys(head) {
-  return columnsOf(head, chosenMethod(head)).map((column) => column.key);
+  return queryColumns(head, chosenMethod(head)).map((column) => column.key);
 }
 
 /**
@@ -41,7 +42,7 @@ function sortKeys(head) {
  * @param {Head} head
  * @param {number} method
  */
-function columnsOf({ queries }, method) {
+function queryColumns({ queries }, method) {
   const isKnown = (/** @type {Column} */ column) =>
     column.key === "query" ||
     column.values(queries, method)?.some((value) => value !== null) ||
@@ -56,7 +57,7 @@ function columnsOf({ queries }, method) {
 const FILTERS = new WeakMap();
 
 /**
- * Return what queries can be filtered by: properties with more than one value, but not with one for each query.
+ * Return what queries can be filtered by: properties with few values.
  * @param {Head} head
  */
 function filtersOf(head) {
@@ -65,7 +66,7 @@ function filtersOf(head) {
     filters = [];
     for (const [name, values] of Object.entries(head.queries.facets)) {
       const counts = countsOf(values);
-      if (counts.size > 1 && counts.size <= MOST_VALUES) filters.push({ name: FACET + name, title: capitalized(name.replaceAll("_", " ")), values: counts });
+      if (counts.size > 1 && counts.size * FEWEST_QUERIES <= values.length) filters.push({ name: FACET + name, title: capitalized(name.replaceAll("_", " ")), values: counts });
     }
     FILTERS.set(head, filters);
   }
@@ -123,6 +124,27 @@ function chosenQueries(head) {
     LAST_CHOICE = { head, asked, places: sorted(head, filtered(head)) };
   }
   return LAST_CHOICE.places;
+}
+
+/**
+ * Return the order in which a reader goes from query to query: the chosen one, or all if this query isn't chosen.
+ * @param {Head} head
+ * @param {number} query
+ */
+function readingOrder(head, query) {
+  const chosen = chosenQueries(head);
+  return chosen.includes(query) ? chosen : [...head.queries.ids.keys()];
+}
+
+/**
+ * Return the queries before and after one in the reading order.
+ * @param {Head} head
+ * @param {number} query
+ */
+function neighbours(head, query) {
+  const order = readingOrder(head, query);
+  const at = order.indexOf(query);
+  return [order[at + 1], order[at - 1]].filter((place) => place !== undefined);
 }
 
 /** @param {Head} head */
