@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 TYPES := .venv/types
+BROWSERS := .venv/.browsers
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types browsers clean
 
 demo: $(READY)
 	$(BIN)/python train.py fit --config configs/synth_demo.yaml
 
-test: lint types
+test: lint types browsers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
@@ -22,6 +23,10 @@ types: $(READY)
 	@ln -s "$(CURDIR)"/ftrace/* $(TYPES)/ftrace/ && ln -s "$(CURDIR)/callbacks" $(TYPES)/ftrace/callbacks
 	MYPYPATH=$(TYPES) $(BIN)/python -m mypy -p ftrace
 	MYPYPATH=$(TYPES):benchmarks $(BIN)/python -m mypy train.py benchmarks
+
+# Browsers for the tests of the explorer. Where they can't be installed, a line says so and make goes on.
+browsers: $(READY)
+	@test -e $(BROWSERS) || ! PYTHONPATH=tests $(BIN)/python -m helpers.set_up_browsers || touch $(BROWSERS)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"ftrace needs Python 3.11 or newer, found {v[0]}.{v[1]}: make PYTHON=...")'

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ftrace.commands.ask",
         "Ask a run's model a question: what it answers, how surely, who taught it that, and who taught another answer.",
     ),
+    "report": (
+        "ftrace.commands.report",
+        "Make the explorer of scores: one file or folder that opens by double-click, without a network.",
+    ),
     "attribute": (
         "ftrace.commands.attribute",
         "Score training examples for queries with one method, over a finished run.",

@@ -47,7 +47,7 @@ def test_run_folder_holds_everything_and_the_working_directory_nothing(demo: tup
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "hparams.yaml", "online", "snapshots", "bm25", "tracin", "evaluation",
         "learned_queries.json", "working_directory.txt", "ledger.png", "causal",
-        "answers.json", "worked_queries.txt",
+        "answers.json", "worked_queries.txt", "report.html",
     }  # fmt: skip
     assert {path.name for path in run.parents[2].iterdir()} == {"runs", "data_cache"}
 
@@ -66,6 +66,7 @@ def test_output_ends_with_the_table_worked_queries_and_places(demo: tuple[Path, 
     assert re.findall(r"^query \d+: .*", written, re.M) == re.findall(r"^query \d+: .*", output, re.M)
     for name in ("online", "bm25", "tracin"):
         assert f"ftrace show runs/synth_demo/version_0/{name}" in output
+    assert re.search(r"^  explorer +runs/synth_demo/version_0/report.html$", output, re.M)
     assert output.index("ceiling") < output.index("query ") < output.index("Where everything is")
     assert str(Path("runs") / "synth_demo" / "version_0" / "online") in output
 

@@ -8,6 +8,7 @@ from ftrace.attribution.index_pass import index_corpus, measured
 from ftrace.attribution.method import AttributionMethod, find_method, known_methods
 from ftrace.attribution.passes import Pass, score_in_passes
 from ftrace.attribution.random_target import RandomTarget
+from ftrace.attribution.run_tokens import FinishedRun, MadeTokens, make_tokens, snapshot_for
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
 from ftrace.attribution.tracin import TracIn
@@ -19,6 +20,8 @@ __all__ = [
     "Dense",
     "Embed",
     "Ensemble",
+    "FinishedRun",
+    "MadeTokens",
     "Pass",
     "RandomTarget",
     "Task",
@@ -27,7 +30,9 @@ __all__ = [
     "find_method",
     "index_corpus",
     "known_methods",
+    "make_tokens",
     "measured",
     "score_in_passes",
+    "snapshot_for",
     "snapshot_preconditioners",
 ]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ftrace.attribution.gradient_check import check_against_autograd
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
@@ -156,7 +157,8 @@ class TracIn(AttributionMethod):
                 on_device = {name: tensor.to(device) for name, tensor in batch.items()}
                 of_batch = read(on_device)
                 if not gradients:
-                    _check_against_autograd(model, on_device, self.end_of_sequence, of_batch, names)
+                    losses = model.example_losses(on_device, end_of_sequence=self.end_of_sequence)
+                    check_against_autograd(model, losses, of_batch, names, "TracIn")
                 gradients.append(change(of_batch))
         budget = max(1, task.memory_budget // 2)
         batches = len(task.examples) / (task.batch_size or task.data.batch_size)
@@ -240,26 +242,6 @@ def _gradients(capture: GradientCapture, model: FactLM, end_of_sequence: bool, b
     with capture.recording(len(batch["labels"])) as recording:
         recording.backward(model.example_losses(batch, end_of_sequence=end_of_sequence))
     return recording.gradients()
-
-
-def _check_against_autograd(
-    model: FactLM, batch: Batch, end_of_sequence: bool, gradients: PerExampleGradients, names: Sequence[str]
-) -> None:
-    """Check that per-example gradients sum to the batch's: a weight may be used outside of its layer, too."""
-    parameters = dict(model.named_parameters())
-    named = {name: parameters[name] for name in names}
-    loss = model.example_losses(batch, end_of_sequence=end_of_sequence).sum()
-    by_autograd = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    norm = torch.stack([grad.norm() for grad in by_autograd if grad is not None] or [loss.new_zeros(())]).norm()
-    for name, grad in zip(named, by_autograd, strict=True):
-        total = gradients.total(name) if name in gradients.parts else torch.zeros_like(named[name])
-        expected = torch.zeros_like(total) if grad is None else grad
-        tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
-        if not (total - expected).norm() <= tolerance * (expected.norm() + 1e-3 * norm):
-            raise ValueError(
-                f"TracIn can't cover {name!r}: the rows' gradients don't sum to the batch's. Something may use it "
-                "outside of its layer's forward"
-            )
 
 
 def _learning_rate(folder: Path, names: Sequence[str]) -> float:

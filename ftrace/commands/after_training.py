@@ -13,6 +13,7 @@ from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
+from ftrace.commands.report import report_of_run
 from ftrace.commands.worked_queries import work_out
 from ftrace.evaluation.retrieval import render_table, write_tables
 from ftrace.report import plot_ledger
@@ -31,12 +32,14 @@ class AfterTraining:
         worked_queries: How many learned queries to show with their strongest examples.
         kind: Kind of online score to show them with; the first kind if the run hasn't recorded that one.
         causal: Whether to run causal tracing on the queries, too, and to join it to the online scores by layer.
+        report: Whether to write the explorer, ``report.html``, into the run's folder.
     """
 
     baselines: tuple[Baseline, ...] = ("bm25", "tracin")
     worked_queries: int = 3
     kind: str = "learning"
     causal: bool = False
+    report: bool = True
 
 
 def trace_run(folder: Path, settings: AfterTraining) -> None:
@@ -81,6 +84,11 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
     if stores["online"].ledger is not None:
         console.print(f"\n{ledger_sentence(stores['online'])}", soft_wrap=True)
         paths["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
+    if settings.report:
+        try:
+            paths["explorer"] = report_of_run(folder)
+        except ValueError as error:  # too large, for example
+            console.print(f"\nNo explorer was written: {error}", soft_wrap=True, markup=False)
     console.print("\nWhere everything is:")
     for name, path in paths.items():
         console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True, highlight=False, markup=False)

@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
+from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import open_sources
-from ftrace.run_folder import fresh_answers, last_snapshot
 from ftrace.scores.plain_text import counted, plain
 from ftrace.views import (
     CUT,
@@ -36,7 +36,6 @@ from ftrace.views import (
 _REMEDY = "Join texts with --texts FILE: rows with example_id (or query_id), text and answer"
 _LINES_AROUND = 8  # of the screen, beside a list of queries
 _FEWEST = 3  # queries of a list
-_SAID_OF = "FactLM"
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -170,29 +169,9 @@ class _Shown:
     def _said(self, query_id: int) -> Said | None:
         """Return what the run's model said, if texts don't know and the run does; asks it once."""
         row = query_rows(self.sources, [query_id])[0]
-        snapshot = None if self.run is None else last_snapshot(self.run)
-        if self.run is None or snapshot is None or row.get("said") is not None:
+        if self.run is None or row.get("said") is not None:
             return None
-        answer = fresh_answers(self.run).get(query_id)
-        if answer is None and _may_be_asked(self.run):
-            print(f"Asking the model of {self.run} at {snapshot.name}, once ...", file=sys.stderr)
-            answer = _ask(self.run, query_id)
-        return None if answer is None else Said(answer["text"], answer["probability"], answer["right"], snapshot.name)
-
-
-def _ask(run: Path, query_id: int) -> dict | None:
-    from ftrace.runs import Run  # imports torch
-
-    given = Run(run).answers([query_id]).get(query_id)
-    return None if given is None else vars(given)
-
-
-def _may_be_asked(run: Path) -> bool:
-    """Tell whether the model of a run is one that can be loaded and asked, by its config."""
-    import yaml
-
-    model = yaml.safe_load((run / "config.yaml").read_text()).get("model")
-    return isinstance(model, dict) and str(model.get("class_path", "")).rpartition(".")[2] == _SAID_OF
+        return said_in_run(self.run, [query_id]).get(query_id)
 
 
 def _has_long_text(view: QueryView, cut: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts, show_command
 from ftrace.views import Listed, ListedQuery, ListedSource, Source, StoreSource
 from ftrace.views.words import SENTINEL
 
+_GENERATIONS = "_generations"  # "8b_generations" in TrackStar's results: what a model of that size answered
+_TEXTS = ("answers", "fact", "proponent_ids", "name", "said")  # which mean something else in texts of queries
 RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")  # as of ftrace.evaluation.results, which imports torch
 
 
@@ -25,15 +27,19 @@ class Opened:
         run: The run that the first store belongs to; None if none does.
         others: Names of further stores of that run, if only the run was given.
         side_by_side: The command that shows all of them.
+        results: The files of results, by the names of their sources.
     """
 
     sources: list[Source]
     run: Path | None
     others: list[str]
     side_by_side: str = ""
+    results: Mapping[str, Path] = field(default_factory=dict)
 
 
-def open_sources(names: Sequence[str], run: str | None, kind: str | None, texts: Sequence[str] = ()) -> Opened:
+def open_sources(
+    names: Sequence[str], run: str | None, kind: str | None, texts: Sequence[str] = (), *, whole_runs: bool = False
+) -> Opened:
     """Open what is to be shown.
 
     Args:
@@ -41,6 +47,7 @@ def open_sources(names: Sequence[str], run: str | None, kind: str | None, texts:
         run: The run's folder, or the one that its versions are in.
         kind: The kind of scores of stores that are given without; default: the one to rank by.
         texts: Files of texts, which go before those of the stores.
+        whole_runs: Whether a run stands for all of its stores; otherwise for the first, its online scores.
 
     Raises:
         ValueError: If there is nothing to show, a store is named twice, or something can't be read.
@@ -51,7 +58,8 @@ def open_sources(names: Sequence[str], run: str | None, kind: str | None, texts:
         raise ValueError(f"run: {str(run)!r} is not the folder of a run: there is no config.yaml in it")
     if not names and run is None:
         raise ValueError("stores: expected a score store, a run or a file of results, found none")
-    given = [_find(name, of_run) for name in names] if names else [_first_of(of_run)]
+    found = [_find(name, of_run) for name in names] if names else [_first_of(of_run)]
+    given = [store for each in found for store in each.with_others()] if whole_runs else found
     others = given[0].others if len(given) == 1 else []
     if len({(each.path.resolve(), each.kind or kind) for each in given}) < len(given):
         raise ValueError(f"stores: expected each once, found {list(names)}")
@@ -63,15 +71,17 @@ def open_sources(names: Sequence[str], run: str | None, kind: str | None, texts:
     joined = _read_texts(texts)
     called = {path: name for name, path in short_names(list({each.path.resolve(): 0 for each in given})).items()}
     sources: list[Source] = []
+    results: dict[str, Path] = {}
     for each in given:
         name = called[each.path.resolve()]
         if each.store is None:
             sources.append(_results(each.path, name))
+            results[sources[-1].name] = each.path
         else:
             sources.append(StoreSource(each.store.with_texts(**joined), each.kind or kind, name))
     stores = [each.path for each in given if each.store is not None]
     belongs_to = of_run or next((path.resolve().parent for path in stores if is_run(path.resolve().parent)), None)
-    return Opened(sources, belongs_to, [path.name for path in others], show_command(*stores, *others))
+    return Opened(sources, belongs_to, [path.name for path in others], show_command(*stores, *others), results)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,10 @@ class _Given:
     store: ScoreStore | None = None
     kind: str | None = None
     others: Sequence[Path] = ()
+
+    def with_others(self) -> list[_Given]:
+        """Return this one and the other stores of the run."""
+        return [replace(self, others=()), *(_Given(path, ScoreStore.open(path)) for path in self.others)]
 
 
 def _find(name: str, of_run: Path | None) -> _Given:
@@ -141,7 +155,15 @@ def listed_queries(results: Any) -> Iterator[ListedQuery]:
         results: Each a :class:`ftrace.evaluation.results.RetrievalResult`.
     """
     for result in results:
-        row = {"text": result.prompt, "answer": SENTINEL.sub("", result.target).strip()}
+        row = {
+            **{name: value for name, value in result.annotations.items() if name not in _TEXTS},
+            "text": result.prompt,
+            "answer": SENTINEL.sub("", result.target).strip(),
+            "query_set": result.query_set,
+        }
+        generated = next((value for name, value in row.items() if name.endswith(_GENERATIONS) and value), None)
+        if generated is not None:  # the most likely first
+            row["said"] = generated[0] if isinstance(generated, list) else generated
         proponents = result.proponents
         yield ListedQuery(
             result.example_id,

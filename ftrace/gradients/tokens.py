@@ -11,6 +11,7 @@ from ftrace.gradients.parts import Dense, Lookup, Outer, Positions, accumulation
 from ftrace.gradients.products import products_by_position
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
+from ftrace.gradients.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class TokenProducts:
         layer: The layer's name.
         parameters: The parameters that are summed over.
         products: ``[B, T, Q]``, where T are the positions of the layer's input: tokens, in a language model.
+        of_pairs: Whether positions are pairs of tokens, as in a table of relative positions: all of the token that
+            attends first, then all of the next one.
     """
 
     layer: str
     parameters: tuple[str, ...]
     products: Tensor
+    of_pairs: bool = False
 
 
 def inner_products_by_token(
@@ -64,7 +68,9 @@ def inner_products_by_token(
             )
             total = products if total is None else total + products
         if total is not None:
-            products_by_run.append(TokenProducts(layer.path, tuple(dict.fromkeys(name for name, _ in wanted)), total))
+            of_pairs = isinstance(layer.rule, Rule) and layer.rule.lookup == "shared"
+            parameters = tuple(dict.fromkeys(name for name, _ in wanted))
+            products_by_run.append(TokenProducts(layer.path, parameters, total, of_pairs))
     return products_by_run
 
 

@@ -30,7 +30,7 @@ class Stretches:
 
 
 def by_stretches(ledger: Ledger, most: int = MOST) -> Stretches:
-    """Sum up a ledger over equally long stretches of training. An interval belongs to the stretch that its middle is in.
+    """Sum up a ledger over equally long stretches of training; an interval belongs to the one that its middle is in.
 
     Args:
         ledger: The ledger, with at least one interval.

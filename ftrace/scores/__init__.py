@@ -9,13 +9,17 @@ from ftrace.scores.store import ScoreStore
 from ftrace.scores.store_files import check_replaceable
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import EXAMPLE_ID, QUERY_ID, Texts
+from ftrace.scores.token_scores import ExampleTokenScores, QueryTokenScores, SequenceScores
 
 __all__ = [
     "EXAMPLE_ID",
     "QUERY_ID",
+    "ExampleTokenScores",
     "Ledger",
+    "QueryTokenScores",
     "ScoreStore",
     "ScoreWriter",
+    "SequenceScores",
     "Sum",
     "Texts",
     "as_ids",

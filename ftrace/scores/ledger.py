@@ -250,7 +250,7 @@ class Ledger:
             ValueError: If it is missing or damaged.
         """
         try:
-            table = pq.read_table(file)
+            table = pq.read_table(file.absolute())  # a relative one with a colon is taken for a URI
             stored = {name: as_numpy(table.column(name)) for name in ("step", "next_step", "query_id", *COLUMNS)}
             queries = int(table.schema.metadata[b"num_queries"])
         except (OSError, KeyError, TypeError, pa.ArrowException) as error:

@@ -58,7 +58,7 @@ class Texts:
         self.key = key
         self._name = str(source) if isinstance(source, Path) else "texts"
         try:
-            self._file = pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source))
+            self._file = pq.ParquetFile(source.absolute() if isinstance(source, Path) else pa.BufferReader(source))
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{self._name} is missing or damaged ({error}). Write the texts anew.") from error
         missing = [name for name in (key, "text") if name not in self.columns]

@@ -8,12 +8,14 @@ the father of A".
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from math import ceil
 
-from ftrace.views.words import words_in
+from ftrace.views.words import word_keys
+
+Keys = frozenset[Hashable]
 
 ALIKE = 0.9  # share of the pairs of words of two texts that both have
 
@@ -31,33 +33,32 @@ def fold_duplicates(texts: Sequence[str | None]) -> list[list[int]]:
         >>> fold_duplicates(["Oslo lies in Norway.", "It snows.", "Oslo lies in Norway"])
         [[0, 2], [1]]
     """
+    keys_of_texts = [None if text is None else _pairs(text) or frozenset([text]) for text in texts]
+    counts = Counter(key for keys in keys_of_texts if keys is not None for key in keys)
+    order = {key: rank for rank, key in enumerate(sorted(counts, key=counts.__getitem__))}  # the rarest first
     groups: list[list[int]] = []
-    first_pairs: list[frozenset[tuple[str, ...]]] = []
-    groups_with: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for place, text in enumerate(texts):
-        if text is None:
+    groups_with: defaultdict[int, list[int]] = defaultdict(list)
+    for place, keys in enumerate(keys_of_texts):
+        if keys is None:
             groups.append([place])
-            first_pairs.append(frozenset())
             continue
-        pairs = _pairs(text)
-        keys = pairs or [text]  # signs alone are alike if they are the same
-        few = sorted(keys, key=lambda key: len(groups_with[key]))[: len(keys) - ceil(ALIKE * len(keys)) + 1]
-        candidates = {group for key in few for group in groups_with[key]}  # whoever is alike has one of these few
-        alike = next((group for group in sorted(candidates) if _are_alike(pairs, first_pairs[group])), None)
+        # Whoever is alike lacks so few keys that it has one of these, which are its own rarest ones, too.
+        rarest = sorted(map(order.__getitem__, keys))[: len(keys) - ceil(ALIKE * len(keys)) + 1]
+        candidates = {group for key in rarest for group in groups_with.get(key, ())}
+        alike = next((group for group in sorted(candidates) if _are_alike(keys, keys_of_texts[groups[group][0]])), None)
         if alike is not None:
             groups[alike].append(place)
             continue
-        for key in keys:
+        for key in rarest:
             groups_with[key].append(len(groups))
         groups.append([place])
-        first_pairs.append(pairs)
     return groups
 
 
-def _pairs(text: str) -> frozenset[tuple[str, ...]]:
-    keys = [word.key for word in words_in(text)]
+def _pairs(text: str) -> Keys:
+    keys = word_keys(text)
     return frozenset(pairwise(keys)) if len(keys) > 1 else frozenset((key,) for key in keys)
 
 
-def _are_alike(pairs: frozenset[tuple[str, ...]], others: frozenset[tuple[str, ...]]) -> bool:
-    return len(pairs & others) >= ALIKE * len(pairs | others)
+def _are_alike(keys: Keys, others: Keys | None) -> bool:
+    return others is not None and len(keys & others) >= ALIKE * len(keys | others)

@@ -12,21 +12,32 @@ from ftrace.views.words import SENTINEL, words_in
 
 
 def query_row(sources: Sequence[Source], query_id: int) -> Row:
-    """Return a query's texts from the first source that has them; {} if none has.
+    """Return a query's texts, as :func:`query_row_by_id` finds them."""
+    return query_row_by_id(sources, [query_id])[query_id]
+
+
+def query_row_by_id(sources: Sequence[Source], query_ids: Sequence[int]) -> dict[int, Row]:
+    """Return the texts of queries by id, each from the first source that has them; {} of one that none has.
 
     Raises:
-        ValueError: If two sources have different texts of it: they are of different data, whose ids mean nothing to
-            each other.
+        ValueError: If two sources have different texts of a query: they are of different data, whose ids mean nothing
+            to each other.
     """
-    rows = [(source, row) for source in sources if (row := source.query_rows([query_id])[0]) is not None]
-    for source, row in rows[1:]:
-        first, of_first = rows[0]
-        if (text := text_of(of_first, "text")) and text_of(row, "text") not in (None, "", text):
-            raise ValueError(
-                f"expected scores of the same data, found that query {query_id} is {text!r:.80} in {first.name} and "
-                f"{text_of(row, 'text')!r:.80} in {source.name}. Show them one by one"
-            )
-    return rows[0][1] if rows else {}
+    rows: dict[int, Row] = {}
+    first: dict[int, Source] = {}
+    for source in sources:
+        for query_id, row in zip(query_ids, source.query_rows(query_ids), strict=True):
+            if row is None:
+                continue
+            known = rows.setdefault(query_id, row)
+            text = text_of(known, "text")
+            if text and text_of(row, "text") not in (None, "", text):
+                raise ValueError(
+                    f"expected scores of the same data, found that query {query_id} is {text!r:.80} in "
+                    f"{first[query_id].name} and {text_of(row, 'text')!r:.80} in {source.name}. Show them one by one"
+                )
+            first.setdefault(query_id, source)
+    return {query_id: rows.get(query_id, {}) for query_id in query_ids}
 
 
 def example_rows(sources: Sequence[Source], ids: Sequence[int]) -> dict[int, Row]:

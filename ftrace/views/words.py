@@ -14,7 +14,9 @@ COMMON = 0.2  # a word that is in more than this share of the examples says noth
 _SAMPLE = 200  # texts from which it is told which words are common
 _FEW = 20  # examples, among which no word is called common
 SENTINEL = re.compile(r"<extra_id_\d+>")
-_ASCII_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"[^\W_]+")
+# Latin, Greek, Cyrillic and Armenian letters with usual signs: no accents apart from their letters, no joiners.
+_SIMPLE = re.compile("[\x00-\xac\xae-\u02ff\u0370-\u0482\u048a-\u0590\u2010-\u2027\u2030-\u205e\u20a0-\u20bf]*")
 _JOINERS = "\u00ad\u034f\u200c\u200d"  # between letters they change how a word looks, not which it is
 # Han, Kana, Thai, Lao, Burmese and Khmer are written without spaces.
 _UNSPACED = re.compile(
@@ -47,10 +49,22 @@ def words_in(text: str) -> list[Word]:
         >>> [word.key for word in words_in("東京都は")]
         ['東京', '京都', '都は']
     """
-    text = SENTINEL.sub(lambda match: " " * len(match.group()), text)
-    if text.isascii():
-        return [Word(match.start(), match.end(), match.group().lower()) for match in _ASCII_WORD.finditer(text)]
+    text = _without_masks(text)
+    if _SIMPLE.fullmatch(text):
+        return [Word(match.start(), match.end(), _composed(match.group())) for match in _WORD.finditer(text)]
     return list(_words(text))
+
+
+def word_keys(text: str) -> list[str]:
+    """List the words of a text in the form in which they are compared, as :func:`words_in` does and sooner."""
+    text = _without_masks(text)
+    if text.isascii():
+        return _WORD.findall(text.lower())
+    return [word.key for word in words_in(text)]
+
+
+def _without_masks(text: str) -> str:
+    return SENTINEL.sub(lambda match: " " * len(match.group()), text)
 
 
 def _words(text: str) -> Iterator[Word]:
@@ -82,7 +96,11 @@ def _parts(text: str, begin: int, end: int) -> Iterator[Word]:
 
 
 def _key(word: str) -> str:
-    return unicodedata.normalize("NFC", "".join(c for c in word if c not in _JOINERS)).casefold()
+    return _composed("".join(c for c in word if c not in _JOINERS))
+
+
+def _composed(word: str) -> str:
+    return unicodedata.normalize("NFC", word).casefold()
 
 
 def sample_step(count: int) -> int:
@@ -102,7 +120,7 @@ class SampledWords:
         self._total = 0
         for text in texts:
             self._total += 1
-            self._counts.update({word.key for word in words_in(text)})
+            self._counts.update(set(word_keys(text)))
 
     def common(self, words: Collection[str]) -> set[str]:
         """Return those of some words, given by their keys, that are in so many texts that sharing them says nothing."""
@@ -123,11 +141,17 @@ def shared_spans(text: str, words: Collection[str]) -> tuple[Span, ...]:
         ((0, 4), (13, 19))
     """
     spans: list[Span] = []
-    for word in words_in(text):
-        if word.key not in words:
-            continue
-        if spans and word.begin <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], word.end)
+    for begin, end in _places(text, words):
+        if spans and begin <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], end)
         else:
-            spans.append((word.begin, word.end))
+            spans.append((begin, end))
     return tuple(spans)
+
+
+def _places(text: str, words: Collection[str]) -> Iterator[Span]:
+    """Find some words in a text; most texts are ASCII, of which few words are looked at."""
+    if text.isascii():
+        matches = _WORD.finditer(_without_masks(text).lower())
+        return (match.span() for match in matches if match.group() in words)
+    return ((word.begin, word.end) for word in words_in(text) if word.key in words)

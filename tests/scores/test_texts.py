@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ftrace.scores import ScoreStore, ScoreWriter, Texts, stable_id
+from helpers.made_store import make_ledger, make_store
 
 
 def test_rows_are_found_by_id_in_the_order_asked_for() -> None:
@@ -68,6 +69,14 @@ def test_texts_come_back_byte_for_byte() -> None:
     hostile = "[red]x[/red] \x1b[31m \x00 \u202eevil \u200b <b>&amp;</b> a\r\nb\tc \U0001f600 e\u0301 '\"\\"
     texts = Texts.of([{"example_id": 1, "text": hostile, "answers": [hostile]}], "example_id")
     assert texts.rows([1]) == [{"example_id": 1, "text": hostile, "answers": [hostile]}]
+
+
+def test_a_relative_folder_with_a_colon_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path / "run:dot", ledger=make_ledger())
+    monkeypatch.chdir(tmp_path)
+    store = ScoreStore.open("run:dot")
+    assert store.examples is not None
+    assert store.ledger is not None
 
 
 def test_half_of_a_surrogate_pair_becomes_an_escape() -> None:

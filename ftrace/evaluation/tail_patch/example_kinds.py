@@ -70,6 +70,12 @@ def kind_by_keys(fact: str, stated: Iterable[str], *, states_fact: bool = False)
     return kind_of(parts, known, states_fact=states_fact)
 
 
+def relation_by_key(fact: str) -> str | None:
+    """Return the relation of a fact by its key alone; None if the key doesn't name it."""
+    parts = parts_of_key(fact)
+    return None if parts is None else parts.relation
+
+
 class ExampleKinds:
     """The kinds of examples for the queries of a data set.
 

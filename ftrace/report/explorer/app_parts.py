@@ -10,16 +10,24 @@ PARTS = (
     "notes.js",
     "keys.js",
     "views.js",
+    "growing.js",
     "shared_parts.js",
+    "query_order.js",
     "queries.js",
     "loss_chart.js",
     "example_list.js",
     "query.js",
+    "compare.js",
+    "tokens.js",
+    "example_page.js",
+    "causal_map.js",
+    "ledger_chart.js",
+    "run_page.js",
     "notes_view.js",
     "frame.js",
     "main.js",
 )
 """File names in ``app/``. Views come after what they use, and ``main.js``, which starts the app, comes last."""
 
-STYLES = ("app.css",)
+STYLES = ("app.css", "views.css")
 """File names in ``app/``, likewise."""

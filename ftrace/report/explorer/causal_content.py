@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftrace.report.explorer.format import Causal, CausalMediator, CausalProfile, CausalStack
-from ftrace.report.explorer.rounding import all_rounded, rounded
+from ftrace.report.explorer.short_numbers import rounded
 
 if TYPE_CHECKING:  # it imports torch, and most reports have no traces
     from ftrace.causal import PromptTrace, Stack
 
 FOLDER = "causal"
+_DIGITS = 3
 _COLUMNS = ("query_id", "stack", "layer", "part", "causal_effect", "score")
-_WITHOUT_TEXTS = {"traced": "", "wrong": "the model answers it wrongly", "refused": "it can't be traced"}
 PROFILES, JOINED, SUMMARY = "layer_profiles.csv", "joined.csv", "joined.json"
 
 
@@ -28,12 +29,10 @@ class CausalContent:
 
     Args:
         run: The run's folder; what is in ``causal`` in it is read.
-        with_texts: Whether to show tokens; without, they are called by their number, from 1.
     """
 
-    def __init__(self, run: Path, *, with_texts: bool = True) -> None:
+    def __init__(self, run: Path) -> None:
         self.folder = run / FOLDER
-        self._with_texts = with_texts
 
     def of(self, query_id: int) -> Causal | None:
         """Read what was found of a query; None if nobody traced it.
@@ -49,28 +48,17 @@ class CausalContent:
             trace = read_trace(file)
             if trace.query_id != query_id:
                 raise ValueError(f"{file}: expected the trace of query {query_id}, found {trace.query_id}")
-            stacks = [self._stack(trace, stack) for stack in trace.stacks]
+            stacks = [_stack(trace, stack) for stack in trace.stacks]
         except ValueError as error:
             return _not_read(str(error).replace(str(file), f"{FOLDER}/prompts/{file.name}"))
+        clean, corrupted = rounded([float(trace.clean[0]), float(trace.corrupted[0])])
         return {
             "status": trace.status,
-            "reason": trace.reason if self._with_texts else _WITHOUT_TEXTS[trace.status],
-            "clean": rounded(float(trace.clean[0]), 6),
-            "corrupted": rounded(float(trace.corrupted[0]), 6),
+            "reason": trace.reason,
+            "clean": clean,
+            "corrupted": corrupted,
             "stacks": stacks,
             "profile": self._profile(query_id),
-        }
-
-    def _stack(self, trace: PromptTrace, stack: Stack) -> CausalStack:
-        from ftrace.report.causal_words import in_order
-
-        traced = trace.stacks[stack]
-        tokens = list(traced.tokens) if self._with_texts else [str(place + 1) for place in range(len(traced.tokens))]
-        return {
-            "name": stack,
-            "tokens": tokens,
-            "subject": traced.subject,
-            "mediators": [_mediator(trace, stack, mediator) for mediator in in_order(traced.restored)],
         }
 
     def _profile(self, query_id: int) -> CausalProfile | None:
@@ -85,8 +73,8 @@ class CausalContent:
             unit = self._unit
             return {
                 "layers": [_label(row, several=several) for row in rows],
-                "effects": [_number(row["causal_effect"], unit.factor) for row in rows],
-                "scores": [_number(row["score"]) for row in rows],
+                "effects": rounded([unit.factor * _number(row["causal_effect"]) for row in rows], _DIGITS),
+                "scores": rounded([_number(row["score"]) for row in rows], _DIGITS),
                 "correlation": _correlation(self._correlations.get(str(query_id), "")),
                 "notes": [*map(str, self._summary["notes"]), f"effects are in {unit.points}"],
             }
@@ -148,6 +136,18 @@ def read_rows(file: Path, columns: Collection[str]) -> list[dict[str, str]]:
     return rows
 
 
+def _stack(trace: PromptTrace, stack: Stack) -> CausalStack:
+    from ftrace.report.causal_words import in_order
+
+    traced = trace.stacks[stack]
+    return {
+        "name": stack,
+        "tokens": list(traced.tokens),
+        "subject": traced.subject,
+        "mediators": [_mediator(trace, stack, mediator) for mediator in in_order(traced.restored)],
+    }
+
+
 def _mediator(trace: PromptTrace, stack: Stack, mediator: str) -> CausalMediator:
     """Return one map of effects on the answer's probability."""
     from ftrace.causal.readout import readout_cells
@@ -158,8 +158,8 @@ def _mediator(trace: PromptTrace, stack: Stack, mediator: str) -> CausalMediator
     effects_TL = effects_TL.round(9) + 0.0  # what is 0 but for rounding is shown as 0
     if effects_TL.ndim != 2 or len(effects_TL) != len(traced.tokens) or not effects_TL.size:
         raise ValueError(
-            f"expected effects of {len(traced.tokens)} tokens in the {stack} of prompt {trace.name!r}, found an array of "
-            f"shape {effects_TL.shape}: trace it again"
+            f"expected effects of {len(traced.tokens)} tokens in the {stack} of prompt {trace.name!r}, found an array "
+            f"of shape {effects_TL.shape}: trace it again"
         )
     reads_subject = traced.subject[0] < traced.subject[1]
     shape = (effects_TL.shape[0], effects_TL.shape[1])
@@ -168,7 +168,7 @@ def _mediator(trace: PromptTrace, stack: Stack, mediator: str) -> CausalMediator
     token, layer = np.unravel_index(counts.argmax(), shape)
     return {
         "title": mediator_title(mediator),
-        "effects": [all_rounded(row) for row in effects_TL],
+        "effects": [rounded(row, _DIGITS) for row in effects_TL],
         "readout": [(int(token), int(layer)) for token, layer in np.argwhere(readout)],
         "peak": (int(token), int(layer)) if np.isfinite(counts).any() else None,
     }
@@ -181,8 +181,8 @@ def _label(row: Mapping[str, str], *, several: bool) -> str:
     return f"{row['stack']} {row['layer']}" if several else row["layer"]
 
 
-def _number(cell: str, factor: float = 1) -> float | None:
-    return rounded(factor * float(cell)) if cell else None
+def _number(cell: str) -> float:
+    return float(cell) if cell else math.nan
 
 
 def _correlation(cell: str) -> float | None:

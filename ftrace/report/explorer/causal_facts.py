@@ -62,12 +62,11 @@ def _of_averages(file: Path) -> Iterator[tuple[str, str]]:
         for mediator in in_order(dict.fromkeys(row["mediator"] for row in of_stack)):
             peak = _peak(cast("Stack", stack), mediator, [row for row in of_stack if row["mediator"] == mediator])
             title = f"{stack}: {mediator_title(mediator)}" if len(stacks) > 1 else mediator_title(mediator)
-            yield (
-                title,
-                f"largest effect {unit.effect(_estimate(peak))} {unit.points}, in layer {peak['layer']}, {peak['group']}"
-                if peak
-                else "no effect is known",
-            )
+            if peak is None:
+                yield title, "no effect is known"
+            else:
+                size = unit.effect(_estimate(peak))
+                yield title, f"largest effect {size} {unit.points}, in layer {peak['layer']}, {peak['group']}"
     yield "left out", f"in layers' outputs, the cells {IN_WORDS}, which are large in every model"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
-FORMAT = "ftrace-report"
-VERSION = 1
+FORMAT: Literal["ftrace-report"] = "ftrace-report"
+VERSION: Literal[1] = 1
 
 
 class Head(TypedDict):

@@ -47,11 +47,8 @@ def write_report(
         ValueError: If anything but an earlier report is in its place, which is looked at before a chunk is asked for,
             or if the report is too large.
     """
+    check_place(out, single_file=single_file)
     folder, file = report_paths(out)
-    if single_file is not False:
-        _check_file(file)
-    if single_file is not True:
-        _check_folder(folder)
     with temporary_folder(folder) as temporary:
         (temporary / CHUNKS).mkdir()
         size = len("".join(page(title, in_one_file=True)).encode())
@@ -75,6 +72,23 @@ def write_report(
         if file.is_file() and is_report(file):  # an earlier one that was smaller
             file.unlink()
         return folder / INDEX
+
+
+def check_place(out: str | os.PathLike[str], *, single_file: bool | None = None) -> None:
+    """Make sure that a report would replace nothing but an earlier report.
+
+    Args:
+        out: As in :func:`write_report`.
+        single_file: Likewise.
+
+    Raises:
+        ValueError: If anything else is in its place.
+    """
+    folder, file = report_paths(out)
+    if single_file is not False:
+        _check_file(file)
+    if single_file is not True:
+        _check_folder(folder)
 
 
 def report_paths(out: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -147,17 +147,6 @@ def test_prompts_that_were_left_out_say_why(tmp_path: Path) -> None:
     assert CausalContent(tmp_path / "nowhere").of(0) is None
 
 
-def test_without_texts_tokens_are_numbers(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    content = CausalContent(tmp_path, with_texts=False)
-    shown, wrong = content.of(0), content.of(9)
-    assert shown is not None
-    assert wrong is not None
-    assert list(shown["stacks"][0]["tokens"]) == ["1", "2", "3", "4", "5"]
-    assert "Needle" not in json.dumps(shown)
-    assert wrong["reason"] == "the model answers it wrongly"
-
-
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
 def test_a_damaged_trace_is_a_sentence(damage: str, tmp_path: Path) -> None:
     make_run(tmp_path)

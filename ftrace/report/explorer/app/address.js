@@ -20,7 +20,7 @@ const PARAMS = {
   find: () => true,
   sort: (value, head) => sortKeys(head).includes(value),
   down: (value) => value === "yes" || value === "no",
-  states: (value) => value === "yes" || value === "no",
+  states: (value) => ["yes", "no", "said"].includes(value),
   kind: (value) => ["same subject", "same object", "same relation", "other"].includes(value),
   answered: (value) => value === "right" || value === "wrong",
 };

@@ -3,7 +3,8 @@
  * The chunks of a report: from the page itself, or from script files beside it.
  *
  * loadChunk(name)    a promise of its content; the last few are kept
- * Loaded(props)      loads a chunk and shows what `show(chunk)` makes of it; a line while it waits, or why it can't
+ * Loaded(props)      loads a chunk and shows what `show(chunk)` makes of it; a line while it waits, or why it can't;
+ *                    then loads what a reader may open next (`soon`)
  */
 
 const KEPT_CHUNKS = 12;
@@ -52,7 +53,7 @@ function chunkText(name) {
       resolve(base64);
     });
     script.onerror = () =>
-      fail(`The file chunks/${name}.js can't be read. A report is a folder: keep index.html and chunks/ side by side.`);
+      fail(`The file chunks/${name}.js can’t be read. A report is a folder: keep index.html and chunks/ side by side.`);
     script.onload = () => (ARRIVING.has(name) ? fail(damaged(name)) : script.remove());
     script.src = `chunks/${name}.js`;
     document.head.append(script);
@@ -70,7 +71,7 @@ function damaged(name) {
  */
 async function decoded(name, base64) {
   if (typeof DecompressionStream === "undefined") {
-    throw new Error("This browser can't unpack the report. It takes one of 2023 or later: Chrome 103, Firefox 113, Safari 16.4.");
+    throw new Error("This browser can’t unpack the report. It takes one of 2024 or later: Chrome 123, Firefox 120, Safari 17.5.");
   }
   try {
     const bytes = Uint8Array.from(atob(base64.trim()), (letter) => letter.charCodeAt(0));
@@ -99,11 +100,13 @@ async function loadHead() {
   return head;
 }
 
-/** @typedef {{name: string, show: (chunk: any) => preact.ComponentChildren}} LoadedProps */
+/** @typedef {{name: string, show: (chunk: any) => preact.ComponentChildren, soon?: string[]}} LoadedProps */
 
 /** @extends {preact.Component<LoadedProps, {name: string, chunk: any, problem: string}>} */
 class Loaded extends Component {
   state = { name: "", chunk: null, problem: "" };
+  /** @type {string | undefined} */
+  asked = undefined;
 
   componentDidMount() {
     this.load();
@@ -118,7 +121,11 @@ class Loaded extends Component {
     if (this.asked === name) return;
     this.asked = name;
     const arrived = (/** @type {any} */ chunk, problem = "") => {
-      if (this.asked === name) this.setState({ name, chunk, problem });
+      if (this.asked !== name) return;
+      this.setState({ name, chunk, problem });
+      setTimeout(() => {
+        if (this.asked === name) for (const next of this.props.soon ?? []) loadChunk(next).catch(() => null);
+      }, 300);
     };
     loadChunk(name).then(arrived, (error) => arrived(null, error.message));
   }

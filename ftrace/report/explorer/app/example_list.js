@@ -1,2 +1,199 @@
 // @ts-check
-/** A list of training examples, strongest first: ExampleList(props). */
+/**
+ * A list of training examples, strongest first: ExampleList(props). Near-duplicates are folded into the first of them.
+ */
+
+const TEXT_LIMIT = 320;
+
+/**
+ * @typedef {object} ExampleListProps
+ * @property {Head} head
+ * @property {QueryChunk} chunk
+ * @property {number} method
+ * @property {boolean} isOpponents
+ */
+
+/** @param {ExampleListProps} props */
+function ExampleList({ head, chunk, method, isOpponents }) {
+  const lists = chunk.lists[method];
+  const listed = (isOpponents ? lists?.opponents : lists?.proponents) ?? [];
+  const kept = listed.filter((place) => fits(chunk, chunk.examples[place]));
+  const scores = listed.map((place) => chunk.examples[place]?.places[method]?.score ?? null);
+  const largest = largestOf(scores);
+  const groups = groupsOf(kept, chunk.examples);
+  return h(
+    "section",
+    { class: isOpponents ? "opponents" : "proponents", "aria-label": isOpponents ? "Opponents" : "Proponents" },
+    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head, method, isOpponents))),
+    kept.length < listed.length && h("p", { class: "count", role: "status" }, `${count(kept.length)} of the ${count(listed.length)} that are listed`),
+    listed.length === 0 && h("p", { class: "empty" }, emptyText(head, lists ?? null, method, isOpponents)),
+    h(Growing, {
+      tag: "ol",
+      attributes: { class: "examples" },
+      asked: [chunk.id, method, STATE["states"], STATE["kind"]].join(" "),
+      least: groups.findIndex((group) => group.some((place) => chunk.examples[place]?.id === STATE["example"])) + 1,
+      entries: groups,
+      show: (/** @type {number[]} */ group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest }),
+    }),
+    kept.length > 0 && listNotes(lists ?? null, listed.length, isOpponents).map((note) => h("p", { class: "count", key: note }, note)),
+  );
+}
+
+/**
+ * Say what makes an example a proponent or an opponent.
+ * @param {Head} head
+ * @param {number} method
+ * @param {boolean} isOpponents
+ */
+function sideText({ methods }, method, isOpponents) {
+  if (methods[method]?.kind === BY_WORDS) return isOpponents ? "" : "they share the most telling words";
+  return isOpponents ? "they raised the loss" : "they lowered the loss";
+}
+
+/**
+ * Put near-duplicates together, each group where its first one stands.
+ * @param {number[]} places
+ * @param {Example[]} examples
+ */
+function groupsOf(places, examples) {
+  /** @type {Map<number, number[]>} */
+  const groups = new Map();
+  for (const place of places) {
+    const first = examples[place]?.alike ?? place;
+    groups.set(first, [...(groups.get(first) ?? []), place]);
+  }
+  return [...groups.values()];
+}
+
+/**
+ * @param {QueryChunk} chunk
+ * @param {Example | undefined} example
+ */
+function fits(chunk, example) {
+  const { states, kind } = STATE;
+  if (example === undefined) return false;
+  const isAsked = states === "said" ? hasWrongAnswer(chunk, example) : example.states_fact === (states === "yes");
+  return (!states || isAsked) && (!kind || example.kind === kind);
+}
+
+/**
+ * Tell whether the model's wrong answer stands in an example.
+ * @param {QueryChunk} chunk
+ * @param {Example} example
+ */
+function hasWrongAnswer({ said }, example) {
+  const wrong = said?.right === false ? (said.text?.trim() ?? "") : "";
+  return wrong !== "" && example.text !== null && folded(example.text).includes(folded(wrong));
+}
+
+/**
+ * @param {Head} head
+ * @param {Lists | null} lists
+ * @param {number} method
+ * @param {boolean} isOpponents
+ */
+function emptyText(head, lists, method, isOpponents) {
+  if (lists === null) return "This method has no scores for the query.";
+  if (!isOpponents) return "No example is ranked.";
+  if (lists.opponents === null || !head.methods[method]?.has_opponents) return "This method knows no opponents.";
+  return "None: no score is negative.";
+}
+
+/**
+ * Say what a list leaves out or takes in, where a reader would be misled.
+ * @param {Lists | null} lists
+ * @param {number} listed
+ * @param {boolean} isOpponents
+ */
+function listNotes(lists, listed, isOpponents) {
+  if (lists === null) return [];
+  const notes = [];
+  const more = isOpponents ? lists.more_opponents_like_last : lists.more_proponents_like_last;
+  if (more > 0) notes.push(`${count(more)} more ${more === 1 ? "has" : "have"} the score of the last one.`);
+  const signed = isOpponents ? lists.negative : lists.positive;
+  if (!isOpponents && signed !== null && signed < listed) {
+    notes.push(`${signed === 0 ? "None" : `Only ${count(signed)}`} of these scores ${signed === 1 ? "is" : "are"} positive; no other is a proponent’s.`);
+  } else if (signed !== null && lists.candidates !== null && signed > listed) {
+    notes.push(`${count(signed)} of ${counted(lists.candidates, "example")} have a ${isOpponents ? "negative" : "positive"} score.`);
+  }
+  return notes;
+}
+
+/** @typedef {ExampleListProps & {group: number[], largest: number}} EntryProps */
+
+/** @extends {preact.Component<EntryProps, {isOpen: boolean}>} */
+class Entry extends Component {
+  state = { isOpen: false };
+
+  render() {
+    const { group, chunk } = this.props;
+    const [first, ...others] = group;
+    const isOpen = this.state.isOpen || others.some((/** @type {number} */ place) => chunk.examples[place]?.id === STATE["example"]);
+    return h(
+      "li",
+      null,
+      h(EntryBody, { ...this.props, place: first ?? 0 }),
+      others.length > 0 &&
+        h(
+          "div",
+          { class: "alike" },
+          h(
+            "button",
+            { type: "button", class: "quiet fold", "aria-expanded": isOpen, onClick: () => this.setState({ isOpen: !isOpen }) },
+            `${isOpen ? "hide" : "show"} ${counted(others.length, "near-duplicate")}`,
+          ),
+          h("ol", { class: "examples", hidden: !isOpen }, others.map((/** @type {number} */ place) => h("li", { key: place }, h(EntryBody, { ...this.props, place })))),
+        ),
+    );
+  }
+}
+
+/** @param {EntryProps & {place: number}} props */
+function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
+  const example = /** @type {Example} */ (chunk.examples[place]);
+  const at = example.places[method] ?? null;
+  const rank = isOpponents ? (at?.rank_from_below ?? null) : (at?.rank ?? null);
+  const called = idText(example.id, example.name);
+  const isChosen = STATE["example"] === example.id;
+  return h(
+    "article",
+    { class: `entry${isChosen ? " chosen" : ""}`, "data-entry": true, "aria-label": called, ref: isChosen ? scrollOnce : null },
+    h("a", { class: "rank", href: href({ example: isChosen ? "" : example.id }), title: "link to this place" }, rankText(rank, at?.ties ?? 0)),
+    h(
+      "div",
+      { class: "text" },
+      example.text === null
+        ? h(ExampleLink, { id: example.id, name: example.name })
+        : h(Words, { text: example.text, spans: example.shared, cut: example.cut, limit: TEXT_LIMIT, fill: example.answer }),
+    ),
+    h(
+      "div",
+      { class: "meta" },
+      h("span", { class: "score" }, scoreText(at?.score ?? null, largest)),
+      h(ScoreBar, { share: at?.share ?? null }),
+      h("span", { class: "share" }, percent(at?.share ?? null)),
+      h(FactMark, { example }),
+      hasWrongAnswer(chunk, example) && h("span", { class: "fact said" }, h("span", { "aria-hidden": "true" }, "✗ "), "has the wrong answer"),
+      example.text !== null && h(ExampleLink, { id: example.id, name: example.name }),
+      h(NoteField, { head, query: chunk.id, example: example.id, on: called }),
+    ),
+  );
+}
+
+/** @type {string} */
+let scrolledTo = "";
+
+/** Bring the example that the address names into view, once for each address. @param {HTMLElement | null} entry */
+function scrollOnce(entry) {
+  const address = `${STATE["query"]} ${STATE["example"]}`;
+  if (entry === null || scrolledTo === address) return;
+  scrolledTo = address;
+  requestAnimationFrame(() => entry.scrollIntoView({ block: "center" }));
+}
+
+/** @param {{example: Example}} props */
+function FactMark({ example }) {
+  if (example.states_fact === true) return h("span", { class: "fact states" }, h("span", { "aria-hidden": "true" }, "● "), "states the fact");
+  if (example.kind === null && example.states_fact === null) return null;
+  return h("span", { class: "fact" }, h("span", { "aria-hidden": "true" }, "○ "), example.kind === null || example.kind === "other" ? "another fact" : example.kind);
+}

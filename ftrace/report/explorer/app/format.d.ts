@@ -171,12 +171,12 @@ interface Tokens {
   method: number;
   /** The snapshot at which the products are taken. */
   snapshot: string;
-  /** What the values are, in a sentence. */
+  /** What the values are, and what they leave out, in a few sentences. */
   note: string;
   examples: {
     /** A position in `examples`. */
     example: number;
-    /** The sum of all values: the inner product of the two gradients. */
+    /** The inner product of the two gradients: the sum of all values, and of what the note says is left out. */
     total: number | null;
     sequences: {
       /** "input", "target" or "text". */

@@ -56,11 +56,12 @@ function Frame({ head }) {
       "main",
       { id: "main", tabIndex: -1 },
       IGNORED.length > 0 &&
-        h("p", { class: "problem", role: "alert" }, "The address names what this report doesn't have, and that part was ignored: ", IGNORED.map((part) => h("code", { key: part }, h("bdi", null, plain(part)), " "))),
+        h("p", { class: "problem", role: "alert" }, "The address names what this report doesn’t have, and that part was ignored: ", IGNORED.map((part) => h("code", { key: part }, h("bdi", null, plain(part)), " "))),
       view?.of === "query" && query < 0 && h("p", null, "No query is chosen. ", h("a", { href: href({ view: "queries" }) }, "Choose one"), "."),
       view?.of === "query" && query >= 0 &&
         h(Loaded, {
           name: `query-${query}`,
+          soon: neighbours(head, query).map((place) => `query-${place}`),
           show: (/** @type {QueryChunk} */ chunk) => h(Fragment, null, h(QueryHead, { ...props, chunk }), h("section", { "aria-label": view.title }, view.show({ ...props, chunk }))),
         }),
       view !== undefined && view.of !== "query" && view.show(/** @type {ViewProps} */ (/** @type {unknown} */ (props))),

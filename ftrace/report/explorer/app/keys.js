@@ -56,7 +56,7 @@ function follow(name) {
 
 /** @param {number} by */
 function step(by) {
-  const places = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("[data-step]")]);
+  const places = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("[data-step]")]).filter((place) => place.checkVisibility());
   if (places.length === 0) return false;
   const active = document.activeElement;
   let at = places.findIndex((place) => place === active);

@@ -6,7 +6,7 @@
  * openNotes(head)     reads what the browser kept
  * writeNote(...)      keeps a note; an empty one is removed
  * notesFile(head), readNotesFile(text, head)   all of them as JSON, and back
- * NoteField(props)    a field for a note, folded to a control
+ * NoteField(props)    a field for a note, folded to a control; `on` says what it is on
  */
 
 /** @typedef {{query: Id, example: Id | null, text: string}} Note */
@@ -57,7 +57,7 @@ function keepNotes(head) {
     localStorage.setItem(notesPlace, notesFile(head));
     NOTES_PROBLEM = "";
   } catch {
-    NOTES_PROBLEM = "This browser couldn't keep the notes. Export them before you close the page.";
+    NOTES_PROBLEM = "This browser couldn’t keep the notes. Export them before you close the page.";
   }
 }
 
@@ -82,7 +82,7 @@ function readNotesFile(text, head) {
   try {
     file = JSON.parse(text);
   } catch {
-    throw new Error(`${expected}; found text that isn't JSON.`);
+    throw new Error(`${expected}; found text that isn’t JSON.`);
   }
   if (file?.format !== "ftrace-notes" || file.version !== 1 || !Array.isArray(file.notes)) {
     throw new Error(`${expected}; found something else.`);
@@ -101,22 +101,22 @@ function readNotesFile(text, head) {
   return { read, strange };
 }
 
-/** @typedef {{head: Head, query: Id, example?: Id | null, label: string}} NoteFieldProps */
+/** @typedef {{head: Head, query: Id, example?: Id | null, on: string}} NoteFieldProps */
 
 /** @extends {preact.Component<NoteFieldProps, {isOpen: boolean}>} */
 class NoteField extends Component {
   state = { isOpen: false };
 
   render() {
-    const { head, query, example = null, label } = this.props;
+    const { head, query, example = null, on } = this.props;
     const note = NOTES.get(noteKey(query, example))?.text ?? "";
     if (!this.state.isOpen && note === "") {
       const open = () => this.setState({ isOpen: true });
-      return h("button", { type: "button", class: "quiet note-add", "aria-label": label, onClick: open }, "add a note");
+      return h("button", { type: "button", class: "quiet note-add", "aria-label": `add a note on ${on}`, onClick: open }, "add a note");
     }
     return h("textarea", {
       class: "note",
-      "aria-label": label,
+      "aria-label": `Note on ${on}`,
       placeholder: "Your note",
       rows: Math.min(8, 1 + note.split("\n").length),
       maxLength: LONGEST_NOTE,

@@ -1,23 +1,170 @@
 // @ts-check
+/** The view of all queries: search, filters, and a table that any column sorts. */
+
+/** @param {{head: Head, method: number}} props */
+function QueriesView({ head, method }) {
+  const places = chosenQueries(head);
+  const total = head.queries.ids.length;
+  const filters = filtersOf(head);
+  const isNarrowed = places.length < total;
+  return h(
+    "div",
+    { class: "queries" },
+    h("h1", null, "Which training examples taught it?"),
+    h("p", { class: "lead" }, "Choose a query to see the examples that lowered its loss, and those that raised it."),
+    h(
+      "search",
+      { class: "filters" },
+      h(Search, { key: "find" }),
+      head.queries.said_right.some((right) => right !== null) &&
+        h(Choice, { label: "Answered", name: "answered", value: STATE["answered"] ?? "", options: answeredOptions(head) }),
+      filters.map(({ name, title, values }) =>
+        h(Choice, {
+          key: name,
+          label: plain(title),
+          name,
+          value: STATE[name] ?? "",
+          options: [["", "all"], ...[...values].map(([value, number]) => /** @type {[string, string]} */ ([value, `${plain(value)} (${count(number)})`]))],
+        }),
+      ),
+      head.methods.length > 1 && h(Choice, { label: "P@10 by", name: "method", value: methodKeys(head)[method] ?? "", options: methodKeys(head).map((key) => /** @type {[string, string]} */ ([key, plain(key)])) }),
+    ),
+    h(
+      "p",
+      { class: "count", role: "status" },
+      isNarrowed && `${count(places.length)} of `,
+      counted(total, "query", "queries"),
+      !isNarrowed && answeredText(head),
+      isNarrowed && [" · ", h("a", { href: href(Object.fromEntries(["find", "answered", ...filters.map(({ name }) => name)].map((name) => [name, ""]))) }, "show all")],
+    ),
+    places.length > 0
+      ? h(QueryTable, { head, places, method, asked: LAST_CHOICE.asked })
+      : h("p", { class: "empty" }, "No query fits. A query fits if its prompt, answers, name or number have all words of the search."),
+  );
+}
+
+/** @param {Head} head */
+function answeredText({ queries }) {
+  const known = queries.said_right.filter((right) => right !== null);
+  const right = known.filter((value) => value).length;
+  return known.length === 0 ? "" : `; the model answers ${right === known.length ? "all" : count(right)} right`;
+}
+
 /**
- * The view of all queries: search, filters, and a table that any column sorts.
- *
- * sortKeys(head)         names of the columns that an address may sort by
- * chosenQueries(head)    positions of the queries that search and filters leave, in the chosen order
+ * @param {Head} head
+ * @returns {[string, string][]}
  */
-
-/** @param {Head} head */
-function sortKeys(head) {
-  return ["query", "answer", "said", "loss", "learned", "precision", "disagreement"];
+function answeredOptions({ queries }) {
+  const number = (/** @type {boolean} */ right) => count(queries.said_right.filter((value) => value === right).length);
+  return [["", "all"], ["right", `right (${number(true)})`], ["wrong", `wrong (${number(false)})`]];
 }
 
-/** @param {Head} head */
-function chosenQueries(head) {
-  return head.queries.ids.map((_, place) => place);
+function Search() {
+  return h(
+    "label",
+    { class: "choice find" },
+    h("span", { class: "label" }, "Search"),
+    h("input", {
+      id: "find",
+      type: "search",
+      value: STATE["find"] ?? "",
+      placeholder: "words of the prompt or an answer",
+      onInput: (/** @type {Event} */ event) => go({ find: /** @type {HTMLInputElement} */ (event.target).value }, { replace: true }),
+    }),
+  );
 }
 
-VIEWS["queries"] = {
-  title: "Queries",
-  of: "report",
-  show: ({ head }) => h("ol", null, chosenQueries(head).map((place) => h("li", { key: place }, h(QueryLink, { head, place })))),
-};
+/** @param {{head: Head, places: number[], method: number, asked: string}} props */
+function QueryTable({ head, places, method, asked }) {
+  const columns = queryColumns(head, method);
+  return h(
+    "table",
+    { class: "query-table", role: "table", style: { "--columns": widths(columns) } },
+    h("caption", { class: "unseen" }, "Queries"),
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((column) => h(ColumnHead, { column, key: column.key })))),
+    h(Growing, {
+      tag: "tbody",
+      attributes: { role: "rowgroup" },
+      asked,
+      least: places.indexOf(queryPlace(head, STATE["query"] ?? "")) + 1, // the one that a reader comes from
+      entries: places,
+      show: (/** @type {number} */ place) => h(QueryRow, { key: place, head, place, method, columns }),
+    }),
+  );
+}
+
+/** @param {Column[]} columns */
+function widths(columns) {
+  const width = (/** @type {Column} */ column) =>
+    column.key === "query" ? "minmax(14rem, 3fr)" : column.isNumber ? "minmax(4.6rem, .5fr)" : column.key === "answer" ? "minmax(9rem, 1.4fr)" : "minmax(6rem, 1.2fr)";
+  return columns.map(width).join(" ");
+}
+
+/** @param {{column: Column}} props */
+function ColumnHead({ column }) {
+  const isSorted = STATE["sort"] === column.key;
+  const down = isDown(column);
+  const next = { sort: column.key, down: (isSorted ? !down : column.isDown) ? "yes" : "no" };
+  return h(
+    "th",
+    { role: "columnheader", scope: "col", class: column.isNumber ? "number" : "", "aria-sort": isSorted ? (down ? "descending" : "ascending") : "none" },
+    h(
+      "button",
+      { type: "button", class: "quiet", title: column.meaning, onClick: () => go(next, { replace: true }) },
+      column.title,
+      h("span", { class: "arrow", "aria-hidden": "true" }, isSorted ? (down ? " ↓" : " ↑") : ""),
+    ),
+  );
+}
+
+/** @param {{head: Head, place: number, method: number, columns: Column[]}} props */
+function QueryRow({ head, place, method, columns }) {
+  return h(
+    "tr",
+    { role: "row", "data-entry": true, class: STATE["query"] === head.queries.ids[place] ? "chosen" : "" },
+    columns.map((column) =>
+      h(
+        "td",
+        { role: "cell", key: column.key, class: `${column.key}${column.isNumber ? " number" : ""}`, "data-label": column.short ?? column.title },
+        queryCell(head, place, method, column.key),
+      ),
+    ),
+  );
+}
+
+/**
+ * @param {Head} head
+ * @param {number} place
+ * @param {number} method
+ * @param {string} key
+ * @returns {preact.ComponentChildren}
+ */
+function queryCell({ queries }, place, method, key) {
+  const id = queries.ids[place] ?? "";
+  const prompt = queries.prompts[place] ?? null;
+  const said = queries.said[place] ?? null;
+  const right = queries.said_right[place] ?? null;
+  switch (key) {
+    case "query":
+      return h(
+        "a",
+        { class: "words", href: href({ view: "query", query: id }), "data-step": true },
+        prompt === null ? h("bdi", null, idText(id, queries.names[place] ?? null)) : h(Prompt, { text: prompt }),
+      );
+    case "answer":
+      return h("bdi", { class: "words" }, plain(queries.answers[place] ?? ""));
+    case "said":
+      if (right === null) return h("bdi", { class: "words" }, plain(said ?? ""));
+      return [h(Verdict, { right }), !right && [" ", h("bdi", { class: "words" }, said === null ? "" : plain(said))]];
+    case "learned":
+      return stepText(queries.learned_steps[place] ?? null);
+    case "loss":
+      return nats(queries.last_losses[place] ?? null);
+    case "precision":
+      return percent(queries.precisions[method]?.[place] ?? null);
+    default:
+      return percent(queries.disagreements[place] ?? null);
+  }
+}
+
+VIEWS["queries"] = { title: "Queries", of: "report", show: (props) => h(QueriesView, props) };

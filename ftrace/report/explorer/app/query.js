@@ -1,11 +1,158 @@
 // @ts-check
 /**
  * A query: QueryHead(props), which stands above each of its views, and the view of its strongest examples.
+ *
+ * Verdict({right})   "✓ right" or "✗ wrong"
  */
 
 /** @param {ViewProps} props */
-function QueryHead({ chunk }) {
-  return h("h1", null, chunk.prompt === null ? idText(chunk.id, chunk.name) : h(Prompt, { text: chunk.prompt, cut: chunk.cut }));
+function QueryHead({ head, chunk, query }) {
+  return h(
+    "div",
+    { class: "query-head" },
+    h(Pager, { head, query }),
+    h(
+      "div",
+      { class: "query-top" },
+      h(
+        "div",
+        { class: "asked" },
+        h("p", { class: "kicker" }, kicker(chunk).map(([name, value]) => h("span", { key: name }, name, " ", h("bdi", null, plain(value))))),
+        h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, cut: chunk.cut })),
+        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said })),
+        h(Problems, { texts: chunk.warnings }),
+        h(NoteField, { head, query: chunk.id, on: "this query", key: chunk.id }),
+      ),
+      chunk.loss !== null && h("div", { class: "learning" }, h("dl", { class: "answers" }, h(LossPart, { loss: chunk.loss })), h(LossChart, { loss: chunk.loss })),
+    ),
+    h(Tabs, { head, chunk }),
+  );
 }
 
-VIEWS["query"] = { title: "Examples", of: "query", show: () => null };
+/** @param {QueryChunk} chunk @returns {[string, string][]} */
+function kicker(chunk) {
+  const called = chunk.prompt === null ? [] : /** @type {[string, string][]} */ ([["query", idText(chunk.id, chunk.name)]]);
+  return [...called, ...chunk.properties.map(([name, value]) => /** @type {[string, string]} */ ([plain(name.replaceAll("_", " ")), value]))];
+}
+
+/** @param {{head: Head, query: number}} props */
+function Pager({ head, query }) {
+  const order = readingOrder(head, query);
+  const at = order.indexOf(query);
+  const link = (/** @type {number} */ place, /** @type {string} */ key, /** @type {string} */ text) => {
+    const id = head.queries.ids[order[place] ?? -1];
+    return id === undefined ? h("span", { class: "soft", "aria-hidden": "true" }, text) : h("a", { href: href({ query: id }), "data-key": key, rel: key === "left" ? "prev" : "next" }, text);
+  };
+  return h(
+    "nav",
+    { class: "pager", "aria-label": "Queries" },
+    h("a", { href: href({ view: "queries" }), "data-key": "up" }, "All queries"),
+    h("span", { class: "soft" }, `${count(at + 1)} of ${count(order.length)}`),
+    link(at - 1, "left", "← previous"),
+    link(at + 1, "right", "next →"),
+  );
+}
+
+/** @param {{chunk: QueryChunk}} props */
+function Answer({ chunk }) {
+  return h(
+    "div",
+    null,
+    h("dt", null, "Right answer"),
+    h("dd", null, h("bdi", { class: "words" }, plain(chunk.answer ?? "")), chunk.accepted.length > 0 && h("small", null, "also accepted: ", h("bdi", null, chunk.accepted.map(plain).join("; ")))),
+  );
+}
+
+/** @param {{said: Said}} props */
+function SaidPart({ said }) {
+  return h(
+    "div",
+    { class: said.right === false ? "wrong" : "" },
+    h("dt", null, "The model said"),
+    h(
+      "dd",
+      null,
+      said.text === null ? "(no end to its answer)" : h("bdi", { class: "words" }, plain(said.text)),
+      h(
+        "small",
+        null,
+        said.right !== null && h(Verdict, { right: said.right }),
+        said.probability !== null && h("span", null, `probability ${percent(said.probability)}`),
+        said.snapshot !== "" && h("span", null, "at ", h("bdi", null, plain(said.snapshot))),
+      ),
+    ),
+  );
+}
+
+/** @param {{loss: Loss}} props */
+function LossPart({ loss }) {
+  const step = loss.learned_step;
+  return h(
+    "div",
+    null,
+    h("dt", null, "Learned"),
+    h(
+      "dd",
+      null,
+      step === null ? "not known" : step < 0 ? "never" : `at step ${count(step)}`,
+      h("small", null, `loss ${lossText(loss.values[0] ?? null, loss.values[loss.values.length - 1] ?? null)} nats`, step !== null && step >= 0 && loss.right_at_end === false && "; not right at the end"),
+    ),
+  );
+}
+
+/** @param {{right: boolean}} props */
+function Verdict({ right }) {
+  return h("span", { class: `verdict ${right ? "right" : "wrong"}` }, h("span", { "aria-hidden": "true" }, right ? "✓ " : "✗ "), right ? "right" : "wrong");
+}
+
+/** @param {{head: Head, chunk: QueryChunk}} props */
+function Tabs({ head, chunk }) {
+  const views = Object.entries(VIEWS).filter(([, view]) => view.of === "query" && !view.isEmpty?.(head, chunk));
+  if (views.length < 2) return null;
+  return h(
+    "nav",
+    { class: "tabs", "aria-label": "Views of this query" },
+    views.map(([name, view]) => h("a", { key: name, href: href({ view: name }), "aria-current": STATE["view"] === name ? "page" : undefined }, view.title)),
+  );
+}
+
+/** @param {ViewProps} props */
+function QueryView({ head, chunk, method }) {
+  const doubts = head.methods[method]?.doubts ?? [];
+  return h(
+    Fragment,
+    null,
+    h("div", { class: "filters" }, h(MethodChoice, { head, method }), h(FactFilter, { chunk }), h(KindFilter, { chunk })),
+    h(Problems, { texts: doubts }),
+    h("p", { class: "reading" }, readingText(head.methods[method]), " The bar is its share of the largest. ", Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
+    h("div", { class: "sides" }, h(ExampleList, { head, chunk, method, isOpponents: false }), h(ExampleList, { head, chunk, method, isOpponents: true })),
+  );
+}
+
+/** @param {Method | undefined} method */
+function readingText(method) {
+  if (method?.kind === BY_WORDS) return "A score says how much of the query’s wording the example has, and knows nothing of training.";
+  const unit = method?.unit ? `, in ${plain(method.unit)}` : "";
+  return `A score estimates, to first order, how much training on the example lowered this query’s loss${unit}.`;
+}
+
+/** @param {{chunk: QueryChunk}} props */
+function FactFilter({ chunk }) {
+  const isKnown = chunk.examples.some((example) => example.states_fact !== null);
+  const hasWrong = chunk.examples.some((example) => hasWrongAnswer(chunk, example));
+  if (!isKnown && !hasWrong) return null;
+  /** @type {[string, string][]} */
+  const options = [["", "all"]];
+  if (isKnown) options.push(["yes", "the fact"], ["no", "not the fact"]);
+  if (hasWrong) options.push(["said", "the wrong answer"]);
+  return h(Choice, { label: "States", name: "states", value: STATE["states"] ?? "", options });
+}
+
+/** @param {{chunk: QueryChunk}} props */
+function KindFilter({ chunk }) {
+  const kinds = /** @type {const} */ (["same subject", "same object", "same relation", "other"]).filter((kind) => chunk.examples.some((example) => example.kind === kind));
+  if (kinds.length === 0) return null;
+  return h(Choice, { label: "Shares", name: "kind", value: STATE["kind"] ?? "", options: [["", "all"], ...kinds.map((kind) => /** @type {[string, string]} */ ([kind, kind]))] });
+}
+
+VIEWS["query"] = { title: "Examples", of: "query", show: (props) => h(QueryView, props) };

@@ -5,13 +5,15 @@
  * MethodChoice(props)    by which method the lists are: links, or a list to choose from if there are many
  * Choice(props)          a labelled <select> that writes one name of the address
  * ScoreBar(props)        a bar of a share: filled to the right for positive ones, hollow for negative ones
- * ExampleLink(props)     an example's id or name, linked to its page
+ * ExampleLink(props)     an example's id or name, linked to its page; j and k stop there
  * QueryLink(props)       a query by its position, linked to its view
  * Problems(props)        sentences that say what is doubtful, each with a sign
  * Facts(props)           names and values as a list of terms
  */
 
 const MOST_LINKS = 4;
+/** The kind of scores that compare words, and know nothing of training. */
+const BY_WORDS = "bm25";
 
 /** @param {{head: Head, method: number}} props */
 function MethodChoice({ head, method }) {
@@ -53,7 +55,7 @@ function ScoreBar({ share }) {
 
 /** @param {{id: Id, name: string | null}} props */
 function ExampleLink({ id, name }) {
-  return h("a", { class: "id", href: href({ view: "example", example: id }) }, h("bdi", null, idText(id, name)));
+  return h("a", { class: "id", href: href({ view: "example", example: id }), "data-step": true }, h("bdi", null, idText(id, name)));
 }
 
 /** @param {{head: Head, place: number}} props */

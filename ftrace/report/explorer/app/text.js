@@ -73,31 +73,64 @@ function excerpt(text, spans, limit) {
 }
 
 /**
+ * Return a text with visible escapes, its blanks drawn, and filled with the answer if it is given.
+ * @param {string} text
+ * @param {string | null} fill
+ * @returns {preact.ComponentChildren[]}
+ */
+function withBlanks(text, fill) {
+  return text.split(BLANK).flatMap((part, place) => (place === 0 ? [plain(part)] : [h(Blank, { fill }), plain(part)]));
+}
+
+/** @param {{fill: string | null}} props */
+function Blank({ fill }) {
+  if (fill !== null) return h("span", { class: "blank filled" }, plain(fill));
+  return h("span", { class: "blank" }, h("span", { class: "unseen" }, " (blank) "));
+}
+
+/**
+ * Join spans between which there is only space.
+ * @param {string} text
+ * @param {Span[]} spans
+ */
+function joined(text, spans) {
+  /** @type {Span[]} */
+  const result = [];
+  for (const [begin, end] of spans) {
+    const last = result[result.length - 1];
+    if (last !== undefined && text.slice(last[1], begin).trim() === "") last[1] = end;
+    else result.push([begin, end]);
+  }
+  return result;
+}
+
+/**
  * Return the pieces of a text, the marked ones as elements.
  * @param {string} text
  * @param {Span[]} spans
+ * @param {string | null} fill
  * @returns {preact.ComponentChildren[]}
  */
-function pieces(text, spans) {
+function pieces(text, spans, fill) {
   const result = [];
   let end = 0;
-  for (const [begin, next] of spans) {
-    result.push(plain(text.slice(end, begin)), h("mark", null, plain(text.slice(begin, next))));
+  for (const [begin, next] of joined(text, spans)) {
+    result.push(withBlanks(text.slice(end, begin), fill), h("mark", null, withBlanks(text.slice(begin, next), fill)));
     end = next;
   }
-  result.push(plain(text.slice(end)));
+  result.push(withBlanks(text.slice(end), fill));
   return result;
 }
 
 /**
  * A text of the data in <bdi>, with marks; a long one is folded, and a control unfolds it.
- * @extends {preact.Component<{text: string, spans?: Span[], cut?: number, limit?: number}, {isOpen: boolean}>}
+ * @extends {preact.Component<{text: string, spans?: Span[], cut?: number, limit?: number, fill?: string | null}, {isOpen: boolean}>}
  */
 class Words extends Component {
   state = { isOpen: false };
 
   render() {
-    const { text, spans = [], cut = 0, limit = 0 } = this.props;
+    const { text, spans = [], cut = 0, limit = 0, fill = null } = this.props;
     const isLong = limit > 0 && text.length > limit + 80;
     const part = isLong && !this.state.isOpen ? excerpt(text, spans, limit) : { text, spans, before: 0, after: 0 };
     const gone = cut > 0 ? h("span", { class: "cut" }, ` … +${counted(cut, "character")}`) : null;
@@ -106,7 +139,7 @@ class Words extends Component {
       "span",
       { class: "words" },
       part.before > 0 && "… ",
-      h("bdi", null, pieces(part.text, part.spans)),
+      h("bdi", null, pieces(part.text, part.spans, fill)),
       part.after > 0 && "… ",
       part.after === 0 && gone,
       isLong &&
@@ -129,9 +162,7 @@ class Words extends Component {
  * @param {{text: string, cut?: number}} props
  */
 function Prompt({ text, cut = 0 }) {
-  const blank = () => h("span", { class: "blank" }, h("span", { class: "unseen" }, " (blank) "));
-  const parts = text.split(BLANK);
-  const children = parts.flatMap((part, place) => (place === 0 ? [plain(part)] : [blank(), plain(part)]));
-  if (parts.length === 1 && cut === 0) children.push(" ", blank());
+  const children = withBlanks(text, null);
+  if (children.length === 1 && cut === 0) children.push("\u00a0", h(Blank, { fill: null }));
   return h("span", { class: "words" }, h("bdi", null, children), cut > 0 && h("span", { class: "cut" }, ` … +${counted(cut, "character")}`));
 }

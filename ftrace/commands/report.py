@@ -1,0 +1,236 @@
+"""``ftrace report``: the explorer of scores, one file or folder that opens by double-click."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import track
+
+from ftrace.commands.report_additions import additions_of
+from ftrace.commands.report_queries import choose_queries
+from ftrace.commands.sources import Opened, open_sources
+from ftrace.report.explorer.chunks import HEAD, encode_chunk, island
+from ftrace.report.explorer.content import Content, ContentSettings
+from ftrace.report.explorer.format import Head
+from ftrace.report.explorer.ranked_queries import RankedQueries
+from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, check_place, write_report
+from ftrace.scores.plain_text import counted
+
+_NAME = "report.html"
+_SURE = 1.1  # an estimate that is larger than the limit by this is not tried
+T = TypeVar("T")
+
+
+def add_arguments(command: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    command.add_argument(
+        "stores", nargs="*", type=str, default=[], metavar="STORE[:KIND]|RUN|RESULTS",
+        help="Folders of score stores, side by side; with --run, also their names in it. A run's folder stands for all "
+        "stores in it, and a .jsonl file for results of ftrace search or TrackStar's released ones.",
+    )  # fmt: skip
+    command.add_argument(
+        "--run", type=str | None, default=None,
+        help="The run that the stores belong to, or the folder that its versions are in: the newest is taken.",
+    )  # fmt: skip
+    command.add_argument(
+        "--kind", type=str | None, default=None,
+        help="Which kind of scores, of stores that have several; default: learning, or dot, or the first.",
+    )  # fmt: skip
+    command.add_argument(
+        "--texts", type=str, nargs="+", default=None, metavar="FILE",
+        help="Files of texts to join by id (.jsonl, .csv, .parquet): rows with example_id or query_id, text, and "
+        "whatever else is known.",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", type=str | None, default=None,
+        help="Where to write it. A name that ends in .html is one file, any other is a folder. Default: report.html in "
+        "the run's folder, else in the working directory; a folder of that name if it is larger than 20 MB.",
+    )  # fmt: skip
+    command.add_argument(
+        "--figures", type=str | None, default=None, metavar="DIR",
+        help="Draw the views for papers, as PNG and PDF: the run and a few queries that show most, or those of "
+        "--queries. The page is then written only with --out.",
+    )  # fmt: skip
+    command.add_argument("-k", "--k", type=int, default=100, help="How many proponents of each store.")
+    command.add_argument(
+        "--opponents", type=int, default=20, help="How many opponents of each store, of those with a negative score."
+    )
+    command.add_argument(
+        "--queries", type=str, nargs="+", default=None, metavar="ID|NAME|NUMBER",
+        help="The queries, by ids or names; a single number is how many, drawn evenly; '#17' is the query with this "
+        "id. "
+        "Default: all, up to 2,000.",
+    )  # fmt: skip
+    command.add_argument(
+        "--tokens", type=int, default=10,
+        help="For how many of the strongest examples of each query scores are told token by token, by the run's "
+        "model; 0: for none, and no model is loaded.",
+    )  # fmt: skip
+    command.add_argument(
+        "--redact", action="store_true",
+        help="Leave out all texts, answers and names: ids alone tell examples and queries.",
+    )  # fmt: skip
+
+
+def command(
+    stores: Sequence[str],
+    run: str | None = None,
+    kind: str | None = None,
+    texts: Sequence[str] | None = None,
+    out: str | None = None,
+    figures: str | None = None,
+    k: int = 100,
+    opponents: int = 20,
+    queries: Sequence[str] | None = None,
+    tokens: int = 10,
+    redact: bool = False,
+) -> None:
+    """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, found {k}")
+    for name, count in (("opponents", opponents), ("tokens", tokens)):
+        if count < 0:
+            raise ValueError(f"{name}: expected 0 or more, found {count}")
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
+    path = Path(out) if out is not None else _default_path(opened)
+    single_file = None if out is None else out.endswith(".html")
+    wants_page = out is not None or figures is None
+    if wants_page:
+        check_place(path, single_file=single_file)
+    content = make_content(opened, queries, k, opponents, tokens, is_redacted=redact)
+    if figures is not None:
+        pictures = draw(content, Path(figures), only_chosen=queries is not None)
+        print(f"Wrote {counted(len(pictures), 'picture')} to {figures}: {', '.join(file.name for file in pictures)}")
+    if wants_page:
+        written = write(content, path, single_file=single_file)
+        print(f"The report is {written}\nOpen it by double-click, or as {written.resolve().as_uri()}")
+
+
+def report_of_run(folder: Path) -> Path:
+    """Write the explorer of a run into its folder, with all of its stores.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        What to open.
+
+    Raises:
+        ValueError: If something else is in its place, or it is too large.
+    """
+    opened = open_sources([str(folder)], None, None, whole_runs=True)
+    check_place(_default_path(opened))
+    return write(make_content(opened), _default_path(opened))
+
+
+def make_content(
+    opened: Opened,
+    queries: Sequence[str] | None = None,
+    k: int = 100,
+    opponents: int = 20,
+    tokens: int = 10,
+    *,
+    is_redacted: bool = False,
+) -> Content:
+    """Rank examples for the chosen queries; what else is known is found when the size is known to be allowed.
+
+    Args:
+        opened: Sources of scores, and what belongs to them.
+        queries: As :func:`choose_queries` takes them; default: all.
+        k: How many proponents of each source.
+        opponents: How many opponents of each source.
+        tokens: For how many of the strongest examples scores are told token by token.
+        is_redacted: Whether texts are left out.
+    """
+    console = Console(stderr=True)
+    chosen, limits = choose_queries(opened.sources, queries)
+    ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
+    count = 0 if is_redacted else tokens
+    settings = ContentSettings(is_redacted=is_redacted)
+    return Content(ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count))
+
+
+def write(content: Content, path: Path, *, single_file: bool | None = None) -> Path:
+    """Write a report, and say before how large it becomes.
+
+    Args:
+        content: Of the report.
+        path: As :func:`write_report` takes it.
+        single_file: Likewise.
+
+    Raises:
+        ValueError: If it would be too large.
+    """
+    console = Console(stderr=True)
+    size = content.estimated_size(lambda name, chunk: len(island(name, encode_chunk(chunk))))
+    _check_size(size, single_file)
+    form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
+    _tell(console, f"{_contents(content)}: about {_megabytes(size)}, as {form}")
+    _ = content.additions  # with bars of their own
+    chunks = _watched(content.chunks(), "writing", content.num_chunks, console)
+    return write_report(path, chunks, title=content.title, single_file=single_file)
+
+
+def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
+    """Draw pictures of the run and of some queries.
+
+    Args:
+        content: Of the report.
+        folder: Where they go.
+        only_chosen: Whether all of the report's queries are drawn, or a few that show most.
+
+    Returns:
+        The PNG of each; a PDF is beside it.
+    """
+    from ftrace.report.figures import choose_queries as choose_telling  # imports matplotlib
+    from ftrace.report.figures import write_figures
+
+    console = Console(stderr=True)
+    _ = content.additions
+    chunks = _watched(content.chunks(), "reading", content.num_chunks, console)
+    head = cast(Head, next(chunk for name, chunk in chunks if name == HEAD))
+    places = range(content.num_queries) if only_chosen else choose_telling(head["queries"])
+    files = write_figures(folder, head, [content.query(place) for place in places])
+    return [file for file in files if file.suffix == ".png"]
+
+
+def _default_path(opened: Opened) -> Path:
+    return (opened.run or Path()) / _NAME
+
+
+def _title(opened: Opened) -> str:
+    """Name the report by its run, or else by its stores and files."""
+    if opened.run is not None:
+        run = opened.run.resolve()
+        return f"{run.parent.name}/{run.name}" if run.name.startswith("version_") else run.name
+    return ", ".join(dict.fromkeys(source.name for source in opened.sources))
+
+
+def _check_size(size: int, single_file: bool | None) -> None:
+    limit = MAX_FILE_BYTES if single_file else MAX_FOLDER_BYTES
+    if size > _SURE * limit:
+        form, other = ("one file", "; or leave out .html to write a folder") if single_file else ("a report", "")
+        raise ValueError(
+            f"expected {form} of up to {_megabytes(limit)}, found that it would take about {_megabytes(size)}. Choose "
+            f"fewer queries (--queries 200), list fewer examples (-k 20), or leave out texts (--redact){other}"
+        )
+
+
+def _contents(content: Content) -> str:
+    return f"{counted(content.num_queries, 'query', 'queries')} and {counted(content.num_examples, 'example')}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:,.0f} MB"
+
+
+def _watched(items: Iterable[T], what: str, count: int, console: Console) -> Iterable[T]:
+    return track(items, what, total=count, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)

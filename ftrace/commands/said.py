@@ -1,0 +1,43 @@
+"""What the model of a finished run answers to queries, each of which it is asked once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from ftrace.run_folder import fresh_answers, last_snapshot
+from ftrace.views import Said
+
+_ASKED = "FactLM"
+
+
+def said_in_run(run: Path, query_ids: Collection[int]) -> dict[int, Said]:
+    """Return what a run's model answers at its last snapshot; of a model that can't be asked, what is known.
+
+    Answers are kept in the run's folder. A line on stderr tells that the model is asked.
+
+    Args:
+        run: The run's folder.
+        query_ids: Ids of queries. One that the run doesn't know has no answer.
+    """
+    snapshot = last_snapshot(run)
+    if snapshot is None:
+        return {}
+    answers = {query: Said(**answer, snapshot=snapshot.name) for query, answer in fresh_answers(run).items()}
+    lacking = [query for query in query_ids if query not in answers]
+    if lacking and _may_be_asked(run):
+        print(f"Asking the model of {run} at {snapshot.name}, once ...", file=sys.stderr)
+        from ftrace.runs import Run  # imports torch
+
+        given = Run(run).answers(lacking)
+        answers |= {query: Said(**vars(answer), snapshot=snapshot.name) for query, answer in given.items()}
+    return {query: answers[query] for query in query_ids if query in answers}
+
+
+def _may_be_asked(run: Path) -> bool:
+    """Tell whether the model of a run is one that can be loaded and asked, by its config."""
+    import yaml
+
+    model = yaml.safe_load((run / "config.yaml").read_text()).get("model")
+    return isinstance(model, dict) and str(model.get("class_path", "")).rpartition(".")[2] == _ASKED

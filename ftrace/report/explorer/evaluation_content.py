@@ -1,0 +1,141 @@
+"""What a report shows of an evaluation: the table that ``ftrace evaluate`` wrote, or metrics of files of results."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftrace.report.explorer.format import Evaluation, EvaluationCell, EvaluationRow
+
+FOLDER, TABLE = "evaluation", "table.json"
+
+
+def evaluation_of_run(run: Path) -> Evaluation | None:
+    """Read the evaluation of a run's stores; None if there is none.
+
+    A table that is damaged, or of another version, is no error: there is a note that says so.
+
+    Args:
+        run: The run's folder.
+    """
+    file = run / FOLDER / TABLE
+    if not file.exists():
+        return None
+    try:
+        return _of_table(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).replace(str(file), TABLE)
+        note = f"{FOLDER}/{TABLE} can't be read ({type(error).__name__}: {reason}): evaluate the stores again"
+        return {"title": "An evaluation that can't be read", "metrics": [], "rows": [], "ceiling": [], "notes": [note]}
+
+
+def with_labels(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Select the files of results in which some labels say which examples state a fact.
+
+    Args:
+        files: Files by name.
+    """
+    from ftrace.evaluation.results import read_results  # imports torch
+
+    return {
+        name: file for name, file in files.items() if any(row.states_fact is not None for row in read_results(file))
+    }
+
+
+def evaluation_of_results(files: Mapping[str, Path]) -> Evaluation:
+    """Compute the metrics of files of results over the queries that have labels.
+
+    Args:
+        files: Files with labels, by the name of their rows.
+    """
+    from ftrace.evaluation.results import evaluate_results
+
+    try:
+        evaluation = evaluate_results(files)
+    except ValueError as error:  # such as files of different queries
+        note = str(error)
+        for file in files.values():
+            note = note.replace(str(file), file.name)
+        return {"title": "Files that can't be compared", "metrics": [], "rows": [], "ceiling": [], "notes": [note]}
+    rows: list[EvaluationRow] = [
+        {
+            "name": name,
+            "cells": [
+                _cell(estimates[metric].mean, (estimates[metric].low, estimates[metric].high))
+                for metric in evaluation.metrics
+            ],
+        }
+        for name, estimates in evaluation.estimates.items()
+    ]
+    return {
+        "title": f"{len(evaluation.queries):,} queries with labels",
+        "metrics": list(evaluation.metrics),
+        "rows": rows,
+        "ceiling": [None] * len(evaluation.metrics),
+        "notes": list(evaluation.notes),
+    }
+
+
+def _of_table(table: Mapping[str, Any]) -> Evaluation:
+    """Return the main metrics of what :func:`ftrace.evaluation.retrieval.write_tables` wrote."""
+    from ftrace.evaluation.retrieval.metrics import MAIN
+
+    means, intervals = table["rows"], table.get("intervals", {})
+    metrics = [metric for metric in MAIN if any(metric in row for row in means.values())]
+    rows: list[EvaluationRow] = [
+        {
+            "name": str(name),
+            "cells": [_cell(row.get(metric), intervals.get(name, {}).get(metric)) for metric in metrics],
+        }
+        for name, row in means.items()
+    ]
+    published = table.get("published", [])
+    rows += [
+        {"name": f"{row['method']} (published)", "cells": [_cell(row["metrics"].get(metric)) for metric in metrics]}
+        for row in published
+    ]
+    ceiling = table.get("ceiling", {})
+    notes = ["with the ends of 95% intervals over facts; ties in expectation; R@n: n is a query's own number"]
+    if int(table.get("num_runs", 1)) > 1:
+        notes.append(f"means of {table['num_runs']} runs")
+    if published:
+        notes.append(f"published: {published[0]['source']}; full-size data, candidate pools")
+    return {
+        "title": _title(table),
+        "metrics": metrics,
+        "rows": rows,
+        "ceiling": [_share(ceiling.get(metric)) for metric in metrics],
+        "notes": [*notes, *map(str, table.get("notes", []))],
+    }
+
+
+def _title(table: Mapping[str, Any]) -> str:
+    """Say in one line what was evaluated, as :func:`ftrace.evaluation.retrieval.render.title_of`."""
+    words = [str(table["queries"])]
+    if table.get("half", "all") != "all":
+        words.append(f"{table['half']} half")
+    if table.get("without_proponents"):
+        words.append(f"{table['without_proponents']} without proponents left out")
+    title = f"{table['num_queries']:,} queries ({'; '.join(words)})"
+    sizes = table.get("num_candidates")
+    if sizes is None:
+        return title
+    unit = "candidates" if table.get("level", "row") == "row" else "sentences"
+    least, most = sizes["least"], sizes["most"]
+    return f"{title}, {least:,} {unit} each" if least == most else f"{title}, {least:,} to {most:,} {unit} each"
+
+
+def _cell(mean: object, ends: Sequence[object] | None = None) -> EvaluationCell:
+    low, high = (None, None) if ends is None else ends
+    return {"mean": _share(mean), "low": _share(low), "high": _share(high)}
+
+
+def _share(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, found {value!r:.40}")
+    return float(value) if math.isfinite(value) else None
