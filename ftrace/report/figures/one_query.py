@@ -116,11 +116,11 @@ def _said(query: QueryChunk, width: float) -> list[tuple[str, str]]:
     answer = "(left out)" if query["answer"] is None else query["answer"]
     lines += [(line, INK) for line in in_lines(shown(f"answer: {answer}"), width, TEXT, 2)]
     if said is not None:
-        verdict = {True: ", which is right", False: ", which is wrong", None: ""}[said["right"]]
+        verdict = {True: " rightly", False: " wrongly", None: ""}[said["right"]]
         chance = "" if said["probability"] is None else f" ({100 * said['probability']:.3g}%)"
         text = "(left out)" if said["text"] is None else said["text"]
         colour = AGAINST if said["right"] is False else INK
-        lines += [(line, colour) for line in in_lines(shown(f"said: {text}{chance}{verdict}"), width, TEXT, 2)]
+        lines += [(line, colour) for line in in_lines(shown(f"said{verdict}{chance}: {text}"), width, TEXT, 2)]
     for warning in query["warnings"]:
         lines += [(line, GREY) for line in in_lines(shown(warning), width, TEXT, 3)]
     return lines
