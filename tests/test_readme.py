@@ -22,6 +22,7 @@ PAGES = [
         "evaluation.md",
         "trackstar.md",
         "causal.md",
+        "report.md",
     )
 ]
 BLOCKS = re.findall(r"```python\n(.*?)```", README + "".join(page.read_text() for page in PAGES), re.S)

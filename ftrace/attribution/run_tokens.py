@@ -95,8 +95,8 @@ def snapshot_for(learned_step: int | None, snapshots: Sequence[Path]) -> Path:
     what all facts have in common. So it is the snapshot nearest to the step at which the query was first answered
     right, the earlier one of two. For a query that never was right, or of which nobody knows, it is the last one.
 
-    Step 0 counts like any other. There, a model that begins at random tells by which tokens it has in common with the
-    query that an example is like it, and nothing of facts; the snapshot's name says so.
+    Step 0 counts like any other, and the snapshot's name says so: what products say there, before anything was learned,
+    can be no more than how alike the texts are.
 
     Args:
         learned_step: As :meth:`Ledger.learned_steps` has it, -1 for never; None: not known.

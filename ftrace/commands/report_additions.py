@@ -13,7 +13,7 @@ from ftrace.report.explorer.causal_content import CausalContent
 from ftrace.report.explorer.format import Causal, QueryChunk, Tokens
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.run_page import make_run_page
-from ftrace.report.explorer.token_content import token_content
+from ftrace.report.explorer.token_content import tokens_maker
 from ftrace.scores import Ledger
 from ftrace.views import Said, Source, StoreSource
 
@@ -69,13 +69,7 @@ def _tokens_by(
     if not count:
         return None, []
     made = _made_tokens(run, _ledger(ranked.sources), ranked.strongest(0, count))
-
-    def tokens_of(chunk: QueryChunk) -> Tokens | None:
-        scores = made.by_query.get(int(chunk["id"]))
-        positions = {int(example["id"]): position for position, example in enumerate(chunk["examples"])}
-        return None if scores is None else token_content(scores, 0, positions)
-
-    return tokens_of, [f"{reason.removesuffix('.')}." for reason in made.reasons]
+    return tokens_maker(made.by_query, 0), [f"{reason.removesuffix('.')}." for reason in made.reasons]
 
 
 def _made_tokens(run: Path | None, ledger: Ledger | None, examples: dict[int, list[int]]) -> MadeTokens:

@@ -51,7 +51,7 @@ def words_in(text: str) -> list[Word]:
     """
     text = _without_masks(text)
     if _SIMPLE.fullmatch(text):
-        return [Word(match.start(), match.end(), match.group().casefold()) for match in _WORD.finditer(text)]
+        return [Word(match.start(), match.end(), _composed(match.group())) for match in _WORD.finditer(text)]
     return list(_words(text))
 
 
@@ -96,7 +96,11 @@ def _parts(text: str, begin: int, end: int) -> Iterator[Word]:
 
 
 def _key(word: str) -> str:
-    return unicodedata.normalize("NFC", "".join(c for c in word if c not in _JOINERS)).casefold()
+    return _composed("".join(c for c in word if c not in _JOINERS))
+
+
+def _composed(word: str) -> str:
+    return unicodedata.normalize("NFC", word).casefold()
 
 
 def sample_step(count: int) -> int:

@@ -51,7 +51,8 @@ def test_sums_over_tokens_are_tracin_at_the_querys_snapshot(run: SmallRun, tmp_p
     assert not made.reasons
     assert list(made.by_query) == list(EXAMPLES)
     for query, snapshot in {0: 2, 1: 4, 2: 1}.items():
-        scores = TracIn([snapshot]).score(run.task(tmp_path / f"at-{snapshot}")).scores(query, "dot")
+        few = run.task(tmp_path / f"at-{snapshot}", example_ids=np.arange(32))
+        scores = TracIn([snapshot]).score(few).scores(query, "dot")
         found = made.by_query[query]
         assert found.snapshot == f"step-{snapshot:08d}"
         assert [example.example_id for example in found.examples] == EXAMPLES[query]

@@ -15,23 +15,13 @@ import pytest
 from ftrace.cli import main
 from ftrace.commands import report
 from ftrace.commands.report_queries import choose_queries
-from ftrace.report.explorer.chunks import decode_chunk
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts
 from ftrace.views import StoreSource
 from helpers.made_run import data_of, make_run, train, write_scores
 from helpers.made_store import SCORES, make_ledger, make_store
+from helpers.read_report import chunks_of
 
 Report = Callable[..., dict[str, Any]]
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """All chunks of a report, of either form, by name."""
-    if path.name == "index.html":
-        scripts = [file.read_text() for file in (path.parent / "chunks").iterdir()]
-        pairs = [re.findall(r'ftraceChunk\("([a-z0-9-]+)","([^"]*)"\)', script)[0] for script in scripts]
-    else:
-        pairs = re.findall(r'id="chunk-([a-z0-9-]+)">([^<]*)</script>', path.read_text())
-    return {name: decode_chunk(text) for name, text in pairs}
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def reported(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: py
     def run(*arguments: object) -> dict[str, Any]:
         assert main(["report", *map(str, arguments)]) == 0
         (path,) = re.findall(r"^The report is (.*)$", capsys.readouterr().out, flags=re.MULTILINE)
-        return read_report(Path(path))
+        return chunks_of(Path(path))
 
     return run
 

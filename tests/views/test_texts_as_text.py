@@ -11,7 +11,7 @@ import pytest
 from ftrace.scores.plain_text import plain
 from ftrace.views.duplicates import fold_duplicates
 from ftrace.views.marked_text import excerpt, marked_text
-from ftrace.views.words import SampledWords, shared_spans, words_in
+from ftrace.views.words import SampledWords, shared_spans, word_keys, words_in
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,18 @@ def test_words_of_any_script(text: str, words: list[str]) -> None:
     assert [word.key for word in words_in(text)] == words
     for word in words_in(text):
         assert text[word.begin : word.end].strip(" ._,") == text[word.begin : word.end]
+
+
+def test_usual_letters_are_read_as_those_of_any_script() -> None:
+    random = Random(0)
+    usual = [chr(code) for code in (*range(0x20, 0x17F), *range(0x370, 0x530), *range(0x2010, 0x2027))] + [" "] * 60
+    for size in (20, 200):
+        for _ in range(200):
+            text = "".join(random.choices(usual, k=size))
+            assert words_in(text) == words_in(f"{text} 東")[:-1], repr(text)  # one such letter makes it unusual
+            assert word_keys(text) == [word.key for word in words_in(text)]
+            ascii_text = text.encode("ascii", "ignore").decode()
+            assert word_keys(ascii_text) == [word.key for word in words_in(f"{ascii_text} 東")][:-1]
 
 
 def test_shared_words_are_marked_in_the_text_as_it_is() -> None:

@@ -10,6 +10,7 @@ PARTS = (
     "notes.js",
     "keys.js",
     "views.js",
+    "growing.js",
     "shared_parts.js",
     "query_order.js",
     "queries.js",

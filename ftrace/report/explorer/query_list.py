@@ -10,6 +10,7 @@ from ftrace.report.explorer.format import QueryChunk, QueryList
 
 _LONGEST_PROMPT = 300
 _ALWAYS = ("relation", "query_set")  # facets even if each query has a value of its own
+_NEVER = ("fact",)  # of which hardly two queries share one
 _MOST_VALUES = 50
 
 
@@ -75,7 +76,7 @@ class QueryListMaker:
         for name, by_position in self._properties.items():
             different = len(set(by_position.values()))
             is_grouping = different <= min(_MOST_VALUES, count / 2) or name in _ALWAYS
-            if different > 1 and is_grouping:
+            if different > 1 and is_grouping and name not in _NEVER:
                 facets[name] = [by_position.get(position) for position in range(count)]
         return facets
 

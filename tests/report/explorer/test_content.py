@@ -17,7 +17,8 @@ from ftrace.report.explorer import format as report_format
 from ftrace.report.explorer.additions import Additions
 from ftrace.report.explorer.content import Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Sum, Texts, stable_id
+from ftrace.scores import EXAMPLE_ID, QUERY_ID, Ledger, ScoreStore, Sum, Texts, stable_id
+from ftrace.scores.ledger import COLUMNS
 from ftrace.views import Listed, ListedQuery, ListedSource, Said, Source, StoreSource
 from helpers.made_store import EXAMPLES, QUERIES, SCORES, make_ledger, make_store
 
@@ -81,6 +82,51 @@ def test_the_loss_and_when_it_was_learned(stores: list[ScoreStore]) -> None:
     queries = chunks["head"]["queries"]
     assert queries["learned_steps"] == [20, -1]
     assert (queries["first_losses"], queries["last_losses"]) == ([6.0, 5.0], [0.25, 5.0])
+
+
+def test_a_long_loss_keeps_its_ends_and_the_learned_step(tmp_path: Path) -> None:
+    rows = 1001
+    columns = {name: np.zeros((rows, 2)) for name in COLUMNS}
+    losses = np.linspace(9, 1, rows + 1)[:, None] + np.zeros(2)
+    columns["loss"], columns["next_loss"] = losses[:-1], losses[1:].copy()
+    columns["next_loss"][500] = np.nan  # which the next interval's beginning knows
+    columns["next_loss"][-1, 1] = np.nan
+    columns["learned"][333:] = 1
+    steps = np.arange(rows + 1) * 3
+    ledger = Ledger(steps[:-1], steps[1:], np.array([0, 17]), columns)
+    chunks = made([StoreSource(make_store(tmp_path / "s", ledger=ledger))])
+    for name, last in (("query-0", rows), ("query-1", rows - 1)):
+        loss = chunks[name]["loss"]
+        assert len(loss["steps"]) == len(loss["values"]) <= 200
+        assert (np.diff(loss["steps"]) > 0).all()
+        assert (loss["steps"][0], loss["steps"][-1]) == (0, 3 * last)
+        assert loss["learned_step"] == 3 * 334
+        assert loss["learned_step"] in loss["steps"]
+        np.testing.assert_allclose(loss["values"], losses[np.array(loss["steps"]) // 3, 0], rtol=1e-5)
+
+
+def test_a_loss_that_rose_and_an_answer_that_was_lost_are_warned_of(tmp_path: Path) -> None:
+    ledger = make_ledger()
+    ledger.columns["next_loss"][-1] = [8, 5]
+    ledger.columns["learned"][-1, 0] = 0
+    warnings = made([StoreSource(make_store(tmp_path / "s", ledger=ledger))])["query-0"]["warnings"]
+    assert warnings == [
+        "It was first answered right at step 20, but no longer at the end.",
+        "Its loss rose during training, from 6 to 8 nats: on the whole, the examples raised it.",
+    ]
+
+
+def test_properties_that_group_queries_are_facets(tmp_path: Path) -> None:
+    rows = [
+        {"query_id": query, "text": "", "fact": f"f{query // 2}", "length": query % 3, "same": "x", "note": f"n{query}",
+         "relation": f"r{query}"}
+        for query in range(9)
+    ]  # fmt: skip
+    store = ScoreStore.write(
+        tmp_path / "s", np.arange(2), np.arange(9), {"dot": np.ones((2, 9))}, queries=Texts.of(rows, QUERY_ID)
+    )
+    facets = made([StoreSource(store)])["head"]["queries"]["facets"]
+    assert facets == {"length": ["0", "1", "2"] * 3, "relation": [f"r{query}" for query in range(9)]}
 
 
 def test_the_list_of_queries_and_the_methods(stores: list[ScoreStore]) -> None:

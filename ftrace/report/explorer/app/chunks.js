@@ -3,7 +3,8 @@
  * The chunks of a report: from the page itself, or from script files beside it.
  *
  * loadChunk(name)    a promise of its content; the last few are kept
- * Loaded(props)      loads a chunk and shows what `show(chunk)` makes of it; a line while it waits, or why it can't
+ * Loaded(props)      loads a chunk and shows what `show(chunk)` makes of it; a line while it waits, or why it can't;
+ *                    then loads what a reader may open next (`soon`)
  */
 
 const KEPT_CHUNKS = 12;
@@ -99,7 +100,7 @@ async function loadHead() {
   return head;
 }
 
-/** @typedef {{name: string, show: (chunk: any) => preact.ComponentChildren}} LoadedProps */
+/** @typedef {{name: string, show: (chunk: any) => preact.ComponentChildren, soon?: string[]}} LoadedProps */
 
 /** @extends {preact.Component<LoadedProps, {name: string, chunk: any, problem: string}>} */
 class Loaded extends Component {
@@ -120,7 +121,11 @@ class Loaded extends Component {
     if (this.asked === name) return;
     this.asked = name;
     const arrived = (/** @type {any} */ chunk, problem = "") => {
-      if (this.asked === name) this.setState({ name, chunk, problem });
+      if (this.asked !== name) return;
+      this.setState({ name, chunk, problem });
+      setTimeout(() => {
+        if (this.asked === name) for (const next of this.props.soon ?? []) loadChunk(next).catch(() => null);
+      }, 300);
     };
     loadChunk(name).then(arrived, (error) => arrived(null, error.message));
   }

@@ -27,11 +27,14 @@ function ExampleList({ head, chunk, method, isOpponents }) {
     h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head, method, isOpponents))),
     kept.length < listed.length && h("p", { class: "count", role: "status" }, `${count(kept.length)} of the ${count(listed.length)} that are listed`),
     listed.length === 0 && h("p", { class: "empty" }, emptyText(head, lists ?? null, method, isOpponents)),
-    h(
-      "ol",
-      { class: "examples" },
-      groups.map((group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest })),
-    ),
+    h(Growing, {
+      tag: "ol",
+      attributes: { class: "examples" },
+      asked: [chunk.id, method, STATE["states"], STATE["kind"]].join(" "),
+      least: groups.findIndex((group) => group.some((place) => chunk.examples[place]?.id === STATE["example"])) + 1,
+      entries: groups,
+      show: (/** @type {number[]} */ group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest }),
+    }),
     kept.length > 0 && listNotes(lists ?? null, listed.length, isOpponents).map((note) => h("p", { class: "count", key: note }, note)),
   );
 }

@@ -36,7 +36,14 @@ function arrive() {
   if (before["view"] !== state["view"] || before["query"] !== state["query"]) {
     scrollTo(0, 0);
     document.getElementById("main")?.focus({ preventScroll: true });
+    returnTo(document.querySelector("tr.chosen"));
   }
+}
+
+/** Let a reader who goes up to the queries find the one that was open. @param {Element | null} row */
+function returnTo(row) {
+  row?.scrollIntoView({ block: "center" });
+  row?.querySelector("a")?.focus({ preventScroll: true });
 }
 
 async function start() {

@@ -1,9 +1,6 @@
 // @ts-check
 /** The view of all queries: search, filters, and a table that any column sorts. */
 
-const FIRST_ROWS = 60;
-const MORE_ROWS = 400;
-
 /** @param {{head: Head, method: number}} props */
 function QueriesView({ head, method }) {
   const places = chosenQueries(head);
@@ -77,57 +74,23 @@ function Search() {
   );
 }
 
-/** @typedef {{head: Head, places: number[], method: number, asked: string}} QueryTableProps */
-
-/**
- * The table. Of many rows the first are drawn at once and the others while the browser is idle, so that typing into the
- * search stays quick.
- * @extends {preact.Component<QueryTableProps, {rows: number, asked: string}>}
- */
-class QueryTable extends Component {
-  state = { rows: FIRST_ROWS, asked: this.props.asked };
-  timer = 0;
-
-  componentDidMount() {
-    this.grow();
-  }
-
-  componentDidUpdate() {
-    this.grow();
-  }
-
-  componentWillUnmount() {
-    clearTimeout(this.timer);
-  }
-
-  grow() {
-    clearTimeout(this.timer);
-    const { asked, places } = this.props;
-    const rows = this.rows();
-    if (rows < places.length) {
-      this.timer = setTimeout(() => this.setState({ rows: rows + MORE_ROWS, asked }), rows === FIRST_ROWS ? 120 : 0);
-    }
-  }
-
-  rows() {
-    return this.state.asked === this.props.asked ? this.state.rows : FIRST_ROWS;
-  }
-
-  render() {
-    const { head, places, method } = this.props;
-    const columns = queryColumns(head, method);
-    return h(
-      "table",
-      { class: `query-table columns-${columns.length}`, role: "table", style: { "--columns": widths(columns) } },
-      h("caption", { class: "unseen" }, "Queries"),
-      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((column) => h(ColumnHead, { column, key: column.key })))),
-      h(
-        "tbody",
-        { role: "rowgroup" },
-        places.slice(0, this.rows()).map((/** @type {number} */ place) => h(QueryRow, { key: place, head, place, method, columns })),
-      ),
-    );
-  }
+/** @param {{head: Head, places: number[], method: number, asked: string}} props */
+function QueryTable({ head, places, method, asked }) {
+  const columns = queryColumns(head, method);
+  return h(
+    "table",
+    { class: "query-table", role: "table", style: { "--columns": widths(columns) } },
+    h("caption", { class: "unseen" }, "Queries"),
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((column) => h(ColumnHead, { column, key: column.key })))),
+    h(Growing, {
+      tag: "tbody",
+      attributes: { role: "rowgroup" },
+      asked,
+      least: places.indexOf(queryPlace(head, STATE["query"] ?? "")) + 1, // the one that a reader comes from
+      entries: places,
+      show: (/** @type {number} */ place) => h(QueryRow, { key: place, head, place, method, columns }),
+    }),
+  );
 }
 
 /** @param {Column[]} columns */

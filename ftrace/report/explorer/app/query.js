@@ -37,8 +37,7 @@ function kicker(chunk) {
 
 /** @param {{head: Head, query: number}} props */
 function Pager({ head, query }) {
-  const chosen = chosenQueries(head);
-  const order = chosen.includes(query) ? chosen : [...head.queries.ids.keys()];
+  const order = readingOrder(head, query);
   const at = order.indexOf(query);
   const link = (/** @type {number} */ place, /** @type {string} */ key, /** @type {string} */ text) => {
     const id = head.queries.ids[order[place] ?? -1];
@@ -134,7 +133,7 @@ function QueryView({ head, chunk, method }) {
 function readingText(method) {
   if (method?.kind === BY_WORDS) return "A score says how much of the query’s wording the example has, and knows nothing of training.";
   const unit = method?.unit ? `, in ${plain(method.unit)}` : "";
-  return `A score estimates, to first order, how much training on the example lowered this query’s loss${unit}; below 0, it raised it.`;
+  return `A score estimates, to first order, how much training on the example lowered this query’s loss${unit}.`;
 }
 
 /** @param {{chunk: QueryChunk}} props */

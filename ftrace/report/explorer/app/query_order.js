@@ -126,6 +126,27 @@ function chosenQueries(head) {
   return LAST_CHOICE.places;
 }
 
+/**
+ * Return the order in which a reader goes from query to query: the chosen one, or all if this query isn't chosen.
+ * @param {Head} head
+ * @param {number} query
+ */
+function readingOrder(head, query) {
+  const chosen = chosenQueries(head);
+  return chosen.includes(query) ? chosen : [...head.queries.ids.keys()];
+}
+
+/**
+ * Return the queries before and after one in the reading order.
+ * @param {Head} head
+ * @param {number} query
+ */
+function neighbours(head, query) {
+  const order = readingOrder(head, query);
+  const at = order.indexOf(query);
+  return [order[at + 1], order[at - 1]].filter((place) => place !== undefined);
+}
+
 /** @param {Head} head */
 function filtered(head) {
   const words = folded(STATE["find"] ?? "").split(" ").filter(Boolean);
