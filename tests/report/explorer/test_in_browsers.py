@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
+from helpers import command_line
 from helpers.browsers import NAMES, launched
-from helpers.hostile_store import HOST, MARK
+from helpers.hostile_store import HOST, IDS, MARK, QUERY_IDS, hostile_store
 from helpers.known_report import LARGE, QUERIES, KnownReport, known_report
 from helpers.report_reader import VIEWS, ReportReader, number
 
@@ -35,6 +36,13 @@ HOSTILE_ADDRESSES = (
     f"javascript:window.{MARK}=1",
     f"view=query&query=0&states=</script><script>window.{MARK}=1</script>&kind=__proto__",
 )
+HOSTILE_STATES: tuple[dict[str, str], ...] = (
+    {},
+    {"view": "run"},
+    *({"view": "query", "query": str(query)} for query in QUERY_IDS[::3]),
+    *({"view": "example", "query": str(QUERY_IDS[0]), "example": str(example)} for example in IDS[::4]),
+)
+FOREIGN_ELEMENTS = f"#app :is(img, script, iframe, style, link, meta, base, #{MARK}), head > base, body > iframe"
 KEEP_WHAT_IS_SAVED = """() => {
   URL.createObjectURL = (blob) => { window.saved = blob; return "about:blank"; };
   HTMLAnchorElement.prototype.click = () => {};
@@ -44,6 +52,14 @@ KEEP_WHAT_IS_SAVED = """() => {
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> KnownReport:
     return known_report(tmp_path_factory.mktemp("known"))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile # 100% ü")
+    store = hostile_store(folder / "store")
+    assert command_line.code("report", store.path, f"--out={folder / 'report.html'}") == 0
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -168,6 +184,16 @@ def test_hostile_addresses_do_nothing(browser: Browser, report: KnownReport) -> 
             assert page.locator("main img, main script, main iframe").count() == 0, address
             page.locator(".page-head .title a").click()
             page.locator("input[type=search]").wait_for()
+
+
+def test_hostile_corpus_adds_no_element_and_asks_for_nothing(browser: Browser, hostile: Path) -> None:
+    with ReportReader(browser, hostile) as reader:
+        for state in HOSTILE_STATES:
+            page = reader.open(state)
+            assert page.evaluate(f"typeof window.{MARK}") == "undefined"
+            assert page.locator(FOREIGN_ELEMENTS).count() == 0
+            shown = page.locator("body").inner_text()
+            assert not re.search(r"[\x00-\x08\x1b\u202a-\u202e\u2066-\u2069]", shown)
 
 
 def test_address_brings_back_what_was_seen(browser: Browser, report: KnownReport) -> None:
