@@ -27,7 +27,7 @@ function QueriesView({ head, method }) {
           options: [["", "all"], ...[...values].map(([value, number]) => /** @type {[string, string]} */ ([value, `${plain(value)} (${count(number)})`]))],
         }),
       ),
-      head.methods.length > 1 && h(Choice, { label: "P@10 by", name: "method", value: methodKeys(head)[method] ?? "", options: methodKeys(head).map((key) => /** @type {[string, string]} */ ([key, plain(key)])) }),
+      head.methods.length > 1 && sortKeys(head).includes("precision") && h(Choice, { label: "P@10 by", name: "method", value: methodKeys(head)[method] ?? "", options: methodKeys(head).map((key) => /** @type {[string, string]} */ ([key, plain(key)])) }),
     ),
     h(
       "p",
