@@ -15,7 +15,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 # Those that take longest begin first, so that no process is left with one of them when the others have ended.
-LONGEST = ("test_study.py", "test_main_job.py", "test_processes.py", "test_causal_trace_command.py", "test_tracer.py")
+LONGEST = (
+    "test_study.py",
+    "test_main_job.py",
+    "test_processes.py",
+    "test_causal_trace_command.py",
+    "test_tracer.py",
+    "test_in_browsers.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import warm_python
+from helpers import browsers, warm_python
 from helpers.pairwise import pairwise
 
 AXES = [
@@ -75,3 +75,16 @@ def test_what_takes_too_long_is_killed() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         warm_python.run("-c", "import time; time.sleep(60)", timeout=0.5)
     assert warm_python.run("-c", "print(1)").stdout == "1\n"
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_missing_browser_is_said_in_a_line_and_fails_in_ci(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setattr(browsers, "find_browser", lambda name, playwright: None)
+    monkeypatch.setenv("CI", ci)
+    with (
+        pytest.raises(outcome, match=r"^found no firefox that starts: install it .*playwright install firefox`$"),
+        browsers.launched("firefox"),
+    ):
+        pass

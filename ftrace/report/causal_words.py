@@ -121,5 +121,13 @@ def font_families() -> tuple[str, ...]:
 
 @cache
 def _signs() -> frozenset[int]:
-    fonts = (get_font(findfont(FontProperties(family=name))) for name in font_families())
-    return frozenset(sign for font in fonts for sign in font.get_charmap())
+    """Return the characters that can be drawn, bold ones too, of which a font may have fewer."""
+    regular, bold = (
+        {
+            sign
+            for family in font_families()
+            for sign in get_font(findfont(FontProperties(family=family, weight=weight))).get_charmap()
+        }
+        for weight in ("normal", "bold")
+    )
+    return frozenset(regular & bold)

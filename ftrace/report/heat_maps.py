@@ -18,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from ftrace.causal.readout import IN_WORDS
@@ -156,26 +157,38 @@ def _columns(stacks: Mapping[str, Mapping[str, HeatMap]]) -> list[list[HeatMap |
     return [cells[column::across] for column in range(across)]
 
 
-def draw_map(axes: Axes, heat_map: HeatMap, norm: Normalize) -> None:
-    """Draw the cells of a heat map, without its title and labels of rows."""
+def draw_map(axes: Axes, heat_map: HeatMap, norm: Normalize, width: float | None = None) -> None:
+    """Draw the cells of a heat map, without its title and labels of rows.
+
+    Args:
+        axes: Where to draw it.
+        heat_map: What to draw.
+        norm: The scale of colours.
+        width: About how wide the axes are, in inches; default: the width that the map asks for.
+    """
     rows, layers = heat_map.values.shape
+    cell = (heat_map.width if width is None else width) / layers
     axes.pcolormesh(
         np.arange(layers + 1) - 0.5, np.arange(rows + 1) - 0.5, np.ma.masked_invalid(heat_map.values), norm=norm,
-        cmap=_COLOURS, edgecolors="white" if heat_map.width / layers > 0.15 else "face", linewidth=0.3,
+        cmap=_COLOURS, edgecolors="white" if cell > 0.12 else "face", linewidth=0.3,
     )  # fmt: skip
     axes.invert_yaxis()
     for row, layer in np.argwhere(heat_map.hatched & np.isfinite(heat_map.values)).tolist():
-        _mark_readout(axes, heat_map, norm, row, layer)
+        _mark_readout(axes, heat_map, norm, (row, layer), cell)
     if heat_map.ring:
         row, layer = heat_map.ring
-        edge = _on(norm, heat_map.values[row, layer])
-        axes.plot(layer, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=edge, markeredgewidth=1.1)
+        halo = [withStroke(linewidth=2.4, foreground="white")]  # so that it is seen on every colour
+        axes.plot(
+            layer, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.1,
+            path_effects=halo,
+        )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.spines[:].set_visible(False)
 
 
-def _mark_readout(axes: Axes, heat_map: HeatMap, norm: Normalize, row: int, layer: int) -> None:
+def _mark_readout(axes: Axes, heat_map: HeatMap, norm: Normalize, place: tuple[int, int], width: float) -> None:
     """Hatch a cell, and write its number if it exceeds the scale, or set a mark where there is no room for it."""
+    row, layer = place
     value = float(heat_map.values[row, layer])
     colour = _on(norm, value)
     corner = (layer - 0.5, row - 0.5)
@@ -183,11 +196,18 @@ def _mark_readout(axes: Axes, heat_map: HeatMap, norm: Normalize, row: int, laye
     if abs(value) <= float(norm.vmax or 0):
         return
     number = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
-    if text_width(number, TINY) + 0.08 < heat_map.width / heat_map.values.shape[1]:
+    if text_width(number, TINY) + 0.08 < width:
         box = {"facecolor": _COLOURS(norm(value)), "edgecolor": "none", "pad": 1.0}
         axes.text(layer, row, number, fontsize=TINY, color=colour, ha="center", va="center", bbox=box)
     else:
-        axes.plot(layer, row, "^" if value > 0 else "v", markersize=3, color=colour, markeredgewidth=0)
+        axes.plot(
+            layer,
+            row,
+            "^" if value > 0 else "v",
+            markersize=min(3.0, 0.6 * 72 * width),
+            color=colour,
+            markeredgewidth=0,
+        )
 
 
 def _on(norm: Normalize, value: float) -> str:
@@ -219,4 +239,4 @@ def draw_bar(
         most = f"{readout[np.abs(readout).argmax()]:.3g}".replace("-", "\N{MINUS SIGN}")
         label += f"\nhatched: {IN_WORDS},\nleft out of the scale; largest {most}"
     bar.set_label(label, fontsize=SMALL)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

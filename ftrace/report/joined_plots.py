@@ -171,7 +171,7 @@ def _lines(proponents: Sequence[Teacher]) -> list[tuple[str, str, str, list[str]
             score_text(proponent.score),
             "yes" if proponent.states_the_fact else "no",
             str(proponent.example_id),
-            in_lines(shown(proponent.sentence), width, TEXT, 2) or [""],
+            in_lines(shown(proponent.sentence), width, TEXT, 2),
         )
         for proponent in proponents
     ]

@@ -37,7 +37,7 @@ def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
     learned = np.array([learned_bin.first >= 0 for learned_bin in bins])
     positions = np.arange(len(bins)) + 0.25 * ~learned  # "never" is no later step, so it stands apart
     shifts = np.linspace(-0.6, 0.6, len(names)) * _HALF if len(names) > 1 else np.zeros(1)
-    ends: dict[str, tuple[float, dict[str, Any]]] = {}
+    ends: list[tuple[str, float, dict[str, Any]]] = []
     has_intervals, top = False, 0.0
     with look():
         figure = Figure(figsize=(PAGE, 3.4), layout="constrained")
@@ -53,7 +53,7 @@ def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
             )
             axes.plot(positions[learned] + shift, means[learned], **style)
             axes.plot(positions[~learned] + shift, means[~learned], **style)
-            ends[shown(name)] = (float(means[-1]), style)
+            ends.append((shown(name), float(means[-1]), style))
             has_intervals |= bool(np.isfinite(errors).any())
             top = max(top, float(np.nanmax(means + np.nan_to_num(errors[1]))))
         ceilings = 100 * np.array([learned_bin.ceiling for learned_bin in bins])

@@ -112,7 +112,7 @@ def draw_accounts(axes: Axes, edges: np.ndarray, actual: np.ndarray, accounts: M
         bottom = np.where(values >= 0, above, below)
         axes.bar(
             centres, values, 0.88 * width, bottom=bottom, facecolor=colour, hatch=hatch, linewidth=0.3,
-            edgecolor=INK if hatch else colour, label=shown(name),
+            edgecolor=INK if hatch else colour, label=in_lines(shown(name), 1.0, SMALL)[0],
         )  # fmt: skip
         above += np.clip(values, 0, None)
         below += np.clip(values, None, 0)

@@ -85,52 +85,63 @@ def text_width(text: str, points: float, weight: str = "normal") -> float:
     return sum(_advance(character, weight) for character in text) * points / 72
 
 
-def in_lines(text: str, inches: float, points: float, most: int = 1) -> list[str]:
-    """Break a text into at most ``most`` lines of a width; what is left out is told by "…". Long words are cut.
+def in_lines(text: str, inches: float, points: float, most: int = 1, weight: str = "normal") -> list[str]:
+    """Break a text into one to ``most`` lines of a width; what is left out is told by "…". Long words are cut.
 
     Args:
         text: A text that can be drawn; see :func:`shown`.
         inches: The width.
         points: Size of the letters.
         most: How many lines there may be.
+        weight: "normal" or "bold".
     """
-    lines, line = [], ""
+    lines: list[str] = []
+    line = ""
     for word in text.split():
-        while word:
+        while word and len(lines) <= most:
             joined = f"{line} {word}" if line else word
-            if text_width(joined, points) <= inches:
+            fits = _fitting(joined, inches, points, weight)
+            if fits == len(joined):
                 line, word = joined, ""
             elif line:
                 lines.append(line)
                 line = ""
             else:
-                size = next(n for n in range(len(word), 0, -1) if n == 1 or text_width(word[:n], points) <= inches)
-                lines.append(word[:size])
-                word = word[size:]
+                lines.append(word[: max(fits, 1)])
+                word = word[max(fits, 1) :]
     lines += [line] if line else []
     if len(lines) > most:
         last = lines[most - 1]
-        while last and text_width(f"{last} …", points) > inches:
-            last = last[:-1]
+        last = last[: _fitting(last, inches - text_width(" …", points, weight), points, weight)]
         lines = [*lines[: most - 1], f"{last.rstrip()} …"]
-    return lines
+    return lines or [""]
 
 
-def label_ends(axes: Axes, ends: Mapping[str, tuple[float, Mapping[str, Any]]]) -> None:
+def _fitting(text: str, inches: float, points: float, weight: str) -> int:
+    """Return how many of a text's first characters fit into a width."""
+    width = 0.0
+    for number, character in enumerate(text):
+        width += _advance(character, weight) * points / 72
+        if width > inches:
+            return number
+    return len(text)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[str, float, Mapping[str, Any]]]) -> None:
     """Label lines at the right edge, each beside its marker, moved apart where labels would overlap.
 
     The axes' limits and place must be settled, and the layout "constrained", which makes room for the labels.
 
     Args:
         axes: Where the lines are.
-        ends: By label: a line's last value, and its colour and marker as :func:`series` gives them.
+        ends: Each line's label, last value, and colour and marker as :func:`series` gives them.
     """
     (low, high), height = axes.get_ylim(), axes.get_position().height * axes.get_figure().get_figheight()  # type: ignore[union-attr]
     least = 1.3 * SMALL / 72 / height * (high - low)
-    order = sorted(ends, key=lambda label: ends[label][0])
+    order = sorted(ends, key=lambda end: end[1])
     edge = axes.get_yaxis_transform()
-    for label, place in zip(order, _apart([ends[label][0] for label in order], least, low, high), strict=True):
-        look_of_line = ends[label][1]
+    places = _apart([value for _, value, _ in order], least, low, high)
+    for (label, _, look_of_line), place in zip(order, places, strict=True):
         colour = look_of_line["color"]
         axes.annotate(
             label, (1, place), (14, 0), xycoords=edge, textcoords="offset points", va="center", fontsize=SMALL,

@@ -46,7 +46,7 @@ TEXTS: dict[str, str] = {
     "surrogates": "half \ud83d and \udc00 of a pair",
     "emoji": "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1f3\U0001f1f4 \U0001f600\ufe0f \u2764\ufe0f",
     "right to left": "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd abc (1) \u0645\u0631\u062d\u0628\u0627!",
-    "scripts": "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u4f60\u597d \u3053\u3093\u306b\u3061\u306f \U00020000 \u0928\u092e\u0938\u094d\u0924\u0947",
+    "scripts": "\u0e2a\u0e27 \u4f60\u597d \u3053\u3093 \U00020000 \u0928\u092e\u0938\u094d\u0924\u0947",
     "markup of a terminal": "[red]x[/red] [link=http://x]y[/link] [/] \\[",
     "mathematics": "$\\frac{1}{0}$ \\begin{x} $$ %",
     "noncharacters": "\ufffe\uffff\ufffd \U0010ffff",
@@ -95,7 +95,7 @@ def hostile_store(folder: Path) -> ScoreStore:
     learning[3, 5], learning[4, 5], learning[5, 5] = np.inf, -np.inf, np.nan
     scores = {Sum("learning"): learning, Sum(KIND): -learning}
     parts = ("constructor", texts[0])
-    scores |= {Sum(key.kind, AXIS, part): values / 2 for key, values in list(scores.items()) for part in parts}
+    scores |= {Sum("learning", AXIS, part): learning / 2 for part in parts}  # and not of the other kind
     return ScoreStore.write(
         folder, example_ids, np.array(QUERY_IDS, np.int64), scores, _manifest(texts), ledger=_ledger(), names=names,
         examples=Texts.of(examples, EXAMPLE_ID), queries=Texts.of(queries, QUERY_ID),

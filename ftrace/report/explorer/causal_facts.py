@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ftrace.report.explorer.causal_content import FOLDER, SUMMARY, read_rows
+from ftrace.scores.plain_text import counted
 
 if TYPE_CHECKING:
     from ftrace.causal import Stack
@@ -34,7 +35,7 @@ def causal_facts(run: Path) -> Facts | None:
     if not (folder / AVERAGES).exists():
         return None
     facts: Facts = []
-    for of_file, file in ((_of_averages, AVERAGES), (_of_joined, SUMMARY), (_of_settings, SETTINGS)):
+    for of_file, file in ((_of_settings, SETTINGS), (_of_averages, AVERAGES), (_of_joined, SUMMARY)):
         if not (folder / file).exists():
             continue
         try:
@@ -55,6 +56,7 @@ def _of_averages(file: Path) -> Iterator[tuple[str, str]]:
     clean, corrupted = (unit.text(float(of_runs[name]["mean"])) for name in ("clean", "corrupted"))
     yield "probability of the answer", f"{clean} undisturbed, {corrupted} with a corrupted subject"
     yield "average total effect", f"{unit.effect(_estimate(of_runs['total']))} {unit.points}"
+    yield "largest average effects", f"in {unit.points}, without the cells {IN_WORDS}, which are large in every model"
     indirect = [row for row in rows if row["effect"] == "indirect"]
     stacks = list(dict.fromkeys(row["stack"] for row in indirect))
     for stack in stacks:
@@ -65,9 +67,7 @@ def _of_averages(file: Path) -> Iterator[tuple[str, str]]:
             if peak is None:
                 yield title, "no effect is known"
             else:
-                size = unit.effect(_estimate(peak))
-                yield title, f"largest effect {size} {unit.points}, in layer {peak['layer']}, {peak['group']}"
-    yield "left out", f"in layers' outputs, the cells {IN_WORDS}, which are large in every model"
+                yield title, f"{unit.effect(_estimate(peak))} in layer {peak['layer']}, {peak['group']}"
 
 
 def _peak(stack: Stack, mediator: str, rows: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
@@ -118,6 +118,6 @@ def _of_joined(file: Path) -> Iterator[tuple[str, str]]:
 
 def _of_settings(file: Path) -> Iterator[tuple[str, str]]:
     settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    noise = settings["noise"]
-    yield "noise", f"{noise['kind']}, scale {noise['scale']:g}, {noise['samples']} samples"
-    yield "window", str(settings["settings"]["window"])
+    noise, window = settings["noise"], settings["settings"]["window"]
+    samples, layers = counted(noise["samples"], "sample"), counted(window, "layer")
+    yield "how", f"{noise['kind']} noise on the subject, scale {noise['scale']:g}, {samples}; windows of {layers}"

@@ -30,6 +30,16 @@ class Text(NamedTuple):
         return cls(None) if text is None else cls(text[:longest], max(0, len(text) - longest))
 
 
+def shortened(text: str | None, longest: int) -> str | None:
+    """Cut what stands beside texts, such as an answer, and say at its end how much was left out.
+
+    Example:
+        >>> shortened("Stockholm", 5)
+        'Stock… +4'
+    """
+    return text if text is None or len(text) <= longest else f"{text[:longest]}… +{len(text) - longest:,}"
+
+
 class ListedExample(NamedTuple):
     """What is known of an example.
 
@@ -62,8 +72,9 @@ class CorpusTexts:
             for example, row in example_rows(sources, ids[start : start + _AT_ONCE].tolist()).items():
                 name = name_of(example, row, (source.example_name(example) for source in sources))
                 text = Text.of(text_of(row, "text"), longest)
+                answer = shortened(text_of(row, "answer"), longest)
                 facts = {"facts": row["facts"]} if row.get("facts") is not None else {}
-                self._examples[example] = ListedExample(name, text, text_of(row, "answer"), facts)
+                self._examples[example] = ListedExample(name, text, answer, facts)
                 self.num_cut += text.cut > 0
 
     def __getitem__(self, example_id: int) -> ListedExample:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ftrace.report.explorer.additions import Additions
-from ftrace.report.explorer.corpus_texts import CorpusTexts, ListedExample, Text
+from ftrace.report.explorer.corpus_texts import CorpusTexts, ListedExample, Text, shortened
 from ftrace.report.explorer.facts import kind_of_example
 from ftrace.report.explorer.format import Example, QueryChunk
 from ftrace.report.explorer.format import Said as SaidInReport
@@ -49,7 +49,7 @@ class Queries:
         self._breakdowns = {
             method: Breakdown(source, method)
             for method, source in enumerate(sources)
-            if isinstance(source, StoreSource) and source.store.breakdown
+            if isinstance(source, StoreSource)
         }
 
     def chunk(self, listing: Listing, additions: Additions) -> QueryChunk:
@@ -74,9 +74,9 @@ class Queries:
             "name": name_of(query_id, row, (source.query_name(query_id) for source in self._sources)),
             "prompt": prompt.text,
             "cut": prompt.cut,
-            "answer": text_of(row, "answer"),
-            "accepted": other_answers(row),
-            "said": None if said is None else _said_in_report(said),
+            "answer": shortened(text_of(row, "answer"), self._longest),
+            "accepted": [shortened(answer, self._longest) or "" for answer in other_answers(row)],
+            "said": None if said is None else _said_in_report(said, self._longest),
             "properties": list(properties_of(row)),
             "loss": None if loss is None else loss[1],
             "warnings": [
@@ -168,9 +168,7 @@ def properties_of(row: Row) -> Iterator[tuple[str, str]]:
     """Return what else the texts say of a query: names and values."""
     for name, value in row.items():
         if name not in _SHOWN_ELSEWHERE and value is not None:
-            text = _value_text(value)
-            cut = len(text) - _LONGEST_PROPERTY
-            yield name, text if cut <= 0 else f"{text[:_LONGEST_PROPERTY]}… +{cut:,}"
+            yield name, shortened(_value_text(value), _LONGEST_PROPERTY) or ""
 
 
 def _value_text(value: Any) -> str:
@@ -179,9 +177,9 @@ def _value_text(value: Any) -> str:
     return ", ".join(map(_value_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _said_in_report(said: Said) -> SaidInReport:
+def _said_in_report(said: Said, longest: int) -> SaidInReport:
     return {
-        "text": said.text,
+        "text": shortened(said.text, longest),
         "probability": finite(said.probability),
         "right": said.right,
         "snapshot": said.snapshot,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ftrace.report.explorer.facts import relation_of_fact
 from ftrace.report.explorer.format import QueryChunk, QueryList
 
-_LONGEST_PROMPT = 300
+_LONGEST = 300
 _ALWAYS = ("relation", "query_set")  # facets even if each query has a value of its own
 _NEVER = ("fact",)  # of which hardly two queries share one
 _MOST_VALUES = 50
@@ -41,9 +41,9 @@ class QueryListMaker:
             {
                 "ids": chunk["id"],
                 "names": chunk["name"],
-                "prompts": chunk["prompt"] and chunk["prompt"][:_LONGEST_PROMPT],
-                "answers": chunk["answer"],
-                "said": said and said["text"],
+                "prompts": _cut(chunk["prompt"]),
+                "answers": _cut(chunk["answer"]),
+                "said": _cut(None if said is None else said["text"]),
                 "said_right": said and said["right"],
                 "first_losses": losses[0] if losses else None,
                 "last_losses": losses[-1] if losses else None,
@@ -79,6 +79,10 @@ class QueryListMaker:
             if different > 1 and is_grouping and name not in _NEVER:
                 facets[name] = [by_position.get(position) for position in range(count)]
         return facets
+
+
+def _cut(text: str | None) -> str | None:
+    return None if text is None else text[:_LONGEST]
 
 
 _COLUMNS = (

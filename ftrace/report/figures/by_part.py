@@ -95,13 +95,13 @@ def _name_parts(axes: Axes, names: list[str], room: float) -> None:
     """Label bars with what differs in their names, as many as there is room for; each bar has ``room`` inches."""
     common = _common_start(names)
     step = max(1, math.ceil(len(names) / _MOST_TICKS))
-    shown_names = [in_lines(name[common:], 1.3, TINY)[0] if name[common:].strip() else name for name in names]
+    shown_names = [in_lines(name[common:], 1.3, TINY)[0] for name in names]
     places = list(range(0, len(names), step))
     axes.set_xticks(places, [shown_names[place] for place in places])
     if max(text_width(name, SMALL) for name in shown_names) > room * step - 0.05:
         axes.tick_params(axis="x", labelrotation=90, labelsize=TINY)
     if common:
-        axes.set_xlabel(f"in {names[0][: common - 1]}", fontsize=TINY, color=GREY, loc="left")
+        axes.set_xlabel(in_lines(f"in {names[0][: common - 1]}", 2.0, TINY)[0], fontsize=TINY, color=GREY, loc="left")
 
 
 def _common_start(names: list[str]) -> int:

@@ -128,9 +128,9 @@ def _draw_overlaps(axes: Axes, head: Head, query: QueryChunk, known: Sequence[in
 
 
 def _label_overlaps(axes: Axes, head: Head, query: QueryChunk, known: Sequence[int]) -> None:
-    ends = {}
+    ends = []
     for method in known[1:]:
         share = 100 * overlaps(query, known[0], method)
         lines = in_lines(shown(head["methods"][method]["title"]), 0.9, SMALL, 2)
-        ends["\n".join(lines)] = (float(share[-1]), series(method))
+        ends.append(("\n".join(lines), float(share[-1]), series(method)))
     label_ends(axes, ends)

@@ -76,7 +76,8 @@ def draw_query(head: Head, query: QueryChunk) -> Figure | None:
     down = above
     for name, rows in (("proponents", proponents), ("opponents", opponents)):
         if rows:
-            page.write(MARGIN, down + 0.12, f"{name}, by {unit}", color=GREY, fontsize=SMALL)
+            (line,) = in_lines(f"{name}, by {unit}", PAGE - 2 * MARGIN, SMALL)
+            page.write(MARGIN, down + 0.12, line, color=GREY, fontsize=SMALL)
             down = _draw_rows(page, rows, down + 0.22, limits) + 0.1
     return page.figure
 
@@ -97,7 +98,7 @@ def _rows(query: QueryChunk, method: int, listed: Sequence[int], most: int) -> l
         place = example["places"][method]
         score = math.nan if place is None or place["score"] is None else place["score"]
         rank = None if place is None else place["rank"] if score >= 0 else place["rank_from_below"]
-        lines = in_lines(text_of(example), PAGE - _TEXT - 2 * MARGIN, TEXT, 2) or [" "]
+        lines = in_lines(text_of(example), PAGE - _TEXT - 2 * MARGIN, TEXT, 2)
         about = _about(example, alike[kind])
         rows.append(_Row("" if rank is None else f"{rank:,}", score, lines, about, bool(example["states_fact"])))
     return rows
@@ -115,11 +116,11 @@ def _said(query: QueryChunk, width: float) -> list[tuple[str, str]]:
     answer = "(left out)" if query["answer"] is None else query["answer"]
     lines += [(line, INK) for line in in_lines(shown(f"answer: {answer}"), width, TEXT, 2)]
     if said is not None:
-        verdict = {True: ", which is right", False: ", which is wrong", None: ""}[said["right"]]
+        verdict = {True: " rightly", False: " wrongly", None: ""}[said["right"]]
         chance = "" if said["probability"] is None else f" ({100 * said['probability']:.3g}%)"
         text = "(left out)" if said["text"] is None else said["text"]
         colour = AGAINST if said["right"] is False else INK
-        lines += [(line, colour) for line in in_lines(shown(f"said: {text}{chance}{verdict}"), width, TEXT, 2)]
+        lines += [(line, colour) for line in in_lines(shown(f"said{verdict}{chance}: {text}"), width, TEXT, 2)]
     for warning in query["warnings"]:
         lines += [(line, GREY) for line in in_lines(shown(warning), width, TEXT, 3)]
     return lines

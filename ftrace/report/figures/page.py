@@ -45,10 +45,10 @@ class Page:
 
 
 def heading_of(query: QueryChunk, width: float, most: int = 2) -> list[str]:
-    """Name a query in up to ``most`` lines: what it is called, and its prompt."""
+    """Name a query in up to ``most`` bold lines: what it is called, and its prompt."""
     name = f"{query['name']}: " if query["name"] else ""
     prompt = query["prompt"] if query["prompt"] is not None else "(text left out)"
-    return in_lines(shown(f"query {query['id']}: {name}{prompt}{cut(query['cut'])}"), width, TEXT, most)
+    return in_lines(shown(f"query {query['id']}: {name}{prompt}{cut(query['cut'])}"), width, TEXT, most, "bold")
 
 
 def text_of(example: Example) -> str:

@@ -65,7 +65,7 @@ def _draw_metric(axes: Axes, evaluation: Evaluation, number: int) -> None:
         )  # fmt: skip
     axes.set_xlim(0, 1.06 * top or 1)
     lower = ", lower is better" if metric in LOWER_IS_BETTER else ""
-    axes.set_title(shown(metric) + lower, loc="left", pad=11)
+    axes.set_title("\n".join(in_lines(shown(metric) + lower, PAGE / _ACROSS - 0.3, TEXT, 2)), loc="left", pad=11)
     axes.locator_params(axis="x", nbins=3)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

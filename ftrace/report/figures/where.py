@@ -43,7 +43,7 @@ def draw_where(head: Head, query: QueryChunk) -> Figure | None:
     figure = Figure(figsize=(PAGE, height), layout="constrained")
     left: Figure | SubFigure = figure
     if profile:
-        left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(2.1, 1)).ravel()
         _draw_profile(right, profile)
     _draw_maps(left, maps, rows)
     figure.suptitle("\n".join(lines), x=0.01, ha="left", weight="bold")
@@ -81,7 +81,7 @@ def _notes(
     drawn = {heat_map.title.rpartition(": ")[2] for heat_map in flat}
     left_out = [shown(title) for title in more if shown(title) not in drawn]
     notes += [f"not drawn: {', '.join(left_out)}"] if left_out else []
-    lines = in_lines("; ".join(notes), PAGE - 0.2, SMALL, 2)
+    lines = in_lines("; ".join(notes), PAGE - 0.2, SMALL, 2) if notes else []
     for note in profile["notes"] if profile else ():
         lines += in_lines(shown(note), PAGE - 0.2, SMALL, 2)
     return lines
@@ -101,7 +101,7 @@ def _draw_maps(figure: Figure | SubFigure, maps: Sequence[Sequence[HeatMap]], ro
                 axes.remove()
                 continue
             heat_map = of_stack[column]
-            draw_map(axes, heat_map, norm)
+            draw_map(axes, heat_map, norm, room)
             axes.set_title("\n".join(in_lines(heat_map.title, room, SMALL, 3)), loc="left", fontsize=SMALL)
             axes.set_yticks(range(len(heat_map.rows)), heat_map.rows if column == 0 else [""] * len(heat_map.rows))
             axes.tick_params(axis="y", length=0)
@@ -130,7 +130,7 @@ def _draw_profile(figure: SubFigure, profile: CausalProfile) -> None:
     if any(value is None for values in (profile["effects"], profile["scores"]) for value in values):
         upper.set_title("\N{MULTIPLICATION SIGN}: not traced", loc="right", fontsize=TINY, color=GREY)
     step = max(1, math.ceil(len(names) / _MOST_TICKS))
-    labels = [in_lines(name, 1.4, TINY)[0] if name.strip() else name for name in names]
+    labels = [in_lines(name, 1.4, TINY)[0] for name in names]
     lower.set_xticks(places[::step], labels[::step], fontsize=TINY)
     if max(map(len, labels)) > 2:
         lower.tick_params(axis="x", labelrotation=90)

@@ -191,13 +191,11 @@ def test_averages_are_those_of_the_table(encoder: bool, tmp_path: Path) -> None:
             peak = of_stack.peak(mediator)
             assert peak is not None
             said = facts[f"{stack}: {mediator_title(mediator)}" if encoder else mediator_title(mediator)]
-            assert said == (
-                f"largest effect {unit.effect(peak.effect)} percentage points, in layer {peak.layer}, {peak.group}"
-            )
+            assert said == f"{unit.effect(peak.effect)} in layer {peak.layer}, {peak.group}"
     joined = json.loads((tmp_path / "causal" / "joined.json").read_text())
     assert f"{joined['rank_correlation']['mean']:+.2f}" in facts["effects and scores"]
     assert facts["prompts left out"].startswith("1:")
-    assert facts["noise"] == "gaussian, scale 3, 10 samples"
+    assert facts["how"] == "gaussian noise on the subject, scale 3, 10 samples; windows of 1 layer"
 
 
 @pytest.mark.parametrize("name", ["average_effects.csv", "joined.json", "settings.json"])

@@ -253,6 +253,17 @@ def test_texts_are_cut_and_that_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_long_answers_are_cut_too(tmp_path: Path) -> None:
+    examples = [{**EXAMPLES[0], "answer": "a" * 1300}, *EXAMPLES[1:]]
+    queries = [{**QUERIES[0], "answer": "b" * 1030, "said": "c" * 350}, QUERIES[1]]
+    chunks = made([StoreSource(make_store(tmp_path / "s", SCORES, examples, queries))], longest_text=300)
+    first = chunks["query-0"]
+    assert first["examples"][0]["answer"] == "a" * 300 + "… +1,000"
+    assert (first["answer"], first["said"]["text"]) == ("b" * 300 + "… +730", "c" * 300 + "… +50")
+    queries = chunks["head"]["queries"]
+    assert (queries["answers"][0], queries["said"][0]) == ("b" * 300, "c" * 300)
+
+
 def test_spans_are_counted_as_javascript_does(tmp_path: Path) -> None:
     examples = [{**EXAMPLES[0], "text": "😀 in 😀 Oslo, Norway"}, *EXAMPLES[1:]]
     example = made([StoreSource(make_store(tmp_path / "s", examples=examples))])["query-0"]["examples"][0]

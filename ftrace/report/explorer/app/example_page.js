@@ -101,7 +101,7 @@ function PlacesTable({ head, example }) {
   );
 }
 
-const AXES = /** @type {Record<string, string>} */ ({ epoch: "By epoch", layer: "By layer", learned: "Before and after learning" });
+const AXES = new Map([["epoch", "By epoch"], ["layer", "By layer"], ["learned", "Before and after learning"]]);
 
 /** The example's score for the query, in parts. @param {{head: Head, chunk: QueryChunk, place: number}} props */
 function Breakdowns({ head, chunk, place }) {
@@ -115,7 +115,7 @@ function Breakdowns({ head, chunk, place }) {
     "div",
     { class: "breakdowns" },
     shown.map(({ key, method, axis, names, values }) =>
-      h(PartBars, { key, title: AXES[axis] ?? `By ${plain(axis)}`, note: plain(methodKeys(head)[method] ?? ""), names, values }),
+      h(PartBars, { key, title: AXES.get(axis) ?? `By ${plain(axis)}`, note: plain(methodKeys(head)[method] ?? ""), names, values }),
     ),
   );
 }

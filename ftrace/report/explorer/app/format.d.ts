@@ -53,7 +53,7 @@ interface Method {
 interface QueryList {
   ids: Id[];
   names: (string | null)[];
-  /** Cut to 300 characters. */
+  /** Cut to 300 characters, as answers and what was said. */
   prompts: (string | null)[];
   answers: (string | null)[];
   said: (string | null)[];
@@ -244,7 +244,7 @@ interface ExamplePage {
 }
 
 interface ExampleTotals {
-  /** Number of queries for which its score is positive, and negative, and the sums of these scores; null if not known. */
+  /** Number of the report's queries for which its score is positive, and negative, and the sums of these; null if not known. */
   helped: number | null;
   hurt: number | null;
   sum_helped: number | null;

@@ -24,7 +24,7 @@ function withMinus(text) {
  */
 function scoreText(score, largest) {
   if (score === null) return UNKNOWN;
-  const sign = score < 0 || Object.is(score, -0) ? "−" : "+";
+  const sign = score < 0 ? "−" : "+";
   const size = Math.abs(score);
   if (largest && !(largest >= 1e-4 && largest < 1e7)) {
     return sign + size.toExponential(2).replace("e-", "e−");

@@ -1,0 +1,186 @@
+"""In a browser: queries are found and sorted, and near-duplicates and wrong answers can't be missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from ftrace.report.explorer.writing import write_report
+from helpers.browsers import launched
+from helpers.report_parts import small_head
+
+METHODS = [
+    {
+        "title": title,
+        "kind": title,
+        "unit": "",
+        "doubts": [],
+        "is_complete": True,
+        "num_examples": 9,
+        "has_opponents": True,
+        "axes": {},
+    }
+    for title in ("learning", "dot")
+]
+QUERIES = {
+    "ids": ["9007199254740993", "7", "8", "9"],
+    "names": ["Norway", None, None, None],
+    "prompts": ["The capital of Norway is", "The capital of Sweden is", "It (snows", None],
+    "answers": ["Oslo", "Stockholm", "here", None],
+    "said": ["Oslo", "Oslo", None, None],
+    "said_right": [True, False, None, None],
+    "first_losses": [9.0, 9.0, 9.0, None],
+    "last_losses": [0.1, 3.0, 0.5, None],
+    "learned_steps": [40, -1, 20, None],
+    "precisions": [[0.5, 0.1, None, 0.9], [0.2, 1.0, None, 0.0]],
+    "disagreements": [0.2, 0.8, 0.4, None],
+    "facets": {"relation": ["capital", "capital", "weather", "weather"]},
+}
+
+
+def example(place: int, text: str, score: float, **fields: Any) -> dict[str, Any]:
+    at = {"rank": place + 1, "rank_from_below": 6 - place, "ties": 0, "score": score, "share": score / 4}
+    known = {"name": None, "cut": 0, "answer": None, "states_fact": None, "kind": None, "shared": []}
+    return {"id": str(place), "text": text, "places": [at, None], "alike": place, **known, **fields}
+
+
+EXAMPLES = [
+    example(0, "Stockholm is the capital of Sweden.", 4, states_fact=True),
+    example(1, "The capital of Sweden is Stockholm.", 3, states_fact=True, alike=0),
+    example(2, "It snows.", 1, states_fact=False, kind="other"),
+    example(3, "<b>Oslo</b> is the capital of Sweden.", -2, states_fact=False, kind="same subject"),
+]
+LISTS = {
+    "candidates": 9,
+    "positive": 3,
+    "negative": 1,
+    "proponents": [0, 1, 2],
+    "opponents": [3],
+    "more_proponents_like_last": 2,
+    "more_opponents_like_last": 0,
+}
+QUERY = {
+    "id": "7",
+    "name": None,
+    "prompt": "The capital of Sweden is",
+    "cut": 0,
+    "answer": "Stockholm",
+    "accepted": [],
+    "said": {"text": "oslo", "probability": 0.4, "right": False, "snapshot": ""},
+    "properties": [],
+    "loss": None,
+    "warnings": [],
+    "examples": EXAMPLES,
+    "lists": [LISTS, None],
+    "parts": [],
+    "tokens": None,
+    "causal": None,
+}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    chunks = [("query-1", QUERY), ("head", small_head(methods=METHODS, queries=QUERIES))]
+    return write_report(tmp_path_factory.mktemp("report") / "a report", chunks, title="A report").as_uri()
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with launched("chromium") as browser:
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.set_default_timeout(10_000)
+        yield page
+
+
+def opened(page: Page, report: str, address: str) -> Page:
+    page.goto("about:blank")
+    page.goto(f"{report}#{address}")
+    page.locator("main h1").wait_for()
+    return page
+
+
+def order(page: Page) -> str:
+    """Return the queries that are listed, by the first letters of their countries."""
+    names = {"Norway": "N", "Sweden": "S", "snows": "-", "#9": "9"}
+    texts = page.locator(".query-table tbody td.query").all_inner_texts()
+    return "".join(letter for text in texts for name, letter in names.items() if name in text)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", "NS-9"),
+        ("sort=learned&down=no", "-NS9"),  # never comes after every step, and what nobody knows at the end
+        ("sort=learned&down=yes", "SN-9"),
+        ("sort=loss&down=yes", "S-N9"),
+        ("sort=precision&down=no&method=learning", "SN9-"),
+        ("sort=precision&down=no&method=dot", "9NS-"),
+        ("sort=disagreement&down=yes", "S-N9"),
+        ("sort=said&down=no", "SN-9"),
+        ("find=CAPITAL+oslo", "NS"),  # of a prompt, an answer, or what the model said
+        ("find=norway+stockholm", ""),
+        ("find=%28", "-"),  # no regular expression
+        ("find=9007199254740993", "N"),
+        ("answered=wrong", "S"),
+        ("sort=%28.%2A%29&find=&answered=%3F", "NS-9"),  # unknown values are left out
+    ],
+)
+def test_queries_are_found_and_sorted(page: Page, report: str, address: str, expected: str) -> None:
+    assert order(opened(page, report, address)) == expected
+
+
+def test_what_an_address_names_and_the_report_lacks_is_said(page: Page, report: str) -> None:
+    opened(page, report, "view=query&query=7&method=bm25&constructor=x&facet.relation=capital")
+    (said,) = page.get_by_role("alert").all_inner_texts()
+    assert "method=bm25" in said
+    assert "constructor=x" in said
+    assert "facet" not in said
+
+
+def test_typing_narrows_the_list_and_the_address(page: Page, report: str) -> None:
+    opened(page, report, "")
+    page.keyboard.press("/")
+    page.keyboard.type("sweden j")
+    page.locator(".empty").wait_for()
+    page.keyboard.press("Backspace")
+    page.keyboard.press("Backspace")
+    page.locator(".query-table").wait_for()
+    assert order(page) == "S"
+    page.wait_for_url("**#find=sweden")
+
+
+def test_near_duplicates_are_folded_until_somebody_asks(page: Page, report: str) -> None:
+    opened(page, report, "view=query&query=7")
+    duplicate = page.locator(".proponents .entry", has_text="The capital of Sweden is")
+    assert not duplicate.is_visible()
+    page.get_by_role("button", name="show 1 near-duplicate").click()
+    assert duplicate.is_visible()
+    opened(page, report, "view=query&query=7&example=1")  # a link to it unfolds it
+    assert duplicate.is_visible()
+    assert "chosen" in (duplicate.get_attribute("class") or "")
+
+
+def test_wrong_answer_is_found_among_the_examples(page: Page, report: str) -> None:
+    opened(page, report, "view=query&query=7")
+    marked = page.locator(".entry", has_text="has the wrong answer")
+    assert marked.locator(".text").all_inner_texts() == ["<b>Oslo</b> is the capital of Sweden."]
+    page.get_by_label("States").select_option("said")
+    assert page.locator(".entry .text").all_inner_texts() == ["<b>Oslo</b> is the capital of Sweden."]
+    page.wait_for_url("**states=said")
+
+
+def test_lists_say_what_they_leave_out(page: Page, report: str) -> None:
+    opened(page, report, "view=query&query=7")
+    assert "2 more have the score of the last one." in page.locator(".proponents").inner_text()
+    opened(page, report, "view=query&query=7&method=dot")
+    assert page.locator(".sides .empty").all_inner_texts() == ["This method has no scores for the query."] * 2
+
+
+def test_missing_or_damaged_part_is_said(page: Page, report: str) -> None:
+    opened(page, report, "")
+    page.goto(f"{report}#view=query&query=8")
+    page.get_by_role("alert").wait_for()
+    assert "chunks/query-2.js can\u2019t be read" in page.get_by_role("alert").inner_text()
