@@ -18,6 +18,7 @@
     examples: () => text(".proponents .entry") && text(".proponents .entry"),
     compared: () => text("table.compared tbody tr"),
     example: () => text(".example-page .query-scores"),
+    help: () => text(".help"),
   };
 
   const painted = () =>
