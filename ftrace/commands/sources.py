@@ -162,8 +162,9 @@ def listed_queries(results: Any) -> Iterator[ListedQuery]:
             "query_set": result.query_set,
         }
         generated = next((value for name, value in row.items() if name.endswith(_GENERATIONS) and value), None)
-        if generated is not None:  # the most likely first
-            row["said"] = generated[0] if isinstance(generated, list) else generated
+        said = generated[0] if isinstance(generated, list) else generated  # the most likely first
+        if isinstance(said, str):
+            row["said"] = said
         proponents = result.proponents
         yield ListedQuery(
             result.example_id,

@@ -112,7 +112,7 @@ def scored_chunks(
                 ids.append(np.asarray(segment.ids[positions]))
                 scores.append(score_rows(segment, of_segment, positions))
         all_ids, all_scores = np.concatenate(ids), torch.cat(scores)
-        if len(all_ids) == 1 or (np.diff(all_ids) > 0).all():
+        if len(all_ids) == 1 or (all_ids[:-1] < all_ids[1:]).all():
             yield all_ids, all_scores
         else:
             unique, inverse = np.unique(all_ids, return_inverse=True)

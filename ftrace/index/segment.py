@@ -91,7 +91,7 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
     _save(folder / "ids.npy", ids)
     _save(folder / "weights.npy", weights)
     (folder / "order.npy").unlink(missing_ok=True)  # from before it was opened again
-    if (np.diff(ids) < 0).any():
+    if (ids[1:] < ids[:-1]).any():  # a difference may exceed 64 bits
         _save(folder / "order.npy", np.argsort(ids, kind="stable"))
     drawn = np.sort(np.random.default_rng(seed).choice(total, min(sample, total), replace=False))
     running = RunningAutocorrelation(time_constant=1)

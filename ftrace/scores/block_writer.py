@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ftrace.scores.ids import as_ids
+from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
 from ftrace.scores.store_files import MANIFEST, check_replaceable, file_name, make_facts, parts_of, write_texts
 from ftrace.scores.sums import Sum
@@ -55,7 +55,7 @@ class ScoreWriter:
         self.folder = Path(path).resolve()
         check_replaceable(self.folder)
         examples, queries = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
-        if (np.diff(examples) <= 0).any() or len(np.unique(queries)) < len(queries):
+        if not is_ascending(examples) or len(np.unique(queries)) < len(queries):
             raise ValueError("expected example_ids in ascending order, and each example and query once")
         self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]
         self._parts = parts_of(self._keys)

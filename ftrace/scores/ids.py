@@ -79,9 +79,19 @@ def as_integer(value: object, what: str, expected: str = "a whole number") -> in
         raise ValueError(f"{what}: expected {expected}, found {value!r:.80}") from None
 
 
+def is_ascending(ids: np.ndarray) -> bool:
+    """Return whether each id is larger than the one before; compared, since differences may exceed 64 bits.
+
+    Example:
+        >>> is_ascending(np.array([-(2**63), 0, 2**63 - 1])), is_ascending(np.array([4, -(2**63)]))
+        (True, False)
+    """
+    return bool((ids[:-1] < ids[1:]).all())
+
+
 def ascending_order(ids: np.ndarray) -> np.ndarray | None:
     """Return the positions of ids, ``[N]``, in ascending order of ids; None if they ascend as they are."""
-    return None if (np.diff(ids) > 0).all() else np.argsort(ids, kind="stable")
+    return None if is_ascending(ids) else np.argsort(ids, kind="stable")
 
 
 def places_of(wanted: np.ndarray, ids: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:

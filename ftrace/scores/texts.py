@@ -31,7 +31,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ftrace.scores.arrow_arrays import as_arrow, as_numpy
-from ftrace.scores.ids import as_ids, ascending_order, places_of
+from ftrace.scores.ids import as_ids, ascending_order, is_ascending, places_of
 from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
@@ -109,7 +109,7 @@ class Texts:
     def ids(self) -> np.ndarray:
         """Ids in the order of the rows, int64 ``[N]``."""
         ids = as_ids(as_numpy(self.column(self.key)), f"{self._name}: {self.key}")
-        if not (np.diff(ids) > 0).all():
+        if not is_ascending(ids):
             unique, counts = np.unique(ids, return_counts=True)
             if len(unique) < len(ids):
                 twice = unique[counts > 1][:3].tolist()

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from ftrace.scores import as_ids
+from ftrace.scores.plain_text import counted
 from ftrace.views.ranking import Ranking
 from ftrace.views.sources import History, Row, id_of
 from ftrace.views.words import sample_step
@@ -66,12 +67,20 @@ class ListedSource:
         self._queries = {id_of(query.name): query for query in queries}
         self._rows: dict[int, Row] = {}
         self._names: dict[int, str] = {}
+        repeated = 0
         for query in queries:
             for listed in (query.proponents, query.opponents):
+                repeated += len(listed.names) - len(set(map(id_of, listed.names)))
                 for given, text in zip(listed.names, listed.texts, strict=True):
                     self._rows.setdefault(id_of(given), {"text": text})
                     if isinstance(given, str):
                         self._names[id_of(given)] = given
+        if repeated:
+            self._notes = [
+                *notes,
+                f"{counted(repeated, 'entry', 'entries')} left out, of examples that a list has several times: the "
+                "strongest of each counts.",
+            ]
 
     @property
     def query_ids(self) -> Sequence[int]:
@@ -89,8 +98,10 @@ class ListedSource:
         query = self._queries[query_id]
         listed = query.proponents if largest else query.opponents
         ids = as_ids([id_of(name) for name in listed.names], "ids of retrieved examples")
+        scores = np.array(listed.scores, np.float64)
+        kept = _strongest_of_each(ids, scores if largest else -scores)
         strongest = max(map(abs, (*query.proponents.scores, *query.opponents.scores)), default=0.0)
-        return Ranking(ids, np.array(listed.scores, np.float64), largest=largest, strongest=strongest)
+        return Ranking(ids[kept], scores[kept], largest=largest, strongest=strongest)
 
     def query_rows(self, query_ids: Sequence[int]) -> list[Row | None]:
         """Return the texts of queries."""
@@ -118,7 +129,8 @@ class ListedSource:
         labels: dict[int, bool] = {}
         for listed in () if query is None else (query.proponents, query.opponents):
             if listed.states_fact is not None:
-                labels |= zip(map(id_of, listed.names), listed.states_fact, strict=True)
+                for name, label in zip(listed.names, listed.states_fact, strict=True):
+                    labels.setdefault(id_of(name), label)
         return labels
 
     def history(self, query_id: int) -> History | None:
@@ -129,3 +141,10 @@ class ListedSource:
         """Return texts of examples that were retrieved for any query."""
         step = sample_step(len(self._rows))
         return [row["text"] for row in islice(self._rows.values(), 0, None, step)]
+
+
+def _strongest_of_each(ids: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """Return the positions of the strongest entry of each id, in the order of the list."""
+    order = np.argsort(-strengths, kind="stable")
+    _, first = np.unique(ids[order], return_index=True)
+    return np.sort(order[first])

@@ -190,9 +190,17 @@ def ranking_kind(store: ScoreStore, kind: str | None = None) -> str:
 
 
 def id_of(name: int | str) -> int:
-    """Return the id of an example or query that may be called by a name; 17 is "17"."""
+    """Return the id of an example or query that may be called by a name; 17 is "17".
+
+    Raises:
+        ValueError: If it is a number that exceeds 64 bits.
+    """
     if isinstance(name, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", name) and -(2**63) <= int(name) < 2**63:
         return int(name)
+    if not isinstance(name, str) and not -(2**63) <= name < 2**63:
+        raise ValueError(
+            f'expected ids from -2^63 to 2^63 - 1, found {name}. Write it as text, "{name}": it is then a name'
+        )
     return stable_id(name) if isinstance(name, str) else int(name)
 
 

@@ -99,6 +99,31 @@ def test_a_run_that_cant_be_asked_is_reported_and_that_is_said(reported: Report,
     assert head["queries"]["said"] == [None, None]
 
 
+def test_an_example_that_a_list_has_several_times_counts_once(reported: Report, tmp_path: Path) -> None:
+    line = result_line("a", proponent_ids=["17", 17], proponent_scores=[1.0, 2.5])
+    (tmp_path / "twice.jsonl").write_text(json.dumps(line) + "\n")
+    chunks = reported(tmp_path / "twice.jsonl")
+    assert [example["id"] for example in chunks["query-0"]["examples"]].count("17") == 1
+    assert chunks["query-0"]["lists"][0]["proponents"] == [0]
+    assert chunks["query-0"]["lists"][0]["more_proponents_like_last"] == 0
+    assert chunks["query-0"]["examples"][0]["places"][0]["score"] == 2.5
+    assert chunks["example-0"]["examples"][0]["methods"][0]["most_helped"] == [[0, 2.5]]
+    assert "1 entry left out" in chunks["head"]["methods"][0]["doubts"][0]
+
+
+@pytest.mark.parametrize("odd", [[["There", 0.5]], [{"text": "There"}], 5, [None], []])
+def test_what_is_no_text_is_not_what_a_model_said(reported: Report, tmp_path: Path, odd: object) -> None:
+    (tmp_path / "odd.jsonl").write_text(json.dumps(result_line("a", **{"8b_generations": odd})) + "\n")
+    assert reported(tmp_path / "odd.jsonl")["query-0"]["said"] is None
+
+
+@pytest.mark.parametrize("fields", [{"example_id": 2**64}, {"proponent_ids": [3, -(2**64)]}])
+def test_ids_that_exceed_64_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any]) -> None:
+    (tmp_path / "large.jsonl").write_text(json.dumps({**result_line("a"), **fields}) + "\n")
+    assert main(["report", str(tmp_path / "large.jsonl")]) == 2
+    assert "expected ids from -2^63 to 2^63 - 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["ours.jsonl", "ours.jsonl.gz"])
 def test_released_results(reported: Report, tmp_path: Path, name: str) -> None:
     lines = [

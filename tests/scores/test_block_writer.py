@@ -53,3 +53,10 @@ def test_bad_ids_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="won't write scores to"):
         ScoreWriter(tmp_path, EXAMPLES, QUERIES, ["dot"])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_ids_that_are_further_apart_than_64_bits_ascend(tmp_path: Path) -> None:
+    ids = np.array([-(2**63), 0, 2**63 - 1])
+    with ScoreWriter(tmp_path / "s", ids, QUERIES, ["dot"]) as writer:
+        writer.put("dot", np.ones((3, 3)))
+        assert writer.finish().example_ids.tolist() == ids.tolist()
