@@ -61,8 +61,6 @@ def open_sources(
     found = [_find(name, of_run) for name in names] if names else [_first_of(of_run)]
     given = [store for each in found for store in each.with_others()] if whole_runs else found
     others = given[0].others if len(given) == 1 else []
-    if len({(each.path.resolve(), each.kind or kind) for each in given}) < len(given):
-        raise ValueError(f"stores: expected each once, found {list(names)}")
     kinds = list(dict.fromkeys(known for each in given if each.store is not None for known in each.store.kinds))
     if kind is not None and kind not in kinds:
         raise ValueError(
@@ -79,6 +77,8 @@ def open_sources(
             results[sources[-1].name] = each.path
         else:
             sources.append(StoreSource(each.store.with_texts(**joined), each.kind or kind, name))
+    if len({(each.path.resolve(), source.kind) for each, source in zip(given, sources, strict=True)}) < len(given):
+        raise ValueError(f"stores: expected each once, found {list(names)}")
     stores = [each.path for each in given if each.store is not None]
     belongs_to = of_run or next((path.resolve().parent for path in stores if is_run(path.resolve().parent)), None)
     return Opened(sources, belongs_to, [path.name for path in others], show_command(*stores, *others), results)

@@ -242,6 +242,11 @@ def test_what_is_too_large_for_a_file_is_a_folder(
         (["{}/s", "--queries", "9000"], "found 9,000"),
         (["{}/s", "--out", "{}/mine.html"], "expected nothing or an earlier report there"),
         (["{}/s", "--out", "{}/s"], "expected nothing or an earlier report there"),
+        (["{}/s", "--out", ""], "out: expected the name of a file that ends in .html, or of a folder"),
+        (["{}/s", "--out", "{}/mine.html/x.html"], "mine.html' is a file"),
+        (["{}/s", "--figures", "{}/mine.html"], "figures: expected the name of a folder, found the file"),
+        (["{}/s", "--figures", ""], "figures: expected the name of a folder, found none"),
+        (["{}/empty", "{}/empty:dot"], "stores: expected each once"),
         (["{}/empty"], "expected scores for at least one query, found none"),
     ],
 )

@@ -65,7 +65,7 @@ def write_report(
         if single_file or (single_file is None and size <= MAX_FILE_BYTES):
             _put_file(file, title, temporary / CHUNKS, names)
             if _is_report_folder(folder):  # an earlier one that was larger
-                shutil.rmtree(folder)
+                _remove_folder(folder)
             return file
         (temporary / INDEX).write_text("".join(page(title, in_one_file=False)), encoding="utf-8", newline="\n")
         put_folder(temporary, folder)
@@ -75,16 +75,17 @@ def write_report(
 
 
 def check_place(out: str | os.PathLike[str], *, single_file: bool | None = None) -> None:
-    """Make sure that a report would replace nothing but an earlier report.
+    """Make sure that a report can be written, and would replace nothing but an earlier report.
 
     Args:
         out: As in :func:`write_report`.
         single_file: Likewise.
 
     Raises:
-        ValueError: If anything else is in its place.
+        ValueError: If anything else is in its place, or nothing can be written there.
     """
     folder, file = report_paths(out)
+    _check_parent(file if single_file else folder)
     if single_file is not False:
         _check_file(file)
     if single_file is not True:
@@ -94,11 +95,16 @@ def check_place(out: str | os.PathLike[str], *, single_file: bool | None = None)
 def report_paths(out: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Return the paths of a report as a folder and as one file.
 
+    Raises:
+        ValueError: If the path has no name of its own, such as "." and ".html".
+
     Example:
         >>> [path.as_posix() for path in report_paths("runs/a/report.html")]
         ['runs/a/report', 'runs/a/report.html']
     """
     path = Path(out)
+    if path.name in ("", "..", _ENDING):
+        raise ValueError(f"out: expected the name of a file that ends in {_ENDING}, or of a folder, found {str(out)!r}")
     return (path.with_suffix(""), path) if path.suffix == _ENDING else (path, path.with_name(path.name + _ENDING))
 
 
@@ -120,6 +126,26 @@ def _check_size(size: int, single_file: bool | None) -> None:
             f"expected a report of up to {limit / 1e6:,.0f} MB as {form}, found more. Choose fewer queries, list fewer "
             f"examples of each{other}."
         )
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove an earlier report; of a link only the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+
+
+def _check_parent(place: Path) -> None:
+    """Make sure that the folder of a place is there or can be made, before a report takes its time."""
+    try:
+        parent = next(parent for parent in place.resolve().parents if parent.exists())
+    except (OSError, RuntimeError) as error:  # a circle of links
+        raise ValueError(f"won't write a report to {str(place)!r}: {error}") from error
+    if parent.is_dir() and os.access(parent, os.W_OK):
+        return
+    problem = "can't be written to" if parent.is_dir() else "is a file"
+    raise ValueError(f"won't write a report to {str(place)!r}: {str(parent)!r} {problem}. Name another path.")
 
 
 def _check_file(file: Path) -> None:

@@ -122,3 +122,34 @@ def test_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="working directory"):
         write_report(tmp_path, CHUNKS, title="")
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "/", ".html"])
+def test_path_without_a_name(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="expected the name of a file"):
+        write_report(out, CHUNKS, title="")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("problem", ["a file", "a circle"])
+def test_where_nothing_can_be_written_is_found_before_a_chunk_is_made(tmp_path: Path, problem: str) -> None:
+    if problem == "a file":
+        (tmp_path / "there").write_text("mine")
+    else:
+        (tmp_path / "there").symlink_to("there")
+
+    def chunks() -> Iterator[Any]:
+        raise AssertionError
+        yield
+
+    with pytest.raises(ValueError, match="won't write a report to"):
+        write_report(tmp_path / "there" / "report.html", chunks(), title="")
+
+
+def test_of_a_link_to_an_earlier_report_the_link_is_removed(tmp_path: Path) -> None:
+    write_report(tmp_path / "elsewhere", CHUNKS, title="", single_file=False)
+    (tmp_path / "report").symlink_to("elsewhere")
+    assert chunks_of(write_report(tmp_path / "report.html", CHUNKS, title="")) == dict(CHUNKS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "report.html"]
+    assert chunks_of(tmp_path / "elsewhere" / "index.html") == dict(CHUNKS)
