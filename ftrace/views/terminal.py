@@ -133,13 +133,15 @@ def percent(share: float) -> str:
     Example:
         >>> [percent(share) for share in (1, 0.9996, 0.42, 0.042, 0.0002, 0)]
         ['100%', '>99%', '42%', '4.2%', '<0.1%', '0%']
+        >>> [percent(share) for share in (-0.9996, -0.0002)]
+        ['<-99%', '>-0.1%']
     """
     if share in (0, 1):
         return f"{share:.0%}"
     if abs(share) < 0.0005:
-        return "<0.1%"
-    if 0.995 <= share < 1:
-        return ">99%"
+        return ">-0.1%" if share < 0 else "<0.1%"
+    if 0.995 <= abs(share) < 1:
+        return "<-99%" if share < 0 else ">99%"
     return f"{share:.1%}" if abs(share) < 0.0995 else f"{share:.0%}"
 
 

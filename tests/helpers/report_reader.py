@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlencode
@@ -76,6 +77,14 @@ class ReportReader:
         self.page.goto(f"{self._uri}#{fragment}")
         self.page.locator(wait_for or VIEWS[view]).first.wait_for()
         return self.page
+
+    @contextmanager
+    def another(self) -> Iterator[Page]:
+        """Open another window of the same reader, who has the same notes, and close it at the end."""
+        page = self._context.new_page()
+        page.set_default_timeout(10_000)
+        yield page
+        page.close()
 
     def check(self) -> None:
         """Hold that there was no error, that nothing was asked for but the report, and that its policy held."""

@@ -44,7 +44,7 @@ def test_numbers_read_the_same(page: Page) -> None:
     largest = [
         float(np.float64(abs(score)) * factor) for score, factor in zip(scores, draws.uniform(1, 9, 41), strict=True)
     ]
-    shares = [0.0, 1.0, -1.0, 0.9996, 0.0002, 0.0994, -0.042, *map(float, draws.uniform(-1, 1, 40))]
+    shares = [0.0, 1.0, -1.0, 0.9996, -0.9996, 0.0002, -0.0002, 0.0994, -0.042, *map(float, draws.uniform(-1, 1, 40))]
     losses = [0.0, 0.001, 0.02, 0.5, 1.0, 23.64, 9.996, 100.4, *map(float, draws.uniform(0, 30, 40))]
     asked = [[score, most] for score, most in zip(scores, largest, strict=True)]
     assert_same(page.evaluate("(all) => all.map(([score, most]) => scoreText(score, most))", asked),
@@ -78,3 +78,16 @@ def test_folded_text_is_the_part_with_the_most_marks(page: Page, limit: int) -> 
     assert marked == ["Oslo"] * len(excerpt(text, spans, limit)[1])
     assert part["before"] + len(part["text"]) + part["after"] == len(text)
     assert text[part["before"] :].startswith(part["text"])
+
+
+def test_folded_text_parts_no_character(page: Page) -> None:
+    """JavaScript counts such a character twice, and half of one would be shown as an escape."""
+    for ahead in ("", "a"):
+        text = ahead + "\U0001f600" * 300
+        for limit in (40, 41):
+            part = page.evaluate("([text, limit]) => excerpt(text, [[90, 91]], limit)", [text, limit])
+            assert set(part["text"]) <= {"a", "\U0001f600"}
+            assert (
+                part["before"] + len(part["text"].encode("utf-16-le")) // 2 + part["after"]
+                == len(text.encode("utf-16-le")) // 2
+            )

@@ -266,3 +266,71 @@ def test_notes_are_kept_and_go_to_another_reader(browser: Browser, report: Known
         expect(page.locator("textarea")).to_have_value("Look <b>here</b>")
         page = other.open({"view": "query", "query": "0"})
         expect(page.locator(".query-head textarea.note")).to_have_value("Look <b>here</b>")
+
+
+def test_notes_of_two_windows_are_all_kept(browser: Browser, report: KnownReport) -> None:
+    with ReportReader(browser, report.file) as reader:
+        page = reader.open({"view": "query", "query": "0"})
+        with reader.another() as other:
+            other.goto(f"{report.file.as_uri()}#view=query&query=17")
+            for window, text in ((other, "of the other window"), (page, "of this window")):
+                window.locator(".query-head .note-add").click()
+                window.locator(".query-head textarea.note").fill(text)
+        page = reader.open({"view": "notes"})
+        assert [field.input_value() for field in page.locator("textarea").all()] == [
+            "of this window",
+            "of the other window",
+        ]
+
+
+def test_a_note_can_be_written_anew(browser: Browser, report: KnownReport) -> None:
+    """Its field stays while it is empty, and is gone when it is left so."""
+    with ReportReader(browser, report.file) as reader:
+        for state in ({"view": "query", "query": "0"}, {"view": "notes"}):
+            page = reader.open({"view": "query", "query": "0"})
+            page.locator(".query-head").locator(".note-add, textarea.note").click()
+            page.locator(".query-head textarea.note").fill("first")
+            page = reader.open(state)
+            field = page.locator("textarea.note").first
+            field.click()
+            page.keyboard.press("Control+a")
+            page.keyboard.press("Backspace")
+            page.keyboard.type("just another")
+            expect(field).to_have_value("just another")
+        page.keyboard.press("Control+a")
+        page.keyboard.press("Backspace")
+        page.keyboard.press("Tab")
+        expect(page.locator("textarea.note")).to_have_count(0)
+
+
+@pytest.mark.parametrize("kept", ["{", "null", '{"format": "ftrace-notes", "version": 2, "notes": []}'])
+def test_notes_that_cannot_be_read_are_said(browser: Browser, report: KnownReport, kept: str) -> None:
+    with ReportReader(browser, report.file) as reader:
+        page = reader.open({"view": "query", "query": "0"})
+        page.locator(".query-head .note-add").click()
+        page.locator(".query-head textarea.note").fill("x")
+        page.evaluate("(kept) => Object.keys(localStorage).forEach((key) => localStorage.setItem(key, kept))", kept)
+        page = reader.open({"view": "notes"})
+        assert "can\u2019t be read" in page.locator(".notes .problems").inner_text()
+
+
+def test_a_choice_that_a_query_does_not_offer_hides_nothing(browser: Browser, report: KnownReport) -> None:
+    """Choices are kept from query to query, and there would be nothing to undo this one with."""
+    with ReportReader(browser, report.file) as reader:
+        for query in QUERIES:
+            page = reader.open({"view": "query", "query": str(query)})
+            listed = page.locator("section.proponents .entry").count()
+            offered = page.locator(".filters option").evaluate_all("(options) => options.map((option) => option.value)")
+            for name, choices in (("states", ("yes", "no", "said")), ("kind", ("same subject", "other"))):
+                for choice in set(choices) - set(offered):
+                    page = reader.open({"view": "query", "query": str(query), name: choice})
+                    assert page.locator("section.proponents .entry").count() == listed, (query, choice)
+
+
+def test_arrows_scroll_a_wide_table_that_has_the_focus(browser: Browser, report: KnownReport) -> None:
+    with ReportReader(browser, report.file, width=400) as reader:
+        page = reader.open({"view": "causal", "query": "0"})
+        page.locator(".map .scroll").first.focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(".pager .soft").first).to_have_text("1 of 3")
+        assert "query=0" in page.url

@@ -17,7 +17,8 @@ const TEXT_LIMIT = 320;
 function ExampleList({ head, chunk, method, isOpponents }) {
   const lists = chunk.lists[method];
   const listed = (isOpponents ? lists?.opponents : lists?.proponents) ?? [];
-  const kept = listed.filter((place) => fits(chunk, chunk.examples[place]));
+  const asked = { states: factFilter(chunk).value, kind: kindFilter(chunk).value };
+  const kept = listed.filter((place) => fits(chunk, chunk.examples[place], asked));
   const scores = listed.map((place) => chunk.examples[place]?.places[method]?.score ?? null);
   const largest = largestOf(scores);
   const groups = groupsOf(kept, chunk.examples);
@@ -30,7 +31,7 @@ function ExampleList({ head, chunk, method, isOpponents }) {
     h(Growing, {
       tag: "ol",
       attributes: { class: "examples" },
-      asked: [chunk.id, method, STATE["states"], STATE["kind"]].join(" "),
+      asked: [chunk.id, method, asked.states, asked.kind].join(" "),
       least: groups.findIndex((group) => group.some((place) => chunk.examples[place]?.id === STATE["example"])) + 1,
       entries: groups,
       show: (/** @type {number[]} */ group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest }),
@@ -66,11 +67,37 @@ function groupsOf(places, examples) {
 }
 
 /**
+ * What a query's examples can be filtered by, and what the address asks for. A choice that was made for another query, and
+ * that this one doesn't offer, leaves its lists whole: there would be nothing to undo it with.
+ * @typedef {{options: [string, string][], value: string}} ExampleFilter
+ */
+
+/** @param {[string, string][]} options @param {string | undefined} value @returns {ExampleFilter} */
+function offered(options, value) {
+  return { options, value: value !== undefined && options.some(([key]) => key === value) ? value : "" };
+}
+
+/** @param {QueryChunk} chunk */
+function factFilter(chunk) {
+  /** @type {[string, string][]} */
+  const options = [];
+  if (chunk.examples.some((example) => example.states_fact !== null)) options.push(["yes", "the fact"], ["no", "not the fact"]);
+  if (chunk.examples.some((example) => hasWrongAnswer(chunk, example))) options.push(["said", "the wrong answer"]);
+  return offered(options, STATE["states"]);
+}
+
+/** @param {QueryChunk} chunk */
+function kindFilter(chunk) {
+  const kinds = /** @type {const} */ (["same subject", "same object", "same relation", "other"]).filter((kind) => chunk.examples.some((example) => example.kind === kind));
+  return offered(kinds.map((kind) => [kind, kind]), STATE["kind"]);
+}
+
+/**
  * @param {QueryChunk} chunk
  * @param {Example | undefined} example
+ * @param {{states: string, kind: string}} asked
  */
-function fits(chunk, example) {
-  const { states, kind } = STATE;
+function fits(chunk, example, { states, kind }) {
   if (example === undefined) return false;
   const isAsked = states === "said" ? hasWrongAnswer(chunk, example) : example.states_fact === (states === "yes");
   return (!states || isAsked) && (!kind || example.kind === kind);

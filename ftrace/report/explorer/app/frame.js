@@ -36,7 +36,8 @@ function setTheme(theme) {
 
 function openTheme() {
   try {
-    THEME = localStorage.getItem("ftrace-theme") ?? "auto";
+    const kept = localStorage.getItem("ftrace-theme") ?? "auto";
+    THEME = THEMES.includes(kept) ? kept : "auto";
   } catch {
     THEME = "auto";
   }

@@ -29,8 +29,18 @@ function startKeys() {
       if (event.key === "Escape") target.blur();
       return;
     }
+    if (isScrolled(target, event.key)) return;
     if (isUsed(event.key)) event.preventDefault();
   });
+}
+
+/**
+ * Tell whether the browser scrolls by a key: a wide table that has the focus, to its sides.
+ * @param {HTMLElement} target
+ * @param {string} key
+ */
+function isScrolled(target, key) {
+  return (key === "ArrowLeft" || key === "ArrowRight") && target.matches(".scroll") && target.scrollWidth > target.clientWidth;
 }
 
 /**

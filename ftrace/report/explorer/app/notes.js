@@ -4,7 +4,7 @@
  *
  * NOTES               by key; noteKey(query, example) makes one
  * openNotes(head)     reads what the browser kept
- * writeNote(...)      keeps a note; an empty one is removed
+ * writeNote(...)      keeps a note; an empty one isn't kept
  * notesFile(head), readNotesFile(text, head)   all of them as JSON, and back
  * NoteField(props)    a field for a note, folded to a control; `on` says what it is on
  */
@@ -14,7 +14,7 @@
 const LONGEST_NOTE = 10_000;
 
 /** @type {Map<string, Note>} */
-const NOTES = new Map();
+let NOTES = new Map();
 /** Why notes are lost when the page is closed; "" if they are kept. */
 let NOTES_PROBLEM = "";
 let notesPlace = "";
@@ -30,11 +30,52 @@ function noteKey(query, example = null) {
 /** @param {Head} head */
 function openNotes(head) {
   notesPlace = `ftrace-notes ${head.fingerprint}`;
+  let kept = null;
   try {
-    const kept = localStorage.getItem(notesPlace);
-    if (kept !== null) readNotesFile(kept, head);
+    kept = localStorage.getItem(notesPlace);
   } catch (error) {
     NOTES_PROBLEM = `This browser keeps no notes for this page (${error instanceof Error ? error.message : "no reason given"}). Export them before you close it.`;
+    return;
+  }
+  try {
+    takeNotes(kept, head);
+  } catch {
+    NOTES_PROBLEM = "The notes that this browser kept can’t be read. The next note that you write replaces them.";
+  }
+  addEventListener("storage", ({ key, newValue }) => {
+    if (key !== notesPlace || NOTES_PROBLEM !== "") return;
+    try {
+      takeNotes(newValue, head);
+      redraw();
+    } catch {
+      // Another page left something else there; what is here stays.
+    }
+  });
+}
+
+/**
+ * Take the notes as the browser keeps them: the report may be open in another window, where notes are written, too.
+ * @param {string | null} kept
+ * @param {Head} head
+ */
+function takeNotes(kept, head) {
+  if (kept === null) return;
+  /** @type {Map<string, Note>} */
+  const notes = new Map();
+  readNotesFile(kept, head, notes);
+  NOTES = notes;
+}
+
+/**
+ * Take what another window has written since; notes that the browser couldn't keep are only here.
+ * @param {Head} head
+ */
+function catchUp(head) {
+  if (NOTES_PROBLEM !== "") return;
+  try {
+    takeNotes(localStorage.getItem(notesPlace), head);
+  } catch {
+    // What is here is all that can be read.
   }
 }
 
@@ -45,10 +86,19 @@ function openNotes(head) {
  * @param {string} text
  */
 function writeNote(head, query, example, text) {
-  const key = noteKey(query, example);
-  if (text.trim() === "") NOTES.delete(key);
-  else NOTES.set(key, { query, example, text: text.slice(0, LONGEST_NOTE) });
+  catchUp(head);
+  NOTES.set(noteKey(query, example), { query, example, text: text.slice(0, LONGEST_NOTE) });
   keepNotes(head);
+}
+
+/**
+ * Remove a note whose text was deleted, once its field is left.
+ * @param {Id} query
+ * @param {Id | null} example
+ */
+function dropEmptyNote(query, example) {
+  const key = noteKey(query, example);
+  if (NOTES.get(key)?.text.trim() === "") NOTES.delete(key);
 }
 
 /** @param {Head} head */
@@ -61,12 +111,17 @@ function keepNotes(head) {
   }
 }
 
+/** @param {Head} head */
+function notesInOrder(head) {
+  return [...NOTES.values()].sort((a, b) => queryPlace(head, a.query) - queryPlace(head, b.query));
+}
+
 /**
  * Return all notes as JSON, in the order of the queries.
  * @param {Head} head
  */
 function notesFile(head) {
-  const notes = [...NOTES.values()].sort((a, b) => queryPlace(head, a.query) - queryPlace(head, b.query));
+  const notes = notesInOrder(head).filter(({ text }) => text.trim() !== "");
   return JSON.stringify({ format: "ftrace-notes", version: 1, report: head.title, fingerprint: head.fingerprint, notes }, null, 2);
 }
 
@@ -74,9 +129,10 @@ function notesFile(head) {
  * Add notes from JSON as `notesFile` writes it. A note that is there already is replaced.
  * @param {string} text
  * @param {Head} head
+ * @param {Map<string, Note>} into
  * @returns {{read: number, strange: number}} How many were read, and how many are of queries that this report doesn't have.
  */
-function readNotesFile(text, head) {
+function readNotesFile(text, head, into = NOTES) {
   const expected = 'Expected notes that were exported here: JSON with "format": "ftrace-notes" and "version": 1';
   let file;
   try {
@@ -94,7 +150,7 @@ function readNotesFile(text, head) {
     const hasExample = example === null || (typeof example === "string" && /^-?\d{1,20}$/.test(example));
     if (!isNote || !hasExample || queryPlace(head, query) < 0) strange++;
     else {
-      NOTES.set(noteKey(query, example), { query, example, text: words });
+      into.set(noteKey(query, example), { query, example, text: words });
       read++;
     }
   }
@@ -131,9 +187,15 @@ class NoteField extends Component {
         writeNote(head, query, example, /** @type {HTMLTextAreaElement} */ (event.target).value);
         redraw();
       },
+      onFocus: () => {
+        this.hadFocus = true;
+        this.setState({ isOpen: true }); // so that it stays while its text is written anew
+      },
       onBlur: () => {
         this.hadFocus = false;
+        dropEmptyNote(query, example);
         this.setState({ isOpen: false });
+        redraw();
       },
     });
   }

@@ -7,7 +7,7 @@ class NotesView extends Component {
 
   render() {
     const { head } = this.props;
-    const notes = [...NOTES.values()].sort((a, b) => queryPlace(head, a.query) - queryPlace(head, b.query));
+    const notes = notesInOrder(head);
     return h(
       "div",
       { class: "notes" },
@@ -32,7 +32,9 @@ class NotesView extends Component {
     const file = field.files?.[0];
     if (file === undefined) return;
     try {
-      const { read, strange } = readNotesFile(await file.text(), this.props.head);
+      const text = await file.text();
+      catchUp(this.props.head);
+      const { read, strange } = readNotesFile(text, this.props.head);
       keepNotes(this.props.head);
       const left = strange > 0 ? ` ${counted(strange, "note")} left out, of queries that this report doesn’t have.` : "";
       this.setState({ told: `${counted(read, "note")} read.${left}`, isBad: false });

@@ -45,9 +45,10 @@ function largestOf(scores) {
 function percent(share) {
   if (share === null) return UNKNOWN;
   if (share === 0 || share === 1) return `${share * 100}%`;
-  if (Math.abs(share) < 0.0005) return "<0.1%";
-  if (share >= 0.995 && share < 1) return ">99%";
-  return withMinus(`${(share * 100).toFixed(Math.abs(share) < 0.0995 ? 1 : 0)}%`);
+  const size = Math.abs(share);
+  if (size < 0.0005) return share < 0 ? ">−0.1%" : "<0.1%";
+  if (size >= 0.995 && size < 1) return share < 0 ? "<−99%" : ">99%";
+  return withMinus(`${(share * 100).toFixed(size < 0.0995 ? 1 : 0)}%`);
 }
 
 /** @param {number | null} loss */

@@ -137,21 +137,14 @@ function readingText(method) {
 
 /** @param {{chunk: QueryChunk}} props */
 function FactFilter({ chunk }) {
-  const isKnown = chunk.examples.some((example) => example.states_fact !== null);
-  const hasWrong = chunk.examples.some((example) => hasWrongAnswer(chunk, example));
-  if (!isKnown && !hasWrong) return null;
-  /** @type {[string, string][]} */
-  const options = [["", "all"]];
-  if (isKnown) options.push(["yes", "the fact"], ["no", "not the fact"]);
-  if (hasWrong) options.push(["said", "the wrong answer"]);
-  return h(Choice, { label: "States", name: "states", value: STATE["states"] ?? "", options });
+  const { options, value } = factFilter(chunk);
+  return options.length === 0 ? null : h(Choice, { label: "States", name: "states", value, options: [["", "all"], ...options] });
 }
 
 /** @param {{chunk: QueryChunk}} props */
 function KindFilter({ chunk }) {
-  const kinds = /** @type {const} */ (["same subject", "same object", "same relation", "other"]).filter((kind) => chunk.examples.some((example) => example.kind === kind));
-  if (kinds.length === 0) return null;
-  return h(Choice, { label: "Shares", name: "kind", value: STATE["kind"] ?? "", options: [["", "all"], ...kinds.map((kind) => /** @type {[string, string]} */ ([kind, kind]))] });
+  const { options, value } = kindFilter(chunk);
+  return options.length === 0 ? null : h(Choice, { label: "Shares", name: "kind", value, options: [["", "all"], ...options] });
 }
 
 VIEWS["query"] = { title: "Examples", of: "query", show: (props) => h(QueryView, props) };

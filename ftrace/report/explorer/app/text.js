@@ -62,7 +62,8 @@ function excerpt(text, spans, limit) {
     const space = text.indexOf(" ", begin);
     if (space >= 0 && space < begin + (limit >> 2)) begin = space + 1;
   }
-  const end = Math.min(text.length, begin + limit);
+  const end = wholeCharacter(text, Math.min(text.length, begin + limit));
+  begin = wholeCharacter(text, begin);
   const kept = spans.filter(([from, to]) => begin <= from && to <= end);
   return {
     text: text.slice(begin, end),
@@ -70,6 +71,15 @@ function excerpt(text, spans, limit) {
     before: begin,
     after: text.length - end,
   };
+}
+
+/**
+ * Return a place in a text, or the one before if it would part the two units of one character.
+ * @param {string} text
+ * @param {number} place
+ */
+function wholeCharacter(text, place) {
+  return place > 0 && (text.codePointAt(place - 1) ?? 0) > 0xffff ? place - 1 : place;
 }
 
 /**
