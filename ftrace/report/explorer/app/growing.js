@@ -8,7 +8,8 @@
  * element, and thousands of these would cost them more than they save.
  */
 
-const BLOCK = { tbody: 60, ol: 24 };
+const BLOCK = { tbody: 20, ol: 8 };
+const FIRST_BLOCKS = 3;
 
 /**
  * @typedef {object} GrowingProps
@@ -42,7 +43,7 @@ class Growing extends Component {
 
   count() {
     const { tag, asked, least = 0 } = this.props;
-    return this.state.asked === asked ? this.state.count : Math.max(1, Math.ceil(least / BLOCK[tag]));
+    return this.state.asked === asked ? this.state.count : Math.max(FIRST_BLOCKS, Math.ceil(least / BLOCK[tag]));
   }
 
   grow() {
