@@ -69,6 +69,7 @@ ftrace. It needs no server and no network.</p>
 <noscript><p><strong>JavaScript is switched off, so nothing is shown.</strong> Allow it for this page: it loads nothing
 from anywhere, and its policy forbids it to. Or read the same scores in a terminal, with <code>ftrace show</code>.</p>
 </noscript>
+<p class="late">If nothing else appears, the file was cut off on its way to you: copy it again.</p>
 </main>
 </div>
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,3 +185,31 @@ def test_missing_or_damaged_part_is_said(page: Page, report: str) -> None:
     page.goto(f"{report}#view=query&query=8")
     page.get_by_role("alert").wait_for()
     assert "chunks/query-2.js can\u2019t be read" in page.get_by_role("alert").inner_text()
+
+
+@pytest.mark.parametrize("chunk", [{}, {**QUERY, "accepted": None}, [], {**QUERY, "examples": [None]}])
+def test_part_that_lacks_what_the_page_expects_is_said(page: Page, tmp_path: Path, chunk: Any) -> None:
+    chunks = [("query-1", chunk), ("head", small_head(methods=METHODS, queries=QUERIES))]
+    opened_report = write_report(tmp_path / "report.html", chunks, title="").as_uri()
+    page.goto("about:blank")
+    page.goto(f"{opened_report}#view=query&query=7")
+    page.get_by_role("alert").wait_for()
+    assert "\u201cquery-1\u201d of this report is damaged" in page.get_by_role("alert").inner_text()
+    page.get_by_role("link", name="Queries", exact=True).click()
+    page.locator(".query-table").wait_for()
+
+
+@pytest.mark.parametrize("lacking", ["limits", "queries", "methods"])
+def test_head_that_lacks_what_the_page_expects_is_said(page: Page, tmp_path: Path, lacking: str) -> None:
+    head = {name: value for name, value in small_head(queries=QUERIES).items() if name != lacking}
+    page.goto(write_report(tmp_path / "report.html", [("head", head)], title="").as_uri())
+    page.get_by_text("\u201chead\u201d of this report is damaged").wait_for()
+
+
+def test_a_file_that_was_cut_off_says_so(page: Page, report: str, tmp_path: Path) -> None:
+    whole = write_report(tmp_path / "report.html", [("head", small_head(queries=QUERIES))], title="").read_text()
+    (tmp_path / "part.html").write_text(whole[: len(whole) * 2 // 3])
+    page.goto((tmp_path / "part.html").as_uri())
+    page.get_by_text("the file was cut off").wait_for()
+    opened(page, report, "")
+    assert page.get_by_text("the file was cut off").count() == 0

@@ -130,6 +130,11 @@ class Loaded extends Component {
     loadChunk(name).then(arrived, (error) => arrived(null, error.message));
   }
 
+  /** Say that a chunk lacks what this page expects in it, instead of showing nothing. */
+  componentDidCatch() {
+    this.setState({ problem: damaged(this.props.name) });
+  }
+
   render() {
     const { name, chunk, problem } = this.state;
     if (name !== this.props.name) return h(Waiting, null);

@@ -70,7 +70,8 @@ async function start() {
     startKeys();
     arrive();
   } catch (error) {
-    if (root !== null) root.textContent = error instanceof Error ? error.message : String(error);
+    const isOurs = error instanceof Error && !(error instanceof TypeError); // otherwise the head lacks what is expected in it
+    if (root !== null) root.textContent = isOurs ? error.message : damaged("head");
   }
 }
 
