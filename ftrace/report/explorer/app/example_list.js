@@ -104,13 +104,14 @@ function fits(chunk, example, { states, kind }) {
 }
 
 /**
- * Tell whether the model's wrong answer stands in an example.
+ * Tell whether the model's wrong answer stands in an example, or is its own.
  * @param {QueryChunk} chunk
  * @param {Example} example
  */
 function hasWrongAnswer({ said }, example) {
   const wrong = said?.right === false ? (said.text?.trim() ?? "") : "";
-  return wrong !== "" && example.text !== null && folded(example.text).includes(folded(wrong));
+  if (wrong === "") return false;
+  return [example.text, ownAnswer(example)].some((text) => text !== null && folded(text).includes(folded(wrong)));
 }
 
 /**
@@ -190,8 +191,8 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       "div",
       { class: "text" },
       example.text === null
-        ? h(ExampleLink, { id: example.id, name: example.name })
-        : h(Words, { text: example.text, spans: example.shared, cut: example.cut, limit: TEXT_LIMIT, fill: example.answer }),
+        ? h(ExampleLink, { id: example.id, name: example.name, isStep: true })
+        : h(ExampleText, { chunk, example, limit: TEXT_LIMIT }),
     ),
     h(
       "div",
@@ -201,7 +202,7 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       h("span", { class: "share" }, percent(at?.share ?? null)),
       h(FactMark, { example }),
       hasWrongAnswer(chunk, example) && h("span", { class: "fact said" }, h("span", { "aria-hidden": "true" }, "✗ "), "has the wrong answer"),
-      example.text !== null && h(ExampleLink, { id: example.id, name: example.name }),
+      example.text !== null && h(ExampleLink, { id: example.id, name: example.name, isStep: false }),
       h(NoteField, { head, query: chunk.id, example: example.id, on: called }),
     ),
   );

@@ -89,11 +89,6 @@ function countsOf(values) {
 /** @type {WeakMap<Head, string[]>} */
 const SEARCHED = new WeakMap();
 
-/** @param {string} text */
-function folded(text) {
-  return text.normalize("NFKC").toLowerCase();
-}
-
 /**
  * Return the text of each query that a search looks through.
  * @param {Head} head

@@ -50,7 +50,8 @@ class TokenExample extends Component {
         h("span", null, "score ", h("b", null, scoreText(place?.score ?? null, Math.abs(place?.score ?? 0)))),
         h("span", null, "sum of its tokens ", h("b", null, scoreText(example.total, Math.abs(example.total ?? 0)))),
         known !== undefined && h(FactMark, { example: known }),
-        known !== undefined && h("a", { class: "id", href: href({ view: "example", example: known.id }), "data-step": true }, h("bdi", null, idText(known.id, known.name))),
+        known !== undefined && h(OwnAnswer, { chunk, example: known }),
+        known !== undefined && h(ExampleLink, { id: known.id, name: known.name, isStep: true }),
         h("span", { class: "readout", "aria-live": "polite" }, read !== undefined && tokenText(read.tokens[this.state.place] ?? "", read.values[this.state.place] ?? null, largest)),
       ),
       h(
