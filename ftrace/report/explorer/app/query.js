@@ -18,7 +18,7 @@ function QueryHead({ head, chunk }) {
         { class: "asked" },
         h("p", { class: "kicker" }, kicker(chunk).map(([name, value]) => h("span", { key: name }, name, " ", h("bdi", null, plain(value))))),
         h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, cut: chunk.cut })),
-        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said })),
+        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said, isRedacted: head.is_redacted })),
         h(Problems, { texts: chunk.warnings }),
         h(NoteField, { head, query: chunk.id, on: "this query", key: chunk.id }),
       ),
@@ -62,8 +62,8 @@ function Answer({ chunk }) {
   );
 }
 
-/** @param {{said: Said}} props */
-function SaidPart({ said }) {
+/** @param {{said: Said, isRedacted: boolean}} props */
+function SaidPart({ said, isRedacted }) {
   return h(
     "div",
     { class: said.right === false ? "wrong" : "" },
@@ -71,7 +71,7 @@ function SaidPart({ said }) {
     h(
       "dd",
       null,
-      said.text === null ? "(no end to its answer)" : h("bdi", { class: "words" }, plain(said.text)),
+      said.text === null ? (isRedacted ? "(left out)" : "(no end to its answer)") : h("bdi", { class: "words" }, plain(said.text)),
       h(
         "small",
         null,
