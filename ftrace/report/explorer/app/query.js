@@ -57,9 +57,14 @@ function Answer({ chunk }) {
   return h(
     "div",
     null,
-    h("dt", null, "Right answer"),
+    h("dt", null, isKnownRight(chunk) ? "Right answer" : "Answer"),
     h("dd", null, h("bdi", { class: "words" }, plain(chunk.answer ?? "")), chunk.accepted.length > 0 && h("small", null, "also accepted: ", h("bdi", null, chunk.accepted.map(plain).join("; ")))),
   );
+}
+
+/** Tell whether the data says that a query's answer is right: results of a search only say which one was searched for. @param {QueryChunk} chunk */
+function isKnownRight({ said, accepted, examples }) {
+  return (said?.right ?? null) !== null || accepted.length > 0 || examples.some((example) => example.states_fact !== null);
 }
 
 /** @param {{said: Said, isRedacted: boolean}} props */
