@@ -25,7 +25,7 @@ function ExampleList({ head, chunk, method, isOpponents }) {
   return h(
     "section",
     { class: isOpponents ? "opponents" : "proponents", "aria-label": isOpponents ? "Opponents" : "Proponents" },
-    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head, method, isOpponents))),
+    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head.methods[method], isOpponents))),
     kept.length < listed.length && h("p", { class: "count", role: "status" }, `${count(kept.length)} of the ${count(listed.length)} that are listed`),
     listed.length === 0 && h("p", { class: "empty" }, emptyText(head, lists ?? null, method, isOpponents)),
     h(Growing, {
@@ -38,17 +38,6 @@ function ExampleList({ head, chunk, method, isOpponents }) {
     }),
     kept.length > 0 && listNotes(lists ?? null, listed.length, isOpponents).map((note) => h("p", { class: "count", key: note }, note)),
   );
-}
-
-/**
- * Say what makes an example a proponent or an opponent.
- * @param {Head} head
- * @param {number} method
- * @param {boolean} isOpponents
- */
-function sideText({ methods }, method, isOpponents) {
-  if (methods[method]?.kind === BY_WORDS) return isOpponents ? "" : "they share the most telling words";
-  return isOpponents ? "they raised the loss" : "they lowered the loss";
 }
 
 /**

@@ -128,16 +128,9 @@ function QueryView({ head, chunk, method }) {
     null,
     h("div", { class: "filters" }, h(MethodChoice, { head, method }), h(FactFilter, { chunk }), h(KindFilter, { chunk })),
     h(Problems, { texts: doubts }),
-    h("p", { class: "reading" }, readingText(head.methods[method]), " The bar is its share of the largest. ", Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
+    h("p", { class: "reading" }, kindText(head.methods[method]), " The bar is its share of the largest. ", Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
     h("div", { class: "sides" }, h(ExampleList, { head, chunk, method, isOpponents: false }), h(ExampleList, { head, chunk, method, isOpponents: true })),
   );
-}
-
-/** @param {Method | undefined} method */
-function readingText(method) {
-  if (method?.kind === BY_WORDS) return "A score says how much of the query’s wording the example has, and knows nothing of training.";
-  const unit = method?.unit ? `, in ${plain(method.unit)}` : "";
-  return `A score estimates, to first order, how much training on the example lowered this query’s loss${unit}.`;
 }
 
 /** @param {{chunk: QueryChunk}} props */

@@ -116,18 +116,4 @@ async function copied(text) {
   }
 }
 
-/** @param {{head: Head}} props */
-function HowToRead({ head }) {
-  const units = [...new Set(head.methods.map(({ unit }) => unit).filter(Boolean))].map(plain);
-  const terms = /** @type {[string, string][]} */ ([
-    ["A score", `says what training on an example did to a query’s loss, to first order: as if each step were small and nothing else changed.${units.length > 0 ? ` Where it has a unit, ${units.join(" or ")}, a score of 0.1 is an estimate that the loss fell by 0.1.` : ""} It is an estimate, and no proof that the example caused the answer.`],
-    ["Positive", "means a proponent: the example lowered the query’s loss, so it made the right answer likelier. Negative means an opponent."],
-    ["A rank", "is 1 plus the number of examples with a larger score. “=3” says that other examples have the very same score; their order in a list, by id, means nothing."],
-    ["A share", "is the score as a part of the query’s largest. It compares examples of one query and one method, not queries or methods."],
-    ["States the fact", "means that the example says what the query asks, by the data’s own labels. An example without the mark may teach the fact in other words, or help for reasons that no label names."],
-    ["Not listed", "means weaker than the strongest that are kept, not without effect: many weak examples together can outweigh the strongest."],
-  ]);
-  return h("section", { class: "how", "aria-label": "How to read this" }, h("h2", null, "How to read this"), h("dl", null, terms.map(([term, text]) => h("div", { key: term }, h("dt", null, term), h("dd", null, text)))));
-}
-
 VIEWS["run"] = { title: "Run", of: "report", show: (props) => h(RunView, props) };

@@ -13,8 +13,6 @@
  */
 
 const MOST_LINKS = 4;
-/** The kind of scores that compare words, and know nothing of training. */
-const BY_WORDS = "bm25";
 
 /** @param {{head: Head, method: number}} props */
 function MethodChoice({ head, method }) {
