@@ -82,7 +82,7 @@ function SaidPart({ said, isRedacted }) {
         null,
         said.right !== null && h(Verdict, { right: said.right }),
         said.probability !== null && h("span", null, `probability ${percent(said.probability)}`),
-        said.snapshot !== "" && h("span", null, "at ", h("bdi", null, plain(said.snapshot))),
+        said.snapshot !== "" && h("span", null, "at ", h("bdi", null, snapshotText(said.snapshot))),
       ),
     ),
   );
