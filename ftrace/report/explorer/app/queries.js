@@ -132,7 +132,7 @@ class QueryTable extends Component {
 /** @param {Column[]} columns */
 function widths(columns) {
   const width = (/** @type {Column} */ column) =>
-    column.key === "query" ? "minmax(14rem, 3fr)" : column.isNumber ? "minmax(4.6rem, .5fr)" : column.key === "answer" ? "minmax(9rem, 1.4fr)" : "minmax(6rem, 1.2fr)";
+    column.key === "query" ? "minmax(14rem, 3fr)" : column.key === "precision" ? "minmax(5.9rem, .6fr)" : column.isNumber ? "minmax(4.6rem, .5fr)" : column.key === "answer" ? "minmax(9rem, 1.4fr)" : "minmax(6rem, 1.2fr)";
   return columns.map(width).join(" ");
 }
 
@@ -175,7 +175,8 @@ function QueryRow({ head, place, method, columns }) {
  * @param {string} key
  * @returns {preact.ComponentChildren}
  */
-function queryCell({ queries }, place, method, key) {
+function queryCell(head, place, method, key) {
+  const { queries } = head;
   const id = queries.ids[place] ?? "";
   const prompt = queries.prompts[place] ?? null;
   const said = queries.said[place] ?? null;
@@ -197,10 +198,15 @@ function queryCell({ queries }, place, method, key) {
     case "loss":
       return nats(queries.last_losses[place] ?? null);
     case "precision":
-      return percent(queries.precisions[method]?.[place] ?? null);
+      return precisionCell(queries.precisions[method]?.[place] ?? null, bestPrecision(head, place));
     default:
       return percent(queries.disagreements[place] ?? null);
   }
+}
+
+/** @param {number | null} precision @param {number | null} best */
+function precisionCell(precision, best) {
+  return precision === null || best === null ? percent(precision) : [percent(precision), h("small", null, ` of ${percent(best)}`)];
 }
 
 VIEWS["queries"] = { title: "Queries", of: "report", show: (props) => h(QueriesView, props) };

@@ -121,16 +121,24 @@ function Tabs({ head, chunk }) {
 }
 
 /** @param {ViewProps} props */
-function QueryView({ head, chunk, method }) {
+function QueryView({ head, chunk, method, query }) {
   const doubts = head.methods[method]?.doubts ?? [];
   return h(
     Fragment,
     null,
     h("div", { class: "filters" }, h(MethodChoice, { head, method }), h(FactFilter, { chunk }), h(KindFilter, { chunk })),
     h(Problems, { texts: doubts }),
-    h("p", { class: "reading" }, kindText(head.methods[method]), " The bar is its share of the largest. ", Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
+    h("p", { class: "reading" }, kindText(head.methods[method]), " The bar is its share of the largest. ", precisionText(head, method, query), Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
     h("div", { class: "sides" }, h(ExampleList, { head, chunk, method, isOpponents: false }), h(ExampleList, { head, chunk, method, isOpponents: true })),
   );
+}
+
+/** @param {Head} head @param {number} method @param {number} query */
+function precisionText(head, method, query) {
+  const precision = head.queries.precisions[method]?.[query] ?? null;
+  const best = bestPrecision(head, query);
+  if (precision === null) return "";
+  return `P@10: ${percent(precision)}${best === null ? "" : ` of the ${percent(best)} that any method could reach`}. `;
 }
 
 /** @param {{chunk: QueryChunk}} props */
