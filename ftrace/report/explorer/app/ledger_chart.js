@@ -4,7 +4,7 @@
  * sums, and all numbers in a table to unfold. What the accounts leave unexplained is in both tables, so that they add up.
  */
 
-const LEDGER = { width: 560, height: 220, left: 52, bottom: 30, top: 8 };
+const LEDGER = { width: 560, height: 220, left: 64, bottom: 30, top: 8, line: 20 };
 
 /** @param {{ledger: LedgerPage}} props */
 function LedgerPart({ ledger }) {
@@ -39,8 +39,9 @@ function LedgerBars({ ledger }) {
     "svg",
     { class: "ledger-bars", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `The mean loss of a query falls by ${nats(sum)} nats between step ${count(first)} and step ${count(last)}; the table has the numbers.` },
     h("defs", null, h("pattern", { id: "hatched", width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, h("rect", { class: "hatch", width: 2, height: 5 }))),
-    [high, low].filter((value, at) => at === 0 || value < 0).map((value) => h("text", { key: value, class: "soft", x: left - 6, y: y(value) + (value === high ? 10 : 0), "text-anchor": "end" }, nats(value))),
+    y(0) - y(high) > LEDGER.line && h("text", { class: "soft", x: left - 6, y: y(high) + 10, "text-anchor": "end" }, nats(high)),
     h("text", { class: "soft", x: left - 6, y: y(0) + 4, "text-anchor": "end" }, "0"),
+    low < 0 && h("text", { class: "soft", x: left - 6, y: Math.max(y(low), y(0) + 4 + LEDGER.line), "text-anchor": "end" }, nats(low)),
     actual.map((value, at) => {
       const [begin, end] = [x(steps[at] ?? first), x(steps[at + 1] ?? last)];
       let [up, down] = [0, 0];
