@@ -70,7 +70,7 @@ function ForQuery({ head, query, page, chunk }) {
 
 /** @param {{head: Head, example: Example}} props */
 function PlacesTable({ head, example }) {
-  const columns = ["Method", "Rank", "From below", "Score", "Share"];
+  const columns = ["Method", "Rank", "Rank among opponents", "Score", "Share"];
   return h(
     "div",
     { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Places in all lists" },

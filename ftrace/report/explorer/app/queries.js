@@ -186,7 +186,7 @@ function queryCell(head, place, method, key) {
       return h(
         "a",
         { class: "words", href: href({ view: "query", query: id }), "data-step": true },
-        prompt === null ? h("bdi", null, idText(id, queries.names[place] ?? null)) : h(Prompt, { text: prompt }),
+        prompt === null ? h("bdi", null, idText(id, queries.names[place] ?? null)) : h(Prompt, { text: prompt, answer: queries.answers[place] ?? null }),
       );
     case "answer":
       return h("bdi", { class: "words" }, plain(queries.answers[place] ?? ""));

@@ -17,7 +17,7 @@ function QueryHead({ head, chunk }) {
         "div",
         { class: "asked" },
         h("p", { class: "kicker" }, kicker(chunk).map(([name, value]) => h("span", { key: name }, name, " ", h("bdi", null, plain(value))))),
-        h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, cut: chunk.cut })),
+        h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, answer: chunk.answer, cut: chunk.cut })),
         h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said, isRedacted: head.is_redacted })),
         h(Problems, { texts: chunk.warnings }),
         h(NoteField, { head, query: chunk.id, on: "this query", key: chunk.id }),
@@ -91,6 +91,7 @@ function SaidPart({ said, isRedacted }) {
 /** @param {{loss: Loss}} props */
 function LossPart({ loss }) {
   const step = loss.learned_step;
+  const at = step === null ? "not known" : step < 0 ? "never" : loss.right_at_end === false ? `first right at step ${count(step)}, lost again` : `at step ${count(step)}`;
   return h(
     "div",
     null,
@@ -98,8 +99,8 @@ function LossPart({ loss }) {
     h(
       "dd",
       null,
-      step === null ? "not known" : step < 0 ? "never" : `at step ${count(step)}`,
-      h("small", null, `loss ${lossText(loss.values[0] ?? null, loss.values[loss.values.length - 1] ?? null)} nats`, step !== null && step >= 0 && loss.right_at_end === false && "; not right at the end"),
+      at,
+      h("small", null, `loss ${lossText(loss.values[0] ?? null, loss.values[loss.values.length - 1] ?? null)} nats`),
     ),
   );
 }
@@ -144,7 +145,7 @@ function precisionText(head, method, query) {
 /** @param {{chunk: QueryChunk}} props */
 function FactFilter({ chunk }) {
   const { options, value } = factFilter(chunk);
-  return options.length === 0 ? null : h(Choice, { label: "States", name: "states", value, options: [["", "all"], ...options] });
+  return options.length === 0 ? null : h(Choice, { label: options.some(([key]) => key === "yes") ? "States the fact" : "States", name: "states", value, options: [["", "all"], ...options] });
 }
 
 /** @param {{chunk: QueryChunk}} props */

@@ -94,7 +94,7 @@ function QueryLink({ head, place }) {
   const prompt = head.queries.prompts[place] ?? null;
   const link = href({ view: "query", query: id });
   if (prompt === null) return h("a", { href: link }, h("bdi", null, idText(id, head.queries.names[place] ?? null)));
-  return h("a", { class: "words", href: link }, h(Prompt, { text: prompt }));
+  return h("a", { class: "words", href: link }, h(Prompt, { text: prompt, answer: head.queries.answers[place] ?? null }));
 }
 
 /** @param {{texts: string[]}} props */

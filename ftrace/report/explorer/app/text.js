@@ -189,11 +189,11 @@ class Words extends Component {
 }
 
 /**
- * A prompt whose blank is drawn; without one of its own, the blank follows at the end.
- * @param {{text: string, cut?: number}} props
+ * A prompt whose blank is drawn; without one of its own, the blank for the answer follows at the end, if there is an answer.
+ * @param {{text: string, answer: string | null, cut?: number}} props
  */
-function Prompt({ text, cut = 0 }) {
+function Prompt({ text, answer, cut = 0 }) {
   const children = withBlanks(text, null);
-  if (children.length === 1 && cut === 0) children.push("\u00a0", h(Blank, { fill: null }));
+  if (children.length === 1 && answer !== null && cut === 0) children.push("\u00a0", h(Blank, { fill: null }));
   return h("span", { class: "words" }, h("bdi", null, children), cut > 0 && h("span", { class: "cut" }, ` … +${counted(cut, "character")}`));
 }
