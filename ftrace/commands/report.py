@@ -155,7 +155,9 @@ def make_content(
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
     count = 0 if is_redacted else tokens
     settings = ContentSettings(is_redacted=is_redacted)
-    return Content(ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count))
+    return Content(
+        ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count, is_redacted=is_redacted)
+    )
 
 
 def write(content: Content, path: Path, *, single_file: bool | None = None) -> Path:
