@@ -22,7 +22,7 @@ types: $(READY)
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/ftrace
 	@ln -s "$(CURDIR)"/ftrace/* $(TYPES)/ftrace/ && ln -s "$(CURDIR)/callbacks" $(TYPES)/ftrace/callbacks
 	MYPYPATH=$(TYPES) $(BIN)/python -m mypy -p ftrace
-	MYPYPATH=$(TYPES):benchmarks $(BIN)/python -m mypy train.py benchmarks
+	MYPYPATH=$(TYPES):benchmarks:tests $(BIN)/python -m mypy train.py benchmarks
 
 # Browsers for the tests of the explorer. Where they can't be installed, a line says so and make goes on.
 browsers: $(READY)

@@ -3,9 +3,8 @@
     python benchmarks/report.py
     python benchmarks/report.py --examples 5000 --queries 50 --out report
 
-Texts and scores are drawn: each query has examples that state its fact, which all methods find more or less; some
-examples score high for whatever is asked, as in real runs. Scores are written query by query, so that memory doesn't
-grow with their number.
+Texts and scores are drawn (``drawn_stores.py``), in a process of their own, so that the memory is the report's alone.
+``report_in_browsers.py`` measures what a reader then waits for.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from drawn_stores import METHODS, open_stores, write_stores
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -26,88 +27,7 @@ from ftrace.report.explorer.chunks import encode_chunk, island
 from ftrace.report.explorer.content import Content, ContentSettings
 from ftrace.report.explorer.ranked_queries import RankedQueries
 from ftrace.report.explorer.writing import write_report
-from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, ScoreWriter, Texts
 from ftrace.views import StoreSource
-
-METHODS = ("learning", "update", "dot", "bm25")
-WORDS = 20_000
-SYLLABLES = ("ba", "den", "fu", "gor", "hil", "jo", "kra", "lum", "mi", "ner", "pol", "ra", "su", "tev", "wo", "zin")
-STATING = 40  # examples of each fact
-NOISE = (0.4, 0.6, 1.0, 0.5)  # of each method, where stating the fact counts 2
-
-
-def write_stores(folder: Path, examples: int, queries: int, words: int, seed: int) -> list[ScoreStore]:
-    """Write a store for each method, with texts of about ``words`` words in the first one."""
-    generator = np.random.default_rng(seed)
-    stating = generator.integers(0, examples, (queries, STATING))
-    popular = generator.lognormal(0, 0.4, examples)
-    texts = {
-        "examples": Texts.of(list(_examples(generator, stating, examples, words)), EXAMPLE_ID),
-        "queries": Texts.of(list(_queries(generator, stating)), QUERY_ID),
-    }
-    stores: list[ScoreStore] = []
-    for method, noise in zip(METHODS, NOISE, strict=True):
-        with ScoreWriter(folder / method, np.arange(examples), np.arange(queries), [method]) as writer:
-            for query in range(queries):
-                scores = popular * generator.normal(0, noise, examples)
-                scores[stating[query]] += generator.lognormal(0.7, noise, STATING)
-                scores = (
-                    np.maximum(scores, 0).round(1) if method == "bm25" else scores
-                )  # which ties, and has no opponents
-                writer.put(method, scores, columns=query)
-            stores.append(writer.finish({"method": method}, **({} if stores else texts)))
-    return stores
-
-
-def _examples(
-    generator: np.random.Generator, stating: np.ndarray, examples: int, words: int
-) -> Iterator[dict[str, Any]]:
-    facts: dict[int, list[str]] = {}
-    for query, of_query in enumerate(stating.tolist()):
-        for example in of_query:
-            facts.setdefault(example, []).append(_fact(query))
-    for example in range(examples):
-        text = _text(generator, int(generator.integers(words // 2, 3 * words // 2 + 1)))
-        yield {"example_id": example, "text": text, "answer": text.split()[-1], "facts": facts.get(example, [])}
-
-
-def _queries(generator: np.random.Generator, stating: np.ndarray) -> Iterator[dict[str, Any]]:
-    for query, of_query in enumerate(stating):
-        text, answer = _text(generator, 10), _text(generator, 2)
-        proponents = np.unique(of_query).tolist()
-        yield {"query_id": query, "text": text, "answer": answer, "fact": _fact(query), "proponent_ids": proponents}
-
-
-def _text(generator: np.random.Generator, words: int) -> str:
-    """Draw words, some of which are as common as words of a language are."""
-    drawn = (WORDS ** generator.random(words)).astype(int)
-    return " ".join(_word(word) for word in drawn.tolist())
-
-
-def _word(number: int) -> str:
-    syllables = (
-        "ba",
-        "den",
-        "fu",
-        "gor",
-        "hil",
-        "jo",
-        "kra",
-        "lum",
-        "mi",
-        "ner",
-        "pol",
-        "ra",
-        "su",
-        "tev",
-        "wo",
-        "zin",
-    )
-    return "".join(syllables[number >> 4 * place & 15] for place in range(1 + number.bit_length() // 4))
-
-
-def _fact(query: int) -> str:
-    return f"r{query % 20}-e{query}-e{query * 7 % 1009}"
 
 
 class _Clock:
@@ -157,9 +77,11 @@ def main(
         folder = Path(stores or temporary)
         clock = _Clock()
         if not (folder / METHODS[-1]).is_dir():
-            write_stores(folder, examples, queries, words, seed)
+            drawing = get_context("spawn").Process(target=write_stores, args=(folder, examples, queries, words, seed))
+            drawing.start()
+            drawing.join()
         clock.spent_on("drawing texts and scores")
-        sources = [StoreSource(ScoreStore.open(folder / method)) for method in METHODS]
+        sources = [StoreSource(store) for store in open_stores(folder)]
         ranked = RankedQueries(sources, sources[0].query_ids, k, opponents)
         clock.spent_on("ranking")
         content = Content(ranked, "benchmark", ContentSettings())

@@ -98,7 +98,7 @@ def test_wheel_brings_the_explorer_and_the_licences_of_others(installed: Install
         brought = installed.site / "ftrace" / "report" / "explorer" / folder
         assert {file.name for file in brought.iterdir()} == {file.name for file in source.iterdir()}
     noted = {file.name for file in installed.site.glob("ftrace-*.dist-info/licenses/**/*") if file.is_file()}
-    assert noted == {"LICENSE", "preact.LICENSE", "uPlot.LICENSE"}
+    assert noted == {"LICENSE", "preact.LICENSE"}
 
 
 def test_inside_a_clone_the_clone_is_imported_whole(installed: Installed) -> None:

@@ -239,4 +239,4 @@ def draw_bar(
         most = f"{readout[np.abs(readout).argmax()]:.3g}".replace("-", "\N{MINUS SIGN}")
         label += f"\nhatched: {IN_WORDS},\nleft out of the scale; largest {most}"
     bar.set_label(label, fontsize=SMALL)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

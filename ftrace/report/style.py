@@ -95,7 +95,8 @@ def in_lines(text: str, inches: float, points: float, most: int = 1, weight: str
         most: How many lines there may be.
         weight: "normal" or "bold".
     """
-    lines, line = [], ""
+    lines: list[str] = []
+    line = ""
     for word in text.split():
         while word and len(lines) <= most:
             joined = f"{line} {word}" if line else word

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ftrace.scores.optional import import_xarray
-from ftrace.scores.store_files import file_name
 from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
 
@@ -33,7 +32,7 @@ def labelled_array(store: StoredScores, axis: str | None = None) -> xr.DataArray
     if axis is not None:
         store.check_axis(axis)
         parts = store.breakdown[axis]
-    kinds = [kind for kind in store.kinds if axis is None or _is_broken_down(store, kind, axis)]
+    kinds = [kind for kind in store.kinds if axis is None or axis in store.breakdown_of(kind)]
     keys = [[Sum(kind, axis or "", part) for part in parts] for kind in kinds]
     noted = store.manifest.get("dtype", {})
     dtype = np.result_type(*(noted.get(kind, "float32") for kind in kinds)) if kinds else np.dtype(np.float32)
@@ -53,8 +52,3 @@ def labelled_array(store: StoredScores, axis: str | None = None) -> xr.DataArray
         attributes["in doubt"] = "; ".join(doubts)
     lazy = as_lazy(store, keys, dtype, parted=axis is not None)
     return xarray.DataArray(xarray.Variable(dimensions, lazy), coords=coordinates, name="score", attrs=attributes)
-
-
-def _is_broken_down(store: StoredScores, kind: str, axis: str) -> bool:
-    first = Sum(kind, axis, store.breakdown[axis][0])
-    return (store.path / f"{file_name(first, store.breakdown)}.npy").exists()

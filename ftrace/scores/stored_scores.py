@@ -52,6 +52,14 @@ class StoredScores:
         parts_by_axis: dict[str, list[str]] = self.manifest.get("breakdown", {})
         return parts_by_axis
 
+    def breakdown_of(self, kind: str) -> dict[str, list[str]]:
+        """Return the axes that one kind is broken down by, and the names of the parts of each."""
+        return {
+            axis: parts
+            for axis, parts in self.breakdown.items()
+            if parts and (self.path / f"{file_name(Sum(kind, axis, parts[0]), self.breakdown)}.npy").exists()
+        }
+
     @property
     def has_candidates(self) -> bool:
         """Whether each query has candidates of its own."""

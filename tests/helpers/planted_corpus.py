@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,9 @@ def planted_corpus(folder: Path, seed: int = 0, num_towns: int = 12) -> Planted:
     for name, written in (("train.jsonl", rows), ("queries.jsonl", queries)):
         (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in written))
     config = folder / "planted.yaml"
-    config.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    settings = copy.deepcopy(CONFIG)
+    settings["data"]["init_args"]["batch_size"] = 24 if num_towns < 24 else 48
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
     place = list(facts).index(chosen)
     asked = queries[place]["inputs"]
     (example,) = [number for number, row in enumerate(rows) if row["inputs"] == asked]
@@ -106,10 +109,10 @@ CONFIG: dict[str, Any] = {
     "model": {
         "class_path": "ftrace.models.FactLM",
         "init_args": {
-            "config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32,
+            "config": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 32,
                        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
             "embedding_std": 0.1,
-            "learning_rate": 0.01,
+            "learning_rate": 0.004,
             "warmup_steps": 5,
         },
     },

@@ -161,7 +161,7 @@ def _of_tracing(run: _Run, sources: Sequence[StoreSource]) -> Claim:
         options = [f"--noise.kind={kind}", f"--output_dir={run.name}/{CAUSAL}-{kind}"]
     if run.nothing_learned:
         options.append("--only_correct=false")
-    by_layer = next((source for source in sources if "layer" in source.store.breakdown), None)
+    by_layer = next((source for source in sources if "layer" in source.store.breakdown_of(source.kind)), None)
     if by_layer is not None and window == 1:  # a window over all layers can't be joined to scores by layer
         options.append(f"--scores={_in_run(run, by_layer.store)}:{by_layer.kind}")
     return _claim(claim, "ftrace", "causal-trace", f"--run={run.name}", f"--window={window}", *options)

@@ -183,7 +183,7 @@ class Content:
             "is_complete": source.is_complete,
             "num_examples": _num_examples(source),
             "has_opponents": any(method is not None and method.opponents is not None for method in opponents),
-            "axes": source.store.breakdown if isinstance(source, StoreSource) else {},
+            "axes": source.store.breakdown_of(source.kind) if isinstance(source, StoreSource) else {},
         }
 
     def _limits(self, additions: Additions) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The page of a report: its script, its style and a policy by which it can load nothing else.
 
 The scripts in ``app/`` share one scope: they are joined in the order of ``app_parts.py`` into one function, after
-preact and uPlot. So nothing has to be built, neither when ftrace is installed nor when a report is made, and equal
+preact. So nothing has to be built, neither when ftrace is installed nor when a report is made, and equal
 input gives equal bytes.
 
 What a reader sees without JavaScript is a paragraph that says what the page is and what is missing.
@@ -89,8 +89,6 @@ def _script() -> str:
         '"use strict";',
         _licence("preact"),
         _as_constant("preact", _read("vendor", "preact.mjs")),
-        _licence("uPlot"),
-        _SOURCE_MAP.sub("", _read("vendor", "uPlot.iife.min.js")),
         *(_read("app", name) for name in PARTS),
         "})();",
     ]
@@ -99,9 +97,7 @@ def _script() -> str:
 
 @cache
 def _style() -> str:
-    return _checked(
-        "\n".join([_read("vendor", "uPlot.min.css"), *(_read("app", name) for name in STYLES)]), "</style", "<!--"
-    )
+    return _checked("\n".join(_read("app", name) for name in STYLES), "</style", "<!--")
 
 
 def _read(folder: str, name: str) -> str:

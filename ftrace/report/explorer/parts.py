@@ -42,7 +42,7 @@ class Breakdown:
             return
         rows = places_of(ids[chosen], self._store.example_ids, ascending_order(self._store.example_ids))
         column = self._store.place_of_query(query_id)
-        for axis, parts in self._store.breakdown.items():
+        for axis, parts in self._store.breakdown_of(self._kind).items():
             values = [self._values(Sum(self._kind, axis, part), rows, column) for part in parts]
             by_example = [list(of_example) for of_example in zip(*map(rounded, values), strict=True)]
             yield {"method": self._method, "axis": axis, "examples": chosen.tolist(), "values": by_example}

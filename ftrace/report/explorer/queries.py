@@ -49,7 +49,7 @@ class Queries:
         self._breakdowns = {
             method: Breakdown(source, method)
             for method, source in enumerate(sources)
-            if isinstance(source, StoreSource) and source.store.breakdown
+            if isinstance(source, StoreSource)
         }
 
     def chunk(self, listing: Listing, additions: Additions) -> QueryChunk:

@@ -113,7 +113,7 @@ def _draw_line(page: Page, placed: Sequence[Placed], down: float, largest: float
             Rectangle(
                 (left / PAGE, 1 - (top + height) / page.height), width / PAGE, height / page.height, facecolor=colour,
                 edgecolor="none", transform=page.figure.transFigure, zorder=0,
-            )  # type: ignore[arg-type]
+            )
         )  # fmt: skip
 
     for left, width, text, value in placed:

@@ -43,7 +43,7 @@ def draw_where(head: Head, query: QueryChunk) -> Figure | None:
     figure = Figure(figsize=(PAGE, height), layout="constrained")
     left: Figure | SubFigure = figure
     if profile:
-        left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(2.1, 1)).ravel()
         _draw_profile(right, profile)
     _draw_maps(left, maps, rows)
     figure.suptitle("\n".join(lines), x=0.01, ha="left", weight="bold")

@@ -83,6 +83,6 @@ def test_every_part_of_the_app_is_in_the_page() -> None:
 
 def test_script_brings_its_licences_and_asks_for_no_source_map() -> None:
     script = page("", in_one_file=True)[1]
-    assert len(re.findall("Permission is hereby granted", script)) == 2
+    assert len(re.findall("Permission is hereby granted", script)) == 1
     assert "sourceMappingURL" not in script
     assert "export{" not in script

@@ -5,6 +5,7 @@
  */
 
 const LISTED_QUERIES = 10;
+const LONG_TEXT = 900;
 
 /**
  * Return which chunk holds an example's page; -1 if none does.
@@ -45,7 +46,7 @@ function ExampleBody(props) {
     { class: "example-page" },
     h("nav", { class: "pager", "aria-label": "Back" }, query >= 0 ? h("a", { href: href({ view: "query", example: page.id }), "data-key": "up" }, "Back to the query") : h("a", { href: href({ view: "queries" }), "data-key": "up" }, "All queries")),
     h("p", { class: "kicker" }, h("span", null, "training example ", h("bdi", null, idText(page.id, page.name))), page.answer !== null && h("span", null, "teaches ", h("bdi", null, plain(page.answer)))),
-    h("h1", { class: page.text !== null && page.text.length > 160 ? "long" : "" }, page.text === null ? h("bdi", null, idText(page.id, page.name)) : h(Words, { text: page.text, cut: page.cut })),
+    h("h1", { class: page.text !== null && page.text.length > 160 ? "long" : "" }, page.text === null ? h("bdi", null, idText(page.id, page.name)) : h(Words, { text: page.text, cut: page.cut, limit: LONG_TEXT })),
     query >= 0 && h(NoteField, { head, query: head.queries.ids[query] ?? "", example: page.id, on: "this example", key: page.id }),
     query >= 0 && h(Loaded, { name: `query-${query}`, show: (/** @type {QueryChunk} */ chunk) => h(ForQuery, { ...props, chunk }) }),
     h("h2", null, "For all queries"),

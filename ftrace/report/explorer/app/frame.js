@@ -59,6 +59,7 @@ function Frame({ head }) {
       IGNORED.length > 0 &&
         h("p", { class: "problem", role: "alert" }, "The address names what this report doesn’t have, and that part was ignored: ", IGNORED.map((part) => h("code", { key: part }, h("bdi", null, plain(part)), " "))),
       view?.of === "query" && query < 0 && h("p", null, "No query is chosen. ", h("a", { href: href({ view: "queries" }) }, "Choose one"), "."),
+      view?.of === "query" && query >= 0 && h(Pager, { head, query }), // there while the query is loaded, so that no key is lost
       view?.of === "query" && query >= 0 &&
         h(Loaded, {
           name: `query-${query}`,

@@ -1,6 +1,6 @@
 /**
- * What the page provides to the parts of the app: the function that chunks call. The vendored libraries are there as
- * `preact` and `uPlot`, as their own types say ("export as namespace").
+ * What the page provides to the parts of the app: the function that chunks call. The vendored library is there as
+ * `preact`, as its own types say ("export as namespace").
  */
 
 interface Window {

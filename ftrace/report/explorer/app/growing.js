@@ -3,15 +3,17 @@
  * Long lists: Growing(props) draws the first entries at once, and the others as soon as the browser has shown these.
  *
  * `asked` names what is listed: where it changes, the list begins anew. `least` entries are among the first in any case.
- * Whoever searches the page or prints it has all entries a moment later.
+ * Whoever searches the page or prints it has all entries a moment later. Each step draws few enough that a key which is
+ * pressed meanwhile needn't wait. A table's rows are in blocks, since browsers skip what isn't on the screen element by
+ * element, and thousands of these would cost them more than they save.
  */
 
-const FIRST_ENTRIES = { tr: 60, li: 24 };
-const MORE_ENTRIES = 400;
+const BLOCK = { tbody: 20, ol: 8 };
+const FIRST_BLOCKS = 3;
 
 /**
  * @typedef {object} GrowingProps
- * @property {"ol" | "tbody"} tag
+ * @property {"ol" | "tbody"} tag  Of the list, or of each block of a table's rows.
  * @property {object} [attributes]
  * @property {string} asked
  * @property {number} [least]
@@ -24,6 +26,8 @@ class Growing extends Component {
   /** @type {{count: number, asked: string | null}} */
   state = { count: 0, asked: null };
   timer = 0;
+  /** The blocks that were drawn with these props, which needn't be drawn again when others follow. */
+  drawn = { props: this.props, blocks: /** @type {preact.VNode<any>[][]} */ ([]) };
 
   componentDidMount() {
     this.grow();
@@ -39,21 +43,27 @@ class Growing extends Component {
 
   count() {
     const { tag, asked, least = 0 } = this.props;
-    if (this.state.asked === asked) return this.state.count;
-    return Math.max(FIRST_ENTRIES[tag === "ol" ? "li" : "tr"], least);
+    return this.state.asked === asked ? this.state.count : Math.max(FIRST_BLOCKS, Math.ceil(least / BLOCK[tag]));
   }
 
   grow() {
     clearTimeout(this.timer);
-    const { asked, entries } = this.props;
+    const { tag, asked, entries } = this.props;
     const count = this.count();
-    if (count >= entries.length) return;
+    if (count * BLOCK[tag] >= entries.length) return;
     const isBegun = this.state.asked === asked;
-    this.timer = setTimeout(() => this.setState({ count: count + MORE_ENTRIES, asked }), isBegun ? 0 : 120);
+    this.timer = setTimeout(() => this.setState({ count: count + 1, asked }), isBegun ? 0 : 120);
   }
 
   render() {
     const { tag, attributes = {}, entries, show } = this.props;
-    return h(tag, attributes, entries.slice(0, this.count()).map(show));
+    if (this.drawn.props !== this.props) this.drawn = { props: this.props, blocks: [] };
+    const { blocks } = this.drawn;
+    const size = BLOCK[tag];
+    for (let place = blocks.length; place < this.count() && (place === 0 || place * size < entries.length); place++) {
+      const block = entries.slice(place * size, (place + 1) * size).map(show);
+      blocks.push(tag === "tbody" ? [h(tag, { key: place, ...attributes }, block)] : block);
+    }
+    return tag === "tbody" ? h(Fragment, null, blocks.flat()) : h(tag, attributes, blocks.flat());
   }
 }

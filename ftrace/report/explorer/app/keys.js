@@ -86,7 +86,11 @@ function firstSeen(places) {
 }
 
 function searchQueries() {
-  if (STATE["view"] !== undefined && STATE["view"] !== "queries") go({ view: "queries" });
-  setTimeout(() => document.getElementById("find")?.focus());
+  const focus = () => document.getElementById("find")?.focus();
+  if ((STATE["view"] ?? "queries") === "queries") focus();
+  else {
+    addEventListener("hashchange", focus, { once: true });
+    go({ view: "queries" });
+  }
   return true;
 }

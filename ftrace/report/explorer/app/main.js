@@ -24,6 +24,7 @@ function arrive() {
   const before = STATE;
   const { state, ignored } = readAddress(location.hash, HEAD);
   [STATE, IGNORED] = [state, ignored];
+  document.title = titleOf(HEAD);
   redraw();
   const known = history.state?.step;
   if (typeof known === "number") {
@@ -40,6 +41,18 @@ function arrive() {
   }
 }
 
+/**
+ * Return what a bookmark of the current state is called.
+ * @param {Head} head
+ */
+function titleOf(head) {
+  const query = queryPlace(head, STATE["query"] ?? "");
+  const prompt = head.queries.prompts[query] ?? null;
+  const view = VIEWS[STATE["view"] ?? "queries"];
+  if (view === undefined || view.of === "report" || query < 0) return plain(head.title);
+  return `${prompt === null ? idText(STATE["query"] ?? "", null) : plain(prompt.replace(BLANK, "…"))} · ${plain(head.title)}`;
+}
+
 /** Let a reader who goes up to the queries find the one that was open. @param {Element | null} row */
 function returnTo(row) {
   row?.scrollIntoView({ block: "center" });
@@ -52,7 +65,6 @@ async function start() {
   try {
     HEAD = await loadHead();
     openNotes(HEAD);
-    document.title = plain(HEAD.title);
     history.scrollRestoration = "manual";
     addEventListener("hashchange", arrive);
     startKeys();

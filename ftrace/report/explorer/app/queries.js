@@ -27,7 +27,7 @@ function QueriesView({ head, method }) {
           options: [["", "all"], ...[...values].map(([value, number]) => /** @type {[string, string]} */ ([value, `${plain(value)} (${count(number)})`]))],
         }),
       ),
-      head.methods.length > 1 && h(Choice, { label: "P@10 by", name: "method", value: methodKeys(head)[method] ?? "", options: methodKeys(head).map((key) => /** @type {[string, string]} */ ([key, plain(key)])) }),
+      head.methods.length > 1 && sortKeys(head).includes("precision") && h(Choice, { label: "P@10 by", name: "method", value: methodKeys(head)[method] ?? "", options: methodKeys(head).map((key) => /** @type {[string, string]} */ ([key, plain(key)])) }),
     ),
     h(
       "p",
@@ -74,23 +74,36 @@ function Search() {
   );
 }
 
-/** @param {{head: Head, places: number[], method: number, asked: string}} props */
-function QueryTable({ head, places, method, asked }) {
-  const columns = queryColumns(head, method);
-  return h(
-    "table",
-    { class: "query-table", role: "table", style: { "--columns": widths(columns) } },
-    h("caption", { class: "unseen" }, "Queries"),
-    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((column) => h(ColumnHead, { column, key: column.key })))),
-    h(Growing, {
-      tag: "tbody",
-      attributes: { role: "rowgroup" },
-      asked,
-      least: places.indexOf(queryPlace(head, STATE["query"] ?? "")) + 1, // the one that a reader comes from
-      entries: places,
-      show: (/** @type {number} */ place) => h(QueryRow, { key: place, head, place, method, columns }),
-    }),
-  );
+/**
+ * The table, which is drawn anew only where the address says so, since it may have thousands of rows.
+ * @extends {preact.Component<{head: Head, places: number[], method: number, asked: string}>}
+ */
+class QueryTable extends Component {
+  address = "";
+
+  shouldComponentUpdate() {
+    return this.address !== writeAddress(STATE);
+  }
+
+  render() {
+    const { head, places, method, asked } = this.props;
+    this.address = writeAddress(STATE);
+    const columns = queryColumns(head, method);
+    return h(
+      "table",
+      { class: "query-table", role: "table", style: { "--columns": widths(columns) } },
+      h("caption", { class: "unseen" }, "Queries"),
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((column) => h(ColumnHead, { column, key: column.key })))),
+      h(Growing, {
+        tag: "tbody",
+        attributes: { role: "rowgroup" },
+        asked,
+        least: places.indexOf(queryPlace(head, STATE["query"] ?? "")) + 1, // the one that a reader comes from
+        entries: places,
+        show: (/** @type {number} */ place) => h(QueryRow, { key: place, head, place, method, columns }),
+      }),
+    );
+  }
 }
 
 /** @param {Column[]} columns */

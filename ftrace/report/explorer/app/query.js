@@ -1,16 +1,15 @@
 // @ts-check
 /**
- * A query: QueryHead(props), which stands above each of its views, and the view of its strongest examples.
+ * A query: Pager(props) and QueryHead(props), which stand above each of its views, and the view of its strongest examples.
  *
  * Verdict({right})   "✓ right" or "✗ wrong"
  */
 
 /** @param {ViewProps} props */
-function QueryHead({ head, chunk, query }) {
+function QueryHead({ head, chunk }) {
   return h(
     "div",
     { class: "query-head" },
-    h(Pager, { head, query }),
     h(
       "div",
       { class: "query-top" },

@@ -10,7 +10,7 @@ function RunView({ head }) {
   return h(
     "div",
     { class: "run" },
-    h("h1", null, run.folder === null ? "About these scores" : h("bdi", null, plain(run.folder))),
+    h("h1", null, run.folder === null ? "About these scores" : h("bdi", null, plain(head.title))),
     head.methods.map(({ title, doubts }, method) => h(Problems, { key: method, texts: doubts.map((doubt) => `${title}: ${doubt}`) })),
     run.evaluation !== null && h(EvaluationPart, { evaluation: run.evaluation }),
     run.ledger !== null && h(LedgerPart, { ledger: run.ledger }),

@@ -8,7 +8,7 @@
  */
 
 const NUMBERED_SHARE = 0.25;
-const WORD_BEGINS = /^[▁Ġ]/;
+const WORD_BEGINS = /^[▁Ġ ]/;
 
 /** @typedef {Tokens["examples"][number]} ExampleTokens */
 /** @typedef {ExampleTokens["sequences"][number]} TokenSequence */
@@ -22,7 +22,7 @@ function TokensView({ head, chunk }) {
     Fragment,
     null,
     h("p", { class: "reading" }, `The strongest examples by ${by}. `, h("bdi", null, plain(tokens.note)), tokens.snapshot !== "" && [" Taken at ", h("bdi", null, plain(tokens.snapshot)), "."]),
-    h("p", { class: "token-key", "aria-hidden": "true" }, h("span", { class: "token plus", style: heat(1) }, "lowers"), " the query’s loss ", h("span", { class: "token minus", style: heat(1) }, "raises"), " it"),
+    h("p", { class: "token-key", "aria-hidden": "true" }, h("span", { class: "token plus", style: heat(1) }, h("span", { class: "ink" }, "lowers")), " the query’s loss, or ", h("span", { class: "token minus", style: heat(1) }, h("span", { class: "ink" }, "raises")), " it"),
     h("ol", { class: "token-examples" }, tokens.examples.map((example) => h(TokenExample, { key: example.example, chunk, method: tokens.method, example }))),
   );
 }
@@ -116,7 +116,7 @@ function Token({ token, value, largest, isStop, onRead }) {
         onMouseEnter: onRead,
         onFocus: onRead,
       },
-      h("bdi", null, shown === "" ? "␣" : shown),
+      h("span", { class: "ink" }, h("bdi", null, shown === "" ? "␣" : shown)),
       Math.abs(share) >= NUMBERED_SHARE && h("small", null, scoreText(value, largest)),
     ),
   );
