@@ -159,7 +159,9 @@ def make_content(
     limits = [*limits, *_other_kinds(opened)]
     count = 0 if is_redacted else tokens
     settings = ContentSettings(is_redacted=is_redacted)
-    return Content(ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count))
+    return Content(
+        ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count, is_redacted=is_redacted)
+    )
 
 
 def write(content: Content, path: Path, *, single_file: bool | None = None) -> Path:

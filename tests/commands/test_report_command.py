@@ -196,6 +196,19 @@ def test_a_redacted_report_has_none_of_the_texts(reported: Report, tmp_path: Pat
     assert "fact" not in chunks["head"]["queries"]["facets"]
 
 
+def test_a_redacted_report_names_no_folders(reported: Report, trained: Path, tmp_path: Path) -> None:
+    """Neither in commands nor in the reason why a model could not be asked."""
+    unreadable = make_run(tmp_path / "anna" / "a run", tmp_path / "nowhere")
+    make_store(unreadable / "online")
+    for run in (trained, unreadable):
+        out = tmp_path / "report.html"
+        assert str(run.parent) in json.dumps(reported(run, "--tokens=0", "--out", out))
+        chunks = reported(run, "--redact", "--out", out)
+        assert chunks["head"]["run"]["folder"] == run.name
+        assert str(run.parent) not in json.dumps(chunks)
+        assert str(tmp_path) not in json.dumps(chunks)
+
+
 # Where it writes, and what it says
 
 

@@ -32,7 +32,7 @@ from ftrace.report.explorer.listings import disagreement
 from ftrace.report.explorer.queries import Queries
 from ftrace.report.explorer.query_list import QueryListMaker
 from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.redaction import redacted_page, redacted_query
+from ftrace.report.explorer.redaction import redacted_page, redacted_query, redacted_run
 from ftrace.scores.plain_text import counted
 from ftrace.views import Source, StoreSource, title_of
 from ftrace.views.joining import text_of
@@ -171,7 +171,7 @@ class Content:
             "methods": [self._method(place) for place in range(len(self._sources))],
             "queries": queries,
             "example_chunks": self._examples.first_ids,
-            "run": additions.run,
+            "run": redacted_run(additions.run) if self._settings.is_redacted else additions.run,
         }
 
     def _method(self, place: int) -> Method:
