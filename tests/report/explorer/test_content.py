@@ -192,6 +192,8 @@ def test_precision_is_that_of_evaluate(tmp_path: Path) -> None:
     head = made(sources, k=3)["head"]
     for precisions, of_kind in zip(head["queries"]["precisions"], judged.rows.values(), strict=True):
         assert precisions == pytest.approx(of_kind["P@10"].tolist())
+    assert head["queries"]["best_precisions"] == pytest.approx(judged.ceiling["P@10"].tolist())
+    assert set(head["queries"]["best_precisions"]) == {0.5}
 
 
 def test_precision_by_facts_is_unknown_where_ties_go_on(tmp_path: Path) -> None:
