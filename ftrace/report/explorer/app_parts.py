@@ -12,6 +12,7 @@ PARTS = (
     "views.js",
     "growing.js",
     "shared_parts.js",
+    "how_to_read.js",
     "query_order.js",
     "queries.js",
     "loss_chart.js",

@@ -152,7 +152,9 @@ class Content:
         states_fact = [example["states_fact"] for example in chunk["examples"]]
         precisions = [None if method is None else precision_of(method, states_fact) for method in listing.methods]
         fact = None if self._settings.is_redacted else text_of(self._ranked.rows[listing.query_id], "fact")
-        query_list.add(chunk, precisions, disagreement(listing), fact)
+        best = [method.best_precision for method in listing.methods if method is not None]
+        best_precision = max((value for value in best if value is not None), default=None)
+        query_list.add(chunk, precisions, best_precision, disagreement(listing), fact)
 
     def _example_chunk(self, pages: Iterable[Any]) -> ExampleChunk:
         return {"examples": [redacted_page(page) if self._settings.is_redacted else page for page in pages]}

@@ -112,7 +112,7 @@ def test_a_loss_that_rose_and_an_answer_that_was_lost_are_warned_of(tmp_path: Pa
     warnings = made([StoreSource(make_store(tmp_path / "s", ledger=ledger))])["query-0"]["warnings"]
     assert warnings == [
         "It was first answered right at step 20, but no longer at the end.",
-        "Its loss rose during training, from 6 to 8 nats: on the whole, the examples raised it.",
+        "Its loss rose during training, from 6 to 8 nats: more of training raised it than lowered it.",
     ]
 
 

@@ -172,7 +172,7 @@ def test_example_tokens_map_and_run_show_their_numbers(browser: Browser, report:
         assert len(reader.texts(".effects td.read-off")) == 1
         assert len(reader.texts(".effects tbody td")) == 3 * 24
         reader.open({"view": "run"})
-        assert reader.texts(".evaluation tr.total td") == ["1.000", "0.250"]
+        assert reader.texts(".evaluation tr.total td") == ["100%", "25.0%"]
         assert "90% of what" in reader.page.locator(".ledger").inner_text()
 
 

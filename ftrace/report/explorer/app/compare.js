@@ -191,8 +191,8 @@ function ComparedRow({ chunk, place, columns, names, isIn, largest, isOpponents 
     h(
       "th",
       { scope: "row" },
-      example.text !== null && h(Words, { text: example.text, spans: example.shared, cut: example.cut, limit: COMPARED_TEXT }),
-      h("span", { class: "meta" }, h(FactMark, { example }), " ", h("a", { class: "id", href: href({ view: "example", example: example.id }), "data-step": true }, h("bdi", null, idText(example.id, example.name)))),
+      h(ExampleText, { chunk, example, limit: COMPARED_TEXT }),
+      h("span", { class: "meta" }, h(FactMark, { example }), " ", h(ExampleLink, { id: example.id, name: example.name, isStep: example.text === null })),
     ),
     columns.map((column, at) => {
       const known = example.places[column] ?? null;

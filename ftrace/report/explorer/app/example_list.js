@@ -4,6 +4,8 @@
  */
 
 const TEXT_LIMIT = 320;
+/** The most examples of a side that are printed. */
+const ON_PAPER = { proponents: 20, opponents: 10 };
 
 /**
  * @typedef {object} ExampleListProps
@@ -22,10 +24,12 @@ function ExampleList({ head, chunk, method, isOpponents }) {
   const scores = listed.map((place) => chunk.examples[place]?.places[method]?.score ?? null);
   const largest = largestOf(scores);
   const groups = groupsOf(kept, chunk.examples);
+  const most = ON_PAPER[isOpponents ? "opponents" : "proponents"];
+  const onPaper = new Set(groups.flat().slice(0, most));
   return h(
     "section",
     { class: isOpponents ? "opponents" : "proponents", "aria-label": isOpponents ? "Opponents" : "Proponents" },
-    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head, method, isOpponents))),
+    h("h2", null, isOpponents ? "Opponents" : "Proponents", " ", h("small", null, sideText(head.methods[method], isOpponents))),
     kept.length < listed.length && h("p", { class: "count", role: "status" }, `${count(kept.length)} of the ${count(listed.length)} that are listed`),
     listed.length === 0 && h("p", { class: "empty" }, emptyText(head, lists ?? null, method, isOpponents)),
     h(Growing, {
@@ -34,21 +38,11 @@ function ExampleList({ head, chunk, method, isOpponents }) {
       asked: [chunk.id, method, asked.states, asked.kind].join(" "),
       least: groups.findIndex((group) => group.some((place) => chunk.examples[place]?.id === STATE["example"])) + 1,
       entries: groups,
-      show: (/** @type {number[]} */ group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest }),
+      show: (/** @type {number[]} */ group) => h(Entry, { key: group[0], head, chunk, method, isOpponents, group, largest, onPaper }),
     }),
+    kept.length > most && h("p", { class: "count on-paper" }, `The first ${most} of ${count(kept.length)} that the page lists.`),
     kept.length > 0 && listNotes(lists ?? null, listed.length, isOpponents).map((note) => h("p", { class: "count", key: note }, note)),
   );
-}
-
-/**
- * Say what makes an example a proponent or an opponent.
- * @param {Head} head
- * @param {number} method
- * @param {boolean} isOpponents
- */
-function sideText({ methods }, method, isOpponents) {
-  if (methods[method]?.kind === BY_WORDS) return isOpponents ? "" : "they share the most telling words";
-  return isOpponents ? "they raised the loss" : "they lowered the loss";
 }
 
 /**
@@ -81,7 +75,7 @@ function offered(options, value) {
 function factFilter(chunk) {
   /** @type {[string, string][]} */
   const options = [];
-  if (chunk.examples.some((example) => example.states_fact !== null)) options.push(["yes", "the fact"], ["no", "not the fact"]);
+  if (chunk.examples.some((example) => example.states_fact !== null)) options.push(["yes", "yes"], ["no", "no"]);
   if (chunk.examples.some((example) => hasWrongAnswer(chunk, example))) options.push(["said", "the wrong answer"]);
   return offered(options, STATE["states"]);
 }
@@ -104,13 +98,14 @@ function fits(chunk, example, { states, kind }) {
 }
 
 /**
- * Tell whether the model's wrong answer stands in an example.
+ * Tell whether the model's wrong answer stands in an example, or is its own.
  * @param {QueryChunk} chunk
  * @param {Example} example
  */
 function hasWrongAnswer({ said }, example) {
   const wrong = said?.right === false ? (said.text?.trim() ?? "") : "";
-  return wrong !== "" && example.text !== null && folded(example.text).includes(folded(wrong));
+  if (wrong === "") return false;
+  return [example.text, ownAnswer(example)].some((text) => text !== null && folded(text).includes(folded(wrong)));
 }
 
 /**
@@ -146,19 +141,20 @@ function listNotes(lists, listed, isOpponents) {
   return notes;
 }
 
-/** @typedef {ExampleListProps & {group: number[], largest: number}} EntryProps */
+/** @typedef {ExampleListProps & {group: number[], largest: number, onPaper: Set<number>}} EntryProps */
 
 /** @extends {preact.Component<EntryProps, {isOpen: boolean}>} */
 class Entry extends Component {
   state = { isOpen: false };
 
   render() {
-    const { group, chunk } = this.props;
+    const { group, chunk, onPaper } = this.props;
     const [first, ...others] = group;
+    const paper = (/** @type {number | undefined} */ place) => (place === undefined || onPaper.has(place) ? undefined : "off-paper");
     const isOpen = this.state.isOpen || others.some((/** @type {number} */ place) => chunk.examples[place]?.id === STATE["example"]);
     return h(
       "li",
-      null,
+      { class: paper(first) },
       h(EntryBody, { ...this.props, place: first ?? 0 }),
       others.length > 0 &&
         h(
@@ -169,7 +165,7 @@ class Entry extends Component {
             { type: "button", class: "quiet fold", "aria-expanded": isOpen, onClick: () => this.setState({ isOpen: !isOpen }) },
             `${isOpen ? "hide" : "show"} ${counted(others.length, "near-duplicate")}`,
           ),
-          h("ol", { class: "examples", hidden: !isOpen }, others.map((/** @type {number} */ place) => h("li", { key: place }, h(EntryBody, { ...this.props, place })))),
+          h("ol", { class: "examples", hidden: !isOpen }, others.map((/** @type {number} */ place) => h("li", { key: place, class: paper(place) }, h(EntryBody, { ...this.props, place })))),
         ),
     );
   }
@@ -190,8 +186,8 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       "div",
       { class: "text" },
       example.text === null
-        ? h(ExampleLink, { id: example.id, name: example.name })
-        : h(Words, { text: example.text, spans: example.shared, cut: example.cut, limit: TEXT_LIMIT, fill: example.answer }),
+        ? h(ExampleLink, { id: example.id, name: example.name, isStep: true })
+        : h(ExampleText, { chunk, example, limit: TEXT_LIMIT }),
     ),
     h(
       "div",
@@ -201,7 +197,7 @@ function EntryBody({ head, chunk, method, isOpponents, place, largest }) {
       h("span", { class: "share" }, percent(at?.share ?? null)),
       h(FactMark, { example }),
       hasWrongAnswer(chunk, example) && h("span", { class: "fact said" }, h("span", { "aria-hidden": "true" }, "✗ "), "has the wrong answer"),
-      example.text !== null && h(ExampleLink, { id: example.id, name: example.name }),
+      example.text !== null && h(ExampleLink, { id: example.id, name: example.name, isStep: false }),
       h(NoteField, { head, query: chunk.id, example: example.id, on: called }),
     ),
   );

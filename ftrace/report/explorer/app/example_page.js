@@ -51,6 +51,7 @@ function ExampleBody(props) {
     query >= 0 && h(Loaded, { name: `query-${query}`, show: (/** @type {QueryChunk} */ chunk) => h(ForQuery, { ...props, chunk }) }),
     h("h2", null, "For all queries"),
     h("div", { class: "filters" }, h(MethodChoice, { head, method })),
+    h("p", { class: "reading" }, kindText(head.methods[method])),
     totals === null ? h("p", { class: "empty" }, "This method ranks the example for no query.") : h(Totals, { head, method, totals }),
   );
 }
@@ -69,7 +70,7 @@ function ForQuery({ head, query, page, chunk }) {
 
 /** @param {{head: Head, example: Example}} props */
 function PlacesTable({ head, example }) {
-  const columns = ["Method", "Rank", "From below", "Score", "Share"];
+  const columns = ["Method", "Rank", "Rank among opponents", "Score", "Share"];
   return h(
     "div",
     { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Places in all lists" },

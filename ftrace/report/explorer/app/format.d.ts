@@ -64,6 +64,8 @@ interface QueryList {
   learned_steps: (number | null)[];
   /** By method, then by query: P@10, from 0 to 1; null where ground truth is not known. */
   precisions: (number | null)[][];
+  /** The highest P@10 that any method could reach, which few ground-truth proponents keep low; null likewise. */
+  best_precisions: (number | null)[];
   /** 1 minus the mean share of the ten strongest that two methods have in common; null with one method. */
   disagreements: (number | null)[];
   /** Further properties to filter by ("relation", "query_set"), in lists like the others. */

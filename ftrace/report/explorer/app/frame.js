@@ -4,7 +4,7 @@
  *
  * Frame(props)                  the whole page
  * HELP, toggleHelp()            whether the keys are shown
- * nextTheme()                   light, dark, or as the system has it
+ * nextTheme()                   light if dark is shown, and the other way round
  */
 
 const HELP = { isOpen: false };
@@ -17,8 +17,11 @@ function toggleHelp() {
   return true;
 }
 
+/** Show the opposite of what is shown; what the system has is followed again as soon as it is that. */
 function nextTheme() {
-  return setTheme(THEMES[(THEMES.indexOf(THEME) + 1) % THEMES.length] ?? "auto");
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const next = (THEME === "auto" ? system : THEME) === "dark" ? "light" : "dark";
+  return setTheme(next === system ? "auto" : next);
 }
 
 /** @param {string} theme */

@@ -1,10 +1,10 @@
 // @ts-check
 /**
  * What made the queries' losses fall, by stretch of training: Ledger({ledger}). Stacked bars, whose legend is a table of
- * sums, and all numbers in a table to unfold.
+ * sums, and all numbers in a table to unfold. What the accounts leave unexplained is in both tables, so that they add up.
  */
 
-const LEDGER = { width: 560, height: 220, left: 52, bottom: 30, top: 8 };
+const LEDGER = { width: 560, height: 220, left: 64, bottom: 30, top: 8, line: 20 };
 
 /** @param {{ledger: LedgerPage}} props */
 function LedgerPart({ ledger }) {
@@ -39,8 +39,9 @@ function LedgerBars({ ledger }) {
     "svg",
     { class: "ledger-bars", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `The mean loss of a query falls by ${nats(sum)} nats between step ${count(first)} and step ${count(last)}; the table has the numbers.` },
     h("defs", null, h("pattern", { id: "hatched", width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, h("rect", { class: "hatch", width: 2, height: 5 }))),
-    [high, low].filter((value, at) => at === 0 || value < 0).map((value) => h("text", { key: value, class: "soft", x: left - 6, y: y(value) + (value === high ? 10 : 0), "text-anchor": "end" }, nats(value))),
+    y(0) - y(high) > LEDGER.line && h("text", { class: "soft", x: left - 6, y: y(high) + 10, "text-anchor": "end" }, nats(high)),
     h("text", { class: "soft", x: left - 6, y: y(0) + 4, "text-anchor": "end" }, "0"),
+    low < 0 && h("text", { class: "soft", x: left - 6, y: Math.max(y(low), y(0) + 4 + LEDGER.line), "text-anchor": "end" }, nats(low)),
     actual.map((value, at) => {
       const [begin, end] = [x(steps[at] ?? first), x(steps[at + 1] ?? last)];
       let [up, down] = [0, 0];
@@ -59,6 +60,15 @@ function LedgerBars({ ledger }) {
   );
 }
 
+/**
+ * Return the accounts, and what they leave of the losses' fall.
+ * @param {LedgerPage} ledger
+ */
+function withRest({ actual, accounts }) {
+  const rest = actual.map((value, at) => (value === null ? null : value - sumOf(accounts.map(({ values }) => values[at] ?? null))));
+  return [...accounts, { name: "curvature (the rest)", values: rest }];
+}
+
 /** @param {(number | null)[]} values */
 function sumOf(values) {
   return values.reduce((/** @type {number} */ total, value) => total + (value ?? 0), 0);
@@ -67,7 +77,7 @@ function sumOf(values) {
 /** @param {{ledger: LedgerPage}} props */
 function LedgerSums({ ledger }) {
   const actual = sumOf(ledger.actual);
-  const rows = ledger.accounts.map(({ name, values }, number) => ({ name, sum: sumOf(values), sign: `account-${number % 6}` }));
+  const rows = withRest(ledger).map(({ name, values }, number, { length }) => ({ name, sum: sumOf(values), sign: number < length - 1 ? `account-${number % 6}` : "none" }));
   const largest = Math.max(Math.abs(actual), ...rows.map(({ sum }) => Math.abs(sum)));
   return h(
     "table",
@@ -90,7 +100,8 @@ function Swatch({ sign }) {
 
 /** @param {{ledger: LedgerPage}} props */
 function LedgerTable({ ledger }) {
-  const largest = largestOf([...ledger.actual, ...ledger.accounts.flatMap(({ values }) => values)]);
+  const accounts = withRest(ledger);
+  const largest = largestOf([...ledger.actual, ...accounts.flatMap(({ values }) => values)]);
   return h(
     "details",
     null,
@@ -101,12 +112,12 @@ function LedgerTable({ ledger }) {
       h(
         "table",
         { class: "plain" },
-        h("thead", null, h("tr", null, h("th", { scope: "col" }, "Steps"), h("th", { scope: "col", class: "number" }, "Loss fell by"), ledger.accounts.map(({ name }) => h("th", { scope: "col", class: "number", key: name }, h("bdi", null, plain(name)))))),
+        h("thead", null, h("tr", null, h("th", { scope: "col" }, "Steps"), h("th", { scope: "col", class: "number" }, "Loss fell by"), accounts.map(({ name }) => h("th", { scope: "col", class: "number", key: name }, h("bdi", null, plain(name)))))),
         h(
           "tbody",
           null,
           ledger.actual.map((value, at) =>
-            h("tr", { key: at }, h("th", { scope: "row" }, `${count(ledger.steps[at] ?? 0)} to ${count(ledger.steps[at + 1] ?? 0)}`), h("td", { class: "number" }, scoreText(value, largest)), ledger.accounts.map(({ name, values }) => h("td", { class: "number", key: name }, scoreText(values[at] ?? null, largest)))),
+            h("tr", { key: at }, h("th", { scope: "row" }, `${count(ledger.steps[at] ?? 0)} to ${count(ledger.steps[at + 1] ?? 0)}`), h("td", { class: "number" }, scoreText(value, largest)), accounts.map(({ name, values }) => h("td", { class: "number", key: name }, scoreText(values[at] ?? null, largest)))),
           ),
         ),
       ),

@@ -42,15 +42,21 @@ function arrive() {
 }
 
 /**
- * Return what a bookmark of the current state is called.
+ * Return what a bookmark of the current state is called: the query and its view, or an example, or another view.
  * @param {Head} head
  */
 function titleOf(head) {
-  const query = queryPlace(head, STATE["query"] ?? "");
-  const prompt = head.queries.prompts[query] ?? null;
-  const view = VIEWS[STATE["view"] ?? "queries"];
-  if (view === undefined || view.of === "report" || query < 0) return plain(head.title);
-  return `${prompt === null ? idText(STATE["query"] ?? "", null) : plain(prompt.replace(BLANK, "…"))} · ${plain(head.title)}`;
+  const id = STATE["query"] ?? "";
+  const prompt = head.queries.prompts[queryPlace(head, id)] ?? null;
+  const name = STATE["view"] ?? "queries";
+  const view = VIEWS[name];
+  const parts = [plain(head.title)];
+  if (view?.of === "query" && queryPlace(head, id) >= 0) {
+    if (name !== "query") parts.unshift(view.title);
+    parts.unshift(prompt === null ? idText(id, head.queries.names[queryPlace(head, id)] ?? null) : plain(prompt.replace(BLANK, "…")));
+  } else if (view?.of === "example" && STATE["example"]) parts.unshift(`Example #${STATE["example"]}`);
+  else if (view !== undefined) parts.unshift(view.title);
+  return parts.join(" · ");
 }
 
 /** Let a reader who goes up to the queries find the one that was open. @param {Element | null} row */

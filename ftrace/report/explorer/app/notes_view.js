@@ -65,7 +65,7 @@ function NoteEntry({ head, note }) {
     h(
       "p",
       { class: "words" },
-      h("a", { href: to, "data-step": true }, name === null ? h("bdi", null, idText(note.query, head.queries.names[place] ?? null)) : h(Prompt, { text: name })),
+      h("a", { href: to, "data-step": true }, name === null ? h("bdi", null, idText(note.query, head.queries.names[place] ?? null)) : h(Prompt, { text: name, answer: head.queries.answers[place] ?? null })),
       note.example !== null && h("span", { class: "soft" }, ` example #${note.example}`),
     ),
     h(NoteField, { head, query: note.query, example: note.example, on: `query ${note.query}${note.example === null ? "" : `, example ${note.example}`}` }),

@@ -8,6 +8,7 @@
  * count(n), counted(n, noun)  "1,200", "1,200 examples"
  * rankText(rank, ties)        "3", "=3" if other examples have the same score
  * stepText(step)              "1,200", "never", ""
+ * snapshotText(name)          "step 1,200" of a snapshot "step-00001200", any other name as it is
  */
 
 const UNKNOWN = "–";
@@ -94,4 +95,12 @@ function rankText(rank, ties) {
 /** @param {number | null} step  -1: never; null: nobody asked. */
 function stepText(step) {
   return step === null ? "" : step < 0 ? "never" : count(step);
+}
+
+const SNAPSHOT = /^step-(\d{1,15})$/;
+
+/** @param {string} name */
+function snapshotText(name) {
+  const step = SNAPSHOT.exec(name)?.[1];
+  return step === undefined ? plain(name) : `step ${count(Number(step))}`;
 }

@@ -1,6 +1,8 @@
 // @ts-check
 /** The view of all queries: search, filters, and a table that any column sorts. */
 
+const FOUND_TEXT = 160;
+
 /** @param {{head: Head, method: number}} props */
 function QueriesView({ head, method }) {
   const places = chosenQueries(head);
@@ -37,6 +39,7 @@ function QueriesView({ head, method }) {
       !isNarrowed && answeredText(head),
       isNarrowed && [" · ", h("a", { href: href(Object.fromEntries(["find", "answered", ...filters.map(({ name }) => name)].map((name) => [name, ""]))) }, "show all")],
     ),
+    h(FoundExample, { head }),
     places.length > 0
       ? h(QueryTable, { head, places, method, asked: LAST_CHOICE.asked })
       : h("p", { class: "empty" }, "No query fits. A query fits if its prompt, answers, name or number have all words of the search."),
@@ -68,10 +71,30 @@ function Search() {
       id: "find",
       type: "search",
       value: STATE["find"] ?? "",
-      placeholder: "words of the prompt or an answer",
+      placeholder: "words of the prompt or an answer, or #number",
+      title: "An example is found by its number",
       onInput: (/** @type {Event} */ event) => go({ find: /** @type {HTMLInputElement} */ (event.target).value }, { replace: true }),
     }),
   );
+}
+
+const NUMBER = /^(#?)(-?\d{1,19})$/;
+
+/** A link to the example whose number is searched for, if the report has a page of it. @param {{head: Head}} props */
+function FoundExample({ head }) {
+  const asked = NUMBER.exec((STATE["find"] ?? "").trim());
+  if (asked === null) return null;
+  const id = String(BigInt(asked[2] ?? ""));
+  const chunk = exampleChunk(head.example_chunks, id);
+  if (chunk < 0 || (asked[1] === "" && queryPlace(head, id) >= 0)) return null;
+  return h(Loaded, {
+    name: `example-${chunk}`,
+    show: (/** @type {ExampleChunk} */ { examples }) => {
+      const found = examples.find((example) => example.id === id);
+      if (found === undefined) return null;
+      return h("p", { class: "found" }, "Training example ", h("a", { href: href({ view: "example", query: "", example: id }), "data-step": true }, h("bdi", null, `#${id}`)), found.text !== null && [": ", h("bdi", { class: "words" }, plain(excerpt(found.text, [], FOUND_TEXT).text)), found.text.length > FOUND_TEXT && " …"]);
+    },
+  });
 }
 
 /**
@@ -109,7 +132,7 @@ class QueryTable extends Component {
 /** @param {Column[]} columns */
 function widths(columns) {
   const width = (/** @type {Column} */ column) =>
-    column.key === "query" ? "minmax(14rem, 3fr)" : column.isNumber ? "minmax(4.6rem, .5fr)" : column.key === "answer" ? "minmax(9rem, 1.4fr)" : "minmax(6rem, 1.2fr)";
+    column.key === "query" ? "minmax(14rem, 3fr)" : column.key === "precision" ? "minmax(5.9rem, .6fr)" : column.isNumber ? "minmax(4.6rem, .5fr)" : column.key === "answer" ? "minmax(9rem, 1.4fr)" : "minmax(6rem, 1.2fr)";
   return columns.map(width).join(" ");
 }
 
@@ -152,7 +175,8 @@ function QueryRow({ head, place, method, columns }) {
  * @param {string} key
  * @returns {preact.ComponentChildren}
  */
-function queryCell({ queries }, place, method, key) {
+function queryCell(head, place, method, key) {
+  const { queries } = head;
   const id = queries.ids[place] ?? "";
   const prompt = queries.prompts[place] ?? null;
   const said = queries.said[place] ?? null;
@@ -162,7 +186,7 @@ function queryCell({ queries }, place, method, key) {
       return h(
         "a",
         { class: "words", href: href({ view: "query", query: id }), "data-step": true },
-        prompt === null ? h("bdi", null, idText(id, queries.names[place] ?? null)) : h(Prompt, { text: prompt }),
+        prompt === null ? h("bdi", null, idText(id, queries.names[place] ?? null)) : h(Prompt, { text: prompt, answer: queries.answers[place] ?? null }),
       );
     case "answer":
       return h("bdi", { class: "words" }, plain(queries.answers[place] ?? ""));
@@ -174,10 +198,15 @@ function queryCell({ queries }, place, method, key) {
     case "loss":
       return nats(queries.last_losses[place] ?? null);
     case "precision":
-      return percent(queries.precisions[method]?.[place] ?? null);
+      return precisionCell(queries.precisions[method]?.[place] ?? null, bestPrecision(head, place));
     default:
       return percent(queries.disagreements[place] ?? null);
   }
+}
+
+/** @param {number | null} precision @param {number | null} best */
+function precisionCell(precision, best) {
+  return precision === null || best === null ? percent(precision) : [percent(precision), h("small", null, ` of ${percent(best)}`)];
 }
 
 VIEWS["queries"] = { title: "Queries", of: "report", show: (props) => h(QueriesView, props) };

@@ -17,8 +17,8 @@ function QueryHead({ head, chunk }) {
         "div",
         { class: "asked" },
         h("p", { class: "kicker" }, kicker(chunk).map(([name, value]) => h("span", { key: name }, name, " ", h("bdi", null, plain(value))))),
-        h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, cut: chunk.cut })),
-        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said })),
+        h("h1", { class: chunk.prompt !== null && chunk.prompt.length > 160 ? "long" : "" }, chunk.prompt === null ? h("bdi", null, idText(chunk.id, chunk.name)) : h(Prompt, { text: chunk.prompt, answer: chunk.answer, cut: chunk.cut })),
+        h("dl", { class: "answers" }, chunk.answer !== null && h(Answer, { chunk }), chunk.said !== null && h(SaidPart, { said: chunk.said, isRedacted: head.is_redacted })),
         h(Problems, { texts: chunk.warnings }),
         h(NoteField, { head, query: chunk.id, on: "this query", key: chunk.id }),
       ),
@@ -57,13 +57,18 @@ function Answer({ chunk }) {
   return h(
     "div",
     null,
-    h("dt", null, "Right answer"),
+    h("dt", null, isKnownRight(chunk) ? "Right answer" : "Answer"),
     h("dd", null, h("bdi", { class: "words" }, plain(chunk.answer ?? "")), chunk.accepted.length > 0 && h("small", null, "also accepted: ", h("bdi", null, chunk.accepted.map(plain).join("; ")))),
   );
 }
 
-/** @param {{said: Said}} props */
-function SaidPart({ said }) {
+/** Tell whether the data says that a query's answer is right: results of a search only say which one was searched for. @param {QueryChunk} chunk */
+function isKnownRight({ said, accepted, examples }) {
+  return (said?.right ?? null) !== null || accepted.length > 0 || examples.some((example) => example.states_fact !== null);
+}
+
+/** @param {{said: Said, isRedacted: boolean}} props */
+function SaidPart({ said, isRedacted }) {
   return h(
     "div",
     { class: said.right === false ? "wrong" : "" },
@@ -71,13 +76,13 @@ function SaidPart({ said }) {
     h(
       "dd",
       null,
-      said.text === null ? "(no end to its answer)" : h("bdi", { class: "words" }, plain(said.text)),
+      said.text === null ? (isRedacted ? "(left out)" : "(no end to its answer)") : h("bdi", { class: "words" }, plain(said.text)),
       h(
         "small",
         null,
         said.right !== null && h(Verdict, { right: said.right }),
         said.probability !== null && h("span", null, `probability ${percent(said.probability)}`),
-        said.snapshot !== "" && h("span", null, "at ", h("bdi", null, plain(said.snapshot))),
+        said.snapshot !== "" && h("span", null, "at ", h("bdi", null, snapshotText(said.snapshot))),
       ),
     ),
   );
@@ -86,6 +91,7 @@ function SaidPart({ said }) {
 /** @param {{loss: Loss}} props */
 function LossPart({ loss }) {
   const step = loss.learned_step;
+  const at = step === null ? "not known" : step < 0 ? "never" : loss.right_at_end === false ? `first right at step ${count(step)}, lost again` : `at step ${count(step)}`;
   return h(
     "div",
     null,
@@ -93,8 +99,8 @@ function LossPart({ loss }) {
     h(
       "dd",
       null,
-      step === null ? "not known" : step < 0 ? "never" : `at step ${count(step)}`,
-      h("small", null, `loss ${lossText(loss.values[0] ?? null, loss.values[loss.values.length - 1] ?? null)} nats`, step !== null && step >= 0 && loss.right_at_end === false && "; not right at the end"),
+      at,
+      h("small", null, `loss ${lossText(loss.values[0] ?? null, loss.values[loss.values.length - 1] ?? null)} nats`),
     ),
   );
 }
@@ -116,29 +122,30 @@ function Tabs({ head, chunk }) {
 }
 
 /** @param {ViewProps} props */
-function QueryView({ head, chunk, method }) {
+function QueryView({ head, chunk, method, query }) {
   const doubts = head.methods[method]?.doubts ?? [];
   return h(
     Fragment,
     null,
     h("div", { class: "filters" }, h(MethodChoice, { head, method }), h(FactFilter, { chunk }), h(KindFilter, { chunk })),
     h(Problems, { texts: doubts }),
-    h("p", { class: "reading" }, readingText(head.methods[method]), " The bar is its share of the largest. ", Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
+    h("p", { class: "reading" }, kindText(head.methods[method]), " The bar is its share of the largest. ", precisionText(head, method, query), Object.hasOwn(VIEWS, "run") && h("a", { href: href({ view: "run" }) }, "How to read and test it")),
     h("div", { class: "sides" }, h(ExampleList, { head, chunk, method, isOpponents: false }), h(ExampleList, { head, chunk, method, isOpponents: true })),
   );
 }
 
-/** @param {Method | undefined} method */
-function readingText(method) {
-  if (method?.kind === BY_WORDS) return "A score says how much of the query’s wording the example has, and knows nothing of training.";
-  const unit = method?.unit ? `, in ${plain(method.unit)}` : "";
-  return `A score estimates, to first order, how much training on the example lowered this query’s loss${unit}.`;
+/** @param {Head} head @param {number} method @param {number} query */
+function precisionText(head, method, query) {
+  const precision = head.queries.precisions[method]?.[query] ?? null;
+  const best = bestPrecision(head, query);
+  if (precision === null) return "";
+  return `P@10: ${percent(precision)}${best === null ? "" : ` of the ${percent(best)} that any method could reach`}. `;
 }
 
 /** @param {{chunk: QueryChunk}} props */
 function FactFilter({ chunk }) {
   const { options, value } = factFilter(chunk);
-  return options.length === 0 ? null : h(Choice, { label: "States", name: "states", value, options: [["", "all"], ...options] });
+  return options.length === 0 ? null : h(Choice, { label: options.some(([key]) => key === "yes") ? "States the fact" : "States", name: "states", value, options: [["", "all"], ...options] });
 }
 
 /** @param {{chunk: QueryChunk}} props */

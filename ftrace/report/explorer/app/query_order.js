@@ -5,6 +5,7 @@
  * chosenQueries(head)        positions of the queries that search and filters leave, in the chosen order
  * COLUMNS, queryColumns(head)   what the list of queries can be sorted by, and what of it a report has
  * sortKeys(head)             the names of these columns
+ * bestPrecision(head, query) the highest P@10 that any method could reach, if that is less than all ten
  * filtersOf(head)            properties to filter by, with their values and how many queries have each
  */
 
@@ -26,11 +27,21 @@ const COLUMNS = [
   { key: "said", title: "The model said", isNumber: false, isDown: false, values: (queries) => queries.said_right },
   { key: "learned", title: "Learned at step", short: "learned", meaning: "The optimizer step from which on the model answered right", isNumber: true, isDown: false, values: (queries) => queries.learned_steps },
   { key: "loss", title: "Loss at the end", short: "loss", meaning: "In nats", isNumber: true, isDown: true, values: (queries) => queries.last_losses },
-  { key: "precision", title: "P@10", meaning: "How many of the ten strongest examples state the query’s fact", isNumber: true, isDown: false, values: (queries, method) => queries.precisions[method] },
+  { key: "precision", title: "P@10", meaning: "How many of the ten strongest examples state the query’s fact; “of 30%”: no method could reach more", isNumber: true, isDown: false, values: (queries, method) => queries.precisions[method] },
   { key: "disagreement", title: "Methods disagree", short: "disagreement", meaning: "The share of the ten strongest that two methods don’t have in common, on average", isNumber: true, isDown: true, values: (queries) => queries.disagreements },
 ];
 /** How many queries a value must have on average, so that filtering by it is worth its place. */
 const FEWEST_QUERIES = 3;
+
+/**
+ * Return the highest P@10 that any method could reach; null if it is 1 or not known, as in reports of earlier versions.
+ * @param {Head} head
+ * @param {number} query
+ */
+function bestPrecision({ queries }, query) {
+  const best = queries.best_precisions?.[query] ?? null;
+  return best !== null && best < 1 ? best : null;
+}
 
 /** @param {Head} head */
 function sortKeys(head) {
@@ -88,11 +99,6 @@ function countsOf(values) {
 
 /** @type {WeakMap<Head, string[]>} */
 const SEARCHED = new WeakMap();
-
-/** @param {string} text */
-function folded(text) {
-  return text.normalize("NFKC").toLowerCase();
-}
 
 /**
  * Return the text of each query that a search looks through.

@@ -14,7 +14,7 @@ function RunView({ head }) {
     head.methods.map(({ title, doubts }, method) => h(Problems, { key: method, texts: doubts.map((doubt) => `${title}: ${doubt}`) })),
     run.evaluation !== null && h(EvaluationPart, { evaluation: run.evaluation }),
     run.ledger !== null && h(LedgerPart, { ledger: run.ledger }),
-    run.causal !== null && h("section", { "aria-label": "Where facts live" }, h("h2", null, "Where facts live, on average"), h(Facts, { facts: run.causal.facts })),
+    run.causal !== null && h(CausalAverages, { facts: run.causal.facts }),
     run.claims.length > 0 && h(Claims, { claims: run.claims }),
     h(HowToRead, { head }),
     run.manifests.length > 0 &&
@@ -24,6 +24,18 @@ function RunView({ head }) {
         h("h2", null, "How the scores were computed"),
         run.manifests.map(({ title, facts }, at) => h("details", { key: at, open: run.manifests.length === 1 }, h("summary", null, h("bdi", null, plain(title))), h(Facts, { facts }))),
       ),
+  );
+}
+
+/** What causal tracing says on average, and below it what to mind. @param {{facts: [string, string][]}} props */
+function CausalAverages({ facts }) {
+  const notes = facts.flatMap(([name, text]) => (name === "note" ? [text] : []));
+  return h(
+    "section",
+    { "aria-label": "Where facts live" },
+    h("h2", null, "Where facts live, on average"),
+    h(Facts, { facts: facts.filter(([name]) => name !== "note") }),
+    notes.length > 0 && h("ul", { class: "to-mind" }, notes.map((note, at) => h("li", { key: at }, h("bdi", null, plain(note))))),
   );
 }
 
@@ -47,8 +59,8 @@ function EvaluationPart({ evaluation }) {
           h(
             "tbody",
             null,
-            rows.map(({ name, cells }, row) => h("tr", { key: row }, h("th", { scope: "row" }, h("bdi", null, plain(name))), metrics.map((metric, at) => h(MetricCell, { key: metric, cell: cells[at] ?? null, isBest: rows.length > 1 && cells[at]?.mean === best[at] })))),
-            ceiling.some((most) => most !== null) && h("tr", { class: "total" }, h("th", { scope: "row" }, "the most that is possible"), ceiling.map((most, at) => h("td", { class: "number", key: at }, shareText(most)))),
+            rows.map(({ name, cells }, row) => h("tr", { key: row }, h("th", { scope: "row" }, h("bdi", null, plain(name))), metrics.map((metric, at) => h(MetricCell, { key: metric, metric, cell: cells[at] ?? null, isBest: rows.length > 1 && cells[at]?.mean === best[at] })))),
+            ceiling.some((most) => most !== null) && h("tr", { class: "total" }, h("th", { scope: "row" }, "the most that is possible"), ceiling.map((most, at) => h("td", { class: "number", key: at, "data-label": plain(metrics[at] ?? "") }, shareText(most)))),
           ),
         ),
       ),
@@ -56,15 +68,17 @@ function EvaluationPart({ evaluation }) {
   );
 }
 
-/** @param {{cell: Evaluation["rows"][number]["cells"][number] | null, isBest: boolean}} props */
-function MetricCell({ cell, isBest }) {
+/** @param {{metric: string, cell: Evaluation["rows"][number]["cells"][number] | null, isBest: boolean}} props */
+function MetricCell({ metric, cell, isBest }) {
   const { mean, low, high } = cell ?? { mean: null, low: null, high: null };
-  return h("td", { class: "number" }, h(isBest ? "b" : "span", null, shareText(mean)), low !== null && high !== null && h("small", null, ` ${shareText(low)} to ${shareText(high)}`));
+  return h("td", { class: "number", "data-label": plain(metric) }, h(isBest ? "b" : "span", null, shareText(mean)), low !== null && high !== null && h("small", null, ` ${shareText(low)} to ${shareText(high)}`));
 }
 
-/** @param {number | null} share  From 0 to 1. */
+/** Format a mean in percent, with the decimal that `ftrace evaluate` has. @param {number | null} share  From 0 to 1. */
 function shareText(share) {
-  return share === null ? UNKNOWN : withMinus(share.toFixed(3));
+  if (share === null) return UNKNOWN;
+  const text = (share * 100).toFixed(1);
+  return withMinus(`${text === "100.0" ? "100" : text}%`);
 }
 
 /** @param {{claims: RunPage["claims"]}} props */
@@ -114,20 +128,6 @@ async function copied(text) {
     field.remove();
     return done;
   }
-}
-
-/** @param {{head: Head}} props */
-function HowToRead({ head }) {
-  const units = [...new Set(head.methods.map(({ unit }) => unit).filter(Boolean))].map(plain);
-  const terms = /** @type {[string, string][]} */ ([
-    ["A score", `says what training on an example did to a query’s loss, to first order: as if each step were small and nothing else changed.${units.length > 0 ? ` Where it has a unit, ${units.join(" or ")}, a score of 0.1 is an estimate that the loss fell by 0.1.` : ""} It is an estimate, and no proof that the example caused the answer.`],
-    ["Positive", "means a proponent: the example lowered the query’s loss, so it made the right answer likelier. Negative means an opponent."],
-    ["A rank", "is 1 plus the number of examples with a larger score. “=3” says that other examples have the very same score; their order in a list, by id, means nothing."],
-    ["A share", "is the score as a part of the query’s largest. It compares examples of one query and one method, not queries or methods."],
-    ["States the fact", "means that the example says what the query asks, by the data’s own labels. An example without the mark may teach the fact in other words, or help for reasons that no label names."],
-    ["Not listed", "means weaker than the strongest that are kept, not without effect: many weak examples together can outweigh the strongest."],
-  ]);
-  return h("section", { class: "how", "aria-label": "How to read this" }, h("h2", null, "How to read this"), h("dl", null, terms.map(([term, text]) => h("div", { key: term }, h("dt", null, term), h("dd", null, text)))));
 }
 
 VIEWS["run"] = { title: "Run", of: "report", show: (props) => h(RunView, props) };

@@ -3,8 +3,9 @@
  * Texts of the data, shown safely.
  *
  * plain(text)        the text with visible escapes for what can't be seen or would change the writing direction
- * Words(props)       a text in <bdi>, its shared words marked, long ones folded to the part that shares most
+ * Words(props)       a text in <bdi>, its shared words marked, long ones folded to the part that shares most; or a link
  * Prompt(props)      a prompt with its blank
+ * hasWords(text, words)   whether words stand in a text, and not only as a part of other words
  * excerpt(...)       the part of a text in which most is marked
  * idText(id, name)   how an example or query is called
  */
@@ -92,6 +93,27 @@ function withBlanks(text, fill) {
   return text.split(BLANK).flatMap((part, place) => (place === 0 ? [plain(part)] : [h(Blank, { fill }), plain(part)]));
 }
 
+/** @param {string} text */
+function folded(text) {
+  return text.normalize("NFKC").toLowerCase();
+}
+
+const IN_WORDS = /[\p{L}\p{N}]/u;
+
+/**
+ * Tell whether words stand in a text: not "no" in "I know". Upper and lower case are alike.
+ * @param {string} text
+ * @param {string} words
+ */
+function hasWords(text, words) {
+  const [all, sought] = [folded(text), folded(words).trim()];
+  if (sought === "") return true;
+  for (let at = all.indexOf(sought); at >= 0; at = all.indexOf(sought, at + 1)) {
+    if (!IN_WORDS.test(all.slice(at - 1, at)) && !IN_WORDS.test(all.slice(at + sought.length).slice(0, 1))) return true;
+  }
+  return false;
+}
+
 /** @param {{fill: string | null}} props */
 function Blank({ fill }) {
   if (fill !== null) return h("span", { class: "blank filled" }, plain(fill));
@@ -133,24 +155,23 @@ function pieces(text, spans, fill) {
 }
 
 /**
- * A text of the data in <bdi>, with marks; a long one is folded, and a control unfolds it.
- * @extends {preact.Component<{text: string, spans?: Span[], cut?: number, limit?: number, fill?: string | null}, {isOpen: boolean}>}
+ * A text of the data in <bdi>, with marks; a long one is folded, and a control unfolds it. With `link` it is a link.
+ * @extends {preact.Component<{text: string, spans?: Span[], cut?: number, limit?: number, fill?: string | null, link?: string}, {isOpen: boolean}>}
  */
 class Words extends Component {
   state = { isOpen: false };
 
   render() {
-    const { text, spans = [], cut = 0, limit = 0, fill = null } = this.props;
+    const { text, spans = [], cut = 0, limit = 0, fill = null, link } = this.props;
     const isLong = limit > 0 && text.length > limit + 80;
     const part = isLong && !this.state.isOpen ? excerpt(text, spans, limit) : { text, spans, before: 0, after: 0 };
     const gone = cut > 0 ? h("span", { class: "cut" }, ` … +${counted(cut, "character")}`) : null;
     const hidden = part.before + part.after;
+    const shown = [part.before > 0 && "… ", h("bdi", null, pieces(part.text, part.spans, fill)), part.after > 0 && "… "];
     return h(
       "span",
       { class: "words" },
-      part.before > 0 && "… ",
-      h("bdi", null, pieces(part.text, part.spans, fill)),
-      part.after > 0 && "… ",
+      link === undefined ? shown : h("a", { class: "to-example", href: link, "data-step": true }, shown),
       part.after === 0 && gone,
       isLong &&
         h(
@@ -168,11 +189,11 @@ class Words extends Component {
 }
 
 /**
- * A prompt whose blank is drawn; without one of its own, the blank follows at the end.
- * @param {{text: string, cut?: number}} props
+ * A prompt whose blank is drawn; without one of its own, the blank for the answer follows at the end, if there is an answer.
+ * @param {{text: string, answer: string | null, cut?: number}} props
  */
-function Prompt({ text, cut = 0 }) {
+function Prompt({ text, answer, cut = 0 }) {
   const children = withBlanks(text, null);
-  if (children.length === 1 && cut === 0) children.push("\u00a0", h(Blank, { fill: null }));
+  if (children.length === 1 && answer !== null && cut === 0) children.push("\u00a0", h(Blank, { fill: null }));
   return h("span", { class: "words" }, h("bdi", null, children), cut > 0 && h("span", { class: "cut" }, ` … +${counted(cut, "character")}`));
 }

@@ -21,21 +21,21 @@ function TokensView({ head, chunk }) {
   return h(
     Fragment,
     null,
-    h("p", { class: "reading" }, `The strongest examples by ${by}. `, h("bdi", null, plain(tokens.note)), tokens.snapshot !== "" && [" Taken at ", h("bdi", null, plain(tokens.snapshot)), "."]),
+    h("p", { class: "reading" }, `The strongest examples by ${by}`, tokens.snapshot !== "" && [", with the gradients at ", h("bdi", null, snapshotText(tokens.snapshot))], ". ", h("bdi", null, plain(tokens.note))),
     h("p", { class: "token-key", "aria-hidden": "true" }, h("span", { class: "token plus", style: heat(1) }, h("span", { class: "ink" }, "lowers")), " the query’s loss, or ", h("span", { class: "token minus", style: heat(1) }, h("span", { class: "ink" }, "raises")), " it"),
-    h("ol", { class: "token-examples" }, tokens.examples.map((example) => h(TokenExample, { key: example.example, chunk, method: tokens.method, example }))),
+    h("ol", { class: "token-examples" }, tokens.examples.map((example) => h(TokenExample, { key: example.example, chunk, method: tokens.method, snapshot: tokens.snapshot, example }))),
   );
 }
 
 /**
  * An example's tokens as running text. One token of each sequence is in the order of the focus, and arrows move on from it.
- * @extends {preact.Component<{chunk: QueryChunk, method: number, example: ExampleTokens}, {sequence: number, place: number}>}
+ * @extends {preact.Component<{chunk: QueryChunk, method: number, snapshot: string, example: ExampleTokens}, {sequence: number, place: number}>}
  */
 class TokenExample extends Component {
   state = { sequence: -1, place: -1 };
 
   render() {
-    const { chunk, method, example } = this.props;
+    const { chunk, method, snapshot, example } = this.props;
     const known = chunk.examples[example.example];
     const place = known?.places[method] ?? null;
     const largest = largestOf(example.sequences.flatMap((sequence) => sequence.values));
@@ -48,9 +48,9 @@ class TokenExample extends Component {
         { class: "meta" },
         h("span", { class: "rank" }, rankText(place?.rank ?? null, place?.ties ?? 0)),
         h("span", null, "score ", h("b", null, scoreText(place?.score ?? null, Math.abs(place?.score ?? 0)))),
-        h("span", null, "sum of its tokens ", h("b", null, scoreText(example.total, Math.abs(example.total ?? 0)))),
         known !== undefined && h(FactMark, { example: known }),
-        known !== undefined && h("a", { class: "id", href: href({ view: "example", example: known.id }), "data-step": true }, h("bdi", null, idText(known.id, known.name))),
+        known !== undefined && h(OwnAnswer, { chunk, example: known }),
+        known !== undefined && h(ExampleLink, { id: known.id, name: known.name, isStep: true }),
         h("span", { class: "readout", "aria-live": "polite" }, read !== undefined && tokenText(read.tokens[this.state.place] ?? "", read.values[this.state.place] ?? null, largest)),
       ),
       h(
@@ -58,7 +58,7 @@ class TokenExample extends Component {
         { class: "heats", onMouseLeave: () => this.setState({ sequence: -1 }) },
         example.sequences.map((sequence, at) => h(Heat, { key: at, sequence, largest, isAlone: example.sequences.length === 1, onRead: (/** @type {number} */ token) => this.setState({ sequence: at, place: token }) })),
       ),
-      h(TokenTable, { example, largest }),
+      h(TokenTable, { example, snapshot, largest }),
     );
   }
 }
@@ -127,12 +127,13 @@ function heat(share) {
   return { "--heat": `${Math.round(Math.min(1, share) * 100)}%`, "--weight": `${share < 0.02 ? 0 : (1 + 3 * Math.min(1, share)).toFixed(1)}px` };
 }
 
-/** @param {{example: ExampleTokens, largest: number}} props */
-function TokenTable({ example, largest }) {
+/** @param {{example: ExampleTokens, snapshot: string, largest: number}} props */
+function TokenTable({ example, snapshot, largest }) {
   return h(
     "details",
     null,
     h("summary", null, "All numbers"),
+    h("p", { class: "count total" }, "Product of the gradients", snapshot !== "" && [" at ", h("bdi", null, snapshotText(snapshot))], ": ", h("b", null, scoreText(example.total, Math.abs(example.total ?? 0)))),
     h(
       "div",
       { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Scores of all tokens" },
