@@ -224,6 +224,7 @@ def test_keys_lead_through_the_report(browser: Browser, report: KnownReport) -> 
         assert "query=17" in page.url
         page.keyboard.press("ArrowRight")
         page.wait_for_url(re.compile(f"query={2**61}"))
+        expect(page.locator(".pager .soft").first).to_have_text("3 of 3")  # the address changes before the page
         page.keyboard.press("ArrowLeft")
         page.wait_for_url(re.compile("query=17"))
         page.locator(VIEWS["query"]).wait_for()

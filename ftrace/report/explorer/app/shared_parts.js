@@ -84,7 +84,7 @@ function OwnAnswer({ chunk, example }) {
     h("span", { "aria-hidden": "true" }, " → "),
     h("span", { class: "unseen" }, " answer: "),
     h("bdi", { class: "words" }, plain(answer)),
-    isAnother && h("small", null, h("span", { "aria-hidden": "true" }, " ≠ "), " not the query’s answer"),
+    isAnother && h("small", null, " – not the query’s answer"),
   );
 }
 
