@@ -23,10 +23,10 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from ftrace.report.explorer.chunks import encode_chunk, island
-from ftrace.report.explorer.content import Content, ContentSettings
-from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.writing import write_report
+from ftrace.report.explorer.content.content import Content, ContentSettings
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
+from ftrace.report.explorer.page.chunks import encode_chunk, island
+from ftrace.report.explorer.page.writing import write_report
 from ftrace.views import StoreSource
 
 

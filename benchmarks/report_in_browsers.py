@@ -30,11 +30,11 @@ from playwright.sync_api import Browser, Page
 from rich.console import Console
 from rich.table import Table
 
-from ftrace.report.explorer.chunks import HEAD, decode_chunk, encode_chunk, encoded_in_script, island
-from ftrace.report.explorer.content import Content, ContentSettings
+from ftrace.report.explorer.content.content import Content, ContentSettings
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.format import Head
-from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.writing import CHUNKS, MAX_FILE_BYTES, write_report
+from ftrace.report.explorer.page.chunks import HEAD, decode_chunk, encode_chunk, encoded_in_script, island
+from ftrace.report.explorer.page.writing import CHUNKS, MAX_FILE_BYTES, write_report
 from ftrace.views import StoreSource
 from helpers.browsers import NAMES, launched, new_context
 

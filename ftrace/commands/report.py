@@ -13,11 +13,17 @@ from rich.progress import track
 from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.sources import Opened, open_sources
-from ftrace.report.explorer.chunks import HEAD, encode_chunk, island
-from ftrace.report.explorer.content import Content, ContentSettings
+from ftrace.report.explorer.content.content import Content, ContentSettings
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.format import Head
-from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, check_place, report_paths, write_report
+from ftrace.report.explorer.page.chunks import HEAD, encode_chunk, island
+from ftrace.report.explorer.page.writing import (
+    MAX_FILE_BYTES,
+    MAX_FOLDER_BYTES,
+    check_place,
+    report_paths,
+    write_report,
+)
 from ftrace.scores.plain_text import counted
 from ftrace.views import StoreSource
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import Opened
-from ftrace.report.explorer.additions import Additions
-from ftrace.report.explorer.causal_content import CausalContent
+from ftrace.report.explorer.content.additions import Additions
+from ftrace.report.explorer.content.causal_content import CausalContent
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
+from ftrace.report.explorer.content.token_content import tokens_maker
 from ftrace.report.explorer.format import Causal, QueryChunk, Tokens
-from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.run_page import make_run_page
-from ftrace.report.explorer.token_content import tokens_maker
+from ftrace.report.explorer.run_page.run_page import make_run_page
 from ftrace.scores import Ledger
 from ftrace.views import Said, Source, StoreSource
 

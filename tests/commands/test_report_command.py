@@ -234,7 +234,7 @@ def test_what_is_too_large_for_a_file_is_a_folder(
     reported: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_store(tmp_path / "s")
-    for module in ("ftrace.commands.report", "ftrace.report.explorer.writing"):
+    for module in ("ftrace.commands.report", "ftrace.report.explorer.page.writing"):
         monkeypatch.setattr(f"{module}.MAX_FILE_BYTES", 1000)
     assert reported(tmp_path / "s")["head"]
     assert (tmp_path / "report" / "index.html").is_file()

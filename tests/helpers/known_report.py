@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.report.explorer.content import Additions, Content, ContentSettings
+from ftrace.report.explorer.content.content import Additions, Content, ContentSettings
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.format import Causal, QueryChunk, RunPage, Tokens
-from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.writing import write_report
+from ftrace.report.explorer.page.writing import write_report
 from ftrace.scores import ScoreStore, Texts
 from ftrace.scores.sums import Sum
 from ftrace.views import StoreSource

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ftrace.report.explorer.chunks import decode_chunk
+from ftrace.report.explorer.page.chunks import decode_chunk
 
 _ISLAND = re.compile(
     r'<script type="application/octet-stream" id="chunk-([a-z]+(?:-\d+)?)">([A-Za-z0-9+/=]*)</script>\n'

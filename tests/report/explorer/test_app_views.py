@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from ftrace.report.explorer.writing import write_report
+from ftrace.report.explorer.page.writing import write_report
 from helpers.browsers import launched
 from helpers.report_parts import small_head
 

@@ -16,8 +16,8 @@ from ftrace.causal.joined import join_profiles
 from ftrace.evaluation.layer_profiles import ScoreProfile
 from ftrace.report.causal_tables import write_averages_csv
 from ftrace.report.causal_words import UNITS, mediator_title
-from ftrace.report.explorer.causal_content import CausalContent
-from ftrace.report.explorer.causal_facts import causal_facts
+from ftrace.report.explorer.content.causal_content import CausalContent
+from ftrace.report.explorer.run_page.causal_facts import causal_facts
 from ftrace.report.joined_tables import write_joined
 from helpers.made_traces import left_out, made_trace
 

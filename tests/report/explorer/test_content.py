@@ -14,9 +14,9 @@ import pytest
 import ftrace.report.explorer as explorer
 from ftrace.evaluation import EvaluatedQueries, evaluate
 from ftrace.report.explorer import format as report_format
-from ftrace.report.explorer.additions import Additions
-from ftrace.report.explorer.content import Content, ContentSettings
-from ftrace.report.explorer.ranked_queries import RankedQueries
+from ftrace.report.explorer.content.additions import Additions
+from ftrace.report.explorer.content.content import Content, ContentSettings
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, Ledger, ScoreStore, Sum, Texts, stable_id
 from ftrace.scores.ledger import COLUMNS
 from ftrace.views import Listed, ListedQuery, ListedSource, Said, Source, StoreSource

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftrace.report.explorer import examples as pages_of_examples
-from ftrace.report.explorer.content import Content, ContentSettings
-from ftrace.report.explorer.examples import totals_of
-from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.score_rows import score_rows
+from ftrace.report.explorer.content import examples as pages_of_examples
+from ftrace.report.explorer.content.content import Content, ContentSettings
+from ftrace.report.explorer.content.examples import totals_of
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
+from ftrace.report.explorer.content.score_rows import score_rows
 from ftrace.scores import ScoreStore
 from ftrace.views import StoreSource
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftrace.report.explorer.page import page
+from ftrace.report.explorer.page.page import page
 from ftrace.scores import ScoreStore
 from helpers import command_line, hostile_store
 from helpers.hostile_store import AXIS, FACETS, HOST, IDS, KIND, MARK, NAMES, QUERY_IDS, TEXTS

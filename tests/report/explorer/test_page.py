@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import ftrace.report.explorer
-from ftrace.report.explorer.app_parts import PARTS, STYLES
-from ftrace.report.explorer.page import page
+from ftrace.report.explorer.page.app_parts import PARTS, STYLES
+from ftrace.report.explorer.page.page import page
 
 APP = Path(ftrace.report.explorer.__path__[0]) / "app"
 

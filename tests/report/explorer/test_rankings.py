@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftrace.report.explorer.listings import disagreement, list_examples, lists_of, places_in
-from ftrace.report.explorer.rankings import rank_query
+from ftrace.report.explorer.content.listings import disagreement, list_examples, lists_of, places_in
+from ftrace.report.explorer.content.rankings import rank_query
 from ftrace.scores import ScoreStore, ScoreWriter
 from ftrace.views import Listed, ListedQuery, ListedSource, StoreSource
 

@@ -14,10 +14,10 @@ import pytest
 
 from ftrace.cli import make_parser
 from ftrace.commands.sources import open_sources
-from ftrace.report.explorer.claims import shown_path
 from ftrace.report.explorer.format import RunPage
-from ftrace.report.explorer.manifest_facts import manifest_facts
-from ftrace.report.explorer.run_page import make_run_page
+from ftrace.report.explorer.run_page.claims import shown_path
+from ftrace.report.explorer.run_page.manifest_facts import manifest_facts
+from ftrace.report.explorer.run_page.run_page import make_run_page
 from ftrace.scores import Ledger, ScoreStore
 from ftrace.views import StoreSource
 from helpers import command_line, small_run, traced_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ftrace.report.explorer.token_content import token_content, tokens_maker
+from ftrace.report.explorer.content.token_content import token_content, tokens_maker
 from ftrace.scores import ExampleTokenScores, QueryTokenScores, SequenceScores
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ftrace.report.explorer import writing
-from ftrace.report.explorer.chunks import decode_chunk
-from ftrace.report.explorer.writing import write_report
+from ftrace.report.explorer.page import writing
+from ftrace.report.explorer.page.chunks import decode_chunk
+from ftrace.report.explorer.page.writing import write_report
 from helpers.report_parts import small_head
 
 CHUNKS: list[tuple[str, dict[str, Any]]] = [

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ftrace.report.explorer.listings import list_examples
+from ftrace.report.explorer.content.listings import list_examples
 from ftrace.scores import as_ids
 from ftrace.views import Row, Source
 from ftrace.views.joining import query_row_by_id

@@ -11,8 +11,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ftrace.report.explorer.content.queries import properties_of
 from ftrace.report.explorer.format import Causal, Claim, Example, ExamplePage, QueryChunk, RunPage
-from ftrace.report.explorer.queries import properties_of
 from ftrace.views import Row
 
 

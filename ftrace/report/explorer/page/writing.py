@@ -12,8 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ftrace.report.explorer.chunks import HEAD, chunk_script, encode_chunk, encoded_in_script, is_chunk_name, island
-from ftrace.report.explorer.page import is_report, page
+from ftrace.report.explorer.page.chunks import (
+    HEAD,
+    chunk_script,
+    encode_chunk,
+    encoded_in_script,
+    is_chunk_name,
+    island,
+)
+from ftrace.report.explorer.page.page import is_report, page
 from ftrace.whole_files import put_folder, temporary_folder, whole_file
 
 MAX_FILE_BYTES = 20_000_000

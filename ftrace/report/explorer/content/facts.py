@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, OTHER, SUBJECT, kind_by_keys, relation_by_key
-from ftrace.report.explorer.corpus_texts import ListedExample
-from ftrace.report.explorer.listings import PRECISION_AT, MethodListing
+from ftrace.report.explorer.content.corpus_texts import ListedExample
+from ftrace.report.explorer.content.listings import PRECISION_AT, MethodListing
 from ftrace.views.joining import GroundTruth
 
 Kind = Literal["same subject", "same object", "same relation", "other"]

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.report.explorer.additions import Additions
-from ftrace.report.explorer.corpus_texts import CorpusTexts, ListedExample, Text, shortened
-from ftrace.report.explorer.facts import kind_of_example
+from ftrace.report.explorer.content.additions import Additions
+from ftrace.report.explorer.content.corpus_texts import CorpusTexts, ListedExample, Text, shortened
+from ftrace.report.explorer.content.facts import kind_of_example
+from ftrace.report.explorer.content.listings import Listing, lists_of, places_in
+from ftrace.report.explorer.content.losses import Losses, warnings_of_loss
+from ftrace.report.explorer.content.parts import Breakdown
 from ftrace.report.explorer.format import Example, QueryChunk
 from ftrace.report.explorer.format import Said as SaidInReport
-from ftrace.report.explorer.listings import Listing, lists_of, places_in
-from ftrace.report.explorer.losses import Losses, warnings_of_loss
-from ftrace.report.explorer.parts import Breakdown
 from ftrace.report.explorer.short_numbers import finite
 from ftrace.scores.plain_text import counted
 from ftrace.views import Row, Said, Source, StoreSource, title_of

@@ -8,8 +8,8 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
+from ftrace.report.explorer.content.rankings import Counts, Places, QueryRanking, rank_query
 from ftrace.report.explorer.format import Lists, Place
-from ftrace.report.explorer.rankings import Counts, Places, QueryRanking, rank_query
 from ftrace.report.explorer.short_numbers import exact, rounded
 from ftrace.scores.ids import places_of
 from ftrace.views import Source

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ftrace.report.explorer.causal_facts import causal_facts
-from ftrace.report.explorer.claims import claims_of_results, claims_of_run, claims_of_stores, shown_path
-from ftrace.report.explorer.evaluation_content import evaluation_of_results, evaluation_of_run, with_labels
 from ftrace.report.explorer.format import Evaluation, ManifestPage, RunPage
-from ftrace.report.explorer.ledger_content import ledger_content
-from ftrace.report.explorer.manifest_facts import manifest_facts
+from ftrace.report.explorer.run_page.causal_facts import causal_facts
+from ftrace.report.explorer.run_page.claims import claims_of_results, claims_of_run, claims_of_stores, shown_path
+from ftrace.report.explorer.run_page.evaluation_content import evaluation_of_results, evaluation_of_run, with_labels
+from ftrace.report.explorer.run_page.ledger_content import ledger_content
+from ftrace.report.explorer.run_page.manifest_facts import manifest_facts
 from ftrace.views import Source, StoreSource
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from ftrace.report.explorer.facts import relation_of_fact
+from ftrace.report.explorer.content.facts import relation_of_fact
 from ftrace.report.explorer.format import QueryChunk, QueryList
 
 _LONGEST = 300

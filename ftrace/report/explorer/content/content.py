@@ -15,10 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.report.explorer.additions import Additions
-from ftrace.report.explorer.corpus_texts import CorpusTexts
-from ftrace.report.explorer.examples import EXAMPLES_OF_A_CHUNK, Examples
-from ftrace.report.explorer.facts import precision_of
+from ftrace.report.explorer.content.additions import Additions
+from ftrace.report.explorer.content.corpus_texts import CorpusTexts
+from ftrace.report.explorer.content.examples import EXAMPLES_OF_A_CHUNK, Examples
+from ftrace.report.explorer.content.facts import precision_of
+from ftrace.report.explorer.content.listings import disagreement
+from ftrace.report.explorer.content.queries import Queries
+from ftrace.report.explorer.content.query_list import QueryListMaker
+from ftrace.report.explorer.content.ranked_queries import RankedQueries
+from ftrace.report.explorer.content.redaction import redacted_page, redacted_query, redacted_run
 from ftrace.report.explorer.format import (
     FORMAT,
     VERSION,
@@ -28,11 +33,6 @@ from ftrace.report.explorer.format import (
     QueryChunk,
     QueryList,
 )
-from ftrace.report.explorer.listings import disagreement
-from ftrace.report.explorer.queries import Queries
-from ftrace.report.explorer.query_list import QueryListMaker
-from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.redaction import redacted_page, redacted_query, redacted_run
 from ftrace.scores.plain_text import counted
 from ftrace.views import Source, StoreSource, title_of
 from ftrace.views.joining import text_of

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ftrace.report.explorer.content.listings import MethodListing
 from ftrace.report.explorer.format import Parts
-from ftrace.report.explorer.listings import MethodListing
 from ftrace.report.explorer.short_numbers import rounded
 from ftrace.scores import Sum
 from ftrace.scores.ids import ascending_order, places_of

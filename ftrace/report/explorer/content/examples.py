@@ -8,10 +8,10 @@ from itertools import islice
 
 import numpy as np
 
-from ftrace.report.explorer.corpus_texts import CorpusTexts
+from ftrace.report.explorer.content.corpus_texts import CorpusTexts
+from ftrace.report.explorer.content.listings import Listing
+from ftrace.report.explorer.content.score_rows import score_rows
 from ftrace.report.explorer.format import ExamplePage, ExampleTotals
-from ftrace.report.explorer.listings import Listing
-from ftrace.report.explorer.score_rows import score_rows
 from ftrace.report.explorer.short_numbers import rounded
 from ftrace.views import Source
 

@@ -16,8 +16,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from ftrace.report.explorer.app_parts import PARTS, STYLES
 from ftrace.report.explorer.format import FORMAT, VERSION
+from ftrace.report.explorer.page.app_parts import PARTS, STYLES
 from ftrace.scores.plain_text import plain
 
 # By this a report is known as ours, of whatever version: it stands before the title and whatever else comes from data.
@@ -26,7 +26,7 @@ _SIGN = f'''<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="generator" content="{FORMAT} '''
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parents[1]
 _EXPORTS = re.compile(r"export\s*\{([^{}]*)\};?\s*$")
 _SOURCE_MAP = re.compile(
     r"^//# sourceMappingURL=.*$", re.MULTILINE

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ftrace.report.explorer.causal_content import FOLDER as CAUSAL
-from ftrace.report.explorer.causal_facts import SETTINGS
+from ftrace.report.explorer.content.causal_content import FOLDER as CAUSAL
 from ftrace.report.explorer.format import Claim
+from ftrace.report.explorer.run_page.causal_facts import SETTINGS
 from ftrace.scores import ScoreStore
 from ftrace.scores.store_files import LEDGER
 from ftrace.views import StoreSource
