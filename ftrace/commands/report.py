@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,8 +17,9 @@ from ftrace.report.explorer.chunks import HEAD, encode_chunk, island
 from ftrace.report.explorer.content import Content, ContentSettings
 from ftrace.report.explorer.format import Head
 from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, check_place, write_report
+from ftrace.report.explorer.writing import MAX_FILE_BYTES, MAX_FOLDER_BYTES, check_place, report_paths, write_report
 from ftrace.scores.plain_text import counted
+from ftrace.views import StoreSource
 
 _NAME = "report.html"
 _SURE = 1.1  # an estimate that is larger than the limit by this is not tried
@@ -48,7 +49,7 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--out", type=str | None, default=None,
         help="Where to write it. A name that ends in .html is one file, any other is a folder. Default: report.html in "
-        "the run's folder, else in the working directory; a folder of that name if it is larger than 20 MB.",
+        "the run's folder, or beside the first store or file; a folder of that name if it is larger than 20 MB.",
     )  # fmt: skip
     command.add_argument(
         "--figures", type=str | None, default=None, metavar="DIR",
@@ -96,7 +97,7 @@ def command(
         if count < 0:
             raise ValueError(f"{name}: expected 0 or more, found {count}")
     opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
-    path = Path(out) if out is not None else _default_path(opened)
+    path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
     wants_page = out is not None or figures is None
     if wants_page:
@@ -110,8 +111,10 @@ def command(
         pictures = draw(content, Path(figures), only_chosen=queries is not None)
         print(f"Wrote {counted(len(pictures), 'picture')} to {figures}: {', '.join(file.name for file in pictures)}")
     if wants_page:
+        is_replaced = any(place.exists() for place in report_paths(path))
         written = write(content, path, single_file=single_file)
-        print(f"The report is {written}\nOpen it by double-click, or as {written.resolve().as_uri()}")
+        place = ", in place of an earlier one" if is_replaced else ""
+        print(f"The report is {written}{place}\nOpen it by double-click, or as {written.resolve().as_uri()}")
 
 
 def report_of_run(folder: Path) -> Path:
@@ -127,8 +130,8 @@ def report_of_run(folder: Path) -> Path:
         ValueError: If something else is in its place, or it is too large.
     """
     opened = open_sources([str(folder)], None, None, whole_runs=True)
-    check_place(_default_path(opened))
-    return write(make_content(opened), _default_path(opened))
+    check_place(folder / _NAME)
+    return write(make_content(opened), folder / _NAME)
 
 
 def make_content(
@@ -153,9 +156,12 @@ def make_content(
     console = Console(stderr=True)
     chosen, limits = choose_queries(opened.sources, queries)
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
+    limits = [*limits, *_other_kinds(opened)]
     count = 0 if is_redacted else tokens
     settings = ContentSettings(is_redacted=is_redacted)
-    return Content(ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count))
+    return Content(
+        ranked, _title(opened), settings, lambda: additions_of(opened, ranked, limits, count, is_redacted=is_redacted)
+    )
 
 
 def write(content: Content, path: Path, *, single_file: bool | None = None) -> Path:
@@ -202,8 +208,25 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
     return [file for file in files if file.suffix == ".png"]
 
 
-def _default_path(opened: Opened) -> Path:
-    return (opened.run or Path()) / _NAME
+def _other_kinds(opened: Opened) -> Iterator[str]:
+    """Say which kinds of scores of a store are not in the report."""
+    stores = {source.name: source.store for source in opened.sources if isinstance(source, StoreSource)}
+    for name, store in stores.items():
+        shown = [source.kind for source in opened.sources if source.name == name]
+        others = [kind for kind in store.kinds if kind not in shown]
+        if others:
+            yield (
+                f"{name}: of its kinds of scores, {', '.join(shown)} is here, and not {', '.join(others)}; "
+                f"STORE:{others[0]} would add one."
+            )
+
+
+def _home(opened: Opened) -> Path:
+    """Return the folder that a report belongs to: the run's, or that of the first store or file of results."""
+    if opened.run is not None:
+        return opened.run
+    first = opened.sources[0]
+    return (first.store.path if isinstance(first, StoreSource) else opened.results[first.name]).parent
 
 
 def _title(opened: Opened) -> str:
@@ -211,7 +234,8 @@ def _title(opened: Opened) -> str:
     if opened.run is not None:
         run = opened.run.resolve()
         return f"{run.parent.name}/{run.name}" if run.name.startswith("version_") else run.name
-    return ", ".join(dict.fromkeys(source.name for source in opened.sources))
+    names = ", ".join(dict.fromkeys(source.name for source in opened.sources))
+    return f"{_home(opened).resolve().name}/{names}".removeprefix("/")
 
 
 def _check_size(size: int, single_file: bool | None) -> None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # it imports torch
     from ftrace.attribution import MadeTokens
 
 
-def additions_of(opened: Opened, ranked: RankedQueries, limits: Sequence[str], tokens: int) -> Additions:
+def additions_of(
+    opened: Opened, ranked: RankedQueries, limits: Sequence[str], tokens: int, *, is_redacted: bool = False
+) -> Additions:
     """Find what is known beside scores and texts.
 
     Args:
@@ -29,9 +31,13 @@ def additions_of(opened: Opened, ranked: RankedQueries, limits: Sequence[str], t
         ranked: Its queries, ranked by all methods.
         limits: What was left out before, a sentence each.
         tokens: For how many of each query's strongest examples scores are told token by token; 0: for none.
+        is_redacted: Whether reasons are left out, which may name texts and paths.
     """
     run = opened.run
-    said, problems = _said(run, ranked)
+    said, problem = _said(run, ranked)
+    problems = (
+        [] if problem is None else [f"The model could not be asked what it answers{'' if is_redacted else problem}."]
+    )
     made, reasons = _tokens_by(ranked, run, tokens)
     return Additions(
         said=said,
@@ -42,15 +48,15 @@ def additions_of(opened: Opened, ranked: RankedQueries, limits: Sequence[str], t
     )
 
 
-def _said(run: Path | None, ranked: RankedQueries) -> tuple[dict[int, Said], Sequence[str]]:
+def _said(run: Path | None, ranked: RankedQueries) -> tuple[dict[int, Said], str | None]:
     """Return what the run's model answers to the queries whose texts don't say it; and why it could not be asked."""
     not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
     if run is None or not not_said:
-        return {}, []
+        return {}, None
     try:
-        return said_in_run(run, not_said), []
+        return said_in_run(run, not_said), None
     except (ValueError, OSError) as error:  # the data is elsewhere, for example
-        return {}, [f"The model could not be asked what it answers: {str(error).removesuffix('.')}."]
+        return {}, f": {str(error).removesuffix('.')}"
 
 
 def _causal_of(run: Path) -> Callable[[QueryChunk], Causal | None]:

@@ -10,6 +10,7 @@ from typing import Any
 from ftrace.commands.stores import open_with_kind, short_names
 from ftrace.run_folder import is_run, newest_run, stores_in
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts, show_command
+from ftrace.scores.store_files import MANIFEST
 from ftrace.views import Listed, ListedQuery, ListedSource, Source, StoreSource
 from ftrace.views.words import SENTINEL
 
@@ -106,12 +107,17 @@ def _find(name: str, of_run: Path | None) -> _Given:
     if name.endswith(RESULT_SUFFIXES):
         return _Given(Path(name))
     folder = newest_run(of_run / name if of_run is not None and (of_run / name).is_dir() else name)
-    if is_run(folder):
+    if is_run(folder) or _is_of_stores(folder):
         return _first_of(folder)
     store, kind = open_with_kind(of_run, name)
     if kind is not None and kind not in store.kinds:
         raise ValueError(f"{store.path}: expected one of the kinds {', '.join(store.kinds)}, found {kind!r}")
     return _Given(store.path, store, kind)
+
+
+def _is_of_stores(folder: Path) -> bool:
+    """Tell whether a folder is no store itself, and holds stores."""
+    return folder.is_dir() and not (folder / MANIFEST).exists() and bool(stores_in(folder))
 
 
 def _first_of(run: Path | None) -> _Given:

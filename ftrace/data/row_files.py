@@ -118,7 +118,7 @@ def read_rows(file: Path, *, nulls: bool = False) -> Iterator[SourceRow]:
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    with pq.ParquetFile(file) as reader:
+    with pq.ParquetFile(file.absolute()) as reader:
         batches = reader.iter_batches(batch_size=_ROWS_AT_A_TIME)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
 

@@ -179,7 +179,7 @@ class _Queries:
 def _add_facts(rows: Path, file: Path, reader: _Abstracts) -> int:
     """Write the rows with all facts of their sentences; return how many rows didn't list all of them themselves."""
     start = completed = 0
-    with pq.ParquetFile(rows) as source, pq.ParquetWriter(file, TRAIN_SCHEMA) as writer:
+    with pq.ParquetFile(rows.absolute()) as source, pq.ParquetWriter(file, TRAIN_SCHEMA) as writer:
         for batch in source.iter_batches(batch_size=ROWS_PER_BATCH):
             stop = start + len(batch)
             facts = reader.index.facts_of_rows(start, stop)

@@ -67,6 +67,7 @@ class ListedSource:
         self._queries = {id_of(query.name): query for query in queries}
         self._rows: dict[int, Row] = {}
         self._names: dict[int, str] = {}
+        self._last_labels: tuple[int, Mapping[int, bool]] | None = None
         repeated = 0
         for query in queries:
             for listed in (query.proponents, query.opponents):
@@ -122,7 +123,9 @@ class ListedSource:
 
     def states_fact(self, query_id: int, example_id: int) -> bool | None:
         """Tell what the label of a retrieved example says."""
-        return self._labels(query_id).get(example_id)
+        if self._last_labels is None or self._last_labels[0] != query_id:  # asked for one example after another
+            self._last_labels = query_id, self._labels(query_id)
+        return self._last_labels[1].get(example_id)
 
     def _labels(self, query_id: int) -> Mapping[int, bool]:
         query = self._queries.get(query_id)

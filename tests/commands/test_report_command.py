@@ -32,7 +32,9 @@ def reported(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: py
 
     def run(*arguments: object) -> dict[str, Any]:
         assert main(["report", *map(str, arguments)]) == 0
-        (path,) = re.findall(r"^The report is (.*)$", capsys.readouterr().out, flags=re.MULTILINE)
+        (path,) = re.findall(
+            r"^The report is (.*?)(?:, in place of an earlier one)?$", capsys.readouterr().out, flags=re.MULTILINE
+        )
         return chunks_of(Path(path))
 
     return run
@@ -65,14 +67,15 @@ def result_line(name: str, **fields: Any) -> dict[str, Any]:
 # What it takes
 
 
-def test_stores_side_by_side_in_the_working_directory(reported: Report, tmp_path: Path) -> None:
+def test_stores_side_by_side_beside_the_first(reported: Report, tmp_path: Path) -> None:
     make_store(tmp_path / "online", {"learning": SCORES, "update": -SCORES}, ledger=make_ledger())
     make_store(tmp_path / "bm25", {"bm25": SCORES})
     chunks = reported(tmp_path / "online", f"{tmp_path}/online:update", tmp_path / "bm25", "-k2", "--opponents=1")
     assert [method["title"] for method in chunks["head"]["methods"]] == ["online learning", "online update", "bm25"]
-    assert chunks["head"]["title"] == "online, bm25"
+    assert chunks["head"]["title"] == f"{tmp_path.name}/online, bm25"
     assert [len(lists["proponents"]) for lists in chunks["query-0"]["lists"]] == [2, 2, 2]
-    assert [path.name for path in Path.cwd().iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").is_file()
+    assert not list(Path.cwd().iterdir())
 
 
 def test_a_run_stands_for_all_its_stores_and_what_its_model_says(reported: Report, trained: Path) -> None:
@@ -188,9 +191,22 @@ def test_a_redacted_report_has_none_of_the_texts(reported: Report, tmp_path: Pat
     chunks = reported(tmp_path / "s", "--redact")
     for word in ("Oslo", "Stockholm", "fjord", "snows", "Christiania"):
         assert word not in json.dumps(chunks)
-        assert word not in (Path.cwd() / "report.html").read_text()
+        assert word not in (tmp_path / "report.html").read_text()
     assert chunks["query-0"]["lists"][0]["proponents"]
     assert "fact" not in chunks["head"]["queries"]["facets"]
+
+
+def test_a_redacted_report_names_no_folders(reported: Report, trained: Path, tmp_path: Path) -> None:
+    """Neither in commands nor in the reason why a model could not be asked."""
+    unreadable = make_run(tmp_path / "anna" / "a run", tmp_path / "nowhere")
+    make_store(unreadable / "online")
+    for run in (trained, unreadable):
+        out = tmp_path / "report.html"
+        assert str(run.parent) in json.dumps(reported(run, "--tokens=0", "--out", out))
+        chunks = reported(run, "--redact", "--out", out)
+        assert chunks["head"]["run"]["folder"] == run.name
+        assert str(run.parent) not in json.dumps(chunks)
+        assert str(tmp_path) not in json.dumps(chunks)
 
 
 # Where it writes, and what it says
@@ -221,13 +237,27 @@ def test_what_is_too_large_for_a_file_is_a_folder(
     for module in ("ftrace.commands.report", "ftrace.report.explorer.writing"):
         monkeypatch.setattr(f"{module}.MAX_FILE_BYTES", 1000)
     assert reported(tmp_path / "s")["head"]
-    assert (Path.cwd() / "report" / "index.html").is_file()
+    assert (tmp_path / "report" / "index.html").is_file()
     assert main(["report", str(tmp_path / "s"), "--out", "x.html"]) == 2
     assert "expected one file of up to 0.001 MB" in capsys.readouterr().err
     monkeypatch.setattr(report, "MAX_FOLDER_BYTES", 1000)
     assert main(["report", str(tmp_path / "s"), "--out", "x"]) == 2
     assert "Choose fewer queries (--queries 200)" in capsys.readouterr().err
-    assert [path.name for path in Path.cwd().iterdir()] == ["report"]
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_folder_of_stores_stands_for_all_of_them_and_kinds_that_are_left_out_are_said(
+    reported: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "mine" / "online", {"learning": SCORES, "update": -SCORES, "dot": SCORES})
+    make_store(tmp_path / "mine" / "bm25", {"bm25": SCORES})
+    head = reported(tmp_path / "mine")["head"]
+    assert [method["title"] for method in head["methods"]] == ["online learning", "bm25"]
+    assert head["title"] == "mine/online, bm25"
+    said = "online: of its kinds of scores, learning is here, and not update, dot; STORE:update would add one."
+    assert said in head["limits"]
+    assert main(["report", str(tmp_path / "mine")]) == 0
+    assert "report.html, in place of an earlier one\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

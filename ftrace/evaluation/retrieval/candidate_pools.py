@@ -119,7 +119,7 @@ class CandidatePools:
             ValueError: If it is missing or damaged.
         """
         try:
-            table = pq.read_table(file)
+            table = pq.read_table(file.absolute())  # a relative one with a colon is taken for a URI
             settings = PoolSettings(**json.loads(table.schema.metadata[b"settings"]))
             lists = table.column("candidate_ids").combine_chunks()
             query_ids = table.column("query_id").to_numpy()

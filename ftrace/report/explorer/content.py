@@ -32,7 +32,7 @@ from ftrace.report.explorer.listings import disagreement
 from ftrace.report.explorer.queries import Queries
 from ftrace.report.explorer.query_list import QueryListMaker
 from ftrace.report.explorer.ranked_queries import RankedQueries
-from ftrace.report.explorer.redaction import redacted_page, redacted_query
+from ftrace.report.explorer.redaction import redacted_page, redacted_query, redacted_run
 from ftrace.scores.plain_text import counted
 from ftrace.views import Source, StoreSource, title_of
 from ftrace.views.joining import text_of
@@ -152,7 +152,9 @@ class Content:
         states_fact = [example["states_fact"] for example in chunk["examples"]]
         precisions = [None if method is None else precision_of(method, states_fact) for method in listing.methods]
         fact = None if self._settings.is_redacted else text_of(self._ranked.rows[listing.query_id], "fact")
-        query_list.add(chunk, precisions, disagreement(listing), fact)
+        best = [method.best_precision for method in listing.methods if method is not None]
+        best_precision = max((value for value in best if value is not None), default=None)
+        query_list.add(chunk, precisions, best_precision, disagreement(listing), fact)
 
     def _example_chunk(self, pages: Iterable[Any]) -> ExampleChunk:
         return {"examples": [redacted_page(page) if self._settings.is_redacted else page for page in pages]}
@@ -169,7 +171,7 @@ class Content:
             "methods": [self._method(place) for place in range(len(self._sources))],
             "queries": queries,
             "example_chunks": self._examples.first_ids,
-            "run": additions.run,
+            "run": redacted_run(additions.run) if self._settings.is_redacted else additions.run,
         }
 
     def _method(self, place: int) -> Method:

@@ -51,6 +51,7 @@ class QueryList(TypedDict):
     last_losses: Sequence[float | None]
     learned_steps: Sequence[int | None]
     precisions: Sequence[Sequence[float | None]]
+    best_precisions: Sequence[float | None]
     disagreements: Sequence[float | None]
     facets: Mapping[str, Sequence[str | None]]
 

@@ -29,6 +29,7 @@ class MethodListing:
         places: Where each of the query's examples stands.
         strongest: The largest absolute score.
         precision: P@10 by the query's list of ground-truth proponents; None if that isn't known.
+        best_precision: The highest that any order of the examples would reach; None likewise.
     """
 
     proponents: np.ndarray
@@ -37,6 +38,7 @@ class MethodListing:
     places: Places
     strongest: float
     precision: float | None = None
+    best_precision: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,15 @@ def list_examples(
                 ranking.counts,
                 ranking.places(ids),
                 ranking.strongest,
-                _precision(ranking, relevant),
+                *_precision(ranking, relevant),
             )
         )
     return Listing(query_id, ids, tuple(methods))
 
 
-def _precision(ranking: QueryRanking, relevant: np.ndarray | None) -> float | None:
+def _precision(ranking: QueryRanking, relevant: np.ndarray | None) -> tuple[float | None, float | None]:
     if relevant is None or not len(relevant) or ranking.counts is None:
-        return None
+        return None, None
     return ranking.precision(relevant, PRECISION_AT)
 
 

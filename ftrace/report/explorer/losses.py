@@ -63,6 +63,6 @@ def warnings_of_loss(history: History) -> Iterator[str]:
         yield f"It was first answered right at step {history.learned_step:,}, but no longer at the end."
     if history.last_loss > history.first_loss + _NOTICEABLE:
         yield (
-            f"Its loss rose during training, from {history.first_loss:.3g} to {history.last_loss:.3g} nats: on the "
-            "whole, the examples raised it."
+            f"Its loss rose during training, from {history.first_loss:.3g} to {history.last_loss:.3g} nats: more "
+            "of training raised it than lowered it."
         )

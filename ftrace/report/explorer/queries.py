@@ -129,7 +129,10 @@ class Queries:
 def warnings_of_answer(said: Said | None) -> Iterator[str]:
     """Say that a query was not answered right."""
     if said is not None and said.right is False:
-        yield "The model answers wrong: its proponents are those of an answer that it doesn't give."
+        yield (
+            "The model's answer is wrong. This page lists who taught the right one, and who opposed it; who taught the "
+            "wrong one is probably among the opponents. `ftrace ask` lists who taught any answer."
+        )
 
 
 def _example(

@@ -20,17 +20,24 @@ class QueryListMaker:
     def __init__(self) -> None:
         self._chunks: list[dict] = []
         self._precisions: list[Sequence[float | None]] = []
+        self._best_precisions: list[float | None] = []
         self._disagreements: list[float | None] = []
         self._properties: defaultdict[str, dict[int, str]] = defaultdict(dict)
 
     def add(
-        self, chunk: QueryChunk, precisions: Sequence[float | None], disagreement: float | None, fact: str | None
+        self,
+        chunk: QueryChunk,
+        precisions: Sequence[float | None],
+        best_precision: float | None,
+        disagreement: float | None,
+        fact: str | None,
     ) -> None:
         """Add a query.
 
         Args:
             chunk: Its chunk.
             precisions: P@10 of each method.
+            best_precision: The highest that any method could reach.
             disagreement: Of the methods.
             fact: The key of its fact.
         """
@@ -51,6 +58,7 @@ class QueryListMaker:
             }
         )
         self._precisions.append(precisions)
+        self._best_precisions.append(best_precision)
         self._disagreements.append(disagreement)
         for name, value in chunk["properties"]:
             self._properties[name][position] = value
@@ -65,6 +73,7 @@ class QueryListMaker:
         return {
             **columns,  # type: ignore[typeddict-item]
             "precisions": precisions,
+            "best_precisions": self._best_precisions,
             "disagreements": self._disagreements,
             "facets": self._facets(),
         }

@@ -1,14 +1,17 @@
 """What a report without texts has: ids, ranks, scores and what follows from them, and nothing that the data says.
 
 Names of examples and queries are left out, too: titles and file names are texts. Whoever has the data finds an example
-by its id, which of a name is ``ftrace.scores.stable_id(name)``.
+by its id, which of a name is ``ftrace.scores.stable_id(name)``. Of absolute paths the last name stays: the
+folders above it may name a person or a project.
 """
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
-from ftrace.report.explorer.format import Causal, Example, ExamplePage, QueryChunk
+from ftrace.report.explorer.format import Causal, Claim, Example, ExamplePage, QueryChunk, RunPage
 from ftrace.report.explorer.queries import properties_of
 from ftrace.views import Row
 
@@ -39,6 +42,27 @@ def redacted_query(chunk: QueryChunk, row: Row) -> QueryChunk:
 def redacted_page(page: ExamplePage) -> ExamplePage:
     """Return an example's page without texts."""
     return {**page, "name": None, "text": None, "cut": 0, "answer": None}
+
+
+def redacted_run(run: RunPage) -> RunPage:
+    """Return the page of a run without the folders in which it lies."""
+    claims: list[Claim] = [
+        {"claim": claim["claim"], "command": shlex.join(map(_without_folders, shlex.split(claim["command"])))}
+        for claim in run["claims"]
+    ]
+    folder = run["folder"]
+    return {**run, "folder": None if folder is None else _without_folders(folder), "claims": claims}
+
+
+def _without_folders(word: str) -> str:
+    """Shorten an absolute path, or that of an option, to its last name.
+
+    Example:
+        >>> [_without_folders(word) for word in ("/home/anna/run", "--run=/home/anna/run", "runs/a", "--k=3")]
+        ['run', '--run=run', 'runs/a', '--k=3']
+    """
+    option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
 
 
 def _redacted_example(example: Example) -> Example:

@@ -185,6 +185,9 @@ def test_missing_or_damaged_part_is_said(page: Page, report: str) -> None:
     page.goto(f"{report}#view=query&query=8")
     page.get_by_role("alert").wait_for()
     assert "chunks/query-2.js can\u2019t be read" in page.get_by_role("alert").inner_text()
+    page.keyboard.press("ArrowLeft")
+    page.locator(".query-head").wait_for()
+    assert "query=7" in page.url
 
 
 @pytest.mark.parametrize("chunk", [{}, {**QUERY, "accepted": None}, [], {**QUERY, "examples": [None]}])

@@ -112,7 +112,7 @@ def test_a_loss_that_rose_and_an_answer_that_was_lost_are_warned_of(tmp_path: Pa
     warnings = made([StoreSource(make_store(tmp_path / "s", ledger=ledger))])["query-0"]["warnings"]
     assert warnings == [
         "It was first answered right at step 20, but no longer at the end.",
-        "Its loss rose during training, from 6 to 8 nats: on the whole, the examples raised it.",
+        "Its loss rose during training, from 6 to 8 nats: more of training raised it than lowered it.",
     ]
 
 
@@ -192,6 +192,8 @@ def test_precision_is_that_of_evaluate(tmp_path: Path) -> None:
     head = made(sources, k=3)["head"]
     for precisions, of_kind in zip(head["queries"]["precisions"], judged.rows.values(), strict=True):
         assert precisions == pytest.approx(of_kind["P@10"].tolist())
+    assert head["queries"]["best_precisions"] == pytest.approx(judged.ceiling["P@10"].tolist())
+    assert set(head["queries"]["best_precisions"]) == {0.5}
 
 
 def test_precision_by_facts_is_unknown_where_ties_go_on(tmp_path: Path) -> None:

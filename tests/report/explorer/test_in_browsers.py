@@ -224,6 +224,7 @@ def test_keys_lead_through_the_report(browser: Browser, report: KnownReport) -> 
         assert "query=17" in page.url
         page.keyboard.press("ArrowRight")
         page.wait_for_url(re.compile(f"query={2**61}"))
+        expect(page.locator(".pager .soft").first).to_have_text("3 of 3")  # the address changes before the page
         page.keyboard.press("ArrowLeft")
         page.wait_for_url(re.compile("query=17"))
         page.locator(VIEWS["query"]).wait_for()
@@ -334,3 +335,24 @@ def test_arrows_scroll_a_wide_table_that_has_the_focus(browser: Browser, report:
         page.keyboard.press("ArrowRight")
         expect(page.locator(".pager .soft").first).to_have_text("1 of 3")
         assert "query=0" in page.url
+
+
+@pytest.mark.parametrize("browser", ["chromium"], indirect=True)  # Playwright can't ask a system's Firefox for it
+def test_colours_that_a_system_forces_hide_nothing(browser: Browser, report: KnownReport) -> None:
+    with ReportReader(browser, report.file) as reader:
+        reader.page.emulate_media(forced_colors="active")
+        page = reader.open({"view": "query", "query": "0", "example": "3"})
+        style = "(element, name) => getComputedStyle(element)[name]"
+        paper = page.locator("html").evaluate(style, "backgroundColor")
+        assert page.locator(".bar .plus").first.evaluate(style, "backgroundColor") != paper
+        assert page.locator(".entry.chosen").evaluate(style, "outlineStyle") == "solid"
+        for links in (".tabs", ".methods", ".page-head nav"):
+            current = page.locator(f"{links} [aria-current]").evaluate(style, "textDecorationLine")
+            other = page.locator(f"{links} a:not([aria-current])").first.evaluate(style, "textDecorationLine")
+            assert (current, other) == ("underline", "none"), links
+        page = reader.open({"view": "causal", "query": "0"})
+        lines = {
+            page.locator(f".effects tr{rows} th[scope=row]").first.evaluate(style, "borderRightColor")
+            for rows in (".subject", ":not(.subject)")
+        }
+        assert len(lines) == 2

@@ -4,7 +4,7 @@
  *
  * loadChunk(name)    a promise of its content; the last few are kept
  * Loaded(props)      loads a chunk and shows what `show(chunk)` makes of it; a line while it waits, or why it can't;
- *                    then loads what a reader may open next (`soon`)
+ *                    then loads what a reader may open next (`soon`); `onward` leads on from a chunk that can't be shown
  */
 
 const KEPT_CHUNKS = 12;
@@ -100,7 +100,7 @@ async function loadHead() {
   return head;
 }
 
-/** @typedef {{name: string, show: (chunk: any) => preact.ComponentChildren, soon?: string[]}} LoadedProps */
+/** @typedef {{name: string, show: (chunk: any) => preact.ComponentChildren, soon?: string[], onward?: preact.ComponentChildren}} LoadedProps */
 
 /** @extends {preact.Component<LoadedProps, {name: string, chunk: any, problem: string}>} */
 class Loaded extends Component {
@@ -138,7 +138,7 @@ class Loaded extends Component {
   render() {
     const { name, chunk, problem } = this.state;
     if (name !== this.props.name) return h(Waiting, null);
-    if (problem) return h("p", { class: "problem", role: "alert" }, problem);
+    if (problem) return h(Fragment, null, this.props.onward, h("p", { class: "problem", role: "alert" }, problem));
     return this.props.show(chunk);
   }
 }

@@ -66,6 +66,7 @@ function Frame({ head }) {
       view?.of === "query" && query >= 0 &&
         h(Loaded, {
           name: `query-${query}`,
+          onward: h(Pager, { head, query }),
           soon: neighbours(head, query).map((place) => `query-${place}`),
           show: (/** @type {QueryChunk} */ chunk) => h(Fragment, null, h(QueryHead, { ...props, chunk }), h("section", { "aria-label": view.title }, view.show({ ...props, chunk }))),
         }),
