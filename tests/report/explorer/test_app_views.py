@@ -216,3 +216,111 @@ def test_a_file_that_was_cut_off_says_so(page: Page, report: str, tmp_path: Path
     page.get_by_text("the file was cut off").wait_for()
     opened(page, report, "")
     assert page.get_by_text("the file was cut off").count() == 0
+
+
+@pytest.fixture(scope="module")
+def answers_report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report of examples whose answers aren't in their texts, as in tables of sentences and labels."""
+    examples = [
+        example(0, "superb film", 4, answer="Stockholm"),
+        example(1, "I know it", 3, answer="no"),
+        example(2, "It is <extra_id_0>.", 2, answer="no"),
+        example(3, "crisp film", -2, answer="Oslo"),
+    ]
+    pages = [{"id": "4124", "name": None, "text": "a text", "cut": 0, "answer": None, "methods": [None, None]}]
+    query = {**QUERY, "said": {**QUERY["said"], "text": None, "right": None}, "examples": examples}
+    proponents = [*range(3), *range(4, 28)]
+    query["examples"] = [*examples, *(example(place, f"text {place}", 1) for place in range(4, 28))]
+    query["lists"] = [{**LISTS, "proponents": proponents}, None]
+    ledger = {
+        "sentence": "They explain some.",
+        "doubts": [],
+        "steps": [0, 5, 8],
+        "actual": [1.0, 0.5],
+        "accounts": [{"name": "examples", "values": [0.9, 0.75]}, {"name": "decay", "values": [0.15, -0.15]}],
+    }
+    lost = {"steps": [0, 30, 60], "values": [9.0, 1.0, 4.0], "learned_step": 30, "right_at_end": False}
+    run = {"folder": None, "evaluation": None, "ledger": ledger, "causal": None, "manifests": [], "claims": []}
+    queries = {**QUERIES, "best_precisions": [0.5, 1.0, None, None]}
+    methods = [METHODS[0], {**METHODS[1], "kind": ""}]
+    head = small_head(methods=methods, queries=queries, is_redacted=True, example_chunks=["9", "64"], run=run)
+    chunks = [("query-1", {**query, "loss": lost}), ("example-1", {"examples": pages}), ("head", head)]
+    return write_report(tmp_path_factory.mktemp("answers") / "a report", chunks, title="A report").as_uri()
+
+
+def test_answer_that_the_text_lacks_stands_beside_it(page: Page, answers_report: str) -> None:
+    opened(page, answers_report, "view=query&query=7")
+    texts = [" ".join(text.split()) for text in page.locator(".entry .text").all_inner_texts()]
+    assert texts[:3] == [
+        "superb film → answer: Stockholm",
+        "I know it → answer: no \u2013 not the query\u2019s answer",
+        "It is no.",
+    ]
+    assert texts[-1] == "crisp film → answer: Oslo \u2013 not the query\u2019s answer"
+
+
+def test_text_leads_to_the_page_of_its_example(page: Page, answers_report: str) -> None:
+    opened(page, answers_report, "view=query&query=7")
+    page.locator(".entry .text a", has_text="crisp film").click()
+    page.wait_for_url("**view=example*example=3")
+    assert page.title() == "Example #3 · A report"
+
+
+def test_what_a_redacted_report_leaves_out_is_not_called_unsaid(page: Page, answers_report: str) -> None:
+    opened(page, answers_report, "view=query&query=7")
+    answers = page.locator(".query-head").inner_text()
+    assert "(left out)" in answers
+    assert "Right answer" not in answers  # nobody says that it is
+    assert "first right at step 30, lost again" in answers
+
+
+def test_words_over_a_list_are_those_of_its_kind(page: Page, answers_report: str) -> None:
+    opened(page, answers_report, "view=query&query=7")
+    assert "while the query is being learned" in page.locator(".reading").inner_text()
+    opened(page, answers_report, "view=query&query=7&method=dot")
+    assert "don\u2019t say which kind" in page.locator(".reading").inner_text()
+    assert "the loss" not in page.locator(".sides").inner_text()
+
+
+def test_paper_gets_the_strongest_examples(page: Page, answers_report: str) -> None:
+    opened(page, answers_report, "view=query&query=7")
+    page.locator(".proponents .entry").nth(26).wait_for()
+    page.emulate_media(media="print")
+    shown = [entry.is_visible() for entry in page.locator(".proponents .entry").all()]
+    assert shown == 20 * [True] + 7 * [False]
+    assert page.locator(".on-paper:visible").all_inner_texts() == ["The first 20 of 27 that the page lists."]
+    page.emulate_media(media="screen")
+    assert page.locator(".on-paper:visible").count() == 0
+
+
+@pytest.mark.parametrize(("find", "found"), [("%234124", 1), ("4124", 1), ("4125", 0), ("8", 0), ("%231", 0)])
+def test_example_is_found_by_its_number(page: Page, answers_report: str, find: str, found: int) -> None:
+    opened(page, answers_report, f"find={find}")
+    if found:
+        page.locator(".found a").wait_for()
+        assert "example=4124" in (page.locator(".found a").get_attribute("href") or "")
+    page.wait_for_load_state("networkidle")
+    assert page.locator(".found").count() == found
+
+
+def test_highest_possible_precision_stands_beside_what_was_reached(page: Page, answers_report: str) -> None:
+    opened(page, answers_report, "")
+    assert page.locator("td.precision").all_inner_texts() == ["50% of 50%", "10%", "\u2013", "90%"]
+
+
+def test_ledger_adds_up(page: Page, answers_report: str) -> None:
+    opened(page, answers_report, "view=run")
+    rows = [row.all_inner_texts() for row in (page.locator(".ledger-parts tbody tr").all())]
+    assert rows[-2][0].split()[-2:] == ["\u22120.15", "\u221210%"]
+    numbers = [float(row[0].split()[-1].removesuffix("%").replace("\u2212", "-")) for row in rows]
+    assert sum(numbers[:-1]) == numbers[-1] == 100
+
+
+def test_each_press_of_the_theme_button_is_seen(page: Page, answers_report: str) -> None:
+    for system, other in (("light", "dark"), ("dark", "light")):
+        page.emulate_media(color_scheme=system)
+        opened(page, answers_report, "")
+        for expected in (other, "auto", other, "auto"):
+            page.get_by_role("button", name="Colours").click()
+            assert page.evaluate("document.documentElement.dataset.theme") == expected
+    page.emulate_media(color_scheme="light")
