@@ -12,7 +12,7 @@ from rich.progress import track
 
 from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
-from ftrace.commands.sources import Opened, open_sources
+from ftrace.commands.sources import Opened, add_source_options, open_sources
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.format import Head
@@ -39,19 +39,7 @@ def add_arguments(command: ArgumentParser) -> None:
         help="Folders of score stores, side by side; with --run, also their names in it. A run's folder stands for all "
         "stores in it, and a .jsonl file for results of ftrace search or TrackStar's released ones.",
     )  # fmt: skip
-    command.add_argument(
-        "--run", type=str | None, default=None,
-        help="The run that the stores belong to, or the folder that its versions are in: the newest is taken.",
-    )  # fmt: skip
-    command.add_argument(
-        "--kind", type=str | None, default=None,
-        help="Which kind of scores, of stores that have several; default: learning, or dot, or the first.",
-    )  # fmt: skip
-    command.add_argument(
-        "--texts", type=str, nargs="+", default=None, metavar="FILE",
-        help="Files of texts to join by id (.jsonl, .csv, .parquet): rows with example_id or query_id, text, and "
-        "whatever else is known.",
-    )  # fmt: skip
+    add_source_options(command)
     command.add_argument(
         "--out", type=str | None, default=None,
         help="Where to write it. A name that ends in .html is one file, any other is a folder. Default: report.html in "
@@ -69,8 +57,7 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--queries", type=str, nargs="+", default=None, metavar="ID|NAME|NUMBER",
         help="The queries, by ids or names; a single number is how many, drawn evenly; '#17' is the query with this "
-        "id. "
-        "Default: all, up to 2,000.",
+        "id. Default: all, up to 2,000.",
     )  # fmt: skip
     command.add_argument(
         "--tokens", type=int, default=10,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ftrace.commands.said import said_in_run
-from ftrace.commands.sources import open_sources
+from ftrace.commands.sources import add_source_options, open_sources
 from ftrace.scores.plain_text import counted, plain
 from ftrace.views import (
     CUT,
@@ -57,19 +57,7 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_argument(
         "--opponents", type=int, default=3, help="How many opponents of each store, of those with a negative score."
     )
-    command.add_argument(
-        "--kind", type=str | None, default=None,
-        help="Which kind of scores, of stores that have several; default: learning, or dot, or the first.",
-    )  # fmt: skip
-    command.add_argument(
-        "--texts", type=str, nargs="+", default=None, metavar="FILE",
-        help="Files of texts to join by id (.jsonl, .csv, .parquet): rows with example_id or query_id, text, and "
-        "whatever else is known.",
-    )  # fmt: skip
-    command.add_argument(
-        "--run", type=str | None, default=None,
-        help="The run that the stores belong to, or the folder that its versions are in: the newest is taken.",
-    )  # fmt: skip
+    add_source_options(command)
 
 
 def command(

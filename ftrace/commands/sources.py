@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from ftrace.commands.stores import open_with_kind, short_names
 from ftrace.run_folder import is_run, newest_run, stores_in
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts, show_command
@@ -36,6 +38,23 @@ class Opened:
     others: list[str]
     side_by_side: str = ""
     results: Mapping[str, Path] = field(default_factory=dict)
+
+
+def add_source_options(command: ArgumentParser) -> None:
+    """Add the options that say more of the sources: the run, the kind of scores, texts."""
+    command.add_argument(
+        "--run", type=str | None, default=None,
+        help="The run that the stores belong to, or the folder that its versions are in: the newest is taken.",
+    )  # fmt: skip
+    command.add_argument(
+        "--kind", type=str | None, default=None,
+        help="Which kind of scores, of stores that have several; default: learning, or dot, or the first.",
+    )  # fmt: skip
+    command.add_argument(
+        "--texts", type=str, nargs="+", default=None, metavar="FILE",
+        help="Files of texts to join by id (.jsonl, .csv, .parquet): rows with example_id or query_id, text, and "
+        "whatever else is known.",
+    )  # fmt: skip
 
 
 def open_sources(
