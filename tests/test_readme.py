@@ -55,3 +55,11 @@ def test_every_dependency_is_named_with_its_reason() -> None:
     for requirement in [*project["dependencies"], *extras]:
         name = re.split(r"[\[<>=!]", requirement)[0]
         assert re.search(rf"`{re.escape(name)}`", README), name
+
+
+def test_what_pages_link_to_is_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" not in target:
+                assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"

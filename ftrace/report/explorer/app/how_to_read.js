@@ -10,13 +10,12 @@
 /** The kind of scores that compare words, and know nothing of training. */
 const BY_WORDS = "bm25";
 /** Kinds that estimate a fall of the loss; others compare directions, or are not known. */
-const OF_LOSSES = ["learning", "update", "propagated", "dot"];
+const OF_LOSSES = ["learning", "update", "dot"];
 
 /** @type {Record<string, string>} */
 const KINDS = {
   learning: "Each training step counts while the query is being learned. This score is there to rank by, and has no unit.",
   update: "By how many nats the optimizer’s actual steps on the example lowered the query’s loss, to first order.",
-  propagated: "By how many nats the example lowered the query’s loss, with what later steps made of it, to first order.",
   dot: "Products of the plain gradients of example and query: how much plain gradient descent on the example would lower the query’s loss, to first order.",
   cosine: "Only the directions of the gradients of example and query are compared. Their sizes don’t count, and the score has no unit.",
   whitened: "Only the directions of the gradients are compared, after what all examples have in common was made small. Sizes don’t count, and the score has no unit.",

@@ -37,7 +37,7 @@ from ftrace.scores.plain_text import counted
 from ftrace.views import Source, StoreSource, title_of
 from ftrace.views.joining import text_of
 
-NATS = ("update", "propagated")  # `dot` is in nats only where the optimizer is plain SGD
+NATS = ("update",)  # `dot` is in nats only where the optimizer is plain SGD
 _SAMPLE = 12  # chunks of each sort from which the size is estimated
 
 
