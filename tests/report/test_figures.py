@@ -90,7 +90,9 @@ def test_a_query_s_bars_are_its_scores() -> None:
     ]
     assert shown == wanted
     said = texts(figure)
-    assert {"answer: Norway", "said wrongly (25%): Sweden", "Scores are small.", "right from step 20"} <= set(said)
+    assert {"answer: Norway", "the model said (wrong, 25%): Sweden", "Scores are small.", "learned at step 20"} <= set(
+        said
+    )
     assert any(axes.lines and axes.lines[0].get_xdata()[0] == 0 for axes in figure.axes)  # type: ignore[index]
     for position in lists["proponents"][:6]:
         assert query["examples"][position]["text"] in said
@@ -108,12 +110,14 @@ def test_near_duplicates_take_one_line() -> None:
     assert query["examples"][second]["text"] not in said.split("\n")
 
 
-@pytest.mark.parametrize(("learned", "words"), [(-1, "never right"), (None, None), (0, "right from step 0")])
+@pytest.mark.parametrize(("learned", "words"), [(-1, "never right"), (None, None), (0, "learned at step 0")])
 def test_a_step_is_marked_where_it_is_known(learned: int | None, words: str | None) -> None:
     query = made_query()
     assert query["loss"] is not None
     query["loss"]["learned_step"] = learned
-    said = [text for text in texts(drawn(draw_query, made_head(), query)) if "right" in text and "said" not in text]
+    said = [
+        text for text in texts(drawn(draw_query, made_head(), query)) if "never right" in text or "learned at" in text
+    ]
     assert said == ([] if words is None else [words])
 
 
@@ -242,7 +246,7 @@ def test_intervals_are_named_where_there_are_any(has_intervals: bool) -> None:
         for row in head["run"]["evaluation"]["rows"]:
             for cell in row["cells"]:
                 cell.update({"low": None, "high": None})
-    assert any("95% intervals" in text for text in texts(drawn(draw_evaluation, head))) is has_intervals
+    assert any("dots are intervals" in text for text in texts(drawn(draw_evaluation, head))) is has_intervals
 
 
 def test_the_ledger_s_bars_are_its_accounts() -> None:

@@ -116,11 +116,15 @@ def _said(query: QueryChunk, width: float) -> list[tuple[str, str]]:
     answer = "(left out)" if query["answer"] is None else query["answer"]
     lines += [(line, INK) for line in in_lines(shown(f"answer: {answer}"), width, TEXT, 2)]
     if said is not None:
-        verdict = {True: " rightly", False: " wrongly", None: ""}[said["right"]]
-        chance = "" if said["probability"] is None else f" ({100 * said['probability']:.3g}%)"
+        verdict = {True: "right", False: "wrong", None: ""}[said["right"]]
+        chance = "" if said["probability"] is None else f"{100 * said['probability']:.3g}%"
+        about = ", ".join(part for part in (verdict, chance) if part)
         text = "(left out)" if said["text"] is None else said["text"]
         colour = AGAINST if said["right"] is False else INK
-        lines += [(line, colour) for line in in_lines(shown(f"said{verdict}{chance}: {text}"), width, TEXT, 2)]
+        lines += [
+            (line, colour)
+            for line in in_lines(shown(f"the model said{f' ({about})' if about else ''}: {text}"), width, TEXT, 2)
+        ]
     for warning in query["warnings"]:
         lines += [(line, GREY) for line in in_lines(shown(warning), width, TEXT, 3)]
     return lines
@@ -144,7 +148,7 @@ def _draw_curve(page: Page, loss: Loss) -> None:
     axes.axvline(learned, color=INK, linewidth=0.7, linestyle=(0, (3, 2)))
     is_left = learned <= steps[0] + 0.5 * (steps[-1] - steps[0])
     axes.annotate(
-        f"right from step {learned:,}", (learned, 1), (3 if is_left else -3, -1), xycoords=axes.get_xaxis_transform(),
+        f"learned at step {learned:,}", (learned, 1), (3 if is_left else -3, -1), xycoords=axes.get_xaxis_transform(),
         textcoords="offset points", ha="left" if is_left else "right", va="top", fontsize=SMALL,
     )  # fmt: skip
     at = int(np.searchsorted(steps, learned))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ftrace.report.explorer.format import Example, Head, QueryChunk
 from ftrace.report.style import GREY, INK, PAGE, TEXT, in_lines, shown
+from ftrace.views.words import SENTINEL
 
 MARGIN = 0.08
 LINE = 0.145  # from one line of TEXT points to the next
@@ -47,7 +48,7 @@ class Page:
 def heading_of(query: QueryChunk, width: float, most: int = 2) -> list[str]:
     """Name a query in up to ``most`` bold lines: what it is called, and its prompt."""
     name = f"{query['name']}: " if query["name"] else ""
-    prompt = query["prompt"] if query["prompt"] is not None else "(text left out)"
+    prompt = "(text left out)" if query["prompt"] is None else SENTINEL.sub("____", query["prompt"])
     return in_lines(shown(f"query {query['id']}: {name}{prompt}{cut(query['cut'])}"), width, TEXT, most, "bold")
 
 

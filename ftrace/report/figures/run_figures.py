@@ -31,7 +31,7 @@ def draw_evaluation(head: Head) -> Figure | None:
     heading = in_lines(shown(evaluation["title"]), width, TEXT, 2)
     notes = [line for note in evaluation["notes"] for line in in_lines(shown(note), width, SMALL, 2)]
     if any(cell["low"] is not None for row in evaluation["rows"] for cell in row["cells"]):
-        notes.insert(0, "percent; lines through dots: 95% intervals")
+        notes.insert(0, "percent; the lines through dots are intervals")
     else:
         notes.insert(0, "percent")
     height = down * (0.2 * len(evaluation["rows"]) + 0.75) + 0.16 * (len(heading) + len(notes)) + 0.1
