@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from ftrace.data import Architecture
 from ftrace.gradients import TokenProducts
+from ftrace.models.fact_lm import IGNORED
 
-IGNORED = -100
 Batch = dict[str, Tensor]
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ftrace.data import FactData, QuestionForm, unknown_words
-from ftrace.evaluation.beam_search import IGNORED, beam_answers, is_right, normalised
+from ftrace.evaluation.beam_search import beam_answers, is_right, normalised
 from ftrace.models import FactLM
+from ftrace.models.fact_lm import IGNORED
 
 Row = Mapping[str, Any]
 _ASKED_FOR_LENGTH = 512  # queries whose answers tell how long answers are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -15,8 +15,7 @@ from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.sources import Opened, add_source_options, open_sources
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
-from ftrace.report.explorer.format import Head
-from ftrace.report.explorer.page.chunks import HEAD, encode_chunk, island
+from ftrace.report.explorer.page.chunks import encode_chunk, island
 from ftrace.report.explorer.page.writing import (
     MAX_FILE_BYTES,
     MAX_FOLDER_BYTES,
@@ -194,9 +193,9 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
 
     console = Console(stderr=True)
     _ = content.additions
-    chunks = _watched(content.chunks(), "reading", content.num_chunks, console)
-    head = cast(Head, next(chunk for name, chunk in chunks if name == HEAD))
-    places = range(content.num_queries) if only_chosen else choose_telling(head["queries"])
+    of_all = range(content.num_queries)
+    head = content.head(_watched(of_all, "reading", len(of_all), console))
+    places = of_all if only_chosen else choose_telling(head["queries"])
     files = write_figures(folder, head, [content.query(place) for place in places])
     return [file for file in files if file.suffix == ".png"]
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ftrace.data import SENTINEL
-from ftrace.evaluation.beam_search import IGNORED, beam_answers, is_right
+from ftrace.evaluation.beam_search import beam_answers, is_right
 from ftrace.models import FactLM
+from ftrace.models.fact_lm import IGNORED
 
 _BEAMS = 3  # as for whether a query is learned, so that both see the same answer
 

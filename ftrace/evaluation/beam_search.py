@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ftrace.data import SENTINEL
 from ftrace.models import FactLM
+from ftrace.models.fact_lm import IGNORED
 
-IGNORED = -100
 _LOGIT_BYTES = 256 * 2**20
 
 

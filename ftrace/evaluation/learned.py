@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from ftrace.evaluation.beam_search import IGNORED, beam_answers, is_right
+from ftrace.evaluation.beam_search import beam_answers, is_right
 from ftrace.models import FactLM
+from ftrace.models.fact_lm import IGNORED
 
 Rule = Literal["paper", "last"]
 BEAMS = 3

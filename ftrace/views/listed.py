@@ -88,6 +88,15 @@ class ListedSource:
         """Ids of the queries, in their order."""
         return list(self._queries)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether any label says which examples state a query's fact."""
+        return any(
+            listed.states_fact is not None
+            for query in self._queries.values()
+            for listed in (query.proponents, query.opponents)
+        )
+
     def doubts(self) -> Sequence[str]:
         """Return the notes against the scores."""
         return self._notes

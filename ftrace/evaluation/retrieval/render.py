@@ -22,18 +22,41 @@ _MOST_COLUMNS = 6
 def title_of(evaluation: Evaluation) -> str:
     """Say in one line what was evaluated."""
     of_runs = [run.queries for run in evaluation.runs]
-    counts = " + ".join(str(len(queries)) for queries in of_runs)
-    words = list(dict.fromkeys(queries.description for queries in of_runs))
-    if evaluation.half != "all":
-        words.append(f"{evaluation.half} half")
-    left_out = max(queries.without_proponents for queries in of_runs)
+    sizes = np.concatenate([run.num_candidates for run in evaluation.runs])
+    return title_text(
+        " + ".join(str(len(queries)) for queries in of_runs),
+        list(dict.fromkeys(queries.description for queries in of_runs)),
+        evaluation.half,
+        max(queries.without_proponents for queries in of_runs),
+        (int(sizes.min()), int(sizes.max())),
+        evaluation.level,
+    )
+
+
+def title_text(
+    counts: str, descriptions: Sequence[str], half: str, left_out: int, sizes: tuple[int, int] | None, level: str
+) -> str:
+    """Say in one line what was evaluated.
+
+    Args:
+        counts: How many queries, run by run.
+        descriptions: Of the queries.
+        half: Which half of them, or "all".
+        left_out: Number of queries without ground-truth proponents, which were left out.
+        sizes: Number of candidates of a query, the least and the most; None if that isn't known.
+        level: The unit that is ranked, "row" or "sentence".
+    """
+    words = list(descriptions)
+    if half != "all":
+        words.append(f"{half} half")
     if left_out:
         words.append(f"{left_out} without proponents left out")
-    sizes = np.concatenate([run.num_candidates for run in evaluation.runs])
-    least, most = int(sizes.min()), int(sizes.max())
-    unit = "candidates" if evaluation.level == "row" else "sentences"
-    pool = f"{least:,} {unit} each" if least == most else f"{least:,} to {most:,} {unit} each"
-    return f"{counts} queries ({'; '.join(words)}), {pool}"
+    title = f"{counts} queries ({'; '.join(words)})"
+    if sizes is None:
+        return title
+    least, most = sizes
+    unit = "candidates" if level == "row" else "sentences"
+    return f"{title}, {least:,} {unit} each" if least == most else f"{title}, {least:,} to {most:,} {unit} each"
 
 
 def notes_of(evaluation: Evaluation) -> list[str]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ftrace.report.explorer.format import Example, Head, QueryChunk
-from ftrace.report.style import GREY, INK, PAGE, TEXT, in_lines, shown
+from ftrace.report.style import INK, PAGE, TEXT, in_lines, shown
 from ftrace.views.words import SENTINEL
 
 MARGIN = 0.08
@@ -68,8 +68,3 @@ def title_of(head: Head, method: int) -> str:
     """Name a method, with the unit of its scores."""
     of_method = head["methods"][method]
     return shown(of_method["title"]) + (f", {shown(of_method['unit'])}" if of_method["unit"] else "")
-
-
-def faint(**style: Any) -> dict[str, Any]:
-    """Return the style of what is said on the side."""
-    return {"color": GREY, **style}

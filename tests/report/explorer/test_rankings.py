@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftrace.report.explorer.content.listings import disagreement, list_examples, lists_of, places_in
+from ftrace.report.explorer.content.listings import disagreement, list_examples, lists_of, places_in, precision_by_ids
 from ftrace.report.explorer.content.rankings import rank_query
 from ftrace.scores import ScoreStore, ScoreWriter
 from ftrace.views import Listed, ListedQuery, ListedSource, StoreSource
@@ -143,4 +143,4 @@ def test_precision_at_ten_is_in_expectation_over_ties(tmp_path: Path) -> None:
     assert ranking is not None
     orders = [np.lexsort((generator.random(40), -scores))[:10] for _ in range(4000)]
     expected = np.mean([np.isin(order, relevant).sum() / 10 for order in orders])
-    assert ranking.precision(relevant, 10) == (pytest.approx(expected, abs=0.01), 0.5)
+    assert precision_by_ids(ranking, relevant) == (pytest.approx(expected, abs=0.01), 0.5)

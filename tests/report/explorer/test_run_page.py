@@ -376,7 +376,8 @@ def test_results_of_other_queries_are_a_note(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     for name in "ab":
         Path(f"{name}.jsonl").write_text(result_line(name, [True]))
-    shown = make_run_page([], None, {name: Path(f"{name}.jsonl") for name in "ab"})["evaluation"]
+    opened = open_sources(["a.jsonl", "b.jsonl"], None, None)
+    shown = make_run_page(opened.sources, None, opened.results)["evaluation"]
     assert shown is not None
     assert shown["rows"] == []
     assert "expected queries with labels that all files have" in shown["notes"][0]

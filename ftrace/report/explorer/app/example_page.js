@@ -4,7 +4,6 @@
  * from, and the queries that it helped or hurt most.
  */
 
-const LISTED_QUERIES = 10;
 const LONG_TEXT = 900;
 
 /**
@@ -163,7 +162,7 @@ function Totals({ head, method, totals }) {
         { key: title, "aria-label": title },
         h("h3", null, title, " ", h("small", null, totalText(number, sum, unit))),
         queries.length === 0 && h("p", { class: "empty" }, "None."),
-        h(QueryScores, { head, queries: [...queries], largest, title }),
+        h(QueryScores, { head, queries: [...queries], largest }),
       ),
     ),
   );
@@ -176,27 +175,15 @@ function totalText(number, sum, unit) {
   return [queries, all].filter(Boolean).join(", ");
 }
 
-/** @extends {preact.Component<{head: Head, queries: [number, number | null][], largest: number, title: string}, {isOpen: boolean}>} */
-class QueryScores extends Component {
-  state = { isOpen: false };
-
-  render() {
-    const { head, queries, largest, title } = this.props;
-    const shown = this.state.isOpen ? queries : queries.slice(0, LISTED_QUERIES);
-    return h(
-      Fragment,
-      null,
-      h(
-        "ol",
-        { class: "query-scores" },
-        shown.map(([place, score]) =>
-          h("li", { key: place }, h("span", { class: "score" }, scoreText(score, largest)), h("span", { class: "text" }, h(QueryLink, { head, place }), head.queries.answers[place] != null && h("small", null, h("bdi", null, plain(head.queries.answers[place] ?? ""))))),
-        ),
-      ),
-      queries.length > LISTED_QUERIES &&
-        h("button", { type: "button", class: "quiet fold", "aria-expanded": this.state.isOpen, "aria-label": `${title}: ${this.state.isOpen ? "show less" : "show all"}`, onClick: () => this.setState({ isOpen: !this.state.isOpen }) }, this.state.isOpen ? "show less" : `show all ${count(queries.length)}`),
-    );
-  }
+/** @param {{head: Head, queries: [number, number | null][], largest: number}} props */
+function QueryScores({ head, queries, largest }) {
+  return h(
+    "ol",
+    { class: "query-scores" },
+    queries.map(([place, score]) =>
+      h("li", { key: place }, h("span", { class: "score" }, scoreText(score, largest)), h("span", { class: "text" }, h(QueryLink, { head, place }), head.queries.answers[place] != null && h("small", null, h("bdi", null, plain(head.queries.answers[place] ?? ""))))),
+    ),
+  );
 }
 
 VIEWS["example"] = { title: "Example", of: "example", show: (props) => h(ExampleView, props) };

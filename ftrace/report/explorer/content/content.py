@@ -102,6 +102,17 @@ class Content:
         """What it has beside scores and texts; finding it may take minutes."""
         return self._find_additions()
 
+    def head(self, places: Iterable[int]) -> Head:
+        """Make the head alone.
+
+        Args:
+            places: The positions of all queries, which are taken one by one.
+        """
+        query_list = QueryListMaker()
+        for place in places:
+            self._add(query_list, place, self.query(place))
+        return self._head(query_list.finish(), self.additions)
+
     def chunks(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Make the chunks: of queries, of examples, and at the end the head."""
         query_list = QueryListMaker()

@@ -9,7 +9,7 @@ import numpy as np
 
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, OTHER, SUBJECT, kind_by_keys, relation_by_key
 from ftrace.report.explorer.content.corpus_texts import ListedExample
-from ftrace.report.explorer.content.listings import PRECISION_AT, MethodListing
+from ftrace.report.explorer.content.listings import PRECISION_AT, MethodListing, precision_by_ranks
 from ftrace.views.joining import GroundTruth
 
 Kind = Literal["same subject", "same object", "same relation", "other"]
@@ -61,5 +61,4 @@ def precision_of(method: MethodListing, states_fact: Sequence[bool | None]) -> f
         return None
     if method.counts is None:
         return sum(map(bool, labels)) / PRECISION_AT
-    ahead, tied = ranks[first] - 1, ties[first] + 1
-    return float((np.array(labels, float) * np.clip(PRECISION_AT - ahead, 0, tied) / tied).sum()) / PRECISION_AT
+    return precision_by_ranks(method.counts.candidates, ranks[first], ties[first], np.array(labels, float))

@@ -8,6 +8,7 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
+from ftrace.evaluation.retrieval.ranking import Ranking
 from ftrace.report.explorer.content.rankings import Counts, Places, QueryRanking, rank_query
 from ftrace.report.explorer.format import Lists, Place
 from ftrace.report.explorer.short_numbers import exact, rounded
@@ -87,16 +88,38 @@ def list_examples(
                 ranking.counts,
                 ranking.places(ids),
                 ranking.strongest,
-                *_precision(ranking, relevant),
+                *precision_by_ids(ranking, relevant),
             )
         )
     return Listing(query_id, ids, tuple(methods))
 
 
-def _precision(ranking: QueryRanking, relevant: np.ndarray | None) -> tuple[float | None, float | None]:
+def precision_by_ids(ranking: QueryRanking, relevant: np.ndarray | None) -> tuple[float | None, float | None]:
+    """Return P@10 in expectation over the order of equal scores, and the highest that any order would reach.
+
+    Args:
+        ranking: The ranking; of one in which only the strongest are known, neither is known.
+        relevant: Ids of the examples that state the query's fact, each once; None if they aren't known.
+    """
     if relevant is None or not len(relevant) or ranking.counts is None:
         return None, None
-    return ranking.precision(relevant, PRECISION_AT)
+    places = ranking.places(relevant)
+    ranks, ties = places.ranks[places.is_ranked], places.ties[places.is_ranked]
+    candidates = ranking.counts.candidates
+    best = Ranking.perfect(candidates, len(ranks)).hits_at(PRECISION_AT) / PRECISION_AT
+    return precision_by_ranks(candidates, ranks, ties, np.ones(len(ranks))), best
+
+
+def precision_by_ranks(candidates: int, ranks: np.ndarray, ties: np.ndarray, hits: np.ndarray) -> float:
+    """Return P@10 in expectation over the order of equal scores, as ``ftrace evaluate`` does.
+
+    Args:
+        candidates: Number of examples that are ranked.
+        ranks: Of some of them, all that may be among the first ten and count, ``[n]``.
+        ties: How many others have the same score, ``[n]``.
+        hits: Whether each counts, ``[n]``.
+    """
+    return Ranking(candidates, ranks - 1, ties + 1, hits).hits_at(PRECISION_AT) / PRECISION_AT
 
 
 def _in_turn(lists: Sequence[np.ndarray]) -> chain[int]:

@@ -61,14 +61,6 @@ class QueryRanking(Protocol):
     def places(self, ids: np.ndarray) -> Places:
         """Tell where some examples stand."""
 
-    def precision(self, relevant: np.ndarray, k: int) -> tuple[float, float]:
-        """Return P@k, in expectation over the order of equal scores, and the highest that any order would reach.
-
-        Args:
-            relevant: Ids of the examples that state the query's fact, each once.
-            k: How many of the strongest count.
-        """
-
 
 def rank_query(source: Source, query_id: int) -> QueryRanking | None:
     """Rank a query's examples; None if the source doesn't know the query."""
@@ -131,13 +123,6 @@ class SortedRanking:
         below, up_to = (np.searchsorted(self._ascending, scores, side=side) for side in ("left", "right"))
         return Places(is_ranked, len(self._ids) - up_to + 1, below + 1, up_to - below - 1, scores)
 
-    def precision(self, relevant: np.ndarray, k: int) -> tuple[float, float]:
-        """See :class:`QueryRanking`."""
-        places = self.places(relevant)
-        ahead = places.ranks[places.is_ranked] - 1
-        tied = places.ties[places.is_ranked] + 1
-        return float((np.clip(k - ahead, 0, tied) / tied).sum()) / k, min(k, len(ahead)) / k
-
 
 class ListedRanking:
     """A ranking of which only the strongest proponents, and perhaps the strongest opponents, are known.
@@ -182,7 +167,3 @@ class ListedRanking:
         stronger = ranking.scores > scores[:, None] if ranking.largest else ranking.scores < scores[:, None]
         ties = (ranking.scores == scores[:, None]).sum(1) - 1
         return positions >= 0, stronger.sum(1) + 1, ties, scores
-
-    def precision(self, relevant: np.ndarray, k: int) -> tuple[float, float]:
-        """See :class:`QueryRanking`: of the first k of the list, as they are listed."""
-        return float(np.isin(self.proponents(k), relevant).sum()) / k, min(k, len(relevant)) / k

@@ -32,19 +32,6 @@ def evaluation_of_run(run: Path) -> Evaluation | None:
         return {"title": "An evaluation that can't be read", "metrics": [], "rows": [], "ceiling": [], "notes": [note]}
 
 
-def with_labels(files: Mapping[str, Path]) -> dict[str, Path]:
-    """Select the files of results in which some labels say which examples state a fact.
-
-    Args:
-        files: Files by name.
-    """
-    from ftrace.evaluation.results import read_results  # imports torch
-
-    return {
-        name: file for name, file in files.items() if any(row.states_fact is not None for row in read_results(file))
-    }
-
-
 def evaluation_of_results(files: Mapping[str, Path]) -> Evaluation:
     """Compute the metrics of files of results over the queries that have labels.
 
@@ -113,19 +100,18 @@ def _of_table(table: Mapping[str, Any]) -> Evaluation:
 
 
 def _title(table: Mapping[str, Any]) -> str:
-    """Say in one line what was evaluated, as :func:`ftrace.evaluation.retrieval.render.title_of`."""
-    words = [str(table["queries"])]
-    if table.get("half", "all") != "all":
-        words.append(f"{table['half']} half")
-    if table.get("without_proponents"):
-        words.append(f"{table['without_proponents']} without proponents left out")
-    title = f"{table['num_queries']:,} queries ({'; '.join(words)})"
+    """Say in one line what was evaluated."""
+    from ftrace.evaluation.retrieval.render import title_text
+
     sizes = table.get("num_candidates")
-    if sizes is None:
-        return title
-    unit = "candidates" if table.get("level", "row") == "row" else "sentences"
-    least, most = sizes["least"], sizes["most"]
-    return f"{title}, {least:,} {unit} each" if least == most else f"{title}, {least:,} to {most:,} {unit} each"
+    return title_text(
+        f"{table['num_queries']:,}",
+        [str(table["queries"])],
+        table.get("half", "all"),
+        table.get("without_proponents") or 0,
+        None if sizes is None else (sizes["least"], sizes["most"]),
+        table.get("level", "row"),
+    )
 
 
 def _cell(mean: object, ends: Sequence[object] | None = None) -> EvaluationCell:

@@ -8,10 +8,10 @@ from pathlib import Path
 from ftrace.report.explorer.format import Evaluation, ManifestPage, RunPage
 from ftrace.report.explorer.run_page.causal_facts import causal_facts
 from ftrace.report.explorer.run_page.claims import claims_of_results, claims_of_run, claims_of_stores, shown_path
-from ftrace.report.explorer.run_page.evaluation_content import evaluation_of_results, evaluation_of_run, with_labels
+from ftrace.report.explorer.run_page.evaluation_content import evaluation_of_results, evaluation_of_run
 from ftrace.report.explorer.run_page.ledger_content import ledger_content
 from ftrace.report.explorer.run_page.manifest_facts import manifest_facts
-from ftrace.views import Source, StoreSource
+from ftrace.views import ListedSource, Source, StoreSource
 
 
 def make_run_page(
@@ -30,7 +30,8 @@ def make_run_page(
     name = None if run is None else _name(run, of_stores)
     claims = [] if run is None or name is None else claims_of_run(of_stores, run, name)
     claims += claims_of_stores(list(stores.values()))
-    labelled = with_labels(results or {})
+    with_labels = [source.name for source in sources if isinstance(source, ListedSource) and source.has_labels]
+    labelled = {name: file for name, file in (results or {}).items() if name in with_labels}
     claims += claims_of_results(list(labelled.values()))
     facts = None if run is None else causal_facts(run)
     manifests: list[ManifestPage] = [
