@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftrace.files.whole_files import whole_file
 from ftrace.scores.store_files import FORMAT, MANIFEST
-from ftrace.whole_files import whole_file
 
 CONFIG = "config.yaml"
 ANSWERS = "answers.json"

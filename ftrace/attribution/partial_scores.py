@@ -17,8 +17,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ftrace.files.whole_files import whole_file, whole_folder
 from ftrace.scores import Sum
-from ftrace.whole_files import whole_file, whole_folder
 
 _FILE = re.compile(r"queries-(\d+)-(\d+)\.block-(\d+)\.(\d+)\.npz")
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack, StackTrace
-from ftrace.whole_files import whole_file
+from ftrace.files.whole_files import whole_file
 
 FORMAT = "ftrace-prompt-trace"
 VERSION = 1

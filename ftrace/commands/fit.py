@@ -20,9 +20,9 @@ from typing_extensions import override
 
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import AfterTraining, trace_run
+from ftrace.files.whole_files import whole_file
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
-from ftrace.whole_files import whole_file
 
 
 class SaveConfigInRunFolder(SaveConfigCallback):

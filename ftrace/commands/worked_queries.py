@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from ftrace.evaluation.answers import ModelAnswer
+from ftrace.files.whole_files import whole_file
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from ftrace.views import CUT, Said, StoreSource, make_query_view, render_query
-from ftrace.whole_files import whole_file
 
 FILE = "worked_queries.txt"
 _WIDTH = 100  # of the file

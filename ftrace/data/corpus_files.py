@@ -20,7 +20,7 @@ from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, read_rows, write_rows
 from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.text import split_sentinel
-from ftrace.whole_files import whole_folder
+from ftrace.files.whole_files import whole_folder
 
 FORMAT = "ftrace-corpus"
 

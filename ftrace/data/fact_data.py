@@ -27,7 +27,7 @@ from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.fact_keys import FactParts
 from ftrace.data.tokenizer import train_word_tokenizer
-from ftrace.whole_files import whole_folder
+from ftrace.files.whole_files import whole_folder
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_facts import fact_id
 from ftrace.data.synth_settings import SynthSettings
-from ftrace.whole_files import whole_folder
+from ftrace.files.whole_files import whole_folder
 
 FORMAT = "ftrace-synth"
 

@@ -25,7 +25,7 @@ from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, write_rows
 from ftrace.data.schemas import TEXT, query_schema
 from ftrace.data.text import fill_in, split_sentinel
-from ftrace.whole_files import whole_folder
+from ftrace.files.whole_files import whole_folder
 
 FORMAT = "ftrace-trex"
 ROWS_PER_BATCH = 100_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.query_groups import QueryGroup
-from ftrace.whole_files import whole_file
+from ftrace.files.whole_files import whole_file
 
 
 def replace_text(file: Path, text: str) -> None:

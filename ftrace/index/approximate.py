@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftrace.files.whole_files import whole_file
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.search import SegmentQueries, TopExamples, score_rows
 from ftrace.index.whitening import Whitening
-from ftrace.whole_files import whole_file
 
 _ROWS_AT_A_TIME = 4096
 _TRAINING_ROWS_OF_A_LIST = 64

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from ftrace.files.whole_files import whole_file
 from ftrace.gradients import OLD_ENTRIES
 from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
 from ftrace.index.fingerprints import model_fingerprint
@@ -28,7 +29,6 @@ from ftrace.index.segment import SEGMENT, Segment
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
 from ftrace.scores.plain_text import counted, plain
-from ftrace.whole_files import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftrace.files.whole_files import whole_file
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening
-from ftrace.whole_files import whole_file
 
 CHUNK_BYTES = 64 * 2**20
 

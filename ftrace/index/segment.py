@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ftrace.files.whole_files import whole_file
 from ftrace.gradients import Preconditioner, RunningAutocorrelation
 from ftrace.index.features import from_tensors, to_tensors
 from ftrace.index.shards import PATTERN, Shard
-from ftrace.whole_files import whole_file
 
 SEGMENT = "segment.json"
 FILES = ("preconditioners.safetensors", "autocorrelation.safetensors", "ids.npy", "weights.npy", "order.npy")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ftrace.whole_files import whole_file
+from ftrace.files.whole_files import whole_file
 
 PATTERN = "shard-*.safetensors"
 COLUMNS = ("rows", "ids", "weights", "scales", "steps")

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ftrace.files.whole_files import whole_file, whole_folder
 from ftrace.gradients import full_name
 from ftrace.online.loop import TrainingLoop
-from ftrace.whole_files import whole_file, whole_folder
 
 # The state keys of Adam and its variants, of Adafactor (whose moments are factored), and of RMSprop.
 _SECOND_MOMENTS = (

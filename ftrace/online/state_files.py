@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrace.files.whole_files import put_file, temporary_file
 from ftrace.gradients import Dense, Elementwise, Lookup, Outer, ParameterStep, PerExampleGradients, RankOne
 from ftrace.online.queries.query_pass import Refresh
 from ftrace.online.scoring.contributions import Contribution, Moment, Share, StepTaken
 from ftrace.online.scoring.momentum import HeldStep
 from ftrace.scores import Sum
-from ftrace.whole_files import put_file, temporary_file
 
 _TUPLES = {kind.__name__: kind for kind in (Share, Sum)}
 _DATACLASSES: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ftrace.whole_files import whole_file
+from ftrace.files.whole_files import whole_file
 
 _FORMATS = (".png", ".pdf")
 _WITHOUT_DATE: Mapping[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}

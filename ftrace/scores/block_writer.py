@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from ftrace.files.whole_files import put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
 from ftrace.scores.store_files import MANIFEST, check_replaceable, file_name, make_facts, parts_of, write_texts
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts
-from ftrace.whole_files import put_folder, temporary_folder
 
 
 class ScoreWriter:

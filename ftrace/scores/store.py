@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from ftrace.files.whole_files import whole_folder
 from ftrace.scores.ids import as_ids
 from ftrace.scores.labelled_arrays import labelled_array
 from ftrace.scores.ledger import Ledger
@@ -46,7 +47,6 @@ from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
 from ftrace.scores.tables import matrix_table, ranked_table
 from ftrace.scores.texts import Texts, check_texts
-from ftrace.whole_files import whole_folder
 
 if TYPE_CHECKING:
     import pandas as pd

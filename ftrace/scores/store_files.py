@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ftrace.files.whole_files import whole_file
 from ftrace.scores.ledger import FILE
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts, check_texts
-from ftrace.whole_files import whole_file
 
 FORMAT = "ftrace-scores"
 VERSION = 1

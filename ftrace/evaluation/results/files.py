@@ -23,7 +23,7 @@ import numpy as np
 
 from ftrace.data.json_rows import is_text
 from ftrace.data.row_files import SourceRow, as_text, read_rows
-from ftrace.whole_files import whole_file
+from ftrace.files.whole_files import whole_file
 
 RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")
 ENTAILED = 0.5  # a proponent with a higher entailment score states the fact

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from ftrace.data import Bm25Index, answers_in, fill_in
-from ftrace.whole_files import whole_file
+from ftrace.files.whole_files import whole_file
 
 _ROWS_AT_ONCE = 10_000
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ftrace.files.whole_files import whole_file
 from ftrace.gradients import GradientCapture, Recording, parameters_option
 from ftrace.index import (
     GradientFeatures,
@@ -36,7 +37,6 @@ from ftrace.online.repeated_ids import RepeatedIds
 from ftrace.online.snapshots import save_snapshot
 from ftrace.online.texts.descriptions import Descriptions
 from ftrace.online.undisturbed.modes import without_autocast
-from ftrace.whole_files import whole_file
 
 
 @dataclass(frozen=True)

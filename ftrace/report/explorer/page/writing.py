@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ftrace.files.whole_files import put_folder, temporary_folder, whole_file
 from ftrace.report.explorer.page.chunks import (
     HEAD,
     chunk_script,
@@ -21,7 +22,6 @@ from ftrace.report.explorer.page.chunks import (
     island,
 )
 from ftrace.report.explorer.page.page import is_report, page
-from ftrace.whole_files import put_folder, temporary_folder, whole_file
 
 MAX_FILE_BYTES = 20_000_000
 MAX_FOLDER_BYTES = 500_000_000

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from ftrace import whole_files
-from ftrace.whole_files import put_file, temporary_file, whole_file, whole_folder
+from ftrace.files import whole_files
+from ftrace.files.whole_files import put_file, temporary_file, whole_file, whole_folder
 
 SIZE = 20_000  # bytes of a version: more than one write's
 WRITERS = """
 import sys
 from pathlib import Path
-from ftrace import whole_files
+from ftrace.files import whole_files
 
 what, path, digit, count = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if what == "folder-by-renames":
@@ -267,7 +267,7 @@ def test_a_link_stays_a_link(tmp_path: Path, way: str) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ftrace.whole_files import whole_file, whole_folder
+from ftrace.files.whole_files import whole_file, whole_folder
 
 with whole_file(sys.argv[1] + "/file") as file, whole_folder(sys.argv[1] + "/folder") as folder:
     file.write_text("half")

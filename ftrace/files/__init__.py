@@ -1,0 +1,1 @@
+"""Files and folders that are written whole, claimed by one process, and verified when they are read. Pure Python."""
