@@ -9,17 +9,20 @@ every option in the config overridden, such as ``--trainer.max_epochs 3`` or ``-
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import AfterTraining, trace_run
+from ftrace.commands.endings import run_command, say_kept
 from ftrace.files.whole_files import whole_file
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
@@ -52,6 +55,7 @@ class FactTracingCLI(LightningCLI):
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Create the parser as LightningCLI does, but let ``--config`` take recipes' names, too."""
+        kwargs["exit_on_error"] = False
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
         parser = LightningArgumentParser(allow_abbrev=False, **kwargs)
         parser.add_argument("-c", "--config", action=ConfigFileOrName, help="A YAML file, or a recipe's name.")
@@ -63,6 +67,7 @@ class FactTracingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check before training, not after it, that ``trace`` will have what it needs."""
+        say_kept(self._what_is_kept)
         if self._trace_settings is None:
             return
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -85,7 +90,18 @@ class FactTracingCLI(LightningCLI):
         """Compare with baselines and show some queries, if the config asks for it."""
         folder = self.trainer.log_dir  # None in a fast_dev_run
         if self._trace_settings is not None and folder is not None and not self.trainer.interrupted:
+            say_kept(f"The trained run is kept in {folder}: ftrace attribute and ftrace report go on with it.")
             trace_run(Path(folder), self._trace_settings)
+
+    def _what_is_kept(self) -> str:
+        """Say what an interrupted training has left: scores, and the newest checkpoint."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        stores = [each.incomplete_store for each in callbacks if isinstance(each, OnlineTracIn)]
+        scores = "".join(f"The scores so far are in {store}. " for store in stores if store is not None)
+        saved = {path for each in callbacks if isinstance(each, ModelCheckpoint) for path in _checkpoints(each)}
+        if not saved:
+            return f"{scores}There is no checkpoint to go on from."
+        return f"{scores}Go on with --ckpt_path {max(saved, key=lambda path: path.stat().st_mtime)}"
 
     @property
     def _trace_settings(self) -> AfterTraining | None:
@@ -93,12 +109,21 @@ class FactTracingCLI(LightningCLI):
         return settings
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
         args: The subcommand and its options; default: the process's own.
+
+    Returns:
+        The exit code.
     """
+    given = sys.argv[1:] if args is None else list(args)
+    name = given[0] if given and not given[0].startswith("-") else "fit"
+    return run_command(name, lambda: _run(args))
+
+
+def _run(args: Sequence[str] | None) -> None:
     FactTracingCLI(
         LightningModule,
         LightningDataModule,
@@ -110,3 +135,9 @@ def main(args: Sequence[str] | None = None) -> None:
         trainer_defaults={"default_root_dir": "runs"},
         args=None if args is None else list(args),
     )
+
+
+def _checkpoints(callback: ModelCheckpoint) -> list[Path]:
+    """List the checkpoints of a callback that there are."""
+    paths = [callback.last_model_path, callback.best_model_path, *callback.best_k_models]
+    return [Path(path) for path in paths if path and Path(path).exists()]
