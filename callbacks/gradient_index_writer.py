@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from ftrace.callbacks.launched_processes import end_processes, watch_processes
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_loop_without_index
 from ftrace.index import Entries, FeatureSettings, IndexSettings
 from ftrace.online.index_writing.index_run import RunSettings
@@ -124,7 +125,12 @@ class GradientIndexWriter(Callback):
         self._session.before_training(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session.signals_begin(LightningLoop(trainer, pl_module))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watch_processes(trainer)
         refuse_loop_without_index(trainer, pl_module, WHO)
         default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "index"
         output_dir = None if self.output_dir is None else Path(self.output_dir)
@@ -133,7 +139,7 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._session.running.begin_batch(batch, batch_idx)
+        self._session.batch_begins(batch, batch_idx)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -170,7 +176,10 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._session.training_has_failed()
+        try:
+            self._session.training_has_failed()
+        finally:
+            end_processes(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -192,6 +194,22 @@ class LightningLoop:
     def log_every_n_steps(self) -> int:
         """The number of steps from one log of the trainer to the next."""
         return getattr(self.trainer, "log_every_n_steps", 0)
+
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Those that the user has set; Lightning's own runs a collective within the handler, which other ones meet."""
+        if self.trainer.world_size == 1:
+            return None
+        handler = signal.getsignal(signum)
+        if signum == signal.SIGINT:  # what a user's own handler does is the user's affair
+            is_known = handler is signal.default_int_handler or str(handler.__module__).startswith("ftrace.")
+            return [handler] if is_known else None
+        connector = self.trainer._signal_connector
+        handlers = getattr(handler, "signal_handlers", [handler])
+        return [each for each in handlers if getattr(each, "__self__", None) is not connector]
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make Lightning's own exception, with the exit code that shells give a signal."""
+        return KeyboardInterrupt() if signum == signal.SIGINT else SIGTERMException(128 + signum)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers with the trainer's loggers."""

@@ -1,7 +1,7 @@
 """How commands end: with an exit code, and one line on stderr unless all went well.
 
 Bad input is exit code 2. A signal is 128 plus its number, as shells have it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
-The line then says what is kept, and how to go on. A fault of ftrace itself, or of a user's own code, keeps its traceback.
+The line then says what is kept, and how to go on. A fault of ftrace itself, or of a user's code, keeps its traceback.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 _OF_INPUT = (ArgumentError, ValueError, OSError, EOFError, RecursionError)
 # Of libraries that not every command imports, by package and class.
 _OF_INPUT_BY_NAME = {
-    "lightning.MisconfigurationException", "pickle.UnpicklingError", "_pickle.UnpicklingError", "pyarrow.ArrowException",
-    "safetensors.SafetensorError", "safetensors_rust.SafetensorError", "yaml.YAMLError", "zipfile.BadZipFile",
-    "zlib.error", "ftrace.SelfCheckError",
+    "_pickle.UnpicklingError", "ftrace.SelfCheckError", "lightning.MisconfigurationException",
+    "pickle.UnpicklingError", "pyarrow.ArrowException", "safetensors.SafetensorError",
+    "safetensors_rust.SafetensorError", "yaml.YAMLError", "zipfile.BadZipFile", "zlib.error",
 }  # fmt: skip
 
 _kept: str | Callable[[], str] = NOTHING_KEPT
@@ -158,7 +158,9 @@ def _passes_through_code_of_users(error: BaseException) -> bool:
     """Tell whether an error was raised in, or below, code that is neither ftrace's nor an installed package's."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module, file = str(frame.f_globals.get("__name__")), frame.f_code.co_filename
-        is_installed = {"site-packages", "dist-packages"} & set(file.split(os.sep)) or file.startswith(_STANDARD_LIBRARY)
+        is_installed = {"site-packages", "dist-packages"} & set(file.split(os.sep)) or file.startswith(
+            _STANDARD_LIBRARY
+        )
         is_ours = module.partition(".")[0] in ("ftrace", "__main__", "__mp_main__")
         if os.path.isabs(file) and not is_installed and not is_ours:
             return True

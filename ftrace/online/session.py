@@ -17,10 +17,12 @@ from ftrace.online.manifest import manifest_of
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
+from ftrace.online.processes import alone, gather_objects, num_processes
 from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
 from ftrace.online.queries.query_pass import QueryPass
 from ftrace.online.resume import RunState
 from ftrace.online.settings import TraceSettings
+from ftrace.online.signals import TrainingSignals
 from ftrace.online.store_writing import write_store
 from ftrace.online.traced_run import TracedRun
 from ftrace.online.undisturbed.modes import without_autocast
@@ -44,6 +46,7 @@ class TraceSession:
 
     Attributes:
         run: The run; None before training begins.
+        incomplete_store: The folder of the scores of a training that didn't come to its end; None if there are none.
     """
 
     def __init__(
@@ -67,6 +70,9 @@ class TraceSession:
         )
         self._state = RunState(who)
         self._added: list[Any] = []
+        self.incomplete_store: Path | None = None
+        self._signals: TrainingSignals | None = None
+        self._is_alone = False
         self._folder: OutputFolder
 
     @property
@@ -107,6 +113,8 @@ class TraceSession:
             ValueError: If something in the loop, the module, its optimizers or the folder isn't supported.
         """
         settings = self.settings
+        self._is_alone = False
+        self.signals_begin(loop)
         if "dot" in settings.scores:
             warn_of_missing_rates(loop.optimizers, self.who, 'the kind "dot"')
         for optimizer in loop.optimizers if "update" in settings.scores else ():
@@ -135,6 +143,11 @@ class TraceSession:
             self._hooks.follow(loop, optimizer, self.optimizer_steps, self.optimizer_has_stepped)
         self.run = run
 
+    def signals_begin(self, loop: TrainingLoop) -> None:
+        """Let signals end all processes of the training together, from here on."""
+        if self._signals is None:
+            self._signals = TrainingSignals.begin(loop)
+
     def _query_pass(self, loop: TrainingLoop) -> QueryPass:
         settings = self.settings
         losses = self.query_losses or find_query_losses(loop.module)
@@ -150,7 +163,9 @@ class TraceSession:
     # Batches and steps
 
     def batch_begins(self, batch: Any, batch_idx: int) -> None:
-        """Rehearse the step if that is due, and begin to record."""
+        """Stop if a signal has come, rehearse the step if that is due, and begin to record."""
+        if self._signals is not None:
+            self._signals.stop_together()
         self.running.begin_batch(batch, batch_idx, self._added)
 
     def backward_begins(self, loss: Tensor) -> None:
@@ -191,7 +206,9 @@ class TraceSession:
         run.finish()
         run.rows.report_never_checked()
         self._write(complete=run.steps.first == 0)
-        self._hooks.detach()
+        if self._signals is not None:
+            self._signals.stop_together()
+        self.detach()
 
     @property
     def waits_to_be_closed(self) -> bool:
@@ -203,21 +220,37 @@ class TraceSession:
 
     def training_has_failed(self, exception: BaseException) -> None:
         """Write the scores so far, by this process alone, unless the scores themselves are wrong."""
-        run = self.run
-        if (
-            run is not None
-            and self._hooks.is_attached
-            and run.steps.begun
-            and not isinstance(exception, SelfCheckError)
-        ):
-            self._state.remember(run)  # a checkpoint may still be saved
-            run.scoring.finish()
-            self._write(complete=False, alone=True)
-        self._hooks.detach()
+        signals, run = self._signals, self.run
+        self._is_alone = num_processes() > 1 and (signals is None or not signals.stopped_together)
+        if signals is not None:
+            signals.ending_begins()
+        try:
+            if (
+                run is not None
+                and self._hooks.is_attached
+                and run.steps.begun
+                and not isinstance(exception, SelfCheckError)
+            ):
+                with alone():
+                    self._state.remember(run)  # a checkpoint may still be saved
+                    run.scoring.finish()
+                    self._write(complete=False, alone=True)
+            if not self._is_alone:
+                gather_objects(None)  # a barrier: when one process is gone, those that are left are killed
+        finally:
+            self._hooks.detach()  # the loop puts back the handlers of signals once it has ended, too
+
+    @property
+    def ends_together(self) -> bool:
+        """Whether all processes have stopped at the same place, where they may still wait for each other."""
+        return not self._is_alone
 
     def detach(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks, and handlers of signals."""
         self._hooks.detach()
+        if self._signals is not None:
+            self._signals.restore()
+            self._signals = None
 
     # State
 
@@ -225,8 +258,11 @@ class TraceSession:
         """Write the state beside the user's checkpoint. All processes must call it.
 
         Returns:
-            The checkpoint's entry: names and hashes of files.
+            The checkpoint's entry: names and hashes of files. Nothing if other processes are gone, with their part.
         """
+        if self._is_alone:
+            warn(f"{self.who}: a checkpoint was saved without scores, since other processes have failed")
+            return {}
         return self._state.save(self.run)
 
     def load(self, state: dict[str, Any]) -> None:
@@ -259,6 +295,7 @@ class TraceSession:
         output_dir = self._folder.path if complete else self._incomplete_dir
         facts = manifest_of(run, self._folder.run_id, complete=complete)
         store = write_store(output_dir, run, facts, alone=alone)
+        self.incomplete_store = None if complete else output_dir
         if store is None:
             return
         doubts: dict[str, list[str]] = store.manifest["doubts"]
