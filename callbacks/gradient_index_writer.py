@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from ftrace.callbacks.launched_processes import end_processes, watch_processes
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_loop_without_index
 from ftrace.index import Entries, FeatureSettings, IndexSettings
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online.index_writing.index_run import RunSettings
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.session import IndexSession
@@ -179,7 +179,7 @@ class GradientIndexWriter(Callback):
         try:
             self._session.training_has_failed()
         finally:
-            end_processes(trainer, exception, together=self._session.ends_together)
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

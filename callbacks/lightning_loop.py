@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from ftrace.gradients import OnLoss, UnreadableError
+from ftrace.launched_processes import handlers_without_lightning
 from ftrace.online import SelfCheckError, TrainLoaders, Wording
 
 
@@ -199,13 +200,11 @@ class LightningLoop:
         """Those that the user has set; Lightning's own runs a collective within the handler, which other ones meet."""
         if self.trainer.world_size == 1:
             return None
-        handler = signal.getsignal(signum)
+        handlers = handlers_without_lightning(self.trainer, signum)
         if signum == signal.SIGINT:  # what a user's own handler does is the user's affair
-            is_known = handler is signal.default_int_handler or str(handler.__module__).startswith("ftrace.")
-            return [handler] if is_known else None
-        connector = self.trainer._signal_connector
-        handlers = getattr(handler, "signal_handlers", [handler])
-        return [each for each in handlers if getattr(each, "__self__", None) is not connector]
+            is_known = handlers[0] is signal.default_int_handler or str(handlers[0].__module__).startswith("ftrace.")
+            return handlers if is_known else None
+        return handlers
 
     def end_by_signal(self, signum: int) -> BaseException:
         """Make Lightning's own exception, with the exit code that shells give a signal."""

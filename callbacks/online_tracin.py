@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ftrace.callbacks.launched_processes import end_processes, watch_processes
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online import TraceSession, TraceSettings, Whitening
 
 
@@ -219,7 +219,7 @@ class OnlineTracIn(Callback):
         try:
             self._session.training_has_failed(exception)
         finally:
-            end_processes(trainer, exception, together=self._session.ends_together)
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -185,6 +185,7 @@ class _Indexing(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         if not self.items:
             return
         self._model = model = self.task.model_at(self.snapshot).to(self.device)

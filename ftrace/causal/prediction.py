@@ -115,8 +115,9 @@ def trace_prompts(
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
         module = _Tracing(task)
-        trainer.predict(module, return_predictions=False)
-    trainer.strategy.barrier()  # the first process reads what all have written
+        with ending_launched(trainer):
+            trainer.predict(module, return_predictions=False)
+            trainer.strategy.barrier()  # the first process reads what all have written
     return [_read(task.folder, prompt.name, module.described) for prompt in task.prompts]
 
 
@@ -140,6 +141,7 @@ class _Tracing(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         task = self.task
         self.tracer = CausalTracer(self.model, task.settings, task.layouts)
         if self.trainer.is_global_zero:  # now that all has been checked
