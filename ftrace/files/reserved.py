@@ -28,8 +28,8 @@ def reserve(stream: IO[bytes], size: int) -> None:
         >>> from tempfile import TemporaryFile
         >>> with TemporaryFile() as stream:
         ...     reserve(stream, 5)
-        ...     stream.read()
-        b'\\x00\\x00\\x00\\x00\\x00'
+        ...     len(stream.read())
+        5
     """
     stream.flush()
     descriptor = stream.fileno()
