@@ -1,7 +1,7 @@
 """Claims: the exclusive use of a folder, or of a file, by one process from the start of its work to the end.
 
-Beside the folder lies a hidden file, ``.NAME.claim``. Its holder keeps it locked (``flock``) and has written into it who
-works there, so that others can say it. The system frees the lock of a process that has died, however it died; the
+Beside the folder lies a hidden file, ``.NAME.claim``. Its holder keeps it locked (``flock``) and has written into it
+who works there, so that others can say it. The system frees the lock of a process that has died, however it died; the
 holder removes the file when its work ends. A file that a killed process has left behind is taken over.
 
 Of a folder that nothing can be written beside, or that is a disk of its own, the file lies in the folder.
@@ -111,9 +111,7 @@ def _take(file: Path, target: Path, who: str, remedy: str, *, wait: bool) -> int
             if not _lock(handle, file, wait=False):
                 holder = _holder(handle)
                 if not wait:
-                    raise InUseError(
-                        f"{str(target)!r} is being written by {holder}. Wait for it to end, or {remedy}"
-                    )
+                    raise InUseError(f"{str(target)!r} is being written by {holder}. Wait for it to end, or {remedy}")
                 if not was_said:
                     print(f"{who}: waiting for {holder}, which writes {str(target)!r}", file=sys.stderr, flush=True)
                     was_said = True
@@ -202,7 +200,7 @@ def _is_at(handle: int, file: Path) -> bool:
 
 
 def _write_line(handle: int, file: Path, who: str) -> bool:
-    """Write who works there; return whether the claim holds. Another user's old file is removed, to make one of ours."""
+    """Write who works there; return whether the claim holds. Another user's old file is removed, for one of ours."""
     line = f"{who} (process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')})\n"
     try:
         os.ftruncate(handle, 0)

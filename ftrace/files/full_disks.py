@@ -35,10 +35,8 @@ def full_disk_named(path: Path) -> Iterator[None]:
         number = _number_of(error, path.parent)
         if number is None:
             raise
-        raise OSError(
-            number, f"{os.strerror(number)}: {str(path)!r} can't be written ({_free(path.parent)}). Make room, or write "
-            "to another disk"
-        ) from error  # fmt: skip
+        place = f"{str(path)!r} can't be written ({_free(path.parent)})"
+        raise OSError(number, f"{os.strerror(number)}: {place}. Make room, or write to another disk") from error
 
 
 def _number_of(error: Exception, folder: Path) -> int | None:
