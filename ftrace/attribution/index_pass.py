@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from ftrace.attribution.passes import ExampleBatches, predict
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
 from ftrace.files.claims import claimed
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.gradients import GradientCapture, Preconditioner
 from ftrace.index import (
     GradientFeatures,
@@ -122,7 +122,7 @@ def _index_corpus(
     }
     preconditioners = preconditioners_at(snapshot, model, settings)  # raises errors before anything is written
     begin_index(task.output_dir, settings, model, names, described)
-    step = int(json.loads((snapshot / "snapshot.json").read_text())["step"])
+    step = int(SnapshotFiles(snapshot).facts["step"])
     folder = task.output_dir / f"segment-{step:08d}"
     write_preconditioners(folder, preconditioners)
     features = GradientFeatures(settings.features, names, preconditioners)

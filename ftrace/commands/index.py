@@ -19,6 +19,7 @@ from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
 from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
 from ftrace.data import FactCorpus, FactData
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.files.whole_files import temporary_folder
 from ftrace.index import (
     OLD_OPTIONS,
@@ -146,7 +147,7 @@ def index(
 
 def settings_at(snapshot: Path, settings: IndexSettings) -> IndexSettings:
     """Return settings by which gradients are left as they are if a snapshot has no second moments."""
-    if (snapshot / "second_moments.safetensors").exists():
+    if SnapshotFiles(snapshot).has_second_moments:
         return settings
     return replace(settings, features=replace(settings.features, preconditioner="none"))
 
