@@ -1,7 +1,4 @@
-"""Arguments held against their annotations: one line says which is wrong, and nothing is computed before.
-
-What a number may be stands in its annotation, so that a signature says it to readers, to the library and to commands.
-"""
+"""Arguments held against their annotations: one line says which is wrong, before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,65 +11,15 @@ import operator
 import os
 import re
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from ftrace.arguments.kinds import LISTED, in_words, is_container
+
 T = TypeVar("T", bound=Callable[..., Any])
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_LISTED = (list, tuple, set, frozenset)  # what is looked through, element by element
-_WORDS = {
-    int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none", Path: "a path",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Within:
-    """The range of a number.
-
-    Args:
-        least: The smallest, or what it must be above.
-        most: The largest; default: any.
-        above: Whether ``least`` itself is excluded.
-    """
-
-    least: float
-    most: float | None = None
-    above: bool = False
-
-    def refuses(self, value: Any) -> bool:
-        """Whether a number is outside."""
-        is_low = value <= self.least if self.above else value < self.least
-        return is_low or (self.most is not None and value > self.most)
-
-    def __repr__(self) -> str:
-        if self.most is None:
-            return f"above {self.least}" if self.above else f"of at least {self.least}"
-        return f"above {self.least}, up to {self.most}" if self.above else f"from {self.least} to {self.most}"
-
-
-@dataclass(frozen=True)
-class NotEmpty:
-    """A text, or a list, with something in it."""
-
-    def refuses(self, value: Any) -> bool:
-        """Whether it is empty, or a text with a null byte, which no name of a file may have."""
-        if isinstance(value, str):
-            return not value.strip() or "\0" in value
-        return isinstance(value, Collection) and not len(value)
-
-    def __repr__(self) -> str:
-        return "that is not empty"
-
-
-Positive = Annotated[int, Within(1)]
-Count = Annotated[int, Within(0)]
-Seed = Annotated[int, Within(0, 2**32 - 1)]
-Share = Annotated[float, Within(0, 1)]
-PositiveNumber = Annotated[float, Within(0, above=True)]
-NonNegativeNumber = Annotated[float, Within(0)]
-Name = Annotated[str, NotEmpty()]
 
 
 class _Misfit(Exception):
@@ -93,6 +40,7 @@ def checked(function: T) -> T:
         ValueError: When it is called with a wrong argument, which the message names.
 
     Example:
+        >>> from ftrace.arguments import Positive
         >>> @checked
         ... def best(k: Positive, kinds: collections.abc.Sequence[str] = ()) -> int:
         ...     return k
@@ -168,8 +116,8 @@ def _fit(value: Any, kind: Any) -> Any:
         return _if(callable(value), value, kind)
     container = origin or kind
     if not inspect.isclass(container) or container is object or getattr(container, "_is_protocol", False):
-        return _container(value, kind) if _is_container(container) else value
-    if _is_container(container):
+        return _container(value, kind) if is_container(container) else value
+    if is_container(container):
         return _container(value, kind)
     return _if(isinstance(value, type if origin is type else container), value, kind)
 
@@ -222,12 +170,6 @@ def _plain(value: Any, kind: Any) -> Any:
     return value if type(value) in (int, float) else float(value)
 
 
-def _is_container(container: Any) -> bool:
-    return inspect.isclass(container) and (
-        container in _LISTED or container is dict or container.__module__ == "collections.abc"
-    )
-
-
 def _container(value: Any, kind: Any) -> Any:
     """Return a list or mapping whose elements are of the kinds that it says; other classes' elements aren't read."""
     container, of = get_origin(kind) or kind, get_args(kind)
@@ -245,7 +187,7 @@ def _container(value: Any, kind: Any) -> Any:
     _if(is_listed and not is_wrong and not inspect.isclass(value), value, kind)
     if is_ordered and not hasattr(value, "__getitem__"):
         raise _Misfit("", in_words(kind), value)
-    if not of or type(value) not in _LISTED or of[0] is Any or (of[0] is int and set(map(type, value)) <= {int}):
+    if not of or type(value) not in LISTED or of[0] is Any or (of[0] is int and set(map(type, value)) <= {int}):
         return value
     if container is tuple and of[-1] is not Ellipsis:
         _if(len(value) == len(of), value, kind)
@@ -258,32 +200,6 @@ def _at(place: str, value: Any, kind: Any) -> Any:
         return _fit(value, kind)
     except _Misfit as misfit:
         raise _Misfit(place + misfit.place, misfit.expected, misfit.value) from None
-
-
-def in_words(kind: Any) -> str:
-    """Return what an annotation says, in words.
-
-    Example:
-        >>> in_words(Positive | None)
-        'a whole number of at least 1 or none'
-    """
-    origin, of = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return " ".join([in_words(of[0]), *(repr(limit) for limit in of[1:] if hasattr(limit, "refuses"))])
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(in_words, of))
-    if origin is Literal:
-        return repr(of[0]) if len(of) == 1 else f"one of {list(of)}"
-    if kind in _WORDS:
-        return _WORDS[kind]
-    container = origin or kind
-    if container is collections.abc.Callable:
-        return "a function"
-    if _is_container(container):
-        name = "a mapping" if issubclass(container, Mapping) else "a list"
-        inner = [each for each in of if each not in (Any, Ellipsis)]
-        return f"{name} of {' and '.join(dict.fromkeys(map(in_words, inner)))}" if inner else name
-    return f"a {getattr(container, '__name__', container)}"
 
 
 def _shown(value: Any) -> str:
