@@ -3,7 +3,7 @@
 A signature then says it to readers, to the library and to commands.
 """
 
-from ftrace.arguments.checking import checked, hold
+from ftrace.arguments.checking import check_arguments, checked, hold
 from ftrace.arguments.kinds import (
     Count,
     Name,
@@ -27,6 +27,7 @@ __all__ = [
     "Seed",
     "Share",
     "Within",
+    "check_arguments",
     "checked",
     "hold",
     "in_words",

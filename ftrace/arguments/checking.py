@@ -49,9 +49,23 @@ def checked(function: T) -> T:
         ValueError: k: expected a whole number of at least 1, found 0
     """
     if inspect.isclass(function):
-        function.__init__ = _checking(function.__init__, function if is_dataclass(function) else function.__init__)
+        function.__init__ = _checking(function.__init__, function if is_dataclass(function) else function.__init__)  # type: ignore[method-assign]
         return cast(T, function)
     return _checking(function, function)
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Hold arguments against a function's annotations from inside of it, where it can't be :func:`checked`.
+
+    Args:
+        arguments: By name; others are ignored.
+
+    Raises:
+        ValueError: If one is wrong.
+    """
+    for name, kind in get_type_hints(function, include_extras=True).items():
+        if name in arguments:
+            hold(name, arguments[name], kind)
 
 
 def _checking(called: T, annotated: Any) -> T:
@@ -100,6 +114,8 @@ def hold(name: str, value: Any, kind: Any) -> Any:
 
 def _fit(value: Any, kind: Any) -> Any:
     origin = get_origin(kind)
+    if kind is Any:
+        return value
     if origin is Annotated:
         return _within(value, *get_args(kind))
     if origin in (Union, types.UnionType):
@@ -160,7 +176,7 @@ def _plain(value: Any, kind: Any) -> Any:
             raise _Misfit("", "UTF-8", value)
         return _if(isinstance(value, str), value, kind)
     if kind is Path:
-        return _if(isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value), value, kind) and Path(value)
+        return Path(_if(isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value), value, kind))
     if kind is int:
         try:
             return operator.index(_if(not is_truth, value, kind))
@@ -187,8 +203,10 @@ def _container(value: Any, kind: Any) -> Any:
     _if(is_listed and not is_wrong and not inspect.isclass(value), value, kind)
     if is_ordered and not hasattr(value, "__getitem__"):
         raise _Misfit("", in_words(kind), value)
-    if not of or type(value) not in LISTED or of[0] is Any or (of[0] is int and set(map(type, value)) <= {int}):
+    if not of or type(value) not in LISTED or of[0] is Any:
         return value
+    if (of[0] is int or int in get_args(of[0])) and set(map(type, value)) <= {int}:
+        return value  # long lists of ids
     if container is tuple and of[-1] is not Ellipsis:
         _if(len(value) == len(of), value, kind)
         return tuple(_at(f"[{place}]", each, one) for place, (each, one) in enumerate(zip(value, of, strict=True)))

@@ -44,13 +44,13 @@ _EXPECTED = re.compile(r"Expected an? (?P<kind>.*?)(?:\. Got value: (?P<found>.*
 
 
 def readable(error: BaseException) -> str:
-    """Return an error's message in one line; one of the option parser begins with the option's name.
+    r"""Return an error's message in one line; one of the option parser begins with the option's name.
 
     Args:
         error: Of the parser, or any other.
 
     Example:
-        >>> readable(ValueError('Parser key "k":\\n  Expected a <class \\'int\\'>. Got value: many'))
+        >>> readable(ValueError('Parser key "k":\n  Expected a <class \'int\'>. Got value: many'))
         "k: expected a whole number, found 'many'"
     """
     is_key_error = type(error) is KeyError and len(error.args) == 1  # its str is the repr of the message
