@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.data import FactData
 from ftrace.files.claims import claimed
 from ftrace.gradients import full_name, nearest
@@ -37,6 +38,7 @@ class Described(Protocol):
         """Give the options as JSON holds them."""
 
 
+@checked
 @dataclass(frozen=True)
 class Task:
     """Examples and queries of a finished run.
@@ -68,19 +70,15 @@ class Task:
     example_ids: np.ndarray | None = None
     query_ids: np.ndarray | None = None
     run_dir: Path = Path()
-    accelerator: str = "auto"
-    devices: int | str = 1
-    strategy: str = "auto"
-    memory_budget: int = 2 * 2**30
-    batch_size: int | None = None
+    accelerator: Name = "auto"
+    devices: Positive | Name = 1
+    strategy: Name = "auto"
+    memory_budget: Positive = 2 * 2**30
+    batch_size: Positive | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        if self.memory_budget < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(
-                f"expected memory_budget and batch_size above 0, found {self.memory_budget} and {self.batch_size}"
-            )
         for what, ids, count in (
             ("examples", self.examples, len(self.data.train_rows)),
             ("queries", self.queries, len(self.data.query_rows)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ftrace.arguments import Count, Name, Positive, Share, Within, checked
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
@@ -33,6 +34,8 @@ from ftrace.evaluation.stores import check_store
 from ftrace.files.claims import claimed
 from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
 
+_Trainings = Annotated[int, Within(3, 100_000)]  # fewer have no rank correlation
+
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: stores and numbers of examples without brackets."""
@@ -54,21 +57,22 @@ def command(**options: Any) -> None:
     leave_out_and_compare(**options, choice=choice)
 
 
+@checked
 def leave_out_and_compare(
-    stores: Sequence[str],
-    run: str | None = None,
-    subsets: int = 100,
+    stores: Sequence[Name],
+    run: Name | None = None,
+    subsets: _Trainings = 100,
     unit: Unit = "fact",
-    keep: float = 0.5,
-    seeds: int = 1,
-    ceiling_subsets: int = 30,
+    keep: Share = 0.5,
+    seeds: Annotated[int, Within(1, 1000)] = 1,
+    ceiling_subsets: _Trainings = 30,
     budget: Budget = "epochs",
     choice: QueryChoice = QueryChoice(),  # noqa: B008
-    leave_out_k: Sequence[int] = (),
-    leave_out_facts: Sequence[int] = (),
-    leave_out_queries: int = 8,
-    jobs: int = 1,
-    output_dir: str | None = None,
+    leave_out_k: Sequence[Positive] = (),
+    leave_out_facts: Sequence[Positive] = (),
+    leave_out_queries: Count = 8,
+    jobs: Positive = 1,
+    output_dir: Name | None = None,
 ) -> None:
     """Do scores predict what happens without some training data? Retrains, and compares: LDS and leave-out.
 
@@ -91,12 +95,6 @@ def leave_out_and_compare(
             "counterfactual-fact" or "counterfactual-row" in the run's folder.
     """
     seed = choice.seed
-    for name, number, least in (
-        ("subsets", subsets, 3), ("seeds", seeds, 1), ("ceiling_subsets", ceiling_subsets, 3), ("jobs", jobs, 1),
-        ("seed", seed, 0),
-    ):  # fmt: skip
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, found {number}")
     of_run, opened = open_stores_of_run(stores, run)
     asked = choice.evaluated(of_run)
     num_rows = len(of_run.data.train_rows)

@@ -158,7 +158,9 @@ def _passes_through_code_of_users(error: BaseException) -> bool:
     """Tell whether an error was raised in, or below, code that is neither ftrace's nor an installed package's."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module, file = str(frame.f_globals.get("__name__")), frame.f_code.co_filename
-        is_installed = {"site-packages", "dist-packages"} & set(file.split(os.sep)) or file.startswith(_STANDARD_LIBRARY)
+        is_installed = {"site-packages", "dist-packages"} & set(file.split(os.sep)) or file.startswith(
+            _STANDARD_LIBRARY
+        )
         is_ours = module.partition(".")[0] in ("ftrace", "__main__", "__mp_main__")
         if os.path.isabs(file) and not is_installed and not is_ours:
             return True

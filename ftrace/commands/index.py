@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
 from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
@@ -78,17 +79,18 @@ def command(**options: Any) -> None:
     index(**options, settings=settings, processes=processes, may_lack_moments=may_lack_moments)
 
 
+@checked
 def index(
-    run: str,
-    snapshot: Literal["last", "first"] | int = "last",
-    output_dir: str | None = None,
-    corpus: list[str] | None = None,
+    run: Name,
+    snapshot: Literal["last", "first"] | Count = "last",
+    output_dir: Name | None = None,
+    corpus: list[Name] | None = None,
     settings: IndexSettings = IndexSettings(),  # noqa: B008
     output: Output = "loss",
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
-    batch_size: int | None = None,
-    plan: float | None = None,
-    plan_hours: float = 24.0,
+    batch_size: Positive | None = None,
+    plan: PositiveNumber | None = None,
+    plan_hours: PositiveNumber = 24.0,
     check: bool = False,
     may_lack_moments: bool = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ftrace.arguments import Name, checked
 from ftrace.data import SynthSettings, write_synth
 from ftrace.files.claims import claimed
 
@@ -17,7 +18,8 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_class_arguments(SynthSettings)
 
 
-def command(output_path: str, **settings: Any) -> None:
+@checked
+def command(output_path: Name, **settings: Any) -> None:
     """Generate FTRACE-SYNTH."""
     given = SynthSettings(**settings)
     with claimed(output_path, "ftrace synth", "name another output_path"):

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.fact_keys import FactParts
@@ -30,6 +31,7 @@ from ftrace.files.claims import claimed
 from ftrace.files.whole_files import whole_folder
 
 
+@checked
 @dataclass(frozen=True)
 class FactDataSettings:
     """Settings that all fact-tracing data modules have.
@@ -49,19 +51,15 @@ class FactDataSettings:
         ValueError: If ``num_queries`` is out of range.
     """
 
-    data_dir: str = "data_cache"
+    data_dir: Name = "data_cache"
     architecture: Architecture = "encoder-decoder"
-    tokenizer: str | None = None
+    tokenizer: Name | None = None
     split_hyphens: bool = False
-    batch_size: int = 128
-    query_batch_size: int = 128
-    num_workers: int = 0
-    num_queries: int | None = None
-    query_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_queries is not None and self.num_queries < 1:
-            raise ValueError(f"num_queries: expected None or at least 1, found {self.num_queries}")
+    batch_size: Positive = 128
+    query_batch_size: Positive = 128
+    num_workers: Count = 0
+    num_queries: Positive | None = None
+    query_seed: Seed = 0
 
 
 class FactData(LightningDataModule):

@@ -11,6 +11,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from ftrace.arguments import checked
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, synth_parts
@@ -20,6 +21,7 @@ from ftrace.data.synth_settings import SynthSettings
 from ftrace.data.synth_vocabularies import vocabulary_text
 
 
+@checked
 class FtraceSynth(FactData):
     """Data module of FTRACE-SYNTH: generated once, cached by the hash of its settings.
 

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.files.claims import claimed
 from ftrace.studies import Study, do_study
 from ftrace.studies.results import report_study
@@ -23,7 +24,10 @@ def command(**options: Any) -> None:
     study(**options)
 
 
-def study(settings: Study, output_dir: str = "runs/studies", train_script: str | None = None, jobs: int = 1) -> None:
+@checked
+def study(
+    settings: Study, output_dir: Name = "runs/studies", train_script: Name | None = None, jobs: Positive = 1
+) -> None:
     """Train, score and compare what a study asks for, and write a table and a picture.
 
     Args:

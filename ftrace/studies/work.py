@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 
+from ftrace.arguments import Positive, checked
 from ftrace.attribution import Ensemble
 from ftrace.commands.attribute import make_task
 from ftrace.evaluation.files import replace_text
@@ -55,7 +56,8 @@ class StudyRun:
         return {name: ScoreStore.open(self.folder / name) for name in ("online", *study.methods)}
 
 
-def do_study(study: Study, output_dir: Path, train_script: Path | None = None, jobs: int = 1) -> list[StudyRun]:
+@checked
+def do_study(study: Study, output_dir: Path, train_script: Path | None = None, jobs: Positive = 1) -> list[StudyRun]:
     """Train and score all runs.
 
     Args:
@@ -71,8 +73,6 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
     """
     if train_script is not None and not train_script.is_file():
         raise ValueError(f"train_script: expected a script, found nothing at {str(train_script)!r}. Leave it out")
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, found {jobs}")
     runs = [
         StudyRun(variant, seed, (output_dir / variant / f"seed-{seed}").absolute())
         for seed in study.seeds
