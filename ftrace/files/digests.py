@@ -227,7 +227,13 @@ def finish_background_checks() -> None:
     """Wait for all checks in the background, such as before a command says that it has succeeded.
 
     Raises:
-        DamagedError: If a file is damaged.
+        DamagedError: If a file is damaged; the message is of the first.
     """
+    errors = []
     while _all_under_way:
-        _all_under_way.pop().wait()
+        try:
+            _all_under_way.pop(0).wait()
+        except DamagedError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
