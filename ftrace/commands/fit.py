@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from typing_extensions import override
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import AfterTraining, trace_run
 from ftrace.commands.endings import run_command, say_kept
+from ftrace.commands.run_folders import claim_run_folders
 from ftrace.files.whole_files import whole_file
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
@@ -50,7 +52,17 @@ class SaveConfigInRunFolder(SaveConfigCallback):
 
 
 class FactTracingCLI(LightningCLI):
-    """LightningCLI with a section ``trace``, which says what to do with the scores once the model is trained."""
+    """LightningCLI with a section ``trace``, which says what to do with the scores once the model is trained.
+
+    Args:
+        args: As LightningCLI takes them.
+        claims: Holds the claims of the run's folders as long as it is open.
+        options: As LightningCLI takes them.
+    """
+
+    def __init__(self, *args: Any, claims: ExitStack, **options: Any) -> None:
+        self._claims = claims
+        super().__init__(*args, **options)
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -66,10 +78,13 @@ class FactTracingCLI(LightningCLI):
         parser.add_argument("--trace", type=AfterTraining | None, default=None, help="What fit does after training.")
 
     def before_fit(self) -> None:
-        """Check before training, not after it, that ``trace`` will have what it needs."""
+        """Check before training, not after it, that ``trace`` will have what it needs; then claim the run's folder."""
         say_kept(self._what_is_kept)
-        if self._trace_settings is None:
-            return
+        if self._trace_settings is not None:
+            self._check_trace(self._trace_settings)
+        claim_run_folders(self.trainer.loggers, self._claims)
+
+    def _check_trace(self, settings: AfterTraining) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for kind in (OnlineTracIn, CheckpointSnapshots):
             if not any(isinstance(callback, kind) and callback.output_dir is None for callback in callbacks):
@@ -78,7 +93,7 @@ class FactTracingCLI(LightningCLI):
                     "of the run. Add it, or set --trace null"
                 )
 
-        if self._trace_settings.causal and not any(
+        if settings.causal and not any(
             isinstance(callback, OnlineTracIn)
             and callback.output_dir is None
             and "layer" in callback.settings.breakdown
@@ -124,17 +139,19 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str] | None) -> None:
-    FactTracingCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfigInRunFolder,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults={"default_root_dir": "runs"},
-        args=None if args is None else list(args),
-    )
+    with ExitStack() as claims:
+        FactTracingCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigInRunFolder,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={"default_root_dir": "runs"},
+            args=None if args is None else list(args),
+            claims=claims,
+        )
 
 
 def _checkpoints(callback: ModelCheckpoint) -> list[Path]:
