@@ -19,11 +19,8 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
-<<<<<<< HEAD
-from ftrace.launched_processes import end_failed_training, watch_processes
-=======
 from ftrace.gradients import ProjectionSide
->>>>>>> main
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online import TraceSession, TraceSettings, Whitening
 
 

@@ -100,7 +100,7 @@ def end_failed_training(trainer: Any, exception: BaseException, *, together: boo
         together: Whether all processes end at the same place, where collectives are safe.
     """
     launcher = trainer.strategy.launcher
-    if getattr(launcher, "procs", ()) and hasattr(launcher, "_start_method"):  # this one only waits for those that train
+    if getattr(launcher, "procs", ()) and hasattr(launcher, "_start_method"):  # it waits for those that train
         launcher.kill(signal.SIGTERM)
     elif trainer.world_size > 1 and not together:
         threading.Thread(target=_end_by_force, args=(trainer, exception), daemon=True, name="ftrace-end").start()

@@ -70,14 +70,10 @@ class TraceSession:
         )
         self._state = RunState(who)
         self._added: list[Any] = []
-<<<<<<< HEAD
         self.incomplete_store: Path | None = None
         self._signals: TrainingSignals | None = None
         self._is_alone = False
-        self._folder: OutputFolder
-=======
         self._folder: OutputFolder | None = None
->>>>>>> main
 
     @property
     def running(self) -> TracedRun:
@@ -210,11 +206,8 @@ class TraceSession:
         run.finish()
         run.rows.report_never_checked()
         self._write(complete=run.steps.first == 0)
-<<<<<<< HEAD
         if self._signals is not None:
             self._signals.stop_together()
-=======
->>>>>>> main
         self.detach()
 
     @property
@@ -227,14 +220,10 @@ class TraceSession:
 
     def training_has_failed(self, exception: BaseException) -> None:
         """Write the scores so far, by this process alone, unless the scores themselves are wrong."""
-<<<<<<< HEAD
         signals, run = self._signals, self.run
         self._is_alone = num_processes() > 1 and (signals is None or not signals.stopped_together)
         if signals is not None:
             signals.ending_begins()
-=======
-        run = self.run
->>>>>>> main
         try:
             if (
                 run is not None
@@ -242,7 +231,6 @@ class TraceSession:
                 and run.steps.begun
                 and not isinstance(exception, SelfCheckError)
             ):
-<<<<<<< HEAD
                 with alone():
                     self._state.remember(run)  # a checkpoint may still be saved
                     run.scoring.finish()
@@ -250,7 +238,7 @@ class TraceSession:
             if not self._is_alone:
                 gather_objects(None)  # a barrier: when one process is gone, those that are left are killed
         finally:
-            self._hooks.detach()  # the loop puts back the handlers of signals once it has ended, too
+            self._detach_hooks()  # the loop puts back the handlers of signals once it has ended, too
 
     @property
     def ends_together(self) -> bool:
@@ -258,24 +246,16 @@ class TraceSession:
         return not self._is_alone
 
     def detach(self) -> None:
-        """Remove all hooks, and handlers of signals."""
-        self._hooks.detach()
+        """Remove all hooks and handlers of signals, and let other runs write to the folder."""
+        self._detach_hooks()
         if self._signals is not None:
             self._signals.restore()
             self._signals = None
-=======
-                self._state.remember(run)  # a checkpoint may still be saved
-                run.scoring.finish()
-                self._write(complete=False, alone=True)
-        finally:
-            self.detach()
 
-    def detach(self) -> None:
-        """Remove all hooks, and let other runs write to the folder."""
+    def _detach_hooks(self) -> None:
         self._hooks.detach()
         if self._folder is not None:
             self._folder.release()
->>>>>>> main
 
     # State
 

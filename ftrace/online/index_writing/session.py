@@ -168,14 +168,9 @@ class IndexSession:
         """Close the last segment."""
         run = self.running
         run.finish()
-<<<<<<< HEAD
-        self._detach_hooks()
         self._write_texts(run)
         if self._signals is not None:
             self._signals.stop_together()
-=======
-        self._write_texts(run)
->>>>>>> main
         self.detach()
 
     def _write_texts(self, run: IndexRun) -> None:
@@ -208,7 +203,6 @@ class IndexSession:
 
     def training_has_failed(self) -> None:
         """Write buffered rows to disk."""
-<<<<<<< HEAD
         signals = self._signals
         self._is_alone = num_processes() > 1 and (signals is None or not signals.stopped_together)
         if signals is not None:
@@ -227,24 +221,14 @@ class IndexSession:
         return not self._is_alone
 
     def detach(self) -> None:
-        """Remove all hooks, and handlers of signals."""
+        """Remove all hooks and handlers of signals, and let other runs write to the folder."""
         if self._signals is not None:
             self._signals.restore()
             self._signals = None
         self._detach_hooks()
 
     def _detach_hooks(self) -> None:
-=======
-        try:
-            if self.run is not None:
-                self.run.flush()
-        finally:
-            self.detach()
-
-    def detach(self) -> None:
-        """Remove all hooks, and let other runs write to the folder."""
         self.release()
->>>>>>> main
         if self._capture is not None:
             self._capture.detach()
             self._capture = None
