@@ -12,6 +12,7 @@ from rich.console import Console
 from ftrace.arguments import Count, Name, checked
 from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
+from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
 from ftrace.commands.report import report_of_run
@@ -44,6 +45,9 @@ class AfterTraining:
     report: bool = True
 
 
+TRAINED = "The trained run is kept in {}: ftrace attribute, ftrace show and ftrace report go on with it."
+
+
 def trace_run(folder: Path, settings: AfterTraining) -> None:
     """Compare a run's online scores with baselines, show some queries, and say where everything is.
 
@@ -51,6 +55,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         folder: The run's log folder.
         settings: The section ``trace`` of its config.
     """
+    say_kept(TRAINED.format(folder))
     console = Console()
     run = Run(folder)
     stores = {"online": ScoreStore.open(folder / "online")}
@@ -79,7 +84,10 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
         tracing = CausalSettings(window=1, only_correct=bool(learned))
         try:
-            causal_trace.causal_trace(tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False)
+            with kept(TRAINED.format(folder)):
+                causal_trace.causal_trace(
+                    tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False
+                )
             paths["causal traces"] = folder / "causal"
         except ValueError as error:  # a model that answers nothing correctly, for example
             console.print(f"Not traced: {error}", soft_wrap=True, markup=False)
