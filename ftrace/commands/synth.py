@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.data import SynthSettings, write_synth
+from ftrace.files.claims import claimed
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -18,5 +19,7 @@ def add_arguments(command: ArgumentParser) -> None:
 
 def command(output_path: str, **settings: Any) -> None:
     """Generate FTRACE-SYNTH."""
-    folder = write_synth(output_path, SynthSettings(**settings), progress=True)
+    given = SynthSettings(**settings)
+    with claimed(output_path, "ftrace synth", "name another output_path"):
+        folder = write_synth(output_path, given, progress=True)
     Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True, markup=False)
