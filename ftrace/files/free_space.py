@@ -48,7 +48,9 @@ def _of_system() -> float:
     if available is not None:
         return 1024 * available
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS: all of it, since what is free is unknown
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+            "SC_PAGE_SIZE"
+        )  # macOS: all of it, since what is free is unknown
     except (ValueError, OSError, AttributeError):
         return math.inf
 

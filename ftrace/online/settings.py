@@ -56,6 +56,8 @@ class TraceSettings:
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
 
     Raises:
         ValueError: On an unknown or unsupported option.
@@ -78,18 +80,20 @@ class TraceSettings:
     self_check: bool = True
     seed: int = 0
     shared_ids: bool = False
+    store: Literal["memory", "disk", "auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):
             unknown = [value for value in values if value not in known]
             if unknown or isinstance(values, str) or (name == "scores" and not values):
                 raise ValueError(f"{name}: expected some of {list(known)}, found {values!r}")
-        for name, value, both in (
+        for name, value, choices in (
             ("integration", self.integration, ["left", "trapezoid"]),
             ("momentum", self.momentum, ["eventual", "exact"]),
+            ("store", self.store, ["memory", "disk", "auto"]),
         ):
-            if value not in both:
-                raise ValueError(f"{name}: expected one of {both}, found {value!r}")
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {choices}, found {value!r}")
         for name, number, least in (
             ("refresh_every_n_steps", self.refresh_every_n_steps, 1),
             ("staleness_every", self.staleness_every, 0),

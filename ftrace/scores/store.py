@@ -152,7 +152,9 @@ class ScoreStore(StoredScores):
                 raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
         facts = make_facts(list(keyed), example_ids, query_ids)
         facts["num_pairs"] = None if candidate_offsets is None else shape[0]
-        dtypes = {key: np.dtype(np.float64 if values.dtype == np.float64 else np.float32) for key, values in keyed.items()}
+        dtypes = {
+            key: np.dtype(np.float64 if values.dtype == np.float64 else np.float32) for key, values in keyed.items()
+        }
         facts["dtype"] = {kind: str(dtypes[Sum(kind)]) for kind in facts["kinds"]}
         with whole_folder(folder, sync=True) as temporary:
             for name, array in arrays.items():
