@@ -150,7 +150,7 @@ class RunMemory:
             what = "disk" if isinstance(error, OSError) else "memory"
             remedy = self._remedy(what if what == "disk" else place, largest)
             raise OutOfMemoryError(
-                f"{self._run.who}: expected enough {what} for all scores, found none left at step {self._run.step}. The "
+                f"{self._run.who}: expected enough {what} for scores, found none left at step {self._run.step}. The "
                 f"run {self.needs}. Most of it is for {largest}: {remedy}"
             ) from error
 
