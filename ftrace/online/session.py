@@ -20,6 +20,7 @@ from ftrace.online.output_folder import OutputFolder
 from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
 from ftrace.online.queries.query_pass import QueryPass
 from ftrace.online.resume import RunState
+from ftrace.online.run_memory import RunMemory, is_out_of_memory, make_block_memory
 from ftrace.online.settings import TraceSettings
 from ftrace.online.store_writing import write_store
 from ftrace.online.traced_run import TracedRun
@@ -68,6 +69,7 @@ class TraceSession:
         self._state = RunState(who)
         self._added: list[Any] = []
         self._folder: OutputFolder | None = None
+        self._memory: RunMemory
 
     @property
     def running(self) -> TracedRun:
@@ -121,7 +123,10 @@ class TraceSession:
         queries = self._query_pass(loop)
         if not self._hooks.is_attached:
             self._hooks.attach(loop.module, loop.optimizers)
-        run = TracedRun(loop, queries, settings, self._hooks, self.who, self.describe)
+        blocks = make_block_memory(settings.store, folder.path.parent)
+        run = TracedRun(loop, queries, settings, self._hooks, self.who, self.describe, blocks)
+        self._memory = RunMemory(run, blocks, folder.path)
+        self._memory.before_training()
         self._state.begin(run, folder, strict=settings.strict)
         run.descriptions.add_queries(queries)
         check_replaceable(self._incomplete_dir)
@@ -151,19 +156,21 @@ class TraceSession:
 
     def batch_begins(self, batch: Any, batch_idx: int) -> None:
         """Rehearse the step if that is due, and begin to record."""
-        self.running.begin_batch(batch, batch_idx, self._added)
+        with self._memory.named():
+            self.running.begin_batch(batch, batch_idx, self._added)
 
     def backward_begins(self, loss: Tensor) -> None:
         """Prepare for a backward pass over this loss."""
         if self.run is not None:
-            with without_autocast(self.run.loop.device):
+            with self._memory.named(), without_autocast(self.run.loop.device):
                 self.run.before_backward(loss)
 
     def backward_has_ended(self) -> None:
         """Read what the backward pass has added to the gradients."""
         if self.run is not None:
-            with without_autocast(self.run.loop.device):
+            with self._memory.named(), without_autocast(self.run.loop.device):
                 self.run.after_backward()
+                self._memory.measure()
 
     def gradients_are_zeroed(self) -> None:
         """Forget contributions that no step has used, under automatic optimization."""
@@ -171,12 +178,13 @@ class TraceSession:
 
     def optimizer_steps(self, optimizer: Optimizer) -> None:
         """Check and remember the gradients with which an optimizer is about to step."""
-        with without_autocast(self.running.loop.device):
+        with self._memory.named(), without_autocast(self.running.loop.device):
             self.running.begin_step(self.running.parameters.find(optimizer))
 
     def optimizer_has_stepped(self, optimizer: Optimizer) -> None:
         """Book the step that an optimizer has taken."""
-        self.running.end_step(self.running.parameters.find(optimizer))
+        with self._memory.named():
+            self.running.end_step(self.running.parameters.find(optimizer))
 
     def batch_has_ended(self) -> None:
         """Close the batch."""
@@ -188,7 +196,8 @@ class TraceSession:
         """Write the store."""
         run = self.running
         self._state.remember(run)
-        run.finish()
+        with self._memory.named():
+            run.finish()
         run.rows.report_never_checked()
         self._write(complete=run.steps.first == 0)
         self.detach()
@@ -212,10 +221,20 @@ class TraceSession:
                 and not isinstance(exception, SelfCheckError)
             ):
                 self._state.remember(run)  # a checkpoint may still be saved
-                run.scoring.finish()
+                self._finish_with_what_is_left(run)
                 self._write(complete=False, alone=True)
         finally:
             self.detach()
+
+    def _finish_with_what_is_left(self, run: TracedRun) -> None:
+        """Book the steps that wait; if memory has run out, as far as there is memory."""
+        self._memory.release()
+        try:
+            run.scoring.finish()
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            warn(f"{self.who}: memory ran out, so steps since the last refresh are not in the scores")
 
     def detach(self) -> None:
         """Remove all hooks, and let other runs write to the folder."""
@@ -276,7 +295,7 @@ class TraceSession:
         assert self._folder is not None
         # The folder that the user named never holds the scores of a part of a run.
         output_dir = self._complete_dir() if complete else self._incomplete_dir
-        facts = manifest_of(run, self._folder.run_id, complete=complete)
+        facts = {**manifest_of(run, self._folder.run_id, complete=complete), "memory": self._memory.needs.facts()}
         store = write_store(output_dir, run, facts, alone=alone)
         if store is None:
             return
