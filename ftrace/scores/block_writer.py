@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ import numpy as np
 from ftrace.files.whole_files import put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
-from ftrace.scores.store_files import MANIFEST, check_replaceable, file_name, make_facts, parts_of, write_texts
+from ftrace.scores.store_files import check_replaceable, file_name, make_facts, parts_of, write_manifest, write_texts
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts
 
@@ -116,8 +115,7 @@ class ScoreWriter:
         self.flush()
         self._maps.clear()
         write_texts(self._temporary, examples, self._example_ids, queries, self._query_ids)
-        text = json.dumps({**(manifest or {}), **self._facts}, indent=2, allow_nan=False)
-        (self._temporary / MANIFEST).write_text(text + "\n")
+        write_manifest(self._temporary, manifest or {}, self._facts)
         put_folder(self._temporary, self.folder, sync=True)
         return ScoreStore.open(self.folder)
 
