@@ -2,8 +2,8 @@
 
 A disk, a copy or a hand may change a file without a trace, and a flipped bit in an array of scores is a number like any
 other. So each manifest notes the size and the XXH3 digest (128 bits) of each file, and each reader compares: sizes and
-digests of small files before they are used. Of a large file, digests of its blocks are noted, too, so that a reader of a
-part verifies that part; all of it is verified in the background of its first use, or at once on request. XXH3 finds
+digests of small files before they are used. Of a large file, digests of its blocks are noted, too, so that a reader of
+a part verifies that part; all of it is verified in the background of its first use, or at once on request. XXH3 finds
 accidents; it is no protection against somebody who changes the manifest, too.
 """
 
@@ -175,7 +175,9 @@ class FolderCheck:
         with _readable(file):
             size = file.stat().st_size
         if size != facts["bytes"]:
-            raise DamagedError(f"{str(file)!r} is damaged: expected {facts['bytes']:,} bytes, found {size:,}. {_REMEDY}")
+            raise DamagedError(
+                f"{str(file)!r} is damaged: expected {facts['bytes']:,} bytes, found {size:,}. {_REMEDY}"
+            )
         return facts
 
     def _check_blocks(self, name: str, blocks: Iterable[int], digests: str) -> None:

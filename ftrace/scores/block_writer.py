@@ -14,7 +14,16 @@ import numpy as np
 from ftrace.files.whole_files import put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
-from ftrace.scores.store_files import check_replaceable, file_name, make_facts, parts_of, write_manifest, write_texts
+from ftrace.scores.store_files import (
+    check_kinds,
+    check_names,
+    check_replaceable,
+    file_name,
+    make_facts,
+    parts_of,
+    write_manifest,
+    write_texts,
+)
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts
 
@@ -57,7 +66,9 @@ class ScoreWriter:
         if not is_ascending(examples) or len(np.unique(queries)) < len(queries):
             raise ValueError("expected example_ids in ascending order, and each example and query once")
         self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]
+        check_kinds(key.kind for key in self._keys)
         self._parts = parts_of(self._keys)
+        check_names(self._keys, self._parts)
         self._facts = make_facts(self._keys, examples, queries, np.dtype(dtype))
         self._example_ids, self._query_ids = examples, queries
         self._shape = len(examples), len(queries)

@@ -34,6 +34,7 @@ from ftrace.scores.ranking import strongest
 from ftrace.scores.store_files import (
     LEDGER,
     check_kinds,
+    check_names,
     check_offsets,
     check_replaceable,
     file_name,
@@ -129,6 +130,7 @@ class ScoreStore(StoredScores):
         keyed = {Sum(kind) if isinstance(kind, str) else kind: values for kind, values in scores.items()}
         check_kinds(key.kind for key in keyed)
         parts = parts_of(keyed)
+        check_names(keyed, parts)
         arrays: dict[str, np.ndarray] = {}
         example_ids, query_ids = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
         if candidate_offsets is not None:

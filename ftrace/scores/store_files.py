@@ -177,6 +177,22 @@ def file_name(key: Sum, parts: Mapping[str, Sequence[str]]) -> str:
     return f"{key.kind}.{key.axis}.{parts[key.axis].index(key.part):04d}" if key.axis else key.kind
 
 
+def check_names(keys: Iterable[Sum], parts: Mapping[str, Sequence[str]]) -> None:
+    """Make sure that each matrix has a file of its own.
+
+    Raises:
+        ValueError: If two have the same one.
+    """
+    key_of: dict[str, Sum] = {}
+    for key in keys:
+        other = key_of.setdefault(file_name(key, parts), key)
+        if other != key:
+            raise ValueError(
+                f"{file_name(key, parts)!r} would be the same file for {tuple(other)} and {tuple(key)}. Name the kind "
+                "or the axis otherwise"
+            )
+
+
 def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Make sure that writing a store here would replace nothing but an earlier store.
 
@@ -215,7 +231,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         check_kinds(kinds)
         if len(set(kinds)) < len(kinds) or not all(map(_can_be_in_name, axes)):
-            raise ValueError(f"expected kinds, each once, and axes that can be names of files, found {kinds} and {axes}")
+            raise ValueError(
+                f"expected kinds, each once, and axes that can be names of files, found {kinds} and {axes}"
+            )
     except ValueError as error:
         raise DamagedError(f"{str(folder / MANIFEST)!r} is damaged: {error}") from error
     return manifest
