@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
 from ftrace.commands.evaluate import Protocol, compare
@@ -23,6 +24,7 @@ from ftrace.scores import ScoreStore, show_command
 Baseline = Literal["bm25", "tracin", "embed", "random-target"]
 
 
+@checked
 @dataclass(frozen=True)
 class AfterTraining:
     """Settings of what ``ftrace fit`` does once the model is trained.
@@ -36,8 +38,8 @@ class AfterTraining:
     """
 
     baselines: tuple[Baseline, ...] = ("bm25", "tracin")
-    worked_queries: int = 3
-    kind: str = "learning"
+    worked_queries: Count = 3
+    kind: Name = "learning"
     causal: bool = False
     report: bool = True
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.commands.stores import short_names
 from ftrace.evaluation.results import evaluate_results, render_result_groups, render_results, write_result_tables
 from ftrace.evaluation.results.files import RESULT_SUFFIXES, is_result_file
@@ -30,13 +31,14 @@ def names_of_results(names: Sequence[str]) -> bool:
     return bool(files)
 
 
+@checked
 def compare_results(
     files: Sequence[str],
-    precision_at: Sequence[int] | None = None,
-    against: str | None = None,
+    precision_at: Sequence[Positive] | None = None,
+    against: Name | None = None,
     by: str | None = None,
-    seed: int = 0,
-    output_dir: str | None = None,
+    seed: Seed = 0,
+    output_dir: Name | None = None,
 ) -> None:
     """Compare files of results: one table, over the queries that all of them have.
 

@@ -231,9 +231,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         check_kinds(kinds)
         if len(set(kinds)) < len(kinds) or not all(map(_can_be_in_name, axes)):
-            raise ValueError(
-                f"expected kinds, each once, and axes that can be names of files, found {kinds} and {axes}"
-            )
+            raise ValueError(f"expected kinds, each once, and axes that can be names of files, found {kinds}, {axes}")
     except ValueError as error:
         raise DamagedError(f"{str(folder / MANIFEST)!r} is damaged: {error}") from error
     return manifest

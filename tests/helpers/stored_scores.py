@@ -22,7 +22,7 @@ def _make_store(folder: Path, seed: int) -> None:
         folder,
         {key: generator.normal(size=(5, 2)).astype(np.float32) for key in keys},
         manifest={"method": f"test {seed}", "doubts": {"dot": ["none"]}, "ledger": {"summary": "fell", "fall": 1.0}},
-        ledger=make_ledger(shift=float(seed)),
+        ledger=make_ledger(rest=float(seed)),
     )
     store.put_texts(queries=texts)
 
@@ -69,18 +69,30 @@ def read_store(folder: Path) -> Any:
     }
 
 
+def _partial(folder: Path, seed: int) -> PartialScores:
+    return PartialScores(folder / "s", {"method": "test", "seed": seed})
+
+
+def _block(number: int, seed: int) -> Block:
+    """What any command with the same settings computes."""
+    generator = np.random.default_rng([number, seed])
+    keys = (Sum("dot"), Sum("dot", "layer", "a"))
+    return Block({key: generator.normal(size=(3, 2)) for key in keys}, seed + 0.5, 100)
+
+
 def _make_partial(folder: Path, seed: int) -> None:
-    partial = PartialScores(folder / "s", {"method": "test", "seed": seed})
-    generator = np.random.default_rng(seed)
-    for block in range(2):
-        scores = {Sum("dot"): generator.normal(size=(3, 2)), Sum("dot", "layer", "a"): generator.normal(size=(3, 2))}
-        partial.add(BlockRange(0, 2, block), 0, Block(scores, seed + 0.5, 100))
+    partial = _partial(folder, seed)
+    for number in range(2):
+        partial.add(BlockRange(0, 2, number), 0, _block(number, seed))
 
 
 def _read_partial(folder: Path) -> Any:
+    """Read the blocks as a command does that goes on: it computes those that aren't there."""
     seed = int(folder.name == "other")
-    partial = PartialScores(folder / "s", {"method": "test", "seed": seed})
-    return {block_range: partial.read(block_range, passes) for block_range, passes in partial.passes_done().items()}
+    partial = _partial(folder, seed)
+    done = partial.passes_done()
+    ranges = [BlockRange(0, 2, number) for number in range(2)]
+    return [partial.read(each, done[each]) if each in done else _block(each.block, seed) for each in ranges]
 
 
 STORED_SCORES = {
