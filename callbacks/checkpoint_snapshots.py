@@ -11,6 +11,8 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Within, checked
 from ftrace.callbacks.lightning_loop import LightningLoop
+from ftrace.files.claims import Claim
+from ftrace.online.output_folder import claim_for_all
 from ftrace.online.snapshots import save_snapshot
 
 
@@ -52,12 +54,15 @@ class CheckpointSnapshots(Callback):
         self.log_spaced = log_spaced
         self._chosen: set[int] | None = None
         self._saved_at: int | None = None
+        self._claim: Claim | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "snapshots"
         self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
         self._saved_at = None
+        self._release()
+        self._claim = claim_for_all(self._output_dir, "CheckpointSnapshots")
         if trainer.global_step == 0 and any(self._output_dir.glob("step-*")):
             raise ValueError(
                 f"CheckpointSnapshots: {str(self._output_dir)!r} holds snapshots of an earlier run, which would be "
@@ -74,6 +79,19 @@ class CheckpointSnapshots(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._save_if_due(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._release()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        """Let other runs write to the folder."""
+        if self._claim is not None:
+            self._claim.release()
 
     def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step

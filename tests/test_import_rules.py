@@ -161,6 +161,6 @@ def test_test_files_share_by_way_of_helpers_only() -> None:
 
 @pytest.mark.parametrize("part", FOR_ALL)
 def test_what_all_parts_import_needs_little(part: str) -> None:
-    small = {"ftrace", "msgspec", "xxhash"}
+    small = {"ftrace", "msgspec", "xxhash", "filelock"}
     for file in sources(part):
         assert {name.split(".")[0] for name in imported(file)} <= sys.stdlib_module_names | small, file

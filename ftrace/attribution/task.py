@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -13,11 +14,13 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor
 
 from ftrace.arguments import Name, Positive, checked
 from ftrace.data import FactData
+from ftrace.files.claims import claimed
 from ftrace.gradients import full_name, nearest
 from ftrace.models import FactLM
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, ScoreWriter, Texts
@@ -173,7 +176,18 @@ class Task:
             scores: For each query in order, the scores ``[N]`` of each kind.
             facts: More for the manifest.
         """
-        columns = iter(scores)
+        with self.claim(method):
+            return self._write(method, iter(scores), facts)
+
+    def claim(self, method: Described) -> AbstractContextManager[None]:
+        """Claim the output folder for a method as long as the context is open: by one process of a job, for all."""
+        return claimed(
+            self.output_dir, f"the method {method.name}", by_this_process=not getattr(rank_zero_only, "rank", 0)
+        )
+
+    def _write(
+        self, method: Described, columns: Iterator[Mapping[str, np.ndarray]], facts: Mapping[str, Any]
+    ) -> ScoreStore:
         first = next(columns)
         dtype = np.result_type(np.float32, *first.values()) if first else np.float32
         with ScoreWriter(self.output_dir, self.examples, self.queries, list(first), dtype) as writer:

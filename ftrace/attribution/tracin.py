@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.gradients import (
     Coverage,
     Elementwise,
@@ -251,8 +251,7 @@ def _learning_rate(folder: Path, names: Sequence[str]) -> float:
     Raises:
         ValueError: If there are several.
     """
-    manifest: dict[str, Any] = json.loads((folder / "snapshot.json").read_text())
-    groups = [group for optimizer in manifest["optimizers"] for group in optimizer["groups"]]
+    groups = [group for optimizer in SnapshotFiles(folder).facts["optimizers"] for group in optimizer["groups"]]
     rates = {group["learning_rate"] for group in groups if set(group["parameters"]) & set(names)}
     if len(rates) != 1:
         raise ValueError(

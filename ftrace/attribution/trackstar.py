@@ -109,6 +109,10 @@ class TrackStar(AttributionMethod):
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples with an index, which is written first where there is none."""
+        with task.claim(self):
+            return self._score(task)
+
+    def _score(self, task: Task) -> ScoreStore:
         whitening = WhiteningSettings(self.autocorrelation, self.mix, self.rank_share, self.damping)
         settings = SearchSettings(whitening, self.unit_norm, self.weighted, self.precondition_queries, self.learning)
         index = self._index(task)

@@ -46,6 +46,7 @@ from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
+from ftrace.files.claims import claimed
 from ftrace.report import (
     plot_average,
     plot_lines,
@@ -152,10 +153,11 @@ def causal_trace(
     task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
     if store is not None:
         _check_joinable(store, chosen, join, task)
-    with _quiet():
-        traces = trace_prompts(task, **asdict(processes))
-    shown = _Shown(outcome, pictures, choice.seed, effects_csv)
-    _finish(task, traces, shown, traced.run, store, join)
+    with claimed(folder, "ftrace causal-trace", by_this_process=not getattr(rank_zero_only, "rank", 0)):
+        with _quiet():
+            traces = trace_prompts(task, **asdict(processes))
+        shown = _Shown(outcome, pictures, choice.seed, effects_csv)
+        _finish(task, traces, shown, traced.run, store, join)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from ftrace.evaluation.counterfactual import (
 )
 from ftrace.evaluation.counterfactual.subsets import Unit
 from ftrace.evaluation.stores import check_store
+from ftrace.files.claims import claimed
 from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
 
 _Trainings = Annotated[int, Within(3, 100_000)]  # fewer have no rank correlation
@@ -111,31 +112,32 @@ def leave_out_and_compare(
     left_out = [without(examples) for plan in plans.values() for row in plan for examples in row.examples]
 
     settings = {"run": retrainer.key, "unit": unit, "keep": keep, "budget": budget, "seed": seed}
-    claim_folder(folder, settings)
     on_subsets = [_subset(is_kept, index, 0, seed) for index in range(subsets)]
     wanted = [*on_subsets, *[retraining for training in again for retraining in training]]
     wanted += [without(()), *left_out] if plans else []
-    outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
-    losses = {retraining.name: outcome.losses for retraining, outcome in zip(wanted, outcomes, strict=True)}
+    with claimed(folder, "ftrace counterfactual"):
+        claim_folder(folder, settings)
+        outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
+        losses = {retraining.name: outcome.losses for retraining, outcome in zip(wanted, outcomes, strict=True)}
 
-    positions = {query: position for position, query in enumerate(of_run.data.query_rows["query_id"])}
-    columns = [positions[query] for query in asked.query_ids.tolist()]
-    random_subsets = Subsets(
-        is_kept,
-        np.array([losses[retraining.name][columns] for retraining in on_subsets]),
-        np.array([[losses[retraining.name][columns] for retraining in training] for training in again]),
-        asked,
-    )
-    console = Console()
-    result = Counterfactual(
-        {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
-        asked, datamodelling_scores(opened, random_subsets), reliability(random_subsets),
-        sample, _left_out(plans, sample, losses, positions), seed, random_subsets.num_ranked,
-        random_subsets.not_finite,
-    )  # fmt: skip
-    files = write_counterfactual(result, folder)
-    console.print(render_counterfactual(result))
-    console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
+        positions = {query: position for position, query in enumerate(of_run.data.query_rows["query_id"])}
+        columns = [positions[query] for query in asked.query_ids.tolist()]
+        random_subsets = Subsets(
+            is_kept,
+            np.array([losses[retraining.name][columns] for retraining in on_subsets]),
+            np.array([[losses[retraining.name][columns] for retraining in training] for training in again]),
+            asked,
+        )
+        console = Console()
+        result = Counterfactual(
+            {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
+            asked, datamodelling_scores(opened, random_subsets), reliability(random_subsets),
+            sample, _left_out(plans, sample, losses, positions), seed, random_subsets.num_ranked,
+            random_subsets.not_finite,
+        )  # fmt: skip
+        files = write_counterfactual(result, folder)
+        console.print(render_counterfactual(result))
+        console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
 
 
 def _subset(is_kept: np.ndarray, index: int, training: int, seed: int) -> Retraining:

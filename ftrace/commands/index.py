@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,8 @@ from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
 from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
 from ftrace.data import FactCorpus, FactData
+from ftrace.files.snapshot_files import SnapshotFiles
+from ftrace.files.whole_files import temporary_folder
 from ftrace.index import (
     OLD_OPTIONS,
     FeatureSettings,
@@ -148,7 +149,7 @@ def index(
 
 def settings_at(snapshot: Path, settings: IndexSettings) -> IndexSettings:
     """Return settings by which gradients are left as they are if a snapshot has no second moments."""
-    if (snapshot / "second_moments.safetensors").exists():
+    if SnapshotFiles(snapshot).has_second_moments:
         return settings
     return replace(settings, features=replace(settings.features, preconditioner="none"))
 
@@ -232,12 +233,11 @@ def make_plan(
 
 def _disk_rates(folder: Path, rows: torch.Tensor, settings: IndexSettings) -> tuple[float, float]:
     """Measure how many bytes a second are written and read where the index is to be."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     copies = max(1, 2**26 // max(1, rows.nbytes))
     many = rows.repeat(copies, 1)
     ids = torch.arange(len(many))
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".plan") as temporary:
-        file = Path(temporary) / "shard-0.safetensors"
+    with temporary_folder(folder) as temporary:
+        file = temporary / "shard-0.safetensors"
         began = time.perf_counter()
         write_shard(file, Rows(many, ids, torch.ones(len(many)), torch.zeros_like(ids)), as_dtype(settings.dtype))
         written = time.perf_counter()

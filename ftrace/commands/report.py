@@ -14,6 +14,7 @@ from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.sources import Opened, add_source_options, open_sources
+from ftrace.files.claims import claimed
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.page.chunks import encode_chunk, island
@@ -193,7 +194,8 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
     of_all = range(content.num_queries)
     head = content.head(_watched(of_all, "reading", len(of_all), console))
     places = of_all if only_chosen else choose_telling(head["queries"])
-    files = write_figures(folder, head, [content.query(place) for place in places])
+    with claimed(folder, "ftrace report", wait=True):  # all pictures are of one report
+        files = write_figures(folder, head, [content.query(place) for place in places])
     return [file for file in files if file.suffix == ".png"]
 
 

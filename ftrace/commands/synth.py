@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ftrace.arguments import Name, checked
 from ftrace.data import SynthSettings, write_synth
+from ftrace.files.claims import claimed
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -20,5 +21,7 @@ def add_arguments(command: ArgumentParser) -> None:
 @checked
 def command(output_path: Name, **settings: Any) -> None:
     """Generate FTRACE-SYNTH."""
-    folder = write_synth(output_path, SynthSettings(**settings), progress=True)
+    given = SynthSettings(**settings)
+    with claimed(output_path, "ftrace synth", "name another output_path"):
+        folder = write_synth(output_path, given, progress=True)
     Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True, markup=False)

@@ -30,6 +30,7 @@ from ftrace.evaluation.tail_patch import (
     tail_patch,
     write_tail_patch,
 )
+from ftrace.files.claims import claimed
 from ftrace.models import FactLM, load_optimizer_states
 from ftrace.renamed import use_new_names
 from ftrace.runs import Run
@@ -107,15 +108,15 @@ def patch_stores(
     if any(map(len, asked.proponents)):
         picks[PROPONENTS] = some_proponents(asked, k, seed)
     pairs = [(query, example) for row in picks.values() for query, ids in row.items() for example in ids.tolist()]
-    patched = tail_patch(model, of_run.data, np.array(pairs), rule, budget)
-    rows, probability = summarize_rises(patched, picks, asked, RANDOM, example_kinds, seed)
-    notes = (*notes, *notes_on_rises(patched, picks, asked))
-    table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
-    console = Console()
-    console.print(render_tail_patch(table))
-    files = write_tail_patch(
-        table, patched, Path(output_dir) if output_dir else of_run.folder / "tail-patch", example_kinds
-    )
+    out = Path(output_dir) if output_dir else of_run.folder / "tail-patch"
+    with claimed(out, "ftrace tail-patch"):
+        patched = tail_patch(model, of_run.data, np.array(pairs), rule, budget)
+        rows, probability = summarize_rises(patched, picks, asked, RANDOM, example_kinds, seed)
+        notes = (*notes, *notes_on_rises(patched, picks, asked))
+        table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
+        console = Console()
+        console.print(render_tail_patch(table))
+        files = write_tail_patch(table, patched, out, example_kinds)
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
 
 

@@ -48,8 +48,12 @@ class FactCorpus(FactData):
         super().__init__(f"corpus-{key}", FactDataSettings(*args, **settings))
 
     @override
+    def is_made(self) -> bool:
+        return is_whole(self.data_path, FORMAT)
+
+    @override
     def make(self) -> None:
-        if is_whole(self.data_path, FORMAT):
+        if self.is_made():
             manifest = json.loads((self.data_path / "manifest.json").read_text())
         else:
             manifest = write_corpus(self.data_path, _rows(self.train_files), _rows(self.query_files))

@@ -44,8 +44,12 @@ class FtraceSynth(FactData):
         self.synth = synth
 
     @override
+    def is_made(self) -> bool:
+        return is_whole(self.data_path, FORMAT)
+
+    @override
     def make(self) -> None:
-        if not is_whole(self.data_path, FORMAT):
+        if not self.is_made():
             write_synth(self.data_path, self.synth, progress=True)
 
     @override

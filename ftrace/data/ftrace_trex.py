@@ -46,8 +46,12 @@ class FtraceTrex(FactData):
         super().__init__(f"trex-{self.source.key()}", FactDataSettings(*args, **settings))
 
     @override
+    def is_made(self) -> bool:
+        return is_whole(self.data_path, FORMAT)
+
+    @override
     def make(self) -> None:
-        if is_whole(self.data_path, FORMAT):
+        if self.is_made():
             manifest = json.loads((self.data_path / "manifest.json").read_text())
         else:
             abstracts, queries = self.source.rows("abstracts"), self.source.rows("queries")

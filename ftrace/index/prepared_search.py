@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.arguments import checked
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.index.fingerprints import snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.gradient_rows import GradientRows, Losses, on_device
@@ -134,6 +135,7 @@ def snapshot_of(index: GradientIndex, segment: Segment, snapshots: Path | None =
         folder = snapshots / folder.name
     fingerprint = snapshot_fingerprint(folder)
     if fingerprint != segment.manifest["fingerprint"]:
+        list(SnapshotFiles(folder).check_all())  # a damaged one says so by itself
         raise ValueError(
             f"snapshot {str(folder)!r} is not the one that {str(segment.folder)!r} was written at: expected the "
             f"fingerprint {segment.manifest['fingerprint']}, found {fingerprint}. Index again"

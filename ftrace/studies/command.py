@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.arguments import Name, Positive, checked
+from ftrace.files.claims import claimed
 from ftrace.studies import Study, do_study
 from ftrace.studies.results import report_study
 
@@ -37,6 +38,7 @@ def study(
         jobs: How many trainings to run at a time.
     """
     folder = Path(output_dir)
-    runs = do_study(settings, folder / "runs", None if train_script is None else Path(train_script), jobs)
-    files = report_study(settings, runs, folder / settings.name, Console())
+    with claimed(folder / settings.name, "ftrace study"):
+        runs = do_study(settings, folder / "runs", None if train_script is None else Path(train_script), jobs)
+        files = report_study(settings, runs, folder / settings.name, Console())
     Console().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)
