@@ -20,6 +20,7 @@ from typing_extensions import override
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
 from ftrace.gradients import ProjectionSide
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online import TraceSession, TraceSettings, Whitening
 
 
@@ -143,6 +144,11 @@ class OnlineTracIn(Callback):
         """The key of this callback's state in checkpoints, which depends on its folder: a run may have several."""
         return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
 
+    @property
+    def incomplete_store(self) -> Path | None:
+        """The folder of the scores of a training that didn't come to its end; None if there are none."""
+        return self._session.incomplete_store
+
     def add_queries(self, queries: DataLoader | Dataset) -> None:
         """Add queries while training is under way, which are traced from the next batch on.
 
@@ -161,7 +167,12 @@ class OnlineTracIn(Callback):
         self._session.before_training(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session.signals_begin(LightningLoop(trainer, pl_module))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watch_processes(trainer)
         refuse_unsupported_loop(trainer, "OnlineTracIn")
         output_dir = self._find_output_dir(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -212,7 +223,10 @@ class OnlineTracIn(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._session.training_has_failed(exception)
+        try:
+            self._session.training_has_failed(exception)
+        finally:
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

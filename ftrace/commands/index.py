@@ -18,6 +18,7 @@ from rich.table import Table
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
+from ftrace.commands.endings import kept
 from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
 from ftrace.data import FactCorpus, FactData
 from ftrace.files.snapshot_files import SnapshotFiles
@@ -136,7 +137,8 @@ def index(
         "run": os.path.relpath(of_run.folder.resolve(), folder.resolve()),
         "corpus": None if corpus is None else [str(Path(file).absolute()) for file in corpus],
     }
-    made = index_corpus(task, at, settings, output, facts)
+    with kept(f"Finished shards are kept in {folder}; the same command goes on with them."):
+        made = index_corpus(task, at, settings, output, facts)
     say = rank_zero_only(Console().print)
     seconds, total = time.perf_counter() - started, sum(file.stat().st_size for file in folder.glob("segment-*/*"))
     say(
