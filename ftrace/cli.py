@@ -14,7 +14,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 import ftrace.commands.options  # noqa: F401  # settings of all parsers
+from ftrace.console import escape_unknown_characters
 from ftrace.named_configs import ConfigFileOrName
+from ftrace.shown_text import one_line
 
 # By name: the module, and the first line of its command's docstring.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -102,6 +104,7 @@ def make_parser(name: str = "") -> ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; bad input is one line on stderr and exit code 2."""
+    escape_unknown_characters()
     given = list(sys.argv[1:] if args is None else args)
     first = given[0] if given else ""
     if first in TRAINING:
@@ -116,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> int:
         options.pop("config", None)
         _module(name).command(**vars(options))
     except (ArgumentError, ValueError, OSError) as error:
-        print(f"ftrace {name}".strip() + f": {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ftrace {name}".strip() + f": {one_line(str(error))}", file=sys.stderr)
         return 2
     return 0
 

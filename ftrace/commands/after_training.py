@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
 from ftrace.commands.report import report_of_run
 from ftrace.commands.worked_queries import work_out
+from ftrace.console import PlainConsole
 from ftrace.evaluation.retrieval import render_table, write_tables
 from ftrace.report import plot_ledger
 from ftrace.runs import Run
@@ -49,7 +48,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         folder: The run's log folder.
         settings: The section ``trace`` of its config.
     """
-    console = Console()
+    console = PlainConsole()
     run = Run(folder)
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
@@ -80,7 +79,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
             causal_trace.causal_trace(tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False)
             paths["causal traces"] = folder / "causal"
         except ValueError as error:  # a model that answers nothing correctly, for example
-            console.print(f"Not traced: {error}", soft_wrap=True, markup=False)
+            console.print(f"Not traced: {error}", soft_wrap=True)
     if stores["online"].ledger is not None:
         console.print(f"\n{ledger_sentence(stores['online'])}", soft_wrap=True)
         paths["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
@@ -88,10 +87,10 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         try:
             paths["explorer"] = report_of_run(folder)
         except ValueError as error:  # too large, for example
-            console.print(f"\nNo explorer was written: {error}", soft_wrap=True, markup=False)
+            console.print(f"\nNo explorer was written: {error}", soft_wrap=True)
     console.print("\nWhere everything is:")
     for name, path in paths.items():
-        console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True)
     for name, store in stores.items():
         command = show_command(os.path.relpath(store.path))
-        console.print(f"  {f'scores, {name}':16} {command}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {f'scores, {name}':16} {command}", soft_wrap=True)

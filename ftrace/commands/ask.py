@@ -13,6 +13,7 @@ from rich.text import Text
 from ftrace.commands.answer_lists import render_lists
 from ftrace.commands.answer_scores import IndexTooLarge, scores_of_index, scores_of_store
 from ftrace.commands.asking import GivenAnswer, Question
+from ftrace.console import PlainConsole
 from ftrace.data import FactData, unknown_words
 from ftrace.models import FactLM
 from ftrace.run_folder import newest_run
@@ -84,7 +85,7 @@ def ask(
     asked = Question(opened.data, question, model.hparams["answers"])
     wanted = None if answer is None else _known_answer(answer, asked)
     compared, view = _ask(asked, model, wanted, likeliest, at.name)
-    console = Console()
+    console = PlainConsole()
     print_view(render_question(view), console)
     if scores is not None:
         scored = scores_of_store(opened, asked, compared, scores)

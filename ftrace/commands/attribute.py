@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
 from ftrace.commands.options import ProcessSettings, number_of_bytes, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
+from ftrace.console import PlainConsole
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore, check_replaceable, show_command
@@ -67,7 +67,7 @@ def attribute(
     settings = {**asdict(processes), "memory_budget": budget, "batch_size": batch_size}
     task = make_task(of_run, folder, candidates, choice, **settings)
     store = method.score(task)
-    say = rank_zero_only(Console().print)
+    say = rank_zero_only(PlainConsole().print)
     say(
         f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}",
         soft_wrap=True,

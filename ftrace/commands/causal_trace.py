@@ -43,6 +43,7 @@ from ftrace.commands.joined import join as join_to_scores
 from ftrace.commands.options import ProcessSettings, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
+from ftrace.console import PlainConsole
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
 from ftrace.report import (
@@ -177,7 +178,7 @@ def _finish(
     store: ScoreStore | None,
     join: JoinSettings,
 ) -> None:
-    console = Console()
+    console = PlainConsole()
     tell_left_out(traces, console)
     _check_some_traced(traces)
     averages = average_effects(traces, seed=shown.seed)
@@ -353,6 +354,6 @@ def tell_left_out(traces: Sequence[PromptTrace], console: Console) -> None:
     if refused:
         console.print(f"{len(refused)} of {len(traces)} prompts can't be traced:")
     for trace in refused[:_MOST_LISTED]:
-        console.print(f"  {trace.name}: {trace.reason}", soft_wrap=True, markup=False)
+        console.print(f"  {trace.name}: {trace.reason}", soft_wrap=True)
     if len(refused) > _MOST_LISTED:
         console.print(f"  ... and {len(refused) - _MOST_LISTED} more; each has its reason in its file in prompts/")

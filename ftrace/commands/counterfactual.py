@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation import EvaluatedQueries, seeded_sample
 from ftrace.evaluation.counterfactual import (
     Counterfactual,
@@ -128,7 +128,7 @@ def leave_out_and_compare(
         np.array([[losses[retraining.name][columns] for retraining in training] for training in again]),
         asked,
     )
-    console = Console()
+    console = PlainConsole()
     result = Counterfactual(
         {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
         asked, datamodelling_scores(opened, random_subsets), reliability(random_subsets),

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.commands.evaluate_results import compare_results, names_of_results
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation.options import known_name
 from ftrace.evaluation.queries import Half
 from ftrace.evaluation.results.metrics import ResultsBy
@@ -155,7 +155,7 @@ def evaluate_stores(
     evaluation = replace(evaluation, against=against, published=published_for(first.data) if published else ())
     folder = first.folder.resolve().parent if len(opened) > 1 else first.folder
     default = folder / ("evaluation" if protocol.pool == "all" else "evaluation-candidates")
-    console = Console()
+    console = PlainConsole()
     console.print(render_table(evaluation))
     if by:
         console.print()
@@ -163,7 +163,7 @@ def evaluate_stores(
     files = write_tables(evaluation, Path(output_dir) if output_dir else default)
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
     look = show_command(*(store.path for store in opened[0][1].values()))
-    console.print(f"Query by query: {look}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Query by query: {look}", soft_wrap=True)
 
 
 def _open_runs(stores: Sequence[str], runs: Sequence[str]) -> list[tuple[Run, dict[str, ScoreStore]]]:

@@ -13,12 +13,11 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.table import Table
 
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
 from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
+from ftrace.console import PlainConsole, PlainTable
 from ftrace.data import FactCorpus, FactData
 from ftrace.index import (
     OLD_OPTIONS,
@@ -134,7 +133,7 @@ def index(
         "corpus": None if corpus is None else [str(Path(file).absolute()) for file in corpus],
     }
     made = index_corpus(task, at, settings, output, facts)
-    say = rank_zero_only(Console().print)
+    say = rank_zero_only(PlainConsole().print)
     seconds, total = time.perf_counter() - started, sum(file.stat().st_size for file in folder.glob("segment-*/*"))
     say(
         f"Wrote {made.num_rows:,} rows of {made.size:,} numbers in {len(made.blocks)} blocks "
@@ -177,7 +176,7 @@ def check_index(opened: GradientIndex) -> None:
     for segment in opened.segments:
         segment.check()
     count = sum(segment.num_shards for segment in opened.segments)
-    Console().print(f"All {count} files of rows of {opened.folder} are as they were written", soft_wrap=True)
+    PlainConsole().print(f"All {count} files of rows of {opened.folder} are as they were written", soft_wrap=True)
 
 
 def make_plan(
@@ -247,7 +246,7 @@ def _disk_rates(folder: Path, rows: torch.Tensor, settings: IndexSettings) -> tu
 
 def show_plan(plan: IndexPlan) -> None:
     """Print a plan."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = PlainTable(show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in plan.lines():
         table.add_row(what, value)
-    Console().print(table)
+    PlainConsole().print(table)

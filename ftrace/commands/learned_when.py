@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
 from ftrace.report import plot_learned_when
 
@@ -56,6 +56,6 @@ def compare_by_learned_step(
     file = Path(output) if output else first.path.resolve().with_name("learned_when.json")
     write_learned_when(compared, file)
     picture = plot_learned_when(compared, file.with_suffix(".png"))
-    console = Console()
+    console = PlainConsole()
     console.print(render_learned_when(compared))
     console.print(f"Wrote {file} and {picture}", soft_wrap=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from ftrace.console import PlainConsole
 from ftrace.run_folder import fresh_answers, last_snapshot
 from ftrace.views import Said
 
@@ -27,7 +27,7 @@ def said_in_run(run: Path, query_ids: Collection[int]) -> dict[int, Said]:
     answers = {query: Said(**answer, snapshot=snapshot.name) for query, answer in fresh_answers(run).items()}
     lacking = [query for query in query_ids if query not in answers]
     if lacking and _may_be_asked(run):
-        print(f"Asking the model of {run} at {snapshot.name}, once ...", file=sys.stderr)
+        PlainConsole(stderr=True).print(f"Asking the model of {run} at {snapshot.name}, once ...", soft_wrap=True)
         from ftrace.runs import Run  # imports torch
 
         given = Run(run).answers(lacking)

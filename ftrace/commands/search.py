@@ -18,6 +18,7 @@ from ftrace.commands.options import add_old_names, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.sources import listed_queries
 from ftrace.commands.stores import open_with_kind
+from ftrace.console import PlainConsole
 from ftrace.data import FactData, fill_in, read_queries
 from ftrace.evaluation import seeded_sample
 from ftrace.evaluation.agreement import Agreement, agreement
@@ -152,7 +153,7 @@ def search(
         opened, corpus.run.model_at, data.query_batches(rows), measured("loss", question.answers), settings, task,
         measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
-    console = Console()
+    console = PlainConsole()
     started = time.perf_counter()
     if approximate is not None:
         proponents, opponents, seconds = _approximately(prepared, approximate, k, console)
@@ -169,9 +170,7 @@ def search(
         console.print()
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)
-    console.print(
-        f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True, markup=False
-    )
+    console.print(f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True)
 
 
 def _approximately(

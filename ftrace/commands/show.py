@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.text import Text
 
 from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import add_source_options, open_sources
-from ftrace.scores.plain_text import counted, plain
+from ftrace.console import PlainConsole
+from ftrace.shown_text import counted, plain
 from ftrace.views import (
     CUT,
     QueryLine,
@@ -77,9 +76,7 @@ def command(
         raise ValueError(f"opponents: expected 0 or more, found {opponents}")
     if query is not None and search is not None:
         raise ValueError("expected one of query and search, found both")
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that knows few characters shows escapes of the others
-        sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console()
+    console = PlainConsole()
     opened = open_sources(stores, run, kind, texts or ())
     shown = _Shown(opened.sources, opened.run, console, _again(stores, kind, texts, run))
     if query is not None:
@@ -178,4 +175,4 @@ def _again(stores: Sequence[str], kind: str | None, texts: Sequence[str] | None,
 
 
 def _tell(console: Console, line: str) -> None:
-    console.print(Text(line), soft_wrap=True)
+    console.print(line, soft_wrap=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
+from ftrace.console import PlainConsole
 from ftrace.data import SynthSettings, write_synth
 
 
@@ -19,4 +19,4 @@ def add_arguments(command: ArgumentParser) -> None:
 def command(output_path: str, **settings: Any) -> None:
     """Generate FTRACE-SYNTH."""
     folder = write_synth(output_path, SynthSettings(**settings), progress=True)
-    Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True, markup=False)
+    PlainConsole().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True)

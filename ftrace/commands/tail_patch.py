@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.commands.options import number_of_bytes, take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation.stores import check_finite, row_name
 from ftrace.evaluation.tail_patch import (
     Adam,
@@ -111,7 +111,7 @@ def patch_stores(
     rows, probability = summarize_rises(patched, picks, asked, RANDOM, example_kinds, seed)
     notes = (*notes, *notes_on_rises(patched, picks, asked))
     table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
-    console = Console()
+    console = PlainConsole()
     console.print(render_tail_patch(table))
     files = write_tail_patch(
         table, patched, Path(output_dir) if output_dir else of_run.folder / "tail-patch", example_kinds

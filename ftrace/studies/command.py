@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
+from ftrace.console import PlainConsole
 from ftrace.studies import Study, do_study
 from ftrace.studies.results import report_study
 
@@ -34,5 +34,5 @@ def study(settings: Study, output_dir: str = "runs/studies", train_script: str |
     """
     folder = Path(output_dir)
     runs = do_study(settings, folder / "runs", None if train_script is None else Path(train_script), jobs)
-    files = report_study(settings, runs, folder / settings.name, Console())
-    Console().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)
+    files = report_study(settings, runs, folder / settings.name, PlainConsole())
+    PlainConsole().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)

@@ -21,6 +21,7 @@ from ftrace.evaluation.files import replace_text
 from ftrace.gradients import full_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from ftrace.shown_text import plain
 from ftrace.studies.settings import Study
 
 
@@ -87,7 +88,7 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
             folder, asked = run.folder / name, {"method": full_name(method), **method.options()}
             is_stale = some_are_new and isinstance(method, Ensemble)  # stores that it combines may have changed
             if is_stale or not _is_done(folder, asked):
-                rank_zero_info(f"{run.variant}, seed {run.seed}: {name}")
+                rank_zero_info(f"{plain(run.variant)}, seed {run.seed}: {name}")
                 method.score(make_task(opened, folder))
                 replace_text(folder.with_name(f"{name}.json"), json.dumps(asked) + "\n")
                 some_are_new = True

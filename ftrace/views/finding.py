@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from ftrace.scores.plain_text import counted, shortened
+from ftrace.shown_text import counted, shortened
 from ftrace.views.sources import Row, Source, id_of
 
 _NEAREST = 3
