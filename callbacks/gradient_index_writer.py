@@ -19,7 +19,9 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_loop_without_index
+from ftrace.gradients import ProjectionSide
 from ftrace.index import Entries, FeatureSettings, IndexSettings
 from ftrace.online.index_writing.index_run import RunSettings
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
@@ -28,6 +30,7 @@ from ftrace.online.index_writing.session import IndexSession
 WHO = "GradientIndexWriter"
 
 
+@checked
 class GradientIndexWriter(Callback):
     """A callback that writes an index of the examples' projected, preconditioned gradients during training.
 
@@ -79,27 +82,27 @@ class GradientIndexWriter(Callback):
 
     def __init__(
         self,
-        output_dir: str | Path | None = None,
-        epochs: Sequence[int] | None = None,
-        steps: Sequence[Sequence[int]] | None = None,
-        segment_steps: int | None = None,
-        projection_side: int = 16,
+        output_dir: Name | Path | None = None,
+        epochs: Sequence[Count] | None = None,
+        steps: Sequence[Sequence[Count]] | None = None,
+        segment_steps: Positive | None = None,
+        projection_side: ProjectionSide = 16,
         layout: Literal["pooled", "layer", "parameter"] = "pooled",
-        layer_groups: int = 8,
-        parameters: Sequence[str] | None = None,
+        layer_groups: Positive = 8,
+        parameters: Sequence[Name] | None = None,
         preconditioner: Literal["rank-one", "elementwise", "none"] = "rank-one",
         entries: Entries = "gaussian",
         dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32",
-        shard_bytes: int = 64 * 2**20,
-        sample: int = 10_000,
-        id_key: str = "example_id",
+        shard_bytes: Positive = 64 * 2**20,
+        sample: Positive = 10_000,
+        id_key: Name = "example_id",
         strict: bool = True,
         self_check: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
         shared_ids: bool = False,
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
-        side: int | None = None,
-        groups: int | None = None,
+        side: ProjectionSide | None = None,
+        groups: Positive | None = None,
         correction: Literal["rank-one", "elementwise", "none"] | None = None,
     ) -> None:
         patterns = None if parameters is None else tuple(parameters)

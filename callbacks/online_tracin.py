@@ -17,10 +17,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
+from ftrace.gradients import ProjectionSide
 from ftrace.online import TraceSession, TraceSettings, Whitening
 
 
+@checked
 class OnlineTracIn(Callback):
     """A callback that accumulates, for each example and query, by how much the example has lowered the query's loss.
 
@@ -86,25 +89,25 @@ class OnlineTracIn(Callback):
     def __init__(
         self,
         queries: DataLoader | Dataset | None = None,
-        output_dir: str | Path | None = None,
+        output_dir: Name | Path | None = None,
         query_losses: Callable[..., Any] | None = None,
-        scores: Sequence[str] = ("dot",),
-        parameters: Sequence[str] = ("*",),
-        refresh_every_n_steps: int = 1,
-        projection_side: int | None = None,
+        scores: Sequence[Name] = ("dot",),
+        parameters: Sequence[Name] = ("*",),
+        refresh_every_n_steps: Positive = 1,
+        projection_side: ProjectionSide | None = None,
         integration: Literal["left", "trapezoid"] = "left",
         momentum: Literal["eventual", "exact"] = "eventual",
         whitening: Whitening = Whitening(),  # noqa: B008 - frozen
         candidates: list[int | str] | dict[int | str, list[int | str]] | None = None,
-        breakdown: Sequence[str] = (),
+        breakdown: Sequence[Name] = (),
         ledger: bool = True,
         query_learned: Callable[..., Any] | None = None,
-        staleness_every: int = 0,
-        id_key: str = "example_id",
-        query_id_key: str = "query_id",
+        staleness_every: Count = 0,
+        id_key: Name = "example_id",
+        query_id_key: Name = "query_id",
         strict: bool = True,
         self_check: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
         shared_ids: bool = False,
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
     ) -> None:

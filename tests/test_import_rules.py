@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOR_ALL = ("renamed", "files", "shown_text")  # import nothing of ours, so that every part may import them
+FOR_ALL = ("renamed", "files", "arguments", "shown_text")  # import nothing of ours, so that every part may import them
 MAY_IMPORT = {
     **{module: set() for module in FOR_ALL},
     "gradients": set(),
@@ -173,6 +173,6 @@ def test_test_files_share_by_way_of_helpers_only() -> None:
 
 @pytest.mark.parametrize("part", FOR_ALL)
 def test_what_all_parts_import_needs_little(part: str) -> None:
-    small = {"ftrace", "msgspec", "xxhash"}
+    small = {"ftrace", "msgspec", "xxhash", "filelock"}
     for file in sources(part):
         assert {name.split(".")[0] for name in imported(file)} <= sys.stdlib_module_names | small, file

@@ -14,7 +14,7 @@ import torch
 from ftrace.evaluation.retrieval import PoolSettings
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
-from helpers.made_run import SNAPSHOTS, data_of, make_run, train
+from helpers.made_run import SNAPSHOTS, data_of, make_run, note_snapshot, train
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,16 @@ def test_learned_queries_by_both_rules_are_kept(trained: Path) -> None:
     os.utime(folder / "weights.safetensors")  # as copying does
     assert Run(trained).learned() == by_paper
     middle = len(weights) // 2
+    manifest = (folder / "snapshot.json").read_bytes()
     (folder / "weights.safetensors").write_bytes(
         weights[:middle] + bytes([weights[middle] ^ 1]) + weights[middle + 1 :]
     )
+    with pytest.raises(ValueError, match="weights.safetensors' is damaged"):
+        Run(trained).learned()
+    note_snapshot(folder, json.loads(manifest)["tied"])
     assert Run(trained).learned().key != by_paper.key  # of one step, but of another training
     (folder / "weights.safetensors").write_bytes(weights)
+    (folder / "snapshot.json").write_bytes(manifest)
     for damage in ("garbage", "[]", '{"paper": 3}', json.dumps({"snapshot": SNAPSHOTS[1], "query_ids": [0]})):
         file.write_text(damage)
         assert Run(trained).learned() == by_paper

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -18,6 +18,8 @@ from typing_extensions import override
 from ftrace.attribution.passes import ExampleBatches, predict
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
+from ftrace.files.claims import claimed
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.gradients import GradientCapture, Preconditioner
 from ftrace.index import (
     GradientFeatures,
@@ -99,21 +101,28 @@ def index_corpus(
         facts: More for the manifest.
 
     Raises:
-        ValueError: If the folder holds something else, or an index of other settings.
+        ValueError: If the folder holds something else, or an index of other settings, or another process works there.
     """
+    with claimed(task.output_dir, "ftrace index", by_this_process=not getattr(rank_zero_only, "rank", 0)):
+        return _index_corpus(task, snapshot, settings, output, facts or {})
+
+
+def _index_corpus(
+    task: Task, snapshot: Path, settings: IndexSettings, output: Output, facts: Mapping[str, Any]
+) -> GradientIndex:
     model = task.model_at(snapshot)
     names = covered_names(model, settings)
     described = {
-        **(facts or {}),
+        **facts,
         "written_by": "ftrace index",
         "output": output,
         "data": task.data.fingerprint,
         "examples": {"count": len(task.examples), "ids": hashlib.sha256(task.examples.tobytes()).hexdigest()[:16]},
         "snapshots": {snapshot.name: snapshot_fingerprint(snapshot)},
     }
+    preconditioners = preconditioners_at(snapshot, model, settings)  # raises errors before anything is written
     begin_index(task.output_dir, settings, model, names, described)
-    preconditioners = preconditioners_at(snapshot, model, settings)
-    step = int(json.loads((snapshot / "snapshot.json").read_text())["step"])
+    step = int(SnapshotFiles(snapshot).facts["step"])
     folder = task.output_dir / f"segment-{step:08d}"
     write_preconditioners(folder, preconditioners)
     features = GradientFeatures(settings.features, names, preconditioners)

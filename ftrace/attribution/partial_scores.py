@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -52,20 +53,25 @@ class Block(NamedTuple):
 
 
 class PartialScores:
-    """The folder of unfinished scores beside a store.
+    """The folder of unfinished scores beside a store. All processes of a job share it; one of them begins it.
 
     Args:
         output_dir: The store's folder.
         settings: All that the scores depend on, as JSON holds it.
-
-    Raises:
-        ValueError: If the folder holds scores of other settings.
     """
 
     def __init__(self, output_dir: Path, settings: Mapping[str, Any]) -> None:
         self.folder = output_dir.with_name(f"{output_dir.name}-partial")
+        self._settings = settings
+
+    def begin(self) -> None:
+        """Make the folder, or go on with what it holds.
+
+        Raises:
+            ValueError: If it holds scores of other settings.
+        """
         file = self.folder / "manifest.json"
-        text = json.dumps(settings, indent=2) + "\n"
+        text = json.dumps(self._settings, indent=2) + "\n"
         given = json.loads(text)
         if self.folder.exists():
             try:
@@ -82,7 +88,7 @@ class PartialScores:
                 with whole_file(file) as temporary:
                     temporary.write_text(text)
             return
-        with whole_folder(self.folder, replace=False) as temporary:  # another process may be faster
+        with whole_folder(self.folder) as temporary:
             (temporary / "manifest.json").write_text(text)
 
     def passes_done(self) -> dict[BlockRange, int]:
@@ -131,6 +137,13 @@ class PartialScores:
     def remove(self) -> None:
         """Delete the folder, once the store is complete."""
         shutil.rmtree(self.folder)
+
+    def remove_without_work(self) -> None:
+        """Delete the folder if it holds no scores, so that nothing is left of a command that failed at once."""
+        if self.folder.exists() and not self.passes_done():
+            with suppress(OSError):  # it holds something else
+                (self.folder / "manifest.json").unlink()
+                self.folder.rmdir()
 
     def _file(self, block_range: BlockRange, passes: int) -> Path:
         name = f"queries-{block_range.first:06d}-{block_range.last:06d}.block-{block_range.block:06d}.{passes:03d}.npz"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
@@ -65,13 +66,21 @@ def score_in_passes(
         facts: More for the manifest.
 
     Raises:
-        ValueError: If what an earlier command left unfinished is of other settings.
+        ValueError: If what an earlier command left unfinished is of other settings, or another process works there.
     """
-    partial = PartialScores(task.output_dir, _settings(method, task, passes))
-    trainer = predict(_Scoring(task, passes, partial, collate), task)
-    if trainer.is_global_zero:
-        _write(method, task, passes, partial, facts)
-    trainer.strategy.barrier()
+    with task.claim(method):
+        partial = PartialScores(task.output_dir, _settings(method, task, passes))
+        if not getattr(rank_zero_only, "rank", 0):
+            partial.begin()
+        try:
+            trainer = predict(_Scoring(task, passes, partial, collate), task)
+            if trainer.is_global_zero:
+                _write(method, task, passes, partial, facts)
+        except BaseException:
+            if not getattr(rank_zero_only, "rank", 0):
+                partial.remove_without_work()
+            raise
+        trainer.strategy.barrier()
     return ScoreStore.open(task.output_dir)
 
 

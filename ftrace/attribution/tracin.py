@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ftrace.arguments import Count, Name, Seed, checked
 from ftrace.attribution.gradient_check import check_against_autograd
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.gradients import (
     Coverage,
     Elementwise,
@@ -25,6 +26,7 @@ from ftrace.gradients import (
     PerExampleGradients,
     Preconditioner,
     Projection,
+    ProjectionSide,
     QueryGradients,
     RankOne,
     cosines,
@@ -39,6 +41,7 @@ from ftrace.scores import ScoreStore, Sum
 Kind = Literal["dot", "cosine", "tensor_cosine"]
 
 
+@checked
 @dataclass(frozen=True)
 class TracIn(AttributionMethod):
     """Inner products or cosines of the gradients of an example's and a query's loss, over snapshots.
@@ -58,24 +61,22 @@ class TracIn(AttributionMethod):
         seed: Of the projection.
     """
 
-    name: ClassVar[str] = "tracin"
+    name: ClassVar[Name] = "tracin"
 
-    snapshots: Literal["last", "first", "all"] | list[int] = "last"
+    snapshots: Literal["last", "first", "all"] | list[Count] = "last"
     weight: Literal["mean", "learning_rate"] = "mean"
     kinds: Sequence[Kind] = ("dot", "cosine")
     preconditioned: bool = False
-    parameters: Sequence[str] = ("*",)
+    parameters: Sequence[Name] = ("*",)
     end_of_sequence: bool = True
     answers: Literal["one", "any"] | None = None
     breakdown: Literal["layer"] | None = None
-    projection_side: int | None = None
-    seed: int = 0
+    projection_side: ProjectionSide | None = None
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds: expected at least one, each once, found {list(self.kinds)}")
-        if self.projection_side is not None and self.projection_side < 1:
-            raise ValueError(f"projection_side: expected at least 1, found {self.projection_side}")
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples, in eval mode."""
@@ -250,8 +251,7 @@ def _learning_rate(folder: Path, names: Sequence[str]) -> float:
     Raises:
         ValueError: If there are several.
     """
-    manifest: dict[str, Any] = json.loads((folder / "snapshot.json").read_text())
-    groups = [group for optimizer in manifest["optimizers"] for group in optimizer["groups"]]
+    groups = [group for optimizer in SnapshotFiles(folder).facts["optimizers"] for group in optimizer["groups"]]
     rates = {group["learning_rate"] for group in groups if set(group["parameters"]) & set(names)}
     if len(rates) != 1:
         raise ValueError(

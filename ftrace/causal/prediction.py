@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.causal.corruption import Corruption, NoiseSettings
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
 from ftrace.causal.prompt_trace import PromptTrace, Stack
@@ -29,6 +30,7 @@ SETTINGS = "settings.json"
 _NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")
 
 
+@checked
 @dataclass(frozen=True)
 class TraceTask:
     """Prompts to trace through a model.
@@ -85,8 +87,9 @@ class TraceTask:
         )
 
 
+@checked
 def trace_prompts(
-    task: TraceTask, accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto"
+    task: TraceTask, accelerator: Name = "auto", devices: Positive | Name = 1, strategy: Name = "auto"
 ) -> list[PromptTrace]:
     """Trace prompts, and write each prompt's file as soon as it is done.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
 from ftrace.commands.evaluate import Protocol, compare
@@ -22,6 +23,7 @@ from ftrace.scores import ScoreStore, show_command
 Baseline = Literal["bm25", "tracin", "embed", "random-target"]
 
 
+@checked
 @dataclass(frozen=True)
 class AfterTraining:
     """Settings of what ``ftrace fit`` does once the model is trained.
@@ -35,8 +37,8 @@ class AfterTraining:
     """
 
     baselines: tuple[Baseline, ...] = ("bm25", "tracin")
-    worked_queries: int = 3
-    kind: str = "learning"
+    worked_queries: Count = 3
+    kind: Name = "learning"
     causal: bool = False
     report: bool = True
 

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
+from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.answer_lists import render_lists
 from ftrace.commands.answer_scores import IndexTooLarge, scores_of_index, scores_of_store
 from ftrace.commands.asking import GivenAnswer, Question
@@ -42,16 +43,17 @@ def command(question: Sequence[str], **options: object) -> None:
     ask(question=" ".join(question), **options)  # type: ignore[arg-type]
 
 
+@checked
 def ask(
-    run: str,
+    run: Name,
     question: str,
     answer: str | None = None,
-    k: int = 5,
-    opponents: int = 3,
-    likeliest: int = 5,
-    index: str | None = None,
-    scores: str | None = None,
-    snapshot: Literal["last", "first"] | int = "last",
+    k: Positive = 5,
+    opponents: Count = 3,
+    likeliest: Positive = 5,
+    index: Name | None = None,
+    scores: Name | None = None,
+    snapshot: Literal["last", "first"] | Count = "last",
 ) -> None:
     """Ask a run's model a question: what it answers, how surely, who taught it that, and who taught another answer.
 
@@ -68,9 +70,6 @@ def ask(
         scores: STORE[:KIND] of a score store instead, such as online:learning, for the run's own queries alone.
         snapshot: The model that is asked: "last", "first", or a step.
     """
-    for name, number, least in (("k", k, 1), ("opponents", opponents, 0), ("likeliest", likeliest, 1)):
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, found {number}")
     for name, text in (("question", question), ("answer", answer or "")):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"{name}: expected UTF-8, found {text!r:.200}. Set the terminal to UTF-8, or type it anew")

@@ -11,6 +11,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
 from ftrace.commands.options import ProcessSettings, number_of_bytes, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
@@ -36,15 +37,16 @@ def command(**options: Any) -> None:
     attribute(**options, choice=choice, processes=processes)
 
 
+@checked
 def attribute(
     method: AttributionMethod,
-    run: str,
-    output_dir: str | None = None,
+    run: Name,
+    output_dir: Name | None = None,
     candidates: Literal["all", "pool"] = "all",
     choice: QueryChoice = ALL_QUERIES,
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
-    memory_budget: int | str = "2GiB",
-    batch_size: int | None = None,
+    memory_budget: Positive | Name = "2GiB",
+    batch_size: Positive | None = None,
 ) -> None:
     """Score training examples for queries with one method, over a finished run.
 
@@ -71,7 +73,6 @@ def attribute(
     say(
         f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}",
         soft_wrap=True,
-        markup=False,
     )
 
 

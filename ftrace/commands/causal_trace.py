@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.causal import (
     MEDIATORS,
     Averages,
@@ -46,6 +47,7 @@ from ftrace.commands.stores import open_with_kind
 from ftrace.console import PlainConsole
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
+from ftrace.files.claims import claimed
 from ftrace.report import (
     plot_average,
     plot_lines,
@@ -100,22 +102,23 @@ def command(**options: Any) -> None:
     causal_trace(settings, **options, choice=choice, processes=processes)
 
 
+@checked
 def causal_trace(
     settings: CausalSettings,
-    run: str | None = None,
-    model: str | None = None,
-    prompts: str | None = None,
-    output_dir: str | None = None,
-    tokenizer: str | None = None,
-    snapshot: Literal["last", "first"] | int = "last",
+    run: Name | None = None,
+    model: Name | None = None,
+    prompts: Name | None = None,
+    output_dir: Name | None = None,
+    tokenizer: Name | None = None,
+    snapshot: Literal["last", "first"] | Count = "last",
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
     noise: NoiseSettings = NoiseSettings(),  # noqa: B008
     layouts: dict[Stack, ModelLayout] | None = None,
     choice: QueryChoice = ALL_QUERIES,
     outcome: Outcome = "probability",
-    scores: str | None = None,
+    scores: Name | None = None,
     join: JoinSettings = JoinSettings(),  # noqa: B008
-    pictures: int = 8,
+    pictures: Count = 8,
     effects_csv: bool = True,
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
 ) -> None:
@@ -143,8 +146,6 @@ def causal_trace(
         effects_csv: Whether to write every cell of every prompt to effects.csv.
         processes: Which processes share the prompts.
     """
-    if pictures < 0:
-        raise ValueError(f"pictures: expected at least 0, found {pictures}")
     traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
     store, join = _scores(traced.run, prompts, scores, join, settings)
     chosen = _prompts(traced.run, prompts, choice)
@@ -153,10 +154,11 @@ def causal_trace(
     task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
     if store is not None:
         _check_joinable(store, chosen, join, task)
-    with _quiet():
-        traces = trace_prompts(task, **asdict(processes))
-    shown = _Shown(outcome, pictures, choice.seed, effects_csv)
-    _finish(task, traces, shown, traced.run, store, join)
+    with claimed(folder, "ftrace causal-trace", by_this_process=not getattr(rank_zero_only, "rank", 0)):
+        with _quiet():
+            traces = trace_prompts(task, **asdict(processes))
+        shown = _Shown(outcome, pictures, choice.seed, effects_csv)
+        _finish(task, traces, shown, traced.run, store, join)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jsonargparse import ArgumentParser
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.commands.evaluate_results import compare_results, names_of_results
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
@@ -39,6 +40,7 @@ from ftrace.runs import Run
 from ftrace.scores import ScoreStore, show_command
 
 
+@checked
 @dataclass(frozen=True)
 class Protocol(QueryChoice):
     """The options that decide what is evaluated on what."""
@@ -78,7 +80,8 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_function_arguments(evaluate_stores, skip={"stores", "run", "runs", "choose", "protocol", "by"})
 
 
-def command(stores: Sequence[str], precision_at: Sequence[int] | None = None, **options: Any) -> None:
+@checked
+def command(stores: Sequence[Name], precision_at: Sequence[Positive] | None = None, **options: Any) -> None:
     """Compare score stores, or files of results: one table, all rows on the same queries."""
     protocol = take(Protocol, options)
     if names_of_results(stores):
@@ -107,17 +110,18 @@ def _hold_for_results(protocol: Protocol, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{given[0]}: expected score stores, found files of results, to which it doesn't apply")
 
 
+@checked
 def evaluate_stores(
-    stores: Sequence[str],
+    stores: Sequence[Name],
     protocol: Protocol = Protocol(),
-    run: str | None = None,
-    runs: Sequence[str] | None = None,
-    choose: Sequence[str] | None = None,
+    run: Name | None = None,
+    runs: Sequence[Name] | None = None,
+    choose: Sequence[Name] | None = None,
     half: Half | None = None,
-    against: str | None = None,
+    against: Name | None = None,
     by: By | None = None,
     published: bool = True,
-    output_dir: str | None = None,
+    output_dir: Name | None = None,
 ) -> None:
     """Compare score stores: one table, all rows on the same pool and the same queries.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.commands.stores import short_names
 from ftrace.console import PlainConsole
 from ftrace.evaluation.results import evaluate_results, render_result_groups, render_results, write_result_tables
@@ -29,13 +30,14 @@ def names_of_results(names: Sequence[str]) -> bool:
     return bool(files)
 
 
+@checked
 def compare_results(
     files: Sequence[str],
-    precision_at: Sequence[int] | None = None,
-    against: str | None = None,
+    precision_at: Sequence[Positive] | None = None,
+    against: Name | None = None,
     by: str | None = None,
-    seed: int = 0,
-    output_dir: str | None = None,
+    seed: Seed = 0,
+    output_dir: Name | None = None,
 ) -> None:
     """Compare files of results: one table, over the queries that all of them have.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,11 +13,14 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
+from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
 from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
 from ftrace.console import PlainConsole, PlainTable
 from ftrace.data import FactCorpus, FactData
+from ftrace.files.snapshot_files import SnapshotFiles
+from ftrace.files.whole_files import temporary_folder
 from ftrace.index import (
     OLD_OPTIONS,
     FeatureSettings,
@@ -76,17 +78,18 @@ def command(**options: Any) -> None:
     index(**options, settings=settings, processes=processes, may_lack_moments=may_lack_moments)
 
 
+@checked
 def index(
-    run: str,
-    snapshot: Literal["last", "first"] | int = "last",
-    output_dir: str | None = None,
-    corpus: list[str] | None = None,
+    run: Name,
+    snapshot: Literal["last", "first"] | Count = "last",
+    output_dir: Name | None = None,
+    corpus: list[Name] | None = None,
     settings: IndexSettings = IndexSettings(),  # noqa: B008
     output: Output = "loss",
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
-    batch_size: int | None = None,
-    plan: float | None = None,
-    plan_hours: float = 24.0,
+    batch_size: Positive | None = None,
+    plan: PositiveNumber | None = None,
+    plan_hours: PositiveNumber = 24.0,
     check: bool = False,
     may_lack_moments: bool = False,
 ) -> None:
@@ -145,7 +148,7 @@ def index(
 
 def settings_at(snapshot: Path, settings: IndexSettings) -> IndexSettings:
     """Return settings by which gradients are left as they are if a snapshot has no second moments."""
-    if (snapshot / "second_moments.safetensors").exists():
+    if SnapshotFiles(snapshot).has_second_moments:
         return settings
     return replace(settings, features=replace(settings.features, preconditioner="none"))
 
@@ -229,12 +232,11 @@ def make_plan(
 
 def _disk_rates(folder: Path, rows: torch.Tensor, settings: IndexSettings) -> tuple[float, float]:
     """Measure how many bytes a second are written and read where the index is to be."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     copies = max(1, 2**26 // max(1, rows.nbytes))
     many = rows.repeat(copies, 1)
     ids = torch.arange(len(many))
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".plan") as temporary:
-        file = Path(temporary) / "shard-0.safetensors"
+    with temporary_folder(folder) as temporary:
+        file = temporary / "shard-0.safetensors"
         began = time.perf_counter()
         write_shard(file, Rows(many, ids, torch.ones(len(many)), torch.zeros_like(ids)), as_dtype(settings.dtype))
         written = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
@@ -31,12 +32,13 @@ def command(**options: Any) -> None:
     compare_by_learned_step(**options, choice=choice)
 
 
+@checked
 def compare_by_learned_step(
-    stores: Sequence[str],
-    run: str | None = None,
-    bins: int = 4,
-    kinds: Sequence[str] | None = None,
-    output: str | None = None,
+    stores: Sequence[Name],
+    run: Name | None = None,
+    bins: Positive = 4,
+    kinds: Sequence[Name] | None = None,
+    output: Name | None = None,
     choice: QueryChoice = ALL_QUERIES,
 ) -> None:
     """Compare scores by the step at which queries were learned: online ones, and those of snapshots.

@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from ftrace.arguments import Name, checked
 from ftrace.console import PlainConsole
 from ftrace.report import plot_ledger
 from ftrace.scores import ScoreStore
@@ -24,7 +25,8 @@ def command(**options: Any) -> None:
     show_ledger(**options)
 
 
-def show_ledger(store: str, output: str | None = None, queries: Sequence[int] | None = None) -> None:
+@checked
+def show_ledger(store: Name, output: Name | None = None, queries: Sequence[int] | None = None) -> None:
     """Print and draw what explains the fall of the queries' losses, from a store that OnlineTracIn has written.
 
     Args:

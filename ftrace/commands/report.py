@@ -11,10 +11,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.sources import Opened, add_source_options, open_sources
 from ftrace.console import PlainConsole
+from ftrace.files.claims import claimed
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.page.chunks import encode_chunk, island
@@ -71,25 +73,21 @@ def add_arguments(command: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+@checked
 def command(
-    stores: Sequence[str],
-    run: str | None = None,
-    kind: str | None = None,
-    texts: Sequence[str] | None = None,
-    out: str | None = None,
-    figures: str | None = None,
-    k: int = 100,
-    opponents: int = 20,
-    queries: Sequence[str] | None = None,
-    tokens: int = 10,
+    stores: Sequence[Name],
+    run: Name | None = None,
+    kind: Name | None = None,
+    texts: Sequence[Name] | None = None,
+    out: Name | None = None,
+    figures: Name | None = None,
+    k: Positive = 100,
+    opponents: Count = 20,
+    queries: Sequence[Name] | None = None,
+    tokens: Count = 10,
     redact: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
-    for name, count in (("opponents", opponents), ("tokens", tokens)):
-        if count < 0:
-            raise ValueError(f"{name}: expected 0 or more, found {count}")
     opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
     path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
@@ -199,7 +197,8 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
     of_all = range(content.num_queries)
     head = content.head(_watched(of_all, "reading", len(of_all), console))
     places = of_all if only_chosen else choose_telling(head["queries"])
-    files = write_figures(folder, head, [content.query(place) for place in places])
+    with claimed(folder, "ftrace report", wait=True):  # all pictures are of one report
+        files = write_figures(folder, head, [content.query(place) for place in places])
     return [file for file in files if file.suffix == ".png"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.attribution import measured
 from ftrace.commands.index_corpus import Corpus
 from ftrace.commands.options import add_old_names, take
@@ -49,15 +50,16 @@ _RECALL_QUERIES = 32
 _SHOWN = 3  # examples of each query that are printed, on either side
 
 
+@checked
 @dataclass(frozen=True)
 class QuestionSettings:
     """The options that say what is asked of an index."""
 
-    file: str | None = None
+    file: Name | None = None
     """A file of queries, with "inputs" and "targets", as FactCorpus reads them; default: the run's."""
     choice: QueryChoice = ALL_QUERIES
     """Which of the run's queries; of a file, how many to sample."""
-    task_queries: str | None = None
+    task_queries: Name | None = None
     """A file of the task's queries, which R is mixed with; default: those that are searched for."""
     output: Output | None = None
     """What is differentiated: "loss", "margin" or "logit"; default: as of the rows."""
@@ -113,16 +115,17 @@ def command(**options: Any) -> None:
     search(**options, question=question, settings=settings, approximate=approximate if is_approximate else None)
 
 
+@checked
 def search(
-    index: str,
+    index: Name,
     question: QuestionSettings = QuestionSettings(),
     settings: SearchSettings = SearchSettings(),  # noqa: B008
-    run: str | None = None,
-    k: int = 100,
+    run: Name | None = None,
+    k: Positive = 100,
     approximate: ApproximateSettings | None = None,
-    against: str | None = None,
-    output_file: str | None = None,
-    show: int = 2,
+    against: Name | None = None,
+    output_file: Name | None = None,
+    show: Count = 2,
 ) -> None:
     """Find the strongest proponents and opponents of queries in a gradient index.
 
@@ -138,8 +141,6 @@ def search(
             index's folder.
         show: How many queries to print.
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
     if against is not None and question.file is not None:
         raise ValueError("against: expected the run's own queries, whose ids a score store knows, found a file")
     opened = GradientIndex(index)

@@ -10,6 +10,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import add_source_options, open_sources
 from ftrace.console import PlainConsole
@@ -59,21 +60,18 @@ def add_arguments(command: ArgumentParser) -> None:
     add_source_options(command)
 
 
+@checked
 def command(
-    stores: Sequence[str],
+    stores: Sequence[Name],
     query: str | None = None,
     search: Sequence[str] | None = None,
-    k: int = 10,
-    opponents: int = 3,
-    kind: str | None = None,
-    texts: Sequence[str] | None = None,
-    run: str | None = None,
+    k: Positive = 10,
+    opponents: Count = 3,
+    kind: Name | None = None,
+    texts: Sequence[Name] | None = None,
+    run: Name | None = None,
 ) -> None:
     """Show queries and who taught them: texts, scores, what the model said; several stores side by side."""
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
-    if opponents < 0:
-        raise ValueError(f"opponents: expected 0 or more, found {opponents}")
     if query is not None and search is not None:
         raise ValueError("expected one of query and search, found both")
     console = PlainConsole()

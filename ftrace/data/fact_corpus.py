@@ -10,12 +10,14 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from ftrace.arguments import Name, checked
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.corpus_files import FORMAT, write_corpus
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
 
 
+@checked
 class FactCorpus(FactData):
     """Data module of your own training rows and queries, from JSON-lines, JSON or Parquet files; see docs/data.md.
 
@@ -35,8 +37,8 @@ class FactCorpus(FactData):
 
     def __init__(
         self,
-        train: str | list[str],
-        queries: str | list[str],
+        train: Name | list[Name],
+        queries: Name | list[Name],
         *args: Any,
         **settings: Any,
     ) -> None:
@@ -46,8 +48,12 @@ class FactCorpus(FactData):
         super().__init__(f"corpus-{key}", FactDataSettings(*args, **settings))
 
     @override
+    def is_made(self) -> bool:
+        return is_whole(self.data_path, FORMAT)
+
+    @override
     def make(self) -> None:
-        if is_whole(self.data_path, FORMAT):
+        if self.is_made():
             manifest = json.loads((self.data_path / "manifest.json").read_text())
         else:
             manifest = write_corpus(self.data_path, _rows(self.train_files), _rows(self.query_files))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +16,22 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.fact_keys import FactParts
 from ftrace.data.tokenizer import train_word_tokenizer
+from ftrace.files.claims import claimed
 from ftrace.files.whole_files import whole_folder
 
 
+@checked
 @dataclass(frozen=True)
 class FactDataSettings:
     """Settings that all fact-tracing data modules have.
@@ -49,19 +51,15 @@ class FactDataSettings:
         ValueError: If ``num_queries`` is out of range.
     """
 
-    data_dir: str = "data_cache"
+    data_dir: Name = "data_cache"
     architecture: Architecture = "encoder-decoder"
-    tokenizer: str | None = None
+    tokenizer: Name | None = None
     split_hyphens: bool = False
-    batch_size: int = 128
-    query_batch_size: int = 128
-    num_workers: int = 0
-    num_queries: int | None = None
-    query_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_queries is not None and self.num_queries < 1:
-            raise ValueError(f"num_queries: expected None or at least 1, found {self.num_queries}")
+    batch_size: Positive = 128
+    query_batch_size: Positive = 128
+    num_workers: Count = 0
+    num_queries: Positive | None = None
+    query_seed: Seed = 0
 
 
 class FactData(LightningDataModule):
@@ -115,18 +113,28 @@ class FactData(LightningDataModule):
     def make(self) -> None:
         """Write the two files to :attr:`data_path`, whole or not at all, unless they are there already."""
 
+    def is_made(self) -> bool:
+        """Return whether the files are there already, so that :meth:`make` writes nothing."""
+        return False
+
     @override
     def prepare_data(self) -> None:
-        name = hashlib.sha256(str(self.data_path.resolve()).encode()).hexdigest()[:16]
-        with FileLock(Path(tempfile.gettempdir()) / f"ftrace-{name}.lock"):  # several runs may begin at once
-            self._prepare()
+        if self._is_prepared():  # nothing is written, so the folder may be one that can't be written to
+            self.make()
+            return
+        name = type(self).__name__
+        with claimed(self.data_path, name, "name another data_dir", wait=True):  # several runs may begin at once
+            self.make()
+            if self._lacks_tokenizer():
+                learned = train_word_tokenizer(self._texts(), split_hyphens=self.settings.split_hyphens)
+                with whole_folder(self._learned_tokenizer) as temporary:
+                    learned.save_pretrained(str(temporary))
 
-    def _prepare(self) -> None:
-        self.make()
-        if self.settings.tokenizer is None and not self._learned_tokenizer.exists():
-            learned = train_word_tokenizer(self._texts(), split_hyphens=self.settings.split_hyphens)
-            with whole_folder(self._learned_tokenizer) as temporary:
-                learned.save_pretrained(str(temporary))
+    def _is_prepared(self) -> bool:
+        return self.is_made() and not self._lacks_tokenizer()
+
+    def _lacks_tokenizer(self) -> bool:
+        return self.settings.tokenizer is None and not self._learned_tokenizer.exists()
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -279,7 +287,10 @@ class FactData(LightningDataModule):
         hidden = datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()  # reading is too fast to need a bar
         try:
-            return datasets.Dataset.from_parquet(file, cache_dir=str(self.data_path / "arrow"))
+            shared = self.data_path / "arrow"
+            is_writable = os.access(shared if shared.exists() else self.data_path, os.W_OK)
+            # Where nothing can be written, such as beside other people's data, the user's own cache is taken.
+            return datasets.Dataset.from_parquet(file, cache_dir=str(shared) if is_writable else None)
         finally:
             if not hidden:
                 datasets.enable_progress_bars()

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from ftrace.arguments import Name, checked
 from ftrace.data.cache_folder import is_whole
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, trex_parts
@@ -18,6 +19,7 @@ from ftrace.data.trex_sources import open_trex
 from ftrace.shown_text import plain
 
 
+@checked
 class FtraceTrex(FactData):
     """Data module of FTRACE-TREX: sentences of Wikipedia with the facts that they state, and queries of LAMA.
 
@@ -37,7 +39,7 @@ class FtraceTrex(FactData):
 
     def __init__(
         self,
-        source: str = "ekinakyurek/ftrace",
+        source: Name = "ekinakyurek/ftrace",
         *args: Any,
         **settings: Any,
     ) -> None:
@@ -45,8 +47,12 @@ class FtraceTrex(FactData):
         super().__init__(f"trex-{self.source.key()}", FactDataSettings(*args, **settings))
 
     @override
+    def is_made(self) -> bool:
+        return is_whole(self.data_path, FORMAT)
+
+    @override
     def make(self) -> None:
-        if is_whole(self.data_path, FORMAT):
+        if self.is_made():
             manifest = json.loads((self.data_path / "manifest.json").read_text())
         else:
             abstracts, queries = self.source.rows("abstracts"), self.source.rows("queries")

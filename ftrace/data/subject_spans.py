@@ -8,14 +8,17 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from ftrace.arguments import Count, checked
+
 _JOINERS = "\u200c\u200d"
 
 
+@checked
 def subject_span(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     subject: str,
-    start: int | None = None,
+    start: Count | None = None,
     add_special_tokens: bool = True,
 ) -> tuple[int, int]:
     """Find the half-open range of a text's tokens that hold a subject.

@@ -8,6 +8,8 @@ request. XXH3 finds accidents; it is no protection against somebody who changes 
 
 from __future__ import annotations
 
+import os
+import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,25 +82,28 @@ class FolderCheck:
         """Paths of the files of which something is noted."""
         return sorted(self._files or ())
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, *, at_once: bool = False) -> None:
         """Make sure, before a file is used, that it is what was written.
 
         A large file is digested in the background: if it is damaged, a warning says so as soon as that is known, and
-        every later call raises.
+        every later call raises. Within a process that is done once, as long as its time and size don't change.
 
         Args:
             name: The file's path in the folder.
+            at_once: Digest a large file now: for a reader that keeps what it makes of the file.
 
         Raises:
             DamagedError: If the file is missing, not noted, or not what was written.
         """
         if self._files is None or name in self._right:
             return
-        if name in self._under_way:
+        if name in self._under_way and not at_once:
             self._under_way[name].raise_what_is_known()
             return
         facts = self._check_size(name)
-        if facts["bytes"] <= self._small:
+        if facts["bytes"] > self._small and _stamp(self._folder / name, facts) in _verified:
+            self._right.add(name)
+        elif facts["bytes"] <= self._small or at_once:
             self._check_digest(name)
         else:
             self._under_way[name] = _BackgroundCheck(lambda: self._check_digest(name))
@@ -129,21 +134,32 @@ class FolderCheck:
 
     def _check_digest(self, name: str) -> None:
         file = self._folder / name
+        assert self._files is not None
         try:
+            stamp = _stamp(file, self._files[name])
             found = facts_of_file(file)
         except OSError as error:
             raise DamagedError(f"{str(file)!r} is missing or can't be read ({error.strerror})") from error
-        assert self._files is not None
         if found != self._files[name]:
             raise DamagedError(
                 f"{str(file)!r} is damaged: its digest is {found['xxh3_128']}, and {self._files[name]['xxh3_128']} was "
                 "written. Copy it again from where it came from, or make it anew"
             )
         self._right.add(name)
+        _verified.add(stamp)
+
+
+def _stamp(file: Path, facts: FileFacts) -> tuple[str, int, int, int, str]:
+    """Tell a file that was verified from what may come into its place later."""
+    stat = file.stat()
+    return str(file.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns, facts["xxh3_128"]
+
+
+_verified: set[tuple[str, int, int, int, str]] = set()
 
 
 class _BackgroundCheck:
-    """Check in a thread of its own.
+    """Check that waits for its turn in the one thread that does such checks.
 
     Args:
         check: Raises DamagedError if something is damaged.
@@ -152,16 +168,20 @@ class _BackgroundCheck:
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
         self._error: DamagedError | None = None
-        self._thread = threading.Thread(target=self._run, name="ftrace-digest", daemon=True)
+        self._is_done = threading.Event()
         _all_under_way.append(self)
-        self._thread.start()
+        _waiting.put(self)
+        _start_thread()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Do the check."""
         try:
             self._check()
         except DamagedError as error:
             self._error = error
             warnings.warn(str(error), stacklevel=1)
+        finally:
+            self._is_done.set()
 
     def raise_what_is_known(self) -> None:
         """Raise if the check has found damage so far."""
@@ -170,18 +190,50 @@ class _BackgroundCheck:
 
     def wait(self) -> None:
         """Wait for the end of the check, and raise if it has found damage."""
-        self._thread.join()
+        self._is_done.wait()
         self.raise_what_is_known()
 
 
 _all_under_way: list[_BackgroundCheck] = []
+_waiting: queue.SimpleQueue[_BackgroundCheck] = queue.SimpleQueue()
+_thread: threading.Thread | None = None
+
+
+def _start_thread() -> None:
+    """Start the thread of all checks, if it isn't running: one, so that a folder of many files is read in order."""
+    global _thread
+    if _thread is None or not _thread.is_alive():
+        _thread = threading.Thread(target=_run_all, name="ftrace-digest", daemon=True)
+        _thread.start()
+
+
+def _run_all() -> None:
+    while True:
+        _waiting.get().run()
+
+
+def _forget_all() -> None:
+    """In a forked process, which has no copy of the thread: its parent does the checks."""
+    global _waiting
+    _all_under_way.clear()
+    _waiting = queue.SimpleQueue()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def finish_background_checks() -> None:
     """Wait for all checks in the background, such as before a command says that it has succeeded.
 
     Raises:
-        DamagedError: If a file is damaged.
+        DamagedError: If a file is damaged; the message is of the first.
     """
+    errors = []
     while _all_under_way:
-        _all_under_way.pop().wait()
+        try:
+            _all_under_way.pop(0).wait()
+        except DamagedError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
+from ftrace.files.snapshot_files import MANIFEST, WEIGHTS, SnapshotFiles
+
 _SAMPLES, _SAMPLE_BYTES = 32, 65_536
 
 
@@ -24,15 +26,18 @@ def snapshot_fingerprint(folder: Path) -> str:
     Hashed are its manifest and samples of its weights: reading all weights of a large model would take too long.
 
     Raises:
-        ValueError: If the snapshot is missing or damaged.
+        ValueError: If the snapshot is missing, or its manifest is damaged.
     """
+    SnapshotFiles(folder)  # verifies the manifest
     try:
-        digest = hashlib.sha256((folder / "snapshot.json").read_bytes())
-        with (folder / "weights.safetensors").open("rb") as weights:
+        digest = hashlib.sha256((folder / MANIFEST).read_bytes())
+        with (folder / WEIGHTS).open("rb") as weights:
             size = weights.seek(0, os.SEEK_END)
             for sample in range(_SAMPLES):
                 weights.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
                 digest.update(weights.read(_SAMPLE_BYTES))
     except OSError as error:
-        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
+        raise ValueError(
+            f"snapshot {str(folder)!r} is missing or damaged ({error}): copy it from where it came from"
+        ) from error
     return digest.hexdigest()[:16]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.files.whole_files import whole_file
 from ftrace.gradients import OLD_ENTRIES
 from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
@@ -39,6 +40,7 @@ EXAMPLES = "examples.parquet"
 FORMAT, VERSION = "ftrace-index", 1
 
 
+@checked
 @dataclass(frozen=True)
 class IndexSettings:
     """The options that decide what an index is and how it is kept.
@@ -51,17 +53,13 @@ class IndexSettings:
     """What its rows are."""
     dtype: str = "float32"
     """Of rows on disk: "float32", "float16" or "bfloat16" (or "float64")."""
-    shard_bytes: int = 256 * 2**20
+    shard_bytes: Positive = 256 * 2**20
     """How large a file of rows becomes, about."""
-    sample: int = 10_000
+    sample: Positive = 10_000
     """Rows, drawn at random, that the autocorrelation R is taken of."""
 
     def __post_init__(self) -> None:
         as_dtype(self.dtype)
-        if self.shard_bytes < 1 or self.sample < 1:
-            raise ValueError(
-                f"expected shard_bytes and sample of at least 1, found {self.shard_bytes} and {self.sample}"
-            )
 
     def row_bytes(self, size: int) -> int:
         """Count the bytes of a row of that many numbers, with its id, step, weight and scale."""
@@ -146,6 +144,7 @@ def write_examples(folder: Path, texts: Texts) -> None:
         texts.write(temporary)
 
 
+@checked
 class GradientIndex:
     """An index, opened for search.
 
@@ -156,7 +155,7 @@ class GradientIndex:
         ValueError: If it is none, or unfinished or damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: Name | Path) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         stored = dict(self.manifest["settings"])

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftrace.arguments import checked
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.index.fingerprints import snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.gradient_rows import GradientRows, Losses, on_device
@@ -24,6 +26,7 @@ from ftrace.index.whitening import Whitening, WhiteningSettings, autocorrelation
 OLD_SEARCH_OPTIONS = {"correct_queries": "precondition_queries"}
 
 
+@checked
 @dataclass(frozen=True)
 class SearchSettings:
     """The options that decide how examples are scored with an index."""
@@ -132,6 +135,7 @@ def snapshot_of(index: GradientIndex, segment: Segment, snapshots: Path | None =
         folder = snapshots / folder.name
     fingerprint = snapshot_fingerprint(folder)
     if fingerprint != segment.manifest["fingerprint"]:
+        list(SnapshotFiles(folder).check_all())  # a damaged one says so by itself
         raise ValueError(
             f"snapshot {str(folder)!r} is not the one that {str(segment.folder)!r} was written at: expected the "
             f"fingerprint {segment.manifest['fingerprint']}, found {fingerprint}. Index again"

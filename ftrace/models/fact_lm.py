@@ -21,6 +21,8 @@ from transformers import (
 )
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, NonNegativeNumber, Share, check_arguments
+
 IGNORED = -100
 Output = Literal["loss", "margin", "logit"]
 _OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end")
@@ -55,27 +57,22 @@ class FactLM(LightningModule):
 
     def __init__(
         self,
-        model_name_or_path: str | None = None,
+        model_name_or_path: Name | None = None,
         config: dict[str, Any] | None = None,
         answers: Literal["one", "any"] = "any",
         optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw",
-        learning_rate: float = 1e-3,
-        warmup_steps: int = 0,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        embedding_std: float | None = None,
+        learning_rate: NonNegativeNumber = 1e-3,
+        warmup_steps: Count = 0,
+        weight_decay: NonNegativeNumber = 0.0,
+        momentum: Share = 0.9,
+        embedding_std: NonNegativeNumber | None = None,
     ) -> None:
+        check_arguments(FactLM.__init__, locals())  # a wrapper would hide a subclass's hyperparameters from Lightning
         super().__init__()
         if (model_name_or_path is None) == (config is None):
             raise ValueError("expected exactly one of model_name_or_path and config, found both or neither")
         if config is not None and "model_type" not in config:
             raise ValueError(f'config: expected a "model_type" such as "t5" or "gpt2", found {sorted(config)}')
-        for name, value, known in (
-            ("answers", answers, ("one", "any")),
-            ("optimizer", optimizer, ("adamw", "sgd", "adafactor")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {known}, found {value!r}")
         self.save_hyperparameters()
         if model_name_or_path is not None:
             hub_config = AutoConfig.from_pretrained(model_name_or_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ftrace.files.digests import DamagedError
+from ftrace.files.snapshot_files import MANIFEST, SnapshotFiles
+
 
 def find_snapshots(folder: Path) -> list[Path]:
     """Find the snapshots in a folder, in the order of their steps.
@@ -19,7 +21,7 @@ def find_snapshots(folder: Path) -> list[Path]:
     Raises:
         ValueError: If there are none.
     """
-    folders = sorted(path.parent for path in folder.glob("step-*/snapshot.json"))
+    folders = sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
     if not folders:
         raise ValueError(
             f"no snapshot in {str(folder)!r}: expected step-*/snapshot.json. Train with CheckpointSnapshots"
@@ -36,21 +38,29 @@ def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the snapshot is damaged, or of another model.
     """
+    snapshot = SnapshotFiles(folder)
+    weights = _tensors(snapshot.weights)
+    tied: Mapping[str, str] = snapshot.facts["tied"]
+    unknown = sorted(set(tied.values()) - weights.keys())
+    if unknown:
+        raise DamagedError(f"snapshot {str(folder)!r} is damaged: no weights {unknown[0]!r}, which others are tied to")
+    extra = {name: state for name, state in module.state_dict().items() if not isinstance(state, Tensor)}
     try:
-        manifest: dict[str, Any] = json.loads((folder / "snapshot.json").read_text())
-        weights = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
-    try:
-        for name, first in manifest["tied"].items():
-            weights[name] = weights[first]
-        extra = {name: state for name, state in module.state_dict().items() if not isinstance(state, Tensor)}
-        module.load_state_dict({**extra, **weights})
-    except KeyError as error:
-        raise ValueError(f"snapshot {str(folder)!r} is damaged: no {error}") from error
+        module.load_state_dict({**extra, **weights, **{name: weights[first] for name, first in tied.items()}})
     except RuntimeError as error:
-        raise ValueError(f"snapshot {str(folder)!r} is of another model: {error}") from error
-    return manifest
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        few = " ".join(lines[1:3]) or lines[0]  # the first only names the class
+        raise ValueError(
+            f"snapshot {str(folder)!r} is of another model: {few:.400}. Name the run that it is of"
+        ) from error
+    return snapshot.facts
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{str(file)!r} is missing or damaged ({error}): copy it again, or train again") from error
 
 
 @dataclass(frozen=True)
@@ -76,24 +86,19 @@ def load_optimizer_states(folder: Path) -> dict[str, OptimizerState]:
     There are none before the first step, and optimizers such as SGD keep none.
 
     Raises:
-        ValueError: If the snapshot is missing, damaged or of an older ftrace.
+        ValueError: If the snapshot is missing or damaged.
     """
+    snapshot = SnapshotFiles(folder)
+    file = snapshot.second_moments
+    if file is None:
+        return {}
     moments: dict[str, dict[str, Tensor]] = {}
-    try:
-        manifest = json.loads((folder / "snapshot.json").read_text())
-        if not (folder / "second_moments.safetensors").exists():
-            return {}
-        for full, moment in load_file(folder / "second_moments.safetensors").items():
-            name, _, key = full.partition("::")
-            moments.setdefault(name, {})[key] = moment
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error})") from error
-    try:
-        return {
-            name: OptimizerState(optimizer["class"], group["settings"], moments.get(name, {}), step)
-            for optimizer in manifest["optimizers"]
-            for group in optimizer["groups"]
-            for name, step in group["steps"].items()
-        }
-    except KeyError as error:
-        raise ValueError(f"snapshot {str(folder)!r} is of an older ftrace: no {error}") from error
+    for full, moment in _tensors(file).items():
+        name, _, key = full.partition("::")
+        moments.setdefault(name, {})[key] = moment
+    return {
+        name: OptimizerState(optimizer["class"], group["settings"], moments.get(name, {}), step)
+        for optimizer in snapshot.facts["optimizers"]
+        for group in optimizer["groups"]
+        for name, step in group["steps"].items()
+    }

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.gradients import OnLoss
 from ftrace.online.loop import TrainLoaders, Wording
 from ftrace.online.messages import tell
@@ -21,6 +22,7 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "16-true", *_AUTOCAST)
 
 
+@checked
 class PlainLoop:
     """A loop that calls backward and steps its optimizers itself.
 
@@ -55,10 +57,10 @@ class PlainLoop:
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         training_loss: TrainingLoss,
-        precision: str = "32-true",
+        precision: Name = "32-true",
         schedules: Sequence[Any] = (),
         scaler: Any = None,
-        step: int = 0,
+        step: Count = 0,
     ) -> None:
         if precision not in _PRECISIONS:
             raise ValueError(f"precision: expected one of {_PRECISIONS}, found {precision!r}")

@@ -67,7 +67,7 @@ class TraceSession:
         )
         self._state = RunState(who)
         self._added: list[Any] = []
-        self._folder: OutputFolder
+        self._folder: OutputFolder | None = None
 
     @property
     def running(self) -> TracedRun:
@@ -116,14 +116,14 @@ class TraceSession:
                     f'{self.who}: for scores of the kind "update" it must know what the optimizer does: {problem}. '
                     'Ask for "dot" and "cosine" alone'
                 )
-        self._folder = OutputFolder(output_dir, self.who, "scores")
+        self._folder = folder = OutputFolder(output_dir, self.who, "scores")
+        folder.claim()
         queries = self._query_pass(loop)
         if not self._hooks.is_attached:
             self._hooks.attach(loop.module, loop.optimizers)
         run = TracedRun(loop, queries, settings, self._hooks, self.who, self.describe)
-        self._state.begin(run, self._folder, strict=settings.strict)
+        self._state.begin(run, folder, strict=settings.strict)
         run.descriptions.add_queries(queries)
-        check_replaceable(self._folder.path)
         check_replaceable(self._incomplete_dir)
         self._refuse_another_run()
         if run.steps.first:
@@ -191,7 +191,7 @@ class TraceSession:
         run.finish()
         run.rows.report_never_checked()
         self._write(complete=run.steps.first == 0)
-        self._hooks.detach()
+        self.detach()
 
     @property
     def waits_to_be_closed(self) -> bool:
@@ -204,20 +204,24 @@ class TraceSession:
     def training_has_failed(self, exception: BaseException) -> None:
         """Write the scores so far, by this process alone, unless the scores themselves are wrong."""
         run = self.run
-        if (
-            run is not None
-            and self._hooks.is_attached
-            and run.steps.begun
-            and not isinstance(exception, SelfCheckError)
-        ):
-            self._state.remember(run)  # a checkpoint may still be saved
-            run.scoring.finish()
-            self._write(complete=False, alone=True)
-        self._hooks.detach()
+        try:
+            if (
+                run is not None
+                and self._hooks.is_attached
+                and run.steps.begun
+                and not isinstance(exception, SelfCheckError)
+            ):
+                self._state.remember(run)  # a checkpoint may still be saved
+                run.scoring.finish()
+                self._write(complete=False, alone=True)
+        finally:
+            self.detach()
 
     def detach(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks, and let other runs write to the folder."""
         self._hooks.detach()
+        if self._folder is not None:
+            self._folder.release()
 
     # State
 
@@ -237,6 +241,7 @@ class TraceSession:
 
     @property
     def _incomplete_dir(self) -> Path:
+        assert self._folder is not None
         folder = self._folder.beside("incomplete")
         try:
             other = ScoreStore.open(folder).manifest.get("run_id")
@@ -247,16 +252,30 @@ class TraceSession:
 
     def _refuse_another_run(self) -> None:
         """Refuse to overwrite the store of another run; an earlier one of the same run is replaced."""
+        assert self._folder is not None
+        check_replaceable(self._folder.path)
         try:
             manifest = dict(ScoreStore.open(self._folder.path).manifest)
         except (FileNotFoundError, ValueError):  # there is no store, such as in an empty folder
             return
         self._folder.refuse_another_run(manifest, f" ({manifest.get('steps', 'unknown')} steps)")
 
+    def _complete_dir(self) -> Path:
+        """Return the folder that the user named, unless something has come there that isn't this run's."""
+        assert self._folder is not None
+        try:
+            self._refuse_another_run()
+        except ValueError as error:  # copied there, or the disk knows no locks: these scores took a training
+            folder = self._folder.beside(self._folder.run_id[:8])
+            warn(f"{error}. That came there during training, so this run's scores go to {str(folder)!r}")
+            return folder
+        return self._folder.path
+
     def _write(self, *, complete: bool, alone: bool = False) -> None:
         run = self.running
+        assert self._folder is not None
         # The folder that the user named never holds the scores of a part of a run.
-        output_dir = self._folder.path if complete else self._incomplete_dir
+        output_dir = self._complete_dir() if complete else self._incomplete_dir
         facts = manifest_of(run, self._folder.run_id, complete=complete)
         store = write_store(output_dir, run, facts, alone=alone)
         if store is None:

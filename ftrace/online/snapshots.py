@@ -4,12 +4,12 @@ A snapshot is a folder ``step-00000120/``:
 
     weights.safetensors           each parameter and buffer once, by its first name in the module
     second_moments.safetensors    the optimizer's averages of squared gradients, by "parameter::key"; absent if none
-    snapshot.json                 step, epoch, learning rates by parameter group, optimizer, tied names, versions
+    snapshot.json                 step, epoch, learning rates by parameter group, optimizer, tied names, versions; and
+                                  size and digest of the other files
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ftrace.files.digests import facts_of_files
+from ftrace.files.manifests import write_manifest
+from ftrace.files.snapshot_files import FORM, MANIFEST, SECOND_MOMENTS, WEIGHTS
 from ftrace.files.whole_files import whole_file, whole_folder
 from ftrace.gradients import full_name
 from ftrace.online.loop import TrainingLoop
@@ -43,8 +46,6 @@ def save_snapshot(folder: Path, loop: TrainingLoop) -> None:
     names_of = {id(p): name for name, p in loop.module.named_parameters()}
     moments = _second_moments(loop.optimizers, names_of)
     manifest = {
-        "format": "ftrace-snapshot",
-        "version": 1,
         "step": loop.step,
         "epoch": loop.epoch,
         "tied": {also: same[0] for same in names.values() for also in same[1:]},
@@ -70,12 +71,12 @@ def save_snapshot(folder: Path, loop: TrainingLoop) -> None:
         "versions": {name: version(name) for name in ("ftrace", "torch", *loop.packages)},
     }
     with whole_folder(folder) as temporary:  # a resumed run replaces snapshots that it wrote before it was killed
-        with whole_file(temporary / "weights.safetensors") as file:
+        with whole_file(temporary / WEIGHTS) as file:
             save_file(tensors, file)
         if moments:
-            with whole_file(temporary / "second_moments.safetensors") as file:
+            with whole_file(temporary / SECOND_MOMENTS) as file:
                 save_file(moments, file)
-        (temporary / "snapshot.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_manifest(temporary / MANIFEST, FORM, {**manifest, "files": facts_of_files(temporary)})
 
 
 def _second_moments(optimizers: Sequence[Optimizer], names_of: dict[int, str]) -> dict[str, Tensor]:

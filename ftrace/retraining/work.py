@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from ftrace.arguments import Positive, checked
 from ftrace.evaluation.files import replace_text
 from ftrace.retraining.retrainer import Budget, QueryOutcome, Retrainer
 from ftrace.runs import Run
@@ -48,6 +49,7 @@ class Retraining:
         return hashlib.sha256(json.dumps([self.left_out, self.order_seed]).encode()).hexdigest()[:16]
 
 
+@checked
 def without(left_out: Sequence[int] | np.ndarray) -> Retraining:
     """Make the retraining without some rows, in the run's own order. The same rows give the same name."""
     rows = tuple(np.unique(np.asarray(left_out, dtype=np.int64)).tolist())
@@ -76,8 +78,9 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{folder} holds retrainings with {theirs}, expected {ours}. Name another: --output_dir")
 
 
+@checked
 def do_retrainings(
-    run: Run, retrainings: Sequence[Retraining], folder: Path, budget: Budget = "epochs", jobs: int = 1
+    run: Run, retrainings: Sequence[Retraining], folder: Path, budget: Budget = "epochs", jobs: Positive = 1
 ) -> list[QueryOutcome]:
     """Do the retrainings that have not been done yet.
 
@@ -94,8 +97,6 @@ def do_retrainings(
     Raises:
         ValueError: If a training fails, or a file belongs to another retraining. Finished outcomes are kept.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, found {jobs}")
     retrainer = Retrainer(run, budget)  # raises now if the run can't be repeated
     folder.mkdir(parents=True, exist_ok=True)
     asked = {retraining.name: retraining for retraining in retrainings}

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ftrace.arguments import Name, checked
 from ftrace.files.whole_files import put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
@@ -20,6 +21,7 @@ from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts
 
 
+@checked
 class ScoreWriter:
     """A writer of a store through memory maps. The store takes its place, whole, when it is finished.
 
@@ -46,7 +48,7 @@ class ScoreWriter:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Name | os.PathLike[Name],
         example_ids: np.ndarray,
         query_ids: np.ndarray,
         keys: Sequence[Sum | str],

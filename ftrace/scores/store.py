@@ -31,6 +31,7 @@ from ftrace.scores.ids import as_ids
 from ftrace.scores.labelled_arrays import labelled_array
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.ranking import strongest
+from ftrace.scores.score_rows import ScoreRows, write_in_columns
 from ftrace.scores.store_files import (
     LEDGER,
     MANIFEST,
@@ -95,7 +96,7 @@ class ScoreStore(StoredScores):
         path: str | os.PathLike[str],
         example_ids: np.ndarray,
         query_ids: np.ndarray,
-        scores: Mapping[str, np.ndarray] | Mapping[Sum, np.ndarray],
+        scores: Mapping[str, ScoreRows] | Mapping[Sum, ScoreRows],
         manifest: Mapping[str, Any] | None = None,
         *,
         candidate_offsets: np.ndarray | None = None,
@@ -110,7 +111,8 @@ class ScoreStore(StoredScores):
             path: The folder; an earlier store there is replaced, anything else is an error.
             example_ids: ``[N]`` int64.
             query_ids: ``[Q]`` int64.
-            scores: For each kind (or part of one, as :class:`Sum`), ``[N, Q]``.
+            scores: For each kind (or part of one, as :class:`Sum`), ``[N, Q]``: an array, or what can be asked for rows
+                of it, of which only a few are in memory at a time.
             manifest: What to note about how the scores were computed; anything that JSON can hold.
             candidate_offsets: ``[Q + 1]`` int64, if each query has candidates of its own: where each query begins. Then
                 ``example_ids`` and each of the scores are ``[pairs]``, query by query.
@@ -149,14 +151,17 @@ class ScoreStore(StoredScores):
         for key, values in keyed.items():
             if values.shape != shape:
                 raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
-            dtype = np.float64 if values.dtype == np.float64 else np.float32
-            arrays[file_name(key, parts)] = np.asfortranarray(values[order], dtype=dtype)
         facts = make_facts(list(keyed), example_ids, query_ids)
         facts["num_pairs"] = None if candidate_offsets is None else shape[0]
-        facts["dtype"] = {kind: str(arrays[kind].dtype) for kind in facts["kinds"]}
+        dtypes = {
+            key: np.dtype(np.float64 if values.dtype == np.float64 else np.float32) for key, values in keyed.items()
+        }
+        facts["dtype"] = {kind: str(dtypes[Sum(kind)]) for kind in facts["kinds"]}
         with whole_folder(folder, sync=True) as temporary:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+            for key, values in keyed.items():
+                write_in_columns(temporary / f"{file_name(key, parts)}.npy", values, order, dtypes[key])
             if ledger is not None:
                 ledger.write(temporary / LEDGER)
             write_texts(temporary, examples, example_ids, queries, query_ids)

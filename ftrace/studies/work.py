@@ -15,9 +15,11 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 
+from ftrace.arguments import Positive, checked
 from ftrace.attribution import Ensemble
 from ftrace.commands.attribute import make_task
 from ftrace.evaluation.files import replace_text
+from ftrace.files.claims import claimed
 from ftrace.gradients import full_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -40,6 +42,11 @@ class StudyRun:
     folder: Path
 
     @property
+    def config(self) -> Path:
+        """The file of the training's config."""
+        return self.folder.with_name(f"{self.folder.name}.yaml")
+
+    @property
     def cost(self) -> dict[str, float]:
         """The training's time: "seconds" and, if the system tells, "cpu_seconds" of all its threads."""
         cost: dict[str, float] = json.loads((self.folder / "training.json").read_text())
@@ -50,7 +57,8 @@ class StudyRun:
         return {name: ScoreStore.open(self.folder / name) for name in ("online", *study.methods)}
 
 
-def do_study(study: Study, output_dir: Path, train_script: Path | None = None, jobs: int = 1) -> list[StudyRun]:
+@checked
+def do_study(study: Study, output_dir: Path, train_script: Path | None = None, jobs: Positive = 1) -> list[StudyRun]:
     """Train and score all runs.
 
     Args:
@@ -66,8 +74,6 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
     """
     if train_script is not None and not train_script.is_file():
         raise ValueError(f"train_script: expected a script, found nothing at {str(train_script)!r}. Leave it out")
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, found {jobs}")
     runs = [
         StudyRun(variant, seed, (output_dir / variant / f"seed-{seed}").absolute())
         for seed in study.seeds
@@ -106,6 +112,11 @@ def _is_done(folder: Path, options: object) -> bool:
 
 
 def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int) -> None:
+    with claimed(run.config, "ftrace study"):  # another study may share the run
+        _train_alone(study, run, train_script, threads)
+
+
+def _train_alone(study: Study, run: StudyRun, train_script: Path | None, threads: int) -> None:
     settings = study.variants[run.variant].settings(study)
     settings["seed_everything"] = run.seed
     synth = settings["data"].get("init_args", {}).get("synth")
@@ -115,13 +126,14 @@ def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int)
     settings["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger}
     settings["trainer"]["enable_progress_bar"] = False
     text = yaml.safe_dump(settings, sort_keys=False)
-    done, config = run.folder / "training.json", run.folder.with_name(f"{run.folder.name}.yaml")
+    done, config = run.folder / "training.json", run.config
     if done.exists() and config.exists() and config.read_text() == text:
         return
     config.parent.mkdir(parents=True, exist_ok=True)
     if run.folder.exists():  # a run of other settings, or an unfinished one
         aside = run.folder.with_name(f"{run.folder.name}-{int(time.time())}")
-        run.folder.rename(aside)
+        with claimed(run.folder, "ftrace study"):  # its training may have outlived the study that began it
+            run.folder.rename(aside)
     replace_text(config, text)
     log = run.folder.with_name(f"{run.folder.name}.log")
     started = time.perf_counter()

@@ -214,11 +214,13 @@ def test_a_snapshot_that_changed_is_refused(run: SmallRun, tmp_path: Path, capsy
     (folder / "snapshots").unlink()
     shutil.copytree(run.snapshots[0].parent, folder / "snapshots")
     assert code("index", f"--run={folder}", *OPTIONS) == 0
-    snapshot = folder / "snapshots" / "step-00000004" / "weights.safetensors"
-    snapshot.write_bytes((folder / "snapshots" / "step-00000002" / "weights.safetensors").read_bytes())
+    snapshot, other = (folder / "snapshots" / f"step-0000000{step}" for step in (4, 2))
     capsys.readouterr()
-    assert code("search", f"--index={folder / 'index-step-00000004'}") == 2
-    assert "is not the one that" in capsys.readouterr().err
+    for name, message in (("weights.safetensors", "is damaged"), ("snapshot.json", "is not the one that")):
+        shutil.copy(other / name, snapshot / name)
+        assert code("search", f"--index={folder / 'index-step-00000004'}") == 2
+        assert message in capsys.readouterr().err
+        shutil.copy(other / "second_moments.safetensors", snapshot)
 
 
 def test_a_process_without_work_is_no_error(run: SmallRun, tmp_path: Path) -> None:

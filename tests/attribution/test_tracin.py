@@ -173,7 +173,7 @@ def test_no_second_moments_and_no_learning_rate_left(tmp_path: Path) -> None:
         TracIn(preconditioned=True).score(run.task(tmp_path / "s"))
     manifest = json.loads((run.snapshots[-1] / "snapshot.json").read_text())
     manifest["optimizers"][0]["groups"][0]["learning_rate"] = 0.0
-    (run.snapshots[-1] / "snapshot.json").write_text(json.dumps(manifest))
+    write_json(run.snapshots[-1] / "snapshot.json", manifest)
     with pytest.raises(ValueError, match=r"learning rates of .* are 0"):
         TracIn(weight="learning_rate").score(run.task(tmp_path / "s"))
 

@@ -23,7 +23,7 @@ from ftrace.evaluation.beam_search import beam_answers
 from ftrace.run_folder import fresh_answers, kept_answers, stores_in
 from ftrace.runs import Run
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts, show_command
-from helpers.made_run import SNAPSHOTS, data_of, make_run, train, write_scores
+from helpers.made_run import SNAPSHOTS, data_of, make_run, note_snapshot, train, write_scores
 from helpers.made_store import EXAMPLES, QUERIES, SCORES, make_ledger, make_store
 
 Show = Callable[..., list[str]]
@@ -215,6 +215,9 @@ def test_answers_of_other_weights_are_not_taken(trained: tuple[Path, FtraceSynth
     assert asked.answers() == answers
     assert fresh_answers(run).keys() == answers.keys()
     shutil.copy(run / "snapshots" / SNAPSHOTS[0] / "weights.safetensors", weights)
+    with pytest.raises(ValueError, match="is damaged"):
+        Run(run).answers()
+    note_snapshot(weights.parent, {})
     assert fresh_answers(run) == {}
     assert Run(run).answers() != answers
     for damage in ("garbage", "[]", '{"answers": {"x": {}}}', '{"key": 1, "stamp": 2, "answers": {"3": {}}}'):
@@ -226,7 +229,7 @@ def test_a_run_of_another_module_is_not_asked(shown: Show, tmp_path: Path) -> No
     make_store(tmp_path / "run" / "online")
     (tmp_path / "run" / "config.yaml").write_text("model: {class_path: mine.Line}\ndata: {class_path: mine.Points}\n")
     (tmp_path / "run" / "snapshots" / "step-1").mkdir(parents=True)
-    (tmp_path / "run" / "snapshots" / "step-1" / "snapshot.json").write_text("{}")
+    (tmp_path / "run" / "snapshots" / "step-1" / "snapshot.json").touch()
     assert not any("the model said" in line for line in shown(tmp_path / "run", "--query=0"))
 
 

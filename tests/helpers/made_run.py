@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,9 @@ import yaml
 from safetensors.torch import save_file
 
 from ftrace.data import FtraceSynth, SynthSettings
+from ftrace.files.digests import facts_of_files
+from ftrace.files.manifests import write_json, write_manifest
+from ftrace.files.snapshot_files import FORM, MANIFEST, WEIGHTS
 from ftrace.models import FactLM
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -41,15 +43,15 @@ def make_run(folder: Path, data_dir: Path, learned: list[int] | None = None) -> 
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for name in SNAPSHOTS:
         (folder / "snapshots" / name).mkdir(parents=True)
-        (folder / "snapshots" / name / "snapshot.json").write_text("{}")
-        (folder / "snapshots" / name / "weights.safetensors").touch()
+        (folder / "snapshots" / name / WEIGHTS).touch()
+        note_snapshot(folder / "snapshots" / name, {})
     if learned is not None:
         run = Run(folder)
         found = {
             "rule": "paper", "query_ids": learned, "asked": 8, "right_at_last": len(learned) + 1, "known_at_first": 1,
             "snapshots": SNAPSHOTS, "key": run.learned_key(run.snapshots),
         }  # fmt: skip
-        (folder / "learned_queries.json").write_text(json.dumps({"paper": found}))
+        write_json(folder / "learned_queries.json", {"paper": found})
     return folder
 
 
@@ -86,8 +88,14 @@ def save(model: FactLM, folder: Path) -> None:
         else:
             first[tensor.data_ptr()] = name
             weights[name] = tensor.clone()
-    save_file(weights, folder / "weights.safetensors")
-    (folder / "snapshot.json").write_text(json.dumps({"tied": tied}))
+    save_file(weights, folder / WEIGHTS)
+    note_snapshot(folder, tied)
+
+
+def note_snapshot(folder: Path, tied: dict[str, str]) -> None:
+    """Write the manifest of a snapshot whose files are there."""
+    facts = {"step": int(folder.name.removeprefix("step-")), "epoch": 0, "tied": tied, "optimizers": []}
+    write_manifest(folder / MANIFEST, FORM, {**facts, "files": facts_of_files(folder, [WEIGHTS])})
 
 
 def write_scores(

@@ -260,6 +260,6 @@ def test_accumulator_adds_up_by_id_in_any_order() -> None:
     sums = ScoreAccumulator(("dot",), query_ids=[7, 8])
     sums.add(torch.tensor([5, 3]), {Sum("dot"): torch.tensor([[1.0, 2.0], [3.0, 4.0]])})
     sums.add(torch.tensor([3, 9, 3]), {Sum("dot"): torch.ones(3, 2)})
-    ids, found = sums.arrays()
+    ids, found = sums.sorted()
     assert ids.tolist() == [3, 5, 9]
-    assert found[Sum("dot")].tolist() == [[5.0, 6.0], [1.0, 2.0], [1.0, 1.0]]
+    assert found[Sum("dot")][:].tolist() == [[5.0, 6.0], [1.0, 2.0], [1.0, 1.0]]

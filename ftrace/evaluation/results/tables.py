@@ -18,6 +18,7 @@ from ftrace.evaluation.files import groups_as_json, intervals_of, means_of, nan_
 from ftrace.evaluation.formatting import cell, markdown_grid, percent, plain_table, with_interval
 from ftrace.evaluation.query_groups import QueryGroup
 from ftrace.evaluation.results.metrics import RESULTS_BY, ResultsEvaluation
+from ftrace.files.claims import claimed
 from ftrace.shown_text import markdown_text, plain
 
 _MOST_METRICS = 6
@@ -70,11 +71,12 @@ def write_result_tables(evaluation: ResultsEvaluation, output_dir: Path) -> list
     output_dir.mkdir(parents=True, exist_ok=True)
     groups = [group for by in RESULTS_BY for group in evaluation.groups(by)]
     files = [output_dir / name for name in ("table.md", "table.csv", "table.json", "breakdown.csv", "per_query.csv")]
-    replace_text(files[0], _markdown(evaluation))
-    replace_csv(files[1], _csv_rows(evaluation))
-    replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
-    replace_csv(files[3], _breakdown_rows(evaluation, groups))
-    replace_csv(files[4], _query_rows(evaluation))
+    with claimed(output_dir, "ftrace evaluate", wait=True):  # all files are of one evaluation
+        replace_text(files[0], _markdown(evaluation))
+        replace_csv(files[1], _csv_rows(evaluation))
+        replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
+        replace_csv(files[3], _breakdown_rows(evaluation, groups))
+        replace_csv(files[4], _query_rows(evaluation))
     return files
 
 

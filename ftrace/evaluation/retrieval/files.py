@@ -16,6 +16,7 @@ from ftrace.evaluation.retrieval.breakdowns import breakdown
 from ftrace.evaluation.retrieval.evaluation import Evaluation
 from ftrace.evaluation.retrieval.metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
 from ftrace.evaluation.retrieval.render import notes_of, title_of
+from ftrace.files.claims import claimed
 from ftrace.shown_text import markdown_text
 
 
@@ -34,11 +35,12 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
     output_dir.mkdir(parents=True, exist_ok=True)
     groups = [*breakdown(evaluation, "relation"), *breakdown(evaluation, "proponents")]
     files = [output_dir / name for name in ("table.md", "table.csv", "table.json", "breakdown.csv", "per_query.csv")]
-    replace_text(files[0], _markdown(evaluation))
-    replace_csv(files[1], _csv_rows(evaluation))
-    replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
-    replace_csv(files[3], _breakdown_rows(groups))
-    replace_csv(files[4], _query_rows(evaluation))
+    with claimed(output_dir, "ftrace evaluate", wait=True):  # all files are of one evaluation
+        replace_text(files[0], _markdown(evaluation))
+        replace_csv(files[1], _csv_rows(evaluation))
+        replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
+        replace_csv(files[3], _breakdown_rows(groups))
+        replace_csv(files[4], _query_rows(evaluation))
     return files
 
 

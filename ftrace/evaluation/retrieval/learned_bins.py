@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.text import Text
 
+from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.console import PlainTable
 from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.estimates import Estimate, sample_means
@@ -68,12 +69,13 @@ class LearnedBin:
     methods: dict[str, LearnedMethod]
 
 
+@checked
 def learned_when(
     stores: Mapping[str, ScoreStore],
     queries: EvaluatedQueries,
-    bins: int = 4,
-    kinds: Sequence[str] | None = None,
-    seed: int = 0,
+    bins: Positive = 4,
+    kinds: Sequence[Name] | None = None,
+    seed: Seed = 0,
 ) -> list[LearnedBin]:
     """Compare scores by the step at which queries were learned.
 
@@ -92,8 +94,6 @@ def learned_when(
         ValueError: If there is no ledger, it doesn't record when queries were learned, the stores are of different
             examples, or none has one of the kinds.
     """
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1, found {bins}")
     steps = _learned_steps(stores)
     names, first = list(stores), next(iter(stores.values()))
     for store in stores.values():

@@ -97,17 +97,19 @@ class IndexSession:
         restored, self._restored = self._restored, None
         if output_dir is None:  # a logger has a new folder for each call
             output_dir = Path(restored["output_dir"]) if restored else default_dir
+        self.release()
         folder = OutputFolder(output_dir, self.who, "index")
-        is_continued = bool(loop.step) and self._folder is not None  # the same callback, in another call of fit
+        earlier, self._folder = self._folder, folder
+        folder.claim()
+        is_continued = bool(loop.step) and earlier is not None  # the same callback, in another call of fit
         if restored:
             folder.run_id = restored["run_id"]
         elif is_continued:
-            assert self._folder is not None
-            folder.run_id = self._folder.run_id
+            assert earlier is not None
+            folder.run_id = earlier.run_id
         if self._descriptions is None or not is_continued:
             self._descriptions = Descriptions(self.settings.describe, loop, self.who, self.settings.id_key)
         self._descriptions.loop = loop
-        self._folder = folder
         for entries in (restored or {}).get("texts", [])[process_rank() :: num_processes()]:
             self._descriptions.load(entries, folder.beside("state"))
         if (restored or is_continued) and not (folder.path / "index.json").exists():
@@ -150,7 +152,10 @@ class IndexSession:
         """Close the last segment."""
         run = self.running
         run.finish()
+        self._write_texts(run)
         self.detach()
+
+    def _write_texts(self, run: IndexRun) -> None:
         if not any(run.folder.path.glob("segment-*")):
             warn(
                 f"{self.who}: nothing was written: none of the {run.loop.step} steps of {run.loop.epoch} epochs is "
@@ -180,18 +185,26 @@ class IndexSession:
 
     def training_has_failed(self) -> None:
         """Write buffered rows to disk."""
-        if self.run is not None:
-            self.run.flush()
-        self.detach()
+        try:
+            if self.run is not None:
+                self.run.flush()
+        finally:
+            self.detach()
 
     def detach(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks, and let other runs write to the folder."""
+        self.release()
         if self._capture is not None:
             self._capture.detach()
             self._capture = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def release(self) -> None:
+        """Let other runs write to the folder."""
+        if self._folder is not None:
+            self._folder.release()
 
     # State
 

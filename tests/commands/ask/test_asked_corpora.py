@@ -54,8 +54,6 @@ def trained_run(
     at = folder / "run" / "snapshots" / f"step-{steps:08d}"
     at.mkdir(parents=True)
     made_run.save(model, at)
-    manifest = json.loads((at / "snapshot.json").read_text())
-    (at / "snapshot.json").write_text(json.dumps({**manifest, "step": steps}))
     config = {
         "data": {"class_path": "ftrace.data.FactCorpus", "init_args": given},
         "model": {"class_path": "ftrace.models.FactLM", "init_args": settings},
