@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 import ftrace.commands.options  # noqa: F401  # settings of all parsers
 from ftrace.commands.endings import run_command
+from ftrace.console import escape_unknown_characters
 from ftrace.named_configs import ConfigFileOrName
 
 # By name: the module, and the first line of its command's docstring.

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "report": {"console", "scores", "views", "evaluation", "causal"},
     "console": set(),
     "run_folder": {"scores"},
-    "runs": {"index", "data", "models", "evaluation", "run_folder"},
+    "run_classes": {"data", "models", "run_folder"},
+    "runs": {"index", "data", "models", "evaluation", "run_classes", "run_folder"},
     "retraining": {"data", "models", "evaluation", "runs"},
     "commands": {
         "console",

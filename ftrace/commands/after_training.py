@@ -51,7 +51,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         settings: The section ``trace`` of its config.
     """
     console = PlainConsole()
-    run = Run(folder)
+    run = Run(folder, trust=True)  # it has just been trained here
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
         stores[method] = attribute.run_method(method, run, folder / method)
@@ -78,7 +78,9 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
         tracing = CausalSettings(window=1, only_correct=bool(learned))
         try:
-            causal_trace.causal_trace(tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False)
+            causal_trace.causal_trace(
+                tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False, trust=True
+            )
             paths["causal traces"] = folder / "causal"
         except ValueError as error:  # a model that answers nothing correctly, for example
             console.print(f"Not traced: {error}", soft_wrap=True)
@@ -87,7 +89,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         paths["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
     if settings.report:
         try:
-            paths["explorer"] = report_of_run(folder)
+            paths["explorer"] = report_of_run(folder, trust=True)
         except ValueError as error:  # too large, for example
             console.print(f"\nNo explorer was written: {error}", soft_wrap=True)
     console.print("\nWhere everything is:")

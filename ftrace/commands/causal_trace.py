@@ -41,7 +41,7 @@ from ftrace.causal import (
 from ftrace.causal.mediators import Mediator, make_cell
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
-from ftrace.commands.options import ProcessSettings, take
+from ftrace.commands.options import ProcessSettings, add_trust, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
 from ftrace.console import PlainConsole
@@ -87,7 +87,8 @@ def add_arguments(command: ArgumentParser) -> None:
     for name, known in (("mediators", MEDIATORS), ("stacks", get_args(Stack))):
         command.add_argument(f"--{name}", nargs="+", choices=known, help=f"Some of {', '.join(known)}; default: all.")
     command.add_class_arguments(CausalSettings, skip={"mediators", "stacks"})
-    command.add_function_arguments(causal_trace, skip={"settings", "choice", "processes"})
+    command.add_function_arguments(causal_trace, skip={"settings", "choice", "processes", "trust"})
+    add_trust(command)
     command.add_class_arguments(QueryChoice)
     command.set_defaults({"queries": ALL_QUERIES.queries})
     command.add_class_arguments(ProcessSettings)
@@ -121,6 +122,7 @@ def causal_trace(
     pictures: Count = 8,
     effects_csv: bool = True,
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
+    trust: bool = False,
 ) -> None:
     """Trace where in a model facts live; repeated after a kill, it continues.
 
@@ -145,8 +147,9 @@ def causal_trace(
         pictures: How many prompts to draw one by one.
         effects_csv: Whether to write every cell of every prompt to effects.csv.
         processes: Which processes share the prompts.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
+    traced = _subject(run, model, prompts, tokenizer, snapshot, dtype, trust)
     store, join = _scores(traced.run, prompts, scores, join, settings)
     chosen = _prompts(traced.run, prompts, choice)
     folder = Path(output_dir) if output_dir else traced.folder
@@ -226,12 +229,13 @@ def _subject(
     tokenizer: str | None,
     snapshot: Literal["last", "first"] | int,
     dtype: str,
+    trust: bool,
 ) -> _Subject:
     if (run is None) == (model is None):
         given = "neither" if run is None else f"both, {run!r} and {model!r}: set the other to null"
         raise ValueError(f"expected a run or a model, found {given}")
     if run is not None:
-        of_run = Run(newest_run(run))
+        of_run = Run(newest_run(run), trust)
         trained = of_run.model_at(of_run.snapshot(snapshot))
         own_tokenizer = of_run.data.tokenizer
         assert own_tokenizer is not None
@@ -240,10 +244,10 @@ def _subject(
     if prompts is None:
         raise ValueError("prompts: expected a file of prompts for a pretrained model, found none")
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        loaded = auto.from_pretrained(model, dtype=dtype)
-        words = AutoTokenizer.from_pretrained(tokenizer or model)
+        loaded = auto.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+        words = AutoTokenizer.from_pretrained(tokenizer or model, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"model: can't load {model!r}: {error}") from error
     return _Subject(loaded.eval(), words, None, Path("runs", "causal", re.sub(r"[^\w.-]+", "-", model).strip("-")))

@@ -46,7 +46,7 @@ def add_arguments(command: ArgumentParser) -> None:
             help=f"Retrain without {what}, for each of these K.",
         )  # fmt: skip
     command.add_function_arguments(
-        leave_out_and_compare, skip={"stores", "run", "leave_out_k", "leave_out_facts", "choice"}
+        leave_out_and_compare, skip={"stores", "run", "leave_out_k", "leave_out_facts", "choice", "trust"}
     )
     command.add_class_arguments(QueryChoice)
 
@@ -73,6 +73,7 @@ def leave_out_and_compare(
     leave_out_queries: Count = 8,
     jobs: Positive = 1,
     output_dir: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Do scores predict what happens without some training data? Retrains, and compares: LDS and leave-out.
 
@@ -93,9 +94,10 @@ def leave_out_and_compare(
         jobs: How many processes. Of several, each gets its share of the cores, or what OMP_NUM_THREADS says.
         output_dir: Where tables and retrainings go; what is retrained there is not retrained again. Default:
             "counterfactual-fact" or "counterfactual-row" in the run's folder.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     seed = choice.seed
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     asked = choice.evaluated(of_run)
     num_rows = len(of_run.data.train_rows)
     for store in opened.values():

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
-from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
+from ftrace.commands.options import ProcessSettings, add_old_names, add_trust, number_of_bytes, take
 from ftrace.console import PlainConsole, PlainTable
 from ftrace.data import FactCorpus, FactData
 from ftrace.files.snapshot_files import SnapshotFiles
@@ -48,7 +48,8 @@ _Preconditioner = Literal["auto"] | PreconditionerKind
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: those of its settings as its own."""
-    command.add_function_arguments(index, skip={"settings", "processes", "may_lack_moments"})
+    command.add_function_arguments(index, skip={"settings", "processes", "may_lack_moments", "trust"})
+    add_trust(command)
     command.add_class_arguments(FeatureSettings, skip={"preconditioner"})
     command.add_argument(
         "--preconditioner", type=_Preconditioner, default="auto",
@@ -92,6 +93,7 @@ def index(
     plan_hours: PositiveNumber = 24.0,
     check: bool = False,
     may_lack_moments: bool = False,
+    trust: bool = False,
 ) -> None:
     """Write the gradient index of a corpus at one snapshot of a run; repeated after a kill, it continues.
 
@@ -109,8 +111,9 @@ def index(
         check: Write nothing; read all of the index in OUTPUT_DIR, and check it against its checksums.
         may_lack_moments: Whether gradients at a snapshot without second moments are left as they are; otherwise that is
             an error.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    of_run = Run(newest_run(run))
+    of_run = Run(newest_run(run), trust)
     if check and output_dir:
         check_index(GradientIndex(output_dir))
         return

@@ -21,7 +21,7 @@ def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores and kinds without brackets."""
     add_stores(command, "One of them has a ledger.")
     command.add_argument("--kinds", nargs="+", type=str, help="Which kinds of scores; default: all.")
-    command.add_function_arguments(compare_by_learned_step, skip={"stores", "run", "kinds", "choice"})
+    command.add_function_arguments(compare_by_learned_step, skip={"stores", "run", "kinds", "choice", "trust"})
     command.add_class_arguments(QueryChoice)
     command.set_defaults({"queries": ALL_QUERIES.queries})
 
@@ -40,6 +40,7 @@ def compare_by_learned_step(
     kinds: Sequence[Name] | None = None,
     output: Name | None = None,
     choice: QueryChoice = ALL_QUERIES,
+    trust: bool = False,
 ) -> None:
     """Compare scores by the step at which queries were learned: online ones, and those of snapshots.
 
@@ -51,8 +52,9 @@ def compare_by_learned_step(
         output: Where the numbers go as JSON, and beside it the picture; default: learned_when.json beside the first
             store.
         choice: For which queries.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     compared = learned_when(opened, choice.evaluated(of_run), bins, kinds)
     first = next(iter(opened.values()))
     file = Path(output) if output else first.path.resolve().with_name("learned_when.json")

@@ -86,9 +86,10 @@ def command(
     queries: Sequence[Name] | None = None,
     tokens: Count = 10,
     redact: bool = False,
+    trust: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
-    opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, trust=trust)
     path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
     wants_page = out is not None or figures is None
@@ -110,11 +111,12 @@ def command(
         say(f"The report is {written}{place}\nOpen it by double-click, or as {written.resolve().as_uri()}")
 
 
-def report_of_run(folder: Path) -> Path:
+def report_of_run(folder: Path, trust: bool = False) -> Path:
     """Write the explorer of a run into its folder, with all of its stores.
 
     Args:
         folder: The run's folder.
+        trust: As :class:`ftrace.runs.Run` takes it.
 
     Returns:
         What to open.
@@ -122,7 +124,7 @@ def report_of_run(folder: Path) -> Path:
     Raises:
         ValueError: If something else is in its place, or it is too large.
     """
-    opened = open_sources([str(folder)], None, None, whole_runs=True)
+    opened = open_sources([str(folder)], None, None, whole_runs=True, trust=trust)
     check_place(folder / _NAME)
     return write(make_content(opened), folder / _NAME)
 

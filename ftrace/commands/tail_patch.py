@@ -49,7 +49,7 @@ def add_arguments(command: ArgumentParser) -> None:
         help="Which kinds of scores, of stores that have several; default: all.",
     )  # fmt: skip
     command.add_argument("--kind", nargs="+", type=str, default=None, help=argparse.SUPPRESS)
-    command.add_function_arguments(patch_stores, skip={"stores", "run", "k", "kinds", "choice"})
+    command.add_function_arguments(patch_stores, skip={"stores", "run", "k", "kinds", "choice", "trust"})
     command.add_class_arguments(QueryChoice)
 
 
@@ -76,6 +76,7 @@ def patch_stores(
     by: Literal["kind"] | None = None,
     memory_budget: Positive | Name = "1GiB",
     output_dir: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Take one step on each of the best examples of each query, and say how much likelier the answer becomes.
 
@@ -92,9 +93,10 @@ def patch_stores(
         by: "kind": say what kind of examples they are, as is done wherever the data tell; an error where they don't.
         memory_budget: What weights and activations may take, such as "500MiB". Results don't depend on it.
         output_dir: Where the files go; default: "tail-patch" in the run's folder.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     budget, seed = number_of_bytes("memory_budget", memory_budget), choice.seed
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     scored = _rows(opened, kinds)
     folder = of_run.snapshot(snapshot)
     model = of_run.model_at(folder)

@@ -1,6 +1,6 @@
 """One of several processes that retrain. It reads one retraining a line from its input, and answers when it is done.
 
-    python -m ftrace.retraining.worker RUN FOLDER BUDGET
+    python -m ftrace.retraining.worker RUN FOLDER BUDGET [trust]
 
 It ends when its input ends, which also happens if its parent process is killed.
 """
@@ -17,12 +17,12 @@ from ftrace.retraining.work import Retraining, retrain
 from ftrace.runs import Run
 
 
-def main(run: str, folder: str, budget: str) -> None:
+def main(run: str, folder: str, budget: str, trust: str = "") -> None:
     """Retrain until the input ends."""
     assert budget in ("epochs", "steps")
     replies = sys.stdout
     with redirect_stdout(sys.stderr):  # so that other output is not taken for a reply
-        retrainer = Retrainer(Run(folder=run), budget)  # type: ignore[arg-type]
+        retrainer = Retrainer(Run(run, trust=trust == "trust"), budget)  # type: ignore[arg-type]
         for line in sys.stdin:
             asked = json.loads(line)
             retraining = Retraining(asked["name"], tuple(asked["left_out"]), asked["order_seed"])

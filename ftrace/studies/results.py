@@ -81,7 +81,7 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
     Returns:
         Its Markdown file and its picture, then the tables of each variant.
     """
-    opened = {run: Run(run.folder) for run in runs}
+    opened = {run: Run(run.folder, trust=True) for run in runs}
     grids, files = [], []
     for pool in ("all", "candidates") if study.pools else ("all",):
         evaluations = {v: _evaluate(study, v, opened, pool) for v in study.variants}

@@ -88,7 +88,7 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
 
         list(pool.map(train, runs))  # raises the error of a training
     for run in runs:
-        opened = Run(run.folder)
+        opened = Run(run.folder, trust=True)  # trained here, by the user's config
         some_are_new = False
         for name, method in study.methods.items():
             folder, asked = run.folder / name, {"method": full_name(method), **method.options()}
