@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from ftrace.gradients import OnLoss, UnreadableError
 from ftrace.launched_processes import handlers_without_lightning
 from ftrace.online import SelfCheckError, TrainLoaders, Wording
+from ftrace.shown_text import plain_lines
 
 
 class LightningLoop:
@@ -231,7 +232,7 @@ class LightningLoop:
 
     def tell(self, text: str) -> None:
         """Show the user a message, on process 0."""
-        rank_zero_info(text)
+        rank_zero_info(plain_lines(text))
 
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest."""
