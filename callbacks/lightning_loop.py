@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 from ftrace.gradients import OnLoss, UnreadableError
 from ftrace.launched_processes import handlers_without_lightning
 from ftrace.online import SelfCheckError, TrainLoaders, Wording
+from ftrace.shown_text import plain_lines
 
 
 class LightningLoop:
@@ -85,7 +87,20 @@ class LightningLoop:
         if combined is None:
             return TrainLoaders()
         loaders = [loader for loader in combined.flattened if isinstance(loader, DataLoader)]
-        return TrainLoaders(loaders, len(loaders) == len(combined.flattened), combined._mode == "max_size_cycle")
+        are_all, restart = len(loaders) == len(combined.flattened), combined._mode == "max_size_cycle"
+        return TrainLoaders(loaders, are_all, restart, *self._planned())
+
+    def _planned(self) -> tuple[float, float]:
+        """Return the number of epochs and of batches at most."""
+        fit = self.trainer.fit_loop
+        of_epoch = float(self.trainer.num_training_batches)
+        epochs = math.inf if fit.max_epochs in (None, -1) else float(fit.max_epochs or 0)
+        batches = epochs * of_epoch if epochs and of_epoch else 0.0
+        if self.trainer.max_steps >= 0 and not self.is_manual:  # steps of manual optimization are the user's own
+            batches = min(batches, float(self.trainer.max_steps * self.batches_per_step))
+        if 0 < of_epoch < math.inf and batches < math.inf:
+            epochs = min(epochs, math.ceil(batches / of_epoch))
+        return epochs, batches
 
     # How it steps
 
@@ -217,7 +232,7 @@ class LightningLoop:
 
     def tell(self, text: str) -> None:
         """Show the user a message, on process 0."""
-        rank_zero_info(text)
+        rank_zero_info(plain_lines(text))
 
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest."""

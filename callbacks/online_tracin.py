@@ -76,6 +76,8 @@ class OnlineTracIn(Callback):
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
         describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
             examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
             not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
@@ -110,6 +112,7 @@ class OnlineTracIn(Callback):
         self_check: bool = True,
         seed: Seed = 0,
         shared_ids: bool = False,
+        store: Literal["memory", "disk", "auto"] = "auto",
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
     ) -> None:
         self.settings = TraceSettings(
@@ -130,6 +133,7 @@ class OnlineTracIn(Callback):
             self_check=self_check,
             seed=seed,
             shared_ids=shared_ids,
+            store=store,
         )
         self.output_dir = output_dir
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)

@@ -80,7 +80,7 @@ def preconditioners_at(snapshot: Path, model: FactLM, settings: IndexSettings) -
     kind = settings.features.preconditioner
     if kind == "none":
         return {}
-    of_optimizer = snapshot_preconditioners(snapshot, model)
+    of_optimizer = snapshot_preconditioners(snapshot, model, "preconditioner none")
     return {name: preconditioner_for_index(factor, kind) for name, factor in of_optimizer.items()}
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from ftrace.shown_text import one_line
+
 NOTHING_KEPT = "Nothing was written."
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _OF_INPUT = (ArgumentError, ValueError, OSError, EOFError, RecursionError)
@@ -176,4 +178,4 @@ def _is_started_by_another() -> bool:
 
 
 def _say(name: str, message: str) -> None:
-    print(f"ftrace {name}".strip() + f": {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"ftrace {name}".strip() + f": {one_line(message)}", file=sys.stderr, flush=True)

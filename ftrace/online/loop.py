@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,11 +43,15 @@ class TrainLoaders:
         loaders: The DataLoaders among them.
         are_all: Whether there are no others.
         restart: Whether shorter loaders start again within an epoch.
+        epochs: The number of epochs at most; infinity if it isn't known.
+        batches: The number of batches in all epochs together at most, likewise.
     """
 
     loaders: Sequence[DataLoader] = ()
     are_all: bool = False
     restart: bool = False
+    epochs: float = math.inf
+    batches: float = math.inf
 
 
 class TrainingLoop(Protocol):

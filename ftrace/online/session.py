@@ -21,6 +21,7 @@ from ftrace.online.processes import alone, gather_objects, num_processes
 from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
 from ftrace.online.queries.query_pass import QueryPass
 from ftrace.online.resume import RunState
+from ftrace.online.run_memory import RunMemory, is_out_of_memory, make_block_memory
 from ftrace.online.settings import TraceSettings
 from ftrace.online.signals import TrainingSignals
 from ftrace.online.store_writing import write_store
@@ -74,6 +75,7 @@ class TraceSession:
         self._signals: TrainingSignals | None = None
         self._is_alone = False
         self._folder: OutputFolder | None = None
+        self._memory: RunMemory
 
     @property
     def running(self) -> TracedRun:
@@ -129,7 +131,10 @@ class TraceSession:
         queries = self._query_pass(loop)
         if not self._hooks.is_attached:
             self._hooks.attach(loop.module, loop.optimizers)
-        run = TracedRun(loop, queries, settings, self._hooks, self.who, self.describe)
+        blocks = make_block_memory(settings.store, folder.path.parent)
+        run = TracedRun(loop, queries, settings, self._hooks, self.who, self.describe, blocks)
+        self._memory = RunMemory(run, blocks, folder.path)
+        self._memory.before_training()
         self._state.begin(run, folder, strict=settings.strict)
         run.descriptions.add_queries(queries)
         check_replaceable(self._incomplete_dir)
@@ -166,19 +171,21 @@ class TraceSession:
         """Stop if a signal has come, rehearse the step if that is due, and begin to record."""
         if self._signals is not None:
             self._signals.stop_together()
-        self.running.begin_batch(batch, batch_idx, self._added)
+        with self._memory.named():
+            self.running.begin_batch(batch, batch_idx, self._added)
 
     def backward_begins(self, loss: Tensor) -> None:
         """Prepare for a backward pass over this loss."""
         if self.run is not None:
-            with without_autocast(self.run.loop.device):
+            with self._memory.named(), without_autocast(self.run.loop.device):
                 self.run.before_backward(loss)
 
     def backward_has_ended(self) -> None:
         """Read what the backward pass has added to the gradients."""
         if self.run is not None:
-            with without_autocast(self.run.loop.device):
+            with self._memory.named(), without_autocast(self.run.loop.device):
                 self.run.after_backward()
+                self._memory.measure()
 
     def gradients_are_zeroed(self) -> None:
         """Forget contributions that no step has used, under automatic optimization."""
@@ -186,12 +193,13 @@ class TraceSession:
 
     def optimizer_steps(self, optimizer: Optimizer) -> None:
         """Check and remember the gradients with which an optimizer is about to step."""
-        with without_autocast(self.running.loop.device):
+        with self._memory.named(), without_autocast(self.running.loop.device):
             self.running.begin_step(self.running.parameters.find(optimizer))
 
     def optimizer_has_stepped(self, optimizer: Optimizer) -> None:
         """Book the step that an optimizer has taken."""
-        self.running.end_step(self.running.parameters.find(optimizer))
+        with self._memory.named():
+            self.running.end_step(self.running.parameters.find(optimizer))
 
     def batch_has_ended(self) -> None:
         """Close the batch."""
@@ -203,7 +211,8 @@ class TraceSession:
         """Write the store."""
         run = self.running
         self._state.remember(run)
-        run.finish()
+        with self._memory.named():
+            run.finish()
         run.rows.report_never_checked()
         self._write(complete=run.steps.first == 0)
         if self._signals is not None:
@@ -233,7 +242,7 @@ class TraceSession:
             ):
                 with alone():
                     self._state.remember(run)  # a checkpoint may still be saved
-                    run.scoring.finish()
+                    self._finish_with_what_is_left(run)
                     self._write(complete=False, alone=True)
             if not self._is_alone:
                 gather_objects(None)  # a barrier: when one process is gone, those that are left are killed
@@ -244,6 +253,16 @@ class TraceSession:
     def ends_together(self) -> bool:
         """Whether all processes have stopped at the same place, where they may still wait for each other."""
         return not self._is_alone
+
+    def _finish_with_what_is_left(self, run: TracedRun) -> None:
+        """Book the steps that wait; if memory has run out, as far as there is memory."""
+        self._memory.release()
+        try:
+            run.scoring.finish()
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            warn(f"{self.who}: memory ran out, so steps since the last refresh are not in the scores")
 
     def detach(self) -> None:
         """Remove all hooks and handlers of signals, and let other runs write to the folder."""
@@ -313,7 +332,7 @@ class TraceSession:
         assert self._folder is not None
         # The folder that the user named never holds the scores of a part of a run.
         output_dir = self._complete_dir() if complete else self._incomplete_dir
-        facts = manifest_of(run, self._folder.run_id, complete=complete)
+        facts = {**manifest_of(run, self._folder.run_id, complete=complete), "memory": self._memory.needs.facts()}
         store = write_store(output_dir, run, facts, alone=alone)
         self.incomplete_store = None if complete else output_dir
         if store is None:

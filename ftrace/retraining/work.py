@@ -192,7 +192,8 @@ class _Worker:
 
     def __init__(self, run: Run, folder: Path, budget: Budget, threads: int, log: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads)}
-        command = [sys.executable, "-m", "ftrace.retraining.worker", str(run.folder), str(folder), budget]
+        trust = ["trust"] if run.trust else []
+        command = [sys.executable, "-m", "ftrace.retraining.worker", str(run.folder), str(folder), budget, *trust]
         self._log = log
         with log.open("w") as stream:
             self._process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """One of several processes that retrain. It reads one retraining a line from its input, and answers when it is done.
 
-    python -m ftrace.retraining.worker RUN FOLDER BUDGET
+    python -m ftrace.retraining.worker RUN FOLDER BUDGET [trust]
 
 It ends when its input ends, also in the middle of a retraining: its parent process has been killed.
 """
@@ -20,12 +20,12 @@ from ftrace.retraining.work import Retraining, retrain
 from ftrace.runs import Run
 
 
-def main(run: str, folder: str, budget: str) -> None:
+def main(run: str, folder: str, budget: str, trust: str = "") -> None:
     """Retrain until the input ends."""
     assert budget in ("epochs", "steps")
     replies = sys.stdout
     with redirect_stdout(sys.stderr):  # so that other output is not taken for a reply
-        retrainer = Retrainer(Run(folder=run), budget)  # type: ignore[arg-type]
+        retrainer = Retrainer(Run(run, trust=trust == "trust"), budget)  # type: ignore[arg-type]
         lines: Queue[str] = Queue()
         threading.Thread(target=_listen, args=(lines,), daemon=True).start()
         while line := lines.get():

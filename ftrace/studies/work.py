@@ -26,6 +26,7 @@ from ftrace.files.claims import claimed
 from ftrace.gradients import full_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from ftrace.shown_text import plain
 from ftrace.studies.settings import Study
 
 _SECONDS_TO_END = 10.0  # of a training that is interrupted
@@ -99,13 +100,13 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
             trainings.interrupt()
             raise
     for run in runs:
-        opened = Run(run.folder)
+        opened = Run(run.folder, trust=True)  # trained here, by the user's config
         some_are_new = False
         for name, method in study.methods.items():
             folder, asked = run.folder / name, {"method": full_name(method), **method.options()}
             is_stale = some_are_new and isinstance(method, Ensemble)  # stores that it combines may have changed
             if is_stale or not _is_done(folder, asked):
-                rank_zero_info(f"{run.variant}, seed {run.seed}: {name}")
+                rank_zero_info(f"{plain(run.variant)}, seed {run.seed}: {name}")
                 method.score(make_task(opened, folder))
                 replace_text(folder.with_name(f"{name}.json"), json.dumps(asked) + "\n")
                 some_are_new = True
