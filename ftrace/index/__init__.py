@@ -18,7 +18,14 @@ from ftrace.index.features import (
     preconditioner_for_index,
 )
 from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
-from ftrace.index.gradient_index import GradientIndex, IndexSettings, begin_index, read_manifest, write_examples
+from ftrace.index.gradient_index import (
+    EXAMPLES,
+    GradientIndex,
+    IndexSettings,
+    begin_index,
+    read_manifest,
+    write_examples,
+)
 from ftrace.index.gradient_rows import GradientRows
 from ftrace.index.plan import IndexPlan, readable
 from ftrace.index.prepared_search import OLD_SEARCH_OPTIONS, PreparedSearch, SearchSettings, prepare_search
@@ -35,6 +42,7 @@ from ftrace.index.whitening import (
 )
 
 __all__ = [
+    "EXAMPLES",
     "OLD_ENTRIES",
     "OLD_OPTIONS",
     "OLD_SEARCH_OPTIONS",
