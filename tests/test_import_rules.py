@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOR_ALL = ("renamed", "files", "arguments", "shown_text")  # import nothing of ours, so that every part may import them
+# Import nothing of ours, so that every part may import them.
+FOR_ALL = ("renamed", "files", "arguments", "launched_processes", "shown_text")
 MAY_IMPORT = {
     **{module: set() for module in FOR_ALL},
     "gradients": set(),

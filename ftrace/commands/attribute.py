@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ftrace.arguments import Name, Positive, checked
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
+from ftrace.commands.endings import NOTHING_KEPT, kept
 from ftrace.commands.options import ProcessSettings, add_trust, number_of_bytes, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.console import PlainConsole
@@ -71,12 +72,21 @@ def attribute(
     budget = number_of_bytes("memory_budget", memory_budget)
     settings = {**asdict(processes), "memory_budget": budget, "batch_size": batch_size}
     task = make_task(of_run, folder, candidates, choice, **settings)
-    store = method.score(task)
+    with kept(lambda: _what_is_kept(folder)):
+        store = method.score(task)
     say = rank_zero_only(PlainConsole().print)
     say(
         f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}",
         soft_wrap=True,
     )
+
+
+def _what_is_kept(folder: Path) -> str:
+    """Say what an interrupted method has left: methods that run a model finish block by block."""
+    partial = folder.with_name(f"{folder.name}-partial")
+    if not partial.exists():
+        return NOTHING_KEPT
+    return f"Finished blocks are kept in {partial}; the same command goes on with them."
 
 
 def make_task(

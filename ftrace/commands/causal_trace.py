@@ -39,6 +39,7 @@ from ftrace.causal import (
     trace_prompts,
 )
 from ftrace.causal.mediators import Mediator, make_cell
+from ftrace.commands.endings import say_kept
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
 from ftrace.commands.options import ProcessSettings, add_trust, take
@@ -158,6 +159,7 @@ def causal_trace(
     if store is not None:
         _check_joinable(store, chosen, join, task)
     with claimed(folder, "ftrace causal-trace", by_this_process=not getattr(rank_zero_only, "rank", 0)):
+        say_kept(f"Finished prompts are kept in {folder}; the same command goes on with them.")
         with _quiet():
             traces = trace_prompts(task, **asdict(processes))
         shown = _Shown(outcome, pictures, choice.seed, effects_csv)

@@ -10,6 +10,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from ftrace.arguments import Count, Name, Positive, Share, Within, checked
+from ftrace.commands.endings import say_kept
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
@@ -119,6 +120,7 @@ def leave_out_and_compare(
     wanted += [without(()), *left_out] if plans else []
     with claimed(folder, "ftrace counterfactual"):
         claim_folder(folder, settings)
+        say_kept(f"Finished retrainings are kept in {folder / 'retrainings'}; the same command goes on with them.")
         outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
         losses = {retraining.name: outcome.losses for retraining, outcome in zip(wanted, outcomes, strict=True)}
 

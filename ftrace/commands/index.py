@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
+from ftrace.commands.endings import kept
 from ftrace.commands.options import ProcessSettings, add_old_names, add_trust, number_of_bytes, take
 from ftrace.console import PlainConsole, PlainTable
 from ftrace.data import FactCorpus, FactData
@@ -138,7 +139,8 @@ def index(
         "run": os.path.relpath(of_run.folder.resolve(), folder.resolve()),
         "corpus": None if corpus is None else [str(Path(file).absolute()) for file in corpus],
     }
-    made = index_corpus(task, at, settings, output, facts)
+    with kept(f"Finished shards are kept in {folder}; the same command goes on with them."):
+        made = index_corpus(task, at, settings, output, facts)
     say = rank_zero_only(PlainConsole().print)
     seconds, total = time.perf_counter() - started, sum(file.stat().st_size for file in folder.glob("segment-*/*"))
     say(
