@@ -25,7 +25,7 @@ BY_COMMAND: dict[str, list[str]] = {
     "learned-when": ["online", "=bm25", "--run={run}", "--output={run}/learned [red].json"],
     "ledger": ["{run}/online", "--output={run}/ledger [red].png"],
     "report": ["{run}", "--tokens=1", "--queries=2", "--figures={run}/figures [red]", "--out={run}/[red].html"],
-    "search": ["--index={run}/index", "--output_file={run}/results [red].jsonl", "-k=3", "--against=online:learning"],
+    "search": ["--index={run}/index", "--output_file={run}/results [red].jsonl", "-k=3", "--against=online:dot"],
     "show": ["online", "=bm25", "[x]\x1b[31m", "--run={run}", "--query=array[i]"],
     "tail-patch": ["online", "=bm25", "--run={run}", "-k=1", "--queries=all", "--sample=6"],
 }  # fmt: skip

@@ -75,7 +75,7 @@ def config_of(folder: Path) -> dict[str, Any]:
             },
         },
         "trainer": {
-            "accelerator": "cpu", "max_epochs": 12, "enable_checkpointing": False, "enable_progress_bar": False,
+            "accelerator": "cpu", "max_epochs": 6, "enable_checkpointing": False, "enable_progress_bar": False,
             "enable_model_summary": False, "log_every_n_steps": 1,
             "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger},
             "callbacks": [
