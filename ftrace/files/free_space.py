@@ -47,8 +47,8 @@ def _of_system() -> float:
     available = _numbers(PROC / "meminfo").get("MemAvailable:")
     if available is not None:
         return 1024 * available
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS: all of it, since what is free is unknown
+    try:  # macOS doesn't say what is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return math.inf
 

@@ -183,6 +183,15 @@ class TrainingLoop(Protocol):
             or if the step runs its backward passes itself.
         """
 
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Return the handlers that a signal has without those of the loop itself.
+
+        Called when training begins. None: the signal is none of a traced run's business.
+        """
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make the exception by which training ends at a signal, if no handler raises one."""
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers with the user's loggers; called on process 0."""
 

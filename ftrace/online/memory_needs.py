@@ -68,6 +68,15 @@ class MemoryNeeds:
         """Whether a user should know."""
         return any(place.is_notable for place in self.places)
 
+    @property
+    def total(self) -> int:
+        """All bytes, wherever they are needed."""
+        return sum(place.total for place in self.places)
+
+    def largest(self) -> tuple[str, str]:
+        """Return the name of the first place, and what it is that takes the most there."""
+        return self.places[0].name, _largest(self.places[0].needs)[0][0]
+
     def shortage(self) -> tuple[Place, str] | None:
         """Return the first place that has too little, and what it is that takes the most; None if there is none."""
         for place in self.places:
@@ -78,7 +87,11 @@ class MemoryNeeds:
     def facts(self) -> dict[str, Any]:
         """Describe the needs for a manifest, in bytes."""
         by_place = {
-            place.name: {**place.needs, "total": place.total, "free": None if place.free == float("inf") else int(place.free)}
+            place.name: {
+                **place.needs,
+                "total": place.total,
+                "free": None if place.free == float("inf") else int(place.free),
+            }
             for place in self.places
         }
         return {"examples": self.examples, **by_place}

@@ -1,4 +1,4 @@
-"""The memory of a run: what it needs is computed and held against what is free, before its first step.
+"""The memory of a run: what it needs is held against what is free, before its first step.
 
 What follows from settings alone is known when training begins. Gradients that aren't projected are as large as
 activations are: queries' gradients are measured when they have been computed for the first time, and examples'
@@ -7,9 +7,10 @@ contributions when the first ones have been read.
 
 from __future__ import annotations
 
+import errno
 import math
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,31 +18,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ftrace.files.free_space import free_addresses, free_disk, free_memory
-from ftrace.gradients import PerExampleGradients, layer_of
-from ftrace.index import readable
-from ftrace.online.memory_needs import MemoryNeeds, Place
-from ftrace.online.planned import batch_size, planned_examples
-from ftrace.online.processes import gather_objects, num_processes, process_rank
-from ftrace.online.scoring.momentum import horizon_of
-from ftrace.online.scoring.row_blocks import BlockMemory
+from ftrace.files.free_space import free_memory
+from ftrace.gradients import PerExampleGradients, QueryGradients
+from ftrace.online.memory_estimates import MemoryEstimates, processes_here
+from ftrace.online.memory_needs import MemoryNeeds
+from ftrace.online.processes import gather_objects
+from ftrace.online.scoring.row_blocks import BlockMemory, zeros_in_memory
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores.ledger import COLUMNS
 from ftrace.scores.score_rows import RANGE_BYTES
 
 StoreOption = Literal["memory", "disk", "auto"]
 
 AUTO_FRACTION = 0.5  # of the memory that is free when training begins
-_BYTES_OF_ID = 200  # of an example's id in dictionaries, and of its row
 
 _REMEDIES = {
-    "scores": 'keep those of some examples with candidates=[...], or in a file with store="disk"',
+    "scores": 'keep those of some examples with candidates=[...], or all in a file with store="disk"',
     "query gradients": "project them with a smaller projection_side=K, or trace the queries in parts, in several runs",
     "held contributions": "project them with a smaller projection_side=K, or refresh more often",
     "ledger": "pass ledger=False",
+    "ledger's rows": "pass ledger=False, or refresh less often",
     "whitening": "pass a smaller projection_side=K, since R has K^4 numbers for each parameter",
     "a batch's scores": "make batches smaller, or trace the queries in parts, in several runs",
 }
+
+
+class OutOfMemoryError(ValueError):
+    """The error that memory, or the disk, ran out while scores were computed."""
 
 
 def make_block_memory(store: StoreOption, folder: Path) -> BlockMemory:
@@ -51,9 +53,8 @@ def make_block_memory(store: StoreOption, folder: Path) -> BlockMemory:
         store: The setting.
         folder: Where files are made.
     """
-    free = free_memory() / _processes_here() if store == "auto" else 0
-    budget = {"memory": math.inf, "disk": 0.0, "auto": AUTO_FRACTION * free}[store]
-    return BlockMemory(folder, budget)
+    free = free_memory() / processes_here() if store == "auto" else 0.0
+    return BlockMemory(folder, {"memory": math.inf, "disk": 0.0, "auto": AUTO_FRACTION * free}[store])
 
 
 class RunMemory:
@@ -71,14 +72,10 @@ class RunMemory:
     def __init__(self, run: TracedRun, blocks: BlockMemory, output_dir: Path) -> None:
         self._run = run
         self._blocks = blocks
-        self._output_dir = output_dir
-        self._queries: int | None = None
-        self._held: int | None = None
-        self._was_told = False
-        self._free_of_process = free_memory() / _processes_here()
-        self.needs = self._compute()
-
-    # What is told
+        self._estimates = MemoryEstimates(run, blocks, output_dir)
+        self._was_measured = False
+        self._set_aside: Tensor | None = zeros_in_memory((3 * RANGE_BYTES,), torch.uint8)  # no page of it is taken
+        self.needs: MemoryNeeds = self._estimates.needs()
 
     def before_training(self) -> None:
         """Tell what is needed, as far as it follows from settings. All processes must call it.
@@ -87,169 +84,88 @@ class RunMemory:
             ValueError: On all processes, if it doesn't fit.
         """
         self._refuse_shortage()
-        self._tell()
+        if self.needs.is_notable:
+            self._run.loop.tell(f"{self._run.who}: {self.needs}")
 
     def measure(self) -> None:
-        """Measure the gradients of queries and of the first examples, once they have been read.
+        """Measure the gradients of queries and of the first examples, once they have been read; then do nothing.
+
+        All processes must call it.
 
         Raises:
             ValueError: On all processes, if what is needed doesn't fit.
         """
-        if self._held is not None:
+        if self._was_measured:
             return
-        run = self._run
+        self._was_measured = True
+        run, before = self._run, self.needs
         directions = run.scoring.directions
-        self._queries = 2 * bytes_of([directions.queries, directions.unprojected, run.refresher.last])
-        self._held = sum(bytes_of(optimizer.contributions) for optimizer in run.parameters.followed)
-        before = self.needs
-        self.needs = self._compute()
+        self._estimates.of_queries = 2 * bytes_of([directions.queries, directions.unprojected, run.refresher.last])
+        self._estimates.of_batch = sum(bytes_of(optimizer.contributions) for optimizer in run.parameters.followed)
+        self.needs = self._estimates.needs()
         self._refuse_shortage()
-        if sum(place.total for place in self.needs.places) > 1.2 * sum(place.total for place in before.places):
-            self._tell()
-
-    def _tell(self) -> None:
-        if self.needs.is_notable:
-            self._run.loop.tell(f"{self._run.who}: {self.needs}")
+        if self.needs.is_notable and self.needs.total > 1.2 * before.total:
+            run.loop.tell(f"{run.who}: with gradients as measured in the first batch, the run {self.needs}")
 
     def _refuse_shortage(self) -> None:
-        (problem, *_) = [text for text in gather_objects(self._problem()) if text] or [None]
-        if problem is not None:
-            raise ValueError(problem)
+        problems = [text for text in gather_objects(self._problem()) if text]
+        if problems:
+            raise ValueError(problems[0])
 
     def _problem(self) -> str | None:
         shortage = self.needs.shortage()
         if shortage is None:
             return None
         place, largest = shortage
-        remedy = _REMEDIES.get(largest, 'keep scores of some examples with candidates=[...], or pass ledger=False')
-        if place.name == "disk":
+        return (
+            f"{self._run.who}: expected a run that fits, found that it {self.needs}. Most of the {place.name} is for "
+            f"{largest}: {self._remedy(place.name, largest)}"
+        )
+
+    def _remedy(self, place: str, largest: str) -> str:
+        if place == "disk":
             remedy = "keep scores of some examples with candidates=[...], or name an output_dir on a larger disk"
         elif largest == "scores" and self._blocks.budget < math.inf:
             remedy = "keep those of some examples with candidates=[...]"
-        if largest == "scores" and self._matrices > 1:
-            remedy += ", or ask for fewer kinds of scores and no breakdown"
+        else:
+            remedy = _REMEDIES.get(largest, "keep scores of some examples with candidates=[...]")
+        is_of_scores = place == "disk" or largest in ("scores", "a batch's scores")
         return (
-            f"{self._run.who}: expected {readable(place.free)} of {place.name} to be enough, since so much is free, but "
-            f"the run {self.needs}. Most of it is for {largest}: {remedy}"
+            f"{remedy}, or ask for fewer kinds and parts" if is_of_scores and self._estimates.matrices > 1 else remedy
         )
 
-    # What is needed
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Let memory or disk that runs out be an error of one line, with what the run needs and a remedy.
 
-    @property
-    def _matrices(self) -> int:
-        """The number of matrices of scores."""
-        return self._matrices_of_batch + self._epochs * len(self._run.rules.kinds)
+        Raises:
+            OutOfMemoryError: Instead of the allocator's own error.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            place, largest = self.needs.largest()
+            what = "disk" if isinstance(error, OSError) else "memory"
+            remedy = self._remedy(what if what == "disk" else place, largest)
+            raise OutOfMemoryError(
+                f"{self._run.who}: expected enough {what} for scores, found none left at step {self._run.step}. The "
+                f"run {self.needs}. Most of it is for {largest}: {remedy}"
+            ) from error
 
-    @property
-    def _matrices_of_batch(self) -> int:
-        rules = self._run.rules
-        layers = {layer_of(name) for name in self._run.parameters.covered.by_name} if "layer" in rules.breakdown else ()
-        return len(rules.kinds) * (1 + len(layers) + 2 * ("learned" in rules.breakdown))
+    def release(self) -> None:
+        """Give back the memory that was set aside, so that the scores so far can be written."""
+        self._set_aside = None
 
-    @property
-    def _epochs(self) -> int:
-        """The number of epochs that have parts of their own; 1 if it isn't known."""
-        epochs = self._run.loop.train_loaders.epochs
-        return 0 if "epoch" not in self._run.rules.breakdown else int(epochs) if epochs < math.inf else 1
 
-    def _compute(self) -> MemoryNeeds:
-        run = self._run
-        examples = planned_examples(run.loop)
-        candidates = run.sums.candidates
-        if candidates is not None:
-            kept = len(run.sums) if run.sums.is_ragged else len(candidates)
-            examples = kept if examples is None or run.sums.is_ragged else min(kept, examples)
-        count = 1000 if examples is None else examples
-        cells = count if run.sums.is_ragged else count * len(run.sums.query_ids)
-        scores = cells * run.sums.dtype.itemsize * self._matrices
-        at_rank_0 = scores if num_processes() > 1 and process_rank() == 0 else 0  # the sums over all processes
-        in_memory = min(scores + at_rank_0, int(min(self._blocks.budget, 2**62)))
-        in_file = scores + at_rank_0 - in_memory
-        memory = {
-            "scores": in_memory,
-            "ids": count * _BYTES_OF_ID,
-            "a batch's scores": self._of_batch(count),
-            "writing": 3 * min(RANGE_BYTES, scores),
-        }
-        on_device = {
-            "query gradients": self._of_queries(),
-            "held contributions": self._of_held(),
-            "ledger": self._of_ledger_vectors(),
-            "whitening": self._of_whitening(),
-        }
-        memory["ledger rows"] = self._of_ledger_rows()
-        disk = {"the store": scores if process_rank() == 0 else 0, "scores in a file": in_file}
-        device = run.loop.device
-        places = [Place("memory", {**memory, **(on_device if device.type == "cpu" else {})}, self._free_of_process)]
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            places.append(Place("memory of the device", on_device, free))
-        places.append(Place("disk", disk, free_disk(self._output_dir)))
-        addresses = free_addresses()
-        if in_file and addresses < math.inf:  # a limit that counts mapped files, too
-            places.append(Place("address space", {**memory, "scores": in_memory + in_file}, addresses))
-        return MemoryNeeds(places, examples)
-
-    def _of_batch(self, count: int) -> int:
-        """A batch's scores as they are computed, and those that are added to the sums."""
-        size = batch_size(self._run.loop)
-        rows = min(size, count) if size < math.inf else 0
-        return int(2 * rows * len(self._run.sums.query_ids) * self._run.sums.dtype.itemsize * self._matrices_of_batch)
-
-    def _size_of_gradient(self) -> int:
-        """Bytes of one gradient over all covered parameters, projected if there is a projection."""
-        projection, itemsize = self._run.rules.projection, self._run.sums.dtype.itemsize
-        parameters = self._run.parameters.covered.by_name.values()
-        if projection is None:
-            return sum(parameter.numel() for parameter in parameters) * itemsize
-        return len(parameters) * projection.side**2 * itemsize
-
-    def _of_queries(self) -> int:
-        if self._queries is not None:
-            return self._queries * (2 if self._run.rules.trapezoid else 1)
-        known = self._run.rules.projection is not None and not self._run.scoring.keeps_queries_unprojected
-        return 2 * len(self._run.sums.query_ids) * self._size_of_gradient() if known else 0
-
-    def _of_held(self) -> int:
-        """Contributions that wait: for their step, for the next refresh, or until momentum has no effect any more."""
-        rules, loop, settings = self._run.rules, self._run.loop, self._run.settings
-        steps = settings.refresh_every_n_steps if rules.trapezoid else 1
-        of_directions = 0
-        if rules.exact_momentum:
-            horizon = max((horizon_of(decay) for decay in _decays(loop.optimizers)), default=1)
-            steps += horizon + max(1, horizon // 2)
-            of_directions = steps * len(self._run.sums.query_ids) * self._size_of_gradient()
-        planned = loop.train_loaders.batches
-        batches = min(steps * loop.batches_per_step, planned)
-        held = self._held
-        if held is None:
-            size = batch_size(loop)
-            is_known = rules.projection is not None and size < math.inf and self._run.scoring.holds(elementwise=True)
-            held = int(size * self._size_of_gradient()) if is_known else 0
-        return int(batches * held + of_directions)
-
-    def _of_ledger_vectors(self) -> int:
-        """Vectors of the parameters' size: weights, and sums of what moved them."""
-        ledger = self._run.ledger
-        if ledger is None:
-            return 0
-        accounts = (1 + 2 * ledger.accounts + 2 * ledger.exact_momentum) * (2 if ledger.trapezoid else 1)
-        return (2 + accounts) * _bytes_of_parameters(self._run.parameters.all().values())
-
-    def _of_ledger_rows(self) -> int:
-        planned = self._run.loop.train_loaders.batches
-        if self._run.ledger is None or planned == math.inf:
-            return 0
-        refreshes = planned / self._run.loop.batches_per_step / self._run.settings.refresh_every_n_steps
-        return int(3 * refreshes * len(self._run.sums.query_ids) * 8 * len(COLUMNS))  # twice more when it is written
-
-    def _of_whitening(self) -> int:
-        whitened, projection = self._run.scoring.whitened, self._run.rules.projection
-        if whitened is None or projection is None:
-            return 0
-        matrix = projection.side**4 * self._run.sums.dtype.itemsize
-        return len(whitened.names) * (2 * matrix + len(self._run.sums.query_ids) * projection.side**2 * 4) + 3 * matrix
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, or the disk, has run out."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def bytes_of(value: Any) -> int:
@@ -271,25 +187,9 @@ def _collect(value: Any, sizes: dict[int, int], seen: set[int]) -> None:
             inner = value
         elif is_dataclass(value):
             inner = [getattr(value, field.name) for field in fields(value)]
-        elif isinstance(value, PerExampleGradients) or type(value).__name__ == "QueryGradients":
+        elif isinstance(value, PerExampleGradients | QueryGradients):
             inner = vars(value).values()
         else:
             inner = ()
         for item in inner:
             _collect(item, sizes, seen)
-
-
-def _bytes_of_parameters(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-
-
-def _decays(optimizers: Iterable[torch.optim.Optimizer]) -> list[float]:
-    """The factors by which momentum decays."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return [float(group.get("momentum") or (group.get("betas") or (group.get("beta1") or 0.0,))[0]) for group in groups]
-
-
-def _processes_here() -> int:
-    """Count the processes of the run that share this machine."""
-    hosts = gather_objects(socket.gethostname())
-    return hosts.count(socket.gethostname())

@@ -56,7 +56,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any, device: torch.device | None) -> Any:
-    """Restore the value that :func:`pack` was given, with tensors copied to a device; None leaves them where they are."""
+    """Restore what :func:`pack` was given, with tensors copied to a device; None leaves them where they are."""
     if isinstance(value, Tensor):
         return value if device is None else value.to(device, copy=True)
     if not isinstance(value, dict):

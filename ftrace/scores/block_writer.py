@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,16 @@ from ftrace.files.reserved import reserve
 from ftrace.files.whole_files import put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
-from ftrace.scores.store_files import MANIFEST, check_replaceable, file_name, make_facts, parts_of, write_texts
+from ftrace.scores.store_files import (
+    check_kinds,
+    check_names,
+    check_replaceable,
+    file_name,
+    make_facts,
+    parts_of,
+    write_manifest,
+    write_texts,
+)
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts
 
@@ -63,7 +71,9 @@ class ScoreWriter:
         if not is_ascending(examples) or len(np.unique(queries)) < len(queries):
             raise ValueError("expected example_ids in ascending order, and each example and query once")
         self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]
+        check_kinds(key.kind for key in self._keys)
         self._parts = parts_of(self._keys)
+        check_names(self._keys, self._parts)
         self._facts = make_facts(self._keys, examples, queries, np.dtype(dtype))
         self._example_ids, self._query_ids = examples, queries
         self._shape = len(examples), len(queries)
@@ -125,8 +135,7 @@ class ScoreWriter:
         self.flush()
         self._maps.clear()
         write_texts(self._temporary, examples, self._example_ids, queries, self._query_ids)
-        text = json.dumps({**(manifest or {}), **self._facts}, indent=2, allow_nan=False)
-        (self._temporary / MANIFEST).write_text(text + "\n")
+        write_manifest(self._temporary, manifest or {}, self._facts)
         put_folder(self._temporary, self.folder, sync=True)
         return ScoreStore.open(self.folder)
 
