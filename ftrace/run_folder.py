@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftrace.files.inside import inside
 from ftrace.files.whole_files import whole_file
 from ftrace.scores.store_files import FORMAT, MANIFEST
 
@@ -91,14 +92,14 @@ def keep_answers(run: Path, key: str, answers: Mapping[int, Mapping[str, Any]]) 
     snapshot = last_snapshot(run)
     assert snapshot is not None
     content = {"key": key, "stamp": _stamp(snapshot), "answers": {str(query): said for query, said in answers.items()}}
-    with whole_file(run / ANSWERS) as temporary:
+    with whole_file(inside(run, ANSWERS)) as temporary:
         temporary.write_text(json.dumps(content) + "\n")
 
 
 def _read_answers(run: Path) -> dict[str, Any]:
     """Read the file; what can't be read is made anew."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        kept = json.loads((run / ANSWERS).read_text())
+        kept = json.loads(inside(run, ANSWERS).read_text())
         answers = {
             int(query): {name: said[name] for name in ("text", "probability", "right")}
             for query, said in kept["answers"].items()

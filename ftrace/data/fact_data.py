@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -283,7 +284,7 @@ class FactData(LightningDataModule):
         return queries.select(np.sort(drawn))
 
     def _read(self, name: str) -> datasets.Dataset:
-        file = str(self.data_path / f"{name}.parquet")
+        file = glob.escape(str(self.data_path / f"{name}.parquet"))  # it is read as a pattern
         hidden = datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()  # reading is too fast to need a bar
         try:
