@@ -16,17 +16,22 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from ftrace.arguments.kinds import LISTED, in_words, is_container
+from ftrace.arguments.kinds import LISTED, NotEmpty, Within, in_words, is_container
 
 T = TypeVar("T", bound=Callable[..., Any])
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class _Misfit(Exception):
-    """A value that isn't of its kind."""
+    """A value that isn't of its kind.
 
-    def __init__(self, place: str, expected: str, value: Any) -> None:
-        self.place, self.expected, self.value = place, expected, value
+    Args:
+        place: Where in the argument, such as "[3]".
+        is_near: Whether its type is right and only its range is wrong, so that other types need no mention.
+    """
+
+    def __init__(self, place: str, expected: str, value: Any, *, is_near: bool = False) -> None:
+        self.place, self.expected, self.value, self.is_near = place, expected, value, is_near
 
 
 def checked(function: T) -> T:
@@ -147,24 +152,27 @@ def _if(is_right: bool, value: Any, kind: Any) -> Any:
 def _within(value: Any, kind: Any, *limits: Any) -> Any:
     try:
         value = _fit(value, kind)
-        if not any(limit.refuses(value) for limit in limits if hasattr(limit, "refuses")):
-            return value
-        raise _Misfit("", "", value)
     except _Misfit as misfit:
-        if misfit.place:
-            raise
-        raise _Misfit("", in_words(Annotated[kind, *limits]), value) from None
+        raise misfit if misfit.place else _Misfit("", in_words(Annotated[kind, *limits]), value) from None
+    for limit in limits:
+        if isinstance(limit, Within) and limit.refuses(value):
+            raise _Misfit("", limit.bounds, value, is_near=True)
+        if isinstance(limit, NotEmpty) and limit.refuses(value):
+            raise _Misfit("", in_words(Annotated[kind, limit]), value)
+    return value
 
 
 def _any_of(value: Any, kinds: tuple[Any, ...]) -> Any:
-    deepest: _Misfit | None = None
+    misfits = []
     for kind in kinds:
         try:
             return _fit(value, kind)
         except _Misfit as misfit:
-            if misfit.place and (deepest is None or len(misfit.place) > len(deepest.place)):
-                deepest = misfit
-    raise deepest or _Misfit("", " or ".join(map(in_words, kinds)), value)
+            misfits.append(misfit)
+    nearest = max(misfits, key=lambda misfit: (len(misfit.place), misfit.is_near))
+    if nearest.place or nearest.is_near:
+        raise nearest
+    raise _Misfit("", " or ".join(map(in_words, kinds)), value)
 
 
 def _plain(value: Any, kind: Any) -> Any:
@@ -205,7 +213,8 @@ def _container(value: Any, kind: Any) -> Any:
         raise _Misfit("", in_words(kind), value)
     if not of or type(value) not in LISTED or of[0] is Any:
         return value
-    if (of[0] is int or int in get_args(of[0])) and set(map(type, value)) <= {int}:
+    takes_all = of[0] is int or (get_origin(of[0]) in (Union, types.UnionType) and int in get_args(of[0]))
+    if takes_all and set(map(type, value)) <= {int}:
         return value  # long lists of ids
     if container is tuple and of[-1] is not Ellipsis:
         _if(len(value) == len(of), value, kind)
@@ -217,7 +226,7 @@ def _at(place: str, value: Any, kind: Any) -> Any:
     try:
         return _fit(value, kind)
     except _Misfit as misfit:
-        raise _Misfit(place + misfit.place, misfit.expected, misfit.value) from None
+        raise _Misfit(place + misfit.place, misfit.expected, misfit.value, is_near=misfit.is_near) from None
 
 
 def _shown(value: Any) -> str:

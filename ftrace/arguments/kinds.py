@@ -35,10 +35,17 @@ class Within:
         is_low = value <= self.least if self.above else value < self.least
         return is_low or (self.most is not None and value > self.most)
 
+    @property
+    def bounds(self) -> str:
+        """The range by itself, which says enough of a number that is outside."""
+        if self.above:
+            return f"a number above {self.least:,}" + ("" if self.most is None else f", up to {self.most:,}")
+        return f"at least {self.least:,}" if self.most is None else f"{self.least:,} to {self.most:,}"
+
     def __repr__(self) -> str:
-        if self.most is None:
-            return f"above {self.least}" if self.above else f"of at least {self.least}"
-        return f"above {self.least}, up to {self.most}" if self.above else f"from {self.least} to {self.most}"
+        if self.above:
+            return self.bounds.removeprefix("a number ")
+        return f"of {self.bounds}" if self.most is None else f"from {self.bounds}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def in_words(kind: Any) -> str:
     """
     origin, of = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return " ".join([in_words(of[0]), *(repr(limit) for limit in of[1:] if hasattr(limit, "refuses"))])
+        return " ".join([in_words(of[0]), *(repr(limit) for limit in of[1:] if isinstance(limit, Within | NotEmpty))])
     if origin in (Union, types.UnionType):
         return " or ".join(map(in_words, of))
     if origin is Literal:

@@ -38,6 +38,7 @@ from ftrace.index import (
     write_preconditioners,
     write_shard,
 )
+from ftrace.launched_processes import interrupt_at_once
 from ftrace.models import FactLM, Output
 
 
@@ -79,7 +80,7 @@ def preconditioners_at(snapshot: Path, model: FactLM, settings: IndexSettings) -
     kind = settings.features.preconditioner
     if kind == "none":
         return {}
-    of_optimizer = snapshot_preconditioners(snapshot, model)
+    of_optimizer = snapshot_preconditioners(snapshot, model, "preconditioner none")
     return {name: preconditioner_for_index(factor, kind) for name, factor in of_optimizer.items()}
 
 
@@ -194,6 +195,7 @@ class _Indexing(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         if not self.items:
             return
         self._model = model = self.task.model_at(self.snapshot).to(self.device)

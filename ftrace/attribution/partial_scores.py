@@ -75,9 +75,16 @@ class PartialScores:
 
     def __init__(self, output_dir: Path, settings: Mapping[str, Any]) -> None:
         self.folder = output_dir.with_name(f"{output_dir.name}-partial")
-        given = json.loads(json.dumps(settings))
-        self._settings = json.dumps(given, sort_keys=True)
-        file = self.folder / MANIFEST
+        self._given = json.loads(json.dumps(settings))
+        self._settings = json.dumps(self._given, sort_keys=True)
+
+    def begin(self) -> None:
+        """Make the folder, or go on with what it holds.
+
+        Raises:
+            ValueError: If it holds scores of other settings.
+        """
+        file, given = self.folder / MANIFEST, self._given
         if self.folder.exists():
             try:
                 there = read_manifest(file, FORM)["settings"]
@@ -94,7 +101,7 @@ class PartialScores:
             if different:  # what failed before its first block
                 write_manifest(file, FORM, {"settings": given})
             return
-        with whole_folder(self.folder, replace=False) as temporary:  # another process may be faster
+        with whole_folder(self.folder) as temporary:
             write_manifest(temporary / MANIFEST, FORM, {"settings": given})
 
     def passes_done(self) -> dict[BlockRange, int]:

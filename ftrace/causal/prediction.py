@@ -25,6 +25,7 @@ from ftrace.causal.trace_files import read_settings, read_trace, trace_file, wri
 from ftrace.causal.tracer import CausalSettings, CausalTracer, check_state
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
 from ftrace.evaluation.files import replace_text
+from ftrace.launched_processes import ending_launched, interrupt_at_once
 
 SETTINGS = "settings.json"
 _NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")
@@ -118,8 +119,9 @@ def trace_prompts(
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
         module = _Tracing(task)
-        trainer.predict(module, return_predictions=False)
-    trainer.strategy.barrier()  # the first process reads what all have written
+        with ending_launched(trainer):
+            trainer.predict(module, return_predictions=False)
+            trainer.strategy.barrier()  # the first process reads what all have written
     return [_read(task.folder, prompt.name, module.described) for prompt in task.prompts]
 
 
@@ -143,6 +145,7 @@ class _Tracing(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         task = self.task
         self.tracer = CausalTracer(self.model, task.settings, task.layouts)
         if self.trainer.is_global_zero:  # now that all has been checked

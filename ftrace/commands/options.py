@@ -31,6 +31,15 @@ class ProcessSettings:
     """Lightning's, such as "ddp"."""
 
 
+def add_trust(command: ArgumentParser) -> None:
+    """Add the flag by which a user trusts a run: see :class:`ftrace.runs.Run`."""
+    command.add_argument(
+        "--trust", action="store_true",
+        help="Follow the classes that the run's config names and that aren't ftrace's own. Their code runs here, so "
+        "trust a run that somebody else has made only if you have read it.",
+    )  # fmt: skip
+
+
 def take(kind: type[Settings], options: dict[str, Any]) -> Settings:
     """Make settings of a command's options, and remove these from the options.
 

@@ -139,7 +139,7 @@ class FactData(LightningDataModule):
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.tokenizer is None:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_source)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
             self.train_rows = self._read("train")
             self.query_rows = self._drawn(self._read("queries"))
 

@@ -16,6 +16,7 @@ from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, trex_parts
 from ftrace.data.trex_files import FORMAT, subject_of_query, write_trex
 from ftrace.data.trex_sources import open_trex
+from ftrace.shown_text import plain
 
 
 @checked
@@ -57,14 +58,14 @@ class FtraceTrex(FactData):
             abstracts, queries = self.source.rows("abstracts"), self.source.rows("queries")
             manifest = write_trex(self.data_path, abstracts, queries, self.source.name, progress=True)
         rank_zero_info(
-            f"FTRACE-TREX from {self.source.name}: {manifest['num_train']:,} rows, {manifest['num_queries']:,} "
+            f"FTRACE-TREX from {plain(self.source.name)}: {manifest['num_train']:,} rows, {manifest['num_queries']:,} "
             f"queries, {manifest['num_queries_without_proponents']:,} more left out whose fact no row states"
         )
         other = manifest.get("num_queries_with_an_answer_of_another_surface")
         if other:
             rank_zero_warn(
-                f"{self.source.name}: {other:,} queries have another answer than the surface of their object or their "
-                "subject; they accept the answer as it is"
+                f"{plain(self.source.name)}: {other:,} queries have another answer than the surface of their object or "
+                "their subject; they accept the answer as it is"
             )
 
     @override

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from ftrace.arguments import Count, checked
-
 _JOINERS = "\u200c\u200d"
 
 
-@checked
 def subject_span(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     subject: str,
-    start: Count | None = None,
+    start: int | None = None,
     add_special_tokens: bool = True,
 ) -> tuple[int, int]:
     """Find the half-open range of a text's tokens that hold a subject.

@@ -29,7 +29,7 @@ from ftrace.index.index_views import index_html, rows_table
 from ftrace.index.segment import SEGMENT, Segment
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
-from ftrace.scores.plain_text import counted, plain
+from ftrace.shown_text import counted, plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -170,17 +170,21 @@ def _in_processes(
             idle.put(worker)
 
     with ExitStack() as stack:
-        for number in range(jobs):
-            threads = max(1, (os.cpu_count() or 1) // jobs)
-            idle.put(stack.enter_context(_Worker(run, folder, budget, threads, folder / f"worker-{number}.log")))
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        workers = [_Worker(run, folder, budget, threads, folder / f"worker-{number}.log") for number in range(jobs)]
+        for worker in workers:
+            idle.put(stack.enter_context(worker))
         pool = stack.enter_context(ThreadPoolExecutor(max(1, jobs)))
         waiting = [pool.submit(train, retraining) for retraining in retrainings]
         try:
             for finished in as_completed(waiting):
                 finished.result()
                 yield
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:  # or else the pool's threads would wait until they have finished
+                worker.kill()
+            raise
 
 
 class _Worker:
@@ -188,7 +192,8 @@ class _Worker:
 
     def __init__(self, run: Run, folder: Path, budget: Budget, threads: int, log: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads)}
-        command = [sys.executable, "-m", "ftrace.retraining.worker", str(run.folder), str(folder), budget]
+        trust = ["trust"] if run.trust else []
+        command = [sys.executable, "-m", "ftrace.retraining.worker", str(run.folder), str(folder), budget, *trust]
         self._log = log
         with log.open("w") as stream:
             self._process = subprocess.Popen(
@@ -211,10 +216,14 @@ class _Worker:
         if reply.strip() != retraining.name:
             raise ValueError(f"retraining {retraining.name} failed: see {self._log}")
 
+    def kill(self) -> None:
+        """End the process; only the retraining that it is doing is lost."""
+        self._process.kill()
+
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            self._process.kill()  # only the retraining that it is doing is lost
+            self.kill()
         self._process.communicate()

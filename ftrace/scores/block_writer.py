@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,6 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from ftrace.arguments import Name, checked
+from ftrace.files.full_disks import full_disk_named
+from ftrace.files.reserved import reserve
 from ftrace.files.whole_files import put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
@@ -79,7 +82,9 @@ class ScoreWriter:
             self._temporary = cleanup.enter_context(temporary_folder(self.folder))
             np.save(self._temporary / "example_ids.npy", examples, allow_pickle=False)
             np.save(self._temporary / "query_ids.npy", queries, allow_pickle=False)
-            self._maps = {key: self._map(key) for key in self._keys}
+            needed = len(self._keys) * math.prod(self._shape) * self._dtype.itemsize
+            with full_disk_named(self.folder, needed):  # before the work begins
+                self._maps = {key: self._map(key) for key in self._keys}
             self._cleanup = cleanup.pop_all()
 
     def _map(self, key: Sum) -> np.ndarray:
@@ -87,9 +92,11 @@ class ScoreWriter:
         if not all(self._shape):  # an empty file can't be mapped
             np.save(file, np.zeros(self._shape, self._dtype, order="F"))
             return np.zeros(self._shape, self._dtype)
-        mapped: np.ndarray = np.lib.format.open_memmap(
-            file, mode="w+", dtype=self._dtype, shape=self._shape, fortran_order=True
-        )
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": True, "shape": self._shape}
+        with file.open("wb+") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            reserve(stream, stream.tell() + math.prod(self._shape) * self._dtype.itemsize)
+        mapped: np.ndarray = np.lib.format.open_memmap(file, mode="r+")
         return mapped
 
     def put(
@@ -138,4 +145,4 @@ class ScoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._cleanup.close()
+        self._cleanup.__exit__(kind, error, trace)

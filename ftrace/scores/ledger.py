@@ -29,7 +29,7 @@ from ftrace.files.digests import DamagedError
 from ftrace.scores.arrow_arrays import as_numpy
 from ftrace.scores.ledger_tables import ledger_arrays, ledger_html, ledger_table
 from ftrace.scores.names import Names
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -51,6 +51,7 @@ from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
 from ftrace.scores.tables import matrix_table, ranked_table
 from ftrace.scores.texts import Texts, check_texts
+from ftrace.shown_text import plain_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,7 +200,7 @@ class ScoreStore(StoredScores):
         if kind not in self._warned_of:
             self._warned_of.add(kind)
             for sentence in self.doubts(kind):
-                warnings.warn(f"{self.path}: {sentence}", stacklevel=3)
+                warnings.warn(plain_lines(f"{self.path}: {sentence}"), stacklevel=3)
 
     @overload
     def top(

@@ -17,6 +17,7 @@ from ftrace.evaluation.retrieval.evaluation import Evaluation
 from ftrace.evaluation.retrieval.metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
 from ftrace.evaluation.retrieval.render import notes_of, title_of
 from ftrace.files.claims import claimed
+from ftrace.shown_text import markdown_text
 
 
 def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
@@ -44,10 +45,10 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
 
 
 def _markdown(evaluation: Evaluation) -> str:
-    lines = [f"{title_of(evaluation)}. Pool: {evaluation.pool}.", ""]
+    lines = [f"{markdown_text(title_of(evaluation))}. Pool: {markdown_text(evaluation.pool)}.", ""]
     lines += _markdown_table(evaluation, RETRIEVAL, ceiling=True)
     if evaluation.against is not None:
-        lines += ["", f"Minus {evaluation.against}, paired by query:", ""]
+        lines += ["", f"Minus {markdown_text(evaluation.against)}, paired by query:", ""]
         rows = {
             name: [with_interval(row[metric], signed=True) for metric in MAIN]
             for name, row in evaluation.differences.items()
@@ -55,7 +56,7 @@ def _markdown(evaluation: Evaluation) -> str:
         lines += markdown_grid(MAIN, rows)
     lines += ["", "Ground-truth proponents among opponents (lower is better):", ""]
     lines += _markdown_table(evaluation, OPPONENTS, ceiling=False)
-    lines += ["", *[f"- {note}" for note in notes_of(evaluation)]]
+    lines += ["", *[f"- {markdown_text(note)}" for note in notes_of(evaluation)]]
     return "\n".join(lines) + "\n"
 
 

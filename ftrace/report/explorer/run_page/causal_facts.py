@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ftrace.report.explorer.content.causal_content import FOLDER, SUMMARY, read_rows
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 
 if TYPE_CHECKING:
     from ftrace.causal import Stack
