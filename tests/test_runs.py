@@ -51,7 +51,7 @@ def test_learned_queries_by_both_rules_are_kept(trained: Path) -> None:
     (folder / "weights.safetensors").write_bytes(
         weights[:middle] + bytes([weights[middle] ^ 1]) + weights[middle + 1 :]
     )
-    with pytest.raises(ValueError, match="weights.safetensors' is damaged"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors' is damaged"):
         Run(trained).learned()
     note_snapshot(folder, json.loads(manifest)["tied"])
     assert Run(trained).learned().key != by_paper.key  # of one step, but of another training

@@ -37,5 +37,7 @@ def snapshot_fingerprint(folder: Path) -> str:
                 weights.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
                 digest.update(weights.read(_SAMPLE_BYTES))
     except OSError as error:
-        raise ValueError(f"snapshot {str(folder)!r} is missing or damaged ({error}): copy it from where it came from") from error
+        raise ValueError(
+            f"snapshot {str(folder)!r} is missing or damaged ({error}): copy it from where it came from"
+        ) from error
     return digest.hexdigest()[:16]
