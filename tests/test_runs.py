@@ -13,6 +13,7 @@ import torch
 
 from ftrace.evaluation.retrieval import PoolSettings
 from ftrace.run_folder import newest_run
+from ftrace.files.manifests import write_json
 from ftrace.runs import Run
 from helpers.made_run import SNAPSHOTS, data_of, make_run, note_snapshot, train
 
@@ -109,7 +110,8 @@ def test_pools_know_their_data(trained: Path, tmp_path: Path) -> None:
     (moved,) = (run.folder / "candidate_pools").iterdir()
     assert (trained / "candidate_pools" / moved.name).exists()  # the place of the data doesn't matter
     manifest = run.data.data_path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    changed = json.loads(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    write_json(manifest, changed)
     Run(run.folder).candidate_pools(settings, [1])
     assert len(list((run.folder / "candidate_pools").iterdir())) == 2
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ftrace.data.text import SENTINEL
+from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_files
+from ftrace.files.manifests import read_json, write_json
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 NUM_SENTINELS = 16
 
+_FILES = "files.json"
 _MARKS = r"'s$|[.,;:!?]+$"  # at the end of a word: tokens of their own
+
+
+class _TokenizerFacts(TypedDict):
+    files: dict[str, FileFacts]
 
 
 def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
@@ -51,3 +60,25 @@ def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -
         additional_special_tokens=sentinels,
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save a tokenizer in an empty folder, with size and digest of its files."""
+    tokenizer.save_pretrained(str(folder))
+    write_json(folder / _FILES, {"files": facts_of_files(folder)})
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Make sure that a tokenizer is what :func:`save_tokenizer` has saved; one of an older ftrace has no digests.
+
+    Raises:
+        DamagedError: If it isn't.
+    """
+    if not (folder / _FILES).exists():
+        return
+    try:
+        files = FolderCheck(folder, read_json(folder / _FILES, _TokenizerFacts)["files"])
+        for name in files.files:
+            files.check(name)
+    except (OSError, DamagedError) as error:
+        raise DamagedError(f"{error}. Delete {str(folder)!r}, and the same tokenizer is learned again") from error
