@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ftrace.evaluation.retrieval import PoolSettings
-from ftrace.run_folder import newest_run
 from ftrace.files.manifests import write_json
+from ftrace.run_folder import newest_run
 from ftrace.runs import Run
 from helpers.made_run import SNAPSHOTS, data_of, make_run, note_snapshot, train
 
@@ -38,7 +38,7 @@ def test_learned_queries_by_both_rules_are_kept(trained: Path) -> None:
     assert set(by_paper.query_ids) <= set(range(8))
     assert len(by_paper.query_ids) == by_paper.right_at_last - by_paper.known_at_first >= 4
     file = trained / "learned_queries.json"
-    assert json.loads(file.read_text()).keys() == {"last", "paper"}
+    assert json.loads(file.read_text()).keys() == {"last", "paper", "digest"}
     again = Run(trained)
     again.model_at = None  # type: ignore[assignment, method-assign]  # nothing is asked again
     assert (again.learned("last"), again.learned()) == (by_last, by_paper)

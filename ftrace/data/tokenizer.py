@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypedDict
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ftrace.data.text import SENTINEL
-from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_files
-from ftrace.files.manifests import read_json, write_json
+from ftrace.files.digests import DamagedError
+from ftrace.files.noted_files import note_files, noted_files
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 NUM_SENTINELS = 16
 
-_FILES = "files.json"
 _MARKS = r"'s$|[.,;:!?]+$"  # at the end of a word: tokens of their own
-
-
-class _TokenizerFacts(TypedDict):
-    files: dict[str, FileFacts]
 
 
 def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
@@ -65,7 +59,7 @@ def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save a tokenizer in an empty folder, with size and digest of its files."""
     tokenizer.save_pretrained(str(folder))
-    write_json(folder / _FILES, {"files": facts_of_files(folder)})
+    note_files(folder, [file.name for file in folder.iterdir()])
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -74,10 +68,8 @@ def check_tokenizer(folder: Path) -> None:
     Raises:
         DamagedError: If it isn't.
     """
-    if not (folder / _FILES).exists():
-        return
     try:
-        files = FolderCheck(folder, read_json(folder / _FILES, _TokenizerFacts)["files"])
+        files = noted_files(folder)
         for name in files.files:
             files.check(name)
     except (OSError, DamagedError) as error:

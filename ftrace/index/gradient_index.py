@@ -22,9 +22,10 @@ import msgspec
 import numpy as np
 from torch import nn
 
-from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_files
+from ftrace.files.digests import DamagedError, FolderCheck
 from ftrace.files.manifests import DIGEST, Form, check_schema, read_json, write_json, write_manifest
 from ftrace.files.manifests import read_manifest as read_manifest_file
+from ftrace.files.noted_files import note_files, noted_files
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.files.whole_files import whole_file
 from ftrace.gradients import OLD_ENTRIES
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 MANIFEST = "index.json"
 EXAMPLE_NAMES = "example_names.json"
 EXAMPLES = "examples.parquet"
-FILES = "files.json"
 _NOT_ASKED_FOR = ("version", DIGEST)
 
 
@@ -60,10 +60,6 @@ class IndexFacts(TypedDict):
     left_out: list[str]
     written_by: NotRequired[str]
     run_id: NotRequired[str]
-
-
-class _FilesFacts(TypedDict):
-    files: dict[str, FileFacts]
 
 
 FORM = Form("ftrace-index", 2, IndexFacts, "a gradient index")
@@ -169,18 +165,13 @@ def write_examples(folder: Path, texts: Texts) -> None:
     """Write the texts of an index's examples into its folder, in place of earlier ones."""
     with whole_file(folder / EXAMPLES) as temporary:
         texts.write(temporary)
-    _note_files(folder)
+    note_files(folder, [EXAMPLES])
 
 
 def write_names(folder: Path, names: Mapping[int, str]) -> None:
     """Write the names of an index's examples by their ids into its folder, in place of earlier ones."""
     write_json(folder / EXAMPLE_NAMES, {str(number): name for number, name in names.items()})
-    _note_files(folder)
-
-
-def _note_files(folder: Path) -> None:
-    there = [name for name in (EXAMPLES, EXAMPLE_NAMES) if (folder / name).exists()]
-    write_json(folder / FILES, {"files": facts_of_files(folder, there)})
+    note_files(folder, [EXAMPLE_NAMES])
 
 
 class GradientIndex:
@@ -220,10 +211,7 @@ class GradientIndex:
     @cached_property
     def _files(self) -> FolderCheck:
         """What is noted of the files beside the segments."""
-        if self.manifest["version"] < FORM.digests_since:
-            return FolderCheck(self.folder, None)
-        file = self.folder / FILES
-        return FolderCheck(self.folder, read_json(file, _FilesFacts)["files"] if file.exists() else {})
+        return noted_files(self.folder)
 
     def _beside(self, name: str) -> Path | None:
         """Return a file beside the segments, verified; None if the index has none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ftrace.evaluation.retrieval.breakdowns import breakdown
 from ftrace.evaluation.retrieval.evaluation import Evaluation
 from ftrace.evaluation.retrieval.metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
 from ftrace.evaluation.retrieval.render import notes_of, title_of
+from ftrace.files.manifests import write_json
 
 
 def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
@@ -35,7 +35,7 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
     files = [output_dir / name for name in ("table.md", "table.csv", "table.json", "breakdown.csv", "per_query.csv")]
     replace_text(files[0], _markdown(evaluation))
     replace_csv(files[1], _csv_rows(evaluation))
-    replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
+    write_json(files[2], nan_as_null(_as_json(evaluation, groups)))
     replace_csv(files[3], _breakdown_rows(groups))
     replace_csv(files[4], _query_rows(evaluation))
     return files
