@@ -3,7 +3,9 @@
 python train.py fit --config configs/synth_demo.yaml
 """
 
+import sys
+
 from ftrace.commands.fit import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

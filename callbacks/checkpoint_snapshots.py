@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Within, checked
 from ftrace.callbacks.lightning_loop import LightningLoop
+from ftrace.files.claims import Claim
+from ftrace.online.output_folder import claim_for_all
 from ftrace.online.snapshots import save_snapshot
 
 
+@checked
 class CheckpointSnapshots(Callback):
     """A callback that saves snapshots of the model, at the steps of exactly one of three schedules.
 
@@ -33,33 +37,32 @@ class CheckpointSnapshots(Callback):
 
     def __init__(
         self,
-        output_dir: str | Path | None = None,
-        steps: Sequence[int] | None = None,
-        every_n_steps: int | None = None,
-        log_spaced: int | None = None,
+        output_dir: Name | Path | None = None,
+        steps: Sequence[Count] | None = None,
+        every_n_steps: Positive | None = None,
+        log_spaced: Annotated[int, Within(1, 1_000_000)] | None = None,
     ) -> None:
         given = {"steps": steps, "every_n_steps": every_n_steps, "log_spaced": log_spaced}
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) != 1:
             raise ValueError(f"expected exactly one of {', '.join(given)}, found {chosen or 'none'}")
-        if steps is not None and (not steps or min(steps) < 0):
+        if steps is not None and not len(steps):
             raise ValueError(f"steps: expected steps from 0 on, found {list(steps)}")
-        for name in ("every_n_steps", "log_spaced"):
-            value = given[name]
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
         self.output_dir = output_dir
         self.steps = steps
         self.every_n_steps = every_n_steps
         self.log_spaced = log_spaced
         self._chosen: set[int] | None = None
         self._saved_at: int | None = None
+        self._claim: Claim | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "snapshots"
         self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
         self._saved_at = None
+        self._release()
+        self._claim = claim_for_all(self._output_dir, "CheckpointSnapshots")
         if trainer.global_step == 0 and any(self._output_dir.glob("step-*")):
             raise ValueError(
                 f"CheckpointSnapshots: {str(self._output_dir)!r} holds snapshots of an earlier run, which would be "
@@ -76,6 +79,19 @@ class CheckpointSnapshots(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._save_if_due(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._release()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        """Let other runs write to the folder."""
+        if self._claim is not None:
+            self._claim.release()
 
     def _save_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step

@@ -19,8 +19,11 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_loop_without_index
+from ftrace.gradients import ProjectionSide
 from ftrace.index import Entries, FeatureSettings, IndexSettings
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online.index_writing.index_run import RunSettings
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.session import IndexSession
@@ -28,6 +31,7 @@ from ftrace.online.index_writing.session import IndexSession
 WHO = "GradientIndexWriter"
 
 
+@checked
 class GradientIndexWriter(Callback):
     """A callback that writes an index of the examples' projected, preconditioned gradients during training.
 
@@ -79,27 +83,27 @@ class GradientIndexWriter(Callback):
 
     def __init__(
         self,
-        output_dir: str | Path | None = None,
-        epochs: Sequence[int] | None = None,
-        steps: Sequence[Sequence[int]] | None = None,
-        segment_steps: int | None = None,
-        projection_side: int = 16,
+        output_dir: Name | Path | None = None,
+        epochs: Sequence[Count] | None = None,
+        steps: Sequence[Sequence[Count]] | None = None,
+        segment_steps: Positive | None = None,
+        projection_side: ProjectionSide = 16,
         layout: Literal["pooled", "layer", "parameter"] = "pooled",
-        layer_groups: int = 8,
-        parameters: Sequence[str] | None = None,
+        layer_groups: Positive = 8,
+        parameters: Sequence[Name] | None = None,
         preconditioner: Literal["rank-one", "elementwise", "none"] = "rank-one",
         entries: Entries = "gaussian",
         dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32",
-        shard_bytes: int = 64 * 2**20,
-        sample: int = 10_000,
-        id_key: str = "example_id",
+        shard_bytes: Positive = 64 * 2**20,
+        sample: Positive = 10_000,
+        id_key: Name = "example_id",
         strict: bool = True,
         self_check: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
         shared_ids: bool = False,
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
-        side: int | None = None,
-        groups: int | None = None,
+        side: ProjectionSide | None = None,
+        groups: Positive | None = None,
         correction: Literal["rank-one", "elementwise", "none"] | None = None,
     ) -> None:
         patterns = None if parameters is None else tuple(parameters)
@@ -124,7 +128,12 @@ class GradientIndexWriter(Callback):
         self._session.before_training(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session.signals_begin(LightningLoop(trainer, pl_module))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watch_processes(trainer)
         refuse_loop_without_index(trainer, pl_module, WHO)
         default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "index"
         output_dir = None if self.output_dir is None else Path(self.output_dir)
@@ -133,7 +142,7 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._session.running.begin_batch(batch, batch_idx)
+        self._session.batch_begins(batch, batch_idx)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -170,7 +179,10 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._session.training_has_failed()
+        try:
+            self._session.training_has_failed()
+        finally:
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

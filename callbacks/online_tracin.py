@@ -17,10 +17,14 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
+from ftrace.gradients import ProjectionSide
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online import TraceSession, TraceSettings, Whitening
 
 
+@checked
 class OnlineTracIn(Callback):
     """A callback that accumulates, for each example and query, by how much the example has lowered the query's loss.
 
@@ -72,6 +76,8 @@ class OnlineTracIn(Callback):
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
         describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
             examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
             not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
@@ -86,26 +92,27 @@ class OnlineTracIn(Callback):
     def __init__(
         self,
         queries: DataLoader | Dataset | None = None,
-        output_dir: str | Path | None = None,
+        output_dir: Name | Path | None = None,
         query_losses: Callable[..., Any] | None = None,
-        scores: Sequence[str] = ("dot",),
-        parameters: Sequence[str] = ("*",),
-        refresh_every_n_steps: int = 1,
-        projection_side: int | None = None,
+        scores: Sequence[Name] = ("dot",),
+        parameters: Sequence[Name] = ("*",),
+        refresh_every_n_steps: Positive = 1,
+        projection_side: ProjectionSide | None = None,
         integration: Literal["left", "trapezoid"] = "left",
         momentum: Literal["eventual", "exact"] = "eventual",
         whitening: Whitening = Whitening(),  # noqa: B008 - frozen
         candidates: list[int | str] | dict[int | str, list[int | str]] | None = None,
-        breakdown: Sequence[str] = (),
+        breakdown: Sequence[Name] = (),
         ledger: bool = True,
         query_learned: Callable[..., Any] | None = None,
-        staleness_every: int = 0,
-        id_key: str = "example_id",
-        query_id_key: str = "query_id",
+        staleness_every: Count = 0,
+        id_key: Name = "example_id",
+        query_id_key: Name = "query_id",
         strict: bool = True,
         self_check: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
         shared_ids: bool = False,
+        store: Literal["memory", "disk", "auto"] = "auto",
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
     ) -> None:
         self.settings = TraceSettings(
@@ -126,6 +133,7 @@ class OnlineTracIn(Callback):
             self_check=self_check,
             seed=seed,
             shared_ids=shared_ids,
+            store=store,
         )
         self.output_dir = output_dir
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)
@@ -135,6 +143,11 @@ class OnlineTracIn(Callback):
     def state_key(self) -> str:
         """The key of this callback's state in checkpoints, which depends on its folder: a run may have several."""
         return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
+
+    @property
+    def incomplete_store(self) -> Path | None:
+        """The folder of the scores of a training that didn't come to its end; None if there are none."""
+        return self._session.incomplete_store
 
     def add_queries(self, queries: DataLoader | Dataset) -> None:
         """Add queries while training is under way, which are traced from the next batch on.
@@ -154,7 +167,12 @@ class OnlineTracIn(Callback):
         self._session.before_training(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session.signals_begin(LightningLoop(trainer, pl_module))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watch_processes(trainer)
         refuse_unsupported_loop(trainer, "OnlineTracIn")
         output_dir = self._find_output_dir(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -205,7 +223,10 @@ class OnlineTracIn(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._session.training_has_failed(exception)
+        try:
+            self._session.training_has_failed(exception)
+        finally:
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 import ftrace.commands.options  # noqa: F401  # settings of all parsers
+from ftrace.commands.endings import run_command
+from ftrace.console import escape_unknown_characters
 from ftrace.named_configs import ConfigFileOrName
 
 # By name: the module, and the first line of its command's docstring.
@@ -101,24 +103,25 @@ def make_parser(name: str = "") -> ArgumentParser:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command; bad input is one line on stderr and exit code 2."""
+    """Run the command; bad input is one line on stderr and exit code 2, a signal is a line and 128 plus its number."""
+    escape_unknown_characters()
     given = list(sys.argv[1:] if args is None else args)
     first = given[0] if given else ""
     if first in TRAINING:
-        importlib.import_module("ftrace.commands.fit").main(args)
-        return 0
+        trained: int = importlib.import_module("ftrace.commands.fit").main(args)
+        return trained
     name = first if first in COMMANDS else ""
-    try:
-        if name == "attribute":
-            given = _module(name).with_class_paths(given)
-        parser = make_parser(name)
-        options = parser.instantiate(parser.parse_args(given))[name]
-        options.pop("config", None)
-        _module(name).command(**vars(options))
-    except (ArgumentError, ValueError, OSError) as error:
-        print(f"ftrace {name}".strip() + f": {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(name, lambda: _run(name, given))
+
+
+def _run(name: str, given: list[str]) -> None:
+    """Run a command that has a parser of ours."""
+    if name == "attribute":
+        given = _module(name).with_class_paths(given)
+    parser = make_parser(name)
+    options = parser.instantiate(parser.parse_args(given))[name]
+    options.pop("config", None)
+    _module(name).command(**vars(options))
 
 
 def _module(name: str) -> Any:

@@ -48,6 +48,10 @@ class _Answers(TypedDict):
     answers: dict[str, _Said]
 
 
+class UntrustedError(ValueError):
+    """The refusal to follow what a run's config names: see :mod:`ftrace.run_classes`."""
+
+
 def newest_run(folder: str | Path) -> Path:
     """Return a run's folder, or its newest version if the folder holds only the versions of Lightning's loggers.
 

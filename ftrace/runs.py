@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 import msgspec
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from ftrace.data import FactData
 from ftrace.evaluation import EvaluatedQueries, LearnedQueries, find_learned_queries
@@ -32,6 +32,7 @@ from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
+from ftrace.run_classes import KINDS, check_classes, in_folder
 from ftrace.run_folder import CONFIG, LearnedFacts, keep_answers, keep_learned, kept_answers, kept_learned
 
 WORKING_DIRECTORY = "working_directory.txt"
@@ -48,13 +49,15 @@ class Run:
 
     Args:
         folder: The run's log folder.
+        trust: Whether classes that aren't ftrace's own are followed: see :mod:`ftrace.run_classes`.
 
     Raises:
         ValueError: If the folder is not that of such a run.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, trust: bool = False) -> None:
         self.folder = Path(folder)
+        self.trust = trust
         file = self.folder / CONFIG
         try:
             config = yaml.safe_load(file.read_text())
@@ -72,9 +75,7 @@ class Run:
     @cached_property
     def data(self) -> FactData:
         """The run's datamodule, set up."""
-        data = self._instantiate("data", LightningDataModule)
-        if not isinstance(data, FactData):
-            raise ValueError(f"{self.folder}: expected a datamodule of facts, found {type(data).__name__}")
+        data: FactData = self._instantiate("data")
         data.prepare_data()
         data.setup()
         return data
@@ -124,9 +125,7 @@ class Run:
 
     def untrained_model(self) -> FactLM:
         """Create the run's model from its config; a model from scratch may still need ``build()``."""
-        model = self._instantiate("model", LightningModule)
-        if not isinstance(model, FactLM):
-            raise ValueError(f"{self.folder}: expected the module FactLM, found {type(model).__name__}")
+        model: FactLM = self._instantiate("model")
         return model
 
     def bare_trainer(self, **changes: Any) -> Trainer:
@@ -231,14 +230,17 @@ class Run:
         pools.write(file)
         return pools
 
-    def _instantiate(self, section: str, base: type) -> Any:
+    def _instantiate(self, section: str) -> Any:
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(base, section)
+        base = KINDS[section]
+        parser.add_subclass_arguments(base, section)  # whose type is checked before it is made
         return self._parsed(parser, section, self.config[section])
 
     def _parsed(self, parser: ArgumentParser, section: str, settings: Any) -> Any:
+        if not self.trust:
+            check_classes(self.config, section, self.folder / CONFIG, ignored=_BARE)
         try:
-            with contextlib.chdir(self._working_directory):
+            with contextlib.chdir(self._working_directory) if self.trust else in_folder(self._working_directory):
                 return parser.instantiate(parser.parse_object({section: settings}))[section]
         except ArgumentError as error:
             raise ValueError(f"{self.folder / 'config.yaml'}, section {section}: {error}") from error

@@ -165,4 +165,4 @@ def test_a_wrong_name_of_a_config_lists_the_known_ones(
 def test_it_is_a_command(tmp_path: Path) -> None:
     done = warm_python.run("-m", "ftrace.cli", "synth", "--output_path", tmp_path, "--num_facts", "0")
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("num_facts: expected at least 1, found 0")
+    assert done.stderr.strip().endswith("num_facts: expected 1 to 10,000,000, found 0")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ftrace.arguments import Name, NonNegativeNumber, Share, checked
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task
 from ftrace.data import SENTINEL, Bm25Index, fill_in
@@ -14,6 +15,7 @@ from ftrace.data.words import words_of
 from ftrace.scores import ScoreStore
 
 
+@checked
 @dataclass(frozen=True)
 class Bm25(AttributionMethod):
     """BM25 (the formula of rank_bm25.BM25Plus): words that an example and a query share.
@@ -30,19 +32,13 @@ class Bm25(AttributionMethod):
         delta: The least that each word that occurs counts.
     """
 
-    name: ClassVar[str] = "bm25"
+    name: ClassVar[Name] = "bm25"
 
     text: Literal["filled", "masked", "target"] = "filled"
     tokens: Literal["spaces", "words"] = "spaces"
-    k1: float = K1
-    b: float = B
-    delta: float = DELTA
-
-    def __post_init__(self) -> None:
-        if self.k1 < 0 or not 0 <= self.b <= 1 or self.delta < 0:
-            raise ValueError(
-                f"expected k1 and delta from 0 on and b from 0 to 1, found {self.k1}, {self.delta} and {self.b}"
-            )
+    k1: NonNegativeNumber = K1
+    b: Share = B
+    delta: NonNegativeNumber = DELTA
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples, one query after another."""

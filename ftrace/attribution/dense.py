@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
 from ftrace.attribution.task import Row, Task
@@ -20,6 +21,7 @@ from ftrace.data import fill_in
 from ftrace.scores import ScoreStore
 
 
+@checked
 @dataclass(frozen=True)
 class Dense(AttributionMethod):
     """Dense retrieval: cosine of the embeddings of sentences with their answers filled in.
@@ -33,13 +35,13 @@ class Dense(AttributionMethod):
             longer is cut off with a warning.
     """
 
-    name: ClassVar[str] = "dense"
+    name: ClassVar[Name] = "dense"
 
-    model: str
+    model: Name
     pooling: Literal["mean", "first"] = "mean"
     query_prefix: str = ""
     document_prefix: str = ""
-    max_length: int = 512
+    max_length: Positive = 512
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples; the run's own model is not used."""
@@ -79,7 +81,7 @@ class Dense(AttributionMethod):
 
 def _load(auto: Any, name: str) -> Any:
     try:
-        return auto.from_pretrained(name)
+        return auto.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         problem = f"model: can't load {name!r}: expected the folder or hub name of an encoder"
         raise ValueError(f"{problem} ({error})") from error

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
 from ftrace.attribution.task import Task, choose_named
@@ -19,6 +20,7 @@ from ftrace.models import FactLM
 from ftrace.scores import ScoreStore
 
 
+@checked
 @dataclass(frozen=True)
 class Embed(AttributionMethod):
     """Cosine of mean hidden states at one snapshot; each layer is a kind of scores, all from one pass.
@@ -35,10 +37,10 @@ class Embed(AttributionMethod):
         end_of_sequence: Whether the end-of-sequence token is pooled.
     """
 
-    name: ClassVar[str] = "embed"
+    name: ClassVar[Name] = "embed"
 
-    snapshot: Literal["last", "first"] | int = "last"
-    layers: Sequence[str] | None = None
+    snapshot: Literal["last", "first"] | Count = "last"
+    layers: Sequence[Name] | None = None
     end_of_sequence: bool = True
 
     def score(self, task: Task) -> ScoreStore:

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ftrace.arguments import Name, checked
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task
 from ftrace.gradients import nearest
 from ftrace.scores import ScoreStore
 
 
+@checked
 @dataclass(frozen=True)
 class Ensemble(AttributionMethod):
     """Mean of scores of finished stores.
@@ -24,9 +26,9 @@ class Ensemble(AttributionMethod):
         standardize: Give each member mean 0 and variance 1 for each query first, as scores of different units need.
     """
 
-    name: ClassVar[str] = "ensemble"
+    name: ClassVar[Name] = "ensemble"
 
-    members: Sequence[str]
+    members: Sequence[Name]
     standardize: bool = False
 
     def __post_init__(self) -> None:

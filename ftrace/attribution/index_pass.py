@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -17,6 +18,7 @@ from typing_extensions import override
 from ftrace.attribution.passes import ExampleBatches, predict
 from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
 from ftrace.attribution.task import Task
+from ftrace.files.claims import claimed
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.gradients import GradientCapture, Preconditioner
 from ftrace.index import (
@@ -37,6 +39,7 @@ from ftrace.index import (
     write_shard,
 )
 from ftrace.index.segment_facts import SEGMENT
+from ftrace.launched_processes import interrupt_at_once
 from ftrace.models import FactLM, Output
 
 
@@ -78,7 +81,7 @@ def preconditioners_at(snapshot: Path, model: FactLM, settings: IndexSettings) -
     kind = settings.features.preconditioner
     if kind == "none":
         return {}
-    of_optimizer = snapshot_preconditioners(snapshot, model)
+    of_optimizer = snapshot_preconditioners(snapshot, model, "preconditioner none")
     return {name: preconditioner_for_index(factor, kind) for name, factor in of_optimizer.items()}
 
 
@@ -100,20 +103,27 @@ def index_corpus(
         facts: More for the manifest.
 
     Raises:
-        ValueError: If the folder holds something else, or an index of other settings.
+        ValueError: If the folder holds something else, or an index of other settings, or another process works there.
     """
+    with claimed(task.output_dir, "ftrace index", by_this_process=not getattr(rank_zero_only, "rank", 0)):
+        return _index_corpus(task, snapshot, settings, output, facts or {})
+
+
+def _index_corpus(
+    task: Task, snapshot: Path, settings: IndexSettings, output: Output, facts: Mapping[str, Any]
+) -> GradientIndex:
     model = task.model_at(snapshot)
     names = covered_names(model, settings)
     described = {
-        **(facts or {}),
+        **facts,
         "written_by": "ftrace index",
         "output": output,
         "data": task.data.fingerprint,
         "examples": {"count": len(task.examples), "ids": hashlib.sha256(task.examples.tobytes()).hexdigest()[:16]},
         "snapshots": {snapshot.name: snapshot_fingerprint(snapshot)},
     }
+    preconditioners = preconditioners_at(snapshot, model, settings)  # raises errors before anything is written
     begin_index(task.output_dir, settings, model, names, described)
-    preconditioners = preconditioners_at(snapshot, model, settings)
     step = int(SnapshotFiles(snapshot).facts["step"])
     folder = task.output_dir / f"segment-{step:08d}"
     if not (folder / SEGMENT).exists():
@@ -187,6 +197,7 @@ class _Indexing(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         if not self.items:
             return
         self._model = model = self.task.model_at(self.snapshot).to(self.device)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
@@ -21,6 +22,7 @@ from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.partial_scores import Block, BlockRange, PartialScores
 from ftrace.attribution.task import Row, Task, peak_memory_bytes
 from ftrace.index import snapshot_fingerprint
+from ftrace.launched_processes import ending_launched, interrupt_at_once
 from ftrace.scores import ScoreStore, ScoreWriter, Sum
 
 BLOCK = 1024  # examples whose scores are kept together: the most that is computed again after a kill
@@ -65,13 +67,21 @@ def score_in_passes(
         facts: More for the manifest.
 
     Raises:
-        ValueError: If what an earlier command left unfinished is of other settings.
+        ValueError: If what an earlier command left unfinished is of other settings, or another process works there.
     """
-    partial = PartialScores(task.output_dir, _settings(method, task, passes))
-    trainer = predict(_Scoring(task, passes, partial, collate), task)
-    if trainer.is_global_zero:
-        _write(method, task, passes, partial, facts)
-    trainer.strategy.barrier()
+    with task.claim(method):
+        partial = PartialScores(task.output_dir, _settings(method, task, passes))
+        if not getattr(rank_zero_only, "rank", 0):
+            partial.begin()
+        try:
+            trainer = predict(_Scoring(task, passes, partial, collate), task)
+            if trainer.is_global_zero:
+                _write(method, task, passes, partial, facts)
+        except BaseException:
+            if not getattr(rank_zero_only, "rank", 0):
+                partial.remove_without_work()
+            raise
+        trainer.strategy.barrier()
     return ScoreStore.open(task.output_dir)
 
 
@@ -90,8 +100,9 @@ def predict(module: LightningModule, task: Task) -> Trainer:
             use_distributed_sampler=False,
             inference_mode=False,  # gradients are methods' own affair
         )
-        trainer.predict(module, return_predictions=False)
-    trainer.strategy.barrier()  # the first process reads what all have written, also those that had nothing to do
+        with ending_launched(trainer):
+            trainer.predict(module, return_predictions=False)
+            trainer.strategy.barrier()  # the first process reads what all have written
     return trainer
 
 
@@ -178,6 +189,7 @@ class _Scoring(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         self._since = self.task.started
 
     @override

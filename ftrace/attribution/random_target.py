@@ -7,12 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from ftrace.arguments import Name, Seed, checked
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task
 from ftrace.data import answers_in
 from ftrace.scores import ScoreStore
 
 
+@checked
 @dataclass(frozen=True)
 class RandomTarget(AttributionMethod):
     """Examples with the query's target first, in random order, then all others in random order.
@@ -24,9 +26,9 @@ class RandomTarget(AttributionMethod):
         seed: Of the orders, of which each query has its own.
     """
 
-    name: ClassVar[str] = "random-target"
+    name: ClassVar[Name] = "random-target"
 
-    seed: int = 0
+    seed: Seed = 0
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples."""

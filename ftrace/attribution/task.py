@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -13,10 +14,13 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.data import FactData
+from ftrace.files.claims import claimed
 from ftrace.gradients import full_name, nearest
 from ftrace.models import FactLM
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, ScoreWriter, Texts
@@ -34,6 +38,7 @@ class Described(Protocol):
         """Give the options as JSON holds them."""
 
 
+@checked
 @dataclass(frozen=True)
 class Task:
     """Examples and queries of a finished run.
@@ -65,19 +70,15 @@ class Task:
     example_ids: np.ndarray | None = None
     query_ids: np.ndarray | None = None
     run_dir: Path = Path()
-    accelerator: str = "auto"
-    devices: int | str = 1
-    strategy: str = "auto"
-    memory_budget: int = 2 * 2**30
-    batch_size: int | None = None
+    accelerator: Name = "auto"
+    devices: Positive | Name = 1
+    strategy: Name = "auto"
+    memory_budget: Positive = 2 * 2**30
+    batch_size: Positive | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        if self.memory_budget < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(
-                f"expected memory_budget and batch_size above 0, found {self.memory_budget} and {self.batch_size}"
-            )
         for what, ids, count in (
             ("examples", self.examples, len(self.data.train_rows)),
             ("queries", self.queries, len(self.data.query_rows)),
@@ -175,7 +176,18 @@ class Task:
             scores: For each query in order, the scores ``[N]`` of each kind.
             facts: More for the manifest.
         """
-        columns = iter(scores)
+        with self.claim(method):
+            return self._write(method, iter(scores), facts)
+
+    def claim(self, method: Described) -> AbstractContextManager[None]:
+        """Claim the output folder for a method as long as the context is open: by one process of a job, for all."""
+        return claimed(
+            self.output_dir, f"the method {method.name}", by_this_process=not getattr(rank_zero_only, "rank", 0)
+        )
+
+    def _write(
+        self, method: Described, columns: Iterator[Mapping[str, np.ndarray]], facts: Mapping[str, Any]
+    ) -> ScoreStore:
         first = next(columns)
         dtype = np.result_type(np.float32, *first.values()) if first else np.float32
         with ScoreWriter(self.output_dir, self.examples, self.queries, list(first), dtype) as writer:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ftrace.arguments import Count, Name, Seed, checked
 from ftrace.attribution.gradient_check import check_against_autograd
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
@@ -25,6 +26,7 @@ from ftrace.gradients import (
     PerExampleGradients,
     Preconditioner,
     Projection,
+    ProjectionSide,
     QueryGradients,
     RankOne,
     cosines,
@@ -39,6 +41,7 @@ from ftrace.scores import ScoreStore, Sum
 Kind = Literal["dot", "cosine", "tensor_cosine"]
 
 
+@checked
 @dataclass(frozen=True)
 class TracIn(AttributionMethod):
     """Inner products or cosines of the gradients of an example's and a query's loss, over snapshots.
@@ -58,24 +61,22 @@ class TracIn(AttributionMethod):
         seed: Of the projection.
     """
 
-    name: ClassVar[str] = "tracin"
+    name: ClassVar[Name] = "tracin"
 
-    snapshots: Literal["last", "first", "all"] | list[int] = "last"
+    snapshots: Literal["last", "first", "all"] | list[Count] = "last"
     weight: Literal["mean", "learning_rate"] = "mean"
     kinds: Sequence[Kind] = ("dot", "cosine")
     preconditioned: bool = False
-    parameters: Sequence[str] = ("*",)
+    parameters: Sequence[Name] = ("*",)
     end_of_sequence: bool = True
     answers: Literal["one", "any"] | None = None
     breakdown: Literal["layer"] | None = None
-    projection_side: int | None = None
-    seed: int = 0
+    projection_side: ProjectionSide | None = None
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds: expected at least one, each once, found {list(self.kinds)}")
-        if self.projection_side is not None and self.projection_side < 1:
-            raise ValueError(f"projection_side: expected at least 1, found {self.projection_side}")
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples, in eval mode."""

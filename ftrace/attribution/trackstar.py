@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, Share, checked
 from ftrace.attribution.index_pass import index_corpus, measured
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task, WhichSnapshots
+from ftrace.gradients import ProjectionSide
 from ftrace.index import (
     OLD_OPTIONS,
     OLD_SEARCH_OPTIONS,
@@ -34,6 +36,7 @@ from ftrace.renamed import use_new_names
 from ftrace.scores import ScoreStore, ScoreWriter
 
 
+@checked
 @dataclass(frozen=True)
 class TrackStar(AttributionMethod):
     """Cosines of gradients that are divided by the optimizer's second moments, projected and whitened, at one snapshot.
@@ -65,29 +68,29 @@ class TrackStar(AttributionMethod):
         correct_queries: Deprecated: the old name of ``precondition_queries``.
     """
 
-    name: ClassVar[str] = "trackstar"
+    name: ClassVar[Name] = "trackstar"
     renamed_options: ClassVar[Mapping[str, str]] = {**OLD_OPTIONS, **OLD_SEARCH_OPTIONS}
 
-    index: str | None = None
-    snapshots: Literal["last", "first"] | int = "last"
-    projection_side: int = FeatureSettings.projection_side
+    index: Name | None = None
+    snapshots: Literal["last", "first"] | Count = "last"
+    projection_side: ProjectionSide = FeatureSettings.projection_side
     layout: Layout = FeatureSettings.layout
-    layer_groups: int = FeatureSettings.layer_groups
-    parameters: Sequence[str] | None = None
+    layer_groups: Positive = FeatureSettings.layer_groups
+    parameters: Sequence[Name] | None = None
     preconditioner: PreconditionerKind = FeatureSettings.preconditioner
     output: Output = "loss"
     autocorrelation: WhichR = WhiteningSettings.autocorrelation
-    mix: float | None = WhiteningSettings.mix
-    rank_share: float = WhiteningSettings.rank_share
-    damping: float = WhiteningSettings.damping
+    mix: Share | None = WhiteningSettings.mix
+    rank_share: Share = WhiteningSettings.rank_share
+    damping: PositiveNumber = WhiteningSettings.damping
     unit_norm: bool = SearchSettings.unit_norm
     weighted: bool = SearchSettings.weighted
     precondition_queries: bool = SearchSettings.precondition_queries
     learning: bool = SearchSettings.learning
     answers: Literal["one", "any"] | None = None
-    seed: int = FeatureSettings.seed
-    side: InitVar[int | None] = None
-    groups: InitVar[int | None] = None
+    seed: Seed = FeatureSettings.seed
+    side: InitVar[ProjectionSide | None] = None
+    groups: InitVar[Positive | None] = None
     correction: InitVar[PreconditionerKind | None] = None
     correct_queries: InitVar[bool | None] = None
 
@@ -106,6 +109,10 @@ class TrackStar(AttributionMethod):
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples with an index, which is written first where there is none."""
+        with task.claim(self):
+            return self._score(task)
+
+    def _score(self, task: Task) -> ScoreStore:
         whitening = WhiteningSettings(self.autocorrelation, self.mix, self.rank_share, self.damping)
         settings = SearchSettings(whitening, self.unit_norm, self.weighted, self.precondition_queries, self.learning)
         index = self._index(task)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ftrace.arguments import Positive, Seed, checked
 from ftrace.causal.positions import GIVEN, LAST, groups_of
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack
 from ftrace.causal.readout import SEVERED, readout_cells
@@ -133,7 +134,8 @@ class Averages:
     seed: int
 
 
-def average_effects(traces: Sequence[PromptTrace], resamples: int = RESAMPLES, seed: int = 0) -> Averages:
+@checked
+def average_effects(traces: Sequence[PromptTrace], resamples: Positive = RESAMPLES, seed: Seed = 0) -> Averages:
     """Average the effects of traced prompts.
 
     All layers, mediators and outcomes of a group share the same resamples, so that they can be compared.

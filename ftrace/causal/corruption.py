@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ftrace.arguments import Positive, PositiveNumber, Seed, checked
+
 NoiseKind = Literal["gaussian", "uniform", "full_covariance", "student_t", "tokens"]
 
 
+@checked
 @dataclass(frozen=True)
 class NoiseSettings:
     """Settings of the corruption of subjects.
@@ -42,18 +45,13 @@ class NoiseSettings:
     """
 
     kind: NoiseKind = "gaussian"
-    scale: float = 3.0
-    sigma: float | None = None
-    samples: int = 10
-    seed: int = 0
+    scale: PositiveNumber = 3.0
+    sigma: PositiveNumber | None = None
+    samples: Positive = 10
+    seed: Seed = 0
     draws: Literal["prompt", "published"] = "prompt"
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"noise.samples: expected at least 1, found {self.samples}")
-        for name, value in (("scale", self.scale), ("sigma", self.sigma)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"noise.{name}: expected a number above 0, found {value}")
         if self.draws == "published" and self.kind not in ("gaussian", "uniform"):
             raise ValueError(f'noise.draws: expected "prompt" for noise of the kind {self.kind!r}, found "published"')
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftrace.arguments import Name, checked
 from ftrace.causal.mediators import Module
 from ftrace.causal.prompt_trace import Stack
 
 _PLACEHOLDERS = ("{layer}", "[LAYER_NUM]")
 
 
+@checked
 @dataclass(frozen=True)
 class ModelLayout:
     """Names of modules, as ``named_modules()`` gives them. ``{layer}`` or ``[LAYER_NUM]`` stands for a layer's number.
@@ -30,11 +32,11 @@ class ModelLayout:
         cross_attention: Its cross-attention module, likewise.
     """
 
-    layer: str
-    attention: str
-    mlp: str
-    embedding: str | None = None
-    cross_attention: str | None = None
+    layer: Name
+    attention: Name
+    mlp: Name
+    embedding: Name | None = None
+    cross_attention: Name | None = None
 
 
 _GPT2 = ModelLayout("transformer.h.{layer}", ".attn", ".mlp", "transformer.wte")

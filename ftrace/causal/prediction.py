@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.causal.corruption import Corruption, NoiseSettings
 from ftrace.causal.folder_settings import FORM, SETTINGS, read_folder_settings
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
@@ -26,10 +27,12 @@ from ftrace.causal.tracer import CausalSettings, CausalTracer, check_state
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import write_manifest
+from ftrace.launched_processes import ending_launched, interrupt_at_once
 
 _NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")
 
 
+@checked
 @dataclass(frozen=True)
 class TraceTask:
     """Prompts to trace through a model.
@@ -86,8 +89,9 @@ class TraceTask:
         )
 
 
+@checked
 def trace_prompts(
-    task: TraceTask, accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto"
+    task: TraceTask, accelerator: Name = "auto", devices: Positive | Name = 1, strategy: Name = "auto"
 ) -> list[PromptTrace]:
     """Trace prompts, and write each prompt's file as soon as it is done.
 
@@ -116,8 +120,9 @@ def trace_prompts(
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
         module = _Tracing(task)
-        trainer.predict(module, return_predictions=False)
-    trainer.strategy.barrier()  # the first process reads what all have written
+        with ending_launched(trainer):
+            trainer.predict(module, return_predictions=False)
+            trainer.strategy.barrier()  # the first process reads what all have written
     return [_read(task.folder, prompt.name, module.described) for prompt in task.prompts]
 
 
@@ -141,6 +146,7 @@ class _Tracing(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         task = self.task
         self.tracer = CausalTracer(self.model, task.settings, task.layouts)
         if self.trainer.is_global_zero:  # now that all has been checked

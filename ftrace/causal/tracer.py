@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
 
+from ftrace.arguments import Positive, checked
 from ftrace.causal.corruption import Corruption
 from ftrace.causal.grids import Measure, StackShape, alike, grid_cells, run_cells
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
@@ -31,6 +32,7 @@ MAX_TOKENS = 4096
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
+@checked
 @dataclass(frozen=True)
 class CausalSettings:
     """Settings of causal tracing.
@@ -51,25 +53,22 @@ class CausalSettings:
     """
 
     mediators: tuple[Mediator, ...] | None = None
-    window: int = 10
+    window: Positive = 10
     stacks: tuple[Stack, ...] | None = None
     answer: Literal["joint", "first"] = "joint"
     only_correct: bool = True
     suffix: bool = False
-    max_tokens: int = MAX_TOKENS
+    max_tokens: Positive = MAX_TOKENS
     checked: bool = True
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window: expected at least 1 layer, found {self.window}")
         if self.mediators is not None and not self.mediators:
             raise ValueError(f"mediators: expected at least one of {MEDIATORS}, found none")
         if self.stacks is not None and not self.stacks:
             raise ValueError("stacks: expected encoder, decoder or both, found none")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: expected at least 1, found {self.max_tokens}")
 
 
+@checked
 class CausalTracer:
     """A tracer of prompts through a Hugging Face language model, which it doesn't change.
 

@@ -10,9 +10,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
+from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.answer_lists import render_lists
 from ftrace.commands.answer_scores import IndexTooLarge, scores_of_index, scores_of_store
 from ftrace.commands.asking import GivenAnswer, Question
+from ftrace.commands.options import add_trust
+from ftrace.console import PlainConsole
 from ftrace.data import FactData, unknown_words
 from ftrace.models import FactLM
 from ftrace.run_folder import newest_run
@@ -33,7 +36,8 @@ def add_arguments(command: ArgumentParser) -> None:
         "or a ? by itself. Masks and chat templates are added as the run's rows have them.",
     )  # fmt: skip
     command.add_argument("-k", "--k", type=int, default=5, help="How many proponents of each answer.")
-    command.add_function_arguments(ask, skip={"run", "question", "k"})
+    command.add_function_arguments(ask, skip={"run", "question", "k", "trust"})
+    add_trust(command)
 
 
 def command(question: Sequence[str], **options: object) -> None:
@@ -41,16 +45,18 @@ def command(question: Sequence[str], **options: object) -> None:
     ask(question=" ".join(question), **options)  # type: ignore[arg-type]
 
 
+@checked
 def ask(
-    run: str,
+    run: Name,
     question: str,
     answer: str | None = None,
-    k: int = 5,
-    opponents: int = 3,
-    likeliest: int = 5,
-    index: str | None = None,
-    scores: str | None = None,
-    snapshot: Literal["last", "first"] | int = "last",
+    k: Positive = 5,
+    opponents: Count = 3,
+    likeliest: Positive = 5,
+    index: Name | None = None,
+    scores: Name | None = None,
+    snapshot: Literal["last", "first"] | Count = "last",
+    trust: bool = False,
 ) -> None:
     """Ask a run's model a question: what it answers, how surely, who taught it that, and who taught another answer.
 
@@ -66,16 +72,14 @@ def ask(
             there is none, it is made and kept, unless that takes minutes.
         scores: STORE[:KIND] of a score store instead, such as online:learning, for the run's own queries alone.
         snapshot: The model that is asked: "last", "first", or a step.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    for name, number, least in (("k", k, 1), ("opponents", opponents, 0), ("likeliest", likeliest, 1)):
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, found {number}")
     for name, text in (("question", question), ("answer", answer or "")):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"{name}: expected UTF-8, found {text!r:.200}. Set the terminal to UTF-8, or type it anew")
     if index is not None and scores is not None:
         raise ValueError("expected one of index and scores, found both")
-    opened = Run(newest_run(run))
+    opened = Run(newest_run(run), trust)
     at = opened.snapshot(snapshot)
     if not question.strip():
         example = shlex.join(["ftrace", "ask", run, opened.data.query_rows[0]["inputs_pretokenized"]])
@@ -84,7 +88,7 @@ def ask(
     asked = Question(opened.data, question, model.hparams["answers"])
     wanted = None if answer is None else _known_answer(answer, asked)
     compared, view = _ask(asked, model, wanted, likeliest, at.name)
-    console = Console()
+    console = PlainConsole()
     print_view(render_question(view), console)
     if scores is not None:
         scored = scores_of_store(opened, asked, compared, scores)

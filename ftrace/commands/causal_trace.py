@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.causal import (
     MEDIATORS,
     Averages,
@@ -38,13 +39,16 @@ from ftrace.causal import (
     trace_prompts,
 )
 from ftrace.causal.mediators import Mediator, make_cell
+from ftrace.commands.endings import say_kept
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
-from ftrace.commands.options import ProcessSettings, take
+from ftrace.commands.options import ProcessSettings, add_trust, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
+from ftrace.console import PlainConsole
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
+from ftrace.files.claims import claimed
 from ftrace.report import (
     plot_average,
     plot_lines,
@@ -84,7 +88,8 @@ def add_arguments(command: ArgumentParser) -> None:
     for name, known in (("mediators", MEDIATORS), ("stacks", get_args(Stack))):
         command.add_argument(f"--{name}", nargs="+", choices=known, help=f"Some of {', '.join(known)}; default: all.")
     command.add_class_arguments(CausalSettings, skip={"mediators", "stacks"})
-    command.add_function_arguments(causal_trace, skip={"settings", "choice", "processes"})
+    command.add_function_arguments(causal_trace, skip={"settings", "choice", "processes", "trust"})
+    add_trust(command)
     command.add_class_arguments(QueryChoice)
     command.set_defaults({"queries": ALL_QUERIES.queries})
     command.add_class_arguments(ProcessSettings)
@@ -99,24 +104,26 @@ def command(**options: Any) -> None:
     causal_trace(settings, **options, choice=choice, processes=processes)
 
 
+@checked
 def causal_trace(
     settings: CausalSettings,
-    run: str | None = None,
-    model: str | None = None,
-    prompts: str | None = None,
-    output_dir: str | None = None,
-    tokenizer: str | None = None,
-    snapshot: Literal["last", "first"] | int = "last",
+    run: Name | None = None,
+    model: Name | None = None,
+    prompts: Name | None = None,
+    output_dir: Name | None = None,
+    tokenizer: Name | None = None,
+    snapshot: Literal["last", "first"] | Count = "last",
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
     noise: NoiseSettings = NoiseSettings(),  # noqa: B008
     layouts: dict[Stack, ModelLayout] | None = None,
     choice: QueryChoice = ALL_QUERIES,
     outcome: Outcome = "probability",
-    scores: str | None = None,
+    scores: Name | None = None,
     join: JoinSettings = JoinSettings(),  # noqa: B008
-    pictures: int = 8,
+    pictures: Count = 8,
     effects_csv: bool = True,
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
+    trust: bool = False,
 ) -> None:
     """Trace where in a model facts live; repeated after a kill, it continues.
 
@@ -141,10 +148,9 @@ def causal_trace(
         pictures: How many prompts to draw one by one.
         effects_csv: Whether to write every cell of every prompt to effects.csv.
         processes: Which processes share the prompts.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    if pictures < 0:
-        raise ValueError(f"pictures: expected at least 0, found {pictures}")
-    traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
+    traced = _subject(run, model, prompts, tokenizer, snapshot, dtype, trust)
     store, join = _scores(traced.run, prompts, scores, join, settings)
     chosen = _prompts(traced.run, prompts, choice)
     folder = Path(output_dir) if output_dir else traced.folder
@@ -152,10 +158,12 @@ def causal_trace(
     task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
     if store is not None:
         _check_joinable(store, chosen, join, task)
-    with _quiet():
-        traces = trace_prompts(task, **asdict(processes))
-    shown = _Shown(outcome, pictures, choice.seed, effects_csv)
-    _finish(task, traces, shown, traced.run, store, join)
+    with claimed(folder, "ftrace causal-trace", by_this_process=not getattr(rank_zero_only, "rank", 0)):
+        say_kept(f"Finished prompts are kept in {folder}; the same command goes on with them.")
+        with _quiet():
+            traces = trace_prompts(task, **asdict(processes))
+        shown = _Shown(outcome, pictures, choice.seed, effects_csv)
+        _finish(task, traces, shown, traced.run, store, join)
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def _finish(
     store: ScoreStore | None,
     join: JoinSettings,
 ) -> None:
-    console = Console()
+    console = PlainConsole()
     tell_left_out(traces, console)
     _check_some_traced(traces)
     averages = average_effects(traces, seed=shown.seed)
@@ -223,12 +231,13 @@ def _subject(
     tokenizer: str | None,
     snapshot: Literal["last", "first"] | int,
     dtype: str,
+    trust: bool,
 ) -> _Subject:
     if (run is None) == (model is None):
         given = "neither" if run is None else f"both, {run!r} and {model!r}: set the other to null"
         raise ValueError(f"expected a run or a model, found {given}")
     if run is not None:
-        of_run = Run(newest_run(run))
+        of_run = Run(newest_run(run), trust)
         trained = of_run.model_at(of_run.snapshot(snapshot))
         own_tokenizer = of_run.data.tokenizer
         assert own_tokenizer is not None
@@ -237,10 +246,10 @@ def _subject(
     if prompts is None:
         raise ValueError("prompts: expected a file of prompts for a pretrained model, found none")
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        loaded = auto.from_pretrained(model, dtype=dtype)
-        words = AutoTokenizer.from_pretrained(tokenizer or model)
+        loaded = auto.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+        words = AutoTokenizer.from_pretrained(tokenizer or model, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"model: can't load {model!r}: {error}") from error
     return _Subject(loaded.eval(), words, None, Path("runs", "causal", re.sub(r"[^\w.-]+", "-", model).strip("-")))
@@ -353,6 +362,6 @@ def tell_left_out(traces: Sequence[PromptTrace], console: Console) -> None:
     if refused:
         console.print(f"{len(refused)} of {len(traces)} prompts can't be traced:")
     for trace in refused[:_MOST_LISTED]:
-        console.print(f"  {trace.name}: {trace.reason}", soft_wrap=True, markup=False)
+        console.print(f"  {trace.name}: {trace.reason}", soft_wrap=True)
     if len(refused) > _MOST_LISTED:
         console.print(f"  ... and {len(refused) - _MOST_LISTED} more; each has its reason in its file in prompts/")

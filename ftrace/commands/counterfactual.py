@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
+from ftrace.arguments import Count, Name, Positive, Share, Within, checked
+from ftrace.commands.endings import say_kept
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation import EvaluatedQueries, seeded_sample
 from ftrace.evaluation.counterfactual import (
     Counterfactual,
@@ -30,7 +32,10 @@ from ftrace.evaluation.counterfactual import (
 )
 from ftrace.evaluation.counterfactual.subsets import Unit
 from ftrace.evaluation.stores import check_store
+from ftrace.files.claims import claimed
 from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
+
+_Trainings = Annotated[int, Within(3, 100_000)]  # fewer have no rank correlation
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -42,7 +47,7 @@ def add_arguments(command: ArgumentParser) -> None:
             help=f"Retrain without {what}, for each of these K.",
         )  # fmt: skip
     command.add_function_arguments(
-        leave_out_and_compare, skip={"stores", "run", "leave_out_k", "leave_out_facts", "choice"}
+        leave_out_and_compare, skip={"stores", "run", "leave_out_k", "leave_out_facts", "choice", "trust"}
     )
     command.add_class_arguments(QueryChoice)
 
@@ -53,21 +58,23 @@ def command(**options: Any) -> None:
     leave_out_and_compare(**options, choice=choice)
 
 
+@checked
 def leave_out_and_compare(
-    stores: Sequence[str],
-    run: str | None = None,
-    subsets: int = 100,
+    stores: Sequence[Name],
+    run: Name | None = None,
+    subsets: _Trainings = 100,
     unit: Unit = "fact",
-    keep: float = 0.5,
-    seeds: int = 1,
-    ceiling_subsets: int = 30,
+    keep: Share = 0.5,
+    seeds: Annotated[int, Within(1, 1000)] = 1,
+    ceiling_subsets: _Trainings = 30,
     budget: Budget = "epochs",
     choice: QueryChoice = QueryChoice(),  # noqa: B008
-    leave_out_k: Sequence[int] = (),
-    leave_out_facts: Sequence[int] = (),
-    leave_out_queries: int = 8,
-    jobs: int = 1,
-    output_dir: str | None = None,
+    leave_out_k: Sequence[Positive] = (),
+    leave_out_facts: Sequence[Positive] = (),
+    leave_out_queries: Count = 8,
+    jobs: Positive = 1,
+    output_dir: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Do scores predict what happens without some training data? Retrains, and compares: LDS and leave-out.
 
@@ -88,15 +95,10 @@ def leave_out_and_compare(
         jobs: How many processes. Of several, each gets its share of the cores, or what OMP_NUM_THREADS says.
         output_dir: Where tables and retrainings go; what is retrained there is not retrained again. Default:
             "counterfactual-fact" or "counterfactual-row" in the run's folder.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     seed = choice.seed
-    for name, number, least in (
-        ("subsets", subsets, 3), ("seeds", seeds, 1), ("ceiling_subsets", ceiling_subsets, 3), ("jobs", jobs, 1),
-        ("seed", seed, 0),
-    ):  # fmt: skip
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, found {number}")
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     asked = choice.evaluated(of_run)
     num_rows = len(of_run.data.train_rows)
     for store in opened.values():
@@ -113,31 +115,33 @@ def leave_out_and_compare(
     left_out = [without(examples) for plan in plans.values() for row in plan for examples in row.examples]
 
     settings = {"run": retrainer.key, "unit": unit, "keep": keep, "budget": budget, "seed": seed}
-    claim_folder(folder, settings)
     on_subsets = [_subset(is_kept, index, 0, seed) for index in range(subsets)]
     wanted = [*on_subsets, *[retraining for training in again for retraining in training]]
     wanted += [without(()), *left_out] if plans else []
-    outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
-    losses = {retraining.name: outcome.losses for retraining, outcome in zip(wanted, outcomes, strict=True)}
+    with claimed(folder, "ftrace counterfactual"):
+        claim_folder(folder, settings)
+        say_kept(f"Finished retrainings are kept in {folder / 'retrainings'}; the same command goes on with them.")
+        outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
+        losses = {retraining.name: outcome.losses for retraining, outcome in zip(wanted, outcomes, strict=True)}
 
-    positions = {query: position for position, query in enumerate(of_run.data.query_rows["query_id"])}
-    columns = [positions[query] for query in asked.query_ids.tolist()]
-    random_subsets = Subsets(
-        is_kept,
-        np.array([losses[retraining.name][columns] for retraining in on_subsets]),
-        np.array([[losses[retraining.name][columns] for retraining in training] for training in again]),
-        asked,
-    )
-    console = Console()
-    result = Counterfactual(
-        {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
-        asked, datamodelling_scores(opened, random_subsets), reliability(random_subsets),
-        sample, _left_out(plans, sample, losses, positions), seed, random_subsets.num_ranked,
-        random_subsets.not_finite,
-    )  # fmt: skip
-    files = write_counterfactual(result, folder)
-    console.print(render_counterfactual(result))
-    console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
+        positions = {query: position for position, query in enumerate(of_run.data.query_rows["query_id"])}
+        columns = [positions[query] for query in asked.query_ids.tolist()]
+        random_subsets = Subsets(
+            is_kept,
+            np.array([losses[retraining.name][columns] for retraining in on_subsets]),
+            np.array([[losses[retraining.name][columns] for retraining in training] for training in again]),
+            asked,
+        )
+        console = PlainConsole()
+        result = Counterfactual(
+            {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
+            asked, datamodelling_scores(opened, random_subsets), reliability(random_subsets),
+            sample, _left_out(plans, sample, losses, positions), seed, random_subsets.num_ranked,
+            random_subsets.not_finite,
+        )  # fmt: skip
+        files = write_counterfactual(result, folder)
+        console.print(render_counterfactual(result))
+        console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
 
 
 def _subset(is_kept: np.ndarray, index: int, training: int, seed: int) -> Retraining:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.commands.stores import short_names
+from ftrace.console import PlainConsole
 from ftrace.evaluation.results import evaluate_results, render_result_groups, render_results, write_result_tables
 from ftrace.evaluation.results.files import RESULT_SUFFIXES, is_result_file
 from ftrace.evaluation.results.metrics import PRECISION_AT, RESULTS_BY, ResultsBy
@@ -30,13 +30,14 @@ def names_of_results(names: Sequence[str]) -> bool:
     return bool(files)
 
 
+@checked
 def compare_results(
     files: Sequence[str],
-    precision_at: Sequence[int] | None = None,
-    against: str | None = None,
+    precision_at: Sequence[Positive] | None = None,
+    against: Name | None = None,
     by: str | None = None,
-    seed: int = 0,
-    output_dir: str | None = None,
+    seed: Seed = 0,
+    output_dir: Name | None = None,
 ) -> None:
     """Compare files of results: one table, over the queries that all of them have.
 
@@ -62,7 +63,7 @@ def compare_results(
     groups = evaluation.groups(known_by) if known_by else []
     if known_by and not groups:
         raise ValueError(f"by: expected results with a field {known_by!r}, but no query that is compared has one")
-    console = Console()
+    console = PlainConsole()
     console.print(render_results(evaluation))
     if groups:
         console.print()
@@ -70,7 +71,7 @@ def compare_results(
     default = paths[0].with_name(f"{paths[0].name.split('.jsonl')[0]}-evaluation")
     written = write_result_tables(evaluation, Path(output_dir) if output_dir else default)
     console.print(f"\nWrote {', '.join(file.name for file in written)} to {written[0].parent}", soft_wrap=True)
-    console.print(f"Query by query: {show_command(*paths)}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Query by query: {show_command(*paths)}", soft_wrap=True)
 
 
 def _known_by(by: str | None) -> ResultsBy | None:

@@ -9,17 +9,22 @@ every option in the config overridden, such as ``--trainer.max_epochs 3`` or ``-
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import AfterTraining, trace_run
+from ftrace.commands.endings import run_command, say_kept
+from ftrace.commands.run_folders import claim_run_folders
 from ftrace.files.whole_files import whole_file
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
@@ -47,11 +52,22 @@ class SaveConfigInRunFolder(SaveConfigCallback):
 
 
 class FactTracingCLI(LightningCLI):
-    """LightningCLI with a section ``trace``, which says what to do with the scores once the model is trained."""
+    """LightningCLI with a section ``trace``, which says what to do with the scores once the model is trained.
+
+    Args:
+        args: As LightningCLI takes them.
+        claims: Holds the claims of the run's folders as long as it is open.
+        options: As LightningCLI takes them.
+    """
+
+    def __init__(self, *args: Any, claims: ExitStack, **options: Any) -> None:
+        self._claims = claims
+        super().__init__(*args, **options)
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Create the parser as LightningCLI does, but let ``--config`` take recipes' names, too."""
+        kwargs["exit_on_error"] = False
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
         parser = LightningArgumentParser(allow_abbrev=False, **kwargs)
         parser.add_argument("-c", "--config", action=ConfigFileOrName, help="A YAML file, or a recipe's name.")
@@ -62,9 +78,13 @@ class FactTracingCLI(LightningCLI):
         parser.add_argument("--trace", type=AfterTraining | None, default=None, help="What fit does after training.")
 
     def before_fit(self) -> None:
-        """Check before training, not after it, that ``trace`` will have what it needs."""
-        if self._trace_settings is None:
-            return
+        """Check before training, not after it, that ``trace`` will have what it needs; then claim the run's folder."""
+        say_kept(self._what_is_kept)
+        if self._trace_settings is not None:
+            self._check_trace(self._trace_settings)
+        claim_run_folders(self.trainer.loggers, self._claims)
+
+    def _check_trace(self, settings: AfterTraining) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for kind in (OnlineTracIn, CheckpointSnapshots):
             if not any(isinstance(callback, kind) and callback.output_dir is None for callback in callbacks):
@@ -73,7 +93,7 @@ class FactTracingCLI(LightningCLI):
                     "of the run. Add it, or set --trace null"
                 )
 
-        if self._trace_settings.causal and not any(
+        if settings.causal and not any(
             isinstance(callback, OnlineTracIn)
             and callback.output_dir is None
             and "layer" in callback.settings.breakdown
@@ -85,7 +105,18 @@ class FactTracingCLI(LightningCLI):
         """Compare with baselines and show some queries, if the config asks for it."""
         folder = self.trainer.log_dir  # None in a fast_dev_run
         if self._trace_settings is not None and folder is not None and not self.trainer.interrupted:
+            say_kept(f"The trained run is kept in {folder}: ftrace attribute and ftrace report go on with it.")
             trace_run(Path(folder), self._trace_settings)
+
+    def _what_is_kept(self) -> str:
+        """Say what an interrupted training has left: scores, and the newest checkpoint."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        stores = [each.incomplete_store for each in callbacks if isinstance(each, OnlineTracIn)]
+        scores = "".join(f"The scores so far are in {store}. " for store in stores if store is not None)
+        saved = {path for each in callbacks if isinstance(each, ModelCheckpoint) for path in _checkpoints(each)}
+        if not saved:
+            return f"{scores}There is no checkpoint to go on from."
+        return f"{scores}Go on with --ckpt_path {max(saved, key=lambda path: path.stat().st_mtime)}"
 
     @property
     def _trace_settings(self) -> AfterTraining | None:
@@ -93,20 +124,37 @@ class FactTracingCLI(LightningCLI):
         return settings
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
         args: The subcommand and its options; default: the process's own.
+
+    Returns:
+        The exit code.
     """
-    FactTracingCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfigInRunFolder,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults={"default_root_dir": "runs"},
-        args=None if args is None else list(args),
-    )
+    given = sys.argv[1:] if args is None else list(args)
+    name = given[0] if given and not given[0].startswith("-") else "fit"
+    return run_command(name, lambda: _run(args))
+
+
+def _run(args: Sequence[str] | None) -> None:
+    with ExitStack() as claims:
+        FactTracingCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigInRunFolder,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={"default_root_dir": "runs"},
+            args=None if args is None else list(args),
+            claims=claims,
+        )
+
+
+def _checkpoints(callback: ModelCheckpoint) -> list[Path]:
+    """List the checkpoints of a callback that there are."""
+    paths = [callback.last_model_path, callback.best_model_path, *callback.best_k_models]
+    return [Path(path) for path in paths if path and Path(path).exists()]

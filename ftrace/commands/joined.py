@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.causal import MEDIATORS, Outcome, PromptTrace, Stack
 from ftrace.causal.joined import Joined, JoinedQuery, join_profiles
 from ftrace.causal.profiles import Reduction
@@ -23,6 +24,7 @@ from ftrace.scores import ScoreStore
 PICTURES = "joined"
 
 
+@checked
 @dataclass(frozen=True)
 class JoinSettings:
     """The options that decide how causal effects are joined to scores.
@@ -41,22 +43,17 @@ class JoinSettings:
         ValueError: If an option is out of range.
     """
 
-    kind: str | None = None
+    kind: Name | None = None
     summed_over: Literal["top", "ground_truth"] = "top"
-    k: int = 10
-    mediator: str = "mlp"
+    k: Positive = 10
+    mediator: Name = "mlp"
     reduction: Reduction = "sum"
-    pictures: int | None = 10
-    listed: int = 5
+    pictures: Count | None = 10
+    listed: Positive = 5
 
     def __post_init__(self) -> None:
         if self.mediator not in MEDIATORS:
             raise ValueError(f"mediator: expected one of {MEDIATORS}, found {self.mediator!r}")
-        for name in ("k", "listed"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if self.pictures is not None and self.pictures < 0:
-            raise ValueError(f"pictures: expected at least 0, found {self.pictures}")
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,34 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from ftrace.arguments import Name, Positive, checked
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of a flag: the line under the settings' field
 
 Settings = TypeVar("Settings")
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
+@checked
 @dataclass(frozen=True)
 class ProcessSettings:
     """The processes that share a command's work."""
 
-    accelerator: str = "auto"
+    accelerator: Name = "auto"
     """Lightning's, such as "cpu" or "gpu"."""
-    devices: int | str = 1
+    devices: Positive | Name = 1
     """How many processes share the work."""
-    strategy: str = "auto"
+    strategy: Name = "auto"
     """Lightning's, such as "ddp"."""
+
+
+def add_trust(command: ArgumentParser) -> None:
+    """Add the flag by which a user trusts a run: see :class:`ftrace.runs.Run`."""
+    command.add_argument(
+        "--trust", action="store_true",
+        help="Follow the classes that the run's config names and that aren't ftrace's own. Their code runs here, so "
+        "trust a run that somebody else has made only if you have read it.",
+    )  # fmt: skip
 
 
 def take(kind: type[Settings], options: dict[str, Any]) -> Settings:

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ftrace.arguments import Positive, Seed, checked
 from ftrace.evaluation import EvaluatedQueries, seeded_sample
 from ftrace.evaluation.learned import Rule
 from ftrace.runs import Run
 
 
+@checked
 @dataclass(frozen=True)
 class QueryChoice:
     """The options that choose queries of a run."""
@@ -22,9 +24,9 @@ class QueryChoice:
     rule: Rule | None = None
     """What learned is: "paper", right at the last snapshot and not among the best three of a beam search at the first;
     "last", right at the last snapshot, greedily. Default: "paper", or "last" for a single snapshot."""
-    sample: int | None = None
+    sample: Positive | None = None
     """Take this many queries, by a seeded shuffle."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the sample, and of what else the command draws: halves of the queries, random examples, resampling."""
 
     def evaluated(self, run: Run, *, any_data: bool = False) -> EvaluatedQueries:

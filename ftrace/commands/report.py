@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,9 +11,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.sources import Opened, add_source_options, open_sources
+from ftrace.console import PlainConsole
+from ftrace.files.claims import claimed
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.page.chunks import encode_chunk, island
@@ -23,7 +27,7 @@ from ftrace.report.explorer.page.writing import (
     report_paths,
     write_report,
 )
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 from ftrace.views import StoreSource
 
 _NAME = "report.html"
@@ -69,26 +73,23 @@ def add_arguments(command: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+@checked
 def command(
-    stores: Sequence[str],
-    run: str | None = None,
-    kind: str | None = None,
-    texts: Sequence[str] | None = None,
-    out: str | None = None,
-    figures: str | None = None,
-    k: int = 100,
-    opponents: int = 20,
-    queries: Sequence[str] | None = None,
-    tokens: int = 10,
+    stores: Sequence[Name],
+    run: Name | None = None,
+    kind: Name | None = None,
+    texts: Sequence[Name] | None = None,
+    out: Name | None = None,
+    figures: Name | None = None,
+    k: Positive = 100,
+    opponents: Count = 20,
+    queries: Sequence[Name] | None = None,
+    tokens: Count = 10,
     redact: bool = False,
+    trust: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
-    for name, count in (("opponents", opponents), ("tokens", tokens)):
-        if count < 0:
-            raise ValueError(f"{name}: expected 0 or more, found {count}")
-    opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, trust=trust)
     path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
     wants_page = out is not None or figures is None
@@ -99,21 +100,23 @@ def command(
             f"figures: expected the name of a folder, found {f'the file {figures!r}' if figures else 'none'}"
         )
     content = make_content(opened, queries, k, opponents, tokens, is_redacted=redact)
+    say = partial(PlainConsole().print, soft_wrap=True)
     if figures is not None:
         pictures = draw(content, Path(figures), only_chosen=queries is not None)
-        print(f"Wrote {counted(len(pictures), 'picture')} to {figures}: {', '.join(file.name for file in pictures)}")
+        say(f"Wrote {counted(len(pictures), 'picture')} to {figures}: {', '.join(file.name for file in pictures)}")
     if wants_page:
         is_replaced = any(place.exists() for place in report_paths(path))
         written = write(content, path, single_file=single_file)
         place = ", in place of an earlier one" if is_replaced else ""
-        print(f"The report is {written}{place}\nOpen it by double-click, or as {written.resolve().as_uri()}")
+        say(f"The report is {written}{place}\nOpen it by double-click, or as {written.resolve().as_uri()}")
 
 
-def report_of_run(folder: Path) -> Path:
+def report_of_run(folder: Path, trust: bool = False) -> Path:
     """Write the explorer of a run into its folder, with all of its stores.
 
     Args:
         folder: The run's folder.
+        trust: As :class:`ftrace.runs.Run` takes it.
 
     Returns:
         What to open.
@@ -121,7 +124,7 @@ def report_of_run(folder: Path) -> Path:
     Raises:
         ValueError: If something else is in its place, or it is too large.
     """
-    opened = open_sources([str(folder)], None, None, whole_runs=True)
+    opened = open_sources([str(folder)], None, None, whole_runs=True, trust=trust)
     check_place(folder / _NAME)
     return write(make_content(opened), folder / _NAME)
 
@@ -145,7 +148,7 @@ def make_content(
         tokens: For how many of the strongest examples scores are told token by token.
         is_redacted: Whether texts are left out.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     chosen, limits = choose_queries(opened.sources, queries)
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
     limits = [*limits, *_other_kinds(opened)]
@@ -167,7 +170,7 @@ def write(content: Content, path: Path, *, single_file: bool | None = None) -> P
     Raises:
         ValueError: If it would be too large.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     size = content.estimated_size(lambda name, chunk: len(island(name, encode_chunk(chunk))))
     _check_size(size, single_file)
     form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
@@ -191,12 +194,13 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
     from ftrace.report.figures import choose_queries as choose_telling  # imports matplotlib
     from ftrace.report.figures import write_figures
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     _ = content.additions
     of_all = range(content.num_queries)
     head = content.head(_watched(of_all, "reading", len(of_all), console))
     places = of_all if only_chosen else choose_telling(head["queries"])
-    files = write_figures(folder, head, [content.query(place) for place in places])
+    with claimed(folder, "ftrace report", wait=True):  # all pictures are of one report
+        files = write_figures(folder, head, [content.query(place) for place in places])
     return [file for file in files if file.suffix == ".png"]
 
 
@@ -253,4 +257,4 @@ def _watched(items: Iterable[T], what: str, count: int, console: Console) -> Ite
 
 
 def _tell(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(line, soft_wrap=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
+from ftrace.arguments import Name, checked
+from ftrace.console import PlainConsole
 from ftrace.data import SynthSettings, write_synth
+from ftrace.files.claims import claimed
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -16,7 +18,10 @@ def add_arguments(command: ArgumentParser) -> None:
     command.add_class_arguments(SynthSettings)
 
 
-def command(output_path: str, **settings: Any) -> None:
+@checked
+def command(output_path: Name, **settings: Any) -> None:
     """Generate FTRACE-SYNTH."""
-    folder = write_synth(output_path, SynthSettings(**settings), progress=True)
-    Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True, markup=False)
+    given = SynthSettings(**settings)
+    with claimed(output_path, "ftrace synth", "name another output_path"):
+        folder = write_synth(output_path, given, progress=True)
+    PlainConsole().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True)

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
+from ftrace.arguments import Count, Name, NonNegativeNumber, Positive, checked
 from ftrace.commands.options import number_of_bytes, take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation.stores import check_finite, row_name
 from ftrace.evaluation.tail_patch import (
     Adam,
@@ -29,6 +30,7 @@ from ftrace.evaluation.tail_patch import (
     tail_patch,
     write_tail_patch,
 )
+from ftrace.files.claims import claimed
 from ftrace.models import FactLM, load_optimizer_states
 from ftrace.renamed import use_new_names
 from ftrace.runs import Run
@@ -47,7 +49,7 @@ def add_arguments(command: ArgumentParser) -> None:
         help="Which kinds of scores, of stores that have several; default: all.",
     )  # fmt: skip
     command.add_argument("--kind", nargs="+", type=str, default=None, help=argparse.SUPPRESS)
-    command.add_function_arguments(patch_stores, skip={"stores", "run", "k", "kinds", "choice"})
+    command.add_function_arguments(patch_stores, skip={"stores", "run", "k", "kinds", "choice", "trust"})
     command.add_class_arguments(QueryChoice)
 
 
@@ -61,18 +63,20 @@ def command(**options: Any) -> None:
     patch_stores(**options, choice=choice)
 
 
+@checked
 def patch_stores(
-    stores: Sequence[str],
-    run: str | None = None,
-    k: int = 10,
-    kinds: Sequence[str] | None = None,
-    snapshot: Literal["last", "first"] | int = "last",
+    stores: Sequence[Name],
+    run: Name | None = None,
+    k: Positive = 10,
+    kinds: Sequence[Name] | None = None,
+    snapshot: Literal["last", "first"] | Count = "last",
     optimizer: Literal["sgd", "adam"] | None = None,
-    learning_rate: float | None = None,
+    learning_rate: NonNegativeNumber | None = None,
     choice: QueryChoice = QueryChoice(),  # noqa: B008
     by: Literal["kind"] | None = None,
-    memory_budget: int | str = "1GiB",
-    output_dir: str | None = None,
+    memory_budget: Positive | Name = "1GiB",
+    output_dir: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Take one step on each of the best examples of each query, and say how much likelier the answer becomes.
 
@@ -89,11 +93,10 @@ def patch_stores(
         by: "kind": say what kind of examples they are, as is done wherever the data tell; an error where they don't.
         memory_budget: What weights and activations may take, such as "500MiB". Results don't depend on it.
         output_dir: Where the files go; default: "tail-patch" in the run's folder.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
     budget, seed = number_of_bytes("memory_budget", memory_budget), choice.seed
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     scored = _rows(opened, kinds)
     folder = of_run.snapshot(snapshot)
     model = of_run.model_at(folder)
@@ -107,15 +110,15 @@ def patch_stores(
     if any(map(len, asked.proponents)):
         picks[PROPONENTS] = some_proponents(asked, k, seed)
     pairs = [(query, example) for row in picks.values() for query, ids in row.items() for example in ids.tolist()]
-    patched = tail_patch(model, of_run.data, np.array(pairs), rule, budget)
-    rows, probability = summarize_rises(patched, picks, asked, RANDOM, example_kinds, seed)
-    notes = (*notes, *notes_on_rises(patched, picks, asked))
-    table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
-    console = Console()
-    console.print(render_tail_patch(table))
-    files = write_tail_patch(
-        table, patched, Path(output_dir) if output_dir else of_run.folder / "tail-patch", example_kinds
-    )
+    out = Path(output_dir) if output_dir else of_run.folder / "tail-patch"
+    with claimed(out, "ftrace tail-patch"):
+        patched = tail_patch(model, of_run.data, np.array(pairs), rule, budget)
+        rows, probability = summarize_rises(patched, picks, asked, RANDOM, example_kinds, seed)
+        notes = (*notes, *notes_on_rises(patched, picks, asked))
+        table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
+        console = PlainConsole()
+        console.print(render_tail_patch(table))
+        files = write_tail_patch(table, patched, out, example_kinds)
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
 
 

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 import bm25s
 import numpy as np
 
+from ftrace.arguments import NonNegativeNumber, Share, checked
+
 K1, B, DELTA = 1.5, 0.75, 1.0
 
 
+@checked
 class Bm25Index:
     """Index of documents.
 
@@ -28,7 +31,12 @@ class Bm25Index:
     """
 
     def __init__(
-        self, documents: Sequence[Sequence[str]], *, k1: float = K1, b: float = B, delta: float = DELTA
+        self,
+        documents: Sequence[Sequence[str]],
+        *,
+        k1: NonNegativeNumber = K1,
+        b: Share = B,
+        delta: NonNegativeNumber = DELTA,
     ) -> None:
         if not any(documents):
             raise ValueError("BM25: expected documents with words, found none")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ftrace.arguments import checked
 from ftrace.data.data_folder import MANIFEST, DataFacts
 from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, read_rows, write_rows
@@ -78,6 +79,7 @@ def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[Sou
     return manifest
 
 
+@checked
 def read_queries(file: Path) -> list[dict[str, Any]]:
     """Read a user's queries for data whose training rows exist already, in the form that :func:`write_corpus` writes.
 

@@ -9,12 +9,14 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from ftrace.arguments import Name, checked
 from ftrace.data.corpus_files import FORM, write_corpus
 from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
 
 
+@checked
 class FactCorpus(FactData):
     """Data module of your own training rows and queries, from JSON-lines, JSON or Parquet files; see docs/data.md.
 
@@ -34,8 +36,8 @@ class FactCorpus(FactData):
 
     def __init__(
         self,
-        train: str | list[str],
-        queries: str | list[str],
+        train: Name | list[Name],
+        queries: Name | list[Name],
         *args: Any,
         **settings: Any,
     ) -> None:
@@ -43,6 +45,10 @@ class FactCorpus(FactData):
         self.query_files = _files("queries", queries)
         key = hash_of_files([*self.train_files, *self.query_files], str(len(self.train_files)))
         super().__init__(f"corpus-{key}", FactDataSettings(*args, **settings))
+
+    @override
+    def is_made(self) -> bool:
+        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:

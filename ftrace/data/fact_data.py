@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +16,27 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.data.collators import Architecture, make_collator
 from ftrace.data.data_folder import MANIFEST
 from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.fact_keys import FactParts
 from ftrace.data.mapped_tables import MappedTables
 from ftrace.data.tokenizer import check_tokenizer, save_tokenizer, train_word_tokenizer
+from ftrace.files.claims import claimed
 from ftrace.files.manifests import DIGEST, read_json
 from ftrace.files.whole_files import whole_folder
 
 _TABLES = ("train", "queries")
 
 
+@checked
 @dataclass(frozen=True)
 class FactDataSettings:
     """Settings that all fact-tracing data modules have.
@@ -54,19 +56,15 @@ class FactDataSettings:
         ValueError: If ``num_queries`` is out of range.
     """
 
-    data_dir: str = "data_cache"
+    data_dir: Name = "data_cache"
     architecture: Architecture = "encoder-decoder"
-    tokenizer: str | None = None
+    tokenizer: Name | None = None
     split_hyphens: bool = False
-    batch_size: int = 128
-    query_batch_size: int = 128
-    num_workers: int = 0
-    num_queries: int | None = None
-    query_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_queries is not None and self.num_queries < 1:
-            raise ValueError(f"num_queries: expected None or at least 1, found {self.num_queries}")
+    batch_size: Positive = 128
+    query_batch_size: Positive = 128
+    num_workers: Count = 0
+    num_queries: Positive | None = None
+    query_seed: Seed = 0
 
 
 class FactData(LightningDataModule):
@@ -121,28 +119,35 @@ class FactData(LightningDataModule):
     def make(self) -> None:
         """Write the two files to :attr:`data_path`, whole or not at all, unless they are there already."""
 
+    def is_made(self) -> bool:
+        """Return whether the files are there already, so that :meth:`make` writes nothing."""
+        return False
+
     @override
     def prepare_data(self) -> None:
-        name = hashlib.sha256(str(self.data_path.resolve()).encode()).hexdigest()[:16]
-        with FileLock(Path(tempfile.gettempdir()) / f"ftrace-{name}.lock"):  # several runs may begin at once
-            self._prepare()
+        is_made = self.is_made() and not self._lacks_tokenizer()
+        if is_made and (self._tables.are_made() or not os.access(self.data_path, os.W_OK)):
+            self.make()  # writes nothing, so the folder may be one that can't be written to
+            self._tables.make()
+            return
+        name = type(self).__name__
+        with claimed(self.data_path, name, "name another data_dir", wait=True):  # several runs may begin at once
+            self.make()
+            self._tables.make()
+            if self._lacks_tokenizer():
+                learned = train_word_tokenizer(self._texts(), split_hyphens=self.settings.split_hyphens)
+                with whole_folder(self._learned_tokenizer) as temporary:
+                    save_tokenizer(learned, temporary)
 
-    def _prepare(self) -> None:
-        self.make()
-        manifest = self.data_path / MANIFEST  # another kind of data may have none, or one of its own
-        noted = read_json(manifest, dict[str, Any], digest=False) if manifest.exists() else {}
-        self._tables.make(noted.get("files") if DIGEST in noted else None)
-        if self.settings.tokenizer is None and not self._learned_tokenizer.exists():
-            learned = train_word_tokenizer(self._texts(), split_hyphens=self.settings.split_hyphens)
-            with whole_folder(self._learned_tokenizer) as temporary:
-                save_tokenizer(learned, temporary)
+    def _lacks_tokenizer(self) -> bool:
+        return self.settings.tokenizer is None and not self._learned_tokenizer.exists()
 
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.tokenizer is None:
             if self.settings.tokenizer is None:
                 check_tokenizer(self._learned_tokenizer)
-            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_source)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
             self.train_rows = self._tables.open("train")
             self.query_rows = self._drawn(self._tables.open("queries"))
 

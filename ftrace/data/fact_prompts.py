@@ -8,12 +8,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.data.row_files import SourceRow, read_rows
 
 _OPTIONAL = ("answer", "answers", "foil", "subject_start", "id", "fact")
 _LONGEST_NAME = 80
 
 
+@checked
 @dataclass(frozen=True)
 class FactPrompt:
     """Text that a model is to continue, or whose mask it is to fill in.
@@ -33,17 +35,18 @@ class FactPrompt:
             sentinel.
     """
 
-    name: str
+    name: Name
     prompt: str
     subject: str
     answers: tuple[str, ...]
     foil: str | None = None
-    subject_start: int | None = None
+    subject_start: Count | None = None
     fact: str | None = None
     query_id: int | None = None
     targets: str | None = None
 
 
+@checked
 def read_prompts(file: Path) -> list[FactPrompt]:
     """Read prompts from a file: records of ``known_1000`` (Meng et al. 2022, arXiv 2202.05262), or a user's own.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from ftrace.arguments import checked
 from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, synth_parts
@@ -20,6 +21,7 @@ from ftrace.data.synth_settings import SynthSettings
 from ftrace.data.synth_vocabularies import vocabulary_text
 
 
+@checked
 class FtraceSynth(FactData):
     """Data module of FTRACE-SYNTH: generated once, cached by the hash of its settings.
 
@@ -42,8 +44,12 @@ class FtraceSynth(FactData):
         self.synth = synth
 
     @override
+    def is_made(self) -> bool:
+        return whole_manifest(self.data_path, FORM) is not None
+
+    @override
     def make(self) -> None:
-        if whole_manifest(self.data_path, FORM) is None:
+        if not self.is_made():
             write_synth(self.data_path, self.synth, progress=True)
 
     @override

@@ -9,13 +9,16 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from ftrace.arguments import Name, checked
 from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, trex_parts
 from ftrace.data.trex_files import FORM, subject_of_query, write_trex
 from ftrace.data.trex_sources import open_trex
+from ftrace.shown_text import plain
 
 
+@checked
 class FtraceTrex(FactData):
     """Data module of FTRACE-TREX: sentences of Wikipedia with the facts that they state, and queries of LAMA.
 
@@ -35,12 +38,16 @@ class FtraceTrex(FactData):
 
     def __init__(
         self,
-        source: str = "ekinakyurek/ftrace",
+        source: Name = "ekinakyurek/ftrace",
         *args: Any,
         **settings: Any,
     ) -> None:
         self.source = open_trex(source)
         super().__init__(f"trex-{self.source.key()}", FactDataSettings(*args, **settings))
+
+    @override
+    def is_made(self) -> bool:
+        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:
@@ -49,14 +56,14 @@ class FtraceTrex(FactData):
             abstracts, queries = self.source.rows("abstracts"), self.source.rows("queries")
             manifest = write_trex(self.data_path, abstracts, queries, self.source.name, progress=True)
         rank_zero_info(
-            f"FTRACE-TREX from {self.source.name}: {manifest['num_train']:,} rows, {manifest['num_queries']:,} "
+            f"FTRACE-TREX from {plain(self.source.name)}: {manifest['num_train']:,} rows, {manifest['num_queries']:,} "
             f"queries, {manifest['num_queries_without_proponents']:,} more left out whose fact no row states"
         )
         other = manifest.get("num_queries_with_an_answer_of_another_surface")
         if other:
             rank_zero_warn(
-                f"{self.source.name}: {other:,} queries have another answer than the surface of their object or their "
-                "subject; they accept the answer as it is"
+                f"{plain(self.source.name)}: {other:,} queries have another answer than the surface of their object or "
+                "their subject; they accept the answer as it is"
             )
 
     @override

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from ftrace.arguments import Name, Positive, Seed, Within, checked
 
 MAX_EXPRESSIONS = 4
-MAX_FACTS = 8
+MAX_FACTS = 8  # in a row: each combination of masks is one, 2^n of them
+MAX_ENTITIES = 10_000_000  # they are held in memory
 
 
+@checked
 @dataclass(frozen=True)
 class SynthSettings:
     """Flags of the FTRACE-SYNTH generator.
@@ -33,30 +37,21 @@ class SynthSettings:
             about readable entities respect types: persons live in places.
     """
 
-    num_entities: int = 5000
-    num_relations: int = 37
-    num_facts: int = 50000
-    num_test_utterances: int = 5000
-    num_entity_words: int = 1
-    num_expressions_per_entity: int = 4
-    num_facts_per_utterance: int = 2
-    entity_vocabulary: str | None = None
-    relation_vocabulary: str | None = None
-    seed: int = 0
+    num_entities: Annotated[int, Within(1, MAX_ENTITIES)] = 5000
+    num_relations: Positive = 37
+    num_facts: Annotated[int, Within(1, MAX_ENTITIES)] = 50000
+    num_test_utterances: Positive = 5000
+    num_entity_words: Positive = 1
+    num_expressions_per_entity: Annotated[int, Within(1, MAX_EXPRESSIONS)] = 4
+    num_facts_per_utterance: Annotated[int, Within(1, MAX_FACTS)] = 2
+    entity_vocabulary: Name | None = None
+    relation_vocabulary: Name | None = None
+    seed: Seed = 0
     separator: str = " "
     collisions: Literal["allow", "forbid"] = "allow"
     entities: Literal["numbered", "readable"] = "numbered"
 
     def __post_init__(self) -> None:
-        for name in ("num_entities", "num_relations", "num_facts", "num_test_utterances", "num_facts_per_utterance"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if self.num_facts_per_utterance > MAX_FACTS:
-            number = self.num_facts_per_utterance  # each combination of masks is a row: 2^n of them
-            raise ValueError(f"num_facts_per_utterance: expected 1 to {MAX_FACTS}, found {number}")
-        if not 1 <= self.num_expressions_per_entity <= MAX_EXPRESSIONS:
-            number = self.num_expressions_per_entity
-            raise ValueError(f"num_expressions_per_entity: expected 1 to {MAX_EXPRESSIONS}, found {number}")
         if self.num_entity_words != 1:
             raise ValueError(
                 f"num_entity_words: expected 1, found {self.num_entity_words!r}. The published generator reads this "
@@ -67,12 +62,6 @@ class SynthSettings:
                 f"num_test_utterances: expected at most one for each of the {self.num_facts} facts, found "
                 f"{self.num_test_utterances}"
             )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: expected 0 to {2**32 - 1}, found {self.seed}")
-        if self.collisions not in ("allow", "forbid"):
-            raise ValueError(f'collisions: expected "allow" or "forbid", found {self.collisions!r}')
-        if self.entities not in ("numbered", "readable"):
-            raise ValueError(f'entities: expected "numbered" or "readable", found {self.entities!r}')
 
     @property
     def is_readable(self) -> bool:

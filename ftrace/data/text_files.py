@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ftrace.arguments import Name, checked
 from ftrace.data.row_files import SUFFIXES, SourceRow, read_rows
 
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
@@ -19,7 +20,8 @@ _CSV = (".csv", ".csv.gz")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
-def read_texts(file: str | os.PathLike[str]) -> tuple[str, Iterator[dict[str, Any]]]:
+@checked
+def read_texts(file: Name | os.PathLike[Name]) -> tuple[str, Iterator[dict[str, Any]]]:
     r"""Read texts of examples or of queries, one row at a time.
 
     Each row has ``text`` and an id: ``example_id`` (or ``id``) or ``query_id``, a whole number or a name. All other

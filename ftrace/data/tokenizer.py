@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ftrace.arguments import Name, checked
 from ftrace.data.text import SENTINEL
 from ftrace.files.digests import DamagedError
 from ftrace.files.noted_files import note_files, noted_files
@@ -19,7 +20,8 @@ NUM_SENTINELS = 16
 _MARKS = r"'s$|[.,;:!?]+$"  # at the end of a word: tokens of their own
 
 
-def train_word_tokenizer(texts: Iterable[str], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
+@checked
+def train_word_tokenizer(texts: Iterable[Name], *, split_hyphens: bool = False) -> PreTrainedTokenizerFast:
     """Learn a word-level tokenizer, which splits at spaces and makes possessives and final marks separate tokens.
 
     Args:

@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from ftrace.arguments import Positive, Seed, checked
+
 Half = Literal["all", "development", "report"]
 
 
@@ -122,14 +124,13 @@ def relation_of(fact: str) -> str:
     return "query" if re.fullmatch(r"query -?\d+", fact) else fact.split("," if "," in fact else "-")[0]
 
 
-def seeded_sample(query_ids: Sequence[int], count: int, seed: int) -> list[int]:
+@checked
+def seeded_sample(query_ids: Sequence[int], count: Positive, seed: Seed) -> list[int]:
     """Draw ``count`` queries by a seeded shuffle, and return them in their original order.
 
     Raises:
         ValueError: If ``count`` is below 1.
     """
-    if count < 1:
-        raise ValueError(f"sample: expected at least 1, found {count}")
     ordered = np.sort(np.asarray(query_ids, dtype=np.int64))
     drawn = set(np.random.default_rng(seed).permutation(ordered)[:count].tolist())
     return [query for query in query_ids if query in drawn]

@@ -2,10 +2,12 @@
 
 A new version is written under a hidden temporary name beside the old one and takes its place in one step. A reader
 finds the old version or the new one, never a half-written one, and a process that is killed leaves the old version
-untouched. Its temporary file or folder then stays behind; nothing reads it, and it may be deleted.
+untouched. Its temporary file or folder then stays behind until the next writer of the same name removes it.
 
-A temporary name contains the process's id and random digits. Processes and threads that write the same file or folder
-at once don't disturb each other: the last one to finish wins.
+Processes and threads that write the same file or folder at once don't disturb each other: the last one to finish wins.
+Work that takes long claims its folder instead: see :mod:`ftrace.files.claims`.
+
+Errors of a full disk name the file or folder, whatever library met them.
 
 All of this survives a killed process. With ``sync=True`` it survives a power failure too, at the cost of waiting for
 the disk. It is meant for files whose predecessors, or sources, are deleted as soon as they are written.
@@ -16,13 +18,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ftrace.files.full_disks import full_disk_named
+from ftrace.files.temporary_names import ASIDE, remove_leftovers, temporary_name
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
@@ -75,10 +79,13 @@ def temporary_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     :func:`whole_file` is this and :func:`put_file`; apart they serve where the file's name depends on its content.
     """
-    temporary = _temporary_name(_target(path))
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # its mode honours the umask
+    file = _target(path)
+    remove_leftovers(file)
+    temporary = temporary_name(file)
     try:
-        yield temporary
+        with full_disk_named(file):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # its mode honours the umask
+            yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -92,10 +99,12 @@ def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     folder = _target(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_name(folder)
-    temporary.mkdir()
+    remove_leftovers(folder)
+    temporary = temporary_name(folder)
     try:
-        yield temporary
+        with full_disk_named(folder):
+            temporary.mkdir()
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -159,10 +168,6 @@ def _target(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
 def _exchange(folder: Path, other: Path) -> bool:
     """Swap the names of two folders in one step, if the system can; return whether it has."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
@@ -173,7 +178,7 @@ def _exchange(folder: Path, other: Path) -> bool:
 
 def _swap_by_renames(temporary: Path, folder: Path) -> bool:
     """Put ``folder`` aside and ``temporary`` in its place; return False if another process came in between."""
-    aside = temporary.with_name(f"{temporary.name}.old")
+    aside = temporary.with_name(f"{temporary.name}{ASIDE}")
     try:
         folder.rename(aside)
     except FileNotFoundError:

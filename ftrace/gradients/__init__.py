@@ -34,7 +34,7 @@ from ftrace.gradients.preconditioners import (
     touched_elements,
 )
 from ftrace.gradients.products import cosines, inner_products, inner_products_and_square_norms
-from ftrace.gradients.projection import ENTRIES, OLD_ENTRIES, Entries, Projection, pool, project
+from ftrace.gradients.projection import ENTRIES, OLD_ENTRIES, Entries, Projection, ProjectionSide, pool, project
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rehearsal import Rehearsal
@@ -62,6 +62,7 @@ __all__ = [
     "PerExampleGradients",
     "Preconditioner",
     "Projection",
+    "ProjectionSide",
     "QueryGradients",
     "RankOne",
     "Rates",

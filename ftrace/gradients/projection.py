@@ -18,22 +18,25 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from ftrace.arguments import Seed, Within, checked
 from ftrace.gradients.parts import Dense, Lookup, Part, Positions, accumulation_dtype
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.preconditioners import Elementwise, Preconditioner, RankOne
 from ftrace.renamed import warn_of_old_name
 
+ProjectionSide = Annotated[int, Within(1, 4096)]  # a block of K * K numbers: more is a typing error
 Entries = Literal["gaussian", "rademacher", "normal", "signs"]
 ENTRIES: tuple[Entries, ...] = ("gaussian", "rademacher")
 # Old names. Indexes on disk that have them are read; as arguments they work for one more release.
 OLD_ENTRIES: dict[str, Entries] = {"normal": "gaussian", "signs": "rademacher"}
 
 
+@checked
 class Projection:
     """Two-sided random projection, the same for all gradients of a parameter.
 
@@ -54,14 +57,10 @@ class Projection:
         torch.Size([5, 256])
     """
 
-    def __init__(self, side: int, seed: int = 0, entries: Entries = "gaussian") -> None:
-        if side < 1:
-            raise ValueError(f"side: expected a whole number of at least 1, found {side}")
+    def __init__(self, side: ProjectionSide, seed: Seed = 0, entries: Entries = "gaussian") -> None:
         if entries in OLD_ENTRIES:
             warn_of_old_name("entries", entries, OLD_ENTRIES[entries])
             entries = OLD_ENTRIES[entries]
-        if entries not in ENTRIES:
-            raise ValueError(f"entries: expected one of {list(ENTRIES)}, found {entries!r}")
         self.side = side
         self.seed = seed
         self.entries: Entries = entries

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftrace.arguments import Positive, checked
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.kept_files import is_kept, keep
 from ftrace.index.search import SegmentQueries, TopExamples, score_rows
@@ -23,6 +24,7 @@ _TRAINING_ROWS_OF_A_LIST = 64
 _CANDIDATES = 4  # that are scored exactly for each example that is asked for
 
 
+@checked
 @dataclass(frozen=True)
 class ApproximateSettings:
     """The options of approximate search.
@@ -31,14 +33,10 @@ class ApproximateSettings:
         ValueError: If a number is less than 1.
     """
 
-    lists: int | None = None
+    lists: Positive | None = None
     """Into how many lists rows are sorted; default: four times the root of their number."""
-    probes: int = 32
+    probes: Positive = 32
     """How many lists a search looks into."""
-
-    def __post_init__(self) -> None:
-        if (self.lists is not None and self.lists < 1) or self.probes < 1:
-            raise ValueError(f"expected lists and probes of at least 1, found {self.lists} and {self.probes}")
 
 
 def open_approximate(index: GradientIndex, whitening: Whitening, settings: ApproximateSettings) -> Any:
@@ -93,8 +91,9 @@ def _white_rows(rows: torch.Tensor, whitening: Whitening) -> np.ndarray:
     return normalized
 
 
+@checked
 def approximate_top_k(
-    index: GradientIndex, opened: Any, queries: SegmentQueries, white_queries: torch.Tensor, k: int
+    index: GradientIndex, opened: Any, queries: SegmentQueries, white_queries: torch.Tensor, k: Positive
 ) -> tuple[TopExamples, TopExamples]:
     """Find each query's strongest proponents and opponents among the lists that are searched.
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import nn
 
+from ftrace.arguments import Positive, checked
 from ftrace.gradients import layer_of
 
 Layout = Literal["pooled", "layer", "parameter"]
@@ -45,7 +46,8 @@ def block_weights(module: nn.Module) -> list[str]:
     return names
 
 
-def make_blocks(names: Sequence[str], layout: Layout = "pooled", layer_groups: int = 8) -> dict[str, list[str]]:
+@checked
+def make_blocks(names: Sequence[str], layout: Layout = "pooled", layer_groups: Positive = 8) -> dict[str, list[str]]:
     """Group names of parameters by the block that they share.
 
     Args:
@@ -61,8 +63,6 @@ def make_blocks(names: Sequence[str], layout: Layout = "pooled", layer_groups: i
         >>> make_blocks(["h.0.attn.weight", "h.1.attn.weight", "h.1.mlp.weight"], layer_groups=1)
         {'attention 0': ['h.0.attn.weight', 'h.1.attn.weight'], 'mlp 0': ['h.1.mlp.weight']}
     """
-    if layer_groups < 1:
-        raise ValueError(f"layer_groups: expected at least 1, found {layer_groups}")
     if layout == "parameter":
         return {name: [name] for name in names}
     blocks: dict[str, list[str]] = {}
@@ -70,8 +70,6 @@ def make_blocks(names: Sequence[str], layout: Layout = "pooled", layer_groups: i
         for name in names:
             blocks.setdefault(layer_of(name), []).append(name)
         return blocks
-    if layout != "pooled":
-        raise ValueError(f'layout: expected "pooled", "layer" or "parameter", found {layout!r}')
     by_kind: dict[str, dict[str, list[str]]] = {}
     for name in names:
         by_kind.setdefault(_kind(name), {}).setdefault(layer_of(name), []).append(name)

@@ -15,14 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.gradients import (
-    ENTRIES,
     OLD_ENTRIES,
     Elementwise,
     Entries,
     PerExampleGradients,
     Preconditioner,
     Projection,
+    ProjectionSide,
     RankOne,
     flat_rows,
     precondition,
@@ -39,6 +40,7 @@ PRECONDITIONER_KINDS: tuple[PreconditionerKind, ...] = ("rank-one", "elementwise
 OLD_OPTIONS = {"side": "projection_side", "groups": "layer_groups", "correction": "preconditioner"}
 
 
+@checked
 @dataclass(frozen=True)
 class FeatureSettings:
     """The options that decide what the rows of an index are.
@@ -47,15 +49,15 @@ class FeatureSettings:
         ValueError: If a number is out of range or an option unknown.
     """
 
-    projection_side: int = 16
+    projection_side: ProjectionSide = 16
     """K: a weight's gradient becomes K x K, a block of a row K * K numbers."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the projection, and of the sample that the autocorrelation R is taken of."""
     layout: Layout = "pooled"
     """Which weights share a block: "pooled", attention and MLP weights of consecutive layers; "layer"; "parameter"."""
-    layer_groups: int = 8
+    layer_groups: Positive = 8
     """Of the layout "pooled": how many groups of consecutive layers, for attention and for MLP weights."""
-    parameters: tuple[str, ...] | None = None
+    parameters: tuple[Name, ...] | None = None
     """Globs over parameter names, in order; one that begins with "!" excludes. Default: the matrices in the model's
     numbered blocks."""
     preconditioner: PreconditionerKind = "rank-one"
@@ -68,15 +70,6 @@ class FeatureSettings:
         if self.entries in OLD_ENTRIES:
             warn_of_old_name("entries", self.entries, OLD_ENTRIES[self.entries])
             object.__setattr__(self, "entries", OLD_ENTRIES[self.entries])
-        if self.projection_side < 1:
-            raise ValueError(f"projection_side: expected at least 1, found {self.projection_side}")
-        if self.preconditioner not in PRECONDITIONER_KINDS:
-            raise ValueError(
-                f"preconditioner: expected one of {list(PRECONDITIONER_KINDS)}, found {self.preconditioner!r}"
-            )
-        if self.entries not in ENTRIES:
-            raise ValueError(f"entries: expected one of {list(ENTRIES)}, found {self.entries!r}")
-        make_blocks([], self.layout, self.layer_groups)
 
     @staticmethod
     def under_new_names(who: str, **options: Any) -> FeatureSettings:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 from torch import nn
 
+from ftrace.arguments import Name, Positive, checked
 from ftrace.files.digests import DamagedError, FolderCheck
 from ftrace.files.manifests import DIGEST, Form, check_schema, read_json, write_json, write_manifest
 from ftrace.files.manifests import read_manifest as read_manifest_file
@@ -36,7 +37,7 @@ from ftrace.index.segment import Segment
 from ftrace.index.segment_facts import SEGMENT
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
-from ftrace.scores.plain_text import counted, plain
+from ftrace.shown_text import counted, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +66,7 @@ class IndexFacts(TypedDict):
 FORM = Form("ftrace-index", 2, IndexFacts, "a gradient index")
 
 
+@checked
 @dataclass(frozen=True)
 class IndexSettings:
     """The options that decide what an index is and how it is kept.
@@ -77,17 +79,13 @@ class IndexSettings:
     """What its rows are."""
     dtype: str = "float32"
     """Of rows on disk: "float32", "float16" or "bfloat16" (or "float64")."""
-    shard_bytes: int = 256 * 2**20
+    shard_bytes: Positive = 256 * 2**20
     """How large a file of rows becomes, about."""
-    sample: int = 10_000
+    sample: Positive = 10_000
     """Rows, drawn at random, that the autocorrelation R is taken of."""
 
     def __post_init__(self) -> None:
         as_dtype(self.dtype)
-        if self.shard_bytes < 1 or self.sample < 1:
-            raise ValueError(
-                f"expected shard_bytes and sample of at least 1, found {self.shard_bytes} and {self.sample}"
-            )
 
     def row_bytes(self, size: int) -> int:
         """Count the bytes of a row of that many numbers, with its id, step, weight and scale."""
@@ -174,6 +172,7 @@ def write_names(folder: Path, names: Mapping[int, str]) -> None:
     note_files(folder, [EXAMPLE_NAMES])
 
 
+@checked
 class GradientIndex:
     """An index, opened for search.
 
@@ -184,7 +183,7 @@ class GradientIndex:
         ValueError: If it is none, or unfinished or damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: Name | Path) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.settings = msgspec.convert(self.manifest["settings"], IndexSettings)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftrace.arguments import checked
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.index.fingerprints import snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex
@@ -25,6 +26,7 @@ from ftrace.index.whitening import Whitening, WhiteningSettings, autocorrelation
 OLD_SEARCH_OPTIONS = {"correct_queries": "precondition_queries"}
 
 
+@checked
 @dataclass(frozen=True)
 class SearchSettings:
     """The options that decide how examples are scored with an index."""

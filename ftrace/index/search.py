@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftrace.arguments import Positive, checked
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.kept_files import is_kept, keep
 from ftrace.index.segment import Segment
@@ -161,8 +162,9 @@ class TopExamples:
     scores: np.ndarray
 
 
+@checked
 def top_k(
-    index: GradientIndex, queries: Sequence[SegmentQueries], k: int, chunk_bytes: int = CHUNK_BYTES
+    index: GradientIndex, queries: Sequence[SegmentQueries], k: Positive, chunk_bytes: Positive = CHUNK_BYTES
 ) -> tuple[TopExamples, TopExamples]:
     """Find the strongest proponents and opponents of each query, exactly.
 
@@ -174,8 +176,6 @@ def top_k(
     Raises:
         ValueError: If k is less than 1.
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
     best: list[tuple[Tensor, Tensor] | None] = [None, None]
     for ids, scores in scored_chunks(index, queries, chunk_bytes):
         for number, sign in enumerate((1, -1)):

@@ -21,6 +21,8 @@ from transformers import (
 )
 from typing_extensions import override
 
+from ftrace.arguments import Count, Name, NonNegativeNumber, Share, check_arguments
+
 IGNORED = -100
 Output = Literal["loss", "margin", "logit"]
 _OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end")
@@ -55,32 +57,28 @@ class FactLM(LightningModule):
 
     def __init__(
         self,
-        model_name_or_path: str | None = None,
+        model_name_or_path: Name | None = None,
         config: dict[str, Any] | None = None,
         answers: Literal["one", "any"] = "any",
         optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw",
-        learning_rate: float = 1e-3,
-        warmup_steps: int = 0,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        embedding_std: float | None = None,
+        learning_rate: NonNegativeNumber = 1e-3,
+        warmup_steps: Count = 0,
+        weight_decay: NonNegativeNumber = 0.0,
+        momentum: Share = 0.9,
+        embedding_std: NonNegativeNumber | None = None,
     ) -> None:
+        check_arguments(FactLM.__init__, locals())  # a wrapper would hide a subclass's hyperparameters from Lightning
         super().__init__()
         if (model_name_or_path is None) == (config is None):
             raise ValueError("expected exactly one of model_name_or_path and config, found both or neither")
         if config is not None and "model_type" not in config:
             raise ValueError(f'config: expected a "model_type" such as "t5" or "gpt2", found {sorted(config)}')
-        for name, value, known in (
-            ("answers", answers, ("one", "any")),
-            ("optimizer", optimizer, ("adamw", "sgd", "adafactor")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {known}, found {value!r}")
         self.save_hyperparameters()
         if model_name_or_path is not None:
-            hub_config = AutoConfig.from_pretrained(model_name_or_path)
+            hub_config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=False)
             auto = AutoModelForSeq2SeqLM if hub_config.is_encoder_decoder else AutoModelForCausalLM
-            self.model = auto.from_pretrained(model_name_or_path).train()  # it comes in eval mode, without dropout
+            pretrained = auto.from_pretrained(model_name_or_path, trust_remote_code=False)
+            self.model = pretrained.train()  # it comes in eval mode, without dropout
         elif config is not None and "vocab_size" in config:
             self.build()
 
@@ -107,7 +105,7 @@ class FactLM(LightningModule):
         name = self.hparams["model_name_or_path"]
         if name is None or tokenizer is None or not _has_tokenizer(name):
             return
-        pretrained = AutoTokenizer.from_pretrained(name)
+        pretrained = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if pretrained.get_vocab() != tokenizer.get_vocab():
             raise ValueError(
                 f"expected data in the tokens of the model {name!r}, found a tokenizer with another "
@@ -125,7 +123,7 @@ class FactLM(LightningModule):
             self.hparams["config"] = settings  # so that a checkpoint can be loaded without the datamodule
         config = AutoConfig.for_model(**settings)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        self.model = auto.from_config(config)
+        self.model = auto.from_config(config, trust_remote_code=False)
         if self.hparams["embedding_std"] is not None:
             torch.nn.init.normal_(self.model.get_input_embeddings().weight, std=self.hparams["embedding_std"])
         self.model.train()

@@ -6,7 +6,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from ftrace.online.processes import gather_objects
+from ftrace.files.claims import Claim
+from ftrace.online.processes import gather_objects, process_rank
 
 
 class OutputFolder:
@@ -29,10 +30,24 @@ class OutputFolder:
         self.run_id: str = gather_objects(uuid.uuid4().hex)[0]
         self._who = who
         self._holds = holds
+        self._claim: Claim | None = None
 
     def beside(self, ending: str) -> Path:
         """Return the path of a folder beside it, whose name is its own with an ending."""
         return self.path.with_name(f"{self.path.name}-{ending}")
+
+    def claim(self) -> None:
+        """Claim the folder for this run, until it is released. All processes must call it.
+
+        Raises:
+            ValueError: If somebody else has claimed it.
+        """
+        self._claim = claim_for_all(self.path, self._who)
+
+    def release(self) -> None:
+        """Let other runs in; nothing if that has been done."""
+        if self._claim is not None:
+            self._claim.release()
 
     def refuse_another_run(self, manifest: dict[str, Any] | None, more: str = "") -> None:
         """Refuse to overwrite the results of another run.
@@ -49,3 +64,24 @@ class OutputFolder:
                 f"{self._who}: {str(self.path)!r} holds the {self._holds} of another run{more}. Name another "
                 "output_dir, or move or delete the folder"
             )
+
+
+def claim_for_all(path: Path, who: str) -> Claim | None:
+    """Claim a folder for all processes of a run, which must call it at the same time.
+
+    Returns:
+        The claim, on process 0; None on others.
+
+    Raises:
+        ValueError: On all processes, if somebody else has claimed it or nothing can be written there.
+    """
+    claim, problem = None, None
+    if process_rank() == 0:
+        try:
+            claim = Claim(path, who)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    (problem, *_) = gather_objects(problem)
+    if problem is not None:
+        raise ValueError(f"{who}: {problem}")
+    return claim

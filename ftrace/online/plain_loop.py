@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -12,15 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ftrace.arguments import Count, Name, checked
 from ftrace.gradients import OnLoss
 from ftrace.online.loop import TrainLoaders, Wording
 from ftrace.online.messages import tell
+from ftrace.online.processes import num_processes
 
 TrainingLoss = Callable[[Any, Any], Tensor]
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "16-true", *_AUTOCAST)
 
 
+@checked
 class PlainLoop:
     """A loop that calls backward and steps its optimizers itself.
 
@@ -55,10 +59,10 @@ class PlainLoop:
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         training_loss: TrainingLoss,
-        precision: str = "32-true",
+        precision: Name = "32-true",
         schedules: Sequence[Any] = (),
         scaler: Any = None,
-        step: int = 0,
+        step: Count = 0,
     ) -> None:
         if precision not in _PRECISIONS:
             raise ValueError(f"precision: expected one of {_PRECISIONS}, found {precision!r}")
@@ -135,6 +139,17 @@ class PlainLoop:
         """Compute the training loss of a batch, scaled as in the last backward pass."""
         loss = self.training_loss(self.module, batch)
         return loss * self.scale if isinstance(loss, Tensor) and loss.requires_grad else None
+
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Those of Python itself; a handler of the user's own is left to do what it does."""
+        handler = signal.getsignal(signum)
+        if handler == signal.SIG_DFL or (handler is signal.default_int_handler and num_processes() > 1):
+            return [handler]
+        return None
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make the end of the program, with the exit code that shells give a signal."""
+        return SystemExit(128 + signum)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Do nothing: there is no logger."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ftrace.arguments import Name, checked
 from ftrace.online.foreign_optimizers import refuse_foreign_steps
 from ftrace.online.plain_loop import PlainLoop, TrainingLoss
 from ftrace.online.queries.query_losses import huggingface_training_loss
@@ -185,6 +186,7 @@ class PlainTrace:
         return self._session.state()
 
 
+@checked
 def trace(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
@@ -193,8 +195,8 @@ def trace(
     queries: Any,
     query_losses: Callable[[Any, Any], Tensor] | None = None,
     query_learned: Callable[[Any, Any], Tensor] | None = None,
-    output_dir: str | Path = "online",
-    precision: str = "32-true",
+    output_dir: Name | Path = "online",
+    precision: Name = "32-true",
     schedules: Sequence[Any] = (),
     scaler: Any = None,
     state: dict[str, Any] | None = None,

@@ -14,7 +14,7 @@ from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.state_files import read_state, write_state
 from ftrace.online.traced_run import TracedRun
 
-VERSION = 3
+VERSION = 4
 
 
 class RunState:
@@ -43,8 +43,7 @@ class RunState:
             return {}
         if any(optimizer.is_stepping for optimizer in run.parameters.followed):
             warn(f"{self.who}: a checkpoint was saved within an optimizer step, so its scores don't include this step")
-        state = {"sums": None, **(self._ended or run.state())}
-        state["sums"] = state["sums"] or run.sums.state()
+        state = {**(self._ended or run.state()), "sums": run.sums.state()}
         step = state["first_step"] + state["taken"]
         folder = self._folder.beside("state")
         entry = write_state(folder, step, process_rank(), state)
@@ -65,7 +64,7 @@ class RunState:
         if run.refresher.last_at is not None:
             self._ended = run.state()
             if run.scoring.pending or run.scoring.momentum.rings:  # booking these adds to the sums
-                self._ended["sums"] = run.sums.state()
+                run.sums.remember()
 
     def begin(self, run: TracedRun, folder: OutputFolder, *, strict: bool) -> None:
         """Let a new run continue the scores of the checkpoint, if it has any.

@@ -7,15 +7,18 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from ftrace.gradients import Projection
+from ftrace.arguments import Count, Name, Positive, Seed, checked, hold
+from ftrace.gradients import Projection, ProjectionSide
 from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.scoring.rules import KINDS, ScoringRules
 from ftrace.online.scoring.whitened import Whitening
-from ftrace.scores import stable_id
+from ftrace.scores import as_ids, stable_id
 
+_Given = Sequence[int | str] | Mapping[int | str, Sequence[int | str]] | None  # candidates, by number or name
 BREAKDOWNS = ("layer", "epoch", "learned")
 
 
+@checked
 @dataclass(frozen=True)
 class TraceSettings:
     """Settings of what is traced, and how.
@@ -56,48 +59,37 @@ class TraceSettings:
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
 
     Raises:
         ValueError: On an unknown or unsupported option.
     """
 
-    scores: Sequence[str] = ("dot",)
-    parameters: Sequence[str] = ("*",)
-    refresh_every_n_steps: int = 1
-    projection_side: int | None = None
+    scores: Sequence[Name] = ("dot",)
+    parameters: Sequence[Name] = ("*",)
+    refresh_every_n_steps: Positive = 1
+    projection_side: ProjectionSide | None = None
     integration: Literal["left", "trapezoid"] = "left"
     momentum: Literal["eventual", "exact"] = "eventual"
     whitening: Whitening = Whitening()  # noqa: RUF009 - frozen
     candidates: Any = None
-    breakdown: Sequence[str] = ()
+    breakdown: Sequence[Name] = ()
     ledger: bool = True
-    staleness_every: int = 0
-    id_key: str = "example_id"
-    query_id_key: str = "query_id"
+    staleness_every: Count = 0
+    id_key: Name = "example_id"
+    query_id_key: Name = "query_id"
     strict: bool = True
     self_check: bool = True
-    seed: int = 0
+    seed: Seed = 0
     shared_ids: bool = False
+    store: Literal["memory", "disk", "auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):
             unknown = [value for value in values if value not in known]
             if unknown or isinstance(values, str) or (name == "scores" and not values):
                 raise ValueError(f"{name}: expected some of {list(known)}, found {values!r}")
-        for name, value, both in (
-            ("integration", self.integration, ["left", "trapezoid"]),
-            ("momentum", self.momentum, ["eventual", "exact"]),
-        ):
-            if value not in both:
-                raise ValueError(f"{name}: expected one of {both}, found {value!r}")
-        for name, number, least in (
-            ("refresh_every_n_steps", self.refresh_every_n_steps, 1),
-            ("staleness_every", self.staleness_every, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{name}: expected at least {least}, found {number}")
-        if self.projection_side is not None and self.projection_side < 1:
-            raise ValueError(f"projection_side: expected None or at least 1, found {self.projection_side}")
         if self.momentum == "exact" and "update" not in self.scores:
             raise ValueError('momentum="exact" is of the kind "update": expected it in scores')
         whitened = [kind for kind in ("whitened", "learning") if kind in self.scores]
@@ -108,7 +100,7 @@ class TraceSettings:
             )
         for name in ("scores", "parameters", "breakdown"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "candidates", _numbered(self.candidates))
+        object.__setattr__(self, "candidates", _numbered(hold("candidates", self.candidates, _Given)))
 
     @cached_property
     def projection(self) -> Projection | None:
@@ -150,4 +142,4 @@ def _numbered(candidates: Any) -> Candidates:
 
 
 def _number(given_id: int | str) -> int:
-    return stable_id(given_id) if isinstance(given_id, str) else int(given_id)
+    return stable_id(given_id) if isinstance(given_id, str) else int(as_ids([given_id], "candidates")[0])

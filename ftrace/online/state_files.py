@@ -36,7 +36,9 @@ def pack(value: Any) -> Any:
     """Convert a value of ours to plain lists, dictionaries and tensors."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
+        tensor = value.detach().cpu()
+        is_view = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+        return tensor.clone() if is_view else tensor  # a file gets the whole storage
     if kind in _TUPLES:
         return {"kind": kind, "values": list(value)}
     if kind in _DATACLASSES:
@@ -53,10 +55,10 @@ def pack(value: Any) -> Any:
     return value
 
 
-def unpack(value: Any, device: torch.device) -> Any:
-    """Restore the value that :func:`pack` was given, with tensors on a device."""
+def unpack(value: Any, device: torch.device | None) -> Any:
+    """Restore what :func:`pack` was given, with tensors copied to a device; None leaves them where they are."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return value if device is None else value.to(device, copy=True)
     if not isinstance(value, dict):
         return value
     kind, values = value["kind"], value["values"]
@@ -76,15 +78,22 @@ def unpack(value: Any, device: torch.device) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def write_state(folder: Path, step: int, rank: int, state: Any) -> dict[str, str]:
+def write_state(folder: Path, step: int, rank: int, state: Mapping[str, Any]) -> dict[str, str]:
     """Write one process's part.
+
+    Args:
+        folder: Of the state files.
+        step: Of the state.
+        rank: Of the process.
+        state: What to write. Its entry "sums", which may be larger than memory, is not copied.
 
     Returns:
         The file's path and its SHA-256.
     """
-    return write_hashed(
-        folder, f"step-{step:08d}-process-{rank}", ".pt", lambda temporary: torch.save(pack(state), temporary)
-    )
+    rest = {name: value for name, value in state.items() if name != "sums"}
+    content = {"sums": pack(state["sums"]), "rest": pack(rest)}
+    name = f"step-{step:08d}-process-{rank}"
+    return write_hashed(folder, name, ".pt", lambda temporary: torch.save(content, temporary))
 
 
 def write_hashed(folder: Path, name: str, ending: str, write: Callable[[Path], None]) -> dict[str, str]:
@@ -114,13 +123,15 @@ def read_state(entry: Mapping[str, str], fallback: Path, device: torch.device, w
     Args:
         entry: The entry that :func:`write_state` returned.
         fallback: The folder to search if the file isn't where it was written, since folders may be moved.
-        device: The device of the tensors.
+        device: The device of the tensors; those of "sums" stay in the file, which is mapped.
         who: Whose messages these are.
 
     Raises:
         ValueError: If the file is missing, or not the one that was written.
     """
-    return unpack(torch.load(find_hashed(entry, fallback, "scores", who), weights_only=True), device)
+    file = find_hashed(entry, fallback, "scores", who)
+    content = torch.load(file, weights_only=True, mmap=True)
+    return {**unpack(content["rest"], device), "sums": unpack(content["sums"], None)}
 
 
 def find_hashed(entry: Mapping[str, str], fallback: Path, what: str, who: str) -> Path:

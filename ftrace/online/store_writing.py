@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ftrace.online.processes import gather_objects, gather_rows, num_processes, 
 from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.traced_run import TracedRun
 from ftrace.scores import ScoreStore, Sum, find_doubts
+from ftrace.scores.score_rows import RANGE_BYTES
 
 
 def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, alone: bool) -> ScoreStore | None:
@@ -38,7 +40,7 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
         sums = reduced
     elif process_rank() > 0:
         return None
-    ids, arrays = sums.arrays()
+    ids, scores = sums.sorted()
     offsets = None
     if sums.is_ragged:
         assert isinstance(sums.candidates, Mapping)
@@ -46,29 +48,34 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     query_ids = np.array(sums.query_ids, dtype=np.int64)
     ledger = None if run.ledger is None else run.ledger.ledger(query_ids)
-    doubts = find_doubts(arrays, ledger, offsets)
+    doubts = find_doubts(scores, ledger, offsets)
     examples, queries = run.descriptions.texts(described, np.unique(ids), query_ids)
     return ScoreStore.write(
-        output_dir, ids, query_ids, arrays,
+        output_dir, ids, query_ids, scores,
         {**facts, "doubts": doubts, "processes_in_store": 1 if alone else num_processes()},
         candidate_offsets=offsets, ledger=ledger, names=all_names, examples=examples, queries=queries,
     )  # fmt: skip
 
 
 def _reduced(sums: ScoreAccumulator) -> ScoreAccumulator | None:
-    """Sum over all processes by example id, on process 0; one matrix after another, so that memory stays bounded."""
-    ids, arrays = sums.arrays()
-    keys = sorted({key for of_process in gather_objects(list(arrays)) for key in of_process}, key=tuple)
-    all_ids = gather_rows(torch.from_numpy(ids))
+    """Sum over all processes by example id, on process 0; by ranges of rows, so that memory stays bounded."""
+    ids, scores = sums.sorted()
+    given = gather_objects((sums.keys, len(ids)))
+    keys = sorted({Sum(*key) for keys, _ in given for key in keys}, key=tuple)
+    longest = max(count for _, count in given)
     total = None
-    if all_ids is not None:
-        total = ScoreAccumulator((), sums.query_ids, sums.dtype, sums.candidates)
+    if process_rank() == 0:
+        total = ScoreAccumulator((), sums.query_ids, sums.dtype, sums.candidates, sums.make_zeros)
+    shape = () if sums.is_ragged else (len(sums.query_ids),)
+    step = max(1, RANGE_BYTES // (max(1, math.prod(shape)) * sums.dtype.itemsize))
     for key in keys:
-        empty = np.zeros((len(ids),) if sums.is_ragged else (len(ids), len(sums.query_ids)))
-        values = torch.from_numpy(np.ascontiguousarray(arrays.get(Sum(*key), empty))).to(sums.dtype)
-        all_values = gather_rows(values)
-        if total is None or all_values is None or all_ids is None:
-            continue
-        for values_there, ids_there in zip(all_values, all_ids, strict=True):
-            total.add_state({"ids": ids_there, "sums": [[*key, values_there]]})
+        for start in range(0, longest, step):
+            rows = np.arange(min(start, len(ids)), min(start + step, len(ids)))
+            values = np.zeros((len(rows), *shape)) if key not in scores else scores[key][rows]
+            all_ids = gather_rows(torch.from_numpy(ids[rows]))
+            all_values = gather_rows(torch.from_numpy(values).to(sums.dtype))
+            if total is None or all_ids is None or all_values is None:
+                continue
+            for ids_there, values_there in zip(all_ids, all_values, strict=True):
+                total.add_rows(key, ids_there, values_there, start)
     return total

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from ftrace.causal.averages import Averages, EffectGrid, StackAverages
@@ -78,13 +77,13 @@ def render_averages(averages: Averages, outcome: Outcome = "probability") -> Ren
     table.columns[-1].justify = "left"
     for stack, of_stack in averages.stacks.items():
         for mediator in in_order(of_stack.effects):
-            name = escape(f"{stack}: {mediator_title(mediator)}" if several else mediator_title(mediator))
+            name = f"{stack}: {mediator_title(mediator)}" if several else mediator_title(mediator)
             peak = of_stack.peak(mediator, outcome)
             if peak is None:
                 table.add_row(name, "", "", "", "none")
             else:
                 mean, _, ends = unit.effect(peak.effect).partition(" ")
-                table.add_row(name, mean, escape(ends), str(peak.layer), peak.group)
+                table.add_row(name, mean, ends, str(peak.layer), peak.group)
     counts = ", ".join(f"{count} {status}" for status, count in averages.num_prompts.items())
     lines = [
         f" prompts: {counts}; facts: {averages.num_facts}",

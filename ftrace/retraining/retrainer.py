@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ftrace.arguments import checked
 from ftrace.data import CollatedRows, KeptRows
 from ftrace.models import FactLM
 from ftrace.runs import NOT_OF_WEIGHTS, Run
@@ -38,6 +39,7 @@ class QueryOutcome:
     learned: np.ndarray
 
 
+@checked
 class Retrainer:
     """A trainer of a run's model on subsets of its training rows, with the run's config minus callbacks and logging.
 

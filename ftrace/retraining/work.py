@@ -21,6 +21,7 @@ from typing import Any, TypedDict
 import numpy as np
 from rich.progress import Progress
 
+from ftrace.arguments import Positive, checked
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import DIGEST, Form, read_json, read_manifest, write_json, write_manifest
 from ftrace.retraining.retrainer import Budget, QueryOutcome, Retrainer
@@ -58,6 +59,7 @@ class Retraining:
         return hashlib.sha256(json.dumps([self.left_out, self.order_seed]).encode()).hexdigest()[:16]
 
 
+@checked
 def without(left_out: Sequence[int] | np.ndarray) -> Retraining:
     """Make the retraining without some rows, in the run's own order. The same rows give the same name."""
     rows = tuple(np.unique(np.asarray(left_out, dtype=np.int64)).tolist())
@@ -86,8 +88,9 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{folder} holds retrainings with {theirs}, expected {ours}. Name another: --output_dir")
 
 
+@checked
 def do_retrainings(
-    run: Run, retrainings: Sequence[Retraining], folder: Path, budget: Budget = "epochs", jobs: int = 1
+    run: Run, retrainings: Sequence[Retraining], folder: Path, budget: Budget = "epochs", jobs: Positive = 1
 ) -> list[QueryOutcome]:
     """Do the retrainings that have not been done yet.
 
@@ -104,8 +107,6 @@ def do_retrainings(
     Raises:
         ValueError: If a training fails, or a file belongs to another retraining. Finished outcomes are kept.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, found {jobs}")
     retrainer = Retrainer(run, budget)  # raises now if the run can't be repeated
     folder.mkdir(parents=True, exist_ok=True)
     asked = {retraining.name: retraining for retraining in retrainings}
@@ -181,17 +182,21 @@ def _in_processes(
             idle.put(worker)
 
     with ExitStack() as stack:
-        for number in range(jobs):
-            threads = max(1, (os.cpu_count() or 1) // jobs)
-            idle.put(stack.enter_context(_Worker(run, folder, budget, threads, folder / f"worker-{number}.log")))
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        workers = [_Worker(run, folder, budget, threads, folder / f"worker-{number}.log") for number in range(jobs)]
+        for worker in workers:
+            idle.put(stack.enter_context(worker))
         pool = stack.enter_context(ThreadPoolExecutor(max(1, jobs)))
         waiting = [pool.submit(train, retraining) for retraining in retrainings]
         try:
             for finished in as_completed(waiting):
                 finished.result()
                 yield
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:  # or else the pool's threads would wait until they have finished
+                worker.kill()
+            raise
 
 
 class _Worker:
@@ -199,7 +204,8 @@ class _Worker:
 
     def __init__(self, run: Run, folder: Path, budget: Budget, threads: int, log: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads)}
-        command = [sys.executable, "-m", "ftrace.retraining.worker", str(run.folder), str(folder), budget]
+        trust = ["trust"] if run.trust else []
+        command = [sys.executable, "-m", "ftrace.retraining.worker", str(run.folder), str(folder), budget, *trust]
         self._log = log
         with log.open("w") as stream:
             self._process = subprocess.Popen(
@@ -222,10 +228,14 @@ class _Worker:
         if reply.strip() != retraining.name:
             raise ValueError(f"retraining {retraining.name} failed: see {self._log}")
 
+    def kill(self) -> None:
+        """End the process; only the retraining that it is doing is lost."""
+        self._process.kill()
+
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            self._process.kill()  # only the retraining that it is doing is lost
+            self.kill()
         self._process.communicate()

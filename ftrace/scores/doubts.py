@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
 
 from ftrace.scores.ledger import Ledger
+from ftrace.scores.score_rows import ScoreRows, row_ranges
 from ftrace.scores.sums import Sum
 
 
 def find_doubts(
-    scores: Mapping[Sum, np.ndarray], ledger: Ledger | None, candidate_offsets: np.ndarray | None = None
+    scores: Mapping[Sum, ScoreRows], ledger: Ledger | None, candidate_offsets: np.ndarray | None = None
 ) -> dict[str, list[str]]:
     """Find what speaks against the scores of a run.
 
@@ -33,15 +35,19 @@ def find_doubts(
     return {kind: sentences for kind, sentences in doubts.items() if sentences}
 
 
-def _unlearned(learning: np.ndarray, candidate_offsets: np.ndarray | None) -> list[str]:
+def _unlearned(learning: ScoreRows, candidate_offsets: np.ndarray | None) -> list[str]:
     """Name queries with losses so large that ``p (1 - p)`` was 0 at every step."""
-    if not learning.size:
+    if not math.prod(learning.shape):
         return []
     if candidate_offsets is None:
-        has_scores: np.ndarray = np.asarray(learning.any(0))
+        has_scores = np.zeros(learning.shape[1], bool)
+        for _, rows in row_ranges(learning):
+            has_scores |= rows.any(0)
     else:
         bounds = pairwise(candidate_offsets)
-        has_scores = np.array([learning[begin:end].any() or begin == end for begin, end in bounds])
+        has_scores = np.array(
+            [begin == end or bool(learning[np.arange(begin, end)].any()) for begin, end in bounds], bool
+        )
     zeros = int((~has_scores).sum())
     if not zeros:
         return []

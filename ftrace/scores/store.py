@@ -1,6 +1,7 @@
 """Scores on disk: a folder of plain ``.npy`` arrays and a JSON manifest.
 
-    manifest.json      format, kinds, shape, dtype, and what the writer says about how the scores were computed
+    manifest.json      format, kinds, shape, dtype, size and digest of each file, and what the writer says about how the
+                       scores were computed
     example_ids.npy    int64 [N], ascending
     query_ids.npy      int64 [Q]
     <kind>.npy         float32 (float64 on request) [N, Q], in Fortran order: one query's scores are contiguous
@@ -17,7 +18,6 @@ Without ftrace: ``numpy.load("dot.npy", mmap_mode="r")[:, column]``.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -31,15 +31,19 @@ from ftrace.scores.ids import as_ids
 from ftrace.scores.labelled_arrays import labelled_array
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.ranking import strongest
+from ftrace.scores.score_rows import ScoreRows, write_in_columns
 from ftrace.scores.store_files import (
     LEDGER,
-    MANIFEST,
     check_kinds,
+    check_names,
+    check_offsets,
     check_replaceable,
     file_name,
     make_facts,
     parts_of,
     read_manifest,
+    take_over,
+    write_manifest,
     write_texts,
 )
 from ftrace.scores.store_views import describe_store, store_html
@@ -47,6 +51,7 @@ from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
 from ftrace.scores.tables import matrix_table, ranked_table
 from ftrace.scores.texts import Texts, check_texts
+from ftrace.shown_text import plain_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +99,7 @@ class ScoreStore(StoredScores):
         path: str | os.PathLike[str],
         example_ids: np.ndarray,
         query_ids: np.ndarray,
-        scores: Mapping[str, np.ndarray] | Mapping[Sum, np.ndarray],
+        scores: Mapping[str, ScoreRows] | Mapping[Sum, ScoreRows],
         manifest: Mapping[str, Any] | None = None,
         *,
         candidate_offsets: np.ndarray | None = None,
@@ -109,7 +114,8 @@ class ScoreStore(StoredScores):
             path: The folder; an earlier store there is replaced, anything else is an error.
             example_ids: ``[N]`` int64.
             query_ids: ``[Q]`` int64.
-            scores: For each kind (or part of one, as :class:`Sum`), ``[N, Q]``.
+            scores: For each kind (or part of one, as :class:`Sum`), ``[N, Q]``: an array, or what can be asked for rows
+                of it, of which only a few are in memory at a time.
             manifest: What to note about how the scores were computed; anything that JSON can hold.
             candidate_offsets: ``[Q + 1]`` int64, if each query has candidates of its own: where each query begins. Then
                 ``example_ids`` and each of the scores are ``[pairs]``, query by query.
@@ -127,10 +133,13 @@ class ScoreStore(StoredScores):
         keyed = {Sum(kind) if isinstance(kind, str) else kind: values for kind, values in scores.items()}
         check_kinds(key.kind for key in keyed)
         parts = parts_of(keyed)
+        check_names(keyed, parts)
         arrays: dict[str, np.ndarray] = {}
         example_ids, query_ids = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
         if candidate_offsets is not None:
-            arrays = {"candidate_ids": example_ids, "candidate_offsets": candidate_offsets}
+            check_offsets(np.asarray(candidate_offsets), len(query_ids), len(example_ids))
+            offsets = np.asarray(candidate_offsets, np.int64)
+            arrays = {"candidate_ids": example_ids, "candidate_offsets": offsets}
             order = np.arange(len(example_ids))
             shape: tuple[int, ...] = (len(example_ids),)
             example_ids = np.unique(example_ids)
@@ -148,32 +157,41 @@ class ScoreStore(StoredScores):
         for key, values in keyed.items():
             if values.shape != shape:
                 raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
-            dtype = np.float64 if values.dtype == np.float64 else np.float32
-            arrays[file_name(key, parts)] = np.asfortranarray(values[order], dtype=dtype)
         facts = make_facts(list(keyed), example_ids, query_ids)
         facts["num_pairs"] = None if candidate_offsets is None else shape[0]
-        facts["dtype"] = {kind: str(arrays[kind].dtype) for kind in facts["kinds"]}
+        dtypes = {
+            key: np.dtype(np.float64 if values.dtype == np.float64 else np.float32) for key, values in keyed.items()
+        }
+        facts["dtype"] = {kind: str(dtypes[Sum(kind)]) for kind in facts["kinds"]}
         with whole_folder(folder, sync=True) as temporary:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+            for key, values in keyed.items():
+                write_in_columns(temporary / f"{file_name(key, parts)}.npy", values, order, dtypes[key])
             if ledger is not None:
                 ledger.write(temporary / LEDGER)
             write_texts(temporary, examples, example_ids, queries, query_ids)
-            text = json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False)
-            (temporary / MANIFEST).write_text(text + "\n")
+            write_manifest(temporary, manifest or {}, facts)
         return cls.open(folder)
 
     def with_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> ScoreStore:
         """Return the same store with other texts, which are not written to disk; None keeps those that it has."""
         check_texts(examples, queries)
         other = ScoreStore(self.path, self.manifest)
+        other._files, other._arrays = self._files, self._arrays  # what is verified, and mapped, once
         other.examples = examples if examples is not None else self.examples
         other.queries = queries if queries is not None else self.queries
         return other
 
     def put_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> None:
-        """Write texts into the store's folder, in place of earlier ones; None keeps those that it has."""
-        write_texts(self.path, examples, self.example_ids, queries, self.query_ids)
+        """Write texts into the store's folder, in place of earlier ones; None keeps those that it has.
+
+        The folder is replaced by one that shares its other files, so that it is whole at any time.
+        """
+        with whole_folder(self.path) as temporary:
+            write_texts(temporary, examples, self.example_ids, queries, self.query_ids)
+            take_over(self.path, temporary)
+        super().__init__(self.path, read_manifest(self.path))
         for name in ("examples", "queries", "ledger"):  # the ledger has the queries' names
             self.__dict__.pop(name, None)
 
@@ -182,7 +200,7 @@ class ScoreStore(StoredScores):
         if kind not in self._warned_of:
             self._warned_of.add(kind)
             for sentence in self.doubts(kind):
-                warnings.warn(f"{self.path}: {sentence}", stacklevel=3)
+                warnings.warn(plain_lines(f"{self.path}: {sentence}"), stacklevel=3)
 
     @overload
     def top(

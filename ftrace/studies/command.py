@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
+from ftrace.arguments import Name, Positive, checked
+from ftrace.commands.endings import say_kept
+from ftrace.console import PlainConsole
+from ftrace.files.claims import claimed
 from ftrace.studies import Study, do_study
 from ftrace.studies.results import report_study
 
@@ -22,7 +25,10 @@ def command(**options: Any) -> None:
     study(**options)
 
 
-def study(settings: Study, output_dir: str = "runs/studies", train_script: str | None = None, jobs: int = 1) -> None:
+@checked
+def study(
+    settings: Study, output_dir: Name = "runs/studies", train_script: Name | None = None, jobs: Positive = 1
+) -> None:
     """Train, score and compare what a study asks for, and write a table and a picture.
 
     Args:
@@ -33,6 +39,8 @@ def study(settings: Study, output_dir: str = "runs/studies", train_script: str |
         jobs: How many trainings to run at a time.
     """
     folder = Path(output_dir)
-    runs = do_study(settings, folder / "runs", None if train_script is None else Path(train_script), jobs)
-    files = report_study(settings, runs, folder / settings.name, Console())
-    Console().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)
+    with claimed(folder / settings.name, "ftrace study"):
+        say_kept(f"Finished trainings and scores are kept in {folder}; the same command goes on with them.")
+        runs = do_study(settings, folder / "runs", None if train_script is None else Path(train_script), jobs)
+        files = report_study(settings, runs, folder / settings.name, PlainConsole())
+    PlainConsole().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ftrace.arguments import Name, Seed, checked
 from ftrace.attribution import AttributionMethod
 from ftrace.evaluation.options import known_name
 from ftrace.evaluation.retrieval.metrics import METRICS
@@ -19,6 +20,7 @@ Report = Literal["methods", "learned", "variants"]
 _ONLINE, _SNAPSHOTS = "ftrace.callbacks.OnlineTracIn", "ftrace.callbacks.CheckpointSnapshots"
 
 
+@checked
 @dataclass(frozen=True)
 class Variant:
     """One way to train.
@@ -30,7 +32,7 @@ class Variant:
         snapshots: The options of its CheckpointSnapshots; default: the study's, or else the config's own.
     """
 
-    config: str
+    config: Name
     changes: dict[str, Any] = field(default_factory=dict)
     online: dict[str, Any] = field(default_factory=dict)
     snapshots: dict[str, Any] | None = None
@@ -65,6 +67,7 @@ class Variant:
         return config
 
 
+@checked
 @dataclass(frozen=True)
 class Study:
     """Several trainings and several methods that answer one question.
@@ -87,17 +90,17 @@ class Study:
         pools: Whether to report on candidate pools, too.
     """
 
-    name: str
+    name: Name
     question: str
     variants: dict[str, Variant]
     methods: dict[str, AttributionMethod] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     changes: dict[str, Any] = field(default_factory=dict)
     online: dict[str, Any] = field(default_factory=dict)
     snapshots: dict[str, Any] | None = None
-    choose: tuple[str, ...] = ()
+    choose: tuple[Name, ...] = ()
     rows: tuple[str, ...] = ()
-    against: str | None = None
+    against: Name | None = None
     report: Report = "methods"
     pools: bool = False
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +18,19 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import Progress
 
+from ftrace.arguments import Positive, checked
 from ftrace.attribution import Ensemble
 from ftrace.commands.attribute import make_task
 from ftrace.evaluation.files import replace_text
+from ftrace.files.claims import claimed
 from ftrace.files.manifests import DIGEST, read_json, write_json
 from ftrace.gradients import full_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from ftrace.shown_text import plain
 from ftrace.studies.settings import Study
+
+_SECONDS_TO_END = 10.0  # of a training that is interrupted
 
 
 class _Cost(TypedDict):
@@ -46,6 +53,11 @@ class StudyRun:
     folder: Path
 
     @property
+    def config(self) -> Path:
+        """The file of the training's config."""
+        return self.folder.with_name(f"{self.folder.name}.yaml")
+
+    @property
     def cost(self) -> dict[str, Any]:
         """The training's time: "seconds" and, if the system tells, "cpu_seconds" of all its threads."""
         return read_json(self.folder / "training.json", _Cost, digest=False)  # of an older ftrace, it has none
@@ -55,7 +67,8 @@ class StudyRun:
         return {name: ScoreStore.open(self.folder / name) for name in ("online", *study.methods)}
 
 
-def do_study(study: Study, output_dir: Path, train_script: Path | None = None, jobs: int = 1) -> list[StudyRun]:
+@checked
+def do_study(study: Study, output_dir: Path, train_script: Path | None = None, jobs: Positive = 1) -> list[StudyRun]:
     """Train and score all runs.
 
     Args:
@@ -71,33 +84,71 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
     """
     if train_script is not None and not train_script.is_file():
         raise ValueError(f"train_script: expected a script, found nothing at {str(train_script)!r}. Leave it out")
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, found {jobs}")
     runs = [
         StudyRun(variant, seed, (output_dir / variant / f"seed-{seed}").absolute())
         for seed in study.seeds
         for variant in study.variants
     ]
+    trainings = _Trainings()
     with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
         bar = progress.add_task("Training", total=len(runs))
 
         def train(run: StudyRun) -> None:
-            _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs))
+            _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs), trainings)
             progress.advance(bar)
 
-        list(pool.map(train, runs))  # raises the error of a training
+        try:
+            list(pool.map(train, runs))  # raises the error of a training
+        except Exception:
+            raise  # the trainings that are under way are finished, and kept
+        except BaseException:
+            trainings.interrupt()
+            raise
     for run in runs:
-        opened = Run(run.folder)
+        opened = Run(run.folder, trust=True)  # trained here, by the user's config
         some_are_new = False
         for name, method in study.methods.items():
             folder, asked = run.folder / name, {"method": full_name(method), **method.options()}
             is_stale = some_are_new and isinstance(method, Ensemble)  # stores that it combines may have changed
             if is_stale or not _is_done(folder, asked):
-                rank_zero_info(f"{run.variant}, seed {run.seed}: {name}")
+                rank_zero_info(f"{plain(run.variant)}, seed {run.seed}: {name}")
                 method.score(make_task(opened, folder))
                 write_json(folder.with_name(f"{name}.json"), asked)
                 some_are_new = True
     return runs
+
+
+class _Trainings:
+    """The trainings that are under way in this process's threads."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+        self._is_interrupted = False
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a training.
+
+        Raises:
+            ValueError: If all of them have been interrupted.
+        """
+        with self._lock:
+            if self._is_interrupted:
+                raise ValueError("the study was interrupted")
+            self._processes.append(subprocess.Popen(command, **options))
+            return self._processes[-1]
+
+    def interrupt(self) -> None:
+        """End all trainings, and let no other begin; those that don't end are killed."""
+        with self._lock:
+            self._is_interrupted = True
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + _SECONDS_TO_END
+        while any(process.poll() is None for process in self._processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in self._processes:
+            process.kill()
 
 
 def _is_done(folder: Path, options: object) -> bool:
@@ -112,7 +163,12 @@ def _is_done(folder: Path, options: object) -> bool:
         return False
 
 
-def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int) -> None:
+def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int, trainings: _Trainings) -> None:
+    with claimed(run.config, "ftrace study"):  # another study may share the run
+        _train_alone(study, run, train_script, threads, trainings)
+
+
+def _train_alone(study: Study, run: StudyRun, train_script: Path | None, threads: int, trainings: _Trainings) -> None:
     settings = study.variants[run.variant].settings(study)
     settings["seed_everything"] = run.seed
     synth = settings["data"].get("init_args", {}).get("synth")
@@ -122,13 +178,14 @@ def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int)
     settings["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger}
     settings["trainer"]["enable_progress_bar"] = False
     text = yaml.safe_dump(settings, sort_keys=False)
-    done, config = run.folder / "training.json", run.folder.with_name(f"{run.folder.name}.yaml")
+    done, config = run.folder / "training.json", run.config
     if done.exists() and config.exists() and config.read_text() == text:
         return
     config.parent.mkdir(parents=True, exist_ok=True)
     if run.folder.exists():  # a run of other settings, or an unfinished one
         aside = run.folder.with_name(f"{run.folder.name}-{int(time.time())}")
-        run.folder.rename(aside)
+        with claimed(run.folder, "ftrace study"):  # its training may have outlived the study that began it
+            run.folder.rename(aside)
     replace_text(config, text)
     log = run.folder.with_name(f"{run.folder.name}.log")
     started = time.perf_counter()
@@ -137,7 +194,7 @@ def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int)
         command = [sys.executable, *trainer, "fit", "--config", str(config)]
         given = os.environ.get("OMP_NUM_THREADS") or str(threads)
         environment = {**os.environ, "OMP_NUM_THREADS": given}
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        process = trainings.start(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         code, used = _wait(process)
     if code:
         raise ValueError(f"training {run.variant} with seed {run.seed} failed: see {log}")

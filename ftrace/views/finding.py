@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from ftrace.scores.plain_text import counted, shortened
+from ftrace.arguments import checked
+from ftrace.shown_text import counted, shortened
 from ftrace.views.sources import Row, Source, id_of
 
 _NEAREST = 3
@@ -17,6 +18,7 @@ def all_queries(sources: Sequence[Source]) -> list[int]:
     return list(dict.fromkeys(query for source in sources for query in source.query_ids))
 
 
+@checked
 def find_query(sources: Sequence[Source], given: str) -> int:
     """Find a query by its id or its name.
 
@@ -38,6 +40,7 @@ def find_query(sources: Sequence[Source], given: str) -> int:
     )
 
 
+@checked
 def search_queries(sources: Sequence[Source], words: Sequence[str]) -> list[int]:
     """Find the queries whose prompt or answers contain all of some words, whatever their case.
 

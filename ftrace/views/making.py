@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ftrace.arguments import Count, Positive, checked
 from ftrace.views.duplicates import fold_duplicates
 from ftrace.views.joining import (
     GroundTruth,
@@ -21,11 +22,12 @@ from ftrace.views.sources import Row, Source
 from ftrace.views.words import SampledWords, shared_spans
 
 
+@checked
 def make_query_view(
     sources: Sequence[Source],
     query_id: int,
-    k: int = 10,
-    opponents: int = 3,
+    k: Positive = 10,
+    opponents: Count = 3,
     said: Said | None = None,
     *,
     by_first: bool = False,

@@ -190,7 +190,7 @@ def test_a_plan(
         (["--projection_side=2", "--parameters=['*wi*']"], "blocks"),
         (["--projection_side=2", "--snapshot=2"], "snapshots"),
         (["--projection_side=2", "--snapshot=17"], "expected steps of"),
-        (["--projection_side=0"], "projection_side: expected at least 1"),
+        (["--projection_side=0"], "projection_side: expected 1 to 4,096"),
         (["--projection_side=2", "--parameters=['nothing']"], "matches no parameter"),
     ],
 )

@@ -127,13 +127,15 @@ def test_other_settings_dont_go_on(
     counting.score(run.task(tmp_path / "s", example_ids=EXAMPLES))
 
 
-def test_what_failed_before_its_first_block_binds_nobody(
+def test_what_failed_before_its_first_block_leaves_nothing_and_binds_nobody(
     counting: CountsBatches, run: SmallRun, tmp_path: Path
 ) -> None:
     CountsBatches.fails_at = 0
     with pytest.raises(RuntimeError):
         counting.score(run.task(tmp_path / "s", example_ids=EXAMPLES))
-    assert (tmp_path / "s-partial").exists()
+    assert list(tmp_path.iterdir()) == []
+    killed = PartialScores(tmp_path / "s", {"a": 1})  # a process that is killed can't remove it
+    killed.begin()
     store = TracIn(answers="one").score(run.task(tmp_path / "s", example_ids=EXAMPLES))
     assert store.manifest["answers"] == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
@@ -143,14 +145,15 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s-partial").mkdir()
     (tmp_path / "s-partial" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no unfinished scores"):
-        PartialScores(tmp_path / "s", {})
+        PartialScores(tmp_path / "s", {}).begin()
     assert (tmp_path / "s-partial" / "thesis.txt").read_text() == "mine"
 
 
 def test_of_two_files_of_a_place_the_later_counts(tmp_path: Path) -> None:
     partial = PartialScores(tmp_path / "s", {"a": 1})
+    partial.begin()
     for name in ("000000-000002.block-000003.001", "000000-000002.block-000003.002", "000002-000004.block-000000.001"):
-        (partial.folder / f"queries-{name}.npz").touch()
+        (partial.folder / f"queries-{name}.{'0' * 32}.npz").touch()
     assert partial.passes_done() == {BlockRange(0, 2, 3): 2, BlockRange(2, 4, 0): 1}
 
 

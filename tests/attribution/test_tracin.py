@@ -149,7 +149,7 @@ def test_projected_to_more_than_there_is_it_is_exact(run: SmallRun, tmp_path: Pa
         ({"parameters": ["model.shard"]}, "matches no parameter. Did you mean 'model.shared'"),
         ({"parameters": ["*", "!*"]}, "expected at least one"),
         ({"kinds": []}, "kinds: expected at least one"),
-        ({"projection_side": 0}, "projection_side: expected at least 1"),
+        ({"projection_side": 0}, "projection_side: expected 1 to 4,096"),
     ],
     ids=str,
 )

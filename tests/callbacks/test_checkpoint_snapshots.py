@@ -155,7 +155,7 @@ def test_snapshots_of_another_model_and_damaged_ones_are_refused(tmp_path: Path)
     [
         ({}, "expected exactly one of steps, every_n_steps, log_spaced, found none"),
         ({"steps": [1], "log_spaced": 2}, "expected exactly one of"),
-        ({"steps": [-1]}, "expected steps from 0 on"),
+        ({"steps": [-1]}, r"steps\[0\]: expected at least 0, found -1"),
         ({"every_n_steps": 0}, "every_n_steps: expected at least 1, found 0"),
     ],
     ids=str,

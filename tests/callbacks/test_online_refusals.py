@@ -43,10 +43,10 @@ def test_lbfgs_is_refused_by_name(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"scores": ("wise",)}, r"scores: expected some of \['dot', 'update', 'cosine', .*\], found \('wise',\)"),
-        ({"scores": "dot"}, "scores: expected some of"),
+        ({"scores": "dot"}, "scores: expected a list"),
         ({"scores": ()}, "scores: expected some of"),
         ({"refresh_every_n_steps": 0}, "refresh_every_n_steps: expected at least 1, found 0"),
-        ({"projection_side": 0}, "projection_side: expected None or at least 1, found 0"),
+        ({"projection_side": 0}, "projection_side: expected 1 to 4,096, found 0"),
         ({"integration": "simpson"}, r"integration: expected one of \['left', 'trapezoid'\], found 'simpson'"),
         ({"momentum": "none"}, r"momentum: expected one of \['eventual', 'exact'\], found 'none'"),
         ({"momentum": "exact"}, 'momentum="exact" is of the kind "update": expected it in scores'),

@@ -73,7 +73,7 @@ def test_layers_add_up_and_unknown_options_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 0}, "window: expected at least 1 step, found 0"),
+        ({"window": 0}, "window: expected at least 1, found 0"),
         ({"damping": 0.0}, "damping: expected a number above 0, found 0.0"),
         ({"preconditioner": "full"}, "preconditioner: expected one of .*'rank-one', .*found 'full'"),
     ],

@@ -192,13 +192,13 @@ def test_no_other_subject_is_as_long() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 0}, "noise.samples: expected at least 1, found 0"),
-        ({"scale": 0.0}, "noise.scale: expected a number above 0, found 0.0"),
-        ({"scale": -3.0}, "noise.scale: expected a number above 0"),
-        ({"scale": float("inf")}, "noise.scale: expected a number above 0, found inf"),
-        ({"sigma": float("nan")}, "noise.sigma: expected a number above 0, found nan"),
-        ({"sigma": 0.0}, "noise.sigma: expected a number above 0"),
-        ({"kind": "tokens", "draws": "published"}, "noise.draws: expected .prompt. for noise of the kind 'tokens'"),
+        ({"samples": 0}, "samples: expected at least 1, found 0"),
+        ({"scale": 0.0}, "scale: expected a number above 0, found 0.0"),
+        ({"scale": -3.0}, "scale: expected a number above 0"),
+        ({"scale": float("inf")}, "scale: expected a number above 0, found inf"),
+        ({"sigma": float("nan")}, "sigma: expected a number above 0, found nan"),
+        ({"sigma": 0.0}, "sigma: expected a number above 0"),
+        ({"kind": "tokens", "draws": "published"}, "draws: expected .prompt. for noise of the kind 'tokens'"),
         ({"kind": "student_t", "draws": "published"}, "for noise of the kind 'student_t', found .published."),
     ],
 )

@@ -266,7 +266,7 @@ def test_a_folder_of_stores_stands_for_all_of_them_and_kinds_that_are_left_out_a
         ([], "stores: expected a score store, a run or a file of results, found none"),
         (["{}/nothing"], "expected the folder of a score store, found nothing at"),
         (["{}/s", "-k0"], "k: expected at least 1, found 0"),
-        (["{}/s", "--opponents=-1"], "opponents: expected 0 or more, found -1"),
+        (["{}/s", "--opponents=-1"], "opponents: expected at least 0, found -1"),
         (["{}/s", "--queries", "0", "zebra"], "query: no query 'zebra' among 2"),
         (["{}/s", "--queries", "0"], "queries: expected a number from 1 to 2,000, or ids and names, found 0"),
         (["{}/s", "--queries", "9000"], "found 9,000"),

@@ -154,7 +154,7 @@ def test_missing_texts_are_said_once_and_joined_from_files(shown: Show, tmp_path
         (["{}/s", "--search", "zebra"], "search: none of 2 queries has that word: 'zebra' is in none"),
         (["{}/s", "--query=0", "--search", "x"], "expected one of query and search, found both"),
         (["{}/s", "-k0"], "k: expected at least 1, found 0"),
-        (["{}/s", "--opponents=-1"], "opponents: expected 0 or more, found -1"),
+        (["{}/s", "--opponents=-1"], "opponents: expected at least 0, found -1"),
         (["{}/s", "--texts", "{}/none.csv"], "none.csv"),
         (["--run", "{}"], "is not the folder of a run"),
         (["{}/empty"], "expected score stores in the run's folder, found none"),

@@ -242,7 +242,7 @@ def test_surfaces_are_read_with_single_spaces_and_may_share_words(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"entities": "named"}, 'entities: expected "numbered" or "readable", found \'named\''),
+        ({"entities": "named"}, r"entities: expected one of \['numbered', 'readable'\], found 'named'"),
         ({"num_entities": 417}, "num_entities: expected at most 416, the lines of the vocabulary of ftrace, found 417"),
         ({"num_relations": 21}, "num_relations: expected at most 20, the lines of the vocabulary of ftrace, found 21"),
         ({"entity_vocabulary": "/nowhere.txt"}, "entity_vocabulary: can't read '/nowhere.txt'"),

@@ -81,8 +81,8 @@ def test_without_queries_or_without_whitening_there_is_no_mixture() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"autocorrelation": "queries"}, "mixed, train or none"),
-        ({"mix": 1.5}, "from 0 to 1"),
+        ({"autocorrelation": "queries"}, "autocorrelation: expected one of"),
+        ({"mix": 1.5}, "mix: expected 0 to 1"),
         ({"autocorrelation": "train", "mix": 0.5}, "with autocorrelation=mixed alone"),
         ({"rank_share": 0.0}, "rank_share"),
         ({"damping": 0.0}, "damping"),

@@ -38,13 +38,13 @@ def test_queries_that_come_later_begin_at_zero_and_the_others_keep_their_sums(ca
     sums.add(torch.tensor([1, 2]), {DOT: torch.tensor([[1.0], [2.0]])})
     sums.add_queries([8])
     sums.add(torch.tensor([1]), {DOT: torch.tensor([[10.0, 20.0]])})
-    ids, found = sums.arrays()
+    ids, found = sums.sorted()
     if isinstance(candidates, dict):  # pairs, query by query
         assert ids.tolist() == [2, 1, 1, 9]
-        assert found[DOT].tolist() == [2.0, 11.0, 20.0, 0.0]
+        assert found[DOT][:].tolist() == [2.0, 11.0, 20.0, 0.0]
     else:
         assert ids.tolist() == [1, 2]
-        assert found[DOT].tolist() == [[11.0, 20.0], [2.0, 0.0]]
+        assert found[DOT][:].tolist() == [[11.0, 20.0], [2.0, 0.0]]
 
 
 @pytest.mark.parametrize("candidates", [None, [1, 2, 3], {7: [1, 2], 8: [3, 1]}])
@@ -56,9 +56,9 @@ def test_what_several_processes_have_summed_adds_up(candidates: Any) -> None:
         one.add(ids, values)
         whole.add(ids, values)
     shares[0].add_state(shares[1].state())
-    for found, expected in zip(shares[0].arrays(), whole.arrays(), strict=True):
+    for found, expected in zip(shares[0].sorted(), whole.sorted(), strict=True):
         if isinstance(expected, dict):
-            assert found[DOT].tolist() == expected[DOT].tolist()  # type: ignore[index]
+            assert found[DOT][:].tolist() == expected[DOT][:].tolist()  # type: ignore[index]
         else:
             assert found.tolist() == expected.tolist()  # type: ignore[union-attr]
 
@@ -66,6 +66,6 @@ def test_what_several_processes_have_summed_adds_up(candidates: Any) -> None:
 def test_examples_that_are_no_candidates_are_not_kept() -> None:
     sums = ScoreAccumulator(("dot",), [7], candidates=[5, 3])
     sums.add(torch.tensor([4, 5]), {DOT: torch.ones(2, 1)})
-    ids, found = sums.arrays()
+    ids, found = sums.sorted()
     assert ids.tolist() == [3, 5]
-    assert found[DOT].tolist() == [[0.0], [1.0]]
+    assert found[DOT][:].tolist() == [[0.0], [1.0]]

@@ -36,10 +36,10 @@ def test_the_callback_has_the_same_settings_defaults_and_words() -> None:
     ("settings", "message"),
     [
         ({"scores": ()}, r"scores: expected some of \['dot', .*\], found \(\)"),
-        ({"scores": "dot"}, "scores: expected some of"),
+        ({"scores": "dot"}, "scores: expected a list"),
         ({"breakdown": ("step",)}, "breakdown: expected some of"),
         ({"refresh_every_n_steps": 0}, "refresh_every_n_steps: expected at least 1, found 0"),
-        ({"projection_side": 0}, "projection_side: expected None or at least 1, found 0"),
+        ({"projection_side": 0}, "projection_side: expected 1 to 4,096, found 0"),
         ({"momentum": "exact"}, 'momentum="exact" is of the kind "update"'),
         ({"scores": ("learning",)}, r"expected projection_side=K"),
     ],

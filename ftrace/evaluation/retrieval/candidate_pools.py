@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
+from ftrace.arguments import Count, Name, Seed, checked
 from ftrace.data import Bm25Index, answers_in, fill_in
 from ftrace.files.content_digests import digest_of_parts
 from ftrace.files.digests import DamagedError
@@ -30,6 +31,7 @@ from ftrace.files.whole_files import whole_file
 _ROWS_AT_ONCE = 10_000
 
 
+@checked
 @dataclass(frozen=True)
 class PoolSettings:
     """Number of candidates from each source.
@@ -41,15 +43,10 @@ class PoolSettings:
         seed: Seed of all random draws.
     """
 
-    bm25: int = 100
-    same_target: int = 100
-    random: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 0:
-                raise ValueError(f"{name}: expected at least 0, found {value}")
+    bm25: Count = 100
+    same_target: Count = 100
+    random: Count = 100
+    seed: Seed = 0
 
     def __str__(self) -> str:
         return (
@@ -140,9 +137,10 @@ class CandidatePools:
         return digest_of_parts([settings, *(np.asarray(array, np.int64).tobytes() for array in arrays)])
 
 
+@checked
 def make_candidate_pools(
     rows: Rows,
-    queries: Sequence[Mapping[str, Any]],
+    queries: Sequence[Mapping[Name, Any]],
     proponents: Mapping[int, np.ndarray],
     settings: PoolSettings = PoolSettings(),
 ) -> CandidatePools:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ftrace.arguments import checked
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, Sample, sample_means
 from ftrace.evaluation.options import known_name
 from ftrace.evaluation.queries import EvaluatedQueries, Half
@@ -135,6 +136,7 @@ class Evaluation:
         }
 
 
+@checked
 def evaluate(
     stores: Mapping[str, ScoreStore],
     queries: EvaluatedQueries,

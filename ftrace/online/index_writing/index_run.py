@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ftrace.arguments import Name, checked
 from ftrace.gradients import GradientCapture, Recording, parameters_option
 from ftrace.index import (
     GradientFeatures,
@@ -40,6 +41,7 @@ from ftrace.online.texts.descriptions import Descriptions
 from ftrace.online.undisturbed.modes import without_autocast
 
 
+@checked
 @dataclass(frozen=True)
 class RunSettings:
     """Settings of how a run is observed and checked.
@@ -52,7 +54,7 @@ class RunSettings:
         describe: Says the texts of the examples: a function of a batch, or a data set; default: the loop's own data.
     """
 
-    id_key: str = "example_id"
+    id_key: Name = "example_id"
     strict: bool = True
     self_check: bool = True
     shared_ids: bool = False

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ftrace.arguments import Count, Positive, checked
 
+
+@checked
 @dataclass(frozen=True)
 class SegmentSchedule:
     """The steps to write, and the steps at which new segments begin.
@@ -27,21 +30,19 @@ class SegmentSchedule:
         (True, False)
     """
 
-    epochs: Sequence[int] | None = None
-    steps: Sequence[Sequence[int]] | None = None
-    segment_steps: int | None = None
+    epochs: Sequence[Count] | None = None
+    steps: Sequence[Sequence[Count]] | None = None
+    segment_steps: Positive | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("expected one of epochs and steps, found both")
-        if self.epochs is not None and (not self.epochs or min(self.epochs) < 0):
+        if self.epochs is not None and not len(self.epochs):
             raise ValueError(f"epochs: expected epochs from 0 on, found {list(self.epochs)}")
         if self.steps is not None and (
-            not self.steps or any(len(ends) != 2 or ends[0] < 0 or ends[1] < ends[0] for ends in self.steps)
+            not self.steps or any(len(ends) != 2 or ends[1] < ends[0] for ends in self.steps)
         ):
             raise ValueError(f"steps: expected ranges [first, last] of steps from 0 on, found {list(self.steps)}")
-        if self.segment_steps is not None and self.segment_steps < 1:
-            raise ValueError(f"segment_steps: expected at least 1, found {self.segment_steps}")
 
     def part(self, step: int, epoch: int) -> tuple[str, int] | None:
         """Return the part of the run, such as an epoch, that a segment with this step lies within; None: not written.

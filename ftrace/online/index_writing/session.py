@@ -27,6 +27,7 @@ from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.signals import TrainingSignals
 from ftrace.online.texts.descriptions import Descriptions
 
 
@@ -54,6 +55,8 @@ class IndexSession:
         self._restored: dict[str, Any] | None = None
         self._folder: OutputFolder | None = None  # of the last run, which may be continued
         self._descriptions: Descriptions | None = None  # of that run, likewise
+        self._signals: TrainingSignals | None = None
+        self._is_alone = False
 
     @property
     def running(self) -> IndexRun:
@@ -83,6 +86,8 @@ class IndexSession:
         Raises:
             ValueError: If something in the module or the folder isn't supported.
         """
+        self._is_alone = False
+        self.signals_begin(loop)
         warn_of_missing_rates(loop.optimizers, self.who, "the index")
         optimizer = loop.optimizers[0]
         if self._capture is None:
@@ -99,21 +104,34 @@ class IndexSession:
         self._handles.append(optimizer.register_step_post_hook(run.end_step))
         self.run = run
 
+    def signals_begin(self, loop: TrainingLoop) -> None:
+        """Let signals end all processes of the training together, from here on."""
+        if self._signals is None:
+            self._signals = TrainingSignals.begin(loop)
+
+    def batch_begins(self, batch: Any, batch_idx: int) -> None:
+        """Stop if a signal has come, and begin to record."""
+        if self._signals is not None:
+            self._signals.stop_together()
+        self.running.begin_batch(batch, batch_idx)
+
     def _find_folder(self, loop: TrainingLoop, output_dir: Path | None, default_dir: Path) -> OutputFolder:
         restored, self._restored = self._restored, None
         if output_dir is None:  # a logger has a new folder for each call
             output_dir = Path(restored["output_dir"]) if restored else default_dir
+        self.release()
         folder = OutputFolder(output_dir, self.who, "index")
-        is_continued = bool(loop.step) and self._folder is not None  # the same callback, in another call of fit
+        earlier, self._folder = self._folder, folder
+        folder.claim()
+        is_continued = bool(loop.step) and earlier is not None  # the same callback, in another call of fit
         if restored:
             folder.run_id = restored["run_id"]
         elif is_continued:
-            assert self._folder is not None
-            folder.run_id = self._folder.run_id
+            assert earlier is not None
+            folder.run_id = earlier.run_id
         if self._descriptions is None or not is_continued:
             self._descriptions = Descriptions(self.settings.describe, loop, self.who, self.settings.id_key)
         self._descriptions.loop = loop
-        self._folder = folder
         for entries in (restored or {}).get("texts", [])[process_rank() :: num_processes()]:
             self._descriptions.load(entries, folder.beside("state"))
         if (restored or is_continued) and not (folder.path / "index.json").exists():
@@ -156,7 +174,12 @@ class IndexSession:
         """Close the last segment."""
         run = self.running
         run.finish()
+        self._write_texts(run)
+        if self._signals is not None:
+            self._signals.stop_together()
         self.detach()
+
+    def _write_texts(self, run: IndexRun) -> None:
         if not any(run.folder.path.glob("segment-*")):
             warn(
                 f"{self.who}: nothing was written: none of the {run.loop.step} steps of {run.loop.epoch} epochs is "
@@ -186,12 +209,32 @@ class IndexSession:
 
     def training_has_failed(self) -> None:
         """Write buffered rows to disk."""
-        if self.run is not None:
-            self.run.flush()
-        self.detach()
+        signals = self._signals
+        self._is_alone = num_processes() > 1 and (signals is None or not signals.stopped_together)
+        if signals is not None:
+            signals.ending_begins()
+        try:
+            if self.run is not None:
+                self.run.flush()
+            if not self._is_alone:
+                gather_objects(None)  # a barrier: when one process is gone, those that are left are killed
+        finally:
+            self._detach_hooks()  # the loop puts back the handlers of signals once it has ended, too
+
+    @property
+    def ends_together(self) -> bool:
+        """Whether all processes have stopped at the same place, where they may still wait for each other."""
+        return not self._is_alone
 
     def detach(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks and handlers of signals, and let other runs write to the folder."""
+        if self._signals is not None:
+            self._signals.restore()
+            self._signals = None
+        self._detach_hooks()
+
+    def _detach_hooks(self) -> None:
+        self.release()
         if self._capture is not None:
             self._capture.detach()
             self._capture = None
@@ -199,11 +242,19 @@ class IndexSession:
             handle.remove()
         self._handles.clear()
 
+    def release(self) -> None:
+        """Let other runs write to the folder."""
+        if self._folder is not None:
+            self._folder.release()
+
     # State
 
     def state(self) -> dict[str, Any]:
-        """Write buffered rows to disk, and return the checkpoint's entry."""
+        """Write buffered rows to disk, and return the checkpoint's entry: none if other processes are gone."""
         if self._folder is None:
+            return {}
+        if self._is_alone:
+            warn(f"{self.who}: a checkpoint was saved without its index, since other processes have failed")
             return {}
         if self.run is not None:
             self.run.flush()

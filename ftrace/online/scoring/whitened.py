@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ftrace.arguments import Name, Positive, PositiveNumber, checked
 from ftrace.gradients import (
     PerExampleGradients,
     Preconditioner,
@@ -34,6 +35,7 @@ from ftrace.online.processes import sum_over_processes
 from ftrace.scores import Sum
 
 
+@checked
 @dataclass(frozen=True)
 class Whitening:
     """Settings for scores of the kinds ``whitened`` and ``learning``.
@@ -50,19 +52,10 @@ class Whitening:
         ValueError: If a number is out of range or an option unknown.
     """
 
-    window: int = 100
-    damping: float = 0.1
-    parameters: tuple[str, ...] = ("*",)
+    window: Positive = 100
+    damping: PositiveNumber = 0.1
+    parameters: tuple[Name, ...] = ("*",)
     preconditioner: Literal["rank-one", "elementwise", "none"] = "rank-one"
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"whitening: window: expected at least 1 step, found {self.window}")
-        if not self.damping > 0:
-            raise ValueError(f"whitening: damping: expected a number above 0, found {self.damping}")
-        known = ("rank-one", "elementwise", "none")
-        if self.preconditioner not in known:
-            raise ValueError(f"whitening: preconditioner: expected one of {known}, found {self.preconditioner!r}")
 
 
 class WhitenedProducts:

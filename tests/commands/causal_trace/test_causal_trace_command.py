@@ -45,8 +45,8 @@ def test_a_runs_own_queries(
         assert f"{8 - len(right)} of 8 prompts are left out: the model answers them wrongly." in said
     assert f"Wrote prompts/, effects.csv, average_effects.csv, average.png, lines.png, pictures/ to {out}" in said
     assert {path.name for path in out.iterdir()} == {
-        "prompts", "pictures", "settings.json", "files.json", "effects.csv", "average_effects.csv", "average.png", "average.pdf",
-        "lines.png", "lines.pdf",
+        "prompts", "pictures", "settings.json", "files.json", "effects.csv", "average_effects.csv", "average.png",
+        "average.pdf", "lines.png", "lines.pdf",
     }  # fmt: skip
     drawn = sorted(path.name for path in (out / "pictures").iterdir())
     assert len(drawn) == 2

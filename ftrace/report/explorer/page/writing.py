@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ftrace.files.claims import claimed
 from ftrace.files.whole_files import put_folder, temporary_folder, whole_file
 from ftrace.report.explorer.page.chunks import (
     HEAD,
@@ -56,7 +57,7 @@ def write_report(
     """
     check_place(out, single_file=single_file)
     folder, file = report_paths(out)
-    with temporary_folder(folder) as temporary:
+    with claimed(folder, "ftrace report", "name another path"), temporary_folder(folder) as temporary:
         (temporary / CHUNKS).mkdir()
         size = len("".join(page(title, in_one_file=True)).encode())
         names: list[str] = []

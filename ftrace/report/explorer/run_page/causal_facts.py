@@ -12,7 +12,7 @@ import numpy as np
 
 from ftrace.files.manifests import read_json
 from ftrace.report.explorer.content.causal_content import FOLDER, SUMMARY, JoinedFacts, read_rows
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 
 if TYPE_CHECKING:
     from ftrace.causal import Stack

@@ -18,7 +18,6 @@ from ftrace.report.explorer.content.causal_content import FOLDER as CAUSAL
 from ftrace.report.explorer.format import Claim
 from ftrace.report.explorer.run_page.causal_facts import SETTINGS, read_causal_settings
 from ftrace.scores import ScoreStore
-from ftrace.scores.store_files import LEDGER
 from ftrace.views import StoreSource
 
 _OURS, _DATA = "ftrace.models.", "ftrace.data."  # classes that commands can load
@@ -113,7 +112,7 @@ def claims_of_run(sources: Sequence[StoreSource], folder: Path, name: str) -> li
 
 def claims_of_stores(stores: Sequence[ScoreStore]) -> list[Claim]:
     """Return what a report claims of stores by themselves, and a command for each claim."""
-    with_ledger = next((store for store in stores if (store.path / LEDGER).exists()), None)
+    with_ledger = next((store for store in stores if store.has_ledger), None)
     if with_ledger is None:
         return []
     return [
