@@ -70,7 +70,9 @@ def read_store(folder: Path) -> Any:
 
 
 def _partial(folder: Path, seed: int) -> PartialScores:
-    return PartialScores(folder / "s", {"method": "test", "seed": seed})
+    partial = PartialScores(folder / "s", {"method": "test", "seed": seed})
+    partial.begin()
+    return partial
 
 
 def _block(number: int, seed: int) -> Block:
