@@ -1,4 +1,4 @@
-"""One hostile corpus goes through every command: nothing in it acts on a terminal, a spreadsheet or a Markdown viewer."""
+"""A hostile corpus goes through every command: nothing in it acts on a terminal, a spreadsheet or a viewer of Markdown."""
 
 from __future__ import annotations
 
