@@ -145,7 +145,8 @@ class FolderCheck:
         Raises:
             DamagedError: As :meth:`check`.
         """
-        digests = (self._files or {}).get(name, {}).get("xxh3_64_of_blocks")
+        facts = (self._files or {}).get(name)
+        digests = None if facts is None else facts.get("xxh3_64_of_blocks")
         if digests is None or name in self._right:
             self.check(name)
             return

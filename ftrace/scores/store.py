@@ -163,7 +163,7 @@ class ScoreStore(StoredScores):
             key: np.dtype(np.float64 if values.dtype == np.float64 else np.float32) for key, values in keyed.items()
         }
         facts["dtype"] = {kind: str(dtypes[Sum(kind)]) for kind in facts["kinds"]}
-        with whole_folder(folder, sync=True) as temporary:
+        with whole_folder(folder, sync=True, only_earlier=True) as temporary:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             for key, values in keyed.items():

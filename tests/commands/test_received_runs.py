@@ -112,7 +112,7 @@ def test_only_classes_of_ftrace_are_followed(received: Path, case: str) -> None:
 )  # fmt: skip
 def test_a_trainer_is_made_of_settings_alone(received: Path, settings: dict[str, Any]) -> None:
     _change(received, "trainer", settings)
-    with pytest.raises(UntrustedError, match=r"trainer: evil\.\w+ in \w+"):
+    with pytest.raises(UntrustedError, match=r"trainer: +evil\.\w+ in \w+"):
         Run(received).bare_trainer()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients import GradientCapture, leave_out
-from ftrace.index import GradientIndex, IndexSettings, begin_index, block_weights, write_examples
+from ftrace.index import (
+    GradientIndex,
+    IndexSettings,
+    begin_index,
+    block_weights,
+    read_manifest,
+    write_examples,
+)
 from ftrace.online.hooks import is_compiled_anywhere, refuse_batch_statistics
 from ftrace.online.index_writing.index_run import IndexRun, RunSettings
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
@@ -144,7 +150,7 @@ class IndexSession:
         facts = {"written_by": self.who, "output": "the training loss", "run_id": run.folder.run_id, "data": data}
         manifest = run.folder.path / "index.json"
         if process_rank() == 0:
-            run.folder.refuse_another_run(json.loads(manifest.read_text()) if manifest.exists() else None)
+            run.folder.refuse_another_run(read_manifest(run.folder.path) if manifest.exists() else None)
             begin_index(run.folder.path, self.index, run.loop.module, run.names, facts)
             drop_rows_from(run.folder.path, run.loop.step, self.index.dtype)
         gather_objects(None)  # a barrier: no process reads segments before rows have been dropped
