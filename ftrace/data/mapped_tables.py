@@ -75,9 +75,7 @@ class MappedTables:
         """
         copies = self._whole_copies()
         if copies is None:
-            raise ValueError(
-                f"{str(self._parquet)!r} isn't prepared, or damaged: call prepare_data() before setup()"
-            )
+            raise ValueError(f"{str(self._parquet)!r} isn't prepared, or damaged: call prepare_data() before setup()")
         return datasets.Dataset.from_file(str(copies / f"{name}.arrow"))
 
     def _places(self) -> tuple[Path, Path]:
