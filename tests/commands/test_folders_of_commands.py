@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ftrace.files.claims import claimed
 from helpers import small_run
@@ -18,7 +19,7 @@ COMMANDS = {
     "attribute by an index": ["--method=trackstar", "--run=RUN", "--output_dir=OUT", "--accelerator=cpu"],
     "index": ["--run=RUN", "--output_dir=OUT", "--accelerator=cpu"],
     "causal-trace": ["--run=RUN", "--output_dir=OUT", "--accelerator=cpu", "--only_correct=false", "--pictures=0",
-                     "--queries=all", "--sample=1"],
+                     "--queries=all", "--noise.sigma=0.1"],
     "tail-patch": ["bm25", "--run=RUN", "--output_dir=OUT", "--queries=all", "-k=1"],
     "counterfactual": ["bm25", "--run=RUN", "--output_dir=OUT", "--queries=all", "--subsets=3"],
     "evaluate": ["bm25", "--run=RUN", "--output_dir=OUT", "--queries=all"],
@@ -34,6 +35,9 @@ TRAINS = {"counterfactual"}
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     small_run.write_run_folder(small_run.make("decoder-only", folder), folder / "run")
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 1}
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump({**config, "seed_everything": 0, "trainer": trainer}))
     assert code("attribute", "--method=bm25", f"--run={folder / 'run'}") == 0
     return folder / "run"
 
