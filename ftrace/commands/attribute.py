@@ -62,10 +62,10 @@ def attribute(
         memory_budget: What a method may hold of the queries at a time, such as "500MiB". Scores don't depend on it.
         batch_size: Examples of a batch; default: as the run's.
     """
+    budget = number_of_bytes("memory_budget", memory_budget)
     of_run = Run(newest_run(run))
     folder = Path(output_dir) if output_dir else of_run.folder / method.name
     check_replaceable(folder)
-    budget = number_of_bytes("memory_budget", memory_budget)
     settings = {**asdict(processes), "memory_budget": budget, "batch_size": batch_size}
     task = make_task(of_run, folder, candidates, choice, **settings)
     store = method.score(task)

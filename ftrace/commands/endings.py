@@ -19,6 +19,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from ftrace.commands.readable_errors import readable
+
 NOTHING_KEPT = "Nothing was written."
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _OF_INPUT = (ArgumentError, ValueError, OSError, EOFError, RecursionError)
@@ -152,7 +154,7 @@ def _message(error: BaseException) -> str | None:
         return f"expected input that is not nested so deeply ({text})"
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" for kind in type(error).__mro__}
     if isinstance(error, _OF_INPUT) or names & _OF_INPUT_BY_NAME:
-        return text or type(error).__name__
+        return readable(error)
     return None
 
 

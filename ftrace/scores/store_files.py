@@ -71,7 +71,8 @@ def check_kinds(kinds: Iterable[str]) -> None:
         ValueError: If one is empty, no file can be called so, or the store has another file of that name.
     """
     for kind in kinds:
-        if kind in _ARRAYS or not kind or len(kind) > _LONGEST_KIND or any(sign in kind for sign in "/\\\0"):
+        is_text = isinstance(kind, str) and kind.isprintable()  # so without null bytes and halves of characters
+        if not is_text or not 0 < len(kind) <= _LONGEST_KIND or kind in _ARRAYS or {"/", "\\"} & set(kind):
             raise ValueError(
                 f"expected kinds of scores that can be names of files, none of {', '.join(_ARRAYS)}, found {kind!r:.80}"
             )

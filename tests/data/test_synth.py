@@ -228,7 +228,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         ({"num_expressions_per_entity": 5}, "num_expressions_per_entity: expected 1 to 4, found 5"),
         ({"num_entity_words": 2}, "num_entity_words: expected 1, found 2. The published generator reads this flag"),
         ({"entity_vocabulary": "/names.txt"}, "entity_vocabulary: can't read '/names.txt'"),
-        ({"collisions": "maybe"}, 'collisions: expected one of'),
+        ({"collisions": "maybe"}, "collisions: expected one of"),
         ({"seed": -1}, "seed: expected 0 to"),
         ({"num_relations": 99}, "num_relations: expected at most 48, the lines of the vocabulary of ftrace, found 99"),
         ({"relation_vocabulary": "/nowhere.txt"}, "can't read '/nowhere.txt'"),
