@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -19,7 +22,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from ftrace.gradients import OnLoss, UnreadableError
+from ftrace.launched_processes import handlers_without_lightning
 from ftrace.online import SelfCheckError, TrainLoaders, Wording
+from ftrace.shown_text import plain_lines
 
 
 class LightningLoop:
@@ -82,7 +87,20 @@ class LightningLoop:
         if combined is None:
             return TrainLoaders()
         loaders = [loader for loader in combined.flattened if isinstance(loader, DataLoader)]
-        return TrainLoaders(loaders, len(loaders) == len(combined.flattened), combined._mode == "max_size_cycle")
+        are_all, restart = len(loaders) == len(combined.flattened), combined._mode == "max_size_cycle"
+        return TrainLoaders(loaders, are_all, restart, *self._planned())
+
+    def _planned(self) -> tuple[float, float]:
+        """Return the number of epochs and of batches at most."""
+        fit = self.trainer.fit_loop
+        of_epoch = float(self.trainer.num_training_batches)
+        epochs = math.inf if fit.max_epochs in (None, -1) else float(fit.max_epochs or 0)
+        batches = epochs * of_epoch if epochs and of_epoch else 0.0
+        if self.trainer.max_steps >= 0 and not self.is_manual:  # steps of manual optimization are the user's own
+            batches = min(batches, float(self.trainer.max_steps * self.batches_per_step))
+        if 0 < of_epoch < math.inf and batches < math.inf:
+            epochs = min(epochs, math.ceil(batches / of_epoch))
+        return epochs, batches
 
     # How it steps
 
@@ -193,6 +211,20 @@ class LightningLoop:
         """The number of steps from one log of the trainer to the next."""
         return getattr(self.trainer, "log_every_n_steps", 0)
 
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Those that the user has set; Lightning's own runs a collective within the handler, which other ones meet."""
+        if self.trainer.world_size == 1:
+            return None
+        handlers = handlers_without_lightning(self.trainer, signum)
+        if signum == signal.SIGINT:  # what a user's own handler does is the user's affair
+            is_known = handlers[0] is signal.default_int_handler or str(handlers[0].__module__).startswith("ftrace.")
+            return handlers if is_known else None
+        return handlers
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make Lightning's own exception, with the exit code that shells give a signal."""
+        return KeyboardInterrupt() if signum == signal.SIGINT else SIGTERMException(128 + signum)
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers with the trainer's loggers."""
         for logger in self.trainer.loggers:
@@ -200,7 +232,7 @@ class LightningLoop:
 
     def tell(self, text: str) -> None:
         """Show the user a message, on process 0."""
-        rank_zero_info(text)
+        rank_zero_info(plain_lines(text))
 
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest."""

@@ -20,6 +20,7 @@ from typing_extensions import override
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
 from ftrace.gradients import ProjectionSide
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online import TraceSession, TraceSettings, Whitening
 
 
@@ -75,6 +76,8 @@ class OnlineTracIn(Callback):
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
         describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
             examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
             not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
@@ -109,6 +112,7 @@ class OnlineTracIn(Callback):
         self_check: bool = True,
         seed: Seed = 0,
         shared_ids: bool = False,
+        store: Literal["memory", "disk", "auto"] = "auto",
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
     ) -> None:
         self.settings = TraceSettings(
@@ -129,6 +133,7 @@ class OnlineTracIn(Callback):
             self_check=self_check,
             seed=seed,
             shared_ids=shared_ids,
+            store=store,
         )
         self.output_dir = output_dir
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)
@@ -138,6 +143,11 @@ class OnlineTracIn(Callback):
     def state_key(self) -> str:
         """The key of this callback's state in checkpoints, which depends on its folder: a run may have several."""
         return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
+
+    @property
+    def incomplete_store(self) -> Path | None:
+        """The folder of the scores of a training that didn't come to its end; None if there are none."""
+        return self._session.incomplete_store
 
     def add_queries(self, queries: DataLoader | Dataset) -> None:
         """Add queries while training is under way, which are traced from the next batch on.
@@ -157,7 +167,12 @@ class OnlineTracIn(Callback):
         self._session.before_training(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session.signals_begin(LightningLoop(trainer, pl_module))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watch_processes(trainer)
         refuse_unsupported_loop(trainer, "OnlineTracIn")
         output_dir = self._find_output_dir(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -208,7 +223,10 @@ class OnlineTracIn(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._session.training_has_failed(exception)
+        try:
+            self._session.training_has_failed(exception)
+        finally:
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -1,8 +1,8 @@
 """Scores of blocks of examples that are finished, on disk, so that a killed command goes on where it was.
 
-manifest.json                              what is being computed; another computation is refused
-queries-000000-000128.block-000003.002.npz    scores of one block of examples for some queries, the sum over the
-                                           first two passes that these queries get
+manifest.json    what is being computed; another computation is refused
+queries-000000-000128.block-000003.002.<digest>.npz    scores of one block of examples for some queries, the sum over
+                 the first two passes that these queries get; the digest is of the settings and of the file's content
 """
 
 from __future__ import annotations
@@ -13,15 +13,28 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 from zipfile import BadZipFile
 
 import numpy as np
+import xxhash
 
-from ftrace.files.whole_files import whole_file, whole_folder
+from ftrace.files.digests import DamagedError
+from ftrace.files.manifests import Form, read_manifest, write_manifest
+from ftrace.files.whole_files import put_file, temporary_file, whole_folder
 from ftrace.scores import Sum
 
-_FILE = re.compile(r"queries-(\d+)-(\d+)\.block-(\d+)\.(\d+)\.npz")
+MANIFEST = "manifest.json"
+_FILE = re.compile(r"queries-(\d+)-(\d+)\.block-(\d+)\.(\d+)\.[0-9a-f]{32}\.npz")
+
+
+class UnfinishedFacts(TypedDict):
+    """The entries of the manifest."""
+
+    settings: dict[str, Any]
+
+
+FORM = Form("ftrace-unfinished-scores", 1, UnfinishedFacts, "a folder of unfinished scores", digests_since=1)
 
 
 class BlockRange(NamedTuple):
@@ -62,7 +75,8 @@ class PartialScores:
 
     def __init__(self, output_dir: Path, settings: Mapping[str, Any]) -> None:
         self.folder = output_dir.with_name(f"{output_dir.name}-partial")
-        self._settings = settings
+        self._given = json.loads(json.dumps(settings))
+        self._settings = json.dumps(self._given, sort_keys=True)
 
     def begin(self) -> None:
         """Make the folder, or go on with what it holds.
@@ -70,14 +84,14 @@ class PartialScores:
         Raises:
             ValueError: If it holds scores of other settings.
         """
-        file = self.folder / "manifest.json"
-        text = json.dumps(self._settings, indent=2) + "\n"
-        given = json.loads(text)
+        file, given = self.folder / MANIFEST, self._given
         if self.folder.exists():
             try:
-                there = json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{str(self.folder)!r} holds no unfinished scores. Move it away") from error
+                there = read_manifest(file, FORM)["settings"]
+            except ValueError as error:
+                raise ValueError(
+                    f"{str(self.folder)!r} holds no unfinished scores that can be used ({error}). Move it away"
+                ) from error
             different = sorted(key for key in there.keys() | given.keys() if there.get(key) != given.get(key))
             if different and self.passes_done():
                 raise ValueError(
@@ -85,11 +99,10 @@ class PartialScores:
                     "the same ones to go on, delete the folder, or name another output_dir"
                 )
             if different:  # what failed before its first block
-                with whole_file(file) as temporary:
-                    temporary.write_text(text)
+                write_manifest(file, FORM, {"settings": given})
             return
         with whole_folder(self.folder) as temporary:
-            (temporary / "manifest.json").write_text(text)
+            write_manifest(temporary / MANIFEST, FORM, {"settings": given})
 
     def passes_done(self) -> dict[BlockRange, int]:
         """Count the passes that the scores of each range are summed over."""
@@ -108,30 +121,40 @@ class PartialScores:
             summed = {key: before.scores[key] + values for key, values in block.scores.items()}
             peak = max(before.peak_memory_bytes, block.peak_memory_bytes)
             block = Block(summed, before.seconds + block.seconds, peak)
-        file = self._file(block_range, passes_before + 1)
         arrays: dict[str, Any] = {str(index): values for index, values in enumerate(block.scores.values())}
         facts = {"seconds": block.seconds, "peak": block.peak_memory_bytes, "keys": json.dumps(list(block.scores))}
         arrays.update({name: np.array(fact) for name, fact in facts.items()})
-        with whole_file(file, sync=True) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
-        if passes_before:
-            self._file(block_range, passes_before).unlink(missing_ok=True)
+        earlier = self._files(block_range, passes_before)
+        name = _name(block_range, passes_before + 1)
+        with temporary_file(self.folder / f"{name}.npz") as temporary:
+            with temporary.open("wb") as stream:
+                np.savez(stream, **arrays)
+            put_file(temporary, self.folder / f"{name}.{self._digest(name, temporary)}.npz", sync=True)
+        for file in earlier:
+            file.unlink(missing_ok=True)
 
     def read(self, block_range: BlockRange, passes: int) -> Block:
         """Read a block's scores.
 
         Raises:
-            ValueError: If its file is missing or damaged.
+            DamagedError: If its file is missing or damaged.
         """
-        file = self._file(block_range, passes)
+        files = self._files(block_range, passes)
+        if not files:
+            raise DamagedError(
+                f"{str(self.folder)!r}: the scores of {_name(block_range, passes)} are missing. Give the command again"
+            )
+        name = _name(block_range, passes)
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            if files[0].name != f"{name}.{self._digest(name, files[0])}.npz":
+                raise ValueError("its digest is not the one in its name")
+            with np.load(files[0], allow_pickle=False) as stored:
                 keys = [Sum(*key) for key in json.loads(str(stored["keys"]))]
                 scores = {key: stored[str(index)] for index, key in enumerate(keys)}
                 return Block(scores, float(stored["seconds"]), int(stored["peak"]))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise ValueError(
-                f"{str(file)!r} is missing or damaged ({error}). Delete it, and give the command again"
+            raise DamagedError(
+                f"{str(files[0])!r} is missing or damaged ({error}). Delete it, and give the command again"
             ) from error
 
     def remove(self) -> None:
@@ -145,6 +168,17 @@ class PartialScores:
                 (self.folder / "manifest.json").unlink()
                 self.folder.rmdir()
 
-    def _file(self, block_range: BlockRange, passes: int) -> Path:
-        name = f"queries-{block_range.first:06d}-{block_range.last:06d}.block-{block_range.block:06d}.{passes:03d}.npz"
-        return self.folder / name
+    def _files(self, block_range: BlockRange, passes: int) -> list[Path]:
+        """Find the file of some scores; two, with the same scores, if a process was killed when another had begun."""
+        return sorted(self.folder.glob(f"{_name(block_range, passes)}.*.npz"))
+
+    def _digest(self, name: str, file: Path) -> str:
+        """Return the digest of scores, of what they are of, and of all that they depend on."""
+        digest = xxhash.xxh3_128(f"{self._settings}\n{name}\n".encode())
+        digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+
+def _name(block_range: BlockRange, passes: int) -> str:
+    """Name a file of scores, but for its digest."""
+    return f"queries-{block_range.first:06d}-{block_range.last:06d}.block-{block_range.block:06d}.{passes:03d}"

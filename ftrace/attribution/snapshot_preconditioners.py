@@ -10,7 +10,9 @@ from ftrace.gradients import Elementwise, RankOne, of_touched, preconditioner_fr
 from ftrace.models import load_optimizer_states
 
 
-def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Elementwise | RankOne]:
+def snapshot_preconditioners(
+    folder: Path, module: nn.Module, without: str = "preconditioned false"
+) -> dict[str, Elementwise | RankOne]:
     """Read the factor of each parameter's gradient in the optimizer's step at a snapshot, by the parameter's name.
 
     The factor is 0 where a second moment is 0: no gradient has come by then, and 1 / epsilon would dominate.
@@ -18,6 +20,7 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
     Args:
         folder: A snapshot that CheckpointSnapshots wrote.
         module: The LightningModule, for the shapes of its parameters.
+        without: The caller's option for gradients as they are, for the message.
 
     Raises:
         ValueError: If the snapshot is missing or damaged, or has no second moments.
@@ -26,7 +29,7 @@ def snapshot_preconditioners(folder: Path, module: nn.Module) -> dict[str, Eleme
     if not states:
         raise ValueError(
             f"snapshot {str(folder)!r} has no second moments: before the first step there are none, and optimizers "
-            "such as SGD keep none. Leave it out (snapshots=[...]), or take preconditioned=False"
+            f"such as SGD keep none. Take other snapshots, or {without}"
         )
     parameters = dict(module.named_parameters())
     factors = {}

@@ -64,6 +64,15 @@ def _check_strategy(name: str) -> None:
         raise ValueError(f"strategy: expected auto, or one that Lightning knows such as ddp, found {name!r}")
 
 
+def add_trust(command: ArgumentParser) -> None:
+    """Add the flag by which a user trusts a run: see :class:`ftrace.runs.Run`."""
+    command.add_argument(
+        "--trust", action="store_true",
+        help="Follow the classes that the run's config names and that aren't ftrace's own. Their code runs here, so "
+        "trust a run that somebody else has made only if you have read it.",
+    )  # fmt: skip
+
+
 def take(kind: type[Settings], options: dict[str, Any]) -> Settings:
     """Make settings of a command's options, and remove these from the options.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import one_line
 
 _LONGEST = 1000  # characters of a message
 _LONGEST_VALUE = 200
@@ -60,8 +60,7 @@ def readable(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     text = re.sub(r"\[Errno \d+\] ", "", text)
-    shown = " ".join(_reworded(text.lstrip()).split())
-    shown = plain(shown)
+    shown = one_line(_reworded(text.lstrip()))
     if len(shown) > _LONGEST:
         shown = f"{shown[: _LONGEST // 2]} ... {shown[-_LONGEST // 2 :]}"
     return shown or type(error).__name__

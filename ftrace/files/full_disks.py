@@ -19,15 +19,33 @@ _SAID = re.compile(
 _NEXT_TO_NOTHING = 2**14  # bytes that are free when a library says nothing of the disk
 
 
+class FullDiskError(OSError):
+    """Error of a file or folder that doesn't fit on its disk.
+
+    Args:
+        number: The system's.
+        path: The file or folder.
+        needed: The bytes that it needs, if they are known.
+    """
+
+    def __init__(self, number: int, path: Path, needed: int | None) -> None:
+        free = f"{_readable(shutil.disk_usage(path.parent).free)} free"
+        facts = free if needed is None else f"{_readable(needed)} needed, {free}"
+        text = f"{os.strerror(number)}: {str(path)!r} can't be written ({facts}). Make room, or write to another disk"
+        super().__init__(number, text)
+        self.needed = needed
+
+
 @contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
-    """Raise errors of a full disk as one ``OSError`` that names what was being written.
+def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Raise errors of a full disk as one that names what was being written.
 
     Args:
         path: The file or folder that is written in the block.
+        needed: The bytes that it needs, if they are known.
 
     Raises:
-        OSError: With the system's number, if the disk was full, a quota was used up, or a file grew too large.
+        FullDiskError: If the disk was full, a quota was used up, or a file grew too large.
     """
     try:
         yield
@@ -35,8 +53,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
         number = _number_of(error, path.parent)
         if number is None:
             raise
-        place = f"{str(path)!r} can't be written ({_free(path.parent)})"
-        raise OSError(number, f"{os.strerror(number)}: {place}. Make room, or write to another disk") from error
+        raise FullDiskError(number, path, getattr(error, "needed", needed)) from error
 
 
 def _number_of(error: Exception, folder: Path) -> int | None:
@@ -50,5 +67,5 @@ def _number_of(error: Exception, folder: Path) -> int | None:
     return None
 
 
-def _free(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB are free there"
+def _readable(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -62,7 +62,10 @@ def write_json(file: Path, content: Mapping[str, Any], *, sync: bool = False) ->
 def json_with_digest(content: Mapping[str, Any]) -> str:
     """Return a JSON text of the content and its digest."""
     plain = {key: value for key, value in content.items() if key != DIGEST}
-    written = json.loads(json.dumps(plain, allow_nan=False))  # as it will be read: keys are texts, tuples are lists
+    try:
+        written = json.loads(json.dumps(plain, allow_nan=False))  # as it will be read: keys are texts, tuples are lists
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected values that JSON can hold, found others ({error})") from error
     return json.dumps({**written, DIGEST: _digest(written)}, indent=2, allow_nan=False) + "\n"
 
 
@@ -75,10 +78,15 @@ def read_json(file: Path, schema: Any, *, digest: bool = True) -> dict[str, Any]
         digest: Whether the file must have a digest. If it has one, it must be right in any case.
 
     Raises:
-        DamagedError: If the file is no JSON, has been changed, or isn't as the schema says.
-        OSError: If it can't be read.
+        DamagedError: If the file can't be read, is no JSON, has been changed, or isn't as the schema says.
+        FileNotFoundError: If there is none.
     """
-    content = _parsed(file)
+    try:
+        content = _parsed(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"expected a file, found nothing at {str(file)!r}") from error
+    except OSError as error:
+        raise DamagedError(f"{str(file)!r} can't be read ({error.strerror})") from error
     if digest or DIGEST in content:
         _check_digest(file, content)
     check_schema(file, content, schema)
@@ -93,8 +101,18 @@ def write_manifest(file: Path, form: Form, content: Mapping[str, Any], *, sync: 
         form: What it describes.
         content: The other entries.
         sync: As :func:`ftrace.files.whole_files.whole_file`.
+
+    Raises:
+        ValueError: If the content isn't as the schema says, or JSON can't hold it.
     """
-    write_json(file, {"format": form.format, "version": form.version, **content}, sync=sync)
+    head = {"format": form.format, "version": form.version}
+    text = json_with_digest({**head, **content, **head})  # the head goes first, and nothing replaces it
+    try:
+        msgspec.convert(json.loads(text), form.schema)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{file.name} of {form.what}: {_in_words(error)}") from error
+    with whole_file(file, sync=sync) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_manifest(file: Path, form: Form) -> dict[str, Any]:
@@ -132,6 +150,21 @@ def read_manifest(file: Path, form: Form) -> dict[str, Any]:
 def _type_of(error: Exception) -> type[ValueError]:
     """Return DamagedError for a damaged file, ValueError for one that isn't there."""
     return DamagedError if isinstance(error, DamagedError) else ValueError
+
+
+def format_of(file: Path) -> str:
+    """Return the format that a manifest says; "" if there is no such file, or it says none.
+
+    Raises:
+        DamagedError: If the file is no JSON, or has been changed.
+    """
+    try:
+        content = _parsed(file)
+    except OSError:
+        return ""
+    if DIGEST in content:
+        _check_digest(file, content)
+    return str(content.get("format", ""))
 
 
 def check_schema(file: str | os.PathLike[str], content: Any, schema: Any) -> None:

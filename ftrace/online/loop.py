@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,11 +43,15 @@ class TrainLoaders:
         loaders: The DataLoaders among them.
         are_all: Whether there are no others.
         restart: Whether shorter loaders start again within an epoch.
+        epochs: The number of epochs at most; infinity if it isn't known.
+        batches: The number of batches in all epochs together at most, likewise.
     """
 
     loaders: Sequence[DataLoader] = ()
     are_all: bool = False
     restart: bool = False
+    epochs: float = math.inf
+    batches: float = math.inf
 
 
 class TrainingLoop(Protocol):
@@ -177,6 +182,15 @@ class TrainingLoop(Protocol):
             The loss as the loop would differentiate it, loss scale and accumulation included; None if there is none,
             or if the step runs its backward passes itself.
         """
+
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Return the handlers that a signal has without those of the loop itself.
+
+        Called when training begins. None: the signal is none of a traced run's business.
+        """
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make the exception by which training ends at a signal, if no handler raises one."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers with the user's loggers; called on process 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from ftrace.arguments import Count, Name, checked
 from ftrace.gradients import OnLoss
 from ftrace.online.loop import TrainLoaders, Wording
 from ftrace.online.messages import tell
+from ftrace.online.processes import num_processes
 
 TrainingLoss = Callable[[Any, Any], Tensor]
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -137,6 +139,17 @@ class PlainLoop:
         """Compute the training loss of a batch, scaled as in the last backward pass."""
         loss = self.training_loss(self.module, batch)
         return loss * self.scale if isinstance(loss, Tensor) and loss.requires_grad else None
+
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Those of Python itself; a handler of the user's own is left to do what it does."""
+        handler = signal.getsignal(signum)
+        if handler == signal.SIG_DFL or (handler is signal.default_int_handler and num_processes() > 1):
+            return [handler]
+        return None
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make the end of the program, with the exit code that shells give a signal."""
+        return SystemExit(128 + signum)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Do nothing: there is no logger."""

@@ -59,6 +59,8 @@ class TraceSettings:
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
 
     Raises:
         ValueError: On an unknown or unsupported option.
@@ -81,6 +83,7 @@ class TraceSettings:
     self_check: bool = True
     seed: Seed = 0
     shared_ids: bool = False
+    store: Literal["memory", "disk", "auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):

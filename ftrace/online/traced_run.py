@@ -26,6 +26,7 @@ from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
 from ftrace.online.scoring.accumulator import ScoreAccumulator
+from ftrace.online.scoring.row_blocks import MakeZeros, zeros_in_memory
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.settings import TraceSettings
 from ftrace.online.steps import OptimizerSteps
@@ -40,6 +41,7 @@ class TracedRun:
         hooks: The hooks on the module, attached already.
         who: Whose messages these are.
         describe: Says the texts of examples and queries, as in :class:`Descriptions`.
+        make_zeros: Makes the memory of a block of scores.
 
     Attributes:
         descriptions: The texts of examples and queries.
@@ -62,6 +64,7 @@ class TracedRun:
         hooks: Hooks,
         who: str,
         describe: Any = None,
+        make_zeros: MakeZeros = zeros_in_memory,
     ) -> None:
         self.loop = loop
         self.queries = queries
@@ -88,7 +91,7 @@ class TracedRun:
         covered = self.parameters.covered.by_name
         dtypes = {p.dtype for p in covered.values()}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        self.sums = ScoreAccumulator(rules.kinds, queries.ids.tolist(), dtype, settings.candidates)
+        self.sums = ScoreAccumulator(rules.kinds, queries.ids.tolist(), dtype, settings.candidates, make_zeros)
         batches = settings.refresh_every_n_steps * loop.batches_per_step
         divides = any(optimizer.is_elementwise for optimizer in self.parameters.followed)
         self.scoring = Scoring(rules, self.sums, list(covered), batches, divides=divides)

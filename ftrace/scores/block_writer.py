@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,10 +13,21 @@ from typing import Any, Self
 import numpy as np
 
 from ftrace.arguments import Name, checked
-from ftrace.files.whole_files import put_folder, temporary_folder
+from ftrace.files.full_disks import full_disk_named
+from ftrace.files.reserved import reserve
+from ftrace.files.whole_files import folder_stamp, put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
-from ftrace.scores.store_files import MANIFEST, check_replaceable, file_name, make_facts, parts_of, write_texts
+from ftrace.scores.store_files import (
+    check_kinds,
+    check_names,
+    check_replaceable,
+    file_name,
+    make_facts,
+    parts_of,
+    write_manifest,
+    write_texts,
+)
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts
 
@@ -55,12 +66,15 @@ class ScoreWriter:
         dtype: Any = np.float32,
     ) -> None:
         self.folder = Path(path).resolve()
+        self._earlier = folder_stamp(self.folder)
         check_replaceable(self.folder)
         examples, queries = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
         if not is_ascending(examples) or len(np.unique(queries)) < len(queries):
             raise ValueError("expected example_ids in ascending order, and each example and query once")
         self._keys = [Sum(key) if isinstance(key, str) else key for key in keys]
+        check_kinds(key.kind for key in self._keys)
         self._parts = parts_of(self._keys)
+        check_names(self._keys, self._parts)
         self._facts = make_facts(self._keys, examples, queries, np.dtype(dtype))
         self._example_ids, self._query_ids = examples, queries
         self._shape = len(examples), len(queries)
@@ -69,7 +83,9 @@ class ScoreWriter:
             self._temporary = cleanup.enter_context(temporary_folder(self.folder))
             np.save(self._temporary / "example_ids.npy", examples, allow_pickle=False)
             np.save(self._temporary / "query_ids.npy", queries, allow_pickle=False)
-            self._maps = {key: self._map(key) for key in self._keys}
+            needed = len(self._keys) * math.prod(self._shape) * self._dtype.itemsize
+            with full_disk_named(self.folder, needed):  # before the work begins
+                self._maps = {key: self._map(key) for key in self._keys}
             self._cleanup = cleanup.pop_all()
 
     def _map(self, key: Sum) -> np.ndarray:
@@ -77,9 +93,11 @@ class ScoreWriter:
         if not all(self._shape):  # an empty file can't be mapped
             np.save(file, np.zeros(self._shape, self._dtype, order="F"))
             return np.zeros(self._shape, self._dtype)
-        mapped: np.ndarray = np.lib.format.open_memmap(
-            file, mode="w+", dtype=self._dtype, shape=self._shape, fortran_order=True
-        )
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": True, "shape": self._shape}
+        with file.open("wb+") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            reserve(stream, stream.tell() + math.prod(self._shape) * self._dtype.itemsize)
+        mapped: np.ndarray = np.lib.format.open_memmap(file, mode="r+")
         return mapped
 
     def put(
@@ -118,9 +136,8 @@ class ScoreWriter:
         self.flush()
         self._maps.clear()
         write_texts(self._temporary, examples, self._example_ids, queries, self._query_ids)
-        text = json.dumps({**(manifest or {}), **self._facts}, indent=2, allow_nan=False)
-        (self._temporary / MANIFEST).write_text(text + "\n")
-        put_folder(self._temporary, self.folder, sync=True)
+        write_manifest(self._temporary, manifest or {}, self._facts)
+        put_folder(self._temporary, self.folder, sync=True, earlier=self._earlier)
         return ScoreStore.open(self.folder)
 
     def __enter__(self) -> Self:
@@ -129,4 +146,4 @@ class ScoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._cleanup.close()
+        self._cleanup.__exit__(kind, error, trace)

@@ -34,8 +34,7 @@ def labelled_array(store: StoredScores, axis: str | None = None) -> xr.DataArray
         parts = store.breakdown[axis]
     kinds = [kind for kind in store.kinds if axis is None or axis in store.breakdown_of(kind)]
     keys = [[Sum(kind, axis or "", part) for part in parts] for kind in kinds]
-    noted = store.manifest.get("dtype", {})
-    dtype = np.result_type(*(noted.get(kind, "float32") for kind in kinds)) if kinds else np.dtype(np.float32)
+    dtype = np.result_type(*map(store.dtype_of, kinds)) if kinds else np.dtype(np.float32)
     coordinates: dict[str, Any] = {"kind": kinds}
     for what, names in (("example", store.names_of_examples), ("query", store.names_of_queries)):
         labels = names.labels()

@@ -26,10 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ftrace.files.digests import DamagedError
 from ftrace.scores.arrow_arrays import as_numpy
 from ftrace.scores.ledger_tables import ledger_arrays, ledger_html, ledger_table
 from ftrace.scores.names import Names
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -267,17 +268,24 @@ class Ledger:
             names: As in :class:`Ledger`.
 
         Raises:
-            ValueError: If it is missing or damaged.
+            DamagedError: If it is missing or damaged.
         """
+        integers = ("step", "next_step", "query_id")
         try:
             table = pq.read_table(file.absolute())  # a relative one with a colon is taken for a URI
-            stored = {name: as_numpy(table.column(name)) for name in ("step", "next_step", "query_id", *COLUMNS)}
+            for name in (*integers, *COLUMNS):
+                expected, column = pa.int64() if name in integers else pa.float64(), table.column(name)
+                if column.type != expected or column.null_count:
+                    raise ValueError(f"expected {expected} without nulls under {name!r}, found {column.type}")
+            stored = {name: as_numpy(table.column(name)) for name in (*integers, *COLUMNS)}
             queries = int(table.schema.metadata[b"num_queries"])
-        except (OSError, KeyError, TypeError, pa.ArrowException) as error:
-            raise ValueError(f"{file} is missing or no ledger ({error})") from error
-        every = max(1, queries)
-        columns = {name: stored[name] for name in COLUMNS}
-        return cls(stored["step"][::every], stored["next_step"][::every], stored["query_id"][:queries], columns, names)
+            every = max(1, queries)
+            columns = {name: stored[name] for name in COLUMNS}
+            steps, next_steps = stored["step"][::every], stored["next_step"][::every]
+            return cls(steps, next_steps, stored["query_id"][:queries], columns, names)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise DamagedError(f"{str(file)!r} is missing or no ledger ({reason})") from error
 
     @classmethod
     def empty(cls) -> Ledger:

@@ -1,6 +1,7 @@
 """Scores on disk: a folder of plain ``.npy`` arrays and a JSON manifest.
 
-    manifest.json      format, kinds, shape, dtype, and what the writer says about how the scores were computed
+    manifest.json      format, kinds, shape, dtype, size and digest of each file, and what the writer says about how the
+                       scores were computed
     example_ids.npy    int64 [N], ascending
     query_ids.npy      int64 [Q]
     <kind>.npy         float32 (float64 on request) [N, Q], in Fortran order: one query's scores are contiguous
@@ -17,7 +18,6 @@ Without ftrace: ``numpy.load("dot.npy", mmap_mode="r")[:, column]``.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,13 +35,16 @@ from ftrace.scores.ranking import strongest
 from ftrace.scores.score_rows import ScoreRows, write_in_columns
 from ftrace.scores.store_files import (
     LEDGER,
-    MANIFEST,
     check_kinds,
+    check_names,
+    check_offsets,
     check_replaceable,
     file_name,
     make_facts,
     parts_of,
     read_manifest,
+    take_over,
+    write_manifest,
     write_texts,
 )
 from ftrace.scores.store_views import describe_store, store_html
@@ -49,6 +52,7 @@ from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.sums import Sum
 from ftrace.scores.tables import matrix_table, ranked_table
 from ftrace.scores.texts import Texts, check_texts
+from ftrace.shown_text import plain_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,10 +136,13 @@ class ScoreStore(StoredScores):
         keyed = {Sum(kind) if isinstance(kind, str) else kind: values for kind, values in scores.items()}
         check_kinds(key.kind for key in keyed)
         parts = parts_of(keyed)
+        check_names(keyed, parts)
         arrays: dict[str, np.ndarray] = {}
         example_ids, query_ids = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
         if candidate_offsets is not None:
-            arrays = {"candidate_ids": example_ids, "candidate_offsets": candidate_offsets}
+            check_offsets(np.asarray(candidate_offsets), len(query_ids), len(example_ids))
+            offsets = np.asarray(candidate_offsets, np.int64)
+            arrays = {"candidate_ids": example_ids, "candidate_offsets": offsets}
             order = np.arange(len(example_ids))
             shape: tuple[int, ...] = (len(example_ids),)
             example_ids = np.unique(example_ids)
@@ -161,7 +168,7 @@ class ScoreStore(StoredScores):
             key: np.dtype(np.float64 if values.dtype == np.float64 else np.float32) for key, values in keyed.items()
         }
         facts["dtype"] = {kind: str(dtypes[Sum(kind)]) for kind in facts["kinds"]}
-        with whole_folder(folder, sync=True) as temporary:
+        with whole_folder(folder, sync=True, only_earlier=True) as temporary:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             for key, values in keyed.items():
@@ -169,21 +176,27 @@ class ScoreStore(StoredScores):
             if ledger is not None:
                 ledger.write(temporary / LEDGER)
             write_texts(temporary, examples, example_ids, queries, query_ids)
-            text = json.dumps({**(manifest or {}), **facts}, indent=2, allow_nan=False)
-            (temporary / MANIFEST).write_text(text + "\n")
+            write_manifest(temporary, manifest or {}, facts)
         return cls.open(folder)
 
     def with_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> ScoreStore:
         """Return the same store with other texts, which are not written to disk; None keeps those that it has."""
         check_texts(examples, queries)
         other = ScoreStore(self.path, self.manifest)
+        other._files, other._arrays = self._files, self._arrays  # what is verified, and mapped, once
         other.examples = examples if examples is not None else self.examples
         other.queries = queries if queries is not None else self.queries
         return other
 
     def put_texts(self, examples: Texts | None = None, queries: Texts | None = None) -> None:
-        """Write texts into the store's folder, in place of earlier ones; None keeps those that it has."""
-        write_texts(self.path, examples, self.example_ids, queries, self.query_ids)
+        """Write texts into the store's folder, in place of earlier ones; None keeps those that it has.
+
+        The folder is replaced by one that shares its other files, so that it is whole at any time.
+        """
+        with whole_folder(self.path) as temporary:
+            write_texts(temporary, examples, self.example_ids, queries, self.query_ids)
+            take_over(self.path, temporary)
+        super().__init__(self.path, read_manifest(self.path))
         for name in ("examples", "queries", "ledger"):  # the ledger has the queries' names
             self.__dict__.pop(name, None)
 
@@ -192,7 +205,7 @@ class ScoreStore(StoredScores):
         if kind not in self._warned_of:
             self._warned_of.add(kind)
             for sentence in self.doubts(kind):
-                warnings.warn(f"{self.path}: {sentence}", stacklevel=3)
+                warnings.warn(plain_lines(f"{self.path}: {sentence}"), stacklevel=3)
 
     @overload
     def top(

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from ftrace.scores.html import facts_and_tables, table
-from ftrace.scores.plain_text import counted, plain
 from ftrace.scores.ranking import strongest
-from ftrace.scores.store_files import LEDGER
 from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.texts import Texts
+from ftrace.shown_text import counted, plain
 
 _QUERIES = 5
 
@@ -45,7 +44,7 @@ def store_facts(store: StoredScores) -> list[tuple[str, str]]:
     if "method" in manifest:
         facts.append(("method", str(manifest["method"])))
     facts.append(("texts", _texts(store)))
-    if (store.path / LEDGER).exists():
+    if store.has_ledger:
         said = manifest.get("ledger")
         facts.append(("ledger", str(said["summary"]) if isinstance(said, dict) and "summary" in said else "kept"))
     if manifest.get("complete") is False:

@@ -5,17 +5,19 @@ See :mod:`ftrace.scores.store` for what is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ftrace.scores.ids import as_integer
+from ftrace.files.digests import DamagedError, FolderCheck
+from ftrace.scores.ids import as_integer, is_ascending, places_of
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.names import Names
-from ftrace.scores.store_files import EXAMPLES, LEDGER, QUERIES, file_name
+from ftrace.scores.store_files import EXAMPLES, LEDGER, QUERIES, check_offsets, file_name
+from ftrace.scores.stored_arrays import FLOATS, INTEGERS, NAMES, StoredArrays
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import EXAMPLE_ID, QUERY_ID, Texts
 
@@ -33,6 +35,8 @@ class StoredScores:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self._files = FolderCheck(path, manifest.get("files"))
+        self._arrays = StoredArrays(path, self._files)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -57,7 +61,7 @@ class StoredScores:
         return {
             axis: parts
             for axis, parts in self.breakdown.items()
-            if parts and (self.path / f"{file_name(Sum(kind, axis, parts[0]), self.breakdown)}.npy").exists()
+            if parts and self._arrays.has(file_name(Sum(kind, axis, parts[0]), self.breakdown))
         }
 
     @property
@@ -68,12 +72,24 @@ class StoredScores:
     @cached_property
     def example_ids(self) -> np.ndarray:
         """``[N]`` int64, ascending."""
-        return self._load("example_ids", (self.manifest["num_examples"],))
+        ids = self._ids("example_ids", self.manifest["num_examples"])
+        if not is_ascending(ids):
+            raise self._damaged("example_ids", "expected ids in ascending order, each once")
+        return ids
 
     @cached_property
     def query_ids(self) -> np.ndarray:
         """``[Q]`` int64."""
-        return self._load("query_ids", (self.manifest["num_queries"],))
+        ids = self._ids("query_ids", self.manifest["num_queries"])
+        if len(np.unique(ids)) < len(ids):
+            raise self._damaged("query_ids", "expected each id once")
+        return ids
+
+    def _ids(self, name: str, count: int) -> np.ndarray:
+        return self._arrays.whole(name, (count,), INTEGERS)
+
+    def _damaged(self, name: str, message: str) -> DamagedError:
+        return DamagedError(f"{str(self.path / name)!r}.npy is damaged: {message}. Write the store anew")
 
     @cached_property
     def example_names(self) -> np.ndarray | None:
@@ -86,17 +102,23 @@ class StoredScores:
         return self._stored_names("query_names", self.manifest["num_queries"])
 
     def _stored_names(self, name: str, count: int) -> np.ndarray | None:
-        return self._load(name, (count,)) if (self.path / f"{name}.npy").exists() else None
+        return self._arrays.whole(name, (count,), NAMES) if self._arrays.has(name) else None
 
     @cached_property
     def examples(self) -> Texts | None:
         """Texts of the examples; None if they aren't known."""
-        return Texts(self.path / EXAMPLES, EXAMPLE_ID) if (self.path / EXAMPLES).exists() else None
+        return self._texts(EXAMPLES, EXAMPLE_ID)
 
     @cached_property
     def queries(self) -> Texts | None:
         """Texts of the queries; None if they aren't known."""
-        return Texts(self.path / QUERIES, QUERY_ID) if (self.path / QUERIES).exists() else None
+        return self._texts(QUERIES, QUERY_ID)
+
+    def _texts(self, name: str, key: str) -> Texts | None:
+        if not self._files.has(name):
+            return None
+        self._files.check(name)
+        return Texts(self.path / name, key)
 
     @property
     def names_of_examples(self) -> Names:
@@ -124,11 +146,18 @@ class StoredScores:
             for row, name in zip(rows, self.example_names_of(ids), strict=True)
         ]
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the run's ledger was kept."""
+        return self._files.has(LEDGER)
+
     @cached_property
     def ledger(self) -> Ledger | None:
         """The run's ledger; None if none was kept."""
-        file = self.path / LEDGER
-        return Ledger.open(file, self.names_of_queries) if file.exists() else None
+        if not self.has_ledger:
+            return None
+        self._files.check(LEDGER)
+        return Ledger.open(self.path / LEDGER, self.names_of_queries)
 
     def doubts(self, kind: str | None = None) -> list[str]:
         """Return the reasons why scores of a kind can't be trusted, as their writer has noted them.
@@ -142,14 +171,46 @@ class StoredScores:
         return list(self.manifest.get("doubts", {}).get(self.known_kind(kind), []))
 
     def check(self) -> None:
-        """Make sure that all arrays are complete.
+        """Make sure that no file is missing or cut short, without reading what may be large.
 
         Raises:
-            ValueError: If one is missing or damaged.
+            DamagedError: If one is.
         """
+        self._files.check_sizes()
         _ = self.example_ids, self.query_ids
-        for kind in self.kinds:
-            self.values(Sum(kind))
+        for key in self._keys():
+            self._arrays.check_head(self._name_of(key), self._shape, self._types_of(key))
+
+    def check_all(self) -> Iterator[str]:
+        """Verify every byte of the store, and yield the name of each file that is right.
+
+        Stores of version 1 have no digests: of their arrays, ids, types and shapes are checked.
+
+        Raises:
+            DamagedError: If one is missing or not what was written.
+        """
+        yield from self._files.check_all()
+        self.check()
+        _ = self.example_names, self.query_names, self.ledger
+        for texts in (self.examples, self.queries):
+            _ = None if texts is None else texts.ids
+        for place in range(len(self.query_ids)) if self.has_candidates else ():
+            self._candidates(place)
+
+    def _keys(self) -> list[Sum]:
+        """List the matrices that the store holds."""
+        parts = [
+            Sum(kind, axis, part)
+            for kind in self.kinds
+            for axis, names in self.breakdown_of(kind).items()
+            for part in names
+        ]
+        return [*map(Sum, self.kinds), *parts]
+
+    def dtype_of(self, kind: str) -> np.dtype:
+        """Return the type of a kind's scores: float32 or float64."""
+        noted = self.manifest.get("dtype", {}).get(kind)
+        return self.values(Sum(kind)).dtype if noted is None else np.dtype(noted)
 
     def matrix(self, kind: str | None = None) -> np.ndarray:
         """Map all scores of a kind from disk, ``[N, Q]``.
@@ -245,41 +306,61 @@ class StoredScores:
     def values(self, key: Sum) -> np.ndarray:
         """Map one matrix from disk: ``[N, Q]``, or ``[pairs]`` if each query has candidates of its own.
 
-        Raises:
-            ValueError: If its file is missing or damaged.
-        """
-        pairs, shape = self.manifest.get("num_pairs"), (self.manifest["num_examples"], self.manifest["num_queries"])
-        name = file_name(key, self.breakdown)
-        scores = self._load(name, shape if pairs is None else (pairs,))
-        if scores.dtype.kind not in "fiu":
-            raise ValueError(f"{self.path / name}.npy: expected numbers, found {scores.dtype}. Write the store anew.")
-        return scores
+        A large file is verified in the background. If it is damaged, a warning says so as soon as that is known;
+        :meth:`column` verifies what it returns.
 
-    def column(self, place: int, key: Sum) -> np.ndarray:
+        Raises:
+            DamagedError: If its file is missing or damaged.
+        """
+        return self._arrays.whole(self._name_of(key), self._shape, self._types_of(key))
+
+    def column(self, place: int, key: Sum, rows: np.ndarray | None = None) -> np.ndarray:
         """Read one query's column of a matrix, ``[N]``; NaN if an example is no candidate.
 
         Args:
             place: The query's position in :attr:`query_ids`.
             key: The matrix.
+            rows: Positions in :attr:`example_ids`, ``[n]``, if only these are wanted.
 
         Raises:
-            ValueError: As :meth:`values`.
+            DamagedError: If what is read is missing or damaged.
         """
+        name, types = self._name_of(key), self._types_of(key)
         if not self.has_candidates:
-            return np.array(self.values(key)[:, place])
-        offsets = self._load("candidate_offsets", (self.manifest["num_queries"] + 1,))
-        pairs = slice(int(offsets[place]), int(offsets[place + 1]))
-        values = self.values(key)
+            column = self._arrays.part(name, self._shape, types, place)
+            return np.array(column if rows is None else column[rows])
+        pairs, places = self._candidates(place)
+        values = self._arrays.part(name, self._shape, types, pairs)
         scores = np.full(len(self.example_ids), np.nan, values.dtype)
-        scores[np.searchsorted(self.example_ids, self._load("candidate_ids", values.shape)[pairs])] = values[pairs]
-        return scores
+        scores[places] = values
+        return scores if rows is None else scores[rows]
 
-    def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        file = self.path / f"{name}.npy"
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        pairs = self.manifest.get("num_pairs")
+        return (self.manifest["num_examples"], self.manifest["num_queries"]) if pairs is None else (pairs,)
+
+    def _name_of(self, key: Sum) -> str:
+        return file_name(key, self.breakdown)
+
+    def _types_of(self, key: Sum) -> tuple[str, ...]:
+        noted = self.manifest.get("dtype", {}).get(key.kind)
+        return FLOATS if noted is None or key.axis else (noted,)
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        offsets = self._arrays.whole("candidate_offsets", (self.manifest["num_queries"] + 1,), INTEGERS)
         try:
-            array: np.ndarray = np.load(file, mmap_mode="r" if all(shape) else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{file} is missing or damaged ({error}). Write the store anew.") from error
-        if array.shape != shape:
-            raise ValueError(f"{file}: expected shape {shape} as in the manifest, found {array.shape}")
-        return array
+            check_offsets(offsets, self.manifest["num_queries"], self.manifest["num_pairs"])
+        except ValueError as error:
+            raise self._damaged("candidate_offsets", str(error)) from error
+        return offsets
+
+    def _candidates(self, place: int) -> tuple[slice, np.ndarray]:
+        """Find a query's pairs, and the positions of their examples in :attr:`example_ids`."""
+        pairs = slice(int(self._offsets[place]), int(self._offsets[place + 1]))
+        ids = self._arrays.part("candidate_ids", self._shape, INTEGERS, pairs)
+        places = places_of(np.asarray(ids), self.example_ids)
+        if (places < 0).any() or len(np.unique(places)) < len(places):
+            raise self._damaged("candidate_ids", f"expected known ids, each once, for {self.query_ids[place]}")
+        return pairs, places

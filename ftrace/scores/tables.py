@@ -33,20 +33,17 @@ def matrix_table(store: StoredScores, kind: str) -> pd.DataFrame:
     import pandas as pd
 
     shape = len(store.example_ids), len(store.query_ids)
-    values = store.values(Sum(kind))
-    size = shape[0] * shape[1] * values.itemsize
+    dtype = store.dtype_of(kind)
+    size = shape[0] * shape[1] * dtype.itemsize
     if size > MOST_BYTES:
         raise ValueError(
             f"{store.path}: expected a table of at most {MOST_BYTES / 1e6:,.0f} MB, found {shape[0]:,} examples x "
             f"{shape[1]:,} queries, {size / 1e6:,.0f} MB. Take to_pandas(query_id, k=...) for some queries, or "
             "to_xarray(), which reads what is asked for"
         )
-    if store.has_candidates:
-        scores = np.empty(shape, values.dtype, order="F")
-        for place in range(shape[1]):
-            scores[:, place] = store.column(place, Sum(kind))
-    else:
-        scores = np.array(values, order="F")
+    scores = np.empty(shape, dtype, order="F")
+    for place in range(shape[1]):
+        scores[:, place] = store.column(place, Sum(kind))
     examples, queries = store.names_of_examples, store.names_of_queries
     return pd.DataFrame(scores, index=_index(examples, "example"), columns=_index(queries, "query"), copy=False)
 
@@ -93,7 +90,7 @@ def ranked_table(
         orders.append(order)
         shares.append(scores[order] / size if size else np.full(len(order), np.nan))
         for name, columns in of_kinds.items():
-            columns.append(scores[order] if name == kind else _at(store, place, Sum(name), order))
+            columns.append(scores[order] if name == kind else store.column(place, Sum(name), order))
     nothing = np.zeros(0, int)
     query_ids = store.query_ids[np.repeat(np.array(places, int), list(map(len, orders)))]
     example_ids = store.example_ids[np.concatenate([nothing, *orders])]
@@ -108,11 +105,6 @@ def ranked_table(
         table[f"score_{name}" if name in _OTHER_COLUMNS else name] = np.concatenate(columns or [nothing])
     table["share"] = np.concatenate(shares or [nothing])
     return pd.DataFrame({**table, **_texts(store, query_ids, example_ids)})
-
-
-def _at(store: StoredScores, place: int, key: Sum, order: np.ndarray) -> np.ndarray:
-    """Read the scores of some examples."""
-    return store.column(place, key)[order] if store.has_candidates else np.array(store.values(key)[order, place])
 
 
 def _texts(store: StoredScores, query_ids: np.ndarray, example_ids: np.ndarray) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_of_two_files_of_a_place_the_later_counts(tmp_path: Path) -> None:
     partial = PartialScores(tmp_path / "s", {"a": 1})
     partial.begin()
     for name in ("000000-000002.block-000003.001", "000000-000002.block-000003.002", "000002-000004.block-000000.001"):
-        (partial.folder / f"queries-{name}.npz").touch()
+        (partial.folder / f"queries-{name}.{'0' * 32}.npz").touch()
     assert partial.passes_done() == {BlockRange(0, 2, 3): 2, BlockRange(2, 4, 0): 1}
 
 

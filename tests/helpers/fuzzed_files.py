@@ -21,10 +21,12 @@ class StoredFormat:
     Args:
         make: Writes a folder of this format; another seed makes other content, with the same names of files.
         read: Reads everything that readers read out of the folder. What is damaged may be made anew, as caches are.
+        has_digests: Whether damage is found for sure. If not, as in older versions, errors must still be clean.
     """
 
     make: Callable[[Path, int], None]
     read: Callable[[Path], Any]
+    has_digests: bool = True
 
 
 def content_of(stored: StoredFormat, folder: Path) -> Any:

@@ -56,9 +56,14 @@ def make_store(
     )
 
 
-def make_ledger() -> Ledger:
-    """The ledger of three intervals of ten steps: query 0 is learned by step 20, query 17 never."""
+def make_ledger(rest: float = 0.0) -> Ledger:
+    """The ledger of three intervals of ten steps: query 0 is learned by step 20, query 17 never.
+
+    Args:
+        rest: What decay took.
+    """
     columns = {name: np.zeros((3, 2)) for name in COLUMNS}
+    columns["decay"] += rest
     columns["loss"] = np.array([[6.0, 5.0], [4.0, 5.0], [1.0, 5.0]])
     columns["next_loss"] = np.array([[4.0, 5.0], [1.0, 5.0], [0.25, 5.0]])
     columns["learned"] = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])

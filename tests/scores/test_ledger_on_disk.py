@@ -84,5 +84,5 @@ def test_it_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "ledger.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match=r"ledger.parquet is missing or no ledger"):
+    with pytest.raises(ValueError, match=r"ledger.parquet' is missing or no ledger"):
         Ledger.open(tmp_path / "ledger.parquet")

@@ -67,7 +67,7 @@ def test_arrays_are_mapped_only_when_asked_for(tmp_path: Path) -> None:
     store = ScoreStore.open(tmp_path / "store")
     (tmp_path / "store" / "dot.npy").unlink()
     assert isinstance(store.matrix("cosine"), np.memmap)
-    with pytest.raises(ValueError, match=r"dot.npy is missing or damaged"):
+    with pytest.raises(ValueError, match=r"dot.npy' is missing"):
         store.matrix("dot")
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_array_is_a_clear_error(damage: Any, tmp_path: Path) -> None:
     damage(tmp_path / "store")
     with pytest.raises(ValueError, match=r"dot\.npy"):
         ScoreStore.open(tmp_path / "store").check()
-    with pytest.raises(ValueError, match=r"dot.npy(: expected shape \(3, 2\)| is missing or damaged)"):
+    with pytest.raises(ValueError, match=r"dot\.npy' is damaged: expected \d+ bytes, found \d+"):
         ScoreStore.open(tmp_path / "store").scores(10, "dot")
 
 
@@ -139,10 +139,10 @@ def test_a_damaged_array_is_a_clear_error(damage: Any, tmp_path: Path) -> None:
     [
         (None, "is not a score store: can't read its manifest.json"),
         ("{", "is not a score store: can't read"),
-        ("[]", "doesn't say format 'ftrace-scores'"),
+        ("[]", "is not a score store: .* expected a JSON object, found list"),
         (json.dumps({"format": "other"}), "doesn't say format 'ftrace-scores'"),
-        (json.dumps({"format": "ftrace-scores", "version": 1}), "its manifest.json lacks .'kinds', 'num_examples'"),
-        (json.dumps({"format": "ftrace-scores", "version": 99}), "of version 99, and this ftrace reads 1"),
+        (json.dumps({"format": "ftrace-scores", "version": 1}), "missing required field kinds"),
+        (json.dumps({"format": "ftrace-scores", "version": 99}), "of version 99, and this ftrace reads 2"),
     ],
 )
 def test_foreign_folders_are_refused(manifest: str | None, message: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ftrace.scores import Ledger, ScoreStore, Sum, Texts
 from ftrace.scores.html import facts_and_tables, table
-from ftrace.scores.plain_text import plain, shortened
+from ftrace.shown_text import plain, shortened
 from helpers.made_stores import HOSTILE, SCORES, made_ledger, named_store
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_store_is_shown_and_says_so(tmp_path: Path, name: str) -> None
     (tmp_path / "store" / name).write_bytes(b"no")
     store = ScoreStore.open(tmp_path / "store")
     assert "4 examples x 2 queries" in repr(store)
-    assert any(f"{name} is missing or damaged" in cell for cell in Cells(store._repr_html_()).cells)
+    assert any(f"{name}' is damaged" in cell for cell in Cells(store._repr_html_()).cells)
 
 
 def test_a_store_of_nothing_is_shown(tmp_path: Path) -> None:

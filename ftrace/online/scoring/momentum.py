@@ -57,6 +57,16 @@ class HeldStep:
         return self
 
 
+def horizon_of(decay: float) -> int:
+    """Compute the number of steps after which 1% of a gradient's effect remains.
+
+    Args:
+        decay: The factor by which momentum decays at each step.
+    """
+    slowest = min(decay, 1 - 1e-6)
+    return max(1, math.ceil(math.log(REMAINDER) / math.log(slowest))) if slowest else 1
+
+
 class MomentumRing:
     """The steps of one optimizer whose gradients still have an effect through momentum.
 
@@ -81,8 +91,7 @@ class MomentumRing:
     def horizon(self) -> int:
         """The number of steps after which 1% of a gradient's effect remains, for the slowest parameter."""
         decays = [step.decay for held in self.held[-1:] for step in held.steps.values() if step.decay]
-        slowest = min(max(decays, default=0.0), 1 - 1e-6)
-        return max(1, math.ceil(math.log(REMAINDER) / math.log(slowest))) if slowest else 1
+        return horizon_of(max(decays, default=0.0))
 
     def live_balances(self, steps: Mapping[str, ParameterStep], balance: int) -> list[int]:
         """Return the keys of all balances of contributions that a step has an effect of.

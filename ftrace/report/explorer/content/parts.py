@@ -26,7 +26,6 @@ class Breakdown:
 
     def __init__(self, source: StoreSource, method: int) -> None:
         self._store, self._kind, self._method = source.store, source.kind, method
-        self._maps: dict[Sum, np.ndarray] = {}
 
     def of(self, query_id: int, ids: np.ndarray, listing: MethodListing) -> Iterator[Parts]:
         """Return the parts of the strongest of a query's examples, axis by axis.
@@ -43,13 +42,6 @@ class Breakdown:
         rows = places_of(ids[chosen], self._store.example_ids, ascending_order(self._store.example_ids))
         column = self._store.place_of_query(query_id)
         for axis, parts in self._store.breakdown_of(self._kind).items():
-            values = [self._values(Sum(self._kind, axis, part), rows, column) for part in parts]
+            values = [self._store.column(column, Sum(self._kind, axis, part), rows) for part in parts]
             by_example = [list(of_example) for of_example in zip(*map(rounded, values), strict=True)]
             yield {"method": self._method, "axis": axis, "examples": chosen.tolist(), "values": by_example}
-
-    def _values(self, key: Sum, rows: np.ndarray, column: int) -> np.ndarray:
-        if self._store.has_candidates:
-            return self._store.column(column, key)[rows]
-        if key not in self._maps:
-            self._maps[key] = self._store.values(key)
-        return self._maps[key][rows, column]

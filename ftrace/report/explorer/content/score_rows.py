@@ -35,14 +35,12 @@ def score_rows(source: Source, query_ids: Sequence[int], ids: np.ndarray) -> np.
 
 def _of_store(source: StoreSource, query_ids: Sequence[int], ids: np.ndarray) -> np.ndarray:
     store = source.store
-    values = store.values(Sum(source.kind))
     places = places_of(ids, store.example_ids, ascending_order(store.example_ids))
     columns = places_of(np.asarray(query_ids, np.int64), store.query_ids, ascending_order(store.query_ids))
-    dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
-    rows = np.full((len(query_ids), len(ids)), np.nan, dtype)
+    rows = np.full((len(query_ids), len(ids)), np.nan, store.dtype_of(source.kind))
     for row, column in enumerate(columns.tolist()):
         if column >= 0:  # one query's scores are contiguous on disk
-            rows[row] = values[places, column]
+            rows[row] = store.column(column, Sum(source.kind), places)
     rows[:, places < 0] = np.nan
     rows[~np.isfinite(rows)] = np.nan
     return np.ascontiguousarray(rows.T)

@@ -8,7 +8,6 @@ from ftrace.report.explorer.format import LedgerPage
 from ftrace.report.explorer.short_numbers import rounded
 from ftrace.report.ledger_stretches import by_stretches
 from ftrace.scores import ScoreStore
-from ftrace.scores.store_files import LEDGER
 
 _DIGITS = 4
 
@@ -21,7 +20,7 @@ def ledger_content(stores: Sequence[ScoreStore]) -> LedgerPage | None:
     Args:
         stores: The stores of a report.
     """
-    with_ledgers = [store for store in stores if (store.path / LEDGER).exists()]
+    with_ledgers = [store for store in stores if store.has_ledger]
     if not with_ledgers:
         return None
     store = with_ledgers[0]
