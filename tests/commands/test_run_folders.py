@@ -53,6 +53,6 @@ def test_claims_of_killed_runs_are_removed(tmp_path: Path) -> None:
     (tmp_path / "a" / "version_0").mkdir(parents=True)
     dead.write_text("ftrace fit (process 1 on a host since yesterday)\n")
     with ExitStack() as claims:
-        assert claim(CSVLogger(tmp_path, "a"), claims).name == "version_1"
+        assert begun(CSVLogger(tmp_path, "a"), claims) == "version_1"
         assert not dead.exists()
         assert (tmp_path / "a" / ".version_1.claim").exists()
