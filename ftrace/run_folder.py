@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ftrace.files.digests import DamagedError
+from ftrace.files.inside import inside
 from ftrace.files.manifests import content_of_ours, read_json, write_json
 from ftrace.scores.store_files import EXAMPLE_IDS, FORMAT, MANIFEST
 
@@ -22,7 +23,7 @@ ONLINE = "online"
 class LearnedFacts(TypedDict):
     """Which queries were learned: the fields of :class:`ftrace.evaluation.LearnedQueries`."""
 
-    rule: str
+    rule: Literal["paper", "last"]
     query_ids: list[int]
     asked: int
     right_at_last: int
@@ -95,15 +96,15 @@ def last_snapshot(run: Path) -> Path | None:
 
 def kept_learned(run: Path) -> dict[str, LearnedFacts]:
     """Return which queries were found to be learned, by rule; what can't be read is made anew."""
-    with contextlib.suppress(OSError, DamagedError):
-        kept: Any = read_json(run / LEARNED, _LearnedByRule)
+    with contextlib.suppress(OSError, ValueError):
+        kept: Any = read_json(inside(run, LEARNED), _LearnedByRule)
         return {rule: kept[rule] for rule in ("paper", "last") if rule in kept}
     return {}
 
 
 def keep_learned(run: Path, learned: Mapping[str, LearnedFacts]) -> None:
     """Keep which queries were found to be learned, by rule."""
-    write_json(run / LEARNED, learned)
+    write_json(inside(run, LEARNED), learned)
 
 
 def fresh_answers(run: Path) -> dict[int, Any]:
@@ -133,13 +134,13 @@ def keep_answers(run: Path, key: str, answers: Mapping[int, Mapping[str, Any]]) 
     snapshot = last_snapshot(run)
     assert snapshot is not None
     content = {"key": key, "stamp": _stamp(snapshot), "answers": {str(query): said for query, said in answers.items()}}
-    write_json(run / ANSWERS, content)
+    write_json(inside(run, ANSWERS), content)
 
 
 def _read_answers(run: Path) -> dict[str, Any]:
     """Read the file; what can't be read is made anew."""
     with contextlib.suppress(OSError, ValueError):
-        kept = read_json(run / ANSWERS, _Answers)
+        kept = read_json(inside(run, ANSWERS), _Answers)
         answers = {
             int(query): {name: said[name] for name in ("text", "probability", "right")}
             for query, said in kept["answers"].items()

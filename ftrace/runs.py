@@ -30,6 +30,7 @@ from ftrace.evaluation import EvaluatedQueries, LearnedQueries, find_learned_que
 from ftrace.evaluation.answers import ModelAnswer, find_answers
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
+from ftrace.files.inside import inside
 from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 from ftrace.run_classes import KINDS, check_classes, in_folder
@@ -220,7 +221,8 @@ class Run:
         wanted = self.queries().among(self.learned_queries() if query_ids is None else query_ids, "pools").query_ids
         chosen = sorted(wanted.tolist())
         key = json.dumps([self.data.fingerprint, asdict(settings), chosen])
-        file = self.folder / "candidate_pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        file = inside(self.folder, f"candidate_pools/{digest}.parquet")
         with contextlib.suppress(ValueError):  # what can't be read is made anew
             return CandidatePools.open(file)
         row_of = {query: row for row, query in enumerate(self.data.query_rows["query_id"])}

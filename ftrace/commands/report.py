@@ -86,10 +86,11 @@ def command(
     queries: Sequence[Name] | None = None,
     tokens: Count = 10,
     redact: bool = False,
+    check: bool = False,
     trust: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
-    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, trust=trust)
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, check=check, trust=trust)
     path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
     wants_page = out is not None or figures is None
