@@ -21,8 +21,10 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_loop_without_index
+from ftrace.callbacks.output_dirs import drop_earlier_trial, output_dir_of
 from ftrace.gradients import ProjectionSide
 from ftrace.index import Entries, FeatureSettings, IndexSettings
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online.index_writing.index_run import RunSettings
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.session import IndexSession
@@ -127,16 +129,22 @@ class GradientIndexWriter(Callback):
         self._session.before_training(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session.signals_begin(LightningLoop(trainer, pl_module))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watch_processes(trainer)
         refuse_loop_without_index(trainer, pl_module, WHO)
-        default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "index"
-        output_dir = None if self.output_dir is None else Path(self.output_dir)
+        default_dir = output_dir_of(trainer, None, "index")
+        output_dir = None if self.output_dir is None else output_dir_of(trainer, self.output_dir, "index")
+        drop_earlier_trial(trainer, output_dir or default_dir)
         data = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
         self._session.training_begins(LightningLoop(trainer, pl_module), output_dir, default_dir, data)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._session.running.begin_batch(batch, batch_idx)
+        self._session.batch_begins(batch, batch_idx)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -173,7 +181,10 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._session.training_has_failed()
+        try:
+            self._session.training_has_failed()
+        finally:
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -20,7 +24,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from ftrace.gradients import OnLoss, UnreadableError
+from ftrace.launched_processes import handlers_without_lightning
 from ftrace.online import SelfCheckError, TrainLoaders, Wording
+from ftrace.shown_text import plain_lines
 
 
 class LightningLoop:
@@ -207,6 +213,28 @@ class LightningLoop:
         """The number of steps from one log of the trainer to the next."""
         return getattr(self.trainer, "log_every_n_steps", 0)
 
+    def deletable_checkpoints(self) -> Sequence[Path]:
+        """List those in the folders of ModelCheckpoints, unless these keep all that they save."""
+        found: list[Path] = []
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_top_k != -1 and callback.dirpath:
+                found += Path(callback.dirpath).rglob(f"*{callback.FILE_EXTENSION}")
+        return found
+
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Those that the user has set; Lightning's own runs a collective within the handler, which other ones meet."""
+        if self.trainer.world_size == 1:
+            return None
+        handlers = handlers_without_lightning(self.trainer, signum)
+        if signum == signal.SIGINT:  # what a user's own handler does is the user's affair
+            is_known = handlers[0] is signal.default_int_handler or str(handlers[0].__module__).startswith("ftrace.")
+            return handlers if is_known else None
+        return handlers
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make Lightning's own exception, with the exit code that shells give a signal."""
+        return KeyboardInterrupt() if signum == signal.SIGINT else SIGTERMException(128 + signum)
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers with the trainer's loggers."""
         for logger in self.trainer.loggers:
@@ -214,7 +242,7 @@ class LightningLoop:
 
     def tell(self, text: str) -> None:
         """Show the user a message, on process 0."""
-        rank_zero_info(text)
+        rank_zero_info(plain_lines(text))
 
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest."""

@@ -19,7 +19,9 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
+from ftrace.callbacks.output_dirs import drop_earlier_trial, output_dir_of
 from ftrace.gradients import ProjectionSide
+from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online import TraceSession, TraceSettings, Whitening
 
 
@@ -77,6 +79,8 @@ class OnlineTracIn(Callback):
             scores are added up.
         store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
             "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
+        keep_states: Whether to keep the files for resuming also of checkpoints that ``ModelCheckpoint`` has deleted,
+            as you need if you have copied these.
         describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
             examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
             not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
@@ -112,6 +116,7 @@ class OnlineTracIn(Callback):
         seed: Seed = 0,
         shared_ids: bool = False,
         store: Literal["memory", "disk", "auto"] = "auto",
+        keep_states: bool = False,
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
     ) -> None:
         self.settings = TraceSettings(
@@ -133,6 +138,7 @@ class OnlineTracIn(Callback):
             seed=seed,
             shared_ids=shared_ids,
             store=store,
+            keep_states=keep_states,
         )
         self.output_dir = output_dir
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)
@@ -142,6 +148,11 @@ class OnlineTracIn(Callback):
     def state_key(self) -> str:
         """The key of this callback's state in checkpoints, which depends on its folder: a run may have several."""
         return self._generate_state_key(output_dir=None if self.output_dir is None else str(self.output_dir))
+
+    @property
+    def incomplete_store(self) -> Path | None:
+        """The folder of the scores of a training that didn't come to its end; None if there are none."""
+        return self._session.incomplete_store
 
     def add_queries(self, queries: DataLoader | Dataset) -> None:
         """Add queries while training is under way, which are traced from the next batch on.
@@ -161,9 +172,15 @@ class OnlineTracIn(Callback):
         self._session.before_training(pl_module)
 
     @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session.signals_begin(LightningLoop(trainer, pl_module))
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watch_processes(trainer)
         refuse_unsupported_loop(trainer, "OnlineTracIn")
         output_dir = self._find_output_dir(trainer)
+        drop_earlier_trial(trainer, output_dir)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [other for other in callbacks if isinstance(other, OnlineTracIn) and other is not self]
         if any(other._find_output_dir(trainer) == output_dir for other in others):
@@ -209,10 +226,14 @@ class OnlineTracIn(Callback):
         if self._session.waits_to_be_closed:  # there is nothing left to train
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
+        self._session.checkpoints_are_saved()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._session.training_has_failed(exception)
+        try:
+            self._session.training_has_failed(exception)
+        finally:
+            end_failed_training(trainer, exception, together=self._session.ends_together)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -227,5 +248,4 @@ class OnlineTracIn(Callback):
         self._session.load(state_dict)
 
     def _find_output_dir(self, trainer: Trainer) -> Path:
-        default = Path(trainer.log_dir or trainer.default_root_dir) / "online"
-        return (Path(self.output_dir) if self.output_dir is not None else default).absolute()
+        return output_dir_of(trainer, self.output_dir, "online").absolute()

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 import ftrace.commands.options  # noqa: F401  # settings of all parsers
 from ftrace.commands.endings import run_command
+from ftrace.console import escape_unknown_characters
 from ftrace.named_configs import ConfigFileOrName
 
 # By name: the module, and the first line of its command's docstring.
@@ -103,6 +104,7 @@ def make_parser(name: str = "") -> ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; bad input is one line on stderr and exit code 2, a signal is a line and 128 plus its number."""
+    escape_unknown_characters()
     given = list(sys.argv[1:] if args is None else args)
     first = given[0] if given else ""
     if first in TRAINING:

@@ -18,21 +18,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import msgspec
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from ftrace.data import FactData
 from ftrace.evaluation import EvaluatedQueries, LearnedQueries, find_learned_queries
 from ftrace.evaluation.answers import ModelAnswer, find_answers
-from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
+from ftrace.files.inside import inside
 from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
-from ftrace.run_folder import CONFIG, keep_answers, kept_answers
+from ftrace.run_classes import KINDS, check_classes, in_folder
+from ftrace.run_folder import CONFIG, LearnedFacts, keep_answers, keep_learned, kept_answers, kept_learned
 
 WORKING_DIRECTORY = "working_directory.txt"
 _BARE: dict[str, Any] = {  # settings that a barebones Trainer needs
@@ -48,13 +50,15 @@ class Run:
 
     Args:
         folder: The run's log folder.
+        trust: Whether classes that aren't ftrace's own are followed: see :mod:`ftrace.run_classes`.
 
     Raises:
         ValueError: If the folder is not that of such a run.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, trust: bool = False) -> None:
         self.folder = Path(folder)
+        self.trust = trust
         file = self.folder / CONFIG
         try:
             config = yaml.safe_load(file.read_text())
@@ -72,9 +76,7 @@ class Run:
     @cached_property
     def data(self) -> FactData:
         """The run's datamodule, set up."""
-        data = self._instantiate("data", LightningDataModule)
-        if not isinstance(data, FactData):
-            raise ValueError(f"{self.folder}: expected a datamodule of facts, found {type(data).__name__}")
+        data: FactData = self._instantiate("data")
         data.prepare_data()
         data.setup()
         return data
@@ -124,9 +126,7 @@ class Run:
 
     def untrained_model(self) -> FactLM:
         """Create the run's model from its config; a model from scratch may still need ``build()``."""
-        model = self._instantiate("model", LightningModule)
-        if not isinstance(model, FactLM):
-            raise ValueError(f"{self.folder}: expected the module FactLM, found {type(model).__name__}")
+        model: FactLM = self._instantiate("model")
         return model
 
     def bare_trainer(self, **changes: Any) -> Trainer:
@@ -170,13 +170,9 @@ class Run:
             )
         snapshots = [self.snapshots[0], self.last_snapshot] if rule == "paper" else [self.last_snapshot]
         key = self.learned_key(snapshots)
-        file = self.folder / "learned_queries.json"
-        known: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is made anew
-            known = dict(json.loads(file.read_text()))
-            stored = LearnedQueries(**known[rule])
-            if stored.key == key:
-                return stored
+        known = kept_learned(self.folder)
+        if rule in known and known[rule]["key"] == key:
+            return msgspec.convert(known[rule], LearnedQueries)
         rows = self.data.query_rows.select_columns(["query_id", "answers"])
         answers = dict(zip(rows["query_id"], rows["answers"], strict=True))
         assert self.data.tokenizer is not None
@@ -185,8 +181,7 @@ class Run:
             self.data.tokenizer, rule, [folder.name for folder in snapshots],
         )  # fmt: skip
         learned = replace(learned, key=key)
-        kept = {name: stored for name, stored in known.items() if name in ("paper", "last")}
-        replace_text(file, json.dumps({**kept, rule: asdict(learned)}) + "\n")
+        keep_learned(self.folder, {**known, rule: cast("LearnedFacts", asdict(learned))})
         return learned
 
     def answers(self, query_ids: Collection[int] | None = None) -> dict[int, ModelAnswer]:
@@ -226,7 +221,8 @@ class Run:
         wanted = self.queries().among(self.learned_queries() if query_ids is None else query_ids, "pools").query_ids
         chosen = sorted(wanted.tolist())
         key = json.dumps([self.data.fingerprint, asdict(settings), chosen])
-        file = self.folder / "candidate_pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        file = inside(self.folder, f"candidate_pools/{digest}.parquet")
         with contextlib.suppress(ValueError):  # what can't be read is made anew
             return CandidatePools.open(file)
         row_of = {query: row for row, query in enumerate(self.data.query_rows["query_id"])}
@@ -236,14 +232,17 @@ class Run:
         pools.write(file)
         return pools
 
-    def _instantiate(self, section: str, base: type) -> Any:
+    def _instantiate(self, section: str) -> Any:
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(base, section)
+        base = KINDS[section]
+        parser.add_subclass_arguments(base, section)  # whose type is checked before it is made
         return self._parsed(parser, section, self.config[section])
 
     def _parsed(self, parser: ArgumentParser, section: str, settings: Any) -> Any:
+        if not self.trust:
+            check_classes(self.config, section, self.folder / CONFIG, ignored=_BARE)
         try:
-            with contextlib.chdir(self._working_directory):
+            with contextlib.chdir(self._working_directory) if self.trust else in_folder(self._working_directory):
                 return parser.instantiate(parser.parse_object({section: settings}))[section]
         except ArgumentError as error:
             raise ValueError(f"{self.folder / 'config.yaml'}, section {section}: {error}") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOR_ALL = ("renamed", "files", "arguments")  # import nothing of ours, so that every part may import them
+# Import nothing of ours, so that every part may import them.
+FOR_ALL = ("renamed", "files", "arguments", "launched_processes", "shown_text")
 MAY_IMPORT = {
     **{module: set() for module in FOR_ALL},
     "gradients": set(),
@@ -20,15 +21,18 @@ MAY_IMPORT = {
     "callbacks": {"gradients", "scores", "index", "online"},
     "data": set(),
     "models": {"data"},
-    "attribution": {"gradients", "scores", "index", "data", "models"},
-    "evaluation": {"scores", "data", "models", "gradients"},
-    "views": {"scores"},
+    "attribution": {"console", "gradients", "scores", "index", "data", "models"},
+    "evaluation": {"console", "scores", "data", "models", "gradients"},
+    "views": {"console", "scores"},
     "causal": {"data", "models", "evaluation"},
-    "report": {"scores", "views", "evaluation", "causal"},
+    "report": {"console", "scores", "views", "evaluation", "causal"},
+    "console": set(),
     "run_folder": {"scores"},
-    "runs": {"index", "data", "models", "evaluation", "run_folder"},
+    "run_classes": {"data", "models", "run_folder"},
+    "runs": {"index", "data", "models", "evaluation", "run_classes", "run_folder"},
     "retraining": {"data", "models", "evaluation", "runs"},
     "commands": {
+        "console",
         "gradients",
         "scores",
         "index",
@@ -44,10 +48,20 @@ MAY_IMPORT = {
         "retraining",
         "named_configs",
     },
-    "studies": {"gradients", "attribution", "evaluation", "report", "runs", "scores", "commands", "named_configs"},
+    "studies": {
+        "console",
+        "gradients",
+        "attribution",
+        "evaluation",
+        "report",
+        "runs",
+        "scores",
+        "commands",
+        "named_configs",
+    },
     "source_tree": set(),
     "named_configs": {"source_tree"},
-    "cli": {"named_configs", "commands"},  # and by name, when they are called, the modules of commands
+    "cli": {"console", "named_configs", "commands"},  # and by name, when they are called, the modules of commands
 }
 TRAINS = ROOT / "ftrace" / "commands" / "fit.py"  # nothing else in ftrace/ imports the callbacks
 WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online"}

@@ -81,7 +81,7 @@ class Dense(AttributionMethod):
 
 def _load(auto: Any, name: str) -> Any:
     try:
-        return auto.from_pretrained(name)
+        return auto.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         problem = f"model: can't load {name!r}: expected the folder or hub name of an encoder"
         raise ValueError(f"{problem} ({error})") from error

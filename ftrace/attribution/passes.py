@@ -22,6 +22,7 @@ from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.partial_scores import Block, BlockRange, PartialScores
 from ftrace.attribution.task import Row, Task, peak_memory_bytes
 from ftrace.index import snapshot_fingerprint
+from ftrace.launched_processes import ending_launched, interrupt_at_once
 from ftrace.scores import ScoreStore, ScoreWriter, Sum
 
 BLOCK = 1024  # examples whose scores are kept together: the most that is computed again after a kill
@@ -99,8 +100,9 @@ def predict(module: LightningModule, task: Task) -> Trainer:
             use_distributed_sampler=False,
             inference_mode=False,  # gradients are methods' own affair
         )
-        trainer.predict(module, return_predictions=False)
-    trainer.strategy.barrier()  # the first process reads what all have written, also those that had nothing to do
+        with ending_launched(trainer):
+            trainer.predict(module, return_predictions=False)
+            trainer.strategy.barrier()  # the first process reads what all have written
     return trainer
 
 
@@ -187,6 +189,7 @@ class _Scoring(LightningModule):
 
     @override
     def on_predict_start(self) -> None:
+        interrupt_at_once(self.trainer)
         self._since = self.task.started
 
     @override

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from ftrace.attribution.token_products import TokenProductReader, read_examples
+from ftrace.console import PlainConsole
 from ftrace.data import FactData
 from ftrace.models import FactLM
 from ftrace.scores import ExampleTokenScores, Ledger, QueryTokenScores
@@ -150,7 +150,7 @@ def _make(
     by_query: dict[int, QueryTokenScores] = {}
     reader, loaded = None, None
     work = sorted(chosen, key=lambda pair: pair[0])
-    for snapshot, query in track(work, "tokens", console=Console(stderr=True), transient=True):
+    for snapshot, query in track(work, "tokens", console=PlainConsole(stderr=True), transient=True):
         if reader is None or snapshot != loaded:
             reader = None  # its memory is needed
             reader, loaded = TokenProductReader(run.model_at(snapshot).to(device)), snapshot

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from ftrace.arguments import Count, Name, checked
 from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
+from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
 from ftrace.commands.report import report_of_run
 from ftrace.commands.worked_queries import work_out
+from ftrace.console import PlainConsole
 from ftrace.evaluation.retrieval import render_table, write_tables
 from ftrace.report import plot_ledger
 from ftrace.runs import Run
@@ -44,6 +44,9 @@ class AfterTraining:
     report: bool = True
 
 
+TRAINED = "The trained run is kept in {}: ftrace attribute, ftrace show and ftrace report go on with it."
+
+
 def trace_run(folder: Path, settings: AfterTraining) -> None:
     """Compare a run's online scores with baselines, show some queries, and say where everything is.
 
@@ -51,8 +54,9 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         folder: The run's log folder.
         settings: The section ``trace`` of its config.
     """
-    console = Console()
-    run = Run(folder)
+    say_kept(TRAINED.format(folder))
+    console = PlainConsole()
+    run = Run(folder, trust=True)  # it has just been trained here
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
         stores[method] = attribute.run_method(method, run, folder / method)
@@ -79,21 +83,24 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
         tracing = CausalSettings(window=1, only_correct=bool(learned))
         try:
-            causal_trace.causal_trace(tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False)
+            with kept(TRAINED.format(folder)):
+                causal_trace.causal_trace(
+                    tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False, trust=True
+                )
             paths["causal traces"] = folder / "causal"
         except ValueError as error:  # a model that answers nothing correctly, for example
-            console.print(f"Not traced: {error}", soft_wrap=True, markup=False)
+            console.print(f"Not traced: {error}", soft_wrap=True)
     if stores["online"].ledger is not None:
         console.print(f"\n{ledger_sentence(stores['online'])}", soft_wrap=True)
         paths["ledger"] = plot_ledger(stores["online"].ledger, folder / "ledger.png")
     if settings.report:
         try:
-            paths["explorer"] = report_of_run(folder)
+            paths["explorer"] = report_of_run(folder, trust=True)
         except ValueError as error:  # too large, for example
-            console.print(f"\nNo explorer was written: {error}", soft_wrap=True, markup=False)
+            console.print(f"\nNo explorer was written: {error}", soft_wrap=True)
     console.print("\nWhere everything is:")
     for name, path in paths.items():
-        console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {name:16} {os.path.relpath(path)}", soft_wrap=True)
     for name, store in stores.items():
         command = show_command(os.path.relpath(store.path))
-        console.print(f"  {f'scores, {name}':16} {command}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {f'scores, {name}':16} {command}", soft_wrap=True)

@@ -27,6 +27,7 @@ from ftrace.index import GradientIndex, IndexSettings, SearchSettings, prepare_s
 from ftrace.index.gradient_index import MANIFEST
 from ftrace.models import FactLM
 from ftrace.runs import Run
+from ftrace.shown_text import plain
 from ftrace.views import StoreSource
 
 MOST_SECONDS, MOST_BYTES = 120.0, 2 * 2**30  # of an index that is made without asking
@@ -221,12 +222,12 @@ def make_small_index(run: Run, snapshot: Path) -> GradientIndex:
             f"{seconds / 60:,.0f} minutes and {readable(plan.bytes)} here. Make it with: {shlex.join(command)}"
         )
     print(
-        f"Making a gradient index of {plan.examples:,} examples at {snapshot.name}, once: about {seconds:,.0f} s, "
-        f"{readable(plan.bytes)} ...",
+        f"Making a gradient index of {plan.examples:,} examples at {plain(snapshot.name)}, once: about "
+        f"{seconds:,.0f} s, {readable(plan.bytes)} ...",
         file=sys.stderr,
     )
     with _quiet(), redirect_stdout(sys.stderr):
-        index(str(run.folder), step, may_lack_moments=True)
+        index(str(run.folder), step, may_lack_moments=True, trust=run.trust)
     return GradientIndex(folder)
 
 

@@ -14,6 +14,8 @@ from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.answer_lists import render_lists
 from ftrace.commands.answer_scores import IndexTooLarge, scores_of_index, scores_of_store
 from ftrace.commands.asking import GivenAnswer, Question
+from ftrace.commands.options import add_trust
+from ftrace.console import PlainConsole
 from ftrace.data import FactData, unknown_words
 from ftrace.models import FactLM
 from ftrace.run_folder import newest_run
@@ -34,7 +36,8 @@ def add_arguments(command: ArgumentParser) -> None:
         "or a ? by itself. Masks and chat templates are added as the run's rows have them.",
     )  # fmt: skip
     command.add_argument("-k", "--k", type=int, default=5, help="How many proponents of each answer.")
-    command.add_function_arguments(ask, skip={"run", "question", "k"})
+    command.add_function_arguments(ask, skip={"run", "question", "k", "trust"})
+    add_trust(command)
 
 
 def command(question: Sequence[str], **options: object) -> None:
@@ -53,6 +56,7 @@ def ask(
     index: Name | None = None,
     scores: Name | None = None,
     snapshot: Literal["last", "first"] | Count = "last",
+    trust: bool = False,
 ) -> None:
     """Ask a run's model a question: what it answers, how surely, who taught it that, and who taught another answer.
 
@@ -68,13 +72,14 @@ def ask(
             there is none, it is made and kept, unless that takes minutes.
         scores: STORE[:KIND] of a score store instead, such as online:learning, for the run's own queries alone.
         snapshot: The model that is asked: "last", "first", or a step.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     for name, text in (("question", question), ("answer", answer or "")):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"{name}: expected UTF-8, found {text!r:.200}. Set the terminal to UTF-8, or type it anew")
     if index is not None and scores is not None:
         raise ValueError("expected one of index and scores, found both")
-    opened = Run(newest_run(run))
+    opened = Run(newest_run(run), trust)
     at = opened.snapshot(snapshot)
     if not question.strip():
         example = shlex.join(["ftrace", "ask", run, opened.data.query_rows[0]["inputs_pretokenized"]])
@@ -83,7 +88,7 @@ def ask(
     asked = Question(opened.data, question, model.hparams["answers"])
     wanted = None if answer is None else _known_answer(answer, asked)
     compared, view = _ask(asked, model, wanted, likeliest, at.name)
-    console = Console()
+    console = PlainConsole()
     print_view(render_question(view), console)
     if scores is not None:
         scored = scores_of_store(opened, asked, compared, scores)

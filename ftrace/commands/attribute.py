@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
 from ftrace.arguments import Name, Positive, checked
 from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
-from ftrace.commands.options import ProcessSettings, number_of_bytes, take
+from ftrace.commands.endings import NOTHING_KEPT, kept
+from ftrace.commands.options import ProcessSettings, add_trust, number_of_bytes, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
+from ftrace.console import PlainConsole
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore, check_replaceable, show_command
@@ -25,7 +26,8 @@ def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments, and say which methods there are."""
     lines = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in known_methods().items())
     command.description = f"{command.description} METHODS: " + " ".join(f"{name}: {line}" for name, line in lines)
-    command.add_function_arguments(attribute, skip={"choice", "processes"})
+    command.add_function_arguments(attribute, skip={"choice", "processes", "trust"})
+    add_trust(command)
     command.add_class_arguments(QueryChoice)
     command.set_defaults({"queries": ALL_QUERIES.queries})
     command.add_class_arguments(ProcessSettings)
@@ -47,6 +49,7 @@ def attribute(
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
     memory_budget: Positive | Name = "2GiB",
     batch_size: Positive | None = None,
+    trust: bool = False,
 ) -> None:
     """Score training examples for queries with one method, over a finished run.
 
@@ -61,20 +64,29 @@ def attribute(
         processes: Which processes share the work.
         memory_budget: What a method may hold of the queries at a time, such as "500MiB". Scores don't depend on it.
         batch_size: Examples of a batch; default: as the run's.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    of_run = Run(newest_run(run))
+    budget = number_of_bytes("memory_budget", memory_budget)
+    of_run = Run(newest_run(run), trust)
     folder = Path(output_dir) if output_dir else of_run.folder / method.name
     check_replaceable(folder)
-    budget = number_of_bytes("memory_budget", memory_budget)
     settings = {**asdict(processes), "memory_budget": budget, "batch_size": batch_size}
     task = make_task(of_run, folder, candidates, choice, **settings)
-    store = method.score(task)
-    say = rank_zero_only(Console().print)
+    with kept(lambda: _what_is_kept(folder)):
+        store = method.score(task)
+    say = rank_zero_only(PlainConsole().print)
     say(
         f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}",
         soft_wrap=True,
-        markup=False,
     )
+
+
+def _what_is_kept(folder: Path) -> str:
+    """Say what an interrupted method has left: methods that run a model finish block by block."""
+    partial = folder.with_name(f"{folder.name}-partial")
+    if not partial.exists():
+        return NOTHING_KEPT
+    return f"Finished blocks are kept in {partial}; the same command goes on with them."
 
 
 def make_task(

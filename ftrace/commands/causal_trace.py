@@ -16,9 +16,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,14 +36,17 @@ from ftrace.causal import (
     trace_prompts,
 )
 from ftrace.causal.mediators import Mediator, make_cell
+from ftrace.commands.endings import say_kept
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
-from ftrace.commands.options import ProcessSettings, take
+from ftrace.commands.options import ProcessSettings, add_trust, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
+from ftrace.console import PlainConsole
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
 from ftrace.files.claims import claimed
+from ftrace.models.pretrained import load_pretrained
 from ftrace.report import (
     plot_average,
     plot_lines,
@@ -86,7 +86,8 @@ def add_arguments(command: ArgumentParser) -> None:
     for name, known in (("mediators", MEDIATORS), ("stacks", get_args(Stack))):
         command.add_argument(f"--{name}", nargs="+", choices=known, help=f"Some of {', '.join(known)}; default: all.")
     command.add_class_arguments(CausalSettings, skip={"mediators", "stacks"})
-    command.add_function_arguments(causal_trace, skip={"settings", "choice", "processes"})
+    command.add_function_arguments(causal_trace, skip={"settings", "choice", "processes", "trust"})
+    add_trust(command)
     command.add_class_arguments(QueryChoice)
     command.set_defaults({"queries": ALL_QUERIES.queries})
     command.add_class_arguments(ProcessSettings)
@@ -120,6 +121,7 @@ def causal_trace(
     pictures: Count = 8,
     effects_csv: bool = True,
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
+    trust: bool = False,
 ) -> None:
     """Trace where in a model facts live; repeated after a kill, it continues.
 
@@ -144,8 +146,9 @@ def causal_trace(
         pictures: How many prompts to draw one by one.
         effects_csv: Whether to write every cell of every prompt to effects.csv.
         processes: Which processes share the prompts.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    traced = _subject(run, model, prompts, tokenizer, snapshot, dtype)
+    traced = _subject(run, model, prompts, tokenizer, snapshot, dtype, trust)
     store, join = _scores(traced.run, prompts, scores, join, settings)
     chosen = _prompts(traced.run, prompts, choice)
     folder = Path(output_dir) if output_dir else traced.folder
@@ -154,6 +157,7 @@ def causal_trace(
     if store is not None:
         _check_joinable(store, chosen, join, task)
     with claimed(folder, "ftrace causal-trace", by_this_process=not getattr(rank_zero_only, "rank", 0)):
+        say_kept(f"Finished prompts are kept in {folder}; the same command goes on with them.")
         with _quiet():
             traces = trace_prompts(task, **asdict(processes))
         shown = _Shown(outcome, pictures, choice.seed, effects_csv)
@@ -179,7 +183,7 @@ def _finish(
     store: ScoreStore | None,
     join: JoinSettings,
 ) -> None:
-    console = Console()
+    console = PlainConsole()
     tell_left_out(traces, console)
     _check_some_traced(traces)
     averages = average_effects(traces, seed=shown.seed)
@@ -225,12 +229,13 @@ def _subject(
     tokenizer: str | None,
     snapshot: Literal["last", "first"] | int,
     dtype: str,
+    trust: bool,
 ) -> _Subject:
     if (run is None) == (model is None):
         given = "neither" if run is None else f"both, {run!r} and {model!r}: set the other to null"
         raise ValueError(f"expected a run or a model, found {given}")
     if run is not None:
-        of_run = Run(newest_run(run))
+        of_run = Run(newest_run(run), trust)
         trained = of_run.model_at(of_run.snapshot(snapshot))
         own_tokenizer = of_run.data.tokenizer
         assert own_tokenizer is not None
@@ -239,10 +244,8 @@ def _subject(
     if prompts is None:
         raise ValueError("prompts: expected a file of prompts for a pretrained model, found none")
     try:
-        config = AutoConfig.from_pretrained(model)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        loaded = auto.from_pretrained(model, dtype=dtype)
-        words = AutoTokenizer.from_pretrained(tokenizer or model)
+        loaded = load_pretrained(model, dtype=dtype)
+        words = AutoTokenizer.from_pretrained(tokenizer or model, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"model: can't load {model!r}: {error}") from error
     return _Subject(loaded.eval(), words, None, Path("runs", "causal", re.sub(r"[^\w.-]+", "-", model).strip("-")))
@@ -355,6 +358,6 @@ def tell_left_out(traces: Sequence[PromptTrace], console: Console) -> None:
     if refused:
         console.print(f"{len(refused)} of {len(traces)} prompts can't be traced:")
     for trace in refused[:_MOST_LISTED]:
-        console.print(f"  {trace.name}: {trace.reason}", soft_wrap=True, markup=False)
+        console.print(f"  {trace.name}: {trace.reason}", soft_wrap=True)
     if len(refused) > _MOST_LISTED:
         console.print(f"  ... and {len(refused) - _MOST_LISTED} more; each has its reason in its file in prompts/")

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.arguments import Count, Name, Positive, Share, Within, checked
+from ftrace.commands.endings import say_kept
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation import EvaluatedQueries, seeded_sample
 from ftrace.evaluation.counterfactual import (
     Counterfactual,
@@ -46,7 +47,7 @@ def add_arguments(command: ArgumentParser) -> None:
             help=f"Retrain without {what}, for each of these K.",
         )  # fmt: skip
     command.add_function_arguments(
-        leave_out_and_compare, skip={"stores", "run", "leave_out_k", "leave_out_facts", "choice"}
+        leave_out_and_compare, skip={"stores", "run", "leave_out_k", "leave_out_facts", "choice", "trust"}
     )
     command.add_class_arguments(QueryChoice)
 
@@ -73,6 +74,7 @@ def leave_out_and_compare(
     leave_out_queries: Count = 8,
     jobs: Positive = 1,
     output_dir: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Do scores predict what happens without some training data? Retrains, and compares: LDS and leave-out.
 
@@ -93,9 +95,10 @@ def leave_out_and_compare(
         jobs: How many processes. Of several, each gets its share of the cores, or what OMP_NUM_THREADS says.
         output_dir: Where tables and retrainings go; what is retrained there is not retrained again. Default:
             "counterfactual-fact" or "counterfactual-row" in the run's folder.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     seed = choice.seed
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     asked = choice.evaluated(of_run)
     num_rows = len(of_run.data.train_rows)
     for store in opened.values():
@@ -117,6 +120,7 @@ def leave_out_and_compare(
     wanted += [without(()), *left_out] if plans else []
     with claimed(folder, "ftrace counterfactual"):
         claim_folder(folder, settings)
+        say_kept(f"Finished retrainings are kept in {folder / 'retrainings'}; the same command goes on with them.")
         outcomes = do_retrainings(of_run, wanted, folder / "retrainings", budget, jobs)
         losses = {retraining.name: outcome.losses for retraining, outcome in zip(wanted, outcomes, strict=True)}
 
@@ -128,7 +132,7 @@ def leave_out_and_compare(
             np.array([[losses[retraining.name][columns] for retraining in training] for training in again]),
             asked,
         )
-        console = Console()
+        console = PlainConsole()
         result = Counterfactual(
             {**settings, "subsets": subsets, "seeds": seeds, "ceiling_subsets": some, "left_out": list(plans)},
             asked, datamodelling_scores(opened, random_subsets), reliability(random_subsets),

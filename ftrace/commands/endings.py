@@ -1,8 +1,7 @@
 """How commands end: with an exit code, and one line on stderr unless all went well.
 
 Bad input is exit code 2. A signal is 128 plus its number, as shells have it: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
-The line then says what is kept, and how to go on. A fault of ftrace itself, or of a user's own code, keeps its
-traceback.
+The line then says what is kept, and how to go on. A fault of ftrace itself, or of a user's code, keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,15 +18,17 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from ftrace.commands.readable_errors import readable
+from ftrace.shown_text import one_line
+
 NOTHING_KEPT = "Nothing was written."
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _OF_INPUT = (ArgumentError, ValueError, OSError, EOFError, RecursionError)
 # Of libraries that not every command imports, by package and class.
 _OF_INPUT_BY_NAME = {
-    "lightning.MisconfigurationException", "pickle.UnpicklingError", "_pickle.UnpicklingError",
-    "pyarrow.ArrowException", "safetensors.SafetensorError",
-    "safetensors_rust.SafetensorError", "yaml.YAMLError", "zipfile.BadZipFile",
-    "zlib.error", "ftrace.SelfCheckError",
+    "_pickle.UnpicklingError", "ftrace.SelfCheckError", "lightning.MisconfigurationException",
+    "pickle.UnpicklingError", "pyarrow.ArrowException", "safetensors.SafetensorError",
+    "safetensors_rust.SafetensorError", "yaml.YAMLError", "zipfile.BadZipFile", "zlib.error",
 }  # fmt: skip
 
 _kept: str | Callable[[], str] = NOTHING_KEPT
@@ -152,7 +153,7 @@ def _message(error: BaseException) -> str | None:
         return f"expected input that is not nested so deeply ({text})"
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" for kind in type(error).__mro__}
     if isinstance(error, _OF_INPUT) or names & _OF_INPUT_BY_NAME:
-        return text or type(error).__name__
+        return readable(error)
     return None
 
 
@@ -178,4 +179,4 @@ def _is_started_by_another() -> bool:
 
 
 def _say(name: str, message: str) -> None:
-    print(f"ftrace {name}".strip() + f": {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"ftrace {name}".strip() + f": {one_line(message)}", file=sys.stderr, flush=True)

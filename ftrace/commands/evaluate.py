@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.arguments import Name, Positive, checked
 from ftrace.commands.evaluate_results import compare_results, names_of_results
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation.options import known_name
 from ftrace.evaluation.queries import Half
 from ftrace.evaluation.results.metrics import ResultsBy
@@ -77,7 +77,7 @@ def add_arguments(command: ArgumentParser) -> None:
         help='Also print the metrics by "relation", or by number of "proponents"; of files of results, by "query_set", '
         '"relation" or "c4_frequency_bucket".',
     )  # fmt: skip
-    command.add_function_arguments(evaluate_stores, skip={"stores", "run", "runs", "choose", "protocol", "by"})
+    command.add_function_arguments(evaluate_stores, skip={"stores", "run", "runs", "choose", "protocol", "by", "trust"})
 
 
 @checked
@@ -122,6 +122,7 @@ def evaluate_stores(
     by: By | None = None,
     published: bool = True,
     output_dir: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Compare score stores: one table, all rows on the same pool and the same queries.
 
@@ -137,6 +138,7 @@ def evaluate_stores(
         published: Set published figures beside ours, where there are any on the data set.
         output_dir: Where the files go; default: "evaluation" in the run's folder (of several runs, beside them), or
             "evaluation-candidates" with candidate pools.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     if choose and half not in (None, "report"):
         raise ValueError(
@@ -144,7 +146,7 @@ def evaluate_stores(
         )
     if runs and run:
         raise ValueError("expected one of run and runs, found both")
-    opened = _open_runs(stores, runs) if runs else [open_stores_of_run(stores, run)]
+    opened = _open_runs(stores, runs, trust) if runs else [open_stores_of_run(stores, run, trust)]
     kinds = {name: [row_name(name, kind) for kind in store.kinds] for name, store in opened[0][1].items()}
     chosen_from = families(choose or (), kinds)
     if against is not None:
@@ -159,7 +161,7 @@ def evaluate_stores(
     evaluation = replace(evaluation, against=against, published=published_for(first.data) if published else ())
     folder = first.folder.resolve().parent if len(opened) > 1 else first.folder
     default = folder / ("evaluation" if protocol.pool == "all" else "evaluation-candidates")
-    console = Console()
+    console = PlainConsole()
     console.print(render_table(evaluation))
     if by:
         console.print()
@@ -167,15 +169,15 @@ def evaluate_stores(
     files = write_tables(evaluation, Path(output_dir) if output_dir else default)
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)
     look = show_command(*(store.path for store in opened[0][1].values()))
-    console.print(f"Query by query: {look}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Query by query: {look}", soft_wrap=True)
 
 
-def _open_runs(stores: Sequence[str], runs: Sequence[str]) -> list[tuple[Run, dict[str, ScoreStore]]]:
+def _open_runs(stores: Sequence[str], runs: Sequence[str], trust: bool) -> list[tuple[Run, dict[str, ScoreStore]]]:
     """Open the stores of several runs, which must be in each run's folder."""
     folders = [newest_run(run) for run in runs]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"runs: expected each run once, found {list(runs)}")
-    return [(Run(folder), open_stores(stores, folder, only_in_run=True)) for folder in folders]
+    return [(Run(folder, trust), open_stores(stores, folder, only_in_run=True)) for folder in folders]
 
 
 def compare(stores: Mapping[str, ScoreStore], run: Run, protocol: Protocol = Protocol()) -> Evaluation:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.commands.stores import short_names
+from ftrace.console import PlainConsole
 from ftrace.evaluation.results import evaluate_results, render_result_groups, render_results, write_result_tables
 from ftrace.evaluation.results.files import RESULT_SUFFIXES, is_result_file
 from ftrace.evaluation.results.metrics import PRECISION_AT, RESULTS_BY, ResultsBy
@@ -64,7 +63,7 @@ def compare_results(
     groups = evaluation.groups(known_by) if known_by else []
     if known_by and not groups:
         raise ValueError(f"by: expected results with a field {known_by!r}, but no query that is compared has one")
-    console = Console()
+    console = PlainConsole()
     console.print(render_results(evaluation))
     if groups:
         console.print()
@@ -72,7 +71,7 @@ def compare_results(
     default = paths[0].with_name(f"{paths[0].name.split('.jsonl')[0]}-evaluation")
     written = write_result_tables(evaluation, Path(output_dir) if output_dir else default)
     console.print(f"\nWrote {', '.join(file.name for file in written)} to {written[0].parent}", soft_wrap=True)
-    console.print(f"Query by query: {show_command(*paths)}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Query by query: {show_command(*paths)}", soft_wrap=True)
 
 
 def _known_by(by: str | None) -> ResultsBy | None:

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.table import Table
 
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.attribution import Task, index_corpus, measured
 from ftrace.attribution.index_pass import covered_names, preconditioners_at
-from ftrace.commands.options import ProcessSettings, add_old_names, number_of_bytes, take
+from ftrace.commands.endings import kept
+from ftrace.commands.options import ProcessSettings, add_old_names, add_trust, number_of_bytes, take
+from ftrace.console import PlainConsole, PlainTable
 from ftrace.data import FactCorpus, FactData
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.files.whole_files import temporary_folder
@@ -49,7 +49,8 @@ _Preconditioner = Literal["auto"] | PreconditionerKind
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: those of its settings as its own."""
-    command.add_function_arguments(index, skip={"settings", "processes", "may_lack_moments"})
+    command.add_function_arguments(index, skip={"settings", "processes", "may_lack_moments", "trust"})
+    add_trust(command)
     command.add_class_arguments(FeatureSettings, skip={"preconditioner"})
     command.add_argument(
         "--preconditioner", type=_Preconditioner, default="auto",
@@ -93,6 +94,7 @@ def index(
     plan_hours: PositiveNumber = 24.0,
     check: bool = False,
     may_lack_moments: bool = False,
+    trust: bool = False,
 ) -> None:
     """Write the gradient index of a corpus at one snapshot of a run; repeated after a kill, it continues.
 
@@ -110,8 +112,9 @@ def index(
         check: Write nothing; read all of the index in OUTPUT_DIR, and check it against its checksums.
         may_lack_moments: Whether gradients at a snapshot without second moments are left as they are; otherwise that is
             an error.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    of_run = Run(newest_run(run))
+    of_run = Run(newest_run(run), trust)
     if check and output_dir:
         check_index(GradientIndex(output_dir))
         return
@@ -136,8 +139,9 @@ def index(
         "run": os.path.relpath(of_run.folder.resolve(), folder.resolve()),
         "corpus": None if corpus is None else [str(Path(file).absolute()) for file in corpus],
     }
-    made = index_corpus(task, at, settings, output, facts)
-    say = rank_zero_only(Console().print)
+    with kept(f"Finished shards are kept in {folder}; the same command goes on with them."):
+        made = index_corpus(task, at, settings, output, facts)
+    say = rank_zero_only(PlainConsole().print)
     seconds, total = time.perf_counter() - started, sum(file.stat().st_size for file in folder.glob("segment-*/*"))
     say(
         f"Wrote {made.num_rows:,} rows of {made.size:,} numbers in {len(made.blocks)} blocks "
@@ -172,15 +176,13 @@ def corpus_of(run: Run, files: list[str]) -> FactData:
 
 
 def check_index(opened: GradientIndex) -> None:
-    """Read all rows, and check them against their checksums.
+    """Read all files, and check them against their digests.
 
     Raises:
-        ValueError: If a shard is damaged, by name.
+        ValueError: If a file is damaged, by name.
     """
-    for segment in opened.segments:
-        segment.check()
-    count = sum(segment.num_shards for segment in opened.segments)
-    Console().print(f"All {count} files of rows of {opened.folder} are as they were written", soft_wrap=True)
+    count = sum(1 for _ in opened.checked_files())
+    PlainConsole().print(f"All {count} files of {opened.folder} are as they were written", soft_wrap=True)
 
 
 def make_plan(
@@ -249,7 +251,7 @@ def _disk_rates(folder: Path, rows: torch.Tensor, settings: IndexSettings) -> tu
 
 def show_plan(plan: IndexPlan) -> None:
     """Print a plan."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = PlainTable(show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in plan.lines():
         table.add_row(what, value)
-    Console().print(table)
+    PlainConsole().print(table)

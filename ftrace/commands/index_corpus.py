@@ -24,12 +24,13 @@ class Corpus:
     data: FactData
 
     @staticmethod
-    def of(index: GradientIndex, run: str | Run | None) -> Corpus:
+    def of(index: GradientIndex, run: str | Run | None, trust: bool = False) -> Corpus:
         """Open the corpus of an index.
 
         Args:
             index: The index.
             run: Its run, or the run's folder, or the one that its versions are in; default: as the index says.
+            trust: As :class:`Run` takes it, of a folder.
 
         Raises:
             ValueError: If the index doesn't say which run it is of, or its rows are other rows by now.
@@ -39,7 +40,7 @@ class Corpus:
             opened = run
         else:
             folder = newest_run(run) if run else (index.folder / noted if noted else index.folder.absolute().parent)
-            opened = Run(folder.resolve())
+            opened = Run(folder.resolve(), trust)
         files = index.manifest.get("corpus")
         data = opened.data if files is None else corpus_of(opened, files)
         known = index.manifest.get("data")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.arguments import Name, Positive, checked
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
 from ftrace.report import plot_learned_when
 
@@ -21,7 +21,7 @@ def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores and kinds without brackets."""
     add_stores(command, "One of them has a ledger.")
     command.add_argument("--kinds", nargs="+", type=str, help="Which kinds of scores; default: all.")
-    command.add_function_arguments(compare_by_learned_step, skip={"stores", "run", "kinds", "choice"})
+    command.add_function_arguments(compare_by_learned_step, skip={"stores", "run", "kinds", "choice", "trust"})
     command.add_class_arguments(QueryChoice)
     command.set_defaults({"queries": ALL_QUERIES.queries})
 
@@ -40,6 +40,7 @@ def compare_by_learned_step(
     kinds: Sequence[Name] | None = None,
     output: Name | None = None,
     choice: QueryChoice = ALL_QUERIES,
+    trust: bool = False,
 ) -> None:
     """Compare scores by the step at which queries were learned: online ones, and those of snapshots.
 
@@ -51,13 +52,14 @@ def compare_by_learned_step(
         output: Where the numbers go as JSON, and beside it the picture; default: learned_when.json beside the first
             store.
         choice: For which queries.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     compared = learned_when(opened, choice.evaluated(of_run), bins, kinds)
     first = next(iter(opened.values()))
     file = Path(output) if output else first.path.resolve().with_name("learned_when.json")
     write_learned_when(compared, file)
     picture = plot_learned_when(compared, file.with_suffix(".png"))
-    console = Console()
+    console = PlainConsole()
     console.print(render_learned_when(compared))
     console.print(f"Wrote {file} and {picture}", soft_wrap=True)

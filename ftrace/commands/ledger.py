@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.arguments import Name, checked
+from ftrace.console import PlainConsole
 from ftrace.report import plot_ledger
 from ftrace.scores import ScoreStore
 
@@ -42,7 +42,7 @@ def show_ledger(store: Name, output: Name | None = None, queries: Sequence[int] 
         raise ValueError(f"{store}: no ledger in it. Train with OnlineTracIn(ledger=True)")
     file = Path(output) if output else opened.path.with_name("ledger.png")
     plot_ledger(opened.ledger, file, queries)
-    console = Console()
+    console = PlainConsole()
     console.print(ledger_sentence(opened), soft_wrap=True)
     console.print(f"Wrote {file}", soft_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.report_additions import additions_of
 from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.sources import Opened, add_source_options, open_sources
+from ftrace.console import PlainConsole
 from ftrace.files.claims import claimed
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
@@ -25,7 +27,7 @@ from ftrace.report.explorer.page.writing import (
     report_paths,
     write_report,
 )
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 from ftrace.views import StoreSource
 
 _NAME = "report.html"
@@ -84,9 +86,10 @@ def command(
     queries: Sequence[Name] | None = None,
     tokens: Count = 10,
     redact: bool = False,
+    trust: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
-    opened = open_sources(stores, run, kind, texts or (), whole_runs=True)
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, trust=trust)
     path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
     wants_page = out is not None or figures is None
@@ -97,21 +100,23 @@ def command(
             f"figures: expected the name of a folder, found {f'the file {figures!r}' if figures else 'none'}"
         )
     content = make_content(opened, queries, k, opponents, tokens, is_redacted=redact)
+    say = partial(PlainConsole().print, soft_wrap=True)
     if figures is not None:
         pictures = draw(content, Path(figures), only_chosen=queries is not None)
-        print(f"Wrote {counted(len(pictures), 'picture')} to {figures}: {', '.join(file.name for file in pictures)}")
+        say(f"Wrote {counted(len(pictures), 'picture')} to {figures}: {', '.join(file.name for file in pictures)}")
     if wants_page:
         is_replaced = any(place.exists() for place in report_paths(path))
         written = write(content, path, single_file=single_file)
         place = ", in place of an earlier one" if is_replaced else ""
-        print(f"The report is {written}{place}\nOpen it by double-click, or as {written.resolve().as_uri()}")
+        say(f"The report is {written}{place}\nOpen it by double-click, or as {written.resolve().as_uri()}")
 
 
-def report_of_run(folder: Path) -> Path:
+def report_of_run(folder: Path, trust: bool = False) -> Path:
     """Write the explorer of a run into its folder, with all of its stores.
 
     Args:
         folder: The run's folder.
+        trust: As :class:`ftrace.runs.Run` takes it.
 
     Returns:
         What to open.
@@ -119,7 +124,7 @@ def report_of_run(folder: Path) -> Path:
     Raises:
         ValueError: If something else is in its place, or it is too large.
     """
-    opened = open_sources([str(folder)], None, None, whole_runs=True)
+    opened = open_sources([str(folder)], None, None, whole_runs=True, trust=trust)
     check_place(folder / _NAME)
     return write(make_content(opened), folder / _NAME)
 
@@ -143,7 +148,7 @@ def make_content(
         tokens: For how many of the strongest examples scores are told token by token.
         is_redacted: Whether texts are left out.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     chosen, limits = choose_queries(opened.sources, queries)
     ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
     limits = [*limits, *_other_kinds(opened)]
@@ -165,7 +170,7 @@ def write(content: Content, path: Path, *, single_file: bool | None = None) -> P
     Raises:
         ValueError: If it would be too large.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     size = content.estimated_size(lambda name, chunk: len(island(name, encode_chunk(chunk))))
     _check_size(size, single_file)
     form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
@@ -189,7 +194,7 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
     from ftrace.report.figures import choose_queries as choose_telling  # imports matplotlib
     from ftrace.report.figures import write_figures
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     _ = content.additions
     of_all = range(content.num_queries)
     head = content.head(_watched(of_all, "reading", len(of_all), console))
@@ -252,4 +257,4 @@ def _watched(items: Iterable[T], what: str, count: int, console: Console) -> Ite
 
 
 def _tell(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(line, soft_wrap=True)

@@ -34,11 +34,11 @@ def additions_of(
         is_redacted: Whether reasons are left out, which may name texts and paths.
     """
     run = opened.run
-    said, problem = _said(run, ranked)
+    said, problem = _said(run, ranked, opened.trust)
     problems = (
         [] if problem is None else [f"The model could not be asked what it answers{'' if is_redacted else problem}."]
     )
-    made, reasons = _tokens_by(ranked, run, tokens)
+    made, reasons = _tokens_by(ranked, run, tokens, opened.trust)
     return Additions(
         said=said,
         tokens=made,
@@ -48,13 +48,13 @@ def additions_of(
     )
 
 
-def _said(run: Path | None, ranked: RankedQueries) -> tuple[dict[int, Said], str | None]:
+def _said(run: Path | None, ranked: RankedQueries, trust: bool) -> tuple[dict[int, Said], str | None]:
     """Return what the run's model answers to the queries whose texts don't say it; and why it could not be asked."""
     not_said = [query for query, row in ranked.rows.items() if row.get("said") is None]
     if run is None or not not_said:
         return {}, None
     try:
-        return said_in_run(run, not_said), None
+        return said_in_run(run, not_said, trust), None
     except (ValueError, OSError) as error:  # the data is elsewhere, for example
         return {}, f": {str(error).removesuffix('.')}"
 
@@ -65,7 +65,7 @@ def _causal_of(run: Path) -> Callable[[QueryChunk], Causal | None]:
 
 
 def _tokens_by(
-    ranked: RankedQueries, run: Path | None, count: int
+    ranked: RankedQueries, run: Path | None, count: int, trust: bool
 ) -> tuple[Callable[[QueryChunk], Tokens | None] | None, Sequence[str]]:
     """Divide the scores of the first method's strongest examples over their tokens.
 
@@ -74,11 +74,11 @@ def _tokens_by(
     """
     if not count:
         return None, []
-    made = _made_tokens(run, _ledger(ranked.sources), ranked.strongest(0, count))
+    made = _made_tokens(run, _ledger(ranked.sources), ranked.strongest(0, count), trust)
     return tokens_maker(made.by_query, 0), [f"{reason.removesuffix('.')}." for reason in made.reasons]
 
 
-def _made_tokens(run: Path | None, ledger: Ledger | None, examples: dict[int, list[int]]) -> MadeTokens:
+def _made_tokens(run: Path | None, ledger: Ledger | None, examples: dict[int, list[int]], trust: bool) -> MadeTokens:
     from ftrace.attribution import MadeTokens, make_tokens
 
     if run is None:
@@ -86,8 +86,8 @@ def _made_tokens(run: Path | None, ledger: Ledger | None, examples: dict[int, li
     from ftrace.runs import Run
 
     try:
-        return make_tokens(Run(run), ledger, examples)
-    except ValueError as error:  # the run of a module that is no FactLM
+        return make_tokens(Run(run, trust), ledger, examples)
+    except ValueError as error:  # the run of a module that is no FactLM, or isn't trusted
         return MadeTokens(reasons=[f"Scores aren't told token by token: {error}"])
 
 

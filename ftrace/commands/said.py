@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from ftrace.console import PlainConsole
 from ftrace.run_folder import fresh_answers, last_snapshot
 from ftrace.views import Said
 
 _ASKED = "FactLM"
 
 
-def said_in_run(run: Path, query_ids: Collection[int]) -> dict[int, Said]:
+def said_in_run(run: Path, query_ids: Collection[int], trust: bool = False) -> dict[int, Said]:
     """Return what a run's model answers at its last snapshot; of a model that can't be asked, what is known.
 
     Answers are kept in the run's folder. A line on stderr tells that the model is asked.
@@ -20,6 +20,10 @@ def said_in_run(run: Path, query_ids: Collection[int]) -> dict[int, Said]:
     Args:
         run: The run's folder.
         query_ids: Ids of queries. One that the run doesn't know has no answer.
+        trust: As :class:`ftrace.runs.Run` takes it.
+
+    Raises:
+        UntrustedError: If the model is to be asked, and the run names classes that aren't ftrace's own.
     """
     snapshot = last_snapshot(run)
     if snapshot is None:
@@ -27,10 +31,10 @@ def said_in_run(run: Path, query_ids: Collection[int]) -> dict[int, Said]:
     answers = {query: Said(**answer, snapshot=snapshot.name) for query, answer in fresh_answers(run).items()}
     lacking = [query for query in query_ids if query not in answers]
     if lacking and _may_be_asked(run):
-        print(f"Asking the model of {run} at {snapshot.name}, once ...", file=sys.stderr)
+        PlainConsole(stderr=True).print(f"Asking the model of {run} at {snapshot.name}, once ...", soft_wrap=True)
         from ftrace.runs import Run  # imports torch
 
-        given = Run(run).answers(lacking)
+        given = Run(run, trust).answers(lacking)
         answers |= {query: Said(**vars(answer), snapshot=snapshot.name) for query, answer in given.items()}
     return {query: answers[query] for query in query_ids if query in answers}
 

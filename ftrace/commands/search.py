@@ -15,10 +15,11 @@ from rich.console import Console
 from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.attribution import measured
 from ftrace.commands.index_corpus import Corpus
-from ftrace.commands.options import add_old_names, take
+from ftrace.commands.options import add_old_names, add_trust, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.sources import listed_queries
 from ftrace.commands.stores import open_with_kind
+from ftrace.console import PlainConsole
 from ftrace.data import FactData, fill_in, read_queries
 from ftrace.evaluation import seeded_sample
 from ftrace.evaluation.agreement import Agreement, agreement
@@ -88,7 +89,8 @@ def add_arguments(command: ArgumentParser) -> None:
         help='"all" of the run\'s queries, those "learned" by the end of training, or a file of queries, with "inputs" '
         'and "targets", as FactCorpus reads them.',
     )  # fmt: skip
-    command.add_function_arguments(search, skip={"k", "question", "settings", "approximate"})
+    command.add_function_arguments(search, skip={"k", "question", "settings", "approximate", "trust"})
+    add_trust(command)
     command.add_class_arguments(QuestionSettings, skip={"file", "choice"})
     command.add_class_arguments(QueryChoice, skip={"queries"})
     command.add_class_arguments(WhiteningSettings)
@@ -125,6 +127,7 @@ def search(
     against: Name | None = None,
     output_file: Name | None = None,
     show: Count = 2,
+    trust: bool = False,
 ) -> None:
     """Find the strongest proponents and opponents of queries in a gradient index.
 
@@ -139,11 +142,12 @@ def search(
         output_file: Where results go, as JSON lines in TrackStar's released format; default: results.jsonl in the
             index's folder.
         show: How many queries to print.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     if against is not None and question.file is not None:
         raise ValueError("against: expected the run's own queries, whose ids a score store knows, found a file")
     opened = GradientIndex(index)
-    corpus = Corpus.of(opened, run)
+    corpus = Corpus.of(opened, run, trust)
     data = corpus.run.data
     rows = question.rows(corpus.run)
     written = opened.manifest.get("output")
@@ -153,7 +157,7 @@ def search(
         opened, corpus.run.model_at, data.query_batches(rows), measured("loss", question.answers), settings, task,
         measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",
     )  # fmt: skip
-    console = Console()
+    console = PlainConsole()
     started = time.perf_counter()
     if approximate is not None:
         proponents, opponents, seconds = _approximately(prepared, approximate, k, console)
@@ -170,9 +174,7 @@ def search(
         console.print()
     if against is not None:
         console.print(str(_agree(prepared, rows, against, corpus.run)), soft_wrap=True)
-    console.print(
-        f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True, markup=False
-    )
+    console.print(f"Wrote {len(rows)} results to {file}. Look at them: {show_command(file)}", soft_wrap=True)
 
 
 def _approximately(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.text import Text
 
 from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.said import said_in_run
-from ftrace.commands.sources import add_source_options, open_sources
-from ftrace.scores.plain_text import counted, plain
+from ftrace.commands.sources import Opened, add_source_options, open_sources
+from ftrace.console import PlainConsole
+from ftrace.run_folder import UntrustedError
+from ftrace.shown_text import counted, plain
 from ftrace.views import (
     CUT,
     QueryLine,
@@ -71,15 +70,14 @@ def command(
     kind: Name | None = None,
     texts: Sequence[Name] | None = None,
     run: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Show queries and who taught them: texts, scores, what the model said; several stores side by side."""
     if query is not None and search is not None:
         raise ValueError("expected one of query and search, found both")
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that knows few characters shows escapes of the others
-        sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console()
-    opened = open_sources(stores, run, kind, texts or ())
-    shown = _Shown(opened.sources, opened.run, console, _again(stores, kind, texts, run))
+    console = PlainConsole()
+    opened = open_sources(stores, run, kind, texts or (), trust=trust)
+    shown = _Shown(opened, console, _again(stores, kind, texts, run, trust))
     if query is not None:
         shown.query(find_query(opened.sources, query), k, opponents)
     elif search is not None:
@@ -98,10 +96,14 @@ def command(
 class _Shown:
     """What is shown, and where."""
 
-    sources: Sequence[Source]
-    run: Path | None
+    opened: Opened
     console: Console
     again: str
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The sources of scores."""
+        return self.opened.sources
 
     def query(self, query_id: int, k: int, opponents: int) -> None:
         """Show a query with its strongest examples."""
@@ -155,9 +157,13 @@ class _Shown:
     def _said(self, query_id: int) -> Said | None:
         """Return what the run's model said, if texts don't know and the run does; asks it once."""
         row = query_rows(self.sources, [query_id])[0]
-        if self.run is None or row.get("said") is not None:
+        if self.opened.run is None or row.get("said") is not None:
             return None
-        return said_in_run(self.run, [query_id]).get(query_id)
+        try:
+            return said_in_run(self.opened.run, [query_id], self.opened.trust).get(query_id)
+        except UntrustedError as error:  # all else can be shown
+            PlainConsole(stderr=True).print(f"The model is not asked what it answers: {error}", soft_wrap=True)
+            return None
 
 
 def _has_long_text(view: QueryView, cut: int) -> bool:
@@ -166,14 +172,15 @@ def _has_long_text(view: QueryView, cut: int) -> bool:
     return any(text is not None and len(text) > cut for text in texts)
 
 
-def _again(stores: Sequence[str], kind: str | None, texts: Sequence[str] | None, run: str | None) -> str:
+def _again(stores: Sequence[str], kind: str | None, texts: Sequence[str] | None, run: str | None, trust: bool) -> str:
     """Return the command as it was given, without what chooses a query."""
     words = ["ftrace", "show", *stores]
     for option, given in (("--kind", kind), ("--run", run)):
         words += [option, given] if given is not None else []
     words += ["--texts", *texts] if texts else []
+    words += ["--trust"] if trust else []
     return shlex.join(words)
 
 
 def _tell(console: Console, line: str) -> None:
-    console.print(Text(line), soft_wrap=True)
+    console.print(line, soft_wrap=True)

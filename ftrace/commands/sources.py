@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from ftrace.commands.options import add_trust
 from ftrace.commands.stores import open_with_kind, short_names
 from ftrace.run_folder import is_run, newest_run, stores_in
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts, show_command
@@ -31,6 +32,7 @@ class Opened:
         others: Names of further stores of that run, if only the run was given.
         side_by_side: The command that shows all of them.
         results: The files of results, by the names of their sources.
+        trust: As :class:`ftrace.runs.Run` takes it, of the run.
     """
 
     sources: list[Source]
@@ -38,6 +40,7 @@ class Opened:
     others: list[str]
     side_by_side: str = ""
     results: Mapping[str, Path] = field(default_factory=dict)
+    trust: bool = False
 
 
 def add_source_options(command: ArgumentParser) -> None:
@@ -55,10 +58,17 @@ def add_source_options(command: ArgumentParser) -> None:
         help="Files of texts to join by id (.jsonl, .csv, .parquet): rows with example_id or query_id, text, and "
         "whatever else is known.",
     )  # fmt: skip
+    add_trust(command)
 
 
 def open_sources(
-    names: Sequence[str], run: str | None, kind: str | None, texts: Sequence[str] = (), *, whole_runs: bool = False
+    names: Sequence[str],
+    run: str | None,
+    kind: str | None,
+    texts: Sequence[str] = (),
+    *,
+    whole_runs: bool = False,
+    trust: bool = False,
 ) -> Opened:
     """Open what is to be shown.
 
@@ -68,6 +78,7 @@ def open_sources(
         kind: The kind of scores of stores that are given without; default: the one to rank by.
         texts: Files of texts, which go before those of the stores.
         whole_runs: Whether a run stands for all of its stores; otherwise for the first, its online scores.
+        trust: As :class:`ftrace.runs.Run` takes it, of the run.
 
     Raises:
         ValueError: If there is nothing to show, a store is named twice, or something can't be read.
@@ -101,7 +112,8 @@ def open_sources(
         raise ValueError(f"stores: expected each once, found {list(names)}")
     stores = [each.path for each in given if each.store is not None]
     belongs_to = of_run or next((path.resolve().parent for path in stores if is_run(path.resolve().parent)), None)
-    return Opened(sources, belongs_to, [path.name for path in others], show_command(*stores, *others), results)
+    names_of_others = [path.name for path in others]
+    return Opened(sources, belongs_to, names_of_others, show_command(*stores, *others), results, trust)
 
 
 @dataclass(frozen=True)

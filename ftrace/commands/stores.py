@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
+from ftrace.commands.options import add_trust
 from ftrace.run_folder import newest_run
 from ftrace.scores import ScoreStore
 
@@ -34,14 +35,18 @@ def add_stores(command: ArgumentParser, what: str = "", *, required: bool = True
     else:
         command.add_argument("stores", nargs="*", type=str, default=[], help=text)
     command.add_argument("--run", type=str | None, default=None, help=_RUN)
+    add_trust(command)
 
 
-def open_stores_of_run(stores: Sequence[str], run: str | None) -> tuple[Run, dict[str, ScoreStore]]:
+def open_stores_of_run(
+    stores: Sequence[str], run: str | None, trust: bool = False
+) -> tuple[Run, dict[str, ScoreStore]]:
     """Open score stores and the run that they belong to.
 
     Args:
         stores: Their folders, or their names in the run's folder.
         run: The run's folder, or the one that its versions are in; None: the folder that the first store is in.
+        trust: As :class:`ftrace.runs.Run` takes it.
 
     Raises:
         ValueError: If there is neither a store nor a run, it is not the folder of a run, or as :func:`open_stores`.
@@ -50,12 +55,12 @@ def open_stores_of_run(stores: Sequence[str], run: str | None) -> tuple[Run, dic
     from ftrace.runs import Run
 
     if run is not None:
-        named = Run(newest_run(run))
+        named = Run(newest_run(run), trust)
         return named, open_stores(stores, named.folder)
     if not stores:
         raise ValueError("expected score stores or --run, found neither")
     opened = open_stores(stores)
-    return Run(Path(stores[0]).resolve().parent), opened
+    return Run(Path(stores[0]).resolve().parent, trust), opened
 
 
 def open_stores(names: Sequence[str], run: Path | None = None, *, only_in_run: bool = False) -> dict[str, ScoreStore]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.arguments import Name, checked
+from ftrace.console import PlainConsole
 from ftrace.data import SynthSettings, write_synth
 from ftrace.files.claims import claimed
 
@@ -24,4 +24,4 @@ def command(output_path: Name, **settings: Any) -> None:
     given = SynthSettings(**settings)
     with claimed(output_path, "ftrace synth", "name another output_path"):
         folder = write_synth(output_path, given, progress=True)
-    Console().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True, markup=False)
+    PlainConsole().print(f"Wrote FTRACE-SYNTH to {folder}", soft_wrap=True)

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
-from ftrace.arguments import Count, Name, NonNegativeNumber, Positive, checked
+from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.commands.options import number_of_bytes, take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
+from ftrace.console import PlainConsole
 from ftrace.evaluation.stores import check_finite, row_name
 from ftrace.evaluation.tail_patch import (
     Adam,
@@ -49,7 +49,7 @@ def add_arguments(command: ArgumentParser) -> None:
         help="Which kinds of scores, of stores that have several; default: all.",
     )  # fmt: skip
     command.add_argument("--kind", nargs="+", type=str, default=None, help=argparse.SUPPRESS)
-    command.add_function_arguments(patch_stores, skip={"stores", "run", "k", "kinds", "choice"})
+    command.add_function_arguments(patch_stores, skip={"stores", "run", "k", "kinds", "choice", "trust"})
     command.add_class_arguments(QueryChoice)
 
 
@@ -71,11 +71,12 @@ def patch_stores(
     kinds: Sequence[Name] | None = None,
     snapshot: Literal["last", "first"] | Count = "last",
     optimizer: Literal["sgd", "adam"] | None = None,
-    learning_rate: NonNegativeNumber | None = None,
+    learning_rate: PositiveNumber | None = None,
     choice: QueryChoice = QueryChoice(),  # noqa: B008
     by: Literal["kind"] | None = None,
     memory_budget: Positive | Name = "1GiB",
     output_dir: Name | None = None,
+    trust: bool = False,
 ) -> None:
     """Take one step on each of the best examples of each query, and say how much likelier the answer becomes.
 
@@ -92,9 +93,10 @@ def patch_stores(
         by: "kind": say what kind of examples they are, as is done wherever the data tell; an error where they don't.
         memory_budget: What weights and activations may take, such as "500MiB". Results don't depend on it.
         output_dir: Where the files go; default: "tail-patch" in the run's folder.
+        trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
     budget, seed = number_of_bytes("memory_budget", memory_budget), choice.seed
-    of_run, opened = open_stores_of_run(stores, run)
+    of_run, opened = open_stores_of_run(stores, run, trust)
     scored = _rows(opened, kinds)
     folder = of_run.snapshot(snapshot)
     model = of_run.model_at(folder)
@@ -114,7 +116,7 @@ def patch_stores(
         rows, probability = summarize_rises(patched, picks, asked, RANDOM, example_kinds, seed)
         notes = (*notes, *notes_on_rises(patched, picks, asked))
         table = TailPatchTable(rows, probability, asked, k, folder.name, str(rule), settings, seed, notes)
-        console = Console()
+        console = PlainConsole()
         console.print(render_tail_patch(table))
         files = write_tail_patch(table, patched, out, example_kinds)
     console.print(f"\nWrote {', '.join(file.name for file in files)} to {files[0].parent}", soft_wrap=True)

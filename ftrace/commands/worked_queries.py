@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ftrace.console import PlainConsole
 from ftrace.evaluation.answers import ModelAnswer
 from ftrace.files.whole_files import whole_file
 from ftrace.runs import Run
@@ -53,7 +54,7 @@ def work_out(
     for view in views:
         console.print(render_query(view, CUT, console.width))
         console.print()
-    plain = Console(width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    plain = PlainConsole(width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
     with plain.capture() as capture:
         for view in views:
             plain.print(render_query(view, width=_WIDTH), "")

@@ -11,6 +11,7 @@ from typing import Any
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.query_groups import QueryGroup
 from ftrace.files.whole_files import whole_file
+from ftrace.shown_text import csv_cell
 
 
 def replace_text(file: Path, text: str) -> None:
@@ -20,9 +21,9 @@ def replace_text(file: Path, text: str) -> None:
 
 
 def replace_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file whole or not at all."""
+    """Write a CSV file whole or not at all; no text in it is a formula to a spreadsheet."""
     with whole_file(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)
+        csv.writer(stream).writerows([csv_cell(value) for value in row] for row in rows)
 
 
 def means_of(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, float]]:

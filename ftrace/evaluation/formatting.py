@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich import box
-from rich.table import Table
+from rich.text import Text
 
+from ftrace.console import PlainTable
 from ftrace.evaluation.estimates import Estimate
+from ftrace.shown_text import markdown_text
 
 
-def plain_table(title: str, first: str, others: Sequence[str]) -> Table:
+def plain_table(title: str, first: str, others: Sequence[str]) -> PlainTable:
     """Make an empty table: the first column is for names, the others for figures."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table = PlainTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right")
@@ -43,19 +45,17 @@ def percent(share: float, *, signed: bool = False) -> str:
     return "100" if round(share, 3) == 1 and not signed else f"{100 * share:{'+' if signed else ''}.1f}"
 
 
-def cell(estimate: Estimate, *, bold: bool = False, signed: bool = False) -> str:
-    """Format a mean in percent and half the width of its interval, aligned with other cells."""
-    mean = percent(estimate.mean, signed=signed)
-    parts = [f"[bold]{mean}[/]" if bold else mean, *_uncertainty(estimate)]
-    return " ".join(parts)
-
-
-def _uncertainty(estimate: Estimate) -> Iterator[str]:
-    """Yield half the width of the interval, or as many spaces, and the spread if there is one."""
+def cell(estimate: Estimate, *, bold: bool = False, signed: bool = False) -> Text:
+    """Format a mean in percent, half the width of its interval and its spread over runs, aligned in a column."""
     half = (estimate.high - estimate.low) / 2
-    yield f"[dim]±{100 * half:<4.1f}[/]" if not np.isnan(half) else " " * 5
-    if estimate.spread is not None:
-        yield f"[dim]({100 * estimate.spread:.1f})[/]"
+    uncertainty = " " * 5 if np.isnan(half) else f"±{100 * half:<4.1f}"
+    spread = "" if estimate.spread is None else f" ({100 * estimate.spread:.1f})"
+    return mean_and_rest(percent(estimate.mean, signed=signed), f" {uncertainty}{spread}", bold=bold)
+
+
+def mean_and_rest(mean: str, rest: str, *, bold: bool = False) -> Text:
+    """Lay out a figure, bold if it is to stand out, and dim what belongs to it."""
+    return Text.assemble((mean, "bold" if bold else ""), (rest, "dim"))
 
 
 def markdown_grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -63,7 +63,7 @@ def markdown_grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> 
 
     Args:
         columns: Titles of the columns.
-        rows: Cells by the name of the method.
+        rows: Cells, which hold figures, by the name of the method.
     """
-    head = [f"| method | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    return head + [f"| {name.replace('|', chr(92) + '|')} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    head = [f"| method | {' | '.join(map(markdown_text, columns))} |", f"|---|{'---:|' * len(columns)}"]
+    return head + [f"| {markdown_text(name)} | {' | '.join(cells)} |" for name, cells in rows.items()]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ftrace.arguments import Positive, checked
-from ftrace.files.whole_files import whole_file
 from ftrace.index.gradient_index import GradientIndex
+from ftrace.index.kept_files import is_kept, keep
 from ftrace.index.running_top import RunningTop
 from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening
@@ -67,24 +67,19 @@ def row_norms(segment: Segment, whitening: Whitening, cache: Path) -> np.ndarray
         ValueError: If a shard is damaged.
     """
     file = cache / f"{segment.folder.name}-{whitening.key}.npy"
-    with suppress(OSError, ValueError, EOFError):
+    if is_kept(file, segment):
         kept: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-        newer = file.stat().st_mtime_ns >= (segment.folder / "segment.json").stat().st_mtime_ns
-        if newer and kept.shape == (len(segment),):
-            return kept
+        return kept
     made: np.ndarray = np.empty(len(segment), np.float64 if segment.is_double else np.float32)
     done = 0  # into one array: small results between large ones would keep memory from being returned to the system
-    for shard in segment.shards:
-        shard.check()
+    for shard in segment.checked_shards():
         step = max(1, CHUNK_BYTES // (4 * shard.size))
         for start in range(0, shard.num_rows, step):
             rows = shard.rows(start, start + step)
             made[done : done + len(rows)] = whitening.norms(rows).numpy()
             done += len(rows)
-    with suppress(OSError):  # an index may lie on a read-only disk
-        cache.mkdir(exist_ok=True)
-        with whole_file(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, made)
+    with suppress(OSError), keep(file, segment) as temporary, temporary.open("wb") as stream:
+        np.save(stream, made)  # unless an index lies on a read-only disk
     return made
 
 

@@ -22,6 +22,7 @@ from transformers import (
 from typing_extensions import override
 
 from ftrace.arguments import Count, Name, NonNegativeNumber, Share, check_arguments
+from ftrace.models.pretrained import load_pretrained
 
 IGNORED = -100
 Output = Literal["loss", "margin", "logit"]
@@ -75,9 +76,7 @@ class FactLM(LightningModule):
             raise ValueError(f'config: expected a "model_type" such as "t5" or "gpt2", found {sorted(config)}')
         self.save_hyperparameters()
         if model_name_or_path is not None:
-            hub_config = AutoConfig.from_pretrained(model_name_or_path)
-            auto = AutoModelForSeq2SeqLM if hub_config.is_encoder_decoder else AutoModelForCausalLM
-            self.model = auto.from_pretrained(model_name_or_path).train()  # it comes in eval mode, without dropout
+            self.model = load_pretrained(model_name_or_path).train()  # it comes in eval mode, without dropout
         elif config is not None and "vocab_size" in config:
             self.build()
 
@@ -104,7 +103,7 @@ class FactLM(LightningModule):
         name = self.hparams["model_name_or_path"]
         if name is None or tokenizer is None or not _has_tokenizer(name):
             return
-        pretrained = AutoTokenizer.from_pretrained(name)
+        pretrained = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if pretrained.get_vocab() != tokenizer.get_vocab():
             raise ValueError(
                 f"expected data in the tokens of the model {name!r}, found a tokenizer with another "
@@ -122,7 +121,7 @@ class FactLM(LightningModule):
             self.hparams["config"] = settings  # so that a checkpoint can be loaded without the datamodule
         config = AutoConfig.for_model(**settings)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        self.model = auto.from_config(config)
+        self.model = auto.from_config(config, trust_remote_code=False)
         if self.hparams["embedding_std"] is not None:
             torch.nn.init.normal_(self.model.get_input_embeddings().weight, std=self.hparams["embedding_std"])
         self.model.train()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -182,6 +183,18 @@ class TrainingLoop(Protocol):
             The loss as the loop would differentiate it, loss scale and accumulation included; None if there is none,
             or if the step runs its backward passes itself.
         """
+
+    def deletable_checkpoints(self) -> Sequence[Path]:
+        """List the checkpoints that there are and that the loop itself may delete."""
+
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Return the handlers that a signal has without those of the loop itself.
+
+        Called when training begins. None: the signal is none of a traced run's business.
+        """
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make the exception by which training ends at a signal, if no handler raises one."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers with the user's loggers; called on process 0."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 from ftrace.online.processes import process_rank
+from ftrace.shown_text import encodable, plain_lines
 
 
 def warn(message: str) -> None:
     """Warn, on process 0."""
     if process_rank() == 0:
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(plain_lines(message), stacklevel=3)
 
 
 def tell(message: str) -> None:
     """Print, on process 0."""
     if process_rank() == 0:
-        print(message, flush=True)
+        print(encodable(plain_lines(message), sys.stdout), flush=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from ftrace.arguments import Count, Name, checked
 from ftrace.gradients import OnLoss
 from ftrace.online.loop import TrainLoaders, Wording
 from ftrace.online.messages import tell
+from ftrace.online.processes import num_processes
 
 TrainingLoss = Callable[[Any, Any], Tensor]
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -137,6 +140,21 @@ class PlainLoop:
         """Compute the training loss of a batch, scaled as in the last backward pass."""
         loss = self.training_loss(self.module, batch)
         return loss * self.scale if isinstance(loss, Tensor) and loss.requires_grad else None
+
+    def deletable_checkpoints(self) -> Sequence[Path]:
+        """List none: a loop written by hand keeps checkpoints where it likes."""
+        return []
+
+    def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
+        """Those of Python itself; a handler of the user's own is left to do what it does."""
+        handler = signal.getsignal(signum)
+        if handler == signal.SIG_DFL or (handler is signal.default_int_handler and num_processes() > 1):
+            return [handler]
+        return None
+
+    def end_by_signal(self, signum: int) -> BaseException:
+        """Make the end of the program, with the exit code that shells give a signal."""
+        return SystemExit(128 + signum)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Do nothing: there is no logger."""

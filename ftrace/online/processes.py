@@ -1,16 +1,19 @@
 """Collectives of all processes, and what they amount to in a single process.
 
-All processes must call each function, in the same order.
+All processes must call each function, in the same order, except within :func:`alone`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_is_alone = False
 
 
 def num_processes() -> int:
@@ -23,9 +26,20 @@ def process_rank() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let collectives be of this process only within the block, since others may be gone or elsewhere."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Sum a tensor over processes; return the same tensor if there is one process."""
-    if num_processes() == 1:
+    if _is_single():
         return tensor
     total = tensor.detach().clone().contiguous()
     dist.all_reduce(total, op=dist.ReduceOp.SUM)
@@ -34,14 +48,14 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 def any_process(here: Sequence[bool]) -> list[bool]:
     """Tell which conditions hold in at least one process."""
-    if num_processes() == 1:
+    if _is_single():
         return list(here)
-    return sum_over_processes(torch.tensor([int(holds) for holds in here], device=_device())).bool().tolist()
+    return sum_over_processes(torch.tensor([int(holds) for holds in here], device=collective_device())).bool().tolist()
 
 
 def gather_objects(value: Any) -> list[Any]:
     """Collect each process's value, by rank."""
-    if num_processes() == 1:
+    if _is_single():
         return [value]
     values: list[Any] = [None] * num_processes()
     dist.all_gather_object(values, value)
@@ -50,7 +64,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 def gather_rows(rows: Tensor) -> list[Tensor] | None:
     """Collect each process's rows ``[n, ...]``, with any number n, on process 0; return None on others."""
-    if num_processes() == 1:
+    if _is_single():
         return [rows]
     counts = gather_objects(len(rows))
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else rows.device
@@ -85,6 +99,11 @@ def unsharded_state(state: dict[str, Any]) -> dict[str, Any]:
     return {key: unsharded(value) if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
-def _device() -> torch.device:
+def collective_device() -> torch.device:
+    """Return the device of tensors that collectives are given."""
     backend = dist.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
+
+
+def _is_single() -> bool:
+    return _is_alone or num_processes() == 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from ftrace.causal.averages import Averages, EffectGrid, StackAverages
@@ -17,6 +16,7 @@ from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace
 from ftrace.evaluation import Estimate
 from ftrace.evaluation.files import replace_csv
 from ftrace.evaluation.formatting import plain_table
+from ftrace.files.noted_files import note_files
 from ftrace.report.causal_words import UNITS, in_order, mediator_title
 
 
@@ -59,6 +59,7 @@ def write_averages_csv(averages: Averages, file: Path) -> Path:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_csv(file, _average_rows(averages))
+    note_files(file.parent, [file.name])
     return file
 
 
@@ -76,13 +77,13 @@ def render_averages(averages: Averages, outcome: Outcome = "probability") -> Ren
     table.columns[-1].justify = "left"
     for stack, of_stack in averages.stacks.items():
         for mediator in in_order(of_stack.effects):
-            name = escape(f"{stack}: {mediator_title(mediator)}" if several else mediator_title(mediator))
+            name = f"{stack}: {mediator_title(mediator)}" if several else mediator_title(mediator)
             peak = of_stack.peak(mediator, outcome)
             if peak is None:
                 table.add_row(name, "", "", "", "none")
             else:
                 mean, _, ends = unit.effect(peak.effect).partition(" ")
-                table.add_row(name, mean, escape(ends), str(peak.layer), peak.group)
+                table.add_row(name, mean, ends, str(peak.layer), peak.group)
     counts = ", ".join(f"{count} {status}" for status, count in averages.num_prompts.items())
     lines = [
         f" prompts: {counts}; facts: {averages.num_facts}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,15 +9,17 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from ftrace.causal.joined import Joined, JoinedQuery, Layer
 from ftrace.causal.prompt_trace import OUTCOMES
 from ftrace.evaluation import Estimate
-from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
+from ftrace.evaluation.files import nan_as_null, replace_csv
 from ftrace.evaluation.formatting import plain_table
+from ftrace.files.manifests import write_json
+from ftrace.files.noted_files import note_files
 from ftrace.report.causal_words import UNITS
+from ftrace.shown_text import plain, shortened
 
 _FILES = ("layer_profiles.csv", "joined.csv", "joined.json")
 
@@ -55,8 +56,8 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
         query = joined.queries[index]
         trace = query.trace
         table.add_row(
-            escape(_shortened(f"{query.query_id}: {query.prompt}")),
-            escape(_shortened(trace.answers[0], 14) if trace.answers else ""),
+            shortened(f"{query.query_id}: {query.prompt}", 24),
+            shortened(trace.answers[0], 14) if trace.answers else "",
             unit.text(float(trace.clean[outcome_number] - trace.corrupted[outcome_number])),
             labels[int(query.effects.argmax())],
             labels[int(query.scores.argmax())],
@@ -74,11 +75,7 @@ def render_joined(joined: Joined, most: int = 10) -> RenderableType:
         + ", ".join(f"{label} {signed(value)}" for label, value in zip(labels, agreement.by_layer, strict=True)),
         *[f"- {note}" for note in joined.notes],
     ]
-    return Group(table, *[Text(line) for line in lines])
-
-
-def _shortened(text: str, most: int = 24) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return Group(table, *[Text(plain(line)) for line in lines])
 
 
 def signed(value: float) -> str:
@@ -112,7 +109,8 @@ def write_joined(joined: Joined, folder: Path) -> list[Path]:
     profiles, queries, summary = (folder / name for name in _FILES)
     replace_csv(profiles, _profile_rows(joined))
     replace_csv(queries, _query_rows(joined))
-    replace_text(summary, json.dumps(nan_as_null(_as_json(joined)), indent=2, allow_nan=False) + "\n")
+    write_json(summary, nan_as_null(_as_json(joined)))
+    note_files(folder, [profiles.name, queries.name])
     return [profiles, queries, summary]
 
 

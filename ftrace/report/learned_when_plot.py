@@ -13,7 +13,7 @@ from ftrace.evaluation.retrieval import LearnedBin
 from ftrace.evaluation.retrieval.learned_bins import when
 from ftrace.report.pictures import save_picture
 from ftrace.report.style import GREY, INK, PAGE, SMALL, label_ends, look, series, shown
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 
 _HALF = 0.36  # of the room that a bin takes
 

@@ -19,7 +19,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.transforms import ScaledTranslation
 
 from ftrace.report.causal_words import drawable, font_families
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import plain
 
 COLUMN, PAGE = 3.35, 7.0  # inches: one column of a paper, and both
 TEXT, SMALL, TINY = 8.0, 7.0, 6.0  # points

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ftrace.scores.plain_text import plain, shortened
+from ftrace.shown_text import plain, shortened
 
 _LONGEST = 160
 _CELL = ' style="text-align: left; vertical-align: top"'

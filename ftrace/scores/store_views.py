@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ftrace.scores.html import facts_and_tables, table
-from ftrace.scores.plain_text import counted, plain
 from ftrace.scores.ranking import strongest
 from ftrace.scores.stored_scores import StoredScores
 from ftrace.scores.texts import Texts
+from ftrace.shown_text import counted, plain
 
 _QUERIES = 5
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftrace.arguments import Name, Positive, checked
+from ftrace.commands.endings import say_kept
+from ftrace.console import PlainConsole
 from ftrace.files.claims import claimed
 from ftrace.studies import Study, do_study
 from ftrace.studies.results import report_study
@@ -39,6 +40,7 @@ def study(
     """
     folder = Path(output_dir)
     with claimed(folder / settings.name, "ftrace study"):
+        say_kept(f"Finished trainings and scores are kept in {folder}; the same command goes on with them.")
         runs = do_study(settings, folder / "runs", None if train_script is None else Path(train_script), jobs)
-        files = report_study(settings, runs, folder / settings.name, Console())
-    Console().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)
+        files = report_study(settings, runs, folder / settings.name, PlainConsole())
+    PlainConsole().print(f"Wrote {files[0]} and {files[1]}", soft_wrap=True)

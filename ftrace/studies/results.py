@@ -13,9 +13,9 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ftrace.commands.evaluate import Protocol, compare
+from ftrace.console import PlainTable
 from ftrace.evaluation import Estimate
 from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.files import replace_text
@@ -25,6 +25,7 @@ from ftrace.evaluation.stores import row_name
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
 from ftrace.scores.correlation import rank_correlation
+from ftrace.shown_text import markdown_text, plain
 from ftrace.studies.settings import Study
 from ftrace.studies.work import StudyRun
 
@@ -50,9 +51,9 @@ class Grid:
     notes: Mapping[str, str]
     ceilings: Mapping[str, float]
 
-    def render(self) -> Table:
+    def render(self) -> PlainTable:
         """Render a table for the terminal, in percent with the ends of 95% intervals."""
-        table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=0, title_justify="left")
+        table = PlainTable(title=self.title, box=box.SIMPLE_HEAD, padding=0, title_justify="left")
         table.add_column(self.of)
         table.add_column("scores", no_wrap=True)
         for metric in SHOWN:
@@ -66,12 +67,12 @@ class Grid:
 
     def markdown(self) -> str:
         """Render the same table in Markdown."""
-        lines = [f"| {self.of} | scores | {' | '.join(SHOWN)} |", f"|---|---|{'---:|' * len(SHOWN)}"]
+        lines = [f"| {markdown_text(self.of)} | scores | {' | '.join(SHOWN)} |", f"|---|---|{'---:|' * len(SHOWN)}"]
         for group, rows in self.cells.items():
             for row, estimates in rows.items():
                 cells = " | ".join(with_interval(estimates[metric]) for metric in SHOWN)
-                lines.append(f"| {group} ({self.notes[group]}) | {row} | {cells} |")
-        return f"{self.title}\n\n" + "\n".join(lines) + "\n"
+                lines.append(f"| {markdown_text(f'{group} ({self.notes[group]})')} | {markdown_text(row)} | {cells} |")
+        return f"{markdown_text(self.title)}\n\n" + "\n".join(lines) + "\n"
 
 
 def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, console: Console) -> list[Path]:
@@ -80,7 +81,7 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
     Returns:
         Its Markdown file and its picture, then the tables of each variant.
     """
-    opened = {run: Run(run.folder) for run in runs}
+    opened = {run: Run(run.folder, trust=True) for run in runs}
     grids, files = [], []
     for pool in ("all", "candidates") if study.pools else ("all",):
         evaluations = {v: _evaluate(study, v, opened, pool) for v in study.variants}
@@ -120,7 +121,7 @@ def report_study(study: Study, runs: Sequence[StudyRun], output_dir: Path, conso
     for lines in text[len(grids) :]:
         console.print(lines)
     file = output_dir / "study.md"
-    replace_text(file, f"# {study.question}\n\n" + "\n".join(text))
+    replace_text(file, f"# {markdown_text(study.question)}\n\n" + "\n".join(text))
     return [file, picture, *files]
 
 
@@ -133,7 +134,7 @@ def _evaluate(
     if len(seeds_without) == len(of_variant):
         raise ValueError(f"variant {variant}: expected queries that were learned, found none. Train for longer")
     if seeds_without:
-        rank_zero_warn(f"{variant}: no query was learned with the seeds {seeds_without}; they are left out")
+        rank_zero_warn(f"{plain(variant)}: no query was learned with the seeds {seeds_without}; they are left out")
         of_variant = {run: data for run, data in of_variant.items() if run.seed not in seeds_without}
     evaluation = over_runs(compare(run.stores(study), data, protocol) for run, data in of_variant.items())
     if study.choose:
@@ -196,7 +197,7 @@ def _costs(study: Study, runs: Sequence[StudyRun]) -> str:
         cpu = _known(costs, "cpu_seconds")
         memory = _known(costs, "peak_memory_bytes")
         cells = [f"{np.mean(cpu):.1f}" if cpu else "", f"{max(memory) / 2**30:.2f}" if memory else ""]
-        lines.append(f"| {name} | {seconds:.1f} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown_text(name)} | {seconds:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -207,7 +208,8 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
     kinds = reference[runs[0].seed].stores(study)["online"].kinds
     in_cpu = bool(_known([run.cost for run in runs], "cpu_seconds"))  # other work on the machine doesn't count there
     unit, name = ("CPU seconds", "cpu_seconds") if in_cpu else ("seconds", "seconds")
-    head = f"| variant | training, {unit} | of {first} | {' | '.join(f'{kind}: rank correlation' for kind in kinds)} |"
+    of_kinds = " | ".join(markdown_text(f"{kind}: rank correlation") for kind in kinds)
+    head = f"| variant | training, {unit} | of {markdown_text(first)} | {of_kinds} |"
     lines = [head, f"|---|---:|---:|{'---:|' * len(kinds)}"]
     base = float(np.mean([run.cost[name] for run in reference.values()]))
     num_undefined = 0
@@ -226,7 +228,7 @@ def _agreement(study: Study, runs: Sequence[StudyRun]) -> str:
             known = [correlation for correlation in correlations if not np.isnan(correlation)]
             num_undefined += len(correlations) - len(known)
             cells.append(f"{np.mean(known):.3f}" if known else "")
-        lines.append(f"| {variant} | {seconds:.0f} | {seconds / base:.2f} x | {' | '.join(cells)} |")
+        lines.append(f"| {markdown_text(variant)} | {seconds:.0f} | {seconds / base:.2f} x | {' | '.join(cells)} |")
     if num_undefined:
         lines += ["", f"Left out: {num_undefined} rank correlations with constant scores."]
     return "\n".join(lines) + "\n"

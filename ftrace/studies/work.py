@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,10 +23,19 @@ from ftrace.attribution import Ensemble
 from ftrace.commands.attribute import make_task
 from ftrace.evaluation.files import replace_text
 from ftrace.files.claims import claimed
+from ftrace.files.manifests import DIGEST, read_json, write_json
 from ftrace.gradients import full_name
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from ftrace.shown_text import plain
 from ftrace.studies.settings import Study
+
+_SECONDS_TO_END = 10.0  # of a training that is interrupted
+
+
+class _Cost(TypedDict):
+    seconds: float
+    cpu_seconds: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,9 @@ class StudyRun:
         return self.folder.with_name(f"{self.folder.name}.yaml")
 
     @property
-    def cost(self) -> dict[str, float]:
+    def cost(self) -> dict[str, Any]:
         """The training's time: "seconds" and, if the system tells, "cpu_seconds" of all its threads."""
-        cost: dict[str, float] = json.loads((self.folder / "training.json").read_text())
-        return cost
+        return read_json(self.folder / "training.json", _Cost, digest=False)  # of an older ftrace, it has none
 
     def stores(self, study: Study) -> dict[str, ScoreStore]:
         """Open the run's score stores, the online one first."""
@@ -78,26 +89,66 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
         for seed in study.seeds
         for variant in study.variants
     ]
+    trainings = _Trainings()
     with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
         bar = progress.add_task("Training", total=len(runs))
 
         def train(run: StudyRun) -> None:
-            _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs))
+            _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs), trainings)
             progress.advance(bar)
 
-        list(pool.map(train, runs))  # raises the error of a training
+        try:
+            list(pool.map(train, runs))  # raises the error of a training
+        except Exception:
+            raise  # the trainings that are under way are finished, and kept
+        except BaseException:
+            trainings.interrupt()
+            raise
     for run in runs:
-        opened = Run(run.folder)
+        opened = Run(run.folder, trust=True)  # trained here, by the user's config
         some_are_new = False
         for name, method in study.methods.items():
             folder, asked = run.folder / name, {"method": full_name(method), **method.options()}
             is_stale = some_are_new and isinstance(method, Ensemble)  # stores that it combines may have changed
             if is_stale or not _is_done(folder, asked):
-                rank_zero_info(f"{run.variant}, seed {run.seed}: {name}")
+                rank_zero_info(f"{plain(run.variant)}, seed {run.seed}: {name}")
                 method.score(make_task(opened, folder))
-                replace_text(folder.with_name(f"{name}.json"), json.dumps(asked) + "\n")
+                write_json(folder.with_name(f"{name}.json"), asked)
                 some_are_new = True
     return runs
+
+
+class _Trainings:
+    """The trainings that are under way in this process's threads."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+        self._is_interrupted = False
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a training.
+
+        Raises:
+            ValueError: If all of them have been interrupted.
+        """
+        with self._lock:
+            if self._is_interrupted:
+                raise ValueError("the study was interrupted")
+            self._processes.append(subprocess.Popen(command, **options))
+            return self._processes[-1]
+
+    def interrupt(self) -> None:
+        """End all trainings, and let no other begin; those that don't end are killed."""
+        with self._lock:
+            self._is_interrupted = True
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + _SECONDS_TO_END
+        while any(process.poll() is None for process in self._processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in self._processes:
+            process.kill()
 
 
 def _is_done(folder: Path, options: object) -> bool:
@@ -105,17 +156,19 @@ def _is_done(folder: Path, options: object) -> bool:
     noted = folder.with_name(f"{folder.name}.json")
     try:
         ScoreStore.open(folder).check()
-        return bool(json.loads(noted.read_text()) == json.loads(json.dumps(options)))
+        known = read_json(noted, dict[str, Any], digest=False)
+        known.pop(DIGEST, None)
+        return bool(known == json.loads(json.dumps(options)))
     except (OSError, ValueError):
         return False
 
 
-def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int) -> None:
+def _train(study: Study, run: StudyRun, train_script: Path | None, threads: int, trainings: _Trainings) -> None:
     with claimed(run.config, "ftrace study"):  # another study may share the run
-        _train_alone(study, run, train_script, threads)
+        _train_alone(study, run, train_script, threads, trainings)
 
 
-def _train_alone(study: Study, run: StudyRun, train_script: Path | None, threads: int) -> None:
+def _train_alone(study: Study, run: StudyRun, train_script: Path | None, threads: int, trainings: _Trainings) -> None:
     settings = study.variants[run.variant].settings(study)
     settings["seed_everything"] = run.seed
     synth = settings["data"].get("init_args", {}).get("synth")
@@ -141,12 +194,12 @@ def _train_alone(study: Study, run: StudyRun, train_script: Path | None, threads
         command = [sys.executable, *trainer, "fit", "--config", str(config)]
         given = os.environ.get("OMP_NUM_THREADS") or str(threads)
         environment = {**os.environ, "OMP_NUM_THREADS": given}
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        process = trainings.start(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         code, used = _wait(process)
     if code:
         raise ValueError(f"training {run.variant} with seed {run.seed} failed: see {log}")
     cost = {"seconds": time.perf_counter() - started, "threads": given, **used}
-    replace_text(done, json.dumps(cost) + "\n")
+    write_json(done, cost)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, dict[str, float]]:

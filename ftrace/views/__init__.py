@@ -1,6 +1,6 @@
 """What a person sees of scores: a query, its strongest examples with their texts, several stores side by side."""
 
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import plain
 from ftrace.views.finding import all_queries, find_query, query_rows, search_queries
 from ftrace.views.listed import Listed, ListedQuery, ListedSource
 from ftrace.views.making import make_query_line, make_query_view

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from ftrace.arguments import checked
-from ftrace.scores.plain_text import counted, shortened
+from ftrace.shown_text import counted, shortened
 from ftrace.views.sources import Row, Source, id_of
 
 _NEAREST = 3

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from ftrace.scores import as_ids
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 from ftrace.views.ranking import Ranking
 from ftrace.views.sources import History, Row, id_of
 from ftrace.views.words import sample_step

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import plain
 
 Span = tuple[int, int]
 

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import plain
 from ftrace.views.marked_text import marked_text
 from ftrace.views.query_view import Said
 from ftrace.views.terminal import percent

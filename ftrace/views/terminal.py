@@ -9,7 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ftrace.scores.plain_text import counted, plain
+from ftrace.console import PlainConsole
+from ftrace.shown_text import counted, plain
 from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryView, Said
 from ftrace.views.ranking import Place
@@ -66,11 +67,11 @@ def print_view(view: RenderableType, console: Console) -> None:
     if console.is_terminal:
         console.print(view)
         return
-    wide = Console(width=_UNWRAPPED, color_system=None, force_terminal=False, legacy_windows=False)
+    wide = PlainConsole(width=_UNWRAPPED, color_system=None, force_terminal=False, legacy_windows=False)
     with wide.capture() as capture:
         wide.print(view)
     for line in capture.get().splitlines():
-        console.print(Text(line.rstrip()), soft_wrap=True, highlight=False)
+        console.print(Text(line.rstrip()), soft_wrap=True)
 
 
 _UNWRAPPED = 1_000_000_000

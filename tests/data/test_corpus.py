@@ -183,7 +183,7 @@ def test_a_learned_tokenizer_has_no_token_for_beginning() -> None:
 def test_malformed_rows_are_named(train: list[Any], queries: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         ready(tmp_path, train, queries)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

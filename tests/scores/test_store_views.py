@@ -11,7 +11,7 @@ import pytest
 
 from ftrace.scores import Ledger, ScoreStore, Sum, Texts
 from ftrace.scores.html import facts_and_tables, table
-from ftrace.scores.plain_text import plain, shortened
+from ftrace.shown_text import plain, shortened
 from helpers.made_stores import HOSTILE, SCORES, made_ledger, named_store
 
 

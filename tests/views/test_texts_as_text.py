@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import plain
 from ftrace.views.duplicates import fold_duplicates
 from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.words import SampledWords, shared_spans, word_keys, words_in

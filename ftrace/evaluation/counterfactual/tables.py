@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from ftrace.evaluation.counterfactual.lds import mean_over_queries, noise_free
 from ftrace.evaluation.counterfactual.subsets import NotFinite
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
-from ftrace.evaluation.formatting import markdown_grid, plain_table
+from ftrace.evaluation.formatting import markdown_grid, mean_and_rest, plain_table
 from ftrace.evaluation.queries import EvaluatedQueries
+from ftrace.shown_text import markdown_text, plain
 
 ANOTHER, NOISE_FREE = "another training", "noise-free prediction, at most"
 _EFFECTS = {
@@ -125,12 +125,12 @@ def render_counterfactual(results: Counterfactual) -> RenderableType:
     """Render the tables for the terminal."""
     parts: list[RenderableType] = []
     for title, rows, columns in _tables(results):
-        table = plain_table(escape(title), "method", list(columns.values()))
+        table = plain_table(title, "method", list(columns.values()))
         for row, estimates in rows.items():
             style = "dim" if row in (ANOTHER, NOISE_FREE) else None
-            table.add_row(escape(row), *[_half(name, estimates[name]) for name in columns], style=style)
+            table.add_row(row, *[_half(name, estimates[name]) for name in columns], style=style)
         parts.append(table)
-    return Stack(*parts, *[Text(f" {note}", style="dim") for note in results.notes])
+    return Stack(*parts, *[Text(f" {plain(note)}", style="dim") for note in results.notes])
 
 
 def write_counterfactual(results: Counterfactual, output_dir: Path) -> list[Path]:
@@ -165,7 +165,7 @@ def _tables(results: Counterfactual) -> Iterable[tuple[str, Mapping[str, Mapping
         yield f"Left out: {left_out}; {len(results.leave_out_queries)} queries", rows, _EFFECTS
 
 
-def _half(column: str, estimate: Estimate) -> str:
+def _half(column: str, estimate: Estimate) -> str | Text:
     """Format a mean and half the width of its interval, which for the ceiling is not symmetric."""
     if math.isnan(estimate.mean):
         return "NaN"
@@ -173,7 +173,8 @@ def _half(column: str, estimate: Estimate) -> str:
         return f"{estimate.mean:.0f}"
     half = (estimate.high - estimate.low) / 2
     places = 2 if column == "rise" else 3
-    return f"{estimate.mean:.{places}f} " + (" " * (places + 3) if math.isnan(half) else f"[dim]±{half:.{places}f}[/]")
+    rest = " " * (places + 3) if math.isnan(half) else f"±{half:.{places}f}"
+    return mean_and_rest(f"{estimate.mean:.{places}f}", f" {rest}")
 
 
 def _ends(column: str, estimate: Estimate) -> str:
@@ -189,8 +190,8 @@ def _markdown(results: Counterfactual) -> str:
     lines: list[str] = []
     for title, rows, columns in _tables(results):
         cells = {row: [_ends(name, estimates[name]) for name in columns] for row, estimates in rows.items()}
-        lines += [f"{title}.", "", *markdown_grid(list(columns.values()), cells), ""]
-    return "\n".join([*lines, *[f"- {note}" for note in results.notes]]) + "\n"
+        lines += [f"{markdown_text(title)}.", "", *markdown_grid(list(columns.values()), cells), ""]
+    return "\n".join([*lines, *[f"- {markdown_text(note)}" for note in results.notes]]) + "\n"
 
 
 def _csv_rows(results: Counterfactual) -> Iterable[Sequence[Any]]:

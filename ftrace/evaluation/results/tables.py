@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from ftrace.console import PlainTable
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import groups_as_json, intervals_of, means_of, nan_as_null, replace_csv, replace_text
 from ftrace.evaluation.formatting import cell, markdown_grid, percent, plain_table, with_interval
 from ftrace.evaluation.query_groups import QueryGroup
 from ftrace.evaluation.results.metrics import RESULTS_BY, ResultsEvaluation
 from ftrace.files.claims import claimed
+from ftrace.shown_text import markdown_text, plain
 
 _MOST_METRICS = 6
 
@@ -29,8 +29,8 @@ def render_results(evaluation: ResultsEvaluation) -> RenderableType:
     best = {metric: max(row[metric].mean for row in evaluation.estimates.values()) for metric in evaluation.metrics}
     table, shown = _table(evaluation, _title(evaluation)), _shown(evaluation)
     for name, row in evaluation.estimates.items():
-        table.add_row(escape(name), *[cell(row[metric], bold=row[metric].mean == best[metric]) for metric in shown])
-    parts: list[RenderableType] = [table, *[Text(f" {note}", style="dim") for note in evaluation.notes]]
+        table.add_row(name, *[cell(row[metric], bold=row[metric].mean == best[metric]) for metric in shown])
+    parts: list[RenderableType] = [table, *[Text(f" {plain(note)}", style="dim") for note in evaluation.notes]]
     hidden = len(evaluation.metrics) - _MOST_METRICS
     if hidden > 0:
         parts.append(Text(f" {hidden} more metrics: table.csv", style="dim"))
@@ -39,7 +39,7 @@ def render_results(evaluation: ResultsEvaluation) -> RenderableType:
         differences = _table(evaluation, title)
         for name, row in evaluation.differences.items():
             cells = [cell(row[metric], bold=row[metric].excludes_0, signed=True) for metric in shown]
-            differences.add_row(escape(name), *cells)
+            differences.add_row(name, *cells)
         parts += [Text(), differences]
     return Stack(*parts)
 
@@ -48,11 +48,11 @@ def render_result_groups(evaluation: ResultsEvaluation, groups: Sequence[QueryGr
     """Render MRR and recall of each file by group of queries."""
     metrics = evaluation.metrics[:2]
     several = len(evaluation.names) > 1
-    columns = [f"{metric} {escape(name)}" if several else metric for name in evaluation.names for metric in metrics]
+    columns = [f"{metric} {name}" if several else metric for name in evaluation.names for metric in metrics]
     table = plain_table(f"by {groups[0].by}", groups[0].by, ("queries", *columns))
     for group in groups:
         cells = [percent(group.estimates[name][metric].mean) for name in evaluation.names for metric in metrics]
-        table.add_row(escape(group.name), str(group.num_queries), *cells)
+        table.add_row(group.name, str(group.num_queries), *cells)
     return Stack(table, Text(" with intervals and all metrics: breakdown.csv", style="dim"))
 
 
@@ -90,8 +90,8 @@ def _shown(evaluation: ResultsEvaluation) -> tuple[str, ...]:
     return evaluation.metrics[:_MOST_METRICS]
 
 
-def _table(evaluation: ResultsEvaluation, title: str) -> Table:
-    return plain_table(escape(title), "file", _shown(evaluation))
+def _table(evaluation: ResultsEvaluation, title: str) -> PlainTable:
+    return plain_table(title, "file", _shown(evaluation))
 
 
 def _markdown(evaluation: ResultsEvaluation) -> str:
@@ -103,8 +103,8 @@ def _markdown(evaluation: ResultsEvaluation) -> str:
             name: [with_interval(row[metric], signed=True) for metric in metrics]
             for name, row in evaluation.differences.items()
         }
-        lines += ["", f"Minus {evaluation.against}, paired by query:", "", *markdown_grid(metrics, rows)]
-    lines += ["", *[f"- {note}" for note in evaluation.notes]]
+        lines += ["", f"Minus {markdown_text(evaluation.against)}, paired by query:", "", *markdown_grid(metrics, rows)]
+    lines += ["", *[f"- {markdown_text(note)}" for note in evaluation.notes]]
     return "\n".join(lines) + "\n"
 
 

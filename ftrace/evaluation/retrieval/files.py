@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from ftrace.evaluation.retrieval.evaluation import Evaluation
 from ftrace.evaluation.retrieval.metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
 from ftrace.evaluation.retrieval.render import notes_of, title_of
 from ftrace.files.claims import claimed
+from ftrace.files.manifests import write_json
+from ftrace.shown_text import markdown_text
 
 
 def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
@@ -37,17 +38,17 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
     with claimed(output_dir, "ftrace evaluate", wait=True):  # all files are of one evaluation
         replace_text(files[0], _markdown(evaluation))
         replace_csv(files[1], _csv_rows(evaluation))
-        replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
+        write_json(files[2], nan_as_null(_as_json(evaluation, groups)))
         replace_csv(files[3], _breakdown_rows(groups))
         replace_csv(files[4], _query_rows(evaluation))
     return files
 
 
 def _markdown(evaluation: Evaluation) -> str:
-    lines = [f"{title_of(evaluation)}. Pool: {evaluation.pool}.", ""]
+    lines = [f"{markdown_text(title_of(evaluation))}. Pool: {markdown_text(evaluation.pool)}.", ""]
     lines += _markdown_table(evaluation, RETRIEVAL, ceiling=True)
     if evaluation.against is not None:
-        lines += ["", f"Minus {evaluation.against}, paired by query:", ""]
+        lines += ["", f"Minus {markdown_text(evaluation.against)}, paired by query:", ""]
         rows = {
             name: [with_interval(row[metric], signed=True) for metric in MAIN]
             for name, row in evaluation.differences.items()
@@ -55,7 +56,7 @@ def _markdown(evaluation: Evaluation) -> str:
         lines += markdown_grid(MAIN, rows)
     lines += ["", "Ground-truth proponents among opponents (lower is better):", ""]
     lines += _markdown_table(evaluation, OPPONENTS, ceiling=False)
-    lines += ["", *[f"- {note}" for note in notes_of(evaluation)]]
+    lines += ["", *[f"- {markdown_text(note)}" for note in notes_of(evaluation)]]
     return "\n".join(lines) + "\n"
 
 

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from ftrace.arguments import Name, Positive, Seed, checked
+from ftrace.console import PlainTable
 from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.files import replace_text
-from ftrace.evaluation.formatting import percent, plain_table
+from ftrace.evaluation.formatting import mean_and_rest, percent, plain_table
 from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate
 from ftrace.evaluation.stores import row_name
@@ -172,21 +172,21 @@ def _gained_before(store: ScoreStore, kind: str, query: int) -> float | None:
     return parts.get("before", 0.0) / total if total else 0.0
 
 
-def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
+def render_learned_when(bins: Sequence[LearnedBin]) -> PlainTable:
     """Render a table with a column for each bin."""
     title = f"{METRIC} in percent, by the step at which a query was first right"
     columns = [f"{when(learned_bin)}\n{learned_bin.num_queries} queries" for learned_bin in bins]
     table = plain_table(title, "scores", columns)
     for name in bins[0].methods:
-        table.add_row(escape(name), *[_precision(learned_bin.methods[name].precision) for learned_bin in bins])
+        table.add_row(name, *[_precision(learned_bin.methods[name].precision) for learned_bin in bins])
     table.add_row("ceiling", *[f"{percent(learned_bin.ceiling)}      " for learned_bin in bins], style="dim")
     first, *others = bins[0].methods
     if others:
         table.add_section()
-        table.add_row(f"rank correlation with {escape(first)}", style="dim")
+        table.add_row(f"rank correlation with {first}", style="dim")
         for name in others:
             cells = [f"{learned_bin.methods[name].rank_correlation:.2f}      " for learned_bin in bins]
-            table.add_row(f"  {escape(name)}", *cells, style="dim")
+            table.add_row(f"  {name}", *cells, style="dim")
             left_out = [learned_bin.methods[name].undefined for learned_bin in bins]
             if any(left_out):
                 cells = [f"{count}      " if count else "" for count in left_out]
@@ -198,7 +198,7 @@ def render_learned_when(bins: Sequence[LearnedBin]) -> Table:
         for name in broken_down:
             shares = [learned_bin.methods[name].before for learned_bin in bins]
             cells = ["" if share is None else f"{share:.0%}      " for share in shares]
-            table.add_row(f"  {escape(name)}", *cells, style="dim")
+            table.add_row(f"  {name}", *cells, style="dim")
     return table
 
 
@@ -210,9 +210,9 @@ def when(learned_bin: LearnedBin) -> str:
     return f"step {first}" if first == last else f"{first} to {last}"
 
 
-def _precision(estimate: Estimate) -> str:
+def _precision(estimate: Estimate) -> Text:
     half = (estimate.high - estimate.low) / 2
-    return percent(estimate.mean) + ("" if math.isnan(half) else f" [dim]±{100 * half:<4.1f}[/]")
+    return mean_and_rest(percent(estimate.mean), "" if math.isnan(half) else f" ±{100 * half:<4.1f}")
 
 
 def write_learned_when(bins: Sequence[LearnedBin], file: Path) -> None:

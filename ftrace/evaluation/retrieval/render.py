@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from ftrace.console import PlainTable
 from ftrace.evaluation.formatting import cell, percent, plain_table
 from ftrace.evaluation.query_groups import QueryGroup
 from ftrace.evaluation.retrieval.evaluation import Evaluation
 from ftrace.evaluation.retrieval.metrics import MAIN
+from ftrace.shown_text import plain
 
 _MOST_COLUMNS = 6
 
@@ -73,7 +73,7 @@ def notes_of(evaluation: Evaluation) -> list[str]:
 def render_table(evaluation: Evaluation) -> RenderableType:
     """Render the main metrics, the best of each column bold, and below them differences to a row if asked for."""
     parts: list[RenderableType] = [_main_table(evaluation)]
-    parts += [Text(f" {note}", style="dim") for note in notes_of(evaluation)]
+    parts += [Text(f" {plain(note)}", style="dim") for note in notes_of(evaluation)]
     if evaluation.against is not None:
         parts += [Text(), _difference_table(evaluation)]
     return Stack(*parts)
@@ -88,14 +88,14 @@ def _columns(evaluation: Evaluation) -> tuple[str, ...]:
     return MAIN if len(evaluation.runs) == 1 else tuple(metric for metric in MAIN if metric != "P@1")
 
 
-def _main_table(evaluation: Evaluation) -> Table:
+def _main_table(evaluation: Evaluation) -> PlainTable:
     metrics = _columns(evaluation)
-    table = plain_table(escape(title_of(evaluation)), "method", metrics)
+    table = plain_table(title_of(evaluation), "method", metrics)
     shown = _shown(evaluation)
     best = {metric: max(evaluation.estimates[name][metric].mean for name in shown) for metric in metrics}
     for name in shown:
         row = evaluation.estimates[name]
-        table.add_row(escape(name), *[cell(row[metric], bold=row[metric].mean == best[metric]) for metric in metrics])
+        table.add_row(name, *[cell(row[metric], bold=row[metric].mean == best[metric]) for metric in metrics])
     if evaluation.published:
         table.add_section()
         table.add_row("published", style="italic")
@@ -109,16 +109,16 @@ def _main_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _difference_table(evaluation: Evaluation) -> Table:
+def _difference_table(evaluation: Evaluation) -> PlainTable:
     metrics = _columns(evaluation)
     table = plain_table(
-        f"minus {escape(evaluation.against or '')}, paired by query; bold: the interval is without 0", "method", metrics
+        f"minus {evaluation.against or ''}, paired by query; bold: the interval is without 0", "method", metrics
     )
     for name in _shown(evaluation):
         if name != evaluation.against:
             row = evaluation.differences[name]
             cells = [cell(row[metric], bold=row[metric].excludes_0, signed=True) for metric in metrics]
-            table.add_row(escape(name), *cells)
+            table.add_row(name, *cells)
     return table
 
 
@@ -126,7 +126,7 @@ def render_breakdown(evaluation: Evaluation, groups: Sequence[QueryGroup], metri
     """Render one metric by group of queries, with a column for each of the first methods."""
     shown = _shown(evaluation)
     by = {"relation": "relation", "proponents": "number of proponents"}[groups[0].by]
-    table = plain_table(f"{metric} by {by}", by, ("queries", *map(escape, shown[:_MOST_COLUMNS])))
+    table = plain_table(f"{metric} by {by}", by, ("queries", *shown[:_MOST_COLUMNS]))
     for group in groups:
         cells = [percent(group.estimates[name][metric].mean) for name in shown[:_MOST_COLUMNS]]
         table.add_row(group.name, str(group.num_queries), *cells)

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
-from ftrace.evaluation.formatting import markdown_grid, percent, plain_table, with_interval
+from ftrace.evaluation.formatting import markdown_grid, mean_and_rest, percent, plain_table, with_interval
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.tail_patch.patching import PatchedPairs
 from ftrace.evaluation.tail_patch.summaries import OfKind, TailPatchRow, TailPatchTable
+from ftrace.shown_text import markdown_text, plain
 
 _COLUMNS = ("rise", "minus random", "raised")
 
@@ -30,17 +30,17 @@ def render_tail_patch(table: TailPatchTable) -> RenderableType:
         rise = points(row.rise.mean) or "NaN"
         beyond = row.beyond_random
         main.add_row(
-            escape(name),
-            f"{f'[bold]{rise}[/]' if row.rise.mean == best else rise}{_half(row.rise)}",
-            "" if beyond is None else f"{points(beyond.mean)}{_half(beyond)}",
-            f"{percent(row.raised.mean)}{_half(row.raised, digits=1)}",
+            name,
+            mean_and_rest(rise, _half(row.rise), bold=row.rise.mean == best),
+            "" if beyond is None else mean_and_rest(points(beyond.mean), _half(beyond)),
+            mean_and_rest(percent(row.raised.mean), _half(row.raised, digits=1)),
         )
-    parts: list[RenderableType] = [main, *(Text(f" {note}", style="dim") for note in _notes(table))]
+    parts: list[RenderableType] = [main, *(Text(f" {plain(note)}", style="dim") for note in _notes(table))]
     if any(row.kinds for row in table.rows.values()):
         title = f"\nWhat kind of examples the top {table.k} are: percent of them, and their mean rise"
         kinds = plain_table(title, "method", [kind.replace(" ", "\n", 1) for kind in KINDS])
         for name, row in table.rows.items():
-            kinds.add_row(escape(name), *map(_of_kind, row.kinds))
+            kinds.add_row(name, *map(_of_kind, row.kinds))
         parts.append(kinds)
     return Group(*parts)
 
@@ -79,7 +79,7 @@ def points(share: float) -> str:
 
 def _title(table: TailPatchTable) -> str:
     asked = f"{len(table.queries)} queries ({table.queries.description})"
-    return escape(f"Tail-patch of the top {table.k}, in percentage points: {asked}, {table.snapshot}")
+    return f"Tail-patch of the top {table.k}, in percentage points: {asked}, {table.snapshot}"
 
 
 def _notes(table: TailPatchTable) -> list[str]:
@@ -94,11 +94,13 @@ def _notes(table: TailPatchTable) -> list[str]:
 
 def _half(estimate: Estimate, digits: int = 2) -> str:
     half = (estimate.high - estimate.low) / 2
-    return " " * (4 + digits) if math.isnan(half) else f" [dim]±{f'{100 * half:.{digits}f}':<{2 + digits}}[/]"
+    return " " * (4 + digits) if math.isnan(half) else f" ±{f'{100 * half:.{digits}f}':<{2 + digits}}"
 
 
-def _of_kind(kind: OfKind) -> str:
-    return f"{percent(kind.share.mean)} [dim]{points(kind.rise.mean) or ' ' * 5}[/]" if kind.count else "0.0      "
+def _of_kind(kind: OfKind) -> Text:
+    if not kind.count:
+        return Text("0.0      ")
+    return mean_and_rest(percent(kind.share.mean), f" {points(kind.rise.mean) or ' ' * 5}")
 
 
 def _points_with_ends(estimate: Estimate | None) -> str:
@@ -113,7 +115,8 @@ def _markdown(table: TailPatchTable) -> str:
         name: [*map(_points_with_ends, (row.rise, row.beyond_random)), with_interval(row.raised)]
         for name, row in table.rows.items()
     }
-    lines = [f"{_title(table)}.", "", *markdown_grid(_COLUMNS, rows), "", *[f"- {note}" for note in _notes(table)]]
+    notes = [f"- {markdown_text(note)}" for note in _notes(table)]
+    lines = [f"{markdown_text(_title(table))}.", "", *markdown_grid(_COLUMNS, rows), "", *notes]
     if any(row.kinds for row in table.rows.values()):
         of_kinds = {
             name: [

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from ftrace.gradients import leave_out
+from ftrace.shown_text import plain_lines
 
 
 class SelfCheckError(RuntimeError):
@@ -48,4 +49,4 @@ class Failures:
             raise SelfCheckError(message)
         self.problems.append(problem)
         if len(self.problems) == 1:
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(plain_lines(message), stacklevel=4)

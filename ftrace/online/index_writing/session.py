@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,17 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients import GradientCapture, leave_out
-from ftrace.index import GradientIndex, IndexSettings, begin_index, block_weights, write_examples
+from ftrace.index import (
+    GradientIndex,
+    IndexSettings,
+    begin_index,
+    block_weights,
+    read_manifest,
+    write_examples,
+)
 from ftrace.online.hooks import is_compiled_anywhere, refuse_batch_statistics
 from ftrace.online.index_writing.index_run import IndexRun, RunSettings
+from ftrace.online.index_writing.progress import is_unneeded, note_progress, remove_index
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.segments import drop_rows_from
 from ftrace.online.loop import TrainingLoop
@@ -21,6 +28,7 @@ from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.signals import TrainingSignals
 from ftrace.online.texts.descriptions import Descriptions
 
 
@@ -48,6 +56,8 @@ class IndexSession:
         self._restored: dict[str, Any] | None = None
         self._folder: OutputFolder | None = None  # of the last run, which may be continued
         self._descriptions: Descriptions | None = None  # of that run, likewise
+        self._signals: TrainingSignals | None = None
+        self._is_alone = False
 
     @property
     def running(self) -> IndexRun:
@@ -77,6 +87,8 @@ class IndexSession:
         Raises:
             ValueError: If something in the module or the folder isn't supported.
         """
+        self._is_alone = False
+        self.signals_begin(loop)
         warn_of_missing_rates(loop.optimizers, self.who, "the index")
         optimizer = loop.optimizers[0]
         if self._capture is None:
@@ -92,6 +104,17 @@ class IndexSession:
         run.resume_segment()
         self._handles.append(optimizer.register_step_post_hook(run.end_step))
         self.run = run
+
+    def signals_begin(self, loop: TrainingLoop) -> None:
+        """Let signals end all processes of the training together, from here on."""
+        if self._signals is None:
+            self._signals = TrainingSignals.begin(loop)
+
+    def batch_begins(self, batch: Any, batch_idx: int) -> None:
+        """Stop if a signal has come, and begin to record."""
+        if self._signals is not None:
+            self._signals.stop_together()
+        self.running.begin_batch(batch, batch_idx)
 
     def _find_folder(self, loop: TrainingLoop, output_dir: Path | None, default_dir: Path) -> OutputFolder:
         restored, self._restored = self._restored, None
@@ -128,7 +151,14 @@ class IndexSession:
         facts = {"written_by": self.who, "output": "the training loss", "run_id": run.folder.run_id, "data": data}
         manifest = run.folder.path / "index.json"
         if process_rank() == 0:
-            run.folder.refuse_another_run(json.loads(manifest.read_text()) if manifest.exists() else None)
+            if is_unneeded(run.folder.path, run.folder.run_id):
+                run.loop.tell(
+                    f"{self.who}: replaces the index in {run.folder.path}, whose run has ended without a checkpoint"
+                )
+                remove_index(run.folder.path)
+            run.folder.refuse_another_run(read_manifest(run.folder.path) if manifest.exists() else None)
+            if not manifest.exists():
+                note_progress(run.folder.path, run.folder.run_id, "begun")
             begin_index(run.folder.path, self.index, run.loop.module, run.names, facts)
             drop_rows_from(run.folder.path, run.loop.step, self.index.dtype)
         gather_objects(None)  # a barrier: no process reads segments before rows have been dropped
@@ -153,6 +183,8 @@ class IndexSession:
         run = self.running
         run.finish()
         self._write_texts(run)
+        if self._signals is not None:
+            self._signals.stop_together()
         self.detach()
 
     def _write_texts(self, run: IndexRun) -> None:
@@ -169,6 +201,7 @@ class IndexSession:
             texts = run.descriptions.texts(described, ids).examples
             if texts is not None:
                 write_examples(run.folder.path, texts)
+            note_progress(run.folder.path, run.folder.run_id, "finished")
             size = sum(file.stat().st_size for file in run.folder.path.glob("segment-*/*"))
             run.loop.tell(
                 f"{self.who}: {index.num_rows:,} rows of {index.size:,} numbers in {len(index.segments)} segments, "
@@ -185,14 +218,31 @@ class IndexSession:
 
     def training_has_failed(self) -> None:
         """Write buffered rows to disk."""
+        signals = self._signals
+        self._is_alone = num_processes() > 1 and (signals is None or not signals.stopped_together)
+        if signals is not None:
+            signals.ending_begins()
         try:
             if self.run is not None:
                 self.run.flush()
+            if not self._is_alone:
+                gather_objects(None)  # a barrier: when one process is gone, those that are left are killed
         finally:
-            self.detach()
+            self._detach_hooks()  # the loop puts back the handlers of signals once it has ended, too
+
+    @property
+    def ends_together(self) -> bool:
+        """Whether all processes have stopped at the same place, where they may still wait for each other."""
+        return not self._is_alone
 
     def detach(self) -> None:
-        """Remove all hooks, and let other runs write to the folder."""
+        """Remove all hooks and handlers of signals, and let other runs write to the folder."""
+        if self._signals is not None:
+            self._signals.restore()
+            self._signals = None
+        self._detach_hooks()
+
+    def _detach_hooks(self) -> None:
         self.release()
         if self._capture is not None:
             self._capture.detach()
@@ -209,11 +259,16 @@ class IndexSession:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Write buffered rows to disk, and return the checkpoint's entry."""
+        """Write buffered rows to disk, and return the checkpoint's entry: none if other processes are gone."""
         if self._folder is None:
+            return {}
+        if self._is_alone:
+            warn(f"{self.who}: a checkpoint was saved without its index, since other processes have failed")
             return {}
         if self.run is not None:
             self.run.flush()
+        if process_rank() == 0:
+            note_progress(self._folder.path, self._folder.run_id, "in a checkpoint")
         entry = {"version": 1, "run_id": self._folder.run_id, "output_dir": str(self._folder.path)}
         assert self._descriptions is not None
         texts = self._descriptions.save(self._folder.beside("state"))

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page
 
 import ftrace.report.explorer
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import plain
 from ftrace.views.marked_text import excerpt
 from ftrace.views.ranking import Place
 from ftrace.views.sources import History

@@ -12,10 +12,12 @@
 
 const { h, render, Component, Fragment } = preact;
 
-/** As in ftrace.scores.plain_text: what a browser would act on, or a reader couldn't see. */
+/** As in ftrace.shown_text: what a browser would act on, or a reader couldn't see. */
 const UNPRINTABLE =
-  /\r\n|[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\u{e0000}-\u{e00ff}]/gu;
+  /\r\n|[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\u{1d173}-\u{1d17a}\u{e0000}-\u{e00ff}]/gu;
 const LINE_BREAKS = ["\n", "\r\n", "\u2028", "\u2029"];
+/** Which stay behind a letter that they can join to another one. */
+const JOINERS = ["\u200c", "\u200d"];
 /** Stands in a prompt for what the model is to fill in. */
 const BLANK = /<extra_id_\d+>/g;
 
@@ -24,7 +26,8 @@ const BLANK = /<extra_id_\d+>/g;
  * @param {string} text
  */
 function plain(text) {
-  return text.replace(UNPRINTABLE, (found) => {
+  return text.replace(UNPRINTABLE, (found, /** @type {number} */ place) => {
+    if (JOINERS.includes(found) && text.charCodeAt(place - 1) > 0x7f) return found;
     if (LINE_BREAKS.includes(found)) return " ↵ ";
     if (found === "\t") return " ";
     const code = found.codePointAt(0) ?? 0;

@@ -33,7 +33,7 @@ from ftrace.report.explorer.format import (
     QueryChunk,
     QueryList,
 )
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 from ftrace.views import Source, StoreSource, title_of
 from ftrace.views.joining import text_of
 

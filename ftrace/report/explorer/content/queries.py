@@ -16,7 +16,7 @@ from ftrace.report.explorer.content.parts import Breakdown
 from ftrace.report.explorer.format import Example, QueryChunk
 from ftrace.report.explorer.format import Said as SaidInReport
 from ftrace.report.explorer.short_numbers import finite
-from ftrace.scores.plain_text import counted
+from ftrace.shown_text import counted
 from ftrace.views import Row, Said, Source, StoreSource, title_of
 from ftrace.views.duplicates import fold_duplicates
 from ftrace.views.joining import GroundTruth, name_of, other_answers, query_words, said_of, text_of

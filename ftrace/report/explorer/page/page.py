@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ftrace.report.explorer.format import FORMAT, VERSION
 from ftrace.report.explorer.page.app_parts import PARTS, STYLES
-from ftrace.scores.plain_text import plain
+from ftrace.shown_text import plain
 
 # By this a report is known as ours, of whatever version: it stands before the title and whatever else comes from data.
 _SIGN = f'''<!doctype html>

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ftrace.scores import ScoreStore
-from ftrace.scores.plain_text import counted
 from ftrace.scores.store_views import store_facts
+from ftrace.shown_text import counted
 
 _MOST = 200  # characters of a value
 _MOST_NAMES = 5
