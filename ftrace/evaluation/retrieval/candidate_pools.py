@@ -198,9 +198,7 @@ def _read(rows: Rows, wanted: set[str], *, keep_documents: bool) -> tuple[list[l
     with_answer: dict[str, list[int]] = {answer: [] for answer in wanted}
     texts = rows.select_columns(["inputs_pretokenized", "targets_pretokenized"])
     example_id = 0
-    for batch in track(
-        texts.iter(_ROWS_AT_ONCE), f"reading rows, {_ROWS_AT_ONCE:,} at a time", -(-len(rows) // _ROWS_AT_ONCE)
-    ):
+    for batch in track(texts.iter(_ROWS_AT_ONCE), "batches of rows", -(-len(rows) // _ROWS_AT_ONCE)):
         for inputs, targets in zip(batch["inputs_pretokenized"], batch["targets_pretokenized"], strict=True):
             for answer in answers_in(targets):
                 if answer in with_answer:
