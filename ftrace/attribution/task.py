@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor
 
-from ftrace.arguments import Name, Positive, checked
+from ftrace.arguments import Name, NonNegativeNumber, Positive, checked
 from ftrace.data import FactData
 from ftrace.files.claims import claimed
 from ftrace.gradients import full_name, nearest
@@ -76,7 +76,7 @@ class Task:
     memory_budget: Positive = 2 * 2**30
     batch_size: Positive | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
+    started: NonNegativeNumber = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         for what, ids, count in (

@@ -10,6 +10,7 @@ from typing import Literal
 from ftrace.arguments import Count, Name, checked
 from ftrace.causal import CausalSettings
 from ftrace.commands import attribute, causal_trace
+from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
 from ftrace.commands.report import report_of_run
@@ -43,6 +44,9 @@ class AfterTraining:
     report: bool = True
 
 
+TRAINED = "The trained run is kept in {}: ftrace attribute, ftrace show and ftrace report go on with it."
+
+
 def trace_run(folder: Path, settings: AfterTraining) -> None:
     """Compare a run's online scores with baselines, show some queries, and say where everything is.
 
@@ -50,6 +54,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         folder: The run's log folder.
         settings: The section ``trace`` of its config.
     """
+    say_kept(TRAINED.format(folder))
     console = PlainConsole()
     run = Run(folder, trust=True)  # it has just been trained here
     stores = {"online": ScoreStore.open(folder / "online")}
@@ -78,9 +83,10 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
         tracing = CausalSettings(window=1, only_correct=bool(learned))
         try:
-            causal_trace.causal_trace(
-                tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False, trust=True
-            )
+            with kept(TRAINED.format(folder)):
+                causal_trace.causal_trace(
+                    tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False, trust=True
+                )
             paths["causal traces"] = folder / "causal"
         except ValueError as error:  # a model that answers nothing correctly, for example
             console.print(f"Not traced: {error}", soft_wrap=True)

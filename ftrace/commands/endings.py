@@ -18,6 +18,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from ftrace.commands.readable_errors import readable
 from ftrace.shown_text import one_line
 
 NOTHING_KEPT = "Nothing was written."
@@ -152,7 +153,7 @@ def _message(error: BaseException) -> str | None:
         return f"expected input that is not nested so deeply ({text})"
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" for kind in type(error).__mro__}
     if isinstance(error, _OF_INPUT) or names & _OF_INPUT_BY_NAME:
-        return text or type(error).__name__
+        return readable(error)
     return None
 
 

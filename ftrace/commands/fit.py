@@ -105,7 +105,6 @@ class FactTracingCLI(LightningCLI):
         """Compare with baselines and show some queries, if the config asks for it."""
         folder = self.trainer.log_dir  # None in a fast_dev_run
         if self._trace_settings is not None and folder is not None and not self.trainer.interrupted:
-            say_kept(f"The trained run is kept in {folder}: ftrace attribute and ftrace report go on with it.")
             trace_run(Path(folder), self._trace_settings)
 
     def _what_is_kept(self) -> str:

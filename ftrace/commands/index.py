@@ -176,15 +176,13 @@ def corpus_of(run: Run, files: list[str]) -> FactData:
 
 
 def check_index(opened: GradientIndex) -> None:
-    """Read all rows, and check them against their checksums.
+    """Read all files, and check them against their digests.
 
     Raises:
-        ValueError: If a shard is damaged, by name.
+        ValueError: If a file is damaged, by name.
     """
-    for segment in opened.segments:
-        segment.check()
-    count = sum(segment.num_shards for segment in opened.segments)
-    PlainConsole().print(f"All {count} files of rows of {opened.folder} are as they were written", soft_wrap=True)
+    count = sum(1 for _ in opened.checked_files())
+    PlainConsole().print(f"All {count} files of {opened.folder} are as they were written", soft_wrap=True)
 
 
 def make_plan(

@@ -21,6 +21,8 @@ from typing import Annotated, NotRequired, TypedDict
 import xxhash
 from msgspec import Meta
 
+from ftrace.files.inside import inside
+
 SMALL = 64 * 2**20  # bytes that are digested in the blink of an eye
 BLOCK = 4 * 2**20
 _HEX_OF_BLOCK = 16
@@ -99,7 +101,7 @@ class FolderCheck:
 
     def has(self, name: str) -> bool:
         """Tell whether the folder must hold a file; of a folder without facts, whether it does."""
-        return (self._folder / name).exists() if self._files is None else name in self._files
+        return (inside(self._folder, name)).exists() if self._files is None else name in self._files
 
     def check(self, name: str, *, at_once: bool = False) -> None:
         """Make sure, before a file is used, that it is what was written.
@@ -114,13 +116,16 @@ class FolderCheck:
         Raises:
             DamagedError: If the file is missing, not noted, or not what was written.
         """
-        if self._files is None or name in self._right:
+        if name in self._right:
+            return
+        if self._files is None:
+            inside(self._folder, name)
             return
         if name in self._under_way and not at_once:
             self._under_way[name].raise_what_is_known()
             return
         facts = self._check_size(name)
-        if facts["bytes"] > self._small and _stamp(self._folder / name, facts) in _verified:
+        if facts["bytes"] > self._small and _stamp(inside(self._folder, name), facts) in _verified:
             self._right.add(name)
         elif facts["bytes"] <= self._small or at_once:
             self._check_digest(name)
@@ -140,7 +145,8 @@ class FolderCheck:
         Raises:
             DamagedError: As :meth:`check`.
         """
-        digests = (self._files or {}).get(name, {}).get("xxh3_64_of_blocks")
+        facts = (self._files or {}).get(name)
+        digests = None if facts is None else facts.get("xxh3_64_of_blocks")
         if digests is None or name in self._right:
             self.check(name)
             return
@@ -173,7 +179,7 @@ class FolderCheck:
             yield name
 
     def _check_size(self, name: str) -> FileFacts:
-        file = self._folder / name
+        file = inside(self._folder, name)
         facts = (self._files or {}).get(name)
         if facts is None:
             raise DamagedError(f"{str(file)!r} is damaged or foreign: the manifest of its folder doesn't list it")
@@ -186,7 +192,7 @@ class FolderCheck:
         return facts
 
     def _check_blocks(self, name: str, blocks: Iterable[int], digests: str) -> None:
-        file = self._folder / name
+        file = inside(self._folder, name)
         with _readable(file), file.open("rb") as stream:
             for block in blocks:
                 stream.seek(block * BLOCK)
@@ -199,7 +205,7 @@ class FolderCheck:
                     )
 
     def _check_digest(self, name: str) -> None:
-        file = self._folder / name
+        file = inside(self._folder, name)
         assert self._files is not None
         noted = self._files[name]
         with _readable(file):

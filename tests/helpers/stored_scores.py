@@ -21,7 +21,11 @@ def _make_store(folder: Path, seed: int) -> None:
     store = make_store(
         folder,
         {key: generator.normal(size=(5, 2)).astype(np.float32) for key in keys},
-        manifest={"method": f"test {seed}", "doubts": {"dot": ["none"]}, "ledger": {"summary": "fell", "fall": 1.0}},
+        manifest={
+            "method": f"test {seed}",
+            "doubts": {"learning": ["none"]},
+            "ledger": {"summary": "fell", "fall": 1.0},
+        },
         ledger=make_ledger(rest=float(seed)),
     )
     store.put_texts(queries=texts)
