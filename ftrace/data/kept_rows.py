@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 from typing_extensions import override
 
-from ftrace.arguments import Seed, checked
+from ftrace.arguments import Count, checked
 from ftrace.data.collators import IGNORED
 from ftrace.data.fact_data import FactData
 
@@ -60,7 +60,9 @@ class KeptRows(LightningDataModule):
         ValueError: If no row is kept, or ``is_kept`` has another length.
     """
 
-    def __init__(self, data: FactData, rows: CollatedRows, is_kept: np.ndarray, order_seed: Seed | None = None) -> None:
+    def __init__(
+        self, data: FactData, rows: CollatedRows, is_kept: np.ndarray, order_seed: Count | None = None
+    ) -> None:
         super().__init__()
         if is_kept.shape != (len(rows),) or not is_kept.any():
             raise ValueError(f"expected some of {len(rows)} rows to be kept, found {is_kept.sum()} of {is_kept.shape}")
