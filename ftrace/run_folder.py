@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-from ftrace.files.digests import DamagedError
 from ftrace.files.inside import inside
 from ftrace.files.manifests import read_json, write_json
 from ftrace.scores.store_files import FORMAT, MANIFEST
@@ -23,7 +22,7 @@ ONLINE = "online"
 class LearnedFacts(TypedDict):
     """Which queries were learned: the fields of :class:`ftrace.evaluation.LearnedQueries`."""
 
-    rule: str
+    rule: Literal["paper", "last"]
     query_ids: list[int]
     asked: int
     right_at_last: int
@@ -95,7 +94,7 @@ def last_snapshot(run: Path) -> Path | None:
 
 def kept_learned(run: Path) -> dict[str, LearnedFacts]:
     """Return which queries were found to be learned, by rule; what can't be read is made anew."""
-    with contextlib.suppress(OSError, DamagedError):
+    with contextlib.suppress(OSError, ValueError):
         kept: Any = read_json(inside(run, LEARNED), _LearnedByRule)
         return {rule: kept[rule] for rule in ("paper", "last") if rule in kept}
     return {}

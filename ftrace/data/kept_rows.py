@@ -53,8 +53,8 @@ class KeptRows(LightningDataModule):
         data: The data set, set up.
         rows: Its training rows.
         is_kept: ``[N]`` bool, whether each training row is kept.
-        order_seed: Count of the order; None keeps the order in which Lightning would have shuffled all rows,
-            minus those that are left out.
+        order_seed: Seed of the order, of up to 63 bits; None keeps the order in which Lightning would have shuffled all
+            rows, minus those that are left out.
 
     Raises:
         ValueError: If no row is kept, or ``is_kept`` has another length.

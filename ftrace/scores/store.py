@@ -32,7 +32,7 @@ from ftrace.scores.ids import as_ids
 from ftrace.scores.labelled_arrays import labelled_array
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.ranking import strongest
-from ftrace.scores.score_rows import ScoreRows, write_in_columns
+from ftrace.scores.row_ranges import ScoreRows, write_in_columns
 from ftrace.scores.store_files import (
     LEDGER,
     check_kinds,
