@@ -94,10 +94,8 @@ def command(
     wants_page = out is not None or figures is None
     if wants_page:
         check_place(path, single_file=single_file)
-    if figures is not None and (not figures or Path(figures).is_file()):
-        raise ValueError(
-            f"figures: expected the name of a folder, found {f'the file {figures!r}' if figures else 'none'}"
-        )
+    if figures is not None and Path(figures).is_file():
+        raise ValueError(f"figures: expected the name of a folder, found the file {figures!r}")
     content = make_content(opened, queries, k, opponents, tokens, is_redacted=redact)
     say = partial(PlainConsole().print, soft_wrap=True)
     if figures is not None:
