@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from ftrace.files.digests import DamagedError
 from ftrace.files.inside import inside
-from ftrace.files.manifests import read_json, write_json
-from ftrace.scores.store_files import FORMAT, MANIFEST
+from ftrace.files.manifests import content_of_ours, read_json, write_json
+from ftrace.scores.store_files import EXAMPLE_IDS, FORMAT, MANIFEST
 
 CONFIG = "config.yaml"
 ANSWERS, LEARNED = "answers.json", "learned_queries.json"
@@ -23,7 +23,7 @@ ONLINE = "online"
 class LearnedFacts(TypedDict):
     """Which queries were learned: the fields of :class:`ftrace.evaluation.LearnedQueries`."""
 
-    rule: str
+    rule: Literal["paper", "last"]
     query_ids: list[int]
     asked: int
     right_at_last: int
@@ -83,9 +83,10 @@ def stores_in(run: Path) -> list[Path]:
 
 def _is_of_store(manifest: Path) -> bool:
     try:
-        return bool(read_json(manifest, dict[str, Any], digest=False).get("format") == FORMAT)
-    except (OSError, ValueError):
-        return False
+        facts = content_of_ours(manifest)
+    except DamagedError:
+        return (manifest.parent / EXAMPLE_IDS).exists()  # a store, whose reader says what is wrong with it
+    return facts is not None and facts.get("format") == FORMAT
 
 
 def last_snapshot(run: Path) -> Path | None:
@@ -95,7 +96,7 @@ def last_snapshot(run: Path) -> Path | None:
 
 def kept_learned(run: Path) -> dict[str, LearnedFacts]:
     """Return which queries were found to be learned, by rule; what can't be read is made anew."""
-    with contextlib.suppress(OSError, DamagedError):
+    with contextlib.suppress(OSError, ValueError):
         kept: Any = read_json(inside(run, LEARNED), _LearnedByRule)
         return {rule: kept[rule] for rule in ("paper", "last") if rule in kept}
     return {}

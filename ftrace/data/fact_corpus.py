@@ -41,10 +41,11 @@ class FactCorpus(FactData):
         *args: Any,
         **settings: Any,
     ) -> None:
+        shared = FactDataSettings(*args, **settings)  # whose faults are found before any file is read
         self.train_files = _files("train", train)
         self.query_files = _files("queries", queries)
         key = hash_of_files([*self.train_files, *self.query_files], str(len(self.train_files)))
-        super().__init__(f"corpus-{key}", FactDataSettings(*args, **settings))
+        super().__init__(f"corpus-{key}", shared)
 
     @override
     def is_made(self) -> bool:

@@ -19,7 +19,7 @@ from ftrace.online.scoring.momentum import horizon_of
 from ftrace.online.scoring.row_blocks import BlockMemory
 from ftrace.online.traced_run import TracedRun
 from ftrace.scores.ledger import COLUMNS
-from ftrace.scores.score_rows import RANGE_BYTES
+from ftrace.scores.row_ranges import RANGE_BYTES
 
 _BYTES_OF_ID = 200  # of an example's id in dictionaries, and of its row
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftrace.scores import score_rows
-from ftrace.scores.score_rows import row_ranges, write_in_columns
+from ftrace.scores import row_ranges as module_of_ranges
+from ftrace.scores.row_ranges import row_ranges, write_in_columns
 
 
 @pytest.mark.parametrize("range_bytes", [1, 100, 2**20])
@@ -16,7 +16,7 @@ from ftrace.scores.score_rows import row_ranges, write_in_columns
 def test_a_matrix_in_ranges_is_the_file_that_numpy_writes(
     shape: tuple[int, ...], range_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score_rows, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(module_of_ranges, "RANGE_BYTES", range_bytes)
     scores = np.random.default_rng(0).normal(size=shape)
     order = np.random.default_rng(1).permutation(len(scores))
     write_in_columns(tmp_path / "ranges.npy", scores, order, np.float32)
