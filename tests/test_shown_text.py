@@ -74,5 +74,6 @@ def test_nobody_prints_by_a_console_that_reads_markup() -> None:
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             assert not (isinstance(node, ast.ImportFrom) and node.module == "rich.markup"), file
-            is_console = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console"
-            assert not is_console, f"{file}: take ftrace.console.PlainConsole"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console":
+                settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert settings.get("markup") == "False", f"{file}: take ftrace.console.PlainConsole"
