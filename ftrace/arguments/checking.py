@@ -51,7 +51,7 @@ def checked(function: T) -> T:
         ...     return k
         >>> best(k=0)
         Traceback (most recent call last):
-        ValueError: k: expected a whole number of at least 1, found 0
+        ValueError: k: expected at least 1, found 0
     """
     if inspect.isclass(function):
         function.__init__ = _checking(function.__init__, function if is_dataclass(function) else function.__init__)  # type: ignore[method-assign]

@@ -84,19 +84,18 @@ def command(
     queries: Sequence[Name] | None = None,
     tokens: Count = 10,
     redact: bool = False,
+    check: bool = False,
     trust: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
-    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, trust=trust)
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, check=check, trust=trust)
     path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
     wants_page = out is not None or figures is None
     if wants_page:
         check_place(path, single_file=single_file)
-    if figures is not None and (not figures or Path(figures).is_file()):
-        raise ValueError(
-            f"figures: expected the name of a folder, found {f'the file {figures!r}' if figures else 'none'}"
-        )
+    if figures is not None and Path(figures).is_file():
+        raise ValueError(f"figures: expected the name of a folder, found the file {figures!r}")
     content = make_content(opened, queries, k, opponents, tokens, is_redacted=redact)
     say = partial(PlainConsole().print, soft_wrap=True)
     if figures is not None:

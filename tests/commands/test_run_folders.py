@@ -46,3 +46,13 @@ def test_two_loggers_of_one_run_share_its_number(tmp_path: Path) -> None:
     with ExitStack() as claims:
         claim_run_folders([*loggers, object()], claims)
         assert {Path(logger.log_dir).name for logger in loggers} == {"version_0"}
+
+
+def test_claims_of_killed_runs_are_removed(tmp_path: Path) -> None:
+    dead = tmp_path / "a" / ".version_0.claim"
+    (tmp_path / "a" / "version_0").mkdir(parents=True)
+    dead.write_text("ftrace fit (process 1 on a host since yesterday)\n")
+    with ExitStack() as claims:
+        assert begun(CSVLogger(tmp_path, "a"), claims) == "version_1"
+        assert not dead.exists()
+        assert (tmp_path / "a" / ".version_1.claim").exists()
