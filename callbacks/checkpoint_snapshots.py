@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Within, checked
 from ftrace.callbacks.lightning_loop import LightningLoop
+from ftrace.callbacks.output_dirs import drop_earlier_trial, output_dir_of
 from ftrace.files.claims import Claim
 from ftrace.online.output_folder import claim_for_all
 from ftrace.online.snapshots import save_snapshot
@@ -58,8 +59,8 @@ class CheckpointSnapshots(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "snapshots"
-        self._output_dir = Path(self.output_dir) if self.output_dir is not None else default_dir
+        self._output_dir = output_dir_of(trainer, self.output_dir, "snapshots")
+        drop_earlier_trial(trainer, self._output_dir)
         self._saved_at = None
         self._release()
         self._claim = claim_for_all(self._output_dir, "CheckpointSnapshots")

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_loop_without_index
+from ftrace.callbacks.output_dirs import drop_earlier_trial, output_dir_of
 from ftrace.gradients import ProjectionSide
 from ftrace.index import Entries, FeatureSettings, IndexSettings
 from ftrace.launched_processes import end_failed_training, watch_processes
@@ -135,8 +136,9 @@ class GradientIndexWriter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         watch_processes(trainer)
         refuse_loop_without_index(trainer, pl_module, WHO)
-        default_dir = Path(trainer.log_dir or trainer.default_root_dir) / "index"
-        output_dir = None if self.output_dir is None else Path(self.output_dir)
+        default_dir = output_dir_of(trainer, None, "index")
+        output_dir = None if self.output_dir is None else output_dir_of(trainer, self.output_dir, "index")
+        drop_earlier_trial(trainer, output_dir or default_dir)
         data = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
         self._session.training_begins(LightningLoop(trainer, pl_module), output_dir, default_dir, data)
 

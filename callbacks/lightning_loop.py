@@ -6,10 +6,12 @@ import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
@@ -210,6 +212,14 @@ class LightningLoop:
     def log_every_n_steps(self) -> int:
         """The number of steps from one log of the trainer to the next."""
         return getattr(self.trainer, "log_every_n_steps", 0)
+
+    def deletable_checkpoints(self) -> Sequence[Path]:
+        """List those in the folders of ModelCheckpoints, unless these keep all that they save."""
+        found: list[Path] = []
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_top_k != -1 and callback.dirpath:
+                found += Path(callback.dirpath).rglob(f"*{callback.FILE_EXTENSION}")
+        return found
 
     def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
         """Those that the user has set; Lightning's own runs a collective within the handler, which other ones meet."""

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
+from ftrace.callbacks.output_dirs import drop_earlier_trial, output_dir_of
 from ftrace.gradients import ProjectionSide
 from ftrace.launched_processes import end_failed_training, watch_processes
 from ftrace.online import TraceSession, TraceSettings, Whitening
@@ -76,12 +77,14 @@ class OnlineTracIn(Callback):
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
-        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
-            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
+        keep_states: Whether to keep the files for resuming also of checkpoints that ``ModelCheckpoint`` has deleted,
+            as you need if you have copied these.
         describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
             examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
             not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
             data sets, of examples and of queries. Default: the datamodule's ``describe()``, if it has one.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop, layer, optimizer or query
@@ -112,8 +115,9 @@ class OnlineTracIn(Callback):
         self_check: bool = True,
         seed: Seed = 0,
         shared_ids: bool = False,
-        store: Literal["memory", "disk", "auto"] = "auto",
+        keep_states: bool = False,
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
+        store: Literal["memory", "disk", "auto"] = "auto",
     ) -> None:
         self.settings = TraceSettings(
             scores=scores,
@@ -134,6 +138,7 @@ class OnlineTracIn(Callback):
             seed=seed,
             shared_ids=shared_ids,
             store=store,
+            keep_states=keep_states,
         )
         self.output_dir = output_dir
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)
@@ -175,6 +180,7 @@ class OnlineTracIn(Callback):
         watch_processes(trainer)
         refuse_unsupported_loop(trainer, "OnlineTracIn")
         output_dir = self._find_output_dir(trainer)
+        drop_earlier_trial(trainer, output_dir)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [other for other in callbacks if isinstance(other, OnlineTracIn) and other is not self]
         if any(other._find_output_dir(trainer) == output_dir for other in others):
@@ -220,6 +226,7 @@ class OnlineTracIn(Callback):
         if self._session.waits_to_be_closed:  # there is nothing left to train
             self.on_train_start(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
+        self._session.checkpoints_are_saved()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -241,5 +248,4 @@ class OnlineTracIn(Callback):
         self._session.load(state_dict)
 
     def _find_output_dir(self, trainer: Trainer) -> Path:
-        default = Path(trainer.log_dir or trainer.default_root_dir) / "online"
-        return (Path(self.output_dir) if self.output_dir is not None else default).absolute()
+        return output_dir_of(trainer, self.output_dir, "online").absolute()

@@ -232,8 +232,7 @@ class Run:
 
     def _instantiate(self, section: str) -> Any:
         parser = ArgumentParser(exit_on_error=False)
-        base = KINDS[section]
-        parser.add_subclass_arguments(base, section)  # whose type is checked before it is made
+        parser.add_subclass_arguments(KINDS[section], section, required=True)  # it is checked before it is made
         return self._parsed(parser, section, self.config[section])
 
     def _parsed(self, parser: ArgumentParser, section: str, settings: Any) -> Any:

@@ -19,6 +19,7 @@ from ftrace.index.features import (
 )
 from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
 from ftrace.index.gradient_index import (
+    EXAMPLES,
     GradientIndex,
     IndexSettings,
     begin_index,
@@ -43,6 +44,7 @@ from ftrace.index.whitening import (
 )
 
 __all__ = [
+    "EXAMPLES",
     "OLD_ENTRIES",
     "OLD_OPTIONS",
     "OLD_SEARCH_OPTIONS",

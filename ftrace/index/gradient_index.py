@@ -199,9 +199,7 @@ class GradientIndex:
         digest = facts_of_file(self.folder / MANIFEST)["xxh3_128"]
         for segment in self.segments:
             if segment.manifest.get("index", digest) != digest:
-                raise DamagedError(
-                    f"{str(segment.folder)!r} was closed with another {MANIFEST}. Index again"
-                )
+                raise DamagedError(f"{str(segment.folder)!r} was closed with another {MANIFEST}. Index again")
 
     @property
     def size(self) -> int:

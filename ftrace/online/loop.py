@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -182,6 +183,9 @@ class TrainingLoop(Protocol):
             The loss as the loop would differentiate it, loss scale and accumulation included; None if there is none,
             or if the step runs its backward passes itself.
         """
+
+    def deletable_checkpoints(self) -> Sequence[Path]:
+        """List the checkpoints that there are and that the loop itself may delete."""
 
     def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
         """Return the handlers that a signal has without those of the loop itself.

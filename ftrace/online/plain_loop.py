@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,6 +140,10 @@ class PlainLoop:
         """Compute the training loss of a batch, scaled as in the last backward pass."""
         loss = self.training_loss(self.module, batch)
         return loss * self.scale if isinstance(loss, Tensor) and loss.requires_grad else None
+
+    def deletable_checkpoints(self) -> Sequence[Path]:
+        """List none: a loop written by hand keeps checkpoints where it likes."""
+        return []
 
     def handlers_of_signal(self, signum: int) -> Sequence[Any] | None:
         """Those of Python itself; a handler of the user's own is left to do what it does."""

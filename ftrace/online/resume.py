@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ftrace.online.kept_states import KeptStates
 from ftrace.online.messages import warn
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
@@ -46,7 +47,11 @@ class RunState:
         state = {**(self._ended or run.state()), "sums": run.sums.state()}
         step = state["first_step"] + state["taken"]
         folder = self._folder.beside("state")
-        entry = write_state(folder, step, process_rank(), state)
+        files = gather_objects(write_state(folder, step, process_rank(), state))
+        texts = gather_objects(run.descriptions.save(folder))
+        if process_rank() == 0 and not run.settings.keep_states:
+            given = [entry["file"] for entry in [*files, *(entry for of_process in texts for entry in of_process)]]
+            KeptStates(folder).delete_unneeded(run.loop.deletable_checkpoints(), given)
         return {
             "version": VERSION,
             "run_id": self._folder.run_id,
@@ -55,9 +60,15 @@ class RunState:
             "global_step": run.loop.step,
             "unfrozen": sorted(_unfrozen(run)),
             "query_ids": run.sums.query_ids,
-            "files": gather_objects(entry),
-            "texts": gather_objects(run.descriptions.save(folder)),
+            "files": files,
+            "texts": texts,
         }
+
+    def delete_unneeded(self, run: TracedRun) -> None:
+        """Delete the files of states whose checkpoints are gone, since no other checkpoint will be saved."""
+        folder = self._folder.beside("state")
+        if process_rank() == 0 and not run.settings.keep_states and folder.exists():
+            KeptStates(folder).delete_unneeded(run.loop.deletable_checkpoints())
 
     def remember(self, run: TracedRun) -> None:
         """Remember the state before the last steps are booked, for checkpoints that are saved after training."""

@@ -25,7 +25,7 @@ from ftrace.online.memory_needs import MemoryNeeds
 from ftrace.online.processes import gather_objects
 from ftrace.online.scoring.row_blocks import BlockMemory, zeros_in_memory
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores.score_rows import RANGE_BYTES
+from ftrace.scores.row_ranges import RANGE_BYTES
 
 StoreOption = Literal["memory", "disk", "auto"]
 

@@ -249,6 +249,11 @@ class TraceSession:
         finally:
             self._detach_hooks()  # the loop puts back the handlers of signals once it has ended, too
 
+    def checkpoints_are_saved(self) -> None:
+        """Delete files for resuming that no checkpoint needs: no other will be saved."""
+        if self.run is not None:
+            self._state.delete_unneeded(self.run)
+
     @property
     def ends_together(self) -> bool:
         """Whether all processes have stopped at the same place, where they may still wait for each other."""

@@ -61,6 +61,8 @@ class TraceSettings:
             scores are added up.
         store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
             "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
+        keep_states: Whether to keep the files for resuming also of checkpoints that ``ModelCheckpoint`` has deleted,
+            as you need if you have copied these.
 
     Raises:
         ValueError: On an unknown or unsupported option.
@@ -84,6 +86,7 @@ class TraceSettings:
     seed: Seed = 0
     shared_ids: bool = False
     store: Literal["memory", "disk", "auto"] = "auto"
+    keep_states: bool = False
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):

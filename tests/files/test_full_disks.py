@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from safetensors.torch import save_file
 
 from ftrace.files.full_disks import full_disk_named
 from ftrace.files.whole_files import whole_file, whole_folder
+from helpers.small_disk import room_for
 
-resource = pytest.importorskip("resource")
 NUMBERS = np.random.default_rng(0).random(50_000)
 
 
@@ -35,17 +34,6 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "safetensors": lambda file: save_file({"numbers": torch.from_numpy(NUMBERS)}, file),
     "torch": lambda file: torch.save(torch.from_numpy(NUMBERS), file),
 }
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond a size, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("library", WRITERS)

@@ -1,4 +1,4 @@
-"""Whatever happens to a file of ours, its reader says so in one line, or reads the same content; never other numbers."""
+"""Whatever happens to a file of ours: its reader says so in one line, or reads the same, and never other numbers."""
 
 from __future__ import annotations
 

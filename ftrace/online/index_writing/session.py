@@ -20,6 +20,7 @@ from ftrace.index import (
 )
 from ftrace.online.hooks import is_compiled_anywhere, refuse_batch_statistics
 from ftrace.online.index_writing.index_run import IndexRun, RunSettings
+from ftrace.online.index_writing.progress import is_unneeded, note_progress, remove_index
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.segments import drop_rows_from
 from ftrace.online.loop import TrainingLoop
@@ -150,7 +151,14 @@ class IndexSession:
         facts = {"written_by": self.who, "output": "the training loss", "run_id": run.folder.run_id, "data": data}
         manifest = run.folder.path / "index.json"
         if process_rank() == 0:
+            if is_unneeded(run.folder.path, run.folder.run_id):
+                run.loop.tell(
+                    f"{self.who}: replaces the index in {run.folder.path}, whose run has ended without a checkpoint"
+                )
+                remove_index(run.folder.path)
             run.folder.refuse_another_run(read_manifest(run.folder.path) if manifest.exists() else None)
+            if not manifest.exists():
+                note_progress(run.folder.path, run.folder.run_id, "begun")
             begin_index(run.folder.path, self.index, run.loop.module, run.names, facts)
             drop_rows_from(run.folder.path, run.loop.step, self.index.dtype)
         gather_objects(None)  # a barrier: no process reads segments before rows have been dropped
@@ -193,6 +201,7 @@ class IndexSession:
             texts = run.descriptions.texts(described, ids).examples
             if texts is not None:
                 write_examples(run.folder.path, texts)
+            note_progress(run.folder.path, run.folder.run_id, "finished")
             size = sum(file.stat().st_size for file in run.folder.path.glob("segment-*/*"))
             run.loop.tell(
                 f"{self.who}: {index.num_rows:,} rows of {index.size:,} numbers in {len(index.segments)} segments, "
@@ -258,6 +267,8 @@ class IndexSession:
             return {}
         if self.run is not None:
             self.run.flush()
+        if process_rank() == 0:
+            note_progress(self._folder.path, self._folder.run_id, "in a checkpoint")
         entry = {"version": 1, "run_id": self._folder.run_id, "output_dir": str(self._folder.path)}
         assert self._descriptions is not None
         texts = self._descriptions.save(self._folder.beside("state"))
