@@ -34,8 +34,7 @@ from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.index_views import index_html, rows_table
 from ftrace.index.segment import Segment
-from ftrace.index.segment_facts import INDEX as MANIFEST
-from ftrace.index.segment_facts import SEGMENT
+from ftrace.index.segment_facts import INDEX, SEGMENT
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
 from ftrace.shown_text import counted, plain
@@ -43,6 +42,7 @@ from ftrace.shown_text import counted, plain
 if TYPE_CHECKING:
     import pandas as pd
 
+MANIFEST = INDEX
 EXAMPLE_NAMES = "example_names.json"
 EXAMPLES = "examples.parquet"
 _NOT_ASKED_FOR = ("version", DIGEST)

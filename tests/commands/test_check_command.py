@@ -12,6 +12,7 @@ from ftrace.files.manifests import write_json
 from ftrace.scores import Sum
 from helpers.edited_json import as_version_1
 from helpers.made_store import SCORES, make_ledger, make_store
+from helpers.stored_runs import STORED_RUNS
 
 
 @pytest.fixture
@@ -53,6 +54,19 @@ def test_damage_is_named_and_the_rest_is_checked(run: Path, name: str, capsys: p
     assert f"DAMAGED: '{run / name}' is damaged" in said.out
     assert said.err.count("\n") == 1
     assert "1 of 3 places damaged" in said.err
+
+
+@pytest.mark.parametrize("name", ["snapshot", "gradient index", "causal traces", "retrainings", "data"])
+def test_damage_of_any_file_is_found(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    STORED_RUNS[name].make(tmp_path, 0)
+    assert check(tmp_path) == 0
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and "norms" not in file.parts]  # made anew
+    for file in files:
+        whole = file.read_bytes()
+        flip(file)
+        assert check(tmp_path) == 2, file
+        file.write_bytes(whole)
+    assert len(files) >= 3
 
 
 def test_a_damaged_manifest_is_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
