@@ -18,6 +18,7 @@ BY_COMMAND: dict[str, list[str]] = {
     "ask": ["{run}", "array[i] lies in", "--answer=\x1b[2J\x1b[Hland"],
     "attribute": ["--method=tracin", "--run={run}", "--output_dir={run}/-[b]$x$"],
     "causal-trace": ["--run={run}", "--only_correct=false", "--sample=3", "--output_dir={run}/causal [red]"],
+    "check": ["{run}/online", "{run}/snapshots", "{run}/=bm25"],
     "counterfactual": ["online", "=bm25", "--run={run}", "--subsets=3", "--unit=row", "--queries=all", "--sample=6"],
     "evaluate": ["online", "=bm25", "[x]\x1b[31m", "--run={run}", "--queries=all", "--by=proponents",
                  "--against=[x]\x1b[31m bm25"],
