@@ -18,7 +18,7 @@ from ftrace.scores import ScoreStore
 from ftrace.shown_text import counted
 
 # Files that describe their folders: one of these that is no JSON is damaged; another one isn't ours.
-_MANIFESTS = ("manifest.json", "snapshot.json", "segment.json", "settings.json", "files.json")
+_MANIFESTS = ("manifest.json", "snapshot.json", "index.json", "segment.json", "settings.json", "files.json")
 
 
 def add_arguments(command: ArgumentParser) -> None:
