@@ -25,7 +25,7 @@ class PlainConsole(Console):
         super().__init__(stderr=stderr, **{**settings, "markup": False, "emoji": False, "highlight": False})
 
     @override
-    def render_str(self, text: str, **settings: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(plain_lines(text), **settings)
 
 

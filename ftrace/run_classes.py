@@ -126,5 +126,6 @@ def _all_values(settings: Any) -> Iterator[Any]:
 
 def _with_subclasses(base: type) -> Iterator[type]:
     yield base
-    for kind in base.__subclasses__():
+    kinds: list[type] = base.__subclasses__()
+    for kind in kinds:
         yield from _with_subclasses(kind)

@@ -6,17 +6,47 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
-from ftrace.files.whole_files import whole_file
-from ftrace.scores.store_files import FORMAT, MANIFEST
+from ftrace.files.digests import DamagedError
+from ftrace.files.inside import inside
+from ftrace.files.manifests import content_of_ours, read_json, write_json
+from ftrace.scores.store_files import EXAMPLE_IDS, FORMAT, MANIFEST
 
 CONFIG = "config.yaml"
-ANSWERS = "answers.json"
+ANSWERS, LEARNED = "answers.json", "learned_queries.json"
 ONLINE = "online"
+
+
+class LearnedFacts(TypedDict):
+    """Which queries were learned: the fields of :class:`ftrace.evaluation.LearnedQueries`."""
+
+    rule: Literal["paper", "last"]
+    query_ids: list[int]
+    asked: int
+    right_at_last: int
+    known_at_first: int
+    snapshots: list[str]
+    key: str
+
+
+class _LearnedByRule(TypedDict):
+    paper: NotRequired[LearnedFacts]
+    last: NotRequired[LearnedFacts]
+
+
+class _Said(TypedDict):
+    text: str | None
+    probability: float
+    right: bool
+
+
+class _Answers(TypedDict):
+    key: str
+    stamp: list[str | int]
+    answers: dict[str, _Said]
 
 
 class UntrustedError(ValueError):
@@ -53,15 +83,28 @@ def stores_in(run: Path) -> list[Path]:
 
 def _is_of_store(manifest: Path) -> bool:
     try:
-        facts = json.loads(manifest.read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(facts, dict) and facts.get("format") == FORMAT
+        facts = content_of_ours(manifest)
+    except DamagedError:
+        return (manifest.parent / EXAMPLE_IDS).exists()  # a store, whose reader says what is wrong with it
+    return facts is not None and facts.get("format") == FORMAT
 
 
 def last_snapshot(run: Path) -> Path | None:
     """Return the folder of a run's last snapshot; None if there is none."""
     return max((file.parent for file in run.glob("snapshots/step-*/snapshot.json")), default=None)
+
+
+def kept_learned(run: Path) -> dict[str, LearnedFacts]:
+    """Return which queries were found to be learned, by rule; what can't be read is made anew."""
+    with contextlib.suppress(OSError, ValueError):
+        kept: Any = read_json(inside(run, LEARNED), _LearnedByRule)
+        return {rule: kept[rule] for rule in ("paper", "last") if rule in kept}
+    return {}
+
+
+def keep_learned(run: Path, learned: Mapping[str, LearnedFacts]) -> None:
+    """Keep which queries were found to be learned, by rule."""
+    write_json(inside(run, LEARNED), learned)
 
 
 def fresh_answers(run: Path) -> dict[int, Any]:
@@ -91,14 +134,13 @@ def keep_answers(run: Path, key: str, answers: Mapping[int, Mapping[str, Any]]) 
     snapshot = last_snapshot(run)
     assert snapshot is not None
     content = {"key": key, "stamp": _stamp(snapshot), "answers": {str(query): said for query, said in answers.items()}}
-    with whole_file(run / ANSWERS) as temporary:
-        temporary.write_text(json.dumps(content) + "\n")
+    write_json(inside(run, ANSWERS), content)
 
 
 def _read_answers(run: Path) -> dict[str, Any]:
     """Read the file; what can't be read is made anew."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        kept = json.loads((run / ANSWERS).read_text())
+    with contextlib.suppress(OSError, ValueError):
+        kept = read_json(inside(run, ANSWERS), _Answers)
         answers = {
             int(query): {name: said[name] for name in ("text", "probability", "right")}
             for query, said in kept["answers"].items()

@@ -18,22 +18,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import yaml
+import msgspec
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 
 from ftrace.data import FactData
 from ftrace.evaluation import EvaluatedQueries, LearnedQueries, find_learned_queries
 from ftrace.evaluation.answers import ModelAnswer, find_answers
-from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
+from ftrace.files.inside import inside
+from ftrace.files.yaml_files import read_yaml
 from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 from ftrace.run_classes import KINDS, check_classes, in_folder
-from ftrace.run_folder import CONFIG, keep_answers, kept_answers
+from ftrace.run_folder import CONFIG, LearnedFacts, keep_answers, keep_learned, kept_answers, kept_learned
 
 WORKING_DIRECTORY = "working_directory.txt"
 _BARE: dict[str, Any] = {  # settings that a barebones Trainer needs
@@ -60,16 +61,14 @@ class Run:
         self.trust = trust
         file = self.folder / CONFIG
         try:
-            config = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(
-                f"{str(folder)!r} is not the folder of a run: can't read its config.yaml ({error})"
-            ) from error
-        if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+            config = read_yaml(file)
+        except ValueError as error:
+            raise ValueError(f"{str(folder)!r} is not the folder of a run: {error}") from error
+        if not {"model", "data"} <= config.keys():
             raise ValueError(f"{str(file)!r}: expected the sections model and data, as train.py saves them")
         self.config: dict[str, Any] = config
         note = self.folder / WORKING_DIRECTORY
-        trained_in = Path(note.read_text().strip()) if note.exists() else Path.cwd()
+        trained_in = Path(note.read_text(errors="replace").strip()) if note.is_file() else Path.cwd()
         self._working_directory = trained_in if trained_in.is_dir() else Path.cwd()
 
     @cached_property
@@ -169,13 +168,9 @@ class Run:
             )
         snapshots = [self.snapshots[0], self.last_snapshot] if rule == "paper" else [self.last_snapshot]
         key = self.learned_key(snapshots)
-        file = self.folder / "learned_queries.json"
-        known: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what can't be read is made anew
-            known = dict(json.loads(file.read_text()))
-            stored = LearnedQueries(**known[rule])
-            if stored.key == key:
-                return stored
+        known = kept_learned(self.folder)
+        if rule in known and known[rule]["key"] == key:
+            return msgspec.convert(known[rule], LearnedQueries)
         rows = self.data.query_rows.select_columns(["query_id", "answers"])
         answers = dict(zip(rows["query_id"], rows["answers"], strict=True))
         assert self.data.tokenizer is not None
@@ -184,8 +179,7 @@ class Run:
             self.data.tokenizer, rule, [folder.name for folder in snapshots],
         )  # fmt: skip
         learned = replace(learned, key=key)
-        kept = {name: stored for name, stored in known.items() if name in ("paper", "last")}
-        replace_text(file, json.dumps({**kept, rule: asdict(learned)}) + "\n")
+        keep_learned(self.folder, {**known, rule: cast("LearnedFacts", asdict(learned))})
         return learned
 
     def answers(self, query_ids: Collection[int] | None = None) -> dict[int, ModelAnswer]:
@@ -225,7 +219,8 @@ class Run:
         wanted = self.queries().among(self.learned_queries() if query_ids is None else query_ids, "pools").query_ids
         chosen = sorted(wanted.tolist())
         key = json.dumps([self.data.fingerprint, asdict(settings), chosen])
-        file = self.folder / "candidate_pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        file = inside(self.folder, f"candidate_pools/{digest}.parquet")
         with contextlib.suppress(ValueError):  # what can't be read is made anew
             return CandidatePools.open(file)
         row_of = {query: row for row, query in enumerate(self.data.query_rows["query_id"])}
@@ -237,8 +232,7 @@ class Run:
 
     def _instantiate(self, section: str) -> Any:
         parser = ArgumentParser(exit_on_error=False)
-        base = KINDS[section]
-        parser.add_subclass_arguments(base, section)  # whose type is checked before it is made
+        parser.add_subclass_arguments(KINDS[section], section, required=True)  # it is checked before it is made
         return self._parsed(parser, section, self.config[section])
 
     def _parsed(self, parser: ArgumentParser, section: str, settings: Any) -> Any:

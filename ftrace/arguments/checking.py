@@ -51,7 +51,7 @@ def checked(function: T) -> T:
         ...     return k
         >>> best(k=0)
         Traceback (most recent call last):
-        ValueError: k: expected a whole number of at least 1, found 0
+        ValueError: k: expected at least 1, found 0
     """
     if inspect.isclass(function):
         function.__init__ = _checking(function.__init__, function if is_dataclass(function) else function.__init__)  # type: ignore[method-assign]
@@ -68,9 +68,18 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     Raises:
         ValueError: If one is wrong.
     """
-    for name, kind in get_type_hints(function, include_extras=True).items():
+    for name, kind in _kinds_of(function).items():
         if name in arguments:
             hold(name, arguments[name], kind)
+
+
+def _kinds_of(annotated: Any) -> dict[str, Any]:
+    """Return the annotations of a function's arguments, or of a dataclass's fields."""
+    if inspect.isclass(annotated):
+        return get_type_hints(annotated, include_extras=True)
+    of_arguments = {name: kind for name, kind in annotated.__annotations__.items() if name != "return"}
+    holder = types.SimpleNamespace(__annotations__=of_arguments)
+    return get_type_hints(holder, inspect.unwrap(annotated).__globals__, include_extras=True)
 
 
 def _checking(called: T, annotated: Any) -> T:
@@ -78,7 +87,7 @@ def _checking(called: T, annotated: Any) -> T:
 
     @functools.cache  # only when it is called do all names in annotations exist
     def kinds() -> dict[str, Any]:
-        return get_type_hints(annotated, include_extras=True)
+        return _kinds_of(annotated)
 
     @functools.wraps(called)
     def checking(*args: Any, **kwargs: Any) -> Any:

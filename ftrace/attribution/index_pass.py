@@ -38,6 +38,7 @@ from ftrace.index import (
     write_preconditioners,
     write_shard,
 )
+from ftrace.index.segment_facts import SEGMENT
 from ftrace.launched_processes import interrupt_at_once
 from ftrace.models import FactLM, Output
 
@@ -125,11 +126,12 @@ def _index_corpus(
     begin_index(task.output_dir, settings, model, names, described)
     step = int(SnapshotFiles(snapshot).facts["step"])
     folder = task.output_dir / f"segment-{step:08d}"
-    write_preconditioners(folder, preconditioners)
+    if not (folder / SEGMENT).exists():
+        write_preconditioners(folder, preconditioners)
     features = GradientFeatures(settings.features, names, preconditioners)
     del model
     trainer = predict(_Indexing(task, snapshot, folder, settings, features, output), task)
-    if trainer.is_global_zero and not (folder / "segment.json").exists():
+    if trainer.is_global_zero and not (folder / SEGMENT).exists():
         relative = os.path.relpath(snapshot.resolve(), task.output_dir.resolve())
         of_segment = {"step": step, "snapshot": relative, "fingerprint": snapshot_fingerprint(snapshot)}
         write_examples(task.output_dir, task.texts()[0])

@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from rich.progress import track
 from torch import Tensor
 
-from ftrace.arguments import Name, Positive, checked
+from ftrace.arguments import Name, NonNegativeNumber, Positive, checked
 from ftrace.data import FactData
 from ftrace.files.claims import claimed
 from ftrace.gradients import full_name, nearest
 from ftrace.models import FactLM
+from ftrace.progress import track
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, ScoreWriter, Texts
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ class Task:
     memory_budget: Positive = 2 * 2**30
     batch_size: Positive | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
+    started: NonNegativeNumber = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         for what, ids, count in (
@@ -192,7 +192,7 @@ class Task:
         dtype = np.result_type(np.float32, *first.values()) if first else np.float32
         with ScoreWriter(self.output_dir, self.examples, self.queries, list(first), dtype) as writer:
             count = 0
-            each = track(chain([first], columns), method.name, total=len(self.queries), transient=True)
+            each = track(chain([first], columns), method.name, len(self.queries))
             for count, of_query in enumerate(each, start=1):
                 for kind, values in of_query.items():
                     writer.put(kind, values, columns=count - 1)

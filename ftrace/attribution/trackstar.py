@@ -120,7 +120,10 @@ class TrackStar(AttributionMethod):
             torch.distributed.barrier()
             return ScoreStore.open(task.output_dir)
         losses, output = measured("loss", self.answers), measured(self.output, self.answers)
-        prepared = prepare_search(index, task.model_at, task.query_batches(), losses, settings, output=output)
+        prepared = prepare_search(
+            index, task.model_at, task.query_batches(), losses, settings, output=output,
+            snapshots=task.snapshots[0].parent if task.snapshots else None,
+        )  # fmt: skip
         facts = {
             "index": str(index.folder),
             "mix": [whitening.mix for whitening in prepared.whitenings],

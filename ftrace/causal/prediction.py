@@ -19,15 +19,17 @@ from typing_extensions import override
 
 from ftrace.arguments import Name, Positive, checked
 from ftrace.causal.corruption import Corruption, NoiseSettings
+from ftrace.causal.folder_settings import FORM, SETTINGS, read_folder_settings
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
 from ftrace.causal.prompt_trace import PromptTrace, Stack
 from ftrace.causal.trace_files import read_settings, read_trace, trace_file, write_trace
 from ftrace.causal.tracer import CausalSettings, CausalTracer, check_state
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
-from ftrace.evaluation.files import replace_text
+from ftrace.files.digests import DamagedError
+from ftrace.files.manifests import write_manifest
 from ftrace.launched_processes import ending_launched, interrupt_at_once
+from ftrace.models.prediction_progress import PredictionProgress
 
-SETTINGS = "settings.json"
 _NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")
 
 
@@ -116,7 +118,8 @@ def trace_prompts(
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning's own
         trainer = Trainer(
             accelerator=accelerator, devices=devices, strategy=strategy, logger=False, enable_checkpointing=False,
-            enable_model_summary=False, use_distributed_sampler=False,
+            enable_model_summary=False, enable_progress_bar=False, callbacks=[PredictionProgress("prompts")],
+            use_distributed_sampler=False,
         )  # fmt: skip
         module = _Tracing(task)
         with ending_launched(trainer):
@@ -230,11 +233,9 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
     file = folder / SETTINGS
     if file.exists():
         try:
-            known = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}). Remove the folder, or give another output_dir") from error
-        if not isinstance(known, dict):
-            raise ValueError(f"{file} is damaged: {known!r:.50}. Remove the folder, or give another output_dir")
+            known = read_folder_settings(file)
+        except DamagedError as error:
+            raise DamagedError(f"{error}. Remove the folder, or give another output_dir") from error
         there, asked = (dict(_by_name(settings)) for settings in (known, described))
         for name, value in asked.items():
             if there.get(name) != value and name in ("prompts", "model"):
@@ -249,7 +250,7 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
                 )
     folder.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in ("ftrace", "torch", "transformers")}
-    replace_text(file, json.dumps({**described, "versions": versions}, indent=2) + "\n")
+    write_manifest(file, FORM, {**described, "versions": versions})
 
 
 def _by_name(described: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -265,7 +266,10 @@ def _is_done(folder: Path, name: str, described: Mapping[str, Any]) -> bool:
     """Return whether a prompt needs no further run. One that was refused is tried again, which is cheap."""
     file = trace_file(folder, name)
     try:
-        return file.exists() and read_settings(file) == described and read_trace(file).status != "refused"
+        if not file.exists() or read_settings(file) != described:
+            return False
+        trace = read_trace(file)
+        return trace.name == name and trace.status != "refused"
     except ValueError:  # damaged: trace the prompt again
         return False
 
@@ -274,4 +278,9 @@ def _read(folder: Path, name: str, described: Mapping[str, Any]) -> PromptTrace:
     file = trace_file(folder, name)
     if read_settings(file) != described:
         raise ValueError(f"{file} was traced with other settings meanwhile. Give each command an output_dir of its own")
-    return read_trace(file)
+    trace = read_trace(file)
+    if trace.name != name:
+        raise ValueError(
+            f"{file}: expected the trace of prompt {name!r}, found that of {trace.name!r}. Delete the file"
+        )
+    return trace

@@ -3,7 +3,8 @@
 ``FOLDER/prompts/NAME.safetensors`` holds the numbers, all float64: ``clean [O]``, ``corrupted [O]`` and, for each stack
 and mediator, ``decoder/hidden/restored [O, L, T]`` and ``decoder/hidden/spread [O, L, T]``; outcomes O are in the order
 of :data:`~ftrace.causal.prompt_trace.OUTCOMES`. ``safetensors.numpy.load_file`` reads them. The metadata hold the rest
-as JSON: ``trace`` (tokens, the subject's positions, texts, status, rank) and ``settings`` (how it was traced).
+as JSON: ``trace`` (tokens, the subject's positions, texts, status, rank) and ``settings`` (how it was traced); and
+``digest``, of all of it.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack, StackTrace
+from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack, StackTrace, Status
+from ftrace.files.content_digests import digest_of_parts
+from ftrace.files.digests import DamagedError
 from ftrace.files.whole_files import whole_file
 
 FORMAT = "ftrace-prompt-trace"
-VERSION = 1
+VERSION = 2
 _FOLDER = "prompts"
 _ENDING = ".safetensors"
 _SAFE = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,79}")
@@ -33,6 +37,29 @@ _TEXTS = (
     "name", "status", "reason", "prompt", "subject", "answers", "fact", "query_id", "rank", "answer_tokens",
     "foil_token", "sigma",
 )  # fmt: skip
+
+
+class _StackFacts(TypedDict):
+    tokens: list[str]
+    subject: tuple[int, int]
+    mediators: list[str]
+
+
+class _TraceFacts(TypedDict):
+    name: str
+    status: Status
+    reason: str
+    prompt: str
+    subject: str
+    answers: list[str]
+    fact: str | None
+    query_id: int | None
+    rank: int | None
+    answer_tokens: list[list[int]]
+    foil_token: int | None
+    sigma: float | None
+    outcomes: list[Outcome]
+    stacks: dict[Stack, _StackFacts]
 
 
 def trace_file(folder: Path, name: str) -> Path:
@@ -92,7 +119,7 @@ def write_trace(folder: Path, trace: PromptTrace, settings: Mapping[str, Any]) -
         "trace": json.dumps(about),
         "settings": _settings_as_json(settings),
     }
-    metadata["checksum"] = str(_checksum(tensors, metadata))
+    metadata["digest"] = _digest(tensors, metadata)
     file = trace_file(folder, trace.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as temporary:
@@ -142,7 +169,21 @@ def _array(trace: PromptTrace, name: str, values: np.ndarray, shape: tuple[int, 
     return np.ascontiguousarray(values)  # safetensors writes arrays of other memory layouts wrongly
 
 
+def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    parts: list[bytes | str] = [metadata["version"], metadata["trace"], metadata["settings"]]
+    for name in sorted(tensors):
+        parts += [name, f"{tensors[name].dtype.str} {tensors[name].shape}", tensors[name].tobytes()]
+    return digest_of_parts(parts)
+
+
+def _is_intact(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bool:
+    if metadata["version"] == "1":
+        return int(metadata["checksum"]) == _checksum(tensors, metadata)
+    return metadata["digest"] == _digest(tensors, metadata)
+
+
 def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> int:
+    """Compute the checksum that traces of version 1 have."""
     checksum = zlib.crc32("\n".join([metadata["trace"], metadata["settings"], *sorted(tensors)]).encode())
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].tobytes(), checksum)
@@ -180,22 +221,28 @@ def _read(file: Path) -> tuple[PromptTrace, dict[str, Any]]:
             f"expected the trace of a prompt in {str(file)!r}, found a safetensors file of something else: "
             "move it out of the folder of traces"
         )
-    if metadata.get("version") != str(VERSION):
+    if metadata.get("version") not in [str(version) for version in range(1, VERSION + 1)]:
         raise ValueError(
             f"expected a trace in version {VERSION} of its format in {str(file)!r}, found version "
-            f"{metadata.get('version')!r}: read it with the release of ftrace that wrote it, or trace the prompt again"
+            f"{metadata.get('version')!r:.40}: update ftrace, or trace the prompt again"
         )
     try:
-        is_intact = int(metadata["checksum"]) == _checksum(tensors, metadata)
+        if not _is_intact(tensors, metadata):
+            raise _damaged(file, "its content is not what was written: the digest differs")
         trace, settings = _trace(json.loads(metadata["trace"]), tensors), json.loads(metadata["settings"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _tensors(trace)  # checks the shapes
+        msgspec.convert(settings, dict[str, Any])
+    except DamagedError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise _damaged(file, error) from error
-    if not is_intact:
-        raise _damaged(file, "its content is not what was written: the checksum differs")
     return trace, settings
 
 
-def _trace(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> PromptTrace:
+def _trace(parsed: Any, tensors: Mapping[str, np.ndarray]) -> PromptTrace:
+    about: dict[str, Any] = msgspec.convert(parsed, _TraceFacts)
+    if about["outcomes"] != list(OUTCOMES):
+        raise ValueError(f"expected the outcomes {list(OUTCOMES)}, found {about['outcomes']}")
     tuples = {"answers": tuple(about["answers"]), "answer_tokens": tuple(map(tuple, about["answer_tokens"]))}
     texts = {name: about[name] for name in _TEXTS} | tuples
     stacks: dict[Stack, StackTrace] = {}
@@ -208,8 +255,8 @@ def _trace(about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Promp
     return PromptTrace(**texts, clean=tensors["clean"], corrupted=tensors["corrupted"], stacks=stacks)
 
 
-def _damaged(file: Path, why: object) -> ValueError:
-    return ValueError(
+def _damaged(file: Path, why: object) -> DamagedError:
+    return DamagedError(
         f"expected the trace of a prompt in {str(file)!r}, found a missing or damaged file ({why}): "
         "delete it, and trace the prompt again"
     )

@@ -66,10 +66,10 @@ def attribute(
         batch_size: Examples of a batch; default: as the run's.
         trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
+    budget = number_of_bytes("memory_budget", memory_budget)
     of_run = Run(newest_run(run), trust)
     folder = Path(output_dir) if output_dir else of_run.folder / method.name
     check_replaceable(folder)
-    budget = number_of_bytes("memory_budget", memory_budget)
     settings = {**asdict(processes), "memory_budget": budget, "batch_size": batch_size}
     task = make_task(of_run, folder, candidates, choice, **settings)
     with kept(lambda: _what_is_kept(folder)):

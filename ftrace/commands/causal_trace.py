@@ -14,11 +14,7 @@ from typing import Any, Literal, cast, get_args
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.progress import track
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -49,6 +45,8 @@ from ftrace.console import PlainConsole
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
 from ftrace.files.claims import claimed
+from ftrace.models.pretrained import load_pretrained
+from ftrace.progress import track
 from ftrace.report import (
     plot_average,
     plot_lines,
@@ -246,9 +244,7 @@ def _subject(
     if prompts is None:
         raise ValueError("prompts: expected a file of prompts for a pretrained model, found none")
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        loaded = auto.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+        loaded = load_pretrained(model, dtype=dtype)
         words = AutoTokenizer.from_pretrained(tokenizer or model, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"model: can't load {model!r}: {error}") from error
@@ -344,7 +340,7 @@ def write_results(
     plot_lines(averages, folder / "lines.png", outcome)
     remove_pictures(folder / "pictures")
     drawn = [trace for trace in traces if trace.status == "traced"][:pictures]
-    for trace in track(drawn, "Drawing", transient=True, disable=len(drawn) < 2):
+    for trace in track(drawn, "Drawing"):
         plot_prompt(trace, outcome, folder / "pictures" / f"{trace.name}.png")
     written = ["prompts/", "average_effects.csv", "average.png", "lines.png", *(["pictures/"] if drawn else [])]
     if effects_csv:

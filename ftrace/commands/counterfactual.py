@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from ftrace.arguments import Count, Name, Positive, Share, Within, checked
+from ftrace.arguments import Name, Positive, Share, Within, checked
 from ftrace.commands.endings import say_kept
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
@@ -71,7 +71,7 @@ def leave_out_and_compare(
     choice: QueryChoice = QueryChoice(),  # noqa: B008
     leave_out_k: Sequence[Positive] = (),
     leave_out_facts: Sequence[Positive] = (),
-    leave_out_queries: Count = 8,
+    leave_out_queries: Positive = 8,
     jobs: Positive = 1,
     output_dir: Name | None = None,
     trust: bool = False,

@@ -18,6 +18,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from ftrace.commands.readable_errors import readable
+from ftrace.files.digests import finish_background_checks
 from ftrace.shown_text import one_line
 
 NOTHING_KEPT = "Nothing was written."
@@ -82,6 +84,7 @@ def run_command(name: str, work: Callable[[], Any]) -> int:
         try:
             work()
             sys.stdout.flush()
+            finish_background_checks()
         except BrokenPipeError:  # of "ftrace show | head": nobody reads what is left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + getattr(signal, "SIGPIPE", 13)
@@ -152,7 +155,7 @@ def _message(error: BaseException) -> str | None:
         return f"expected input that is not nested so deeply ({text})"
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" for kind in type(error).__mro__}
     if isinstance(error, _OF_INPUT) or names & _OF_INPUT_BY_NAME:
-        return text or type(error).__name__
+        return readable(error)
     return None
 
 

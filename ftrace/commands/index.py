@@ -39,6 +39,7 @@ from ftrace.index import (
     write_shard,
 )
 from ftrace.models import Output
+from ftrace.progress import track
 from ftrace.renamed import use_new_names
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
@@ -176,15 +177,13 @@ def corpus_of(run: Run, files: list[str]) -> FactData:
 
 
 def check_index(opened: GradientIndex) -> None:
-    """Read all rows, and check them against their checksums.
+    """Read all files, and check them against their digests.
 
     Raises:
-        ValueError: If a shard is damaged, by name.
+        ValueError: If a file is damaged, by name.
     """
-    for segment in opened.segments:
-        segment.check()
-    count = sum(segment.num_shards for segment in opened.segments)
-    PlainConsole().print(f"All {count} files of rows of {opened.folder} are as they were written", soft_wrap=True)
+    count = sum(1 for _ in track(opened.checked_files(), "files checked"))
+    PlainConsole().print(f"All {count} files of {opened.folder} are as they were written", soft_wrap=True)
 
 
 def make_plan(

@@ -6,12 +6,14 @@ import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from ftrace.arguments import Name, Positive, checked
+from ftrace.arguments import Name, Positive, Within, checked, hold
+from ftrace.commands import config_values
 
+config_values.use_everywhere()
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of a flag: the line under the settings' field
 
 Settings = TypeVar("Settings")
@@ -25,10 +27,41 @@ class ProcessSettings:
 
     accelerator: Name = "auto"
     """Lightning's, such as "cpu" or "gpu"."""
-    devices: Positive | Name = 1
+    devices: Annotated[int, Within(1, 1024)] | Name = 1
     """How many processes share the work."""
     strategy: Name = "auto"
     """Lightning's, such as "ddp"."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.devices, str) and not re.fullmatch(r"auto|-1|\d+(,\d+)*", self.devices):
+            raise ValueError(
+                f"devices: expected how many, auto, -1 for all, or their numbers such as 0,1; found {self.devices!r}"
+            )
+        if self.accelerator != "auto":
+            _check_accelerator(self.accelerator)
+        if self.strategy != "auto":
+            _check_strategy(self.strategy)
+
+
+def _check_accelerator(name: str) -> None:
+    """Refuse a name that Lightning doesn't know, and a device that this machine doesn't have."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    registry: Any = AcceleratorRegistry
+    known = {each: [each] for each in registry.available_accelerators()} | {"gpu": ["cuda", "mps"]}
+    if name not in known:
+        raise ValueError(f"accelerator: expected one of auto, {', '.join(sorted(known))}, found {name!r}")
+    if not any(registry[each]["accelerator"].is_available() for each in known[name]):
+        raise ValueError(f"accelerator: expected one that this machine has, found {name!r}. Take auto, or cpu")
+
+
+def _check_strategy(name: str) -> None:
+    """Refuse a name that Lightning doesn't know."""
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    registry: Any = StrategyRegistry
+    if name not in registry.available_strategies():
+        raise ValueError(f"strategy: expected auto, or one that Lightning knows such as ddp, found {name!r}")
 
 
 def add_trust(command: ArgumentParser) -> None:
@@ -77,8 +110,8 @@ def number_of_bytes(name: str, given: int | str) -> int:
         (1610612736, 4096)
     """
     if isinstance(given, int):
-        return given
+        return int(hold(name, given, Positive))
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", given)
     if not match or match.group(2) not in ("", *_UNITS):
         raise ValueError(f"{name}: expected a number of bytes such as 500MiB or 2GiB, found {given!r}")
-    return int(float(match.group(1)) * _UNITS.get(match.group(2), 1))
+    return int(hold(name, int(float(match.group(1)) * _UNITS.get(match.group(2), 1)), Positive))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-_LONGEST = 300
+from ftrace.shown_text import one_line
+
+_LONGEST = 1000  # characters of a message
+_LONGEST_VALUE = 200
 _REWORDED = (
     (r"Unable to load config '(?P<found>[^\n]*)'\n.*", "expected its options, or a file of them, found {found!r}"),
     (r"unrecognized arguments: (?P<names>.*)", "expected known options, found {names}. See --help"),
@@ -14,7 +17,6 @@ _REWORDED = (
      "expected a known option of {group}, found {names!r}. See --help"),
     (r"Import path (?P<names>\S+) does not correspond to a subclass of (?P<kind>\S+)",
      "expected the class path of a {kind}, found {names!r}"),
-    (r"Expected a dot import path string: (?P<names>.*)", "expected a class path, found {names!r}"),
     (r"argument --?(?P<names>\S+): ignored explicit argument (?P<found>.*)",
      "{names}: expected nothing after this option, found {found}"),
     (r"argument (?:-\w/)?--?(?P<names>[^\s:]+): (?P<rest>.*)", "{names}: {rest}"),
@@ -37,10 +39,10 @@ _CLASS = re.compile(r"-?\s*Problem with given class_path '(?P<path>[^']*)':\s*")
 _UNION = re.compile(
     r"(?:- Expected a path but .* either not accessible or invalid\s*- )?"
     r"Does not validate against any of the Union subtypes\s*Subtypes: .*?\n\s*Errors:\n(?P<errors>.*)\n"
-    r"\s*Given value type: [^\n]*\n\s*Given value: (?P<found>.*)",
+    r"\s*Given value type: [^\n]*\n\s*Given value: ?(?P<found>.*)",
     re.DOTALL,
 )
-_EXPECTED = re.compile(r"Expected an? (?P<kind>.*?)(?:\. Got value: (?P<found>.*))?", re.DOTALL)
+_EXPECTED = re.compile(r"Expected an? (?P<kind>.*?)(?:\. Got value: ?(?P<found>.*))?", re.DOTALL)
 
 
 def readable(error: BaseException) -> str:
@@ -57,7 +59,10 @@ def readable(error: BaseException) -> str:
     text = str(error.args[0]) if is_key_error else str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    shown = " ".join(_reworded(text.strip()).split())
+    text = re.sub(r"\[Errno \d+\] ", "", text)
+    shown = one_line(_reworded(text.lstrip()))
+    if len(shown) > _LONGEST:
+        shown = f"{shown[: _LONGEST // 2]} ... {shown[-_LONGEST // 2 :]}"
     return shown or type(error).__name__
 
 
@@ -66,9 +71,9 @@ def _reworded(text: str) -> str:
     while True:
         if key := _KEY.match(text):
             names.append(key["name"])
-            text = text[key.end() :].strip()
+            text = text[key.end() :].lstrip()
         elif of_class := _CLASS.match(text):
-            text = text[of_class.end() :].strip()
+            text = text[of_class.end() :].lstrip()
         elif union := _UNION.fullmatch(text):
             text = _of_union(union["errors"], union["found"])
         else:
@@ -87,6 +92,7 @@ def _of_union(errors: str, found: str) -> str:
     lines = errors.splitlines()
     indent = len(lines[0]) - len(lines[0].lstrip())
     alternatives = re.split(rf"^ {{{indent}}}- ", errors, flags=re.MULTILINE)[1:]
+    alternatives = [re.sub(r"dot import path string: .*", "class path", each) for each in alternatives]
     for alternative in alternatives:
         if not _EXPECTED.fullmatch(alternative.strip()):
             return alternative.strip()  # it says more than a type
@@ -117,7 +123,7 @@ def _in_words(kind: str) -> str:
         return literal[1] if "," not in literal[1] else f"one of {literal[1]}"
     of_class = re.fullmatch(r"<class '(.*)'>", kind)
     name = (of_class[1] if of_class else kind).partition("[")[0].rpartition(".")[2]
-    return _WORDS.get(name, f"a {name}" if of_class else kind)
+    return _WORDS.get(name, f"a {name}" if of_class or kind == "class path" else kind)
 
 
 def _value(found: str) -> str:
@@ -126,4 +132,4 @@ def _value(found: str) -> str:
         return f"{nested[1]}={nested[2]}"
     is_number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|None|True|False|[\[{].*", found, re.DOTALL)
     shown = {"None": "null", "True": "true", "False": "false"}.get(found, found) if is_number else repr(found)
-    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]} ..."
+    return shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]} ..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ def _claim(logger: CSVLogger | TensorBoardLogger, folders: set[Path], claims: Ex
         else:
             if not (is_numbered and folder.exists()):
                 claims.callback(claim.release)
+                _remove_dead_claims(folder.parent)
                 return folder
             claim.release()  # a run that began and ended in between
         logger._version = int(logger.version) + 1
+
+
+def _remove_dead_claims(folder: Path) -> None:
+    """Remove the claims of runs that were killed: nobody takes their numbers again, and so nobody takes them over."""
+    for file in folder.glob(".version_*.claim"):
+        with suppress(InUseError, OSError):
+            Claim(file.with_name(file.name.removeprefix(".").removesuffix(".claim")), "ftrace fit").release()

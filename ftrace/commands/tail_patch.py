@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from ftrace.arguments import Count, Name, NonNegativeNumber, Positive, checked
+from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.commands.options import number_of_bytes, take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
@@ -71,7 +71,7 @@ def patch_stores(
     kinds: Sequence[Name] | None = None,
     snapshot: Literal["last", "first"] | Count = "last",
     optimizer: Literal["sgd", "adam"] | None = None,
-    learning_rate: NonNegativeNumber | None = None,
+    learning_rate: PositiveNumber | None = None,
     choice: QueryChoice = QueryChoice(),  # noqa: B008
     by: Literal["kind"] | None = None,
     memory_budget: Positive | Name = "1GiB",

@@ -3,12 +3,11 @@
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, name, facts
 queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, name, fact, answers, proponent_ids; subject, if
                    a query has one
-manifest.json      counts
+manifest.json      counts; size and digest of the Parquet files
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +16,24 @@ from typing import Any
 import numpy as np
 
 from ftrace.arguments import checked
+from ftrace.data.data_folder import MANIFEST, DataFacts
 from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, read_rows, write_rows
 from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.text import split_sentinel
+from ftrace.files.digests import facts_of_files
+from ftrace.files.manifests import Form, write_manifest
 from ftrace.files.whole_files import whole_folder
 
-FORMAT = "ftrace-corpus"
+
+class CorpusFacts(DataFacts):
+    """The manifest of a corpus, as far as readers rely on it."""
+
+    num_queries_without_proponents: int
+    first_row_of_text: str | None
+
+
+FORM = Form("ftrace-corpus", 2, CorpusFacts, "a folder of a corpus")
 
 TRAIN_SCHEMA = train_schema("name")
 _PAIRS = (("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
@@ -57,16 +67,15 @@ def write_corpus(folder: Path, train: Iterable[SourceRow], queries: Iterable[Sou
         if not num_queries:
             raise ValueError("queries: expected at least one query, found none")
         manifest = {
-            "format": FORMAT,
-            "version": 1,
             "num_train": num_train,
             "num_facts": corpus.index.num_facts,
             "num_queries": num_queries,
             "num_queries_without_proponents": corpus.without_proponents,
             "first_row_of_text": corpus.first_text,
             "versions": {"ftrace": version("ftrace"), "pyarrow": version("pyarrow")},
+            "files": facts_of_files(temporary),
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_manifest(temporary / MANIFEST, FORM, manifest)
     return manifest
 
 

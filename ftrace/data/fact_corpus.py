@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from ftrace.arguments import Name, checked
-from ftrace.data.cache_folder import is_whole
-from ftrace.data.corpus_files import FORMAT, write_corpus
+from ftrace.data.corpus_files import FORM, write_corpus
+from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
+from ftrace.progress import track
 
 
 @checked
@@ -42,21 +42,21 @@ class FactCorpus(FactData):
         *args: Any,
         **settings: Any,
     ) -> None:
+        shared = FactDataSettings(*args, **settings)  # whose faults are found before any file is read
         self.train_files = _files("train", train)
         self.query_files = _files("queries", queries)
         key = hash_of_files([*self.train_files, *self.query_files], str(len(self.train_files)))
-        super().__init__(f"corpus-{key}", FactDataSettings(*args, **settings))
+        super().__init__(f"corpus-{key}", shared)
 
     @override
     def is_made(self) -> bool:
-        return is_whole(self.data_path, FORMAT)
+        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:
-        if self.is_made():
-            manifest = json.loads((self.data_path / "manifest.json").read_text())
-        else:
-            manifest = write_corpus(self.data_path, _rows(self.train_files), _rows(self.query_files))
+        manifest = whole_manifest(self.data_path, FORM)
+        if manifest is None:
+            manifest = write_corpus(self.data_path, track(_rows(self.train_files), "rows"), _rows(self.query_files))
         if self.architecture == "encoder-decoder" and manifest["first_row_of_text"]:
             raise ValueError(
                 f'{manifest["first_row_of_text"]}: expected "inputs" and "targets", which an encoder-decoder model '

@@ -24,11 +24,16 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.data.collators import Architecture, make_collator
+from ftrace.data.data_folder import MANIFEST
 from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.fact_keys import FactParts
-from ftrace.data.tokenizer import train_word_tokenizer
+from ftrace.data.mapped_tables import MappedTables
+from ftrace.data.tokenizer import check_tokenizer, save_tokenizer, train_word_tokenizer
 from ftrace.files.claims import claimed
+from ftrace.files.manifests import DIGEST, read_json
 from ftrace.files.whole_files import whole_folder
+
+_TABLES = ("train", "queries")
 
 
 @checked
@@ -103,6 +108,7 @@ class FactData(LightningDataModule):
         self.data_path = Path(settings.data_dir).absolute() / folder_name
         self.batch_size = settings.batch_size
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._tables = MappedTables(self.data_path, _TABLES)
 
     @property
     def architecture(self) -> Architecture:
@@ -119,19 +125,19 @@ class FactData(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        if self._is_prepared():  # nothing is written, so the folder may be one that can't be written to
-            self.make()
+        is_made = self.is_made() and not self._lacks_tokenizer()
+        if is_made and (self._tables.are_made() or not os.access(self.data_path, os.W_OK)):
+            self.make()  # writes nothing, so the folder may be one that can't be written to
+            self._tables.make()
             return
         name = type(self).__name__
         with claimed(self.data_path, name, "name another data_dir", wait=True):  # several runs may begin at once
             self.make()
+            self._tables.make()
             if self._lacks_tokenizer():
                 learned = train_word_tokenizer(self._texts(), split_hyphens=self.settings.split_hyphens)
                 with whole_folder(self._learned_tokenizer) as temporary:
-                    learned.save_pretrained(str(temporary))
-
-    def _is_prepared(self) -> bool:
-        return self.is_made() and not self._lacks_tokenizer()
+                    save_tokenizer(learned, temporary)
 
     def _lacks_tokenizer(self) -> bool:
         return self.settings.tokenizer is None and not self._learned_tokenizer.exists()
@@ -139,9 +145,11 @@ class FactData(LightningDataModule):
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.tokenizer is None:
+            if self.settings.tokenizer is None:
+                check_tokenizer(self._learned_tokenizer)
             self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
-            self.train_rows = self._read("train")
-            self.query_rows = self._drawn(self._read("queries"))
+            self.train_rows = self._tables.open("train")
+            self.query_rows = self._drawn(self._tables.open("queries"))
 
     @override
     def train_dataloader(self) -> DataLoader:
@@ -246,11 +254,14 @@ class FactData(LightningDataModule):
         """Hash that tells this data from other data, whatever folder it is in: 16 hexadecimal digits.
 
         It covers the folder's name, which has a hash of the settings or of the source files, its manifest without
-        versions of software, and its files' sizes.
+        versions of software, and its files' sizes. Digests would tell versions of pyarrow apart, too.
         """
-        manifest = self.data_path / "manifest.json"
-        described = json.loads(manifest.read_text()) if manifest.exists() else {}
+        manifest = self.data_path / MANIFEST
+        described = read_json(manifest, dict[str, Any], digest=False) if manifest.exists() else {}
         described.pop("versions", None)
+        if described.pop(DIGEST, None):
+            described.pop("files", None)
+            described["version"] = 1  # the data are those of the version that noted no digests
         sizes = [(self.data_path / name).stat().st_size for name in ("train.parquet", "queries.parquet")]
         return hashlib.sha256(json.dumps([self.data_path.name, described, *sizes]).encode()).hexdigest()[:16]
 
@@ -282,21 +293,10 @@ class FactData(LightningDataModule):
         drawn = np.random.default_rng(self.settings.query_seed).choice(len(queries), number, replace=False)
         return queries.select(np.sort(drawn))
 
-    def _read(self, name: str) -> datasets.Dataset:
-        file = str(self.data_path / f"{name}.parquet")
-        hidden = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()  # reading is too fast to need a bar
-        try:
-            shared = self.data_path / "arrow"
-            is_writable = os.access(shared if shared.exists() else self.data_path, os.W_OK)
-            # Where nothing can be written, such as beside other people's data, the user's own cache is taken.
-            return datasets.Dataset.from_parquet(file, cache_dir=str(shared) if is_writable else None)
-        finally:
-            if not hidden:
-                datasets.enable_progress_bars()
-
     def _texts(self) -> Iterator[str]:
-        for name in ("train", "queries"):
-            for batch in self._read(name).select_columns(["inputs_pretokenized", "targets_pretokenized"]).iter(10_000):
+        for name in _TABLES:
+            for batch in (
+                self._tables.open(name).select_columns(["inputs_pretokenized", "targets_pretokenized"]).iter(10_000)
+            ):
                 for column in batch.values():
                     yield from column

@@ -12,11 +12,11 @@ from typing import Any
 from typing_extensions import override
 
 from ftrace.arguments import checked
-from ftrace.data.cache_folder import is_whole
+from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, synth_parts
 from ftrace.data.synth_entities import draw_entities, entity_surfaces, surfaces_of
-from ftrace.data.synth_files import FORMAT, write_synth
+from ftrace.data.synth_files import FORM, write_synth
 from ftrace.data.synth_settings import SynthSettings
 from ftrace.data.synth_vocabularies import vocabulary_text
 
@@ -45,7 +45,7 @@ class FtraceSynth(FactData):
 
     @override
     def is_made(self) -> bool:
-        return is_whole(self.data_path, FORMAT)
+        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:

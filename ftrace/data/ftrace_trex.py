@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -11,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from ftrace.arguments import Name, checked
-from ftrace.data.cache_folder import is_whole
+from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, trex_parts
-from ftrace.data.trex_files import FORMAT, subject_of_query, write_trex
+from ftrace.data.trex_files import FORM, subject_of_query, write_trex
 from ftrace.data.trex_sources import open_trex
 from ftrace.shown_text import plain
 
@@ -48,13 +47,12 @@ class FtraceTrex(FactData):
 
     @override
     def is_made(self) -> bool:
-        return is_whole(self.data_path, FORMAT)
+        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:
-        if self.is_made():
-            manifest = json.loads((self.data_path / "manifest.json").read_text())
-        else:
+        manifest = whole_manifest(self.data_path, FORM)
+        if manifest is None:
             abstracts, queries = self.source.rows("abstracts"), self.source.rows("queries")
             manifest = write_trex(self.data_path, abstracts, queries, self.source.name, progress=True)
         rank_zero_info(

@@ -53,14 +53,16 @@ class KeptRows(LightningDataModule):
         data: The data set, set up.
         rows: Its training rows.
         is_kept: ``[N]`` bool, whether each training row is kept.
-        order_seed: Seed of the order; None keeps the order in which Lightning would have shuffled all rows,
-            minus those that are left out.
+        order_seed: Seed of the order, of up to 63 bits; None keeps the order in which Lightning would have shuffled all
+            rows, minus those that are left out.
 
     Raises:
         ValueError: If no row is kept, or ``is_kept`` has another length.
     """
 
-    def __init__(self, data: FactData, rows: CollatedRows, is_kept: np.ndarray, order_seed: Count | None = None) -> None:
+    def __init__(
+        self, data: FactData, rows: CollatedRows, is_kept: np.ndarray, order_seed: Count | None = None
+    ) -> None:
         super().__init__()
         if is_kept.shape != (len(rows),) or not is_kept.any():
             raise ValueError(f"expected some of {len(rows)} rows to be kept, found {is_kept.sum()} of {is_kept.shape}")

@@ -4,13 +4,13 @@ facts.parquet      fact, relation, entity_0, entity_1, is_test
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, guid, facts
 queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, guid, fact, answers, proponent_ids; and subject,
                    if entities are readable
-manifest.json      the flags, counts and versions; readable entities with their types and surfaces, by their numbers
+manifest.json      the flags, counts and versions; readable entities with their types and surfaces, by their numbers;
+                   size and digest of the Parquet files
 README.md          the data set card, from which ``load_dataset(folder, "queries")`` knows the files
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -18,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.progress import track
 
 from ftrace.arguments import Name, checked
+from ftrace.data.data_folder import MANIFEST, DataFacts
 from ftrace.data.row_files import write_rows
 from ftrace.data.schemas import query_schema, train_schema
 from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_facts import fact_id
 from ftrace.data.synth_settings import SynthSettings
+from ftrace.files.digests import DamagedError, facts_of_files
+from ftrace.files.manifests import Form, read_manifest, write_manifest
 from ftrace.files.whole_files import whole_folder
+from ftrace.progress import track
 
-FORMAT = "ftrace-synth"
+FORM = Form("ftrace-synth", 2, DataFacts, "a folder of FTRACE-SYNTH")
 
 TRAIN_SCHEMA, QUERY_SCHEMA = train_schema("guid"), query_schema("guid")
 READABLE_QUERY_SCHEMA = query_schema("guid", "subject")
@@ -87,8 +90,6 @@ def write_synth(output_path: Name | os.PathLike[Name], settings: SynthSettings, 
         num_rows = write_rows(temporary / "train.parquet", TRAIN_SCHEMA, rows)
         assert num_rows == corpus.num_rows
         manifest = {
-            "format": FORMAT,
-            "version": 1,
             "settings": settings.flags(),
             "num_train": num_rows,
             "num_queries": num_queries,
@@ -96,9 +97,10 @@ def write_synth(output_path: Name | os.PathLike[Name], settings: SynthSettings, 
             "relations": corpus.relations,
             **_names(corpus),
             "versions": {"ftrace": version("ftrace"), "numpy": version("numpy")},
+            "files": facts_of_files(temporary),
         }
         (temporary / "README.md").write_text(_CARD)
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_manifest(temporary / MANIFEST, FORM, manifest)
     return folder
 
 
@@ -107,10 +109,12 @@ def _check_output(folder: Path) -> None:
         raise ValueError(f"output_path: expected a folder of its own, found the working directory {str(folder)!r}")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
+    ours = folder.is_dir() and {path.name for path in folder.iterdir()} <= _OURS
     try:
-        ours = json.loads((folder / "manifest.json").read_text())["format"] == FORMAT
-        ours = ours and {path.name for path in folder.iterdir()} <= _OURS
-    except (OSError, ValueError, KeyError, TypeError):
+        read_manifest(folder / MANIFEST, FORM)
+    except DamagedError:  # one of ours that is damaged may be replaced
+        pass
+    except ValueError:
         ours = False
     if not ours:
         raise ValueError(f"output_path: expected a new or empty folder, but {str(folder)!r} holds something else")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ftrace.arguments import Name, checked
 from ftrace.data.text import SENTINEL
+from ftrace.files.digests import DamagedError
+from ftrace.files.noted_files import note_files, noted_files
+from ftrace.progress import track
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -42,7 +46,9 @@ def train_word_tokenizer(texts: Iterable[Name], *, split_hyphens: bool = False) 
         special_tokens=[PAD, END, UNKNOWN, *sentinels], vocab_size=2**31 - 1, show_progress=False
     )
     # The trainer would give a sentinel that it meets in a text a second id.
-    tokenizer.train_from_iterator((SENTINEL.sub(" ", text) for text in texts), trainer)
+    tokenizer.train_from_iterator(
+        (SENTINEL.sub(" ", text) for text in track(texts, "texts for the tokenizer")), trainer
+    )
     end = (END, tokenizer.token_to_id(END))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[end])
     return PreTrainedTokenizerFast(
@@ -53,3 +59,23 @@ def train_word_tokenizer(texts: Iterable[Name], *, split_hyphens: bool = False) 
         additional_special_tokens=sentinels,
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save a tokenizer in an empty folder, with size and digest of its files."""
+    tokenizer.save_pretrained(str(folder))
+    note_files(folder, [file.name for file in folder.iterdir()])
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Make sure that a tokenizer is what :func:`save_tokenizer` has saved; one of an older ftrace has no digests.
+
+    Raises:
+        DamagedError: If it isn't.
+    """
+    try:
+        files = noted_files(folder)
+        for name in files.files:
+            files.check(name)
+    except (OSError, DamagedError) as error:
+        raise DamagedError(f"{error}. Delete {str(folder)!r}, and the same tokenizer is learned again") from error

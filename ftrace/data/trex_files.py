@@ -3,13 +3,12 @@
 train.parquet      example_id, inputs_pretokenized, targets_pretokenized, name, sentence_id, facts
 queries.parquet    query_id, inputs_pretokenized, targets_pretokenized, uuid, predicate, subject, fact, answers,
                    proponent_ids
-manifest.json      counts, and what was left out
+manifest.json      counts, and what was left out; size and digest of the Parquet files
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -19,15 +18,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
 
+from ftrace.data.data_folder import MANIFEST, DataFacts
 from ftrace.data.fact_index import FactIndex
 from ftrace.data.row_files import SourceRow, write_rows
 from ftrace.data.schemas import TEXT, query_schema
 from ftrace.data.text import fill_in, split_sentinel
+from ftrace.files.digests import facts_of_files
+from ftrace.files.manifests import Form, write_manifest
 from ftrace.files.whole_files import whole_folder
+from ftrace.progress import track
 
-FORMAT = "ftrace-trex"
+
+class TrexFacts(DataFacts):
+    """The manifest of FTRACE-TREX, as far as readers rely on it."""
+
+    num_queries_without_proponents: int
+
+
+FORM = Form("ftrace-trex", 2, TrexFacts, "a folder of FTRACE-TREX")
+
 ROWS_PER_BATCH = 100_000
 
 _ROW_SCHEMA = pa.schema([("example_id", pa.int64()), *TEXT, ("name", pa.string()), ("sentence_id", pa.int64())])
@@ -78,8 +88,6 @@ def write_trex(
                 f"{source}: expected queries whose facts are stated, found {lookup.without_proponents} queries and none"
             )
         manifest = {
-            "format": FORMAT,
-            "version": 1,
             "source": source,
             "num_train": num_train,
             "num_sentences": reader.index.num_sentences,
@@ -91,8 +99,9 @@ def write_trex(
             "num_queries_with_an_answer_of_another_surface": lookup.other_surface,
             "proponents": lookup.statistics(),
             "versions": {"ftrace": version("ftrace"), "pyarrow": version("pyarrow")},
+            "files": facts_of_files(temporary),
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_manifest(temporary / MANIFEST, FORM, manifest)
     return manifest
 
 

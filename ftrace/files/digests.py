@@ -15,11 +15,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, NotRequired, TypedDict
 
 import xxhash
 from msgspec import Meta
+
+from ftrace.files.inside import inside
 
 SMALL = 64 * 2**20  # bytes that are digested in the blink of an eye
 BLOCK = 4 * 2**20
@@ -82,9 +84,15 @@ class FolderCheck:
         files: The manifest's facts by path in the folder; None for a folder of an older version, whose files have
             none and are taken as they are.
         small: Files of at most this size, in bytes, are digested before their first use; default: 64 MiB.
+
+    Raises:
+        DamagedError: If the manifest names a file outside of the folder.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, FileFacts] | None, small: int | None = None) -> None:
+        for name in files or ():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+                raise DamagedError(f"{str(folder)!r} is damaged: its manifest lists {name!r:.80}, which isn't in it")
         self._folder = folder
         self._files = files
         self._small = SMALL if small is None else small
@@ -99,7 +107,7 @@ class FolderCheck:
 
     def has(self, name: str) -> bool:
         """Tell whether the folder must hold a file; of a folder without facts, whether it does."""
-        return (self._folder / name).exists() if self._files is None else name in self._files
+        return (inside(self._folder, name)).exists() if self._files is None else name in self._files
 
     def check(self, name: str, *, at_once: bool = False) -> None:
         """Make sure, before a file is used, that it is what was written.
@@ -114,13 +122,16 @@ class FolderCheck:
         Raises:
             DamagedError: If the file is missing, not noted, or not what was written.
         """
-        if self._files is None or name in self._right:
+        if name in self._right:
+            return
+        if self._files is None:
+            inside(self._folder, name)
             return
         if name in self._under_way and not at_once:
             self._under_way[name].raise_what_is_known()
             return
         facts = self._check_size(name)
-        if facts["bytes"] > self._small and _stamp(self._folder / name, facts) in _verified:
+        if facts["bytes"] > self._small and _stamp(inside(self._folder, name), facts) in _verified:
             self._right.add(name)
         elif facts["bytes"] <= self._small or at_once:
             self._check_digest(name)
@@ -140,7 +151,8 @@ class FolderCheck:
         Raises:
             DamagedError: As :meth:`check`.
         """
-        digests = (self._files or {}).get(name, {}).get("xxh3_64_of_blocks")
+        facts = (self._files or {}).get(name)
+        digests = None if facts is None else facts.get("xxh3_64_of_blocks")
         if digests is None or name in self._right:
             self.check(name)
             return
@@ -173,7 +185,7 @@ class FolderCheck:
             yield name
 
     def _check_size(self, name: str) -> FileFacts:
-        file = self._folder / name
+        file = inside(self._folder, name)
         facts = (self._files or {}).get(name)
         if facts is None:
             raise DamagedError(f"{str(file)!r} is damaged or foreign: the manifest of its folder doesn't list it")
@@ -186,7 +198,7 @@ class FolderCheck:
         return facts
 
     def _check_blocks(self, name: str, blocks: Iterable[int], digests: str) -> None:
-        file = self._folder / name
+        file = inside(self._folder, name)
         with _readable(file), file.open("rb") as stream:
             for block in blocks:
                 stream.seek(block * BLOCK)
@@ -199,7 +211,7 @@ class FolderCheck:
                     )
 
     def _check_digest(self, name: str) -> None:
-        file = self._folder / name
+        file = inside(self._folder, name)
         assert self._files is not None
         noted = self._files[name]
         with _readable(file):

@@ -54,7 +54,9 @@ def whole_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str], *, sync: bool = False, replace: bool = True) -> Iterator[Path]:
+def whole_folder(
+    path: str | os.PathLike[str], *, sync: bool = False, replace: bool = True, only_earlier: bool = False
+) -> Iterator[Path]:
     """Write a folder whole or not at all: yield a temporary folder, and put it in the place of ``path`` at the end.
 
     If the block raises, ``path`` stays as it was, and the temporary folder is removed.
@@ -64,13 +66,18 @@ def whole_folder(path: str | os.PathLike[str], *, sync: bool = False, replace: b
         sync: Whether to write all files through to the disk before the folder takes its place.
         replace: Whether to replace an earlier folder. If not, and one is there at the end, it stays, and the new one
             is dropped.
+        only_earlier: Whether to replace nothing but what is there when the block begins.
 
     Yields:
         An empty folder.
+
+    Raises:
+        ValueError: If something else is there at the end, with ``only_earlier``.
     """
+    earlier = {"earlier": folder_stamp(path)} if only_earlier else {}
     with temporary_folder(path) as temporary:
         yield temporary
-        put_folder(temporary, path, sync=sync, replace=replace)
+        put_folder(temporary, path, sync=sync, replace=replace, **earlier)
 
 
 @contextmanager
@@ -125,7 +132,23 @@ def put_file(temporary: Path, path: str | os.PathLike[str], *, sync: bool = Fals
         _write_names_through(file.parent)
 
 
-def put_folder(temporary: Path, path: str | os.PathLike[str], *, sync: bool = False, replace: bool = True) -> None:
+def folder_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return what tells a folder from one that takes its place later, or that is changed; empty if there is none."""
+    try:
+        facts = _target(path).stat()
+    except FileNotFoundError:
+        return ()
+    return facts.st_dev, facts.st_ino, facts.st_mtime_ns
+
+
+def put_folder(
+    temporary: Path,
+    path: str | os.PathLike[str],
+    *,
+    sync: bool = False,
+    replace: bool = True,
+    earlier: tuple[int, ...] | None = None,
+) -> None:
     """Put a finished folder in its place, and delete the earlier one that it replaces.
 
     Linux swaps both in one step. Where the system or the file system can't (NFS, macOS), the earlier folder is put
@@ -136,8 +159,10 @@ def put_folder(temporary: Path, path: str | os.PathLike[str], *, sync: bool = Fa
         path: Where it goes.
         sync: Whether to write all files through to the disk first.
         replace: Whether to replace an earlier folder; if not, and one is there, nothing happens.
+        earlier: The :func:`folder_stamp` of what may be replaced; default: any folder.
 
     Raises:
+        ValueError: If something else is in its place than ``earlier``.
         NotADirectoryError: If something else than a folder is in its place.
     """
     folder = _target(path)
@@ -147,6 +172,10 @@ def put_folder(temporary: Path, path: str | os.PathLike[str], *, sync: bool = Fa
                 _write_through(Path(place, name))
             _write_names_through(Path(place))
     while True:  # until no other process comes in between
+        if earlier is not None and folder_stamp(folder) != earlier:
+            raise ValueError(
+                f"{str(folder)!r} was written by somebody else meanwhile, and stays as it is. Name another folder"
+            )
         try:
             temporary.rename(folder)  # to a free place, or that of an empty folder
             break

@@ -25,12 +25,14 @@ from ftrace.index.gradient_index import (
     begin_index,
     read_manifest,
     write_examples,
+    write_names,
 )
 from ftrace.index.gradient_rows import GradientRows
 from ftrace.index.plan import IndexPlan, readable
 from ftrace.index.prepared_search import OLD_SEARCH_OPTIONS, PreparedSearch, SearchSettings, prepare_search
 from ftrace.index.search import SegmentQueries, TopExamples, prepare_queries, row_norms, scored_chunks, top_k
 from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
+from ftrace.index.segment_facts import read_begun, write_begun
 from ftrace.index.shards import Rows, Shard, write_shard
 from ftrace.index.whitening import (
     WhichR,
@@ -82,6 +84,7 @@ __all__ = [
     "preconditioner_for_index",
     "prepare_queries",
     "prepare_search",
+    "read_begun",
     "read_manifest",
     "read_preconditioners",
     "readable",
@@ -91,7 +94,9 @@ __all__ = [
     "shard_files",
     "snapshot_fingerprint",
     "top_k",
+    "write_begun",
     "write_examples",
+    "write_names",
     "write_preconditioners",
     "write_shard",
 ]

@@ -8,15 +8,14 @@ the choice of examples is approximate: its recall is measured.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ftrace.arguments import Positive, checked
-from ftrace.files.whole_files import whole_file
 from ftrace.index.gradient_index import GradientIndex
+from ftrace.index.kept_files import is_kept, keep
 from ftrace.index.search import SegmentQueries, TopExamples, score_rows
 from ftrace.index.whitening import Whitening
 
@@ -67,10 +66,11 @@ def open_approximate(index: GradientIndex, whitening: Whitening, settings: Appro
     folder = index.folder / "approximate"
     file = folder / f"{whitening.key}-{lists}.faiss"
     opened: Any
-    newer = file.exists() and file.stat().st_mtime_ns >= (segment.folder / "segment.json").stat().st_mtime_ns
-    if newer:
+    if is_kept(file, segment, at_once=False):
         opened = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
     else:
+        for _ in segment.checked_shards():  # what is made of damaged rows would be kept
+            pass
         generator = np.random.default_rng(0)
         count = min(len(segment), lists * _TRAINING_ROWS_OF_A_LIST)
         sample = np.sort(generator.choice(len(segment), count, replace=False))
@@ -79,7 +79,8 @@ def open_approximate(index: GradientIndex, whitening: Whitening, settings: Appro
         for start in range(0, len(segment), _ROWS_AT_A_TIME):
             rows = segment.rows(start, min(start + _ROWS_AT_A_TIME, len(segment)))
             opened.add(_white_rows(rows, whitening))
-        _keep(opened, file)
+        with keep(file, segment) as temporary:
+            faiss.write_index(opened, str(temporary))
     opened.nprobe = min(settings.probes, lists)
     return opened
 
@@ -88,14 +89,6 @@ def _white_rows(rows: torch.Tensor, whitening: Whitening) -> np.ndarray:
     white = whitening.white(rows.float())
     normalized: np.ndarray = torch.nn.functional.normalize(white, dim=1).numpy()
     return normalized
-
-
-def _keep(opened: Any, file: Path) -> None:
-    import faiss
-
-    file.parent.mkdir(exist_ok=True)
-    with whole_file(file) as temporary:
-        faiss.write_index(opened, str(temporary))
 
 
 @checked

@@ -3,30 +3,38 @@
 index.json              how rows were made, of which model and data; a mismatch is an error
 segment-00000120/       rows at the weights of step 120
 snapshots/step-*/       where the callback wrote it: the weights of each segment
-norms/                  of rows, for tasks that were searched for
+norms/                  of rows, for tasks that were searched for; made anew if they are damaged or missing
 example_names.json      names by id, if ids were made from names
 examples.parquet        texts of the examples, if they are known: see :mod:`ftrace.scores.texts`
+files.json              size and digest of these two
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 from torch import nn
 
 from ftrace.arguments import Name, Positive, checked
+from ftrace.files.digests import DamagedError, FolderCheck, facts_of_file
+from ftrace.files.manifests import DIGEST, Form, check_schema, read_json, write_json, write_manifest
+from ftrace.files.manifests import read_manifest as read_manifest_file
+from ftrace.files.noted_files import note_files, noted_files
+from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.files.whole_files import whole_file
 from ftrace.gradients import OLD_ENTRIES
 from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.index_views import index_html, rows_table
-from ftrace.index.segment import SEGMENT, Segment
+from ftrace.index.segment import Segment
+from ftrace.index.segment_facts import INDEX, SEGMENT
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
 from ftrace.shown_text import counted, plain
@@ -34,10 +42,28 @@ from ftrace.shown_text import counted, plain
 if TYPE_CHECKING:
     import pandas as pd
 
-MANIFEST = "index.json"
+MANIFEST = INDEX
 EXAMPLE_NAMES = "example_names.json"
 EXAMPLES = "examples.parquet"
-FORMAT, VERSION = "ftrace-index", 1
+_NOT_ASKED_FOR = ("version", DIGEST)
+
+
+class _Settings(TypedDict):
+    features: dict[str, Any]
+
+
+class IndexFacts(TypedDict):
+    """The manifest of an index, as far as readers rely on it."""
+
+    settings: _Settings
+    model: str
+    blocks: dict[str, list[str]]
+    left_out: list[str]
+    written_by: NotRequired[str]
+    run_id: NotRequired[str]
+
+
+FORM = Form("ftrace-index", 2, IndexFacts, "a gradient index")
 
 
 @checked
@@ -91,8 +117,7 @@ def begin_index(
     features = GradientFeatures(settings.features, names)
     seen = {name for of_block in features.blocks.values() for name in of_block}
     manifest = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": FORM.format,
         "settings": _plain(settings),
         "model": model_fingerprint(module),
         "blocks": features.blocks,
@@ -102,6 +127,7 @@ def begin_index(
     given = json.loads(json.dumps(manifest))
     if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         there, asked = _flat(read_manifest(folder)), _flat(given)
+        there = {key: value for key, value in there.items() if key not in _NOT_ASKED_FOR}
         different = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
         if different:
             few = [
@@ -114,8 +140,7 @@ def begin_index(
             )
         return features
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    write_manifest(folder / MANIFEST, FORM, manifest)
     return features
 
 
@@ -123,18 +148,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of an index.
 
     Raises:
-        ValueError: If the folder holds no index, or one of another version.
+        ValueError: If the folder holds no index, a damaged one, or one of a newer ftrace.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(folder)!r} is not a gradient index: can't read its {MANIFEST} ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise ValueError(f"{str(folder)!r} is not a gradient index of version {VERSION}, which this ftrace reads")
+    manifest = read_manifest_file(folder / MANIFEST, FORM)
     features = manifest["settings"]["features"]
     manifest["settings"]["features"] = {OLD_OPTIONS.get(name, name): value for name, value in features.items()}
     if (entries := features.get("entries")) in OLD_ENTRIES:
         manifest["settings"]["features"]["entries"] = OLD_ENTRIES[entries]
+    check_schema(folder / MANIFEST, manifest["settings"], IndexSettings)
     return manifest
 
 
@@ -142,6 +163,13 @@ def write_examples(folder: Path, texts: Texts) -> None:
     """Write the texts of an index's examples into its folder, in place of earlier ones."""
     with whole_file(folder / EXAMPLES) as temporary:
         texts.write(temporary)
+    note_files(folder, [EXAMPLES])
+
+
+def write_names(folder: Path, names: Mapping[int, str]) -> None:
+    """Write the names of an index's examples by their ids into its folder, in place of earlier ones."""
+    write_json(folder / EXAMPLE_NAMES, {str(number): name for number, name in names.items()})
+    note_files(folder, [EXAMPLE_NAMES])
 
 
 @checked
@@ -158,12 +186,7 @@ class GradientIndex:
     def __init__(self, folder: Name | Path) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        stored = dict(self.manifest["settings"])
-        features = dict(stored.pop("features"))
-        parameters = features.pop("parameters")
-        self.settings = IndexSettings(
-            FeatureSettings(**features, parameters=None if parameters is None else tuple(parameters)), **stored
-        )
+        self.settings = msgspec.convert(self.manifest["settings"], IndexSettings)
         self.blocks: dict[str, list[str]] = self.manifest["blocks"]
         folders = sorted(self.folder.glob("segment-*"))
         unfinished = [segment.name for segment in folders if not (segment / SEGMENT).exists()]
@@ -173,6 +196,10 @@ class GradientIndex:
                 "that writes it again, and it continues where it was"
             )
         self.segments = [Segment(segment) for segment in folders]
+        digest = facts_of_file(self.folder / MANIFEST)["xxh3_128"]
+        for segment in self.segments:
+            if segment.manifest.get("index", digest) != digest:
+                raise DamagedError(f"{str(segment.folder)!r} was closed with another {MANIFEST}. Index again")
 
     @property
     def size(self) -> int:
@@ -185,10 +212,37 @@ class GradientIndex:
         return [name for names in self.blocks.values() for name in names]
 
     @cached_property
+    def _files(self) -> FolderCheck:
+        """What is noted of the files beside the segments."""
+        return noted_files(self.folder)
+
+    def _beside(self, name: str) -> Path | None:
+        """Return a file beside the segments, verified; None if the index has none."""
+        file = self.folder / name
+        if name not in self._files.files and not file.exists():
+            return None
+        self._files.check(name)
+        return file
+
+    def checked_files(self) -> Iterator[str]:
+        """Read everything, and yield the path of each file that is what was written.
+
+        Raises:
+            ValueError: If a file differs, by name.
+        """
+        yield str(self.folder / MANIFEST)
+        for name in self._files.check_all():
+            yield str(self.folder / name)
+        for segment in self.segments:
+            yield from segment.checked_files()
+        for manifest in sorted(self.folder.glob("snapshots/step-*/snapshot.json")):
+            yield from SnapshotFiles(manifest.parent).check_all()
+
+    @cached_property
     def examples(self) -> Texts | None:
         """Texts of the examples; None if they aren't known."""
-        file = self.folder / EXAMPLES
-        return Texts(file, EXAMPLE_ID) if file.exists() else None
+        file = self._beside(EXAMPLES)
+        return None if file is None else Texts(file, EXAMPLE_ID)
 
     @cached_property
     def num_rows(self) -> int:
@@ -198,9 +252,13 @@ class GradientIndex:
     @property
     def names_of_examples(self) -> Names:
         """The names of the examples, by their ids."""
-        file = self.folder / EXAMPLE_NAMES
-        names = json.loads(file.read_text()) if file.exists() else {}
-        ids = np.array([int(number) for number in names], np.int64)
+        file = self._beside(EXAMPLE_NAMES)
+        names = {} if file is None else read_json(file, dict[str, str], digest=False)
+        names.pop(DIGEST, None)
+        try:
+            ids = np.array([int(number) for number in names], np.int64)
+        except (ValueError, OverflowError) as error:
+            raise DamagedError(f"{str(file)!r} is damaged: expected ids of 64 bits ({error})") from error
         return Names(ids, np.array(list(names.values()), dtype=np.str_) if names else None, self.examples)
 
     def to_pandas(self) -> pd.DataFrame:

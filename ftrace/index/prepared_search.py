@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.arguments import checked
+from ftrace.files.inside import inside
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.index.fingerprints import snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex
@@ -125,14 +126,17 @@ def prepare_search(
 
 
 def snapshot_of(index: GradientIndex, segment: Segment, snapshots: Path | None = None) -> Path:
-    """Find the folder of a segment's snapshot: where it was, or else in another folder.
+    """Find the folder of a segment's snapshot: in the index's or beside it, as it was noted, or else in another folder.
 
     Raises:
         ValueError: If it is missing, or has changed.
     """
+    beside = index.folder.resolve().parent
     folder = (index.folder / segment.manifest["snapshot"]).resolve()
-    if snapshots is not None and not folder.exists():
-        folder = snapshots / folder.name
+    if snapshots is not None and not (folder.exists() and beside in folder.parents):
+        folder = inside(snapshots, folder.name)
+    else:
+        folder = inside(beside, folder)
     fingerprint = snapshot_fingerprint(folder)
     if fingerprint != segment.manifest["fingerprint"]:
         list(SnapshotFiles(folder).check_all())  # a damaged one says so by itself

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ftrace.arguments import Positive, checked
-from ftrace.files.whole_files import whole_file
 from ftrace.index.gradient_index import GradientIndex
+from ftrace.index.kept_files import is_kept, keep
+from ftrace.index.running_top import RunningTop
 from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening
+from ftrace.progress import progress, track
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -66,24 +68,19 @@ def row_norms(segment: Segment, whitening: Whitening, cache: Path) -> np.ndarray
         ValueError: If a shard is damaged.
     """
     file = cache / f"{segment.folder.name}-{whitening.key}.npy"
-    with suppress(OSError, ValueError, EOFError):
+    if is_kept(file, segment):
         kept: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-        newer = file.stat().st_mtime_ns >= (segment.folder / "segment.json").stat().st_mtime_ns
-        if newer and kept.shape == (len(segment),):
-            return kept
+        return kept
     made: np.ndarray = np.empty(len(segment), np.float64 if segment.is_double else np.float32)
     done = 0  # into one array: small results between large ones would keep memory from being returned to the system
-    for shard in segment.shards:
-        shard.check()
+    for shard in track(segment.checked_shards(), "norms of rows, by shard", segment.num_shards):
         step = max(1, CHUNK_BYTES // (4 * shard.size))
         for start in range(0, shard.num_rows, step):
             rows = shard.rows(start, start + step)
             made[done : done + len(rows)] = whitening.norms(rows).numpy()
             done += len(rows)
-    with suppress(OSError):  # an index may lie on a read-only disk
-        cache.mkdir(exist_ok=True)
-        with whole_file(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, made)
+    with suppress(OSError), keep(file, segment) as temporary, temporary.open("wb") as stream:
+        np.save(stream, made)  # unless an index lies on a read-only disk
     return made
 
 
@@ -94,17 +91,28 @@ def scored_chunks(
 
     Args:
         queries: For each segment, what its rows are multiplied with.
-        chunk_bytes: Bytes of rows in memory at a time, about. Scores don't depend on it.
+        chunk_bytes: Bytes of rows, and of their scores, in memory at a time, about. Scores don't depend on it.
 
     Yields:
         Ids, int64 ``[n]``, ascending and each once, and scores ``[n, Q]``.
     """
-    each = max(1, chunk_bytes // (4 * index.size) // len(index.segments))
+    num_queries = len(queries[0].vectors)
+    each = max(1, chunk_bytes // (8 * index.size + 8 * num_queries) // len(index.segments))
+    with progress("rows of the index", sum(map(len, index.segments))) as advance:
+        for rows, ids, scores in _scored_ranges(index, queries, each):
+            yield ids, scores
+            advance(rows)
+
+
+def _scored_ranges(
+    index: GradientIndex, queries: Sequence[SegmentQueries], each: int
+) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+    """Score examples by ranges of ids, of about ``each`` rows of a segment; with the number of rows of each range."""
     taken = [0] * len(index.segments)
     while any(start < len(segment) for start, segment in zip(taken, index.segments, strict=True)):
         ahead = [(s, start) for s, start in zip(index.segments, taken, strict=True) if start < len(s)]
         bound = min(_id_at(s, min(start + each, len(s)) - 1) for s, start in ahead)
-        ids, scores = [], []
+        ids, scores, before = [], [], sum(taken)
         for number, (segment, of_segment) in enumerate(zip(index.segments, queries, strict=True)):
             start, stop = taken[number], _first_after(segment, bound, taken[number])
             taken[number] = stop
@@ -112,25 +120,29 @@ def scored_chunks(
                 positions = _positions_by_id(segment, first, min(first + each, stop))
                 ids.append(np.asarray(segment.ids[positions]))
                 scores.append(score_rows(segment, of_segment, positions))
-        all_ids, all_scores = np.concatenate(ids), torch.cat(scores)
+        all_ids = np.concatenate(ids)
+        all_scores = scores[0] if len(scores) == 1 else torch.cat([piece.T for piece in scores], 1).T
         if len(all_ids) == 1 or (all_ids[:-1] < all_ids[1:]).all():
-            yield all_ids, all_scores
+            yield sum(taken) - before, all_ids, all_scores
         else:
             unique, inverse = np.unique(all_ids, return_inverse=True)
-            total = all_scores.new_zeros(len(unique), all_scores.shape[1])
-            yield unique, total.index_add_(0, torch.from_numpy(inverse), all_scores)
+            total = all_scores.new_zeros(all_scores.shape[1], len(unique))
+            summed = total.index_add_(1, torch.from_numpy(inverse), all_scores.T).T
+            yield sum(taken) - before, unique, summed
 
 
 def score_rows(segment: Segment, queries: SegmentQueries, positions: np.ndarray) -> Tensor:
     """Score the rows at some positions of a segment: ``[n, Q]``."""
     rows = segment.rows_at(positions)
-    scores = rows @ queries.vectors.to(rows).T
+    scores_Qn = queries.vectors.to(rows) @ rows.T  # a query's scores are contiguous, for what selects among them
+    if queries.norms is None and not queries.weighted:
+        return scores_Qn.T
     factors = np.ones(len(positions), np.float64)
     if queries.norms is not None:
         factors /= np.maximum(queries.norms[positions], np.finfo(np.float32).tiny)
     if queries.weighted:
         factors *= segment.weights[positions]
-    return scores * torch.from_numpy(factors).to(scores).unsqueeze(1)
+    return scores_Qn.mul_(torch.from_numpy(factors).to(scores_Qn)).T
 
 
 def _positions_by_id(segment: Segment, start: int, stop: int) -> np.ndarray:
@@ -181,33 +193,10 @@ def top_k(
     Raises:
         ValueError: If k is less than 1.
     """
-    best: list[tuple[Tensor, Tensor] | None] = [None, None]
+    num_queries = len(queries[0].vectors)
+    proponents, opponents = RunningTop(num_queries, k), RunningTop(num_queries, k, sign=-1)
     for ids, scores in scored_chunks(index, queries, chunk_bytes):
-        for number, sign in enumerate((1, -1)):
-            best[number] = _merged(best[number], torch.from_numpy(ids), sign * scores.T, k)
-    proponents, opponents = best
-    assert proponents is not None
-    assert opponents is not None
-    return (
-        TopExamples(proponents[0].numpy(), proponents[1].numpy()),
-        TopExamples(opponents[0].numpy(), -opponents[1].numpy()),
-    )
-
-
-def _merged(best: tuple[Tensor, Tensor] | None, ids: Tensor, scores_Qn: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Merge the best so far with a chunk, whose ids are larger: so a stable order keeps ties by id."""
-    if best is not None and best[1].shape[1] == k:  # ties go to smaller ids, which came earlier
-        better = (scores_Qn > best[1][:, -1:]).any(0)
-        if not better.any():
-            return best
-        ids, scores_Qn = ids[better], scores_Qn[:, better]
-    ids_Qn = ids.expand(len(scores_Qn), -1)
-    if scores_Qn.shape[1] > 8 * k:  # few can be among the best: those not below the k-th
-        least = scores_Qn.topk(k, dim=1).values[:, -1:]
-        most = int((scores_Qn >= least).sum(1).max())
-        order = torch.sort((scores_Qn < least).to(torch.uint8), dim=1, stable=True).indices[:, :most]
-        ids_Qn, scores_Qn = ids_Qn.gather(1, order), scores_Qn.gather(1, order)
-    if best is not None:
-        ids_Qn, scores_Qn = torch.cat([best[0], ids_Qn], 1), torch.cat([best[1], scores_Qn], 1)
-    order = torch.sort(scores_Qn, dim=1, descending=True, stable=True).indices[:, :k]
-    return ids_Qn.gather(1, order), scores_Qn.gather(1, order)
+        smallest, largest = torch.aminmax(scores.T, dim=1)
+        proponents.add(torch.from_numpy(ids), scores.T, largest)
+        opponents.add(torch.from_numpy(ids), scores.T, smallest)
+    return TopExamples(*proponents.result()), TopExamples(*opponents.result())

@@ -4,14 +4,13 @@ shard-*.safetensors               rows
 preconditioners.safetensors       one over the root of second moments that gradients were multiplied with
 autocorrelation.safetensors       mean of phi phi^T over a random sample of rows, block by block
 ids.npy, weights.npy, order.npy   of all rows; the order by id, where they are not in it
-segment.json                      written last: a segment without it is not finished
+begun.json                        of a segment that is written while training: its epoch, size and digest of the first
+segment.json                      size and digest of each file; written last: a segment without it is not finished
 """
 
 from __future__ import annotations
 
 import bisect
-import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -24,13 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ftrace.files.digests import DamagedError, FolderCheck, facts_of_file, facts_of_files
+from ftrace.files.manifests import write_manifest
 from ftrace.files.whole_files import whole_file
 from ftrace.gradients import Preconditioner, RunningAutocorrelation
 from ftrace.index.features import from_tensors, to_tensors
+from ftrace.index.segment_facts import FORM, INDEX, PRECONDITIONERS, SEGMENT, is_verified, read_facts
 from ftrace.index.shards import PATTERN, Shard
 
-SEGMENT = "segment.json"
-FILES = ("preconditioners.safetensors", "autocorrelation.safetensors", "ids.npy", "weights.npy", "order.npy")
+AUTOCORRELATION = "autocorrelation.safetensors"
+_FILES = (PRECONDITIONERS, AUTOCORRELATION, "ids.npy", "weights.npy", "order.npy")
 _OPEN = 64  # shards that are mapped into memory at a time: an index may have more than the system maps
 _ROWS_AT_A_TIME = 1024
 
@@ -38,7 +40,7 @@ _ROWS_AT_A_TIME = 1024
 def write_preconditioners(folder: Path, preconditioners: Mapping[str, Preconditioner]) -> None:
     """Write what a segment's gradients are multiplied with; a segment begins with this."""
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "preconditioners.safetensors") as temporary:
+    with whole_file(folder / PRECONDITIONERS) as temporary:
         save_file(to_tensors(preconditioners), temporary)
 
 
@@ -48,16 +50,14 @@ def read_preconditioners(folder: Path, like: Tensor | None = None) -> dict[str, 
     Raises:
         ValueError: If the file is missing or damaged.
     """
-    return from_tensors(_tensors(folder / "preconditioners.safetensors"), like)
+    return from_tensors(_tensors(folder / PRECONDITIONERS), like)
 
 
-def _tensors(file: Path, checksums: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+def _tensors(file: Path) -> dict[str, Tensor]:
     try:
-        if checksums is not None and zlib.crc32(file.read_bytes()) != checksums[file.name]:
-            raise ValueError(f"{file} is damaged: the checksum differs. Index again")
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is missing or damaged ({error}). Index again") from error
+        raise DamagedError(f"{str(file)!r} is missing or damaged ({error}). Index again") from error
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -81,6 +81,7 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
     files, noted, columns = shard_files(folder), [], []
     for file in files:
         shard = Shard(file)
+        shard.check()  # what was written before a process was killed; from here on, digests tell
         size = file.stat().st_size
         noted.append({"file": file.name, "rows": shard.num_rows, "checksum": shard.checksum, "bytes": size})
         columns.append([shard.column(name).numpy().copy() for name in ("ids", "weights")])
@@ -106,18 +107,19 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
             of_blocks = drawn_from.rows(positions=some).unflatten(1, (len(blocks), -1)).unbind(1)
             running.add(dict(zip(blocks, of_blocks, strict=True)))
     means = {name: running.mean(name).contiguous() for name in blocks}
-    with whole_file(folder / "autocorrelation.safetensors") as temporary:
+    with whole_file(folder / AUTOCORRELATION) as temporary:
         save_file(means, temporary)
+    names = [file.name for file in files]
     manifest = {
         **facts,
+        "index": facts_of_file(folder.parent / INDEX)["xxh3_128"],
         "rows": total,
         "examples": len(np.unique(ids)),
         "autocorrelation": {"sample": len(drawn), "seed": seed},
         "shards": noted,
-        "files": {file.name: zlib.crc32(file.read_bytes()) for file in sorted(folder.iterdir()) if file.name in FILES},
+        "files": facts_of_files(folder, [name for name in (*_FILES, *names) if (folder / name).exists()]),
     }
-    with whole_file(folder / SEGMENT) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    write_manifest(folder / SEGMENT, FORM, manifest)
     return Segment(folder)
 
 
@@ -138,13 +140,9 @@ class Segment:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.manifest: dict[str, Any] = json.loads((folder / SEGMENT).read_text())
-            noted = self.manifest["shards"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"segment {str(folder)!r} is not finished, or damaged ({error}). Give the command that wrote it again"
-            ) from error
+        self.manifest: dict[str, Any] = read_facts(folder)
+        self.files = FolderCheck(folder, self.manifest["files"] if is_verified(self.manifest) else None)
+        noted = self.manifest["shards"]
         for shard in noted:
             file = folder / shard["file"]
             size = file.stat().st_size if file.exists() else 0
@@ -160,6 +158,7 @@ class Segment:
 
     def _open(self, number: int) -> Shard:
         noted = self._noted[number]
+        self.files.check(noted["file"])
         shard = Shard(self.folder / noted["file"])
         if (shard.num_rows, shard.checksum) != (noted["rows"], noted["checksum"]):
             raise ValueError(f"shard {str(shard.file)!r} is not the one that the segment was closed with")
@@ -170,18 +169,39 @@ class Segment:
         """Its shards, in order."""
         return (self.shard(number) for number in range(self.num_shards))
 
+    def checked_shards(self) -> Iterator[Shard]:
+        """Give its shards in order, each once it was verified as a whole: for readers that keep what they compute.
+
+        Raises:
+            ValueError: If one is damaged.
+        """
+        for number, noted in enumerate(self._noted):
+            self.files.check(noted["file"], at_once=True)
+            shard = self.shard(number)
+            if not is_verified(self.manifest):
+                shard.check()
+            yield shard
+
     def check(self) -> None:
-        """Read everything, and check it against its checksums.
+        """Read everything, and check it against its digests.
 
         Raises:
             ValueError: If a file differs, by name.
         """
-        for shard in self.shards:
-            shard.check()
-        for name, noted in self.manifest["files"].items():
-            file = self.folder / name
-            if not file.exists() or zlib.crc32(file.read_bytes()) != noted:
-                raise ValueError(f"{file} is missing or damaged: the checksum differs. Index again")
+        for _ in self.checked_files():
+            pass
+
+    def checked_files(self) -> Iterator[str]:
+        """Read everything, and yield the path of each file that is what was written.
+
+        Raises:
+            ValueError: If a file differs, by name.
+        """
+        yield str(self.folder / SEGMENT)
+        for name in self.files.check_all():
+            yield str(self.folder / name)
+        if not is_verified(self.manifest):
+            yield from (str(shard.file) for shard in self.checked_shards())
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -209,26 +229,31 @@ class Segment:
     @cached_property
     def order(self) -> np.ndarray | None:
         """Positions of the rows by id, int64 ``[N]``, mapped from disk; None where they are in that order."""
-        return self._load("order") if (self.folder / "order.npy").exists() else None
+        is_there = "order.npy" in self.files.files or (self.folder / "order.npy").exists()
+        return self._load("order") if is_there else None
 
     def _load(self, name: str) -> np.ndarray:
         file = self.folder / f"{name}.npy"
+        self.files.check(file.name)
         try:
             loaded: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{file} is missing or damaged ({error}). Index again") from error
-        if loaded.shape != (len(self),):
-            raise ValueError(f"{file}: expected {len(self)} numbers, found {loaded.shape}")
+            raise DamagedError(f"{str(file)!r} is missing or damaged ({error}). Index again") from error
+        if loaded.shape != (len(self),) or loaded.dtype.kind != ("f" if name == "weights" else "i"):
+            raise DamagedError(
+                f"{str(file)!r} is damaged: expected {len(self)} numbers, found {loaded.dtype} of shape {loaded.shape}"
+            )
         return loaded
 
     def preconditioners(self, like: Tensor | None = None) -> dict[str, Preconditioner]:
         """Read what gradients are multiplied with, by parameter, on the device and in the dtype of a tensor."""
-        tensors = _tensors(self.folder / "preconditioners.safetensors", self.manifest["files"])
-        return from_tensors(tensors, like)
+        self.files.check(PRECONDITIONERS)
+        return from_tensors(_tensors(self.folder / PRECONDITIONERS), like)
 
     def autocorrelation(self) -> dict[str, Tensor]:
         """Read R of the rows: for each block ``[K * K, K * K]``, undamped."""
-        return _tensors(self.folder / "autocorrelation.safetensors", self.manifest["files"])
+        self.files.check(AUTOCORRELATION)
+        return _tensors(self.folder / AUTOCORRELATION)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Read a range of rows, ``[n, D]``."""

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ftrace.files.digests import DamagedError
 from ftrace.files.whole_files import whole_file
 
 PATTERN = "shard-*.safetensors"
@@ -96,12 +97,14 @@ class Shard:
             self._opened.__enter__()
             shape = self._opened.get_slice("rows").get_shape()
             self.checksum = int(self._opened.metadata()["checksum"])
+            if len(shape) != 2:
+                raise ValueError(f"rows of shape {shape}")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise self._damaged(error) from error
         self.num_rows, self.size = int(shape[0]), int(shape[1])
 
-    def _damaged(self, why: object) -> ValueError:
-        return ValueError(f"shard {str(self.file)!r} is missing or damaged ({why}). Delete it, and index again")
+    def _damaged(self, why: object) -> DamagedError:
+        return DamagedError(f"shard {str(self.file)!r} is missing or damaged ({why}). Delete it, and index again")
 
     def column(self, name: str) -> Tensor:
         """Read one number of each row: "ids", "weights", "scales" or "steps", ``[n]``."""

@@ -22,6 +22,7 @@ from transformers import (
 from typing_extensions import override
 
 from ftrace.arguments import Count, Name, NonNegativeNumber, Share, check_arguments
+from ftrace.models.pretrained import load_pretrained
 
 IGNORED = -100
 Output = Literal["loss", "margin", "logit"]
@@ -75,10 +76,7 @@ class FactLM(LightningModule):
             raise ValueError(f'config: expected a "model_type" such as "t5" or "gpt2", found {sorted(config)}')
         self.save_hyperparameters()
         if model_name_or_path is not None:
-            hub_config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=False)
-            auto = AutoModelForSeq2SeqLM if hub_config.is_encoder_decoder else AutoModelForCausalLM
-            pretrained = auto.from_pretrained(model_name_or_path, trust_remote_code=False)
-            self.model = pretrained.train()  # it comes in eval mode, without dropout
+            self.model = load_pretrained(model_name_or_path).train()  # it comes in eval mode, without dropout
         elif config is not None and "vocab_size" in config:
             self.build()
 

@@ -49,7 +49,7 @@ def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
         module.load_state_dict({**extra, **weights, **{name: weights[first] for name, first in tied.items()}})
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        few = " ".join(lines[1:3]) or lines[0]  # the first only names the class
+        few = " ".join(lines[1:3]).rstrip(".") or lines[0]  # the first only names the class
         raise ValueError(
             f"snapshot {str(folder)!r} is of another model: {few:.400}. Name the run that it is of"
         ) from error

@@ -59,7 +59,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         worst = float(ledger.imbalance().max(initial=0.0)) if ledger.has_accounts else None
         facts["ledger"] = {
             "summary": str(summary),
-            "fall": summary.fall,
+            "fall": summary.fall if math.isfinite(summary.fall) else None,
             "shares": dict(summary.shares),
             "worst_imbalance": worst,
             "balanced": None if worst is None else worst <= _tolerance(run),

@@ -18,14 +18,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ftrace.files.free_space import free_memory
+from ftrace.files.free_space import free_addresses, free_memory
 from ftrace.gradients import PerExampleGradients, QueryGradients
 from ftrace.online.memory_estimates import MemoryEstimates, processes_here
 from ftrace.online.memory_needs import MemoryNeeds
 from ftrace.online.processes import gather_objects
 from ftrace.online.scoring.row_blocks import BlockMemory, zeros_in_memory
 from ftrace.online.traced_run import TracedRun
-from ftrace.scores.score_rows import RANGE_BYTES
+from ftrace.scores.row_ranges import RANGE_BYTES
 
 StoreOption = Literal["memory", "disk", "auto"]
 
@@ -125,7 +125,7 @@ class RunMemory:
     def _remedy(self, place: str, largest: str) -> str:
         if place == "disk":
             remedy = "keep scores of some examples with candidates=[...], or name an output_dir on a larger disk"
-        elif largest == "scores" and self._blocks.budget < math.inf:
+        elif largest == "scores" and (self._blocks.budget < math.inf or free_addresses() < self.needs.total):
             remedy = "keep those of some examples with candidates=[...]"
         else:
             remedy = _REMEDIES.get(largest, "keep scores of some examples with candidates=[...]")

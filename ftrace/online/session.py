@@ -338,7 +338,9 @@ class TraceSession:
         # The folder that the user named never holds the scores of a part of a run.
         output_dir = self._complete_dir() if complete else self._incomplete_dir
         facts = {**manifest_of(run, self._folder.run_id, complete=complete), "memory": self._memory.needs.facts()}
-        store = write_store(output_dir, run, facts, alone=alone)
+        self._memory.release()
+        with self._memory.named():
+            store = write_store(output_dir, run, facts, alone=alone)
         self.incomplete_store = None if complete else output_dir
         if store is None:
             return

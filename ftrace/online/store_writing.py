@@ -14,7 +14,7 @@ from ftrace.online.processes import gather_objects, gather_rows, num_processes, 
 from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.traced_run import TracedRun
 from ftrace.scores import ScoreStore, Sum, find_doubts
-from ftrace.scores.score_rows import RANGE_BYTES
+from ftrace.scores.row_ranges import RANGE_BYTES
 
 
 def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, alone: bool) -> ScoreStore | None:

@@ -16,6 +16,7 @@ from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace
 from ftrace.evaluation import Estimate
 from ftrace.evaluation.files import replace_csv
 from ftrace.evaluation.formatting import plain_table
+from ftrace.files.noted_files import note_files
 from ftrace.report.causal_words import UNITS, in_order, mediator_title
 
 
@@ -58,6 +59,7 @@ def write_averages_csv(averages: Averages, file: Path) -> Path:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_csv(file, _average_rows(averages))
+    note_files(file.parent, [file.name])
     return file
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,8 +14,10 @@ from rich.text import Text
 from ftrace.causal.joined import Joined, JoinedQuery, Layer
 from ftrace.causal.prompt_trace import OUTCOMES
 from ftrace.evaluation import Estimate
-from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
+from ftrace.evaluation.files import nan_as_null, replace_csv
 from ftrace.evaluation.formatting import plain_table
+from ftrace.files.manifests import write_json
+from ftrace.files.noted_files import note_files
 from ftrace.report.causal_words import UNITS
 from ftrace.shown_text import plain, shortened
 
@@ -108,7 +109,8 @@ def write_joined(joined: Joined, folder: Path) -> list[Path]:
     profiles, queries, summary = (folder / name for name in _FILES)
     replace_csv(profiles, _profile_rows(joined))
     replace_csv(queries, _query_rows(joined))
-    replace_text(summary, json.dumps(nan_as_null(_as_json(joined)), indent=2, allow_nan=False) + "\n")
+    write_json(summary, nan_as_null(_as_json(joined)))
+    note_files(folder, [profiles.name, queries.name, summary.name])
     return [profiles, queries, summary]
 
 

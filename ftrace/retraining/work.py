@@ -16,17 +16,27 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-from rich.progress import Progress
 
 from ftrace.arguments import Positive, checked
-from ftrace.evaluation.files import replace_text
+from ftrace.files.digests import DamagedError
+from ftrace.files.manifests import DIGEST, Form, read_json, read_manifest, write_json, write_manifest
+from ftrace.progress import progress
 from ftrace.retraining.retrainer import Budget, QueryOutcome, Retrainer
 from ftrace.runs import Run
 
-FORMAT, VERSION = "ftrace-counterfactual", 1
+
+class _Outcome(TypedDict):
+    key: str
+    query_ids: list[int]
+    losses: list[float | None]
+    learned: list[bool]
+
+
+FORM = Form("ftrace-counterfactual", 2, dict[str, Any], "a folder of retrainings")
+_NOT_ASKED_FOR = ("format", "version", DIGEST)
 
 
 @dataclass(frozen=True)
@@ -63,16 +73,16 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         ValueError: If the folder's manifest has other settings, or can't be read.
     """
     file = folder / "manifest.json"
-    asked = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **settings}))
+    asked = json.loads(json.dumps(settings))
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(asked, indent=2) + "\n")
+        write_manifest(file, FORM, asked)
         return
     try:
-        noted = json.loads(file.read_text())
-        names = [name for name in {**asked, **noted} if asked.get(name) != noted.get(name)]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{file}: can't be read ({error}). Name another folder: --output_dir") from error
+        noted = read_manifest(file, FORM)
+    except ValueError as error:
+        raise type(error)(f"{error}. Name another folder: --output_dir") from error
+    names = [name for name in {**asked, **noted} if name not in _NOT_ASKED_FOR and asked.get(name) != noted.get(name)]
     if names:
         ours, theirs = ({name: settings.get(name) for name in names} for settings in (asked, noted))
         raise ValueError(f"{folder} holds retrainings with {theirs}, expected {ours}. Name another: --output_dir")
@@ -102,11 +112,10 @@ def do_retrainings(
     asked = {retraining.name: retraining for retraining in retrainings}
     query_ids = list(run.data.query_rows["query_id"])
     missing = [retraining for retraining in asked.values() if read_outcome(retraining, folder, query_ids) is None]
-    with Progress() as progress:
-        bar = progress.add_task("Retraining", total=len(asked), completed=len(asked) - len(missing))
+    with progress("Retraining", len(asked), len(asked) - len(missing)) as advance:
         done = _in_processes(run, missing, folder, budget, jobs) if jobs > 1 else _here(retrainer, missing, folder)
         for _ in done:
-            progress.advance(bar)
+            advance()
     outcomes = {name: read_outcome(retraining, folder, query_ids) for name, retraining in asked.items()}
     lost = [name for name, outcome in outcomes.items() if outcome is None]
     if lost:
@@ -128,7 +137,7 @@ def retrain(retrainer: Retrainer, retraining: Retraining, folder: Path) -> None:
         "losses": [loss if math.isfinite(loss) else None for loss in outcome.losses.tolist()],  # JSON has no NaN
         "learned": outcome.learned.tolist(),
     }
-    replace_text(folder / f"{retraining.name}.json", json.dumps(facts, allow_nan=False) + "\n")
+    write_json(folder / f"{retraining.name}.json", facts)
 
 
 def read_outcome(retraining: Retraining, folder: Path, query_ids: Sequence[int]) -> QueryOutcome | None:
@@ -138,13 +147,17 @@ def read_outcome(retraining: Retraining, folder: Path, query_ids: Sequence[int])
         ValueError: If its file belongs to other rows, another order, or other queries.
     """
     file = folder / f"{retraining.name}.json"
-    with suppress(OSError, json.JSONDecodeError):  # a file that can't be read is made again
-        facts = json.loads(file.read_text())
+    if file.is_dir():  # the outcome of a training could not take its place
+        raise ValueError(f"{str(file)!r}: expected a file, found a folder. Move it, or name another folder")
+    with suppress(OSError, DamagedError):  # a file that can't be read is made again
+        facts = read_json(file, _Outcome, digest=False)  # of an older ftrace, it has none
         if facts["key"] != retraining.key or facts["query_ids"] != list(query_ids):
             raise ValueError(
                 f"{file}: expected the outcome of another retraining (rows left out, their order, or queries differ). "
                 "Name another folder"
             )
+        if not len(facts["losses"]) == len(facts["learned"]) == len(facts["query_ids"]):
+            return None
         return QueryOutcome(np.array(facts["losses"], np.float32), np.array(facts["learned"], bool))
     return None
 

@@ -15,7 +15,7 @@ import numpy as np
 from ftrace.arguments import Name, checked
 from ftrace.files.full_disks import full_disk_named
 from ftrace.files.reserved import reserve
-from ftrace.files.whole_files import put_folder, temporary_folder
+from ftrace.files.whole_files import folder_stamp, put_folder, temporary_folder
 from ftrace.scores.ids import as_ids, is_ascending
 from ftrace.scores.store import ScoreStore
 from ftrace.scores.store_files import (
@@ -66,6 +66,7 @@ class ScoreWriter:
         dtype: Any = np.float32,
     ) -> None:
         self.folder = Path(path).resolve()
+        self._earlier = folder_stamp(self.folder)
         check_replaceable(self.folder)
         examples, queries = as_ids(example_ids, "example_ids"), as_ids(query_ids, "query_ids")
         if not is_ascending(examples) or len(np.unique(queries)) < len(queries):
@@ -136,7 +137,7 @@ class ScoreWriter:
         self._maps.clear()
         write_texts(self._temporary, examples, self._example_ids, queries, self._query_ids)
         write_manifest(self._temporary, manifest or {}, self._facts)
-        put_folder(self._temporary, self.folder, sync=True)
+        put_folder(self._temporary, self.folder, sync=True, earlier=self._earlier)
         return ScoreStore.open(self.folder)
 
     def __enter__(self) -> Self:

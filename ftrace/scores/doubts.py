@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ftrace.scores.ledger import Ledger
-from ftrace.scores.score_rows import ScoreRows, row_ranges
+from ftrace.scores.row_ranges import ScoreRows, row_ranges
 from ftrace.scores.sums import Sum
 
 

@@ -16,6 +16,7 @@ The last five are the accounts. They are computed independently and add up to ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection")
 COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS, "learned")
 FILE = "ledger.parquet"
 _LEAST_FALL = 0.1  # a net fall below this fraction of all that was gained and lost is not what shares are taken of
+_MOST_MOVED = 2.0  # nor does an account explain what is more than this many times all that was gained and lost
 # An account that moves the queries' losses by more than they moved is not explained by the scores any more.
 _REMEDIES = {
     "projection": (
@@ -73,13 +75,31 @@ class Summary:
     explained: Mapping[str, float]
 
     @property
+    def nonsense(self) -> str:
+        """Why the numbers explain nothing; empty if they do."""
+        if not all(map(math.isfinite, (self.fall, self.moved, *self.explained.values()))):
+            return "some of the queries' losses, or of their accounts, are infinite"
+        name = "examples" if "examples" in self.explained else "predicted"
+        if abs(self.explained[name]) > _MOST_MOVED * self.moved > 0:
+            what = "the scores add up" if name == "examples" else "the steps add up, to first order,"
+            return (
+                f"{what} to {_nats(self.explained[name])} for each query, which gained and lost {_nats(self.moved)}: "
+                f"{abs(self.explained[name]) / self.moved:,.3g} times as much"
+            )
+        return ""
+
+    @property
     def shares(self) -> dict[str, float]:
-        """The same as shares of the fall; empty if there is none."""
-        return {name: nats / self.fall for name, nats in self.explained.items()} if self.fall else {}
+        """The same as shares of the fall; empty if there is none, or if they would be :attr:`nonsense`."""
+        if not self.fall or self.nonsense:
+            return {}
+        return {name: nats / self.fall for name, nats in self.explained.items()}
 
     def __str__(self) -> str:
         if not self.moved:
             return "the queries' losses did not change"
+        if self.nonsense:
+            return f"what explains the fall of the queries' losses is in doubt: {self.nonsense}"
         sizes: Mapping[str, float] = self.shares
         write: Callable[[float], str] = _percent
         is_named = 1e-2
@@ -216,7 +236,7 @@ class Ledger:
         return ledger_html(
             f"Ledger: {self._size()}",
             facts,
-            summary.fall,
+            summary.explained,
             summary.shares,
             self.names,
             self.columns,

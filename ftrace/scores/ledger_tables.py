@@ -61,7 +61,7 @@ def ledger_arrays(
 def ledger_html(
     title: str,
     facts: Iterable[tuple[str, str]],
-    fall: float,
+    explained: Mapping[str, float],
     shares: Mapping[str, float],
     names: Names,
     columns: Mapping[str, np.ndarray],
@@ -72,13 +72,15 @@ def ledger_html(
     Args:
         title: The heading.
         facts: Names and values.
-        fall: How much the queries' losses fell, in nats, on average.
-        shares: The share of the fall that each account explains.
+        explained: How much of the fall of the queries' losses each account explains, in nats, on average.
+        shares: The same as shares of the fall, as far as there are any.
         names: Of the queries, ``[Q]``.
         columns: By name, ``[R, Q]``.
         learned_steps: ``[Q]``; -1 if never.
     """
-    accounts = [[name, f"{share * fall:.4g}", f"{share:.1%}"] for name, share in shares.items()]
+    accounts = [
+        [name, f"{nats:.4g}", f"{shares[name]:.1%}" if name in shares else ""] for name, nats in explained.items()
+    ]
     shown = names.ids[:_QUERIES]
     rows = [
         [name, _first(columns["loss"][:, place]), _first(columns["next_loss"][::-1, place]), _step(learned)]

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from ftrace.arguments import Name, checked
 from ftrace.files.whole_files import whole_folder
 from ftrace.scores.ids import as_ids
 from ftrace.scores.labelled_arrays import labelled_array
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.ranking import strongest
-from ftrace.scores.score_rows import ScoreRows, write_in_columns
+from ftrace.scores.row_ranges import ScoreRows, write_in_columns
 from ftrace.scores.store_files import (
     LEDGER,
     check_kinds,
@@ -81,7 +82,8 @@ class ScoreStore(StoredScores):
         self._warned_of: set[str] = set()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> ScoreStore:
+    @checked
+    def open(cls, path: Name | os.PathLike[str]) -> ScoreStore:
         """Open a store; arrays are mapped into memory when they are first needed.
 
         Raises:
@@ -94,11 +96,12 @@ class ScoreStore(StoredScores):
         return cls(folder, read_manifest(folder))
 
     @classmethod
+    @checked
     def write(
         cls,
-        path: str | os.PathLike[str],
-        example_ids: np.ndarray,
-        query_ids: np.ndarray,
+        path: Name | os.PathLike[str],
+        example_ids: Sequence[int] | np.ndarray,
+        query_ids: Sequence[int] | np.ndarray,
         scores: Mapping[str, ScoreRows] | Mapping[Sum, ScoreRows],
         manifest: Mapping[str, Any] | None = None,
         *,
@@ -157,13 +160,15 @@ class ScoreStore(StoredScores):
         for key, values in keyed.items():
             if values.shape != shape:
                 raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
+            if np.dtype(values.dtype).kind not in "fiu":
+                raise ValueError(f"expected scores of kind {key.kind!r} that are real numbers, found {values.dtype}")
         facts = make_facts(list(keyed), example_ids, query_ids)
         facts["num_pairs"] = None if candidate_offsets is None else shape[0]
         dtypes = {
             key: np.dtype(np.float64 if values.dtype == np.float64 else np.float32) for key, values in keyed.items()
         }
         facts["dtype"] = {kind: str(dtypes[Sum(kind)]) for kind in facts["kinds"]}
-        with whole_folder(folder, sync=True) as temporary:
+        with whole_folder(folder, sync=True, only_earlier=True) as temporary:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             for key, values in keyed.items():
@@ -219,7 +224,13 @@ class ScoreStore(StoredScores):
     ) -> tuple[np.ndarray, np.ndarray, list[str]]: ...
 
     def top(
-        self, query_id: int | str, k: int = 10, kind: str | None = None, *, largest: bool = True, texts: bool = False
+        self,
+        query_id: int | str,
+        k: int = 10,
+        kind: str | None = None,
+        *,
+        largest: bool = True,
+        texts: bool = False,
     ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, list[str]]:
         """Find a query's strongest proponents, or with ``largest=False`` its strongest opponents.
 

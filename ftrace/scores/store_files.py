@@ -24,6 +24,7 @@ from ftrace.scores.texts import Texts, check_texts
 FORMAT = "ftrace-scores"
 MANIFEST = "manifest.json"
 LEDGER = FILE
+EXAMPLE_IDS = "example_ids.npy"
 EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
 _ARRAYS = ("example_ids", "query_ids", "example_names", "query_names", "candidate_ids", "candidate_offsets")
 _LONGEST_KIND = 100
@@ -143,7 +144,7 @@ def check_kinds(kinds: Iterable[str]) -> None:
         ValueError: If one is empty, no file can be called so, or the store has another file of that name.
     """
     for kind in kinds:
-        if kind in _ARRAYS or not _can_be_in_name(kind):
+        if not isinstance(kind, str) or not kind.isprintable() or kind in _ARRAYS or not _can_be_in_name(kind):
             raise ValueError(
                 f"expected kinds of scores that can be names of files, none of {', '.join(_ARRAYS)}, found {kind!r:.80}"
             )

@@ -30,11 +30,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ftrace.files.digests import DamagedError
 from ftrace.scores.arrow_arrays import as_arrow, as_numpy
 from ftrace.scores.ids import as_ids, ascending_order, is_ascending, places_of
 from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
+_UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)  # what a damaged file raises
 _LISTS = ("answers", "facts", "proponent_ids")
 
 
@@ -59,8 +61,8 @@ class Texts:
         self._name = str(source) if isinstance(source, Path) else "texts"
         try:
             self._file = pq.ParquetFile(source.absolute() if isinstance(source, Path) else pa.BufferReader(source))
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{self._name} is missing or damaged ({error}). Write the texts anew.") from error
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
         missing = [name for name in (key, "text") if name not in self.columns]
         if missing:
             raise ValueError(f"{self._name}: expected the columns {key!r} and 'text', found {self.columns}")
@@ -158,10 +160,13 @@ class Texts:
         """Turn what a damaged file raises when it is read into an error that names the file."""
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(
-                f"{self._name} is damaged ({' '.join(str(error).split())}). Write the texts anew"
-            ) from error
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> DamagedError:
+        return DamagedError(
+            f"{self._name} is missing or damaged ({' '.join(str(error).split())}). Write the texts anew"
+        )
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Read a whole column, in the order of :attr:`ids`.

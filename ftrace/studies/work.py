@@ -12,24 +12,30 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import Progress
 
 from ftrace.arguments import Positive, checked
 from ftrace.attribution import Ensemble
 from ftrace.commands.attribute import make_task
 from ftrace.evaluation.files import replace_text
 from ftrace.files.claims import claimed
+from ftrace.files.manifests import DIGEST, read_json, write_json
 from ftrace.gradients import full_name
+from ftrace.progress import progress
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from ftrace.shown_text import plain
 from ftrace.studies.settings import Study
 
 _SECONDS_TO_END = 10.0  # of a training that is interrupted
+
+
+class _Cost(TypedDict):
+    seconds: float
+    cpu_seconds: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,9 @@ class StudyRun:
         return self.folder.with_name(f"{self.folder.name}.yaml")
 
     @property
-    def cost(self) -> dict[str, float]:
+    def cost(self) -> dict[str, Any]:
         """The training's time: "seconds" and, if the system tells, "cpu_seconds" of all its threads."""
-        cost: dict[str, float] = json.loads((self.folder / "training.json").read_text())
-        return cost
+        return read_json(self.folder / "training.json", _Cost, digest=False)  # of an older ftrace, it has none
 
     def stores(self, study: Study) -> dict[str, ScoreStore]:
         """Open the run's score stores, the online one first."""
@@ -85,12 +90,11 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
         for variant in study.variants
     ]
     trainings = _Trainings()
-    with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
-        bar = progress.add_task("Training", total=len(runs))
+    with progress("Training", len(runs)) as advance, ThreadPoolExecutor(jobs) as pool:
 
         def train(run: StudyRun) -> None:
             _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs), trainings)
-            progress.advance(bar)
+            advance()
 
         try:
             list(pool.map(train, runs))  # raises the error of a training
@@ -108,7 +112,7 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
             if is_stale or not _is_done(folder, asked):
                 rank_zero_info(f"{plain(run.variant)}, seed {run.seed}: {name}")
                 method.score(make_task(opened, folder))
-                replace_text(folder.with_name(f"{name}.json"), json.dumps(asked) + "\n")
+                write_json(folder.with_name(f"{name}.json"), asked)
                 some_are_new = True
     return runs
 
@@ -151,7 +155,9 @@ def _is_done(folder: Path, options: object) -> bool:
     noted = folder.with_name(f"{folder.name}.json")
     try:
         ScoreStore.open(folder).check()
-        return bool(json.loads(noted.read_text()) == json.loads(json.dumps(options)))
+        known = read_json(noted, dict[str, Any], digest=False)
+        known.pop(DIGEST, None)
+        return bool(known == json.loads(json.dumps(options)))
     except (OSError, ValueError):
         return False
 
@@ -192,7 +198,7 @@ def _train_alone(study: Study, run: StudyRun, train_script: Path | None, threads
     if code:
         raise ValueError(f"training {run.variant} with seed {run.seed} failed: see {log}")
     cost = {"seconds": time.perf_counter() - started, "threads": given, **used}
-    replace_text(done, json.dumps(cost) + "\n")
+    write_json(done, cost)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, dict[str, float]]:

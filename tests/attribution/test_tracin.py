@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ftrace.attribution import TracIn, snapshot_preconditioners
+from ftrace.files.manifests import write_json
 from ftrace.gradients import layer_of
 from ftrace.scores import ScoreStore
 from helpers import small_run

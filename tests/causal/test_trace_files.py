@@ -141,10 +141,8 @@ def test_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
     save_file({"rows": np.zeros(3)}, file)
     with pytest.raises(ValueError, match=r"prompts/a.safetensors', found a safetensors file of something else"):
         read_trace(file)
-    save_file({"clean": np.zeros(3)}, file, {"format": "ftrace-prompt-trace", "version": "2"})
-    with pytest.raises(
-        ValueError, match=r"in version 1 of its format in .* found version '2': read it with the release"
-    ):
+    save_file({"clean": np.zeros(3)}, file, {"format": "ftrace-prompt-trace", "version": "3"})
+    with pytest.raises(ValueError, match=r"in version 2 of its format in .* found version '3': update ftrace"):
         read_trace(file)
     save_file({"clean": np.zeros(3)}, file, {"format": "ftrace-prompt-trace", "version": "1", "checksum": "x"})
     with pytest.raises(ValueError, match="missing or damaged file"):

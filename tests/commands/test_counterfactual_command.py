@@ -105,7 +105,7 @@ def test_a_folder_with_other_settings_is_an_error(
         (["{}/online", "--unit=word"], "unit"),
         (["{}/online"], "found none (learned, of 8; 1 known from the start). Train for longer, or take --queries all"),
         (["{}/online", "--queries=all", "--leave_out_k", "504"], "k: expected 1 to 503 of 504 training rows"),
-        (["{}/online", "--queries=all", "--leave_out_queries=0"], "sample: expected at least 1, found 0"),
+        (["{}/online", "--queries=all", "--leave_out_queries=0"], "leave_out_queries: expected at least 1, found 0"),
         (["{}/online", "{}/online"], "expected each score store once"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

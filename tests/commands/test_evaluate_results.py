@@ -79,7 +79,7 @@ def test_two_files(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.Capt
         (["ours.jsonl", "--half=report"], "half: expected score stores, found files of results"),
         (["ours.jsonl", "--run=somewhere"], "run: expected score stores, found files of results"),
         (["ours.jsonl", "--against=our.jsonl"], "against: expected one of ['ours.jsonl'], found 'our.jsonl'"),
-        (["ours.jsonl", "--precision_at=0"], "precision_at: expected different numbers of at least 1"),
+        (["ours.jsonl", "--precision_at=0"], "precision_at[0]: expected at least 1"),
         (["store", "--precision_at=5"], "precision_at: expected files of results, found score stores"),
         (["store", "--by=query_set"], "by: expected one of ['relation', 'proponents'] for score stores"),
     ],

@@ -33,6 +33,8 @@ def parser() -> ArgumentParser:
         (["--count=1.5"], "count: expected a whole number, found 1.5"),
         (["--count=true"], "count: expected a whole number, found true"),
         (["--count=two"], "count: expected a whole number, found 'two'"),
+        (["--count="], "count: expected a whole number, found ''"),
+        (["--method=Mehtod"], "method: expected a class path or null, found 'Mehtod'"),
         (["--count=[1]"], "count: expected a whole number, found [1]"),
         (["--share=big"], "share: expected a number or null, found 'big'"),
         (["--which=middle"], "which: expected one of 'last', 'first' or a whole number, found 'middle'"),
@@ -61,6 +63,12 @@ def test_messages_of_the_parser(options: list[str], message: str, parser: Argume
         (KeyError("no such name"), "no such name"),
         (FileNotFoundError(2, "No such file or directory", "a.json"), "a.json: No such file or directory"),
         (RecursionError(), "RecursionError"),
+        (ValueError("\x1b[2Jgone \ud800"), r"\x1b[2Jgone \ud800"),
+        (
+            ValueError("can't read it ([Errno 2] No such file or directory)"),
+            "can't read it (No such file or directory)",
+        ),
+        (ValueError("a" * 5000 + "b" * 5000), "a" * 500 + " ... " + "b" * 500),
     ],
 )
 def test_other_errors_are_one_line(error: Exception, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
@@ -17,6 +16,7 @@ from ftrace.cli import main
 from ftrace.commands.options import ProcessSettings
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import open_stores_of_run
+from ftrace.files.manifests import write_json
 from ftrace.index import ApproximateSettings, FeatureSettings, IndexSettings, SearchSettings, WhiteningSettings
 from ftrace.runs import Run
 from helpers import small_run
@@ -141,7 +141,7 @@ def folder(run: SmallRun, tmp_path: Path) -> Path:
             ("paper", ids[:1], [opened.snapshots[0], opened.last_snapshot]), ("last", ids[:3], [opened.last_snapshot]),
         )
     }  # fmt: skip
-    (folder / "learned_queries.json").write_text(json.dumps(known))
+    write_json(folder / "learned_queries.json", known)
     return folder
 
 

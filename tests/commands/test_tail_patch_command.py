@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ftrace.cli import main
+from ftrace.files.manifests import write_json
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from helpers import small_run
@@ -45,7 +46,7 @@ def learned(folder: Path) -> None:
         "rule": "paper", "query_ids": LEARNED, "asked": 4, "right_at_last": 3, "known_at_first": 0,
         "snapshots": ["step-00000001", "step-00000004"], "key": run.learned_key([run.snapshots[0], run.last_snapshot]),
     }  # fmt: skip
-    (folder / "learned_queries.json").write_text(json.dumps({"paper": found}))
+    write_json(folder / "learned_queries.json", {"paper": found})
 
 
 def patch(run: Path, *arguments: object) -> int:

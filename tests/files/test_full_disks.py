@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from safetensors.torch import save_file
 
 from ftrace.files.full_disks import full_disk_named
 from ftrace.files.whole_files import whole_file, whole_folder
+from helpers.small_disk import room_for
 
-resource = pytest.importorskip("resource")
 NUMBERS = np.random.default_rng(0).random(50_000)
 
 
@@ -35,17 +34,6 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "safetensors": lambda file: save_file({"numbers": torch.from_numpy(NUMBERS)}, file),
     "torch": lambda file: torch.save(torch.from_numpy(NUMBERS), file),
 }
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond a size, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("library", WRITERS)
@@ -77,6 +65,11 @@ def test_a_library_that_says_nothing_is_understood_by_the_disk(tmp_path: Path, m
     refused = pytest.raises(OSError, match=r"No space left on device: .*file' can't be written")
     with refused, full_disk_named(tmp_path / "file"):
         raise RuntimeError("it failed")
+
+
+def test_the_cause_of_an_error_counts(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device"), full_disk_named(tmp_path / "file"):
+        raise KeyError("it failed") from OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("error", [ValueError("expected 3"), PermissionError(errno.EACCES, "no"), KeyError("key")])

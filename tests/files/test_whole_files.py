@@ -329,3 +329,17 @@ def test_writing_through_reaches_every_file_before_the_folder_takes_its_place(
     with whole_file(tmp_path / "file", sync=True) as temporary:
         pass
     assert reached == [temporary.name, tmp_path.name]
+
+
+def test_only_what_was_there_is_replaced(tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "folder"
+    for text in ("first", "second"):  # of nothing, and of an earlier one
+        with whole_folder(folder, only_earlier=True) as temporary:
+            (temporary / "a").write_text(text)
+        with (
+            pytest.raises(ValueError, match=r"folder' was written by somebody else meanwhile, and stays as it is"),
+            whole_folder(folder, only_earlier=True) as temporary,
+        ):
+            write_folder(folder, "of somebody else")
+        assert (folder / "a").read_text() == "of somebody else"
+    assert list(tmp_path.iterdir()) == [folder]

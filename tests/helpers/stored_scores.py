@@ -21,7 +21,11 @@ def _make_store(folder: Path, seed: int) -> None:
     store = make_store(
         folder,
         {key: generator.normal(size=(5, 2)).astype(np.float32) for key in keys},
-        manifest={"method": f"test {seed}", "doubts": {"dot": ["none"]}, "ledger": {"summary": "fell", "fall": 1.0}},
+        manifest={
+            "method": f"test {seed}",
+            "doubts": {"learning": ["none"]},
+            "ledger": {"summary": "fell", "fall": 1.0},
+        },
         ledger=make_ledger(rest=float(seed)),
     )
     store.put_texts(queries=texts)
@@ -64,13 +68,15 @@ def read_store(folder: Path) -> Any:
         "texts": [texts and texts.rows(texts.ids) for texts in (store.examples, store.queries)],
         "ledger": store.ledger and {**store.ledger.columns, "ids": store.ledger.query_ids, "steps": store.ledger.steps},
         "doubts": {kind: store.doubts(kind) for kind in store.kinds},
-        "files": list(store.check_all()),
+        "files": list(store.checked_files()),
         "shown": [repr(store), store.to_pandas(k=2).to_dict("list")],
     }
 
 
 def _partial(folder: Path, seed: int) -> PartialScores:
-    return PartialScores(folder / "s", {"method": "test", "seed": seed})
+    partial = PartialScores(folder / "s", {"method": "test", "seed": seed})
+    partial.begin()
+    return partial
 
 
 def _block(number: int, seed: int) -> Block:

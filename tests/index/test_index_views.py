@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from ftrace.index import index_views, write_examples
+from ftrace.index import index_views, write_examples, write_names
 from ftrace.scores import Texts
 from helpers.made_index import make_index
 
@@ -41,7 +40,7 @@ def test_its_rows_are_tabled(tmp_path: Path) -> None:
 
 def test_examples_have_their_names(tmp_path: Path) -> None:
     index, _ = make_index(tmp_path / "index", SEGMENTS)
-    (index.folder / "example_names.json").write_text(json.dumps({"3": "three", "1": "one"}))
+    write_names(index.folder, {3: "three", 1: "one"})
     assert index.to_pandas()["example_name"].tolist() == ["three", "one", "2", "one", "2", "4"]
     assert index.names_of_examples.of([1, 7]) == ["one", "7"]
 

@@ -57,7 +57,7 @@ def test_a_flipped_bit_is_found_by_the_pass_that_takes_norms(tmp_path: Path) -> 
     content[8 + header + table["rows"]["data_offsets"][0] + 5] ^= 1
     file.write_bytes(bytes(content))
     index = GradientIndex(tmp_path / "index")
-    with pytest.raises(ValueError, match=f"{file.name}.*checksum"):
+    with pytest.raises(ValueError, match=f"{file.name}.*digest"):
         index.segments[0].check()
     with pytest.raises(ValueError, match=file.name):
         row_norms(index.segments[0], Whitening(None, 0.0, ""), tmp_path / "norms")
@@ -67,7 +67,7 @@ def test_another_shard_in_the_place_of_one_is_found(tmp_path: Path) -> None:
     make_index(tmp_path / "index", IDS)
     rows, ids = random_rows(7, seed=5), torch.arange(7)
     write_shard(shard_of(tmp_path / "index"), Rows(rows, ids, torch.ones(7), ids.clone()), torch.float64)
-    with pytest.raises(ValueError, match="not the one that the segment was closed with"):
+    with pytest.raises(ValueError, match=f"{shard_of(tmp_path / 'index').name}.*digest"):
         GradientIndex(tmp_path / "index").segments[0].rows(0, 30)
 
 
@@ -101,7 +101,7 @@ def test_what_is_no_index_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a gradient index"):
         GradientIndex(tmp_path)
     (tmp_path / "index.json").write_text(json.dumps({"format": "ftrace-index", "version": 99}))
-    with pytest.raises(ValueError, match="version 1"):
+    with pytest.raises(ValueError, match="version 99, and this ftrace reads 2"):
         GradientIndex(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_a_segment_that_is_closed_again_forgets_its_order(tmp_path: Path) -> Non
 def test_a_column_of_another_length_is_named(tmp_path: Path) -> None:
     index, _ = make_index(tmp_path / "index", IDS)
     np.save(index.segments[0].folder / "weights.npy", np.ones(29))
-    with pytest.raises(ValueError, match=r"weights.npy: expected 30 numbers, found \(29,\)"):
+    with pytest.raises(ValueError, match=r"weights.npy' is damaged: expected 368 bytes, found 360"):
         _ = index.segments[0].weights
 
 

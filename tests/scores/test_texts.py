@@ -180,7 +180,7 @@ def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
     Texts.of([{"example_id": i, "text": f"text {i}"} for i in range(100)], "example_id").write(file)
     content = file.read_bytes()
     file.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
-    with pytest.raises(ValueError, match=r"examples\.parquet is damaged"):
+    with pytest.raises(ValueError, match=r"examples\.parquet is missing or damaged"):
         Texts(file, "example_id").rows([1])
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ftrace.attribution import Bm25, Embed, Ensemble
 from ftrace.cli import main, make_parser
+from ftrace.files.manifests import write_json
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from ftrace.studies import Study, StudyRun, Variant, do_study
@@ -125,7 +126,7 @@ def test_runs_without_learned_queries_are_left_out(
     file = runs[0].folder / "learned_queries.json"
     before = file.read_text()
     known = json.loads(before)
-    file.write_text(json.dumps({**known, "paper": {**known["paper"], "query_ids": []}}))
+    write_json(file, {**known, "paper": {**known["paper"], "query_ids": []}})
     with pytest.warns(UserWarning, match=r"plain: no query was learned with the seeds \[0\]"):
         report_study(replace(study, choose=(), report="learned"), runs, tmp_path, Console(file=io.StringIO()))
     table = json.loads((tmp_path / "plain" / "evaluation" / "table.json").read_text())

@@ -16,14 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
 
 from ftrace.arguments import Count, Name, Seed, checked
 from ftrace.data import Bm25Index, answers_in, fill_in
+from ftrace.files.content_digests import digest_of_parts
+from ftrace.files.digests import DamagedError
 from ftrace.files.whole_files import whole_file
+from ftrace.progress import track
+from ftrace.shown_text import one_line
 
 _ROWS_AT_ONCE = 10_000
 
@@ -103,7 +107,8 @@ class CandidatePools:
         """Write a Parquet table of ``query_id`` and ``candidate_ids``, whole or not at all."""
         lists = pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.candidate_ids))
         table = pa.table({"query_id": self.query_ids, "candidate_ids": lists})
-        table = table.replace_schema_metadata({"settings": json.dumps(asdict(self.settings))})
+        settings = json.dumps(asdict(self.settings))
+        table = table.replace_schema_metadata({"settings": settings, "digest": self._digest(settings)})
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as temporary:
             pq.write_table(table, temporary)
@@ -117,12 +122,22 @@ class CandidatePools:
         """
         try:
             table = pq.read_table(file.absolute())  # a relative one with a colon is taken for a URI
-            settings = PoolSettings(**json.loads(table.schema.metadata[b"settings"]))
+            text = (table.schema.metadata or {})[b"settings"]
+            settings = msgspec.json.decode(text, type=PoolSettings)
             lists = table.column("candidate_ids").combine_chunks()
             query_ids = table.column("query_id").to_numpy()
-            return cls(query_ids, lists.offsets.to_numpy().astype(np.int64), lists.values.to_numpy(), settings)
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise ValueError(f"{file} is missing or holds no candidate pools ({error})") from error
+            pools = cls(query_ids, lists.offsets.to_numpy().astype(np.int64), lists.values.to_numpy(), settings)
+            if (table.schema.metadata or {})[b"digest"].decode("ascii") != pools._digest(text):
+                raise DamagedError("its digest is not that of its content")
+            return pools
+        except (OSError, KeyError, AttributeError, TypeError, ValueError, pa.ArrowException) as error:
+            raise DamagedError(
+                f"{str(file)!r} is missing or holds no candidate pools ({one_line(str(error))})"
+            ) from error
+
+    def _digest(self, settings: str | bytes) -> str:
+        arrays = (self.query_ids, self.offsets, self.candidate_ids)
+        return digest_of_parts([settings, *(np.asarray(array, np.int64).tobytes() for array in arrays)])
 
 
 @checked
@@ -186,7 +201,7 @@ def _read(rows: Rows, wanted: set[str], *, keep_documents: bool) -> tuple[list[l
     with_answer: dict[str, list[int]] = {answer: [] for answer in wanted}
     texts = rows.select_columns(["inputs_pretokenized", "targets_pretokenized"])
     example_id = 0
-    for batch in texts.iter(_ROWS_AT_ONCE):
+    for batch in track(texts.iter(_ROWS_AT_ONCE), "batches of rows", -(-len(rows) // _ROWS_AT_ONCE)):
         for inputs, targets in zip(batch["inputs_pretokenized"], batch["targets_pretokenized"], strict=True):
             for answer in answers_in(targets):
                 if answer in with_answer:

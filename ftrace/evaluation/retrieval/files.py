@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from ftrace.evaluation.retrieval.evaluation import Evaluation
 from ftrace.evaluation.retrieval.metrics import MAIN, METRICS, OPPONENTS, RETRIEVAL
 from ftrace.evaluation.retrieval.render import notes_of, title_of
 from ftrace.files.claims import claimed
+from ftrace.files.manifests import write_json
 from ftrace.shown_text import markdown_text
 
 
@@ -38,7 +38,7 @@ def write_tables(evaluation: Evaluation, output_dir: Path) -> list[Path]:
     with claimed(output_dir, "ftrace evaluate", wait=True):  # all files are of one evaluation
         replace_text(files[0], _markdown(evaluation))
         replace_csv(files[1], _csv_rows(evaluation))
-        replace_text(files[2], json.dumps(nan_as_null(_as_json(evaluation, groups)), indent=2, allow_nan=False) + "\n")
+        write_json(files[2], nan_as_null(_as_json(evaluation, groups)))
         replace_csv(files[3], _breakdown_rows(groups))
         replace_csv(files[4], _query_rows(evaluation))
     return files

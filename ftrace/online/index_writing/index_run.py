@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ftrace.arguments import Name, checked
-from ftrace.files.whole_files import whole_file
 from ftrace.gradients import GradientCapture, Recording, parameters_option
 from ftrace.index import (
     GradientFeatures,
     IndexSettings,
     Rows,
     preconditioner_for_index,
+    read_begun,
     read_preconditioners,
     snapshot_fingerprint,
+    write_begun,
+    write_names,
 )
 from ftrace.online.batches import batch_ids, batch_sizes
 from ftrace.online.checks.failures import Failures
@@ -239,7 +240,7 @@ class IndexRun:
             return
         folder = unfinished[-1]
         step = int(folder.name.removeprefix("segment-"))
-        epoch = json.loads((folder / "begun.json").read_text())["epoch"]
+        epoch = read_begun(folder)
         self._segment = SegmentWriter(folder, self.index, self._features.size, step, epoch)
         like = next(iter(self._parameters.values()))
         self._use(GradientFeatures(self.index.features, self.names, read_preconditioners(folder, like)))
@@ -268,8 +269,7 @@ class IndexRun:
         if process_rank() == 0:
             save_snapshot(self.folder.path / self._snapshot_of(self._step), self.loop)
             self._segment.begin(features.preconditioners)
-            with whole_file(folder / "begun.json") as temporary:
-                temporary.write_text(json.dumps({"epoch": self._epoch}))
+            write_begun(folder, self._epoch)
         gather_objects(None)  # a barrier: no process writes rows before the folder exists
         self._use(features)
 
@@ -309,8 +309,7 @@ class IndexRun:
             }
             self.steps_left_out = 0
             if names:
-                with whole_file(self.folder.path / "example_names.json") as temporary:
-                    temporary.write_text(json.dumps(names))
+                write_names(self.folder.path, names)
             segment.close(list(self._features.blocks), facts)
         gather_objects(None)
 

@@ -24,7 +24,7 @@ from ftrace.index import (
     write_preconditioners,
     write_shard,
 )
-from ftrace.index.segment import SEGMENT
+from ftrace.index.segment_facts import SEGMENT
 from ftrace.online.processes import process_rank
 
 
@@ -108,6 +108,7 @@ def drop_rows_from(folder: Path, step: int, dtype: str) -> None:
             if kept.all():
                 continue
             (segment / SEGMENT).unlink(missing_ok=True)
+            shard.check()  # before the rows that stay are written anew, as if they were right
             if kept.any():
                 columns = [shard.column(name)[kept] for name in ("ids", "weights", "steps")]
                 write_shard(file, Rows(shard.rows(positions=kept.nonzero().flatten()), *columns), as_dtype(dtype))

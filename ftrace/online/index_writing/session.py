@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients import GradientCapture, leave_out
-from ftrace.index import GradientIndex, IndexSettings, begin_index, block_weights, write_examples
+from ftrace.index import (
+    GradientIndex,
+    IndexSettings,
+    begin_index,
+    block_weights,
+    read_manifest,
+    write_examples,
+)
 from ftrace.online.hooks import is_compiled_anywhere, refuse_batch_statistics
 from ftrace.online.index_writing.index_run import IndexRun, RunSettings
 from ftrace.online.index_writing.progress import is_unneeded, note_progress, remove_index
@@ -150,7 +156,7 @@ class IndexSession:
                     f"{self.who}: replaces the index in {run.folder.path}, whose run has ended without a checkpoint"
                 )
                 remove_index(run.folder.path)
-            run.folder.refuse_another_run(json.loads(manifest.read_text()) if manifest.exists() else None)
+            run.folder.refuse_another_run(read_manifest(run.folder.path) if manifest.exists() else None)
             if not manifest.exists():
                 note_progress(run.folder.path, run.folder.run_id, "begun")
             begin_index(run.folder.path, self.index, run.loop.module, run.names, facts)

@@ -103,7 +103,6 @@ class RowBlocks:
     def take(self, rows: Tensor) -> Tensor:
         """Copy some rows, ``[n, *row_shape]``."""
         taken = torch.zeros(len(rows), *self.row_shape, dtype=self.dtype)
-        self._grow(int(rows.max()) + 1 if len(rows) else 0)
         for block, inside, chosen in self._by_block(rows):
             if chosen is None:
                 return block[inside]
@@ -111,15 +110,17 @@ class RowBlocks:
         return taken
 
     def _by_block(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Group rows by block: the block, the rows in it, and which they are among all; None for all of them."""
+        """Group rows by block: the block, the rows in it, and which they are among all; None for all of them.
+
+        Rows that nothing was added to may have no block yet; these are left out.
+        """
         numbers = rows // self._rows_of_block
-        first, last = (int(numbers.min()), int(numbers.max())) if len(rows) else (0, -1)
-        if first == last:
-            yield self._blocks[first], rows - first * self._rows_of_block, None
-            return
-        for number in numbers.unique().tolist():
-            chosen = (numbers == number).nonzero().flatten()
-            yield self._blocks[number], rows[chosen] - number * self._rows_of_block, chosen
+        different = numbers.unique().tolist()
+        for number in different:
+            if number < len(self._blocks):
+                chosen = (numbers == number).nonzero().flatten() if len(different) > 1 else None
+                inside = rows if chosen is None else rows[chosen]
+                yield self._blocks[number], inside - number * self._rows_of_block, chosen
 
     def widen(self, row_shape: tuple[int, ...]) -> None:
         """Make rows longer; what is new in them is zero. Memory for one more block is needed meanwhile."""
@@ -139,9 +140,11 @@ class RowBlocks:
         Returns:
             "blocks", the sums; and the rows that were changed since they were remembered, with what they were.
         """
-        self._grow(rows)
         size = self._rows_of_block
         blocks = [block[: rows - start] for start, block in zip(range(0, rows, size), self._blocks, strict=False)]
+        missing = rows - sum(map(len, blocks))
+        if missing:  # nothing was added to these rows
+            blocks.append(torch.zeros(1, *self.row_shape, dtype=self.dtype).expand(missing, *self.row_shape))
         before = {row: values for row, values in (self._before or {}).items() if row < rows}
         values = torch.stack(list(before.values())) if before else torch.zeros(0, *self.row_shape, dtype=self.dtype)
         return {"blocks": blocks, "changed": torch.tensor(list(before), dtype=torch.int64), "before": values}

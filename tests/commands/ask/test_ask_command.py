@@ -17,6 +17,7 @@ from ftrace.commands import answer_scores
 from ftrace.commands.answer_scores import find_index, score_answers
 from ftrace.commands.asking import Question
 from ftrace.commands.index_corpus import Corpus
+from ftrace.files.manifests import write_json
 from ftrace.index import GradientIndex, SearchSettings, WhiteningSettings, prepare_search, top_k
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -239,7 +240,7 @@ def test_an_index_of_other_data(
     folder = tmp_path / "run"
     shutil.copytree(indexed, folder, symlinks=True)
     manifest = json.loads((folder / INDEX / "index.json").read_text())
-    (folder / INDEX / "index.json").write_text(json.dumps({**manifest, "data": "0123456789abcdef"}))
+    write_json(folder / INDEX / "index.json", {**manifest, "data": "0123456789abcdef"})
     assert code("ask", folder, run.data.query_rows[0]["inputs_pretokenized"]) == 2
     assert "is of other data than" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 
 from ftrace.cli import main
 from ftrace.data import FactCorpus
+from ftrace.data.tokenizer import save_tokenizer
 from ftrace.models import FactLM
 from helpers import made_run, small_run
 
@@ -39,7 +41,8 @@ def trained_run(
     if template is not None:
         tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_source)
         tokenizer.chat_template = template
-        tokenizer.save_pretrained(data.tokenizer_source)
+        shutil.rmtree(data.tokenizer_source)
+        save_tokenizer(tokenizer, Path(data.tokenizer_source))
     data.setup()
     settings = {"config": {**small_run.CONFIGS[architecture]}, "embedding_std": 0.5}
     torch.manual_seed(0)

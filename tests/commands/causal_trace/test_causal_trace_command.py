@@ -45,8 +45,8 @@ def test_a_runs_own_queries(
         assert f"{8 - len(right)} of 8 prompts are left out: the model answers them wrongly." in said
     assert f"Wrote prompts/, effects.csv, average_effects.csv, average.png, lines.png, pictures/ to {out}" in said
     assert {path.name for path in out.iterdir()} == {
-        "prompts", "pictures", "settings.json", "effects.csv", "average_effects.csv", "average.png", "average.pdf",
-        "lines.png", "lines.pdf",
+        "prompts", "pictures", "settings.json", "files.json", "effects.csv", "average_effects.csv", "average.png",
+        "average.pdf", "lines.png", "lines.pdf",
     }  # fmt: skip
     drawn = sorted(path.name for path in (out / "pictures").iterdir())
     assert len(drawn) == 2
@@ -165,7 +165,7 @@ def test_a_folder_whose_settings_are_damaged(
 ) -> None:
     (tmp_path / "settings.json").write_text("{")
     assert code(f"--run={runs('decoder-only')}", f"--output_dir={tmp_path}", *BARE) == 2
-    assert "settings.json is damaged" in capsys.readouterr().err
+    assert "settings.json' is damaged" in capsys.readouterr().err
 
 
 def test_two_processes_write_the_same_files(pretrained: Path, tmp_path: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
+from ftrace.files.manifests import read_json
+from ftrace.files.noted_files import noted_files
 from ftrace.report.explorer.format import Causal, CausalMediator, CausalProfile, CausalStack
 from ftrace.report.explorer.short_numbers import rounded
 
@@ -22,6 +23,33 @@ FOLDER = "causal"
 _DIGITS = 3
 _COLUMNS = ("query_id", "stack", "layer", "part", "causal_effect", "score")
 PROFILES, JOINED, SUMMARY = "layer_profiles.csv", "joined.csv", "joined.json"
+
+
+class _Estimate(TypedDict):
+    mean: float | None
+    interval: tuple[float | None, float | None]
+
+
+class JoinedFacts(TypedDict):
+    """What is relied on of the figures that were written beside joined effects and scores."""
+
+    outcome: Literal["probability", "log_probability", "logit_difference"]
+    left_out: int
+    rank_correlation: _Estimate
+    rank_correlation_mismatched: _Estimate
+    difference: _Estimate
+    notes: list[str]
+
+
+def read_joined(file: Path) -> dict[str, Any]:
+    """Read the figures that were written beside joined effects and scores.
+
+    Raises:
+        OSError: If they can't be read.
+        DamagedError: If they aren't what was written.
+    """
+    noted_files(file.parent).check(file.name)
+    return read_json(file, JoinedFacts, digest=False)  # of an older ftrace, it has none
 
 
 class CausalContent:
@@ -102,8 +130,7 @@ class CausalContent:
 
     @cached_property
     def _summary(self) -> Mapping[str, Any]:
-        summary: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
-        return summary
+        return read_joined(self.folder / SUMMARY)
 
     @property
     def _unit(self) -> Any:
@@ -121,9 +148,11 @@ def read_rows(file: Path, columns: Collection[str]) -> list[dict[str, str]]:
 
     Raises:
         OSError: If there is none.
-        ValueError: If it lacks a column, a row has more or fewer cells than the header, or it is not text.
+        ValueError: If it isn't what was written, lacks a column, a row has more or fewer cells than the header, or is
+            not text.
         csv.Error: If it is damaged otherwise.
     """
+    noted_files(file.parent).check(file.name)
     with file.open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
         rows, header = list(reader), reader.fieldnames or ()

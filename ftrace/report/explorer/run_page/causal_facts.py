@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 
-from ftrace.report.explorer.content.causal_content import FOLDER, SUMMARY, read_rows
+from ftrace.files.manifests import read_json
+from ftrace.report.explorer.content.causal_content import FOLDER, SUMMARY, read_joined, read_rows
 from ftrace.shown_text import counted
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _estimate(row: Mapping[str, str]) -> Estimate:
 def _of_joined(file: Path) -> Iterator[tuple[str, str]]:
     from ftrace.report.joined_tables import signed
 
-    joined = json.loads(file.read_text(encoding="utf-8"))
+    joined = read_joined(file)
 
     def text(name: str) -> str:
         estimate = joined[name]
@@ -116,8 +116,33 @@ def _of_joined(file: Path) -> Iterator[tuple[str, str]]:
         yield "note", str(note)
 
 
+class _Noise(TypedDict):
+    kind: str
+    scale: float
+    samples: int
+
+
+class _Traced(TypedDict):
+    window: int
+
+
+class _Settings(TypedDict):
+    noise: _Noise
+    settings: _Traced
+
+
+def read_causal_settings(file: Path) -> dict[str, Any]:
+    """Read how prompts were traced, as far as a report says it; without ftrace.causal, which imports torch.
+
+    Raises:
+        OSError: If it can't be read.
+        DamagedError: If it is damaged.
+    """
+    return read_json(file, _Settings, digest=False)  # of an older ftrace, it has none
+
+
 def _of_settings(file: Path) -> Iterator[tuple[str, str]]:
-    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_causal_settings(file)
     noise, window = settings["noise"], settings["settings"]["window"]
     samples, layers = counted(noise["samples"], "sample"), counted(window, "layer")
     yield "how", f"{noise['kind']} noise on the subject, scale {noise['scale']:g}, {samples}; windows of {layers}"

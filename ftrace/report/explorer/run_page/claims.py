@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-import yaml
 
+from ftrace.files.digests import DamagedError
+from ftrace.files.manifests import read_json
+from ftrace.files.snapshot_files import SnapshotFiles
+from ftrace.files.yaml_files import read_yaml
 from ftrace.report.explorer.content.causal_content import FOLDER as CAUSAL
 from ftrace.report.explorer.format import Claim
-from ftrace.report.explorer.run_page.causal_facts import SETTINGS
+from ftrace.report.explorer.run_page.causal_facts import SETTINGS, read_causal_settings
 from ftrace.scores import ScoreStore
 from ftrace.views import StoreSource
 
 _OURS, _DATA = "ftrace.models.", "ftrace.data."  # classes that commands can load
 _AS_TRAINED = ("adamw", "sgd")  # optimizers that tail-patch takes steps with
 _RATE = 0.01  # of a step of SGD, where the run's own optimizer says nothing of it
+
+
+class _Learned(TypedDict):
+    query_ids: list[int]
+
+
+class _LearnedByRule(TypedDict):
+    paper: NotRequired[_Learned]
+    last: NotRequired[_Learned]
 
 
 def shown_path(path: Path) -> str:
@@ -70,10 +81,10 @@ class _Run:
     def nothing_learned(self) -> bool:
         """Whether it is known that no query was learned."""
         try:
-            known = json.loads((self.folder / "learned_queries.json").read_text())
-            return not any(rule["query_ids"] for rule in known.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            known = read_json(self.folder / "learned_queries.json", _LearnedByRule, digest=False)
+        except (OSError, DamagedError):
             return False
+        return not any(known[rule]["query_ids"] for rule in ("paper", "last") if rule in known)
 
     @property
     def steps_as_trained(self) -> bool:
@@ -82,8 +93,8 @@ class _Run:
         trained = settings.get("optimizer", _AS_TRAINED[0]) if isinstance(settings, dict) else _AS_TRAINED[0]
         last = max(self.folder.glob("snapshots/step-*/snapshot.json"))
         try:
-            return trained in _AS_TRAINED and "optimizers" in json.loads(last.read_text())
-        except (OSError, ValueError, TypeError):
+            return trained in _AS_TRAINED and bool(SnapshotFiles(last.parent).facts["optimizers"])
+        except ValueError:  # damaged
             return False
 
 
@@ -150,10 +161,10 @@ def _of_tracing(run: _Run, sources: Sequence[StoreSource]) -> Claim:
     claim = "This is where the model keeps the fact: it has yet to be traced."
     window, options = 1, []
     try:
-        settings = json.loads((run.folder / CAUSAL / SETTINGS).read_text(encoding="utf-8"))
+        settings = read_causal_settings(run.folder / CAUSAL / SETTINGS)
         window = int(settings["settings"]["window"])
         kind = "uniform" if settings["noise"]["kind"] != "uniform" else "gaussian"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         pass  # not traced, or damaged: nothing to agree with
     else:
         claim = "This is where the model keeps the fact: with another kind of noise on the subject the map is the same."
@@ -183,10 +194,9 @@ def _claim(claim: str, *command: str) -> Claim:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(folder / "config.yaml")
+    except ValueError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _class(config: Mapping[str, Any], section: str) -> str:

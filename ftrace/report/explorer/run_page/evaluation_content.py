@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from ftrace.files.manifests import read_json
 from ftrace.report.explorer.format import Evaluation, EvaluationCell, EvaluationRow
 
 FOLDER, TABLE = "evaluation", "table.json"
+
+
+class _Sizes(TypedDict):
+    least: int
+    most: int
+
+
+class _Published(TypedDict):
+    method: str
+    source: str
+    metrics: dict[str, float]
+
+
+class _Table(TypedDict):
+    """What is relied on of the table that an evaluation wrote."""
+
+    queries: str
+    num_queries: int
+    rows: dict[str, dict[str, float | None]]
+    intervals: NotRequired[dict[str, dict[str, tuple[float | None, float | None]]]]
+    ceiling: NotRequired[dict[str, float | None]]
+    published: NotRequired[list[_Published]]
+    num_runs: NotRequired[int]
+    num_candidates: NotRequired[_Sizes]
+    without_proponents: NotRequired[int | None]
+    half: NotRequired[str]
+    level: NotRequired[str]
+    notes: NotRequired[list[str]]
 
 
 def evaluation_of_run(run: Path) -> Evaluation | None:
@@ -25,8 +53,8 @@ def evaluation_of_run(run: Path) -> Evaluation | None:
     if not file.exists():
         return None
     try:
-        return _of_table(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _of_table(read_json(file, _Table, digest=False))  # of an older ftrace, it has none
+    except (OSError, ValueError) as error:
         reason = str(error).replace(str(file), TABLE)
         note = f"{FOLDER}/{TABLE} can't be read ({type(error).__name__}: {reason}): evaluate the stores again"
         return {"title": "An evaluation that can't be read", "metrics": [], "rows": [], "ceiling": [], "notes": [note]}
@@ -114,14 +142,10 @@ def _title(table: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(mean: object, ends: Sequence[object] | None = None) -> EvaluationCell:
+def _cell(mean: float | None, ends: Sequence[float | None] | None = None) -> EvaluationCell:
     low, high = (None, None) if ends is None else ends
     return {"mean": _share(mean), "low": _share(low), "high": _share(high)}
 
 
-def _share(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"expected a number, found {value!r:.40}")
-    return float(value) if math.isfinite(value) else None
+def _share(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

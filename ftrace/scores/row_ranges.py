@@ -67,4 +67,4 @@ def write_in_columns(file: Path, scores: ScoreRows, order: np.ndarray, dtype: An
             columns = np.ascontiguousarray(rows.reshape(len(rows), -1).T, dtype)
             for number, column in enumerate(columns):
                 stream.seek(begin + (number * len(order) + start) * dtype.itemsize)
-                stream.write(memoryview(column).cast("B"))
+                stream.write(column.data)
