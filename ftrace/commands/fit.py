@@ -24,6 +24,7 @@ from typing_extensions import override
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import AfterTraining, trace_run
 from ftrace.commands.endings import run_command, say_kept
+from ftrace.commands.readable_errors import readable
 from ftrace.commands.run_folders import claim_run_folders
 from ftrace.files.whole_files import whole_file
 from ftrace.named_configs import ConfigFileOrName
@@ -76,6 +77,14 @@ class FactTracingCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--trace", type=AfterTraining | None, default=None, help="What fit does after training.")
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer. What it says of its options, of whatever kind, is a message to users."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, AttributeError, RuntimeError, KeyError) as error:
+            raise ValueError(f"trainer: {readable(error)}") from error
 
     def before_fit(self) -> None:
         """Check before training, not after it, that ``trace`` will have what it needs; then claim the run's folder."""
