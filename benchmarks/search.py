@@ -5,11 +5,17 @@
 Indexes of random rows are written, and searched for the ten strongest proponents and opponents of one query and of
 100, in a process of its own for each size, whose peak memory is taken. The floor is one read of the rows from the
 operating system's cache, and their products with the queries at the rate of a large matrix product.
+
+Another table holds searches of a million short rows against the same matrix products and torch.topk on both sides, of
+rows that are in memory already, in pieces of 64 MiB of scores. Both take turns; ratios are of pairs.
+
+Limit: twice a plain product and selection, and memory that doesn't grow with queries x rows.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import statistics
 import tempfile
 import time
@@ -27,6 +33,7 @@ from ftrace.index import (
     GradientIndex,
     IndexSettings,
     Rows,
+    SegmentQueries,
     WhiteningSettings,
     as_dtype,
     begin_index,
@@ -85,6 +92,61 @@ def _measure(folder: str, repeats: int, queue: Any) -> None:
     queue.put(found)
 
 
+def _plainly(rows: torch.Tensor, queries: torch.Tensor, k: int) -> None:
+    """Multiply, and select on both sides."""
+    step = max(k, 2**26 // (4 * len(queries)))
+    for start in range(0, len(rows), step):
+        scores = queries @ rows[start : start + step].T
+        for largest in (True, False):
+            scores.topk(min(k, scores.shape[1]), dim=1, largest=largest)
+
+
+def _compare(folder: str, counts: tuple[int, ...], repeats: int, queue: Any) -> None:
+    index = GradientIndex(folder)
+    segment = index.segments[0]
+    rows = segment.rows(0, len(segment)).clone()
+    found = {}
+    for count in counts:
+        queries = torch.randn(count, index.size, generator=torch.Generator().manual_seed(1))
+        seconds = []
+        for _ in range(repeats):
+            times = []
+            for run in (
+                lambda q=queries: top_k(index, [SegmentQueries(q)], 10),
+                lambda q=queries: _plainly(rows, q, 10),
+            ):
+                started = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - started)
+            seconds.append(times)
+        found[count] = seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    queue.put((found, peak))
+
+
+def compare_selection(rows: int, counts: tuple[int, ...], repeats: int, folder: str | None) -> Table:
+    """Hold searches of short rows against plain products and selections."""
+    table = Table("rows", "queries", "search, s", "plain, s", "search / plain, median", "range")
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        place = Path(temporary) / "index"
+        write_index(place, rows, 4, 1, "float32")
+        queue = context.Queue()
+        process = context.Process(target=_compare, args=(str(place), counts, repeats, queue))
+        process.start()
+        found, peak = queue.get(timeout=3000)
+        process.join()
+    for count, seconds in found.items():
+        ratios = sorted(ours / plain for ours, plain in seconds)
+        ours, plain = (statistics.median(column) for column in zip(*seconds, strict=True))
+        table.add_row(
+            f"{rows:,}", f"{count:,}", f"{ours:.2f}", f"{plain:.2f}", f"{statistics.median(ratios):.2f}",
+            f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+        )  # fmt: skip
+    table.caption = f"peak memory of the process, rows and torch included: {readable(peak)}"
+    return table
+
+
 def main(
     sizes: tuple[int, ...] = (12_500, 50_000, 200_000, 800_000),
     side: int = 16,
@@ -92,6 +154,8 @@ def main(
     dtype: str = "float32",
     repeats: int = 3,
     folder: str | None = None,
+    short_rows: int = 1_000_000,
+    query_counts: tuple[int, ...] = (10, 100, 1000),
 ) -> None:
     """Measure and print a table.
 
@@ -102,6 +166,8 @@ def main(
         dtype: Of rows on disk.
         repeats: Searches, of which the median is shown.
         folder: Where indexes are written; default: a temporary folder.
+        short_rows: Rows of the second table's index.
+        query_counts: Queries of its searches.
     """
     columns = ("rows", "on disk", "norms, once, s", "1 query, s", "100 queries, s", "a query of 100, ms")
     table = Table(*columns, "one read, s", "memory")
@@ -121,6 +187,9 @@ def main(
                 f"{10 * found['100']:.1f}", f"{found['read']:.3f}", readable(found["memory"]),
             )  # fmt: skip
     console = Console(width=130)
+    console.print(compare_selection(short_rows, query_counts, repeats, folder))
+    if not sizes:
+        return
     console.print(table)
     console.print(f"rows of {blocks * side**2:,} numbers, {dtype}; memory: what the process holds besides mapped files")
 

@@ -77,14 +77,14 @@ class OnlineTracIn(Callback):
         seed: Of the projection, and of the choice of examples that the self-check looks at.
         shared_ids: Whether several rows of the data may have the same id, such as the pieces of a document; their
             scores are added up.
-        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
-            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
         keep_states: Whether to keep the files for resuming also of checkpoints that ``ModelCheckpoint`` has deleted,
             as you need if you have copied these.
         describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
             examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
             not change the batch. Or a data set of rows with ``example_id`` or ``query_id``, and ``text``; or a pair of
             data sets, of examples and of queries. Default: the datamodule's ``describe()``, if it has one.
+        store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
+            "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop, layer, optimizer or query
@@ -115,9 +115,9 @@ class OnlineTracIn(Callback):
         self_check: bool = True,
         seed: Seed = 0,
         shared_ids: bool = False,
-        store: Literal["memory", "disk", "auto"] = "auto",
         keep_states: bool = False,
         describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
+        store: Literal["memory", "disk", "auto"] = "auto",
     ) -> None:
         self.settings = TraceSettings(
             scores=scores,

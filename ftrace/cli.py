@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ftrace.commands.attribute",
         "Score training examples for queries with one method, over a finished run.",
     ),
+    "check": (
+        "ftrace.commands.check",
+        "Verify what ftrace has written: every file against the size and digest that its manifest notes.",
+    ),
     "evaluate": (
         "ftrace.commands.evaluate",
         "Compare score stores, or files of results: one table, all rows on the same queries.",

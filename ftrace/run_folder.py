@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
+from ftrace.files.digests import DamagedError
 from ftrace.files.inside import inside
-from ftrace.files.manifests import read_json, write_json
-from ftrace.scores.store_files import FORMAT, MANIFEST
+from ftrace.files.manifests import content_of_ours, read_json, write_json
+from ftrace.scores.store_files import EXAMPLE_IDS, FORMAT, MANIFEST
 
 CONFIG = "config.yaml"
 ANSWERS, LEARNED = "answers.json", "learned_queries.json"
@@ -82,9 +83,10 @@ def stores_in(run: Path) -> list[Path]:
 
 def _is_of_store(manifest: Path) -> bool:
     try:
-        return bool(read_json(manifest, dict[str, Any], digest=False).get("format") == FORMAT)
-    except (OSError, ValueError):
-        return False
+        facts = content_of_ours(manifest)
+    except DamagedError:
+        return (manifest.parent / EXAMPLE_IDS).exists()  # a store, whose reader says what is wrong with it
+    return facts is not None and facts.get("format") == FORMAT
 
 
 def last_snapshot(run: Path) -> Path | None:

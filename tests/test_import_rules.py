@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Import nothing of ours, so that every part may import them.
-FOR_ALL = ("renamed", "files", "arguments", "launched_processes", "shown_text")
+FOR_ALL = ("renamed", "files", "arguments", "launched_processes", "progress", "shown_text")
 MAY_IMPORT = {
     **{module: set() for module in FOR_ALL},
     "gradients": set(),
@@ -175,6 +175,6 @@ def test_test_files_share_by_way_of_helpers_only() -> None:
 
 @pytest.mark.parametrize("part", FOR_ALL)
 def test_what_all_parts_import_needs_little(part: str) -> None:
-    small = {"ftrace", "msgspec", "xxhash", "filelock"}
+    small = {"ftrace", "msgspec", "xxhash", "filelock"} | ({"rich"} if part == "progress" else set())
     for file in sources(part):
         assert {name.split(".")[0] for name in imported(file)} <= sys.stdlib_module_names | small, file

@@ -12,6 +12,7 @@ from ftrace.attribution.task import Task
 from ftrace.data import SENTINEL, Bm25Index, fill_in
 from ftrace.data.bm25_index import DELTA, K1, B
 from ftrace.data.words import words_of
+from ftrace.progress import track
 from ftrace.scores import ScoreStore
 
 
@@ -43,7 +44,8 @@ class Bm25(AttributionMethod):
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples, one query after another."""
         rows = task.data.train_rows
-        texts = zip(rows["inputs_pretokenized"], rows["targets_pretokenized"], strict=True)
+        both = zip(rows["inputs_pretokenized"], rows["targets_pretokenized"], strict=True)
+        texts = track(both, "rows", len(rows))
         index = Bm25Index([self.words(*of_row) for of_row in texts], k1=self.k1, b=self.b, delta=self.delta)
         columns = (
             {"bm25": index.scores(self.words(row["inputs_pretokenized"], row["targets_pretokenized"]))[task.examples]}

@@ -23,6 +23,7 @@ from ftrace.attribution.partial_scores import Block, BlockRange, PartialScores
 from ftrace.attribution.task import Row, Task, peak_memory_bytes
 from ftrace.index import snapshot_fingerprint
 from ftrace.launched_processes import ending_launched, interrupt_at_once
+from ftrace.models.prediction_progress import PredictionProgress
 from ftrace.scores import ScoreStore, ScoreWriter, Sum
 
 BLOCK = 1024  # examples whose scores are kept together: the most that is computed again after a kill
@@ -86,7 +87,7 @@ def score_in_passes(
 
 
 def predict(module: LightningModule, task: Task) -> Trainer:
-    """Run a module's prediction on the task's devices, by its processes, with Lightning's progress bar."""
+    """Run a module's prediction on the task's devices, by its processes, and show how far the first one is."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")  # rows are in memory
         warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # nothing is left to be done
@@ -97,6 +98,8 @@ def predict(module: LightningModule, task: Task) -> Trainer:
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
+            enable_progress_bar=False,
+            callbacks=[PredictionProgress("batches of examples")],
             use_distributed_sampler=False,
             inference_mode=False,  # gradients are methods' own affair
         )

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from rich.progress import track
 
 from ftrace.attribution.token_products import TokenProductReader, read_examples
-from ftrace.console import PlainConsole
 from ftrace.data import FactData
 from ftrace.models import FactLM
+from ftrace.progress import track
 from ftrace.scores import ExampleTokenScores, Ledger, QueryTokenScores
 
 _NONE = "Scores aren't told token by token"
@@ -150,7 +149,7 @@ def _make(
     by_query: dict[int, QueryTokenScores] = {}
     reader, loaded = None, None
     work = sorted(chosen, key=lambda pair: pair[0])
-    for snapshot, query in track(work, "tokens", console=PlainConsole(stderr=True), transient=True):
+    for snapshot, query in track(work, "tokens"):
         if reader is None or snapshot != loaded:
             reader = None  # its memory is needed
             reader, loaded = TokenProductReader(run.model_at(snapshot).to(device)), snapshot

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from rich.progress import track
 from torch import Tensor
 
 from ftrace.arguments import Name, NonNegativeNumber, Positive, checked
@@ -23,6 +22,7 @@ from ftrace.data import FactData
 from ftrace.files.claims import claimed
 from ftrace.gradients import full_name, nearest
 from ftrace.models import FactLM
+from ftrace.progress import track
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, ScoreWriter, Texts
 
 Row = dict[str, Any]
@@ -192,7 +192,7 @@ class Task:
         dtype = np.result_type(np.float32, *first.values()) if first else np.float32
         with ScoreWriter(self.output_dir, self.examples, self.queries, list(first), dtype) as writer:
             count = 0
-            each = track(chain([first], columns), method.name, total=len(self.queries), transient=True)
+            each = track(chain([first], columns), method.name, len(self.queries))
             for count, of_query in enumerate(each, start=1):
                 for kind, values in of_query.items():
                     writer.put(kind, values, columns=count - 1)

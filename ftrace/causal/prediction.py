@@ -28,6 +28,7 @@ from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import write_manifest
 from ftrace.launched_processes import ending_launched, interrupt_at_once
+from ftrace.models.prediction_progress import PredictionProgress
 
 _NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")
 
@@ -117,7 +118,8 @@ def trace_prompts(
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning's own
         trainer = Trainer(
             accelerator=accelerator, devices=devices, strategy=strategy, logger=False, enable_checkpointing=False,
-            enable_model_summary=False, use_distributed_sampler=False,
+            enable_model_summary=False, enable_progress_bar=False, callbacks=[PredictionProgress("prompts")],
+            use_distributed_sampler=False,
         )  # fmt: skip
         module = _Tracing(task)
         with ending_launched(trainer):

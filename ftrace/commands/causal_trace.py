@@ -14,7 +14,6 @@ from typing import Any, Literal, cast, get_args
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.progress import track
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -47,6 +46,7 @@ from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
 from ftrace.evaluation import seeded_sample
 from ftrace.files.claims import claimed
 from ftrace.models.pretrained import load_pretrained
+from ftrace.progress import track
 from ftrace.report import (
     plot_average,
     plot_lines,
@@ -340,7 +340,7 @@ def write_results(
     plot_lines(averages, folder / "lines.png", outcome)
     remove_pictures(folder / "pictures")
     drawn = [trace for trace in traces if trace.status == "traced"][:pictures]
-    for trace in track(drawn, "Drawing", transient=True, disable=len(drawn) < 2):
+    for trace in track(drawn, "Drawing"):
         plot_prompt(trace, outcome, folder / "pictures" / f"{trace.name}.png")
     written = ["prompts/", "average_effects.csv", "average.png", "lines.png", *(["pictures/"] if drawn else [])]
     if effects_csv:

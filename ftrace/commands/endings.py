@@ -19,6 +19,7 @@ from typing import Any
 from jsonargparse import ArgumentError
 
 from ftrace.commands.readable_errors import readable
+from ftrace.files.digests import finish_background_checks
 from ftrace.shown_text import one_line
 
 NOTHING_KEPT = "Nothing was written."
@@ -83,6 +84,7 @@ def run_command(name: str, work: Callable[[], Any]) -> int:
         try:
             work()
             sys.stdout.flush()
+            finish_background_checks()
         except BrokenPipeError:  # of "ftrace show | head": nobody reads what is left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + getattr(signal, "SIGPIPE", 13)

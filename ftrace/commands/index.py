@@ -39,6 +39,7 @@ from ftrace.index import (
     write_shard,
 )
 from ftrace.models import Output
+from ftrace.progress import track
 from ftrace.renamed import use_new_names
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
@@ -181,7 +182,7 @@ def check_index(opened: GradientIndex) -> None:
     Raises:
         ValueError: If a file is damaged, by name.
     """
-    count = sum(1 for _ in opened.checked_files())
+    count = sum(1 for _ in track(opened.checked_files(), "files checked"))
     PlainConsole().print(f"All {count} files of {opened.folder} are as they were written", soft_wrap=True)
 
 

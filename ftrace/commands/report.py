@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.progress import track
 
 from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.report_additions import additions_of
@@ -17,6 +15,7 @@ from ftrace.commands.report_queries import choose_queries
 from ftrace.commands.sources import Opened, add_source_options, open_sources
 from ftrace.console import PlainConsole
 from ftrace.files.claims import claimed
+from ftrace.progress import track
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.page.chunks import encode_chunk, island
@@ -32,7 +31,6 @@ from ftrace.views import StoreSource
 
 _NAME = "report.html"
 _SURE = 1.1  # an estimate that is larger than the limit by this is not tried
-T = TypeVar("T")
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -86,10 +84,11 @@ def command(
     queries: Sequence[Name] | None = None,
     tokens: Count = 10,
     redact: bool = False,
+    check: bool = False,
     trust: bool = False,
 ) -> None:
     """Make the explorer of scores: one file or folder that opens by double-click, without a network."""
-    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, trust=trust)
+    opened = open_sources(stores, run, kind, texts or (), whole_runs=True, check=check, trust=trust)
     path = Path(out) if out is not None else _home(opened) / _NAME
     single_file = None if out is None else out.endswith(".html")
     wants_page = out is not None or figures is None
@@ -146,9 +145,8 @@ def make_content(
         tokens: For how many of the strongest examples scores are told token by token.
         is_redacted: Whether texts are left out.
     """
-    console = PlainConsole(stderr=True)
     chosen, limits = choose_queries(opened.sources, queries)
-    ranked = RankedQueries(opened.sources, chosen, k, opponents, _watched(chosen, "ranking", len(chosen), console))
+    ranked = RankedQueries(opened.sources, chosen, k, opponents, track(chosen, "ranking", len(chosen)))
     limits = [*limits, *_other_kinds(opened)]
     count = 0 if is_redacted else tokens
     settings = ContentSettings(is_redacted=is_redacted)
@@ -174,7 +172,7 @@ def write(content: Content, path: Path, *, single_file: bool | None = None) -> P
     form = "one file" if single_file or (single_file is None and size <= MAX_FILE_BYTES) else "a folder"
     _tell(console, f"{_contents(content)}: about {_megabytes(size)}, as {form}")
     _ = content.additions  # with bars of their own
-    chunks = _watched(content.chunks(), "writing", content.num_chunks, console)
+    chunks = track(content.chunks(), "writing", content.num_chunks)
     return write_report(path, chunks, title=content.title, single_file=single_file)
 
 
@@ -192,10 +190,9 @@ def draw(content: Content, folder: Path, *, only_chosen: bool) -> list[Path]:
     from ftrace.report.figures import choose_queries as choose_telling  # imports matplotlib
     from ftrace.report.figures import write_figures
 
-    console = PlainConsole(stderr=True)
     _ = content.additions
     of_all = range(content.num_queries)
-    head = content.head(_watched(of_all, "reading", len(of_all), console))
+    head = content.head(track(of_all, "reading", len(of_all)))
     places = of_all if only_chosen else choose_telling(head["queries"])
     with claimed(folder, "ftrace report", wait=True):  # all pictures are of one report
         files = write_figures(folder, head, [content.query(place) for place in places])
@@ -248,10 +245,6 @@ def _contents(content: Content) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:,.0f} MB"
-
-
-def _watched(items: Iterable[T], what: str, count: int, console: Console) -> Iterable[T]:
-    return track(items, what, total=count, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _tell(console: Console, line: str) -> None:

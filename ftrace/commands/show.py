@@ -70,13 +70,14 @@ def command(
     kind: Name | None = None,
     texts: Sequence[Name] | None = None,
     run: Name | None = None,
+    check: bool = False,
     trust: bool = False,
 ) -> None:
     """Show queries and who taught them: texts, scores, what the model said; several stores side by side."""
     if query is not None and search is not None:
         raise ValueError("expected one of query and search, found both")
     console = PlainConsole()
-    opened = open_sources(stores, run, kind, texts or (), trust=trust)
+    opened = open_sources(stores, run, kind, texts or (), check=check, trust=trust)
     shown = _Shown(opened, console, _again(stores, kind, texts, run, trust))
     if query is not None:
         shown.query(find_query(opened.sources, query), k, opponents)

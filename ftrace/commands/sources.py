@@ -58,6 +58,10 @@ def add_source_options(command: ArgumentParser) -> None:
         help="Files of texts to join by id (.jsonl, .csv, .parquet): rows with example_id or query_id, text, and "
         "whatever else is known.",
     )  # fmt: skip
+    command.add_argument(
+        "--check", action="store_true",
+        help="Verify every byte of the stores first; else what is read of them, as it is read.",
+    )  # fmt: skip
     add_trust(command)
 
 
@@ -68,6 +72,7 @@ def open_sources(
     texts: Sequence[str] = (),
     *,
     whole_runs: bool = False,
+    check: bool = False,
     trust: bool = False,
 ) -> Opened:
     """Open what is to be shown.
@@ -78,6 +83,7 @@ def open_sources(
         kind: The kind of scores of stores that are given without; default: the one to rank by.
         texts: Files of texts, which go before those of the stores.
         whole_runs: Whether a run stands for all of its stores; otherwise for the first, its online scores.
+        check: Whether every byte of the stores is verified.
         trust: As :class:`ftrace.runs.Run` takes it, of the run.
 
     Raises:
@@ -97,6 +103,9 @@ def open_sources(
         raise ValueError(
             f"kind: expected one of the kinds of these stores, {', '.join(kinds) or 'none'}, found {kind!r}"
         )
+    for store in [each.store for each in given if each.store is not None and check]:
+        for _ in store.checked_files():
+            pass
     joined = _read_texts(texts)
     called = {path: name for name, path in short_names(list({each.path.resolve(): 0 for each in given})).items()}
     sources: list[Source] = []

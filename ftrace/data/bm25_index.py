@@ -6,12 +6,14 @@ al. 2022; a summary of the paper prints it with + 1 inside the denominator. ``bm
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import bm25s
 import numpy as np
 
 from ftrace.arguments import NonNegativeNumber, Share, checked
+from ftrace.progress import track
 
 K1, B, DELTA = 1.5, 0.75, 1.0
 
@@ -42,7 +44,8 @@ class Bm25Index:
             raise ValueError("BM25: expected documents with words, found none")
         self._count = len(documents)
         self._index = bm25s.BM25(method="bm25+", k1=k1, b=b, delta=delta)
-        self._index.index([list(words) for words in documents], show_progress=False)
+        words = [list(of_document) for of_document in track(documents, "words of documents")]
+        self._index.index(words, show_progress=sys.stderr.isatty())
 
     def scores(self, words: Sequence[str]) -> np.ndarray:
         """Return the scores of all documents for one query, float32 ``[N]``; a word that occurs twice counts twice."""

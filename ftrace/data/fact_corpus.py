@@ -14,6 +14,7 @@ from ftrace.data.corpus_files import FORM, write_corpus
 from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
+from ftrace.progress import track
 
 
 @checked
@@ -55,7 +56,7 @@ class FactCorpus(FactData):
     def make(self) -> None:
         manifest = whole_manifest(self.data_path, FORM)
         if manifest is None:
-            manifest = write_corpus(self.data_path, _rows(self.train_files), _rows(self.query_files))
+            manifest = write_corpus(self.data_path, track(_rows(self.train_files), "rows"), _rows(self.query_files))
         if self.architecture == "encoder-decoder" and manifest["first_row_of_text"]:
             raise ValueError(
                 f'{manifest["first_row_of_text"]}: expected "inputs" and "targets", which an encoder-decoder model '

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.progress import track
 
 from ftrace.arguments import Name, checked
 from ftrace.data.data_folder import MANIFEST, DataFacts
@@ -30,6 +29,7 @@ from ftrace.data.synth_settings import SynthSettings
 from ftrace.files.digests import DamagedError, facts_of_files
 from ftrace.files.manifests import Form, read_manifest, write_manifest
 from ftrace.files.whole_files import whole_folder
+from ftrace.progress import track
 
 FORM = Form("ftrace-synth", 2, DataFacts, "a folder of FTRACE-SYNTH")
 

@@ -12,6 +12,7 @@ from ftrace.arguments import Name, checked
 from ftrace.data.text import SENTINEL
 from ftrace.files.digests import DamagedError
 from ftrace.files.noted_files import note_files, noted_files
+from ftrace.progress import track
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -45,7 +46,9 @@ def train_word_tokenizer(texts: Iterable[Name], *, split_hyphens: bool = False) 
         special_tokens=[PAD, END, UNKNOWN, *sentinels], vocab_size=2**31 - 1, show_progress=False
     )
     # The trainer would give a sentinel that it meets in a text a second id.
-    tokenizer.train_from_iterator((SENTINEL.sub(" ", text) for text in texts), trainer)
+    tokenizer.train_from_iterator(
+        (SENTINEL.sub(" ", text) for text in track(texts, "texts for the tokenizer")), trainer
+    )
     end = (END, tokenizer.token_to_id(END))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[end])
     return PreTrainedTokenizerFast(

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
 
 from ftrace.data.data_folder import MANIFEST, DataFacts
 from ftrace.data.fact_index import FactIndex
@@ -28,6 +27,7 @@ from ftrace.data.text import fill_in, split_sentinel
 from ftrace.files.digests import facts_of_files
 from ftrace.files.manifests import Form, write_manifest
 from ftrace.files.whole_files import whole_folder
+from ftrace.progress import track
 
 
 class TrexFacts(DataFacts):

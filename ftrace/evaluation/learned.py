@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ftrace.evaluation.beam_search import beam_answers, is_right
 from ftrace.models import FactLM
 from ftrace.models.fact_lm import IGNORED
+from ftrace.progress import track
 
 Rule = Literal["paper", "last"]
 BEAMS = 3
@@ -102,7 +102,7 @@ def _beams_right(
 ) -> dict[int, list[bool]]:
     """Tell for each query whether each of its most likely answers is right, best first."""
     is_query_right = {}
-    batches: Iterable[dict[str, Tensor]] = track(queries, title, total=len(queries))
+    batches: Iterable[dict[str, Tensor]] = track(queries, title)
     for batch in batches:
         labels = batch["answer_labels"]
         longest = int((labels != IGNORED).sum(-1).max())

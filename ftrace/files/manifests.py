@@ -152,8 +152,8 @@ def _type_of(error: Exception) -> type[ValueError]:
     return DamagedError if isinstance(error, DamagedError) else ValueError
 
 
-def format_of(file: Path) -> str:
-    """Return the format that a manifest says; "" if there is no such file, or it says none.
+def content_of_ours(file: Path) -> dict[str, Any] | None:
+    """Read a JSON file of ours whatever it describes, and of any version; None if there is none, or it isn't ours.
 
     Raises:
         DamagedError: If the file is no JSON, or has been changed.
@@ -161,10 +161,12 @@ def format_of(file: Path) -> str:
     try:
         content = _parsed(file)
     except OSError:
-        return ""
+        return None
     if DIGEST in content:
         _check_digest(file, content)
-    return str(content.get("format", ""))
+    elif not str(content.get("format", "")).startswith("ftrace-"):
+        return None
+    return content
 
 
 def check_schema(file: str | os.PathLike[str], content: Any, schema: Any) -> None:

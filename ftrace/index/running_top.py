@@ -41,20 +41,16 @@ class RunningTop:
         if not len(hit):
             return
         scores = self.sign * (scores_Qn if len(hit) == len(scores_Qn) else scores_Qn[hit])
-        least = least[hit].unsqueeze(1)
-        taken = scores > least
-        if scores.shape[1] > 2 * self.k:
-            kth = scores.topk(self.k, dim=1).values[:, -1:]
-            taken &= scores >= kth
-            for row in (taken.sum(1) > self.k).nonzero().flatten().tolist():  # several are equal to the k-th
-                equal = (scores[row] == kth[row]).nonzero().flatten()
-                taken[row, equal[self.k - int((scores[row] > kth[row]).sum()) :]] = False
-        queries, places = taken.nonzero(as_tuple=True)
+        has_k = bool(least[hit].isfinite().all())  # otherwise nothing is below the k-th yet
+        if has_k or scores.shape[1] <= self.k:
+            queries, places = (scores > least[hit].unsqueeze(1)).nonzero(as_tuple=True)
+        else:
+            queries, places = _largest(scores, self.k)
         self._queries.append(hit[queries])
         self._ids.append(ids[places])
         self._scores.append(scores[queries, places])
         self._collected += len(queries)
-        if self._collected > 2 * self.k * len(self._least):
+        if not has_k or self._collected > 2 * self.k * len(self._least):
             self._select()
 
     def _select(self) -> None:
@@ -79,3 +75,23 @@ class RunningTop:
             return self._ids[0].view(shape).numpy(), (self.sign * self._scores[0]).view(shape).numpy()
         empty = np.empty((len(self._least), 0))
         return empty.astype(np.int64), empty
+
+
+def _largest(scores_Qn: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k largest scores of each query, and of those that are equal to the k-th the first ones.
+
+    Returns:
+        Queries, ascending, and the places of their scores, ascending for each.
+    """
+    kth = scores_Qn.topk(k, dim=1).values[:, -1:]
+    queries, places = (scores_Qn >= kth).nonzero(as_tuple=True)
+    if len(queries) == k * len(scores_Qn):
+        return queries, places
+    is_above = scores_Qn[queries, places] > kth[queries, 0]
+    wanted = k - torch.bincount(queries[is_above], minlength=len(kth))  # of those that are equal to the k-th
+    equal = queries[~is_above]
+    counts = torch.bincount(equal, minlength=len(kth))
+    rank = torch.arange(len(equal)) - (counts.cumsum(0) - counts)[equal]
+    is_kept = is_above.clone()
+    is_kept[~is_above] = rank < wanted[equal]
+    return queries[is_kept], places[is_kept]

@@ -21,6 +21,7 @@ from ftrace.index.kept_files import is_kept, keep
 from ftrace.index.running_top import RunningTop
 from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening
+from ftrace.progress import progress, track
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -72,7 +73,7 @@ def row_norms(segment: Segment, whitening: Whitening, cache: Path) -> np.ndarray
         return kept
     made: np.ndarray = np.empty(len(segment), np.float64 if segment.is_double else np.float32)
     done = 0  # into one array: small results between large ones would keep memory from being returned to the system
-    for shard in segment.checked_shards():
+    for shard in track(segment.checked_shards(), "norms of rows, by shard", segment.num_shards):
         step = max(1, CHUNK_BYTES // (4 * shard.size))
         for start in range(0, shard.num_rows, step):
             rows = shard.rows(start, start + step)
@@ -97,11 +98,21 @@ def scored_chunks(
     """
     num_queries = len(queries[0].vectors)
     each = max(1, chunk_bytes // (8 * index.size + 8 * num_queries) // len(index.segments))
+    with progress("rows of the index", sum(map(len, index.segments))) as advance:
+        for rows, ids, scores in _scored_ranges(index, queries, each):
+            yield ids, scores
+            advance(rows)
+
+
+def _scored_ranges(
+    index: GradientIndex, queries: Sequence[SegmentQueries], each: int
+) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+    """Score examples by ranges of ids, of about ``each`` rows of a segment; with the number of rows of each range."""
     taken = [0] * len(index.segments)
     while any(start < len(segment) for start, segment in zip(taken, index.segments, strict=True)):
         ahead = [(s, start) for s, start in zip(index.segments, taken, strict=True) if start < len(s)]
         bound = min(_id_at(s, min(start + each, len(s)) - 1) for s, start in ahead)
-        ids, scores = [], []
+        ids, scores, before = [], [], sum(taken)
         for number, (segment, of_segment) in enumerate(zip(index.segments, queries, strict=True)):
             start, stop = taken[number], _first_after(segment, bound, taken[number])
             taken[number] = stop
@@ -112,11 +123,12 @@ def scored_chunks(
         all_ids = np.concatenate(ids)
         all_scores = scores[0] if len(scores) == 1 else torch.cat([piece.T for piece in scores], 1).T
         if len(all_ids) == 1 or (all_ids[:-1] < all_ids[1:]).all():
-            yield all_ids, all_scores
+            yield sum(taken) - before, all_ids, all_scores
         else:
             unique, inverse = np.unique(all_ids, return_inverse=True)
             total = all_scores.new_zeros(all_scores.shape[1], len(unique))
-            yield unique, total.index_add_(1, torch.from_numpy(inverse), all_scores.T).T
+            summed = total.index_add_(1, torch.from_numpy(inverse), all_scores.T).T
+            yield sum(taken) - before, unique, summed
 
 
 def score_rows(segment: Segment, queries: SegmentQueries, positions: np.ndarray) -> Tensor:

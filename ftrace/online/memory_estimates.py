@@ -41,7 +41,7 @@ class MemoryEstimates:
         self._run = run
         self._blocks = blocks
         self._output_dir = output_dir
-        self._free = free_memory() / processes_here()
+        self._free, self._free_addresses = free_memory() / processes_here(), free_addresses()
         self.of_queries: int | None = None
         self.of_batch: int | None = None
 
@@ -80,9 +80,8 @@ class MemoryEstimates:
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             places.append(Place("memory of the device", on_device, free))
         places.append(Place("disk", disk, free_disk(self._output_dir)))
-        addresses = free_addresses()
-        if in_file and addresses < math.inf:  # a limit that counts mapped files, too
-            places.append(Place("address space", {**memory, "scores": in_memory + in_file}, addresses))
+        if in_file and self._free_addresses < math.inf:  # a limit that counts mapped files, too
+            places.append(Place("address space", {**memory, "scores": in_memory + in_file}, self._free_addresses))
         return MemoryNeeds(places, examples)
 
     @property

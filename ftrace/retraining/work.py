@@ -19,11 +19,11 @@ from types import TracebackType
 from typing import Any, TypedDict
 
 import numpy as np
-from rich.progress import Progress
 
 from ftrace.arguments import Positive, checked
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import DIGEST, Form, read_json, read_manifest, write_json, write_manifest
+from ftrace.progress import progress
 from ftrace.retraining.retrainer import Budget, QueryOutcome, Retrainer
 from ftrace.runs import Run
 
@@ -112,11 +112,10 @@ def do_retrainings(
     asked = {retraining.name: retraining for retraining in retrainings}
     query_ids = list(run.data.query_rows["query_id"])
     missing = [retraining for retraining in asked.values() if read_outcome(retraining, folder, query_ids) is None]
-    with Progress() as progress:
-        bar = progress.add_task("Retraining", total=len(asked), completed=len(asked) - len(missing))
+    with progress("Retraining", len(asked), len(asked) - len(missing)) as advance:
         done = _in_processes(run, missing, folder, budget, jobs) if jobs > 1 else _here(retrainer, missing, folder)
         for _ in done:
-            progress.advance(bar)
+            advance()
     outcomes = {name: read_outcome(retraining, folder, query_ids) for name, retraining in asked.items()}
     lost = [name for name, outcome in outcomes.items() if outcome is None]
     if lost:
@@ -148,6 +147,8 @@ def read_outcome(retraining: Retraining, folder: Path, query_ids: Sequence[int])
         ValueError: If its file belongs to other rows, another order, or other queries.
     """
     file = folder / f"{retraining.name}.json"
+    if file.is_dir():  # the outcome of a training could not take its place
+        raise ValueError(f"{str(file)!r}: expected a file, found a folder. Move it, or name another folder")
     with suppress(OSError, DamagedError):  # a file that can't be read is made again
         facts = read_json(file, _Outcome, digest=False)  # of an older ftrace, it has none
         if facts["key"] != retraining.key or facts["query_ids"] != list(query_ids):

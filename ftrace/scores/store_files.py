@@ -24,6 +24,7 @@ from ftrace.scores.texts import Texts, check_texts
 FORMAT = "ftrace-scores"
 MANIFEST = "manifest.json"
 LEDGER = FILE
+EXAMPLE_IDS = "example_ids.npy"
 EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
 _ARRAYS = ("example_ids", "query_ids", "example_names", "query_names", "candidate_ids", "candidate_offsets")
 _LONGEST_KIND = 100

@@ -181,15 +181,16 @@ class StoredScores:
         for key in self._keys():
             self._arrays.check_head(self._name_of(key), self._shape, self._types_of(key))
 
-    def check_all(self) -> Iterator[str]:
-        """Verify every byte of the store, and yield the name of each file that is right.
+    def checked_files(self) -> Iterator[str]:
+        """Read everything, and yield the path of each file that is what was written.
 
         Stores of version 1 have no digests: of their arrays, ids, types and shapes are checked.
 
         Raises:
             DamagedError: If one is missing or not what was written.
         """
-        yield from self._files.check_all()
+        for name in self._files.check_all():
+            yield str(self.path / name)
         self.check()
         _ = self.example_names, self.query_names, self.ledger
         for texts in (self.examples, self.queries):

@@ -16,7 +16,6 @@ from typing import Any, NotRequired, TypedDict
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import Progress
 
 from ftrace.arguments import Positive, checked
 from ftrace.attribution import Ensemble
@@ -25,6 +24,7 @@ from ftrace.evaluation.files import replace_text
 from ftrace.files.claims import claimed
 from ftrace.files.manifests import DIGEST, read_json, write_json
 from ftrace.gradients import full_name
+from ftrace.progress import progress
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from ftrace.shown_text import plain
@@ -90,12 +90,11 @@ def do_study(study: Study, output_dir: Path, train_script: Path | None = None, j
         for variant in study.variants
     ]
     trainings = _Trainings()
-    with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
-        bar = progress.add_task("Training", total=len(runs))
+    with progress("Training", len(runs)) as advance, ThreadPoolExecutor(jobs) as pool:
 
         def train(run: StudyRun) -> None:
             _train(study, run, train_script, max(1, (os.cpu_count() or 1) // jobs), trainings)
-            progress.advance(bar)
+            advance()
 
         try:
             list(pool.map(train, runs))  # raises the error of a training

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,19 @@ def test_a_store_that_came_there_during_training_is_not_replaced(tmp_path: Path)
     (own,) = tmp_path.glob("out-*")
     assert ScoreStore.open(own).manifest["complete"] is True
     assert ScoreStore.open(own).manifest["run_id"] != first
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_what_callbacks_write_is_for_those_whom_the_umask_lets_in(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        fit(tmp_path, *(make(tmp_path / "runs" / name) for name, make in CALLBACKS.items()))
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "runs").rglob("*")}
+    assert len({path.suffix for path in modes}) > 3
+    for path, mode in modes.items():
+        assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_a_plain_loop_claims_its_folder(tmp_path: Path) -> None:

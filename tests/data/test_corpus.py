@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ftrace.data import FactCorpus, fill_in, make_collator, train_word_tokenizer
+from ftrace.data import FactCorpus, fact_data, fill_in, make_collator, train_word_tokenizer
+from ftrace.files.claims import claimed
 
 TRAIN = [
     {"id": "a", "inputs": "Oslo lies in <extra_id_0>", "targets": "<extra_id_0> Norway", "facts": ["in-Oslo", "n"]},
@@ -205,3 +210,32 @@ def test_fingerprints_know_the_content_and_not_the_place(tmp_path: Path) -> None
         found.append(ready(tmp_path / place, rows, QUERIES[:1]).fingerprint)
     assert found[0] != found[1]
     assert found[1] == found[2]
+
+
+def test_finished_data_are_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ready(tmp_path)
+    shutil.rmtree(made.data_path / "arrow")
+    before = sorted(made.data_path.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(fact_data, "claimed", lambda *_, **__: pytest.fail("a claim would be written beside the data"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "own cache")
+    assert ready(tmp_path).train_rows.to_list() == made.train_rows.to_list()
+    assert sorted(made.data_path.rglob("*")) == before
+    assert (tmp_path / "own cache").exists()
+
+
+def test_a_run_that_needs_data_that_another_makes_waits_and_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = ready(tmp_path).data_path
+    (folder / "manifest.json").unlink()
+    with claimed(folder, "another run"):
+        thread = threading.Thread(target=ready, args=[tmp_path])
+        thread.start()
+        said = ""
+        while "waiting for another run (process" not in said:
+            assert thread.is_alive()
+            said += capfd.readouterr().err
+        assert not (folder / "manifest.json").exists()
+    thread.join(60)
+    assert (folder / "manifest.json").exists()

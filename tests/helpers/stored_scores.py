@@ -68,7 +68,7 @@ def read_store(folder: Path) -> Any:
         "texts": [texts and texts.rows(texts.ids) for texts in (store.examples, store.queries)],
         "ledger": store.ledger and {**store.ledger.columns, "ids": store.ledger.query_ids, "steps": store.ledger.steps},
         "doubts": {kind: store.doubts(kind) for kind in store.kinds},
-        "files": list(store.check_all()),
+        "files": list(store.checked_files()),
         "shown": [repr(store), store.to_pandas(k=2).to_dict("list")],
     }
 

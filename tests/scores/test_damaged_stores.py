@@ -113,7 +113,7 @@ def test_arrays_are_of_their_types_and_shapes(
     with pytest.raises(DamagedError, match=rf"{name}(\.npy'|'\.npy) is damaged: {message}"):
         opened.top(0)
     with pytest.raises(DamagedError, match=message):
-        list(opened.check_all())
+        list(opened.checked_files())
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_candidates_are_known_examples(name: str, array: np.ndarray, message: st
     with pytest.raises(DamagedError, match=message):
         ScoreStore.open(store.path).scores(0)
     with pytest.raises(DamagedError, match=message):
-        list(ScoreStore.open(store.path).check_all())
+        list(ScoreStore.open(store.path).checked_files())
 
 
 def test_candidates_are_checked_when_they_are_written(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_store_of_version_1_is_read_as_it_is(tmp_path: Path) -> None:
     assert [np.asarray(part).tolist() for part in opened.top(0, texts=True)] == [
         np.asarray(part).tolist() for part in expected
     ]
-    assert list(opened.check_all()) == []  # nothing is noted of its files
+    assert list(opened.checked_files()) == []  # nothing is noted of its files
     assert opened.ledger is not None
 
 
@@ -192,7 +192,7 @@ def test_of_a_large_array_only_what_is_read_is_verified(
         with pytest.raises(DamagedError, match=r"dot\.npy' is damaged from byte"):
             opened.scores(7, "dot")
     with pytest.raises(DamagedError, match=r"dot\.npy' is damaged: its digest is"):
-        list(opened.check_all())
+        list(opened.checked_files())
 
 
 def use(store: ScoreStore) -> None:
@@ -220,7 +220,7 @@ def test_new_texts_leave_the_rest_as_it_was_verified(tmp_path: Path) -> None:
         assert {name for name in facts if facts[name] != opened.manifest["files"][name]} == {"queries.parquet"}
         assert opened.queries is not None
         assert [row and row["text"] for row in opened.queries.rows([0, 17])] == [None, "Where is Stockholm?"]
-        assert sorted(opened.check_all()) == sorted(facts)
+        assert [Path(file).name for file in opened.checked_files()] == sorted(facts)
     damage(store.path / "learning.npy")
     store.put_texts(queries=texts)  # which doesn't make damage right
     with pytest.raises(DamagedError, match=r"learning\.npy"):

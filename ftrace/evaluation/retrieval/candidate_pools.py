@@ -20,13 +20,14 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
 
 from ftrace.arguments import Count, Name, Seed, checked
 from ftrace.data import Bm25Index, answers_in, fill_in
 from ftrace.files.content_digests import digest_of_parts
 from ftrace.files.digests import DamagedError
 from ftrace.files.whole_files import whole_file
+from ftrace.progress import track
+from ftrace.shown_text import one_line
 
 _ROWS_AT_ONCE = 10_000
 
@@ -130,7 +131,9 @@ class CandidatePools:
                 raise DamagedError("its digest is not that of its content")
             return pools
         except (OSError, KeyError, AttributeError, TypeError, ValueError, pa.ArrowException) as error:
-            raise DamagedError(f"{str(file)!r} is missing or holds no candidate pools ({error})") from error
+            raise DamagedError(
+                f"{str(file)!r} is missing or holds no candidate pools ({one_line(str(error))})"
+            ) from error
 
     def _digest(self, settings: str | bytes) -> str:
         arrays = (self.query_ids, self.offsets, self.candidate_ids)
@@ -198,7 +201,7 @@ def _read(rows: Rows, wanted: set[str], *, keep_documents: bool) -> tuple[list[l
     with_answer: dict[str, list[int]] = {answer: [] for answer in wanted}
     texts = rows.select_columns(["inputs_pretokenized", "targets_pretokenized"])
     example_id = 0
-    for batch in texts.iter(_ROWS_AT_ONCE):
+    for batch in track(texts.iter(_ROWS_AT_ONCE), "batches of rows", -(-len(rows) // _ROWS_AT_ONCE)):
         for inputs, targets in zip(batch["inputs_pretokenized"], batch["targets_pretokenized"], strict=True):
             for answer in answers_in(targets):
                 if answer in with_answer:

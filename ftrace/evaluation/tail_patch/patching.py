@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from ftrace.data import FactData
 from ftrace.evaluation.tail_patch.step_rules import StepRule
 from ftrace.models import FactLM, StackedFactLM
+from ftrace.progress import progress
 
 MEMORY_BUDGET = 2**30
 _COPIES = 4  # of the weights' size per example: gradient, its square, changed weights, torch's own buffers
@@ -82,11 +82,10 @@ def tail_patch(
     before = _probabilities(model, rows, np.unique(pairs[:, 0]).tolist())
     after: dict[tuple[int, int], float] = {}
     if len(pairs):
-        with Progress() as progress:
-            bar = progress.add_task("a step on each example", total=len(pairs))
+        with progress("a step on each example", len(pairs)) as advance:
             for probabilities in _steps(StackedFactLM(model), rows, pairs, rule, memory_budget):
                 after |= probabilities
-                progress.advance(bar, len(probabilities))
+                advance(len(probabilities))
     keys = [(query, example) for query, example in pairs.tolist()]
     return PatchedPairs(
         pairs[:, 0],
