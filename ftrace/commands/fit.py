@@ -24,6 +24,7 @@ from typing_extensions import override
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import AfterTraining, trace_run
 from ftrace.commands.endings import run_command, say_kept
+from ftrace.commands.readable_errors import readable
 from ftrace.commands.run_folders import claim_run_folders
 from ftrace.files.whole_files import whole_file
 from ftrace.launched_processes import ending_launched
@@ -86,6 +87,14 @@ class FactTracingCLI(LightningCLI):
             super().instantiate_classes()
         except (AttributeError, ImportError, NotImplementedError, TypeError) as error:
             raise ValueError(str(error)) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer. What it says of its options, of whatever kind, is a message to users."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, AttributeError, RuntimeError, KeyError) as error:
+            raise ValueError(f"trainer: {readable(error)}") from error
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
