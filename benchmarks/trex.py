@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftrace.data import FtraceTrex
+from ftrace.data.mapped_tables import MappedTables
 
 WORDS = [f"word{i}" for i in range(20_000)]
 NUM_PREDICATES = 41
@@ -151,7 +152,9 @@ def main() -> None:
         data = FtraceTrex(str(folder / "source"), str(folder / "cache"), tokenizer=str(folder / "tokenizer"))
         data.make()
         made = time.perf_counter()
-        data.train_rows, data.query_rows = data._read("train"), data._read("queries")
+        tables = MappedTables(data.data_path, ("train", "queries"))
+        tables.make()
+        data.train_rows, data.query_rows = tables.open("train"), tables.open("queries")
         read = time.perf_counter()
         counts = np.array([len(ids) for ids in data.proponents.values()])
         sentences = data.sentence_ids

@@ -8,6 +8,8 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from ftrace.shown_text import plain
+
 _TRIAL = "fast-dev-run"
 
 
@@ -27,5 +29,5 @@ def drop_earlier_trial(trainer: Trainer, folder: Path) -> None:
     """Remove what an earlier trial has written, if this is one."""
     is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
     if is_trial and trainer.is_global_zero and folder.name.endswith(_TRIAL) and folder.exists():
-        rank_zero_info(f"fast_dev_run: replaces what an earlier one has left in {folder}")
+        rank_zero_info(f"fast_dev_run: replaces what an earlier one has left in {plain(str(folder))}")
         shutil.rmtree(folder)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 
@@ -31,6 +30,7 @@ from ftrace.evaluation.answers import ModelAnswer, find_answers
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.files.inside import inside
+from ftrace.files.yaml_files import read_yaml
 from ftrace.index import snapshot_fingerprint
 from ftrace.models import FactLM, find_snapshots, load_snapshot
 from ftrace.run_classes import KINDS, check_classes, in_folder
@@ -61,16 +61,14 @@ class Run:
         self.trust = trust
         file = self.folder / CONFIG
         try:
-            config = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(
-                f"{str(folder)!r} is not the folder of a run: can't read its config.yaml ({error})"
-            ) from error
-        if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+            config = read_yaml(file)
+        except ValueError as error:
+            raise ValueError(f"{str(folder)!r} is not the folder of a run: {error}") from error
+        if not {"model", "data"} <= config.keys():
             raise ValueError(f"{str(file)!r}: expected the sections model and data, as train.py saves them")
         self.config: dict[str, Any] = config
         note = self.folder / WORKING_DIRECTORY
-        trained_in = Path(note.read_text().strip()) if note.exists() else Path.cwd()
+        trained_in = Path(note.read_text(errors="replace").strip()) if note.is_file() else Path.cwd()
         self._working_directory = trained_in if trained_in.is_dir() else Path.cwd()
 
     @cached_property
@@ -234,8 +232,7 @@ class Run:
 
     def _instantiate(self, section: str) -> Any:
         parser = ArgumentParser(exit_on_error=False)
-        base = KINDS[section]
-        parser.add_subclass_arguments(base, section)  # whose type is checked before it is made
+        parser.add_subclass_arguments(KINDS[section], section, required=True)  # it is checked before it is made
         return self._parsed(parser, section, self.config[section])
 
     def _parsed(self, parser: ArgumentParser, section: str, settings: Any) -> Any:

@@ -221,7 +221,7 @@ def _read(file: Path) -> tuple[PromptTrace, dict[str, Any]]:
             f"expected the trace of a prompt in {str(file)!r}, found a safetensors file of something else: "
             "move it out of the folder of traces"
         )
-    if metadata.get("version") not in map(str, range(1, VERSION + 1)):
+    if metadata.get("version") not in [str(version) for version in range(1, VERSION + 1)]:
         raise ValueError(
             f"expected a trace in version {VERSION} of its format in {str(file)!r}, found version "
             f"{metadata.get('version')!r:.40}: update ftrace, or trace the prompt again"
@@ -240,7 +240,7 @@ def _read(file: Path) -> tuple[PromptTrace, dict[str, Any]]:
 
 
 def _trace(parsed: Any, tensors: Mapping[str, np.ndarray]) -> PromptTrace:
-    about: dict[str, Any] = msgspec.convert(parsed, _TraceFacts)  # type: ignore[assignment]
+    about: dict[str, Any] = msgspec.convert(parsed, _TraceFacts)
     if about["outcomes"] != list(OUTCOMES):
         raise ValueError(f"expected the outcomes {list(OUTCOMES)}, found {about['outcomes']}")
     tuples = {"answers": tuple(about["answers"]), "answer_tokens": tuple(map(tuple, about["answer_tokens"]))}

@@ -13,11 +13,12 @@ from ftrace.arguments import Name, checked
 from ftrace.console import PlainConsole
 from ftrace.files.digests import FileFacts, FolderCheck
 from ftrace.files.manifests import DIGEST, check_schema, content_of_ours
+from ftrace.files.noted_files import noted_files
 from ftrace.scores import ScoreStore
 from ftrace.shown_text import counted
 
 # Files that describe their folders: one of these that is no JSON is damaged; another one isn't ours.
-_MANIFESTS = ("manifest.json", "snapshot.json", "segment.json", "settings.json", "files.json")
+_MANIFESTS = ("manifest.json", "snapshot.json", "index.json", "segment.json", "settings.json", "files.json")
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -133,10 +134,14 @@ def _read_index(folder: Path) -> Iterator[str]:
 
 def _read_traces(folder: Path) -> Iterator[str]:
     from ftrace.causal import read_trace  # imports torch
+    from ftrace.causal.folder_settings import SETTINGS
 
+    yield str(folder / SETTINGS)
     for file in sorted(folder.glob("prompts/*.safetensors")):
         read_trace(file)
         yield str(file)
+    for name in noted_files(folder).check_all():  # tables
+        yield str(folder / name)
 
 
 # By the format that a manifest says: those whose files say more than their manifests note.

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ftrace.console import PlainConsole
-from ftrace.run_folder import fresh_answers, last_snapshot
+from ftrace.files.yaml_files import read_yaml
+from ftrace.run_folder import CONFIG, fresh_answers, last_snapshot
 from ftrace.views import Said
 
 _ASKED = "FactLM"
@@ -41,7 +42,5 @@ def said_in_run(run: Path, query_ids: Collection[int], trust: bool = False) -> d
 
 def _may_be_asked(run: Path) -> bool:
     """Tell whether the model of a run is one that can be loaded and asked, by its config."""
-    import yaml
-
-    model = yaml.safe_load((run / "config.yaml").read_text()).get("model")
+    model = read_yaml(run / CONFIG).get("model")
     return isinstance(model, dict) and str(model.get("class_path", "")).rpartition(".")[2] == _ASKED

@@ -21,6 +21,7 @@ from ftrace.data.data_folder import MANIFEST
 from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_files
 from ftrace.files.manifests import DIGEST, read_json, write_json
 from ftrace.files.whole_files import whole_folder
+from ftrace.shown_text import one_line
 
 _FOLDER, _MANIFEST = "arrow", "manifest.json"
 _ROWS_AT_A_TIME = 10_000
@@ -118,5 +119,5 @@ def _copy(parquet: Path, arrow: Path) -> None:
                 writer.write_batch(batch)
     except (OSError, pa.ArrowException) as error:
         raise DamagedError(
-            f"{str(parquet)!r} can't be read ({error}): delete its folder, and it is made anew"
+            f"{str(parquet)!r} can't be read ({one_line(str(error))}): delete its folder, and it is made anew"
         ) from error

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ftrace.data.json_rows import read_json_rows
+from ftrace.shown_text import one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 ROWS_PER_CHUNK = 100_000
@@ -113,8 +114,8 @@ def read_rows(file: Path, *, nulls: bool = False) -> Iterator[SourceRow]:
                 raise ValueError(f"{file}, row {number}: expected a JSON object, found {row!r:.100}")
             kept = {name: value for name, value in row.items() if nulls or value is not None}
             yield SourceRow(str(file), number, kept)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
-        raise ValueError(f"{file}: can't be read ({error})") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, OverflowError, pa.ArrowException) as error:
+        raise ValueError(f"{file}: can't be read ({one_line(str(error))})") from error
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:

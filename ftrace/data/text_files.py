@@ -17,7 +17,7 @@ from ftrace.data.row_files import SUFFIXES, SourceRow, read_rows
 
 EXAMPLE_ID, QUERY_ID = "example_id", "query_id"
 _CSV = (".csv", ".csv.gz")
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")  # ids have 64 bits; what is longer is a name
 
 
 @checked

@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ftrace.shown_text import one_line
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -113,7 +115,8 @@ def _take(file: Path, target: Path, who: str, remedy: str, *, wait: bool) -> int
                 if not wait:
                     raise InUseError(f"{str(target)!r} is being written by {holder}. Wait for it to end, or {remedy}")
                 if not was_said:
-                    print(f"{who}: waiting for {holder}, which writes {str(target)!r}", file=sys.stderr, flush=True)
+                    line = f"{who}: waiting for {holder}, which writes {str(target)!r}"
+                    print(one_line(line), file=sys.stderr, flush=True)
                     was_said = True
                 _lock(handle, file, wait=True)
             if _is_at(handle, file) and _write_line(handle, file, who):

@@ -56,8 +56,10 @@ def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
         raise FullDiskError(number, path, getattr(error, "needed", needed)) from error
 
 
-def _number_of(error: Exception, folder: Path) -> int | None:
-    """Return the system's number of an error if it tells of a full disk."""
+def _number_of(error: BaseException, folder: Path) -> int | None:
+    """Return the system's number of an error if it, or what caused it, tells of a full disk."""
+    if error.__cause__ is not None and (number := _number_of(error.__cause__, folder)) is not None:
+        return number
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _FULL else None
     if _SAID.search(str(error)):

@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 
 from ftrace.arguments import Name, Positive, checked
-from ftrace.files.digests import DamagedError, FolderCheck
+from ftrace.files.digests import DamagedError, FolderCheck, facts_of_file
 from ftrace.files.manifests import DIGEST, Form, check_schema, read_json, write_json, write_manifest
 from ftrace.files.manifests import read_manifest as read_manifest_file
 from ftrace.files.noted_files import note_files, noted_files
@@ -34,7 +34,7 @@ from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.index_views import index_html, rows_table
 from ftrace.index.segment import Segment
-from ftrace.index.segment_facts import SEGMENT
+from ftrace.index.segment_facts import INDEX, SEGMENT
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
 from ftrace.shown_text import counted, plain
@@ -42,7 +42,7 @@ from ftrace.shown_text import counted, plain
 if TYPE_CHECKING:
     import pandas as pd
 
-MANIFEST = "index.json"
+MANIFEST = INDEX
 EXAMPLE_NAMES = "example_names.json"
 EXAMPLES = "examples.parquet"
 _NOT_ASKED_FOR = ("version", DIGEST)
@@ -196,6 +196,10 @@ class GradientIndex:
                 "that writes it again, and it continues where it was"
             )
         self.segments = [Segment(segment) for segment in folders]
+        digest = facts_of_file(self.folder / MANIFEST)["xxh3_128"]
+        for segment in self.segments:
+            if segment.manifest.get("index", digest) != digest:
+                raise DamagedError(f"{str(segment.folder)!r} was closed with another {MANIFEST}. Index again")
 
     @property
     def size(self) -> int:

@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ftrace.files.digests import DamagedError, FolderCheck, facts_of_files
+from ftrace.files.digests import DamagedError, FolderCheck, facts_of_file, facts_of_files
 from ftrace.files.manifests import write_manifest
 from ftrace.files.whole_files import whole_file
 from ftrace.gradients import Preconditioner, RunningAutocorrelation
 from ftrace.index.features import from_tensors, to_tensors
-from ftrace.index.segment_facts import FORM, PRECONDITIONERS, SEGMENT, is_verified, read_facts
+from ftrace.index.segment_facts import FORM, INDEX, PRECONDITIONERS, SEGMENT, is_verified, read_facts
 from ftrace.index.shards import PATTERN, Shard
 
 AUTOCORRELATION = "autocorrelation.safetensors"
@@ -112,6 +112,7 @@ def close_segment(folder: Path, blocks: Sequence[str], facts: Mapping[str, Any],
     names = [file.name for file in files]
     manifest = {
         **facts,
+        "index": facts_of_file(folder.parent / INDEX)["xxh3_128"],
         "rows": total,
         "examples": len(np.unique(ids)),
         "autocorrelation": {"sample": len(drawn), "seed": seed},

@@ -9,7 +9,7 @@ from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_
 from ftrace.files.manifests import Form, check_schema, read_json, read_manifest, write_json
 from ftrace.index.shards import PATTERN
 
-BEGUN, SEGMENT = "begun.json", "segment.json"
+INDEX, BEGUN, SEGMENT = "index.json", "begun.json", "segment.json"
 PRECONDITIONERS = "preconditioners.safetensors"
 
 
@@ -29,6 +29,7 @@ class _Common(TypedDict):
     shards: list[NotedShard]
     snapshot: NotRequired[str]
     fingerprint: NotRequired[str]
+    index: NotRequired[str]
 
 
 class SegmentFacts(_Common):

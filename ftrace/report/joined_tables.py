@@ -110,7 +110,7 @@ def write_joined(joined: Joined, folder: Path) -> list[Path]:
     replace_csv(profiles, _profile_rows(joined))
     replace_csv(queries, _query_rows(joined))
     write_json(summary, nan_as_null(_as_json(joined)))
-    note_files(folder, [profiles.name, queries.name])
+    note_files(folder, [profiles.name, queries.name, summary.name])
     return [profiles, queries, summary]
 
 

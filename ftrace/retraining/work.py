@@ -147,6 +147,8 @@ def read_outcome(retraining: Retraining, folder: Path, query_ids: Sequence[int])
         ValueError: If its file belongs to other rows, another order, or other queries.
     """
     file = folder / f"{retraining.name}.json"
+    if file.is_dir():  # the outcome of a training could not take its place
+        raise ValueError(f"{str(file)!r}: expected a file, found a folder. Move it, or name another folder")
     with suppress(OSError, DamagedError):  # a file that can't be read is made again
         facts = read_json(file, _Outcome, digest=False)  # of an older ftrace, it has none
         if facts["key"] != retraining.key or facts["query_ids"] != list(query_ids):

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ftrace.arguments import Name, Seed, checked
 from ftrace.attribution import AttributionMethod
 from ftrace.evaluation.options import known_name
 from ftrace.evaluation.retrieval.metrics import METRICS
+from ftrace.files.yaml_files import read_yaml
 from ftrace.named_configs import config_file
 
 Report = Literal["methods", "learned", "variants"]
@@ -45,12 +44,10 @@ class Variant:
                 CheckpointSnapshots.
         """
         try:
-            config = yaml.safe_load(Path(config_file(self.config)).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"config: can't read {self.config!r} ({error})") from error
-        if not isinstance(config, Mapping) or not all(
-            isinstance(config.get(section), Mapping) for section in ("trainer", "data")
-        ):
+            config = read_yaml(Path(config_file(self.config)))
+        except ValueError as error:
+            raise ValueError(f"config: {error}") from error
+        if not all(isinstance(config.get(section), Mapping) for section in ("trainer", "data")):
             raise ValueError(f"{self.config}: expected a config of train.py with the sections model, data and trainer")
         config = merged(merged(config, study.changes), self.changes)
         callbacks = config["trainer"].get("callbacks") or []

@@ -164,7 +164,8 @@ def test_a_report_that_can_have_no_tokens_says_why(run: SmallRun, tmp_path: Path
     of_fact_lm = r"class_path: ftrace.models.FactLM\n  init_args:(\n    .*)+"
     config.write_text(re.sub(of_fact_lm, other, config.read_text()))
     (folder / "snapshots").symlink_to(run.snapshots[0].parent)
-    assert "expected the module FactLM, found BoringModel" in why(Run(folder))
+    assert "model: lightning.pytorch.demos.boring_classes.BoringModel. If you trust all of it" in why(Run(folder))
+    assert "BoringModel does not correspond to a subclass of FactLM" in why(Run(folder, trust=True))
 
 
 def test_ids_of_other_data_are_left_out_and_said(run: SmallRun, tmp_path: Path) -> None:

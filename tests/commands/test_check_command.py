@@ -9,8 +9,10 @@ import pytest
 
 from ftrace.cli import main
 from ftrace.files.manifests import write_json
+from ftrace.scores import Sum
 from helpers.edited_json import as_version_1
-from helpers.made_store import make_ledger, make_store
+from helpers.made_store import SCORES, make_ledger, make_store
+from helpers.stored_runs import STORED_RUNS
 
 
 @pytest.fixture
@@ -54,6 +56,19 @@ def test_damage_is_named_and_the_rest_is_checked(run: Path, name: str, capsys: p
     assert "1 of 3 places damaged" in said.err
 
 
+@pytest.mark.parametrize("name", ["snapshot", "gradient index", "causal traces", "retrainings", "data"])
+def test_damage_of_any_file_is_found(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    STORED_RUNS[name].make(tmp_path, 0)
+    assert check(tmp_path) == 0
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and "norms" not in file.parts]  # made anew
+    for file in files:
+        whole = file.read_bytes()
+        flip(file)
+        assert check(tmp_path) == 2, file
+        file.write_bytes(whole)
+    assert len(files) >= 3
+
+
 def test_a_damaged_manifest_is_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "online" / "manifest.json").write_text("[]")
     flip(run / "tracin" / "manifest.json")
@@ -71,21 +86,16 @@ def test_older_versions_are_read(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert check(run) == 2
 
 
-@pytest.mark.parametrize("name", ["show", "report"])
-def test_what_is_shown_may_be_verified_first(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = run / "online"
-    command = [
-        name,
-        str(store),
-        "--check",
-        *(["--out", str(run / "page.html"), "--tokens=0"] if name == "report" else []),
-    ]
-    assert main(command) == 0
-    as_version_1(store / "manifest.json")  # of which nothing but this check reads the arrays that aren't shown
-    (store / "learning.npy").write_bytes(b"no")
+def test_what_is_shown_is_verified_whole_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {Sum("learning"): SCORES, Sum("learning", "layer", "first"): SCORES}
+    store = make_store(tmp_path / "online", parts)
+    flip(store.path / "learning.layer.0000.npy")  # which a table of queries doesn't need
+    assert main(["show", str(store.path)]) == 0
     capsys.readouterr()
-    assert main(command) == 2
-    assert "learning.npy" in capsys.readouterr().err
+    for command in (["show"], ["report", "--tokens=0", "--out", str(tmp_path / "page.html")]):
+        assert main([*command, str(store.path), "--check"]) == 2
+        assert "learning.layer.0000.npy' is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_where_nothing_is_there_is_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

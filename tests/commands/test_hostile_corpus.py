@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,14 @@ BY_COMMAND: dict[str, list[str]] = {
     "ask": ["{run}", "array[i] lies in", "--answer=\x1b[2J\x1b[Hland"],
     "attribute": ["--method=tracin", "--run={run}", "--output_dir={run}/-[b]$x$"],
     "causal-trace": ["--run={run}", "--only_correct=false", "--sample=3", "--output_dir={run}/causal [red]"],
-    "counterfactual": ["online", "=bm25", "--run={run}", "--subsets=3", "--queries=all", "--sample=6"],
+    "check": ["{run}/online", "{run}/snapshots", "{run}/=bm25"],
+    "counterfactual": ["online", "=bm25", "--run={run}", "--subsets=3", "--unit=row", "--queries=all", "--sample=6"],
     "evaluate": ["online", "=bm25", "[x]\x1b[31m", "--run={run}", "--queries=all", "--by=proponents",
                  "--against=[x]\x1b[31m bm25"],
     "index": ["--run={run}", "--projection_side=2", "--output_dir={run}/index"],
     "learned-when": ["online", "=bm25", "--run={run}", "--output={run}/learned [red].json"],
     "ledger": ["{run}/online", "--output={run}/ledger [red].png"],
-    "report": ["{run}", "--tokens=1", "--queries=2", "--figures={run}/figures [red]", "--out={run}/[red].html"],
+    "report": ["{run}", "--tokens=0", "--queries=1", "--figures={run}/figures [red]", "--out={run}/[red].html"],
     "search": ["--index={run}/index", "--output_file={run}/results [red].jsonl", "-k=3", "--against=online:dot"],
     "show": ["online", "=bm25", "[x]\x1b[31m", "--run={run}", "--query=array[i]"],
     "tail-patch": ["online", "=bm25", "--run={run}", "-k=1", "--queries=all", "--sample=6"],
@@ -101,3 +102,11 @@ def check_all_tables(run: Path) -> None:
         check_markdown(file)
     for file in run.glob("*.txt"):
         check_terminal(file.read_text().removeprefix(str(run)))
+
+
+def test_a_terminal_that_knows_few_characters(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = trained
+    written = BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(written, encoding="ascii"))
+    assert main(["show", f"--run={run}", "--query=array[i]"]) == 0
+    assert b"array[i] lies in" in written.getvalue()

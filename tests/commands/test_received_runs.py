@@ -145,8 +145,8 @@ def test_what_needs_no_model_is_shown(received: Path, command: str, capsys: pyte
 
 
 def test_every_command_that_takes_a_run_is_here() -> None:
-    assert COMMANDS.keys() == BY_COMMAND.keys() | SHOWS.keys() | {"search", "ledger", "synth", "study"}
-    # search opens runs as ask does; the others take none, or train their own
+    assert COMMANDS.keys() == BY_COMMAND.keys() | SHOWS.keys() | {"check", "search", "ledger", "synth", "study"}
+    # search opens runs as ask does; the others follow no config, or one's own
 
 
 def test_nothing_is_imported_from_the_folder_that_paths_start_from(received: Path) -> None:

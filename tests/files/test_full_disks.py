@@ -67,6 +67,11 @@ def test_a_library_that_says_nothing_is_understood_by_the_disk(tmp_path: Path, m
         raise RuntimeError("it failed")
 
 
+def test_the_cause_of_an_error_counts(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device"), full_disk_named(tmp_path / "file"):
+        raise KeyError("it failed") from OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize("error", [ValueError("expected 3"), PermissionError(errno.EACCES, "no"), KeyError("key")])
 def test_other_errors_stay_as_they_are(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as raised, full_disk_named(tmp_path / "file"):

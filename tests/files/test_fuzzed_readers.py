@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from ftrace.files.digests import FileFacts, FolderCheck, facts_of_files
 from ftrace.files.manifests import Form, read_manifest, write_manifest
 from helpers.fuzzed_files import CHANGES, Change, StoredFormat, apply, content_of
+from helpers.stored_runs import STORED_RUNS
 from helpers.stored_scores import STORED_SCORES
 
 EXAMPLES = 150  # changes of each format
@@ -44,6 +45,7 @@ def _read_box(folder: Path) -> Any:
 FORMATS: dict[str, StoredFormat] = {
     "manifest and files": StoredFormat(_make_box, _read_box),
     **STORED_SCORES,
+    **STORED_RUNS,
 }
 
 

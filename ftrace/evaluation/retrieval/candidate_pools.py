@@ -27,6 +27,7 @@ from ftrace.files.content_digests import digest_of_parts
 from ftrace.files.digests import DamagedError
 from ftrace.files.whole_files import whole_file
 from ftrace.progress import track
+from ftrace.shown_text import one_line
 
 _ROWS_AT_ONCE = 10_000
 
@@ -130,7 +131,9 @@ class CandidatePools:
                 raise DamagedError("its digest is not that of its content")
             return pools
         except (OSError, KeyError, AttributeError, TypeError, ValueError, pa.ArrowException) as error:
-            raise DamagedError(f"{str(file)!r} is missing or holds no candidate pools ({error})") from error
+            raise DamagedError(
+                f"{str(file)!r} is missing or holds no candidate pools ({one_line(str(error))})"
+            ) from error
 
     def _digest(self, settings: str | bytes) -> str:
         arrays = (self.query_ids, self.offsets, self.candidate_ids)

@@ -41,6 +41,17 @@ class JoinedFacts(TypedDict):
     notes: list[str]
 
 
+def read_joined(file: Path) -> dict[str, Any]:
+    """Read the figures that were written beside joined effects and scores.
+
+    Raises:
+        OSError: If they can't be read.
+        DamagedError: If they aren't what was written.
+    """
+    noted_files(file.parent).check(file.name)
+    return read_json(file, JoinedFacts, digest=False)  # of an older ftrace, it has none
+
+
 class CausalContent:
     """What causal tracing found of a run's queries, read query by query.
 
@@ -119,7 +130,7 @@ class CausalContent:
 
     @cached_property
     def _summary(self) -> Mapping[str, Any]:
-        return read_json(self.folder / SUMMARY, JoinedFacts, digest=False)  # of an older ftrace, it has none
+        return read_joined(self.folder / SUMMARY)
 
     @property
     def _unit(self) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import numpy as np
 
 from ftrace.files.manifests import read_json
-from ftrace.report.explorer.content.causal_content import FOLDER, SUMMARY, JoinedFacts, read_rows
+from ftrace.report.explorer.content.causal_content import FOLDER, SUMMARY, read_joined, read_rows
 from ftrace.shown_text import counted
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _estimate(row: Mapping[str, str]) -> Estimate:
 def _of_joined(file: Path) -> Iterator[tuple[str, str]]:
     from ftrace.report.joined_tables import signed
 
-    joined = read_json(file, JoinedFacts, digest=False)
+    joined = read_joined(file)
 
     def text(name: str) -> str:
         estimate = joined[name]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-import yaml
 
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import read_json
 from ftrace.files.snapshot_files import SnapshotFiles
+from ftrace.files.yaml_files import read_yaml
 from ftrace.report.explorer.content.causal_content import FOLDER as CAUSAL
 from ftrace.report.explorer.format import Claim
 from ftrace.report.explorer.run_page.causal_facts import SETTINGS, read_causal_settings
@@ -194,10 +194,9 @@ def _claim(claim: str, *command: str) -> Claim:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(folder / "config.yaml")
+    except ValueError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _class(config: Mapping[str, Any], section: str) -> str:
