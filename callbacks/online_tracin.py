@@ -94,7 +94,7 @@ class OnlineTracIn(Callback):
 
     def __init__(
         self,
-        queries: DataLoader | Dataset | None = None,
+        queries: DataLoader | Dataset | Sequence[Any] | None = None,
         output_dir: Name | Path | None = None,
         query_losses: Callable[..., Any] | None = None,
         scores: Sequence[Name] = ("dot",),

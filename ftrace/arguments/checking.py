@@ -20,6 +20,7 @@ from ftrace.arguments.kinds import LISTED, NotEmpty, Within, in_words, is_contai
 
 T = TypeVar("T", bound=Callable[..., Any])
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, type(None), type)
 
 
 class _Misfit(Exception):
@@ -38,8 +39,8 @@ def checked(function: T) -> T:
     """Let a function or class refuse arguments that aren't what their annotations say.
 
     Integers and floats of other libraries become Python's own. A truth value is no number, a float is no integer, a
-    text is no list, and NaN and infinity are no numbers. Classes that aren't known to be lists or mappings are held
-    against ``isinstance`` alone.
+    text is no list, and NaN and infinity are no numbers. Of other libraries' classes, also what behaves like one
+    is taken, but no number, text or list.
 
     Raises:
         ValueError: When it is called with a wrong argument, which the message names.
@@ -149,6 +150,9 @@ def _fit(value: Any, kind: Any) -> Any:
         return _container(value, kind) if is_container(container) else value
     if is_container(container):
         return _container(value, kind)
+    if origin is not type and not container.__module__.startswith("ftrace."):
+        # What behaves like a class of another library, such as a wrapped model or a user's own loader, passes.
+        return _if(isinstance(value, container) or not isinstance(value, _PLAIN), value, kind)
     return _if(isinstance(value, type if origin is type else container), value, kind)
 
 
@@ -162,7 +166,9 @@ def _within(value: Any, kind: Any, *limits: Any) -> Any:
     try:
         value = _fit(value, kind)
     except _Misfit as misfit:
-        raise misfit if misfit.place else _Misfit("", in_words(Annotated[kind, *limits]), value) from None
+        if misfit.place:
+            raise
+        raise _Misfit("", in_words(Annotated[kind, *limits]), value, is_near=misfit.is_near) from None
     for limit in limits:
         if isinstance(limit, Within) and limit.refuses(value):
             raise _Misfit("", limit.bounds, value, is_near=True)
@@ -199,8 +205,17 @@ def _plain(value: Any, kind: Any) -> Any:
             return operator.index(_if(not is_truth, value, kind))
         except TypeError:
             raise _Misfit("", in_words(kind), value) from None
-    _if(isinstance(value, numbers.Real) and not is_truth and math.isfinite(value), value, kind)
+    _if(isinstance(value, numbers.Real) and not is_truth, value, kind)
+    if not _is_finite(value):
+        raise _Misfit("", in_words(kind), value, is_near=True)
     return value if type(value) in (int, float) else float(value)
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no floating point number reaches
+        return False
 
 
 def _container(value: Any, kind: Any) -> Any:
@@ -222,12 +237,12 @@ def _container(value: Any, kind: Any) -> Any:
         raise _Misfit("", in_words(kind), value)
     if not of or type(value) not in LISTED or of[0] is Any:
         return value
-    takes_all = of[0] is int or (get_origin(of[0]) in (Union, types.UnionType) and int in get_args(of[0]))
-    if takes_all and set(map(type, value)) <= {int}:
-        return value  # long lists of ids
     if container is tuple and of[-1] is not Ellipsis:
         _if(len(value) == len(of), value, kind)
         return tuple(_at(f"[{place}]", each, one) for place, (each, one) in enumerate(zip(value, of, strict=True)))
+    takes_all = of[0] is int or (get_origin(of[0]) in (Union, types.UnionType) and int in get_args(of[0]))
+    if takes_all and set(map(type, value)) <= {int}:
+        return value  # long lists of ids
     return type(value)(_at(f"[{place}]", each, of[0]) for place, each in enumerate(value))
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 LISTED = (list, tuple, set, frozenset)
 _WORDS = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none", Path: "a path",
+    Any: "anything",
 }  # fmt: skip
 
 
@@ -91,10 +92,12 @@ def in_words(kind: Any) -> str:
     if container is collections.abc.Callable:
         return "a function"
     if is_container(container):
-        name = "a mapping" if issubclass(container, Mapping) else "a list"
-        inner = [each for each in of if each not in (Any, Ellipsis)]
-        return f"{name} (each {' and '.join(dict.fromkeys(map(in_words, inner)))})" if inner else name
-    return f"a {getattr(container, '__name__', container)}"
+        if issubclass(container, Mapping):
+            return f"a mapping ({' to '.join(map(in_words, of))})" if of else "a mapping"
+        inner = dict.fromkeys(in_words(each) for each in of if each not in (Any, Ellipsis))
+        return f"a list (each {' and '.join(inner)})" if inner else "a list"
+    name = str(getattr(container, "__name__", container))
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def is_container(container: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ftrace.arguments import Positive, checked
+from ftrace.arguments import Count, checked
 from ftrace.causal.prompt_trace import PromptTrace, Stack
 
 BEFORE = "before the subject"
@@ -23,9 +23,7 @@ Reading = Literal["one way", "both ways"]
 
 
 @checked
-def position_groups(
-    num_tokens: Positive, subject: tuple[int, int], reading: Reading = "one way"
-) -> dict[str, np.ndarray]:
+def position_groups(num_tokens: Count, subject: tuple[int, int], reading: Reading = "one way") -> dict[str, np.ndarray]:
     """Sort the positions of a stack into groups. A group may be empty.
 
     - The token of a one-token subject is both its first and its last.

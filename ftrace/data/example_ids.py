@@ -7,7 +7,10 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
+from ftrace.arguments import Name, checked
 
+
+@checked
 class WithExampleIds(Dataset[dict[str, Any]]):
     """Map-style dataset whose samples also carry their own index, so that every batch says which examples it holds.
 
@@ -39,7 +42,7 @@ class WithExampleIds(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, dataset: Any, key: str = "example_id", names: Sequence[str] | None = None, first: int = 0
+        self, dataset: Any, key: Name = "example_id", names: Sequence[str] | None = None, first: int = 0
     ) -> None:
         if (
             isinstance(dataset, IterableDataset)

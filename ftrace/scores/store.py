@@ -160,7 +160,7 @@ class ScoreStore(StoredScores):
         for key, values in keyed.items():
             if values.shape != shape:
                 raise ValueError(f"expected scores of kind {key.kind!r} of shape {shape}, found {values.shape}")
-            if np.dtype(values.dtype).kind not in "fiu":
+            if np.dtype(values.dtype).kind not in "fiub":
                 raise ValueError(f"expected scores of kind {key.kind!r} that are real numbers, found {values.dtype}")
         facts = make_facts(list(keyed), example_ids, query_ids)
         facts["num_pairs"] = None if candidate_offsets is None else shape[0]

@@ -50,7 +50,7 @@ def test_samples_are_seeded_and_keep_the_order() -> None:
     assert set(drawn) == set(seeded_sample(range(99, -1, -1), 20, 0))
     assert set(drawn) < set(seeded_sample(range(100), 30, 0))  # the first n of one shuffle
     assert seeded_sample([3, 1], 5, 0) == [3, 1]
-    with pytest.raises(ValueError, match="sample: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="count: expected at least 1, found 0"):
         seeded_sample([1], 0, 0)
 
 

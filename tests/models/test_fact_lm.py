@@ -235,7 +235,7 @@ def test_schedule_warms_up_and_falls(optimizer: Any, tmp_path: Path) -> None:
         ({"config": {"d_model": 4}}, r'config: expected a "model_type"'),
         (
             {"config": CONFIGS["decoder-only"], "answers": "all"},
-            r"answers: expected one of \('one', 'any'\), found 'all'",
+            r"answers: expected one of \['one', 'any'\], found 'all'",
         ),
         ({"config": CONFIGS["decoder-only"], "optimizer": "lion"}, "optimizer: expected one of"),
     ],
@@ -243,6 +243,17 @@ def test_schedule_warms_up_and_falls(optimizer: Any, tmp_path: Path) -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FactLM(**settings)
+
+
+class WithOneMore(FactLM):
+    def __init__(self, temperature: float, **others: Any) -> None:
+        super().__init__(**others)
+        self.temperature = temperature
+
+
+def test_a_subclass_saves_its_own_hyperparameters() -> None:
+    made = WithOneMore(0.5, config=CONFIGS["decoder-only"])
+    assert made.hparams["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])

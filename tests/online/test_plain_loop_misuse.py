@@ -91,9 +91,9 @@ def test_autocast_that_the_queries_know_nothing_of_is_refused_with_a_remedy(tmp_
     ("settings", "message"),
     [
         ({"state": {"model": 1, "trace": 2}}, r"expected what run\.state_dict\(\) has returned, found keys \['model'"),
-        ({"state": 3}, "found int"),
+        ({"state": 3}, "state: expected a mapping"),
         ({"optimizer": []}, "expected a torch.optim.Optimizer or a list of them, found \\[\\]"),
-        ({"optimizer": {"a": 1}}, "or a list of them, found {'a': 1}"),
+        ({"optimizer": {"a": 1}}, "optimizer: expected an Optimizer or a list \\(each an Optimizer\\), found {'a': 1}"),
     ],
 )
 def test_states_and_optimizers_of_another_kind_are_refused(

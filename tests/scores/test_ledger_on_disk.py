@@ -32,6 +32,28 @@ def test_it_says_in_one_line_what_explains_what_was_learned() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"examples": 553.0}, "the scores add up to"),
+        ({"examples": -553.0}, "the scores add up to -"),
+        ({"next_loss": -np.inf}, "some of the queries' losses, or of their accounts, are infinite"),
+        ({"predicted": np.inf}, "are infinite"),
+    ],
+    ids=str,
+)
+def test_what_explains_many_times_what_was_learned_is_in_doubt(changes: dict[str, float], doubt: str) -> None:
+    found = ledger()
+    for name, value in changes.items():
+        found.columns[name] = np.full_like(found.actual, value)
+    summary = found.summary()
+    assert doubt in str(summary)
+    assert str(summary).startswith("what explains the fall of the queries' losses is in doubt: ")
+    assert "%" not in str(summary)
+    assert not summary.shares
+    assert "%" not in found._repr_html_().partition("<table")[2].partition("</table")[0]
+
+
 def test_without_accounts_it_says_what_steps_explain() -> None:
     unknown = [[np.nan] * 3] * 2
     found = ledger(**dict.fromkeys(("examples", "momentum", "decay", "uncovered", "projection"), unknown))

@@ -175,6 +175,25 @@ def test_shapes_and_ids_must_agree(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"dot": np.array([["a"], ["b"]])}, "expected scores of kind 'dot' that are real numbers, found <U1"),
+        ({"dot": np.array([[1j], [2j]])}, "that are real numbers, found complex128"),
+        ({"dot": np.array([[{}], [None]])}, "that are real numbers, found object"),
+        ({5: np.zeros((2, 1))}, r"scores\[5\]: expected a text, found 5"),
+        ({"": np.zeros((2, 1))}, "expected kinds of scores that can be names of files"),
+        ({"a\nb": np.zeros((2, 1))}, "expected kinds of scores that can be names of files"),
+        ([np.zeros((2, 1))], "scores: expected a mapping"),
+        (None, "scores: expected a mapping"),
+    ],
+)
+def test_scores_that_are_none_are_refused(scores: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScoreStore.write(tmp_path / "store", [3, 8], [0], scores)
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("largest", [True, False])
 def test_scores_that_are_not_finite_have_no_rank(tmp_path: Path, largest: bool) -> None:
     scores = np.array([np.nan, 3.0, np.inf, -1.0, -np.inf, 2.0])[:, None]
