@@ -23,6 +23,7 @@ SECONDS_TO_NOTICE = 60.0  # within which the first process begins to end after a
 SECONDS_IN_COLLECTIVE = 8.0  # that a failed process waits for others at most
 SECONDS_TO_END = 5.0  # of processes that were told to
 _POLL = 0.5
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL")  # what collectives say when a process is gone
 _OF_SIGNALS = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
@@ -79,10 +80,10 @@ def ending_launched(trainer: Any) -> Iterator[None]:
         yield
     except BaseException as error:
         processes = list(getattr(trainer.strategy.launcher, "procs", ()))
-        time.sleep(_POLL if isinstance(error, RuntimeError) and processes else 0)  # for a failed one to be gone
+        time.sleep(_POLL if processes and isinstance(error, RuntimeError) else 0)  # for a failed one to be gone
         failed = [code for code in map(_exit_code, processes) if code]
         _end(processes)
-        if isinstance(error, RuntimeError) and failed:
+        if failed and isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
             if failed[0] in _OF_SIGNALS:
                 signal.raise_signal(signal.SIGTERM)
             raise ChildProcessError(

@@ -161,6 +161,8 @@ def _message(error: BaseException) -> str | None:
 
 def _passes_through_code_of_users(error: BaseException) -> bool:
     """Tell whether an error was raised in, or below, code that is neither ftrace's nor an installed package's."""
+    if error.__cause__ is not None and _passes_through_code_of_users(error.__cause__):
+        return True
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module, file = str(frame.f_globals.get("__name__")), frame.f_code.co_filename
         is_installed = {"site-packages", "dist-packages"} & set(file.split(os.sep)) or file.startswith(

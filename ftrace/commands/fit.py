@@ -27,6 +27,7 @@ from ftrace.commands.endings import run_command, say_kept
 from ftrace.commands.readable_errors import readable
 from ftrace.commands.run_folders import claim_run_folders
 from ftrace.files.whole_files import whole_file
+from ftrace.launched_processes import ending_launched
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
 
@@ -40,15 +41,16 @@ class SaveConfigInRunFolder(SaveConfigCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.log_dir is None or Path(trainer.log_dir).resolve() == Path.cwd():
+        self._log_dir = trainer.log_dir  # a collective, which save_config can't run: it is called on process 0 alone
+        if self._log_dir is None or Path(self._log_dir).resolve() == Path.cwd():
             return
         self.overwrite = True
         super().setup(trainer, pl_module, stage)
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert trainer.log_dir is not None
-        with whole_file(Path(trainer.log_dir) / WORKING_DIRECTORY) as temporary:
+        assert self._log_dir is not None
+        with whole_file(Path(self._log_dir) / WORKING_DIRECTORY) as temporary:
             temporary.write_text(f"{Path.cwd()}\n")
 
 
@@ -79,12 +81,25 @@ class FactTracingCLI(LightningCLI):
         parser.add_argument("--trace", type=AfterTraining | None, default=None, help="What fit does after training.")
 
     @override
+    def instantiate_classes(self) -> None:
+        """Create what the config names; what a class raises there is the fault of the config."""
+        try:
+            super().instantiate_classes()
+        except (AttributeError, ImportError, NotImplementedError, TypeError) as error:
+            raise ValueError(str(error)) from error
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer. What it says of its options, of whatever kind, is a message to users."""
         try:
             return super().instantiate_trainer(**kwargs)
         except (TypeError, AttributeError, RuntimeError, KeyError) as error:
             raise ValueError(f"trainer: {readable(error)}") from error
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with ending_launched(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Check before training, not after it, that ``trace`` will have what it needs; then claim the run's folder."""
@@ -113,7 +128,8 @@ class FactTracingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Compare with baselines and show some queries, if the config asks for it."""
         folder = self.trainer.log_dir  # None in a fast_dev_run
-        if self._trace_settings is not None and folder is not None and not self.trainer.interrupted:
+        speaks = self.trainer.is_global_zero and not self.trainer.interrupted
+        if self._trace_settings is not None and folder is not None and speaks:
             trace_run(Path(folder), self._trace_settings)
 
     def _what_is_kept(self) -> str:

@@ -31,9 +31,10 @@ class StoredFormat:
 
 def content_of(stored: StoredFormat, folder: Path) -> Any:
     """Read everything, wait for what is verified in the background, and return it in a form that compares by value."""
-    content = comparable(stored.read(folder))
-    finish_background_checks()
-    return content
+    try:
+        return comparable(stored.read(folder))
+    finally:
+        finish_background_checks()
 
 
 def comparable(value: Any) -> Any:

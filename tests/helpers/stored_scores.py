@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from ftrace.attribution.partial_scores import Block, BlockRange, PartialScores
+from ftrace.files import digests
 from ftrace.scores import ScoreStore, Sum, Texts, stable_id
 from helpers.edited_json import as_version_1
 from helpers.fuzzed_files import StoredFormat
@@ -101,8 +104,19 @@ def _read_partial(folder: Path) -> Any:
     return [partial.read(each, done[each]) if each in done else _block(each.block, seed) for each in ranges]
 
 
+def _as_large(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Let every file be a large one, of which blocks are verified."""
+
+    def with_small_blocks(*arguments: Any) -> Any:
+        with patch.multiple(digests, SMALL=64, BLOCK=48):
+            return work(*arguments)
+
+    return with_small_blocks
+
+
 STORED_SCORES = {
     "score store": StoredFormat(_make_store, read_store),
+    "score store of large files": StoredFormat(_as_large(_make_store), _as_large(read_store)),
     "score store of pairs with names": StoredFormat(_make_named_pairs, read_store),
     "score store of version 1": StoredFormat(_make_old_store, read_store, has_digests=False),
     "unfinished scores": StoredFormat(_make_partial, _read_partial),

@@ -27,19 +27,24 @@ def note_progress(folder: Path, run_id: str, progress: Progress) -> None:
 
 
 def is_unneeded(folder: Path, run_id: str) -> bool:
-    """Tell whether a folder holds the index of another run, which was ended before a checkpoint had any of it."""
+    """Tell whether a folder holds the index of another run that ended before any checkpoint, and nothing else."""
     try:
         noted = read_json(folder / FILE, _Content)
     except (FileNotFoundError, DamagedError):  # an index of an earlier version of ftrace, for one
+        return False
+    if any(not path.name.startswith(".") and path not in _parts(folder) for path in folder.iterdir()):
         return False
     return bool(noted["progress"] == "begun" and noted["run_id"] != run_id)
 
 
 def remove_index(folder: Path) -> None:
-    """Remove an index from its folder, and nothing else that is there."""
-    for pattern in _OURS:
-        for path in folder.glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """Remove an index from its folder."""
+    for path in _parts(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [path for pattern in _OURS for path in folder.glob(pattern)]

@@ -15,9 +15,9 @@ _MOST = 200  # characters of a value
 _MOST_NAMES = 5
 # Said elsewhere, or nothing for a reader.
 _LEFT_OUT = {
-    "format", "version", "run_id", "complete", "kinds", "breakdown", "num_examples", "num_queries", "num_pairs",
-    "dtype", "method", "doubts", "ledger", "rows", "query_first_steps", "processes_in_store", "first_step", "refreshes",
-    "module", "class", "hyperparameters", "snapshot_weights", "refreshes_failed",
+    "format", "version", "digest", "files", "run_id", "complete", "kinds", "breakdown", "num_examples", "num_queries",
+    "num_pairs", "dtype", "method", "doubts", "ledger", "rows", "query_first_steps", "processes_in_store", "first_step",
+    "refreshes", "module", "class", "hyperparameters", "snapshot_weights", "refreshes_failed",
 }  # fmt: skip
 _ELSEWHERE = {"ledger", "in doubt"}  # of the facts that a notebook shows
 _PATH = re.compile(r"(?:~|[A-Za-z]:)?[/\\](?:.*[/\\])?")
