@@ -94,6 +94,7 @@ def plain(queries: DataLoader, examples: Any) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
     os.environ |= {"LOCAL_RANK": RANK, "RANK": RANK, "WORLD_SIZE": "2", "NODE_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT}
     asked = DataLoader(replay.rows(3, "query_id", seed=1), batch_size=2)  # type: ignore[arg-type]
