@@ -71,6 +71,25 @@ class _Vectors:
         return products({name: late / steps for name, late in self.late.items()})
 
 
+class _NumberMemory:
+    """The memory of arrays that stay until training ends: scattered ones would keep the memory around them in use."""
+
+    NUMBERS = 2**22  # so large a block has pages of its own, which are taken as they are written
+
+    def __init__(self) -> None:
+        self._block = np.empty(0)
+        self._used = 0
+
+    def keep(self, values: np.ndarray) -> np.ndarray:
+        """Copy numbers, ``[n]`` float64."""
+        if self._used + len(values) > len(self._block):
+            self._block, self._used = np.zeros(max(self.NUMBERS, len(values))), 0
+        kept = self._block[self._used : self._used + len(values)]
+        kept[:] = values
+        self._used += len(values)
+        return kept
+
+
 class _QueryProducts:
     """Inner products of vectors in the parameters' shapes with the query gradients of one refresh."""
 
@@ -109,6 +128,7 @@ class LedgerKeeper:
 
     Attributes:
         rows: The intervals so far.
+        memory: The memory of their numbers.
         steps: The number of steps in the current interval.
         vectors: The sums over these steps: of the change of weights ("predicted"), of what momentum ("momentum") and
             weight decay ("decay") made of it, and of the step's gradients as scores see them ("given").
@@ -131,6 +151,7 @@ class LedgerKeeper:
         self.projection = projection
         self.projects_all = projects_all
         self.rows: list[dict[str, Any]] = []
+        self.memory = _NumberMemory()
         self._start: Refresh | None = None
         self._weights: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
@@ -318,6 +339,7 @@ class Closing:
             if gained_by_given is not None:
                 lost = self._values["given"] - gained_by_given[:count].cpu()
             row["projection"] = lost.numpy()
+        row |= {name: keeper.memory.keep(values) for name, values in row.items() if isinstance(values, np.ndarray)}
         keeper.rows.append(row)
         return row
 

@@ -64,7 +64,7 @@ class MemoryEstimates:
             "ids": count * _BYTES_OF_ID,
             "a batch's scores": self._of_batch_scores(count),
             "ledger's rows": self._of_ledger_rows(),
-            "writing": 3 * min(RANGE_BYTES, scores),
+            "writing": 6 * min(RANGE_BYTES, scores),
         }
         on_device = {
             "query gradients": self._of_queries(),

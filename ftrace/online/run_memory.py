@@ -74,7 +74,7 @@ class RunMemory:
         self._blocks = blocks
         self._estimates = MemoryEstimates(run, blocks, output_dir)
         self._was_measured = False
-        self._set_aside: Tensor | None = zeros_in_memory((3 * RANGE_BYTES,), torch.uint8)  # no page of it is taken
+        self._set_aside: Tensor | None = zeros_in_memory((6 * RANGE_BYTES,), torch.uint8)  # no page of it is taken
         self.needs: MemoryNeeds = self._estimates.needs()
 
     def before_training(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ftrace.files.reserved import reserve
 
-RANGE_BYTES = 32 * 2**20
+RANGE_BYTES = 16 * 2**20
 
 
 class ScoreRows(Protocol):
