@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from ftrace.cli import main
+from ftrace.commands.endings import run_command
+from ftrace.files import digests
 from ftrace.files.manifests import write_json
-from ftrace.scores import Sum
+from ftrace.scores import ScoreStore, Sum
 from helpers.edited_json import as_version_1
 from helpers.made_store import SCORES, make_ledger, make_store
 from helpers.stored_runs import STORED_RUNS
@@ -102,3 +104,16 @@ def test_where_nothing_is_there_is_nothing_to_check(tmp_path: Path, capsys: pyte
     assert check(tmp_path) == 2
     assert "found nothing of it" in capsys.readouterr().err
     assert check(tmp_path / "nowhere") == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_a_command_ends_when_what_it_has_read_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(digests, "SMALL", 100)
+    store = make_store(tmp_path / "s")
+    assert run_command("work", lambda: store.matrix("learning")) == 0
+    flip(store.path / "learning.npy")
+    opened = ScoreStore.open(store.path)
+    assert run_command("work", lambda: opened.matrix("learning")) == 2
+    assert "learning.npy' is damaged" in capsys.readouterr().err
