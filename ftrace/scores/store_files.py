@@ -54,9 +54,6 @@ class StoreFacts(TypedDict):
     doubts: NotRequired[dict[str, list[str]]]
     ledger: NotRequired[LedgerFacts | None]
     complete: NotRequired[bool]
-    seconds: NotRequired[float | None]
-    cpu_seconds: NotRequired[float | None]
-    peak_memory_bytes: NotRequired[float | None]
     files: NotRequired[dict[str, FileFacts]]
 
 

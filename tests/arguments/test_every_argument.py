@@ -21,7 +21,7 @@ PARTS = (
     "commands.options", "commands.query_choice", "commands.report", "commands.search", "commands.show",
     "commands.synth", "commands.tail_patch", "studies.command",
 )  # fmt: skip
-ANY_NUMBER = {"query_id", "subject"}  # ids, and places that may count from the end
+ANY_NUMBER = {"query_id", "first", "subject"}  # ids, and places that may count from the end
 
 
 def is_checked(made: Any) -> bool:

@@ -56,7 +56,7 @@ def test_damage_is_named_and_the_rest_is_checked(run: Path, name: str, capsys: p
     assert "1 of 3 places damaged" in said.err
 
 
-@pytest.mark.parametrize("name", ["snapshot", "gradient index", "causal traces", "retrainings", "data"])
+@pytest.mark.parametrize("name", ["snapshot", "gradient index", "causal traces", "data"])
 def test_damage_of_any_file_is_found(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     STORED_RUNS[name].make(tmp_path, 0)
     assert check(tmp_path) == 0

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ftrace.cli import main
+from ftrace.files.manifests import write_json
 from helpers.made_run import data_of, make_run, write_scores
 
 GIVEN = ["--subsets=3", "--seeds=2", "--ceiling_subsets=3", "--queries=all"]
@@ -64,7 +65,7 @@ def test_a_retraining_that_diverged_is_left_out_and_counted(
     for training in (0, 1):
         file = tmp_path / "retrainings" / f"subset-00001-training-{training}.json"
         outcome = json.loads(file.read_text())
-        file.write_text(json.dumps({**outcome, "losses": [None] * len(outcome["losses"])}))
+        write_json(file, {**outcome, "losses": [None] * len(outcome["losses"])})
     capsys.readouterr()
     assert main(given) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -30,11 +30,12 @@ NEEDED = {
     "show": ["absent"], "ask": ["absent", "who"], "report": ["absent"], "attribute": ["--method=bm25", "--run=absent"],
     "evaluate": ["absent"], "index": ["--run=absent"], "search": ["--index=absent"],
     "counterfactual": ["absent"], "causal-trace": ["--run=absent"], "ledger": ["absent"], "learned-when": ["absent"],
-    "tail-patch": ["absent"], "study": ["--config=studies/answers", "--train_script=absent"],
+    "tail-patch": ["absent"], "study": ["--settings={name: a, question: b, variants: {c: {config: absent.yaml}}}"],
 }  # fmt: skip
 TEXTS = (
     "0", "-1", "-5", "1000000000000000", "1.5", "nan", ".nan", "inf", ".inf", "1e400", "true", "null", "", " ", "[]",
     "[[]]", "{}", "{a: 1}", "[1, x]", "never-heard-of", "#16", "half \udc80", "line\nbreak", "'", "!!python/name:os.x",
+    "notes.txt", "folder",
     "/", ".", "{a: 1, a: 2}", "x" * 5000,
 )  # fmt: skip
 PARSERS = functools.cache(make_parser)
@@ -59,6 +60,8 @@ def test_whatever_an_option_is_given_the_answer_is_one_line(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no file of ours\n")
+    (tmp_path / "folder").mkdir()
     parser = PARSERS(command)._subcommands_action._name_parser_map[command]  # type: ignore[union-attr]
     wrong = []
     for place, action in enumerate(options_of(parser)):

@@ -237,5 +237,5 @@ def test_a_run_that_needs_data_that_another_makes_waits_and_says_so(
             assert thread.is_alive()
             said += capfd.readouterr().err
         assert not (folder / "manifest.json").exists()
-    thread.join(60)
+    thread.join()
     assert (folder / "manifest.json").exists()

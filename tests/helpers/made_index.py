@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ftrace.files.digests import facts_of_file
+from ftrace.files.manifests import write_json
 from ftrace.index import (
     FeatureSettings,
     GradientIndex,
@@ -67,3 +71,11 @@ def make_index(
         close_segment(of_segment, list(features.blocks), {"step": 10 * number}, sample, 0)
         made.append(rows)
     return GradientIndex(folder), made
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    """Change entries of an index's manifest, as if its segments had been written with them."""
+    write_json(folder / "index.json", {**json.loads((folder / "index.json").read_text()), **changes})
+    for file in folder.glob("segment-*/segment.json"):
+        digest = facts_of_file(folder / "index.json")["xxh3_128"]
+        write_json(file, {**json.loads(file.read_text()), "index": digest})

@@ -13,9 +13,8 @@ from lightning.pytorch import Callback
 
 from ftrace.attribution import AttributionMethod, TrackStar
 from ftrace.callbacks import GradientIndexWriter
-from ftrace.files.manifests import write_json
 from ftrace.index import FeatureSettings, GradientIndex, begin_index
-from helpers.made_index import Two, make_index
+from helpers.made_index import Two, change_manifest, make_index
 
 OLD = {"side": 3, "groups": 2, "correction": "none"}
 NEW = {"projection_side": 3, "layer_groups": 2, "preconditioner": "none"}
@@ -76,11 +75,7 @@ def test_an_index_on_disk_that_has_old_names_is_read_and_gone_on_with(tmp_path: 
     for old, new in zip(OLD, NEW, strict=True):
         features[old] = features.pop(new)
     features["entries"] = "normal"
-    write_json(file, manifest)
-    segment = tmp_path / "index" / "segment-00000000" / "segment.json"
-    facts = json.loads(segment.read_text())
-    del facts["index"]  # it was noted later than options were renamed
-    write_json(segment, facts)
+    change_manifest(tmp_path / "index", **manifest)
     assert GradientIndex(tmp_path / "index").settings == index.settings
     other = replace(index.settings, features=replace(index.settings.features, projection_side=7))
     names = [name for name, _ in Two().named_parameters()]

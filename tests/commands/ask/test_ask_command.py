@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -17,12 +16,12 @@ from ftrace.commands import answer_scores
 from ftrace.commands.answer_scores import find_index, score_answers
 from ftrace.commands.asking import Question
 from ftrace.commands.index_corpus import Corpus
-from ftrace.files.manifests import write_json
 from ftrace.index import GradientIndex, SearchSettings, WhiteningSettings, prepare_search, top_k
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from helpers import small_run
 from helpers.command_line import code
+from helpers.made_index import change_manifest
 from helpers.small_run import SmallRun
 
 INDEX = "index-step-00000004"
@@ -239,8 +238,7 @@ def test_an_index_of_other_data(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(indexed, folder, symlinks=True)
-    manifest = json.loads((folder / INDEX / "index.json").read_text())
-    write_json(folder / INDEX / "index.json", {**manifest, "data": "0123456789abcdef"})
+    change_manifest(folder / INDEX, data="0123456789abcdef")
     assert code("ask", folder, run.data.query_rows[0]["inputs_pretokenized"]) == 2
     assert "is of other data than" in capsys.readouterr().err
 
