@@ -23,7 +23,7 @@ from ftrace.index.segment import Segment
 from ftrace.index.whitening import Whitening
 from ftrace.progress import progress, track
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class MemoryEstimates:
             size = batch_size(loop)
             is_known = rules.projection is not None and size < math.inf and self._run.scoring.holds(elementwise=True)
             held = int(size * self._size_of_gradient()) if is_known else 0
+        if rules.trapezoid:  # scores at the left end of the interval are held, too
+            held += self._of_batch_scores(2**62) // 2
         return int(batches * held + of_directions)
 
     def _of_ledger_vectors(self) -> int:
