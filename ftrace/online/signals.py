@@ -9,7 +9,6 @@ checkpoint, may still be a collective.
 from __future__ import annotations
 
 import _thread
-import multiprocessing
 import os
 import signal
 import threading
@@ -79,14 +78,12 @@ class TrainingSignals:
                 signal.signal(signum, before)
 
     def stop_together(self) -> None:
-        """Stop, if a process has noted a signal, or the process that has started them is gone. All must call it.
+        """Stop, if a process has noted a signal. All processes must call it.
 
         Raises:
             BaseException: What ends training by the signal.
         """
-        parent = multiprocessing.parent_process()  # of processes that Lightning forks or spawns, as in a notebook
-        is_orphan = parent is not None and not parent.is_alive()
-        noted = signal.SIGTERM if is_orphan and not self._noted else self._noted
+        noted = self._noted
         if num_processes() > 1:
             of_all = torch.tensor(noted, device=collective_device())
             dist.all_reduce(of_all, op=dist.ReduceOp.MAX)
