@@ -9,14 +9,13 @@ are refreshed once per segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
@@ -97,12 +96,12 @@ class GradientIndexWriter(Callback):
         dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32",
         shard_bytes: Positive = 64 * 2**20,
         sample: Positive = 10_000,
-        id_key: Name = "example_id",
+        id_key: Name | Count = "example_id",
         strict: bool = True,
         self_check: bool = True,
         seed: Seed = 0,
         shared_ids: bool = False,
-        describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
+        describe: Any = None,
         side: ProjectionSide | None = None,
         groups: Positive | None = None,
         correction: Literal["rank-one", "elementwise", "none"] | None = None,

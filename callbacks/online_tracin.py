@@ -7,7 +7,7 @@ for query q is the sum over steps of ``eta_t kappa_t <grad L_q(theta_t), c_{z,t}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,14 +109,14 @@ class OnlineTracIn(Callback):
         ledger: bool = True,
         query_learned: Callable[..., Any] | None = None,
         staleness_every: Count = 0,
-        id_key: Name = "example_id",
-        query_id_key: Name = "query_id",
+        id_key: Name | Count = "example_id",
+        query_id_key: Name | Count = "query_id",
         strict: bool = True,
         self_check: bool = True,
         seed: Seed = 0,
         shared_ids: bool = False,
         keep_states: bool = False,
-        describe: Callable[..., Any] | Dataset | Iterable[Any] | None = None,
+        describe: Any = None,
         store: Literal["memory", "disk", "auto"] = "auto",
     ) -> None:
         self.settings = TraceSettings(

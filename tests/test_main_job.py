@@ -175,7 +175,7 @@ def test_damaged_runs_are_a_clear_error(demo: tuple[Path, str], tmp_path: Path) 
         Run(tmp_path)
     config["model"]["class_path"] = "nowhere.Model"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match=r"section model"):
+    with pytest.raises(ValueError, match=r"model: nowhere.Model"):
         _ = Run(tmp_path).model
 
 

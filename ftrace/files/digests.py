@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
 
 import xxhash
@@ -84,15 +84,9 @@ class FolderCheck:
         files: The manifest's facts by path in the folder; None for a folder of an older version, whose files have
             none and are taken as they are.
         small: Files of at most this size, in bytes, are digested before their first use; default: 64 MiB.
-
-    Raises:
-        DamagedError: If the manifest names a file outside of the folder.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, FileFacts] | None, small: int | None = None) -> None:
-        for name in files or ():
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-                raise DamagedError(f"{str(folder)!r} is damaged: its manifest lists {name!r:.80}, which isn't in it")
         self._folder = folder
         self._files = files
         self._small = SMALL if small is None else small

@@ -79,8 +79,8 @@ class TraceSettings:
     breakdown: Sequence[Name] = ()
     ledger: bool = True
     staleness_every: Count = 0
-    id_key: Name = "example_id"
-    query_id_key: Name = "query_id"
+    id_key: Name | Count = "example_id"
+    query_id_key: Name | Count = "query_id"
     strict: bool = True
     self_check: bool = True
     seed: Seed = 0

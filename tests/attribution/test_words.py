@@ -91,8 +91,8 @@ def test_random_target_puts_the_same_target_first(data: FtraceSynth, tmp_path: P
         ({"example_ids": np.array([0, 10**6])}, "expected ids from 0 to"),
         ({"query_ids": np.array([0, 99])}, r"unknown: \[99\]"),
         ({"query_ids": np.array([0, 0])}, "each once"),
-        ({"memory_budget": 0}, "expected memory_budget and batch_size above 0"),
-        ({"batch_size": 0}, "expected memory_budget and batch_size above 0"),
+        ({"memory_budget": 0}, "memory_budget: expected at least 1, found 0"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
     ],
     ids=str,
 )
@@ -102,7 +102,7 @@ def test_bad_tasks(changes: dict, message: str, data: FtraceSynth, tmp_path: Pat
 
 
 def test_bad_constants() -> None:
-    with pytest.raises(ValueError, match="b from 0 to 1"):
+    with pytest.raises(ValueError, match="b: expected 0 to 1, found 2"):
         Bm25(b=2)
 
 

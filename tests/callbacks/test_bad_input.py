@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_run_is_recognised(online: Any, asked: Any, mess
 
 def test_a_checkpoint_whose_scores_are_gone_or_damaged_says_so(tmp_path: Path) -> None:
     go_on = resumed(tmp_path)
-    [file] = (tmp_path / "online-state").iterdir()
+    [file] = (tmp_path / "online-state").glob("*.pt")
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"x")
     with pytest.raises(ValueError, match=r"is damaged: its SHA-256 is not the one that the checkpoint has"):

@@ -140,7 +140,7 @@ def test_ids_begin_where_they_are_told(tmp_path: Path) -> None:
     assert WithExampleIds([{"x": 1}], first=-(2**63))[0]["example_id"] == -(2**63)
     assert WithExampleIds([{"x": 1}], first=2**63 - 2).ids[-1] == 2**63 - 2
     for first in (2**63 - 1, -(2**63) - 1, 1.0, True, "7"):
-        with pytest.raises(ValueError, match="first: expected a whole number from which 1 ids fit into 64 bits"):
+        with pytest.raises(ValueError, match="first: expected a whole number"):
             WithExampleIds([{"x": 1}], first=first)  # type: ignore[arg-type]
 
 

@@ -151,7 +151,7 @@ def test_directions_depend_on_seed_and_name_only() -> None:
     assert torch.equal(once, Projection(4, seed=1).project("a.weight", gradient))
     assert not torch.equal(once, Projection(4, seed=2).project("a.weight", gradient))
     assert not torch.equal(once, Projection(4, seed=1).project("b.weight", gradient))
-    with pytest.raises(ValueError, match="side: expected a whole number of at least 1, found 0"):
+    with pytest.raises(ValueError, match="side: expected 1 to 4,096, found 0"):
         Projection(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,5 +103,5 @@ def write_run_folder(run: SmallRun, folder: Path) -> Path:
     }
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "snapshots").symlink_to(run.snapshots[0].parent)
+    shutil.copytree(run.snapshots[0].parent, folder / "snapshots", dirs_exist_ok=True)
     return folder

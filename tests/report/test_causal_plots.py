@@ -28,6 +28,7 @@ from ftrace.report import (
     write_effects_csv,
 )
 from ftrace.report.causal_words import UNITS, drawable
+from ftrace.shown_text import csv_cell
 from helpers.drawn import drawn as drawn_by
 from helpers.drawn import texts
 from helpers.made_traces import left_out, made_trace, made_traces
@@ -286,7 +287,7 @@ def test_every_effect_is_in_the_file(tmp_path: Path) -> None:
         assert float(row["restored"]) == stack.restored[row["mediator"]][number, layer, place]
         assert float(row["spread"]) == stack.spread[row["mediator"]][number, layer, place]
         effect = traces[0].indirect_effect("decoder", row["mediator"], OUTCOMES[number])[layer, place]
-        assert (float(row["indirect_effect"]), row["token"]) == (effect, stack.tokens[place])
+        assert (float(row["indirect_effect"]), row["token"]) == (effect, csv_cell(stack.tokens[place]))
     groups = ["", "first subject token; last subject token", "first token after", "last token"]
     assert [row["group"] for row in rows[:4]] == groups
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["effects.csv"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ftrace.arguments import Name, checked
+from ftrace.arguments import Count, Name, checked
 from ftrace.gradients import GradientCapture, Recording, parameters_option
 from ftrace.index import (
     GradientFeatures,
@@ -54,7 +54,7 @@ class RunSettings:
         describe: Says the texts of the examples: a function of a batch, or a data set; default: the loop's own data.
     """
 
-    id_key: Name = "example_id"
+    id_key: Name | Count = "example_id"
     strict: bool = True
     self_check: bool = True
     shared_ids: bool = False

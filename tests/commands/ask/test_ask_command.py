@@ -228,7 +228,7 @@ def test_bad_input(
 def test_no_run_and_no_snapshots(run: SmallRun, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code("ask", folder.parent / "nothing", "who") == 2
     assert "is not the folder of a run" in capsys.readouterr().err
-    (folder / "snapshots").unlink()
+    shutil.rmtree(folder / "snapshots")
     assert code("ask", folder, "who") == 2
     assert "Train with CheckpointSnapshots" in capsys.readouterr().err
 
