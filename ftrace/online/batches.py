@@ -43,7 +43,7 @@ def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
     return batches
 
 
-def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = None) -> Tensor:
+def batch_ids(batch: Any, key: str | int, option: str, names: dict[int, str] | None = None) -> Tensor:
     """Return the ids in a batch, ``[B]`` int64.
 
     Args:
@@ -78,7 +78,7 @@ def batch_ids(batch: Any, key: str, option: str, names: dict[int, str] | None = 
     return _numbered_ids(ids, key)
 
 
-def batch_sizes(batch: Any, key: str) -> list[int]:
+def batch_sizes(batch: Any, key: str | int) -> list[int]:
     """Return the sizes of the batches of several dataloaders, 0 for exhausted ones; empty if this is one batch."""
     several = batches_in(batch, key)
     if several is None:
@@ -87,7 +87,7 @@ def batch_sizes(batch: Any, key: str) -> list[int]:
     return [len(_value_of(several[loader], key)) if loader in several else 0 for loader in loaders]
 
 
-def batches_in(batch: Any, key: str) -> dict[Any, Any] | None:
+def batches_in(batch: Any, key: str | int) -> dict[Any, Any] | None:
     """Return the batches of several dataloaders by their key or index; None if this is one batch.
 
     Those of exhausted dataloaders are left out.
@@ -105,7 +105,7 @@ def batches_in(batch: Any, key: str) -> dict[Any, Any] | None:
     return batches if batches and all(_has(of_loader, key) for of_loader in batches.values()) else None
 
 
-def _value_of(batch: Any, key: str) -> Any:
+def _value_of(batch: Any, key: str | int) -> Any:
     """Return the value of a batch under a key, or of its attribute of that name."""
     try:
         return batch[key]
@@ -115,13 +115,13 @@ def _value_of(batch: Any, key: str) -> Any:
         return getattr(batch, key)
 
 
-def _has(batch: Any, key: str) -> bool:
+def _has(batch: Any, key: str | int) -> bool:
     if isinstance(batch, Mapping):
         return key in batch
     return isinstance(key, str) and not isinstance(batch, Tensor) and hasattr(batch, key)
 
 
-def _missing(batch: Any, key: str, option: str) -> str:
+def _missing(batch: Any, key: str | int, option: str) -> str:
     """Write the message for a batch without ids."""
     is_named = isinstance(batch, Mapping)
     found = f"keys {list(batch)}" if is_named else f"a {type(batch).__name__}"
@@ -133,14 +133,14 @@ def _missing(batch: Any, key: str, option: str) -> str:
     )
 
 
-def _mixed(key: str, names: Mapping[int, str]) -> ValueError:
+def _mixed(key: str | int, names: Mapping[int, str]) -> ValueError:
     return ValueError(
         f'batch["{key}"]: expected names, such as {next(iter(names.values()))!r}, in all batches, found numbers. Give '
         "all ids as names, such as [str(id) for id in ids.tolist()], or all as numbers"
     )
 
 
-def _named_ids(ids: Any, key: str, names: dict[int, str] | None) -> Tensor:
+def _named_ids(ids: Any, key: str | int, names: dict[int, str] | None) -> Tensor:
     expected = f'batch["{key}"]: expected integers of shape [B] or a list of names, found'
     if isinstance(ids, str):
         raise ValueError(f"{expected} the text {ids!r:.60}. Give a list of names, one for each example")
@@ -159,7 +159,7 @@ def _named_ids(ids: Any, key: str, names: dict[int, str] | None) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64)
 
 
-def _numbered_ids(ids: Any, key: str) -> Tensor:
+def _numbered_ids(ids: Any, key: str | int) -> Tensor:
     expected = f'batch["{key}"]: expected integers of shape [B] or a list of names, found'
     if isinstance(ids, Sequence) and all(isinstance(id_, Integral) and not isinstance(id_, bool) for id_ in ids):
         ids = list(map(int, ids))
@@ -184,7 +184,7 @@ def _numbered_ids(ids: Any, key: str) -> Tensor:
     return signed
 
 
-def _too_large(key: str, found: int, ids: str) -> ValueError:
+def _too_large(key: str | int, found: int, ids: str) -> ValueError:
     shown = str(found) if abs(found) < 10**40 else "a longer one"
     return ValueError(
         f'batch["{key}"]: expected whole numbers from -2^63 to 2^63 - 1, found {shown}. Give them as names: '

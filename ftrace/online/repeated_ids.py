@@ -33,7 +33,7 @@ class RepeatedIds:
         ValueError: When strict, if two data sets give different rows the same ids.
     """
 
-    def __init__(self, loop: TrainingLoop, key: str, *, strict: bool, shared: bool = False) -> None:
+    def __init__(self, loop: TrainingLoop, key: str | int, *, strict: bool, shared: bool = False) -> None:
         self._loop = loop
         self._key = key
         self._strict = strict
@@ -168,7 +168,7 @@ def _is_numbered(dataset: Any) -> bool:
     return isinstance(getattr(dataset, "ids", None), range) and hasattr(dataset, "key") and hasattr(dataset, "dataset")
 
 
-def _collision(datasets: Sequence[Any], key: str) -> str | None:
+def _collision(datasets: Sequence[Any], key: str | int) -> str | None:
     """Write the message on two data sets that give different rows the same ids; None if there are none."""
     known: list[tuple[Any, np.ndarray | range]] = []
     for leaf, rows in (leaf for dataset in datasets for leaf in _leaves(dataset)):

@@ -65,7 +65,7 @@ class QueryPass:
     """
 
     def __init__(
-        self, source: Any, losses: QueryLosses, learned: Learned | None, id_key: str, loop: TrainingLoop
+        self, source: Any, losses: QueryLosses, learned: Learned | None, id_key: str | int, loop: TrainingLoop
     ) -> None:
         self.loop = loop
         self.losses = losses

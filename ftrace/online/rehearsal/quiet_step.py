@@ -46,7 +46,7 @@ class QuietStep:
         batch: Any,
         batch_idx: int,
         inputs: Sequence[Inputs],
-        id_key: str,
+        id_key: str | int,
         begins: RandomState,
         requires_grad: Sequence[tuple[nn.Parameter, bool]] = (),
     ) -> None:

@@ -65,7 +65,7 @@ class RowFinder:
         self,
         loop: TrainingLoop,
         capture: GradientCapture,
-        id_key: str,
+        id_key: str | int,
         who: str,
         failures: Failures | None,
         *,

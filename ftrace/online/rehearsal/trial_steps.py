@@ -28,7 +28,7 @@ class TrialSteps:
         passes: How many forward passes, and how many of them with backward passes, rehearsals have run.
     """
 
-    def __init__(self, loop: TrainingLoop, id_key: str, who: str) -> None:
+    def __init__(self, loop: TrainingLoop, id_key: str | int, who: str) -> None:
         self.loop = loop
         self.id_key = id_key
         self.who = who

@@ -47,7 +47,7 @@ class DescribedBatches:
     def __init__(
         self,
         describe: Callable[[Any], Any],
-        key: str,
+        key: str | int,
         option: str,
         of: str,
         who: str,

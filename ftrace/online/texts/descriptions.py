@@ -58,8 +58,8 @@ class Descriptions:
         describe: Any,
         loop: TrainingLoop,
         who: str,
-        id_key: str = EXAMPLE_ID,
-        query_id_key: str = QUERY_ID,
+        id_key: str | int = EXAMPLE_ID,
+        query_id_key: str | int = QUERY_ID,
         candidates: Candidates = None,
     ) -> None:
         self.loop = loop
@@ -193,8 +193,8 @@ class Descriptions:
             self._examples.load(entries, fallback)
 
 
-def _names(key: str, usual: str) -> list[str]:
-    return list(dict.fromkeys([key, usual]))
+def _names(key: str | int, usual: str) -> list[str]:
+    return list(dict.fromkeys([key, usual] if isinstance(key, str) else [usual]))  # a place in a batch names no column
 
 
 def _is_function(describe: Any) -> bool:
