@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,7 +168,7 @@ def test_bad_input_is_one_line(
 
 
 def test_a_run_without_snapshots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "snapshots").unlink()
+    shutil.rmtree(folder / "snapshots")
     assert code("attribute", "--method=bm25", f"--run={folder}") == 0
     assert code("attribute", "--method=embed", f"--run={folder}") == 2
     assert "the run has no snapshots" in capsys.readouterr().err

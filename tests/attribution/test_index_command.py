@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -207,12 +208,7 @@ def test_bad_input_is_one_line(
 
 
 def test_a_snapshot_that_changed_is_refused(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
-    folder = tmp_path / "run"
-    small_run.write_run_folder(run, folder)
-    (folder / "snapshots").unlink()
-    shutil.copytree(run.snapshots[0].parent, folder / "snapshots")
+    folder = small_run.write_run_folder(run, tmp_path / "run")
     assert code("index", f"--run={folder}", *OPTIONS) == 0
     snapshot, other = (folder / "snapshots" / f"step-0000000{step}" for step in (4, 2))
     capsys.readouterr()

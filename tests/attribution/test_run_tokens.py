@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def test_a_report_that_can_have_no_tokens_says_why(run: SmallRun, tmp_path: Path
     assert why(None).endswith("that takes a run's model and snapshots. Give the run's folder")
     assert why(run.task(tmp_path, snapshots=[])).endswith("the run has no snapshots. Train with CheckpointSnapshots")
     folder = small_run.write_run_folder(run, tmp_path / "written")
-    (folder / "snapshots").unlink()
+    shutil.rmtree(folder / "snapshots")
     assert why(Run(folder)) == why(run.task(tmp_path, snapshots=[]))
     config = folder / "config.yaml"
     other = "class_path: lightning.pytorch.demos.boring_classes.BoringModel"
