@@ -149,7 +149,8 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, KeyError):  # whose text is the repr of its argument
         text = str(error.args[0]) if error.args else ""
         return text if " " in text else None
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" and not isinstance(error, ValueError)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or is_of_torch:
         return f"out of memory. {text}".strip()
     if isinstance(error, RecursionError):
         return f"expected input that is not nested so deeply ({text})"

@@ -31,6 +31,7 @@ except ImportError:  # Windows
 
 _UNABLE = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EBADF)
 _LONGEST_LINE = 500
+_MOST_ATTEMPTS = 100
 _HANDLES: set[int] = set()  # of this process's claims
 _OTHER_LOCKS: dict[int, Any] = {}  # by handle, where the system has no flock
 _unable_was_said = False
@@ -129,13 +130,16 @@ def _take(file: Path, target: Path, who: str, remedy: str, *, wait: bool) -> int
 
 def _open(file: Path) -> int:
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    attempts = 0
     while True:
+        attempts += 1
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o666)  # its mode honours the umask
             break
         except FileNotFoundError:  # another process has removed the empty folder that it had made
-            continue
+            if attempts == _MOST_ATTEMPTS:  # or no file can be made there, as in /proc
+                raise
         except PermissionError:
             if not file.exists():
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,10 @@ def check_schema(file: str | os.PathLike[str], content: Any, schema: Any) -> Non
 
 def _parsed(file: Path) -> dict[str, Any]:
     """Read JSON of an object, strictly: no NaN, no key twice."""
-    if file.stat().st_size > _MOST_BYTES:
+    facts = file.stat()
+    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):  # a pipe, which may never end
+        raise DamagedError(f"{str(file)!r} is damaged: expected a file, found a pipe or a device")
+    if facts.st_size > _MOST_BYTES:
         raise DamagedError(f"{str(file)!r} is damaged: expected at most {_MOST_BYTES:,} bytes of JSON")
     try:
         text = file.read_bytes().decode("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
         ValueError: If it can't be read, or holds anything else.
     """
     try:
-        if file.stat().st_size > _MOST_BYTES:
+        facts = file.stat()
+        if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
+            raise ValueError("expected a file, found a pipe or a device")
+        if facts.st_size > _MOST_BYTES:
             raise ValueError(f"expected at most {_MOST_BYTES:,} bytes of settings")
         content = msgspec.yaml.decode(file.read_bytes().decode("utf-8"))
     except (OSError, ValueError, TypeError, RecursionError) as error:  # TypeError: a key that is a list

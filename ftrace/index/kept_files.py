@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_file, facts_of_files
+from ftrace.files.inside import inside
 from ftrace.files.manifests import read_json, write_json
 from ftrace.files.whole_files import whole_file
 from ftrace.index.segment import Segment
@@ -44,7 +45,9 @@ def keep(file: Path, segment: Segment) -> Iterator[Path]:
 
     Raises:
         OSError: If it can't be written.
+        ValueError: If a link leads out of the index.
     """
+    inside(file.parent.parent, Path(file.parent.name, file.name))
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as temporary:
         yield temporary

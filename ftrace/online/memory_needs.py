@@ -73,9 +73,10 @@ class MemoryNeeds:
         """All bytes, wherever they are needed."""
         return sum(place.total for place in self.places)
 
-    def largest(self) -> tuple[str, str]:
-        """Return the name of the first place, and what it is that takes the most there."""
-        return self.places[0].name, _largest(self.places[0].needs)[0][0]
+    def largest(self, name: str) -> tuple[str, str]:
+        """Return the name of a place, or of the first if there is none of that name, and what takes the most there."""
+        place = next((place for place in self.places if place.name == name), self.places[0])
+        return place.name, _largest(place.needs)[0][0]
 
     def shortage(self) -> tuple[Place, str] | None:
         """Return the first place that has too little, and what it is that takes the most; None if there is none."""

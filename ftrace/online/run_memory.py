@@ -146,12 +146,12 @@ class RunMemory:
         except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            place, largest = self.needs.largest()
             what = "disk" if isinstance(error, OSError) else "memory"
+            place, largest = self.needs.largest(what)
             remedy = self._remedy(what if what == "disk" else place, largest)
             raise OutOfMemoryError(
                 f"{self._run.who}: expected enough {what} for scores, found none left at step {self._run.step}. The "
-                f"run {self.needs}. Most of it is for {largest}: {remedy}"
+                f"run {self.needs}. Most of the {what} is for {largest}: {remedy}"
             ) from error
 
     def release(self) -> None:

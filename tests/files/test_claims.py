@@ -265,3 +265,9 @@ except ValueError as error:
         (shared / ".out.claim").write_text("of a process that was killed\n")  # mode 0644, of root
         assert somebody().startswith("somebody (process")
         assert list(shared.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_where_no_file_can_be_made_it_says_so() -> None:
+    with pytest.raises(OSError, match="proc"):
+        Claim("/proc/nothing", "me")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -135,3 +136,9 @@ def test_a_number_that_json_lacks_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"count": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(DamagedError, match="found a pipe"):
+        read_json(tmp_path / "x.json", Facts)
