@@ -91,13 +91,10 @@ class TraceSettings:
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):
             unknown = [value for value in values if value not in known]
-            if (
-                unknown
-                or isinstance(values, str)
-                or (name == "scores" and not values)
-                or len(set(values)) < len(values)
-            ):
-                raise ValueError(f"{name}: expected some of {list(known)}, each once, found {values!r}")
+            if unknown or isinstance(values, str) or (name == "scores" and not values):
+                raise ValueError(f"{name}: expected some of {list(known)}, found {values!r}")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: expected each once, found {values!r}")
         if self.momentum == "exact" and "update" not in self.scores:
             raise ValueError('momentum="exact" is of the kind "update": expected it in scores')
         whitened = [kind for kind in ("whitened", "learning") if kind in self.scores]
