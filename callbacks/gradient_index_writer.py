@@ -129,7 +129,7 @@ class GradientIndexWriter(Callback):
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._session.signals_begin(LightningLoop(trainer, pl_module))
+        self._session.ending.signals_begin(LightningLoop(trainer, pl_module))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,7 +183,7 @@ class GradientIndexWriter(Callback):
         try:
             self._session.training_has_failed()
         finally:
-            end_failed_training(trainer, exception, together=self._session.ends_together)
+            end_failed_training(trainer, exception, together=not self._session.ending.is_alone)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -27,6 +27,14 @@ _LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL")  # what colle
 _OF_SIGNALS = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
+def is_first_process() -> bool:
+    """Tell whether this is the first process of a run, by torch if it has begun, or else by what launched it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return bool(distributed.get_rank() == 0)
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def watch_processes(trainer: Any, *, interrupt: bool = False) -> None:
     """Watch the processes that a trainer has launched, in the place of Lightning's own thread.
 

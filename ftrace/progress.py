@@ -6,7 +6,6 @@ takes less than a few seconds in a pipe. Titles are plain text.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -15,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+from ftrace.launched_processes import is_first_process
+from ftrace.shown_text import plain
 
 T = TypeVar("T")
 
@@ -61,14 +63,14 @@ def progress(what: str, total: int | None = None, done: int = 0) -> Iterator[Adv
         A function that is told what has been done since its last call.
     """
     global _is_shown
-    if _is_shown or not _is_first_process():
+    if _is_shown or not is_first_process():
         yield _show_nothing
         return
     _is_shown = True
     try:
         if sys.stderr.isatty():
             with _bar() as bar:
-                task = bar.add_task(_plain(what), total=total, completed=done)
+                task = bar.add_task(plain(what), total=total, completed=done)
                 yield lambda count=1: bar.advance(task, count)
         else:
             yield _Lines(what, total, done)
@@ -80,7 +82,7 @@ class _Lines:
     """Lines for a pipe: rarely, and ever more rarely."""
 
     def __init__(self, what: str, total: int | None, done: int) -> None:
-        self._what = _plain(what)
+        self._what = plain(what)
         self._total = total
         self._done = done
         self._begun = time.monotonic()
@@ -118,16 +120,3 @@ def _bar() -> Progress:
         TimeRemainingColumn(),
     ]  # fmt: skip
     return Progress(*columns, console=Console(stderr=True, markup=False, emoji=False), transient=True)
-
-
-def _plain(what: str) -> str:
-    """Leave out what a terminal doesn't print."""
-    return "".join(sign if sign.isprintable() else " " for sign in what)
-
-
-def _is_first_process() -> bool:
-    """Whether this is the first process of a run, by torch if it has begun, or else by what launched it."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return bool(distributed.get_rank() == 0)
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypedDict
 from zipfile import BadZipFile
 
 import numpy as np
-import xxhash
 
+from ftrace.files.content_digests import digest_of_parts
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import Form, read_manifest, write_manifest
 from ftrace.files.whole_files import put_file, temporary_file, whole_folder
@@ -174,9 +174,7 @@ class PartialScores:
 
     def _digest(self, name: str, file: Path) -> str:
         """Return the digest of scores, of what they are of, and of all that they depend on."""
-        digest = xxhash.xxh3_128(f"{self._settings}\n{name}\n".encode())
-        digest.update(file.read_bytes())
-        return digest.hexdigest()
+        return digest_of_parts([self._settings, name, file.read_bytes()])
 
 
 def _name(block_range: BlockRange, passes: int) -> str:

@@ -19,14 +19,14 @@ from typing_extensions import override
 
 from ftrace.arguments import Name, Positive, checked
 from ftrace.causal.corruption import Corruption, NoiseSettings
-from ftrace.causal.folder_settings import FORM, SETTINGS, read_folder_settings
 from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
 from ftrace.causal.prompt_trace import PromptTrace, Stack
 from ftrace.causal.trace_files import read_settings, read_trace, trace_file, write_trace
 from ftrace.causal.tracer import CausalSettings, CausalTracer, check_state
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
+from ftrace.files.causal_settings import FORM, SETTINGS
 from ftrace.files.digests import DamagedError
-from ftrace.files.manifests import write_manifest
+from ftrace.files.manifests import read_manifest, write_manifest
 from ftrace.launched_processes import ending_launched, interrupt_at_once
 from ftrace.models.prediction_progress import PredictionProgress
 
@@ -233,7 +233,7 @@ def _claim(folder: Path, described: Mapping[str, Any]) -> None:
     file = folder / SETTINGS
     if file.exists():
         try:
-            known = read_folder_settings(file)
+            known = read_manifest(file, FORM)
         except DamagedError as error:
             raise DamagedError(f"{error}. Remove the folder, or give another output_dir") from error
         there, asked = (dict(_by_name(settings)) for settings in (known, described))

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from ftrace.arguments import Name, checked
 from ftrace.console import PlainConsole
+from ftrace.files.causal_settings import SETTINGS
 from ftrace.files.digests import FileFacts, FolderCheck
 from ftrace.files.manifests import DIGEST, check_schema, content_of_ours
 from ftrace.files.noted_files import noted_files
@@ -134,7 +135,6 @@ def _read_index(folder: Path) -> Iterator[str]:
 
 def _read_traces(folder: Path) -> Iterator[str]:
     from ftrace.causal import read_trace  # imports torch
-    from ftrace.causal.folder_settings import SETTINGS
 
     yield str(folder / SETTINGS)
     for file in sorted(folder.glob("prompts/*.safetensors")):

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError
 
 from ftrace.commands.readable_errors import readable
 from ftrace.files.digests import finish_background_checks
+from ftrace.launched_processes import is_first_process
 from ftrace.shown_text import one_line
 
 NOTHING_KEPT = "Nothing was written."
@@ -93,7 +94,7 @@ def run_command(name: str, work: Callable[[], Any]) -> int:
                 return _end_by(name, error)
     if signals.received is None:
         return 0
-    if not _is_started_by_another():
+    if is_first_process():  # which speaks for all
         text = _kept if isinstance(_kept, str) else _kept()
         _say(name, f"interrupted ({signals.received.name}). {text}")
     return 128 + signals.received
@@ -176,11 +177,6 @@ def _passes_through_code_of_users(error: BaseException) -> bool:
 
 
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)
-
-
-def _is_started_by_another() -> bool:
-    """Tell whether this is one of several processes, and not the first, which speaks for all."""
-    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK"))
 
 
 def _say(name: str, message: str) -> None:

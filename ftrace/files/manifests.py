@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 import xxhash
 
+from ftrace.files.bounded import read_bounded
 from ftrace.files.digests import DamagedError
 from ftrace.files.whole_files import whole_file
 
@@ -35,6 +35,7 @@ class Form:
         schema: A TypedDict of the entries that readers rely on; further entries are free.
         what: The thing with its article, for messages, such as ``"a score store"``.
         digests_since: The first version whose manifests have digests.
+        schema_without_format: Of manifests of version 1, if these say no format; None if all manifests say it.
     """
 
     format: str
@@ -42,6 +43,7 @@ class Form:
     schema: Any
     what: str
     digests_since: int = 2
+    schema_without_format: Any = None
 
 
 def write_json(file: Path, content: Mapping[str, Any], *, sync: bool = False) -> None:
@@ -133,6 +135,11 @@ def read_manifest(file: Path, form: Form) -> dict[str, Any]:
     except (OSError, DamagedError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise _type_of(error)(f"{place} is not {form.what}: can't read its {file.name} ({reason})") from error
+    if "format" not in content and form.schema_without_format is not None:
+        if DIGEST in content:
+            _check_digest(file, content)
+        check_schema(file, content, form.schema_without_format)
+        return content
     if content.get("format") != form.format:
         raise ValueError(f"{place} is not {form.what}: its {file.name} doesn't say format {form.format!r}")
     version = content.get("version")
@@ -189,14 +196,12 @@ def check_schema(file: str | os.PathLike[str], content: Any, schema: Any) -> Non
 
 def _parsed(file: Path) -> dict[str, Any]:
     """Read JSON of an object, strictly: no NaN, no key twice."""
-    facts = file.stat()
-    if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):  # a pipe, which may never end
-        raise DamagedError(f"{str(file)!r} is damaged: expected a file, found a pipe or a device")
-    if facts.st_size > _MOST_BYTES:
-        raise DamagedError(f"{str(file)!r} is damaged: expected at most {_MOST_BYTES:,} bytes of JSON")
     try:
-        text = file.read_bytes().decode("utf-8")
-        content = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        read = read_bounded(file, _MOST_BYTES)
+    except ValueError as error:
+        raise DamagedError(f"{str(file)!r} is damaged: {error}") from error
+    try:
+        content = json.loads(read.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
     except RecursionError as error:
         raise DamagedError(f"{str(file)!r} is damaged: its JSON is nested too deep") from error
     except ValueError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ftrace.files.bounded import read_bounded
 from ftrace.shown_text import one_line
 
 _MOST_BYTES = 2**24
@@ -20,12 +20,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         ValueError: If it can't be read, or holds anything else.
     """
     try:
-        facts = file.stat()
-        if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
-            raise ValueError("expected a file, found a pipe or a device")
-        if facts.st_size > _MOST_BYTES:
-            raise ValueError(f"expected at most {_MOST_BYTES:,} bytes of settings")
-        content = msgspec.yaml.decode(file.read_bytes().decode("utf-8"))
+        content = msgspec.yaml.decode(read_bounded(file, _MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError, TypeError, RecursionError) as error:  # TypeError: a key that is a list
         reason = error.strerror if isinstance(error, OSError) else one_line(str(error))
         raise ValueError(f"{str(file)!r} can't be read as YAML ({reason}). Write its settings anew") from error

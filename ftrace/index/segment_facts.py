@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_files
-from ftrace.files.manifests import Form, check_schema, read_json, read_manifest, write_json
+from ftrace.files.manifests import Form, read_json, read_manifest, write_json
 from ftrace.index.shards import PATTERN
 
 INDEX, BEGUN, SEGMENT = "index.json", "begun.json", "segment.json"
@@ -51,7 +51,7 @@ class BegunFacts(TypedDict):
     files: NotRequired[dict[str, FileFacts]]
 
 
-FORM = Form("ftrace-index-segment", 2, SegmentFacts, "a segment of an index")
+FORM = Form("ftrace-index-segment", 2, SegmentFacts, "a segment of an index", schema_without_format=_OldSegmentFacts)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -60,18 +60,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it isn't finished, is damaged, or of a newer ftrace.
     """
-    file = folder / SEGMENT
-    try:
-        facts = read_json(file, dict[str, Any], digest=False)
-    except OSError as error:
+    if not (folder / SEGMENT).exists():
         raise ValueError(
-            f"segment {str(folder)!r} is not finished: can't read its {SEGMENT} ({error.strerror}). Give the command "
-            "that wrote it again"
-        ) from error
-    if "format" in facts:
-        facts = read_manifest(file, FORM)
-    else:  # of version 1
-        check_schema(file, facts, _OldSegmentFacts)
+            f"segment {str(folder)!r} is not finished: it has no {SEGMENT}. Give the command that wrote it again"
+        )
+    facts = read_manifest(folder / SEGMENT, FORM)
     for shard in facts["shards"]:
         if Path(shard["file"]).name != shard["file"] or not Path(shard["file"]).match(PATTERN) or shard["rows"] < 0:
             raise DamagedError(f"segment {str(folder)!r} is damaged: it names {shard['file']!r:.80} as a shard")

@@ -41,7 +41,7 @@ class MemoryEstimates:
         self._run = run
         self._blocks = blocks
         self._output_dir = output_dir
-        self._free, self._free_addresses = free_memory() / processes_here(), free_addresses()
+        self._free, self._free_addresses = free_memory_here(), free_addresses()
         self.of_queries: int | None = None
         self.of_batch: int | None = None
 
@@ -174,7 +174,7 @@ def _decays(optimizers: Iterable[torch.optim.Optimizer]) -> list[float]:
     return [float(group.get("momentum") or (group.get("betas") or (group.get("beta1") or 0.0,))[0]) for group in groups]
 
 
-def processes_here() -> int:
-    """Count the processes of the run that share this machine."""
+def free_memory_here() -> float:
+    """Return this process's share of the bytes that are free on this machine. All processes must call it."""
     hosts = gather_objects(socket.gethostname())
-    return hosts.count(socket.gethostname())
+    return free_memory() / hosts.count(socket.gethostname())

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ftrace.files.free_space import free_addresses, free_memory
+from ftrace.files.free_space import free_addresses
 from ftrace.gradients import PerExampleGradients, QueryGradients
-from ftrace.online.memory_estimates import MemoryEstimates, processes_here
+from ftrace.online.memory_estimates import MemoryEstimates, free_memory_here
 from ftrace.online.memory_needs import MemoryNeeds
 from ftrace.online.processes import gather_objects
 from ftrace.online.scoring.row_blocks import BlockMemory, zeros_in_memory
@@ -53,7 +53,7 @@ def make_block_memory(store: StoreOption, folder: Path) -> BlockMemory:
         store: The setting.
         folder: Where files are made.
     """
-    free = free_memory() / processes_here() if store == "auto" else 0.0
+    free = free_memory_here() if store == "auto" else 0.0
     return BlockMemory(folder, {"memory": math.inf, "disk": 0.0, "auto": AUTO_FRACTION * free}[store])
 
 
@@ -148,7 +148,7 @@ class RunMemory:
                 raise
             what = "disk" if isinstance(error, OSError) else "memory"
             place, largest = self.needs.largest(what)
-            remedy = self._remedy(what if what == "disk" else place, largest)
+            remedy = self._remedy(place, largest)
             raise OutOfMemoryError(
                 f"{self._run.who}: expected enough {what} for scores, found none left at step {self._run.step}. The "
                 f"run {self.needs}. Most of the {what} is for {largest}: {remedy}"

@@ -17,13 +17,13 @@ from ftrace.online.manifest import manifest_of
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
-from ftrace.online.processes import alone, gather_objects, num_processes
+from ftrace.online.processes import alone
 from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
 from ftrace.online.queries.query_pass import QueryPass
 from ftrace.online.resume import RunState
 from ftrace.online.run_memory import RunMemory, is_out_of_memory, make_block_memory
 from ftrace.online.settings import TraceSettings
-from ftrace.online.signals import TrainingSignals
+from ftrace.online.shared_ending import SharedEnding
 from ftrace.online.store_writing import write_store
 from ftrace.online.traced_run import TracedRun
 from ftrace.online.undisturbed.modes import without_autocast
@@ -47,6 +47,7 @@ class TraceSession:
 
     Attributes:
         run: The run; None before training begins.
+        ending: How training ends by a signal or an error.
         incomplete_store: The folder of the scores of a training that didn't come to its end; None if there are none.
     """
 
@@ -72,8 +73,7 @@ class TraceSession:
         self._state = RunState(who)
         self._added: list[Any] = []
         self.incomplete_store: Path | None = None
-        self._signals: TrainingSignals | None = None
-        self._is_alone = False
+        self.ending = SharedEnding()
         self._folder: OutputFolder | None = None
         self._memory: RunMemory
 
@@ -115,8 +115,7 @@ class TraceSession:
             ValueError: If something in the loop, the module, its optimizers or the folder isn't supported.
         """
         settings = self.settings
-        self._is_alone = False
-        self.signals_begin(loop)
+        self.ending.training_begins(loop)
         if "dot" in settings.scores:
             warn_of_missing_rates(loop.optimizers, self.who, 'the kind "dot"')
         for optimizer in loop.optimizers if "update" in settings.scores else ():
@@ -148,11 +147,6 @@ class TraceSession:
             self._hooks.follow(loop, optimizer, self.optimizer_steps, self.optimizer_has_stepped)
         self.run = run
 
-    def signals_begin(self, loop: TrainingLoop) -> None:
-        """Let signals end all processes of the training together, from here on."""
-        if self._signals is None:
-            self._signals = TrainingSignals.begin(loop)
-
     def _query_pass(self, loop: TrainingLoop) -> QueryPass:
         settings = self.settings
         losses = self.query_losses or find_query_losses(loop.module)
@@ -169,8 +163,7 @@ class TraceSession:
 
     def batch_begins(self, batch: Any, batch_idx: int) -> None:
         """Stop if a signal has come, rehearse the step if that is due, and begin to record."""
-        if self._signals is not None:
-            self._signals.stop_together()
+        self.ending.stop_together()
         with self._memory.named():
             self.running.begin_batch(batch, batch_idx, self._added)
 
@@ -215,8 +208,7 @@ class TraceSession:
             run.finish()
         run.rows.report_never_checked()
         self._write(complete=run.steps.first == 0)
-        if self._signals is not None:
-            self._signals.stop_together()
+        self.ending.stop_together()
         self.detach()
 
     @property
@@ -229,23 +221,19 @@ class TraceSession:
 
     def training_has_failed(self, exception: BaseException) -> None:
         """Write the scores so far, by this process alone, unless the scores themselves are wrong."""
-        signals, run = self._signals, self.run
-        self._is_alone = num_processes() > 1 and (signals is None or not signals.stopped_together)
-        if signals is not None:
-            signals.ending_begins()
+        run = self.run
         try:
-            if (
-                run is not None
-                and self._hooks.is_attached
-                and run.steps.begun
-                and not isinstance(exception, SelfCheckError)
-            ):
-                with alone():
-                    self._state.remember(run)  # a checkpoint may still be saved
-                    self._finish_with_what_is_left(run)
-                    self._write(complete=False, alone=True)
-            if not self._is_alone:
-                gather_objects(None)  # a barrier: when one process is gone, those that are left are killed
+            with self.ending.failing():
+                if (
+                    run is not None
+                    and self._hooks.is_attached
+                    and run.steps.begun
+                    and not isinstance(exception, SelfCheckError)
+                ):
+                    with alone():
+                        self._state.remember(run)  # a checkpoint may still be saved
+                        self._finish_with_what_is_left(run)
+                        self._write(complete=False, alone=True)
         finally:
             self._detach_hooks()  # the loop puts back the handlers of signals once it has ended, too
 
@@ -253,11 +241,6 @@ class TraceSession:
         """Delete files for resuming that no checkpoint needs: no other will be saved."""
         if self.run is not None:
             self._state.delete_unneeded(self.run)
-
-    @property
-    def ends_together(self) -> bool:
-        """Whether all processes have stopped at the same place, where they may still wait for each other."""
-        return not self._is_alone
 
     def _finish_with_what_is_left(self, run: TracedRun) -> None:
         """Book the steps that wait; if memory has run out, as far as there is memory."""
@@ -272,9 +255,7 @@ class TraceSession:
     def detach(self) -> None:
         """Remove all hooks and handlers of signals, and let other runs write to the folder."""
         self._detach_hooks()
-        if self._signals is not None:
-            self._signals.restore()
-            self._signals = None
+        self.ending.restore()
 
     def _detach_hooks(self) -> None:
         self._hooks.detach()
@@ -289,7 +270,7 @@ class TraceSession:
         Returns:
             The checkpoint's entry: names and hashes of files. Nothing if other processes are gone, with their part.
         """
-        if self._is_alone:
+        if self.ending.is_alone:
             warn(f"{self.who}: a checkpoint was saved without scores, since other processes have failed")
             return {}
         return self._state.save(self.run)

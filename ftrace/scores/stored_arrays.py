@@ -9,6 +9,7 @@ from tokenize import TokenError
 import numpy as np
 
 from ftrace.files.digests import DamagedError, FolderCheck
+from ftrace.shown_text import one_line
 
 FLOATS, INTEGERS, NAMES = ("float32", "float64"), ("int64",), ("str",)
 # What NumPy raises when it reads the head of a damaged file, of a store whose manifest notes no digests.
@@ -95,8 +96,7 @@ class StoredArrays:
                 with file.open("rb") as stream:
                     array = np.lib.format.read_array(stream, allow_pickle=False)
         except _UNREADABLE as error:
-            reason = " ".join(str(error).split())
-            raise DamagedError(f"{str(file)!r} is missing or damaged ({reason}). {_REMEDY}") from error
+            raise DamagedError(f"{str(file)!r} is missing or damaged ({one_line(str(error))}). {_REMEDY}") from error
         if array.shape != shape:
             raise DamagedError(
                 f"{str(file)!r} is damaged: expected shape {shape} as in the manifest, found {array.shape}. {_REMEDY}"

@@ -13,8 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ftrace.causal import read_settings, read_trace, write_trace
-from ftrace.causal.folder_settings import FORM as CAUSAL_FORM
-from ftrace.causal.folder_settings import read_folder_settings
 from ftrace.data.corpus_files import FORM as CORPUS_FORM
 from ftrace.data.corpus_files import read_queries, write_corpus
 from ftrace.data.data_folder import whole_manifest
@@ -23,8 +21,9 @@ from ftrace.data.row_files import SourceRow
 from ftrace.data.text_files import read_texts
 from ftrace.evaluation.results import read_results
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings
+from ftrace.files.causal_settings import FORM as CAUSAL_FORM
 from ftrace.files.digests import facts_of_files
-from ftrace.files.manifests import write_manifest
+from ftrace.files.manifests import read_manifest, write_manifest
 from ftrace.files.snapshot_files import FORM as SNAPSHOT_FORM
 from ftrace.files.yaml_files import read_yaml
 from ftrace.index import GradientIndex, Whitening, row_norms, write_examples, write_names
@@ -82,10 +81,7 @@ def _make_traces(folder: Path, seed: int) -> None:
 
 
 def _read_traces(folder: Path) -> Any:
-    try:
-        settings = read_folder_settings(folder / "settings.json")
-    except FileNotFoundError as error:
-        raise ValueError("the folder is claimed anew") from error
+    settings = read_manifest(folder / "settings.json", CAUSAL_FORM)
     traces = []
     for name in ("a", "b"):
         file = folder / "prompts" / f"{name}.safetensors"

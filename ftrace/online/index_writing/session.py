@@ -28,7 +28,7 @@ from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import gather_objects, num_processes, process_rank
-from ftrace.online.signals import TrainingSignals
+from ftrace.online.shared_ending import SharedEnding
 from ftrace.online.texts.descriptions import Descriptions
 
 
@@ -43,6 +43,7 @@ class IndexSession:
 
     Attributes:
         run: The run; None before training.
+        ending: How training ends by a signal or an error.
     """
 
     def __init__(self, index: IndexSettings, schedule: SegmentSchedule, settings: RunSettings, who: str) -> None:
@@ -56,8 +57,7 @@ class IndexSession:
         self._restored: dict[str, Any] | None = None
         self._folder: OutputFolder | None = None  # of the last run, which may be continued
         self._descriptions: Descriptions | None = None  # of that run, likewise
-        self._signals: TrainingSignals | None = None
-        self._is_alone = False
+        self.ending = SharedEnding()
 
     @property
     def running(self) -> IndexRun:
@@ -87,8 +87,7 @@ class IndexSession:
         Raises:
             ValueError: If something in the module or the folder isn't supported.
         """
-        self._is_alone = False
-        self.signals_begin(loop)
+        self.ending.training_begins(loop)
         warn_of_missing_rates(loop.optimizers, self.who, "the index")
         optimizer = loop.optimizers[0]
         if self._capture is None:
@@ -105,15 +104,9 @@ class IndexSession:
         self._handles.append(optimizer.register_step_post_hook(run.end_step))
         self.run = run
 
-    def signals_begin(self, loop: TrainingLoop) -> None:
-        """Let signals end all processes of the training together, from here on."""
-        if self._signals is None:
-            self._signals = TrainingSignals.begin(loop)
-
     def batch_begins(self, batch: Any, batch_idx: int) -> None:
         """Stop if a signal has come, and begin to record."""
-        if self._signals is not None:
-            self._signals.stop_together()
+        self.ending.stop_together()
         self.running.begin_batch(batch, batch_idx)
 
     def _find_folder(self, loop: TrainingLoop, output_dir: Path | None, default_dir: Path) -> OutputFolder:
@@ -183,8 +176,7 @@ class IndexSession:
         run = self.running
         run.finish()
         self._write_texts(run)
-        if self._signals is not None:
-            self._signals.stop_together()
+        self.ending.stop_together()
         self.detach()
 
     def _write_texts(self, run: IndexRun) -> None:
@@ -218,28 +210,16 @@ class IndexSession:
 
     def training_has_failed(self) -> None:
         """Write buffered rows to disk."""
-        signals = self._signals
-        self._is_alone = num_processes() > 1 and (signals is None or not signals.stopped_together)
-        if signals is not None:
-            signals.ending_begins()
         try:
-            if self.run is not None:
-                self.run.flush()
-            if not self._is_alone:
-                gather_objects(None)  # a barrier: when one process is gone, those that are left are killed
+            with self.ending.failing():
+                if self.run is not None:
+                    self.run.flush()
         finally:
             self._detach_hooks()  # the loop puts back the handlers of signals once it has ended, too
 
-    @property
-    def ends_together(self) -> bool:
-        """Whether all processes have stopped at the same place, where they may still wait for each other."""
-        return not self._is_alone
-
     def detach(self) -> None:
         """Remove all hooks and handlers of signals, and let other runs write to the folder."""
-        if self._signals is not None:
-            self._signals.restore()
-            self._signals = None
+        self.ending.restore()
         self._detach_hooks()
 
     def _detach_hooks(self) -> None:
@@ -262,7 +242,7 @@ class IndexSession:
         """Write buffered rows to disk, and return the checkpoint's entry: none if other processes are gone."""
         if self._folder is None:
             return {}
-        if self._is_alone:
+        if self.ending.is_alone:
             warn(f"{self.who}: a checkpoint was saved without its index, since other processes have failed")
             return {}
         if self.run is not None:

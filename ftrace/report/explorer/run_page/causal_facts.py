@@ -6,11 +6,12 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ftrace.files.manifests import read_json
+from ftrace.files.causal_settings import FORM, SETTINGS
+from ftrace.files.manifests import read_manifest
 from ftrace.report.explorer.content.causal_content import FOLDER, SUMMARY, read_joined, read_rows
 from ftrace.shown_text import counted
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ftrace.causal import Stack
     from ftrace.evaluation import Estimate
 
-AVERAGES, SETTINGS = "average_effects.csv", "settings.json"
+AVERAGES = "average_effects.csv"
 _COLUMNS = ("effect", "stack", "mediator", "outcome", "group", "layer", "prompts", "mean", "low", "high")
 Facts = list[tuple[str, str]]
 
@@ -116,33 +117,8 @@ def _of_joined(file: Path) -> Iterator[tuple[str, str]]:
         yield "note", str(note)
 
 
-class _Noise(TypedDict):
-    kind: str
-    scale: float
-    samples: int
-
-
-class _Traced(TypedDict):
-    window: int
-
-
-class _Settings(TypedDict):
-    noise: _Noise
-    settings: _Traced
-
-
-def read_causal_settings(file: Path) -> dict[str, Any]:
-    """Read how prompts were traced, as far as a report says it; without ftrace.causal, which imports torch.
-
-    Raises:
-        OSError: If it can't be read.
-        DamagedError: If it is damaged.
-    """
-    return read_json(file, _Settings, digest=False)  # of an older ftrace, it has none
-
-
 def _of_settings(file: Path) -> Iterator[tuple[str, str]]:
-    settings = read_causal_settings(file)
+    settings = read_manifest(file, FORM)
     noise, window = settings["noise"], settings["settings"]["window"]
     samples, layers = counted(noise["samples"], "sample"), counted(window, "layer")
     yield "how", f"{noise['kind']} noise on the subject, scale {noise['scale']:g}, {samples}; windows of {layers}"

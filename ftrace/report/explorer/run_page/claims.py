@@ -10,13 +10,13 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from ftrace.files.causal_settings import FORM, SETTINGS
 from ftrace.files.digests import DamagedError
-from ftrace.files.manifests import read_json
+from ftrace.files.manifests import read_json, read_manifest
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.files.yaml_files import read_yaml
 from ftrace.report.explorer.content.causal_content import FOLDER as CAUSAL
 from ftrace.report.explorer.format import Claim
-from ftrace.report.explorer.run_page.causal_facts import SETTINGS, read_causal_settings
 from ftrace.scores import ScoreStore
 from ftrace.views import StoreSource
 
@@ -161,7 +161,7 @@ def _of_tracing(run: _Run, sources: Sequence[StoreSource]) -> Claim:
     claim = "This is where the model keeps the fact: it has yet to be traced."
     window, options = 1, []
     try:
-        settings = read_causal_settings(run.folder / CAUSAL / SETTINGS)
+        settings = read_manifest(run.folder / CAUSAL / SETTINGS, FORM)
         window = int(settings["settings"]["window"])
         kind = "uniform" if settings["noise"]["kind"] != "uniform" else "gaussian"
     except (OSError, ValueError):
