@@ -15,6 +15,7 @@ from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
 from ftrace.online.queries.query_pass import Compare, NotFiniteError, QueryPass, Refresh
+from ftrace.online.refresh_schedule import RefreshSchedule
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.scoring.staleness import Staleness
 from ftrace.online.undisturbed.kept_state import KeptState
@@ -28,7 +29,7 @@ class QueryRefresher:
         scoring: Uses the query gradients.
         ledger: Books the intervals; None without a ledger.
         query_check: Checks the first batch of queries; None if they aren't checked.
-        every: The number of optimizer steps from one refresh to the next.
+        schedule: The steps before which queries are differentiated anew.
         staleness_every: The number of refreshes from one measurement of staleness to the next; 0: never.
         work_around: Called if gradients of queries can't be read, to change how parameters are read or leave them out.
         who: Whose messages these are.
@@ -52,7 +53,7 @@ class QueryRefresher:
         ledger: LedgerKeeper | None,
         query_check: QueryCheck | None,
         *,
-        every: int,
+        schedule: RefreshSchedule,
         staleness_every: int,
         work_around: Callable[[UnreadableError], None],
         who: str,
@@ -64,7 +65,7 @@ class QueryRefresher:
         self.scoring = scoring
         self.ledger = ledger
         self.query_check = query_check
-        self.every = every
+        self.schedule = schedule
         self.staleness = Staleness(staleness_every)
         self.who = who
         self.steps: list[int] = []
@@ -78,7 +79,7 @@ class QueryRefresher:
 
     def is_due(self, step: int) -> bool:
         """Whether a refresh is due before this optimizer step."""
-        return self.last_at is None or step - self.last_at >= self.every
+        return self.last_at is None or step - self.last_at >= self.schedule.interval
 
     def add(self, source: Any, step: int) -> list[int]:
         """Add queries, which are traced from this step on.
@@ -91,8 +92,12 @@ class QueryRefresher:
         self.has_new_queries = self.has_new_queries or bool(new)
         return new
 
-    def refresh(self, step: int) -> None:
+    def refresh(self, step: int, rows: int) -> None:
         """Compute the queries' gradients at the current weights, and close the interval that ends here.
+
+        Args:
+            step: The next optimizer step.
+            rows: The number of rows of the current batch.
 
         Raises:
             ValueError: If the losses are not one finite number per query at the first refresh.
@@ -130,6 +135,7 @@ class QueryRefresher:
         self.last = current
         self.last_at = step
         self.steps.append(step)
+        self.schedule.refreshed(step, current.losses, rows, step - self.steps[0])
         self.has_new_queries = False
 
     def _set_queries_of_checks(self, refresh: int) -> None:
@@ -182,6 +188,7 @@ class QueryRefresher:
             "refreshes": list(self.steps),
             "query_first_steps": dict(self.first_steps),
             "last": self.last,
+            "schedule": self.schedule.state(),
             **self.staleness.state(),
         }
 
@@ -190,4 +197,5 @@ class QueryRefresher:
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
         self.first_steps, self.last = shared["query_first_steps"], shared["last"]
         self.staleness.load(shared)
+        self.schedule.load(shared["schedule"])
         self._set_queries_of_checks(len(self.steps) - 1)
