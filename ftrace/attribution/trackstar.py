@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, Share, checked
-from ftrace.attribution.index_pass import index_corpus, measured
+from ftrace.attribution.index_pass import answer_lengths, index_corpus, measured
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task, WhichSnapshots
 from ftrace.gradients import ProjectionSide
@@ -122,7 +122,7 @@ class TrackStar(AttributionMethod):
         losses, output = measured("loss", self.answers), measured(self.output, self.answers)
         prepared = prepare_search(
             index, task.model_at, task.query_batches(), losses, settings, output=output,
-            snapshots=task.snapshots[0].parent if task.snapshots else None,
+            snapshots=task.snapshots[0].parent if task.snapshots else None, lengths=answer_lengths,
         )  # fmt: skip
         facts = {
             "index": str(index.folder),

@@ -159,6 +159,13 @@ class FactLM(LightningModule):
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
         return _token_losses(logits, labels if counts_end else _without_last(labels)).sum(1)
 
+    def answer_lengths(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the number of tokens of each query's answer in its own surface, ``[B]``, as the collator counted them.
+
+        What a sentinel or the end of the sequence adds to a loss soon is nearly nothing, so they don't count.
+        """
+        return batch["answer_length"]
+
     def example_outputs(self, batch: Mapping[str, Tensor], output: Output = "loss") -> Tensor:
         """Return a measure of each row, ``[B]``, that falls as the row's answer becomes likelier.
 

@@ -122,7 +122,7 @@ class QueryRefresher:
             return
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))
-        self.scoring.refresh(current.gradients, current.losses, current.learned, keep_last=is_kept)
+        self.scoring.refresh(current.gradients, current.losses, current.learned, current.lengths, keep_last=is_kept)
         if closing is not None:
             assert self.ledger is not None
             gained, gained_by_given = self.scoring.gains.take()

@@ -348,7 +348,7 @@ class TracedRun:
         self.unfrozen = shared["unfrozen"]
         self.steps.load(shared)
         last = shared["last"]
-        self.scoring.load(states, shared, last.gradients, last.losses)
+        self.scoring.load(states, shared, last.gradients, last.losses, last.lengths)
         self.refresher.load(shared)
         for state in states:
             self.example_names |= state["names"]

@@ -37,6 +37,38 @@ def find_query_learned(module: nn.Module) -> QueryLosses | None:
     return module_learned if callable(getattr(module, "learned", None)) else None
 
 
+def find_answer_lengths(module: nn.Module, losses: QueryLosses) -> QueryLosses | None:
+    """Return how the lengths of queries' answers, in tokens, are found: ``(module, batch) -> Tensor[B]``.
+
+    They are what losses are divided by to tell the probability of an answer per token.
+
+    Args:
+        losses: How the queries' losses are computed.
+
+    Returns:
+        The module's own ``answer_lengths`` if the losses are its own, too; the numbers of labels if losses are the
+        ready-made ones; otherwise None.
+    """
+    if losses is huggingface_losses:
+        return huggingface_lengths
+    if losses is module_example_losses and callable(getattr(module, "answer_lengths", None)):
+        return module_answer_lengths
+    return None
+
+
+def module_answer_lengths(module: Any, batch: Any) -> Tensor:
+    """Call the module's own ``answer_lengths(batch)``, ``[B]``."""
+    lengths: Tensor = module.answer_lengths(batch)
+    return lengths
+
+
+def huggingface_lengths(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Count the labels of each row whose losses :func:`huggingface_losses` sums up, ``[B]``; at least 1."""
+    model: Any = next(iter(_language_models(module).values()))
+    labels = batch["labels"] if model.config.is_encoder_decoder else batch["labels"][:, 1:]
+    return (_without_ends(labels, model) != -100).sum(1).clamp(min=1)
+
+
 def module_learned(module: Any, batch: Any) -> Tensor:
     """Call the module's own ``learned(batch)``, ``[B]`` bool."""
     is_learned: Tensor = module.learned(batch)

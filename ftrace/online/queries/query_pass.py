@@ -20,6 +20,7 @@ from ftrace.online.undisturbed.modes import evaluation_mode, without_autocast, w
 from ftrace.online.undisturbed.random_state import RandomState, isolated_random_state
 
 Learned = Callable[[Any, Any], Tensor]
+Lengths = Callable[[Any, Any], Tensor]
 Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
 
 
@@ -32,6 +33,7 @@ class Refresh:
         gradients: The gradients of all queries.
         losses: ``[Q]`` float64, in nats.
         learned: ``[Q]`` bool, whether each query is answered right; None if there is no way to know.
+        lengths: ``[Q]``, the number of tokens of each query's answer; None if there is no way to know.
         uncovered: Gradients for trained parameters that scores don't cover, if the ledger needs them.
     """
 
@@ -39,6 +41,7 @@ class Refresh:
     gradients: PerExampleGradients
     losses: Tensor
     learned: Tensor | None
+    lengths: Tensor | None
     uncovered: dict[str, Tensor]
 
 
@@ -54,6 +57,7 @@ class QueryPass:
         losses: ``(module, batch) -> Tensor[B]``, one loss per query in nats.
         learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; None if there is no way to
             know.
+        lengths: ``(module, batch) -> Tensor[B]``, the numbers of tokens of the answers; likewise.
         id_key: The key of the queries' ids in a batch.
 
     Attributes:
@@ -65,11 +69,18 @@ class QueryPass:
     """
 
     def __init__(
-        self, source: Any, losses: QueryLosses, learned: Learned | None, id_key: str | int, loop: TrainingLoop
+        self,
+        source: Any,
+        losses: QueryLosses,
+        learned: Learned | None,
+        lengths: Lengths | None,
+        id_key: str | int,
+        loop: TrainingLoop,
     ) -> None:
         self.loop = loop
         self.losses = losses
         self.learned = learned
+        self.lengths = lengths
         self.id_key = id_key
         self.names: dict[int, str] = {}
         self.ids = torch.zeros(0, dtype=torch.int64)
@@ -141,6 +152,7 @@ class QueryPass:
         parts: list[PerExampleGradients] = []
         losses: list[Tensor] = []
         learned: list[Tensor] = []
+        lengths: list[Tensor] = []
         dense: dict[str, list[Tensor]] = {name: [] for name in uncovered}
         module = self.loop.module
         with self.undisturbed(capture):
@@ -152,6 +164,8 @@ class QueryPass:
                     of_batch = self._losses_of(batch)
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)
+                if self.lengths is not None:
+                    lengths.append(self.lengths(module, batch).double().cpu())
                 losses.append(of_batch.detach().double().cpu())
                 parts.append(recording.gradients())
                 if compare is not None and len(parts) == 1:
@@ -169,6 +183,7 @@ class QueryPass:
             PerExampleGradients.stack(parts),
             torch.cat(losses),
             torch.cat(learned) if learned else None,
+            torch.cat(lengths) if lengths else None,
             {name: torch.cat(rows) for name, rows in dense.items()},
         )
 
