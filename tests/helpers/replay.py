@@ -211,8 +211,8 @@ def query_gradients_at(
 
 
 def scores(
-    kind: str, module: Net, steps: list[Step], query_rows: list[Row], *, refresh: int | Sequence[int] = 1, trapezoid: bool = False,
-    exact_momentum: bool = False,
+    kind: str, module: Net, steps: list[Step], query_rows: list[Row], *, refresh: int | Sequence[int] = 1,
+    trapezoid: bool = False, exact_momentum: bool = False,
 ) -> dict[int, Tensor]:  # fmt: skip
     """By example id, ``[Q]``; ``module`` is at its final weights."""
     (optimizer,), _ = copy.deepcopy(module).configure_optimizers()
