@@ -56,9 +56,9 @@ class _TextCollator:
     Every batch has ``input_ids`` and ``attention_mask`` ``[B, T]`` and ``labels`` (-100 where there is no loss), and
     ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]``, the accepted answers (see the subclasses) and
     ``answer_length`` ``[B]``, the number of tokens of the query's own answer without sentinel and end, at least 1.
-    Where training rows have several answers, queries also have ``other_end`` ``[B]``: the token that comes after their answer
-    where another one follows, which begins with the next sentinel; -100 where there is none. ``answer_other_end``
-    ``[B, A]`` is that of each accepted answer.
+    Where training rows have several answers, queries also have ``other_end`` ``[B]``: the token that comes after their
+    answer where another one follows, which begins with the next sentinel; -100 where there is none.
+    ``answer_other_end`` ``[B, A]`` is that of each accepted answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, several_answers: bool = False) -> None:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
-from ftrace.online.queries.query_losses import find_query_losses, huggingface_losses, module_example_losses
+from ftrace.online.queries.query_losses import (
+    find_answer_lengths,
+    find_query_losses,
+    huggingface_losses,
+    module_example_losses,
+)
 from helpers import own_parts, tiny
 
 VIRTUAL = 3
@@ -140,6 +145,28 @@ def test_virtual_tokens_are_left_out(kind: Any) -> None:
     logits = module.model(input_ids=asked["input_ids"], attention_mask=asked["attention_mask"]).logits
     expected = right(logits[:, -6:], asked["labels"])
     torch.testing.assert_close(huggingface_losses(module, asked), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "given_losses", "expected"),
+    [
+        ("own", False, [4, 1, 2]),
+        ("own", True, None),  # their sums may be of anything
+        ("own without lengths", False, None),
+        ("hugging face", False, [2, 1, 3]),
+    ],
+)
+def test_lengths_of_answers(make: str, given_losses: bool, expected: list[int] | None) -> None:
+    module = Module(model=tiny.llama().eval())
+    if make != "hugging face":
+        module.example_losses = lambda batch: torch.zeros(3)
+    if make == "own":
+        module.answer_lengths = lambda batch: torch.tensor([4, 1, 2])
+    losses: Any = (lambda module, batch: torch.zeros(3)) if given_losses else find_query_losses(module)
+    lengths = find_answer_lengths(module, losses)
+    labels = torch.tensor([[-100, 5, 7, 1], [-100, -100, -100, 1], [9, 7, 6, 8]])
+    found = None if lengths is None else lengths(module, {"labels": labels}).tolist()
+    assert found == expected
 
 
 @pytest.mark.parametrize("end", [1, [1, 2], None])

@@ -21,7 +21,14 @@ from helpers.replay import OPTIMIZERS, trainer
 from helpers.whitened_formula import SIDE, dense_formula
 
 
-@pytest.mark.parametrize("kind", ["whitened", "learning"])
+class Lengthy(replay.Net):
+    """Queries have answers of several tokens."""
+
+    def answer_lengths(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["word"] + 1
+
+
+@pytest.mark.parametrize("kind", ["whitened", "learning", "learning per token"])
 @pytest.mark.parametrize(("refresh", "accumulate"), [(1, 1), (3, 1), (2, 2)])
 @pytest.mark.parametrize(
     ("optimizer", "divided"),
@@ -32,7 +39,8 @@ def test_whitened_scores_equal_the_dense_formula(
     optimizer: str, divided: Any, refresh: int, accumulate: int, kind: str, tmp_path: Path
 ) -> None:
     examples, asked = replay.rows(9, "example_id"), replay.rows(3, "query_id", seed=1)
-    module = replay.Net(OPTIMIZERS[optimizer])
+    kind, _, per_token = kind.partition(" ")
+    module = (Lengthy if per_token else replay.Net)(OPTIMIZERS[optimizer])
     by_hand = copy.deepcopy(module)
     whitening = Whitening(window=4, damping=0.2, parameters=("*", "!table.*"), preconditioner=divided)
     online = OnlineTracIn(

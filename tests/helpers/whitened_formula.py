@@ -70,8 +70,10 @@ def dense_formula(
                 seen.clear()
             if divided == "rank-one":
                 scales = {n: closest_outer_product(scale) for n, scale in scales.items()}
-            losses = module.example_losses(torch.utils.data.default_collate(asked))
-            p = torch.exp(-losses.detach())
+            batch_of_queries = torch.utils.data.default_collate(asked)
+            losses = module.example_losses(batch_of_queries)
+            lengths = module.answer_lengths(batch_of_queries) if hasattr(module, "answer_lengths") else 1
+            p = torch.exp(-losses.detach() / lengths)
             roots = {}
             for n in names:
                 D = SIDE * SIDE
