@@ -22,6 +22,7 @@ from ftrace.causal.layouts import StackModules
 from ftrace.causal.prefix_cache import joined_caches, prefix_cache, recording_cache
 from ftrace.causal.prompt_trace import Stack
 from ftrace.causal.row_plan import RowPlan
+from ftrace.models import tolerance_of
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Passes:
     Args:
         model: In eval mode.
         stacks: The model's stacks: "decoder" alone, or "encoder" and "decoder".
+
+    Attributes:
+        tolerance: How far results may be apart by rounding, relative to their size.
     """
 
     def __init__(self, model: PreTrainedModel, stacks: Mapping[Stack, StackModules]) -> None:
@@ -101,6 +105,7 @@ class Passes:
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         reading: Stack = "encoder" if self.is_encoder_decoder else "decoder"
         self.reading = stacks[reading]  # the stack whose embedding is corrupted
+        self.tolerance = tolerance_of(model)
         taken = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in taken
 

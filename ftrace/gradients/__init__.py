@@ -38,6 +38,7 @@ from ftrace.gradients.projection import ENTRIES, OLD_ENTRIES, Entries, Projectio
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rehearsal import Rehearsal
+from ftrace.gradients.rounding import coarsest_eps, of_noise, of_passes
 from ftrace.gradients.steps import ExchangeError, OnLoss
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
@@ -77,6 +78,7 @@ __all__ = [
     "balancing",
     "before_step",
     "buffer_of",
+    "coarsest_eps",
     "cosines",
     "divided",
     "find_coverage",
@@ -93,6 +95,8 @@ __all__ = [
     "match_globs",
     "measured_rates",
     "nearest",
+    "of_noise",
+    "of_passes",
     "of_touched",
     "parameters_option",
     "pool",

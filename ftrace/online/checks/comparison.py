@@ -8,14 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ftrace.gradients import Projection
+from ftrace.gradients import Projection, coarsest_eps, of_noise, of_passes
 from ftrace.online.checks.failures import Failures
 
-# Relative to the gradient's norm. Rounding errors are about 1e-6 of it in float32 and 1e-15 in float64; a real error,
-# such as a forgotten bias, is 1e-2 and more.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
-HALF_PRECISION_TOLERANCE = 0.1  # bfloat16 rounds to 4e-3 and float16 to 5e-4, at every layer
-_ROUNDINGS = 5  # two computations of what is rounding error only may differ by this multiple of it
+ROUNDINGS = 5  # two computations of what is rounding error only may differ by this multiple of it
 TINY = 1e-3  # a gradient smaller than this fraction of the total norm may be rounding error only
 
 
@@ -27,7 +23,7 @@ class Check:
         failures: Where to report; None to check sums only.
         seed: For the random choice of what is checked.
         projection: The projection of the gradients that are checked; None if they aren't projected.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
     """
 
     def __init__(
@@ -37,11 +33,11 @@ class Check:
         *,
         seed: int,
         projection: Projection | None,
-        half_precision: bool,
+        eps: float,
     ) -> None:
         self.parameters = dict(parameters)
         self.projection = projection
-        self.half_precision = half_precision
+        self.eps = eps
         self._failures = failures
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -66,7 +62,7 @@ def rounding_of(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     largest = max((float(grad.abs().amax()) for grad in gradients.values() if grad.numel()), default=0.0)
     return {
-        name: torch.where(grad.abs() <= torch.finfo(grad.dtype).eps ** 0.85 * largest, grad, 0)
+        name: torch.where(grad.abs() <= of_noise(coarsest_eps([grad.dtype])) * largest, grad, 0)
         for name, grad in gradients.items()
     }
 
@@ -77,7 +73,7 @@ def compare_gradients(
     magnitudes: Mapping[str, float] | None = None,
     *,
     projection: Projection | None = None,
-    half_precision: bool = False,
+    eps: float,
 ) -> list[str]:
     """List the parameters whose gradients differ by more than rounding errors, the worst first.
 
@@ -86,7 +82,7 @@ def compare_gradients(
         gradients: The gradients that autograd computed, by parameter; not projected.
         magnitudes: By parameter, the sum of the norms of the terms that ``read`` is the sum of, since these may cancel.
         projection: The projection of ``read``.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
     """
     expected = projected(gradients, projection)
     noise = {} if projection is None else projected(rounding_of(gradients), projection)
@@ -100,12 +96,10 @@ def compare_gradients(
             expected_grad if expected_grad is not None else torch.zeros_like(reference)
         )
         scale = float(reference.norm()) if expected_grad is not None else 0.0
-        tolerance = TOLERANCE.get(reference.dtype, HALF_PRECISION_TOLERANCE)
-        allowed = (HALF_PRECISION_TOLERANCE if half_precision else tolerance) * (
-            scale + TINY * (norm_of_all + (magnitudes or {}).get(name, 0.0))
-        )
+        tolerance = of_passes(max(eps, coarsest_eps([reference.dtype])))
+        allowed = tolerance * (scale + TINY * (norm_of_all + (magnitudes or {}).get(name, 0.0)))
         if name in noise:
-            allowed += _ROUNDINGS * float(noise[name].norm())
+            allowed += ROUNDINGS * float(noise[name].norm())
         error = float(difference.norm())
         if not error <= allowed:  # also if it is NaN
             errors[name] = error / allowed if allowed else math.inf

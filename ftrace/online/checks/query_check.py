@@ -29,9 +29,7 @@ class QueryCheck(Check):
         expected = self._differentiate(losses.sum(), keep=True)
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in names}
         totals = {name: gradients.total(name) for name in names}
-        elsewhere = compare_gradients(
-            totals, expected, magnitudes, projection=projection, half_precision=self.half_precision
-        )
+        elsewhere = compare_gradients(totals, expected, magnitudes, projection=projection, eps=self.eps)
         if elsewhere:
             raise UnreadableError(f"queries use {elsewhere[0]!r} outside of the layers that it is read off", elsewhere)
         if self._failures is None:
@@ -39,7 +37,7 @@ class QueryCheck(Check):
         query = int(torch.randint(len(losses), (1,), generator=self._generator))
         expected = self._differentiate(losses[query], keep=False)
         of_query = {name: gradients.dense(name, query, query + 1)[0] for name in names}
-        wrong = compare_gradients(of_query, expected, projection=projection, half_precision=self.half_precision)
+        wrong = compare_gradients(of_query, expected, projection=projection, eps=self.eps)
         if wrong:
             self._failures.report(
                 f"the gradient of query {int(query_ids[query])} for {wrong[0]!r}, read off its layers, is not what "

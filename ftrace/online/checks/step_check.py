@@ -21,7 +21,7 @@ class StepCheck:
         who: Whose messages these are.
         failures: Where to report; None to check sums only.
         generator: Draws the examples.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
 
     Attributes:
         checked: By parameter that was checked while it had a gradient, the step of the check.
@@ -34,12 +34,12 @@ class StepCheck:
         failures: Failures | None,
         generator: torch.Generator,
         *,
-        half_precision: bool,
+        eps: float,
     ) -> None:
         self.loop = loop
         self.who = who
         self.failures = failures
-        self.half_precision = half_precision
+        self.eps = eps
         self.checked: dict[str, int] = {}
         self._generator = generator
 
@@ -72,7 +72,7 @@ class StepCheck:
         if not all(bool(total.isfinite().all()) for total in totals.values()):
             return False
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
-        wrong = compare_gradients(read, totals, magnitudes, projection=projection, half_precision=self.half_precision)
+        wrong = compare_gradients(read, totals, magnitudes, projection=projection, eps=self.eps)
         if wrong:
             raise _used_elsewhere(wrong, covered)
         if rehearsal.examples.total < 2 or not rehearsal.is_complete:
@@ -89,7 +89,7 @@ class StepCheck:
         for example in torch.randperm(rehearsal.examples.total, generator=self._generator)[:2].tolist():
             expected = rehearsal.alone(example)
             read = {name: gradients.dense(name, example, example + 1)[0] for name in gradients.parts}
-            wrong = compare_gradients(read, expected, projection=projection, half_precision=self.half_precision)
+            wrong = compare_gradients(read, expected, projection=projection, eps=self.eps)
             if wrong:
                 failures.report(
                     f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "

@@ -48,7 +48,7 @@ class RowFinder:
         failures: Where checks report; None without checks.
         strict: Whether a parameter that can't be read is an error; otherwise it is left out.
         seed: For the random choice of what is checked, and when.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
         query_rows: Finds out, or returns None, whose rows are whose in the queries' passes, by their single losses.
         or_else: What the user can do about a parameter that can't be read, instead of leaving it out.
         update_coverage: Called when the set of covered parameters, or the modules they are read off, have changed.
@@ -71,7 +71,7 @@ class RowFinder:
         *,
         strict: bool,
         seed: int,
-        half_precision: bool,
+        eps: float,
         query_rows: Callable[[], LayoutBook | None] = lambda: None,
         or_else: str = "",
         update_coverage: Callable[[], None] = lambda: None,
@@ -85,9 +85,7 @@ class RowFinder:
         self.rehearsed_at: list[int] = []
         self._schedule = RehearsalSchedule(seed)
         self._search = RowSearch(self.trials, self._rehearsal, query_rows)
-        self.step_check = StepCheck(
-            loop, who, failures, torch.Generator().manual_seed(seed), half_precision=half_precision
-        )
+        self.step_check = StepCheck(loop, who, failures, torch.Generator().manual_seed(seed), eps=eps)
         self._watch = RowWatch()
         self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
         self._tried: set[Key] = set()
