@@ -108,6 +108,9 @@ class Passes:
         self.tolerance = tolerance_of(model)
         taken = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in taken
+        self._takes_cache_as = (
+            "cache" if "cache" in taken else "past_key_values"
+        )  # its name in transformers before 5.24
 
     @torch.inference_mode()
     def runs(self, inputs: Inputs, corrupted: Tensor, *, keep_cache: bool = False) -> Runs:
@@ -159,8 +162,8 @@ class Passes:
 
     def _read(self, ids: Tensor, outputs: int, cache: Any = None) -> Tensor:
         keep = {"logits_to_keep": outputs} if self._keeps else {}
-        cached = {"past_key_values": cache, "use_cache": cache is not None}
-        logits: Tensor = self.model(input_ids=ids, **cached, **keep).logits
+        cached = {} if cache is None else {self._takes_cache_as: cache}
+        logits: Tensor = self.model(input_ids=ids, use_cache=cache is not None, **cached, **keep).logits
         return logits[:, -outputs:]
 
     def _encode(self, ids: Tensor) -> Tensor:

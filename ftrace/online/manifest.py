@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ftrace.gradients import full_name
+from ftrace.online.precision import weights_by_dtype
 from ftrace.online.processes import num_processes
 from ftrace.online.traced_run import TracedRun
 
@@ -44,6 +45,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         "processes": num_processes(),
         "module": full_name(run.loop.module),
         "hyperparameters": hyperparameters,
+        "weights": weights_by_dtype(run.loop.module),
         "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
         "self_check": None if run.failures is None else {"failures": run.failures.problems},
         "rows": run.rows.facts(),

@@ -65,6 +65,8 @@ def run(module: pl.LightningModule, precision: str, tmp_path: Path, clip: float 
 def test_no_false_alarm(precision: str, optimizer: str, tmp_path: Path) -> None:
     manifest = run(Trained(PRECISIONS[precision][0], optimizer), precision, tmp_path, scores=("dot", "update"))
     assert manifest["self_check"] == {"failures": []}
+    dtype = str(PRECISIONS[precision][0]).removeprefix("torch.")
+    assert manifest["weights"] == {dtype: sum(p.numel() for p in Trained(torch.float32).parameters())}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
