@@ -93,6 +93,10 @@ class FollowedOptimizer:
             if id(p) in self._names and (not covered or self._names[id(p)] in self.covered)
         ]
 
+    def group_of(self, name: str) -> Mapping[str, Any]:
+        """Return the settings of a parameter's group."""
+        return next(self.optimizer.param_groups[group] for group, other, _ in self.parameters() if other == name)
+
     def shares(self) -> Shares:
         """Group its covered parameters by how the next step treats them."""
         shares: dict[Share, list[str]] = {}
