@@ -1,5 +1,6 @@
 """The engine: per-example gradients and their products. Pure torch; imports nothing else of ftrace."""
 
+from ftrace.gradients.arriving import Reduce, reduced_gradients
 from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.balance import balancing, divided
 from ftrace.gradients.capture import GradientCapture, is_compiled
@@ -68,6 +69,7 @@ __all__ = [
     "RankOne",
     "Rates",
     "Recording",
+    "Reduce",
     "Rehearsal",
     "Rows",
     "RunningAutocorrelation",
@@ -105,6 +107,7 @@ __all__ = [
     "preconditioners_from_optimizer",
     "project",
     "rank_one",
+    "reduced_gradients",
     "scales_elements",
     "times",
     "touched_elements",

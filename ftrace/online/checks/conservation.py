@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, coarsest_eps, flat_rows, of_passes
-from ftrace.online.checks.comparison import TINY, Check, compare_gradients, projected, total_norm
+from ftrace.online.checks.comparison import TINY, Check, compare_gradients, projected, projected_all
 from ftrace.online.checks.failures import Failures
 from ftrace.online.processes import num_processes, sum_over_processes, unsharded
 from ftrace.online.scoring.contributions import Contribution
@@ -39,7 +39,6 @@ class Conservation(Check):
         self._refresh = 0
         self._after_step_due = False
         self._last_norm = 0.0
-        self._projected_direction: dict[str, Tensor] = {}
         self._direction: dict[str, Tensor] = {}
         self._direction_norm = 0.0
         self._expected: tuple[float, float] | None = None
@@ -73,12 +72,14 @@ class Conservation(Check):
         self._weights_Q = norms.new_zeros(len(queries))
         self._weights_Q[start:stop] = weights
         direction = {name: torch.tensordot(weights, of_name, dims=1) for name, of_name in rows.items()}
-        self._projected_direction = direction
-        if self.projection is not None:
-            shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-            direction = {n: self.projection.unproject(n, d, shapes[n]) for n, d in direction.items()}
         self._direction = direction
-        self._direction_norm = total_norm(direction.values())
+        self._direction_norm = math.hypot(*(float(self._unprojected(n, d).norm()) for n, d in direction.items()))
+
+    def _unprojected(self, name: str, direction: Tensor) -> Tensor:
+        """Return the direction in a parameter's shape that has the same products with gradients."""
+        if self.projection is None:
+            return direction
+        return self.projection.unproject(name, direction, self.parameters[name].shape)
 
     def add_contributions(self, gradients: PerExampleGradients, factor: float) -> None:
         """Until the first step, also add up the contributions themselves, parameter by parameter."""
@@ -134,7 +135,9 @@ class Conservation(Check):
         """Compute the inner product of the current gradient with the direction."""
         grads = {name: unsharded(p.grad) for name, p in self.parameters.items() if p.grad is not None}
         products = [
-            torch.dot(grads[name].flatten().to(d), d.flatten()) for name, d in self._direction.items() if name in grads
+            torch.dot(projected(name, grads[name], self.projection).flatten().to(d), d.flatten())
+            for name, d in self._direction.items()
+            if name in grads
         ]
         return float(torch.stack(products).sum()) if products else 0.0
 
@@ -172,9 +175,9 @@ class Conservation(Check):
         if self._first_totals is not None:
             given = {name: unsharded(p.grad.detach()) for name, p in self.parameters.items() if p.grad is not None}
             grads = given if gradient_scale == 1 else {name: grad / gradient_scale for name, grad in given.items()}
-            like = projected(grads, self.projection)
-            totals = {n: clip_so_far * sum_over_processes(t) for n, t in self._all_ranks(like).items()}
-            wrong = compare_gradients(totals, grads, self._magnitudes, projection=self.projection, eps=self.eps)
+            of_step, noise = projected_all(grads, self.projection)
+            totals = {n: clip_so_far * sum_over_processes(t) for n, t in self._all_ranks(of_step).items()}
+            wrong = compare_gradients(totals, totals.__getitem__, of_step, self._magnitudes, noise, eps=self.eps)
             self._first_totals = None
             if wrong:
                 self._failures.report(
@@ -227,7 +230,7 @@ class Conservation(Check):
         gradients = contribution.gradients
         assert gradients is not None
         products = gradients.zeros(len(contribution.example_ids))
-        for name, direction in self._projected_direction.items():
+        for name, direction in self._direction.items():
             if name in gradients.parts:
                 products += gradients.along(name, direction)
         return contribution.factor * products

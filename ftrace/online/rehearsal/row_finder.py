@@ -23,6 +23,7 @@ from ftrace.gradients import (
     Rehearsal,
     UnreadableError,
 )
+from ftrace.online.checks.comparison import reduction
 from ftrace.online.checks.failures import Failures, SelfCheckError
 from ftrace.online.checks.step_check import StepCheck
 from ftrace.online.loop import TrainingLoop
@@ -295,10 +296,13 @@ class RowFinder:
         covered = {name: named[name] for name in self.capture.coverage.covered}
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
-        gradients, totals = rehearsal.read(unprojected=self._unprojected)
+        projection, unprojected = self.capture.projection, self._unprojected
+        gradients, totals = rehearsal.read(unprojected=unprojected, reduce=reduction(projection))
         self._rereading.reads = rehearsal.reads
-        projection = None if self._unprojected else self.capture.projection
-        if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
+        is_checked = self.step_check.compare(
+            rehearsal, gradients, totals, covered, projection, step, unprojected=unprojected
+        )
+        if not is_checked:
             self._schedule.is_due = True
 
     def _confirm(self, step: int) -> None:
