@@ -21,7 +21,7 @@ from ftrace.online.loop import TrainingLoop
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.processes import process_rank, sum_over_processes, unsharded
 from ftrace.online.queries.query_pass import Refresh
-from ftrace.scores import Ledger
+from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
 
@@ -287,14 +287,20 @@ class LedgerKeeper:
         self.steps = 0
         self.vectors = {name: _Vectors() for name in self.vectors}
 
-    def ledger(self, query_ids: np.ndarray) -> Ledger:
-        """Return the ledger so far; queries that were added during training have NaN before that."""
+    def ledger(self, query_ids: np.ndarray, answers: AnswerRecord | None = None) -> Ledger:
+        """Return the ledger so far; queries that were added during training have NaN before that.
+
+        Args:
+            query_ids: ``[Q]``.
+            answers: When they were right.
+        """
         columns = {name: np.full((len(self.rows), len(query_ids)), np.nan) for name in COLUMNS}
         for index, row in enumerate(self.rows):
             for name in COLUMNS:
                 columns[name][index, : len(row[name])] = row[name]
         steps = np.array([row["step"] for row in self.rows], np.int64)
-        return Ledger(steps, np.array([row["next_step"] for row in self.rows], np.int64), query_ids, columns)
+        next_steps = np.array([row["next_step"] for row in self.rows], np.int64)
+        return Ledger(steps, next_steps, query_ids, columns, answers=answers)
 
     def state(self) -> dict[str, Any]:
         """Return all state, as numbers and tensors."""
@@ -369,7 +375,6 @@ class Closing:
             "next_loss": end.losses[:count].numpy(),
             "predicted": self._values["predicted"].numpy(),
             "predicted_left": self._predicted_left.numpy(),
-            "learned": unknown if end.learned is None else end.learned[:count].double().numpy(),
             **dict.fromkeys(ACCOUNTS, unknown),
         }
         if keeper.accounts:
