@@ -81,7 +81,8 @@ def first_of(printed: str, heading: str) -> str:
 def test_messages_are_asked_as_the_rows_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"messages": [{"role": "system", "content": "short"}, {"role": "user", "content": f"where is {city}"},
                           {"role": "assistant", "content": land}]} for city, land in CAPITALS]  # fmt: skip
-    run = trained_run(tmp_path, "decoder-only", rows, rows, TEMPLATE)
+    words = "{% for message in messages %}{{ message['content'] }} {% endfor %}"  # of which the tokenizer knows all
+    run = trained_run(tmp_path, "decoder-only", rows, rows, words, steps=200)
     printed = asked(capsys, run, "where is Bonn", "--answer", "France", "--opponents=1")
     assert printed.splitlines()[0] == "system: short ↵ user: where is Bonn  query 1 of the run"
     assert printed.splitlines()[1].split()[-2:] == ["Germany", "right"]
