@@ -14,6 +14,7 @@ from ftrace.online.ledger import LedgerKeeper, log_interval
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
+from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.queries.query_pass import Compare, NotFiniteError, QueryPass, Refresh
 from ftrace.online.refresh_schedule import RefreshSchedule
 from ftrace.online.scoring.scoring import Scoring
@@ -28,6 +29,7 @@ class QueryRefresher:
         hooks: The run's hooks.
         scoring: Uses the query gradients.
         ledger: Books the intervals; None without a ledger.
+        answers: Keeps when queries were right.
         query_check: Checks the first batch of queries; None if they aren't checked.
         schedule: The steps before which queries are differentiated anew.
         staleness_every: The number of refreshes from one measurement of staleness to the next; 0: never.
@@ -51,6 +53,7 @@ class QueryRefresher:
         parameters: TrainedParameters,
         scoring: Scoring,
         ledger: LedgerKeeper | None,
+        answers: AnswerKeeper,
         query_check: QueryCheck | None,
         *,
         schedule: RefreshSchedule,
@@ -64,6 +67,7 @@ class QueryRefresher:
         self.parameters = parameters
         self.scoring = scoring
         self.ledger = ledger
+        self.answers = answers
         self.query_check = query_check
         self.schedule = schedule
         self.staleness = Staleness(staleness_every)
@@ -122,7 +126,8 @@ class QueryRefresher:
             return
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))
-        self.scoring.refresh(current.gradients, current.losses, current.learned, current.lengths, keep_last=is_kept)
+        self.scoring.refresh(current.gradients, current.losses, current.lengths, keep_last=is_kept)
+        self.answers.add(step, current.learned)
         if closing is not None:
             assert self.ledger is not None
             gained, gained_by_given = self.scoring.gains.take()
@@ -137,6 +142,11 @@ class QueryRefresher:
         self.steps.append(step)
         self.schedule.refreshed(step, current.losses, rows, step - self.steps[0])
         self.has_new_queries = False
+
+    def ask(self, step: int) -> None:
+        """Ask the queries without differentiating them, so that it is known who is right once training has ended."""
+        with self._kept.in_place():
+            self.answers.add(step, self.queries.ask(self.hooks.queries))
 
     def _set_queries_of_checks(self, refresh: int) -> None:
         for check in self.parameters.conservation.values():
@@ -187,6 +197,7 @@ class QueryRefresher:
             "refreshed_at": self.last_at,
             "refreshes": list(self.steps),
             "query_first_steps": dict(self.first_steps),
+            "answers": self.answers.state(),
             "last": self.last,
             "schedule": self.schedule.state(),
             **self.staleness.state(),
@@ -197,5 +208,10 @@ class QueryRefresher:
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
         self.first_steps, self.last = shared["query_first_steps"], shared["last"]
         self.staleness.load(shared)
-        self.schedule.load(shared["schedule"])
+        if "schedule" in shared:  # earlier versions had a fixed interval
+            self.schedule.load(shared["schedule"])
+        if "answers" in shared:
+            self.answers.load(shared["answers"])
+        else:
+            self.answers.load_earlier(shared)
         self._set_queries_of_checks(len(self.steps) - 1)

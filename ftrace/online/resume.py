@@ -15,7 +15,7 @@ from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.state_files import read_state, write_state
 from ftrace.online.traced_run import TracedRun
 
-VERSION = 5
+VERSION = 4
 
 
 class RunState:

@@ -33,16 +33,16 @@ class Refresh:
         gradients: The gradients of all queries.
         losses: ``[Q]`` float64, in nats.
         learned: ``[Q]`` bool, whether each query is answered right; None if there is no way to know.
-        lengths: ``[Q]``, the number of tokens of each query's answer; None if there is no way to know.
         uncovered: Gradients for trained parameters that scores don't cover, if the ledger needs them.
+        lengths: ``[Q]``, the number of tokens of each query's answer; None if there is no way to know.
     """
 
     step: int
     gradients: PerExampleGradients
     losses: Tensor
     learned: Tensor | None
-    lengths: Tensor | None
     uncovered: dict[str, Tensor]
+    lengths: Tensor | None = None
 
 
 class NotFiniteError(ValueError):
@@ -176,16 +176,30 @@ class QueryPass:
                     _add_rows(dense, self._losses_of(batch), uncovered)
                 if self.learned is not None:
                     _put_back(begins)
-                    with torch.no_grad(), self.loop.forward_context():
-                        learned.append(self.learned(module, copied(batch)).bool().cpu())
+                    learned.append(self._learned_of(self.learned, batch))
         return Refresh(
             step,
             PerExampleGradients.stack(parts),
             torch.cat(losses),
             torch.cat(learned) if learned else None,
-            torch.cat(lengths) if lengths else None,
             {name: torch.cat(rows) for name, rows in dense.items()},
+            torch.cat(lengths) if lengths else None,
         )
+
+    def ask(self, capture: GradientCapture) -> Tensor | None:
+        """Ask all queries without differentiating them, in a pass that nothing is recorded of.
+
+        Returns:
+            ``[Q]`` bool, whether each is answered right; None if there is no way to know.
+        """
+        if self.learned is None:
+            return None
+        with self.undisturbed(capture):
+            return torch.cat([self._learned_of(self.learned, batch) for batch in self.batches])
+
+    def _learned_of(self, learned: Learned, batch: Any) -> Tensor:
+        with torch.no_grad(), self.loop.forward_context():
+            return learned(self.loop.module, copied(batch)).bool().cpu()
 
     def _losses_of(self, batch: Any) -> Tensor:
         with self.loop.forward_context():
