@@ -101,7 +101,7 @@ class OnlineTracIn(Callback):
         query_losses: Callable[..., Any] | None = None,
         scores: Sequence[Name] = ("dot",),
         parameters: Sequence[Name] = ("*",),
-        refresh_every_n_steps: Positive | Literal["auto"] = 1,
+        refresh_every_n_steps: Positive | Literal["auto"] = "auto",
         projection_side: ProjectionSide | None = None,
         integration: Literal["left", "trapezoid"] = "left",
         momentum: Literal["eventual", "exact"] = "eventual",
@@ -120,7 +120,7 @@ class OnlineTracIn(Callback):
         keep_states: bool = False,
         describe: Any = None,
         store: Literal["memory", "disk", "auto"] = "auto",
-        refresh_share: PositiveNumber = 0.5,
+        refresh_share: PositiveNumber = 0.25,
     ) -> None:
         self.settings = TraceSettings(
             scores=scores,

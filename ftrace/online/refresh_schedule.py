@@ -40,7 +40,7 @@ class RefreshSchedule:
         interval: The number of steps from the last refresh to the next one.
     """
 
-    def __init__(self, every: Every, share: float = 0.5, planned: float = math.inf, batches_per_step: int = 1) -> None:
+    def __init__(self, every: Every, share: float = 0.25, planned: float = math.inf, batches_per_step: int = 1) -> None:
         self.every = every
         self.share = share
         self.planned = planned

@@ -72,7 +72,7 @@ class TraceSettings:
 
     scores: Sequence[Name] = ("dot",)
     parameters: Sequence[Name] = ("*",)
-    refresh_every_n_steps: Positive | Literal["auto"] = 1
+    refresh_every_n_steps: Positive | Literal["auto"] = "auto"
     projection_side: ProjectionSide | None = None
     integration: Literal["left", "trapezoid"] = "left"
     momentum: Literal["eventual", "exact"] = "eventual"
@@ -89,7 +89,7 @@ class TraceSettings:
     shared_ids: bool = False
     store: Literal["memory", "disk", "auto"] = "auto"
     keep_states: bool = False
-    refresh_share: PositiveNumber = 0.5
+    refresh_share: PositiveNumber = 0.25
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):
