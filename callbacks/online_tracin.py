@@ -45,8 +45,8 @@ class OnlineTracIn(Callback):
             optimizer's actual steps in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: the sum over steps of the
             cosine, over the covered parameters. ``whitened``: the same for gradients that are divided by the root of
             the optimizer's second moments, projected, and whitened by their running autocorrelation. ``learning``:
-            ``whitened``, with each step weighted by p (1 - p), where p is the probability of the query's answer per
-            token at the last refresh, so that the steps count in which it is being learned; recommended for ranking.
+            ``whitened``, with each step weighted by the root of p (1 - p), where p is the probability of the query's
+            answer at the last refresh, so that the steps count in which it is being learned; recommended for ranking.
         parameters: Globs over parameter names, in order; one that begins with "!" excludes.
         refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed. "auto":
             as fast as the queries' losses move, within ``refresh_share``.

@@ -59,7 +59,7 @@ class TrackStar(AttributionMethod):
         unit_norm: Whether norms are divided out.
         weighted: Whether rows count by their weights.
         precondition_queries: Whether queries are divided by second moments too.
-        learning: Whether segments of an index count by p (1 - p) of the query's answer at their weights.
+        learning: Whether segments of an index count by the root of p (1 - p) of the query's answer at their weights.
         answers: What a query's loss is; default: as the run's.
         seed: Of the projection, and of the sample for R.
         side: Deprecated: the old name of ``projection_side``.

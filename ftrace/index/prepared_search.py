@@ -44,8 +44,8 @@ class SearchSettings:
     """Whether queries' gradients are divided by second moments as the rows' are. Without it, weighted and neither
     whitened nor of unit norm, a score is the first-order effect of the optimizer's steps, in nats."""
     learning: bool = False
-    """Whether a segment counts by p (1 - p), where p is the probability of the query's answer per token at its weights:
-    of an index of several segments, those count in which the answer was being learned."""
+    """Whether a segment counts by the root of p (1 - p), where p is the probability of the query's answer at its
+    weights: of an index of several segments, those count in which the answer was being learned."""
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ class Lengthy(replay.Net):
     """Queries have answers of several tokens."""
 
     def answer_lengths(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["word"] + 1
+        return 3 * batch["word"] + 1
 
 
-@pytest.mark.parametrize("kind", ["whitened", "learning", "learning per token"])
+@pytest.mark.parametrize("kind", ["whitened", "learning", "learning long answers"])
 @pytest.mark.parametrize(("refresh", "accumulate"), [(1, 1), (3, 1), (2, 2)])
 @pytest.mark.parametrize(
     ("optimizer", "divided"),
@@ -39,8 +39,8 @@ def test_whitened_scores_equal_the_dense_formula(
     optimizer: str, divided: Any, refresh: int, accumulate: int, kind: str, tmp_path: Path
 ) -> None:
     examples, asked = replay.rows(9, "example_id"), replay.rows(3, "query_id", seed=1)
-    kind, _, per_token = kind.partition(" ")
-    module = (Lengthy if per_token else replay.Net)(OPTIMIZERS[optimizer])
+    kind, _, has_lengths = kind.partition(" ")
+    module = (Lengthy if has_lengths else replay.Net)(OPTIMIZERS[optimizer])
     by_hand = copy.deepcopy(module)
     whitening = Whitening(window=4, damping=0.2, parameters=("*", "!table.*"), preconditioner=divided)
     online = OnlineTracIn(

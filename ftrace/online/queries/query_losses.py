@@ -40,7 +40,7 @@ def find_query_learned(module: nn.Module) -> QueryLosses | None:
 def find_answer_lengths(module: nn.Module, losses: QueryLosses) -> QueryLosses | None:
     """Return how the lengths of queries' answers, in tokens, are found: ``(module, batch) -> Tensor[B]``.
 
-    They are what losses are divided by to tell the probability of an answer per token.
+    They tell how much of a long answer's loss its average tokens have, see :func:`ftrace.gradients.learning_weights`.
 
     Args:
         losses: How the queries' losses are computed.
