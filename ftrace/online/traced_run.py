@@ -20,6 +20,7 @@ from ftrace.online.ledger import LedgerKeeper
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
+from ftrace.online.precision import eps_of_passes
 from ftrace.online.processes import num_processes
 from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.queries.query_pass import QueryPass, require_shared_parameters
@@ -133,7 +134,7 @@ class TracedRun:
             self.failures,
             strict=settings.strict,
             seed=settings.seed,
-            half_precision=self.parameters.is_half_precision,
+            eps=eps_of_passes(loop),
             query_rows=lambda: self.refresher.rows(self.step),
             or_else=", or go on without with strict=False",
             update_coverage=self._update_coverage,

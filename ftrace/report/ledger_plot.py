@@ -16,7 +16,8 @@ from ftrace.scores import Ledger
 
 _SURFACES = {  # colours that differ in grey print, too; hatched where greys are near
     "examples": (ACCENT, ""), "predicted": (ACCENT, ""), "momentum": ("#E69F00", "////"), "decay": ("#8c2d04", ""),
-    "uncovered": ("#c9c9c9", ""), "projection": ("#CC79A7", "...."), "curvature": ("#ffffff", "xxxx"),
+    "uncovered": ("#c9c9c9", ""), "projection": ("#CC79A7", "...."),
+    "rounding": ("#56B4E9", "oo"), "curvature": ("#ffffff", "xxxx"),
 }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ It has one row for each interval between refreshes and each query, in nats, posi
     decay         weight decay
     uncovered     changes of parameters that the scores don't cover
     projection    the error that projecting gradients made in ``examples``
+    rounding      steps that were rounded to the dtype of weights in half precision
 
-The last five are the accounts. They are computed independently and add up to ``predicted``. The difference
+The last six are the accounts. They are computed independently and add up to ``predicted``. The difference
 ``actual - predicted`` is due to curvature and stale query gradients.
 
 Tables also have ``right`` and ``next_right``: whether the query was answered right at the interval's start and at its
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection")
+ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection", "rounding")
+_ADDED = ("rounding",)  # which ledgers of earlier versions don't have: nothing was booked there
 COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS)
 FILE = "ledger.parquet"
 _LEARNED = "learned"  # ledgers of earlier versions have who was right at each interval's end
@@ -58,6 +60,10 @@ _REMEDIES = {
         'Take momentum="exact" if nats matter; rankings suffer less',
     ),
     "uncovered": ("the change of parameters that scores don't cover", 'Cover them: parameters=("*",)'),
+    "rounding": (
+        "what rounding made of the steps of weights in half precision",
+        'Train weights in float32: FactLM(dtype="float32"), or Trainer(precision="bf16-mixed")',
+    ),
 }
 _CURVATURE = "what curvature leaves unexplained"
 
@@ -329,6 +335,9 @@ class Ledger:
         integers = ("step", "next_step", "query_id")
         try:
             table = pq.read_table(file.absolute())  # a relative one with a colon is taken for a URI
+            for name in set(_ADDED) - set(table.column_names):
+                known = as_numpy(table.column("projection"))
+                table = table.append_column(name, pa.array(0 * known))  # NaN where there are no accounts
             has_ends = answers is None and _LEARNED in table.column_names
             floats = (*COLUMNS, _LEARNED) if has_ends else COLUMNS
             for name in (*integers, *floats):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -10,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftrace.console import PlainConsole
+from ftrace.shown_numbers import score_text
 from ftrace.shown_text import counted, plain
 from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryView, Said
@@ -201,7 +201,7 @@ _FACT = {True: Text("yes", style=_GOOD), False: Text("no"), None: Text("")}
 
 
 def _scores(places: Sequence[Place | None]) -> list[tuple[str, str, str]]:
-    """Format ranks, scores and shares, all scores with as many decimals as the largest needs."""
+    """Format ranks, scores and shares, all scores with as many decimals as the largest needs, if that shows them."""
     largest = max((abs(place.score) for place in places if place is not None), default=0.0)
     return [
         (_UNRANKED, "", "")
@@ -224,23 +224,6 @@ def _fitting(by_source: Sequence[Sequence[tuple[str, ...]]], width: int | None) 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def score_text(score: float, largest: float) -> str:
-    """Format a score with its sign.
-
-    Args:
-        score: The score.
-        largest: The largest absolute score beside it, which gets three digits.
-
-    Example:
-        >>> score_text(0.2, 0.406), score_text(-3, 1234), score_text(2e-9, 5e-9)
-        ('+0.200', '-3', '+2.00e-09')
-    """
-    if largest and not 1e-4 <= largest < 1e7:
-        return f"{score:+.2e}"
-    decimals = 0 if not largest else max(0, 2 - math.floor(math.log10(largest)))
-    return f"{score:+.{decimals}f}"
 
 
 def rank_text(place: Place) -> str:

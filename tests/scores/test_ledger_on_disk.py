@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from ftrace.scores import AnswerRecord, Ledger
@@ -105,6 +106,18 @@ def test_it_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     for name in (*COLUMNS, "actual"):
         np.testing.assert_array_equal(again[name], ledger()[name])
     assert (again.steps.tolist(), again.next_steps.tolist(), again.query_ids.tolist()) == ([0, 5], [5, 8], [7, 8, 9])
+
+
+@pytest.mark.parametrize("accounts", [True, False])
+def test_a_ledger_from_before_rounding_had_an_account_is_read(accounts: bool, tmp_path: Path) -> None:
+    unknown = {} if accounts else dict.fromkeys(ACCOUNTS, np.full((2, 3), np.nan).tolist())
+    written = ledger(**unknown)
+    written.write(tmp_path / "ledger.parquet")
+    table = pq.read_table(tmp_path / "ledger.parquet")
+    pq.write_table(table.drop_columns(["rounding"]), tmp_path / "ledger.parquet")
+    opened = Ledger.open(tmp_path / "ledger.parquet")
+    assert np.isnan(opened["rounding"]).all() == (not accounts)
+    assert str(opened.summary()) == str(written.summary())
 
 
 @pytest.mark.parametrize("content", [None, b"not a table"])
