@@ -307,7 +307,7 @@ class LedgerKeeper:
         return {
             "rows": [{key: _as_tensor(value) for key, value in row.items()} for row in self.rows],
             "steps": self.steps,
-            "weights": self._weights,
+            "weights": _copied(self._weights),  # whose memory the next interval takes
             "vectors": {name: [_copied(of_name.sums), _copied(of_name.late)] for name, of_name in self.vectors.items()},
             "decay_buffers": self._decay_buffers,
             "given_buffers": self._given_buffers,
