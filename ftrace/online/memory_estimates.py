@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ftrace.files.free_space import free_addresses, free_disk, free_memory
 from ftrace.gradients import layer_of
+from ftrace.online.ledger import is_half
 from ftrace.online.memory_needs import MemoryNeeds, Place
 from ftrace.online.planned import batch_size, planned_examples
 from ftrace.online.processes import gather_objects, num_processes, process_rank
@@ -142,12 +143,24 @@ class MemoryEstimates:
         return int(batches * held + of_directions)
 
     def _of_ledger_vectors(self) -> int:
-        """Vectors of the parameters' size: weights, and sums of what moved them."""
+        """A copy of the weights, and sums of what moved them: vectors of the parameters' size."""
         ledger = self._run.ledger
         if ledger is None:
             return 0
-        accounts = (1 + 2 * ledger.accounts + 2 * ledger.exact_momentum) * (2 if ledger.trapezoid else 1)
-        return (2 + accounts) * _bytes_of_parameters(self._run.parameters.all().values())
+        parameters = list(self._run.parameters.all().values())
+        copies, sums = 1, int(ledger.trapezoid)
+        if ledger.accounts:
+            groups = [group for optimizer in self._run.loop.optimizers for group in optimizer.param_groups]
+            decays, rounds = (
+                any(group.get("weight_decay") for group in groups),
+                any(is_half(p.dtype) for p in parameters),
+            )
+            copies += (decays or rounds) and not ledger.trapezoid
+            sums += any(_decays(self._run.loop.optimizers)) + decays + rounds
+            sums += ledger.projection is not None and not ledger.projects_all
+            sums += 2 * ledger.exact_momentum
+        of_sums = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in parameters)
+        return copies * _bytes_of_parameters(parameters) + sums * (2 if ledger.trapezoid else 1) * of_sums
 
     def _of_ledger_rows(self) -> int:
         planned = self._run.loop.train_loaders.batches
