@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ftrace.files.free_space import free_addresses, free_disk, free_memory
 from ftrace.gradients import layer_of
-from ftrace.online.ledger import is_half
 from ftrace.online.memory_needs import MemoryNeeds, Place
 from ftrace.online.planned import batch_size, planned_examples
 from ftrace.online.processes import gather_objects, num_processes, process_rank
 from ftrace.online.scoring.momentum import horizon_of
 from ftrace.online.scoring.row_blocks import BlockMemory
 from ftrace.online.traced_run import TracedRun
+from ftrace.online.weights_at_start import is_half
 from ftrace.scores.ledger import COLUMNS
 from ftrace.scores.row_ranges import RANGE_BYTES
 
@@ -148,7 +148,7 @@ class MemoryEstimates:
         if ledger is None:
             return 0
         parameters = list(self._run.parameters.all().values())
-        copies, sums = 1, int(ledger.trapezoid)
+        copies, sums = int(ledger.trapezoid or not ledger.projects_all), int(ledger.trapezoid)
         if ledger.accounts:
             groups = [group for optimizer in self._run.loop.optimizers for group in optimizer.param_groups]
             decays, rounds = (
