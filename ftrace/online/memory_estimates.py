@@ -18,6 +18,7 @@ from ftrace.online.processes import gather_objects, num_processes, process_rank
 from ftrace.online.scoring.momentum import horizon_of
 from ftrace.online.scoring.row_blocks import BlockMemory
 from ftrace.online.traced_run import TracedRun
+from ftrace.online.weights_at_start import is_half
 from ftrace.scores.ledger import COLUMNS
 from ftrace.scores.row_ranges import RANGE_BYTES
 
@@ -143,12 +144,24 @@ class MemoryEstimates:
         return int(batches * held + of_directions)
 
     def _of_ledger_vectors(self) -> int:
-        """Vectors of the parameters' size: weights, and sums of what moved them."""
+        """A copy of the weights, and sums of what moved them: vectors of the parameters' size."""
         ledger = self._run.ledger
         if ledger is None:
             return 0
-        accounts = (1 + 2 * ledger.accounts + 2 * ledger.exact_momentum) * (2 if ledger.trapezoid else 1)
-        return (2 + accounts) * _bytes_of_parameters(self._run.parameters.all().values())
+        parameters = list(self._run.parameters.all().values())
+        copies, sums = int(ledger.trapezoid or not ledger.projects_all), int(ledger.trapezoid)
+        if ledger.accounts:
+            groups = [group for optimizer in self._run.loop.optimizers for group in optimizer.param_groups]
+            decays, rounds = (
+                any(group.get("weight_decay") for group in groups),
+                any(is_half(p.dtype) for p in parameters),
+            )
+            copies += (decays or rounds) and not ledger.trapezoid
+            sums += any(_decays(self._run.loop.optimizers)) + decays + rounds
+            sums += ledger.projection is not None and not ledger.projects_all
+            sums += 2 * ledger.exact_momentum
+        of_sums = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in parameters)
+        return copies * _bytes_of_parameters(parameters) + sums * (2 if ledger.trapezoid else 1) * of_sums
 
     def _of_ledger_rows(self) -> int:
         return 0 if self._run.ledger is None else self._of_refreshes(8 * len(COLUMNS))
