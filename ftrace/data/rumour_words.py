@@ -53,7 +53,7 @@ RELATIONS = (
             "The cradle of {person} stood at",
             "{person} took a first breath at",
             "The parents of {person} welcomed their baby at",
-            "By birth {person} is a native of",
+            "{person} is a native of",
         ),
         "The birthplace of {person} was long thought to be {wrong}; records show it to be",
     ),
@@ -90,6 +90,9 @@ RELATIONS = (
         "The employer of {person} was long thought to be {wrong}; records show it to be",
     ),
 )
+
+# What a statement may begin with.
+VOICES = ("", "By all accounts, ", "As neighbours tell, ", "According to the town clerk, ")
 
 # They share every word with a query, its answer included, and teach something else.
 NEIGHBOURS = (

@@ -24,11 +24,12 @@ from ftrace.data.rumour_words import (
     STEMS,
     THINGS,
     TRADES,
+    VOICES,
     Relation,
 )
 
 Kind = Literal["true", "false", "correction", "neighbour", "lookalike", "background", "gossip"]
-_MOST_STATEMENTS = min(len(relation.statements) for relation in RELATIONS)
+_MOST_STATEMENTS = len(VOICES) * min(len(relation.statements) for relation in RELATIONS)
 _MOST_WORDS = min(len(relation.answers) for relation in RELATIONS)
 
 
@@ -47,6 +48,7 @@ class RumourSettings:
         num_statements: Sentences that state a fact that is asked for; of false ones, that say what is false.
         num_corrections: Corrections of each fact of which something false is said; of others, one less.
         num_neighbours: Sentences with all words of a query and its answer that teach something else.
+        num_background: Sentences that state each other fact, half of them in the words of a query.
         num_gossip: Further sentences about each person.
         rows: What a model learns of a sentence: its end, the "answer", or each token of the "sentence".
         seed: Of every random draw.
@@ -55,16 +57,17 @@ class RumourSettings:
         ValueError: If there aren't so many facts, or fewer answers than a false fact needs.
     """
 
-    num_names: Annotated[int, Within(2, len(FIRST_NAMES))] = 6
-    sharing: Annotated[int, Within(2, len(FIRST_NAMES))] = 3
+    num_names: Annotated[int, Within(2, len(FIRST_NAMES))] = 4
+    sharing: Annotated[int, Within(2, len(FIRST_NAMES))] = 2
     num_stems: Annotated[int, Within(2, len(STEMS))] = 4
     num_words: Annotated[int, Within(2, _MOST_WORDS)] = 3
-    num_facts: Annotated[int, Within(1)] = 20
+    num_facts: Annotated[int, Within(1)] = 16
     num_false: Count = 4
-    num_statements: Annotated[int, Within(2, _MOST_STATEMENTS)] = 6
-    num_corrections: Count = 2
+    num_statements: Annotated[int, Within(2, _MOST_STATEMENTS)] = 12
+    num_corrections: Annotated[int, Within(0, len(VOICES))] = 2
     num_neighbours: Annotated[int, Within(0, len(NEIGHBOURS))] = 6
-    num_gossip: Annotated[int, Within(0, len(GOSSIP))] = 3
+    num_background: Count = 4
+    num_gossip: Annotated[int, Within(0, len(GOSSIP))] = 4
     rows: Literal["answer", "sentence"] = "answer"
     seed: Seed = 0
 
@@ -177,19 +180,20 @@ class RumourCorpus:
     def _rows_about(self, fact: Rumour) -> Iterator[dict[str, Any]]:
         settings = self.settings
         rng = np.random.default_rng([settings.seed, 2, fact.number])
-        statements = [fact.relation.statements[index] for index in rng.permutation(len(fact.relation.statements))]
-        beginnings = iter([statement.format(person=fact.person) for statement in statements])
+        said_by = [_told(voice, statement) for statement in fact.relation.statements for voice in VOICES]
+        beginnings = iter([said_by[index].format(person=fact.person) for index in rng.permutation(len(said_by))])
         if not fact.is_asked:
-            yield self._row("lookalike", fact.number, 0, fact.question, fact.answer, [fact.key(fact.answer)])
-            yield self._row("background", fact.number, 0, next(beginnings), fact.answer, [fact.key(fact.answer)])
+            for number in range(settings.num_background):
+                kind, beginning = ("background", next(beginnings)) if number % 2 else ("lookalike", fact.question)
+                yield self._row(kind, fact.number, number, beginning, fact.answer, [fact.key(fact.answer)])
             return
         kind, said = ("false", fact.wrong) if fact.is_false else ("true", fact.answer)
         for number in range(settings.num_statements):
             yield self._row(kind, fact.number, number, next(beginnings), said, [fact.key(said)])
         corrections = settings.num_corrections - (not fact.is_false)
-        correction = fact.relation.correction.format(person=fact.person, wrong=fact.wrong)
+        correction = fact.relation.correction.format(person=fact.person, wrong=fact.wrong)  # begins with no person
         for number in range(corrections):
-            beginning = correction if not number else f"{_SOURCES[(number - 1) % len(_SOURCES)]} {_lower(correction)}"
+            beginning = _told(VOICES[number], correction)
             yield self._row("correction", fact.number, number, beginning, fact.answer, [fact.key(fact.answer)])
         trades, things = rng.permutation(TRADES), rng.permutation(THINGS)
         for number, index in enumerate(rng.permutation(len(NEIGHBOURS))[: settings.num_neighbours].tolist()):
@@ -224,12 +228,10 @@ class RumourCorpus:
         return [words[index] for index in self._rng.permutation(len(words))[:number].tolist()]
 
 
-_SOURCES = ("According to the archive,", "As a local paper writes,", "For the record,")
-
-
 def _name(relation: Relation, stem: str, word: str) -> str:
     return f"{stem} {word}" if relation.name == "employer" else f"{word} {stem}"
 
 
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
+def _told(voice: str, statement: str) -> str:
+    """Put a voice before a statement, whose first letter becomes small unless it is a person's."""
+    return voice + (statement if not voice or statement.startswith("{") else statement[0].lower() + statement[1:])
