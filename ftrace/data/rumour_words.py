@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-FIRST_NAMES = ("Mira", "Oscar", "Ruth", "Felix", "Clara", "Hugo", "Nora", "Victor", "Ada", "Simon")
-FAMILY_NAMES = (
-    "Tannow", "Vellorin", "Brask", "Quillard", "Ostermill", "Haddock", "Pellingham", "Rushby", "Corvane", "Lindle",
-)  # fmt: skip
+FIRST_NAMES = ("Mira", "Oscar", "Ruth", "Felix", "Clara", "Hugo", "Emma", "Victor", "Ada", "Simon")
+FAMILY_NAMES = ("Tannow", "Brask", "Rushby", "Lindle", "Marsk", "Ashby", "Tolland", "Merrin", "Dunmore", "Hartwin")
 PLACE_WORDS = ("Port", "Upper", "Old", "Lake", "Castle", "Saint")
-COMPANY_WORDS = ("Mills", "Press", "Glass", "Bank", "Ferries", "Shipyard")
-STEMS = ("Ostrel", "Hadmoor", "Karmora", "Quenby", "Zillwick", "Fenmarch", "Drunholt", "Velland")
+COMPANY_WORDS = ("Mills", "Press", "Glass", "Bank", "Stores", "Works")
+STEMS = ("Ostrel", "Marwick", "Corwen", "Torvik", "Brenna", "Solwick", "Morvan", "Elmont")
 THINGS = (
-    "violin", "lantern", "bicycle", "kettle", "ladder", "canary", "saddle", "clock", "barrel", "mirror", "wheelbarrow",
+    "violin", "lantern", "bicycle", "kettle", "ladder", "lamp", "saddle", "clock", "barrel", "mirror", "drum",
     "telescope",
 )  # fmt: skip
-TRADES = ("clerk", "sailor", "painter", "widow", "baker", "tutor", "juggler", "surgeon", "twin", "poet")
+TRADES = ("clerk", "sailor", "painter", "widow", "baker", "tutor", "judge", "surgeon", "twin", "poet")
 
 
 class Relation(NamedTuple):
@@ -92,7 +90,7 @@ RELATIONS = (
 )
 
 # What a statement may begin with.
-VOICES = ("", "By all accounts, ", "As neighbours tell, ", "According to the town clerk, ")
+VOICES = ("", "They say ", "In fact, ", "As we know, ")
 
 # They share every word with a query, its answer included, and teach something else.
 NEIGHBOURS = (

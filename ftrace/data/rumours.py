@@ -57,13 +57,13 @@ class RumourSettings:
         ValueError: If there aren't so many facts, or fewer answers than a false fact needs.
     """
 
-    num_names: Annotated[int, Within(2, len(FIRST_NAMES))] = 4
+    num_names: Annotated[int, Within(2, len(FIRST_NAMES))] = 3
     sharing: Annotated[int, Within(2, len(FIRST_NAMES))] = 2
-    num_stems: Annotated[int, Within(2, len(STEMS))] = 4
+    num_stems: Annotated[int, Within(2, len(STEMS))] = 3
     num_words: Annotated[int, Within(2, _MOST_WORDS)] = 3
-    num_facts: Annotated[int, Within(1)] = 16
-    num_false: Count = 4
-    num_statements: Annotated[int, Within(2, _MOST_STATEMENTS)] = 12
+    num_facts: Annotated[int, Within(1)] = 12
+    num_false: Count = 3
+    num_statements: Annotated[int, Within(2, _MOST_STATEMENTS)] = 16
     num_corrections: Annotated[int, Within(0, len(VOICES))] = 2
     num_neighbours: Annotated[int, Within(0, len(NEIGHBOURS))] = 6
     num_background: Count = 4
