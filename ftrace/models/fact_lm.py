@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,10 +22,12 @@ from transformers import (
 from typing_extensions import override
 
 from ftrace.arguments import Count, Name, NonNegativeNumber, Share, check_arguments
-from ftrace.models.pretrained import load_pretrained
+from ftrace.data.tokenizer import has_tokenizer
+from ftrace.models.pretrained import load_pretrained, stored_dtype
 
 IGNORED = -100
 Output = Literal["loss", "margin", "logit"]
+Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 _OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end")
 
 
@@ -46,15 +48,21 @@ class FactLM(LightningModule):
         momentum: Momentum of "sgd".
         embedding_std: Standard deviation with which the token embeddings of a model built from scratch are redrawn
             (T5's default of 1 learns much worse without pretraining).
+        dtype: In which a pretrained model's weights are loaded and trained; "auto": as they are stored. The default is
+            what AdamW needs: most checkpoints are stored in bfloat16, in which a step below 1/512 of a weight is
+            rounded away. ``Trainer(precision="bf16-mixed")`` runs passes in bfloat16 with float32 weights. A model
+            that is built from ``config`` has PyTorch's default dtype, unless this names another.
 
     Attributes:
         model: The Hugging Face model; exists once training is set up, if its vocabulary comes from the datamodule.
+        stored_dtype: The dtype that a pretrained model's config names for its stored weights; "" if there is none.
 
     Raises:
         ValueError: If neither or both of ``model_name_or_path`` and ``config`` are given, or an option is unknown.
     """
 
     model: PreTrainedModel
+    stored_dtype: str = ""
 
     def __init__(
         self,
@@ -67,6 +75,7 @@ class FactLM(LightningModule):
         weight_decay: NonNegativeNumber = 0.0,
         momentum: Share = 0.9,
         embedding_std: NonNegativeNumber | None = None,
+        dtype: Dtype = "float32",
     ) -> None:
         check_arguments(FactLM.__init__, locals())  # a wrapper would hide a subclass's hyperparameters from Lightning
         super().__init__()
@@ -76,18 +85,20 @@ class FactLM(LightningModule):
             raise ValueError(f'config: expected a "model_type" such as "t5" or "gpt2", found {sorted(config)}')
         self.save_hyperparameters()
         if model_name_or_path is not None:
-            self.model = load_pretrained(model_name_or_path).train()  # it comes in eval mode, without dropout
+            self.model = load_pretrained(model_name_or_path, dtype=dtype).train()  # it comes in eval mode
+            self.stored_dtype = stored_dtype(model_name_or_path)
         elif config is not None and "vocab_size" in config:
             self.build()
 
     @override
     def configure_model(self) -> None:
-        tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
+        datamodule = getattr(self._trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None)
         if not hasattr(self, "model"):
             if tokenizer is None:
                 raise ValueError("config: expected vocab_size, or a datamodule with a tokenizer; found neither")
             self.build(tokenizer)
-        architecture = getattr(getattr(self._trainer, "datamodule", None), "architecture", self.architecture)
+        architecture = getattr(datamodule, "architecture", self.architecture)
         if architecture != self.architecture:
             raise ValueError(f"expected a datamodule for {self.architecture} models, found one for {architecture} ones")
         words, rows = len(tokenizer or ()), self.model.get_input_embeddings().weight.shape[0]
@@ -97,11 +108,15 @@ class FactLM(LightningModule):
                 "datamodule the model's own: tokenizer=..."
             )
         self._check_tokenizer(tokenizer)
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        check_length = getattr(datamodule, "check_length", None)
+        if positions is not None and check_length is not None:
+            check_length(positions)
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse data whose tokens mean something else than in the model's pretraining."""
         name = self.hparams["model_name_or_path"]
-        if name is None or tokenizer is None or not _has_tokenizer(name):
+        if name is None or tokenizer is None or not has_tokenizer(name):
             return
         pretrained = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if pretrained.get_vocab() != tokenizer.get_vocab():
@@ -124,7 +139,19 @@ class FactLM(LightningModule):
         self.model = auto.from_config(config, trust_remote_code=False)
         if self.hparams["embedding_std"] is not None:
             torch.nn.init.normal_(self.model.get_input_embeddings().weight, std=self.hparams["embedding_std"])
+        if self.hparams["dtype"] not in ("auto", "float32"):  # else the trainer's precision, such as 64-true, decides
+            self.model.to(getattr(torch, self.hparams["dtype"]))
         self.model.train()
+
+    @override
+    def on_fit_start(self) -> None:
+        """Say in which dtype a pretrained model is trained."""
+        if self.hparams["model_name_or_path"] is not None:
+            dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in self.parameters()})
+            stored = f", stored in {self.stored_dtype}" if self.stored_dtype not in ("", *dtypes) else ""
+            rounds = ": steps below 1/512 of a weight are rounded away" if "bfloat16" in dtypes else ""
+            count = sum(weight.numel() for weight in self.parameters())
+            rank_zero_info(f"FactLM: trains {count:,} weights in {' and '.join(dtypes)}{stored}{rounds}")
 
     @property
     def architecture(self) -> Literal["encoder-decoder", "decoder-only"]:
@@ -278,15 +305,6 @@ class FactLM(LightningModule):
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log likelihood of each label, 0 where it is ignored; logits ``[B, S, V]``, labels ``[B, S]``."""
     return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-
-
-def _has_tokenizer(name: str) -> bool:
-    """Return whether a model comes with a tokenizer; without its files, transformers would make one up.
-
-    A model on the hub counts as having one.
-    """
-    folder = Path(name)
-    return not folder.is_dir() or any(any(folder.glob(files)) for files in ("tokenizer*", "vocab*", "*.model"))
 
 
 def _accepted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

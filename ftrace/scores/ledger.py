@@ -9,9 +9,13 @@ It has one row for each interval between refreshes and each query, in nats, posi
     decay         weight decay
     uncovered     changes of parameters that the scores don't cover
     projection    the error that projecting gradients made in ``examples``
+    rounding      steps that were rounded to the dtype of weights in half precision
 
-The last five are the accounts. They are computed independently and add up to ``predicted``. The difference
+The last six are the accounts. They are computed independently and add up to ``predicted``. The difference
 ``actual - predicted`` is due to curvature and stale query gradients.
+
+Tables also have ``right`` and ``next_right``: whether the query was answered right at the interval's start and at its
+end, as the run's :class:`AnswerRecord` says; NaN where that is unknown.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ftrace.files.digests import DamagedError
+from ftrace.scores.answer_record import AnswerRecord
 from ftrace.scores.arrow_arrays import as_numpy
 from ftrace.scores.ledger_tables import ledger_arrays, ledger_html, ledger_table
 from ftrace.scores.names import Names
@@ -36,9 +41,11 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection")
-COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS, "learned")
+ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection", "rounding")
+_ADDED = ("rounding",)  # which ledgers of earlier versions don't have: nothing was booked there
+COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS)
 FILE = "ledger.parquet"
+_LEARNED = "learned"  # ledgers of earlier versions have who was right at each interval's end
 _LEAST_FALL = 0.1  # a net fall below this fraction of all that was gained and lost is not what shares are taken of
 _MOST_MOVED = 2.0  # nor does an account explain what is more than this many times all that was gained and lost
 # An account that moves the queries' losses by more than they moved is not explained by the scores any more.
@@ -52,6 +59,10 @@ _REMEDIES = {
         'Take momentum="exact" if nats matter; rankings suffer less',
     ),
     "uncovered": ("the change of parameters that scores don't cover", 'Cover them: parameters=("*",)'),
+    "rounding": (
+        "what rounding made of the steps of weights in half precision",
+        'Train weights in float32: FactLM(dtype="float32"), or Trainer(precision="bf16-mixed")',
+    ),
     "curvature": (
         "what curvature leaves unexplained",
         'Take integration="trapezoid", and a refresh at more of the steps',
@@ -134,6 +145,7 @@ class Ledger:
         query_ids: ``[Q]`` int64.
         columns: Each of :data:`COLUMNS`, ``[R, Q]`` float64; NaN where a value is unknown.
         names: The queries' names, for tables; default: they are called by their ids.
+        answers: When queries were right, of the same queries; default: nobody knows.
     """
 
     def __init__(
@@ -143,6 +155,7 @@ class Ledger:
         query_ids: np.ndarray,
         columns: Mapping[str, np.ndarray],
         names: Names | None = None,
+        answers: AnswerRecord | None = None,
     ) -> None:
         self.steps = np.asarray(steps, np.int64)
         self.next_steps = np.asarray(next_steps, np.int64)
@@ -150,10 +163,17 @@ class Ledger:
         shape = (len(self.steps), len(self.query_ids))
         self.columns = {name: np.asarray(columns[name], np.float64).reshape(shape) for name in COLUMNS}
         self.names = Names(self.query_ids) if names is None else names
+        nobody = np.zeros((0, len(self.query_ids)), np.int8)
+        self.answers = AnswerRecord(np.zeros(0), self.query_ids, nobody) if answers is None else answers
 
     def __getitem__(self, column: str) -> np.ndarray:
         """Return one column, ``[R, Q]``."""
-        return self.actual if column == "actual" else self.columns[column]
+        return self.tabled()[column]
+
+    def tabled(self) -> dict[str, np.ndarray]:
+        """Return all columns of a table, ``[R, Q]`` each: ``actual``, :data:`COLUMNS`, ``right`` and ``next_right``."""
+        ends = {"right": self.answers.at(self.steps), "next_right": self.answers.at(self.next_steps)}
+        return {"actual": self.actual, **self.columns, **ends}
 
     @property
     def actual(self) -> np.ndarray:
@@ -176,9 +196,11 @@ class Ledger:
         return np.divide(error, booked, out=np.zeros_like(error), where=booked > 0)
 
     def learned_steps(self) -> np.ndarray:
-        """Return the step at the beginning of which each query was first answered correctly, ``[Q]``; -1 if never."""
-        learned = self.columns["learned"] == 1
-        return np.where(learned.any(0), self.next_steps[learned.argmax(0)] if len(self.steps) else -1, -1)
+        """Return the step before which each query was first answered right, ``[Q]``: 0 if before training; -1 if never.
+
+        :attr:`answers` also says what was known before, or forgotten.
+        """
+        return self.answers.first_right_steps()
 
     def summary(self) -> Summary:
         """Summarize what explains the total fall of the queries' losses."""
@@ -214,10 +236,10 @@ class Ledger:
         """Make a table for pandas with a row for each interval and query.
 
         Returns:
-            Columns ``step``, ``next_step``, ``query_id``, ``query_name`` if the queries have names, ``actual`` and each
-            of :data:`COLUMNS`.
+            Columns ``step``, ``next_step``, ``query_id``, ``query_name`` if the queries have names, ``actual``, each of
+            :data:`COLUMNS`, ``right`` and ``next_right``.
         """
-        return ledger_table(self.steps, self.next_steps, self.names, {"actual": self.actual, **self.columns})
+        return ledger_table(self.steps, self.next_steps, self.names, self.tabled())
 
     def to_xarray(self) -> xr.Dataset:
         """Label the ledger for xarray: a variable ``step x query`` for each column.
@@ -225,7 +247,7 @@ class Ledger:
         Raises:
             ImportError: If xarray is not installed.
         """
-        return ledger_arrays(self.steps, self.next_steps, self.names, {"actual": self.actual, **self.columns})
+        return ledger_arrays(self.steps, self.next_steps, self.names, self.tabled())
 
     def __repr__(self) -> str:
         return f"Ledger: {self._size()}\n  {self.summary()}" + "".join(f"\n  {doubt}" for doubt in self.doubts())
@@ -240,7 +262,7 @@ class Ledger:
             summary.shares,
             self.names,
             self.columns,
-            self.learned_steps(),
+            list(self.answers.states().values()),
         )
 
     def _size(self) -> str:
@@ -260,12 +282,13 @@ class Ledger:
         pq.write_table(pa.table(table).replace_schema_metadata({"num_queries": str(queries)}), file)
 
     @classmethod
-    def open(cls, file: Path, names: Names | None = None) -> Ledger:
+    def open(cls, file: Path, names: Names | None = None, answers: AnswerRecord | None = None) -> Ledger:
         """Read a ledger that :meth:`write` has written.
 
         Args:
             file: The file.
             names: As in :class:`Ledger`.
+            answers: As in :class:`Ledger`; default: what ledgers of earlier versions say, of intervals' ends.
 
         Raises:
             DamagedError: If it is missing or damaged.
@@ -273,16 +296,25 @@ class Ledger:
         integers = ("step", "next_step", "query_id")
         try:
             table = pq.read_table(file.absolute())  # a relative one with a colon is taken for a URI
-            for name in (*integers, *COLUMNS):
+            for name in set(_ADDED) - set(table.column_names):
+                known = as_numpy(table.column("projection"))
+                table = table.append_column(name, pa.array(0 * known))  # NaN where there are no accounts
+            has_ends = answers is None and _LEARNED in table.column_names
+            floats = (*COLUMNS, _LEARNED) if has_ends else COLUMNS
+            for name in (*integers, *floats):
                 expected, column = pa.int64() if name in integers else pa.float64(), table.column(name)
                 if column.type != expected or column.null_count:
                     raise ValueError(f"expected {expected} without nulls under {name!r}, found {column.type}")
-            stored = {name: as_numpy(table.column(name)) for name in (*integers, *COLUMNS)}
+            stored = {name: as_numpy(table.column(name)) for name in (*integers, *floats)}
             queries = int(table.schema.metadata[b"num_queries"])
             every = max(1, queries)
             columns = {name: stored[name] for name in COLUMNS}
             steps, next_steps = stored["step"][::every], stored["next_step"][::every]
-            return cls(steps, next_steps, stored["query_id"][:queries], columns, names)
+            query_ids = stored["query_id"][:queries]
+            if has_ends:
+                ends = stored[_LEARNED].reshape(len(steps), len(query_ids))
+                answers = AnswerRecord.of_ends(steps, next_steps, query_ids, ends)
+            return cls(steps, next_steps, query_ids, columns, names, answers)
         except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise DamagedError(f"{str(file)!r} is missing or no ledger ({reason})") from error

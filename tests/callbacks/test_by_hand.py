@@ -172,7 +172,7 @@ class ValueClips(replay.Net):
 
 
 def test_clipping_of_ones_own_that_is_not_linear_is_caught(tmp_path: Path) -> None:
-    with pytest.raises(SelfCheckError, match="Something changes gradients between the backward pass and the step"):
+    with pytest.raises(SelfCheckError, match="Something changed it in between"):
         fit(tmp_path, ValueClips(OPTIMIZERS["adamw"]))
 
 

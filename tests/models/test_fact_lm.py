@@ -267,6 +267,33 @@ def test_a_pretrained_folder_is_loaded(architecture: str, tmp_path: Path) -> Non
     torch.testing.assert_close(loaded.example_losses(batch), source.example_losses(batch))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(None, torch.float32), ("auto", torch.bfloat16), ("float16", torch.float16), ("float64", torch.float64)],
+)
+def test_a_pretrained_model_is_trained_in_the_dtype_that_is_named(
+    dtype: Any, expected: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model("decoder-only").bfloat16().model.save_pretrained(tmp_path / "model")
+    loaded = FactLM(str(tmp_path / "model"), **({} if dtype is None else {"dtype": dtype}))
+    assert {weight.dtype for weight in loaded.parameters()} == {expected}
+    said: list[str] = []
+    monkeypatch.setattr("ftrace.models.fact_lm.rank_zero_info", said.append)
+    loaded.on_fit_start()
+    name, count = str(expected).removeprefix("torch."), sum(weight.numel() for weight in loaded.parameters())
+    assert said[0].startswith(f"FactLM: trains {count:,} weights in {name}")
+    assert ("stored in bfloat16" in said[0]) is (expected != torch.bfloat16)
+    assert ("are rounded away" in said[0]) is (expected == torch.bfloat16)
+
+
+def test_a_model_from_scratch_has_the_dtype_that_is_named() -> None:
+    torch.manual_seed(0)
+    built = FactLM(config={**CONFIGS["decoder-only"], "vocab_size": 32}, dtype="bfloat16")
+    assert {weight.dtype for weight in built.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="dtype: expected one of"):
+        FactLM(config=CONFIGS["decoder-only"], dtype="int8")  # type: ignore[arg-type]
+
+
 def test_architecture_and_vocabulary_must_fit_the_datamodule(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="expected a datamodule for decoder-only models, found one for encoder-decoder"

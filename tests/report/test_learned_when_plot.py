@@ -18,14 +18,18 @@ NONE = Estimate(0.5, np.nan, np.nan)
 def bins(*ceilings: float, estimate: Estimate = NONE, methods: int = 2) -> list[LearnedBin]:
     of_methods = {f"method {number}": LearnedMethod(estimate, 1.0, None) for number in range(methods)}
     first = [*range(5, 5 + 30 * (len(ceilings) - 1), 30), -1]
-    steps = [(step, step + 15 if step >= 0 else -1) for step in first]
-    return [LearnedBin(*step, 7, ceiling, of_methods) for step, ceiling in zip(steps, ceilings, strict=True)]
+    return [
+        LearnedBin("learned", step, step + 15, 7, 1, ceiling, of_methods)
+        if step >= 0
+        else LearnedBin("never", -1, -1, 7, 0, ceiling, of_methods)
+        for step, ceiling in zip(first, ceilings, strict=True)
+    ]
 
 
 def test_every_row_and_bin_is_drawn(tmp_path: Path) -> None:
     file = plot_learned_when(bins(0.9, 0.6, methods=12), tmp_path / "when.svg")
     written = file.read_text()
-    for text in ("5 to 20", "7 queries", "never", "method 0", "method 11", "P@10"):
+    for text in ("5 to 20", "7 queries, 1 forgotten", "never", "method 0", "method 11", "P@10"):
         assert f"<!-- {text}" in written or text in written
     assert [path.name for path in tmp_path.iterdir()] == ["when.svg"]
 

@@ -23,6 +23,7 @@ from ftrace.gradients import (
     Rehearsal,
     UnreadableError,
 )
+from ftrace.online.checks.comparison import reduction
 from ftrace.online.checks.failures import Failures, SelfCheckError
 from ftrace.online.checks.step_check import StepCheck
 from ftrace.online.loop import TrainingLoop
@@ -48,7 +49,7 @@ class RowFinder:
         failures: Where checks report; None without checks.
         strict: Whether a parameter that can't be read is an error; otherwise it is left out.
         seed: For the random choice of what is checked, and when.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
         query_rows: Finds out, or returns None, whose rows are whose in the queries' passes, by their single losses.
         or_else: What the user can do about a parameter that can't be read, instead of leaving it out.
         update_coverage: Called when the set of covered parameters, or the modules they are read off, have changed.
@@ -71,7 +72,7 @@ class RowFinder:
         *,
         strict: bool,
         seed: int,
-        half_precision: bool,
+        eps: float,
         query_rows: Callable[[], LayoutBook | None] = lambda: None,
         or_else: str = "",
         update_coverage: Callable[[], None] = lambda: None,
@@ -85,9 +86,7 @@ class RowFinder:
         self.rehearsed_at: list[int] = []
         self._schedule = RehearsalSchedule(seed)
         self._search = RowSearch(self.trials, self._rehearsal, query_rows)
-        self.step_check = StepCheck(
-            loop, who, failures, torch.Generator().manual_seed(seed), half_precision=half_precision
-        )
+        self.step_check = StepCheck(loop, who, failures, torch.Generator().manual_seed(seed), eps=eps)
         self._watch = RowWatch()
         self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
         self._tried: set[Key] = set()
@@ -297,10 +296,13 @@ class RowFinder:
         covered = {name: named[name] for name in self.capture.coverage.covered}
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
-        gradients, totals = rehearsal.read(unprojected=self._unprojected)
+        projection, unprojected = self.capture.projection, self._unprojected
+        gradients, totals = rehearsal.read(unprojected=unprojected, reduce=reduction(projection))
         self._rereading.reads = rehearsal.reads
-        projection = None if self._unprojected else self.capture.projection
-        if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
+        is_checked = self.step_check.compare(
+            rehearsal, gradients, totals, covered, projection, step, unprojected=unprojected
+        )
+        if not is_checked:
             self._schedule.is_due = True
 
     def _confirm(self, step: int) -> None:

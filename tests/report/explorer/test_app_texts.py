@@ -46,6 +46,7 @@ def test_numbers_read_the_same(page: Page) -> None:
     ]
     shares = [0.0, 1.0, -1.0, 0.9996, -0.9996, 0.0002, -0.0002, 0.0994, -0.042, *map(float, draws.uniform(-1, 1, 40))]
     losses = [0.0, 0.001, 0.02, 0.5, 1.0, 23.64, 9.996, 100.4, *map(float, draws.uniform(0, 30, 40))]
+    scores, largest = [*scores, *scores[1:20]], [*largest, *(abs(score) * 10.0**4 for score in scores[1:20])]
     asked = [[score, most] for score, most in zip(scores, largest, strict=True)]
     assert_same(page.evaluate("(all) => all.map(([score, most]) => scoreText(score, most))", asked),
                 [score_text(score, most) for score, most in zip(scores, largest, strict=True)])  # fmt: skip

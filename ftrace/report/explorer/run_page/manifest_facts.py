@@ -168,6 +168,7 @@ _WORDS: Mapping[str, tuple[str, Callable[[Any, Mapping[str, Any]], str]]] = {
     "accumulate_grad_batches": ("batches accumulated for a step", _if_several),
     "processes": ("processes", _if_several),
     "strategy": ("strategy", lambda name, _: "" if name == "SingleDeviceStrategy" else str(name)),
+    "weights": ("weights", lambda counts, _: ", ".join(f"{count:,} in {dtype}" for dtype, count in counts.items())),
     "query_losses": ("loss of a query", _loss),
     "answers": ("accepted answers", lambda which, _: str(which)),
     "self_check": ("self-check", _self_check),
