@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ftrace.gradients import GradientCapture, PerExampleGradients
 from ftrace.online.batches import batch_ids, load_queries
+from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.queries.query_losses import QueryLosses
@@ -155,6 +156,7 @@ class QueryPass:
         lengths: list[Tensor] = []
         dense: dict[str, list[Tensor]] = {name: [] for name in uncovered}
         module = self.loop.module
+        give_back_freed_memory()
         with self.undisturbed(capture):
             for batch in self.batches:  # kept for the next refresh, so losses get copies that they may change
                 query_ids = self.ids_of(batch)
@@ -177,6 +179,7 @@ class QueryPass:
                 if self.learned is not None:
                     _put_back(begins)
                     learned.append(self._learned_of(self.learned, batch))
+        give_back_freed_memory()
         return Refresh(
             step,
             PerExampleGradients.stack(parts),
