@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ftrace.gradients import PerExampleGradients
+from ftrace.gradients import PerExampleGradients, coarsest_eps, of_passes
 from ftrace.models import FactLM
 
 
@@ -30,10 +30,10 @@ def check_against_autograd(
     total_loss = losses.sum()
     by_autograd = torch.autograd.grad(total_loss, list(named.values()), allow_unused=True)
     norm = torch.stack([grad.norm() for grad in by_autograd if grad is not None] or [total_loss.new_zeros(())]).norm()
+    tolerance = of_passes(coarsest_eps(parameter.dtype for parameter in parameters.values()))
     for name, grad in zip(named, by_autograd, strict=True):
         total = gradients.total(name) if name in gradients.parts else torch.zeros_like(named[name])
         expected = torch.zeros_like(total) if grad is None else grad
-        tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
         if not (total - expected).norm() <= tolerance * (expected.norm() + 1e-3 * norm):
             raise ValueError(
                 f"{what} can't cover {name!r}: the rows' gradients don't sum to the batch's. Something may use it "

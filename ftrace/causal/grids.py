@@ -145,7 +145,7 @@ def run_cells(
             waiting += halves
             continue
         alone = torch.cat([expected[:1], expected[1:][work.samples]])
-        _check_unchanged(measured[: len(alone)], alone, runs.logits.dtype)
+        _check_unchanged(measured[: len(alone)], alone, passes.tolerance)
         for cell, values in zip(work.cells, plan.of_cells(measured), strict=True):
             measures[cell][work.samples] = values
     return measures
@@ -195,17 +195,20 @@ def _by_position(cells: Sequence[Cell]) -> Iterator[tuple[int, list[Cell]]]:
         yield position, list(at_position)
 
 
-def alike(outcomes: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether outcomes that must be the same are, up to the rounding of a model of this dtype."""
-    bound = {torch.float64: 1e-9, torch.float32: 2e-3}.get(dtype, 0.25)
+def alike(outcomes: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Return whether outcomes that must be the same are, given the tolerance of the model's results.
+
+    Logits are some three times as large as their differences, the log probabilities.
+    """
+    bound = 3 * tolerance
     return torch.allclose(outcomes, expected, rtol=bound, atol=bound)
 
 
-def _check_unchanged(measured: Tensor, alone: Tensor, dtype: torch.dtype) -> None:
+def _check_unchanged(measured: Tensor, alone: Tensor, tolerance: float) -> None:
     """Make sure that the clean and the corrupted runs, which are in every growing batch, come out as they did alone."""
     if not (torch.isfinite(measured).all() and torch.isfinite(alone).all()):
         raise ValueError("the model gives numbers that are not finite. Take a larger dtype, or less noise")
-    if not alike(measured, alone, dtype):
+    if not alike(measured, alone, tolerance):
         worst = float((measured - alone).abs().max())
         raise ValueError(
             "the model gives other results for a row when more rows are added to its batch: log-probabilities differ "

@@ -22,6 +22,7 @@ from ftrace.causal.layouts import StackModules
 from ftrace.causal.prefix_cache import joined_caches, prefix_cache, recording_cache
 from ftrace.causal.prompt_trace import Stack
 from ftrace.causal.row_plan import RowPlan
+from ftrace.models import tolerance_of
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Passes:
     Args:
         model: In eval mode.
         stacks: The model's stacks: "decoder" alone, or "encoder" and "decoder".
+
+    Attributes:
+        tolerance: How far results may be apart by rounding, relative to their size.
     """
 
     def __init__(self, model: PreTrainedModel, stacks: Mapping[Stack, StackModules]) -> None:
@@ -101,8 +105,12 @@ class Passes:
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         reading: Stack = "encoder" if self.is_encoder_decoder else "decoder"
         self.reading = stacks[reading]  # the stack whose embedding is corrupted
+        self.tolerance = tolerance_of(model)
         taken = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in taken
+        self._takes_cache_as = (
+            "cache" if "cache" in taken else "past_key_values"
+        )  # its name in transformers before 5.24
 
     @torch.inference_mode()
     def runs(self, inputs: Inputs, corrupted: Tensor, *, keep_cache: bool = False) -> Runs:
@@ -154,8 +162,8 @@ class Passes:
 
     def _read(self, ids: Tensor, outputs: int, cache: Any = None) -> Tensor:
         keep = {"logits_to_keep": outputs} if self._keeps else {}
-        cached = {"past_key_values": cache, "use_cache": cache is not None}
-        logits: Tensor = self.model(input_ids=ids, **cached, **keep).logits
+        cached = {} if cache is None else {self._takes_cache_as: cache}
+        logits: Tensor = self.model(input_ids=ids, use_cache=cache is not None, **cached, **keep).logits
         return logits[:, -outputs:]
 
     def _encode(self, ids: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ftrace.causal.prompt_trace import Stack
 from ftrace.causal.row_plan import RowPlan
 
 _TOKENS, _SUBJECT, _POSITION = 6, (1, 3), 2
+_LEAK = 1e-3  # a share of what was put in that changes no picture, whatever the dtype
 _NOISE = 4.0  # in standard deviations of the embedding: differences must stand out from rounding errors
 _ROUNDING = 3.0  # errors add up as a random walk over layers; the most seen was .65 of a last digit of the state
 
@@ -100,7 +101,7 @@ def _check_stack(passes: Passes, stack: Stack, inputs: Inputs, runs: Runs, posit
             raise
         where = f"{stack}, layer {len(seen) - 1}"
         raise ValueError(f"{where}: it does not run with rows that are added: {error}") from error
-    precision = torch.finfo(next(passes.model.parameters()).dtype).eps
+    eps = passes.tolerance**2
     for birth in range(1, num_layers):
         row = 1 + birth  # after the clean and the corrupted one, in the order of birth
         put = seen[birth][row] - seen[birth][1]
@@ -110,8 +111,8 @@ def _check_stack(passes: Passes, stack: Stack, inputs: Inputs, runs: Runs, posit
         for layer in range(birth + 1, num_layers + 1):
             kept = seen[layer][row] - seen[layer][1]
             change, largest = (kept - put).norm(), torch.maximum(largest, seen[layer][[1, row]].norm(dim=-1).max())
-            rounding = _ROUNDING * precision * math.sqrt(layer - birth) * largest
-            if change > 1e-3 * put.norm() + rounding:
+            rounding = _ROUNDING * eps * math.sqrt(layer - birth) * largest
+            if change > _LEAK * put.norm() + rounding:
                 frozen = ", ".join(modules.modules)
                 raise ValueError(
                     f"{stack}, layer {layer - 1}: with {frozen} frozen at a token, what was put into its state must "

@@ -185,7 +185,7 @@ class CausalTracer:
         for cell, name in known.items():
             expected = of_runs[:1].expand(len(of_runs) - 1, -1) if name == "clean" else of_runs[1:]
             if cell in outcomes:
-                _check_known(cell, name, outcomes[cell], expected, runs[0].logits.dtype)
+                _check_known(cell, name, outcomes[cell], expected, self.passes.tolerance)
             outcomes[cell] = expected
         means = {cell: values.mean(0) for cell, values in outcomes.items()}
         spreads = {cell: _spread(values) for cell, values in outcomes.items()}
@@ -290,8 +290,8 @@ def _outcomes(of_groups: Sequence[Tensor]) -> Tensor:
     return torch.stack([outcomes[name] for name in OUTCOMES], -1)
 
 
-def _check_known(cell: Cell, name: str, outcomes: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    if not alike(outcomes, expected, dtype):
+def _check_known(cell: Cell, name: str, outcomes: Tensor, expected: Tensor, tolerance: float) -> None:
+    if not alike(outcomes, expected, tolerance):
         raise ValueError(
             f"expected the {name} run's outcome with something restored at position {cell.position} from layer "
             f"{cell.birth} on, found one that differs by {float((outcomes - expected).abs().max()):.3g}: tokens see "

@@ -1,5 +1,6 @@
 """The engine: per-example gradients and their products. Pure torch; imports nothing else of ftrace."""
 
+from ftrace.gradients.arriving import Reduce, reduced_gradients
 from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
 from ftrace.gradients.balance import balancing, divided
 from ftrace.gradients.capture import GradientCapture, is_compiled
@@ -8,6 +9,7 @@ from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.graph import kind_of_graph
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
+from ftrace.gradients.learning import learning_weights
 from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest, parameters_option
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
@@ -38,6 +40,7 @@ from ftrace.gradients.projection import ENTRIES, OLD_ENTRIES, Entries, Projectio
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rehearsal import Rehearsal
+from ftrace.gradients.rounding import coarsest_eps, of_noise, of_passes
 from ftrace.gradients.steps import ExchangeError, OnLoss
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
@@ -67,6 +70,7 @@ __all__ = [
     "RankOne",
     "Rates",
     "Recording",
+    "Reduce",
     "Rehearsal",
     "Rows",
     "RunningAutocorrelation",
@@ -77,6 +81,7 @@ __all__ = [
     "balancing",
     "before_step",
     "buffer_of",
+    "coarsest_eps",
     "cosines",
     "divided",
     "find_coverage",
@@ -89,10 +94,13 @@ __all__ = [
     "kind_of_graph",
     "layer_of",
     "learning_rate",
+    "learning_weights",
     "leave_out",
     "match_globs",
     "measured_rates",
     "nearest",
+    "of_noise",
+    "of_passes",
     "of_touched",
     "parameters_option",
     "pool",
@@ -101,6 +109,7 @@ __all__ = [
     "preconditioners_from_optimizer",
     "project",
     "rank_one",
+    "reduced_gradients",
     "scales_elements",
     "times",
     "touched_elements",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients.layouts import Examples, Layout, candidates
+from ftrace.gradients.rounding import coarsest_eps, of_a_pass
 
 UNKNOWN, OUTSIDE, INSIDE, NEITHER = -1, 0, 1, 2
 
@@ -54,7 +55,8 @@ def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False) -> Prints
         bounded: Whether numbers are compressed to a few dozen at most, so that a mask's infinities, or -1e9, don't hide
             the others. Prints are no longer proportional to the tensor then.
     """
-    precision = torch.finfo(tensor.dtype).eps ** 0.8 if tensor.is_floating_point() else 1e-9
+    is_fraction = tensor.is_floating_point() or tensor.is_complex()
+    precision = of_a_pass(coarsest_eps([tensor.dtype if is_fraction else torch.float64]))  # integers are summed in that
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
         last += 1

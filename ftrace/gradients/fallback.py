@@ -36,6 +36,7 @@ from ftrace.gradients.module_state import (
     weight_versions,
 )
 from ftrace.gradients.parts import Dense
+from ftrace.gradients.rounding import coarsest_eps, of_a_layer
 
 
 class Replay:
@@ -198,7 +199,7 @@ class Replay:
                 return False
             finite = expected.isfinite()
             size = torch.where(finite, expected, 0).abs().amax() if expected.numel() else 0.0
-            allowed = torch.finfo(expected.dtype).eps ** 0.7 * size
+            allowed = of_a_layer(coarsest_eps([expected.dtype])) * size
             same = (output == expected) | (output.isnan() & expected.isnan())  # infinities of a mask are
             if not (same | (finite & ((output - expected).abs() <= allowed))).all():
                 return False

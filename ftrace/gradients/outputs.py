@@ -13,6 +13,7 @@ from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout
 from ftrace.gradients.parts import accumulation_dtype
+from ftrace.gradients.rounding import coarsest_eps, of_passes
 from ftrace.gradients.rules import GraphRule, Lookups
 
 # The capture that is running passes of its own, if any: others on the same model must not record them. An id rather
@@ -296,11 +297,11 @@ def _sums_to(rows: Tensor, total: Tensor, rounding: float, largest: Tensor | Non
     """Whether the examples' gradients add up to the total, within rounding of the largest numbers on the way."""
     if not rows.numel():
         return True
-    precision = max(rounding, torch.finfo(total.dtype).eps)
+    eps = max(rounding, coarsest_eps([total.dtype]))
     summed, total = (tensor.to(accumulation_dtype(tensor)) for tensor in (rows.sum(0), total))
-    allowed = precision**0.5 * rows.abs().sum(0).amax()
+    allowed = of_passes(eps) * rows.abs().sum(0).amax()
     if largest is not None:
-        allowed = allowed + 10 * len(rows) * precision * largest
+        allowed = allowed + 10 * len(rows) * eps * largest
     return not bool(((summed - total).abs() > allowed).any())
 
 

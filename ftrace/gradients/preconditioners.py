@@ -149,7 +149,10 @@ def touched_elements(optimizer: str, settings: Mapping[str, Any], state: Mapping
             return state["exp_avg_sq"] > least
         rows, columns = state["exp_avg_sq_row"] > least, state["exp_avg_sq_col"] > least
         return rows.unsqueeze(-1) & columns.unsqueeze(-2)
-    return state["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"] > 0
+    moments = state["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"]
+    if moments.dtype == torch.float16 and "exp_avg" in state:  # squares of small gradients are 0 there
+        return (moments > 0) | (state["exp_avg"] != 0)
+    return moments > 0
 
 
 def times(factor: float | Preconditioner, number: float) -> float | Preconditioner:
@@ -246,7 +249,8 @@ def _scaled(part: Part, factor: RankOne) -> Part:
 def _adam(settings: Mapping[str, Any], state: Mapping[str, Any], axes: int, dtype: torch.dtype) -> Preconditioner:
     moments = state["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"]
     bias = 1 - float(settings["betas"][1]) ** float(state["step"])
-    return Elementwise(1 / (moments.sqrt() / math.sqrt(bias) + float(settings["eps"])))
+    root = moments.sqrt() / math.sqrt(bias) + float(settings["eps"])  # in half precision rounded as the optimizer does
+    return Elementwise(1 / root.to(torch.promote_types(root.dtype, torch.float32)))
 
 
 def _torch_adafactor(

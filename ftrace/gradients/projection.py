@@ -95,6 +95,11 @@ class Projection:
             projection._preconditioners[name] = _composed(self._preconditioners[name], preconditioners[name])
         return projection
 
+    @property
+    def preconditions(self) -> bool:
+        """Whether preconditioners are folded in."""
+        return bool(self._preconditioners)
+
     def shape(self, shape: Sequence[int]) -> torch.Size:
         """Get the shape that gradients of a parameter are projected to."""
         return torch.Size([self.side, self.side] if len(shape) > 1 else [self.side**2])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ftrace.gradients.arriving import Reduce, reduced_gradients
 from ftrace.gradients.capture import GradientCapture
 from ftrace.gradients.evidence import (
     INSIDE,
@@ -317,29 +318,35 @@ class Rehearsal:
 
     # What is read, and what is right
 
-    def read(self, *, unprojected: bool) -> tuple[PerExampleGradients, dict[str, Tensor]]:
+    def read(self, *, unprojected: bool, reduce: Reduce | None = None) -> tuple[PerExampleGradients, dict[str, Tensor]]:
         """Read the examples' gradients off the layers; and by name, get autograd's gradients of all together.
 
         Args:
             unprojected: Read unprojected gradients, although the capture projects.
+            reduce: What autograd's gradients are reduced to, as they arrive; default: they stay as they are.
         """
         self.backwards += 1
         recording = self._start(unprojected=unprojected)
         recording.of_pass.open = set()
         read: list[PerExampleGradients] = []
-        totals = self._differentiate(recording, None, read)
+        totals = self._differentiate(recording, None, read, reduce)
         self.is_complete = not recording.of_pass.open
         self.reads = read
         return PerExampleGradients.sum(read or [recording.gradients()]), totals
 
-    def alone(self, example: int) -> dict[str, Tensor]:
-        """Get autograd's gradients of one example, by name: all others' are cut off at the layers' outputs."""
+    def alone(self, example: int, reduce: Reduce | None = None) -> dict[str, Tensor]:
+        """Get autograd's gradients of one example, by name: all others' are cut off at the layers' outputs.
+
+        Args:
+            example: Its index in the batch.
+            reduce: As :meth:`read` takes it.
+        """
         self.backwards += 1
         recording = self._start(observes=True)
-        return self._differentiate(recording, torch.arange(self.examples.total) == example, [])
+        return self._differentiate(recording, torch.arange(self.examples.total) == example, [], reduce)
 
     def _differentiate(
-        self, recording: Recording, chosen: Tensor | None, read: list[PerExampleGradients]
+        self, recording: Recording, chosen: Tensor | None, read: list[PerExampleGradients], reduce: Reduce | None
     ) -> dict[str, Tensor]:
         """Add up autograd's gradients of the step's losses, by name; append what is read off layers to ``read``."""
         named = dict(self.capture.module.named_parameters())
@@ -350,14 +357,16 @@ class Rehearsal:
             wanted = {name: named[name] for name in self.capture.coverage.covered if named[name].requires_grad}
             recording.of_pass.chosen = chosen
             try:
-                grads = recording.differentiate(loss, list(wanted.values()), retain=keeps)
+                with reduced_gradients(wanted, reduce) as reduced:
+                    grads = recording.differentiate(loss, list(wanted.values()), retain=keeps)
             finally:
                 recording.of_pass.chosen = None
             recording.of_pass.unread.clear()  # which leaves the rehearsal incomplete
             if chosen is None:  # now, while modules that are switched off for this loss still are
                 read.append(recording.gradients())
                 recording.forget_gradients()
-            for name, grad in zip(wanted, grads, strict=True):
+            of_loss = zip(wanted, grads, strict=True) if reduce is None else reduced.items()
+            for name, grad in of_loss:
                 if grad is not None:
                     totals[name] = totals[name] + grad if name in totals else grad
 

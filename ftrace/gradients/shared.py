@@ -23,6 +23,7 @@ from ftrace.gradients.graph import Graph, Slot, follow_known, shape_of, slot_of
 from ftrace.gradients.layout_book import Key, Layouts, Shared
 from ftrace.gradients.layouts import Examples, Layout
 from ftrace.gradients.outputs import Pass, exclusively
+from ftrace.gradients.rounding import coarsest_eps
 
 
 class SharedGradients:
@@ -101,7 +102,7 @@ class SharedGradients:
         given = [grad for n, grad in enumerate(grads) if grad is not None and (n in shared or layouts[n] is not None)]
         if not given:
             return
-        self._pass.rounding = max(self._pass.rounding, *(torch.finfo(grad.dtype).eps for grad in given))
+        self._pass.rounding = max(self._pass.rounding, coarsest_eps(grad.dtype for grad in given))
         targets: dict[int, Slot] = {}
         for index in inputs:
             source, number = node.next_functions[index]

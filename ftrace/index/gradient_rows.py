@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ftrace.gradients import GradientCapture
+from ftrace.gradients import GradientCapture, coarsest_eps, of_passes
 from ftrace.index.features import GradientFeatures
 
 Losses = Callable[[Any, Any], Tensor]
@@ -70,7 +70,7 @@ class GradientRows:
             by_autograd = torch.autograd.grad(total, list(named.values()), allow_unused=True)
         gradients = {name: grad for name, grad in zip(named, by_autograd, strict=True) if grad is not None}
         expected = self.features.row_of(gradients, rows)
-        tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 0.1
+        tolerance = of_passes(coarsest_eps(parameter.dtype for parameter in parameters.values()))
         if not (rows[0] - expected).norm() <= tolerance * (expected.norm() + 1e-3 * rows.norm()):
             raise ValueError(
                 "the gradient that is read off layers for the first row of a batch is not the one that autograd finds "

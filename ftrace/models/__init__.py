@@ -1,6 +1,7 @@
 """LightningModules that learn facts, and the snapshots of their training."""
 
 from ftrace.models.fact_lm import FactLM, Output
+from ftrace.models.rounding import tolerance_of
 from ftrace.models.snapshots import OptimizerState, find_snapshots, load_optimizer_states, load_snapshot
 from ftrace.models.stacked import StackedFactLM
 
@@ -12,4 +13,5 @@ __all__ = [
     "find_snapshots",
     "load_optimizer_states",
     "load_snapshot",
+    "tolerance_of",
 ]

@@ -34,3 +34,14 @@ def load_pretrained(name: str, **settings: Any) -> PreTrainedModel:
             "Take a model with safetensors"
         ) from error
     return model
+
+
+def stored_dtype(name: str) -> str:
+    """Get the name of the dtype in which a pretrained model's weights are stored, as its config says; "" if not.
+
+    Args:
+        name: The hub name or the folder.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    return str(dtype or "").removeprefix("torch.")

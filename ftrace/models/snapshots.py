@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ def find_snapshots(folder: Path) -> list[Path]:
 
 
 def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
-    """Load a snapshot's weights into a module.
+    """Load a snapshot's weights into a module, in the dtypes that they were trained in.
 
     Returns:
         The snapshot's manifest.
@@ -45,8 +46,10 @@ def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
     if unknown:
         raise DamagedError(f"snapshot {str(folder)!r} is damaged: no weights {unknown[0]!r}, which others are tied to")
     extra = {name: state for name, state in module.state_dict().items() if not isinstance(state, Tensor)}
+    state = {**weights, **{name: weights[first] for name, first in tied.items()}}
+    _adopt_dtypes(module, state)
     try:
-        module.load_state_dict({**extra, **weights, **{name: weights[first] for name, first in tied.items()}})
+        module.load_state_dict({**extra, **state})
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         few = " ".join(lines[1:3]).rstrip(".") or lines[0]  # the first only names the class
@@ -54,6 +57,13 @@ def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:
             f"snapshot {str(folder)!r} is of another model: {few:.400}. Name the run that it is of"
         ) from error
     return snapshot.facts
+
+
+def _adopt_dtypes(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Convert a module's parameters and buffers to the dtypes of a state; those of other names stay as they are."""
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if name in state and tensor.dtype != state[name].dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

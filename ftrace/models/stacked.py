@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from ftrace.models.fact_lm import FactLM
+from ftrace.models.rounding import tolerance_of
 
 _MASKS = ("attention_mask", "answer_attention_mask")
 _IDS = ("example_id", "query_id")
-_CLOSE = 1e-3
 
 
 class StackedFactLM:
@@ -94,13 +94,14 @@ class StackedFactLM:
         gradients = self.gradients(examples)
         unchanged = {name: weight[None] for name, weight in self.weights.items()}
         losses = self.losses(unchanged, {name: tensor[None] for name, tensor in queries.items()})[0]
+        tolerance = tolerance_of(self.model)
         right = all(
-            _close([gradients[name][index] for name in self.weights], self._plain_gradient(row))
+            _close([gradients[name][index] for name in self.weights], self._plain_gradient(row), tolerance)
             for index, row in enumerate(_each_row(examples))
         )
         with torch.no_grad():
             plain = torch.cat([self.model.example_losses(row) for row in _each_row(queries)])
-        if not right or not torch.allclose(losses, plain, rtol=_CLOSE, atol=_CLOSE):
+        if not right or not torch.allclose(losses, plain, rtol=tolerance, atol=tolerance):
             raise ValueError(
                 f"{self._name} gives other gradients or losses with many sets of weights at a time than with one: "
                 "expected a T5, GPT-2 or Llama model, or another whose code doesn't look at values in its batches"
@@ -172,7 +173,7 @@ def _each_row(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {name: tensor[row : row + 1] for name, tensor in batch.items()}
 
 
-def _close(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+def _close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
     """Return whether gradients are close as vectors."""
-    error = sum(float((left - right).square().sum()) for left, right in zip(actual, expected, strict=True))
-    return error <= _CLOSE**2 * sum(float(right.square().sum()) for right in expected)
+    error = sum(float((left - right).double().square().sum()) for left, right in zip(actual, expected, strict=True))
+    return error <= tolerance**2 * sum(float(right.double().square().sum()) for right in expected)

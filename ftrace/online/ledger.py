@@ -1,9 +1,10 @@
 """The keeping of the ledger: how each query's loss changed between refreshes, and the accounts that explain it.
 
-Between two refreshes, vectors of the parameters' size are added up: the actual change of the weights, and the parts of
-it that momentum and weight decay caused, computed from the optimizer's own state. At the next refresh they are
-multiplied with the query gradients, all at once. The account of the examples is the sum of their scores. No account is
-computed as the remainder of a total, so a wrong contribution shows in books that don't balance.
+Between two refreshes, vectors of the parameters' size are added up: the parts of the weights' change that momentum,
+weight decay and the rounding of half-precision weights caused, computed from the optimizer's own state; and where query
+gradients are interpolated, the change itself. At the next refresh they are multiplied with the query gradients. The
+account of the examples is the sum of their scores. No account is computed as the remainder of a total, so a wrong
+contribution shows in books that don't balance.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from ftrace.gradients import ParameterStep, Projection, flat_rows
 from ftrace.online.loop import TrainingLoop
+from ftrace.online.number_memory import NumberMemory
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.processes import process_rank, sum_over_processes, unsharded
 from ftrace.online.queries.query_pass import Refresh
-from ftrace.scores import Ledger
+from ftrace.online.weights_at_start import WeightsAtStart, is_half, wide
+from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
 
@@ -37,17 +40,16 @@ class _Vectors:
         self.late: dict[str, Tensor] = {}
 
     def add(self, name: str, vector: Tensor, position: float | None) -> None:
-        """Add one step's vector.
+        """Add one step's vector, whose memory is taken over.
 
         Args:
             name: The parameter.
             vector: The vector, in the parameter's shape.
             position: The number of steps since the refresh, plus 1/2; None if query gradients aren't interpolated.
         """
-        self.sums[name] = self.sums[name].add_(vector) if name in self.sums else vector.clone()
         if position is not None:
-            late = position * vector
-            self.late[name] = self.late[name].add_(late) if name in self.late else late
+            self.late[name] = self.late[name].add_(vector, alpha=position) if name in self.late else position * vector
+        self.sums[name] = self.sums[name].add_(vector) if name in self.sums else vector
 
     def only(self, names: Collection[str]) -> _Vectors:
         """Select the sums of some parameters."""
@@ -71,25 +73,6 @@ class _Vectors:
         return products({name: late / steps for name, late in self.late.items()})
 
 
-class _NumberMemory:
-    """The memory of arrays that stay until training ends: scattered ones would keep the memory around them in use."""
-
-    NUMBERS = 2**22  # so large a block has pages of its own, which are taken as they are written
-
-    def __init__(self) -> None:
-        self._block = np.empty(0)
-        self._used = 0
-
-    def keep(self, values: np.ndarray) -> np.ndarray:
-        """Copy numbers, ``[n]`` float64."""
-        if self._used + len(values) > len(self._block):
-            self._block, self._used = np.zeros(max(self.NUMBERS, len(values))), 0
-        kept = self._block[self._used : self._used + len(values)]
-        kept[:] = values
-        self._used += len(values)
-        return kept
-
-
 class _QueryProducts:
     """Inner products of vectors in the parameters' shapes with the query gradients of one refresh."""
 
@@ -97,13 +80,18 @@ class _QueryProducts:
         self._refresh = refresh
         self._projection = projection
 
-    def __call__(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Sum the inner products over parameters, ``[Q]`` float64."""
+    def __call__(self, vectors: Mapping[str, Tensor], *, are_projected: bool = False) -> Tensor:
+        """Sum the inner products over parameters, ``[Q]`` float64, for vectors of float32 at least.
+
+        Args:
+            vectors: By parameter.
+            are_projected: Whether they are projected already.
+        """
         gradients = self._refresh.gradients
         total = torch.zeros(len(gradients), dtype=torch.float64)
         for name, vector in vectors.items():
             if name in gradients.parts:
-                if self._projection is not None:
+                if self._projection is not None and not are_projected:
                     vector = self._projection.project(name, vector[None])[0]
                 total += gradients.along(name, vector).double().cpu()
         for name, rows in self._refresh.uncovered.items():
@@ -128,10 +116,13 @@ class LedgerKeeper:
 
     Attributes:
         rows: The intervals so far.
+        weights: The weights at the current interval's start, unless query gradients are interpolated.
+        parameters: All trained parameters by name.
         memory: The memory of their numbers.
         steps: The number of steps in the current interval.
-        vectors: The sums over these steps: of the change of weights ("predicted"), of what momentum ("momentum") and
-            weight decay ("decay") made of it, and of the step's gradients as scores see them ("given").
+        vectors: The sums over these steps: of the change of weights if query gradients are interpolated ("predicted"),
+            of what momentum ("momentum"), weight decay ("decay") and the weights' rounding ("rounding") made of it, and
+            of the step's gradients as scores see them ("given").
     """
 
     def __init__(
@@ -151,13 +142,13 @@ class LedgerKeeper:
         self.projection = projection
         self.projects_all = projects_all
         self.rows: list[dict[str, Any]] = []
-        self.memory = _NumberMemory()
+        self.memory = NumberMemory()
         self._start: Refresh | None = None
-        self._weights: dict[str, Tensor] = {}
-        self._parameters: dict[str, nn.Parameter] = {}
+        self.weights = WeightsAtStart(projection if projects_all else None)
+        self.parameters: dict[str, nn.Parameter] = {}
         self._weights_before: dict[str, Tensor] = {}
         self.steps = 0
-        self.vectors = {name: _Vectors() for name in ("predicted", "momentum", "decay", "given")}
+        self.vectors = {name: _Vectors() for name in ("predicted", "momentum", "decay", "rounding", "given")}
         self._decay_buffers: dict[str, Tensor] = {}
         self._given_buffers: dict[str, Tensor] = {}
 
@@ -168,15 +159,16 @@ class LedgerKeeper:
             parameters: All trained parameters by name.
             covered: Names of those that scores cover.
         """
-        self._parameters, self.covered = dict(parameters), covered
+        self.parameters, self.covered = dict(parameters), covered
 
     def before_step(self, optimizer: FollowedOptimizer) -> None:
         """Copy the weights before a step, if its own change is needed rather than the interval's."""
-        decays = any(group.get("weight_decay") for group in optimizer.optimizer.param_groups)
-        if self.trapezoid or (self.accounts and decays):
-            self._weights_before = {n: unsharded(p.detach()).clone() for _, n, p in optimizer.parameters()}
-        else:
-            self._weights_before = {}
+        self._weights_before = {
+            name: unsharded(p.detach()).clone()
+            for group, name, p in optimizer.parameters()
+            if self.trapezoid
+            or (self.accounts and (optimizer.optimizer.param_groups[group].get("weight_decay") or is_half(p.dtype)))
+        }
 
     def after_step(
         self, optimizer: FollowedOptimizer, steps: Mapping[str, ParameterStep], given: Mapping[str, Tensor]
@@ -192,24 +184,54 @@ class LedgerKeeper:
         self.steps += 1
         for _, name, parameter in optimizer.parameters():
             if self.trapezoid:
-                change = self._weights_before[name] - unsharded(parameter.detach())
+                change = wide(self._weights_before[name]) - wide(unsharded(parameter.detach()))
                 self.vectors["predicted"].add(name, change, position)
             if self.accounts and name in steps and name in given:
-                self._add_accounts(name, steps[name], given[name], optimizer.buffer_of(parameter), position)
+                self._add_accounts(name, steps[name], wide(given[name]), optimizer.buffer_of(parameter), position)
+                if is_half(parameter.dtype):
+                    rounds_once = bool(optimizer.group_of(name).get("fused"))
+                    self._add_rounding(
+                        name, steps[name], given[name], optimizer.buffer_of(parameter), rounds_once, position
+                    )
+        self._weights_before = {}
+
+    def _add_rounding(
+        self,
+        name: str,
+        step: ParameterStep,
+        given: Tensor,
+        buffer: Tensor | None,
+        rounds_once: bool,
+        position: float | None,
+    ) -> None:
+        """Add the difference between a step and the same step with its weights rounded to their dtype.
+
+        The step is computed anew, so that a step that wasn't understood isn't taken for rounding.
+        """
+        before = self._weights_before[name]
+        gradient = step.direct * wide(given)
+        if step.added_decay:
+            gradient = gradient + step.direct * step.added_decay * wide(before)
+        if buffer is not None:
+            gradient = gradient + step.from_buffer * (-1.0 if step.rate < 0 else 1.0) * wide(buffer)
+        move, decayed = step.scaled(gradient), wide(before) * (1 - step.decoupled_decay)
+        kept = decayed if rounds_once else wide(decayed.to(before.dtype))  # AdamW decays weights in a step of its own
+        rounded = wide((kept - move).to(before.dtype))
+        self.vectors["rounding"].add(name, (decayed - move) - rounded, position)
 
     def _add_accounts(
         self, name: str, step: ParameterStep, given: Tensor, buffer: Tensor | None, position: float | None
     ) -> None:
-        gradient_buffer = torch.zeros_like(given) if buffer is None else buffer * (-1.0 if step.rate < 0 else 1.0)
+        gradient_buffer = torch.zeros_like(given) if buffer is None else wide(buffer) * (-1.0 if step.rate < 0 else 1.0)
         if step.added_decay:
-            pull = step.added_decay * self._weights_before[name]
+            pull = step.added_decay * wide(self._weights_before[name])
             previous = self._decay_buffers.get(name)
             current = step.gain * pull if previous is None else step.gain * pull + step.decay * previous
             self._decay_buffers[name] = current
             self.vectors["decay"].add(name, step.scaled(step.direct * pull + step.from_buffer * current), position)
             gradient_buffer = gradient_buffer - current
         if step.decoupled_decay:
-            self.vectors["decay"].add(name, step.decoupled_decay * self._weights_before[name], position)
+            self.vectors["decay"].add(name, step.decoupled_decay * wide(self._weights_before[name]), position)
         if self.exact_momentum:
             previous = self._given_buffers.get(name)
             current = step.gain * given if previous is None else step.gain * given + step.decay * previous
@@ -233,12 +255,7 @@ class LedgerKeeper:
         Returns:
             The interval that is being closed; None before the first one.
         """
-        if self._start is None:
-            return None
-        if not self.trapezoid:
-            for name, before in self._weights.items():
-                self.vectors["predicted"].add(name, before - unsharded(self._parameters[name].detach()), None)
-        return Closing(self, self._start, end)
+        return None if self._start is None else Closing(self, self._start, end)
 
     def open(self, start: Refresh, parameters: Mapping[str, nn.Parameter]) -> None:
         """Open an interval.
@@ -248,26 +265,32 @@ class LedgerKeeper:
             parameters: All trained parameters by name.
         """
         self._start = start
-        self._parameters = dict(parameters)
-        self._weights = {} if self.trapezoid else {n: unsharded(p.detach()).clone() for n, p in parameters.items()}
+        self.parameters = dict(parameters)
+        self.weights.take({} if self.trapezoid else parameters, start.uncovered)
         self.steps = 0
         self.vectors = {name: _Vectors() for name in self.vectors}
 
-    def ledger(self, query_ids: np.ndarray) -> Ledger:
-        """Return the ledger so far; queries that were added during training have NaN before that."""
+    def ledger(self, query_ids: np.ndarray, answers: AnswerRecord | None = None) -> Ledger:
+        """Return the ledger so far; queries that were added during training have NaN before that.
+
+        Args:
+            query_ids: ``[Q]``.
+            answers: When they were right.
+        """
         columns = {name: np.full((len(self.rows), len(query_ids)), np.nan) for name in COLUMNS}
         for index, row in enumerate(self.rows):
             for name in COLUMNS:
                 columns[name][index, : len(row[name])] = row[name]
         steps = np.array([row["step"] for row in self.rows], np.int64)
-        return Ledger(steps, np.array([row["next_step"] for row in self.rows], np.int64), query_ids, columns)
+        next_steps = np.array([row["next_step"] for row in self.rows], np.int64)
+        return Ledger(steps, next_steps, query_ids, columns, answers=answers)
 
     def state(self) -> dict[str, Any]:
         """Return all state, as numbers and tensors."""
         return {
             "rows": [{key: _as_tensor(value) for key, value in row.items()} for row in self.rows],
             "steps": self.steps,
-            "weights": self._weights,
+            **self.weights.state(),
             "vectors": {name: [_copied(of_name.sums), _copied(of_name.late)] for name, of_name in self.vectors.items()},
             "decay_buffers": self._decay_buffers,
             "given_buffers": self._given_buffers,
@@ -278,7 +301,7 @@ class LedgerKeeper:
         self.open(start, parameters)
         self.rows = [{key: _as_array(value) for key, value in row.items()} for row in state["rows"]]
         self.steps = state["steps"]
-        self._weights = dict(state["weights"])
+        self.weights.load(state)
         for name, (sums, late) in state["vectors"].items():
             self.vectors[name].sums, self.vectors[name].late = dict(sums), dict(late)
         self._decay_buffers = dict(state["decay_buffers"])
@@ -300,8 +323,15 @@ class Closing:
         changes = keeper.vectors["predicted"]
         uncovered = changes.only([name for name in changes.sums if name not in keeper.covered])
         self._vectors = {**keeper.vectors, "uncovered": uncovered}
-        self._predicted_left = products(changes.sums)
         self._values = {n: vectors.along_start(products, keeper.steps) for n, vectors in self._vectors.items()}
+        if keeper.trapezoid:
+            self._predicted_left = products(changes.sums)
+        else:
+            for name, change, is_projected in keeper.weights.changes(keeper.parameters):
+                along = products({name: change}, are_projected=is_projected)
+                for which in ("predicted", *(() if name in keeper.covered else ("uncovered",))):
+                    self._values[which] += along
+            self._predicted_left = self._values["predicted"]
 
     def finish(self, gained: Tensor, gained_by_given: Tensor | None) -> dict[str, Any]:
         """Add the interval to the ledger.
@@ -328,12 +358,11 @@ class Closing:
             "next_loss": end.losses[:count].numpy(),
             "predicted": self._values["predicted"].numpy(),
             "predicted_left": self._predicted_left.numpy(),
-            "learned": unknown if end.learned is None else end.learned[:count].double().numpy(),
             **dict.fromkeys(ACCOUNTS, unknown),
         }
         if keeper.accounts:
             row["examples"] = sum_over_processes(gained)[:count].cpu().numpy()
-            for name in ("momentum", "decay", "uncovered"):
+            for name in ("momentum", "decay", "uncovered", "rounding"):
                 row[name] = self._values[name].numpy()
             lost = 0 * self._predicted_left
             if gained_by_given is not None:

@@ -204,8 +204,3 @@ class TrainingLoop(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Describe the loop for a manifest: clipping, accumulation, precision, strategy, hyperparameters."""
-
-
-def is_half_precision(loop: TrainingLoop) -> bool:
-    """Whether the loop's passes are in half precision."""
-    return loop.precision not in ("32-true", "64-true")

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
-from ftrace.gradients import full_name
+from ftrace.gradients import coarsest_eps, full_name, of_passes
+from ftrace.online.precision import eps_of_passes, weights_by_dtype
 from ftrace.online.processes import num_processes
 from ftrace.online.traced_run import TracedRun
+from ftrace.online.weights_at_start import is_half
+
+_WEIGHT_OVER_STEP = 1e5
 
 
 def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         "processes": num_processes(),
         "module": full_name(run.loop.module),
         "hyperparameters": hyperparameters,
+        "weights": weights_by_dtype(run.loop.module),
         "query_losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
         "self_check": None if run.failures is None else {"failures": run.failures.problems},
         "rows": run.rows.facts(),
@@ -53,6 +56,9 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         "coverage": run.hooks.training.coverage.as_json(),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
+    answers = run.answers.record(run.queries.ids.numpy())
+    if answers is not None:
+        facts["answers"] = answers.counts()
     if run.ledger is not None:
         ledger = run.ledger.ledger(run.queries.ids.numpy())
         summary = ledger.summary()
@@ -68,10 +74,14 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
 
 
 def _tolerance(run: TracedRun) -> float:
-    """Return the allowed imbalance of the accounts, given that weights are rounded to their precision."""
-    if run.sums.dtype == torch.float64:
-        return 1e-6
-    return 1e-2 if run.loop.precision == "32-true" else 0.1
+    """Return the allowed imbalance of the accounts.
+
+    Gradients round as :func:`of_passes` says. A change of weights, taken as the difference of the weights, has an error
+    of their eps, and weights are some 1e5 times as large as a step; for weights in half precision, that is an account.
+    """
+    dtypes = {p.dtype for p in run.parameters.all().values() if not is_half(p.dtype)}
+    of_weights = max((coarsest_eps([dtype]) for dtype in dtypes), default=0.0)
+    return max(of_passes(eps_of_passes(run.loop)), _WEIGHT_OVER_STEP * of_weights)
 
 
 def _jsonable_numbers(numbers: Mapping[int, float]) -> dict[str, float | None]:

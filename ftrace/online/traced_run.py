@@ -20,8 +20,11 @@ from ftrace.online.ledger import LedgerKeeper
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
+from ftrace.online.precision import eps_of_passes
 from ftrace.online.processes import num_processes
+from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.queries.query_pass import QueryPass, require_shared_parameters
+from ftrace.online.refresh_schedule import RefreshSchedule, typical_interval
 from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
@@ -51,6 +54,7 @@ class TracedRun:
         sums: The scores so far.
         scoring: Computes scores.
         ledger: The ledger; None without one.
+        answers: When queries were right.
         steps: The steps of the optimizers.
         refresher: Refreshes the query gradients.
         rows: Finds out whose rows are whose.
@@ -92,9 +96,10 @@ class TracedRun:
         dtypes = {p.dtype for p in covered.values()}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.sums = ScoreAccumulator(rules.kinds, queries.ids.tolist(), dtype, settings.candidates, make_zeros)
-        batches = settings.refresh_every_n_steps * loop.batches_per_step
+        batches = typical_interval(settings.refresh_every_n_steps) * loop.batches_per_step
         divides = any(optimizer.is_elementwise for optimizer in self.parameters.followed)
-        self.scoring = Scoring(rules, self.sums, list(covered), batches, divides=divides)
+        self.answers = AnswerKeeper()
+        self.scoring = Scoring(rules, self.sums, list(covered), batches, self.answers, divides=divides)
         self.ledger: LedgerKeeper | None = None
         if settings.ledger:
             self.ledger = LedgerKeeper(
@@ -115,8 +120,14 @@ class TracedRun:
             self.parameters,
             self.scoring,
             self.ledger,
+            self.answers,
             self.query_check,
-            every=settings.refresh_every_n_steps,
+            schedule=RefreshSchedule(
+                settings.refresh_every_n_steps,
+                settings.refresh_share,
+                loop.train_loaders.batches / loop.batches_per_step,
+                loop.batches_per_step,
+            ),
             staleness_every=settings.staleness_every,
             work_around=self._work_around_for_queries,
             who=who,
@@ -129,7 +140,7 @@ class TracedRun:
             self.failures,
             strict=settings.strict,
             seed=settings.seed,
-            half_precision=self.parameters.is_half_precision,
+            eps=eps_of_passes(loop),
             query_rows=lambda: self.refresher.rows(self.step),
             or_else=", or go on without with strict=False",
             update_coverage=self._update_coverage,
@@ -187,7 +198,7 @@ class TracedRun:
         unprojected = self.scoring.keeps_examples_unprojected
         self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, unprojected=unprojected)
         if self.refresher.is_due(self.step) or self.refresher.has_new_queries:
-            self.refresher.refresh(self.step)
+            self.refresher.refresh(self.step, len(example_ids))
         self._batch_ids, self._batch_sizes = example_ids, sizes
         self._recordings = [self._start_recording()]
 
@@ -208,7 +219,7 @@ class TracedRun:
         self.rows.before_backward(self._recordings[-1], loss, self.step)
         if self.loop.is_manual:
             if self.refresher.is_due(self.step):  # there may have been steps since the batch began
-                self.refresher.refresh(self.step)
+                self.refresher.refresh(self.step, len(self._batch_ids))
             for optimizer in self.parameters.followed:
                 if optimizer.contributions and not optimizer.has_gradients():  # gradients were set to zero
                     self.steps.discard(optimizer)
@@ -316,7 +327,9 @@ class TracedRun:
             and self.refresher.last_at != self.step
             and (self.ledger is not None or self.scoring.pending)
         ):
-            self.refresher.refresh(self.step)
+            self.refresher.refresh(self.step, len(self._batch_ids))
+        elif self.steps.begun and self.refresher.last_at != self.step:
+            self.refresher.ask(self.step)
         self.scoring.finish()
 
     # State
@@ -342,7 +355,7 @@ class TracedRun:
         self.unfrozen = shared["unfrozen"]
         self.steps.load(shared)
         last = shared["last"]
-        self.scoring.load(states, shared, last.gradients, last.losses)
+        self.scoring.load(states, shared, last.gradients, last.losses, last.lengths)
         self.refresher.load(shared)
         for state in states:
             self.example_names |= state["names"]

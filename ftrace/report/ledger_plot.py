@@ -16,7 +16,8 @@ from ftrace.scores import Ledger
 
 _SURFACES = {  # colours that differ in grey print, too; hatched where greys are near
     "examples": (ACCENT, ""), "predicted": (ACCENT, ""), "momentum": ("#E69F00", "////"), "decay": ("#8c2d04", ""),
-    "uncovered": ("#c9c9c9", ""), "projection": ("#CC79A7", "...."), "curvature": ("#ffffff", "xxxx"),
+    "uncovered": ("#c9c9c9", ""), "projection": ("#CC79A7", "...."),
+    "rounding": ("#56B4E9", "oo"), "curvature": ("#ffffff", "xxxx"),
 }  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
 
     Args:
         file: Path of the picture; its ending determines the format.
-        query_ids: Queries whose losses are drawn; default: six that were learned at different times.
+        query_ids: Queries whose losses are drawn; default: six that were first right at different times.
 
     Returns:
         The path.

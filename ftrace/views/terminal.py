@@ -14,7 +14,6 @@ from ftrace.shown_text import counted, plain
 from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryView, Said
 from ftrace.views.ranking import Place
-from ftrace.views.sources import History
 
 CUT = 400  # characters of a text in a terminal; a pipe gets all of them
 _BOLD, _DIM, _GOOD, _BAD, _DOUBT = "bold", "dim", "green", "red", "yellow"
@@ -103,7 +102,12 @@ def _facts(view: QueryView) -> Table:
     if view.said is not None:
         table.add_row("  the model said", said_text(view.said))
     if view.history is not None:
-        table.add_row("  loss", f"{loss_text(view.history)} nats{_learned_text(view.history)}")
+        known = view.history.answered.state != "unknown"
+        if view.history.losses is not None:
+            said_of_answers = f"; {view.history.answered}" if known else ""
+            table.add_row("  loss", f"{loss_text(view.history.losses)} nats{said_of_answers}")
+        elif known:
+            table.add_row("  training", str(view.history.answered))
     return table
 
 
@@ -119,9 +123,13 @@ def said_text(said: Said) -> Text:
     return text
 
 
-def loss_text(history: History) -> str:
-    """Say how a loss changed, in nats."""
-    return f"{_nats(history.first_loss)} → {_nats(history.last_loss)}"
+def loss_text(losses: tuple[float, float]) -> str:
+    """Say how a loss changed, in nats.
+
+    Args:
+        losses: The first and the last.
+    """
+    return f"{_nats(losses[0])} → {_nats(losses[1])}"
 
 
 def _nats(loss: float) -> str:
@@ -144,15 +152,6 @@ def percent(share: float) -> str:
     if 0.995 <= abs(share) < 1:
         return "<-99%" if share < 0 else ">99%"
     return f"{share:.1%}" if abs(share) < 0.0995 else f"{share:.0%}"
-
-
-def _learned_text(history: History) -> str:
-    if history.learned_step is None:
-        return ""
-    if history.learned_step < 0:
-        return "; never answered right"
-    since = "" if history.right_at_end is not False else ", but not at the end"
-    return f"; first answered right at step {history.learned_step}{since}"
 
 
 def _doubts(columns: Sequence[ColumnView]) -> Iterator[str]:

@@ -90,6 +90,15 @@ def test_a_snapshot_holds_weights_moments_and_rates_of_its_step(tmp_path: Path) 
     assert at_4["optimizers"][0]["groups"][0]["learning_rate"] == pytest.approx(0.01 * 0.5**4)
 
 
+def test_a_snapshot_is_loaded_in_the_dtypes_that_it_was_trained_in(tmp_path: Path) -> None:
+    module = Module().bfloat16()
+    fit(tmp_path, CheckpointSnapshots(tmp_path / "s", steps=[2]), module, max_epochs=1)
+    other = Module()
+    load_snapshot(other, find_snapshots(tmp_path / "s")[-1])
+    assert {weight.dtype for weight in other.parameters()} == {torch.bfloat16}
+    assert other.model.lm_head.weight is other.model.shared.weight
+
+
 @pytest.mark.parametrize(("optimizer", "expected"), [("sgd", None), ("adafactor", "::row_var")])
 def test_other_optimizers(optimizer: str, expected: str | None, tmp_path: Path) -> None:
     fit(tmp_path, CheckpointSnapshots(tmp_path / "s", steps=[2]), Module(optimizer), max_epochs=1)

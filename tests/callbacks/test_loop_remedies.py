@@ -178,7 +178,7 @@ REFUSED = {
         "was unfrozen in a compiled module",
         lambda run, message: run.made(epoch=-len(said(message, "Unfreeze before training"))),
     ),
-    "gradients changed": (Run(ChangesGradients), "Something changes gradients", clipped_by_the_trainer),
+    "gradients changed": (Run(ChangesGradients), "Something changed it in between", clipped_by_the_trainer),
     "update of an unknown optimizer": (
         Run(
             lambda: Own(mean_loss, lambda m: torch.optim.RMSprop(m.parameters(), lr=0.01), net=mlp()),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from ftrace.causal import MEDIATORS, CausalSettings, CausalTracer, Corruption, NoiseSettings
 from ftrace.causal import memory as memory_of_passes
@@ -176,3 +181,30 @@ def test_wrong_answers_are_left_out_with_their_rank() -> None:
     assert rank > 1
     assert (trace.status, trace.rank, trace.reason) == ("wrong", rank, f"the model gives the answer rank {rank}")
     assert not trace.stacks
+
+
+@pytest.mark.parametrize("suffix", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_passed_that_transformers_will_remove(family: str, suffix: bool) -> None:
+    model = FAMILIES[family].build()
+    given = prompt(model, next(iter(FAMILIES[family].stacks)), answers=((5,),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        traced(model, given, window=2, suffix=suffix)
+
+
+class BeforeItWasRenamed(LlamaForCausalLM):
+    """Takes a cache by the name that it had in earlier versions of transformers."""
+
+    def forward(self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool | None = None) -> Any:
+        return super().forward(input_ids, cache=past_key_values, use_cache=use_cache)
+
+
+def test_a_cache_is_passed_by_the_name_that_a_model_gives_it() -> None:
+    model = FAMILIES["llama"].build()
+    given = prompt(model, "decoder", answers=((5,),))
+    expected = traced(model, given, window=2, suffix=True)
+    model.__class__ = BeforeItWasRenamed
+    trace = traced(model, given, window=2, suffix=True)
+    for mediator, grid in expected.stacks["decoder"].restored.items():
+        np.testing.assert_allclose(trace.stacks["decoder"].restored[mediator], grid, rtol=1e-9, atol=1e-12)

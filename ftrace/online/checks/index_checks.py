@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ftrace.gradients import of_passes
 from ftrace.index import GradientFeatures
-from ftrace.online.checks.comparison import rounding_of
+from ftrace.online.checks.comparison import ROUNDINGS, rounding_of
 from ftrace.online.checks.failures import Failures
 from ftrace.online.processes import sum_over_processes
 
@@ -19,13 +20,13 @@ class IndexChecks:
     Args:
         parameters: The parameters that the index covers, by name.
         failures: Where to report.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, *, half_precision: bool) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], failures: Failures, *, eps: float) -> None:
         self.parameters = parameters
         self.failures = failures
-        self.half_precision = half_precision
+        self.eps = eps
         self._wants_sum = False
 
     def begin_segment(self) -> None:
@@ -50,9 +51,10 @@ class IndexChecks:
         here = torch.stack([of_pass.sum(0) for of_pass, _ in rows]).sum(0) if rows else expected * 0
         total = sum_over_processes(here.to(expected))
         rounding = features.row_of(rounding_of(given), like).norm()
-        allowed = (0.1 if self.half_precision else 1e-3) * expected.norm() + 5 * rounding
+        allowed = of_passes(self.eps) * expected.norm() + ROUNDINGS * rounding
         if bool(expected.isfinite().all()) and not (total - expected).norm() <= allowed:
             self.failures.report(
                 f"at step {step} the examples' rows don't sum to the gradient's: off by "
-                f"{float((total - expected).norm() / expected.norm()):.1e} of it"
+                f"{float((total - expected).norm() / expected.norm()):.1e} of it, where rounding explains "
+                f"{float(allowed / expected.norm()):.1e}"
             )

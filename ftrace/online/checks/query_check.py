@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ftrace.gradients import PerExampleGradients, UnreadableError
-from ftrace.online.checks.comparison import Check, compare_gradients
+from ftrace.gradients import PerExampleGradients, Projection, UnreadableError, reduced_gradients
+from ftrace.online.checks.comparison import Check, compare_gradients, projected, projected_all, reduction
 
 
 class QueryCheck(Check):
@@ -24,22 +26,28 @@ class QueryCheck(Check):
         Raises:
             UnreadableError: If parameters are used outside of the layers that they are read off.
         """
-        projection = None if unprojected else self.projection
+        projection = self.projection
+
+        def reading(of_parameter: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+            if not unprojected:
+                return of_parameter
+            return lambda name: projected(name, of_parameter(name), projection)
+
         names = [name for name in gradients.parts if name in self.parameters]
-        expected = self._differentiate(losses.sum(), keep=True)
+        expected, noise = self._differentiate(losses.sum(), projection, keep=True)
         magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in names}
-        totals = {name: gradients.total(name) for name in names}
-        elsewhere = compare_gradients(
-            totals, expected, magnitudes, projection=projection, half_precision=self.half_precision
-        )
+        elsewhere = compare_gradients(names, reading(gradients.total), expected, magnitudes, noise, eps=self.eps)
         if elsewhere:
             raise UnreadableError(f"queries use {elsewhere[0]!r} outside of the layers that it is read off", elsewhere)
         if self._failures is None:
             return
         query = int(torch.randint(len(losses), (1,), generator=self._generator))
-        expected = self._differentiate(losses[query], keep=False)
-        of_query = {name: gradients.dense(name, query, query + 1)[0] for name in names}
-        wrong = compare_gradients(of_query, expected, projection=projection, half_precision=self.half_precision)
+        expected, noise = self._differentiate(losses[query], projection, keep=False)
+
+        def of_query(name: str) -> Tensor:
+            return gradients.dense(name, query, query + 1)[0]
+
+        wrong = compare_gradients(names, reading(of_query), expected, noise=noise, eps=self.eps)
         if wrong:
             self._failures.report(
                 f"the gradient of query {int(query_ids[query])} for {wrong[0]!r}, read off its layers, is not what "
@@ -47,7 +55,14 @@ class QueryCheck(Check):
                 names=wrong,
             )
 
-    def _differentiate(self, loss: Tensor, *, keep: bool) -> dict[str, Tensor]:
+    def _differentiate(
+        self, loss: Tensor, projection: Projection | None, *, keep: bool
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         wanted = {name: p for name, p in self.parameters.items() if p.requires_grad}
-        grads = torch.autograd.grad(loss, list(wanted.values()), retain_graph=keep or None, allow_unused=True)
-        return {name: grad for name, grad in zip(wanted, grads, strict=True) if grad is not None}
+        reduce = reduction(projection)
+        with reduced_gradients(wanted, reduce) as reduced:
+            grads = torch.autograd.grad(loss, list(wanted.values()), retain_graph=keep or None, allow_unused=True)
+        if reduce is not None:
+            return reduced, {}
+        given = {name: grad for name, grad in zip(wanted, grads, strict=True) if grad is not None}
+        return projected_all(given, projection)

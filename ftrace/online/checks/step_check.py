@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import PerExampleGradients, Projection, Rehearsal, UnreadableError
-from ftrace.online.checks.comparison import compare_gradients
+from ftrace.online.checks.comparison import compare_gradients, projected, projected_all, reduction
 from ftrace.online.checks.failures import Failures
 from ftrace.online.loop import TrainingLoop
 
@@ -21,7 +21,7 @@ class StepCheck:
         who: Whose messages these are.
         failures: Where to report; None to check sums only.
         generator: Draws the examples.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
 
     Attributes:
         checked: By parameter that was checked while it had a gradient, the step of the check.
@@ -34,12 +34,12 @@ class StepCheck:
         failures: Failures | None,
         generator: torch.Generator,
         *,
-        half_precision: bool,
+        eps: float,
     ) -> None:
         self.loop = loop
         self.who = who
         self.failures = failures
-        self.half_precision = half_precision
+        self.eps = eps
         self.checked: dict[str, int] = {}
         self._generator = generator
 
@@ -51,16 +51,20 @@ class StepCheck:
         covered: Mapping[str, nn.Parameter],
         projection: Projection | None,
         step: int,
+        *,
+        unprojected: bool,
     ) -> bool:
         """Compare gradients that were read off layers with those that autograd computes.
 
         Args:
             rehearsal: A rehearsal of the step.
             gradients: The gradients that it has read.
-            totals: The gradients that autograd computes for all examples together, by parameter.
+            totals: The gradients that autograd computes for all examples together, by parameter; reduced, if there is
+                a :func:`reduction`.
             covered: The covered parameters by name.
-            projection: The projection of ``gradients``; None if they aren't projected.
+            projection: The projection in which gradients are compared; None if there is none.
             step: The optimizer step.
+            unprojected: Whether ``gradients`` were not projected.
 
         Returns:
             Whether this batch could be checked; if not, another one has to be.
@@ -68,28 +72,47 @@ class StepCheck:
         Raises:
             UnreadableError: If parameters are used outside of the layers that they are read off.
         """
-        read = {name: gradients.total(name) for name in gradients.parts}
+        names = list(gradients.parts)
         if not all(bool(total.isfinite().all()) for total in totals.values()):
             return False
-        magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in read}
-        wrong = compare_gradients(read, totals, magnitudes, projection=projection, half_precision=self.half_precision)
+        magnitudes = {name: float((gradients.square_norms([name]).sum() * len(gradients)).sqrt()) for name in names}
+        to_project = projection if unprojected else None
+        reduce = reduction(projection)
+        expected, noise = (totals, {}) if reduce is not None else projected_all(totals, projection)
+
+        def total(name: str) -> Tensor:
+            return projected(name, gradients.total(name), to_project)
+
+        wrong = compare_gradients(names, total, expected, magnitudes, noise, eps=self.eps)
         if wrong:
             raise _used_elsewhere(wrong, covered)
         if rehearsal.examples.total < 2 or not rehearsal.is_complete:
             return False
         if self.failures is not None:
-            self._compare_alone(rehearsal, gradients, projection, self.failures)
+            self._compare_alone(rehearsal, gradients, projection, self.failures, unprojected=unprojected)
         seen = [name for name, total in totals.items() if bool(total.any())]
         self.checked |= dict.fromkeys((name for name in seen if name not in self.checked), step)
         return True
 
     def _compare_alone(
-        self, rehearsal: Rehearsal, gradients: PerExampleGradients, projection: Projection | None, failures: Failures
+        self,
+        rehearsal: Rehearsal,
+        gradients: PerExampleGradients,
+        projection: Projection | None,
+        failures: Failures,
+        *,
+        unprojected: bool,
     ) -> None:
+        to_project = projection if unprojected else None
+        reduce = reduction(projection)
         for example in torch.randperm(rehearsal.examples.total, generator=self._generator)[:2].tolist():
-            expected = rehearsal.alone(example)
-            read = {name: gradients.dense(name, example, example + 1)[0] for name in gradients.parts}
-            wrong = compare_gradients(read, expected, projection=projection, half_precision=self.half_precision)
+            alone = rehearsal.alone(example, reduce)
+            expected, noise = (alone, {}) if reduce is not None else projected_all(alone, projection)
+
+            def of_example(name: str, example: int = example) -> Tensor:
+                return projected(name, gradients.dense(name, example, example + 1)[0], to_project)
+
+            wrong = compare_gradients(list(gradients.parts), of_example, expected, noise=noise, eps=self.eps)
             if wrong:
                 failures.report(
                     f"the gradient of the batch's example {example} for {wrong[0]!r}, read off its layers, is not what "

@@ -28,11 +28,12 @@ from ftrace.online.checks.failures import Failures
 from ftrace.online.checks.index_checks import IndexChecks
 from ftrace.online.index_writing.segment_schedule import SegmentSchedule
 from ftrace.online.index_writing.segments import SegmentWriter
-from ftrace.online.loop import TrainingLoop, is_half_precision
+from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.clipping import Clipping
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.output_folder import OutputFolder
+from ftrace.online.precision import eps_of_passes
 from ftrace.online.processes import gather_objects, num_processes, process_rank
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
@@ -107,13 +108,11 @@ class IndexRun:
         self._optimizer = FollowedOptimizer(0, loop.optimizers[0], names_by_id, self.names, by_layer=False)
         self._parameters = {name: p for _, name, p in self._optimizer.parameters(covered=True)}
         self._clipping = Clipping(loop)
-        half_precision = is_half_precision(loop)
+        eps = eps_of_passes(loop)
         failures = None
         if settings.self_check:
             failures = Failures(strict=settings.strict, who=who, patterns=capture.coverage.patterns)
-        self._checks = (
-            None if failures is None else IndexChecks(self._parameters, failures, half_precision=half_precision)
-        )
+        self._checks = None if failures is None else IndexChecks(self._parameters, failures, eps=eps)
         self.rows = RowFinder(
             loop,
             capture,
@@ -122,7 +121,7 @@ class IndexRun:
             failures,
             strict=True,
             seed=index.features.seed,
-            half_precision=half_precision,
+            eps=eps,
         )
         self._example_names: dict[int, str] = {}
         self._segment: SegmentWriter | None = None

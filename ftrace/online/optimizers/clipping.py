@@ -52,24 +52,13 @@ class Clipping:
             assert norm is not None
             norm_of_backward = optimizer.norm_of_backward
             self.factor = norm / norm_of_backward if norm_of_backward else 1.0
+        elif self.is_measured or loop.clip_norm <= 0:
+            self.factor = 1.0
         else:
-            self.factor = 1.0 if self.is_measured else clip_factor(loop.clip_norm, norm)
+            self.factor = optimizer.clip_factor(loop.clip_norm, self.gradient_scale)
         return norm
 
     def after_step(self, optimizer: FollowedOptimizer) -> None:
         """Measure the factor of a step that was taken, if it was unknown before."""
         if self.is_measured and optimizer.norm_before_step:
             self.factor = optimizer.gradient_norm() / optimizer.norm_before_step
-
-
-def clip_factor(largest: float, norm: float | None) -> float:
-    """Compute kappa, the factor by which ``torch.nn.utils.clip_grad_norm_`` multiplies a gradient.
-
-    Args:
-        largest: The norm to clip to; 0 or less: no clipping, and ``norm`` isn't needed.
-        norm: The norm of the gradient.
-    """
-    if largest <= 0:
-        return 1.0
-    assert norm is not None
-    return min(1.0, largest / (norm + 1e-6))

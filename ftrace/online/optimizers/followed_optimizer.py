@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ from ftrace.gradients import (
 from ftrace.online.messages import warn
 from ftrace.online.processes import unsharded, unsharded_state
 from ftrace.online.scoring.contributions import Contribution, Share, Shares
+
+_COARSE = (torch.float16, torch.bfloat16)
 
 
 class FollowedOptimizer:
@@ -90,6 +93,10 @@ class FollowedOptimizer:
             if id(p) in self._names and (not covered or self._names[id(p)] in self.covered)
         ]
 
+    def group_of(self, name: str) -> Mapping[str, Any]:
+        """Return the settings of a parameter's group."""
+        return next(self.optimizer.param_groups[group] for group, other, _ in self.parameters() if other == name)
+
     def shares(self) -> Shares:
         """Group its covered parameters by how the next step treats them."""
         shares: dict[Share, list[str]] = {}
@@ -101,8 +108,24 @@ class FollowedOptimizer:
         return shares
 
     def gradient_norm(self) -> float:
-        """Compute the norm of its gradients, over all its parameters."""
-        return float(unsharded(torch.nn.utils.get_total_norm(self._gradients())))
+        """Compute the norm of its gradients, over all its parameters, in float32 or finer."""
+        grads = self._gradients()
+        coarse = [grad for grad in grads if grad.dtype in _COARSE]
+        total = float(unsharded(torch.nn.utils.get_total_norm([grad for grad in grads if grad.dtype not in _COARSE])))
+        norms = [float(unsharded(torch.linalg.vector_norm(grad, dtype=torch.float32))) for grad in coarse]
+        return math.hypot(total, *norms) if coarse else total
+
+    def clip_factor(self, largest: float, scale: float) -> float:
+        """Compute kappa, the factor by which ``torch.nn.utils.clip_grad_norm_`` multiplies its gradients.
+
+        It is computed as there, since in half precision the norm and the factor itself are rounded to a few digits.
+
+        Args:
+            largest: The norm to clip to.
+            scale: The loss scale that is still in the gradients.
+        """
+        norm = unsharded(torch.nn.utils.get_total_norm(self._gradients())) / scale
+        return float(torch.clamp(largest / (norm + 1e-6), max=1.0))
 
     def has_gradients(self) -> bool:
         """Whether any of its gradients is not zero."""

@@ -13,9 +13,10 @@ from ftrace.gradients import Preconditioner
 from ftrace.online.checks.conservation import Conservation
 from ftrace.online.checks.failures import Failures
 from ftrace.online.hooks import Hooks, is_compiled_anywhere, refuse_batch_statistics
-from ftrace.online.loop import TrainingLoop, is_half_precision
+from ftrace.online.loop import TrainingLoop
 from ftrace.online.optimizers.covered_parameters import CoveredParameters
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
+from ftrace.online.precision import eps_of_passes
 from ftrace.online.scoring.rules import ScoringRules
 
 
@@ -84,11 +85,6 @@ class TrainedParameters:
         for check in self.conservation.values():
             check.parameters = {name: p for name, p in check.parameters.items() if name in self.covered.by_name}
 
-    @property
-    def is_half_precision(self) -> bool:
-        """Whether passes run in half precision."""
-        return is_half_precision(self.loop)
-
     def make_check(self, kind: Any, parameters: Mapping[str, nn.Parameter], **settings: Any) -> Any:
         """Make a check of some parameters with this run's settings."""
         return kind(
@@ -97,7 +93,7 @@ class TrainedParameters:
             seed=self.seed,
             projection=self.rules.projection,
             **settings,
-            half_precision=self.is_half_precision,
+            eps=eps_of_passes(self.loop),
         )
 
     def _requiring_gradients(self) -> list[nn.Parameter]:

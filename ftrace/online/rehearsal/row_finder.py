@@ -23,8 +23,10 @@ from ftrace.gradients import (
     Rehearsal,
     UnreadableError,
 )
+from ftrace.online.checks.comparison import reduction
 from ftrace.online.checks.failures import Failures, SelfCheckError
 from ftrace.online.checks.step_check import StepCheck
+from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.processes import any_process, gather_objects, num_processes
 from ftrace.online.rehearsal.exchange import Inputs
@@ -48,7 +50,7 @@ class RowFinder:
         failures: Where checks report; None without checks.
         strict: Whether a parameter that can't be read is an error; otherwise it is left out.
         seed: For the random choice of what is checked, and when.
-        half_precision: Whether passes run in half precision.
+        eps: Of the coarsest dtype that passes go through.
         query_rows: Finds out, or returns None, whose rows are whose in the queries' passes, by their single losses.
         or_else: What the user can do about a parameter that can't be read, instead of leaving it out.
         update_coverage: Called when the set of covered parameters, or the modules they are read off, have changed.
@@ -71,7 +73,7 @@ class RowFinder:
         *,
         strict: bool,
         seed: int,
-        half_precision: bool,
+        eps: float,
         query_rows: Callable[[], LayoutBook | None] = lambda: None,
         or_else: str = "",
         update_coverage: Callable[[], None] = lambda: None,
@@ -85,9 +87,7 @@ class RowFinder:
         self.rehearsed_at: list[int] = []
         self._schedule = RehearsalSchedule(seed)
         self._search = RowSearch(self.trials, self._rehearsal, query_rows)
-        self.step_check = StepCheck(
-            loop, who, failures, torch.Generator().manual_seed(seed), half_precision=half_precision
-        )
+        self.step_check = StepCheck(loop, who, failures, torch.Generator().manual_seed(seed), eps=eps)
         self._watch = RowWatch()
         self._reports = failures or Failures(strict=strict, who=who, patterns=capture.coverage.patterns)
         self._tried: set[Key] = set()
@@ -229,6 +229,7 @@ class RowFinder:
 
     def _rehearse(self, step: int) -> None:
         """Find out whose rows are whose and check, repeatedly until all parameters that remain can be read."""
+        give_back_freed_memory()
         self.rehearsed_at.append(step)
         self._schedule.is_due = False
         changed = False
@@ -243,6 +244,7 @@ class RowFinder:
         self.unreadable.require_nothing_left_out()
         if changed:
             self.update_coverage()
+        give_back_freed_memory()
 
     def _try(self, inputs: list[Inputs], step: int) -> UnreadableError | None:
         """Find out whose rows are whose and check; return what can't be read on any process, or None.
@@ -297,14 +299,18 @@ class RowFinder:
         covered = {name: named[name] for name in self.capture.coverage.covered}
         if any(hasattr(parameter, "full_tensor") for parameter in covered.values()):  # sharded
             return
-        gradients, totals = rehearsal.read(unprojected=self._unprojected)
+        projection, unprojected = self.capture.projection, self._unprojected
+        gradients, totals = rehearsal.read(unprojected=unprojected, reduce=reduction(projection))
         self._rereading.reads = rehearsal.reads
-        projection = None if self._unprojected else self.capture.projection
-        if not self.step_check.compare(rehearsal, gradients, totals, covered, projection, step):
+        is_checked = self.step_check.compare(
+            rehearsal, gradients, totals, covered, projection, step, unprojected=unprojected
+        )
+        if not is_checked:
             self._schedule.is_due = True
 
     def _confirm(self, step: int) -> None:
         """Confirm, by exchanging examples once, that rows are where the book has them."""
+        give_back_freed_memory()
         inputs = self.trials.inputs()
         if self._search.is_turned and len(inputs) == 1:
             inputs = inputs[0].turned() or inputs
@@ -318,6 +324,7 @@ class RowFinder:
                 self._schedule.is_due = True  # the next rehearsal finds out which inputs can be exchanged
         self.trials.step(inputs).finish()
         self.rehearsed_at.append(step)
+        give_back_freed_memory()
         if moved:
             self._report_moved(moved)
 

@@ -81,7 +81,8 @@ def _steps(steps: Any, manifest: Mapping[str, Any]) -> str:
 def _refreshes(every: Any, manifest: Mapping[str, Any]) -> str:
     times = f" ({counted(len(manifest['refreshes']), 'time')})" if "refreshes" in manifest else ""
     failed = f"; {len(manifest['refreshes_failed'])} times in vain" if manifest.get("refreshes_failed") else ""
-    return f"computed anew every {counted(int(every), 'step')}{times}{failed}"
+    rhythm = "as losses moved" if every == "auto" else f"every {counted(int(every), 'step')}"
+    return f"computed anew {rhythm}{times}{failed}"
 
 
 def _optimizers(optimizers: Any, manifest: Mapping[str, Any]) -> str:
@@ -168,6 +169,7 @@ _WORDS: Mapping[str, tuple[str, Callable[[Any, Mapping[str, Any]], str]]] = {
     "accumulate_grad_batches": ("batches accumulated for a step", _if_several),
     "processes": ("processes", _if_several),
     "strategy": ("strategy", lambda name, _: "" if name == "SingleDeviceStrategy" else str(name)),
+    "weights": ("weights", lambda counts, _: ", ".join(f"{count:,} in {dtype}" for dtype, count in counts.items())),
     "query_losses": ("loss of a query", _loss),
     "answers": ("accepted answers", lambda which, _: str(which)),
     "self_check": ("self-check", _self_check),
