@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.scores import EXAMPLE_ID, QUERY_ID, Ledger, ScoreStore, ScoreWriter, Texts
+from ftrace.scores import EXAMPLE_ID, QUERY_ID, AnswerRecord, Ledger, ScoreStore, ScoreWriter, Texts
 from ftrace.scores.ledger import COLUMNS, FILE
 
 METHODS = ("learning", "update", "dot", "bm25")
@@ -82,8 +82,9 @@ def _ledger(generator: np.random.Generator, queries: int) -> Ledger:
     fall = 1 / (1 + np.exp((np.arange(INTERVALS + 1)[:, None] - learned_at) / 3))
     losses = 0.05 + 6 * fall + generator.normal(0, 0.02, fall.shape)
     columns = {name: np.full((INTERVALS, queries), np.nan) for name in COLUMNS}
-    columns |= {"loss": losses[:-1], "next_loss": losses[1:], "learned": fall[1:] < 0.5}
-    return Ledger(steps[:-1], steps[1:], np.arange(queries), columns)
+    columns |= {"loss": losses[:-1], "next_loss": losses[1:]}
+    answers = AnswerRecord(steps, np.arange(queries), fall < 0.5)
+    return Ledger(steps[:-1], steps[1:], np.arange(queries), columns, answers=answers)
 
 
 def _text(generator: np.random.Generator, words: int) -> str:

@@ -63,7 +63,7 @@ class OnlineTracIn(Callback):
             are also kept in parts. Memory grows with the number of parts.
         ledger: Whether to keep the ledger: how each query's loss changed between refreshes, beside what scores explain.
         query_learned: ``(pl_module, batch) -> Tensor[B]`` bool, whether each query is answered right; default: the
-            module's ``learned``, if it has one.
+            module's ``learned``, if it has one. The store records it at each refresh.
         staleness_every: The number of refreshes from one measurement of how much products change at a refresh to the
             next; 0: never.
         id_key: The key of the examples' ids in a batch: int64 ``[B]`` or a list of names.

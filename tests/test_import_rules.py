@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Import nothing of ours, so that every part may import them.
-FOR_ALL = ("renamed", "files", "arguments", "launched_processes", "progress", "shown_text")
+FOR_ALL = ("renamed", "files", "arguments", "launched_processes", "progress", "shown_text", "shown_numbers")
 MAY_IMPORT = {
     **{module: set() for module in FOR_ALL},
     "gradients": set(),

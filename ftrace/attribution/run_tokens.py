@@ -13,7 +13,7 @@ from ftrace.attribution.token_products import TokenProductReader, read_examples
 from ftrace.data import FactData
 from ftrace.models import FactLM
 from ftrace.progress import track
-from ftrace.scores import ExampleTokenScores, Ledger, QueryTokenScores
+from ftrace.scores import NEVER_ASKED, Answered, AnswerRecord, ExampleTokenScores, QueryTokenScores
 
 _NONE = "Scores aren't told token by token"
 _WHAT = (
@@ -56,7 +56,7 @@ class MadeTokens:
 
 def make_tokens(
     run: FinishedRun | None,
-    ledger: Ledger | None,
+    answers: AnswerRecord | None,
     examples: Mapping[int, Sequence[int]],
     *,
     batch_size: int = 16,
@@ -69,7 +69,7 @@ def make_tokens(
 
     Args:
         run: The run; None if there is none.
-        ledger: Of the run's online scores: it knows when each query was first answered right.
+        answers: When each query was answered right, as the run's online scores record it; None: not known.
         examples: By query id, ids of the examples to look at.
         batch_size: The most examples in memory at once.
         device: What to compute on.
@@ -82,7 +82,7 @@ def make_tokens(
     try:
         if not _has_snapshots(run):
             return MadeTokens(reasons=[f"{_NONE}: the run has no snapshots. Train with CheckpointSnapshots"])
-        return _make(run, ledger, examples, batch_size, torch.device(device))
+        return _make(run, answers, examples, batch_size, torch.device(device))
     except (ValueError, OSError) as error:
         return MadeTokens(reasons=[f"{_NONE}: {error}"])
 
@@ -92,13 +92,14 @@ def snapshot_for(learned_step: int | None, snapshots: Sequence[Path]) -> Path:
 
     A fact that has long been learned has hardly any gradient left, and long before it is learned, the gradient is about
     what all facts have in common. So it is the snapshot nearest to the step at which the query was first answered
-    right, the earlier one of two. For a query that never was right, or of which nobody knows, it is the last one.
+    right, the earlier one of two: for a query that was right before training, the snapshot before it. For a query that
+    never was right, or of which nobody knows, it is the last one.
 
     Step 0 counts like any other, and the snapshot's name says so: what products say there, before anything was learned,
     can be no more than how alike the texts are.
 
     Args:
-        learned_step: As :meth:`Ledger.learned_steps` has it, -1 for never; None: not known.
+        learned_step: The step before which it was first right, -1 for never; None: not known.
         snapshots: Folders named "step-..." by their steps, ascending; at least one.
 
     Example:
@@ -120,7 +121,7 @@ def _has_snapshots(run: FinishedRun) -> bool:
 
 def _make(
     run: FinishedRun,
-    ledger: Ledger | None,
+    answers: AnswerRecord | None,
     examples: Mapping[int, Sequence[int]],
     batch_size: int,
     device: torch.device,
@@ -144,8 +145,12 @@ def _make(
             f"{lacking} examples are not told token by token: the run's data has ids from 0 to {count - 1}. Give the "
             "run that the scores are of"
         )
-    steps = {} if ledger is None else dict(zip(ledger.query_ids.tolist(), ledger.learned_steps().tolist(), strict=True))
-    chosen = [(snapshot_for(steps.get(query), run.snapshots), query) for query, of_query in known.items() if of_query]
+    answered = {} if answers is None else answers.states()
+    chosen = [
+        (snapshot_for(answered.get(query, NEVER_ASKED).step, run.snapshots), query)
+        for query, of_query in known.items()
+        if of_query
+    ]
     by_query: dict[int, QueryTokenScores] = {}
     reader, loaded = None, None
     work = sorted(chosen, key=lambda pair: pair[0])
@@ -154,7 +159,8 @@ def _make(
             reader = None  # its memory is needed
             reader, loaded = TokenProductReader(run.model_at(snapshot).to(device)), snapshot
         told, left_out = _of_query(run.data, reader, places[query], known[query], batch_size)
-        note = " ".join([_WHAT, _WHERE[run.data.architecture], _why_there(steps.get(query)), *_told_of(left_out, told)])
+        why = _why_there(answered.get(query, NEVER_ASKED))
+        note = " ".join([_WHAT, _WHERE[run.data.architecture], why, *_told_of(left_out, told)])
         by_query[query] = QueryTokenScores(snapshot.name, note, told)
     return MadeTokens({query: by_query[query] for query in known if query in by_query}, reasons)
 
@@ -178,12 +184,14 @@ def _of_query(
     return examples, left_out
 
 
-def _why_there(learned_step: int | None) -> str:
-    if learned_step is None:
+def _why_there(answered: Answered) -> str:
+    if answered.state == "unknown":
         return "The snapshot is the last."
-    if learned_step < 0:
+    if answered.state == "never":
         return "The snapshot is the last, as the query was never answered right."
-    return f"The snapshot is the nearest to step {learned_step}, where the query was first answered right."
+    if answered.was_known:
+        return f"The snapshot is the nearest to step {answered.first_right}: the query was {answered}."
+    return f"The snapshot is the nearest to step {answered.first_right}, where the query was first answered right."
 
 
 def _told_of(left_out: Mapping[str, float], examples: Sequence[ExampleTokenScores]) -> list[str]:

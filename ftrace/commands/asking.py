@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ftrace.data import FactData, QuestionForm, unknown_words
+from ftrace.data.turns import Turn, with_answer
 from ftrace.evaluation.beam_search import beam_answers, is_right, normalised
 from ftrace.models import FactLM
 from ftrace.models.fact_lm import IGNORED
@@ -64,7 +65,8 @@ class Question:
         self.data = data
         self._counts_forms = answers == "any"
         self.form = QuestionForm.of(data)
-        self.inputs = self.form.inputs(self._without_strange_mark(text))
+        self._text = self._without_strange_mark(text)
+        self.inputs = self.form.inputs(self._text)
         self._check_length()
         self.query = self._same_query()
         if self.query is not None:
@@ -144,7 +146,15 @@ class Question:
         row = {"query_id": 0, "inputs_pretokenized": self.inputs, "answers": answers}
         if self.query is not None and self.is_right(answer):
             row = {**self.query, "query_id": 0}
-        return {**row, "targets_pretokenized": self.form.targets(self.inputs, forms[0])}
+        targets = self.form.targets(self.inputs, forms[0])
+        return {**row, "targets_pretokenized": targets, "turns": self._turns(forms[0])}
+
+    def _turns(self, answer: str) -> list[Turn] | None:
+        """Return the turns of the question with an answer, where the data's rows have turns."""
+        if self.query is None:
+            return self.form.turns(self._text, answer)
+        turns = self.query.get("turns")
+        return None if turns is None else with_answer(turns, answer)
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows as the data set's queries are."""

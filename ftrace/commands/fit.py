@@ -9,6 +9,7 @@ every option in the config overridden, such as ``--trainer.max_epochs 3`` or ``-
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from ftrace.commands.after_training import AfterTraining, trace_run
 from ftrace.commands.endings import run_command, say_kept
 from ftrace.commands.readable_errors import readable
 from ftrace.commands.run_folders import claim_run_folders
+from ftrace.data import FactData
+from ftrace.data.tokenizer import has_tokenizer
 from ftrace.files.whole_files import whole_file
 from ftrace.launched_processes import ending_launched
 from ftrace.named_configs import ConfigFileOrName
@@ -79,6 +82,17 @@ class FactTracingCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--trace", type=AfterTraining | None, default=None, help="What fit does after training.")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Give data without a tokenizer that of the pretrained model; the config that is saved notes it."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        model, data = (config[name].get("init_args") or {} for name in ("model", "data"))
+        name = model.get("model_name_or_path")
+        if name is None or data.get("tokenizer", "") is not None or not _is_fact_data(config["data"]["class_path"]):
+            return
+        if has_tokenizer(name):
+            data["tokenizer"] = name
 
     @override
     def instantiate_classes(self) -> None:
@@ -176,6 +190,12 @@ def _run(args: Sequence[str] | None) -> None:
             args=None if args is None else list(args),
             claims=claims,
         )
+
+
+def _is_fact_data(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None)
+    return isinstance(found, type) and issubclass(found, FactData)
 
 
 def _checkpoints(callback: ModelCheckpoint) -> list[Path]:

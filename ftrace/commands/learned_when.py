@@ -19,7 +19,7 @@ from ftrace.report import plot_learned_when
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments: several stores and kinds without brackets."""
-    add_stores(command, "One of them has a ledger.")
+    add_stores(command, "One of them records when queries were right.")
     command.add_argument("--kinds", nargs="+", type=str, help="Which kinds of scores; default: all.")
     command.add_function_arguments(compare_by_learned_step, skip={"stores", "run", "kinds", "choice", "trust"})
     command.add_class_arguments(QueryChoice)
@@ -45,9 +45,9 @@ def compare_by_learned_step(
     """Compare scores by the step at which queries were learned: online ones, and those of snapshots.
 
     Args:
-        stores: Folders of score stores; one of them has a ledger that knows when queries were right.
+        stores: Folders of score stores; one of them records when queries were right.
         run: The run that they belong to; default: the folder that the first store is in.
-        bins: Into how many bins, of about as many queries each.
+        bins: Into how many bins of queries that were learned, of about as many each.
         kinds: Which kinds of scores; default: all.
         output: Where the numbers go as JSON, and beside it the picture; default: learned_when.json beside the first
             store.

@@ -14,7 +14,7 @@ from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.content.token_content import tokens_maker
 from ftrace.report.explorer.format import Causal, QueryChunk, Tokens
 from ftrace.report.explorer.run_page.run_page import make_run_page
-from ftrace.scores import Ledger
+from ftrace.scores import AnswerRecord
 from ftrace.views import Said, Source, StoreSource
 
 if TYPE_CHECKING:  # it imports torch
@@ -74,22 +74,24 @@ def _tokens_by(
     """
     if not count:
         return None, []
-    made = _made_tokens(run, _ledger(ranked.sources), ranked.strongest(0, count), trust)
+    made = _made_tokens(run, _answers(ranked.sources), ranked.strongest(0, count), trust)
     return tokens_maker(made.by_query, 0), [f"{reason.removesuffix('.')}." for reason in made.reasons]
 
 
-def _made_tokens(run: Path | None, ledger: Ledger | None, examples: dict[int, list[int]], trust: bool) -> MadeTokens:
+def _made_tokens(
+    run: Path | None, answers: AnswerRecord | None, examples: dict[int, list[int]], trust: bool
+) -> MadeTokens:
     from ftrace.attribution import MadeTokens, make_tokens
 
     if run is None:
-        return make_tokens(None, ledger, examples)
+        return make_tokens(None, answers, examples)
     from ftrace.runs import Run
 
     try:
-        return make_tokens(Run(run, trust), ledger, examples)
+        return make_tokens(Run(run, trust), answers, examples)
     except ValueError as error:  # the run of a module that is no FactLM, or isn't trusted
         return MadeTokens(reasons=[f"Scores aren't told token by token: {error}"])
 
 
-def _ledger(sources: Sequence[Source]) -> Ledger | None:
-    return next((s.store.ledger for s in sources if isinstance(s, StoreSource) and s.store.ledger is not None), None)
+def _answers(sources: Sequence[Source]) -> AnswerRecord | None:
+    return next((s.store.answers for s in sources if isinstance(s, StoreSource) and s.store.answers is not None), None)

@@ -51,7 +51,7 @@ def tokenize_continued(
         return [_cut(tokens, [], _first_difference(alone, tokens)) for alone, tokens in pairs]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     columns = zip(texts, prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_cut(tokens, offsets, _border(text, len(prompt), offsets)) for text, prompt, tokens, offsets in columns]
+    return [_cut(tokens, offsets, border(text, len(prompt), offsets)) for text, prompt, tokens, offsets in columns]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -63,8 +63,14 @@ def _first_difference(alone: Sequence[int], tokens: Sequence[int]) -> int:
     return [*same, False].index(False)
 
 
-def _border(text: str, end: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """Return the position of the first token of the text that begins at character ``end``."""
+def border(text: str, end: int, offsets: Sequence[tuple[int, int]]) -> int:
+    """Return the position of the first token of what begins at a character of a text.
+
+    Args:
+        text: The whole text.
+        end: The character.
+        offsets: The half-open range of characters of each token.
+    """
     if not end:
         return 0
     for position, (left, right) in enumerate(offsets):
@@ -73,5 +79,5 @@ def _border(text: str, end: int, offsets: Sequence[tuple[int, int]]) -> int:
     return len(offsets)
 
 
-def _cut(tokens: Sequence[int], offsets: Sequence[tuple[int, int]], border: int) -> ContinuedText:
-    return ContinuedText(list(tokens[:border]), list(tokens[border:]), list(offsets))
+def _cut(tokens: Sequence[int], offsets: Sequence[tuple[int, int]], begin: int) -> ContinuedText:
+    return ContinuedText(list(tokens[:begin]), list(tokens[begin:]), list(offsets))

@@ -21,9 +21,9 @@ from ftrace.progress import track
 class FactCorpus(FactData):
     """Data module of your own training rows and queries, from JSON-lines, JSON or Parquet files; see docs/data.md.
 
-    Rows have ``inputs`` and ``targets`` (a masked sentence and its answers, or a beginning and its end), or ``text``
-    alone, all of which a decoder-only model learns. ``facts`` of rows and ``fact`` of queries, or a query's
-    ``proponents``, are needed for evaluation only.
+    Rows have ``inputs`` and ``targets`` (a masked sentence and its answers, or a beginning and its end), ``messages``
+    or ``prompt`` and ``completion`` as TRL has them, or ``text`` alone, all of which a decoder-only model learns.
+    ``facts`` of rows and ``fact`` of queries, or a query's ``proponents``, are needed for evaluation only.
 
     Args:
         train: Files of training rows, one or several.
@@ -61,6 +61,11 @@ class FactCorpus(FactData):
             raise ValueError(
                 f'{manifest["first_row_of_text"]}: expected "inputs" and "targets", which an encoder-decoder model '
                 'needs, found "text" alone. Name them, or take a decoder-only model'
+            )
+        if self.architecture == "encoder-decoder" and manifest.get("first_row_of_chat"):
+            raise ValueError(
+                f"{manifest['first_row_of_chat']}: expected texts, which an encoder-decoder model needs, found "
+                "messages. Write them as inputs and targets, or take a decoder-only model"
             )
         rank_zero_info(
             f"{manifest['num_train']:,} training rows, {manifest['num_queries']:,} queries; "

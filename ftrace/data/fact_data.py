@@ -10,25 +10,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from ftrace.arguments import Count, Name, Positive, Seed, checked
-from ftrace.data.collators import Architecture, make_collator
+from ftrace.arguments.kinds import Within
+from ftrace.data.collators import Architecture, TextCollator, make_collator
 from ftrace.data.data_folder import MANIFEST
 from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.fact_keys import FactParts
+from ftrace.data.lengths import limit_of_model
 from ftrace.data.mapped_tables import MappedTables
-from ftrace.data.tokenizer import check_tokenizer, save_tokenizer, train_word_tokenizer
+from ftrace.data.row_lengths import RowLengths
+from ftrace.data.tokenizer import check_tokenizer, has_tokenizer, save_tokenizer, train_word_tokenizer
 from ftrace.files.claims import claimed
 from ftrace.files.manifests import DIGEST, read_json
 from ftrace.files.whole_files import whole_folder
@@ -44,13 +48,17 @@ class FactDataSettings:
     Args:
         data_dir: Where the data is kept once it is made, in a folder named by the hash of what it is made from.
         architecture: "encoder-decoder" or "decoder-only", as the model is.
-        tokenizer: Name or folder of a pretrained tokenizer; None learns one token a word from the data.
+        tokenizer: Name or folder of a pretrained tokenizer; None takes that of the pretrained model that is trained, or
+            else learns one token a word from the data.
         split_hyphens: Whether a learned tokenizer makes the parts of a hyphenated word tokens of their own.
         batch_size: Rows of a training batch.
         query_batch_size: Queries of a query batch.
         num_workers: Processes that load training batches.
         num_queries: How many queries to trace, drawn at random; None traces all.
         query_seed: Seed of that draw.
+        max_length: How many tokens a row keeps, of each of inputs and targets for an encoder-decoder; None keeps as
+            many as the pretrained model takes: the smaller of the tokenizer's ``model_max_length`` and the config's
+            ``max_position_embeddings``.
 
     Raises:
         ValueError: If ``num_queries`` is out of range.
@@ -65,6 +73,7 @@ class FactDataSettings:
     num_workers: Count = 0
     num_queries: Positive | None = None
     query_seed: Seed = 0
+    max_length: Annotated[int, Within(2)] | None = None
 
 
 class FactData(LightningDataModule):
@@ -140,16 +149,20 @@ class FactData(LightningDataModule):
                     save_tokenizer(learned, temporary)
 
     def _lacks_tokenizer(self) -> bool:
-        return self.settings.tokenizer is None and not self._learned_tokenizer.exists()
+        return self.pretrained_tokenizer is None and not self._learned_tokenizer.exists()
 
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.tokenizer is None:
-            if self.settings.tokenizer is None:
+            if self.pretrained_tokenizer is None:
                 check_tokenizer(self._learned_tokenizer)
             self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
+            # What is too long is cut, and said below; this would say that the model fails.
+            self.tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
             self.train_rows = self._tables.open("train")
             self.query_rows = self._drawn(self._tables.open("queries"))
+            for line in self._lengths.described():
+                rank_zero_info(line)
 
     @override
     def train_dataloader(self) -> DataLoader:
@@ -266,9 +279,43 @@ class FactData(LightningDataModule):
         return hashlib.sha256(json.dumps([self.data_path.name, described, *sizes]).encode()).hexdigest()[:16]
 
     @property
+    def pretrained_tokenizer(self) -> str | None:
+        """Name or folder of the pretrained tokenizer: as in the settings, or the trained model's; None learns one."""
+        if self.settings.tokenizer is not None or self.trainer is None:
+            return self.settings.tokenizer
+        module = getattr(self.trainer, "lightning_module", None)  # Lightning knows it before it asks for data
+        name = module.hparams.get("model_name_or_path") if module is not None else None
+        return name if name is not None and has_tokenizer(name) else None
+
+    @property
     def tokenizer_source(self) -> str:
         """Name or folder of the tokenizer: the pretrained one, or the one that was learned from the data."""
-        return self.settings.tokenizer or str(self._learned_tokenizer)
+        return self.pretrained_tokenizer or str(self._learned_tokenizer)
+
+    @cached_property
+    def _lengths(self) -> RowLengths:
+        """How long the rows are and may be, once :meth:`setup` has run."""
+        assert self.tokenizer is not None
+        limit, who = self.settings.max_length, "max_length"
+        if limit is None and self.pretrained_tokenizer is not None:
+            limit, who = limit_of_model(self.tokenizer, self.pretrained_tokenizer)
+        return RowLengths(self.train_rows, self.query_rows, self._collator(None), limit, who)
+
+    def check_length(self, positions: int) -> None:
+        """Refuse rows that are longer than a model takes.
+
+        Args:
+            positions: How many tokens it has positions for.
+
+        Raises:
+            ValueError: If :attr:`settings` let longer rows through, and there are some.
+        """
+        self._lengths.check(positions)
+
+    def _collator(self, max_length: int | None) -> TextCollator:
+        assert self.tokenizer is not None
+        several = self.has_several_answers
+        return make_collator(self.tokenizer, self.architecture, several_answers=several, max_length=max_length)
 
     @property
     def _learned_tokenizer(self) -> Path:
@@ -282,7 +329,7 @@ class FactData(LightningDataModule):
             batch_size=batch_size,
             shuffle=shuffle,
             num_workers=self.settings.num_workers if shuffle else 0,
-            collate_fn=make_collator(self.tokenizer, self.architecture, several_answers=self.has_several_answers),
+            collate_fn=self._collator(self._lengths.longest),
         )
 
     def _drawn(self, queries: datasets.Dataset) -> datasets.Dataset:

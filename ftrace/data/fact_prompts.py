@@ -33,6 +33,9 @@ class FactPrompt:
         query_id: Id of the query that the prompt was made from, if any.
         targets: That query's target text: a model that was trained on such rows answers in its form, with or without a
             sentinel.
+        seam: What stands between the text and an answer, if that doesn't follow by a space alone, as in chats and
+            prompts with completions; None: a space, unless there is one.
+        is_chat: Whether the text is rendered in a chat template, with all special tokens.
     """
 
     name: Name
@@ -44,6 +47,8 @@ class FactPrompt:
     fact: str | None = None
     query_id: int | None = None
     targets: str | None = None
+    seam: str | None = None
+    is_chat: bool = False
 
 
 @checked

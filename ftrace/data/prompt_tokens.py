@@ -153,6 +153,10 @@ def _texts_to_score(prompt: FactPrompt) -> list[str]:
 def _pieces(
     prompt: FactPrompt, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], has_decoder: bool, as_trained: bool
 ) -> _Pieces:
+    if prompt.seam is not None:
+        begin = [] if prompt.is_chat else DecoderOnlyCollator(tokenizer).begin
+        rests = [answer if not answer[:1].strip() else prompt.seam + answer for answer in answers]
+        return _continue(prompt.prompt, begin, tokenizer, answers, rests)
     mask = SENTINEL.search(prompt.prompt)
     sentinel, text = mask.group() if mask else "", prompt.prompt
     if as_trained and prompt.targets is not None:
@@ -170,7 +174,7 @@ def _as_trained(
     """Tokenize in the form of the collators."""
     collate = make_collator(tokenizer, "encoder-decoder" if has_decoder else "decoder-only")
     if isinstance(collate, DecoderOnlyCollator) and not sentinel:
-        return _continue(text, collate.begin, tokenizer, answers)
+        return _continue(text, collate.begin, tokenizer, answers, [continuation(text, answer) for answer in answers])
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     rests = [f" {answer}" if sentinel else answer for answer in answers]
@@ -199,12 +203,15 @@ def _fill_in(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answe
 def _go_on(text: str, sentinel: str, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
     """Tokenize for a pretrained decoder-only model, which continues the text."""
     given = list(tokenizer(text)["input_ids"])
-    return _continue(text, given[: _front(given, _tokens(tokenizer, text), text)], tokenizer, answers)
+    begin = given[: _front(given, _tokens(tokenizer, text), text)]
+    return _continue(text, begin, tokenizer, answers, [continuation(text, answer) for answer in answers])
 
 
-def _continue(text: str, begin: Sequence[int], tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> _Pieces:
-    """Tokenize a text with the answers that continue it, after the tokens that texts begin with."""
-    before, of_answers = _split(tokenizer, text, [continuation(text, answer) for answer in answers], answers)
+def _continue(
+    text: str, begin: Sequence[int], tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], rests: Sequence[str]
+) -> _Pieces:
+    """Tokenize a text with what follows it for each answer, after the tokens that texts begin with."""
+    before, of_answers = _split(tokenizer, text, rests, answers)
     count = len(before.given)
     left = before.offsets[count][0] if count < len(before.offsets) else math.inf
     return _Pieces(text, len(begin), before.offsets[:count], left, [*begin, *before.given], [], of_answers)

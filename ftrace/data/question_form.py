@@ -1,7 +1,8 @@
 """The form in which a data set asks: how a question that a person types becomes the input that a model was trained on.
 
-Three things are read off the training rows themselves, so that nothing has to be configured: whether a mask stands for
-the answer, with which mark sentences end, and whether rows are turns of a chat in the tokenizer's template.
+Four things are read off the training rows themselves, so that nothing has to be configured: whether a mask stands for
+the answer, with which mark sentences end, whether rows are messages, or texts in the tokenizer's chat template, and
+what is between a prompt and its completion.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftrace.data.fact_data import FactData
 from ftrace.data.text import SENTINEL, fill_in, split_sentinel
+from ftrace.data.turns import ASSISTANT, Turn, is_chat, readable, seam
 
 _SAMPLE = 1000  # training rows that are looked at
 _MASK = "<extra_id_0>"
@@ -41,6 +43,8 @@ class QuestionForm:
         after: What they have between the user's words and the answer.
         after_answer: What they have after the answer.
         answers_end: Whether an answer ends with the end of the sequence. In rows that are texts as a whole, it doesn't.
+        system: What the system says first in rows that are messages; empty if nothing; None if rows are no messages.
+        seam: The space between a prompt and its completion; None if rows are none.
     """
 
     has_masks: bool = False
@@ -49,6 +53,8 @@ class QuestionForm:
     after: str = ""
     after_answer: str = ""
     answers_end: bool = True
+    system: str | None = None
+    seam: str | None = None
 
     @staticmethod
     def of(data: FactData) -> QuestionForm:
@@ -59,6 +65,9 @@ class QuestionForm:
         """
         assert data.tokenizer is not None
         sample = data.train_rows[:_SAMPLE]
+        of_turns = _turns_form([turns for turns in sample.get("turns", []) if turns is not None])
+        if of_turns is not None and _most(turns is not None for turns in sample["turns"]):
+            return of_turns
         pairs = list(zip(sample["inputs_pretokenized"], sample["targets_pretokenized"], strict=True))
         chat = _chat_form(data.tokenizer, [fill_in(*pair) for pair in pairs])
         if chat is not None:
@@ -98,6 +107,8 @@ class QuestionForm:
         text = question.strip()
         if not SENTINEL.sub("", _BLANK.sub("", text)).strip():
             raise ValueError(f"question: expected words, found {question!r}")
+        if self.system is not None:
+            return readable(self._turns(text, "answer"))[0]
         if self.is_chat:
             return text if self.after.strip() and self.after.strip() in text else f"{self.before}{text}{self.after}"
         blanks = [match.span() for match in _BLANK.finditer(text)]
@@ -105,6 +116,24 @@ class QuestionForm:
         if count > 1:
             raise ValueError(f"question: expected one blank, found {count} in {question!r:.200}. Ask for one at a time")
         return self._with_mask(text, blanks) if self.has_masks else self._begun(text, blanks)
+
+    def turns(self, question: str, answer: str) -> list[Turn] | None:
+        """Write a question and its answer as turns; None where rows have none.
+
+        Args:
+            question: As a person typed it.
+            answer: The answer alone.
+        """
+        if self.system is None and self.seam is None:
+            return None
+        return self._turns(question.strip() if self.system is not None else self.inputs(question), answer)
+
+    def _turns(self, text: str, answer: str) -> list[Turn]:
+        role, of_answer = (None, None) if self.system is None else ("user", ASSISTANT)
+        asked = [Turn(role=role, content=text, counts=False)]
+        if self.system:
+            asked.insert(0, Turn(role="system", content=self.system, counts=False))
+        return [*asked, Turn(role=of_answer, content=f"{self.seam or ''}{answer}", counts=True)]
 
     def _with_mask(self, text: str, blanks: Sequence[tuple[int, int]]) -> str:
         if SENTINEL.search(text):
@@ -180,6 +209,17 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, li
 def _nearest(word: str, known: Sequence[str]) -> list[str]:
     same = [other for other in known if other.casefold() == word.casefold()]
     return same[:_SUGGESTIONS] or difflib.get_close_matches(word, known, _SUGGESTIONS)
+
+
+def _turns_form(rows: Sequence[Sequence[Turn]]) -> QuestionForm | None:
+    """Return the form of most rows that have turns."""
+    if not rows:
+        return None
+    if not _most(is_chat(turns) for turns in rows):
+        seams = Counter(seam(turns) for turns in rows if not is_chat(turns))
+        return QuestionForm(seam=seams.most_common(1)[0][0])
+    first = Counter(turns[0]["content"] if turns[0]["role"] == "system" else "" for turns in rows)
+    return QuestionForm(system=first.most_common(1)[0][0])
 
 
 def _closing(inputs: str) -> str:

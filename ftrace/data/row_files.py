@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +124,38 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
 
 
-def write_rows(file: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_rows(file: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], optional: str | None = None) -> int:
     """Write rows to a Parquet file, chunk by chunk.
+
+    Args:
+        file: The file.
+        schema: All columns.
+        rows: The rows, with a value for each.
+        optional: A column that is left out if no row has a value in it.
 
     Returns:
         The number of rows.
     """
     count = 0
     iterator = iter(rows)
-    with pq.ParquetWriter(file, schema) as writer:
-        while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
-            columns = {name: [row[name] for row in chunk] for name in schema.names}
-            writer.write_table(pa.table(columns, schema=schema))
-            count += len(chunk)
-    return count
+    left_out = optional
+    while True:
+        kept = schema if left_out is None else schema.remove(schema.get_field_index(left_out))
+        begun = [] if not count else [pq.read_table(file)]
+        with pq.ParquetWriter(file, kept) as writer:
+            for table in begun:  # without the column that is needed now
+                writer.write_table(
+                    table.append_column(schema.field(optional), pa.nulls(count, schema.field(optional).type))
+                )
+            while chunk := list(islice(iterator, ROWS_PER_CHUNK)):
+                if left_out is not None and any(row[left_out] is not None for row in chunk):
+                    iterator, left_out = chain(chunk, iterator), None
+                    break
+                columns = {name: [row[name] for row in chunk] for name in kept.names}
+                writer.write_table(pa.table(columns, schema=kept))
+                count += len(chunk)
+            else:
+                return count
 
 
 def hash_of_files(files: Sequence[Path], *words: str) -> str:

@@ -79,3 +79,13 @@ def check_tokenizer(folder: Path) -> None:
             files.check(name)
     except (OSError, DamagedError) as error:
         raise DamagedError(f"{error}. Delete {str(folder)!r}, and the same tokenizer is learned again") from error
+
+
+def has_tokenizer(name: str) -> bool:
+    """Return whether a model comes with a tokenizer; without its files, transformers would make one up.
+
+    Args:
+        name: The model's folder, or its name on the hub, where it counts as having one.
+    """
+    folder = Path(name)
+    return not folder.is_dir() or any(any(folder.glob(files)) for files in ("tokenizer*", "vocab*", "*.model"))

@@ -40,9 +40,10 @@ def beam_answers(
     """Generate the most likely answers to each query.
 
     Answers are ranked by their whole probability, without a length penalty. An answer ends with the end of the sequence
-    or, where training rows have several answers, with the token that begins the next one; its probability is the sum
-    over both ends. Queries share a batch only if their answers end alike and, in a decoder-only model, the prompts are
-    equally long; so no answer depends on the other queries of its batch.
+    (in a chat, the special token that ends a turn) or, where training rows have several answers, with the token that
+    begins the next one; its probability is the sum over both ends. Queries share a batch only if their answers end
+    alike and, in a decoder-only model, the prompts are equally long; so no answer depends on the other queries of its
+    batch.
 
     Args:
         model: The model, in eval mode.
@@ -60,8 +61,7 @@ def beam_answers(
         "return_dict_in_generate": True, "output_scores": True,
     }  # fmt: skip
     answers: list[list[Answer]] = [[] for _ in batch["labels"]]
-    for rows, inputs, others in _groups(model, batch, beams, max_new_tokens):
-        ends = [int(tokenizer.eos_token_id), *others]
+    for rows, inputs, ends in _groups(model, batch, beams, max_new_tokens, tokenizer):
         count = max(2, beams * len(ends))  # an answer may occur once with each end; a single beam has no probability
         out = model.model.generate(**inputs, **settings, num_beams=count, num_return_sequences=count, eos_token_id=ends)
         prompt_length = 1 if model.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -70,14 +70,14 @@ def beam_answers(
         every = [_answer(*pair, tokenizer, ends) for pair in zip(sequences, log_probabilities, strict=True)]
         for index, row in enumerate(rows):
             of_row = every[index * count : (index + 1) * count]
-            answers[row] = _merged(of_row, beams) if others else of_row[:beams]
+            answers[row] = _merged(of_row, beams) if len(ends) > 1 else of_row[:beams]
     return answers
 
 
 def _groups(
-    model: FactLM, batch: Mapping[str, Tensor], beams: int, max_new_tokens: int
-) -> Iterator[tuple[list[int], dict[str, Tensor], tuple[int, ...]]]:
-    """Yield rows that can share a batch, their inputs, and the tokens that end their answers besides the usual one.
+    model: FactLM, batch: Mapping[str, Tensor], beams: int, max_new_tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], dict[str, Tensor], list[int]]]:
+    """Yield rows that can share a batch, their inputs, and the tokens that end their answers.
 
     All logits of a search are kept, for the probabilities, so there are few rows in a batch where they would be large.
     """
@@ -85,13 +85,15 @@ def _groups(
     lengths = [0] * len(rows)
     if not model.model.config.is_encoder_decoder:
         lengths = (batch["labels"] != IGNORED).int().argmax(1).tolist()
-    ends: list[tuple[int, ...]] = [()] * len(rows)
+    ends = [(end,) for end in _ends(batch["labels"], tokenizer)]
     if "answer_other_end" in batch:
-        other_ends = batch["answer_other_end"].tolist()
-        ends = [tuple(sorted({token for token in of_row if token != IGNORED})) for of_row in other_ends]
-    for length, others in sorted(set(zip(lengths, ends, strict=True))):
-        alike = [row for row in rows if (lengths[row], ends[row]) == (length, others)]
-        row_bytes = 4 * model.model.config.vocab_size * beams * (1 + len(others)) * max_new_tokens
+        others = [
+            sorted({token for token in of_row if token != IGNORED}) for of_row in batch["answer_other_end"].tolist()
+        ]
+        ends = [(*end, *of_row) for end, of_row in zip(ends, others, strict=True)]
+    for length, of_group in sorted(set(zip(lengths, ends, strict=True))):
+        alike = [row for row in rows if (lengths[row], ends[row]) == (length, of_group)]
+        row_bytes = 4 * model.model.config.vocab_size * beams * len(of_group) * max_new_tokens
         most = max(1, _LOGIT_BYTES // row_bytes)
         for start in range(0, len(alike), most):
             group = alike[start : start + most]
@@ -100,7 +102,14 @@ def _groups(
             else:
                 prompts = batch["input_ids"][group, :length]
                 inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
-            yield group, inputs, others
+            yield group, inputs, list(of_group)
+
+
+def _ends(labels: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token that ends each query's answer: the end of the sequence, or of a turn of a chat."""
+    known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
+    last = [int(of_row[of_row != IGNORED][-1]) for of_row in labels]
+    return [token if token in known else int(tokenizer.eos_token_id) for token in last]
 
 
 def _answer(

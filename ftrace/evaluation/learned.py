@@ -44,8 +44,16 @@ class LearnedQueries:
     key: str = ""
 
     def __str__(self) -> str:
-        known = f"; {self.known_at_first} known from the start" if self.known_at_first else ""
+        known = f"; {self.known_at_first} known {self._first()}" if self.known_at_first else ""
         return f"learned, of {self.asked}{known}"
+
+    def _first(self) -> str:
+        """Say when the first snapshot was taken, which need not be the start."""
+        name = self.snapshots[0] if self.snapshots else ""
+        step = name.removeprefix("step-")
+        if not step.isdecimal():
+            return "at the first snapshot"
+        return f"at step {int(step):,}, {'before training' if int(step) == 0 else 'the first snapshot'}"
 
 
 def find_learned_queries(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +22,7 @@ from transformers import (
 from typing_extensions import override
 
 from ftrace.arguments import Count, Name, NonNegativeNumber, Share, check_arguments
+from ftrace.data.tokenizer import has_tokenizer
 from ftrace.models.pretrained import load_pretrained, stored_dtype
 
 IGNORED = -100
@@ -92,12 +92,13 @@ class FactLM(LightningModule):
 
     @override
     def configure_model(self) -> None:
-        tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
+        datamodule = getattr(self._trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None)
         if not hasattr(self, "model"):
             if tokenizer is None:
                 raise ValueError("config: expected vocab_size, or a datamodule with a tokenizer; found neither")
             self.build(tokenizer)
-        architecture = getattr(getattr(self._trainer, "datamodule", None), "architecture", self.architecture)
+        architecture = getattr(datamodule, "architecture", self.architecture)
         if architecture != self.architecture:
             raise ValueError(f"expected a datamodule for {self.architecture} models, found one for {architecture} ones")
         words, rows = len(tokenizer or ()), self.model.get_input_embeddings().weight.shape[0]
@@ -107,11 +108,15 @@ class FactLM(LightningModule):
                 "datamodule the model's own: tokenizer=..."
             )
         self._check_tokenizer(tokenizer)
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        check_length = getattr(datamodule, "check_length", None)
+        if positions is not None and check_length is not None:
+            check_length(positions)
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse data whose tokens mean something else than in the model's pretraining."""
         name = self.hparams["model_name_or_path"]
-        if name is None or tokenizer is None or not _has_tokenizer(name):
+        if name is None or tokenizer is None or not has_tokenizer(name):
             return
         pretrained = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if pretrained.get_vocab() != tokenizer.get_vocab():
@@ -300,15 +305,6 @@ class FactLM(LightningModule):
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log likelihood of each label, 0 where it is ignored; logits ``[B, S, V]``, labels ``[B, S]``."""
     return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-
-
-def _has_tokenizer(name: str) -> bool:
-    """Return whether a model comes with a tokenizer; without its files, transformers would make one up.
-
-    A model on the hub counts as having one.
-    """
-    folder = Path(name)
-    return not folder.is_dir() or any(any(folder.glob(files)) for files in ("tokenizer*", "vocab*", "*.model"))
 
 
 def _accepted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

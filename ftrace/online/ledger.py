@@ -23,7 +23,7 @@ from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.processes import process_rank, sum_over_processes, unsharded
 from ftrace.online.queries.query_pass import Refresh
 from ftrace.online.weights_at_start import WeightsAtStart, is_half, wide
-from ftrace.scores import Ledger
+from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
 
@@ -196,13 +196,7 @@ class LedgerKeeper:
         self._weights_before = {}
 
     def _add_rounding(
-        self,
-        name: str,
-        step: ParameterStep,
-        given: Tensor,
-        buffer: Tensor | None,
-        rounds_once: bool,
-        position: float | None,
+        self, name: str, step: ParameterStep, given: Tensor, buffer: Tensor | None, once: bool, position: float | None
     ) -> None:
         """Add the difference between a step and the same step with its weights rounded to their dtype.
 
@@ -215,7 +209,7 @@ class LedgerKeeper:
         if buffer is not None:
             gradient = gradient + step.from_buffer * (-1.0 if step.rate < 0 else 1.0) * wide(buffer)
         move, decayed = step.scaled(gradient), wide(before) * (1 - step.decoupled_decay)
-        kept = decayed if rounds_once else wide(decayed.to(before.dtype))  # AdamW decays weights in a step of its own
+        kept = decayed if once else wide(decayed.to(before.dtype))  # AdamW decays weights in a step of its own
         rounded = wide((kept - move).to(before.dtype))
         self.vectors["rounding"].add(name, (decayed - move) - rounded, position)
 
@@ -270,14 +264,20 @@ class LedgerKeeper:
         self.steps = 0
         self.vectors = {name: _Vectors() for name in self.vectors}
 
-    def ledger(self, query_ids: np.ndarray) -> Ledger:
-        """Return the ledger so far; queries that were added during training have NaN before that."""
+    def ledger(self, query_ids: np.ndarray, answers: AnswerRecord | None = None) -> Ledger:
+        """Return the ledger so far; queries that were added during training have NaN before that.
+
+        Args:
+            query_ids: ``[Q]``.
+            answers: When they were right.
+        """
         columns = {name: np.full((len(self.rows), len(query_ids)), np.nan) for name in COLUMNS}
         for index, row in enumerate(self.rows):
             for name in COLUMNS:
                 columns[name][index, : len(row[name])] = row[name]
         steps = np.array([row["step"] for row in self.rows], np.int64)
-        return Ledger(steps, np.array([row["next_step"] for row in self.rows], np.int64), query_ids, columns)
+        next_steps = np.array([row["next_step"] for row in self.rows], np.int64)
+        return Ledger(steps, next_steps, query_ids, columns, answers=answers)
 
     def state(self) -> dict[str, Any]:
         """Return all state, as numbers and tensors."""
@@ -352,7 +352,6 @@ class Closing:
             "next_loss": end.losses[:count].numpy(),
             "predicted": self._values["predicted"].numpy(),
             "predicted_left": self._predicted_left.numpy(),
-            "learned": unknown if end.learned is None else end.learned[:count].double().numpy(),
             **dict.fromkeys(ACCOUNTS, unknown),
         }
         if keeper.accounts:

@@ -56,6 +56,9 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         "coverage": run.hooks.training.coverage.as_json(),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
+    answers = run.answers.record(run.queries.ids.numpy())
+    if answers is not None:
+        facts["answers"] = answers.counts()
     if run.ledger is not None:
         ledger = run.ledger.ledger(run.queries.ids.numpy())
         summary = ledger.summary()

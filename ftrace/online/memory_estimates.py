@@ -65,6 +65,7 @@ class MemoryEstimates:
             "ids": count * _BYTES_OF_ID,
             "a batch's scores": self._of_batch_scores(count),
             "ledger's rows": self._of_ledger_rows(),
+            "record of answers": self._of_answers(),
             "writing": 6 * min(RANGE_BYTES, scores),
         }
         on_device = {
@@ -163,11 +164,19 @@ class MemoryEstimates:
         return copies * _bytes_of_parameters(parameters) + sums * (2 if ledger.trapezoid else 1) * of_sums
 
     def _of_ledger_rows(self) -> int:
+        return 0 if self._run.ledger is None else self._of_refreshes(8 * len(COLUMNS))
+
+    def _of_answers(self) -> int:
+        """A byte for each query and refresh."""
+        return 0 if self._run.queries.learned is None else self._of_refreshes(1)
+
+    def _of_refreshes(self, itemsize: int) -> int:
+        """Bytes of what is kept of each query at each refresh, which is there twice more when it is written."""
         planned = self._run.loop.train_loaders.batches
-        if self._run.ledger is None or planned == math.inf:
+        if planned == math.inf:
             return 0
         refreshes = planned / self._run.loop.batches_per_step / self._run.settings.refresh_every_n_steps
-        return int(3 * refreshes * len(self._run.sums.query_ids) * 8 * len(COLUMNS))  # twice more when it is written
+        return int(3 * refreshes * len(self._run.sums.query_ids) * itemsize)
 
     def _of_whitening(self) -> int:
         whitened, projection = self._run.scoring.whitened, self._run.rules.projection

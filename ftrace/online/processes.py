@@ -46,6 +46,15 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
+def of_first_process(tensor: Tensor) -> Tensor:
+    """Return process 0's tensor; the same tensor if there is one process."""
+    if _is_single():
+        return tensor
+    shared = tensor.detach().to(collective_device(), copy=True).contiguous()
+    dist.broadcast(shared, src=0)
+    return shared.to(tensor.device)
+
+
 def any_process(here: Sequence[bool]) -> list[bool]:
     """Tell which conditions hold in at least one process."""
     if _is_single():

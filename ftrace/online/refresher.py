@@ -14,6 +14,7 @@ from ftrace.online.ledger import LedgerKeeper, log_interval
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
+from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.queries.query_pass import Compare, NotFiniteError, QueryPass, Refresh
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.scoring.staleness import Staleness
@@ -27,6 +28,7 @@ class QueryRefresher:
         hooks: The run's hooks.
         scoring: Uses the query gradients.
         ledger: Books the intervals; None without a ledger.
+        answers: Keeps when queries were right.
         query_check: Checks the first batch of queries; None if they aren't checked.
         every: The number of optimizer steps from one refresh to the next.
         staleness_every: The number of refreshes from one measurement of staleness to the next; 0: never.
@@ -50,6 +52,7 @@ class QueryRefresher:
         parameters: TrainedParameters,
         scoring: Scoring,
         ledger: LedgerKeeper | None,
+        answers: AnswerKeeper,
         query_check: QueryCheck | None,
         *,
         every: int,
@@ -63,6 +66,7 @@ class QueryRefresher:
         self.parameters = parameters
         self.scoring = scoring
         self.ledger = ledger
+        self.answers = answers
         self.query_check = query_check
         self.every = every
         self.staleness = Staleness(staleness_every)
@@ -117,7 +121,8 @@ class QueryRefresher:
             return
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))
-        self.scoring.refresh(current.gradients, current.losses, current.learned, keep_last=is_kept)
+        self.scoring.refresh(current.gradients, current.losses, keep_last=is_kept)
+        self.answers.add(step, current.learned)
         if closing is not None:
             assert self.ledger is not None
             gained, gained_by_given = self.scoring.gains.take()
@@ -131,6 +136,11 @@ class QueryRefresher:
         self.last_at = step
         self.steps.append(step)
         self.has_new_queries = False
+
+    def ask(self, step: int) -> None:
+        """Ask the queries without differentiating them, so that it is known who is right once training has ended."""
+        with self._kept.in_place():
+            self.answers.add(step, self.queries.ask(self.hooks.queries))
 
     def _set_queries_of_checks(self, refresh: int) -> None:
         for check in self.parameters.conservation.values():
@@ -181,6 +191,7 @@ class QueryRefresher:
             "refreshed_at": self.last_at,
             "refreshes": list(self.steps),
             "query_first_steps": dict(self.first_steps),
+            "answers": self.answers.state(),
             "last": self.last,
             **self.staleness.state(),
         }
@@ -190,4 +201,8 @@ class QueryRefresher:
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
         self.first_steps, self.last = shared["query_first_steps"], shared["last"]
         self.staleness.load(shared)
+        if "answers" in shared:
+            self.answers.load(shared["answers"])
+        else:
+            self.answers.load_earlier(shared)
         self._set_queries_of_checks(len(self.steps) - 1)

@@ -151,7 +151,6 @@ class TraceSession:
         settings = self.settings
         losses = self.query_losses or find_query_losses(loop.module)
         learned = self.query_learned or find_query_learned(loop.module)
-        learned = learned if settings.ledger or "learned" in settings.breakdown else None
         if "learned" in settings.breakdown and learned is None:
             raise ValueError(
                 'breakdown="learned": there is no way to tell whether a query is right. Give the module a method '

@@ -47,13 +47,14 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
         counts = [len(sums.candidates[query]) for query in sums.query_ids]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     query_ids = np.array(sums.query_ids, dtype=np.int64)
-    ledger = None if run.ledger is None else run.ledger.ledger(query_ids)
+    answers = run.answers.record(query_ids)
+    ledger = None if run.ledger is None else run.ledger.ledger(query_ids, answers)
     doubts = find_doubts(scores, ledger, offsets)
     examples, queries = run.descriptions.texts(described, np.unique(ids), query_ids)
     return ScoreStore.write(
         output_dir, ids, query_ids, scores,
         {**facts, "doubts": doubts, "processes_in_store": 1 if alone else num_processes()},
-        candidate_offsets=offsets, ledger=ledger, names=all_names, examples=examples, queries=queries,
+        candidate_offsets=offsets, ledger=ledger, answers=answers, names=all_names, examples=examples, queries=queries,
     )  # fmt: skip
 
 

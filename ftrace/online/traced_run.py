@@ -22,6 +22,7 @@ from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
 from ftrace.online.precision import eps_of_passes
 from ftrace.online.processes import num_processes
+from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.queries.query_pass import QueryPass, require_shared_parameters
 from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
@@ -52,6 +53,7 @@ class TracedRun:
         sums: The scores so far.
         scoring: Computes scores.
         ledger: The ledger; None without one.
+        answers: When queries were right.
         steps: The steps of the optimizers.
         refresher: Refreshes the query gradients.
         rows: Finds out whose rows are whose.
@@ -95,7 +97,8 @@ class TracedRun:
         self.sums = ScoreAccumulator(rules.kinds, queries.ids.tolist(), dtype, settings.candidates, make_zeros)
         batches = settings.refresh_every_n_steps * loop.batches_per_step
         divides = any(optimizer.is_elementwise for optimizer in self.parameters.followed)
-        self.scoring = Scoring(rules, self.sums, list(covered), batches, divides=divides)
+        self.answers = AnswerKeeper()
+        self.scoring = Scoring(rules, self.sums, list(covered), batches, self.answers, divides=divides)
         self.ledger: LedgerKeeper | None = None
         if settings.ledger:
             self.ledger = LedgerKeeper(
@@ -116,6 +119,7 @@ class TracedRun:
             self.parameters,
             self.scoring,
             self.ledger,
+            self.answers,
             self.query_check,
             every=settings.refresh_every_n_steps,
             staleness_every=settings.staleness_every,
@@ -318,6 +322,8 @@ class TracedRun:
             and (self.ledger is not None or self.scoring.pending)
         ):
             self.refresher.refresh(self.step)
+        elif self.steps.begun and self.refresher.last_at != self.step:
+            self.refresher.ask(self.step)
         self.scoring.finish()
 
     # State

@@ -73,7 +73,10 @@ class WeightsAtStart:
 
     def state(self) -> dict[str, Any]:
         """Return all state, as tensors."""
-        return {"weights": self._copies, "projected_weights": self._projected}
+        copies = {
+            name: weights.clone() for name, weights in self._copies.items()
+        }  # the next interval takes their memory
+        return {"weights": copies, "projected_weights": dict(self._projected)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned; the weights of earlier versions are all copies."""

@@ -10,10 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ftrace.evaluation.retrieval import LearnedBin
-from ftrace.evaluation.retrieval.learned_bins import when
+from ftrace.evaluation.retrieval.learned_bins import of_bin, when
 from ftrace.report.pictures import save_picture
 from ftrace.report.style import GREY, INK, PAGE, SMALL, label_ends, look, series, shown
-from ftrace.shown_text import counted
 
 _HALF = 0.36  # of the room that a bin takes
 
@@ -34,8 +33,9 @@ def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
     if not bins:
         raise ValueError("expected at least one bin of queries, found none")
     names = list(bins[0].methods)
-    learned = np.array([learned_bin.first >= 0 for learned_bin in bins])
-    positions = np.arange(len(bins)) + 0.25 * ~learned  # "never" is no later step, so it stands apart
+    states = np.array([learned_bin.state for learned_bin in bins])
+    # What was known from the first, and what never was, is not learned at any step, so it stands apart.
+    positions = np.arange(len(bins)) + 0.25 * (states == "never") - 0.25 * (states == "known")
     shifts = np.linspace(-0.6, 0.6, len(names)) * _HALF if len(names) > 1 else np.zeros(1)
     ends: list[tuple[str, float, dict[str, Any]]] = []
     has_intervals, top = False, 0.0
@@ -51,8 +51,8 @@ def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
             axes.errorbar(
                 positions + shift, means, yerr=np.nan_to_num(errors), fmt="none", ecolor=style["color"], elinewidth=0.8
             )
-            axes.plot(positions[learned] + shift, means[learned], **style)
-            axes.plot(positions[~learned] + shift, means[~learned], **style)
+            for state in np.unique(states):
+                axes.plot(positions[states == state] + shift, means[states == state], **style)
             ends.append((shown(name), float(means[-1]), style))
             has_intervals |= bool(np.isfinite(errors).any())
             top = max(top, float(np.nanmax(means + np.nan_to_num(errors[1]))))
@@ -63,7 +63,7 @@ def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
                 f"ceiling {ceiling:.0f}", (position, ceiling), (0, 2), textcoords="offset points", ha="center",
                 va="bottom", fontsize=SMALL,
             )  # fmt: skip
-        axes.set_xticks(positions, [f"{when(one)}\n{counted(one.num_queries, 'query', 'queries')}" for one in bins])
+        axes.set_xticks(positions, [f"{when(one)}\n{of_bin(one)}" for one in bins])
         axes.set_xlim(positions[0] - 1.5 * _HALF, positions[-1] + 1.5 * _HALF)
         axes.set_xlabel("optimizer step at which the query was first right")
         axes.set_ylabel("P@10, percent" + ("; bars: 95% intervals" if has_intervals else ""))

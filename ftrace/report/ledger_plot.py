@@ -30,7 +30,7 @@ def plot_ledger(ledger: Ledger, file: Path, query_ids: Sequence[int] | None = No
 
     Args:
         file: Path of the picture; its ending determines the format.
-        query_ids: Queries whose losses are drawn; default: six that were learned at different times.
+        query_ids: Queries whose losses are drawn; default: six that were first right at different times.
 
     Returns:
         The path.

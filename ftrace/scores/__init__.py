@@ -1,5 +1,6 @@
 """The score store: what every method writes and everything else reads."""
 
+from ftrace.scores.answer_record import NEVER_ASKED, Answered, AnswerRecord
 from ftrace.scores.block_writer import ScoreWriter
 from ftrace.scores.doubts import find_doubts
 from ftrace.scores.ids import as_ids, stable_id
@@ -13,7 +14,10 @@ from ftrace.scores.token_scores import ExampleTokenScores, QueryTokenScores, Seq
 
 __all__ = [
     "EXAMPLE_ID",
+    "NEVER_ASKED",
     "QUERY_ID",
+    "AnswerRecord",
+    "Answered",
     "ExampleTokenScores",
     "Ledger",
     "QueryTokenScores",

@@ -13,13 +13,16 @@ It has one row for each interval between refreshes and each query, in nats, posi
 
 The last six are the accounts. They are computed independently and add up to ``predicted``. The difference
 ``actual - predicted`` is due to curvature and stale query gradients.
+
+Tables also have ``right`` and ``next_right``: whether the query was answered right at the interval's start and at its
+end, as the run's :class:`AnswerRecord` says; NaN where that is unknown.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ftrace.files.digests import DamagedError
+from ftrace.scores.answer_record import AnswerRecord
 from ftrace.scores.arrow_arrays import as_numpy
 from ftrace.scores.ledger_tables import ledger_arrays, ledger_html, ledger_table
 from ftrace.scores.names import Names
@@ -39,9 +43,11 @@ if TYPE_CHECKING:
 
 ACCOUNTS = ("examples", "momentum", "decay", "uncovered", "projection", "rounding")
 _ADDED = ("rounding",)  # which ledgers of earlier versions don't have: nothing was booked there
-COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS, "learned")
+COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS)
 FILE = "ledger.parquet"
+_LEARNED = "learned"  # ledgers of earlier versions have who was right at each interval's end
 _LEAST_FALL = 0.1  # a net fall below this fraction of all that was gained and lost is not what shares are taken of
+_MOST_SHARE = 2.0  # nor are shares beyond this, which say how small the fall is and not what explains it
 _MOST_MOVED = 2.0  # nor does an account explain what is more than this many times all that was gained and lost
 # An account that moves the queries' losses by more than they moved is not explained by the scores any more.
 _REMEDIES = {
@@ -58,11 +64,8 @@ _REMEDIES = {
         "what rounding made of the steps of weights in half precision",
         'Train weights in float32: FactLM(dtype="float32"), or Trainer(precision="bf16-mixed")',
     ),
-    "curvature": (
-        "what curvature leaves unexplained",
-        'Take integration="trapezoid", and a refresh at more of the steps',
-    ),
 }
+_CURVATURE = "what curvature leaves unexplained"
 
 
 @dataclass(frozen=True)
@@ -74,53 +77,84 @@ class Summary:
         moved: How much they rose and fell, interval by interval, the sum of both.
         explained: How much of the fall each account explains, and ``curvature``. Of a ledger without accounts,
             ``predicted`` takes their place.
+        remedies: By account, and ``curvature``: what it is, and what to do if it is large.
     """
 
     fall: float
     moved: float
     explained: Mapping[str, float]
+    remedies: Mapping[str, tuple[str, str]] = field(default_factory=lambda: _REMEDIES)
 
     @property
     def nonsense(self) -> str:
         """Why the numbers explain nothing; empty if they do."""
         if not all(map(math.isfinite, (self.fall, self.moved, *self.explained.values()))):
             return "some of the queries' losses, or of their accounts, are infinite"
-        name = "examples" if "examples" in self.explained else "predicted"
-        if abs(self.explained[name]) > _MOST_MOVED * self.moved > 0:
-            what = "the scores add up" if name == "examples" else "the steps add up, to first order,"
+        main = self.explained[self._main]
+        if abs(main) > _MOST_MOVED * self.moved > 0:
+            what = "the scores add up" if self._main == "examples" else "the steps add up, to first order,"
             return (
-                f"{what} to {_nats(self.explained[name])} for each query, which gained and lost {_nats(self.moved)}: "
-                f"{abs(self.explained[name]) / self.moved:,.3g} times as much"
+                f"{what} to {_nats(main)} for each query, which gained and lost {_nats(self.moved)}: "
+                f"{abs(main) / self.moved:,.3g} times as much"
             )
         return ""
 
     @property
     def shares(self) -> dict[str, float]:
-        """The same as shares of the fall; empty if there is none, or if they would be :attr:`nonsense`."""
-        if not self.fall or self.nonsense:
+        """The same as shares of the fall; empty where they would say nothing.
+
+        That is so if the fall is next to nothing beside what was gained and lost, if an account is more than twice as
+        large as the fall, if the scores predict a rise, and if they would be :attr:`nonsense`.
+        """
+        if abs(self.fall) < max(_LEAST_FALL * self.moved, 1e-300) or self.nonsense:
             return {}
-        return {name: nats / self.fall for name, nats in self.explained.items()}
+        shares = {name: nats / self.fall for name, nats in self.explained.items()}
+        is_told = max(map(abs, shares.values())) <= _MOST_SHARE and shares[self._main] >= 0
+        return shares if is_told else {}
+
+    @property
+    def _main(self) -> str:
+        """The account that is to explain the fall."""
+        return "examples" if "examples" in self.explained else "predicted"
 
     def __str__(self) -> str:
         if not self.moved:
             return "the queries' losses did not change"
         if self.nonsense:
             return f"what explains the fall of the queries' losses is in doubt: {self.nonsense}"
-        sizes: Mapping[str, float] = self.shares
-        write: Callable[[float], str] = _percent
-        is_named = 1e-2
+        shares = self.shares
+        if not shares:
+            return self._in_nats()
         what = f"of what the queries {'learned' if self.fall > 0 else 'forgot'} ({abs(self.fall):.3g} nats each)"
-        if abs(self.fall) < _LEAST_FALL * self.moved:  # shares of next to nothing say nothing
-            sizes, write, is_named = self.explained, _nats, 1e-2 * self.moved
-            what = f"of a fall by {_nats(self.fall)}, after the queries gained and lost {_nats(self.moved)} each"
-        if "examples" not in sizes:
-            return f"to first order, the steps explain {write(sizes['predicted'])} {what}"
-        rest = ", ".join(
-            f"{name} {write(size)}"
-            for name, size in sizes.items()
-            if name in ("momentum", "decay", "curvature") or (name != "examples" and abs(size) >= is_named / 2)
-        )
-        return f"the scores explain {write(sizes['examples'])} {what}; {rest}"
+        if "examples" not in shares:
+            return f"to first order, the steps explain {_percent(shares['predicted'])} {what}"
+        return f"the scores explain {_percent(shares['examples'])} {what}; {_listed(shares, _percent, 1e-2)}"
+
+    def _in_nats(self) -> str:
+        """Say what was predicted, what was measured and what made the difference, where shares say nothing."""
+        who = "the scores predict" if self._main == "examples" else "to first order, the steps predict"
+        said = f"{who} {_change(self.explained[self._main])} where {_change(self.fall)} was measured"
+        said += f", after the queries gained and lost {_nats(self.moved)} each"
+        if self._main == "examples":
+            said += f"; {_listed(self.explained, _nats, 1e-2 * self.moved)}"
+        largest = max(self.remedies.keys() & self.explained.keys(), key=lambda name: abs(self.explained[name]))
+        if abs(self.explained[largest]) <= abs(self.fall):
+            return said
+        what, remedy = self.remedies[largest]
+        return f"{said}. The largest part is {what}: {remedy[:1].lower()}{remedy[1:]}"
+
+
+def _listed(sizes: Mapping[str, float], write: Callable[[float], str], least: float) -> str:
+    """List what is beside the examples: momentum, decay and curvature, and others as far as they are not next to 0."""
+    return ", ".join(
+        f"{name} {write(size)}"
+        for name, size in sizes.items()
+        if name in ("momentum", "decay", "curvature") or (name != "examples" and abs(size) >= least / 2)
+    )
+
+
+def _change(fall: float) -> str:
+    return f"a rise by {_nats(-fall)}" if fall < 0 else f"a fall by {_nats(fall)}"
 
 
 def _nats(nats: float) -> str:
@@ -140,6 +174,7 @@ class Ledger:
         query_ids: ``[Q]`` int64.
         columns: Each of :data:`COLUMNS`, ``[R, Q]`` float64; NaN where a value is unknown.
         names: The queries' names, for tables; default: they are called by their ids.
+        answers: When queries were right, of the same queries; default: nobody knows.
     """
 
     def __init__(
@@ -149,6 +184,7 @@ class Ledger:
         query_ids: np.ndarray,
         columns: Mapping[str, np.ndarray],
         names: Names | None = None,
+        answers: AnswerRecord | None = None,
     ) -> None:
         self.steps = np.asarray(steps, np.int64)
         self.next_steps = np.asarray(next_steps, np.int64)
@@ -156,10 +192,17 @@ class Ledger:
         shape = (len(self.steps), len(self.query_ids))
         self.columns = {name: np.asarray(columns[name], np.float64).reshape(shape) for name in COLUMNS}
         self.names = Names(self.query_ids) if names is None else names
+        nobody = np.zeros((0, len(self.query_ids)), np.int8)
+        self.answers = AnswerRecord(np.zeros(0), self.query_ids, nobody) if answers is None else answers
 
     def __getitem__(self, column: str) -> np.ndarray:
         """Return one column, ``[R, Q]``."""
-        return self.actual if column == "actual" else self.columns[column]
+        return self.tabled()[column]
+
+    def tabled(self) -> dict[str, np.ndarray]:
+        """Return all columns of a table, ``[R, Q]`` each: ``actual``, :data:`COLUMNS`, ``right`` and ``next_right``."""
+        ends = {"right": self.answers.at(self.steps), "next_right": self.answers.at(self.next_steps)}
+        return {"actual": self.actual, **self.columns, **ends}
 
     @property
     def actual(self) -> np.ndarray:
@@ -182,9 +225,11 @@ class Ledger:
         return np.divide(error, booked, out=np.zeros_like(error), where=booked > 0)
 
     def learned_steps(self) -> np.ndarray:
-        """Return the step at the beginning of which each query was first answered correctly, ``[Q]``; -1 if never."""
-        learned = self.columns["learned"] == 1
-        return np.where(learned.any(0), self.next_steps[learned.argmax(0)] if len(self.steps) else -1, -1)
+        """Return the step before which each query was first answered right, ``[Q]``: 0 if before training; -1 if never.
+
+        :attr:`answers` also says what was known before, or forgotten.
+        """
+        return self.answers.first_right_steps()
 
     def summary(self) -> Summary:
         """Summarize what explains the total fall of the queries' losses."""
@@ -194,7 +239,17 @@ class Ledger:
         columns["curvature"] = self.actual - self.columns["predicted"]
         explained = {name: float(np.nansum(values)) / queries for name, values in columns.items()}
         fall, moved = float(np.nansum(self.actual)), float(np.nansum(np.abs(self.actual)))
-        return Summary(fall / queries, moved / queries, explained)
+        return Summary(fall / queries, moved / queries, explained, self.remedies)
+
+    @property
+    def remedies(self) -> dict[str, tuple[str, str]]:
+        """By account, and ``curvature``: what it is, and what to do if it is large."""
+        is_left = np.array_equal(self.columns["predicted"], self.columns["predicted_left"], equal_nan=True)
+        is_old = len(self.steps) > 0 and bool((self.next_steps - self.steps > 1).any())
+        ways = [*(["refresh more often"] if is_old else []), *(['take integration="trapezoid"'] if is_left else [])]
+        why = "query gradients were too old" if is_old else "single steps changed the query gradients"
+        remedy = " or ".join(ways) or "a smaller learning rate would help"
+        return {**_REMEDIES, "curvature": (f"{_CURVATURE} ({why})", f"{remedy[:1].upper()}{remedy[1:]}")}
 
     def doubts(self) -> list[str]:
         """Say why scores of the kind ``update`` can't be trusted, one sentence for each reason; none if they can.
@@ -207,7 +262,7 @@ class Ledger:
         moved = float(np.nansum(np.abs(self.actual)))
         accounts = {**self.columns, "curvature": self.actual - self.columns["predicted"]}
         sentences = []
-        for name, (what, remedy) in _REMEDIES.items():
+        for name, (what, remedy) in self.remedies.items():
             size = float(np.abs(np.nansum(accounts[name], axis=0)).sum())
             if size > moved:
                 times = f"{size / moved:.3g} times " if moved else "more than "
@@ -220,10 +275,10 @@ class Ledger:
         """Make a table for pandas with a row for each interval and query.
 
         Returns:
-            Columns ``step``, ``next_step``, ``query_id``, ``query_name`` if the queries have names, ``actual`` and each
-            of :data:`COLUMNS`.
+            Columns ``step``, ``next_step``, ``query_id``, ``query_name`` if the queries have names, ``actual``, each of
+            :data:`COLUMNS`, ``right`` and ``next_right``.
         """
-        return ledger_table(self.steps, self.next_steps, self.names, {"actual": self.actual, **self.columns})
+        return ledger_table(self.steps, self.next_steps, self.names, self.tabled())
 
     def to_xarray(self) -> xr.Dataset:
         """Label the ledger for xarray: a variable ``step x query`` for each column.
@@ -231,7 +286,7 @@ class Ledger:
         Raises:
             ImportError: If xarray is not installed.
         """
-        return ledger_arrays(self.steps, self.next_steps, self.names, {"actual": self.actual, **self.columns})
+        return ledger_arrays(self.steps, self.next_steps, self.names, self.tabled())
 
     def __repr__(self) -> str:
         return f"Ledger: {self._size()}\n  {self.summary()}" + "".join(f"\n  {doubt}" for doubt in self.doubts())
@@ -246,7 +301,7 @@ class Ledger:
             summary.shares,
             self.names,
             self.columns,
-            self.learned_steps(),
+            list(self.answers.states().values()),
         )
 
     def _size(self) -> str:
@@ -266,12 +321,13 @@ class Ledger:
         pq.write_table(pa.table(table).replace_schema_metadata({"num_queries": str(queries)}), file)
 
     @classmethod
-    def open(cls, file: Path, names: Names | None = None) -> Ledger:
+    def open(cls, file: Path, names: Names | None = None, answers: AnswerRecord | None = None) -> Ledger:
         """Read a ledger that :meth:`write` has written.
 
         Args:
             file: The file.
             names: As in :class:`Ledger`.
+            answers: As in :class:`Ledger`; default: what ledgers of earlier versions say, of intervals' ends.
 
         Raises:
             DamagedError: If it is missing or damaged.
@@ -282,16 +338,22 @@ class Ledger:
             for name in set(_ADDED) - set(table.column_names):
                 known = as_numpy(table.column("projection"))
                 table = table.append_column(name, pa.array(0 * known))  # NaN where there are no accounts
-            for name in (*integers, *COLUMNS):
+            has_ends = answers is None and _LEARNED in table.column_names
+            floats = (*COLUMNS, _LEARNED) if has_ends else COLUMNS
+            for name in (*integers, *floats):
                 expected, column = pa.int64() if name in integers else pa.float64(), table.column(name)
                 if column.type != expected or column.null_count:
                     raise ValueError(f"expected {expected} without nulls under {name!r}, found {column.type}")
-            stored = {name: as_numpy(table.column(name)) for name in (*integers, *COLUMNS)}
+            stored = {name: as_numpy(table.column(name)) for name in (*integers, *floats)}
             queries = int(table.schema.metadata[b"num_queries"])
             every = max(1, queries)
             columns = {name: stored[name] for name in COLUMNS}
             steps, next_steps = stored["step"][::every], stored["next_step"][::every]
-            return cls(steps, next_steps, stored["query_id"][:queries], columns, names)
+            query_ids = stored["query_id"][:queries]
+            if has_ends:
+                ends = stored[_LEARNED].reshape(len(steps), len(query_ids))
+                answers = AnswerRecord.of_ends(steps, next_steps, query_ids, ends)
+            return cls(steps, next_steps, query_ids, columns, names, answers)
         except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise DamagedError(f"{str(file)!r} is missing or no ledger ({reason})") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ftrace.scores.answer_record import Answered
 from ftrace.scores.html import facts_and_tables, table
 from ftrace.scores.names import Names
 from ftrace.scores.optional import import_xarray
@@ -65,7 +66,7 @@ def ledger_html(
     shares: Mapping[str, float],
     names: Names,
     columns: Mapping[str, np.ndarray],
-    learned_steps: np.ndarray,
+    answered: Sequence[Answered],
 ) -> str:
     """Render a ledger as HTML: what explains the fall of the losses, and the first queries.
 
@@ -76,15 +77,15 @@ def ledger_html(
         shares: The same as shares of the fall, as far as there are any.
         names: Of the queries, ``[Q]``.
         columns: By name, ``[R, Q]``.
-        learned_steps: ``[Q]``; -1 if never.
+        answered: When each query was right, ``[Q]``.
     """
     accounts = [
         [name, f"{nats:.4g}", f"{shares[name]:.1%}" if name in shares else ""] for name, nats in explained.items()
     ]
     shown = names.ids[:_QUERIES]
     rows = [
-        [name, _first(columns["loss"][:, place]), _first(columns["next_loss"][::-1, place]), _step(learned)]
-        for place, (name, learned) in enumerate(zip(names.of(shown), learned_steps[:_QUERIES].tolist(), strict=True))
+        [name, _first(columns["loss"][:, place]), _first(columns["next_loss"][::-1, place]), str(of_query)]
+        for place, (name, of_query) in enumerate(zip(names.of(shown), answered[:_QUERIES], strict=True))
     ]
     count = len(names.ids)
     caption = f"The first {len(shown)} of {count:,} queries" if count > len(shown) else "The queries"
@@ -92,7 +93,7 @@ def ledger_html(
         title,
         facts,
         table("What explains the fall of the losses", ["account", "nats a query", "share"], accounts),
-        table(caption, ["query", "first loss", "last loss", "learned at step"], rows),
+        table(caption, ["query", "first loss", "last loss", "answers"], rows),
     )
 
 
@@ -100,7 +101,3 @@ def _first(values: np.ndarray) -> str:
     """Format the first value that is known."""
     known = values[np.isfinite(values)]
     return f"{known[0]:.4g}" if len(known) else ""
-
-
-def _step(step: int) -> str:
-    return f"{step:,}" if step >= 0 else "never"

@@ -8,6 +8,7 @@
     <kind>.<axis>.<n>.npy   the same for the n-th part, if the kind is broken down; manifest.json names the parts
     example_names.npy, query_names.npy   the names, if ids were made from names
     ledger.parquet     the run's ledger, if one was kept
+    evaluated_steps.npy, answered_right.npy   when each query was right, if anybody asked (:class:`AnswerRecord`)
     examples.parquet, queries.parquet   texts by id, if they are known (:class:`ftrace.scores.Texts`)
 
 If each query has candidates of its own, scores are [pairs], query by query. candidate_ids.npy [pairs] then says which
@@ -28,6 +29,7 @@ import numpy as np
 
 from ftrace.arguments import Name, checked
 from ftrace.files.whole_files import whole_folder
+from ftrace.scores.answer_record import RIGHT_FILE, STEPS_FILE, AnswerRecord
 from ftrace.scores.ids import as_ids
 from ftrace.scores.labelled_arrays import labelled_array
 from ftrace.scores.ledger import Ledger
@@ -107,6 +109,7 @@ class ScoreStore(StoredScores):
         *,
         candidate_offsets: np.ndarray | None = None,
         ledger: Ledger | None = None,
+        answers: AnswerRecord | None = None,
         names: Mapping[int, str] | None = None,
         examples: Texts | None = None,
         queries: Texts | None = None,
@@ -123,6 +126,7 @@ class ScoreStore(StoredScores):
             candidate_offsets: ``[Q + 1]`` int64, if each query has candidates of its own: where each query begins. Then
                 ``example_ids`` and each of the scores are ``[pairs]``, query by query.
             ledger: The run's ledger.
+            answers: When queries were right; default: as the ledger says.
             names: By id, for ids that were made from names.
             examples: Texts of the examples. Those of other ids are left out; an id may have none.
             queries: Texts of the queries, likewise.
@@ -175,6 +179,11 @@ class ScoreStore(StoredScores):
                 write_in_columns(temporary / f"{file_name(key, parts)}.npy", values, order, dtypes[key])
             if ledger is not None:
                 ledger.write(temporary / LEDGER)
+                answers = ledger.answers if answers is None else answers
+            if answers is not None and answers.knows:
+                facts["num_evaluations"] = len(answers.steps)
+                np.save(temporary / f"{STEPS_FILE}.npy", answers.steps, allow_pickle=False)
+                np.save(temporary / f"{RIGHT_FILE}.npy", answers.of_queries(query_ids), allow_pickle=False)
             write_texts(temporary, examples, example_ids, queries, query_ids)
             write_manifest(temporary, manifest or {}, facts)
         return cls.open(folder)
@@ -197,7 +206,7 @@ class ScoreStore(StoredScores):
             write_texts(temporary, examples, self.example_ids, queries, self.query_ids)
             take_over(self.path, temporary)
         super().__init__(self.path, read_manifest(self.path))
-        for name in ("examples", "queries", "ledger"):  # the ledger has the queries' names
+        for name in ("examples", "queries", "ledger", "answers"):  # the ledger has the queries' names
             self.__dict__.pop(name, None)
 
     def _warn_of_doubts(self, kind: str) -> None:

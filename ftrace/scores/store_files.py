@@ -17,6 +17,7 @@ from msgspec import Meta
 from ftrace.files import manifests
 from ftrace.files.digests import DamagedError, FileFacts, facts_of_files
 from ftrace.files.whole_files import whole_file
+from ftrace.scores.answer_record import RIGHT_FILE, STEPS_FILE
 from ftrace.scores.ledger import FILE
 from ftrace.scores.sums import Sum
 from ftrace.scores.texts import Texts, check_texts
@@ -26,7 +27,10 @@ MANIFEST = "manifest.json"
 LEDGER = FILE
 EXAMPLE_IDS = "example_ids.npy"
 EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
-_ARRAYS = ("example_ids", "query_ids", "example_names", "query_names", "candidate_ids", "candidate_offsets")
+_ARRAYS = (
+    "example_ids", "query_ids", "example_names", "query_names", "candidate_ids", "candidate_offsets", STEPS_FILE,
+    RIGHT_FILE,
+)  # fmt: skip
 _LONGEST_KIND = 100
 
 _Count = Annotated[int, Meta(ge=0)]
@@ -49,6 +53,7 @@ class StoreFacts(TypedDict):
     num_examples: _Count
     num_queries: _Count
     num_pairs: NotRequired[_Count | None]
+    num_evaluations: NotRequired[_Count | None]
     breakdown: NotRequired[dict[str, list[str]]]
     dtype: NotRequired[dict[str, Literal["float32", "float64"]]]
     doubts: NotRequired[dict[str, list[str]]]

@@ -47,6 +47,9 @@ def store_facts(store: StoredScores) -> list[tuple[str, str]]:
     if store.has_ledger:
         said = manifest.get("ledger")
         facts.append(("ledger", str(said["summary"]) if isinstance(said, dict) and "summary" in said else "kept"))
+    answers = manifest.get("answers")
+    if isinstance(answers, dict) and answers:
+        facts.append(("answers", ", ".join(f"{count} {state}" for state, count in answers.items())))
     if manifest.get("complete") is False:
         facts.append(("incomplete", "the scores don't cover the run from its first step to its last"))
     return facts + [("in doubt", sentence) for kind in store.kinds for sentence in store.doubts(kind)]

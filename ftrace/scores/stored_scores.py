@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ftrace.files.digests import DamagedError, FolderCheck
+from ftrace.scores.answer_record import RIGHT_FILE, STEPS_FILE, AnswerRecord
 from ftrace.scores.ids import as_integer, is_ascending, places_of
 from ftrace.scores.ledger import Ledger
 from ftrace.scores.names import Names
@@ -157,7 +158,31 @@ class StoredScores:
         if not self.has_ledger:
             return None
         self._files.check(LEDGER)
-        return Ledger.open(self.path / LEDGER, self.names_of_queries)
+        return Ledger.open(self.path / LEDGER, self.names_of_queries, self._stored_answers)
+
+    @cached_property
+    def answers(self) -> AnswerRecord | None:
+        """When queries were answered right; None if nobody asked.
+
+        Stores of earlier versions have it from their ledger, which says it of the ends of intervals: what was right
+        before the first one is unknown.
+        """
+        stored = self._stored_answers
+        if stored is None and self.ledger is not None:
+            stored = self.ledger.answers
+        return stored if stored is not None and stored.knows else None
+
+    @cached_property
+    def _stored_answers(self) -> AnswerRecord | None:
+        count = self.manifest.get("num_evaluations")
+        if count is None:
+            return None
+        steps = self._arrays.whole(STEPS_FILE, (count,), INTEGERS)
+        right = self._arrays.whole(RIGHT_FILE, (count, self.manifest["num_queries"]), ("int8",))
+        try:
+            return AnswerRecord(steps, self.query_ids, right)
+        except ValueError as error:
+            raise self._damaged(RIGHT_FILE, str(error)) from error
 
     def doubts(self, kind: str | None = None) -> list[str]:
         """Return the reasons why scores of a kind can't be trusted, as their writer has noted them.
@@ -192,7 +217,7 @@ class StoredScores:
         for name in self._files.check_all():
             yield str(self.path / name)
         self.check()
-        _ = self.example_names, self.query_names, self.ledger
+        _ = self.example_names, self.query_names, self.ledger, self.answers
         for texts in (self.examples, self.queries):
             _ = None if texts is None else texts.ids
         for place in range(len(self.query_ids)) if self.has_candidates else ():

@@ -31,6 +31,7 @@ from ftrace.studies.work import StudyRun
 
 SHOWN = ("MRR", "P@10", "R@n")
 BINS = 4
+_NEVER, _KNOWN, _UNKNOWN = -1, -2, -3  # of a query that was learned at no step: never right, or right from the first
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,17 @@ def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: S
     """Group the queries of all runs by the step at which they were first answered correctly."""
     steps = []
     for run, metrics in zip(runs, evaluation.runs, strict=True):
-        ledger = _learned_steps(run, study)
-        steps.append(np.array([ledger[query] for query in metrics.queries.query_ids.tolist()]))
+        learned_at = _learned_steps(run, study)
+        steps.append(np.array([learned_at[query] for query in metrics.queries.query_ids.tolist()]))
     everything = np.concatenate(steps)
     learned = everything[everything >= 0]
     ends: list[int] = []
     if len(learned):
         ends = np.unique(np.quantile(learned, np.linspace(0, 1, BINS + 1)).round().astype(int)).tolist()
         ends = [*ends[:-1], ends[-1] + 1] if len(ends) > 1 else [ends[0], ends[0] + 1]
-    bins = {f"{low} to {high - 1}": (low, high) for low, high in pairwise(ends)}
-    bins["never"] = (-1, 0)  # correct by beam search at the end, and at no refresh
+    bins = {"from the first": (_KNOWN, _KNOWN + 1)}
+    bins |= {f"{low} to {high - 1}": (low, high) for low, high in pairwise(ends)}
+    bins["never"] = (_NEVER, _NEVER + 1)  # correct by beam search at the end, and at no refresh
     cells, notes, ceilings = {}, {}, {}
     for name, (first, end) in bins.items():
         masks = [(of_run >= first) & (of_run < end) for of_run in steps]
@@ -179,11 +181,17 @@ def _by_learned_step(study: Study, variant: str, evaluation: Evaluation, runs: S
 
 
 def _learned_steps(run: StudyRun, study: Study) -> dict[int, int]:
-    """Return the step at which each query was first answered correctly."""
-    ledger = run.stores(study)["online"].ledger
-    if ledger is None:
-        raise ValueError(f"{run.folder}: expected an online store with a ledger. Train with ledger=True")
-    return dict(zip(ledger.query_ids.tolist(), ledger.learned_steps().tolist(), strict=True))
+    """Return the step at which each query was learned, or what it is instead of a step."""
+    answers = run.stores(study)["online"].answers
+    if answers is None:
+        raise ValueError(
+            f"{run.folder}: expected an online store that records when queries were right, found none. Train with a "
+            "module that has learned(batch), or query_learned=..."
+        )
+    return {
+        query: _KNOWN if answered.was_known else _UNKNOWN if answered.step is None else answered.step
+        for query, answered in answers.states().items()
+    }
 
 
 def _costs(study: Study, runs: Sequence[StudyRun]) -> str:

@@ -115,7 +115,7 @@ class QueryView:
         answer: The right answer; None if it isn't known.
         accepted: Other accepted answers.
         said: What the model answered; None if nobody asked.
-        history: What its loss did; None if nobody kept a ledger.
+        history: What its loss and its answers did; None if nobody kept a ledger or asked.
         columns: The sources of scores.
         k: How many proponents were asked for.
         proponents: The strongest proponents.
@@ -152,7 +152,7 @@ class QueryLine:
         name: Its name; None if it is called by its id.
         prompt: What it asks; None if its text isn't known.
         answer: The right answer; None if it isn't known.
-        history: What its loss did; None if nobody kept a ledger.
+        history: What its loss and its answers did; None if nobody kept a ledger or asked.
         strongest: Its strongest proponent; None if no example has a positive score.
     """
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ftrace.scores import ScoreStore, stable_id
+from ftrace.scores import NEVER_ASKED, Answered, ScoreStore, stable_id
 from ftrace.views.ranking import Ranking
 from ftrace.views.words import sample_step
 
@@ -19,19 +19,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class History:
-    """What a query's loss did while the model trained.
+    """What a query's loss and its answers did while the model trained.
 
     Args:
-        first_loss: At the beginning, in nats.
-        last_loss: At the end, in nats.
-        learned_step: The step from which on it was first answered right; -1 if never, None if nobody asked.
-        right_at_end: Whether it was still answered right at the end; None if nobody asked.
+        losses: At the beginning and at the end, in nats; None if nobody kept a ledger.
+        answered: When it was answered right.
     """
 
-    first_loss: float
-    last_loss: float
-    learned_step: int | None = None
-    right_at_end: bool | None = None
+    losses: tuple[float, float] | None = None
+    answered: Answered = NEVER_ASKED
 
 
 class Source(Protocol):
@@ -70,7 +66,7 @@ class Source(Protocol):
         """Tell whether an example is labelled as stating the query's fact; None if it isn't labelled."""
 
     def history(self, query_id: int) -> History | None:
-        """Return what the query's loss did; None if nobody kept a ledger."""
+        """Return what the query's loss and its answers did; None if nobody kept a ledger or asked."""
 
     def sample_texts(self) -> Sequence[str]:
         """Return some of the examples' texts."""
@@ -138,25 +134,23 @@ class StoreSource:
         return None
 
     def history(self, query_id: int) -> History | None:
-        """Return what the store's ledger says of a query; None if it says nothing."""
+        """Return what the store's ledger and its record of answers say of a query; None if they say nothing."""
+        losses, answered = self._losses(query_id), self._answered.get(query_id, NEVER_ASKED)
+        return None if losses is None and answered.state == "unknown" else History(losses, answered)
+
+    def _losses(self, query_id: int) -> tuple[float, float] | None:
+        """Return the first and the last loss of a query that the ledger knows."""
         ledger = self.store.ledger
         if ledger is None or query_id not in ledger.query_ids:
             return None
         column = int(np.flatnonzero(ledger.query_ids == query_id)[0])
         losses, next_losses = (ledger[name][:, column] for name in ("loss", "next_loss"))
         known = np.flatnonzero(np.isfinite(losses) & np.isfinite(next_losses))
-        if not len(known):
-            return None
-        right = ledger["learned"][:, column]
-        asked = np.flatnonzero(np.isfinite(right))
-        learned_step = int(self._learned_steps[column]) if len(asked) else None
-        right_at_end = bool(right[asked[-1]] == 1) if len(asked) else None
-        return History(float(losses[known[0]]), float(next_losses[known[-1]]), learned_step, right_at_end)
+        return (float(losses[known[0]]), float(next_losses[known[-1]])) if len(known) else None
 
     @cached_property
-    def _learned_steps(self) -> np.ndarray:
-        assert self.store.ledger is not None
-        return self.store.ledger.learned_steps()
+    def _answered(self) -> dict[int, Answered]:
+        return {} if self.store.answers is None else self.store.answers.states()
 
     def sample_texts(self) -> Sequence[str]:
         """Return texts of the first examples that have one."""

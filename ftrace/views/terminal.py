@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -10,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ftrace.console import PlainConsole
+from ftrace.shown_numbers import score_text
 from ftrace.shown_text import counted, plain
 from ftrace.views.marked_text import excerpt, marked_text
 from ftrace.views.query_view import ColumnView, ExampleView, ListView, QueryView, Said
 from ftrace.views.ranking import Place
-from ftrace.views.sources import History
 
 CUT = 400  # characters of a text in a terminal; a pipe gets all of them
 _BOLD, _DIM, _GOOD, _BAD, _DOUBT = "bold", "dim", "green", "red", "yellow"
@@ -103,7 +102,12 @@ def _facts(view: QueryView) -> Table:
     if view.said is not None:
         table.add_row("  the model said", said_text(view.said))
     if view.history is not None:
-        table.add_row("  loss", f"{loss_text(view.history)} nats{_learned_text(view.history)}")
+        known = view.history.answered.state != "unknown"
+        if view.history.losses is not None:
+            said_of_answers = f"; {view.history.answered}" if known else ""
+            table.add_row("  loss", f"{loss_text(view.history.losses)} nats{said_of_answers}")
+        elif known:
+            table.add_row("  training", str(view.history.answered))
     return table
 
 
@@ -119,9 +123,13 @@ def said_text(said: Said) -> Text:
     return text
 
 
-def loss_text(history: History) -> str:
-    """Say how a loss changed, in nats."""
-    return f"{_nats(history.first_loss)} → {_nats(history.last_loss)}"
+def loss_text(losses: tuple[float, float]) -> str:
+    """Say how a loss changed, in nats.
+
+    Args:
+        losses: The first and the last.
+    """
+    return f"{_nats(losses[0])} → {_nats(losses[1])}"
 
 
 def _nats(loss: float) -> str:
@@ -144,15 +152,6 @@ def percent(share: float) -> str:
     if 0.995 <= abs(share) < 1:
         return "<-99%" if share < 0 else ">99%"
     return f"{share:.1%}" if abs(share) < 0.0995 else f"{share:.0%}"
-
-
-def _learned_text(history: History) -> str:
-    if history.learned_step is None:
-        return ""
-    if history.learned_step < 0:
-        return "; never answered right"
-    since = "" if history.right_at_end is not False else ", but not at the end"
-    return f"; first answered right at step {history.learned_step}{since}"
 
 
 def _doubts(columns: Sequence[ColumnView]) -> Iterator[str]:
@@ -202,7 +201,7 @@ _FACT = {True: Text("yes", style=_GOOD), False: Text("no"), None: Text("")}
 
 
 def _scores(places: Sequence[Place | None]) -> list[tuple[str, str, str]]:
-    """Format ranks, scores and shares, all scores with as many decimals as the largest needs."""
+    """Format ranks, scores and shares, all scores with as many decimals as the largest needs, if that shows them."""
     largest = max((abs(place.score) for place in places if place is not None), default=0.0)
     return [
         (_UNRANKED, "", "")
@@ -225,23 +224,6 @@ def _fitting(by_source: Sequence[Sequence[tuple[str, ...]]], width: int | None) 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def score_text(score: float, largest: float) -> str:
-    """Format a score with its sign.
-
-    Args:
-        score: The score.
-        largest: The largest absolute score beside it, which gets three digits.
-
-    Example:
-        >>> score_text(0.2, 0.406), score_text(-3, 1234), score_text(2e-9, 5e-9)
-        ('+0.200', '-3', '+2.00e-09')
-    """
-    if largest and not 1e-4 <= largest < 1e7:
-        return f"{score:+.2e}"
-    decimals = 0 if not largest else max(0, 2 - math.floor(math.log10(largest)))
-    return f"{score:+.{decimals}f}"
 
 
 def rank_text(place: Place) -> str:

@@ -15,8 +15,7 @@ import torch
 from ftrace.attribution import MadeTokens, TracIn, make_tokens, snapshot_for
 from ftrace.models import FactLM
 from ftrace.runs import Run
-from ftrace.scores import Ledger
-from ftrace.scores.ledger import COLUMNS
+from ftrace.scores import AnswerRecord
 from helpers import small_run
 from helpers.small_run import SmallRun
 
@@ -29,13 +28,11 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return small_run.make(request.param, tmp_path_factory.mktemp("run"))
 
 
-def ledger_of(learned_steps: Mapping[int, int]) -> Ledger:
-    """A ledger whose queries are first answered right at these steps; -1: never."""
-    steps = np.arange(6)
-    learned = np.stack([(steps + 1 >= step) & (step >= 0) for step in learned_steps.values()], 1)
-    zeros = np.zeros(learned.shape)
-    columns = {**dict.fromkeys(COLUMNS, zeros), "learned": learned.astype(float)}
-    return Ledger(steps, steps + 1, np.array(list(learned_steps)), columns)
+def answers_of(learned_steps: Mapping[int, int]) -> AnswerRecord:
+    """A record of queries that are first answered right at these steps; -1: never."""
+    steps = np.arange(7)
+    right = np.stack([(steps >= step) & (step >= 0) for step in learned_steps.values()], 1)
+    return AnswerRecord(steps, list(learned_steps), right)
 
 
 def values_of(made: MadeTokens) -> list[float]:
@@ -48,7 +45,7 @@ def values_of(made: MadeTokens) -> list[float]:
 
 
 def test_sums_over_tokens_are_tracin_at_the_querys_snapshot(run: SmallRun, tmp_path: Path) -> None:
-    made = make_tokens(run.task(tmp_path), ledger_of({0: 3, 1: -1, 2: 1}), EXAMPLES)
+    made = make_tokens(run.task(tmp_path), answers_of({0: 3, 1: -1, 2: 1}), EXAMPLES)
     assert not made.reasons
     assert list(made.by_query) == list(EXAMPLES)
     for query, snapshot in {0: 2, 1: 4, 2: 1}.items():
@@ -92,7 +89,7 @@ def test_each_snapshot_is_loaded_once(run: SmallRun, tmp_path: Path) -> None:
 
     queries = range(6)
     steps = {query: 1 if query % 2 else 4 for query in queries}
-    make_tokens(run.task(tmp_path, load_model=load), ledger_of(steps), {query: [query] for query in queries})
+    make_tokens(run.task(tmp_path, load_model=load), answers_of(steps), {query: [query] for query in queries})
     assert loaded == ["step-00000001", "step-00000004"]
 
 
@@ -107,13 +104,15 @@ def test_the_snapshot_is_the_nearest_to_where_the_query_was_learned(learned_step
 def test_the_note_says_where_and_what(run: SmallRun, tmp_path: Path) -> None:
     task = run.task(tmp_path)
     notes = [made.by_query[0].note for made in (
-        make_tokens(task, ledger_of({0: 3}), {0: [1]}),
-        make_tokens(task, ledger_of({0: -1}), {0: [1]}),
+        make_tokens(task, answers_of({0: 3}), {0: [1]}),
+        make_tokens(task, answers_of({0: -1}), {0: [1]}),
+        make_tokens(task, answers_of({0: 0}), {0: [1]}),
         make_tokens(task, None, {0: [1]}),
     )]  # fmt: skip
     expected = (
         "The snapshot is the nearest to step 3, where the query was first answered right.",
         "The snapshot is the last, as the query was never answered right.",
+        "The snapshot is the nearest to step 0: the query was answered right before training.",
         "The snapshot is the last.",
     )
     for note, when in zip(notes, expected, strict=True):

@@ -109,6 +109,25 @@ def test_all_settings_in_pairs_equal_the_replay(tmp_path: Path) -> None:
         hold(case, {"64-true": 1e-8, "32-true": 2e-3, "bf16-mixed": 0.2}[case["precision"]])
 
 
+@pytest.mark.parametrize("ledger", [True, False])
+def test_all_processes_go_by_the_answers_of_the_first(ledger: bool, tmp_path: Path) -> None:
+    """The record has them, and each process breaks down its own examples' scores by them."""
+    online = {"scores": ["dot"], "breakdown": ["learned"], "ledger": ledger}
+    case = {"optimizer": "sgd", "module": "answers", "processes": 2, "online": online, "folder": str(tmp_path / "run")}
+    run([case], tmp_path)
+    store = ScoreStore.open(tmp_path / "run" / "online")
+    assert store.answers is not None
+    assert store.answers.right.tolist() == [[1, step >= 2, 0] for step in store.answers.steps]
+    assert store.answers.steps.tolist() == list(range(7))
+    before, after = (np.stack([store.parts(query, "learned")[part] for query in (1, 8, 15)], 1)
+                     for part in ("before", "after"))  # fmt: skip
+    assert not before[:, 0].any()
+    assert not after[:, 2].any()
+    np.testing.assert_array_equal(after[:, 0], store.scores(1))
+    assert before[:, 1].any()
+    assert after[:, 1].any()
+
+
 def test_a_sampler_that_pads_counts_an_example_twice(tmp_path: Path) -> None:
     """Eleven rows for two processes: one of them comes twice an epoch, and entered the update twice."""
     case = {

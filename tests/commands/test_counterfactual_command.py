@@ -104,7 +104,10 @@ def test_a_folder_with_other_settings_is_an_error(
         (["{}/online", "--jobs=0"], "jobs: expected at least 1, found 0"),
         (["{}/online", "--queries=all", "--keep=1"], "keep: expected a share that keeps 1 to 7 of 8 facts, found 1.0"),
         (["{}/online", "--unit=word"], "unit"),
-        (["{}/online"], "found none (learned, of 8; 1 known from the start). Train for longer, or take --queries all"),
+        (
+            ["{}/online"],
+            "found none (learned, of 8; 1 known at step 0, before training). Train for longer, or take --queries all",
+        ),
         (["{}/online", "--queries=all", "--leave_out_k", "504"], "k: expected 1 to 503 of 504 training rows"),
         (["{}/online", "--queries=all", "--leave_out_queries=0"], "leave_out_queries: expected at least 1, found 0"),
         (["{}/online", "{}/online"], "expected each score store once"),

@@ -45,7 +45,9 @@ def test_a_table_and_its_files(folder: Path, tmp_path: Path, capsys: pytest.Capt
     run = folder / "run_0"
     assert evaluate(run / "online", run / "bm25", f"--output_dir={tmp_path}", "--by=relation") == 0
     printed = capsys.readouterr().out
-    assert "6 queries (learned, of 8; 1 known from the start), 504 candidates each" in printed
+    assert "6 queries (learned, of 8; 1 known at step 0, before training), 504 candidates each" in " ".join(
+        printed.split()
+    )
     assert "P@10 by relation" in printed
     assert "EMBED" in printed
     found = table(tmp_path)
@@ -118,7 +120,7 @@ def test_which_queries(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "EMBED" not in capsys.readouterr().out
     for seed in (0, 0, 1):
         assert evaluate(online, "--sample=2", f"--seed={seed}", f"--output_dir={tmp_path / str(seed)}") == 0
-    assert table(tmp_path / "0")["queries"] == "a sample of 6: learned, of 8; 1 known from the start"
+    assert table(tmp_path / "0")["queries"] == "a sample of 6: learned, of 8; 1 known at step 0, before training"
     assert table(tmp_path / "0")["num_queries"] == 2
 
 
@@ -169,8 +171,9 @@ def test_nothing_learned_says_what_to_do(folder: Path, tmp_path: Path, capsys: p
     run = make_run(tmp_path / "run", folder / "data", [])
     online = ScoreStore.open(folder / "run_0" / "online")
     assert evaluate(online.path, f"--run={run}", f"--output_dir={tmp_path / 'out'}") == 2
-    assert "found none (learned, of 8; 1 known from the start). Train for longer, or take --queries all" in (
-        capsys.readouterr().err
+    assert (
+        "found none (learned, of 8; 1 known at step 0, before training). Train for longer, or take --queries all"
+        in (capsys.readouterr().err)
     )
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ftrace.cli import main
-from ftrace.scores import Ledger, ScoreStore
-from ftrace.scores.ledger import COLUMNS
+from ftrace.scores import AnswerRecord, ScoreStore
 from helpers.made_run import data_of, make_run, write_scores
 
 
@@ -22,11 +21,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, noise in (("tracin", 2.0), ("embed", 0.4)):
         write_scores(made / name, data, {"dot": noise, "cosine": noise / 2})
     found = write_scores(made / "plain", data, {"update": 0.2})
-    learned = np.arange(3)[:, None] >= np.array([0, 0, 0, 0, 2, 2, 2, 9])
-    columns = {**dict.fromkeys(COLUMNS, np.zeros((3, 8))), "learned": learned.astype(float)}
-    ledger = Ledger(np.array([0, 5, 10]), np.array([5, 10, 15]), np.arange(8), columns)
+    learned = np.arange(4)[:, None] >= np.array([1, 1, 1, 1, 3, 3, 3, 9])
+    answers = AnswerRecord([0, 5, 10, 15], np.arange(8), learned)
     ids = np.arange(len(data.train_rows))
-    ScoreStore.write(made / "online", ids, np.arange(8), {"update": found.matrix("update")}, ledger=ledger)
+    ScoreStore.write(made / "online", ids, np.arange(8), {"update": found.matrix("update")}, answers=answers)
     return made
 
 
@@ -52,7 +50,7 @@ def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) ->
     online = str(run / "online")
     for arguments, message in (
         ([online, online], "expected each score store once"),
-        ([str(run / "tracin")], "expected a ledger that knows when queries were right"),
+        ([str(run / "tracin")], "expected a store that records when queries were right"),
         ([online, "--kinds", "trak"], "kinds: expected some of ['update'], found ['trak']"),
         ([online, "--bins=0"], "bins: expected at least 1, found 0"),
     ):

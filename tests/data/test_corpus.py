@@ -163,8 +163,8 @@ def test_a_learned_tokenizer_has_no_token_for_beginning() -> None:
     ("train", "queries", "message"),
     [
         ([{"input": "a", "target": "b"}], QUERIES,
-         r"train.jsonl, row 1: expected the fields \"inputs\" and \"targets\", or \"text\", found the fields "
-         r"\['input', 'target'\]; nearest: \['input', 'target'\]"),
+         r"train.jsonl, row 1: expected the fields \"inputs\" and \"targets\", \"messages\", .* or \"text\", found the "
+         r"fields \['input', 'target'\]; nearest: \['input', 'target'\]"),
         ([{"inputs": "a", "target": "b"}], QUERIES, r"no field 'targets', found the fields .*; nearest: \['target'\]"),
         ([*TRAIN, {"inputs": "a", "targets": 4.5}], QUERIES, "row 4: field 'targets': expected text or a whole"),
         ([{"inputs": "a", "targets": " "}], QUERIES, "row 1: field 'targets': expected text, found none in it"),

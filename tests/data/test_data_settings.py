@@ -15,6 +15,7 @@ from ftrace.data import FactCorpus, FactData, FactDataSettings, FtraceSynth, Ftr
 OTHER = {
     "data_dir": "elsewhere", "architecture": "decoder-only", "tokenizer": "gpt2", "split_hyphens": True,
     "batch_size": 3, "query_batch_size": 4, "num_workers": 5, "num_queries": 6, "query_seed": 7,
+    "max_length": 8,
 }  # fmt: skip
 
 

@@ -8,18 +8,58 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+from transformers import AutoTokenizer
+
+from ftrace.cli import main
 from ftrace.runs import Run
-from helpers import warm_python
+from ftrace.scores import ScoreStore
+from helpers import chat_tokenizers, warm_python
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text()
 
 
+FILES = dict(re.findall(r"```\w+ file=(\S+)\n(.*?)```", PAGE, re.S))
+
+
+def write_files(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).write_text(FILES[name])
+
+
+def test_all_files_of_the_page_are_of_an_example() -> None:
+    assert list(FILES) == [
+        "train.jsonl",
+        "queries.jsonl",
+        "corpus.yaml",
+        "chats.jsonl",
+        "questions.jsonl",
+        "chats.yaml",
+    ]
+
+
+def test_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model of the page is one on the hub; a tiny one stands for it."""
+    write_files(tmp_path, ["chats.jsonl", "questions.jsonl", "chats.yaml"])
+    model = chat_tokenizers.save_model(tmp_path / "model", positions=256)
+    config = (tmp_path / "chats.yaml").read_text()
+    assert config.count("HuggingFaceTB/SmolLM2-135M-Instruct") == 1  # the path is given once
+    (tmp_path / "chats.yaml").write_text(config.replace("HuggingFaceTB/SmolLM2-135M-Instruct", model))
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", "chats.yaml", "--trainer.accelerator=cpu"]) == 0
+    run = Run(tmp_path / "runs" / "chats" / "version_0")
+    assert run.config["data"]["init_args"]["tokenizer"] == model
+    store = ScoreStore.open(run.folder / "online")
+    assert len(store.example_ids) == 4
+    assert len(store.query_ids) == 1
+    labels = run.data.query_batches(list(run.data.query_rows))[0]["answer_labels"][0]
+    decode = AutoTokenizer.from_pretrained(model).decode
+    assert [decode(answer[answer != -100]) for answer in labels] == ["In Velland.<|im_end|>", "Velland<|im_end|>"]
+
+
 def test_a_corpus_of_ones_own(tmp_path: Path) -> None:
-    files = re.findall(r"```\w+ file=(\S+)\n(.*?)```", PAGE, re.S)
-    assert [name for name, _ in files] == ["train.jsonl", "queries.jsonl", "corpus.yaml"]
-    for name, content in files:
-        (tmp_path / name).write_text(content)
+    write_files(tmp_path, ["train.jsonl", "queries.jsonl", "corpus.yaml"])
     (commands,) = re.findall(r"```\n(python train.py .*?)```", PAGE, re.S)
     said = {}
     for command in commands.splitlines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -239,7 +240,11 @@ def test_the_rules(architecture: str) -> None:
     found = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "paper", ["a", "b"])
     assert found.query_ids == [0]
     assert (found.asked, found.right_at_last, found.known_at_first, found.snapshots) == (4, 3, 2, ["a", "b"])
-    assert str(found) == "learned, of 4; 2 known from the start"
+    assert str(found) == "learned, of 4; 2 known at the first snapshot"
+    named = [replace(found, snapshots=[f"step-{step:08d}", "step-00000020"]) for step in (0, 10)]
+    assert [str(learned).split("; ")[1] for learned in named] == [
+        "2 known at step 0, before training", "2 known at step 10, the first snapshot",
+    ]  # fmt: skip
     assert asked == ["first"]
     greedy = find_learned_queries(last, at_start, loader, answers, TOKENIZER, "last")
     assert greedy.query_ids == [0, 1]  # token by token, "bob." is not "Bob"

@@ -32,7 +32,7 @@ def made_head(queries: int = 3) -> Head:
         "queries": {
             "ids": [str(number) for number in range(queries)], "names": nothing, "prompts": nothing,
             "answers": nothing, "said": nothing, "said_right": nothing, "first_losses": nothing,
-            "last_losses": nothing, "learned_steps": nothing, "precisions": [nothing] * len(TITLES),
+            "last_losses": nothing, "learned_steps": nothing, "states": nothing, "precisions": [nothing] * len(TITLES),
             "disagreements": nothing, "facets": {},
         },
         "run": {
@@ -75,7 +75,8 @@ def made_query(number: int = 0, seed: int = 0) -> QueryChunk:
         "id": str(number), "name": "capital", "prompt": "Oslo is the capital of", "cut": 0, "answer": "Norway",
         "accepted": [], "said": {"text": "Sweden", "probability": 0.25, "right": False, "snapshot": "last"},
         "properties": [], "warnings": ["Scores are small."],
-        "loss": {"steps": [0, 10, 20], "values": [5.0, None, 1.0], "learned_step": 20, "right_at_end": False},
+        "loss": {"steps": [0, 10, 20], "values": [5.0, None, 1.0]},
+        "answered": {"state": "learned", "step": 20, "text": "first answered right at step 20"},
         "examples": examples, "lists": lists,
         "parts": [
             {"method": 0, "axis": "layer", "examples": strongest, "values": [row[:3] for row in parts]},

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.scores import EXAMPLE_ID, QUERY_ID, Ledger, ScoreStore, Texts
+from ftrace.scores import EXAMPLE_ID, QUERY_ID, AnswerRecord, Ledger, ScoreStore, Texts
 from ftrace.scores.ledger import COLUMNS
 
 EXAMPLES: list[dict[str, Any]] = [
@@ -56,15 +56,17 @@ def make_store(
     )
 
 
-def make_ledger(rest: float = 0.0) -> Ledger:
+def make_ledger(rest: float = 0.0, answers: AnswerRecord | None = None) -> Ledger:
     """The ledger of three intervals of ten steps: query 0 is learned by step 20, query 17 never.
 
     Args:
         rest: What decay took.
+        answers: When the queries were right, if otherwise.
     """
     columns = {name: np.zeros((3, 2)) for name in COLUMNS}
     columns["decay"] += rest
     columns["loss"] = np.array([[6.0, 5.0], [4.0, 5.0], [1.0, 5.0]])
     columns["next_loss"] = np.array([[4.0, 5.0], [1.0, 5.0], [0.25, 5.0]])
-    columns["learned"] = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    return Ledger(np.array([0, 10, 20]), np.array([10, 20, 30]), np.array([0, 17]), columns)
+    query_ids = np.array([0, 17])
+    answers = AnswerRecord([0, 10, 20, 30], query_ids, [[0, 0], [0, 0], [1, 0], [1, 0]]) if answers is None else answers
+    return Ledger(np.array([0, 10, 20]), np.array([10, 20, 30]), query_ids, columns, answers=answers)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ftrace.scores import Ledger, ScoreStore, Texts, stable_id
+from ftrace.scores import AnswerRecord, Ledger, ScoreStore, Texts, stable_id
 from ftrace.scores.ledger import COLUMNS
 
 EXAMPLES, QUERIES = ("wiki/1", "wiki/2", "wiki/3", "wiki/4"), ("who", "where")
@@ -56,6 +56,7 @@ def made_ledger(query_ids: Sequence[int]) -> Ledger:
     moved = np.ones((2, len(query_ids)))
     moved[:, -1] = 0
     columns = dict.fromkeys(COLUMNS, np.zeros(moved.shape))
-    columns |= {"loss": 4 - moved * [[0], [1]], "next_loss": 4 - moved * [[1], [2]], "learned": moved * [[0], [1]]}
+    columns |= {"loss": 4 - moved * [[0], [1]], "next_loss": 4 - moved * [[1], [2]]}
     columns |= {"predicted": 0.9 * moved, "examples": 0.8 * moved, "momentum": 0.1 * moved}
-    return Ledger(np.array([0, 5]), np.array([5, 8]), np.asarray(query_ids), columns)
+    answers = AnswerRecord([0, 5, 8], query_ids, np.cumsum([0 * moved[0], *moved], 0) > 1)
+    return Ledger(np.array([0, 5]), np.array([5, 8]), np.asarray(query_ids), columns, answers=answers)

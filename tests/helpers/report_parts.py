@@ -17,6 +17,7 @@ def small_head(**fields: Any) -> dict[str, Any]:
         "first_losses": [],
         "last_losses": [],
         "learned_steps": [],
+        "states": [],
         "precisions": [],
         "disagreements": [],
         "facets": {},

@@ -16,7 +16,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ftrace.report.explorer.format import Head, QueryChunk
+from ftrace.report.explorer.format import Answered, Head, QueryChunk
 from ftrace.report.figures import choose_queries, write_figures
 from ftrace.report.figures.by_part import draw_parts
 from ftrace.report.figures.compared import draw_comparison, overlaps
@@ -110,14 +110,21 @@ def test_near_duplicates_take_one_line() -> None:
     assert query["examples"][second]["text"] not in said.split("\n")
 
 
-@pytest.mark.parametrize(("learned", "words"), [(-1, "never right"), (None, None), (0, "learned at step 0")])
-def test_a_step_is_marked_where_it_is_known(learned: int | None, words: str | None) -> None:
+@pytest.mark.parametrize(
+    ("answered", "words"),
+    [
+        ({"state": "never", "step": -1, "text": ""}, "never right"),
+        (None, None),
+        ({"state": "learned", "step": 3, "text": ""}, "learned at step 3"),
+        ({"state": "known", "step": 0, "text": ""}, "known at step 0"),
+        ({"state": "forgotten", "step": 3, "text": ""}, "first right at step 3, forgotten"),
+    ],
+)
+def test_a_step_is_marked_where_it_is_known(answered: Answered | None, words: str | None) -> None:
     query = made_query()
     assert query["loss"] is not None
-    query["loss"]["learned_step"] = learned
-    said = [
-        text for text in texts(drawn(draw_query, made_head(), query)) if "never right" in text or "learned at" in text
-    ]
+    query["answered"] = answered
+    said = [text for text in texts(drawn(draw_query, made_head(), query)) if "never right" in text or "at step" in text]
     assert said == ([] if words is None else [words])
 
 

@@ -9,22 +9,25 @@ import pytest
 from matplotlib.figure import Figure
 
 from ftrace.report import ledger_plot, plot_ledger
-from ftrace.scores import Ledger
+from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import COLUMNS
 from helpers.drawn import drawn, texts
 
 
-def ledger(intervals: int = 5, accounts: bool = True) -> Ledger:
+def ledger(intervals: int = 5, accounts: bool = True, learned: int | None = None) -> Ledger:
     generator = np.random.default_rng(0)
     columns = {name: generator.random((intervals, 8)) for name in COLUMNS}
-    columns["learned"] = np.cumsum(columns["learned"], 0) > 2
     columns["predicted"][0] += 40  # the first stretch dwarfs the others
     if not accounts:
         columns |= dict.fromkeys(
             ("examples", "momentum", "decay", "uncovered", "projection"), np.full((intervals, 8), np.nan)
         )
     steps = 3 * np.arange(intervals)
-    return Ledger(steps, steps + 3, np.arange(8), columns)
+    right = np.arange(intervals + 1)[:, None] > np.arange(8)
+    answers = AnswerRecord(
+        3 * np.arange(intervals + 1), np.arange(8), right if learned is None else right * 0 + learned
+    )
+    return Ledger(steps, steps + 3, np.arange(8), columns, answers=answers)
 
 
 @pytest.mark.parametrize("accounts", [True, False])
@@ -36,12 +39,10 @@ def test_it_names_what_it_draws(accounts: bool, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["ledger.svg"]
 
 
-@pytest.mark.parametrize("learned", [0.0, 1.0, np.nan])
-def test_marks_are_explained_where_there_are_any(learned: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("learned", [0, 1, -1])
+def test_marks_are_explained_where_there_are_any(learned: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a way to know when a query is right, nothing is marked and nothing said of marks."""
-    given = ledger()
-    given.columns["learned"][:] = learned
-    figure = drawn(monkeypatch, ledger_plot, plot_ledger, given, Path("unused"))
+    figure = drawn(monkeypatch, ledger_plot, plot_ledger, ledger(learned=learned), Path("unused"))
     is_marked = any(line.get_marker() not in ("", "None", None) for line in figure.axes[0].lines)
     assert is_marked is ("marked: first seen to be right" in texts(figure)) is (learned == 1)
 

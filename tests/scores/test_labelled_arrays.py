@@ -133,7 +133,7 @@ def test_a_ledger_is_steps_by_queries(tmp_path: Path) -> None:
     data = ledger.to_xarray()
     assert dict(data.sizes) == {"step": 2, "query": 2}
     assert data["next_step"].sel(step=5) == 8
-    for name in ("actual", "loss", "examples", "learned"):
+    for name in ("actual", "loss", "examples", "right", "next_right"):
         np.testing.assert_array_equal(data[name], ledger[name])
     assert float(data["actual"].sel(step=0, query=7)) == 1.0
     named = named_store(tmp_path / "store")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ftrace.scores import Ledger
+from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
 
@@ -21,10 +21,10 @@ def ledger(**changes: list[list[float]]) -> Ledger:
         "predicted": np.array([[1.0, 2.0, 0.0], [1.5, 0.0, 0.0]]),
         "examples": np.array([[0.9, 1.9, 0.0], [1.5, 0.0, 0.0]]),
         "momentum": np.array([[0.1, 0.1, 0.0], [0.0, 0.0, 0.0]]),
-        "learned": np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
     }
     columns |= {name: np.array(values) for name, values in changes.items()}
-    return Ledger(np.array([0, 5]), np.array([5, 8]), np.array([7, 8, 9]), columns)
+    answers = AnswerRecord([0, 5, 8], [7, 8, 9], [[0, 1, 0], [0, 1, 0], [1, 0, 0]])
+    return Ledger(np.array([0, 5]), np.array([5, 8]), np.array([7, 8, 9]), columns, answers=answers)
 
 
 def test_it_says_in_one_line_what_explains_what_was_learned() -> None:
@@ -74,7 +74,12 @@ def test_accounts_are_named_where_they_are_more_than_nothing() -> None:
 
 def test_forgetting_and_standing_still_are_said() -> None:
     before, after = [[1.0] * 3, [3.0] * 3], [[3.0] * 3, [4.0] * 3]
-    assert "of what the queries forgot (3 nats each)" in str(ledger(loss=before, next_loss=after).summary())
+    rose = {"loss": before, "next_loss": after}
+    explained = [[-1.9] * 3, [-1.0] * 3]
+    told = str(ledger(**rose, predicted=explained, examples=explained).summary())
+    assert told.startswith("the scores explain 97% of what the queries forgot (3 nats each)")
+    told = str(ledger(**rose).summary())
+    assert told.startswith("the scores predict a fall by 1.43 nats where a rise by 3 nats was measured")
     assert str(ledger(loss=before, next_loss=before).summary()) == "the queries' losses did not change"
     assert str(Ledger.empty().summary()) == "the queries' losses did not change"
 
@@ -85,7 +90,7 @@ def test_an_interval_in_which_nothing_was_booked_balances() -> None:
 
 
 def test_learned_is_where_a_query_was_first_right() -> None:
-    assert ledger().learned_steps().tolist() == [8, 5, -1]
+    assert ledger().learned_steps().tolist() == [8, 0, -1]
 
 
 def test_imbalance_is_told_by_interval() -> None:

@@ -139,7 +139,9 @@ def test_a_ledger_says_what_explains_what_was_learned() -> None:
     assert str(ledger.summary()) in cells
     begin = cells.index("examples")
     assert cells[begin : begin + 3] == ["examples", "0.8", "80.0%"]
-    assert cells[-8:] == ["7", "4", "2", "8", "3", "4", "4", "never"]
+    assert cells[-8:] == [
+        "7", "4", "2", "first answered right at step 8", "3", "4", "4", "never answered right",
+    ]  # fmt: skip
     assert repr(Ledger.empty()).startswith("Ledger: 0 intervals x 0 queries\n")
     assert Ledger.empty()._repr_html_()
 

@@ -139,7 +139,7 @@ def test_a_ledger_is_tabled_by_interval_and_query(tmp_path: Path) -> None:
     assert table.columns.tolist()[:6] == ["step", "next_step", "query_id", "query_name", "actual", "loss"]
     assert table["query_name"].tolist() == ["who", "where", "who", "where"]
     assert table["step"].tolist() == [0, 0, 5, 5]
-    for name in ("actual", "examples", "learned"):
+    for name in ("actual", "examples", "right", "next_right"):
         np.testing.assert_array_equal(table[name].to_numpy().reshape(2, 2), store.ledger[name])
     assert "query_name" not in made_ledger([3, 4]).to_pandas()
     assert len(type(store.ledger).empty().to_pandas()) == 0

@@ -58,14 +58,14 @@ def test_what_is_said_of_a_query(tmp_path: Path) -> None:
     assert view.accepted == ("Christiania",)
     assert view.said is None
     assert view.history is not None
-    assert (view.history.first_loss, view.history.last_loss) == (6.0, 0.25)
-    assert (view.history.learned_step, view.history.right_at_end) == (20, True)
+    assert view.history.losses == (6.0, 0.25)
+    assert (view.history.answered.step, view.history.answered.is_right_at_end) == (20, True)
     (column,) = view.columns
     assert (column.title, column.doubts) == ("online learning", ("Too short.",))
     assert (column.candidates, column.proponents, column.opponents) == (5, 3, 2)
     never = make_query_view([StoreSource(store)], 17).history
     assert never is not None
-    assert (never.learned_step, never.right_at_end) == (-1, False)
+    assert (never.answered.step, never.answered.is_right_at_end) == (-1, False)
 
 
 def test_near_duplicates_are_one_and_shared_words_are_marked(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ def test_a_list_of_queries(tmp_path: Path) -> None:
 
 def test_numbers() -> None:
     assert [percent(share) for share in (-0.5, 0.05, 1.0)] == ["-50%", "5.0%", "100%"]
-    assert [score_text(score, 0.0) for score in (0.0,)] == ["+0"]
+    assert [score_text(0.0, largest) for largest in (0.0, 0.4)] == ["0", "0"]
+    small = [score_text(score, 0.9) for score in (0.9, 0.0006, -3e-7)]  # as beside an example that is the query itself
+    assert small == ["+0.900", "+0.000600", "-3.00e-07"]
     assert score_text(-0.00123, 0.0045) == "-0.00123"
     assert said_text(Said(None, 0.5, False)).plain == "(no end to its answer)  50%  wrong"
 

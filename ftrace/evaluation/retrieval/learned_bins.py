@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.text import Text
@@ -25,8 +26,9 @@ from ftrace.evaluation.formatting import mean_and_rest, percent, plain_table
 from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate
 from ftrace.evaluation.stores import row_name
-from ftrace.scores import ScoreStore
+from ftrace.scores import Answered, ScoreStore
 from ftrace.scores.correlation import rank_correlation
+from ftrace.shown_text import counted
 
 METRIC = "P@10"
 
@@ -56,15 +58,20 @@ class LearnedBin:
     """Queries that were learned at about the same time.
 
     Args:
+        state: "known": they were right at their first evaluation, before training or when they were added; "learned":
+            they were first right at a later one; "never": at none.
         first: The earliest step at which one of them was first right; -1 if none ever was.
         last: The latest such step.
+        forgotten: How many of them were right once, but not at the end.
         ceiling: The highest P@10 that any method can reach: queries with few ground-truth proponents keep it below 1.
         methods: Figures by the name of the row.
     """
 
+    state: Literal["known", "learned", "never"]
     first: int
     last: int
     num_queries: int
+    forgotten: int
     ceiling: float
     methods: dict[str, LearnedMethod]
 
@@ -80,21 +87,21 @@ def learned_when(
     """Compare scores by the step at which queries were learned.
 
     Args:
-        stores: Stores of the same examples, by the name of their rows; the ledger of one of them records when queries
-            were right.
-        queries: The queries; those that are not in the ledger are left out.
-        bins: Number of bins, which get about equally many queries.
+        stores: Stores of the same examples, by the name of their rows; one of them records when queries were right.
+        queries: The queries; those of which the record knows nothing are left out.
+        bins: Number of bins of queries that were learned, which get about equally many of them.
         kinds: Kinds of scores to compare; default: all.
         seed: Seed of the resampling.
 
     Returns:
-        Bins from early to late, then a bin of the queries that were never right, if there are any.
+        A bin of the queries that were right from the first, if there are any; bins from early to late; then a bin of
+        the queries that were never right, if there are any.
 
     Raises:
-        ValueError: If there is no ledger, it doesn't record when queries were learned, the stores are of different
-            examples, or none has one of the kinds.
+        ValueError: If no store records when queries were right, they are of different examples, or none has one of the
+            kinds.
     """
-    steps = _learned_steps(stores)
+    known = _answered(stores)
     names, first = list(stores), next(iter(stores.values()))
     for store in stores.values():
         if not np.array_equal(store.example_ids, first.example_ids):
@@ -106,34 +113,44 @@ def learned_when(
         if kinds is None or kind in kinds
     }
     if not rows:
-        known = sorted({kind for store in stores.values() for kind in store.kinds})
-        raise ValueError(f"kinds: expected some of {known}, found {list(kinds or ())}")
-    asked = queries.among(steps, queries.description)
+        of_stores = sorted({kind for store in stores.values() for kind in store.kinds})
+        raise ValueError(f"kinds: expected some of {of_stores}, found {list(kinds or ())}")
+    asked = queries.among(known, queries.description)
     evaluation = evaluate(stores, asked)
-    learned = np.array([steps[query] for query in asked.query_ids.tolist()], dtype=np.int64)
-    order = np.lexsort((asked.query_ids, learned))
-    groups = [group for group in np.array_split(order[learned[order] >= 0], bins) if len(group)]
-    never = np.flatnonzero(learned < 0)
-    groups += [never] if len(never) else []
-    return [_bin(evaluation, rows, group, learned[group], seed) for group in groups]
+    answered = [known[query] for query in asked.query_ids.tolist()]
+    steps = np.array([-1 if of_query.first_right is None else of_query.first_right for of_query in answered], np.int64)
+    was_known = np.array([of_query.was_known for of_query in answered], bool)
+    order = np.lexsort((asked.query_ids, steps))
+    groups: list[tuple[Literal["known", "learned", "never"], np.ndarray]] = [
+        ("known", order[was_known[order]]),
+        *(("learned", group) for group in np.array_split(order[(steps[order] >= 0) & ~was_known[order]], bins)),
+        ("never", np.flatnonzero(steps < 0)),
+    ]
+    return [
+        _bin(evaluation, rows, state, group, [answered[place] for place in group], seed)
+        for state, group in groups
+        if len(group)
+    ]
 
 
-def _learned_steps(stores: Mapping[str, ScoreStore]) -> dict[int, int]:
-    """Return the step at which each query was first right, from the first ledger that records it."""
+def _answered(stores: Mapping[str, ScoreStore]) -> dict[int, Answered]:
+    """Return when each query of which it is known was right, as the first store that records it says."""
     for store in stores.values():
-        if store.ledger is not None and not np.isnan(store.ledger["learned"]).all():
-            return dict(zip(store.ledger.query_ids.tolist(), store.ledger.learned_steps().tolist(), strict=True))
+        if store.answers is not None:
+            states = store.answers.states()
+            return {query: answered for query, answered in states.items() if answered.state != "unknown"}
     raise ValueError(
-        f"{', '.join(str(store.path) for store in stores.values())}: expected a ledger that knows when queries were "
-        "right. Train with ledger=True and a module that has learned(batch), or query_learned=..."
+        f"{', '.join(str(store.path) for store in stores.values())}: expected a store that records when queries were "
+        "right. Train with OnlineTracIn and a module that has learned(batch), or query_learned=..."
     )
 
 
 def _bin(
     evaluation: Evaluation,
     rows: Mapping[str, tuple[ScoreStore, str]],
+    state: Literal["known", "learned", "never"],
     group: np.ndarray,
-    learned: np.ndarray,
+    answered: Sequence[Answered],
     seed: int,
 ) -> LearnedBin:
     run = evaluation.runs[0]
@@ -155,7 +172,9 @@ def _bin(
             int((~is_defined).sum()),
         )
     ceiling = float(run.ceiling[METRIC][group].mean())
-    return LearnedBin(int(learned.min()), int(learned.max()), len(group), ceiling, methods)
+    steps = [-1 if of_query.first_right is None else of_query.first_right for of_query in answered]
+    forgotten = sum(of_query.state == "forgotten" for of_query in answered)
+    return LearnedBin(state, min(steps), max(steps), len(group), forgotten, ceiling, methods)
 
 
 def _correlation(first: tuple[ScoreStore, str], second: tuple[ScoreStore, str], query: int) -> float:
@@ -175,7 +194,7 @@ def _gained_before(store: ScoreStore, kind: str, query: int) -> float | None:
 def render_learned_when(bins: Sequence[LearnedBin]) -> PlainTable:
     """Render a table with a column for each bin."""
     title = f"{METRIC} in percent, by the step at which a query was first right"
-    columns = [f"{when(learned_bin)}\n{learned_bin.num_queries} queries" for learned_bin in bins]
+    columns = [f"{when(learned_bin)}\n{of_bin(learned_bin)}" for learned_bin in bins]
     table = plain_table(title, "scores", columns)
     for name in bins[0].methods:
         table.add_row(name, *[_precision(learned_bin.methods[name].precision) for learned_bin in bins])
@@ -205,9 +224,19 @@ def render_learned_when(bins: Sequence[LearnedBin]) -> PlainTable:
 def when(learned_bin: LearnedBin) -> str:
     """Name the steps of a bin."""
     first, last = learned_bin.first, learned_bin.last
-    if first < 0:
+    if learned_bin.state == "never":
         return "never"
+    if learned_bin.state == "known":
+        return (
+            "before training" if last == 0 else f"known by {first}" if first == last else f"known by {first} to {last}"
+        )
     return f"step {first}" if first == last else f"{first} to {last}"
+
+
+def of_bin(learned_bin: LearnedBin) -> str:
+    """Say how many queries a bin has, and how many of them were forgotten."""
+    count = counted(learned_bin.num_queries, "query", "queries")
+    return f"{count}, {learned_bin.forgotten} forgotten" if learned_bin.forgotten else count
 
 
 def _precision(estimate: Estimate) -> Text:

@@ -17,6 +17,7 @@ from ftrace.evaluation.formatting import markdown_grid, mean_and_rest, percent, 
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
 from ftrace.evaluation.tail_patch.patching import PatchedPairs
 from ftrace.evaluation.tail_patch.summaries import OfKind, TailPatchRow, TailPatchTable
+from ftrace.shown_numbers import points
 from ftrace.shown_text import markdown_text, plain
 
 _COLUMNS = ("rise", "minus random", "raised")
@@ -65,16 +66,6 @@ def write_tail_patch(
     replace_text(files[2], json.dumps(nan_as_null(_as_json(table, patched)), indent=2, allow_nan=False) + "\n")
     replace_csv(files[3], _pairs(patched, kinds))
     return files
-
-
-def points(share: float) -> str:
-    """Format a difference of shares in percentage points, with its sign; NaN gives an empty text.
-
-    Example:
-        >>> points(0.00412), points(float("nan"))
-        ('+0.41', '')
-    """
-    return "" if math.isnan(share) else f"{100 * share:+.2f}"
 
 
 def _title(table: TailPatchTable) -> str:

@@ -164,8 +164,7 @@ class QueryPass:
                     _add_rows(dense, self._losses_of(batch), uncovered)
                 if self.learned is not None:
                     _put_back(begins)
-                    with torch.no_grad(), self.loop.forward_context():
-                        learned.append(self.learned(module, copied(batch)).bool().cpu())
+                    learned.append(self._learned_of(self.learned, batch))
         give_back_freed_memory()
         return Refresh(
             step,
@@ -174,6 +173,21 @@ class QueryPass:
             torch.cat(learned) if learned else None,
             {name: torch.cat(rows) for name, rows in dense.items()},
         )
+
+    def ask(self, capture: GradientCapture) -> Tensor | None:
+        """Ask all queries without differentiating them, in a pass that nothing is recorded of.
+
+        Returns:
+            ``[Q]`` bool, whether each is answered right; None if there is no way to know.
+        """
+        if self.learned is None:
+            return None
+        with self.undisturbed(capture):
+            return torch.cat([self._learned_of(self.learned, batch) for batch in self.batches])
+
+    def _learned_of(self, learned: Learned, batch: Any) -> Tensor:
+        with torch.no_grad(), self.loop.forward_context():
+            return learned(self.loop.module, copied(batch)).bool().cpu()
 
     def _losses_of(self, batch: Any) -> Tensor:
         with self.loop.forward_context():

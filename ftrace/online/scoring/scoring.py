@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients, QueryGradients, project
+from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.balances import Balances, Moments
 from ftrace.online.scoring.contributions import (
@@ -44,11 +44,11 @@ class Scoring:
         sums: Where they are added up.
         names: The covered parameters.
         batches: The approximate number of batches that are multiplied with the same query gradients.
+        answers: When queries were right, by which scores may be broken down.
         divides: Whether an optimizer keeps second moments.
 
     Attributes:
         pending: The steps that wait for the next refresh.
-        learned: Which queries were right at some refresh, ``[Q]`` bool; None if there is no way to know.
         gains: The sums of ``update`` scores, for the ledger.
         whitened: The state of whitened scores; None if there are none.
         directions: The query gradients of the last refresh.
@@ -63,6 +63,7 @@ class Scoring:
         sums: ScoreAccumulator,
         names: Collection[str],
         batches: float,
+        answers: AnswerKeeper,
         *,
         divides: bool = False,
     ) -> None:
@@ -70,7 +71,7 @@ class Scoring:
         self.sums = sums
         self.names = tuple(names)
         self.pending: list[StepTaken] = []
-        self.learned: Tensor | None = None
+        self.answers = answers
         self.gains = Gains(sums)
         self._previous: PerExampleGradients | None = None
         self.balanced = divides and rules.projection is not None and "update" in rules.kinds
@@ -120,15 +121,12 @@ class Scoring:
 
     # Query gradients
 
-    def refresh(
-        self, gradients: PerExampleGradients, losses: Tensor, learned: Tensor | None, *, keep_last: bool = False
-    ) -> None:
+    def refresh(self, gradients: PerExampleGradients, losses: Tensor, *, keep_last: bool = False) -> None:
         """Take new query gradients, and book the steps that waited for them.
 
         Args:
             gradients: The gradients of all queries.
             losses: The losses of all queries, ``[Q]``, in nats.
-            learned: Which queries are answered right, ``[Q]`` bool; None if there is no way to know.
             keep_last: Whether the previous ones are still needed, so that their memory must not be reused.
         """
         previous = self.directions.refresh(gradients, keeps_last=bool(self.pending) or keep_last)
@@ -137,8 +135,6 @@ class Scoring:
             self.whitened.weigh(losses)
             self.whitened.refresh(self._queries_to_whiten())
         self._close(previous)
-        if learned is not None:
-            self.learned = learned if self.learned is None else _ever(self.learned, learned)
 
     def _queries_to_whiten(self) -> PerExampleGradients:
         """Return the query gradients as :class:`WhitenedProducts` takes them."""
@@ -315,11 +311,9 @@ class Scoring:
 
     def moment(self, epoch: int) -> Moment:
         """Return the current time, as far as scores are broken down by it."""
-        learned = self.learned
-        if "learned" in self.rules.breakdown and learned is None:
-            learned = torch.zeros(len(self.sums.query_ids), dtype=torch.bool)
         by = self.rules.breakdown
-        return Moment(epoch if "epoch" in by else None, learned if "learned" in by else None)
+        learned = self.answers.ever_right(len(self.sums.query_ids)) if "learned" in by else None
+        return Moment(epoch if "epoch" in by else None, learned)
 
     # State
 
@@ -329,7 +323,6 @@ class Scoring:
             "before": self._previous,
             "pending": list(self.pending),
             "momentum": self.momentum.state(),
-            "learned": self.learned,
             "gained": self.gains.by_examples,
             "gained_by_given": self.gains.by_given,
             "balances": {index: balances.state() for index, balances in self.directions.balances.items()},
@@ -351,7 +344,6 @@ class Scoring:
             queries: The query gradients of the last refresh.
             losses: The queries' losses at the last refresh, ``[Q]``.
         """
-        self.learned = shared["learned"]
         for optimizer, of_balances in shared["balances"].items():
             self._balances(optimizer).load(of_balances)
         if self.whitened is not None:
@@ -374,8 +366,3 @@ class Scoring:
         if not states:  # the steps are the same on all processes, but this one has no batches of them
             self.pending = [step.emptied() for step in shared["pending"]]
         self.momentum.load([state["momentum"] for state in states], shared["momentum"])
-
-
-def _ever(learned: Tensor, current: Tensor) -> Tensor:
-    """Mark queries that were ever learned, ``[Q]``; queries added since have their current state."""
-    return torch.cat([learned | current[: len(learned)], current[len(learned) :]])

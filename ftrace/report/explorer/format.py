@@ -50,6 +50,7 @@ class QueryList(TypedDict):
     first_losses: Sequence[float | None]
     last_losses: Sequence[float | None]
     learned_steps: Sequence[int | None]
+    states: Sequence[str | None]
     precisions: Sequence[Sequence[float | None]]
     best_precisions: Sequence[float | None]
     disagreements: Sequence[float | None]
@@ -68,6 +69,7 @@ class QueryChunk(TypedDict):
     said: Said | None
     properties: Sequence[tuple[str, str]]
     loss: Loss | None
+    answered: Answered | None
     warnings: Sequence[str]
     examples: Sequence[Example]
     lists: Sequence[Lists | None]
@@ -90,8 +92,14 @@ class Loss(TypedDict):
 
     steps: Sequence[int]
     values: Sequence[float | None]
-    learned_step: int | None
-    right_at_end: bool | None
+
+
+class Answered(TypedDict):
+    """See ``Answered`` in ``app/format.d.ts``."""
+
+    state: Literal["known", "learned", "learned again", "forgotten", "never"]
+    step: int
+    text: str
 
 
 class Example(TypedDict):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from ftrace.report.explorer.format import Example, Head, Loss, QueryChunk
+from ftrace.report.explorer.format import Answered, Example, Head, Loss, QueryChunk
 from ftrace.report.figures.page import LINE, MARGIN, Page, heading_of, text_of, title_of
 from ftrace.report.style import (
     ACCENT,
@@ -70,7 +70,7 @@ def draw_query(head: Head, query: QueryChunk) -> Figure | None:
     for number, (line, colour) in enumerate(said):
         page.write(MARGIN, down + number * LINE, line, color=colour)
     if has_curve and query["loss"] is not None:
-        _draw_curve(page, query["loss"])
+        _draw_curve(page, query["loss"], query["answered"])
     unit, scores = title_of(head, method), [row.score for rows in sections for row in rows if not math.isnan(row.score)]
     limits = (min(0.0, *scores, 0.0), max(0.0, *scores, 0.0)) if any(scores) else (0.0, 1.0)
     down = above
@@ -130,7 +130,7 @@ def _said(query: QueryChunk, width: float) -> list[tuple[str, str]]:
     return lines
 
 
-def _draw_curve(page: Page, loss: Loss) -> None:
+def _draw_curve(page: Page, loss: Loss, answered: Answered | None) -> None:
     axes = page.axes(PAGE - MARGIN - _CURVE[0], 0.1, *_CURVE)
     steps, values = np.array(loss["steps"], float), np.array(finite(loss["values"]))
     axes.plot(steps, values, color=ACCENT)
@@ -139,16 +139,19 @@ def _draw_curve(page: Page, loss: Loss) -> None:
     axes.set_xlabel("optimizer step", fontsize=SMALL, labelpad=1)
     axes.set_ylabel("loss, nats", fontsize=SMALL)
     axes.locator_params(nbins=4)
-    learned = loss["learned_step"]
-    if learned is None:
+    if answered is None:
         return
-    if learned < 0:
+    if answered["state"] == "never":
         axes.set_title("never right", fontsize=SMALL, loc="right", pad=-6)
         return
+    learned, state = answered["step"], answered["state"]
+    mark = f"known at step {learned:,}" if state == "known" else f"learned at step {learned:,}"
+    if state in ("learned again", "forgotten"):
+        mark = f"first right at step {learned:,}" + (", forgotten" if state == "forgotten" else "")
     axes.axvline(learned, color=INK, linewidth=0.7, linestyle=(0, (3, 2)))
     is_left = learned <= steps[0] + 0.5 * (steps[-1] - steps[0])
     axes.annotate(
-        f"learned at step {learned:,}", (learned, 1), (3 if is_left else -3, -1), xycoords=axes.get_xaxis_transform(),
+        mark, (learned, 1), (3 if is_left else -3, -1), xycoords=axes.get_xaxis_transform(),
         textcoords="offset points", ha="left" if is_left else "right", va="top", fontsize=SMALL,
     )  # fmt: skip
     at = int(np.searchsorted(steps, learned))

@@ -56,7 +56,8 @@ def choose_queries(queries: QueryList) -> list[int]:
     """Choose up to three queries that show what a report has to show: one as it should be, one in dispute, one failed.
 
     They are the query with the highest mean precision (without ground truth, the one whose loss fell the most), the one
-    on which methods disagree most, and the one that was answered wrong, or never right, with the highest loss at last.
+    on which methods disagree most, and the one that was answered wrong, never right or forgotten, with the highest loss
+    at last.
 
     Returns:
         Their positions in the list of queries, each once, in this order.
@@ -64,7 +65,9 @@ def choose_queries(queries: QueryList) -> list[int]:
     number = range(len(queries["ids"]))
     precisions = [_mean([of_method[place] for of_method in queries["precisions"]]) for place in number]
     falls = [_minus(queries["first_losses"][place], queries["last_losses"][place]) for place in number]
-    failed = [queries["said_right"][place] is False or queries["learned_steps"][place] == -1 for place in number]
+    failed = [
+        queries["said_right"][place] is False or queries["states"][place] in ("never", "forgotten") for place in number
+    ]
     wrong = [
         (queries["last_losses"][place] or 0.0) if failed[place] else None for place in number
     ]  # of those without a known loss, the first

@@ -78,6 +78,26 @@ def first_of(printed: str, heading: str) -> str:
     return next(line for line in below if line.split()[:1] == ["1"])
 
 
+def test_messages_are_asked_as_the_rows_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"messages": [{"role": "system", "content": "short"}, {"role": "user", "content": f"where is {city}"},
+                          {"role": "assistant", "content": land}]} for city, land in CAPITALS]  # fmt: skip
+    words = "{% for message in messages %}{{ message['content'] }} {% endfor %}"  # of which the tokenizer knows all
+    run = trained_run(tmp_path, "decoder-only", rows, rows, words, steps=200)
+    printed = asked(capsys, run, "where is Bonn", "--answer", "France", "--opponents=1")
+    assert printed.splitlines()[0] == "system: short ↵ user: where is Bonn  query 1 of the run"
+    assert printed.splitlines()[1].split()[-2:] == ["Germany", "right"]
+    assert first_of(printed, "Who taught “Germany”").endswith("#1")
+    printed = asked(capsys, run, "is Bonn")  # none of the queries
+    assert printed.splitlines()[1].split()[-1] == "Germany"
+
+
+def test_completions_are_asked_as_the_rows_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"{city} is in", "completion": f" {land}"} for city, land in CAPITALS]
+    run = trained_run(tmp_path, "decoder-only", rows, rows)
+    printed = asked(capsys, run, "Bonn is in ___")
+    assert printed.splitlines()[1].split()[-2:] == ["Germany", "right"]
+
+
 def test_a_chat_is_asked_as_its_rows_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"inputs": f"<user> where is {city} <end> <assistant>", "targets": f"{land} <end>"}
             for city, land in CAPITALS]  # fmt: skip

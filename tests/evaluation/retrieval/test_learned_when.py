@@ -13,27 +13,22 @@ from rich.console import Console
 
 from ftrace.evaluation import EvaluatedQueries
 from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
-from ftrace.scores import Ledger, ScoreStore, Sum
-from ftrace.scores.ledger import COLUMNS
+from ftrace.scores import AnswerRecord, ScoreStore, Sum
 
 IDS, NUMBERS = np.arange(20), np.array([3, 4, 5])
 QUERIES = EvaluatedQueries.of({3: [0, 1], 4: [2, 3], 5: [4, 5]})
 
 
-def ledger(learned: list[list[float]]) -> Ledger:
-    columns = {**dict.fromkeys(COLUMNS, np.zeros((3, 3))), "learned": np.array(learned)}
-    return Ledger(np.array([0, 5, 10]), np.array([5, 10, 15]), NUMBERS, columns)
-
-
-def stores(tmp_path: Path, learned: Any = ((1, 0, 0), (0, 0, 0), (1, 1, 0))) -> dict[str, ScoreStore]:
+def stores(tmp_path: Path, right: Any = ((1, 0, 0), (0, 0, 0), (1, 1, 0)), start: int = 0) -> dict[str, ScoreStore]:
     """Online scores that find every proponent; a snapshot's that are their opposite for the query learned first."""
+    answers = AnswerRecord([0, 5, 10, 15], NUMBERS, [[start] * 3, *map(list, right)])
     online = np.zeros((20, 3))
     for column, proponents in enumerate(QUERIES.proponents):
         online[proponents, column] = 2
     online += np.linspace(0, 1, 20)[:, None]
     parts = {Sum("cosine"): online, Sum("cosine", "learned", "before"): 0.75 * online,
              Sum("cosine", "learned", "after"): 0.25 * online}  # fmt: skip
-    first = ScoreStore.write(tmp_path / "online", IDS, NUMBERS, parts, ledger=ledger(list(map(list, learned))))
+    first = ScoreStore.write(tmp_path / "online", IDS, NUMBERS, parts, answers=answers)
     of_snapshot = {"cosine": online * [-1, 1, 1], "dot": online}
     return {"online": first, "last": ScoreStore.write(tmp_path / "last", IDS, NUMBERS, of_snapshot)}
 
@@ -49,6 +44,22 @@ def test_queries_are_put_into_bins_by_the_step_they_were_learned_at(tmp_path: Pa
     assert late["last cosine"].rank_correlation == pytest.approx(1)
     assert early["online cosine"].before == pytest.approx(0.75)
     assert early["last cosine"].before is None
+
+
+def test_what_was_known_before_or_never_right_is_not_learned_at_a_step(tmp_path: Path) -> None:
+    """Query 3 is right before training and forgotten, 4 is learned and forgotten, and of 5 nothing is known."""
+    right = [[1, 0, -1], [1, 1, -1], [0, 0, -1], [0, 0, -1]]
+    answers = AnswerRecord([0, 5, 10, 15], NUMBERS, right)
+    store = ScoreStore.write(tmp_path / "s", IDS, NUMBERS, {"dot": np.zeros((20, 3))}, answers=answers)
+    bins = learned_when({"online": store}, QUERIES)
+    assert [(one.state, one.first, one.num_queries, one.forgotten) for one in bins] == [
+        ("known", 0, 1, 1), ("learned", 5, 1, 1),
+    ]  # fmt: skip
+    console = Console(record=True, width=100)
+    console.print(render_learned_when(bins))
+    printed = console.export_text()
+    assert "before training" in printed
+    assert "1 query, 1 forgotten" in printed
 
 
 def test_each_bin_knows_the_most_that_is_possible(tmp_path: Path) -> None:
@@ -107,11 +118,11 @@ def test_constant_scores_have_no_rank_correlation(tmp_path: Path) -> None:
 def test_without_knowing_when_it_says_what_to_do(tmp_path: Path) -> None:
     given = stores(tmp_path)
     with pytest.raises(
-        ValueError, match=r"expected a ledger that knows when queries were right. Train with ledger=True"
+        ValueError, match=r"expected a store that records when queries were right. Train with OnlineTracIn"
     ):
         learned_when({"last": given["last"]}, QUERIES)
-    unknown = stores(tmp_path / "unknown", [[np.nan] * 3] * 3)
-    with pytest.raises(ValueError, match="expected a ledger that knows"):
+    unknown = stores(tmp_path / "unknown", [[-1] * 3] * 3, start=-1)
+    with pytest.raises(ValueError, match="expected a store that records"):
         learned_when(unknown, QUERIES)
     with pytest.raises(ValueError, match="bins: expected at least 1, found 0"):
         learned_when(given, QUERIES, bins=0)

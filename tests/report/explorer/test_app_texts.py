@@ -13,7 +13,6 @@ import ftrace.report.explorer
 from ftrace.shown_text import plain
 from ftrace.views.marked_text import excerpt
 from ftrace.views.ranking import Place
-from ftrace.views.sources import History
 from ftrace.views.terminal import loss_text, percent, rank_text, score_text
 from helpers.browsers import launched
 
@@ -46,12 +45,13 @@ def test_numbers_read_the_same(page: Page) -> None:
     ]
     shares = [0.0, 1.0, -1.0, 0.9996, -0.9996, 0.0002, -0.0002, 0.0994, -0.042, *map(float, draws.uniform(-1, 1, 40))]
     losses = [0.0, 0.001, 0.02, 0.5, 1.0, 23.64, 9.996, 100.4, *map(float, draws.uniform(0, 30, 40))]
+    scores, largest = [*scores, *scores[1:20]], [*largest, *(abs(score) * 10.0**4 for score in scores[1:20])]
     asked = [[score, most] for score, most in zip(scores, largest, strict=True)]
     assert_same(page.evaluate("(all) => all.map(([score, most]) => scoreText(score, most))", asked),
                 [score_text(score, most) for score, most in zip(scores, largest, strict=True)])  # fmt: skip
     assert_same(page.evaluate("(all) => all.map(percent)", shares), [percent(share) for share in shares])
     assert_same(page.evaluate("(all) => all.map((loss) => lossText(loss, 1))", losses),
-                [loss_text(History(loss, 1.0)) for loss in losses])  # fmt: skip
+                [loss_text((loss, 1.0)) for loss in losses])  # fmt: skip
     assert page.evaluate("[rankText(3, 0), rankText(3, 2)]") == [
         rank_text(Place(3, ties, 0.0, None)) for ties in (0, 2)
     ]

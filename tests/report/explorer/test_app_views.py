@@ -36,6 +36,7 @@ QUERIES = {
     "first_losses": [9.0, 9.0, 9.0, None],
     "last_losses": [0.1, 3.0, 0.5, None],
     "learned_steps": [40, -1, 20, None],
+    "states": ["forgotten", "never", "learned", None],
     "precisions": [[0.5, 0.1, None, 0.9], [0.2, 1.0, None, 0.0]],
     "disagreements": [0.2, 0.8, 0.4, None],
     "facets": {"relation": ["capital", "capital", "weather", "weather"]},
@@ -73,6 +74,7 @@ QUERY = {
     "said": {"text": "oslo", "probability": 0.4, "right": False, "snapshot": ""},
     "properties": [],
     "loss": None,
+    "answered": None,
     "warnings": [],
     "examples": EXAMPLES,
     "lists": [LISTS, None],
@@ -239,12 +241,17 @@ def answers_report(tmp_path_factory: pytest.TempPathFactory) -> str:
         "actual": [1.0, 0.5],
         "accounts": [{"name": "examples", "values": [0.9, 0.75]}, {"name": "decay", "values": [0.15, -0.15]}],
     }
-    lost = {"steps": [0, 30, 60], "values": [9.0, 1.0, 4.0], "learned_step": 30, "right_at_end": False}
+    lost = {"steps": [0, 30, 60], "values": [9.0, 1.0, 4.0]}
+    forgotten = {"state": "forgotten", "step": 30, "text": "first answered right at step 30, forgotten at step 60"}
     run = {"folder": None, "evaluation": None, "ledger": ledger, "causal": None, "manifests": [], "claims": []}
     queries = {**QUERIES, "best_precisions": [0.5, 1.0, None, None]}
     methods = [METHODS[0], {**METHODS[1], "kind": ""}]
     head = small_head(methods=methods, queries=queries, is_redacted=True, example_chunks=["9", "64"], run=run)
-    chunks = [("query-1", {**query, "loss": lost}), ("example-1", {"examples": pages}), ("head", head)]
+    chunks = [
+        ("query-1", {**query, "loss": lost, "answered": forgotten}),
+        ("example-1", {"examples": pages}),
+        ("head", head),
+    ]
     return write_report(tmp_path_factory.mktemp("answers") / "a report", chunks, title="A report").as_uri()
 
 
@@ -271,7 +278,7 @@ def test_what_a_redacted_report_leaves_out_is_not_called_unsaid(page: Page, answ
     answers = page.locator(".query-head").inner_text()
     assert "(left out)" in answers
     assert "Right answer" not in answers  # nobody says that it is
-    assert "first right at step 30, lost again" in answers
+    assert "first answered right at step 30, forgotten at step 60" in answers
 
 
 def test_words_over_a_list_are_those_of_its_kind(page: Page, answers_report: str) -> None:

@@ -17,7 +17,7 @@ from ftrace.report.explorer import format as report_format
 from ftrace.report.explorer.content.additions import Additions
 from ftrace.report.explorer.content.content import Content, ContentSettings
 from ftrace.report.explorer.content.ranked_queries import RankedQueries
-from ftrace.scores import EXAMPLE_ID, QUERY_ID, Ledger, ScoreStore, Sum, Texts, stable_id
+from ftrace.scores import EXAMPLE_ID, QUERY_ID, AnswerRecord, Ledger, ScoreStore, Sum, Texts, stable_id
 from ftrace.scores.ledger import COLUMNS
 from ftrace.views import Listed, ListedQuery, ListedSource, Said, Source, StoreSource
 from helpers.made_store import EXAMPLES, QUERIES, SCORES, make_ledger, make_store
@@ -75,12 +75,14 @@ def test_a_query_with_all_that_is_known(stores: list[ScoreStore]) -> None:
 
 def test_the_loss_and_when_it_was_learned(stores: list[ScoreStore]) -> None:
     chunks = made([StoreSource(store) for store in stores])
-    assert chunks["query-0"]["loss"] == {
-        "steps": [0, 10, 20, 30], "values": [6.0, 4.0, 1.0, 0.25], "learned_step": 20, "right_at_end": True,
+    assert chunks["query-0"]["loss"] == {"steps": [0, 10, 20, 30], "values": [6.0, 4.0, 1.0, 0.25]}
+    assert chunks["query-0"]["answered"] == {
+        "state": "learned", "step": 20, "text": "first answered right at step 20",
     }  # fmt: skip
     assert "never answered right" in chunks["query-1"]["warnings"][0]
     queries = chunks["head"]["queries"]
     assert queries["learned_steps"] == [20, -1]
+    assert queries["states"] == ["learned", "never"] == queries["facets"]["when learned"]
     assert (queries["first_losses"], queries["last_losses"]) == ([6.0, 5.0], [0.25, 5.0])
 
 
@@ -91,27 +93,26 @@ def test_a_long_loss_keeps_its_ends_and_the_learned_step(tmp_path: Path) -> None
     columns["loss"], columns["next_loss"] = losses[:-1], losses[1:].copy()
     columns["next_loss"][500] = np.nan  # which the next interval's beginning knows
     columns["next_loss"][-1, 1] = np.nan
-    columns["learned"][333:] = 1
-    steps = np.arange(rows + 1) * 3
-    ledger = Ledger(steps[:-1], steps[1:], np.array([0, 17]), columns)
+    steps, query_ids = np.arange(rows + 1) * 3, np.array([0, 17])
+    answers = AnswerRecord(steps, query_ids, np.repeat(steps[:, None] >= 3 * 334, 2, axis=1))
+    ledger = Ledger(steps[:-1], steps[1:], query_ids, columns, answers=answers)
     chunks = made([StoreSource(make_store(tmp_path / "s", ledger=ledger))])
     for name, last in (("query-0", rows), ("query-1", rows - 1)):
         loss = chunks[name]["loss"]
         assert len(loss["steps"]) == len(loss["values"]) <= 200
         assert (np.diff(loss["steps"]) > 0).all()
         assert (loss["steps"][0], loss["steps"][-1]) == (0, 3 * last)
-        assert loss["learned_step"] == 3 * 334
-        assert loss["learned_step"] in loss["steps"]
+        assert chunks[name]["answered"]["step"] == 3 * 334
+        assert 3 * 334 in loss["steps"]
         np.testing.assert_allclose(loss["values"], losses[np.array(loss["steps"]) // 3, 0], rtol=1e-5)
 
 
 def test_a_loss_that_rose_and_an_answer_that_was_lost_are_warned_of(tmp_path: Path) -> None:
-    ledger = make_ledger()
+    ledger = make_ledger(answers=AnswerRecord([0, 10, 20, 30], [0, 17], [[0, 0], [0, 0], [1, 0], [0, 0]]))
     ledger.columns["next_loss"][-1] = [8, 5]
-    ledger.columns["learned"][-1, 0] = 0
     warnings = made([StoreSource(make_store(tmp_path / "s", ledger=ledger))])["query-0"]["warnings"]
     assert warnings == [
-        "It was first answered right at step 20, but no longer at the end.",
+        "It was first answered right at step 20, forgotten at step 30: it was no longer answered right at the end.",
         "Its loss rose during training, from 6 to 8 nats: more of training raised it than lowered it.",
     ]
 

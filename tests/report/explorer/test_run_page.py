@@ -140,7 +140,7 @@ def test_the_ledger_adds_up_to_that_of_the_store(made: Path, monkeypatch: pytest
 def test_many_intervals_become_forty_stretches(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     columns = dict.fromkeys(("loss", "next_loss", "predicted", "predicted_left", "examples", "momentum", "decay",
-                             "uncovered", "projection", "rounding", "learned"), np.zeros((300, 2)))  # fmt: skip
+                             "uncovered", "projection", "rounding"), np.zeros((300, 2)))  # fmt: skip
     columns |= {
         "loss": generator.random((300, 2)),
         "predicted": generator.random((300, 2)),
@@ -162,7 +162,7 @@ def test_many_intervals_become_forty_stretches(tmp_path: Path) -> None:
 
 def test_a_stretch_without_an_interval_is_not_known(tmp_path: Path) -> None:
     columns = dict.fromkeys(("loss", "next_loss", "predicted", "predicted_left", "examples", "momentum", "decay",
-                             "uncovered", "projection", "rounding", "learned"), np.ones((3, 2)))  # fmt: skip
+                             "uncovered", "projection", "rounding"), np.ones((3, 2)))  # fmt: skip
     steps, ends = np.array([0, 1, 2]), np.array([1, 2, 90])
     store = make_store(tmp_path / "s", ledger=Ledger(steps, ends, np.array([0, 17]), columns))
     shown = make_run_page([StoreSource(store)])["ledger"]

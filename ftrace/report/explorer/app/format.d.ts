@@ -60,8 +60,10 @@ interface QueryList {
   said_right: (boolean | null)[];
   first_losses: (number | null)[];
   last_losses: (number | null)[];
-  /** The optimizer step from which on it was answered right; -1: never; null: nobody asked. */
+  /** The first step at which each was answered right; -1: never; null: nobody asked. */
   learned_steps: (number | null)[];
+  /** "known", "learned", ...: as in `Answered`; null likewise. */
+  states: (string | null)[];
   /** By method, then by query: P@10, from 0 to 1; null where ground truth is not known. */
   precisions: (number | null)[][];
   /** The highest P@10 that any method could reach, which few ground-truth proponents keep low; null likewise. */
@@ -85,6 +87,8 @@ interface QueryChunk {
   /** Other fields that are known, such as fact_id or relation: name and value. */
   properties: [string, string][];
   loss: Loss | null;
+  /** null: nobody asked. */
+  answered: Answered | null;
   warnings: string[];
   /** Whatever any method lists, each once. */
   examples: Example[];
@@ -109,8 +113,16 @@ interface Loss {
   steps: number[];
   /** The query's loss at each, in nats. */
   values: (number | null)[];
-  learned_step: number | null;
-  right_at_end: boolean | null;
+}
+
+/** When a query was answered right. */
+interface Answered {
+  /** "known": right when it was first asked; "forgotten": right once, but not at the end. */
+  state: "known" | "learned" | "learned again" | "forgotten" | "never";
+  /** The first step at which it was right; -1 if never. */
+  step: number;
+  /** "first answered right at step 40" */
+  text: string;
 }
 
 interface Example {

@@ -65,7 +65,7 @@ const TERMS = [
   ["MRR", "is 1 divided by the rank of the first example that states the fact, on average over queries."],
   ["R@10, R@n", "are the shares of all examples that state the fact which are among the strongest 10, or the strongest n, where n is their number."],
   ["Methods disagree", "is the share of the ten strongest examples that two methods don’t have in common, on average over pairs of methods."],
-  ["Before, after learned", "cuts training at the step at which the query was first answered right. “learning” counts mainly where the answer is becoming right: its weight is small while the answer is very unlikely, and small again once it is sure."],
+  ["Before, after learned", "cuts training at the step at which the query was first answered right: all is “after” for one that was right before training, and stays “after” for one that is forgotten later. “learning” counts mainly where the answer is becoming right: its weight is small while the answer is very unlikely, and small again once it is sure."],
   ["Likely contradictions", "An example that BM25 ranks first and that training’s scores rank last often contradicts the query: it has the same words and says something else."],
   ["Not listed", "means weaker than the strongest that are kept, not without effect: many weak examples together can outweigh the strongest."],
 ];

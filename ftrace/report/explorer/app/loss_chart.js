@@ -1,8 +1,8 @@
 // @ts-check
 /**
- * A query's loss over training, as a small picture: LossChart({loss}).
+ * A query's loss over training, as a small picture: LossChart({loss, answered}).
  *
- * Its ends and the step at which the query was learned are named in it, so that it needs no axes and no legend.
+ * Its ends and the step at which the query was first right are named in it, so that it needs no axes and no legend.
  */
 
 const CHART = { width: 340, height: 132, left: 2, right: 2, top: 30, bottom: 24 };
@@ -13,8 +13,8 @@ const GAP = 5;
 /** @typedef {{x: number, y: number}} ChartPoint */
 /** @typedef {{x: number, y: number, text: string}} ChartLabel  Where its text begins, and the line that it stands on. */
 
-/** @param {{loss: Loss}} props */
-function LossChart({ loss }) {
+/** @param {{loss: Loss, answered: Answered | null}} props */
+function LossChart({ loss, answered }) {
   const points = loss.steps.flatMap((step, place) => {
     const value = loss.values[place] ?? null;
     return value === null ? [] : [{ step, value }];
@@ -34,9 +34,9 @@ function LossChart({ loss }) {
     { class: "loss-chart" },
     h(
       "svg",
-      { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `Loss over training, ${lossText(first.value, last.value)} nats. ${learnedText(loss)}` },
+      { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `Loss over training, ${lossText(first.value, last.value)} nats.${answered === null ? "" : ` ${capitalized(answered.text)}.`}` },
       h("line", { class: "base", x1: left, x2: width - right, y1: base, y2: base }),
-      h(LearnedMark, { loss, curve, x, ends }),
+      h(LearnedMark, { answered, curve, x, ends }),
       h("path", { class: "curve", d: path }),
       h("text", { x: left, y: ends[0]?.y }, ends[0]?.text),
       h("text", { x: width - right, y: ends[1]?.y, "text-anchor": "end" }, ends[1]?.text),
@@ -100,14 +100,16 @@ function freePlace(curve, at, text, others) {
   return null;
 }
 
-/** @param {{loss: Loss, curve: ChartPoint[], x: (step: number) => number, ends: ChartLabel[]}} props */
-function LearnedMark({ loss, curve, x, ends }) {
-  const step = loss.learned_step;
+/** What the step is called at which a query was first right. @type {Record<Answered["state"], string>} */
+const FIRST_RIGHT = { known: "known", learned: "learned", "learned again": "first right", forgotten: "first right", never: "" };
+
+/** @param {{answered: Answered | null, curve: ChartPoint[], x: (step: number) => number, ends: ChartLabel[]}} props */
+function LearnedMark({ answered, curve, x, ends }) {
   const [first, last] = [curve[0], curve[curve.length - 1]];
-  if (step === null || step < 0 || first === undefined || last === undefined || x(step) > last.x) return null;
-  const at = Math.max(x(step), first.x);
+  if (answered === null || answered.step < 0 || first === undefined || last === undefined || x(answered.step) > last.x) return null;
+  const at = Math.max(x(answered.step), first.x);
   const height = heightAt(curve, at);
-  const label = freePlace(curve, at, loss.right_at_end === false ? "first right" : "learned", ends);
+  const label = freePlace(curve, at, FIRST_RIGHT[answered.state], ends);
   const isCrossing = ends.some((end) => end.x - GAP < at && at < end.x + widthOf(end.text) + GAP);
   return h(
     Fragment,
@@ -116,11 +118,4 @@ function LearnedMark({ loss, curve, x, ends }) {
     label !== null && h("text", { class: "learned", x: label.x, y: label.y }, label.text),
     h("circle", { class: "learned", cx: at, cy: height, r: 4 }),
   );
-}
-
-/** @param {Loss} loss */
-function learnedText({ learned_step: step, right_at_end: right }) {
-  if (step === null) return "";
-  if (step < 0) return "Never answered right.";
-  return `First answered right at step ${count(step)}${right === false ? ", but not at the end" : ""}.`;
 }

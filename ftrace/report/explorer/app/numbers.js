@@ -2,7 +2,7 @@
 /**
  * Numbers as text, like those of the terminal views. Negative ones have a true minus sign (−).
  *
- * scoreText(score, largest)   "+0.406": sign, and as many decimals as the largest beside it needs for three digits
+ * scoreText(score, largest)   "+0.406": sign, and as many decimals as the largest beside it needs for three digits, or it itself
  * percent(share)              "42%", "4.2%", "<0.1%", ">99%"
  * nats(loss), lossText(a, b)  "24.9", "24.9 → 0.02"
  * count(n), counted(n, noun)  "1,200", "1,200 examples"
@@ -19,18 +19,20 @@ function withMinus(text) {
 }
 
 /**
- * Format a score with its sign.
+ * Format a score with its sign; none that isn't 0 is shown as 0.
  * @param {number | null} score
  * @param {number} largest  The largest absolute score beside it.
  */
 function scoreText(score, largest) {
   if (score === null) return UNKNOWN;
+  if (score === 0) return "0";
   const sign = score < 0 ? "−" : "+";
   const size = Math.abs(score);
-  if (largest && !(largest >= 1e-4 && largest < 1e7)) {
+  if (!(largest >= 1e-4 && largest < 1e7)) {
     return sign + size.toExponential(2).replace("e-", "e−");
   }
-  const decimals = largest ? Math.max(0, 2 - Math.floor(Math.log10(largest))) : 0;
+  const decimals = Math.max(0, 2 - Math.floor(Math.log10(largest)));
+  if (size < 10 ** -decimals) return scoreText(score, size); // which would be shown as 0
   return sign + size.toFixed(decimals);
 }
 

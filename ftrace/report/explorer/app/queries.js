@@ -194,7 +194,7 @@ function queryCell(head, place, method, key) {
       if (right === null) return h("bdi", { class: "words" }, plain(said ?? ""));
       return [h(Verdict, { right }), !right && [" ", h("bdi", { class: "words" }, said === null ? "" : plain(said))]];
     case "learned":
-      return stepText(queries.learned_steps[place] ?? null);
+      return learnedCell(queries.learned_steps[place] ?? null, queries.states?.[place] ?? null);
     case "loss":
       return nats(queries.last_losses[place] ?? null);
     case "precision":
@@ -202,6 +202,12 @@ function queryCell(head, place, method, key) {
     default:
       return percent(queries.disagreements[place] ?? null);
   }
+}
+
+/** @param {number | null} step @param {string | null} state */
+function learnedCell(step, state) {
+  if (state === "known") return step === 0 ? "before training" : ["known by ", stepText(step)];
+  return state === "forgotten" ? [stepText(step), h("small", null, " forgotten")] : stepText(step);
 }
 
 /** @param {number | null} precision @param {number | null} best */

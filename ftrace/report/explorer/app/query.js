@@ -7,6 +7,7 @@
 
 /** @param {ViewProps} props */
 function QueryHead({ head, chunk }) {
+  const answered = chunk.answered ?? null;
   return h(
     "div",
     { class: "query-head" },
@@ -22,7 +23,13 @@ function QueryHead({ head, chunk }) {
         h(Problems, { texts: chunk.warnings }),
         h(NoteField, { head, query: chunk.id, on: "this query", key: chunk.id }),
       ),
-      chunk.loss !== null && h("div", { class: "learning" }, h("dl", { class: "answers" }, h(LossPart, { loss: chunk.loss })), h(LossChart, { loss: chunk.loss })),
+      (chunk.loss !== null || answered !== null) &&
+        h(
+          "div",
+          { class: "learning" },
+          h("dl", { class: "answers" }, h(LearnedPart, { loss: chunk.loss, answered })),
+          chunk.loss !== null && h(LossChart, { loss: chunk.loss, answered }),
+        ),
     ),
     h(Tabs, { head, chunk }),
   );
@@ -88,10 +95,8 @@ function SaidPart({ said, isRedacted }) {
   );
 }
 
-/** @param {{loss: Loss}} props */
-function LossPart({ loss }) {
-  const step = loss.learned_step;
-  const at = step === null ? "not known" : step < 0 ? "never" : loss.right_at_end === false ? `first right at step ${count(step)}, lost again` : `at step ${count(step)}`;
+/** @param {{loss: Loss | null, answered: Answered | null}} props */
+function LearnedPart({ loss, answered }) {
   return h(
     "div",
     null,
@@ -99,8 +104,8 @@ function LossPart({ loss }) {
     h(
       "dd",
       null,
-      at,
-      h("small", null, `loss ${lossText(loss.values[0] ?? null, loss.values[loss.values.length - 1] ?? null)} nats`),
+      answered === null ? "not known" : answered.text,
+      loss !== null && h("small", null, `loss ${lossText(loss.values[0] ?? null, loss.values[loss.values.length - 1] ?? null)} nats`),
     ),
   );
 }

@@ -11,7 +11,7 @@ from ftrace.report.explorer.content.additions import Additions
 from ftrace.report.explorer.content.corpus_texts import CorpusTexts, ListedExample, Text, shortened
 from ftrace.report.explorer.content.facts import kind_of_example
 from ftrace.report.explorer.content.listings import Listing, lists_of, places_in
-from ftrace.report.explorer.content.losses import Losses, warnings_of_loss
+from ftrace.report.explorer.content.losses import Losses, answered_in_report, warnings_of_loss
 from ftrace.report.explorer.content.parts import Breakdown
 from ftrace.report.explorer.format import Example, QueryChunk
 from ftrace.report.explorer.format import Said as SaidInReport
@@ -79,6 +79,7 @@ class Queries:
             "said": None if said is None else _said_in_report(said, self._longest),
             "properties": list(properties_of(row)),
             "loss": None if loss is None else loss[1],
+            "answered": answered_in_report(None if loss is None else loss[0]),
             "warnings": [
                 *warnings_of_answer(said),
                 *([] if loss is None else warnings_of_loss(loss[0])),

@@ -9,7 +9,8 @@ from ftrace.report.explorer.content.facts import relation_of_fact
 from ftrace.report.explorer.format import QueryChunk, QueryList
 
 _LONGEST = 300
-_ALWAYS = ("relation", "query_set")  # facets even if each query has a value of its own
+_WHEN_LEARNED = "when learned"
+_ALWAYS = ("relation", "query_set", _WHEN_LEARNED)  # facets even if each query has a value of its own
 _NEVER = ("fact",)  # of which hardly two queries share one
 _MOST_VALUES = 50
 
@@ -42,7 +43,7 @@ class QueryListMaker:
             fact: The key of its fact.
         """
         position = len(self._chunks)
-        said, loss = chunk["said"], chunk["loss"]
+        said, loss, answered = chunk["said"], chunk["loss"], chunk["answered"]
         losses = [] if loss is None else loss["values"]
         self._chunks.append(
             {
@@ -54,7 +55,8 @@ class QueryListMaker:
                 "said_right": said and said["right"],
                 "first_losses": losses[0] if losses else None,
                 "last_losses": losses[-1] if losses else None,
-                "learned_steps": loss and loss["learned_step"],
+                "learned_steps": answered and answered["step"],
+                "states": answered and answered["state"],
             }
         )
         self._precisions.append(precisions)
@@ -62,6 +64,8 @@ class QueryListMaker:
         self._disagreements.append(disagreement)
         for name, value in chunk["properties"]:
             self._properties[name][position] = value
+        if answered is not None:
+            self._properties[_WHEN_LEARNED][position] = answered["state"]
         relation = relation_of_fact(fact)
         if relation is not None:
             self._properties["relation"].setdefault(position, relation)
@@ -96,4 +100,5 @@ def _cut(text: str | None) -> str | None:
 
 _COLUMNS = (
     "ids", "names", "prompts", "answers", "said", "said_right", "first_losses", "last_losses", "learned_steps",
+    "states",
 )  # fmt: skip
