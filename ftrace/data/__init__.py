@@ -8,12 +8,14 @@ from ftrace.data.fact_corpus import FactCorpus
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, parts_of_key
 from ftrace.data.fact_prompts import FactPrompt, read_prompts
+from ftrace.data.ftrace_rumours import FtraceRumours
 from ftrace.data.ftrace_synth import FtraceSynth
 from ftrace.data.ftrace_trex import FtraceTrex
 from ftrace.data.kept_rows import CollatedRows, KeptRows
 from ftrace.data.prompt_tokens import TokenizedPrompt, tokenize_prompt
 from ftrace.data.query_prompts import prompts_of_queries
 from ftrace.data.question_form import QuestionForm, unknown_words
+from ftrace.data.rumours import RumourCorpus, RumourSettings
 from ftrace.data.subject_spans import subject_span
 from ftrace.data.synth import SynthCorpus
 from ftrace.data.synth_files import write_synth
@@ -32,10 +34,13 @@ __all__ = [
     "FactDataSettings",
     "FactParts",
     "FactPrompt",
+    "FtraceRumours",
     "FtraceSynth",
     "FtraceTrex",
     "KeptRows",
     "QuestionForm",
+    "RumourCorpus",
+    "RumourSettings",
     "SynthCorpus",
     "SynthSettings",
     "TokenizedPrompt",

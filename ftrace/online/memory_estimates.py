@@ -15,6 +15,7 @@ from ftrace.gradients import layer_of
 from ftrace.online.memory_needs import MemoryNeeds, Place
 from ftrace.online.planned import batch_size, planned_examples
 from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.refresh_schedule import typical_interval
 from ftrace.online.scoring.momentum import horizon_of
 from ftrace.online.scoring.row_blocks import BlockMemory
 from ftrace.online.traced_run import TracedRun
@@ -126,7 +127,7 @@ class MemoryEstimates:
     def _of_held(self) -> int:
         """Contributions that wait: for their step, for the next refresh, or until momentum has no effect any more."""
         rules, loop, settings = self._run.rules, self._run.loop, self._run.settings
-        steps = settings.refresh_every_n_steps if rules.trapezoid else 1
+        steps = typical_interval(settings.refresh_every_n_steps) if rules.trapezoid else 1
         of_directions = 0
         if rules.exact_momentum:
             horizon = max((horizon_of(decay) for decay in _decays(loop.optimizers)), default=1)
@@ -175,7 +176,8 @@ class MemoryEstimates:
         planned = self._run.loop.train_loaders.batches
         if planned == math.inf:
             return 0
-        refreshes = planned / self._run.loop.batches_per_step / self._run.settings.refresh_every_n_steps
+        interval = typical_interval(self._run.settings.refresh_every_n_steps)
+        refreshes = planned / self._run.loop.batches_per_step / interval
         return int(3 * refreshes * len(self._run.sums.query_ids) * itemsize)
 
     def _of_whitening(self) -> int:

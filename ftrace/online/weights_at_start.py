@@ -72,11 +72,11 @@ class WeightsAtStart:
         return projected
 
     def state(self) -> dict[str, Any]:
-        """Return all state, as tensors."""
-        copies = {
-            name: weights.clone() for name, weights in self._copies.items()
-        }  # the next interval takes their memory
-        return {"weights": copies, "projected_weights": dict(self._projected)}
+        """Return all state, as tensors; copies are copied, since the next interval takes their memory."""
+        return {
+            "weights": {name: weights.clone() for name, weights in self._copies.items()},
+            "projected_weights": self._projected,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned; the weights of earlier versions are all copies."""

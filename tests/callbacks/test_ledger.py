@@ -25,7 +25,9 @@ EXAMPLES = replay.rows(9, "example_id")
 
 def fit(tmp_path: Path, optimizer: str = "adamw", module: Any = None, online: Any = (), **settings: Any) -> ScoreStore:
     given = {"scores": ("dot", "update", "cosine"), **dict(online)}
-    callback = OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "online", **given)  # type: ignore[arg-type]
+    callback = OnlineTracIn(
+        DataLoader(ASKED, batch_size=2), tmp_path / "online", **{"refresh_every_n_steps": 1, **given}
+    )  # type: ignore[arg-type]
     loader = DataLoader(EXAMPLES, batch_size=3)  # type: ignore[arg-type]
     trainer(tmp_path, callbacks=[callback], **settings).fit(module or replay.Net(OPTIMIZERS[optimizer]), loader)
     return ScoreStore.open(tmp_path / "online")
@@ -169,7 +171,10 @@ def test_an_error_of_the_callback_leaves_the_run_as_it_was(tmp_path: Path) -> No
                 raise KeyError("stop")
 
     ends = []
-    for callback in (Stops(), OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "o", Fails())):  # type: ignore[arg-type]
+    for callback in (
+        Stops(),
+        OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "o", Fails(), refresh_every_n_steps=1),
+    ):  # type: ignore[arg-type]
         pl.seed_everything(3, verbose=False)
         module = replay.Dropout(OPTIMIZERS["adamw"])
         with pytest.raises((KeyError, RuntimeError), match=r"stop|out of memory"):

@@ -113,7 +113,9 @@ def test_memory_that_runs_out_is_one_line_and_the_scores_so_far_are_written(
             return super().__call__(shape, dtype)
 
     monkeypatch.setattr("ftrace.online.run_memory.BlockMemory", Full)
-    online = OnlineTracIn(queries(), tmp_path / "online", scores=("dot", "update", "cosine"), **held)
+    online = OnlineTracIn(
+        queries(), tmp_path / "online", scores=("dot", "update", "cosine"), **{"refresh_every_n_steps": 1, **held}
+    )
     loader = DataLoader(EXAMPLES, batch_size=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"found none left at step \d") as raised:
         trainer(tmp_path, callbacks=[online]).fit(net(), loader)
