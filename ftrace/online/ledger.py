@@ -196,13 +196,7 @@ class LedgerKeeper:
         self._weights_before = {}
 
     def _add_rounding(
-        self,
-        name: str,
-        step: ParameterStep,
-        given: Tensor,
-        buffer: Tensor | None,
-        rounds_once: bool,
-        position: float | None,
+        self, name: str, step: ParameterStep, given: Tensor, buffer: Tensor | None, once: bool, position: float | None
     ) -> None:
         """Add the difference between a step and the same step with its weights rounded to their dtype.
 
@@ -215,7 +209,7 @@ class LedgerKeeper:
         if buffer is not None:
             gradient = gradient + step.from_buffer * (-1.0 if step.rate < 0 else 1.0) * wide(buffer)
         move, decayed = step.scaled(gradient), wide(before) * (1 - step.decoupled_decay)
-        kept = decayed if rounds_once else wide(decayed.to(before.dtype))  # AdamW decays weights in a step of its own
+        kept = decayed if once else wide(decayed.to(before.dtype))  # AdamW decays weights in a step of its own
         rounded = wide((kept - move).to(before.dtype))
         self.vectors["rounding"].add(name, (decayed - move) - rounded, position)
 
