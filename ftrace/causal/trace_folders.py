@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,13 +20,11 @@ from ftrace.causal.corruption import Corruption
 from ftrace.causal.layouts import find_modules, layouts_of
 from ftrace.causal.prompt_trace import PromptTrace
 from ftrace.causal.trace_files import read_settings, read_trace, trace_file
+from ftrace.causal.trace_task import TraceTask
 from ftrace.data import TokenizedPrompt
 from ftrace.files.causal_settings import FORM, SETTINGS
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import read_manifest, write_manifest
-
-if TYPE_CHECKING:
-    from ftrace.causal.prediction import TraceTask
 
 _NOT_OF_RESULTS = ("max_tokens", "suffix", "checked")
 _MAY_CHANGE = ("prompts", "sigma")
