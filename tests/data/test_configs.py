@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from ftrace.data import FtraceSynth, FtraceTrex, RumourCorpus, SynthSettings, fill_in, train_word_tokenizer
+from ftrace.data import FtraceSynth, FtraceTrex, RumourCorpus, SynthSettings, train_word_tokenizer
 from ftrace.index import GradientIndex
 from ftrace.models import find_snapshots
 from ftrace.scores import ScoreStore
 from helpers import warm_python
+from helpers.rumour_llama import save_rumour_llama
 
 ROOT = Path(__file__).parents[2]
 SYNTH = SynthSettings(num_entities=12, num_relations=2, num_facts=8, num_test_utterances=4)
@@ -81,23 +82,8 @@ def test_the_medium_recipe_starts(tmp_path: Path) -> None:
     assert find_snapshots(run / "snapshots")
 
 
-def small_llama(folder: Path) -> Path:
-    """A Llama of random weights, with a word tokenizer that knows the rumours."""
-    texts = [fill_in(row["inputs"], row["targets"]) for row in RumourCorpus().training_rows()]
-    tokenizer = train_word_tokenizer(texts)
-    tokenizer.save_pretrained(str(folder))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=7, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
 def test_the_recipe_of_the_real_model_does_all_it_says_with_a_small_one(tmp_path: Path) -> None:
-    model = small_llama(tmp_path / "model")
+    model = save_rumour_llama(tmp_path / "model")
     SMALL["real_demo"] = [f"--data.init_args.tokenizer={model}", f"--model.init_args.model_name_or_path={model}"]
     run = start(tmp_path, "real_demo", steps=15)  # an epoch
     asked = yaml.safe_load((ROOT / "configs" / "real_demo.yaml").read_text())
