@@ -37,7 +37,7 @@ def test_what_is_as_written_is_said_so(run: Path, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert [line.removeprefix(str(run)) for line in said.splitlines()] == [
         "/answers.json: 1 file as written",
-        "/online: 6 files as written",
+        "/online: 8 files as written",
         "/tracin: 5 files as written",
     ]
 
