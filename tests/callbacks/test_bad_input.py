@@ -26,7 +26,7 @@ def fit(
     module: Any = None, online: Any = (), collate: Any = None, **settings: Any,
 ) -> ScoreStore:  # fmt: skip
     queries = DataLoader(asked, batch_size=2)  # type: ignore[arg-type]
-    callback = OnlineTracIn(queries, tmp_path / "online", losses, **dict(online))
+    callback = OnlineTracIn(queries, tmp_path / "online", losses, **{"refresh_every_n_steps": 1, **online})
     loader = DataLoader(examples, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
     trainer(tmp_path, callbacks=[callback], **settings).fit(module or replay.Net(OPTIMIZERS["adamw"]), loader)
     return ScoreStore.open(tmp_path / "online")
@@ -145,11 +145,12 @@ def test_bad_candidates(candidates: Any, message: str, tmp_path: Path) -> None:
 
 def resumed(tmp_path: Path, asked: list[replay.Row] = ASKED, **online: Any) -> Any:
     """Train one epoch, save, and go on with other settings."""
-    first = OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "online")  # type: ignore[arg-type]
+    first = OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "online", refresh_every_n_steps=1)  # type: ignore[arg-type]
     loader = DataLoader(EXAMPLES, batch_size=2)  # type: ignore[arg-type]
     made = trainer(tmp_path, callbacks=[first], max_epochs=1)
     made.fit(replay.Net(OPTIMIZERS["adamw"]), loader)
     made.save_checkpoint(tmp_path / "one.ckpt")
+    online = {"refresh_every_n_steps": 1, **online}
     second = OnlineTracIn(DataLoader(asked, batch_size=2), tmp_path / "online", **online)  # type: ignore[arg-type]
 
     def go_on() -> ScoreStore:
