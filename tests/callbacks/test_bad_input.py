@@ -26,7 +26,7 @@ def fit(
     module: Any = None, online: Any = (), collate: Any = None, **settings: Any,
 ) -> ScoreStore:  # fmt: skip
     queries = DataLoader(asked, batch_size=2)  # type: ignore[arg-type]
-    callback = OnlineTracIn(queries, tmp_path / "online", losses, **{"refresh_every_n_steps": 1, **online})
+    callback = OnlineTracIn(queries, tmp_path / "online", losses, **{"refresh_every_n_steps": 1, **dict(online)})
     loader = DataLoader(examples, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
     trainer(tmp_path, callbacks=[callback], **settings).fit(module or replay.Net(OPTIMIZERS["adamw"]), loader)
     return ScoreStore.open(tmp_path / "online")
