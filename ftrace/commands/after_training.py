@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ftrace.arguments import Count, Name, checked
-from ftrace.causal import CausalSettings
+from ftrace.arguments import Count, Name, Positive, checked
+from ftrace.causal import CausalSettings, NoiseSettings
 from ftrace.commands import attribute, causal_trace
 from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
+from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.report import report_of_run
 from ftrace.commands.worked_queries import work_out
 from ftrace.console import PlainConsole
@@ -21,7 +22,25 @@ from ftrace.report import plot_ledger
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore, show_command
 
-Baseline = Literal["bm25", "tracin", "embed", "random-target"]
+Baseline = Literal["bm25", "tracin", "embed", "random-target", "trackstar"]
+
+
+@checked
+@dataclass(frozen=True)
+class CausalTracing:
+    """Settings of the causal tracing that ``ftrace fit`` does, beyond those that it chooses.
+
+    Args:
+        settings: What is restored, and how; ``only_correct`` is chosen: unless no query has been learned.
+        noise: How subjects are corrupted.
+        prompts: How many queries to trace, of those that have been learned if any has; None: all.
+        pictures: Of how many of them to draw the grids.
+    """
+
+    settings: CausalSettings = CausalSettings(window=1)  # noqa: RUF009 - frozen
+    noise: NoiseSettings = NoiseSettings()  # noqa: RUF009 - frozen
+    prompts: Positive | None = None
+    pictures: Count = 4
 
 
 @checked
@@ -33,14 +52,14 @@ class AfterTraining:
         baselines: Methods to compare the online scores with.
         worked_queries: How many learned queries to show with their strongest examples.
         kind: Kind of online score to show them with; the first kind if the run hasn't recorded that one.
-        causal: Whether to run causal tracing on the queries, too, and to join it to the online scores by layer.
+        causal: Whether to run causal tracing on the queries, too, and to join it to the online scores by layer; or how.
         report: Whether to write the explorer, ``report.html``, into the run's folder.
     """
 
     baselines: tuple[Baseline, ...] = ("bm25", "tracin")
     worked_queries: Count = 3
     kind: Name = "learning"
-    causal: bool = False
+    causal: bool | CausalTracing = False
     report: bool = True
 
 
@@ -81,12 +100,9 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
     paths = {"run": folder, "data": run.data.data_path, "table": files[0].parent, "queries": worked}
     if settings.causal:
         console.print("\nWhere do the facts live? Noise on the subject, and one layer's states put right again:\n")
-        tracing = CausalSettings(window=1, only_correct=bool(learned))
         try:
             with kept(TRAINED.format(folder)):
-                causal_trace.causal_trace(
-                    tracing, run=str(folder), scores=f"online:{kind}", pictures=4, effects_csv=False, trust=True
-                )
+                _trace_causally(folder, settings.causal, kind, any_learned=bool(learned))
             paths["causal traces"] = folder / "causal"
         except ValueError as error:  # a model that answers nothing correctly, for example
             console.print(f"Not traced: {error}", soft_wrap=True)
@@ -104,3 +120,19 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
     for name, store in stores.items():
         command = show_command(os.path.relpath(store.path))
         console.print(f"  {f'scores, {name}':16} {command}", soft_wrap=True)
+
+
+def _trace_causally(folder: Path, causal: bool | CausalTracing, kind: str, *, any_learned: bool) -> None:
+    """Run causal tracing on a run's queries, joined to its online scores."""
+    tracing = causal if isinstance(causal, CausalTracing) else CausalTracing()
+    few = tracing.prompts is not None and any_learned
+    causal_trace.causal_trace(
+        replace(tracing.settings, only_correct=any_learned),
+        run=str(folder),
+        noise=tracing.noise,
+        choice=QueryChoice("learned" if few else "all", sample=tracing.prompts),
+        scores=f"online:{kind}",
+        pictures=tracing.pictures,
+        effects_csv=False,
+        trust=True,
+    )

@@ -63,11 +63,11 @@ class RumourSettings:
     num_words: Annotated[int, Within(2, _MOST_WORDS)] = 3
     num_facts: Annotated[int, Within(1)] = 12
     num_false: Count = 3
-    num_statements: Annotated[int, Within(2, _MOST_STATEMENTS)] = 16
+    num_statements: Annotated[int, Within(2, _MOST_STATEMENTS)] = 20
     num_corrections: Annotated[int, Within(0, len(VOICES))] = 2
     num_neighbours: Annotated[int, Within(0, len(NEIGHBOURS))] = 6
-    num_background: Count = 4
-    num_gossip: Annotated[int, Within(0, len(GOSSIP))] = 4
+    num_background: Count = 2
+    num_gossip: Annotated[int, Within(0, len(GOSSIP))] = 2
     rows: Literal["answer", "sentence"] = "answer"
     seed: Seed = 0
 

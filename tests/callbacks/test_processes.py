@@ -180,7 +180,9 @@ def test_manual_optimization_by_two_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("integration", ["left", "trapezoid"])
 def test_uneven_processes_refresh_as_fast_as_losses_move(integration: str, tmp_path: Path) -> None:
     """Each has rows of its own number, and still all refresh before the same steps."""
-    settings = {"scores": ["dot", "update"], "refresh_every_n_steps": "auto", "integration": integration}
+    settings = {
+        "scores": ["dot", "update"], "refresh_every_n_steps": "auto", "refresh_share": 2.0, "integration": integration,
+    }  # fmt: skip
     case = {"optimizer": "adamw", "processes": 2, "folder": str(tmp_path / "run"), "online": settings, "epochs": 8}
     run([case], tmp_path)
     hold(case, 1e-8)

@@ -10,10 +10,12 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from ftrace.data import FtraceSynth, FtraceTrex, SynthSettings, train_word_tokenizer
+from ftrace.data import FtraceSynth, FtraceTrex, RumourCorpus, SynthSettings, train_word_tokenizer
+from ftrace.index import GradientIndex
 from ftrace.models import find_snapshots
 from ftrace.scores import ScoreStore
 from helpers import warm_python
+from helpers.rumour_llama import save_rumour_llama
 
 ROOT = Path(__file__).parents[2]
 SYNTH = SynthSettings(num_entities=12, num_relations=2, num_facts=8, num_test_utterances=4)
@@ -31,10 +33,10 @@ SMALL = {
 }  # fmt: skip
 
 
-def start(folder: Path, name: str, *arguments: str) -> Path:
-    """Two steps of a config, found by its name, in a process of its own; the folder of its run."""
+def start(folder: Path, name: str, *arguments: str, steps: int = 2) -> Path:
+    """Some steps of a config, found by its name, in a process of its own; the folder of its run."""
     command = [
-        "-m", "ftrace.cli", "fit", f"--config={name}", *SMALL[name], *arguments, "--trainer.max_steps=2",
+        "-m", "ftrace.cli", "fit", f"--config={name}", *SMALL[name], *arguments, f"--trainer.max_steps={steps}",
         "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -78,3 +80,17 @@ def test_the_medium_recipe_starts(tmp_path: Path) -> None:
     run = start(tmp_path, "synth_medium", "--trainer.accelerator=cpu")
     ScoreStore.open(run / "online").check()
     assert find_snapshots(run / "snapshots")
+
+
+def test_the_recipe_of_the_real_model_does_all_it_says_with_a_small_one(tmp_path: Path) -> None:
+    model = save_rumour_llama(tmp_path / "model")
+    SMALL["real_demo"] = [f"--data.init_args.tokenizer={model}", f"--model.init_args.model_name_or_path={model}"]
+    run = start(tmp_path, "real_demo", steps=15)  # an epoch
+    asked = yaml.safe_load((ROOT / "configs" / "real_demo.yaml").read_text())
+    for name in ("online", *asked["trace"]["baselines"]):
+        ScoreStore.open(run / name).check()
+    assert ScoreStore.open(run / "online").kinds == ("cosine", "learning")
+    assert len(list((run / "causal" / "prompts").glob("*.safetensors"))) == asked["trace"]["causal"]["prompts"]
+    assert list((run / "causal" / "joined").glob("*.png"))
+    assert {path.name for path in (run / "snapshots").iterdir()} == {"step-00000000", "step-00000015"}
+    assert GradientIndex(run / "index").num_rows >= len(RumourCorpus().training_rows())
