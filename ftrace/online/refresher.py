@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -127,6 +128,7 @@ class QueryRefresher:
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))
         self.scoring.refresh(current.gradients, current.losses, current.lengths, keep_last=is_kept)
+        current = replace(current, gradients=self.scoring.kept_of(current.gradients))
         self.answers.add(step, current.learned)
         if closing is not None:
             assert self.ledger is not None
@@ -206,7 +208,8 @@ class QueryRefresher:
     def load(self, shared: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned; :meth:`Scoring.load` must come before."""
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
-        self.first_steps, self.last = shared["query_first_steps"], shared["last"]
+        self.first_steps, last = shared["query_first_steps"], shared["last"]
+        self.last = None if last is None else replace(last, gradients=self.scoring.kept_of(last.gradients))
         self.staleness.load(shared)
         if "schedule" in shared:  # earlier versions had a fixed interval
             self.schedule.load(shared["schedule"])

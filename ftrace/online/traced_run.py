@@ -108,7 +108,8 @@ class TracedRun:
                 accounts="update" in rules.kinds,
                 exact_momentum=rules.exact_momentum,
                 projection=rules.projection,
-                projects_all=rules.projection is not None and not self.scoring.keeps_queries_unprojected,
+                projects_all=rules.projection is not None
+                and (not self.scoring.keeps_queries_unprojected or self.scoring.forgets_unprojected_queries),
             )
         self.steps = OptimizerSteps(loop, self.parameters, self.scoring, self.ledger, who)
         is_sharded = any(hasattr(p, "full_tensor") for p in covered.values())
@@ -361,4 +362,5 @@ class TracedRun:
             self.example_names |= state["names"]
             self.sums.add_state(state["sums"])
         if self.ledger is not None and shared["ledger"] is not None:
-            self.ledger.load(shared["ledger"], last, self.parameters.all())
+            assert self.refresher.last is not None
+            self.ledger.load(shared["ledger"], self.refresher.last, self.parameters.all())

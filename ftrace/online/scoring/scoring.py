@@ -106,6 +106,18 @@ class Scoring:
         return precise and self.rules.projection is not None
 
     @property
+    def forgets_unprojected_queries(self) -> bool:
+        """Whether query gradients are needed unprojected at a refresh only, to be divided for whitening."""
+        return self.keeps_queries_unprojected and "update" not in self.rules.kinds and not self.rules.trapezoid
+
+    def kept_of(self, gradients: PerExampleGradients) -> PerExampleGradients:
+        """Return what is kept of the query gradients that were taken last: all, or projected ones."""
+        if not self.forgets_unprojected_queries:
+            return gradients
+        assert self.directions.projected is not None
+        return self.directions.projected
+
+    @property
     def keeps_examples_unprojected(self) -> bool:
         """Whether examples' gradients are preconditioned before they are projected, and so are needed unprojected."""
         return self.balanced or (self.whitened is not None and self.whitened.divides)
@@ -142,6 +154,8 @@ class Scoring:
         if self.whitened is not None:
             self.whitened.weigh(losses, lengths)
             self.whitened.refresh(self._queries_to_whiten())
+        if self.forgets_unprojected_queries:
+            self.directions.unprojected = None
         self._close(previous)
 
     def _queries_to_whiten(self) -> PerExampleGradients:
@@ -335,6 +349,7 @@ class Scoring:
             "gained_by_given": self.gains.by_given,
             "balances": {index: balances.state() for index, balances in self.directions.balances.items()},
             "whitened": None if self.whitened is None else self.whitened.state(),
+            "whitened_queries": self.whitened.queries if self.whitened and self.forgets_unprojected_queries else None,
         }
 
     def load(
@@ -358,10 +373,16 @@ class Scoring:
             self._balances(optimizer).load(of_balances)
         if self.whitened is not None:
             self.whitened.load([state["whitened"] for state in states], shared["whitened"])
-        self.directions.restore(queries)
+        whitened_queries = shared.get("whitened_queries")
+        self.directions.restore(queries, are_projected=whitened_queries is not None)
         if self.whitened is not None:
             self.whitened.weigh(losses, lengths)
-            self.whitened.take_queries(self._queries_to_whiten())
+            if whitened_queries is not None:
+                self.whitened.take_whitened(whitened_queries, queries)
+            else:
+                self.whitened.take_queries(self._queries_to_whiten())
+        if self.forgets_unprojected_queries:
+            self.directions.unprojected = None
         self._previous = shared["before"]
         self.cover(self.names)
         for index, state in enumerate(states):

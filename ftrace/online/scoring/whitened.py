@@ -138,9 +138,24 @@ class WhitenedProducts:
     def take_queries(self, queries: PerExampleGradients) -> None:
         """Take new query gradients, for the current whiteners."""
         projected = self.project(queries)
-        self._queries = {name: self._whitened(name, phi) for name, phi in projected.items() if self._counts(name)}
+        whitened = {name: self._whitened(name, phi) for name, phi in projected.items() if self._counts(name)}
+        self.take_whitened(whitened, queries)
+
+    def take_whitened(self, whitened: Mapping[str, Tensor], queries: PerExampleGradients) -> None:
+        """Take query gradients that are whitened already, as :attr:`queries` returns them.
+
+        Args:
+            whitened: By parameter, ``[Q, D]``.
+            queries: The gradients that they are made of, in any form.
+        """
+        self._queries = dict(whitened)
         squares = [u.square().sum(1) for u in self._queries.values()]
         self._query_norms = torch.stack(squares).sum(0).sqrt() if squares else queries.zeros(len(queries))
+
+    @property
+    def queries(self) -> dict[str, Tensor]:
+        """The whitened query gradients, by parameter, ``[Q, D]``."""
+        return dict(self._queries)
 
     def weigh(self, losses: Tensor, lengths: Tensor | None) -> None:
         """Take the losses of the queries at the last refresh, and the lengths of their answers, as in a refresh."""
