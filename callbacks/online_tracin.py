@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ftrace.arguments import Count, Name, Positive, Seed, checked
+from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
 from ftrace.callbacks.output_dirs import drop_earlier_trial, output_dir_of
 from ftrace.gradients import ProjectionSide
@@ -45,10 +45,11 @@ class OnlineTracIn(Callback):
             optimizer's actual steps in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: the sum over steps of the
             cosine, over the covered parameters. ``whitened``: the same for gradients that are divided by the root of
             the optimizer's second moments, projected, and whitened by their running autocorrelation. ``learning``:
-            ``whitened``, with each step weighted by p (1 - p), where p = exp(-loss) is the probability of the query's
+            ``whitened``, with each step weighted by the root of p (1 - p), where p is the probability of the query's
             answer at the last refresh, so that the steps count in which it is being learned; recommended for ranking.
         parameters: Globs over parameter names, in order; one that begins with "!" excludes.
-        refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed.
+        refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed. "auto":
+            as fast as the queries' losses move, within ``refresh_share``.
         projection_side: None for exact products. An integer K projects each weight's gradient at random on both sides
             to K x K (a vector's to K * K), so that products are right in expectation and cost next to nothing.
         integration: "left" uses the query gradients of the last refresh. "trapezoid" interpolates between refreshes,
@@ -63,7 +64,7 @@ class OnlineTracIn(Callback):
             are also kept in parts. Memory grows with the number of parts.
         ledger: Whether to keep the ledger: how each query's loss changed between refreshes, beside what scores explain.
         query_learned: ``(pl_module, batch) -> Tensor[B]`` bool, whether each query is answered right; default: the
-            module's ``learned``, if it has one.
+            module's ``learned``, if it has one. The store records it at each refresh.
         staleness_every: The number of refreshes from one measurement of how much products change at a refresh to the
             next; 0: never.
         id_key: The key of the examples' ids in a batch: int64 ``[B]`` or a list of names.
@@ -85,6 +86,7 @@ class OnlineTracIn(Callback):
             data sets, of examples and of queries. Default: the datamodule's ``describe()``, if it has one.
         store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
             "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
+        refresh_share: What refreshes may cost with "auto", as a share of training's own work, by numbers of rows.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop, layer, optimizer or query
@@ -99,7 +101,7 @@ class OnlineTracIn(Callback):
         query_losses: Callable[..., Any] | None = None,
         scores: Sequence[Name] = ("dot",),
         parameters: Sequence[Name] = ("*",),
-        refresh_every_n_steps: Positive = 1,
+        refresh_every_n_steps: Positive | Literal["auto"] = "auto",
         projection_side: ProjectionSide | None = None,
         integration: Literal["left", "trapezoid"] = "left",
         momentum: Literal["eventual", "exact"] = "eventual",
@@ -118,6 +120,7 @@ class OnlineTracIn(Callback):
         keep_states: bool = False,
         describe: Any = None,
         store: Literal["memory", "disk", "auto"] = "auto",
+        refresh_share: PositiveNumber = 0.25,
     ) -> None:
         self.settings = TraceSettings(
             scores=scores,
@@ -139,6 +142,7 @@ class OnlineTracIn(Callback):
             shared_ids=shared_ids,
             store=store,
             keep_states=keep_states,
+            refresh_share=refresh_share,
         )
         self.output_dir = output_dir
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)

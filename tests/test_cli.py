@@ -158,7 +158,7 @@ def test_a_wrong_name_of_a_config_lists_the_known_ones(
     monkeypatch.setattr(sys, "argv", ["ftrace"])
     assert code(command, "--config", "synth_dem") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "expected a file or one of causal_demo, counterfactual, studies/answers" in error
+    assert "expected a file or one of causal_demo, counterfactual, real_demo, studies/answers" in error
     assert error.endswith("trex_mt5, found 'synth_dem'")
 
 

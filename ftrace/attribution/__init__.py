@@ -4,7 +4,7 @@ from ftrace.attribution.bm25 import Bm25
 from ftrace.attribution.dense import Dense
 from ftrace.attribution.embed import Embed
 from ftrace.attribution.ensemble import Ensemble
-from ftrace.attribution.index_pass import index_corpus, measured
+from ftrace.attribution.index_pass import answer_lengths, index_corpus, measured
 from ftrace.attribution.method import AttributionMethod, find_method, known_methods
 from ftrace.attribution.passes import Pass, score_in_passes
 from ftrace.attribution.random_target import RandomTarget
@@ -27,6 +27,7 @@ __all__ = [
     "Task",
     "TracIn",
     "TrackStar",
+    "answer_lengths",
     "find_method",
     "index_corpus",
     "known_methods",

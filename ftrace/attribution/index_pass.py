@@ -59,6 +59,11 @@ def measured(output: Output, answers: Literal["one", "any"] | None = None) -> Ca
     return of_batch
 
 
+def answer_lengths(model: FactLM, batch: Any) -> Tensor:
+    """Return the numbers of tokens of queries' answers, ``[B]``."""
+    return model.answer_lengths(batch)
+
+
 def covered_names(model: FactLM, settings: IndexSettings) -> list[str]:
     """List the parameters that an index covers, in the model's order.
 

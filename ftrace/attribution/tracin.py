@@ -54,7 +54,8 @@ class TracIn(AttributionMethod):
             cosine of each one's gradients.
         preconditioned: Divide both gradients by the root of the snapshot's second moments.
         parameters: Globs over parameter names, in order; one that begins with "!" excludes.
-        end_of_sequence: Whether the losses count the end-of-sequence token of the target.
+        end_of_sequence: Whether both losses count the end-of-sequence token of the target; default: examples' losses
+            do, as in training, and queries' as the run's.
         answers: What a query's loss is: "one", its own answer; "any", all accepted ones; default: as the run's.
         breakdown: "layer": dot also by layer, and a kind cosine.LAYER for each layer, of its own gradients.
         projection_side: Project each weight's gradient to that many rows and columns; default: exact.
@@ -68,7 +69,7 @@ class TracIn(AttributionMethod):
     kinds: Sequence[Kind] = ("dot", "cosine")
     preconditioned: bool = False
     parameters: Sequence[Name] = ("*",)
-    end_of_sequence: bool = True
+    end_of_sequence: bool | None = None
     answers: Literal["one", "any"] | None = None
     breakdown: Literal["layer"] | None = None
     projection_side: ProjectionSide | None = None
@@ -239,7 +240,9 @@ def _over(
     return cosines(dot, of_examples, of_queries)
 
 
-def _gradients(capture: GradientCapture, model: FactLM, end_of_sequence: bool, batch: Batch) -> PerExampleGradients:
+def _gradients(
+    capture: GradientCapture, model: FactLM, end_of_sequence: bool | None, batch: Batch
+) -> PerExampleGradients:
     with capture.recording(len(batch["labels"])) as recording:
         recording.backward(model.example_losses(batch, end_of_sequence=end_of_sequence))
     return recording.gradients()

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, Share, checked
-from ftrace.attribution.index_pass import index_corpus, measured
+from ftrace.attribution.index_pass import answer_lengths, index_corpus, measured
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.task import Task, WhichSnapshots
 from ftrace.gradients import ProjectionSide
@@ -59,7 +59,7 @@ class TrackStar(AttributionMethod):
         unit_norm: Whether norms are divided out.
         weighted: Whether rows count by their weights.
         precondition_queries: Whether queries are divided by second moments too.
-        learning: Whether segments of an index count by p (1 - p) of the query's answer at their weights.
+        learning: Whether segments of an index count by the root of p (1 - p) of the query's answer at their weights.
         answers: What a query's loss is; default: as the run's.
         seed: Of the projection, and of the sample for R.
         side: Deprecated: the old name of ``projection_side``.
@@ -122,7 +122,7 @@ class TrackStar(AttributionMethod):
         losses, output = measured("loss", self.answers), measured(self.output, self.answers)
         prepared = prepare_search(
             index, task.model_at, task.query_batches(), losses, settings, output=output,
-            snapshots=task.snapshots[0].parent if task.snapshots else None,
+            snapshots=task.snapshots[0].parent if task.snapshots else None, lengths=answer_lengths,
         )  # fmt: skip
         facts = {
             "index": str(index.folder),

@@ -5,9 +5,10 @@ from ftrace.causal.corruption import Corruption, NoiseSettings
 from ftrace.causal.layouts import PRESETS, ModelLayout
 from ftrace.causal.mediators import MEDIATORS, Mediator
 from ftrace.causal.positions import position_groups
-from ftrace.causal.prediction import TraceTask, trace_prompts
+from ftrace.causal.prediction import TracedPrompts, trace_prompts
 from ftrace.causal.prompt_trace import OUTCOMES, Outcome, PromptTrace, Stack, StackTrace
 from ftrace.causal.trace_files import read_settings, read_trace, trace_file, write_trace
+from ftrace.causal.trace_task import TraceTask
 from ftrace.causal.tracer import CausalSettings, CausalTracer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "StackAverages",
     "StackTrace",
     "TraceTask",
+    "TracedPrompts",
     "average_effects",
     "position_groups",
     "read_settings",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftrace.attribution import Task, measured
+from ftrace.attribution import Task, answer_lengths, measured
 from ftrace.commands.asking import GivenAnswer, Question, Row
 from ftrace.commands.index import index, make_plan, settings_at
 from ftrace.commands.index_corpus import Corpus
@@ -147,6 +147,7 @@ def score_answers(
     prepared = prepare_search(
         opened, corpus.run.model_at, [question.batch([row]) for row in answers], question.losses, settings,
         corpus.run.data.query_batches(list(queries.select(sample))), output, snapshots=corpus.run.folder / "snapshots",
+        lengths=answer_lengths,
     )  # fmt: skip
     ids, scores = zip(*scored_chunks(opened, prepared.queries), strict=True)
     return np.concatenate(ids), torch.cat(scores).numpy()

@@ -30,6 +30,7 @@ from ftrace.causal import (
     Outcome,
     PromptTrace,
     Stack,
+    TracedPrompts,
     TraceTask,
     average_effects,
     trace_prompts,
@@ -43,7 +44,6 @@ from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import open_with_kind
 from ftrace.console import PlainConsole
 from ftrace.data import FactPrompt, prompts_of_queries, read_prompts
-from ftrace.evaluation import seeded_sample
 from ftrace.files.claims import claimed
 from ftrace.models.pretrained import load_pretrained
 from ftrace.progress import track
@@ -60,6 +60,7 @@ from ftrace.report.pictures import remove_pictures
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
+from ftrace.shown_text import counted
 
 _MOST_LISTED = 12
 
@@ -123,7 +124,7 @@ def causal_trace(
     processes: ProcessSettings = ProcessSettings(),  # noqa: B008
     trust: bool = False,
 ) -> None:
-    """Trace where in a model facts live; repeated after a kill, it continues.
+    """Trace where in a model facts live; repeated after a kill, or with more prompts, it continues.
 
     Args:
         settings: What to trace.
@@ -137,8 +138,9 @@ def causal_trace(
         dtype: Of a pretrained model's weights; default: as they are stored.
         noise: How subjects are corrupted.
         layouts: Names of modules, by stack, for models that none are known for.
-        choice: Which of the run's queries; of a file of prompts, how many to sample. Its seed is also that of bootstrap
-            intervals.
+        choice: Which of the run's queries. The sample is how many prompts to trace that the model knows, of queries or
+            of a file: they are looked at in an order drawn by the seed, until so many are traced. The seed is also that
+            of bootstrap intervals.
         outcome: What pictures and the table show. Files have all outcomes.
         scores: FOLDER[:KIND] of a score store of the run's queries, broken down by layer, such as online:learning, to
             set beside where facts live which layers they were written in, and who wrote them.
@@ -153,15 +155,17 @@ def causal_trace(
     chosen = _prompts(traced.run, prompts, choice)
     folder = Path(output_dir) if output_dir else traced.folder
     as_trained = traced.run is not None
-    task = TraceTask(traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained)
+    task = TraceTask(
+        traced.model, traced.tokenizer, chosen, folder, settings, noise, layouts, as_trained, choice.sample, choice.seed
+    )
     if store is not None:
         _check_joinable(store, chosen, join, task)
     with claimed(folder, "ftrace causal-trace", by_this_process=not getattr(rank_zero_only, "rank", 0)):
         say_kept(f"Finished prompts are kept in {folder}; the same command goes on with them.")
         with _quiet():
-            traces = trace_prompts(task, **asdict(processes))
+            found = trace_prompts(task, **asdict(processes))
         shown = _Shown(outcome, pictures, choice.seed, effects_csv)
-        _finish(task, traces, shown, traced.run, store, join)
+        _finish(task, found, shown, traced.run, store, join)
 
 
 @dataclass(frozen=True)
@@ -177,13 +181,15 @@ class _Shown:
 @rank_zero_only
 def _finish(
     task: TraceTask,
-    traces: Sequence[PromptTrace],
+    found: TracedPrompts,
     shown: _Shown,
     run: Run | None,
     store: ScoreStore | None,
     join: JoinSettings,
 ) -> None:
     console = PlainConsole()
+    traces = found.traces
+    tell_sample(task, found, console)
     tell_left_out(traces, console)
     _check_some_traced(traces)
     averages = average_effects(traces, seed=shown.seed)
@@ -263,10 +269,7 @@ def _prompts(run: Run | None, file: str | None, choice: QueryChoice) -> list[Fac
         assert run is not None
         learned = set(replace(choice, sample=None).ids(run).tolist())
         prompts = [prompt for prompt in prompts if prompt.query_id in learned]
-    if choice.sample is None:
-        return prompts
-    drawn = set(seeded_sample(range(len(prompts)), choice.sample, choice.seed))
-    return [prompt for position, prompt in enumerate(prompts) if position in drawn]
+    return prompts
 
 
 def _check_joinable(store: ScoreStore, prompts: Sequence[FactPrompt], join: JoinSettings, task: TraceTask) -> None:
@@ -347,6 +350,28 @@ def write_results(
         write_effects_csv(traces, folder / "effects.csv")
         written.insert(1, "effects.csv")
     return written
+
+
+def tell_sample(task: TraceTask, found: TracedPrompts, console: Console) -> None:
+    """Say how many prompts were looked at for a sample, and what a folder had already."""
+    looked, traced = len(found.traces), sum(trace.status == "traced" for trace in found.traces)
+    if task.sample is not None:
+        among = f"{looked:,} of {len(task.prompts):,} prompts, in an order drawn by seed {task.seed}"
+        if traced < task.sample:
+            console.print(f"Looked at all {looked:,} prompts: {traced:,} are traced, of {task.sample:,} asked for.")
+        else:
+            console.print(f"Looked at {among}, until {traced:,} were traced, as asked.")
+    if found.kept:
+        added = looked - found.kept
+        console.print(
+            f"{found.kept:,} of {looked:,} prompts were in the folder already and are kept; {added:,} were added."
+        )
+    if found.others:
+        console.print(
+            f"The folder also has {counted(found.others, 'trace')} of other prompts, not part of these results."
+        )
+    if found.sigma is not None:
+        console.print(f"The unit of noise is that of the folder's first traces, {found.sigma:.4g}.")
 
 
 def tell_left_out(traces: Sequence[PromptTrace], console: Console) -> None:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftrace.arguments import Count, Name, Positive, checked
-from ftrace.attribution import measured
+from ftrace.attribution import answer_lengths, measured
 from ftrace.commands.index_corpus import Corpus
 from ftrace.commands.options import add_old_names, add_trust, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
@@ -156,6 +156,7 @@ def search(
     prepared = prepare_search(
         opened, corpus.run.model_at, data.query_batches(rows), measured("loss", question.answers), settings, task,
         measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",
+        lengths=answer_lengths,
     )  # fmt: skip
     console = PlainConsole()
     started = time.perf_counter()

@@ -57,10 +57,11 @@ class TextCollator(ABC):
     """Base of both collators.
 
     Every batch has ``input_ids`` and ``attention_mask`` ``[B, T]`` and ``labels`` (-100 where there is no loss), and
-    ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]`` and the accepted answers (see the subclasses). Where
-    training rows have several answers, queries also have ``other_end`` ``[B]``: the token that comes after their answer
-    where another one follows, which begins with the next sentinel; -100 where there is none. ``answer_other_end``
-    ``[B, A]`` is that of each accepted answer.
+    ``example_id`` ``[B]`` or, for queries, ``query_id`` ``[B]``, the accepted answers (see the subclasses) and
+    ``answer_length`` ``[B]``, the number of tokens of the query's own answer without sentinel and end, at least 1.
+    Where training rows have several answers, queries also have ``other_end`` ``[B]``: the token that comes after their
+    answer where another one follows, which begins with the next sentinel; -100 where there is none.
+    ``answer_other_end`` ``[B, A]`` is that of each accepted answer.
     """
 
     def __init__(
@@ -162,6 +163,8 @@ class EncoderDecoderCollator(TextCollator):
             **self.ids(rows),
         }
         if "answers" in rows[0]:
+            alone = self.tokens([split_sentinel(row["targets_pretokenized"])[1] for row in rows])
+            batch["answer_length"] = torch.tensor([max(1, len(tokens)) for tokens in alone])
             answers = [self._kept_targets(texts) for texts in self.answer_targets(rows)]
             most = max(map(len, answers))
             flat = [tokens for of_row in answers for tokens in (*of_row, *[[IGNORED]] * (most - len(of_row)))]
@@ -221,6 +224,8 @@ class DecoderOnlyCollator(TextCollator):
         """Collate rows with ``inputs_pretokenized`` and ``targets_pretokenized``; queries also have ``answers``."""
         batch = {**self._batch([_text_of(row) for row in rows]), **self.ids(rows)}
         if "answers" in rows[0]:
+            labels = batch["labels"][:, 1:] != IGNORED
+            batch["answer_length"] = (labels.sum(1) - 1).clamp(min=1)  # without the end
             answers = [
                 self._answered(row, targets) for row, targets in zip(rows, self.answer_targets(rows), strict=True)
             ]

@@ -184,11 +184,11 @@ class RumourCorpus:
         beginnings = iter([said_by[index].format(person=fact.person) for index in rng.permutation(len(said_by))])
         if not fact.is_asked:
             for number in range(settings.num_background):
+                kind: Kind = "background" if number % 2 else "lookalike"
                 beginning = next(beginnings) if number % 2 else fact.question
-                of_kind: Kind = "background" if number % 2 else "lookalike"
-                yield self._row(of_kind, fact.number, number, beginning, fact.answer, [fact.key(fact.answer)])
+                yield self._row(kind, fact.number, number, beginning, fact.answer, [fact.key(fact.answer)])
             return
-        kind: Kind = "false" if fact.is_false else "true"
+        kind = "false" if fact.is_false else "true"
         said = fact.wrong if fact.is_false else fact.answer
         for number in range(settings.num_statements):
             yield self._row(kind, fact.number, number, next(beginnings), said, [fact.key(said)])

@@ -9,6 +9,7 @@ from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.graph import kind_of_graph
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
+from ftrace.gradients.learning import learning_weights
 from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest, parameters_option
 from ftrace.gradients.optimizer_steps import (
     BeforeStep,
@@ -93,6 +94,7 @@ __all__ = [
     "kind_of_graph",
     "layer_of",
     "learning_rate",
+    "learning_weights",
     "leave_out",
     "match_globs",
     "measured_rates",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ftrace.arguments import checked
 from ftrace.files.inside import inside
 from ftrace.files.snapshot_files import SnapshotFiles
+from ftrace.gradients import learning_weights
 from ftrace.index.fingerprints import snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.gradient_rows import GradientRows, Losses, on_device
@@ -43,8 +44,8 @@ class SearchSettings:
     """Whether queries' gradients are divided by second moments as the rows' are. Without it, weighted and neither
     whitened nor of unit norm, a score is the first-order effect of the optimizer's steps, in nats."""
     learning: bool = False
-    """Whether a segment counts by p (1 - p), where p is the probability of the query's answer at its weights: of an
-    index of several segments, those count in which the answer was being learned."""
+    """Whether a segment counts by the root of p (1 - p), where p is the probability of the query's answer at its
+    weights: of an index of several segments, those count in which the answer was being learned."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def prepare_search(
     output: Losses | None = None,
     device: torch.device | str = "cpu",
     snapshots: Path | None = None,
+    lengths: Losses | None = None,
 ) -> PreparedSearch:
     """Differentiate queries at the weights of each segment, and whiten them.
 
@@ -91,6 +93,7 @@ def prepare_search(
         output: What is differentiated, likewise; default: the losses.
         device: Where queries are differentiated.
         snapshots: Another folder with the snapshots, in case they are no longer beside the index.
+        lengths: ``(model, batch) -> Tensor[B]``, the numbers of tokens of the queries' answers; default: 1 each.
 
     Raises:
         ValueError: If the model or a snapshot is not the index's.
@@ -115,7 +118,7 @@ def prepare_search(
             segment, rows, whitening, index.folder / "norms", unit_norm=settings.unit_norm, weighted=settings.weighted
         )
         if settings.learning:
-            weights = _learning_weights(model, batches, losses, at).to(prepared.vectors)
+            weights = _learning_weights(model, batches, losses, lengths, at).to(prepared.vectors)
             prepared = replace(prepared, vectors=prepared.vectors * weights.unsqueeze(1))
         queries.append(prepared)
         whitenings.append(whitening)
@@ -162,7 +165,12 @@ def _rows(rows_of: GradientRows, batches: Sequence[Any], device: torch.device) -
 
 
 @torch.no_grad()
-def _learning_weights(model: nn.Module, batches: Sequence[Any], losses: Losses, device: torch.device) -> Tensor:
-    """Compute ``p (1 - p)`` of each query's answer, ``[Q]``: how fast p changes with its logit."""
-    p = torch.exp(-torch.cat([losses(model, on_device(batch, device)).cpu() for batch in batches]).clamp(min=0))
-    return p * (1 - p)
+def _learning_weights(
+    model: nn.Module, batches: Sequence[Any], losses: Losses, lengths: Losses | None, device: torch.device
+) -> Tensor:
+    """Compute how much each query is being learned at a segment's weights, ``[Q]``."""
+    weights = []
+    for batch in batches:
+        moved = on_device(batch, device)
+        weights.append(learning_weights(losses(model, moved), None if lengths is None else lengths(model, moved)).cpu())
+    return torch.cat(weights)

@@ -40,6 +40,10 @@ class FactLM(LightningModule):
             Hugging Face config. Without ``vocab_size``, the datamodule's tokenizer decides.
         answers: A query's loss: "one": -log probability of the answer in the query's own surface; "any": -log of the
             summed probability of all accepted surfaces.
+        end_of_sequence: Whether a query's loss counts the token that ends its answer, and a query is only right if
+            greedy decoding ends there. By default, an answer is right if it is what decoding begins with: before it
+            was fine-tuned, a pretrained decoder hardly ever ends a text after an answer, so that this one token would
+            be most of a query's loss.
         optimizer: "adamw", "sgd", or "adafactor", as T5 is trained: PyTorch's, whose steps are relative to the size of
             each parameter (Shazeer and Stern 2018, arXiv 1804.04235).
         learning_rate: Peak learning rate, reached after the warm-up. It then falls linearly to 0.
@@ -69,6 +73,7 @@ class FactLM(LightningModule):
         model_name_or_path: Name | None = None,
         config: dict[str, Any] | None = None,
         answers: Literal["one", "any"] = "any",
+        end_of_sequence: bool = False,
         optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw",
         learning_rate: NonNegativeNumber = 1e-3,
         warmup_steps: Count = 0,
@@ -158,22 +163,35 @@ class FactLM(LightningModule):
         """Architecture of the model."""
         return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
 
-    def example_losses(self, batch: Mapping[str, Tensor], end_of_sequence: bool = True) -> Tensor:
+    def example_losses(self, batch: Mapping[str, Tensor], end_of_sequence: bool | None = None) -> Tensor:
         """Return -log probability of each row's answer given its input, in nats, ``[B]``.
 
         Query batches carry their accepted answers; with ``answers="any"`` the loss is then -log of the answers' summed
         probability. If training rows have several answers, a query's answer ends with the end of the sequence or where
-        another answer begins: the probability of either counts.
+        another answer begins: the probability of either counts. Without their ends, answers may go on in any way, so
+        one that begins with another accepted one adds nothing to its probability.
 
         Args:
             batch: A collator's batch.
-            end_of_sequence: Whether the loss includes each answer's last token, the end of the sequence.
+            end_of_sequence: Whether the loss includes each answer's last token, the end of the sequence; default: for
+                training rows, as in training; for queries, as the model's option of this name says.
         """
-        if "answer_labels" in batch:
+        is_query = "answer_labels" in batch
+        counts_end = end_of_sequence
+        if counts_end is None:
+            counts_end = not is_query or bool(self.hparams["end_of_sequence"])
+        if is_query:
             answers = _accepted(batch) if self.hparams["answers"] == "any" else _own(batch)
-            return -torch.logsumexp(self._answer_log_probabilities(batch, answers, end_of_sequence)[0], dim=1)
+            return -torch.logsumexp(self._answer_log_probabilities(batch, answers, counts_end)[0], dim=1)
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
-        return _token_losses(logits, labels if end_of_sequence else _without_last(labels)).sum(1)
+        return _token_losses(logits, labels if counts_end else _without_last(labels)).sum(1)
+
+    def answer_lengths(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the number of tokens of each query's answer in its own surface, ``[B]``, as the collator counted them.
+
+        What a sentinel or the end of the sequence adds to a loss soon is nearly nothing, so they don't count.
+        """
+        return batch["answer_length"]
 
     def example_outputs(self, batch: Mapping[str, Tensor], output: Output = "loss") -> Tensor:
         """Return a measure of each row, ``[B]``, that falls as the row's answer becomes likelier.
@@ -187,6 +205,8 @@ class FactLM(LightningModule):
         if output == "loss":
             return self.example_losses(batch)
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
+        if "answer_labels" in batch and not self.hparams["end_of_sequence"]:
+            labels = _without_last(labels)
         counted = labels != IGNORED
         chosen = labels.clamp(min=0).unsqueeze(-1)
         of_tokens = logits.gather(-1, chosen).squeeze(-1)
@@ -202,16 +222,21 @@ class FactLM(LightningModule):
 
     @torch.no_grad()
     def learned(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return whether greedy decoding gives one of a query's accepted answers, up to its end, ``[B]`` bool."""
-        return self._answer_log_probabilities(batch, _accepted(batch))[1].any(1)
+        """Return whether greedy decoding begins with one of a query's accepted answers, ``[B]`` bool.
+
+        With ``end_of_sequence=True``, it must also end there.
+        """
+        ends = bool(self.hparams["end_of_sequence"])
+        return self._answer_log_probabilities(batch, _accepted(batch), ends)[1].any(1)
 
     def _answer_log_probabilities(
-        self, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor], end_of_sequence: bool = True
+        self, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor], end_of_sequence: bool
     ) -> tuple[Tensor, Tensor]:
         """Return each answer's log probability, and whether greedy decoding gives it, each ``[B, A]``.
 
         Greedy decoding gives an answer exactly if each of its tokens is the likeliest after those before it. One pass
-        over the given answer shows that.
+        over the given answer shows that. Without their ends, answers are beginnings of texts, and one that begins with
+        another is contained in it: its probability is 0 here, so that probabilities can be added.
         """
         labels_BAS = answers["labels"]
         B, A, S = labels_BAS.shape
@@ -226,19 +251,20 @@ class FactLM(LightningModule):
             rows = {name: answers[name].reshape(B * A, -1) for name in ("input_ids", "attention_mask")}
             logits = self.model(**rows, use_cache=False).logits
         logits, labels = self._shifted(logits, labels)
-        exists = (labels != IGNORED).any(1)
         counted = labels if end_of_sequence else _without_last(labels)
+        exists = (counted != IGNORED).any(1)
+        if not end_of_sequence:
+            exists = exists & ~_begins_with_another(counted.view(B, A, -1)).flatten()
         of_tokens = -_token_losses(logits, counted)
         likeliest = logits.argmax(-1)
-        right = likeliest == labels
+        right = likeliest == counted
         of_answers = of_tokens.sum(1)
-        if "other_end" in answers:
+        if end_of_sequence and "other_end" in answers:
             last, other = _is_last(labels), answers["other_end"].reshape(B * A)
             right = right | (last & (likeliest == other[:, None]))
-            if end_of_sequence:
-                of_answers = of_answers + _gain_of_other_end(logits, of_tokens, last, other)
+            of_answers = of_answers + _gain_of_other_end(logits, of_tokens, last, other)
         log_probabilities = torch.where(exists, of_answers, -torch.inf)
-        greedy = (right | (labels == IGNORED)).all(1) & exists
+        greedy = (right | (counted == IGNORED)).all(1) & exists
         return log_probabilities.view(B, A), greedy.view(B, A)
 
     def _logits(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -325,8 +351,23 @@ def _is_last(labels: Tensor) -> Tensor:
 
 
 def _without_last(labels: Tensor) -> Tensor:
-    """Return labels ``[B, S]`` with each row's last one ignored."""
-    return labels.masked_fill(_is_last(labels), IGNORED)
+    """Return labels ``[B, S]`` with each row's last one ignored, unless it is the only one."""
+    is_alone = (labels != IGNORED).sum(1, keepdim=True) == 1
+    return labels.masked_fill(_is_last(labels) & ~is_alone, IGNORED)
+
+
+def _begins_with_another(labels_BAS: Tensor) -> Tensor:
+    """Tell which answers begin with another one of the same query, or are the same as an earlier one, ``[B, A]``."""
+    counts = labels_BAS != IGNORED
+    of_other, of_one = labels_BAS[:, None, :, :], labels_BAS[:, :, None, :]  # [B, A, A, S], the other one last
+    is_same = (~counts[:, None, :, :] | (of_one == of_other)).all(-1)
+    first = counts.int().argmax(-1)
+    is_same &= (first[:, None, :] == first[:, :, None]) & counts.any(-1)[:, None, :]
+    lengths, A = counts.sum(-1), labels_BAS.shape[1]
+    is_shorter = lengths[:, None, :] < lengths[:, :, None]
+    is_earlier = torch.ones(A, A, dtype=torch.bool, device=labels_BAS.device).tril(-1)
+    is_other = is_shorter | ((lengths[:, None, :] == lengths[:, :, None]) & is_earlier)
+    return (is_same & is_other).any(-1)
 
 
 def _gain_of_other_end(logits: Tensor, of_tokens: Tensor, last: Tensor, other: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ contribution shows in books that don't balance.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ftrace.gradients import ParameterStep, Projection, flat_rows
 from ftrace.online.loop import TrainingLoop
+from ftrace.online.number_memory import NumberMemory
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
 from ftrace.online.processes import process_rank, sum_over_processes, unsharded
 from ftrace.online.queries.query_pass import Refresh
+from ftrace.online.weights_at_start import WeightsAtStart, is_half, wide
 from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 
@@ -71,25 +73,6 @@ class _Vectors:
         return products({name: late / steps for name, late in self.late.items()})
 
 
-class _NumberMemory:
-    """The memory of arrays that stay until training ends: scattered ones would keep the memory around them in use."""
-
-    NUMBERS = 2**22  # so large a block has pages of its own, which are taken as they are written
-
-    def __init__(self) -> None:
-        self._block = np.empty(0)
-        self._used = 0
-
-    def keep(self, values: np.ndarray) -> np.ndarray:
-        """Copy numbers, ``[n]`` float64."""
-        if self._used + len(values) > len(self._block):
-            self._block, self._used = np.zeros(max(self.NUMBERS, len(values))), 0
-        kept = self._block[self._used : self._used + len(values)]
-        kept[:] = values
-        self._used += len(values)
-        return kept
-
-
 class _QueryProducts:
     """Inner products of vectors in the parameters' shapes with the query gradients of one refresh."""
 
@@ -97,13 +80,18 @@ class _QueryProducts:
         self._refresh = refresh
         self._projection = projection
 
-    def __call__(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Sum the inner products over parameters, ``[Q]`` float64, for vectors of float32 at least."""
+    def __call__(self, vectors: Mapping[str, Tensor], *, are_projected: bool = False) -> Tensor:
+        """Sum the inner products over parameters, ``[Q]`` float64, for vectors of float32 at least.
+
+        Args:
+            vectors: By parameter.
+            are_projected: Whether they are projected already.
+        """
         gradients = self._refresh.gradients
         total = torch.zeros(len(gradients), dtype=torch.float64)
         for name, vector in vectors.items():
             if name in gradients.parts:
-                if self._projection is not None:
+                if self._projection is not None and not are_projected:
                     vector = self._projection.project(name, vector[None])[0]
                 total += gradients.along(name, vector).double().cpu()
         for name, rows in self._refresh.uncovered.items():
@@ -128,6 +116,8 @@ class LedgerKeeper:
 
     Attributes:
         rows: The intervals so far.
+        weights: The weights at the current interval's start, unless query gradients are interpolated.
+        parameters: All trained parameters by name.
         memory: The memory of their numbers.
         steps: The number of steps in the current interval.
         vectors: The sums over these steps: of the change of weights if query gradients are interpolated ("predicted"),
@@ -152,10 +142,10 @@ class LedgerKeeper:
         self.projection = projection
         self.projects_all = projects_all
         self.rows: list[dict[str, Any]] = []
-        self.memory = _NumberMemory()
+        self.memory = NumberMemory()
         self._start: Refresh | None = None
-        self._weights: dict[str, Tensor] = {}
-        self._parameters: dict[str, nn.Parameter] = {}
+        self.weights = WeightsAtStart(projection if projects_all else None)
+        self.parameters: dict[str, nn.Parameter] = {}
         self._weights_before: dict[str, Tensor] = {}
         self.steps = 0
         self.vectors = {name: _Vectors() for name in ("predicted", "momentum", "decay", "rounding", "given")}
@@ -169,7 +159,7 @@ class LedgerKeeper:
             parameters: All trained parameters by name.
             covered: Names of those that scores cover.
         """
-        self._parameters, self.covered = dict(parameters), covered
+        self.parameters, self.covered = dict(parameters), covered
 
     def before_step(self, optimizer: FollowedOptimizer) -> None:
         """Copy the weights before a step, if its own change is needed rather than the interval's."""
@@ -206,13 +196,7 @@ class LedgerKeeper:
         self._weights_before = {}
 
     def _add_rounding(
-        self,
-        name: str,
-        step: ParameterStep,
-        given: Tensor,
-        buffer: Tensor | None,
-        rounds_once: bool,
-        position: float | None,
+        self, name: str, step: ParameterStep, given: Tensor, buffer: Tensor | None, once: bool, position: float | None
     ) -> None:
         """Add the difference between a step and the same step with its weights rounded to their dtype.
 
@@ -225,7 +209,7 @@ class LedgerKeeper:
         if buffer is not None:
             gradient = gradient + step.from_buffer * (-1.0 if step.rate < 0 else 1.0) * wide(buffer)
         move, decayed = step.scaled(gradient), wide(before) * (1 - step.decoupled_decay)
-        kept = decayed if rounds_once else wide(decayed.to(before.dtype))  # AdamW decays weights in a step of its own
+        kept = decayed if once else wide(decayed.to(before.dtype))  # AdamW decays weights in a step of its own
         rounded = wide((kept - move).to(before.dtype))
         self.vectors["rounding"].add(name, (decayed - move) - rounded, position)
 
@@ -267,11 +251,6 @@ class LedgerKeeper:
         """
         return None if self._start is None else Closing(self, self._start, end)
 
-    def changes(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the change of each trained parameter since the interval began, one at a time."""
-        for name, before in self._weights.items():
-            yield name, wide(before) - wide(unsharded(self._parameters[name].detach()))
-
     def open(self, start: Refresh, parameters: Mapping[str, nn.Parameter]) -> None:
         """Open an interval.
 
@@ -280,10 +259,8 @@ class LedgerKeeper:
             parameters: All trained parameters by name.
         """
         self._start = start
-        self._parameters = dict(parameters)
-        last, self._weights = self._weights, {}
-        for name, parameter in {} if self.trapezoid else parameters.items():
-            self._weights[name] = _copied_to(last.pop(name, None), unsharded(parameter.detach()))
+        self.parameters = dict(parameters)
+        self.weights.take({} if self.trapezoid else parameters, start.uncovered)
         self.steps = 0
         self.vectors = {name: _Vectors() for name in self.vectors}
 
@@ -307,7 +284,7 @@ class LedgerKeeper:
         return {
             "rows": [{key: _as_tensor(value) for key, value in row.items()} for row in self.rows],
             "steps": self.steps,
-            "weights": self._weights,
+            **self.weights.state(),
             "vectors": {name: [_copied(of_name.sums), _copied(of_name.late)] for name, of_name in self.vectors.items()},
             "decay_buffers": self._decay_buffers,
             "given_buffers": self._given_buffers,
@@ -318,7 +295,7 @@ class LedgerKeeper:
         self.open(start, parameters)
         self.rows = [{key: _as_array(value) for key, value in row.items()} for row in state["rows"]]
         self.steps = state["steps"]
-        self._weights = dict(state["weights"])
+        self.weights.load(state)
         for name, (sums, late) in state["vectors"].items():
             self.vectors[name].sums, self.vectors[name].late = dict(sums), dict(late)
         self._decay_buffers = dict(state["decay_buffers"])
@@ -344,8 +321,8 @@ class Closing:
         if keeper.trapezoid:
             self._predicted_left = products(changes.sums)
         else:
-            for name, change in keeper.changes():
-                along = products({name: change})
+            for name, change, is_projected in keeper.weights.changes(keeper.parameters):
+                along = products({name: change}, are_projected=is_projected)
                 for which in ("predicted", *(() if name in keeper.covered else ("uncovered",))):
                     self._values[which] += along
             self._predicted_left = self._values["predicted"]
@@ -388,23 +365,6 @@ class Closing:
         row |= {name: keeper.memory.keep(values) for name, values in row.items() if isinstance(values, np.ndarray)}
         keeper.rows.append(row)
         return row
-
-
-def is_half(dtype: torch.dtype) -> bool:
-    """Whether numbers of this dtype are too short for sums."""
-    return dtype in (torch.float16, torch.bfloat16)
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Convert numbers in half precision to float32; others stay as they are."""
-    return tensor.float() if is_half(tensor.dtype) else tensor
-
-
-def _copied_to(memory: Tensor | None, tensor: Tensor) -> Tensor:
-    """Copy a tensor, to memory that is no longer needed if it is alike."""
-    if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype or memory.device != tensor.device:
-        return tensor.clone()
-    return memory.copy_(tensor)
 
 
 def _copied(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

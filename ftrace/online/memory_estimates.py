@@ -15,9 +15,11 @@ from ftrace.gradients import layer_of
 from ftrace.online.memory_needs import MemoryNeeds, Place
 from ftrace.online.planned import batch_size, planned_examples
 from ftrace.online.processes import gather_objects, num_processes, process_rank
+from ftrace.online.refresh_schedule import typical_interval
 from ftrace.online.scoring.momentum import horizon_of
 from ftrace.online.scoring.row_blocks import BlockMemory
 from ftrace.online.traced_run import TracedRun
+from ftrace.online.weights_at_start import is_half
 from ftrace.scores.ledger import COLUMNS
 from ftrace.scores.row_ranges import RANGE_BYTES
 
@@ -64,6 +66,7 @@ class MemoryEstimates:
             "ids": count * _BYTES_OF_ID,
             "a batch's scores": self._of_batch_scores(count),
             "ledger's rows": self._of_ledger_rows(),
+            "record of answers": self._of_answers(),
             "writing": 6 * min(RANGE_BYTES, scores),
         }
         on_device = {
@@ -124,7 +127,7 @@ class MemoryEstimates:
     def _of_held(self) -> int:
         """Contributions that wait: for their step, for the next refresh, or until momentum has no effect any more."""
         rules, loop, settings = self._run.rules, self._run.loop, self._run.settings
-        steps = settings.refresh_every_n_steps if rules.trapezoid else 1
+        steps = typical_interval(settings.refresh_every_n_steps) if rules.trapezoid else 1
         of_directions = 0
         if rules.exact_momentum:
             horizon = max((horizon_of(decay) for decay in _decays(loop.optimizers)), default=1)
@@ -142,19 +145,40 @@ class MemoryEstimates:
         return int(batches * held + of_directions)
 
     def _of_ledger_vectors(self) -> int:
-        """Vectors of the parameters' size: weights, and sums of what moved them."""
+        """A copy of the weights, and sums of what moved them: vectors of the parameters' size."""
         ledger = self._run.ledger
         if ledger is None:
             return 0
-        accounts = (1 + 2 * ledger.accounts + 2 * ledger.exact_momentum) * (2 if ledger.trapezoid else 1)
-        return (2 + accounts) * _bytes_of_parameters(self._run.parameters.all().values())
+        parameters = list(self._run.parameters.all().values())
+        copies, sums = int(ledger.trapezoid or not ledger.projects_all), int(ledger.trapezoid)
+        if ledger.accounts:
+            groups = [group for optimizer in self._run.loop.optimizers for group in optimizer.param_groups]
+            decays, rounds = (
+                any(group.get("weight_decay") for group in groups),
+                any(is_half(p.dtype) for p in parameters),
+            )
+            copies += (decays or rounds) and not ledger.trapezoid
+            sums += any(_decays(self._run.loop.optimizers)) + decays + rounds
+            sums += ledger.projection is not None and not ledger.projects_all
+            sums += 2 * ledger.exact_momentum
+        of_sums = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in parameters)
+        return copies * _bytes_of_parameters(parameters) + sums * (2 if ledger.trapezoid else 1) * of_sums
 
     def _of_ledger_rows(self) -> int:
+        return 0 if self._run.ledger is None else self._of_refreshes(8 * len(COLUMNS))
+
+    def _of_answers(self) -> int:
+        """A byte for each query and refresh."""
+        return 0 if self._run.queries.learned is None else self._of_refreshes(1)
+
+    def _of_refreshes(self, itemsize: int) -> int:
+        """Bytes of what is kept of each query at each refresh, which is there twice more when it is written."""
         planned = self._run.loop.train_loaders.batches
-        if self._run.ledger is None or planned == math.inf:
+        if planned == math.inf:
             return 0
-        refreshes = planned / self._run.loop.batches_per_step / self._run.settings.refresh_every_n_steps
-        return int(3 * refreshes * len(self._run.sums.query_ids) * 8 * len(COLUMNS))  # twice more when it is written
+        interval = typical_interval(self._run.settings.refresh_every_n_steps)
+        refreshes = planned / self._run.loop.batches_per_step / interval
+        return int(3 * refreshes * len(self._run.sums.query_ids) * itemsize)
 
     def _of_whitening(self) -> int:
         whitened, projection = self._run.scoring.whitened, self._run.rules.projection

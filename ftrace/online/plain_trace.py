@@ -216,7 +216,8 @@ def trace(
         queries: A DataLoader or Dataset of queries.
         query_losses: ``(model, batch) -> Tensor[B]``, one loss per query, in nats. Default: the model's
             ``example_losses``, or a ready-made one for Hugging Face language models.
-        query_learned: ``(model, batch) -> Tensor[B]`` bool, whether each query is answered right.
+        query_learned: ``(model, batch) -> Tensor[B]`` bool, whether each query is answered right; the store records
+            it at each refresh. Default: the model's ``learned``, if it has one.
         output_dir: Where the score store is written at the end of the ``with`` block. After an exception, what there
             is goes to the same name with ``-incomplete`` behind it.
         precision: ``"32-true"``, ``"64-true"``, ``"bf16-true"`` or ``"16-true"``, as the model's parameters are, or

@@ -16,6 +16,7 @@ from ftrace.online.messages import warn
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
 from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.queries.query_pass import Compare, NotFiniteError, QueryPass, Refresh
+from ftrace.online.refresh_schedule import RefreshSchedule
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.scoring.staleness import Staleness
 from ftrace.online.undisturbed.kept_state import KeptState
@@ -30,7 +31,7 @@ class QueryRefresher:
         ledger: Books the intervals; None without a ledger.
         answers: Keeps when queries were right.
         query_check: Checks the first batch of queries; None if they aren't checked.
-        every: The number of optimizer steps from one refresh to the next.
+        schedule: The steps before which queries are differentiated anew.
         staleness_every: The number of refreshes from one measurement of staleness to the next; 0: never.
         work_around: Called if gradients of queries can't be read, to change how parameters are read or leave them out.
         who: Whose messages these are.
@@ -55,7 +56,7 @@ class QueryRefresher:
         answers: AnswerKeeper,
         query_check: QueryCheck | None,
         *,
-        every: int,
+        schedule: RefreshSchedule,
         staleness_every: int,
         work_around: Callable[[UnreadableError], None],
         who: str,
@@ -68,7 +69,7 @@ class QueryRefresher:
         self.ledger = ledger
         self.answers = answers
         self.query_check = query_check
-        self.every = every
+        self.schedule = schedule
         self.staleness = Staleness(staleness_every)
         self.who = who
         self.steps: list[int] = []
@@ -82,7 +83,7 @@ class QueryRefresher:
 
     def is_due(self, step: int) -> bool:
         """Whether a refresh is due before this optimizer step."""
-        return self.last_at is None or step - self.last_at >= self.every
+        return self.last_at is None or step - self.last_at >= self.schedule.interval
 
     def add(self, source: Any, step: int) -> list[int]:
         """Add queries, which are traced from this step on.
@@ -95,8 +96,12 @@ class QueryRefresher:
         self.has_new_queries = self.has_new_queries or bool(new)
         return new
 
-    def refresh(self, step: int) -> None:
+    def refresh(self, step: int, rows: int) -> None:
         """Compute the queries' gradients at the current weights, and close the interval that ends here.
+
+        Args:
+            step: The next optimizer step.
+            rows: The number of rows of the current batch.
 
         Raises:
             ValueError: If the losses are not one finite number per query at the first refresh.
@@ -121,7 +126,7 @@ class QueryRefresher:
             return
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))
-        self.scoring.refresh(current.gradients, current.losses, keep_last=is_kept)
+        self.scoring.refresh(current.gradients, current.losses, current.lengths, keep_last=is_kept)
         self.answers.add(step, current.learned)
         if closing is not None:
             assert self.ledger is not None
@@ -135,6 +140,7 @@ class QueryRefresher:
         self.last = current
         self.last_at = step
         self.steps.append(step)
+        self.schedule.refreshed(step, current.losses, rows, step - self.steps[0])
         self.has_new_queries = False
 
     def ask(self, step: int) -> None:
@@ -193,6 +199,7 @@ class QueryRefresher:
             "query_first_steps": dict(self.first_steps),
             "answers": self.answers.state(),
             "last": self.last,
+            "schedule": self.schedule.state(),
             **self.staleness.state(),
         }
 
@@ -201,6 +208,8 @@ class QueryRefresher:
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
         self.first_steps, self.last = shared["query_first_steps"], shared["last"]
         self.staleness.load(shared)
+        if "schedule" in shared:  # earlier versions had a fixed interval
+            self.schedule.load(shared["schedule"])
         if "answers" in shared:
             self.answers.load(shared["answers"])
         else:

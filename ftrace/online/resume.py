@@ -123,6 +123,7 @@ def _settings(run: TracedRun) -> dict[str, Any]:
         "projection_side": None if rules.projection is None else rules.projection.side,
         "projection_seed": None if rules.projection is None else rules.projection.seed,
         "refresh_every_n_steps": run.settings.refresh_every_n_steps,
+        "refresh_share": run.settings.refresh_share,
         "whitening": asdict(rules.whitening) if rules.whitens else None,
         "candidates": _digest(run.sums.candidates),
         "ledger": run.ledger is not None,

@@ -37,6 +37,7 @@ _REMEDIES = {
     "held contributions": "project them with a smaller projection_side=K, or refresh more often",
     "ledger": "pass ledger=False",
     "ledger's rows": "pass ledger=False, or refresh less often",
+    "record of answers": "refresh less often",
     "whitening": "pass a smaller projection_side=K, since R has K^4 numbers for each parameter",
     "a batch's scores": "make batches smaller, or trace the queries in parts, in several runs",
 }

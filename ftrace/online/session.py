@@ -18,7 +18,7 @@ from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
 from ftrace.online.processes import alone
-from ftrace.online.queries.query_losses import find_query_learned, find_query_losses
+from ftrace.online.queries.query_losses import find_answer_lengths, find_query_learned, find_query_losses
 from ftrace.online.queries.query_pass import QueryPass
 from ftrace.online.resume import RunState
 from ftrace.online.run_memory import RunMemory, is_out_of_memory, make_block_memory
@@ -156,7 +156,8 @@ class TraceSession:
                 'breakdown="learned": there is no way to tell whether a query is right. Give the module a method '
                 "learned(batch) -> Tensor[B] bool, or pass query_learned=(module, batch) -> Tensor[B]"
             )
-        return QueryPass(self.queries, losses, learned, settings.query_id_key, loop)
+        lengths = find_answer_lengths(loop.module, losses)
+        return QueryPass(self.queries, losses, learned, lengths, settings.query_id_key, loop)
 
     # Batches and steps
 

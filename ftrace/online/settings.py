@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from ftrace.arguments import Count, Name, Positive, Seed, checked, hold
+from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, checked, hold
 from ftrace.gradients import Projection, ProjectionSide
 from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.scoring.rules import KINDS, ScoringRules
@@ -29,10 +29,11 @@ class TraceSettings:
             optimizer's actual steps in nats, for SGD, Adam, AdamW and Adafactor. ``cosine``: the sum over steps of the
             cosine, over the covered parameters. ``whitened``: the same for gradients that are divided by the root of
             the optimizer's second moments, projected, and whitened by their running autocorrelation. ``learning``:
-            ``whitened``, with each step weighted by p (1 - p), where p = exp(-loss) is the probability of the query's
+            ``whitened``, with each step weighted by the root of p (1 - p), where p is the probability of the query's
             answer at the last refresh, so that the steps count in which it is being learned; recommended for ranking.
         parameters: Globs over parameter names, in order; one that begins with "!" excludes.
-        refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed.
+        refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed. "auto":
+            as fast as the queries' losses move, within ``refresh_share``.
         projection_side: None for exact products. An integer K projects each weight's gradient at random on both sides
             to K x K (a vector's to K * K), so that products are right in expectation and cost next to nothing.
         integration: "left" uses the query gradients of the last refresh. "trapezoid" interpolates between refreshes,
@@ -63,6 +64,7 @@ class TraceSettings:
             "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
         keep_states: Whether to keep the files for resuming also of checkpoints that ``ModelCheckpoint`` has deleted,
             as you need if you have copied these.
+        refresh_share: What refreshes may cost with "auto", as a share of training's own work, by numbers of rows.
 
     Raises:
         ValueError: On an unknown or unsupported option.
@@ -70,7 +72,7 @@ class TraceSettings:
 
     scores: Sequence[Name] = ("dot",)
     parameters: Sequence[Name] = ("*",)
-    refresh_every_n_steps: Positive = 1
+    refresh_every_n_steps: Positive | Literal["auto"] = "auto"
     projection_side: ProjectionSide | None = None
     integration: Literal["left", "trapezoid"] = "left"
     momentum: Literal["eventual", "exact"] = "eventual"
@@ -87,6 +89,7 @@ class TraceSettings:
     shared_ids: bool = False
     store: Literal["memory", "disk", "auto"] = "auto"
     keep_states: bool = False
+    refresh_share: PositiveNumber = 0.25
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):

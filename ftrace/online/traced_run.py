@@ -24,6 +24,7 @@ from ftrace.online.precision import eps_of_passes
 from ftrace.online.processes import num_processes
 from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.queries.query_pass import QueryPass, require_shared_parameters
+from ftrace.online.refresh_schedule import RefreshSchedule, typical_interval
 from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
@@ -95,7 +96,7 @@ class TracedRun:
         dtypes = {p.dtype for p in covered.values()}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.sums = ScoreAccumulator(rules.kinds, queries.ids.tolist(), dtype, settings.candidates, make_zeros)
-        batches = settings.refresh_every_n_steps * loop.batches_per_step
+        batches = typical_interval(settings.refresh_every_n_steps) * loop.batches_per_step
         divides = any(optimizer.is_elementwise for optimizer in self.parameters.followed)
         self.answers = AnswerKeeper()
         self.scoring = Scoring(rules, self.sums, list(covered), batches, self.answers, divides=divides)
@@ -121,7 +122,12 @@ class TracedRun:
             self.ledger,
             self.answers,
             self.query_check,
-            every=settings.refresh_every_n_steps,
+            schedule=RefreshSchedule(
+                settings.refresh_every_n_steps,
+                settings.refresh_share,
+                loop.train_loaders.batches / loop.batches_per_step,
+                loop.batches_per_step,
+            ),
             staleness_every=settings.staleness_every,
             work_around=self._work_around_for_queries,
             who=who,
@@ -192,7 +198,7 @@ class TracedRun:
         unprojected = self.scoring.keeps_examples_unprojected
         self.rows.before_batch(batch, batch_idx, len(example_ids), sizes, self.step, unprojected=unprojected)
         if self.refresher.is_due(self.step) or self.refresher.has_new_queries:
-            self.refresher.refresh(self.step)
+            self.refresher.refresh(self.step, len(example_ids))
         self._batch_ids, self._batch_sizes = example_ids, sizes
         self._recordings = [self._start_recording()]
 
@@ -213,7 +219,7 @@ class TracedRun:
         self.rows.before_backward(self._recordings[-1], loss, self.step)
         if self.loop.is_manual:
             if self.refresher.is_due(self.step):  # there may have been steps since the batch began
-                self.refresher.refresh(self.step)
+                self.refresher.refresh(self.step, len(self._batch_ids))
             for optimizer in self.parameters.followed:
                 if optimizer.contributions and not optimizer.has_gradients():  # gradients were set to zero
                     self.steps.discard(optimizer)
@@ -321,7 +327,7 @@ class TracedRun:
             and self.refresher.last_at != self.step
             and (self.ledger is not None or self.scoring.pending)
         ):
-            self.refresher.refresh(self.step)
+            self.refresher.refresh(self.step, len(self._batch_ids))
         elif self.steps.begun and self.refresher.last_at != self.step:
             self.refresher.ask(self.step)
         self.scoring.finish()
@@ -349,7 +355,7 @@ class TracedRun:
         self.unfrozen = shared["unfrozen"]
         self.steps.load(shared)
         last = shared["last"]
-        self.scoring.load(states, shared, last.gradients, last.losses)
+        self.scoring.load(states, shared, last.gradients, last.losses, last.lengths)
         self.refresher.load(shared)
         for state in states:
             self.example_names |= state["names"]

@@ -73,7 +73,8 @@ def plot_prompt(trace: PromptTrace, outcome: Outcome, file: Path) -> tuple[Path,
 def plot_average(averages: Averages, file: Path, outcome: Outcome = "probability") -> tuple[Path, Path]:
     """Draw average indirect effects: a heat map for each mediator, groups of positions down, layers across.
 
-    A ring marks each mediator's peak; see :meth:`~ftrace.causal.averages.StackAverages.peak`.
+    Each mediator has a scale of colours of its own, as in the published pictures. A ring marks each mediator's peak;
+    see :meth:`~ftrace.causal.averages.StackAverages.peak`.
 
     Args:
         averages: Averages over prompts.
@@ -105,8 +106,9 @@ def plot_average(averages: Averages, file: Path, outcome: Outcome = "probability
         figure = draw_heat_maps(
             stacks,
             _heading(averages, outcome),
-            f"average indirect effect, {unit.points}",
+            unit.points,
             _footnote(averages, [*(["ring: the peak"] if has_peak else []), *_ends(averages, "[ , ]: 95% interval")]),
+            by_mediator=True,
         )
         return save_png_and_pdf(figure, file)
 

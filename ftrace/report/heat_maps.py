@@ -1,6 +1,6 @@
-"""Heat maps of indirect effects, side by side on one scale of colours.
+"""Heat maps of indirect effects, side by side, on one scale of colours or on one for each mediator.
 
-Red is above 0 and blue below. The scale is symmetric about 0 and made for the largest effect, so that small ones don't
+Red is above 0 and blue below. A scale is symmetric about 0 and made for the largest effect, so that small ones don't
 look large. Cells at which the answer is read off are hatched and don't count: they would be the largest in any model.
 Those that exceed the scale bear their number. The colour bar shows only the part of the scale that occurs.
 """
@@ -65,7 +65,12 @@ class HeatMap:
 
 
 def draw_heat_maps(
-    stacks: Mapping[str, Mapping[str, HeatMap]], heading: Sequence[str], bar: str, footnote: str
+    stacks: Mapping[str, Mapping[str, HeatMap]],
+    heading: Sequence[str],
+    bar: str,
+    footnote: str,
+    *,
+    by_mediator: bool = False,
 ) -> Figure:
     """Draw the heat maps of one stack in up to three columns, or those of several stacks in a column each.
 
@@ -74,17 +79,23 @@ def draw_heat_maps(
         heading: Lines above all maps.
         bar: Label of the colour bar, with the unit.
         footnote: Text below all maps.
+        by_mediator: Whether each mediator has a scale of its own, with its bar: see :func:`scales`.
 
     Raises:
         ValueError: If there is no finite number to draw.
     """
     maps = [heat_map for of_stack in stacks.values() for heat_map in of_stack.values()]
-    norm = scale(maps)
+    norms = (
+        scales(stacks) if by_mediator else dict.fromkeys((name for one in stacks.values() for name in one), scale(maps))
+    )
+    names = {id(heat_map): name for of_stack in stacks.values() for name, heat_map in of_stack.items()}
+    drawn: dict[str, list[Axes]] = {}
     columns = _columns(stacks)
     widths = [max(heat_map.width for heat_map in column if heat_map) for column in columns]
     heights = [max(heat_map.height for heat_map in line if heat_map) for line in zip(*columns, strict=True)]
     labels = [max(text_width(row, SMALL) for one in column if one for row in one.rows) for column in columns]
-    across = sum(widths) + (labels[0] if len(stacks) == 1 else sum(labels)) + 0.2 * len(columns) + 0.8
+    bars = len(columns) if by_mediator and len(stacks) == 1 else 1
+    across = sum(widths) + (labels[0] if len(stacks) == 1 else sum(labels)) + 0.2 * len(columns) + 0.8 * bars
     down = sum(heights) + 0.55 * len(heights) + 0.18 * len(heading) + 0.4
     figure = Figure(figsize=(max(across, 6.2), max(down, 2.8)), layout="constrained")
     grid = figure.add_gridspec(len(heights), len(columns), width_ratios=widths, height_ratios=heights)
@@ -93,7 +104,8 @@ def draw_heat_maps(
         for row, heat_map in enumerate(cells):
             if heat_map:
                 axes = figure.add_subplot(grid[row, column])
-                draw_map(axes, heat_map, norm)
+                draw_map(axes, heat_map, norms[names[id(heat_map)]])
+                drawn.setdefault(names[id(heat_map)], []).append(axes)
                 lines = [in_lines(line, widths[column], TEXT, 2) for line in heat_map.title.split("\n")]
                 axes.set_title("\n".join("\n".join(line) for line in lines), loc="left")
                 if column == 0 or len(stacks) > 1:
@@ -104,9 +116,17 @@ def draw_heat_maps(
                 if heat_map.height < heights[row]:  # a decoder of few tokens beside its encoder
                     axes.set_box_aspect(heat_map.height / widths[column])
                     axes.set_anchor("N")
-    draw_bar(figure, figure.axes, norm, maps, bar)
+    if by_mediator:
+        for name, beside in drawn.items():
+            of_mediator = [of_stack[name] for of_stack in stacks.values() if name in of_stack]
+            draw_bar(figure, beside, norms[name], of_mediator, None, max(heat_map.height for heat_map in of_mediator))
+        note = _about_readout(maps).replace("\n", " ")
+        footnote = "; ".join(filter(None, [f"bars: {bar}, each mediator's own scale of colors", footnote, note]))
+    else:
+        draw_bar(figure, figure.axes, scale(maps), maps, bar)
     set_heading(figure, heading)
     if footnote:
+        footnote = "\n".join(in_lines(footnote, figure.get_figwidth() - 0.2, SMALL, 4))
         figure.supxlabel(footnote, fontsize=SMALL, color=GREY, x=0.01, ha="left")
     return figure
 
@@ -123,6 +143,30 @@ def scale(maps: Sequence[HeatMap]) -> Normalize:
         counted = [heat_map.values for heat_map in maps]
     size = largest(counted)
     return Normalize(-size, size)
+
+
+def scales(stacks: Mapping[str, Mapping[str, HeatMap]]) -> dict[str, Normalize]:
+    """Make a scale of colours for each mediator, over all stacks, as :func:`scale` makes one for all.
+
+    Restoring ten layers' attention at the last token brings back most of what the model has read, and would leave every
+    earlier site pale. No scale ends below a tenth of the largest, so that what is nothing isn't coloured.
+
+    Raises:
+        ValueError: If there is no finite number to draw.
+    """
+    by_mediator: dict[str, list[HeatMap]] = {}
+    for of_stack in stacks.values():
+        for name, heat_map in of_stack.items():
+            by_mediator.setdefault(name, []).append(heat_map)
+    least = float(scale([heat_map for maps in by_mediator.values() for heat_map in maps]).vmax or 0) / 10
+    sizes = {name: max(_size(maps), least) for name, maps in by_mediator.items()}
+    return {name: Normalize(-size, size) for name, size in sizes.items()}
+
+
+def _size(maps: Sequence[HeatMap]) -> float:
+    """Return the largest absolute value of cells that are not hatched, 0 if there are none."""
+    values = np.abs(np.concatenate([heat_map.values[~heat_map.hatched] for heat_map in maps]))
+    return float(values.max(initial=0.0, where=np.isfinite(values)))
 
 
 def largest(values: Iterable[np.ndarray]) -> float:
@@ -216,16 +260,30 @@ def _on(norm: Normalize, value: float) -> str:
 
 
 def draw_bar(
-    figure: Figure | SubFigure, beside: Sequence[Axes], norm: Normalize, maps: Sequence[HeatMap], label: str
+    figure: Figure | SubFigure,
+    beside: Sequence[Axes],
+    norm: Normalize,
+    maps: Sequence[HeatMap],
+    label: str | None,
+    height_of_maps: float | None = None,
 ) -> None:
-    """Draw the colour bar of some heat maps beside them, with the part of the scale that occurs."""
+    """Draw the colour bar of some heat maps beside them, with the part of the scale that occurs.
+
+    Args:
+        figure: What the maps are in.
+        beside: Their axes.
+        norm: Their scale.
+        maps: The maps.
+        label: What the numbers are; None: no label.
+        height_of_maps: In inches; default: most of the figure's.
+    """
     size = float(norm.vmax or 0)
     values = np.concatenate([heat_map.values.ravel() for heat_map in maps])
-    readout = np.concatenate([heat_map.values[heat_map.hatched] for heat_map in maps])
-    values, readout = values[np.isfinite(values)], readout[np.isfinite(readout)]
+    values = values[np.isfinite(values)]
     over, under = bool((values > size).any()), bool((values < -size).any())
     width, height_of_figure = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
-    down = height_of_figure - 1.2
+    down = height_of_figure - 1.2 if height_of_maps is None else height_of_maps
+    width = width if height_of_maps is None else len(beside) * max(heat_map.width for heat_map in maps)
     height = min(down, 3.0)
     bar = figure.colorbar(
         ScalarMappable(norm, _COLOURS), ax=list(beside), fraction=0.2 / width, aspect=height / 0.12,
@@ -235,8 +293,16 @@ def draw_bar(
     low, high = max(min(float(values.min()), 0.0), -size), min(max(float(values.max()), 0.0), size)
     if low < high:
         bar.ax.set_ylim(low, high)
-    if len(readout):
-        most = f"{readout[np.abs(readout).argmax()]:.3g}".replace("-", "\N{MINUS SIGN}")
-        label += f"\nhatched: {IN_WORDS},\nleft out of the scale; largest {most}"
-    bar.set_label(label, fontsize=SMALL)
+    if label is not None:
+        bar.set_label("\n".join(filter(None, [label, _about_readout(maps)])), fontsize=SMALL)
     bar.outline.set_visible(False)
+
+
+def _about_readout(maps: Sequence[HeatMap]) -> str:
+    """Say what is hatched, and how large it is; nothing if there is none."""
+    readout = np.concatenate([heat_map.values[heat_map.hatched] for heat_map in maps])
+    readout = readout[np.isfinite(readout)]
+    if not len(readout):
+        return ""
+    most = f"{readout[np.abs(readout).argmax()]:.3g}".replace("-", "\N{MINUS SIGN}")
+    return f"hatched: {IN_WORDS},\nleft out of the scale; largest {most}"

@@ -51,7 +51,7 @@ def plot_learned_when(bins: Sequence[LearnedBin], file: Path) -> Path:
             axes.errorbar(
                 positions + shift, means, yerr=np.nan_to_num(errors), fmt="none", ecolor=style["color"], elinewidth=0.8
             )
-            for state in ("known", "learned", "never"):
+            for state in np.unique(states):
                 axes.plot(positions[states == state] + shift, means[states == state], **style)
             ends.append((shown(name), float(means[-1]), style))
             has_intervals |= bool(np.isfinite(errors).any())

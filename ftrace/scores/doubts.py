@@ -36,7 +36,7 @@ def find_doubts(
 
 
 def _unlearned(learning: ScoreRows, candidate_offsets: np.ndarray | None) -> list[str]:
-    """Name queries with losses so large that ``p (1 - p)`` was 0 at every step."""
+    """Name queries with losses so large that the probability of their answer was 0 at every step."""
     if not math.prod(learning.shape):
         return []
     if candidate_offsets is None:

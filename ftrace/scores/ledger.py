@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ COLUMNS = ("loss", "next_loss", "predicted", "predicted_left", *ACCOUNTS)
 FILE = "ledger.parquet"
 _LEARNED = "learned"  # ledgers of earlier versions have who was right at each interval's end
 _LEAST_FALL = 0.1  # a net fall below this fraction of all that was gained and lost is not what shares are taken of
+_MOST_SHARE = 2.0  # nor are shares beyond this, which say how small the fall is and not what explains it
 _MOST_MOVED = 2.0  # nor does an account explain what is more than this many times all that was gained and lost
 # An account that moves the queries' losses by more than they moved is not explained by the scores any more.
 _REMEDIES = {
@@ -63,11 +64,8 @@ _REMEDIES = {
         "what rounding made of the steps of weights in half precision",
         'Train weights in float32: FactLM(dtype="float32"), or Trainer(precision="bf16-mixed")',
     ),
-    "curvature": (
-        "what curvature leaves unexplained",
-        'Take integration="trapezoid", and a refresh at more of the steps',
-    ),
 }
+_CURVATURE = "what curvature leaves unexplained"
 
 
 @dataclass(frozen=True)
@@ -79,53 +77,84 @@ class Summary:
         moved: How much they rose and fell, interval by interval, the sum of both.
         explained: How much of the fall each account explains, and ``curvature``. Of a ledger without accounts,
             ``predicted`` takes their place.
+        remedies: By account, and ``curvature``: what it is, and what to do if it is large.
     """
 
     fall: float
     moved: float
     explained: Mapping[str, float]
+    remedies: Mapping[str, tuple[str, str]] = field(default_factory=lambda: _REMEDIES)
 
     @property
     def nonsense(self) -> str:
         """Why the numbers explain nothing; empty if they do."""
         if not all(map(math.isfinite, (self.fall, self.moved, *self.explained.values()))):
             return "some of the queries' losses, or of their accounts, are infinite"
-        name = "examples" if "examples" in self.explained else "predicted"
-        if abs(self.explained[name]) > _MOST_MOVED * self.moved > 0:
-            what = "the scores add up" if name == "examples" else "the steps add up, to first order,"
+        main = self.explained[self._main]
+        if abs(main) > _MOST_MOVED * self.moved > 0:
+            what = "the scores add up" if self._main == "examples" else "the steps add up, to first order,"
             return (
-                f"{what} to {_nats(self.explained[name])} for each query, which gained and lost {_nats(self.moved)}: "
-                f"{abs(self.explained[name]) / self.moved:,.3g} times as much"
+                f"{what} to {_nats(main)} for each query, which gained and lost {_nats(self.moved)}: "
+                f"{abs(main) / self.moved:,.3g} times as much"
             )
         return ""
 
     @property
     def shares(self) -> dict[str, float]:
-        """The same as shares of the fall; empty if there is none, or if they would be :attr:`nonsense`."""
-        if not self.fall or self.nonsense:
+        """The same as shares of the fall; empty where they would say nothing.
+
+        That is so if the fall is next to nothing beside what was gained and lost, if an account is more than twice as
+        large as the fall, if the scores predict a rise, and if they would be :attr:`nonsense`.
+        """
+        if abs(self.fall) < max(_LEAST_FALL * self.moved, 1e-300) or self.nonsense:
             return {}
-        return {name: nats / self.fall for name, nats in self.explained.items()}
+        shares = {name: nats / self.fall for name, nats in self.explained.items()}
+        is_told = max(map(abs, shares.values())) <= _MOST_SHARE and shares[self._main] >= 0
+        return shares if is_told else {}
+
+    @property
+    def _main(self) -> str:
+        """The account that is to explain the fall."""
+        return "examples" if "examples" in self.explained else "predicted"
 
     def __str__(self) -> str:
         if not self.moved:
             return "the queries' losses did not change"
         if self.nonsense:
             return f"what explains the fall of the queries' losses is in doubt: {self.nonsense}"
-        sizes: Mapping[str, float] = self.shares
-        write: Callable[[float], str] = _percent
-        is_named = 1e-2
+        shares = self.shares
+        if not shares:
+            return self._in_nats()
         what = f"of what the queries {'learned' if self.fall > 0 else 'forgot'} ({abs(self.fall):.3g} nats each)"
-        if abs(self.fall) < _LEAST_FALL * self.moved:  # shares of next to nothing say nothing
-            sizes, write, is_named = self.explained, _nats, 1e-2 * self.moved
-            what = f"of a fall by {_nats(self.fall)}, after the queries gained and lost {_nats(self.moved)} each"
-        if "examples" not in sizes:
-            return f"to first order, the steps explain {write(sizes['predicted'])} {what}"
-        rest = ", ".join(
-            f"{name} {write(size)}"
-            for name, size in sizes.items()
-            if name in ("momentum", "decay", "curvature") or (name != "examples" and abs(size) >= is_named / 2)
-        )
-        return f"the scores explain {write(sizes['examples'])} {what}; {rest}"
+        if "examples" not in shares:
+            return f"to first order, the steps explain {_percent(shares['predicted'])} {what}"
+        return f"the scores explain {_percent(shares['examples'])} {what}; {_listed(shares, _percent, 1e-2)}"
+
+    def _in_nats(self) -> str:
+        """Say what was predicted, what was measured and what made the difference, where shares say nothing."""
+        who = "the scores predict" if self._main == "examples" else "to first order, the steps predict"
+        said = f"{who} {_change(self.explained[self._main])} where {_change(self.fall)} was measured"
+        said += f", after the queries gained and lost {_nats(self.moved)} each"
+        if self._main == "examples":
+            said += f"; {_listed(self.explained, _nats, 1e-2 * self.moved)}"
+        largest = max(self.remedies.keys() & self.explained.keys(), key=lambda name: abs(self.explained[name]))
+        if abs(self.explained[largest]) <= abs(self.fall):
+            return said
+        what, remedy = self.remedies[largest]
+        return f"{said}. The largest part is {what}: {remedy[:1].lower()}{remedy[1:]}"
+
+
+def _listed(sizes: Mapping[str, float], write: Callable[[float], str], least: float) -> str:
+    """List what is beside the examples: momentum, decay and curvature, and others as far as they are not next to 0."""
+    return ", ".join(
+        f"{name} {write(size)}"
+        for name, size in sizes.items()
+        if name in ("momentum", "decay", "curvature") or (name != "examples" and abs(size) >= least / 2)
+    )
+
+
+def _change(fall: float) -> str:
+    return f"a rise by {_nats(-fall)}" if fall < 0 else f"a fall by {_nats(fall)}"
 
 
 def _nats(nats: float) -> str:
@@ -210,7 +239,17 @@ class Ledger:
         columns["curvature"] = self.actual - self.columns["predicted"]
         explained = {name: float(np.nansum(values)) / queries for name, values in columns.items()}
         fall, moved = float(np.nansum(self.actual)), float(np.nansum(np.abs(self.actual)))
-        return Summary(fall / queries, moved / queries, explained)
+        return Summary(fall / queries, moved / queries, explained, self.remedies)
+
+    @property
+    def remedies(self) -> dict[str, tuple[str, str]]:
+        """By account, and ``curvature``: what it is, and what to do if it is large."""
+        is_left = np.array_equal(self.columns["predicted"], self.columns["predicted_left"], equal_nan=True)
+        is_old = len(self.steps) > 0 and bool((self.next_steps - self.steps > 1).any())
+        ways = [*(["refresh more often"] if is_old else []), *(['take integration="trapezoid"'] if is_left else [])]
+        why = "query gradients were too old" if is_old else "single steps changed the query gradients"
+        remedy = " or ".join(ways) or "a smaller learning rate would help"
+        return {**_REMEDIES, "curvature": (f"{_CURVATURE} ({why})", f"{remedy[:1].upper()}{remedy[1:]}")}
 
     def doubts(self) -> list[str]:
         """Say why scores of the kind ``update`` can't be trusted, one sentence for each reason; none if they can.
@@ -223,7 +262,7 @@ class Ledger:
         moved = float(np.nansum(np.abs(self.actual)))
         accounts = {**self.columns, "curvature": self.actual - self.columns["predicted"]}
         sentences = []
-        for name, (what, remedy) in _REMEDIES.items():
+        for name, (what, remedy) in self.remedies.items():
             size = float(np.abs(np.nansum(accounts[name], axis=0)).sum())
             if size > moved:
                 times = f"{size / moved:.3g} times " if moved else "more than "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from ftrace.attribution import TrackStar
 from ftrace.evaluation import seeded_sample
@@ -70,6 +71,11 @@ def test_index_then_search_then_evaluate(run: SmallRun, folder: Path, capsys: py
 def test_queries_that_nobody_had_thought_of(
     run: SmallRun, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Rows themselves; they are their own strongest proponents if queries count their ends as rows do."""
+    folder = Path(shutil.copytree(folder, tmp_path / "counted"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"]["init_args"]["end_of_sequence"] = True
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     place = tmp_path / "index"
     assert code("index", f"--run={folder}", f"--output_dir={place}", *OPTIONS, "--dtype=float16") == 0
     row = run.data.train_rows[5]

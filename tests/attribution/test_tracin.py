@@ -29,7 +29,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def by_hand(
     run: SmallRun, folders: list[Path], *, preconditioned: bool = False, keep: Any = lambda name: True,
-    answers: str = "any", end_of_sequence: bool = True, weights: list[float] | None = None,
+    answers: str = "any", end_of_sequence: bool | None = None, weights: list[float] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """All kinds of scores, by the formulas."""
     found: dict[str, Tensor] = {}

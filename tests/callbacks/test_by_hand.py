@@ -209,7 +209,7 @@ def go_on(
     whole = fit(tmp_path / "whole", make(), online=online, callbacks=callbacks(), max_epochs=epochs[1])
     for last in epochs:
         queries = DataLoader(ASKED, batch_size=2)  # type: ignore[arg-type]
-        callback = OnlineTracIn(queries, tmp_path / "parts", **online)
+        callback = OnlineTracIn(queries, tmp_path / "parts", **{"refresh_every_n_steps": 1, **online})
         resume = tmp_path / "saved.ckpt" if last == epochs[1] else None
         made = trainer(tmp_path, callbacks=[*callbacks(), callback], max_epochs=last)
         made.fit(make(), loader, ckpt_path=resume)
@@ -321,7 +321,7 @@ def test_a_checkpoint_that_is_saved_on_an_error_can_be_resumed(how: str, tmp_pat
         ("parts", [], "failed.ckpt"),
     ):
         queries = DataLoader(ASKED, batch_size=2)  # type: ignore[arg-type]
-        online = OnlineTracIn(queries, tmp_path / folder, **settings)
+        online = OnlineTracIn(queries, tmp_path / folder, **{"refresh_every_n_steps": 1, **settings})
         made = trainer(
             tmp_path, callbacks=[*callbacks, online], max_epochs=-1, max_steps=8, enable_checkpointing=bool(callbacks)
         )
@@ -349,7 +349,9 @@ def test_a_resumed_run_knows_queries_that_were_added(tmp_path: Path) -> None:
     )
     loader = DataLoader(EXAMPLES, batch_size=2)  # type: ignore[arg-type]
     for last, asked in ((2, ASKED), (3, [*ASKED, *later])):
-        callback = OnlineTracIn(DataLoader(asked, batch_size=2), tmp_path / "parts", **KINDS)  # type: ignore[arg-type]
+        callback = OnlineTracIn(
+            DataLoader(asked, batch_size=2), tmp_path / "parts", **{"refresh_every_n_steps": 1, **KINDS}
+        )  # type: ignore[arg-type]
         made = trainer(tmp_path, callbacks=[AddQueries(later), callback], max_epochs=last)
         made.fit(replay.Net(OPTIMIZERS["adamw"]), loader, ckpt_path=None if last == 2 else tmp_path / "saved.ckpt")
         if last == 2:

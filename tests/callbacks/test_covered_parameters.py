@@ -118,7 +118,7 @@ def test_freezing_during_training_ends_a_parameters_contributions(tmp_path: Path
         for parameter in module.parameters():
             nn.init.normal_(parameter)
         asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
-        callback = OnlineTracIn(asked, tmp_path / name, parameters=("net.0.weight",))
+        callback = OnlineTracIn(asked, tmp_path / name, parameters=("net.0.weight",), refresh_every_n_steps=1)
         fit(module, DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path, [*callbacks, callback])
         stores.append(ScoreStore.open(tmp_path / name).matrix("dot"))
     assert np.abs(stores[0]).max() > np.abs(stores[1]).max() > 0

@@ -153,7 +153,7 @@ def test_what_to_do_about_missing_ids_works(tmp_path: Path) -> None:
     asked = rows[:3]
 
     def fit(examples: Any, queries: Any, name: str = "online") -> ScoreStore:
-        callback = OnlineTracIn(DataLoader(queries, batch_size=3), tmp_path / name)
+        callback = OnlineTracIn(DataLoader(queries, batch_size=3), tmp_path / name, refresh_every_n_steps=1)
         trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(
             replay.Net(OPTIMIZERS["adamw"]), DataLoader(examples, batch_size=2)
         )

@@ -35,7 +35,7 @@ def hold(module: Prompted, examples: list[dict[str, Tensor]], folder: Path, accu
     """Hold the scores against the replay."""
     [queries] = batches(1, "query_id", 2)
     expected = replayed(copy.deepcopy(module), examples, queries, accumulated)
-    online = OnlineTracIn(DataLoader([queries], batch_size=None), folder)
+    online = OnlineTracIn(DataLoader([queries], batch_size=None), folder, refresh_every_n_steps=1)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, accumulate_grad_batches=accumulated, callbacks=[online],

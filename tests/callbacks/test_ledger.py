@@ -25,7 +25,9 @@ EXAMPLES = replay.rows(9, "example_id")
 
 def fit(tmp_path: Path, optimizer: str = "adamw", module: Any = None, online: Any = (), **settings: Any) -> ScoreStore:
     given = {"scores": ("dot", "update", "cosine"), **dict(online)}
-    callback = OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "online", **given)  # type: ignore[arg-type]
+    callback = OnlineTracIn(
+        DataLoader(ASKED, batch_size=2), tmp_path / "online", **{"refresh_every_n_steps": 1, **given}
+    )  # type: ignore[arg-type]
     loader = DataLoader(EXAMPLES, batch_size=3)  # type: ignore[arg-type]
     trainer(tmp_path, callbacks=[callback], **settings).fit(module or replay.Net(OPTIMIZERS[optimizer]), loader)
     return ScoreStore.open(tmp_path / "online")
@@ -138,7 +140,7 @@ def test_logged_and_summed_up(tmp_path: Path) -> None:
     metrics = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert "ledger/actual" in metrics
     assert "ledger/examples" in metrics
-    assert store.manifest["ledger"]["summary"].startswith("the scores explain ")
+    assert store.manifest["ledger"]["summary"].startswith(("the scores explain ", "the scores predict "))
     assert store.manifest["ledger"]["balanced"] is True
 
 
@@ -169,7 +171,10 @@ def test_an_error_of_the_callback_leaves_the_run_as_it_was(tmp_path: Path) -> No
                 raise KeyError("stop")
 
     ends = []
-    for callback in (Stops(), OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "o", Fails())):  # type: ignore[arg-type]
+    for callback in (
+        Stops(),
+        OnlineTracIn(DataLoader(ASKED, batch_size=2), tmp_path / "o", Fails(), refresh_every_n_steps=1),
+    ):  # type: ignore[arg-type]
         pl.seed_everything(3, verbose=False)
         module = replay.Dropout(OPTIMIZERS["adamw"])
         with pytest.raises((KeyError, RuntimeError), match=r"stop|out of memory"):
@@ -180,3 +185,43 @@ def test_an_error_of_the_callback_leaves_the_run_as_it_was(tmp_path: Path) -> No
         ends.append((torch.cat([p.detach().flatten() for p in module.parameters()]), torch.get_rng_state()))
     assert torch.equal(ends[0][0], ends[1][0])
     assert torch.equal(ends[0][1], ends[1][1])
+
+
+class Large(replay.Net):
+    """It learns at a rate at which steps overshoot."""
+
+    rate = 0.5
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+
+class Larger(Large):
+    rate = 0.8
+
+
+@pytest.mark.parametrize(
+    ("module", "refresh", "remedy"),
+    [
+        (Large, 1, '(single steps changed the query gradients): take integration="trapezoid"'),
+        (Larger, 3, '(query gradients were too old): refresh more often or take integration="trapezoid"'),
+    ],
+)
+def test_a_short_training_at_a_large_rate_is_not_explained_in_percent(
+    module: type[Large], refresh: int, remedy: str, tmp_path: Path
+) -> None:
+    """Left-point integration overshoots by so much that shares of the fall would say nothing; the remedy helps."""
+    online = {"scores": ("update",), "refresh_every_n_steps": refresh, "self_check": False}
+    left = fit(tmp_path / "left", module=module(OPTIMIZERS["sgd"]), online=online, max_epochs=4).ledger
+    assert left is not None
+    summary = left.summary()
+    said = str(summary)
+    assert summary.explained["examples"] > 2 * summary.fall > 0
+    assert "%" not in said
+    assert not summary.shares
+    assert f"where a fall by {summary.fall:.3g} nats was measured" in said
+    assert said.endswith(remedy)
+    online |= {"integration": "trapezoid", "refresh_every_n_steps": 1}
+    better = fit(tmp_path / "trapezoid", module=module(OPTIMIZERS["sgd"]), online=online, max_epochs=4).ledger
+    assert better is not None
+    assert abs(better.summary().explained["curvature"]) < 0.5 * abs(summary.explained["curvature"])

@@ -36,7 +36,7 @@ class Trained(Module):
 
 def run(tmp_path: Path, dtype: torch.dtype, optimizer: str, rate: float, **online: Any) -> ScoreStore:
     settings = {"scores": ("dot", "update"), "refresh_every_n_steps": 2, **online}
-    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", **settings)
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", **{"refresh_every_n_steps": 1, **settings})
     loader = DataLoader(rows("gpt2", 8), batch_size=4)
     fit(Trained(dtype, optimizer, rate), loader, tmp_path, [callback], precision="32-true", gradient_clip_val=0.2)
     return ScoreStore.open(tmp_path / "online")

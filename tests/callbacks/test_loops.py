@@ -234,7 +234,9 @@ def test_validation_in_between_changes_nothing(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"accumulate_grad_batches": 3, "max_steps": 3, "max_epochs": None, "online": online}
     plain = fit(tmp_path / "plain", replay.Net(OPTIMIZERS["adamw"]), **settings)
     folder, queries_of = tmp_path / "validated", DataLoader(ASKED, batch_size=2)  # type: ignore[arg-type]
-    callback = OnlineTracIn(queries(), folder / "online", scores=("dot", "update", "cosine"), **online)
+    callback = OnlineTracIn(
+        queries(), folder / "online", scores=("dot", "update", "cosine"), **{"refresh_every_n_steps": 1, **online}
+    )
     made = trainer(
         folder, callbacks=[callback], accumulate_grad_batches=3, max_steps=3, max_epochs=None, val_check_interval=1,
         num_sanity_val_steps=1,

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ftrace.callbacks import OnlineTracIn
 from ftrace.online import memory_estimates, memory_needs
+from ftrace.online.ledger import LedgerKeeper
+from ftrace.online.run_memory import bytes_of
 from ftrace.online.scoring import row_blocks
 from ftrace.scores import ScoreStore
 from helpers import replay
@@ -111,7 +113,9 @@ def test_memory_that_runs_out_is_one_line_and_the_scores_so_far_are_written(
             return super().__call__(shape, dtype)
 
     monkeypatch.setattr("ftrace.online.run_memory.BlockMemory", Full)
-    online = OnlineTracIn(queries(), tmp_path / "online", scores=("dot", "update", "cosine"), **held)
+    online = OnlineTracIn(
+        queries(), tmp_path / "online", scores=("dot", "update", "cosine"), **{"refresh_every_n_steps": 1, **held}
+    )
     loader = DataLoader(EXAMPLES, batch_size=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"found none left at step \d") as raised:
         trainer(tmp_path, callbacks=[online]).fit(net(), loader)
@@ -119,3 +123,32 @@ def test_memory_that_runs_out_is_one_line_and_the_scores_so_far_are_written(
     store = ScoreStore.open(tmp_path / "online-incomplete")
     assert store.manifest["complete"] is False
     assert np.abs(store.matrix("cosine")).max() > 0
+
+
+LEDGERS: list[tuple[str, dict[str, Any], float]] = [
+    ("adamw", {"scores": ("dot",)}, 1),
+    ("adamw", {"scores": ("dot",), "projection_side": 2}, 0),
+    ("adamw", {"scores": ("dot",), "integration": "trapezoid"}, 3),
+    ("adamw", {"scores": ("update",)}, 4),
+    ("adamw", {"scores": ("update",), "projection_side": 2}, 5),
+    ("sgd", {"scores": ("update",)}, 1),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "online", "copies"), LEDGERS)
+def test_the_ledger_holds_as_many_copies_of_the_weights_as_are_said(
+    optimizer: str, online: dict[str, Any], copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_step, held = LedgerKeeper.after_step, []
+
+    def measured(self: LedgerKeeper, *args: Any) -> None:
+        sums = [(vectors.sums, vectors.late) for vectors in self.vectors.values()]
+        copies = [self.weights.state()["weights"], self._weights_before]
+        held.append(bytes_of([*copies, sums, self._decay_buffers, self._given_buffers]))
+        after_step(self, *args)
+
+    monkeypatch.setattr(LedgerKeeper, "after_step", measured)
+    module = replay.Net(OPTIMIZERS[optimizer])
+    store = fit(tmp_path, module, online={**online, "refresh_every_n_steps": 3}, max_epochs=2)
+    of_weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    assert max(held) == store.manifest["memory"]["memory"]["ledger"] == copies * of_weights

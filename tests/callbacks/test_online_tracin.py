@@ -119,7 +119,9 @@ def test_works_in_a_module_that_knows_nothing_of_ftrace(tmp_path: Path) -> None:
 
     module = Regression()
     start = copy.deepcopy(module)
-    callback = OnlineTracIn(asked, tmp_path / "online", squared_error, id_key="row", query_id_key="q")
+    callback = OnlineTracIn(
+        asked, tmp_path / "online", squared_error, id_key="row", query_id_key="q", refresh_every_n_steps=1
+    )
     fit(module, DataLoader(data, batch_size=6), tmp_path, [callback], max_epochs=1)
 
     collate = torch.utils.data.default_collate
@@ -139,18 +141,20 @@ def test_works_in_a_module_that_knows_nothing_of_ftrace(tmp_path: Path) -> None:
 def test_an_example_that_is_drawn_twice_is_counted_twice(tmp_path: Path) -> None:
     examples = rows("gpt2", 2)
     twice = [examples[0], examples[1], examples[0]]
-    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", scores=("cosine",))
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", scores=("cosine",), refresh_every_n_steps=1)
     loader = DataLoader(examples, batch_size=3, sampler=[0, 1, 0])  # type: ignore[arg-type]
     fit(Module("gpt2"), loader, tmp_path, [callback], max_epochs=1)
     apart = [{**row, "example_id": i} for i, row in enumerate(twice)]
-    callback = OnlineTracIn(queries("gpt2"), tmp_path / "apart", scores=("cosine",))
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "apart", scores=("cosine",), refresh_every_n_steps=1)
     fit(Module("gpt2"), DataLoader(apart, batch_size=3), tmp_path, [callback], max_epochs=1)
     merged, each = (ScoreStore.open(tmp_path / name).matrix("cosine") for name in ("online", "apart"))
     np.testing.assert_allclose(merged[0], each[0] + each[2], rtol=1e-9)
 
 
 def test_parameters_choose_what_scores_see(tmp_path: Path) -> None:
-    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", parameters=("*.attn.*", "!*.bias"))
+    callback = OnlineTracIn(
+        queries("gpt2"), tmp_path / "online", parameters=("*.attn.*", "!*.bias"), refresh_every_n_steps=1
+    )
     fit(Module("gpt2"), DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback], max_epochs=1)
     lines = ScoreStore.open(tmp_path / "online").manifest["coverage"]
     covered = {line["parameter"] for line in lines if line["status"] == "covered"}
@@ -176,7 +180,7 @@ class Interrupt(pl.Callback):
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
-    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", refresh_every_n_steps=1)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         fit(Module("gpt2"), DataLoader(rows("gpt2", 9), batch_size=3), tmp_path, [callback, Interrupt()])
     assert not (tmp_path / "online").exists()
@@ -222,7 +226,7 @@ def test_projected_scores_are_the_projected_products(tmp_path: Path) -> None:
         found.append(
             torch.stack([torch.cat([projection.project(n, g[None]).flatten() for n, g in row.items()]) for row in own])
         )
-    online = OnlineTracIn(DataLoader(query_rows, 2), tmp_path / "s", projection_side=3, seed=9)
+    online = OnlineTracIn(DataLoader(query_rows, 2), tmp_path / "s", projection_side=3, seed=9, refresh_every_n_steps=1)
     fit(module, DataLoader(example_rows, 3), tmp_path, [online], max_epochs=1)
     store = ScoreStore.open(tmp_path / "s")
     scores = np.stack([store.scores(query_id, "dot") for query_id in store.query_ids], 1)
@@ -256,7 +260,7 @@ def test_checkpointed_activations(tmp_path: Path) -> None:
         if reentrant is not None:
             module.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             module.model.enable_input_require_grads()
-        callback = OnlineTracIn(queries("gpt2"), tmp_path / f"online-{reentrant}")
+        callback = OnlineTracIn(queries("gpt2"), tmp_path / f"online-{reentrant}", refresh_every_n_steps=1)
         fit(module, DataLoader(rows("gpt2", 4), batch_size=4), tmp_path, [callback])
         stores.append(ScoreStore.open(tmp_path / f"online-{reentrant}").matrix("dot"))
     np.testing.assert_allclose(stores[1], stores[0], rtol=1e-9)

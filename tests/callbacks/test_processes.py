@@ -61,9 +61,11 @@ def hold(case: Case, tolerance: float) -> None:
         torch.testing.assert_close(ended[name].double(), parameter.detach(), rtol=tolerance, atol=tolerance, msg=name)
     store = ScoreStore.open(Path(case["folder"]) / "online")
     settings = case["online"]
+    every = settings.get("refresh_every_n_steps", 1)
     for kind in settings["scores"]:
         expected = replay.scores(
-            kind, module, steps, replay.rows(3, "query_id", seed=1), refresh=settings.get("refresh_every_n_steps", 1),
+            kind, module, steps, replay.rows(3, "query_id", seed=1),
+            refresh=store.manifest["refreshes"] if every == "auto" else every,
             trapezoid=settings.get("integration") == "trapezoid", exact_momentum=settings.get("momentum") == "exact",
         )  # fmt: skip
         matrix = np.stack([expected[int(example)].numpy() for example in store.example_ids])
@@ -175,6 +177,20 @@ def test_manual_optimization_by_two_processes(tmp_path: Path) -> None:
     hold(case, 1e-8)
 
 
+@pytest.mark.parametrize("integration", ["left", "trapezoid"])
+def test_uneven_processes_refresh_as_fast_as_losses_move(integration: str, tmp_path: Path) -> None:
+    """Each has rows of its own number, and still all refresh before the same steps."""
+    settings = {
+        "scores": ["dot", "update"], "refresh_every_n_steps": "auto", "refresh_share": 2.0, "integration": integration,
+    }  # fmt: skip
+    case = {"optimizer": "adamw", "processes": 2, "folder": str(tmp_path / "run"), "online": settings, "epochs": 8}
+    run([case], tmp_path)
+    hold(case, 1e-8)
+    refreshes = ScoreStore.open(tmp_path / "run" / "online").manifest["refreshes"]
+    assert refreshes[:3] == [0, 1, 2]
+    assert len(set(np.diff(refreshes))) > 1
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_whitened_scores_of_several_processes(processes: int, tmp_path: Path) -> None:
     whitening = {"window": 3, "damping": 0.3}
@@ -200,6 +216,10 @@ KILLED = {
         "scores": ["dot", "update", "cosine"], "refresh_every_n_steps": 2, "integration": "trapezoid",
         "momentum": "exact", "breakdown": ["layer", "epoch"],
     },
+    "adaptive": {
+        "scores": ["dot", "update", "learning"], "refresh_every_n_steps": "auto", "projection_side": 2,
+        "integration": "trapezoid",
+    },
     "whitened": {
         "scores": ["update", "whitened", "learning"], "refresh_every_n_steps": 2, "projection_side": 2,
         "whitening": {"window": 3}, "breakdown": ["layer"],
@@ -218,6 +238,7 @@ KILLED = {
         (2, "everything", 10),
         (2, "plain", 5),
         (2, "whitened", 8),
+        (2, "adaptive", 8),
         (1, "projected", 5),
         (2, "projected", 8),
     ],

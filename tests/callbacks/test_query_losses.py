@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
-from ftrace.online.queries.query_losses import find_query_losses, huggingface_losses, module_example_losses
+from ftrace.online.queries.query_losses import (
+    find_answer_lengths,
+    find_query_losses,
+    huggingface_losses,
+    module_example_losses,
+)
 from helpers import own_parts, tiny
 
 VIRTUAL = 3
@@ -142,6 +147,43 @@ def test_virtual_tokens_are_left_out(kind: Any) -> None:
     torch.testing.assert_close(huggingface_losses(module, asked), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("make", "given_losses", "expected"),
+    [
+        ("own", False, [4, 1, 2]),
+        ("own", True, None),  # their sums may be of anything
+        ("own without lengths", False, None),
+        ("hugging face", False, [2, 1, 3]),
+    ],
+)
+def test_lengths_of_answers(make: str, given_losses: bool, expected: list[int] | None) -> None:
+    module = Module(model=tiny.llama().eval())
+    if make != "hugging face":
+        module.example_losses = lambda batch: torch.zeros(3)
+    if make == "own":
+        module.answer_lengths = lambda batch: torch.tensor([4, 1, 2])
+    losses: Any = (lambda module, batch: torch.zeros(3)) if given_losses else find_query_losses(module)
+    lengths = find_answer_lengths(module, losses)
+    labels = torch.tensor([[-100, 5, 7, 1], [-100, -100, -100, 1], [9, 7, 6, 8]])
+    found = None if lengths is None else lengths(module, {"labels": labels}).tolist()
+    assert found == expected
+
+
+@pytest.mark.parametrize("end", [1, [1, 2], None])
+def test_the_end_of_the_sequence_is_left_out_unless_it_is_all_there_is(end: Any) -> None:
+    module = Module(model=tiny.llama().eval())
+    module.model.config.eos_token_id, module.model.generation_config.eos_token_id = end, None
+    labels = torch.tensor([[-100, 5, 1, 1], [-100, -100, 7, 2], [-100, -100, 1, -100], [-100, 1, 6, 8]])
+    counted = labels.clone()
+    if end is not None:
+        counted[0, 3] = -100
+    if isinstance(end, list):
+        counted[1, 3] = -100
+    asked = {"input_ids": labels.clamp(min=3), "labels": labels}
+    expected = right(module.model(input_ids=asked["input_ids"]).logits, counted)
+    torch.testing.assert_close(huggingface_losses(module, asked), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_of_encoder_decoders() -> None:
     asked = {**batch(), "labels": torch.tensor([[4, 5, 1], [7, 1, -100], [3, 3, 1]])}
     module = Module(model=tiny.t5().eval())
@@ -151,7 +193,8 @@ def test_of_encoder_decoders() -> None:
         attention_mask=asked["attention_mask"],
         decoder_input_ids=model.prepare_decoder_input_ids_from_labels(asked["labels"]),
     ).logits
-    expected = right(logits, asked["labels"], shifted=False)
+    without_ends = torch.tensor([[4, 5, -100], [7, -100, -100], [3, 3, -100]])
+    expected = right(logits, without_ends, shifted=False)
     torch.testing.assert_close(huggingface_losses(module, asked), expected, rtol=1e-12, atol=1e-12)
 
 

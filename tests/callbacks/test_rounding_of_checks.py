@@ -54,7 +54,7 @@ class HiddenBias(Trained):
 
 
 def run(module: pl.LightningModule, precision: str, tmp_path: Path, clip: float | None = 0.2, **online: Any) -> Any:
-    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", **online)
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", **{"refresh_every_n_steps": 1, **online})
     loader = DataLoader(rows("gpt2", 8), batch_size=4)
     fit(module, loader, tmp_path, [callback], precision=precision, gradient_clip_val=clip)
     return ScoreStore.open(tmp_path / "online").manifest

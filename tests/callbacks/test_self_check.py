@@ -49,7 +49,7 @@ def test_gradients_that_no_step_has_used_leave_no_scores(tmp_path: Path) -> None
                 optimizer_closure()
 
     asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
-    callback = OnlineTracIn(asked, tmp_path / "online")
+    callback = OnlineTracIn(asked, tmp_path / "online", refresh_every_n_steps=1)
     module = EverySecond(nn.Sequential(nn.Linear(4, 2)))
     fit(module, DataLoader(net_rows(8, "example_id"), batch_size=2), tmp_path, [callback], max_epochs=1)
     store = ScoreStore.open(tmp_path / "online")
@@ -84,7 +84,7 @@ def test_a_gradient_changed_after_the_callback_is_caught(change: Any, tmp_path: 
     ):
         fit(
             module, DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path,
-            [OnlineTracIn(asked, tmp_path / "online")],
+            [OnlineTracIn(asked, tmp_path / "online", refresh_every_n_steps=1)],
         )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_no_false_alarm_with_any_optimizer(make: Any, tmp_path: Path) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return make(self.parameters())
 
-    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online")
+    callback = OnlineTracIn(queries("gpt2"), tmp_path / "online", refresh_every_n_steps=1)
     loader = DataLoader(rows("gpt2", 9), batch_size=2)
     fit(With("gpt2", torch.float32), loader, tmp_path, [callback], gradient_clip_val=0.1, accumulate_grad_batches=2)
     assert ScoreStore.open(tmp_path / "online").manifest["self_check"] == {"failures": []}
@@ -151,7 +151,7 @@ def test_no_false_alarm_where_contributions_cancel(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(64, 4), 5 * torch.randn(64, 1)
     data = [{"x": x[i], "y": y[i], "example_id": i, "query_id": i} for i in range(64)]
-    callback = OnlineTracIn(DataLoader(data[:3], batch_size=3), tmp_path / "online")
+    callback = OnlineTracIn(DataLoader(data[:3], batch_size=3), tmp_path / "online", refresh_every_n_steps=1)
     fit(Fitted(), DataLoader(data, batch_size=64), tmp_path, [callback])
     assert ScoreStore.open(tmp_path / "online").manifest["self_check"] == {"failures": []}
 
@@ -162,7 +162,7 @@ def test_clipping_that_lightning_does_not_do_is_not_counted(tmp_path: Path) -> N
         asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
         module = Net(nn.Sequential(nn.Linear(4, 2, bias=False)))
         nn.init.ones_(module.net[0].weight)
-        callback = OnlineTracIn(asked, tmp_path / f"online{clip}")
+        callback = OnlineTracIn(asked, tmp_path / f"online{clip}", refresh_every_n_steps=1)
         loader = DataLoader(net_rows(6, "example_id"), batch_size=6)
         fit(module, loader, tmp_path, [callback], gradient_clip_val=clip)
         stores.append(np.array(ScoreStore.open(tmp_path / f"online{clip}").matrix("dot")))
@@ -183,7 +183,7 @@ def test_a_step_that_is_no_number_spoils_no_scores(tmp_path: Path) -> None:
 
     def run(**arguments: Any) -> None:
         asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
-        callback = OnlineTracIn(asked, tmp_path / "online", **arguments)
+        callback = OnlineTracIn(asked, tmp_path / "online", **{"refresh_every_n_steps": 1, **arguments})
         loader = DataLoader(net_rows(6, "example_id"), batch_size=2)
         fit(Nan(nn.Sequential(nn.Linear(4, 2))), loader, tmp_path, [callback], max_epochs=1)
 

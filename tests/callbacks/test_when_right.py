@@ -66,7 +66,7 @@ class Pretrained(replay.Net):
 
 def fit(folder: Path, asked: Any = ASKED, resume: Path | None = None, epochs: int = 2, **online: Any) -> pl.Trainer:
     given: dict[str, Any] = {"scores": ("dot",), "breakdown": ("learned",), **online}
-    callback = OnlineTracIn(DataLoader(asked, batch_size=3), folder / "online", **given)
+    callback = OnlineTracIn(DataLoader(asked, batch_size=3), folder / "online", **{"refresh_every_n_steps": 1, **given})
     made = trainer(folder, callbacks=[AddQueries(LATER), callback], max_epochs=epochs)
     made.fit(Pretrained(), DataLoader(EXAMPLES, batch_size=2), ckpt_path=resume)  # type: ignore[arg-type]
     return made
@@ -116,7 +116,9 @@ def test_scores_are_broken_down_by_it(store: ScoreStore, tmp_path: Path) -> None
         assert not parts[query]["before"].any()
         np.testing.assert_array_equal(parts[query]["after"], store.scores(query, "dot"))
     assert not parts[NEVER]["after"].any()
-    callback = OnlineTracIn(DataLoader(ASKED, batch_size=3), tmp_path / "online", scores=("dot",))  # type: ignore[arg-type]
+    callback = OnlineTracIn(
+        DataLoader(ASKED, batch_size=3), tmp_path / "online", scores=("dot",), refresh_every_n_steps=1
+    )  # type: ignore[arg-type]
     made = trainer(tmp_path, callbacks=[callback], max_steps=LEARNED_AT)
     made.fit(Pretrained(), DataLoader(EXAMPLES, batch_size=2))  # type: ignore[arg-type]
     until = ScoreStore.open(tmp_path / "online").scores(LEARNED, "dot")
@@ -177,7 +179,9 @@ def test_a_resumed_run_goes_on_with_it(ledger: bool, tmp_path: Path) -> None:
 
 
 def test_a_module_that_cannot_tell_leaves_no_record(tmp_path: Path) -> None:
-    callback = OnlineTracIn(DataLoader(ASKED, batch_size=3), tmp_path / "online", scores=("dot",))  # type: ignore[arg-type]
+    callback = OnlineTracIn(
+        DataLoader(ASKED, batch_size=3), tmp_path / "online", scores=("dot",), refresh_every_n_steps=1
+    )  # type: ignore[arg-type]
     made = trainer(tmp_path, callbacks=[callback], max_epochs=1)
     made.fit(replay.Net(OPTIMIZERS["sgd"]), DataLoader(EXAMPLES, batch_size=2))  # type: ignore[arg-type]
     store = ScoreStore.open(tmp_path / "online")

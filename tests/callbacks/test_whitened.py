@@ -21,7 +21,14 @@ from helpers.replay import OPTIMIZERS, trainer
 from helpers.whitened_formula import SIDE, dense_formula
 
 
-@pytest.mark.parametrize("kind", ["whitened", "learning"])
+class Lengthy(replay.Net):
+    """Queries have answers of several tokens."""
+
+    def answer_lengths(self, batch: dict[str, Tensor]) -> Tensor:
+        return 3 * batch["word"] + 1
+
+
+@pytest.mark.parametrize("kind", ["whitened", "learning", "learning long answers"])
 @pytest.mark.parametrize(("refresh", "accumulate"), [(1, 1), (3, 1), (2, 2)])
 @pytest.mark.parametrize(
     ("optimizer", "divided"),
@@ -32,7 +39,8 @@ def test_whitened_scores_equal_the_dense_formula(
     optimizer: str, divided: Any, refresh: int, accumulate: int, kind: str, tmp_path: Path
 ) -> None:
     examples, asked = replay.rows(9, "example_id"), replay.rows(3, "query_id", seed=1)
-    module = replay.Net(OPTIMIZERS[optimizer])
+    kind, _, has_lengths = kind.partition(" ")
+    module = (Lengthy if has_lengths else replay.Net)(OPTIMIZERS[optimizer])
     by_hand = copy.deepcopy(module)
     whitening = Whitening(window=4, damping=0.2, parameters=("*", "!table.*"), preconditioner=divided)
     online = OnlineTracIn(
@@ -60,8 +68,8 @@ def test_layers_add_up_and_unknown_options_are_refused(tmp_path: Path) -> None:
     examples, asked = replay.rows(6, "example_id"), replay.rows(2, "query_id", seed=1)
     online = OnlineTracIn(
         DataLoader(asked, batch_size=2), tmp_path / "online", scores=("whitened", "learning"), projection_side=2,
-        breakdown=("layer",),
-    )  # fmt: skip
+        breakdown=("layer",), refresh_every_n_steps=1,
+)  # fmt: skip
     trainer(tmp_path, callbacks=[online]).fit(replay.Net(OPTIMIZERS["sgd"]), DataLoader(examples, batch_size=2))
     store = ScoreStore.open(tmp_path / "online")
     for kind in store.kinds:
@@ -85,12 +93,12 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 def test_whitened_scores_need_a_projection_and_parameters_that_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'learning' whiten projected gradients: expected projection_side=K .*None"):
-        OnlineTracIn(scores=("learning",))
+        OnlineTracIn(scores=("learning",), refresh_every_n_steps=1)
     asked, examples = replay.rows(2, "query_id"), replay.rows(2, "example_id")
     online = OnlineTracIn(
         DataLoader(asked, batch_size=2), tmp_path / "s", scores=("whitened",), projection_side=2,
-        whitening=Whitening(parameters=("net.0.weigth",)),
-    )  # fmt: skip
+        whitening=Whitening(parameters=("net.0.weigth",)), refresh_every_n_steps=1,
+)  # fmt: skip
     with pytest.raises(ValueError, match=r"whitening: parameters: .*'net.0.weigth' matches no .*'net.0.weight'"):
         trainer(tmp_path, callbacks=[online]).fit(replay.Net(OPTIMIZERS["sgd"]), DataLoader(examples, batch_size=2))
 

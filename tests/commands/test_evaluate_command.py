@@ -45,7 +45,9 @@ def test_a_table_and_its_files(folder: Path, tmp_path: Path, capsys: pytest.Capt
     run = folder / "run_0"
     assert evaluate(run / "online", run / "bm25", f"--output_dir={tmp_path}", "--by=relation") == 0
     printed = capsys.readouterr().out
-    assert "6 queries (learned, of 8; 1 known at step 0, before training), 504 candidates each" in printed
+    assert "6 queries (learned, of 8; 1 known at step 0, before training), 504 candidates each" in " ".join(
+        printed.split()
+    )
     assert "P@10 by relation" in printed
     assert "EMBED" in printed
     found = table(tmp_path)

@@ -84,6 +84,18 @@ def test_query_batches_bring_all_accepted_answers(tokenizer: PreTrainedTokenizer
     assert (batch["answer_labels"][1, 1] == -100).all()
 
 
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_queries_say_how_long_their_answers_are(architecture: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Without sentinel and end, at least 1; with and without a sentinel."""
+    rows = [
+        {"query_id": i, "inputs_pretokenized": inputs, "targets_pretokenized": target, "answers": ["tea"]}
+        for i, (inputs, target) in enumerate(
+            [("<extra_id_0> likes tea", "<extra_id_0> Ann Bob Oslo"), ("Ann likes", "Oslo tea"), ("Ann likes", "")]
+        )
+    ]
+    assert make_collator(tokenizer, architecture)(rows)["answer_length"].tolist() == [3, 2, 1]
+
+
 def test_queries_say_what_may_follow_their_answer_where_rows_have_several(tokenizer: PreTrainedTokenizerFast) -> None:
     for architecture in get_args(Architecture):
         collate = make_collator(tokenizer, architecture, several_answers=True)

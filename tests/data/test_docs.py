@@ -12,9 +12,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from ftrace.cli import main
+from ftrace.data import train_word_tokenizer
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
-from helpers import chat_tokenizers, warm_python
+from helpers import chat_tokenizers, tiny, warm_python
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text()
@@ -56,6 +57,30 @@ def test_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = run.data.query_batches(list(run.data.query_rows))[0]["answer_labels"][0]
     decode = AutoTokenizer.from_pretrained(model).decode
     assert [decode(answer[answer != -100]) for answer in labels] == ["In Velland.<|im_end|>", "Velland<|im_end|>"]
+
+
+def test_a_pretrained_encoder_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny folder stands for the hub's name."""
+    write_files(tmp_path, ["train.jsonl", "queries.jsonl", "corpus.yaml"])
+    (block,) = re.findall(r"```sh\n(ftrace fit .*?)```", PAGE, re.S)
+    texts = [line for name in ("train.jsonl", "queries.jsonl") for line in FILES[name].splitlines()]
+    words = [text for row in map(json.loads, texts) for text in (row["inputs"], row["targets"])]
+    tokenizer = train_word_tokenizer(words)
+    model = tmp_path / "t5"
+    tiny.t5(vocab_size=len(tokenizer)).float().save_pretrained(model)
+    tokenizer.save_pretrained(str(model))
+    prompt = {"prompt": "Marrow lies in <extra_id_0> .", "subject": "Marrow", "answer": "Velland"}
+    assert json.dumps(prompt) in " ".join(PAGE.split())
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({**prompt, "id": "a"}) + "\n" + json.dumps(prompt))
+    monkeypatch.chdir(tmp_path)
+    given = {"fit": ["--trainer.max_epochs=2", "--trace=null"], "causal-trace": ["--pictures=0", "--noise.samples=2"]}
+    for command in block.splitlines():
+        _, name, *options = shlex.split(command)
+        options = [str(model) if option == "google/t5-v1_1-base" else option for option in options]
+        assert main([name, *options, *given[name]]) == 0
+    run = Run(tmp_path / "runs" / "corpus" / "version_0")
+    assert run.data.tokenizer_source == str(model)
+    assert list((tmp_path / "runs" / "causal").glob("*/average.png"))
 
 
 def test_a_corpus_of_ones_own(tmp_path: Path) -> None:

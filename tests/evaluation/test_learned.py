@@ -151,6 +151,8 @@ def test_a_model_that_always_goes_on_with_another_answer_has_learned_the_first(a
         )
         assert found.query_ids == [0, 1, 2]
     batches = [make_collator(TOKENIZER, architecture, several_answers=one)(rows(accepted)) for one in (True, False)]
+    assert [last.learned(one).tolist() for one in batches] == [[True, True, True, False]] * 2
+    last.hparams["end_of_sequence"] = True
     assert [last.learned(one).tolist() for one in batches] == [[True, True, True, False], [False] * 4]
     losses = [last.example_losses(one)[:3] for one in batches]
     assert losses[0].max() < 0.1

@@ -44,7 +44,7 @@ def net_rows(count: int, key: str) -> list[dict[str, Any]]:
 def run_net(net: nn.Module, tmp_path: Path, **arguments: Any) -> ScoreStore:
     asked = DataLoader(net_rows(3, "query_id"), batch_size=3)
     shutil.rmtree(tmp_path / "online", ignore_errors=True)
-    callback = OnlineTracIn(asked, tmp_path / "online", **arguments)
+    callback = OnlineTracIn(asked, tmp_path / "online", **{"refresh_every_n_steps": 1, **arguments})
     fit(Net(net), DataLoader(net_rows(6, "example_id"), batch_size=3), tmp_path, [callback])
     return ScoreStore.open(tmp_path / "online")
 

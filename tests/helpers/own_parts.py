@@ -112,7 +112,7 @@ def traced(
     """Train with the callback; the module is trained afterwards."""
     torch.manual_seed(0)
     asked = loader(queries) if isinstance(queries, list) else queries
-    callback = OnlineTracIn(asked, folder / "online", query_losses, **online)
+    callback = OnlineTracIn(asked, folder / "online", query_losses, **{"refresh_every_n_steps": 1, **online})
     data = loader(made) if isinstance(made, list) else made
     trainer(folder, [callback], **(settings or {})).fit(module, data)
     return ScoreStore.open(folder / "online")

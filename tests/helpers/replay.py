@@ -196,21 +196,23 @@ def eventual_share(optimizer: Any, s: int, steps: list[Step], name: str) -> floa
 
 
 def query_gradients_at(
-    steps: list[Step], final: list[dict[str, Tensor]], t: int, q: int, *, refresh: int, trapezoid: bool
+    steps: list[Step], final: list[dict[str, Tensor]], t: int, q: int, *, refresh: int | Sequence[int], trapezoid: bool
 ) -> dict[str, Tensor]:
-    start = t - t % refresh
+    """``refresh`` is the number of steps between refreshes, or the steps before which there was one."""
+    refreshes = range(0, len(steps), refresh) if isinstance(refresh, int) else refresh
+    start = max(before for before in refreshes if before <= t)
     left = steps[start].query_gradients[q]
     if not trapezoid:
         return left
-    end = min(start + refresh, len(steps))
+    end = min([before for before in refreshes if before > t], default=len(steps))
     right = steps[end].query_gradients[q] if end < len(steps) else final[q]
     lam = (t - start + 0.5) / (end - start)
     return {n: (1 - lam) * left[n] + lam * right[n] for n in left}
 
 
 def scores(
-    kind: str, module: Net, steps: list[Step], query_rows: list[Row], *, refresh: int = 1, trapezoid: bool = False,
-    exact_momentum: bool = False,
+    kind: str, module: Net, steps: list[Step], query_rows: list[Row], *, refresh: int | Sequence[int] = 1,
+    trapezoid: bool = False, exact_momentum: bool = False,
 ) -> dict[int, Tensor]:  # fmt: skip
     """By example id, ``[Q]``; ``module`` is at its final weights."""
     (optimizer,), _ = copy.deepcopy(module).configure_optimizers()

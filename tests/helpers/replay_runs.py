@@ -27,7 +27,9 @@ def fit(
     tmp_path: Path, module: pl.LightningModule, loader: Any = None, online: Any = (), **settings: Any
 ) -> ScoreStore:
     given = {"scores": ("dot", "update", "cosine"), **dict(online)}
-    callback = OnlineTracIn(given.pop("queries", queries()), tmp_path / "online", **given)
+    callback = OnlineTracIn(
+        given.pop("queries", queries()), tmp_path / "online", **{"refresh_every_n_steps": 1, **given}
+    )
     more = settings.pop("callbacks", [])
     loader = DataLoader(EXAMPLES, batch_size=2) if loader is None else loader  # type: ignore[arg-type]
     trainer(tmp_path, callbacks=[*more, callback], **settings).fit(module, loader)

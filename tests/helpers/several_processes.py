@@ -176,7 +176,9 @@ def run(case: Case) -> None:
         settings = dict(case["online"])
         settings["whitening"] = Whitening(**settings.get("whitening", {}))
         describe = Describe() if case.get("describe") else None
-        callbacks.append(OnlineTracIn(queries(), folder / "online", describe=describe, **settings))
+        callbacks.append(
+            OnlineTracIn(queries(), folder / "online", describe=describe, **{"refresh_every_n_steps": 1, **settings})
+        )
     if case.get("index") is not None:
         callbacks.append(GradientIndexWriter(folder / "index", **case["index"], describe=Describe()))
     if "stop" in case:

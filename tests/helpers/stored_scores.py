@@ -70,6 +70,7 @@ def read_store(folder: Path) -> Any:
         "matrices": {kind: None if store.has_candidates else store.matrix(kind) for kind in store.kinds},
         "texts": [texts and texts.rows(texts.ids) for texts in (store.examples, store.queries)],
         "ledger": store.ledger and {**store.ledger.columns, "ids": store.ledger.query_ids, "steps": store.ledger.steps},
+        "answers": store.answers and {"steps": store.answers.steps, "right": store.answers.right},
         "doubts": {kind: store.doubts(kind) for kind in store.kinds},
         "files": list(store.checked_files()),
         "shown": [repr(store), store.to_pandas(k=2).to_dict("list")],

@@ -70,8 +70,10 @@ def dense_formula(
                 seen.clear()
             if divided == "rank-one":
                 scales = {n: closest_outer_product(scale) for n, scale in scales.items()}
-            losses = module.example_losses(torch.utils.data.default_collate(asked))
-            p = torch.exp(-losses.detach())
+            batch_of_queries = torch.utils.data.default_collate(asked)
+            losses = module.example_losses(batch_of_queries)
+            lengths = module.answer_lengths(batch_of_queries) if hasattr(module, "answer_lengths") else 1
+            p = torch.exp(-losses.detach() * torch.as_tensor(4 / lengths).clamp(max=1))
             roots = {}
             for n in names:
                 D = SIDE * SIDE
@@ -94,7 +96,7 @@ def dense_formula(
                 own = phi(gradient)
                 white = torch.cat([roots[n] @ v for n, v in own.items()])
                 scores = torch.stack([white @ q / white.norm() / q.norm() for q in queries])
-                scores = scores * p * (1 - p) if by_learning else scores
+                scores = scores * (p * (1 - p)).sqrt() if by_learning else scores
                 found[row["example_id"]] = found.get(row["example_id"], 0) + scores
                 seen.append((t, own))
         optimizer.zero_grad()

@@ -46,6 +46,24 @@ def model(architecture: str, **settings: Any) -> FactLM:
     return FactLM(config={**config, **special}, embedding_std=1.0, **settings).double().eval()
 
 
+def generated_text(module: FactLM, prompt: str) -> str:
+    """What greedy decoding says after the sentinel."""
+    given = TOKENIZER(prompt, add_special_tokens=False).input_ids
+    sentinel = TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
+    inputs = {"input_ids": torch.tensor([[*given, sentinel]])}
+    if module.architecture == "encoder-decoder":
+        inputs = {"decoder_input_ids": torch.tensor([[0, sentinel]]), "input_ids": torch.tensor([[*given, 1]])}
+    out = module.model.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=0)[0]  # type: ignore[operator]
+    new = out[2:] if module.architecture == "encoder-decoder" else out[len(given) + 1 :]
+    return str(TOKENIZER.decode(new[new != 0], skip_special_tokens=False))
+
+
+def says_sentinel_first(module: FactLM, prompt: str) -> bool:
+    given = torch.tensor([[*TOKENIZER(prompt, add_special_tokens=False).input_ids, 1]])
+    logits = module.model(input_ids=given, decoder_input_ids=torch.tensor([[0]])).logits
+    return int(logits.argmax()) == TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
+
+
 def queries(architecture: str, *, several_answers: bool = False) -> dict[str, Tensor]:
     kind: Any = "decoder-only" if architecture == "llama" else architecture
     return make_collator(TOKENIZER, kind, several_answers=several_answers)(QUERIES)
@@ -131,25 +149,88 @@ def test_training_loss_is_the_mean_over_answer_tokens(architecture: str) -> None
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_learned_is_what_greedy_generation_says(architecture: str) -> None:
-    """Against generate(), on random models and on the model's own generations as accepted answers."""
-    found = set()
-    for seed in range(6):
+def test_by_default_ends_count_in_training_only(architecture: str) -> None:
+    rows = [{**row, "example_id": row["query_id"]} for row in QUERIES]
+    examples = make_collator(TOKENIZER, architecture)(  # type: ignore[arg-type]
+        [{name: value for name, value in row.items() if name not in ("query_id", "answers")} for row in rows]
+    )
+    for counts in (False, True):
+        module = model(architecture, end_of_sequence=counts)
+        asked = queries(architecture)
+        torch.testing.assert_close(module.example_losses(asked), module.example_losses(asked, counts))
+        torch.testing.assert_close(module.example_losses(examples), module.example_losses(examples, True))
+        assert not torch.allclose(module.example_losses(asked), module.example_losses(asked, not counts))
+
+
+@pytest.mark.parametrize("architecture", [*CONFIGS, "llama"])
+def test_an_answer_that_begins_with_another_adds_nothing(architecture: str) -> None:
+    """Without their ends, what begins with "Ann tea" begins with "Ann" too; the same answer twice counts once."""
+    module = model(architecture)
+    kind: Any = "decoder-only" if architecture == "llama" else architecture
+
+    def loss(*answers: str) -> Tensor:
+        return module.example_losses(make_collator(TOKENIZER, kind)([{**QUERIES[0], "answers": list(answers)}]))
+
+    for answers in (("Ann tea", "Ann"), ("Ann", "Ann tea Bob", "Ann"), ("Ann", "Ann tea", "Ann tea")):
+        torch.testing.assert_close(loss(*answers), loss("Ann"), rtol=1e-12, atol=1e-12)
+    both = -torch.logsumexp(-torch.cat([loss("Ann tea"), loss("Bob Ann")]), 0, keepdim=True)
+    torch.testing.assert_close(loss("Ann tea", "Bob Ann", "Bob Ann tea"), both, rtol=1e-12, atol=1e-12)
+    assert (loss("Ann tea", "Ann") > 0).all()
+
+
+@pytest.mark.parametrize("output", ["margin", "logit"])
+def test_other_outputs_of_queries_leave_ends_out_too(output: Any) -> None:
+    batch = queries("decoder-only")
+    without, with_end = (
+        model("decoder-only", end_of_sequence=ends).example_outputs(batch, output) for ends in (False, True)
+    )
+    batch["labels"] = batch["labels"].masked_fill(batch["labels"] == TOKENIZER.eos_token_id, -100)
+    torch.testing.assert_close(model("decoder-only", end_of_sequence=True).example_outputs(batch, output), without)
+    assert not torch.allclose(without, with_end)
+
+
+def test_an_answer_of_its_end_alone_keeps_it() -> None:
+    row = {"query_id": 0, "inputs_pretokenized": "Ann likes", "targets_pretokenized": "", "answers": [""]}
+    module = model("decoder-only")
+    losses = module.example_losses(make_collator(TOKENIZER, "decoder-only")([row]))
+    assert losses.item() > 0
+    losses.sum().backward()
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_right_is_what_generation_begins_with(architecture: str) -> None:
+    """Against generate(): by default it may go on, with ``end_of_sequence`` it must end."""
+    goes_on = 0
+    for seed in range(10):
         module = model(architecture)
         torch.manual_seed(seed)
         for parameter in module.parameters():
             parameter.data += 0.5 * torch.randn_like(parameter)
-        generated = []
-        for row in QUERIES:
-            given = TOKENIZER(row["inputs_pretokenized"], add_special_tokens=False).input_ids
-            sentinel = TOKENIZER.convert_tokens_to_ids("<extra_id_0>")
-            if architecture == "encoder-decoder":
-                prompt = {"decoder_input_ids": torch.tensor([[0, sentinel]]), "input_ids": torch.tensor([[*given, 1]])}
-            else:
-                prompt = {"input_ids": torch.tensor([[*given, sentinel]])}
-            out = module.model.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)[0]
-            new = out[2:] if architecture == "encoder-decoder" else out[len(given) + 1 :]
-            generated.append(TOKENIZER.decode(new[new != 0], skip_special_tokens=False))
+        text = generated_text(module, QUERIES[0]["inputs_pretokenized"])
+        words = text.split()
+        if not words or "<" in words[0]:
+            continue
+        batch = make_collator(TOKENIZER, architecture)(  # type: ignore[arg-type]
+            [{**QUERIES[0], "answers": ["unheard of", words[0]]}, {**QUERIES[0], "answers": ["unheard of"]}]
+        )
+        says_sentinel = architecture == "decoder-only" or says_sentinel_first(module, QUERIES[0]["inputs_pretokenized"])
+        assert module.learned(batch).tolist() == [says_sentinel, False]
+        module.hparams["end_of_sequence"] = True
+        assert module.learned(batch).tolist() == [says_sentinel and text.startswith(f"{words[0]}</s>"), False]
+        goes_on += len(words) > 1
+    assert goes_on
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_learned_is_what_greedy_generation_says(architecture: str) -> None:
+    """Against generate(), on random models and on the model's own generations as accepted answers."""
+    found = set()
+    for seed in range(6):
+        module = model(architecture, end_of_sequence=True)
+        torch.manual_seed(seed)
+        for parameter in module.parameters():
+            parameter.data += 0.5 * torch.randn_like(parameter)
+        generated = [generated_text(module, row["inputs_pretokenized"]) for row in QUERIES]
         # The first query accepts what was generated, if it is an answer at all; the others accept something else.
         ended = generated[0].endswith("</s>") and "<" not in generated[0].removesuffix("</s>")
         said = generated[0].removesuffix("</s>").strip()

@@ -37,6 +37,7 @@ def train(rank: int, processes: int, folder: str) -> None:
     with trace(
         model, optimizer, lambda model, batch: losses(model, batch).mean(), queries=DataLoader(ASKED, batch_size=2),  # type: ignore[arg-type]
         query_losses=losses, output_dir=f"{folder}/scores-{processes}", scores=("dot", "update"), precision="64-true",
+        refresh_every_n_steps=1,
     ) as run:  # fmt: skip
         for step in 3 * STEPS:
             run.backward(run.loss(default_collate(step[rank::processes])))

@@ -116,11 +116,13 @@ def test_where_the_answer_is_read_off_neither_colours_nor_rings_go(
     encoder: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ring is on the largest of the cells that aren't hatched; a cell beyond the scale bears its number."""
-    before = meshes(drawn(monkeypatch, plot_average, averages(encoder=encoder), Path("unused")))[0].norm.vmax
+    before = [
+        one.norm.vmax for one in meshes(drawn(monkeypatch, plot_average, averages(encoder=encoder), Path("unused")))
+    ]
     made = far_above(averages(encoder=encoder), 9.99)
     figure = drawn(monkeypatch, plot_average, made, Path("unused"))
     found = meshes(figure)
-    assert {one.norm.vmax for one in found} == {before}
+    assert [one.norm.vmax for one in found] == before
     grids = [(own, name) for own in made.stacks.values() for name in own.effects]
     for (own, name), mesh in zip(grids, found, strict=True):
         shown = np.ma.getdata(mesh.get_array())
@@ -130,9 +132,8 @@ def test_where_the_answer_is_read_off_neither_colours_nor_rings_go(
         assert (row, layer) == np.unravel_index(counted.argmax(), counted.shape)
         assert sum(patch.get_hatch() is not None for patch in mesh.axes.patches) == own.readout(name).sum()
     assert "999" in texts(figure)
-    (bar,) = [axes for axes in figure.axes if "indirect effect" in axes.get_ylabel()]
-    assert "read off" in bar.get_ylabel()
-    assert bar.get_ylabel().endswith("largest 999")
+    (footnote,) = [text for text in texts(figure) if "each mediator's own scale of colors" in text]
+    assert "hatched: where the answer is read off, left out of the scale; largest 999" in " ".join(footnote.split())
 
 
 def test_nothing_is_explained_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,20 +191,40 @@ def test_maps_do_not_overlap(trace: PromptTrace, monkeypatch: pytest.MonkeyPatch
     assert boxes_apart(drawn(monkeypatch, plot_prompt, trace, "probability", Path("unused")))
 
 
+def test_a_late_site_does_not_pale_an_early_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mediator of which one cell is far above all others changes no other mediator's scale, as far as it is seen."""
+    made = averages(encoder=False)
+    stack = made.stacks["decoder"]
+    stack.effects["mlp"]["probability"].mean[-1, -1] = 50.0
+    before = meshes(drawn(monkeypatch, plot_average, averages(encoder=False), Path("unused")))
+    found = meshes(drawn(monkeypatch, plot_average, made, Path("unused")))
+    place = causal_plots.in_order(stack.effects).index("hidden")
+    assert found[place].norm.vmax == max(before[place].norm.vmax, 500.0)  # never finer than a tenth of the largest
+    stack.effects["mlp"]["probability"].mean[-1, -1] = 5 * before[place].norm.vmax / 100
+    found = meshes(drawn(monkeypatch, plot_average, made, Path("unused")))
+    assert found[place].norm.vmax == before[place].norm.vmax
+
+
 @pytest.mark.parametrize("encoder", [False, True])
-def test_maps_of_averages_share_a_scale_and_mark_the_peak(encoder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_averages_have_a_scale_for_each_mediator_and_mark_the_peak(
+    encoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = averages(encoder=encoder)
     figure = drawn(monkeypatch, plot_average, made, Path("unused"))
     assert boxes_apart(figure)
     found = meshes(figure)
     grids = [one["probability"].mean for own in made.stacks.values() for one in own.effects.values()]
     assert len(found) == len(grids)
-    largest = 100 * max(
-        np.nanmax(np.abs(grid["probability"].mean[~own.readout(name)]))
+    names = [name for own in made.stacks.values() for name in own.effects]
+    sizes = [
+        100 * np.nanmax(np.abs(grid["probability"].mean[~own.readout(name)]))
         for own in made.stacks.values()
         for name, grid in own.effects.items()
-    )
-    assert {(one.norm.vmin, one.norm.vmax) for one in found} == {(-largest, largest)}
+    ]
+    of_mediator = {name: max(size for size, other in zip(sizes, names, strict=True) if other == name) for name in names}
+    scales = [max(of_mediator[name], max(sizes) / 10) for name in names]
+    assert [one.norm.vmax for one in found] == pytest.approx(scales)
+    assert [one.norm.vmin for one in found] == pytest.approx([-size for size in scales])
     stack = next(iter(made.stacks))
     peak = made.stacks[stack].peak("hidden")
     assert peak is not None

@@ -16,7 +16,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ftrace.report.explorer.format import AnsweredInReport, Head, QueryChunk
+from ftrace.report.explorer.format import Answered, Head, QueryChunk
 from ftrace.report.figures import choose_queries, write_figures
 from ftrace.report.figures.by_part import draw_parts
 from ftrace.report.figures.compared import draw_comparison, overlaps
@@ -120,7 +120,7 @@ def test_near_duplicates_take_one_line() -> None:
         ({"state": "forgotten", "step": 3, "text": ""}, "first right at step 3, forgotten"),
     ],
 )
-def test_a_step_is_marked_where_it_is_known(answered: AnsweredInReport | None, words: str | None) -> None:
+def test_a_step_is_marked_where_it_is_known(answered: Answered | None, words: str | None) -> None:
     query = made_query()
     assert query["loss"] is not None
     query["answered"] = answered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,13 @@ def test_no_line_leads_to_queries_that_were_never_right(monkeypatch: pytest.Monk
 def test_no_bins_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one bin of queries, found none"):
         plot_learned_when([], tmp_path / "when.png")
+
+
+def test_what_was_known_before_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = replace(bins(1.0)[0], state="known", first=0, last=0)
+    given = [known, *bins(1, 1, 1)]
+    figure = drawn(monkeypatch, learned_when_plot, plot_learned_when, given, Path("unused"))
+    assert any("before training" in text for text in texts(figure))
+    positions = [np.asarray(line.get_xdata(), float) for line in figure.axes[0].lines]
+    assert not any(len(line) > 1 and line.min() < 0.5 < line.max() for line in positions if line[0] != 0)
+    assert figure.axes[0].get_xticks().tolist() == [-0.25, 1, 2, 3.25]

@@ -32,10 +32,12 @@ def test_shares_of_a_fall_that_is_next_to_nothing_are_not_told() -> None:
     columns = {"next_loss": [[1.0] * 3, [1.99] * 3], "predicted": [[1.2] * 3, [-0.99] * 3]}
     summary = ledger(**columns, examples=[[1.1] * 3, [-1.0] * 3], uncovered=[[0.1] * 3, [0.01] * 3]).summary()
     assert str(summary) == (
-        "the scores explain 0.1 nats of a fall by 0.01 nats, after the queries gained and lost 1.99 nats each; "
-        "momentum 0 nats, decay 0 nats, uncovered 0.11 nats, curvature -0.2 nats"
+        "the scores predict a fall by 0.1 nats where a fall by 0.01 nats was measured, after the queries gained and "
+        "lost 1.99 nats each; momentum 0 nats, decay 0 nats, uncovered 0.11 nats, curvature -0.2 nats. The largest "
+        "part is what curvature leaves unexplained (single steps changed the query gradients): a smaller learning rate "
+        "would help"
     )
-    assert summary.shares["examples"] == pytest.approx(10)
+    assert not summary.shares
 
 
 @pytest.mark.parametrize(

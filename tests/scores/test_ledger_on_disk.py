@@ -74,7 +74,12 @@ def test_accounts_are_named_where_they_are_more_than_nothing() -> None:
 
 def test_forgetting_and_standing_still_are_said() -> None:
     before, after = [[1.0] * 3, [3.0] * 3], [[3.0] * 3, [4.0] * 3]
-    assert "of what the queries forgot (3 nats each)" in str(ledger(loss=before, next_loss=after).summary())
+    rose = {"loss": before, "next_loss": after}
+    explained = [[-1.9] * 3, [-1.0] * 3]
+    told = str(ledger(**rose, predicted=explained, examples=explained).summary())
+    assert told.startswith("the scores explain 97% of what the queries forgot (3 nats each)")
+    told = str(ledger(**rose).summary())
+    assert told.startswith("the scores predict a fall by 1.43 nats where a rise by 3 nats was measured")
     assert str(ledger(loss=before, next_loss=before).summary()) == "the queries' losses did not change"
     assert str(Ledger.empty().summary()) == "the queries' losses did not change"
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +37,38 @@ def find_query_learned(module: nn.Module) -> QueryLosses | None:
     return module_learned if callable(getattr(module, "learned", None)) else None
 
 
+def find_answer_lengths(module: nn.Module, losses: QueryLosses) -> QueryLosses | None:
+    """Return how the lengths of queries' answers, in tokens, are found: ``(module, batch) -> Tensor[B]``.
+
+    They tell how much of a long answer's loss its average tokens have, see :func:`ftrace.gradients.learning_weights`.
+
+    Args:
+        losses: How the queries' losses are computed.
+
+    Returns:
+        The module's own ``answer_lengths`` if the losses are its own, too; the numbers of labels if losses are the
+        ready-made ones; otherwise None.
+    """
+    if losses is huggingface_losses:
+        return huggingface_lengths
+    if losses is module_example_losses and callable(getattr(module, "answer_lengths", None)):
+        return module_answer_lengths
+    return None
+
+
+def module_answer_lengths(module: Any, batch: Any) -> Tensor:
+    """Call the module's own ``answer_lengths(batch)``, ``[B]``."""
+    lengths: Tensor = module.answer_lengths(batch)
+    return lengths
+
+
+def huggingface_lengths(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Count the labels of each row whose losses :func:`huggingface_losses` sums up, ``[B]``; at least 1."""
+    model: Any = next(iter(_language_models(module).values()))
+    labels = batch["labels"] if model.config.is_encoder_decoder else batch["labels"][:, 1:]
+    return (_without_ends(labels, model) != -100).sum(1).clamp(min=1)
+
+
 def module_learned(module: Any, batch: Any) -> Tensor:
     """Call the module's own ``learned(batch)``, ``[B]`` bool."""
     is_learned: Tensor = module.learned(batch)
@@ -51,7 +84,10 @@ def module_example_losses(module: Any, batch: Any) -> Tensor:
 def huggingface_losses(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Compute the summed negative log-likelihood of each row's ``labels`` (without those of -100), in nats, ``[B]``.
 
-    The module is a Hugging Face language model, decoder-only or encoder-decoder, or has one among its attributes.
+    The model's end-of-sequence token at the end of a row's labels is left out, unless there is nothing else: before it
+    is fine-tuned, a pretrained decoder hardly ever ends a text where an answer ends, so that this one token would be
+    most of the loss. The module is a Hugging Face language model, decoder-only or encoder-decoder, or has one among its
+    attributes.
     """
     model: Any = next(iter(_language_models(module).values()))
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
@@ -70,6 +106,7 @@ def huggingface_losses(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     logits = logits[:, logits.shape[1] - labels.shape[1] :]  # prompt tuning puts virtual tokens in front
     if not model.config.is_encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
+    labels = _without_ends(labels, model)
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1)
 
@@ -97,6 +134,19 @@ def _language_models(module: nn.Module) -> dict[str, nn.Module]:
     if _is_language_model(module):
         return {"": module}
     return {name: child for name, child in module.named_children() if _is_language_model(child)}
+
+
+def _without_ends(labels: Tensor, model: Any) -> Tensor:
+    """Return labels, ``[B, T]``, with -100 for an end-of-sequence token that comes after all others of its row."""
+    ends: list[int] = []
+    for config in (model.config, getattr(model, "generation_config", None)):
+        end = getattr(config, "eos_token_id", None)
+        ends += [] if end is None else [end] if isinstance(end, int) else list(end)
+    counted = labels != -100
+    is_last = counted & (counted.flip(1).cumsum(1).flip(1) == 1)
+    is_end = is_last & torch.isin(labels, torch.tensor(ends, dtype=labels.dtype, device=labels.device))
+    is_alone = counted.sum(1, keepdim=True) == 1
+    return labels.masked_fill(is_end & ~is_alone, -100)
 
 
 def _described(value: Any) -> str:

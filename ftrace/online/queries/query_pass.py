@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ftrace.gradients import GradientCapture, PerExampleGradients
 from ftrace.online.batches import batch_ids, load_queries
+from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.queries.query_losses import QueryLosses
@@ -20,6 +21,7 @@ from ftrace.online.undisturbed.modes import evaluation_mode, without_autocast, w
 from ftrace.online.undisturbed.random_state import RandomState, isolated_random_state
 
 Learned = Callable[[Any, Any], Tensor]
+Lengths = Callable[[Any, Any], Tensor]
 Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
 
 
@@ -33,6 +35,7 @@ class Refresh:
         losses: ``[Q]`` float64, in nats.
         learned: ``[Q]`` bool, whether each query is answered right; None if there is no way to know.
         uncovered: Gradients for trained parameters that scores don't cover, if the ledger needs them.
+        lengths: ``[Q]``, the number of tokens of each query's answer; None if there is no way to know.
     """
 
     step: int
@@ -40,6 +43,7 @@ class Refresh:
     losses: Tensor
     learned: Tensor | None
     uncovered: dict[str, Tensor]
+    lengths: Tensor | None = None
 
 
 class NotFiniteError(ValueError):
@@ -54,6 +58,7 @@ class QueryPass:
         losses: ``(module, batch) -> Tensor[B]``, one loss per query in nats.
         learned: ``(module, batch) -> Tensor[B]`` bool, whether each query is answered right; None if there is no way to
             know.
+        lengths: ``(module, batch) -> Tensor[B]``, the numbers of tokens of the answers; likewise.
         id_key: The key of the queries' ids in a batch.
 
     Attributes:
@@ -65,11 +70,18 @@ class QueryPass:
     """
 
     def __init__(
-        self, source: Any, losses: QueryLosses, learned: Learned | None, id_key: str | int, loop: TrainingLoop
+        self,
+        source: Any,
+        losses: QueryLosses,
+        learned: Learned | None,
+        lengths: Lengths | None,
+        id_key: str | int,
+        loop: TrainingLoop,
     ) -> None:
         self.loop = loop
         self.losses = losses
         self.learned = learned
+        self.lengths = lengths
         self.id_key = id_key
         self.names: dict[int, str] = {}
         self.ids = torch.zeros(0, dtype=torch.int64)
@@ -141,8 +153,10 @@ class QueryPass:
         parts: list[PerExampleGradients] = []
         losses: list[Tensor] = []
         learned: list[Tensor] = []
+        lengths: list[Tensor] = []
         dense: dict[str, list[Tensor]] = {name: [] for name in uncovered}
         module = self.loop.module
+        give_back_freed_memory()
         with self.undisturbed(capture):
             for batch in self.batches:  # kept for the next refresh, so losses get copies that they may change
                 query_ids = self.ids_of(batch)
@@ -152,6 +166,8 @@ class QueryPass:
                     of_batch = self._losses_of(batch)
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)
+                if self.lengths is not None:
+                    lengths.append(self.lengths(module, batch).double().cpu())
                 losses.append(of_batch.detach().double().cpu())
                 parts.append(recording.gradients())
                 if compare is not None and len(parts) == 1:
@@ -163,12 +179,14 @@ class QueryPass:
                 if self.learned is not None:
                     _put_back(begins)
                     learned.append(self._learned_of(self.learned, batch))
+        give_back_freed_memory()
         return Refresh(
             step,
             PerExampleGradients.stack(parts),
             torch.cat(losses),
             torch.cat(learned) if learned else None,
             {name: torch.cat(rows) for name, rows in dense.items()},
+            torch.cat(lengths) if lengths else None,
         )
 
     def ask(self, capture: GradientCapture) -> Tensor | None:

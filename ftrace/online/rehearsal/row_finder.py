@@ -26,6 +26,7 @@ from ftrace.gradients import (
 from ftrace.online.checks.comparison import reduction
 from ftrace.online.checks.failures import Failures, SelfCheckError
 from ftrace.online.checks.step_check import StepCheck
+from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.processes import any_process, gather_objects, num_processes
 from ftrace.online.rehearsal.exchange import Inputs
@@ -228,6 +229,7 @@ class RowFinder:
 
     def _rehearse(self, step: int) -> None:
         """Find out whose rows are whose and check, repeatedly until all parameters that remain can be read."""
+        give_back_freed_memory()
         self.rehearsed_at.append(step)
         self._schedule.is_due = False
         changed = False
@@ -242,6 +244,7 @@ class RowFinder:
         self.unreadable.require_nothing_left_out()
         if changed:
             self.update_coverage()
+        give_back_freed_memory()
 
     def _try(self, inputs: list[Inputs], step: int) -> UnreadableError | None:
         """Find out whose rows are whose and check; return what can't be read on any process, or None.
@@ -307,6 +310,7 @@ class RowFinder:
 
     def _confirm(self, step: int) -> None:
         """Confirm, by exchanging examples once, that rows are where the book has them."""
+        give_back_freed_memory()
         inputs = self.trials.inputs()
         if self._search.is_turned and len(inputs) == 1:
             inputs = inputs[0].turned() or inputs
@@ -320,6 +324,7 @@ class RowFinder:
                 self._schedule.is_due = True  # the next rehearsal finds out which inputs can be exchanged
         self.trials.step(inputs).finish()
         self.rehearsed_at.append(step)
+        give_back_freed_memory()
         if moved:
             self._report_moved(moved)
 

@@ -121,18 +121,26 @@ class Scoring:
 
     # Query gradients
 
-    def refresh(self, gradients: PerExampleGradients, losses: Tensor, *, keep_last: bool = False) -> None:
+    def refresh(
+        self,
+        gradients: PerExampleGradients,
+        losses: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        keep_last: bool = False,
+    ) -> None:
         """Take new query gradients, and book the steps that waited for them.
 
         Args:
             gradients: The gradients of all queries.
             losses: The losses of all queries, ``[Q]``, in nats.
+            lengths: The numbers of tokens of their answers, ``[Q]``; None if losses are taken as they are.
             keep_last: Whether the previous ones are still needed, so that their memory must not be reused.
         """
         previous = self.directions.refresh(gradients, keeps_last=bool(self.pending) or keep_last)
         self.cover(self.names)
         if self.whitened is not None:
-            self.whitened.weigh(losses)
+            self.whitened.weigh(losses, lengths)
             self.whitened.refresh(self._queries_to_whiten())
         self._close(previous)
 
@@ -335,6 +343,7 @@ class Scoring:
         shared: Mapping[str, Any],
         queries: PerExampleGradients,
         losses: Tensor,
+        lengths: Tensor | None,
     ) -> None:
         """Restore what :meth:`state` returned.
 
@@ -343,6 +352,7 @@ class Scoring:
             shared: The state of any process.
             queries: The query gradients of the last refresh.
             losses: The queries' losses at the last refresh, ``[Q]``.
+            lengths: The numbers of tokens of their answers, as then.
         """
         for optimizer, of_balances in shared["balances"].items():
             self._balances(optimizer).load(of_balances)
@@ -350,7 +360,7 @@ class Scoring:
             self.whitened.load([state["whitened"] for state in states], shared["whitened"])
         self.directions.restore(queries)
         if self.whitened is not None:
-            self.whitened.weigh(losses)
+            self.whitened.weigh(losses, lengths)
             self.whitened.take_queries(self._queries_to_whiten())
         self._previous = shared["before"]
         self.cover(self.names)

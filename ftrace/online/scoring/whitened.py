@@ -26,6 +26,7 @@ from ftrace.gradients import (
     cosines,
     flat_rows,
     layer_of,
+    learning_weights,
     match_globs,
     precondition,
     project,
@@ -141,9 +142,9 @@ class WhitenedProducts:
         squares = [u.square().sum(1) for u in self._queries.values()]
         self._query_norms = torch.stack(squares).sum(0).sqrt() if squares else queries.zeros(len(queries))
 
-    def weigh(self, losses: Tensor) -> None:
-        """Take the losses of the queries at the last refresh, ``[Q]``, in nats."""
-        self._learning_weights = learning_weights(losses)
+    def weigh(self, losses: Tensor, lengths: Tensor | None) -> None:
+        """Take the losses of the queries at the last refresh, and the lengths of their answers, as in a refresh."""
+        self._learning_weights = learning_weights(losses, lengths)
 
     def _make_whiteners(self, like: PerExampleGradients) -> dict[str, Tensor]:
         size = self.projection.side**2
@@ -241,13 +242,3 @@ class WhitenedProducts:
             self.autocorrelation.add_sums(state["sums"], state["weights"])
         self.whiteners = dict(shared["whiteners"])
         self.precondition_with(shared["preconditioners"], restored=True)
-
-
-def learning_weights(losses: Tensor) -> Tensor:
-    """Compute ``p (1 - p)`` with ``p = exp(-loss)``, ``[Q]``: the derivative of p with respect to its logit.
-
-    Cosines don't say how much a step matters to a query. This weight does: it is close to 0 before the answer is known
-    at all, largest while it is being learned, and 0 again once it is certain.
-    """
-    p = torch.exp(-losses.clamp(min=0))
-    return p * (1 - p)

@@ -79,6 +79,8 @@ def _equal(value: Tensor | np.ndarray, before: Any) -> bool:
     first = local(value).cpu()
     if first.shape != before.shape or first.dtype != before.dtype:
         return False
+    if torch.equal(first, before):  # at once, without a mask of the tensor's size
+        return True
     if first.is_floating_point() or first.is_complex():
         return bool(((first == before) | (first.isnan() & before.isnan())).all())
-    return torch.equal(first, before)
+    return False

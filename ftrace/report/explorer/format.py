@@ -69,7 +69,7 @@ class QueryChunk(TypedDict):
     said: Said | None
     properties: Sequence[tuple[str, str]]
     loss: Loss | None
-    answered: AnsweredInReport | None
+    answered: Answered | None
     warnings: Sequence[str]
     examples: Sequence[Example]
     lists: Sequence[Lists | None]
@@ -94,7 +94,7 @@ class Loss(TypedDict):
     values: Sequence[float | None]
 
 
-class AnsweredInReport(TypedDict):
+class Answered(TypedDict):
     """See ``Answered`` in ``app/format.d.ts``."""
 
     state: Literal["known", "learned", "learned again", "forgotten", "never"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from ftrace.report.explorer.format import AnsweredInReport, Example, Head, Loss, QueryChunk
+from ftrace.report.explorer.format import Answered, Example, Head, Loss, QueryChunk
 from ftrace.report.figures.page import LINE, MARGIN, Page, heading_of, text_of, title_of
 from ftrace.report.style import (
     ACCENT,
@@ -130,7 +130,7 @@ def _said(query: QueryChunk, width: float) -> list[tuple[str, str]]:
     return lines
 
 
-def _draw_curve(page: Page, loss: Loss, answered: AnsweredInReport | None) -> None:
+def _draw_curve(page: Page, loss: Loss, answered: Answered | None) -> None:
     axes = page.axes(PAGE - MARGIN - _CURVE[0], 0.1, *_CURVE)
     steps, values = np.array(loss["steps"], float), np.array(finite(loss["values"]))
     axes.plot(steps, values, color=ACCENT)

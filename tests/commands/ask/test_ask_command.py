@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ftrace.attribution import TrackStar
 from ftrace.cli import main
@@ -17,6 +18,7 @@ from ftrace.commands.answer_scores import find_index, score_answers
 from ftrace.commands.asking import Question
 from ftrace.commands.index_corpus import Corpus
 from ftrace.index import GradientIndex, SearchSettings, WhiteningSettings, prepare_search, top_k
+from ftrace.index.prepared_search import snapshot_of
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
 from helpers import small_run
@@ -100,6 +102,26 @@ def test_what_is_shown_is_what_a_search_finds(run: SmallRun, indexed: Path, caps
     assert against == [example for example in opponents.ids[0].tolist() if example in against]
     assert against[0] == opponents.ids[0, 0]
     assert sum(name.startswith("Who argues for") for name in shown) == 2
+
+
+@pytest.mark.parametrize("has_lengths", [True, False])
+def test_segments_count_by_how_much_a_query_is_being_learned(indexed: Path, has_lengths: bool) -> None:
+    of_run = Run(indexed)
+    opened, batches = GradientIndex(indexed / INDEX), of_run.data.query_batches(list(of_run.data.query_rows))
+    plain, learning = (
+        prepare_search(
+            opened, of_run.model_at, batches, lambda model, batch: model.example_losses(batch),
+            SearchSettings(learning=learning), lengths=(lambda model, batch: torch.full((len(batch["query_id"]),), 40))
+            if has_lengths else None,
+        )
+        for learning in (False, True)
+    )  # fmt: skip
+    for segment, one, other in zip(opened.segments, plain.queries, learning.queries, strict=True):
+        model = of_run.model_at(snapshot_of(opened, segment))
+        losses = torch.cat([model.example_losses(batch) for batch in batches]).detach() / (10 if has_lengths else 1)
+        weights = (torch.exp(-losses) * (1 - torch.exp(-losses))).sqrt()
+        expected = one.vectors * weights.to(one.vectors).unsqueeze(1)
+        torch.testing.assert_close(other.vectors, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_a_question_that_nobody_has_asked(run: SmallRun, indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:

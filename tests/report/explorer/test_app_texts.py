@@ -13,7 +13,6 @@ import ftrace.report.explorer
 from ftrace.shown_text import plain
 from ftrace.views.marked_text import excerpt
 from ftrace.views.ranking import Place
-from ftrace.views.sources import History
 from ftrace.views.terminal import loss_text, percent, rank_text, score_text
 from helpers.browsers import launched
 
@@ -52,7 +51,7 @@ def test_numbers_read_the_same(page: Page) -> None:
                 [score_text(score, most) for score, most in zip(scores, largest, strict=True)])  # fmt: skip
     assert_same(page.evaluate("(all) => all.map(percent)", shares), [percent(share) for share in shares])
     assert_same(page.evaluate("(all) => all.map((loss) => lossText(loss, 1))", losses),
-                [loss_text(History(loss, 1.0)) for loss in losses])  # fmt: skip
+                [loss_text((loss, 1.0)) for loss in losses])  # fmt: skip
     assert page.evaluate("[rankText(3, 0), rankText(3, 2)]") == [
         rank_text(Place(3, ties, 0.0, None)) for ties in (0, 2)
     ]

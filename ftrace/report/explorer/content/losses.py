@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ftrace.report.explorer.format import AnsweredInReport, Loss
+from ftrace.report.explorer.format import Answered, Loss
 from ftrace.report.explorer.short_numbers import rounded
 from ftrace.scores import NEVER_ASKED, Ledger
 from ftrace.views import History, Source, StoreSource
@@ -37,7 +37,7 @@ class Losses:
         return None
 
 
-def answered_in_report(history: History | None) -> AnsweredInReport | None:
+def answered_in_report(history: History | None) -> Answered | None:
     """Return when a query was answered right, as a report has it; None if nobody asked."""
     answered = NEVER_ASKED if history is None else history.answered
     if answered.state == "unknown" or answered.step is None:

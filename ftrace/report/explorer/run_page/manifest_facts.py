@@ -81,7 +81,8 @@ def _steps(steps: Any, manifest: Mapping[str, Any]) -> str:
 def _refreshes(every: Any, manifest: Mapping[str, Any]) -> str:
     times = f" ({counted(len(manifest['refreshes']), 'time')})" if "refreshes" in manifest else ""
     failed = f"; {len(manifest['refreshes_failed'])} times in vain" if manifest.get("refreshes_failed") else ""
-    return f"computed anew every {counted(int(every), 'step')}{times}{failed}"
+    rhythm = "as losses moved" if every == "auto" else f"every {counted(int(every), 'step')}"
+    return f"computed anew {rhythm}{times}{failed}"
 
 
 def _optimizers(optimizers: Any, manifest: Mapping[str, Any]) -> str:
