@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=Path, help="Prompts whose subjects are looked for, too, such as known_1000.")
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS), help="Some of the checks.")
     args = parser.parse_args()
-    console = Console()
+    console = Console(markup=False, highlight=False)
     try:
         real = Real(args.model or model_folder(args.cache, console.print), args.prompts)
     except (NotFetchedError, OSError) as error:

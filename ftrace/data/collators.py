@@ -61,7 +61,8 @@ class TextCollator(ABC):
     ``answer_length`` ``[B]``, the number of tokens of the query's own answer without sentinel and end, at least 1.
     Where training rows have several answers, queries also have ``other_end`` ``[B]``: the token that comes after their
     answer where another one follows, which begins with the next sentinel; -100 where there is none.
-    ``answer_other_end`` ``[B, A]`` is that of each accepted answer.
+    ``answer_other_end`` ``[B, A]`` is that of each accepted answer. If the end of a row or an answer was cut off, the
+    batch has ``is_cut`` ``[B]`` and ``answer_is_cut`` ``[B, A]``, bool.
     """
 
     def __init__(
@@ -161,12 +162,18 @@ class EncoderDecoderCollator(TextCollator):
             "attention_mask": self.padded([[1] * len(tokens) for tokens in inputs], 0),
             "labels": self.padded(targets, IGNORED),
             **self.ids(rows),
+            **_cut({"is_cut": self._are_cut(texts)}),
         }
         if "answers" in rows[0]:
-            alone = self.tokens([split_sentinel(row["targets_pretokenized"])[1] for row in rows])
-            batch["answer_length"] = torch.tensor([max(1, len(tokens)) for tokens in alone])
-            answers = [self._kept_targets(texts) for texts in self.answer_targets(rows)]
+            heads = self.tokens([split_sentinel(text)[0] for text in texts])
+            ends = [not cut for cut in self._are_cut(texts)]
+            counts = zip(targets, heads, ends, strict=True)
+            batch["answer_length"] = torch.tensor([max(1, len(all_) - len(head) - end) for all_, head, end in counts])
+            of_answers = self.answer_targets(rows)
+            answers = [self._kept_targets(accepted) for accepted in of_answers]
             most = max(map(len, answers))
+            are_cut = [[*self._are_cut(accepted), *[False] * (most - len(accepted))] for accepted in of_answers]
+            batch |= _cut({"answer_is_cut": are_cut, "is_cut": self._are_cut(texts)})
             flat = [tokens for of_row in answers for tokens in (*of_row, *[[IGNORED]] * (most - len(of_row)))]
             batch["answer_labels"] = self.padded(flat, IGNORED).view(len(rows), most, -1)
             batch |= self.other_ends(rows)
@@ -176,6 +183,12 @@ class EncoderDecoderCollator(TextCollator):
         """Return how many tokens the longer of each row's inputs and targets has."""
         columns = [self.closed([row[name] for row in rows]) for name in ("inputs_pretokenized", "targets_pretokenized")]
         return [max(map(len, both)) for both in zip(*columns, strict=True)]
+
+    def _are_cut(self, texts: Sequence[str]) -> list[bool]:
+        """Tell of which targets the end is cut off."""
+        if self.max_length is None:
+            return [False] * len(texts)
+        return [len(tokens) > self.max_length for tokens in self.closed(texts)]
 
     def _kept_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [tokens[: self.max_length] for tokens in self.closed(texts)]
@@ -224,8 +237,9 @@ class DecoderOnlyCollator(TextCollator):
         """Collate rows with ``inputs_pretokenized`` and ``targets_pretokenized``; queries also have ``answers``."""
         batch = {**self._batch([_text_of(row) for row in rows]), **self.ids(rows)}
         if "answers" in rows[0]:
-            labels = batch["labels"][:, 1:] != IGNORED
-            batch["answer_length"] = (labels.sum(1) - 1).clamp(min=1)  # without the end
+            labels = (batch["labels"][:, 1:] != IGNORED).sum(1)
+            ends = ~batch["is_cut"] if "is_cut" in batch else torch.ones(len(rows), dtype=torch.bool)
+            batch["answer_length"] = (labels - ends.int()).clamp(min=1)
             answers = [
                 self._answered(row, targets) for row, targets in zip(rows, self.answer_targets(rows), strict=True)
             ]
@@ -251,10 +265,11 @@ class DecoderOnlyCollator(TextCollator):
         return [text._replace(targets=turns[-1]["content"], turns=turns) for turns in answered]
 
     def _batch(self, texts: Sequence[_Text]) -> dict[str, Tensor]:
-        inputs, labels = [], []
+        inputs, labels, are_cut = [], [], []
         for text, (tokens, counts) in zip(texts, self._tokenized(texts), strict=True):
             begin = bool(counts) and not counts[0] and tokens[0] == self.tokenizer.bos_token_id
             places = kept(counts, int(begin), self.max_length)
+            are_cut.append(bool(places) and places[-1] < len(tokens) - 1)
             if not text.exists:
                 places = [place for place in places if not counts[place]]
             inputs.append([tokens[place] for place in places])
@@ -263,6 +278,7 @@ class DecoderOnlyCollator(TextCollator):
             "input_ids": self.padded(inputs, self.padding),
             "attention_mask": self.padded([[1] * len(tokens) for tokens in inputs], 0),
             "labels": self.padded(labels, IGNORED),
+            **_cut({"is_cut": are_cut}),
         }
 
     def _tokenized(self, texts: Sequence[_Text]) -> list[CountedTokens]:
@@ -317,3 +333,9 @@ def _text_of(row: Row) -> _Text:
     if turns is not None and not is_chat(turns):  # a prompt and its completion: the texts, as they are
         return _Text(name, turns[0]["content"], turns[1]["content"], turns)
     return _Text(name, row["inputs_pretokenized"], row["targets_pretokenized"], turns)
+
+
+def _cut(are_cut: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+    """Return masks of what was cut off at its end; nothing if nothing was."""
+    masks = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in are_cut.items()}
+    return masks if any(bool(mask.any()) for mask in masks.values()) else {}

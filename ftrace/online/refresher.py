@@ -124,6 +124,7 @@ class QueryRefresher:
             if self.scoring.whitened is not None:
                 self.scoring.whitened.precondition_with(previous_preconditioners)
             self._keep_old_queries(step, error)
+            self.schedule.failed(step, rows, step - self.steps[0])
             return
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))

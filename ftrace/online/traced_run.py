@@ -126,8 +126,8 @@ class TracedRun:
             schedule=RefreshSchedule(
                 settings.refresh_every_n_steps,
                 settings.refresh_share,
-                loop.train_loaders.batches / loop.batches_per_step,
-                loop.batches_per_step,
+                loop.train_loaders.batches / loop.batches_per_step * len(loop.optimizers),
+                loop.batches_per_step / len(loop.optimizers),
             ),
             staleness_every=settings.staleness_every,
             work_around=self._work_around_for_queries,

@@ -178,6 +178,34 @@ def test_an_answer_that_begins_with_another_adds_nothing(architecture: str) -> N
     assert (loss("Ann tea", "Ann") > 0).all()
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_same_answer_twice_counts_once_with_its_end_too(architecture: Any) -> None:
+    module = model(architecture, end_of_sequence=True)
+    once, twice = (
+        module.example_losses(make_collator(TOKENIZER, architecture)([{**QUERIES[0], "answers": answers}]))
+        for answers in (["Ann"], ["Ann", "Ann"])
+    )
+    torch.testing.assert_close(once, twice, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_an_answer_whose_end_was_cut_off_keeps_its_last_token(architecture: Any) -> None:
+    words, whole = "Ann likes Oslo Bob", {"encoder-decoder": 6, "decoder-only": 8}[architecture]
+    row = {**QUERIES[0], "targets_pretokenized": f"<extra_id_0> {words}", "answers": [words]}
+    module = model(architecture)
+    full, cut = (make_collator(TOKENIZER, architecture, max_length=length)([row]) for length in (whole, whole - 1))
+    assert "is_cut" not in full
+    assert cut["is_cut"].tolist() == [True]
+    assert cut["answer_is_cut"].tolist() == [[True]]
+    assert cut["answer_length"].tolist() == full["answer_length"].tolist() == [4]
+    if architecture == "encoder-decoder":  # the question is the same
+        torch.testing.assert_close(module.example_losses(cut), module.example_losses(full), rtol=1e-12, atol=1e-12)
+    counted = int((cut["answer_labels"] != -100).sum())
+    of_last = module.example_losses(cut) - module.example_losses({**cut, "answer_is_cut": torch.tensor([[False]])})
+    assert counted >= 4
+    assert of_last.item() > 0
+
+
 @pytest.mark.parametrize("output", ["margin", "logit"])
 def test_other_outputs_of_queries_leave_ends_out_too(output: Any) -> None:
     batch = queries("decoder-only")
