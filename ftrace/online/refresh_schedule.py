@@ -17,7 +17,7 @@ _TYPICAL = 10  # steps, for estimates
 _NATS = 0.25  # the losses' movement in an interval, their root mean square
 _LONGEST = 32  # steps; with integration="trapezoid", an interval's contributions are held
 _PASS = 2 / 3  # of the work of a training step on as many rows, since weights get no gradient
-_EAGERNESS = 4  # refreshes may begin at this multiple of the frequency that the whole training can afford
+_EAGERNESS = 2  # refreshes may begin at this multiple of the frequency that the whole training can afford
 _UNPLANNED = 100  # steps that training is taken to have, if nobody says how many, until it has more
 
 
@@ -27,8 +27,8 @@ class RefreshSchedule:
     With ``"auto"``, the next interval is as long as it takes the losses to move by some .25 nats (root mean square over
     queries), if they go on as in the last interval; it is twice the last one at most. The first two intervals are of
     one step, so that second moments and whitening are there from the third step on. What refreshes may cost in all is a
-    share of training's own work, by the numbers of rows; while much of it is left, it may be spent on steps in which
-    losses move fast. All processes decide alike.
+    share of training's own work, by the numbers of rows; at its beginning, up to twice that share may be spent on steps
+    in which losses move fast. All processes decide alike.
 
     Args:
         every: The number of optimizer steps from one refresh to the next, or ``"auto"``.
@@ -76,7 +76,7 @@ class RefreshSchedule:
     def _affordable_at(self) -> float:
         """Return the step since which the next refresh can be afforded, if refreshes are to get rarer until the end.
 
-        Of P refreshes that T steps can afford, ``P (1 - (1 - t/T)^4)`` may come in the first t steps.
+        Of P refreshes that T steps can afford, ``P (1 - (1 - t/T)^2)`` may come in the first t steps.
         """
         steps_of_a_pass = _PASS * len(self._last) / max(1.0, self._rows_a_step)
         planned = self.planned if self.planned < math.inf else _UNPLANNED

@@ -84,7 +84,7 @@ def test_the_medium_recipe_starts(tmp_path: Path) -> None:
 
 def test_the_recipe_of_the_real_model_does_all_it_says_with_a_small_one(tmp_path: Path) -> None:
     model = save_rumour_llama(tmp_path / "model")
-    SMALL["real_demo"] = [f"--data.init_args.tokenizer={model}", f"--model.init_args.model_name_or_path={model}"]
+    SMALL["real_demo"] = [f"--model.init_args.model_name_or_path={model}"]
     run = start(tmp_path, "real_demo", steps=15)  # an epoch
     asked = yaml.safe_load((ROOT / "configs" / "real_demo.yaml").read_text())
     for name in ("online", *asked["trace"]["baselines"]):
