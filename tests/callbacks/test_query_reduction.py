@@ -21,28 +21,23 @@ from helpers import replay
 from helpers.replay import OPTIMIZERS, trainer
 
 
-class Counting(replay.Net):
-    """Counts how many factors are held when a batch of queries begins."""
-
-    def __init__(self) -> None:
-        super().__init__(OPTIMIZERS["adamw"])
-        self.held: list[int] = []
-        self.last: list[int] = []
-
-    def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
-        if "query_id" in batch and batch["query_id"].tolist() != self.last:  # the check asks the first batch again
-            self.last = batch["query_id"].tolist()
-            self.held.append(sum(isinstance(value, Outer) for value in gc.get_objects()))
-        return super().example_losses(batch)
-
-
 def held(folder: Path, **options: Any) -> list[int]:
-    module = Counting()
+    """Count the factors that are held whenever a batch of queries begins."""
+    counts: list[int] = []  # not the module's own, which is as before after each pass
+    ids: list[list[int]] = [[]]
+
+    class Counting(replay.Net):
+        def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+            if "query_id" in batch and batch["query_id"].tolist() != ids[-1]:  # the check asks the first batch again
+                ids.append(batch["query_id"].tolist())
+                counts.append(sum(type(value) is Outer for value in gc.get_objects()))
+            return super().example_losses(batch)
+
     queries = DataLoader(replay.rows(6, "query_id", seed=1), batch_size=2)  # type: ignore[arg-type]
     online = OnlineTracIn(queries, folder / "online", projection_side=2, refresh_every_n_steps=2, **options)
     examples = DataLoader(replay.rows(8, "example_id"), batch_size=2)  # type: ignore[arg-type]
-    trainer(folder, callbacks=[online], max_epochs=1).fit(module, examples)
-    return module.held
+    trainer(folder, callbacks=[online], max_epochs=1).fit(Counting(OPTIMIZERS["adamw"]), examples)
+    return counts
 
 
 def test_no_batch_of_queries_stays_unprojected(tmp_path: Path) -> None:
