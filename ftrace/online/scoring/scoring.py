@@ -113,10 +113,7 @@ class Scoring:
 
     def query_reduction(self) -> QueryReduction | None:
         """Make what reduces the query gradients of one refresh; None unless :attr:`reduces_queries`."""
-        if not self.reduces_queries:
-            return None
-        assert self.whitened is not None
-        return QueryReduction(self.whitened)
+        return QueryReduction(self.whitened) if self.whitened is not None and self.reduces_queries else None
 
     @property
     def keeps_examples_unprojected(self) -> bool:
