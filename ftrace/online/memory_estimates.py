@@ -121,7 +121,9 @@ class MemoryEstimates:
     def _of_queries(self) -> int:
         if self.of_queries is not None:
             return self.of_queries * (2 if self._run.rules.trapezoid else 1)
-        known = self._run.rules.projection is not None and not self._run.scoring.keeps_queries_unprojected
+        scoring = self._run.scoring
+        known = self._run.rules.projection is not None
+        known = known and (scoring.reduces_queries or not scoring.needs_queries_unprojected)
         return 2 * len(self._run.sums.query_ids) * self._size_of_gradient() if known else 0
 
     def _of_held(self) -> int:

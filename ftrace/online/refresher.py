@@ -108,7 +108,7 @@ class QueryRefresher:
             ValueError: If the losses are not one finite number per query at the first refresh.
         """
         previous_preconditioners = self._divide_by_second_moments()
-        unprojected = self.scoring.keeps_queries_unprojected
+        unprojected = self.scoring.needs_queries_unprojected
         compare = None
         if self.query_check is not None and self.last is None:
             check = self.query_check
@@ -117,7 +117,7 @@ class QueryRefresher:
                 check.compare(losses, gradients, query_ids, unprojected=unprojected)
 
         try:
-            current = self._run_queries(step, compare, unprojected=unprojected)
+            current, divided = self._run_queries(step, compare)
         except NotFiniteError as error:
             if self.last is None:
                 raise
@@ -128,8 +128,7 @@ class QueryRefresher:
             return
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))
-        self.scoring.refresh(current.gradients, current.losses, current.lengths, keep_last=is_kept)
-        current = replace(current, gradients=self.scoring.kept_of(current.gradients))
+        self.scoring.refresh(current.gradients, current.losses, current.lengths, divided=divided, keep_last=is_kept)
         self.answers.add(step, current.learned)
         if closing is not None:
             assert self.ledger is not None
@@ -156,20 +155,29 @@ class QueryRefresher:
             assert self.scoring.queries is not None
             check.set_queries(self.scoring.queries, refresh)
 
-    def _run_queries(self, step: int, compare: Compare | None, *, unprojected: bool) -> Refresh:
-        """Differentiate the queries, repeatedly if parameters turn out not to be readable off their own layers."""
+    def _run_queries(self, step: int, compare: Compare | None) -> tuple[Refresh, PerExampleGradients | None]:
+        """Differentiate the queries, repeatedly if parameters turn out not to be readable off their own layers.
+
+        Returns:
+            Losses and gradients, and if :attr:`Scoring.reduces_queries`, the gradients divided for whitening.
+        """
+        unprojected = self.scoring.needs_queries_unprojected
         while True:
+            reduction = self.scoring.query_reduction()
             gaps = {} if self.ledger is None else self.parameters.gaps()
             try:
                 with self.parameters.all_require_gradients(), self._kept.in_place():
-                    return self.queries.run(self.hooks.queries, step, gaps, compare, unprojected=unprojected)
+                    refresh = self.queries.run(
+                        self.hooks.queries, step, gaps, compare, unprojected=unprojected, reduce=reduction
+                    )
+                return refresh, None if reduction is None else reduction.divided
             except UnreadableError as error:
                 self._work_around(error)
 
     def rows(self, step: int) -> LayoutBook | None:
         """Find out whose rows are whose in the queries' passes; None if that fails."""
         try:
-            self._run_queries(step, None, unprojected=self.scoring.keeps_queries_unprojected)
+            self._run_queries(step, None)
         except ValueError:
             return None
         return self.hooks.queries.book
@@ -210,7 +218,8 @@ class QueryRefresher:
         """Restore what :meth:`state` returned; :meth:`Scoring.load` must come before."""
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
         self.first_steps, last = shared["query_first_steps"], shared["last"]
-        self.last = None if last is None else replace(last, gradients=self.scoring.kept_of(last.gradients))
+        gradients = self.scoring.directions.unprojected  # earlier versions' files may have them in another form
+        self.last = None if last is None or gradients is None else replace(last, gradients=gradients)
         self.staleness.load(shared)
         if "schedule" in shared:  # earlier versions had a fixed interval
             self.schedule.load(shared["schedule"])

@@ -109,7 +109,7 @@ class TracedRun:
                 exact_momentum=rules.exact_momentum,
                 projection=rules.projection,
                 projects_all=rules.projection is not None
-                and (not self.scoring.keeps_queries_unprojected or self.scoring.forgets_unprojected_queries),
+                and (not self.scoring.needs_queries_unprojected or self.scoring.reduces_queries),
             )
         self.steps = OptimizerSteps(loop, self.parameters, self.scoring, self.ledger, who)
         is_sharded = any(hasattr(p, "full_tensor") for p in covered.values())

@@ -23,6 +23,7 @@ from ftrace.online.undisturbed.random_state import RandomState, isolated_random_
 Learned = Callable[[Any, Any], Tensor]
 Lengths = Callable[[Any, Any], Tensor]
 Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
+Reduce = Callable[[PerExampleGradients], PerExampleGradients]
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class QueryPass:
         compare: Compare | None = None,
         *,
         unprojected: bool = False,
+        reduce: Reduce | None = None,
     ) -> Refresh:
         """Compute losses and gradients of all queries.
 
@@ -146,6 +148,8 @@ class QueryPass:
             uncovered: Further parameters whose gradients are computed by plain autograd.
             compare: Called for the first batch, with losses of a pass that was not recorded, gradients and ids.
             unprojected: Whether gradients are left unprojected although the capture has a projection.
+            reduce: Makes of a batch's gradients what is kept of them, before the next batch is differentiated; default:
+                all of them.
 
         Raises:
             ValueError: If the losses are not one finite number per query.
@@ -166,13 +170,16 @@ class QueryPass:
                     of_batch = self._losses_of(batch)
                     self._require_losses(of_batch, query_ids)
                     recording.backward(of_batch)
+                losses.append(of_batch.detach().double().cpu())
                 if self.lengths is not None:
                     lengths.append(self.lengths(module, batch).double().cpu())
-                losses.append(of_batch.detach().double().cpu())
-                parts.append(recording.gradients())
-                if compare is not None and len(parts) == 1:
+                gradients = recording.gradients()
+                del recording, of_batch  # they hold what its gradients were made of
+                if compare is not None and not parts:
                     _put_back(begins)
-                    compare(self._losses_of(batch), parts[0], query_ids)
+                    compare(self._losses_of(batch), gradients, query_ids)
+                parts.append(gradients if reduce is None else reduce(gradients))
+                del gradients
                 if uncovered:
                     _put_back(begins)
                     _add_rows(dense, self._losses_of(batch), uncovered)

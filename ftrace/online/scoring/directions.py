@@ -36,7 +36,6 @@ class QueryDirections:
     Attributes:
         queries: The query gradients as contributions are multiplied with them; None before the first refresh.
         unprojected: The query gradients as they were taken; unprojected if ``keeps_unprojected``.
-        projected: The same, projected, if ``keeps_unprojected``.
         balances: By optimizer whose products are balanced, its balances.
     """
 
@@ -46,7 +45,6 @@ class QueryDirections:
         self.keeps_unprojected = keeps_unprojected
         self.queries: QueryGradients | None = None
         self.unprojected: PerExampleGradients | None = None
-        self.projected: PerExampleGradients | None = None
         self.balances: dict[int, Balances] = {}
         self._norms = torch.empty(0)
 
@@ -68,18 +66,9 @@ class QueryDirections:
             previous.replace(projected)
         return previous
 
-    def restore(self, gradients: PerExampleGradients, *, are_projected: bool = False) -> QueryGradients:
-        """Take the query gradients of a run that is being resumed.
-
-        Args:
-            gradients: The gradients of all queries.
-            are_projected: Whether only projected ones were kept.
-        """
-        if are_projected:
-            self.projected = gradients
-        else:
-            gradients = self._take(gradients)
-        self.queries = QueryGradients(gradients, batches=self.batches)
+    def restore(self, gradients: PerExampleGradients) -> QueryGradients:
+        """Take the query gradients of a run that is being resumed."""
+        self.queries = QueryGradients(self._take(gradients), batches=self.batches)
         return self.queries
 
     def _take(self, gradients: PerExampleGradients) -> PerExampleGradients:
@@ -87,8 +76,7 @@ class QueryDirections:
         if not self.keeps_unprojected:
             return gradients
         assert self.rules.projection is not None
-        self.projected = project(gradients, self.rules.projection)
-        return self.projected
+        return project(gradients, self.rules.projection)
 
     def cover(self, names: Collection[str]) -> None:
         """Take the names of the parameters that are now covered."""

@@ -32,7 +32,7 @@ from ftrace.online.scoring.directions import QueryDirections
 from ftrace.online.scoring.exact_momentum import ExactMomentum
 from ftrace.online.scoring.gains import Gains, gain
 from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
-from ftrace.online.scoring.whitened import WhitenedProducts
+from ftrace.online.scoring.whitened import QueryReduction, WhitenedProducts
 from ftrace.scores import Sum
 
 
@@ -82,7 +82,8 @@ class Scoring:
             self.whitened = WhitenedProducts(
                 rules.whitening, rules.projection, names, divides=divides, by_layer=by_layer, kinds=rules.kinds
             )
-        self.directions = QueryDirections(rules, batches, keeps_unprojected=self.keeps_queries_unprojected)
+        keeps_unprojected = self.needs_queries_unprojected and not self.reduces_queries
+        self.directions = QueryDirections(rules, batches, keeps_unprojected=keeps_unprojected)
         self.momentum = ExactMomentum(sums, self.directions)
 
     @property
@@ -95,27 +96,24 @@ class Scoring:
         grown, self.names = set(names) != set(self.names), tuple(names)
         if self.whitened is not None and grown:
             self.whitened.cover(names)
-            if self.directions.unprojected is not None:
+            if self.directions.unprojected is not None and not self.reduces_queries:
                 self.whitened.take_queries(self._queries_to_whiten())
         self.directions.cover(self.names)
 
     @property
-    def keeps_queries_unprojected(self) -> bool:
+    def needs_queries_unprojected(self) -> bool:
         """Whether query gradients are preconditioned before they are projected, and so are needed unprojected."""
         precise = "update" in self.rules.kinds or (self.whitened is not None and self.whitened.divides)
         return precise and self.rules.projection is not None
 
     @property
-    def forgets_unprojected_queries(self) -> bool:
-        """Whether query gradients are needed unprojected at a refresh only, to be divided for whitening."""
-        return self.keeps_queries_unprojected and "update" not in self.rules.kinds and not self.rules.trapezoid
+    def reduces_queries(self) -> bool:
+        """Whether query gradients are needed unprojected only to be divided for whitening, as soon as they are read."""
+        return self.needs_queries_unprojected and "update" not in self.rules.kinds and not self.rules.trapezoid
 
-    def kept_of(self, gradients: PerExampleGradients) -> PerExampleGradients:
-        """Return what is kept of the query gradients that were taken last: all, or projected ones."""
-        if not self.forgets_unprojected_queries:
-            return gradients
-        assert self.directions.projected is not None
-        return self.directions.projected
+    def query_reduction(self) -> QueryReduction | None:
+        """Make what reduces the query gradients of one refresh; None unless :attr:`reduces_queries`."""
+        return QueryReduction(self.whitened) if self.whitened is not None and self.reduces_queries else None
 
     @property
     def keeps_examples_unprojected(self) -> bool:
@@ -139,33 +137,33 @@ class Scoring:
         losses: Tensor,
         lengths: Tensor | None = None,
         *,
+        divided: PerExampleGradients | None = None,
         keep_last: bool = False,
     ) -> None:
         """Take new query gradients, and book the steps that waited for them.
 
         Args:
-            gradients: The gradients of all queries.
+            gradients: The gradients of all queries; projected if :attr:`reduces_queries`.
             losses: The losses of all queries, ``[Q]``, in nats.
             lengths: The numbers of tokens of their answers, ``[Q]``; None if losses are taken as they are.
+            divided: The gradients as whitening divides and projects them, if :attr:`reduces_queries`.
             keep_last: Whether the previous ones are still needed, so that their memory must not be reused.
         """
         previous = self.directions.refresh(gradients, keeps_last=bool(self.pending) or keep_last)
         self.cover(self.names)
         if self.whitened is not None:
             self.whitened.weigh(losses, lengths)
-            self.whitened.refresh(self._queries_to_whiten())
-        if self.forgets_unprojected_queries:
-            self.directions.unprojected = None
+            self.whitened.refresh(self._queries_to_whiten() if divided is None else divided)
         self._close(previous)
 
     def _queries_to_whiten(self) -> PerExampleGradients:
-        """Return the query gradients as :class:`WhitenedProducts` takes them."""
+        """Return the query gradients, divided and projected for whitening."""
         unprojected = self.directions.unprojected
         assert unprojected is not None
         assert self.whitened is not None
-        if self.whitened.divides or not self.keeps_queries_unprojected:
-            return unprojected
-        return project(unprojected, self.whitened.projection)
+        if self.needs_queries_unprojected and not self.whitened.divides:
+            unprojected = project(unprojected, self.whitened.projection)
+        return self.whitened.divided(unprojected)
 
     # Steps
 
@@ -349,7 +347,7 @@ class Scoring:
             "gained_by_given": self.gains.by_given,
             "balances": {index: balances.state() for index, balances in self.directions.balances.items()},
             "whitened": None if self.whitened is None else self.whitened.state(),
-            "whitened_queries": self.whitened.queries if self.whitened and self.forgets_unprojected_queries else None,
+            "whitened_queries": self.whitened.queries if self.whitened and self.reduces_queries else None,
         }
 
     def load(
@@ -374,15 +372,16 @@ class Scoring:
         if self.whitened is not None:
             self.whitened.load([state["whitened"] for state in states], shared["whitened"])
         whitened_queries = shared.get("whitened_queries")
-        self.directions.restore(queries, are_projected=whitened_queries is not None)
+        reduction = self.query_reduction() if whitened_queries is None else None
+        if reduction is not None:  # earlier versions kept query gradients unprojected
+            queries = reduction(queries)
+        self.directions.restore(queries)
         if self.whitened is not None:
             self.whitened.weigh(losses, lengths)
             if whitened_queries is not None:
                 self.whitened.take_whitened(whitened_queries, queries)
             else:
-                self.whitened.take_queries(self._queries_to_whiten())
-        if self.forgets_unprojected_queries:
-            self.directions.unprojected = None
+                self.whitened.take_queries(self._queries_to_whiten() if reduction is None else reduction.divided)
         self._previous = shared["before"]
         self.cover(self.names)
         for index, state in enumerate(states):

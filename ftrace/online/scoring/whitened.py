@@ -130,14 +130,14 @@ class WhitenedProducts:
         """Compute whiteners from the examples of all processes, and take new query gradients. All must call it.
 
         Args:
-            queries: The query gradients; unprojected if :attr:`divides`, otherwise projected.
+            queries: The query gradients, as :meth:`divided` returns them.
         """
         self.whiteners = self._make_whiteners(queries)
         self.take_queries(queries)
 
     def take_queries(self, queries: PerExampleGradients) -> None:
-        """Take new query gradients, for the current whiteners."""
-        projected = self.project(queries)
+        """Take new query gradients, as :meth:`divided` returns them, for the current whiteners."""
+        projected = {name: flat_rows(queries.dense(name)) for name in queries.parts}
         whitened = {name: self._whitened(name, phi) for name, phi in projected.items() if self._counts(name)}
         self.take_whitened(whitened, queries)
 
@@ -173,8 +173,15 @@ class WhitenedProducts:
                 whiteners[name] = whitener(mean, self.rules.damping).to(like.dtype)
         return whiteners
 
-    def project(self, gradients: PerExampleGradients) -> dict[str, Tensor]:
-        """Divide gradients of examples or queries if :attr:`divides`, and project them: by parameter, ``[n, D]``."""
+    def divided(self, gradients: PerExampleGradients) -> PerExampleGradients:
+        """Divide gradients of examples or queries, and project them.
+
+        Args:
+            gradients: The gradients; unprojected if :attr:`divides`, otherwise projected, then returned as they are.
+
+        Returns:
+            Those of :attr:`names`.
+        """
         chosen = gradients.only(self.names)
         if self.divides:
             if self.rules.preconditioner == "elementwise":
@@ -183,6 +190,11 @@ class WhitenedProducts:
                 }
                 chosen = precondition(chosen, factors)
             chosen = project(chosen, self._projection)
+        return chosen
+
+    def project(self, gradients: PerExampleGradients) -> dict[str, Tensor]:
+        """Return what :meth:`divided` does by parameter, ``[n, D]``."""
+        chosen = self.divided(gradients)
         return {name: flat_rows(chosen.dense(name)) for name in chosen.parts}
 
     def _counts(self, name: str) -> bool:
@@ -257,3 +269,25 @@ class WhitenedProducts:
             self.autocorrelation.add_sums(state["sums"], state["weights"])
         self.whiteners = dict(shared["whiteners"])
         self.precondition_with(shared["preconditioners"], restored=True)
+
+
+class QueryReduction:
+    """What projects query gradients batch by batch, plainly and for whitening, so that none stay as they are.
+
+    Args:
+        whitened: The state of whitened scores.
+    """
+
+    def __init__(self, whitened: WhitenedProducts) -> None:
+        self._whitened = whitened
+        self._divided: list[PerExampleGradients] = []
+
+    def __call__(self, gradients: PerExampleGradients) -> PerExampleGradients:
+        """Keep a batch's gradients as whitening divides and projects them, and return them projected plainly."""
+        self._divided.append(self._whitened.divided(gradients))
+        return project(gradients, self._whitened.projection)
+
+    @property
+    def divided(self) -> PerExampleGradients:
+        """The gradients of all batches so far, as :meth:`WhitenedProducts.divided` returns them."""
+        return PerExampleGradients.stack(self._divided)
