@@ -248,7 +248,7 @@ class DecoderOnlyCollator(TextCollator):
                 text for texts in answers for text in (*texts, *[texts[0]._replace(exists=False)] * (most - len(texts)))
             ]
             for name, tensor in self._batch(filled).items():
-                batch[f"answer_{name}"] = tensor.view(len(rows), most, -1)
+                batch[f"answer_{name}"] = tensor.view(len(rows), most, *tensor.shape[1:])
             batch |= self.other_ends(rows)
         return batch
 

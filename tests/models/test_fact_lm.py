@@ -190,7 +190,7 @@ def test_the_same_answer_twice_counts_once_with_its_end_too(architecture: Any) -
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_an_answer_whose_end_was_cut_off_keeps_its_last_token(architecture: Any) -> None:
-    words, whole = "Ann likes Oslo Bob", {"encoder-decoder": 6, "decoder-only": 8}[architecture]
+    words, whole = "Ann likes Oslo Bob", 6  # one token before them, and the end
     row = {**QUERIES[0], "targets_pretokenized": f"<extra_id_0> {words}", "answers": [words]}
     module = model(architecture)
     full, cut = (make_collator(TOKENIZER, architecture, max_length=length)([row]) for length in (whole, whole - 1))
@@ -198,7 +198,7 @@ def test_an_answer_whose_end_was_cut_off_keeps_its_last_token(architecture: Any)
     assert cut["is_cut"].tolist() == [True]
     assert cut["answer_is_cut"].tolist() == [[True]]
     assert cut["answer_length"].tolist() == full["answer_length"].tolist() == [4]
-    if architecture == "encoder-decoder":  # the question is the same
+    if architecture == "decoder-only":  # what is before them is the same
         torch.testing.assert_close(module.example_losses(cut), module.example_losses(full), rtol=1e-12, atol=1e-12)
     counted = int((cut["answer_labels"] != -100).sum())
     of_last = module.example_losses(cut) - module.example_losses({**cut, "answer_is_cut": torch.tensor([[False]])})
