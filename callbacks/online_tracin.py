@@ -49,7 +49,8 @@ class OnlineTracIn(Callback):
             answer at the last refresh, so that the steps count in which it is being learned; recommended for ranking.
         parameters: Globs over parameter names, in order; one that begins with "!" excludes.
         refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed. "auto":
-            as fast as the queries' losses move, within ``refresh_share``.
+            as fast as the queries' losses move, within ``refresh_share``. Default: "auto" if ``whitened`` or
+            ``learning`` is among the scores, and otherwise 1, so that the other kinds are exact.
         projection_side: None for exact products. An integer K projects each weight's gradient at random on both sides
             to K x K (a vector's to K * K), so that products are right in expectation and cost next to nothing.
         integration: "left" uses the query gradients of the last refresh. "trapezoid" interpolates between refreshes,
@@ -101,7 +102,7 @@ class OnlineTracIn(Callback):
         query_losses: Callable[..., Any] | None = None,
         scores: Sequence[Name] = ("dot",),
         parameters: Sequence[Name] = ("*",),
-        refresh_every_n_steps: Positive | Literal["auto"] = "auto",
+        refresh_every_n_steps: Positive | Literal["auto"] | None = None,
         projection_side: ProjectionSide | None = None,
         integration: Literal["left", "trapezoid"] = "left",
         momentum: Literal["eventual", "exact"] = "eventual",

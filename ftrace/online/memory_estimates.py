@@ -129,7 +129,7 @@ class MemoryEstimates:
     def _of_held(self) -> int:
         """Contributions that wait: for their step, for the next refresh, or until momentum has no effect any more."""
         rules, loop, settings = self._run.rules, self._run.loop, self._run.settings
-        steps = typical_interval(settings.refresh_every_n_steps) if rules.trapezoid else 1
+        steps = typical_interval(settings.refresh_every) if rules.trapezoid else 1
         of_directions = 0
         if rules.exact_momentum:
             horizon = max((horizon_of(decay) for decay in _decays(loop.optimizers)), default=1)
@@ -178,7 +178,7 @@ class MemoryEstimates:
         planned = self._run.loop.train_loaders.batches
         if planned == math.inf:
             return 0
-        interval = typical_interval(self._run.settings.refresh_every_n_steps)
+        interval = typical_interval(self._run.settings.refresh_every)
         refreshes = planned / self._run.loop.batches_per_step / interval
         return int(3 * refreshes * len(self._run.sums.query_ids) * itemsize)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, checked, hold
 from ftrace.gradients import Projection, ProjectionSide
+from ftrace.online.refresh_schedule import Every
 from ftrace.online.scoring.accumulator import Candidates
 from ftrace.online.scoring.rules import KINDS, ScoringRules
 from ftrace.online.scoring.whitened import Whitening
@@ -33,7 +34,8 @@ class TraceSettings:
             answer at the last refresh, so that the steps count in which it is being learned; recommended for ranking.
         parameters: Globs over parameter names, in order; one that begins with "!" excludes.
         refresh_every_n_steps: The number of optimizer steps after which the queries' gradients are recomputed. "auto":
-            as fast as the queries' losses move, within ``refresh_share``.
+            as fast as the queries' losses move, within ``refresh_share``. Default: "auto" if ``whitened`` or
+            ``learning`` is among the scores, and otherwise 1, so that the other kinds are exact.
         projection_side: None for exact products. An integer K projects each weight's gradient at random on both sides
             to K x K (a vector's to K * K), so that products are right in expectation and cost next to nothing.
         integration: "left" uses the query gradients of the last refresh. "trapezoid" interpolates between refreshes,
@@ -72,7 +74,7 @@ class TraceSettings:
 
     scores: Sequence[Name] = ("dot",)
     parameters: Sequence[Name] = ("*",)
-    refresh_every_n_steps: Positive | Literal["auto"] = "auto"
+    refresh_every_n_steps: Positive | Literal["auto"] | None = None
     projection_side: ProjectionSide | None = None
     integration: Literal["left", "trapezoid"] = "left"
     momentum: Literal["eventual", "exact"] = "eventual"
@@ -101,6 +103,8 @@ class TraceSettings:
         if self.momentum == "exact" and "update" not in self.scores:
             raise ValueError('momentum="exact" is of the kind "update": expected it in scores')
         whitened = [kind for kind in ("whitened", "learning") if kind in self.scores]
+        if self.refresh_every_n_steps is None:
+            object.__setattr__(self, "refresh_every_n_steps", "auto" if whitened else 1)
         if whitened and self.projection_side is None:
             raise ValueError(
                 f"scores of the kind {whitened[0]!r} whiten projected gradients: expected projection_side=K (R has K^4 "
@@ -109,6 +113,12 @@ class TraceSettings:
         for name in ("scores", "parameters", "breakdown"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "candidates", _numbered(hold("candidates", self.candidates, _Given)))
+
+    @property
+    def refresh_every(self) -> Every:
+        """``refresh_every_n_steps``, or its default for these scores."""
+        assert self.refresh_every_n_steps is not None
+        return self.refresh_every_n_steps
 
     @cached_property
     def projection(self) -> Projection | None:

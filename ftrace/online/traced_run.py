@@ -96,7 +96,7 @@ class TracedRun:
         dtypes = {p.dtype for p in covered.values()}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.sums = ScoreAccumulator(rules.kinds, queries.ids.tolist(), dtype, settings.candidates, make_zeros)
-        batches = typical_interval(settings.refresh_every_n_steps) * loop.batches_per_step
+        batches = typical_interval(settings.refresh_every) * loop.batches_per_step
         divides = any(optimizer.is_elementwise for optimizer in self.parameters.followed)
         self.answers = AnswerKeeper()
         self.scoring = Scoring(rules, self.sums, list(covered), batches, self.answers, divides=divides)
@@ -124,7 +124,7 @@ class TracedRun:
             self.answers,
             self.query_check,
             schedule=RefreshSchedule(
-                settings.refresh_every_n_steps,
+                settings.refresh_every,
                 settings.refresh_share,
                 loop.train_loaders.batches / loop.batches_per_step * len(loop.optimizers),
                 loop.batches_per_step / len(loop.optimizers),

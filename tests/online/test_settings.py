@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from typing import Any
 
 import pytest
 
@@ -53,3 +54,13 @@ def test_one_projection_serves_all_parts_of_a_run() -> None:
     """It keeps the random directions that it has drawn."""
     settings = TraceSettings(projection_side=4)
     assert settings.projection is settings.rules.projection is settings.projection
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [(("dot",), 1), (("dot", "update", "cosine"), 1), (("learning",), "auto"), (("update", "whitened"), "auto")],
+)
+def test_exact_kinds_are_exact_by_default(scores: tuple[str, ...], expected: Any) -> None:
+    side = 4 if expected == "auto" else None
+    assert TraceSettings(scores=scores, projection_side=side).refresh_every == expected
+    assert TraceSettings(scores=scores, projection_side=side, refresh_every_n_steps=7).refresh_every == 7
