@@ -162,8 +162,8 @@ class Question:
         return batch
 
     def losses(self, model: FactLM, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return -log probability of the rows' answers, in nats, ``[B]``; without their end where rows have none."""
-        return model.example_losses(batch, end_of_sequence=self.form.answers_end)
+        """Return the losses by which answers are traced, as those of the data set's queries, ``[B]``, in nats."""
+        return model.example_losses(batch, end_of_sequence=None if self.form.answers_end else False)
 
     @torch.no_grad()
     def given(self, model: FactLM, answer: str) -> GivenAnswer:
@@ -178,7 +178,7 @@ class Question:
         """
         batch = {name: tensor.to(model.device) for name, tensor in self.batch([self.row(answer)]).items()}
         text, *others = self.forms(answer)
-        loss = float(self.losses(model, batch)[0])
+        loss = float(model.example_losses(batch, end_of_sequence=self.form.answers_end)[0])
         return GivenAnswer(text, _probability(-loss), tuple(others), self.is_right(text), self.form.answers_end)
 
     def likeliest(self, model: FactLM, count: int) -> list[GivenAnswer]:

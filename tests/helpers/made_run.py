@@ -73,7 +73,7 @@ def train(run: Path, data: FtraceSynth, steps: int = 100) -> FactLM:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
-        model.example_losses(batch).mean().backward()
+        model.example_losses(batch, end_of_sequence=True).mean().backward()
         optimizer.step()
     save(model, run / "snapshots" / SNAPSHOTS[1])
     return model.eval()

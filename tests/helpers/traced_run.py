@@ -61,7 +61,7 @@ def make(architecture: str, folder: Path) -> Path:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(100):
         optimizer.zero_grad()
-        model.example_losses(batch).mean().backward()
+        model.example_losses(batch, end_of_sequence=True).mean().backward()
         optimizer.step()
     save(model, find_snapshots(run / "snapshots")[-1])
     synth = {"synth": SYNTH, "data_dir": str(folder / "cache"), "architecture": architecture, "query_batch_size": 8}

@@ -48,7 +48,7 @@ def probability(run: SmallRun, model: FactLM, query: int, *answers: str) -> floa
     row = run.data.query_rows[query]
     targets = f"{row['targets_pretokenized'].split()[0]} {answers[0]}"
     asked = {**row, "targets_pretokenized": targets, "answers": list(answers)}
-    return torch.exp(-model.example_losses(run.data.query_dataloader().collate_fn([asked]))).item()
+    return torch.exp(-model.example_losses(run.data.query_dataloader().collate_fn([asked]), True)).item()
 
 
 def test_likely_answers_are_those_of_a_beam_search(run: SmallRun, model: FactLM) -> None:
