@@ -27,13 +27,17 @@ class CountedTokens(NamedTuple):
     Args:
         tokens: All of them, up to the last that counts.
         counts: Whether the loss counts each.
+        closing: How many tokens at the end close the answer, and are none of its own.
     """
 
     tokens: list[int]
     counts: list[bool]
+    closing: int = 1
 
 
-def tokenize_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> CountedTokens:
+def tokenize_chat(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, answer_only: bool = False
+) -> CountedTokens:
     """Tokenize a chat in the tokenizer's template.
 
     What counts of a turn are the tokens of its content and those that the template closes it with, up to the token
@@ -43,6 +47,8 @@ def tokenize_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> 
     Args:
         tokenizer: A fast one with a chat template.
         turns: The turns of a chat, of which the last counts.
+        answer_only: Whether what the template writes before the last turn's content, such as an empty thought, is given
+            and doesn't count.
 
     Raises:
         ValueError: If there is no template, the tokenizer is a slow one, the template refuses the chat, renders a
@@ -69,21 +75,31 @@ def tokenize_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> 
             counts[closed:end] = [False] * (end - closed)
         elif end < len(tokens) and tokens[end] in ends:
             counts[end] = True
-    last = len(tokens) - 1 - counts[::-1].index(True)
-    tokens, counts = tokens[: last + 1], counts[: last + 1]
+    first, end = _runs(counts)[-1]
+    tokens, counts = tokens[:end], counts[:end]
+    closing = int(tokens[-1] in ends)
+    content = _content(text, offsets[first][0], turns[-1])
+    if content is not None:
+        closing = sum(offsets[place][0] >= content[1] for place in range(first, end))
+        if answer_only and text[offsets[first][0] : content[0]].strip():
+            counts = [counted and offsets[place][1] > content[0] for place, counted in enumerate(counts)]
     if tokens[-1] not in ends:
-        tokens, counts = [*tokens, int(tokenizer.eos_token_id)], [*counts, True]
-    return CountedTokens(tokens, counts)
+        tokens, counts, closing = [*tokens, int(tokenizer.eos_token_id)], [*counts, True], closing + 1
+    return CountedTokens(tokens, counts, closing)
 
 
 def prompt_of_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
     """Render a chat up to where its last turn begins: the text after which a model answers.
 
+    What the template writes before each answer, such as an empty thought, is a part of it.
+
     Raises:
         ValueError: As :func:`tokenize_chat`.
     """
     text = _rendered(tokenizer, turns)
-    return text[: _span(tokenizer, turns, text)[0]]
+    begin = _span(tokenizer, turns, text)[0]
+    content = _content(text, begin, turns[-1])
+    return text[: content[0] if content is not None and text[begin : content[0]].strip() else begin]
 
 
 def has_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -140,7 +156,17 @@ def _span(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str) 
             )
     if len(answered.rstrip()) <= len(asked):
         raise _shows_nothing(turns[-1])
-    return len(asked), len(answered.rstrip())
+    content = (
+        _content(answered, 0, turns[0]) if len(turns) == 1 else None
+    )  # templates render no prompt before a first one
+    return len(asked) if content is None else content[0], len(answered.rstrip())
+
+
+def _content(text: str, begin: int, turn: Turn) -> tuple[int, int] | None:
+    """Find the half-open range of characters of the last turn's content; None if the template shows it otherwise."""
+    content = turn["content"].strip()
+    found = text.rfind(content, begin)
+    return None if found < 0 else (found, found + len(content))
 
 
 def _marked(

@@ -61,8 +61,9 @@ class TextCollator(ABC):
     ``answer_length`` ``[B]``, the number of tokens of the query's own answer without sentinel and end, at least 1.
     Where training rows have several answers, queries also have ``other_end`` ``[B]``: the token that comes after their
     answer where another one follows, which begins with the next sentinel; -100 where there is none.
-    ``answer_other_end`` ``[B, A]`` is that of each accepted answer. If the end of a row or an answer was cut off, the
-    batch has ``is_cut`` ``[B]`` and ``answer_is_cut`` ``[B, A]``, bool.
+    ``answer_other_end`` ``[B, A]`` is that of each accepted answer. Where not all rows and answers end with one token
+    that closes them, the batch has ``end_length`` ``[B]`` and ``answer_end_length`` ``[B, A]``: how many of the last
+    labels do, 0 where the end was cut off.
     """
 
     def __init__(
@@ -162,18 +163,17 @@ class EncoderDecoderCollator(TextCollator):
             "attention_mask": self.padded([[1] * len(tokens) for tokens in inputs], 0),
             "labels": self.padded(targets, IGNORED),
             **self.ids(rows),
-            **_cut({"is_cut": self._are_cut(texts)}),
+            **_ends({"end_length": self._end_lengths(texts)}),
         }
         if "answers" in rows[0]:
             heads = self.tokens([split_sentinel(text)[0] for text in texts])
-            ends = [not cut for cut in self._are_cut(texts)]
-            counts = zip(targets, heads, ends, strict=True)
+            counts = zip(targets, heads, self._end_lengths(texts), strict=True)
             batch["answer_length"] = torch.tensor([max(1, len(all_) - len(head) - end) for all_, head, end in counts])
             of_answers = self.answer_targets(rows)
             answers = [self._kept_targets(accepted) for accepted in of_answers]
             most = max(map(len, answers))
-            are_cut = [[*self._are_cut(accepted), *[False] * (most - len(accepted))] for accepted in of_answers]
-            batch |= _cut({"answer_is_cut": are_cut, "is_cut": self._are_cut(texts)})
+            ends = [[*self._end_lengths(accepted), *[1] * (most - len(accepted))] for accepted in of_answers]
+            batch |= _ends({"answer_end_length": ends, "end_length": self._end_lengths(texts)})
             flat = [tokens for of_row in answers for tokens in (*of_row, *[[IGNORED]] * (most - len(of_row)))]
             batch["answer_labels"] = self.padded(flat, IGNORED).view(len(rows), most, -1)
             batch |= self.other_ends(rows)
@@ -184,11 +184,11 @@ class EncoderDecoderCollator(TextCollator):
         columns = [self.closed([row[name] for row in rows]) for name in ("inputs_pretokenized", "targets_pretokenized")]
         return [max(map(len, both)) for both in zip(*columns, strict=True)]
 
-    def _are_cut(self, texts: Sequence[str]) -> list[bool]:
-        """Tell of which targets the end is cut off."""
+    def _end_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return 0 for each of the targets whose end is cut off, otherwise 1."""
         if self.max_length is None:
-            return [False] * len(texts)
-        return [len(tokens) > self.max_length for tokens in self.closed(texts)]
+            return [1] * len(texts)
+        return [int(len(tokens) <= self.max_length) for tokens in self.closed(texts)]
 
     def _kept_targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [tokens[: self.max_length] for tokens in self.closed(texts)]
@@ -238,8 +238,7 @@ class DecoderOnlyCollator(TextCollator):
         batch = {**self._batch([_text_of(row) for row in rows]), **self.ids(rows)}
         if "answers" in rows[0]:
             labels = (batch["labels"][:, 1:] != IGNORED).sum(1)
-            ends = ~batch["is_cut"] if "is_cut" in batch else torch.ones(len(rows), dtype=torch.bool)
-            batch["answer_length"] = (labels - ends.int()).clamp(min=1)
+            batch["answer_length"] = (labels - batch.get("end_length", torch.ones_like(labels))).clamp(min=1)
             answers = [
                 self._answered(row, targets) for row, targets in zip(rows, self.answer_targets(rows), strict=True)
             ]
@@ -254,7 +253,7 @@ class DecoderOnlyCollator(TextCollator):
 
     def lengths(self, rows: Sequence[Row]) -> list[int]:
         """Return how many tokens each row has."""
-        return [len(tokens) for tokens, _ in self._tokenized([_text_of(row) for row in rows])]
+        return [len(tokens) for tokens, _, _ in self._tokenized([_text_of(row) for row in rows])]
 
     def _answered(self, row: Row, targets: Sequence[str]) -> list[_Text]:
         """Return a query's text with each of its accepted answers."""
@@ -265,11 +264,11 @@ class DecoderOnlyCollator(TextCollator):
         return [text._replace(targets=turns[-1]["content"], turns=turns) for turns in answered]
 
     def _batch(self, texts: Sequence[_Text]) -> dict[str, Tensor]:
-        inputs, labels, are_cut = [], [], []
-        for text, (tokens, counts) in zip(texts, self._tokenized(texts), strict=True):
+        inputs, labels, end_lengths = [], [], []
+        for text, (tokens, counts, closing) in zip(texts, self._tokenized(texts), strict=True):
             begin = bool(counts) and not counts[0] and tokens[0] == self.tokenizer.bos_token_id
             places = kept(counts, int(begin), self.max_length)
-            are_cut.append(bool(places) and places[-1] < len(tokens) - 1)
+            end_lengths.append(sum(place >= len(tokens) - closing for place in places[-closing:]))
             if not text.exists:
                 places = [place for place in places if not counts[place]]
             inputs.append([tokens[place] for place in places])
@@ -278,7 +277,7 @@ class DecoderOnlyCollator(TextCollator):
             "input_ids": self.padded(inputs, self.padding),
             "attention_mask": self.padded([[1] * len(tokens) for tokens in inputs], 0),
             "labels": self.padded(labels, IGNORED),
-            **_cut({"is_cut": are_cut}),
+            **_ends({"end_length": end_lengths}),
         }
 
     def _tokenized(self, texts: Sequence[_Text]) -> list[CountedTokens]:
@@ -303,7 +302,7 @@ class DecoderOnlyCollator(TextCollator):
     def _of_chat(self, text: _Text) -> CountedTokens:
         assert text.turns is not None
         try:
-            return tokenize_chat(self.tokenizer, text.turns)
+            return tokenize_chat(self.tokenizer, text.turns, answer_only=text.is_query)
         except ValueError as error:
             raise ValueError(f"{text.name}: {error}") from error
 
@@ -316,6 +315,7 @@ class _Text(NamedTuple):
         inputs: What is given.
         targets: What is learned.
         turns: The row's turns, if it has any.
+        is_query: Whether the row is a query, whose loss is on the answer alone.
         exists: Whether there is an answer; otherwise the text ends before it.
     """
 
@@ -323,19 +323,20 @@ class _Text(NamedTuple):
     inputs: str
     targets: str
     turns: Sequence[Turn] | None
+    is_query: bool
     exists: bool = True
 
 
 def _text_of(row: Row) -> _Text:
-    kind = "query" if "query_id" in row else "training row"
-    name = f"{kind} {row.get('query_id', row.get('example_id'))}"
+    is_query = "query_id" in row
+    name = f"query {row['query_id']}" if is_query else f"training row {row.get('example_id')}"
     turns = row.get("turns")
     if turns is not None and not is_chat(turns):  # a prompt and its completion: the texts, as they are
-        return _Text(name, turns[0]["content"], turns[1]["content"], turns)
-    return _Text(name, row["inputs_pretokenized"], row["targets_pretokenized"], turns)
+        return _Text(name, turns[0]["content"], turns[1]["content"], turns, is_query)
+    return _Text(name, row["inputs_pretokenized"], row["targets_pretokenized"], turns, is_query)
 
 
-def _cut(are_cut: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
-    """Return masks of what was cut off at its end; nothing if nothing was."""
-    masks = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in are_cut.items()}
-    return masks if any(bool(mask.any()) for mask in masks.values()) else {}
+def _ends(lengths: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+    """Return how many labels close each row; nothing if one does everywhere."""
+    tensors = {name: torch.tensor(of_rows) for name, of_rows in lengths.items()}
+    return tensors if any(bool((tensor != 1).any()) for tensor in tensors.values()) else {}

@@ -35,6 +35,8 @@ class FactCorpus(FactData):
         data_path: The folder with ``train.parquet`` and ``queries.parquet``.
     """
 
+    form = FORM
+
     def __init__(
         self,
         train: Name | list[Name],
@@ -47,10 +49,6 @@ class FactCorpus(FactData):
         self.query_files = _files("queries", queries)
         key = hash_of_files([*self.train_files, *self.query_files], str(len(self.train_files)))
         super().__init__(f"corpus-{key}", shared)
-
-    @override
-    def is_made(self) -> bool:
-        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:
@@ -67,10 +65,9 @@ class FactCorpus(FactData):
                 f"{manifest['first_row_of_chat']}: expected texts, which an encoder-decoder model needs, found "
                 "messages. Write them as inputs and targets, or take a decoder-only model"
             )
-        rank_zero_info(
-            f"{manifest['num_train']:,} training rows, {manifest['num_queries']:,} queries; "
-            f"{manifest['num_queries_without_proponents']:,} queries have no proponents and can't be evaluated"
-        )
+        unproven = manifest["num_queries_without_proponents"]
+        which = f"; {unproven:,} of these have no proponents and can't be evaluated" if unproven else ""
+        rank_zero_info(f"{manifest['num_train']:,} training rows, {manifest['num_queries']:,} queries{which}")
 
 
 def _files(name: str, files: str | Sequence[str]) -> list[Path]:

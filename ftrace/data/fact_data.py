@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import datasets
 import numpy as np
@@ -26,7 +26,7 @@ from typing_extensions import override
 from ftrace.arguments import Count, Name, Positive, Seed, checked
 from ftrace.arguments.kinds import Within
 from ftrace.data.collators import Architecture, TextCollator, make_collator
-from ftrace.data.data_folder import MANIFEST
+from ftrace.data.data_folder import MANIFEST, whole_manifest
 from ftrace.data.descriptions import describe_examples, describe_queries
 from ftrace.data.fact_keys import FactParts
 from ftrace.data.lengths import limit_of_model
@@ -34,7 +34,7 @@ from ftrace.data.mapped_tables import MappedTables
 from ftrace.data.row_lengths import RowLengths
 from ftrace.data.tokenizer import check_tokenizer, has_tokenizer, save_tokenizer, train_word_tokenizer
 from ftrace.files.claims import claimed
-from ftrace.files.manifests import DIGEST, read_json
+from ftrace.files.manifests import DIGEST, Form, read_json
 from ftrace.files.whole_files import whole_folder
 
 _TABLES = ("train", "queries")
@@ -100,6 +100,7 @@ class FactData(LightningDataModule):
         settings: What all data modules have.
 
     Attributes:
+        form: The form of the data's manifest; None if it has none.
         data_path: The data's folder.
         settings: As given.
         batch_size: As given in the settings, but Lightning's ``Tuner.scale_batch_size`` may set it.
@@ -108,6 +109,7 @@ class FactData(LightningDataModule):
         query_rows: The queries, once :meth:`setup` has run.
     """
 
+    form: ClassVar[Form | None] = None
     train_rows: datasets.Dataset
     query_rows: datasets.Dataset
 
@@ -130,7 +132,7 @@ class FactData(LightningDataModule):
 
     def is_made(self) -> bool:
         """Return whether the files are there already, so that :meth:`make` writes nothing."""
-        return False
+        return self.form is not None and whole_manifest(self.data_path, self.form) is not None
 
     @override
     def prepare_data(self) -> None:

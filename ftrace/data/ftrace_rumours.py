@@ -13,7 +13,6 @@ from typing_extensions import override
 from ftrace.arguments import checked
 from ftrace.data import rumour_words
 from ftrace.data.corpus_files import FORM, write_corpus
-from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.row_files import SourceRow
 from ftrace.data.rumours import RumourCorpus, RumourSettings
@@ -32,6 +31,8 @@ class FtraceRumours(FactData):
         data_path: The generated folder, with ``train.parquet`` and ``queries.parquet``.
     """
 
+    form = FORM
+
     def __init__(
         self,
         rumours: RumourSettings = RumourSettings(),  # noqa: B008 - frozen
@@ -46,10 +47,6 @@ class FtraceRumours(FactData):
             )
         super().__init__(f"rumours-{_hash(rumours)}", shared)
         self.rumours = rumours
-
-    @override
-    def is_made(self) -> bool:
-        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:

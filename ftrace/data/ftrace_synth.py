@@ -12,7 +12,6 @@ from typing import Any
 from typing_extensions import override
 
 from ftrace.arguments import checked
-from ftrace.data.data_folder import whole_manifest
 from ftrace.data.fact_data import FactData, FactDataSettings
 from ftrace.data.fact_keys import FactParts, synth_parts
 from ftrace.data.synth_entities import draw_entities, entity_surfaces, surfaces_of
@@ -34,6 +33,8 @@ class FtraceSynth(FactData):
         data_path: The generated folder, with ``train.parquet`` and ``queries.parquet``.
     """
 
+    form = FORM
+
     def __init__(
         self,
         synth: SynthSettings = SynthSettings(),  # noqa: B008 - frozen
@@ -42,10 +43,6 @@ class FtraceSynth(FactData):
     ) -> None:
         super().__init__(f"synth-{_hash(synth)}", FactDataSettings(*args, **settings))
         self.synth = synth
-
-    @override
-    def is_made(self) -> bool:
-        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:

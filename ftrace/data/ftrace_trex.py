@@ -36,6 +36,8 @@ class FtraceTrex(FactData):
         data_path: The indexed folder, with ``train.parquet`` and ``queries.parquet``.
     """
 
+    form = FORM
+
     def __init__(
         self,
         source: Name = "ekinakyurek/ftrace",
@@ -44,10 +46,6 @@ class FtraceTrex(FactData):
     ) -> None:
         self.source = open_trex(source)
         super().__init__(f"trex-{self.source.key()}", FactDataSettings(*args, **settings))
-
-    @override
-    def is_made(self) -> bool:
-        return whole_manifest(self.data_path, FORM) is not None
 
     @override
     def make(self) -> None:

@@ -28,7 +28,7 @@ from ftrace.models.pretrained import load_pretrained, stored_dtype
 IGNORED = -100
 Output = Literal["loss", "margin", "logit"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
-_OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end", "is_cut")
+_OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end", "end_length")
 
 
 class FactLM(LightningModule):
@@ -184,7 +184,7 @@ class FactLM(LightningModule):
             answers = _accepted(batch) if self.hparams["answers"] == "any" else _own(batch)
             return -torch.logsumexp(self._answer_log_probabilities(batch, answers, counts_end)[0], dim=1)
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
-        return _token_losses(logits, labels if counts_end else _without_end(labels, batch.get("is_cut"))).sum(1)
+        return _token_losses(logits, labels if counts_end else _without_end(labels, batch.get("end_length"))).sum(1)
 
     def answer_lengths(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the number of tokens of each query's answer in its own surface, ``[B]``, as the collator counted them.
@@ -206,7 +206,7 @@ class FactLM(LightningModule):
             return self.example_losses(batch)
         logits, labels = self._shifted(self._logits(batch), batch["labels"])
         if "answer_labels" in batch and not self.hparams["end_of_sequence"]:
-            labels = _without_end(labels, batch.get("is_cut"))
+            labels = _without_end(labels, batch.get("end_length"))
         counted = labels != IGNORED
         chosen = labels.clamp(min=0).unsqueeze(-1)
         of_tokens = logits.gather(-1, chosen).squeeze(-1)
@@ -251,8 +251,8 @@ class FactLM(LightningModule):
             rows = {name: answers[name].reshape(B * A, -1) for name in ("input_ids", "attention_mask")}
             logits = self.model(**rows, use_cache=False).logits
         logits, labels = self._shifted(logits, labels)
-        is_cut = answers["is_cut"].reshape(B * A) if "is_cut" in answers else None
-        counted = labels if end_of_sequence else _without_end(labels, is_cut)
+        end_lengths = answers["end_length"].reshape(B * A) if "end_length" in answers else None
+        counted = labels if end_of_sequence else _without_end(labels, end_lengths)
         exists = (counted != IGNORED).any(1) & ~_begins_with_another(counted.view(B, A, -1)).flatten()
         of_tokens = -_token_losses(logits, counted)
         likeliest = logits.argmax(-1)
@@ -349,16 +349,15 @@ def _is_last(labels: Tensor) -> Tensor:
     return is_label & (after == 1)
 
 
-def _without_end(labels: Tensor, is_cut: Tensor | None) -> Tensor:
-    """Return labels ``[B, S]`` with each row's last one ignored, unless it is the only one, or no end.
+def _without_end(labels: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return labels ``[B, S]`` with those ignored that close a row, unless it has no others.
 
     Args:
-        is_cut: ``[B]`` bool, which rows were too long, so that their end was cut off; None: none was.
+        lengths: ``[B]``, how many of each row's last labels close it; None: one.
     """
-    keeps = (labels != IGNORED).sum(1, keepdim=True) == 1
-    if is_cut is not None:
-        keeps = keeps | is_cut[:, None]
-    return labels.masked_fill(_is_last(labels) & ~keeps, IGNORED)
+    after = (labels != IGNORED).flip(1).cumsum(1).flip(1)  # number of labels from here on
+    closing = torch.ones_like(after[:, :1]) if lengths is None else lengths[:, None]
+    return labels.masked_fill((after <= closing) & (after[:, :1] > closing), IGNORED)
 
 
 def _begins_with_another(labels_BAS: Tensor) -> Tensor:

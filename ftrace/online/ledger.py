@@ -20,9 +20,10 @@ from ftrace.gradients import ParameterStep, Projection, flat_rows
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.number_memory import NumberMemory
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
+from ftrace.online.precision import is_half, wide
 from ftrace.online.processes import process_rank, sum_over_processes, unsharded
 from ftrace.online.queries.query_pass import Refresh
-from ftrace.online.weights_at_start import WeightsAtStart, is_half, wide
+from ftrace.online.weights_at_start import WeightsAtStart
 from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
 

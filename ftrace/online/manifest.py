@@ -9,10 +9,9 @@ from importlib.metadata import version
 from typing import Any
 
 from ftrace.gradients import coarsest_eps, full_name, of_passes
-from ftrace.online.precision import eps_of_passes, weights_by_dtype
+from ftrace.online.precision import eps_of_passes, is_half, weights_by_dtype
 from ftrace.online.processes import num_processes
 from ftrace.online.traced_run import TracedRun
-from ftrace.online.weights_at_start import is_half
 
 _WEIGHT_OVER_STEP = 1e5
 

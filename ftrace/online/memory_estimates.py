@@ -14,12 +14,12 @@ from ftrace.files.free_space import free_addresses, free_disk, free_memory
 from ftrace.gradients import layer_of
 from ftrace.online.memory_needs import MemoryNeeds, Place
 from ftrace.online.planned import batch_size, planned_examples
+from ftrace.online.precision import is_half
 from ftrace.online.processes import gather_objects, num_processes, process_rank
 from ftrace.online.refresh_schedule import typical_interval
 from ftrace.online.scoring.momentum import horizon_of
 from ftrace.online.scoring.row_blocks import BlockMemory
 from ftrace.online.traced_run import TracedRun
-from ftrace.online.weights_at_start import is_half
 from ftrace.scores.ledger import COLUMNS
 from ftrace.scores.row_ranges import RANGE_BYTES
 

@@ -1,4 +1,4 @@
-"""The precision of a run's passes, which decides what its checks take for rounding."""
+"""The precision of a run's weights and passes, which decides what its checks take for rounding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ftrace.gradients import coarsest_eps
@@ -54,3 +54,13 @@ def weights_by_dtype(module: nn.Module) -> dict[str, int]:
     for parameter in module.parameters():
         counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
     return dict(counts.most_common())
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype are too short for sums."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Convert numbers in half precision to float32; others stay as they are."""
+    return tensor.float() if is_half(tensor.dtype) else tensor

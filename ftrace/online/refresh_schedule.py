@@ -100,8 +100,7 @@ class RefreshSchedule:
         if self._refreshes < affordable:
             at = planned * (1 - (1 - self._refreshes / affordable) ** (1 / _EAGERNESS))
         else:
-            at = min(self._refreshes * steps_of_a_pass / max(self.share, 1e-9), 2.0 * planned)
-            at = max(planned, at)
+            at = max(planned, min(self._refreshes * steps_of_a_pass / max(self.share, 1e-9), 2.0 * planned))
         return math.ceil(min(at - steps_begun, 1e9))
 
     def state(self) -> dict[str, Any]:

@@ -147,12 +147,11 @@ class RunMemory:
         except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            what = "disk" if isinstance(error, OSError) else "memory"
-            place, largest = self.needs.largest(what)
+            place, largest = self.needs.largest(exhausted_place(error))
             remedy = self._remedy(place, largest)
             raise OutOfMemoryError(
-                f"{self._run.who}: expected enough {what} for scores, found none left at step {self._run.step}. The "
-                f"run {self.needs}. Most of the {what} is for {largest}: {remedy}"
+                f"{self._run.who}: expected enough {place} for scores, found none left at step {self._run.step}. The "
+                f"run {self.needs}. Most of the {place} is for {largest}: {remedy}"
             ) from error
 
     def release(self) -> None:
@@ -167,6 +166,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def exhausted_place(error: BaseException) -> str:
+    """Name the place that has run out, as :class:`MemoryNeeds` names it."""
+    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        return "disk"
+    return "memory of the device" if isinstance(error, torch.OutOfMemoryError) else "memory"
 
 
 def bytes_of(value: Any) -> int:

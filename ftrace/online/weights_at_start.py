@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import Projection
+from ftrace.online.precision import wide
 from ftrace.online.processes import unsharded
 
 _CHUNK_NUMBERS = 2**21  # of a weight that is converted to float64
@@ -82,16 +83,6 @@ class WeightsAtStart:
         """Restore what :meth:`state` returned; the weights of earlier versions are all copies."""
         self._copies, self._projected = dict(state["weights"]), dict(state.get("projected_weights", {}))
         self._projected_at_end = {}
-
-
-def is_half(dtype: torch.dtype) -> bool:
-    """Whether numbers of this dtype are too short for sums."""
-    return dtype in (torch.float16, torch.bfloat16)
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Convert numbers in half precision to float32; others stay as they are."""
-    return tensor.float() if is_half(tensor.dtype) else tensor
 
 
 def _copied_to(memory: Tensor | None, tensor: Tensor) -> Tensor:

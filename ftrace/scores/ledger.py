@@ -132,11 +132,13 @@ class Summary:
 
     def _in_nats(self) -> str:
         """Say what was predicted, what was measured and what made the difference, where shares say nothing."""
-        who = "the scores predict" if self._main == "examples" else "to first order, the steps predict"
-        said = f"{who} {_change(self.explained[self._main])} where {_change(self.fall)} was measured"
-        said += f", after the queries gained and lost {_nats(self.moved)} each"
-        if self._main == "examples":
-            said += f"; {_listed(self.explained, _nats, 1e-2 * self.moved)}"
+        main = self.explained[self._main]
+        measured = f"{_change(self.fall)} was measured, after the queries gained and lost {_nats(self.moved)} each"
+        if self._main != "examples":
+            remedy = "so scores don't count nats here; compare examples by `cosine` or `learning`"
+            return f"to first order, the steps predict {_change(main)} where {measured}: {remedy}"
+        said = f"the scores predict {_change(main)} where {measured}"
+        said += f"; {_listed(self.explained, _nats, 1e-2 * self.moved)}"
         largest = max(self.remedies.keys() & self.explained.keys(), key=lambda name: abs(self.explained[name]))
         if abs(self.explained[largest]) <= abs(self.fall):
             return said

@@ -141,11 +141,11 @@ class StoredScores:
 
     def example_texts_of(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return the texts of some examples, in their order; the name or the id of one without a text."""
-        rows = [None] * len(ids) if self.examples is None else self.examples.rows(ids)
-        return [
-            name if row is None else str(row["text"])
-            for row, name in zip(rows, self.example_names_of(ids), strict=True)
-        ]
+        return _texts_of(self.examples, ids, self.example_names_of(ids))
+
+    def query_texts_of(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Return the texts of some queries, in their order; the name or the id of one without a text."""
+        return _texts_of(self.queries, ids, self.query_names_of(ids))
 
     @property
     def has_ledger(self) -> bool:
@@ -390,3 +390,9 @@ class StoredScores:
         if (places < 0).any() or len(np.unique(places)) < len(places):
             raise self._damaged("candidate_ids", f"expected known ids, each once, for {self.query_ids[place]}")
         return pairs, places
+
+
+def _texts_of(texts: Texts | None, ids: Sequence[int] | np.ndarray, names: list[str]) -> list[str]:
+    """Return the texts of some ids, and the name of one without a text."""
+    rows = [None] * len(ids) if texts is None else texts.rows(ids)
+    return [name if row is None else str(row["text"]) for row, name in zip(rows, names, strict=True)]

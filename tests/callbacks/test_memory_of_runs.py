@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from ftrace.callbacks import OnlineTracIn
 from ftrace.online import memory_estimates, memory_needs
 from ftrace.online.ledger import LedgerKeeper
-from ftrace.online.run_memory import bytes_of
+from ftrace.online.memory_needs import MemoryNeeds, Place
+from ftrace.online.run_memory import bytes_of, exhausted_place, is_out_of_memory
 from ftrace.online.scoring import row_blocks
 from ftrace.scores import ScoreStore
 from helpers import replay
@@ -123,6 +125,21 @@ def test_memory_that_runs_out_is_one_line_and_the_scores_so_far_are_written(
     store = ScoreStore.open(tmp_path / "online-incomplete")
     assert store.manifest["complete"] is False
     assert np.abs(store.matrix("cosine")).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory of the device"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk"),
+    ],
+)
+def test_the_place_that_runs_out_is_named(error: Exception, place: str) -> None:
+    assert is_out_of_memory(error)
+    needs = MemoryNeeds([Place(name, {"all": 1}, 2) for name in ("memory", "memory of the device", "disk")], None)
+    assert needs.largest(exhausted_place(error)) == (place, "all")
 
 
 LEDGERS: list[tuple[str, dict[str, Any], float]] = [

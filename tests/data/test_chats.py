@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ftrace.data import FactCorpus, QuestionForm, prompts_of_queries, tokenize_prompt
+from ftrace.models import FactLM
 from helpers import chat_tokenizers
-from helpers.chat_tokenizers import CHATML, FORGETFUL, MARKED, MARKED_WITHOUT_END, PLAIN
+from helpers.chat_tokenizers import CHATML, CLOSED_TWICE, FORGETFUL, MARKED, MARKED_WITHOUT_END, PLAIN, THINKING
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -83,6 +84,46 @@ def test_a_template_with_a_first_token_and_without_ends(tmp_path: Path) -> None:
     assert whole(data, batch).startswith("<|endoftext|>system: Be brief.\n")
     assert batch["input_ids"][0].tolist().count(data.tokenizer.bos_token_id) == 1  # type: ignore[union-attr]
     assert counted(data, batch) == "In Velland.In Karmora<|im_end|>"
+
+
+@pytest.mark.parametrize(("template", "closing"), [(CHATML, 1), (MARKED, 1), (PLAIN, 1), (CLOSED_TWICE, 3)])
+def test_a_query_is_asked_for_its_content_alone(template: str, closing: int, tmp_path: Path) -> None:
+    """However many tokens the template closes it with."""
+    model = chat_tokenizers.save_model(tmp_path / "model", template)
+    data = corpus(tmp_path, [{"messages": [ASKED, TOLD]}], tokenizer=model)
+    batch = next(iter(data.query_dataloader()))
+    labels = batch["labels"][0][batch["labels"][0] != -100]
+    assert batch.get("end_length", torch.tensor([1])).tolist() == [closing]
+    assert data.tokenizer.decode(labels[:-closing]).strip() == "In Velland."  # type: ignore[union-attr]
+    assert batch["answer_length"].tolist() == [len(labels) - closing]
+    module = FactLM(model_name_or_path=model).double().eval()
+    logits = module.model(input_ids=batch["input_ids"]).logits[0].log_softmax(-1)
+    first = int((batch["labels"][0] != -100).int().argmax())
+    expected = -sum(logits[first + place - 1, token] for place, token in enumerate(labels[:-closing]))
+    assert module.example_losses(batch).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_what_a_template_writes_before_an_answer_is_given(tmp_path: Path) -> None:
+    """To queries; a model that is trained learns to write it."""
+    model = chat_tokenizers.save_model(tmp_path / "model", THINKING)
+    data = corpus(tmp_path, [{"messages": [ASKED, TOLD], "subject": "Marrow"}], tokenizer=model)
+    row, query = next(iter(data.example_dataloader())), next(iter(data.query_dataloader()))
+    assert counted(data, row) == "<think>\n\n</think>\n\nIn Velland.<|im_end|>"
+    assert counted(data, query) == "In Velland.<|im_end|>"
+    (prompt,) = prompts_of_queries(data)
+    tokenized = tokenize_prompt(prompt, data.tokenizer, as_trained=True)  # type: ignore[arg-type]
+    is_answer = query["labels"][0] != -100
+    assert list(tokenized.input_ids) == query["input_ids"][0, : int(is_answer.int().argmax())].tolist()
+    assert list(tokenized.answers[0]) == query["labels"][0][is_answer][:-1].tolist()
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, PLAIN])
+def test_a_chat_that_the_assistant_begins(template: str, tmp_path: Path) -> None:
+    model = chat_tokenizers.save_model(tmp_path / "model", template)
+    data = corpus(tmp_path, [{"messages": [TOLD]}, {"messages": [TOLD, ASKED, TOLD]}], tokenizer=model)
+    batch = next(iter(data.example_dataloader()))
+    assert [counted(data, batch, row).count("In Velland.") for row in (0, 1)] == [1, 2]
+    assert not any("assistant" in counted(data, batch, row) for row in (0, 1))
 
 
 def test_a_prompt_and_its_completion_follow_each_other_as_they_are(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def ready(tmp_path: Path, train: list[Any] = TRAIN, queries: list[Any] = QUERIES
 def test_rows_queries_and_proponents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         data = ready(tmp_path)
-    assert "3 training rows, 3 queries; 1 queries have no proponents and can't be evaluated" in caplog.text
+    assert "3 training rows, 3 queries; 1 of these have no proponents and can't be evaluated" in caplog.text
     assert data.train_rows["example_id"][:] == [0, 1, 2]
     assert data.train_rows["name"][:] == ["a", "7", "c"]
     assert data.train_rows["facts"][:] == [["in-Oslo", "n"], ["capital"], []]

@@ -22,6 +22,12 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+# Closes a chat with a token of its own, after the token that ends each turn, as Phi-3 does.
+CLOSED_TWICE = CHATML.replace(_PROMPT, "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}" + _PROMPT)
+# Writes an empty thought before the last answer, as Qwen 3 does.
+THINKING = CHATML.replace(
+    _BODY, _BODY + "{% if loop.last and message['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
 # Leaves out what all but the last message of the assistant thought, as templates of reasoning models do.
 FORGETFUL = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"

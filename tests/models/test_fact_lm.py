@@ -194,14 +194,14 @@ def test_an_answer_whose_end_was_cut_off_keeps_its_last_token(architecture: Any)
     row = {**QUERIES[0], "targets_pretokenized": f"<extra_id_0> {words}", "answers": [words]}
     module = model(architecture)
     full, cut = (make_collator(TOKENIZER, architecture, max_length=length)([row]) for length in (whole, whole - 1))
-    assert "is_cut" not in full
-    assert cut["is_cut"].tolist() == [True]
-    assert cut["answer_is_cut"].tolist() == [[True]]
+    assert "end_length" not in full
+    assert cut["end_length"].tolist() == [0]
+    assert cut["answer_end_length"].tolist() == [[0]]
     assert cut["answer_length"].tolist() == full["answer_length"].tolist() == [4]
     if architecture == "decoder-only":  # what is before them is the same
         torch.testing.assert_close(module.example_losses(cut), module.example_losses(full), rtol=1e-12, atol=1e-12)
     counted = int((cut["answer_labels"] != -100).sum())
-    of_last = module.example_losses(cut) - module.example_losses({**cut, "answer_is_cut": torch.tensor([[False]])})
+    of_last = module.example_losses(cut) - module.example_losses({**cut, "answer_end_length": torch.tensor([[1]])})
     assert counted >= 4
     assert of_last.item() > 0
 

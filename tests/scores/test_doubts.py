@@ -38,6 +38,11 @@ def test_shares_of_a_fall_that_is_next_to_nothing_are_not_told() -> None:
         "would help"
     )
     assert not summary.shares
+    assert str(ledger(**columns, examples=[[np.nan] * 3] * 2).summary()) == (
+        "to first order, the steps predict a fall by 0.21 nats where a fall by 0.01 nats was measured, after the "
+        "queries gained and lost 1.99 nats each: so scores don't count nats here; compare examples by "
+        "`cosine` or `learning`"
+    )
 
 
 @pytest.mark.parametrize(

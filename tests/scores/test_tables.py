@@ -20,8 +20,10 @@ def test_top_returns_texts_and_names_where_there_are_none(tmp_path: Path) -> Non
     assert [ids.tolist(), scores.tolist()] == [part.tolist() for part in store.top("who", 4)]
     assert store.top("who", 1, largest=False, texts=True)[2] == ["wiki/4"]
     assert named_store(tmp_path / "bare", texts=False).top("who", 1, texts=True)[2] == ["wiki/2"]
+    assert store.query_texts_of([stable_id("where"), 5]) == ["where is Oslo?", "5"]
     plain = ScoreStore.write(tmp_path / "plain", np.arange(4), np.arange(2), {"dot": SCORES})
     assert plain.top(0, 1, texts=True)[2] == ["1"]
+    assert plain.query_texts_of([1]) == ["1"]
 
 
 def test_the_strongest_are_tabled_with_all_that_is_known_of_them(tmp_path: Path) -> None:

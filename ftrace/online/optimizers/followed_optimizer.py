@@ -33,10 +33,9 @@ from ftrace.gradients import (
     unsupported_step,
 )
 from ftrace.online.messages import warn
+from ftrace.online.precision import is_half
 from ftrace.online.processes import unsharded, unsharded_state
 from ftrace.online.scoring.contributions import Contribution, Share, Shares
-
-_COARSE = (torch.float16, torch.bfloat16)
 
 
 class FollowedOptimizer:
@@ -110,8 +109,9 @@ class FollowedOptimizer:
     def gradient_norm(self) -> float:
         """Compute the norm of its gradients, over all its parameters, in float32 or finer."""
         grads = self._gradients()
-        coarse = [grad for grad in grads if grad.dtype in _COARSE]
-        total = float(unsharded(torch.nn.utils.get_total_norm([grad for grad in grads if grad.dtype not in _COARSE])))
+        coarse = [grad for grad in grads if is_half(grad.dtype)]
+        fine = [grad for grad in grads if not is_half(grad.dtype)]
+        total = float(unsharded(torch.nn.utils.get_total_norm(fine)))
         norms = [float(unsharded(torch.linalg.vector_norm(grad, dtype=torch.float32))) for grad in coarse]
         return math.hypot(total, *norms) if coarse else total
 

@@ -23,7 +23,7 @@ from ftrace.online.undisturbed.random_state import RandomState, isolated_random_
 Learned = Callable[[Any, Any], Tensor]
 Lengths = Callable[[Any, Any], Tensor]
 Compare = Callable[[Tensor, PerExampleGradients, Tensor], None]
-Reduce = Callable[[PerExampleGradients], PerExampleGradients]
+ReduceBatch = Callable[[PerExampleGradients], PerExampleGradients]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class QueryPass:
         compare: Compare | None = None,
         *,
         unprojected: bool = False,
-        reduce: Reduce | None = None,
+        reduce: ReduceBatch | None = None,
     ) -> Refresh:
         """Compute losses and gradients of all queries.
 
