@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -104,8 +104,8 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of tokens, in the logits' own dtype, which the model's own loss isn't."""
-        labels = batch["labels"]
-        if self.model.config.is_encoder_decoder:
+        labels, config = batch["labels"], cast(Any, self.model.config)
+        if config.is_encoder_decoder:
             logits = self.model(input_ids=batch["input_ids"], labels=labels).logits
         else:
             logits, labels = self.model(input_ids=batch["input_ids"]).logits[:, :-1], labels[:, 1:]
@@ -187,8 +187,7 @@ def of_precisions(kind: str, device: str) -> Iterator[Line]:
         try:
             found, _ = traced(kind, device, precision, fused=fused)
             ids = np.searchsorted(found.example_ids, expected.example_ids)
-            pairs = [expected.matrix("dot").ravel(), found.matrix("dot")[ids].ravel()]
-            agrees = float(np.corrcoef(*pairs)[0, 1])
+            agrees = float(np.corrcoef(expected.matrix("dot").ravel(), found.matrix("dot")[ids].ravel())[0, 1])
             skipped = len(found.manifest["steps_skipped"])
             figure = f"{agrees:.3f}" + (f", {skipped} steps skipped" if skipped else "")
             yield Line(f"{kind}: {name}", figure, f"{AGREES}", agrees >= AGREES)

@@ -32,6 +32,7 @@ from ftrace.gradients.preconditioners import (
     preconditioner_from_state,
     preconditioners_from_optimizer,
     rank_one,
+    rank_one_from_state,
     times,
     touched_elements,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "preconditioners_from_optimizer",
     "project",
     "rank_one",
+    "rank_one_from_state",
     "reduced_gradients",
     "scales_elements",
     "times",

@@ -25,6 +25,8 @@ from ftrace.gradients.names import full_name
 from ftrace.gradients.parts import Dense, Lookup, Outer, Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
 
+_CHUNK_NUMBERS = 2**18  # of a matrix that are read at a time, so that they stay in the processor's cache
+
 
 @dataclass(frozen=True)
 class Elementwise:
@@ -155,6 +157,38 @@ def touched_elements(optimizer: str, settings: Mapping[str, Any], state: Mapping
     return moments > 0
 
 
+def rank_one_from_state(
+    name: str,
+    optimizer: str,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+) -> Preconditioner:
+    """Read the preconditioner of a matrix off an optimizer's state, as the closest outer product, see :func:`rank_one`.
+
+    It is 0 where no gradient has ever arrived. Adam's second moments are read some rows at a time, since memory of a
+    matrix's own size takes longer to get than to fill. The arguments are those of :func:`preconditioner_from_state`.
+    """
+    if optimizer not in _ADAMS or "exp_avg_sq" not in state:
+        whole = preconditioner_from_state(name, optimizer, settings, state, shape, dtype)
+        whole = of_touched(whole, touched_elements(optimizer, settings, state))
+        return rank_one(whole)[0] if isinstance(whole, Elementwise) else whole
+    flat = {
+        key: value.flatten(1) if isinstance(value, Tensor) and value.ndim else value for key, value in state.items()
+    }
+    length, width = flat["exp_avg_sq"].shape
+    like = tensors["exp_avg_sq"].new_empty(0, dtype=torch.promote_types(tensors["exp_avg_sq"].dtype, torch.float32))
+    rows, columns = like.new_empty(length), like.new_zeros(width)
+    size = max(1, _CHUNK_NUMBERS // max(1, width))
+    for start in range(0, length, size):
+        chunk = {**state, **{key: tensor[start : start + size] for key, tensor in tensors.items()}}
+        moments = _adam_root(settings, chunk).square() * touched_elements(optimizer, settings, chunk)
+        rows[start : start + size] = moments.mean(1)
+        columns += moments.sum(0)
+    return _of_means(rows, columns / length)
+
+
 def times(factor: float | Preconditioner, number: float) -> float | Preconditioner:
     """Multiply a gradient's factor by a number."""
     if isinstance(factor, float):
@@ -190,9 +224,13 @@ def rank_one(preconditioner: Elementwise) -> tuple[RankOne, float]:
     scale = preconditioner.scale.flatten(1)
     touched = scale > 0
     moments = torch.where(touched, scale.square().reciprocal(), 0.0)
-    rows, columns = moments.mean(1), moments.mean(0)
-    approximation = RankOne(_root_reciprocal(rows / rows.mean()), _root_reciprocal(columns))
+    approximation = _of_means(moments.mean(1), moments.mean(0))
     return approximation, float((approximation.dense() - scale).norm() / scale.norm())
+
+
+def _of_means(rows: Tensor, columns: Tensor) -> RankOne:
+    """Make the outer product that is closest to second moments of these means over columns and over rows."""
+    return RankOne(_root_reciprocal(rows / rows.mean()), _root_reciprocal(columns))
 
 
 def _root_reciprocal(moments: Tensor) -> Tensor:
@@ -247,10 +285,15 @@ def _scaled(part: Part, factor: RankOne) -> Part:
 
 
 def _adam(settings: Mapping[str, Any], state: Mapping[str, Any], axes: int, dtype: torch.dtype) -> Preconditioner:
+    return Elementwise(1 / _adam_root(settings, state))
+
+
+def _adam_root(settings: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    """Compute what Adam divides by, in float32 at least."""
     moments = state["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"]
     bias = 1 - float(settings["betas"][1]) ** float(state["step"])
     root = moments.sqrt() / math.sqrt(bias) + float(settings["eps"])  # in half precision rounded as the optimizer does
-    return Elementwise(1 / root.to(torch.promote_types(root.dtype, torch.float32)))
+    return root.to(torch.promote_types(root.dtype, torch.float32))
 
 
 def _torch_adafactor(
@@ -280,9 +323,9 @@ def _transformers_adafactor(
     return RankOne(of_rows, columns.rsqrt())
 
 
+_ADAMS = ("torch.optim.adam.Adam", "torch.optim.adamw.AdamW")
 _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], int, torch.dtype], Preconditioner]] = {
-    "torch.optim.adam.Adam": _adam,
-    "torch.optim.adamw.AdamW": _adam,
+    **dict.fromkeys(_ADAMS, _adam),
     "torch.optim.Adafactor": _torch_adafactor,
     "transformers.optimization.Adafactor": _transformers_adafactor,
 }

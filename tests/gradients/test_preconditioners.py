@@ -17,13 +17,17 @@ from ftrace.gradients import (
     RankOne,
     inner_products,
     inner_products_and_square_norms,
+    of_touched,
     pool,
     precondition,
     preconditioner_from_state,
     preconditioners_from_optimizer,
     rank_one,
+    rank_one_from_state,
+    touched_elements,
 )
 from ftrace.gradients.costs import Way
+from ftrace.gradients.names import full_name
 from helpers import oracle, tiny
 
 ADAM = {"lr": 0.01, "betas": (0.0, 0.9), "eps": 1e-3}  # without momentum: the step is the preconditioned gradient
@@ -96,6 +100,33 @@ def test_rank_one_is_exact_for_an_outer_product_and_says_how_far_off_it_is() -> 
     assert error == pytest.approx(float((found.dense() - scale).norm() / scale.norm()))
     with pytest.raises(ValueError, match="at least two axes"):
         rank_one(Elementwise(torch.ones(3)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_rank_one_of_a_state_is_that_of_its_touched_elements(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read some rows at a time, it is what the whole matrix gives."""
+    monkeypatch.setattr("ftrace.gradients.preconditioners._CHUNK_NUMBERS", 7)
+    _, optimizer, _, _ = _trained(OPTIMIZERS[name])
+    kind = full_name(optimizer)
+    for group in optimizer.param_groups:
+        for p in (each for each in group["params"] if each.ndim > 1):
+            state = {
+                key: value.clone().to(dtype) if isinstance(value, Tensor) and value.ndim else value
+                for key, value in optimizer.state[p].items()
+            }
+            for value in state.values():
+                if isinstance(value, Tensor) and value.ndim == p.ndim and "adafactor" not in name:
+                    value[0], value.view(len(value), -1)[:, 1] = 0, 0  # never touched
+            found = rank_one_from_state("w", kind, group, state, p.shape, dtype)
+            whole = preconditioner_from_state("w", kind, group, state, p.shape, dtype)
+            whole = of_touched(whole, touched_elements(kind, group, state))
+            expected = rank_one(whole)[0] if isinstance(whole, Elementwise) else whole
+            assert type(found) is type(expected)
+            tolerance = 1e-12 if dtype == torch.float64 else 1e-3
+            torch.testing.assert_close(found.dense(), expected.dense(), rtol=tolerance, atol=0)
 
 
 def _preconditioners(model: nn.Module, kind: str) -> dict[str, Elementwise | RankOne]:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from ftrace.gradients import (
     BeforeStep,
     Dense,
-    Elementwise,
     ParameterStep,
     PerExampleGradients,
     Preconditioner,
@@ -27,7 +26,7 @@ from ftrace.gradients import (
     of_touched,
     preconditioner_from_state,
     project,
-    rank_one,
+    rank_one_from_state,
     scales_elements,
     touched_elements,
     unsupported_step,
@@ -218,11 +217,11 @@ class FollowedOptimizer:
             state, settings = unsharded_state(self.optimizer.state.get(p, {})), self.optimizer.param_groups[group]
             if "step" not in state:
                 continue
-            factor = preconditioner_from_state(name, kind, settings, state, p.shape, p.dtype)
-            factor = of_touched(factor, touched_elements(kind, settings, state))
-            if isinstance(factor, Elementwise) and p.ndim > 1 and not elementwise:
-                factor, _ = rank_one(factor)
-            preconditioners[name] = factor
+            if p.ndim > 1 and not elementwise:
+                preconditioners[name] = rank_one_from_state(name, kind, settings, state, p.shape, p.dtype)
+            else:
+                factor = preconditioner_from_state(name, kind, settings, state, p.shape, p.dtype)
+                preconditioners[name] = of_touched(factor, touched_elements(kind, settings, state))
         return preconditioners
 
     def facts(self) -> dict[str, Any]:
