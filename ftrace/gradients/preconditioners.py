@@ -174,10 +174,8 @@ def rank_one_from_state(
         whole = preconditioner_from_state(name, optimizer, settings, state, shape, dtype)
         whole = of_touched(whole, touched_elements(optimizer, settings, state))
         return rank_one(whole)[0] if isinstance(whole, Elementwise) else whole
-    flat = {
-        key: value.flatten(1) if isinstance(value, Tensor) and value.ndim else value for key, value in state.items()
-    }
-    length, width = flat["exp_avg_sq"].shape
+    tensors = {key: value.flatten(1) for key, value in state.items() if isinstance(value, Tensor) and value.ndim}
+    length, width = tensors["exp_avg_sq"].shape
     like = tensors["exp_avg_sq"].new_empty(0, dtype=torch.promote_types(tensors["exp_avg_sq"].dtype, torch.float32))
     rows, columns = like.new_empty(length), like.new_zeros(width)
     size = max(1, _CHUNK_NUMBERS // max(1, width))
