@@ -45,6 +45,7 @@ PROMPTS = (
     FactPrompt("france", "The capital of France is", "France", ("Paris",)),
     FactPrompt("tower", "The Eiffel Tower is located in the city of", "Eiffel Tower", ("Paris",)),
 )
+MAGNIFIED = 1e-2  # rounding, by thirty layers, at most
 EXACT = 1e-4  # in float32, relative: of losses; of gradients, to the largest element of a parameter's
 TRACED = 1e-4  # of probabilities in float32
 STEPS, ROWS = 10, 4
@@ -120,25 +121,40 @@ def prediction(real: Real) -> list[Line]:
 
 
 def exactness(real: Real) -> list[Line]:
-    """Gradients of two examples, padded in one batch, against plain autograd of each alone."""
+    """Gradients of two examples, padded in one batch, against plain autograd of each one's loss there, and of it alone.
+
+    In float32 thirty layers magnify rounding: plain autograd of an example alone differs from that of the same example
+    in a padded batch, and with two threads from that with one. What it differs by, 1% at most, is the bound of the second line.
+    """
     rows = (("The capital of France is", "Paris"), ("Mira Tannow moved to the village of", "Upper Ostrel"))
     module, names = real.module, [name for name, _ in real.module.named_parameters()]
     capture = GradientCapture(module)
     with capture, capture.recording(len(rows)) as recording:
         recording.backward(module.example_losses(real.batch(*rows)))
     found = recording.gradients()
-    worst = 0.0
+    worst = {"in the batch": 0.0, "alone": 0.0, "plain": 0.0}
     for number, row in enumerate(rows):
-        loss = module.example_losses(real.batch(row))[0]
-        expected = torch.autograd.grad(loss, list(module.parameters()))
-        for name, gradient in zip(names, expected, strict=True):
-            error = (found.dense(name, number, number + 1)[0] - gradient).abs().max() / gradient.abs().max()
-            worst = max(worst, float(error))
+        losses = {"in the batch": (real.batch(*rows), number), "alone": (real.batch(row), 0)}
+        plain = {
+            how: torch.autograd.grad(module.example_losses(batch)[place], list(module.parameters()))
+            for how, (batch, place) in losses.items()
+        }
+        for index, name in enumerate(names):
+            read, of_alone = found.dense(name, number, number + 1)[0], plain["alone"][index]
+            for how in losses:
+                worst[how] = max(worst[how], _relative(read, plain[how][index]))
+            worst["plain"] = max(worst["plain"], _relative(plain["in the batch"][index], of_alone))
     covered = f"{len(capture.coverage.covered)} of {len(names)}"
     return [
         Line("parameters whose gradients are read", covered, "all", len(capture.coverage.covered) == len(names)),
-        _at_most("gradients of two examples, float32", worst, EXACT),
+        _at_most("gradients of two examples in a batch, float32", worst["in the batch"], EXACT),
+        _at_most("the same against each alone", worst["alone"], min(worst["plain"], MAGNIFIED) + EXACT),
     ]
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a share of the largest element."""
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def causal(real: Real) -> list[Line]:
@@ -171,7 +187,7 @@ def training(real: Real) -> list[Line]:
     """Ten traced steps in float32, in bfloat16 and with LoRA; weights are those of ten plain steps, bit by bit."""
     kinds: dict[str, Callable[[], FactLM]] = {
         "float32": lambda: FactLM(real.folder, learning_rate=1e-4),
-        "bfloat16": lambda: FactLM(real.folder, learning_rate=1e-3, optimizer="sgd", dtype="bfloat16"),
+        "bfloat16": lambda: FactLM(real.folder, learning_rate=0.1, optimizer="sgd", dtype="bfloat16"),
         "LoRA": lambda: LoraLM(real.folder, learning_rate=1e-3),
     }
     lines = []
@@ -184,7 +200,7 @@ def training(real: Real) -> list[Line]:
         same = all(torch.equal(traced[each], weights) for each, weights in plain.items())
         fell = f"{losses[0]:.2f} to {losses[-1]:.2f}"
         lines += [
-            Line(f"ten steps, {name}: loss, nats", fell, "falls", losses[-1] < losses[0]),
+            Line(f"ten steps, {name}: loss of the first batch", fell, "falls", losses[-1] < losses[0]),
             Line(f"ten steps, {name}: scores", "finite" if finite else "not finite", "finite", finite),
             Line(f"ten steps, {name}: weights", "equal" if same else "differ", "equal to plain ones", same),
         ]
@@ -206,17 +222,24 @@ class LoraLM(FactLM):
 
 
 class _Losses(pl.Callback):
-    """Callback that keeps the loss of each step."""
+    """Callback that keeps the loss of the first batch, before training and after it."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
+        self._batch: Any = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.values.append(float(outputs["loss"]))
+        if not self.values:
+            self._batch = batch
+            self.values.append(float(outputs["loss"]))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            self.values.append(float(pl_module.training_loss(self._batch)))
 
 
 def _train(real: Real, module: FactLM, store: Path | None) -> tuple[dict[str, Tensor], list[float]]:
-    """Train for ten clipped steps, traced if there is a place for a store; weights that were trained, and losses."""
+    """Train for ten clipped steps, traced if there is a place for a store; trained weights, and two losses."""
     pl.seed_everything(0, verbose=False)
     losses = _Losses()
     callbacks: list[pl.Callback] = [losses]
