@@ -124,7 +124,8 @@ def exactness(real: Real) -> list[Line]:
     """Gradients of two examples, padded in one batch, against plain autograd of each one's loss there, and of it alone.
 
     In float32 thirty layers magnify rounding: plain autograd of an example alone differs from that of the same example
-    in a padded batch, and with two threads from that with one. What it differs by, 1% at most, is the bound of the second line.
+    in a padded batch, and with two threads from that with one.
+    What it differs by, 1% at most, bounds the second line.
     """
     rows = (("The capital of France is", "Paris"), ("Mira Tannow moved to the village of", "Upper Ostrel"))
     module, names = real.module, [name for name, _ in real.module.named_parameters()]
