@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "index": {"gradients", "scores"},
     "online": {"gradients", "scores", "index"},
     "callbacks": {"gradients", "scores", "index", "online"},
+    "hf": {"gradients", "scores", "index", "online"},
     "data": set(),
     "models": {"data"},
     "attribution": {"console", "gradients", "scores", "index", "data", "models"},
@@ -64,7 +65,7 @@ MAY_IMPORT = {
     "cli": {"console", "named_configs", "commands"},  # and by name, when they are called, the modules of commands
 }
 TRAINS = ROOT / "ftrace" / "commands" / "fit.py"  # nothing else in ftrace/ imports the callbacks
-WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online"}
+WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online", "hf"}
 
 
 def sources(part: str) -> list[Path]:

@@ -259,11 +259,7 @@ def trace(
         (6,)
     """
     optimizers = _listed(optimizer)
-    unknown = sorted(settings.keys() - TraceSettings.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(
-            f"trace: expected settings among {sorted(TraceSettings.__dataclass_fields__)}, found {unknown[0]!r}"
-        )
+    of_run = TraceSettings.of("trace", settings)
     if state and (not isinstance(state, Mapping) or "global_step" not in state):
         shown = f"keys {list(state)[:8]}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
@@ -272,7 +268,7 @@ def trace(
         )
     step = state["global_step"] if state else 0
     loop = PlainLoop(model, optimizers, training_loss or huggingface_training_loss, precision, schedules, scaler, step)
-    session = TraceSession(TraceSettings(**settings), queries, query_losses, query_learned, _WHO, describe)
+    session = TraceSession(of_run, queries, query_losses, query_learned, _WHO, describe)
     return PlainTrace(loop, session, Path(output_dir), state)
 
 

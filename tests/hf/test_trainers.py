@@ -1,0 +1,62 @@
+"""Hugging Face's and TRL's trainers, traced: scores against plain autograd, and training that isn't disturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ftrace.hf import OnlineTracInCallback
+from ftrace.scores import ScoreStore, stable_id
+from helpers.hf_trainers import (
+    KINDS,
+    Recorder,
+    expected_scores,
+    make_queries,
+    make_trainer,
+    model_folder,
+    query_losses,
+)
+
+BOUND = {"trainer": 1e-6, "sft": 1e-4, "dpo": 1e-4, "grpo": 1e-4}  # scores, and TRL's own loss, are in float32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_folder(tmp_path_factory.mktemp("hf"))
+
+
+def traced(trainer: Any, model: str, folder: Path, **settings: Any) -> OnlineTracInCallback:
+    callback = OnlineTracInCallback(
+        trainer, make_queries(model), folder / "scores", query_losses, **{"scores": ("dot",), **settings}
+    )
+    trainer.add_callback(callback)
+    return callback
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("accumulated", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_autograd_one_example_at_a_time(
+    kind: str, accumulated: int, lora: bool, model: str, tmp_path: Path
+) -> None:
+    """Of the trainer's own loss; and weights are those of a training without the callback, bit by bit."""
+    options = {"gradient_accumulation_steps": accumulated}
+    plain = make_trainer(kind, model, tmp_path / "plain", lora=lora, **options)
+    plain.train()
+    trainer = make_trainer(kind, model, tmp_path / "traced", lora=lora, **options)
+    recorder = Recorder(trainer, traced(trainer, model, tmp_path))
+    trainer.train()
+    for (name, one), other in zip(plain.model.named_parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    store = ScoreStore.open(tmp_path / "scores")
+    expected = expected_scores(recorder, kind, make_queries(model))
+    ids = [stable_id(id_) if isinstance(id_, str) else id_ for id_ in expected]
+    assert sorted(ids) == store.example_ids.tolist()
+    order = np.searchsorted(store.example_ids, ids)
+    found, right = store.matrix("dot")[order], np.stack(list(expected.values()))
+    assert np.abs(found - right).max() <= BOUND[kind] * np.abs(right).max()
+    assert np.abs(right).max() > 0
