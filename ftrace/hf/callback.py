@@ -199,9 +199,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         if not self._in_step or loop is None:
             return self._compute_loss(model, bare, *args, **kwargs)
         if args or kwargs.get("return_outputs"):
-            raise ValueError(
-                f"{_WHO}: expected training_step to compute a loss alone, found {args or 'return_outputs'}"
-            )
+            raise ValueError(f"{_WHO}: expected a training_step that computes a loss alone, found one with outputs")
         loop.options = kwargs
         self._session.batch_begins(inputs, loop.batch_idx)
         loop.batch_idx += 1

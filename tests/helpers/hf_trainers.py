@@ -43,7 +43,14 @@ def make_model(folder: str, dtype: torch.dtype, *, lora: bool = False) -> nn.Mod
 
 
 def make_trainer(
-    kind: str, folder: str, output_dir: Path, *, dtype: torch.dtype | None = None, lora: bool = False, **options: Any
+    kind: str,
+    folder: str,
+    output_dir: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    lora: bool = False,
+    evaluates: bool = False,
+    **options: Any,
 ) -> Any:
     """Make a trainer, about to train for two epochs; TRL's fused head computes in float32 in any case."""
     dtype = dtype or (torch.float64 if kind == "trainer" else torch.float32)
@@ -56,12 +63,18 @@ def make_trainer(
     if kind in ("sft", "dpo", "grpo"):
         settings["model_init_kwargs"] = None
     if kind == "trainer":
-        return Trainer(model, TrainingArguments(**settings), train_dataset=_tokens(tokenizer))
+        rows = _tokens(tokenizer)
+        return Trainer(
+            model, TrainingArguments(**settings), train_dataset=rows, eval_dataset=rows if evaluates else None
+        )
     if kind == "sft":
         rows = [{"messages": [_said("user", asked), _said("assistant", told)], "example_id": id_}
                 for id_, asked, told in _facts()]  # fmt: skip
         config: Any = SFTConfig(**{"max_length": 64, **settings})
-        return SFTTrainer(model, config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
+        of_sft = datasets.Dataset.from_list(rows)
+        return SFTTrainer(
+            model, config, train_dataset=of_sft, eval_dataset=of_sft if evaluates else None, processing_class=tokenizer
+        )
     if kind == "dpo":
         rows = [{"prompt": asked, "chosen": f" {told}", "rejected": f" Nowhere, {id_}.", "example_id": id_}
                 for id_, asked, told in _facts()]  # fmt: skip
