@@ -6,6 +6,7 @@ from ftrace.gradients.balance import balancing, divided
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
+from ftrace.gradients.fused_heads import FusedHead, record_head
 from ftrace.gradients.graph import kind_of_graph
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples
@@ -56,6 +57,7 @@ __all__ = [
     "Entries",
     "Examples",
     "ExchangeError",
+    "FusedHead",
     "GradientCapture",
     "Key",
     "LayoutBook",
@@ -111,6 +113,7 @@ __all__ = [
     "project",
     "rank_one",
     "rank_one_from_state",
+    "record_head",
     "reduced_gradients",
     "scales_elements",
     "times",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.fallback import outputs_of
+from ftrace.gradients.fused_heads import FusedHead, Measure, differentiable
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Silent
@@ -42,6 +44,13 @@ class Observation(Recording):
             of_input = prints_of(inputs, 0 if rule.is_table else parameter_axes, bounded=True)
         self.values[record.key] = of_input, prints_of(channels_last, parameter_axes, bounded=True)
         self._hook_output(output, record)
+
+    def add_head(self, layer: Layer, head: FusedHead, outputs: Mapping[Measure, Tensor]) -> None:
+        """Take prints of the run of a fused head."""
+        for _, output in differentiable(outputs):
+            record = Silent(self._next_key(layer), self.of_pass, layer, output.shape)
+            self.values[record.key] = None, prints_of(output, bounded=True)
+            self._hook_output(output, record)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         """Take prints of the run of a layer without a rule."""

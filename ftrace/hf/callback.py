@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from ftrace.arguments import Name, checked
 from ftrace.hf.batch_texts import BatchTexts
+from ftrace.hf.fused_head import told_head
 from ftrace.hf.row_ids import has_ids, ids_in_batches, names_of_completions, without
 from ftrace.hf.trainer_loop import TrainerLoop, refuse_unsupported
 from ftrace.online import TraceSession, TraceSettings
@@ -105,6 +106,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         if kwargs.get("trial") is not None or len(args) > 1:
             raise ValueError(f"{_WHO}: expected one training, found a search for hyperparameters. Trace the best one")
         with ExitStack() as stack:
+            stack.enter_context(told_head(trainer.model))
             for name, replacement in self._replacements().items():
                 stack.enter_context(_replaced(*name, replacement))
             try:

@@ -37,6 +37,24 @@ def traced(trainer: Any, model: str, folder: Path, **settings: Any) -> OnlineTra
     return callback
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_projected_and_learning_scores_are_computed_too(kind: str, model: str, tmp_path: Path) -> None:
+    """And agree with exact ones, as far as projections to 8 x 8 can."""
+    stores = []
+    for side in (None, 8):
+        trainer = make_trainer(kind, model, tmp_path / str(side))
+        kinds = ("dot", "learning") if side else ("dot",)
+        traced(trainer, model, tmp_path / f"of-{side}", scores=kinds, projection_side=side, refresh_every_n_steps=1)
+        trainer.train()
+        stores.append(ScoreStore.open(tmp_path / f"of-{side}" / "scores"))
+    exact, projected = (store.matrix("dot").ravel() for store in stores)
+    assert np.corrcoef(exact, projected)[0, 1] > 0.6
+    assert np.abs(stores[1].matrix("learning")).max() > 0
+    lines = {line["parameter"]: line for line in stores[1].manifest["coverage"]}
+    assert {line["status"] for line in lines.values()} == {"covered"}
+    assert lines["lm_head.weight"]["rules"] == ["Linear"]  # also where TRL's fused head uses it
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("accumulated", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
