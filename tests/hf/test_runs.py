@@ -21,7 +21,7 @@ from ftrace.callbacks import OnlineTracIn
 from ftrace.hf import OnlineTracInCallback
 from ftrace.scores import ScoreStore
 from helpers import warm_python
-from helpers.hf_trainers import Recorder, make_model, make_queries, make_trainer, model_folder, query_losses
+from helpers.hf_trainers import KINDS, Recorder, make_model, make_queries, make_trainer, model_folder, query_losses
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_scores_are_those_of_the_lightning_callback_on_the_same_batches(model: s
     assert_same_scores(tmp_path / "hf", tmp_path / "lightning", 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["trainer", "sft", "dpo"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_followed(kind: str, model: str, tmp_path: Path) -> None:
     """Under autocast, which the trainer puts into the model's forward: weights aren't disturbed, scores agree."""
     stores = []
@@ -111,7 +111,7 @@ class KillAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-@pytest.mark.parametrize("kind", ["trainer", "sft", "dpo"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_and_resumed_run_is_an_undisturbed_one(
     kind: str, accumulated: int, model: str, tmp_path: Path
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_killed_and_resumed_run_is_an_undisturbed_one(
     whole.train()
     first = make_trainer(kind, model, tmp_path / "run", **options)
     callback = traced(first, model, tmp_path / "scores")
-    first.add_callback(KillAt(5))
+    first.add_callback(KillAt(3))
     with pytest.raises(Killed):
         first.train()
     assert callback.incomplete_store == tmp_path / "scores-incomplete"
@@ -192,7 +192,7 @@ def train(rank: int, processes: int, folder: str) -> None:
     """Train with two rows a step and two batches, on one process or divided among two."""
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    for kind in ("trainer", "sft"):
+    for kind in ("trainer", "sft", "dpo"):
         trainer = make_trainer(
             kind, f"{folder}/model", Path(folder, f"{kind}-{processes}"), ddp_backend="gloo" if processes > 1 else None,
             per_device_train_batch_size=2 // processes, gradient_accumulation_steps=2,
@@ -209,7 +209,7 @@ def test_two_processes_have_the_scores_of_one(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = warm_python.run(__file__, tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2500:]
-    for kind, tolerance in (("trainer", 1e-6), ("sft", 1e-3)):
+    for kind, tolerance in (("trainer", 1e-6), ("sft", 1e-3), ("dpo", 1e-3)):
         assert_same_scores(tmp_path / f"{kind}-scores-1", tmp_path / f"{kind}-scores-2", tolerance)
         assert ScoreStore.open(tmp_path / f"{kind}-scores-2").manifest["processes"] == 2
 
