@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftrace.arguments import Count, checked
 from ftrace.gradients import OnLoss
 from ftrace.online.loop import Wording
 from ftrace.online.plain_loop import PRECISIONS, PlainLoop, TrainingLoss
@@ -23,6 +24,7 @@ _STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
 _LOG_EVERY_N_STEPS = 50  # as Lightning's Trainer
 
 
+@checked
 class FabricLoop(PlainLoop):
     """A loop whose model and optimizers ``fabric.setup`` has set up.
 
@@ -53,7 +55,7 @@ class FabricLoop(PlainLoop):
         optimizers: Sequence[Any],
         training_loss: TrainingLoss,
         schedules: Sequence[Any] = (),
-        step: int = 0,
+        step: Count = 0,
     ) -> None:
         _require_supported(fabric, model)
         plugin = fabric.strategy.precision

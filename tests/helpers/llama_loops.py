@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,14 @@ def by_hand(net: Llama, folder: Path, *, accumulate: int = 1, clip: float | None
 
 def by_fabric(
     net: Llama, folder: Path | None, fabric: Fabric | None = None, *, accumulate: int = 1, clip: float | None = None,
-    gradients: list[Tensor] | None = None, training_loss: Any = mean_loss, stop: int | None = None,
+    before_step: Callable[[int], None] | None = None, training_loss: Any = mean_loss, stop: int | None = None,
     checkpoint: Path | None = None, resume: bool = False, **settings: Any,
 ) -> Any:  # fmt: skip
     """With Fabric; the rows of each batch are shared out among processes.
 
     Args:
         folder: Where the store is written; None: not traced.
-        gradients: Takes each step's gradient before it is clipped.
+        before_step: Called with the index of each step, before its gradient is clipped.
         stop: The step at which the checkpoint is saved; one step later the run is killed.
         resume: Whether it goes on from the checkpoint.
     """
@@ -146,10 +146,9 @@ def by_fabric(
                     if folder is None:
                         fabric.backward(training_loss(model, batch) / accumulate)
                     else:
-                        run.backward(run.loss(batch) / accumulate)
-            if gradients is not None:
-                of_step = replay.trained(net).values()
-                gradients.append(torch.cat([p.grad.flatten().clone() for p in of_step if p.grad is not None]))
+                        run.backward(run.loss(batch) / accumulate, model=model)
+            if before_step is not None:
+                before_step(step)
             if clip is not None:
                 fabric.clip_gradients(model, optimizer, max_norm=clip)
             optimizer.step()
@@ -178,6 +177,10 @@ def replayed(net: Llama, accumulate: int = 1, clip: float | None = None) -> tupl
 def matrix(store: ScoreStore, scores: dict[int, Tensor]) -> np.ndarray:
     """Scores by example, in the order of a store's."""
     return np.stack([scores[int(example)].numpy() for example in store.example_ids])
+
+
+def gradient(net: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten().clone() for p in net.parameters() if p.grad is not None])
 
 
 def weights(net: nn.Module) -> Tensor:

@@ -37,6 +37,7 @@ FABRICS: dict[str, tuple[Callable[[], Fabric], float]] = {
     "bf16-mixed": (of("bf16-mixed"), 2e-2),  # autograd rounds gradients of weights to 8 bits
     "bf16-true": (of("bf16-true"), 2e-2),
     "16-mixed": (scaled, 4e-3),
+    "16-true": (of("16-true"), 4e-3),
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.multiprocessing import ProcessExitedException
 
 from ftrace.scores import ScoreStore
 from helpers import warm_python
@@ -29,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "killed": {"stop": 2, "integration": "trapezoid"},
     "whole": {"integration": "trapezoid"},
     "marked": {"training_loss": by_training_step},
+    "signalled": {},
 }
 
 
@@ -36,6 +40,13 @@ def train(fabric: Fabric, folder: Path, case: str, resume: bool = False) -> None
     torch.manual_seed(4)
     net = Llama(adapters=True, dtype=torch.float32 if case == "marked" else torch.float64)
     options = {**OPTIONS[case], "checkpoint": folder / "checkpoint.pt", "resume": resume}
+
+    def end(step: int) -> None:
+        if step == 3 and fabric.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if case == "signalled":
+        options["before_step"] = end
     try:
         by_fabric(net, None if case == "untraced" else folder / case, fabric, **options)
     except KeyboardInterrupt:
@@ -79,6 +90,14 @@ def test_a_killed_run_goes_on(folders: tuple[Path, Path]) -> None:
         np.testing.assert_allclose(killed.matrix(kind), whole.matrix(kind), rtol=1e-6, atol=1e-12)
 
 
+def test_a_signal_to_one_process_stops_all_before_the_same_batch(folders: tuple[Path, Path]) -> None:
+    store = ScoreStore.open(folders[1] / "signalled-incomplete")
+    assert (store.manifest["steps"], store.manifest["complete"]) == (4, False)
+    assert store.example_ids.tolist() == [2, 12, 22, 32]  # each process by itself writes what it has
+    assert (folders[1] / "exit_code").read_text() == str(128 + signal.SIGTERM)
+    assert not (folders[1] / "signalled").exists()
+
+
 def test_methods_that_are_marked_run_in_fabrics_precision(folders: tuple[Path, Path]) -> None:
     """In bfloat16, with DDP around the model, also in rehearsals."""
     one, two = (ScoreStore.open(folder / "marked") for folder in folders)
@@ -94,4 +113,8 @@ if __name__ == "__main__":  # what has used threads, as the tests have, can't fo
         precision = "bf16-mixed" if case == "marked" else "32-true"
         for resume in (False, True) if case == "killed" else (False,):
             fabric = Fabric(accelerator="cpu", devices=count, strategy="ddp_fork", precision=precision)  # type: ignore[arg-type]
-            fabric.launch(train, folder, case, resume)
+            ends = pytest.raises(ProcessExitedException) if case == "signalled" else contextlib.nullcontext()
+            with ends as end:
+                fabric.launch(train, folder, case, resume)
+            if end is not None:
+                (folder / "exit_code").write_text(str(end.value.exit_code))
