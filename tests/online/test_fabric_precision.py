@@ -83,7 +83,7 @@ def test_scores_equal_autograd_in_the_same_precision(precision: str, tmp_path: P
     assert store.manifest["self_check"] == {"failures": []}
 
 
-@pytest.mark.parametrize("precision", FABRICS)
+@pytest.mark.parametrize("precision", [each for each in FABRICS if each != "16-true"])  # AdamW's eps is 0 in float16
 def test_weights_are_the_same_with_and_without(precision: str, tmp_path: Path) -> None:
     """Bit by bit, with accumulation, an uneven last window, clipping and adapters; a loss scaler unscales."""
     ends = []
