@@ -22,6 +22,7 @@ PAGES = [
         "sft.md",
         "dpo.md",
         "grpo.md",
+        "fabric.md",
         "stores.md",
         "evaluation.md",
         "trackstar.md",

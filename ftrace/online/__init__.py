@@ -1,6 +1,7 @@
 """Tracing of a run in any training loop: contributions, scores, ledger, checks, resuming. Independent of Lightning."""
 
 from ftrace.online.checks.failures import SelfCheckError
+from ftrace.online.fabric_loop import FabricLoop
 from ftrace.online.loop import TrainingLoop, TrainLoaders, Wording
 from ftrace.online.plain_loop import PlainLoop
 from ftrace.online.plain_trace import PlainTrace, trace
@@ -9,6 +10,7 @@ from ftrace.online.session import TraceSession
 from ftrace.online.settings import TraceSettings
 
 __all__ = [
+    "FabricLoop",
     "PlainLoop",
     "PlainTrace",
     "SelfCheckError",

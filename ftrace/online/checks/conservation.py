@@ -183,7 +183,11 @@ class Conservation(Check):
                 self._failures.report(
                     f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook"
-                    + (", or after the backward pass by more than a factor" if is_clipped else ""),
+                    + (
+                        ", or after the backward pass by more than a factor, as clipping by value does"
+                        if is_clipped
+                        else ""
+                    ),
                     names=wrong,
                 )
         # Contributions from before the last refresh were multiplied with other query gradients.

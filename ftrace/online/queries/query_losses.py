@@ -49,6 +49,7 @@ def find_answer_lengths(module: nn.Module, losses: QueryLosses) -> QueryLosses |
         The module's own ``answer_lengths`` if the losses are its own, too; the numbers of labels if losses are the
         ready-made ones; otherwise None.
     """
+    losses = inspect.unwrap(losses)
     if losses is huggingface_losses:
         return huggingface_lengths
     if losses is module_example_losses and callable(getattr(module, "answer_lengths", None)):
@@ -109,6 +110,9 @@ def huggingface_losses(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     labels = _without_ends(labels, model)
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1)
+
+
+READY_MADE = frozenset([module_example_losses, module_learned, huggingface_losses])
 
 
 def huggingface_training_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
