@@ -23,6 +23,7 @@ PAGES = [
         "dpo.md",
         "grpo.md",
         "fabric.md",
+        "queries.md",
         "stores.md",
         "evaluation.md",
         "trackstar.md",
