@@ -212,9 +212,9 @@ def _crossing(output: Output) -> UnreadableError:
     return UnreadableError(
         f"{output.called} has tokens of one document that change with another document's: attention, or another layer "
         "over tokens, crosses the documents of a packed row, so that none has a gradient of its own. Keep them apart: "
-        "give a Hugging Face model that builds its masks from them position_ids that begin anew with each document, "
-        "and no attention_mask; or a block-diagonal mask of your own. Or give one id for each row, which is the "
-        "example then",
+        "a Hugging Face model that builds its masks from position_ids, which begin anew with each document, needs "
+        "use_cache=False (as model.config.use_cache) and no attention_mask; any other one needs a block-diagonal mask. "
+        "Or give one id for each row, which is the example then",
         of_all=True,
     )
 

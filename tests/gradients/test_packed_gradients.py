@@ -8,13 +8,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ftrace.gradients import Examples, GradientCapture, LayoutBook, PackedLayout, Rehearsal, UnreadableError
+from ftrace.gradients import Documents, Examples, GradientCapture, LayoutBook, PackedLayout, Rehearsal, UnreadableError
 from ftrace.gradients.layouts import by_example, candidates
 from helpers import oracle, packed, tiny
 from helpers.held_rehearsal import hold
 from helpers.packed import MODELS, Corpus, PackedStep, mean_loss, owners_of, share
+from helpers.rehearsal_step import randomised
 
 SHAPES: dict[str, tuple[list[list[int]], int]] = {
     "one row": ([[5, 4, 3]], 0),
@@ -30,7 +31,9 @@ def step_of(model: Any, batch: dict[str, Tensor], documents: Any, **given: Any) 
     return PackedStep(lambda own: [mean_loss(model, own, **given)], batch, documents=documents)
 
 
-def held(model: Any, rows: list[list[int]], padding: int = 0, book: LayoutBook | None = None, **given: Any) -> Rehearsal:
+def held(
+    model: Any, rows: list[list[int]], padding: int = 0, book: LayoutBook | None = None, **given: Any
+) -> Rehearsal:
     corpus, documents = Corpus(), owners_of(rows, padding)
     batch = corpus.pack(rows, padding=padding)
     examples = Examples(documents.total, (), documents)
@@ -93,6 +96,7 @@ def test_a_mask_of_ones_own_keeps_documents_apart() -> None:
         (packed.opt, {}),
         (tiny.llama, {"attention_mask": torch.ones(2, 10, dtype=torch.int64)}),
         (tiny.gpt2, {"position_ids": None}),
+        (tiny.llama, {"use_cache": True}),
     ],
 )
 def test_attention_that_crosses_documents_is_refused(kind: Any, given: dict[str, Any]) -> None:
@@ -102,7 +106,7 @@ def test_attention_that_crosses_documents_is_refused(kind: Any, given: dict[str,
         with GradientCapture(model, strict=True) as capture:
             step = step_of(model, batch, documents, **given)
             rehearsal = Rehearsal(capture, step, Examples(documents.total, (), documents), LayoutBook())
-            with pytest.raises(UnreadableError, match=r"(out|o|c)_proj'.* crosses the documents .*position_ids") as error:
+            with pytest.raises(UnreadableError, match=r"_proj'.* crosses the documents .*position_ids") as error:
                 rehearsal.find_rows()
         assert error.value.of_all
 
@@ -152,3 +156,79 @@ def test_each_token_goes_to_its_document(shape: Sequence[int], layout: PackedLay
         assert sorted(kept.unique().tolist()) == sorted({0.0, *own.tolist()})
     assert layout.has_padding(tensor, examples)
     assert not layout.has_padding(layout.choose(tensor, torch.ones(5, dtype=torch.bool), examples), examples)
+
+
+class Odd(nn.Module):
+    """Without attention: flat tokens, a layer without a rule, positions that all rows share, a tensor of many axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(tiny.VOCABULARY, 6), nn.Embedding(16, 6)
+        self.gate, self.flat, self.heads, self.out = Gate(), nn.Linear(6, 6), nn.Linear(3, 3), nn.Linear(6, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rows, columns = tokens.shape
+        hidden = self.words(tokens) + self.places(torch.arange(columns)[None])
+        hidden = self.gate(self.flat(hidden.flatten(0, 1)).tanh())
+        heads = self.heads(hidden.reshape(rows, columns, 2, 3).transpose(1, 2)).transpose(1, 2)
+        return self.out(heads.reshape(rows * columns, 6)).view(rows, columns, 4)
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x * self.weight).sum(-1, keepdim=True).sigmoid()
+
+
+@pytest.mark.parametrize("rows", [[[5, 2, 3]], [[5, 2], [3, 3, 4]]])
+def test_layers_without_a_rule_and_tensors_of_other_shapes(rows: list[list[int]]) -> None:
+    model = randomised(Odd())
+    corpus, documents = Corpus(), owners_of(rows)
+    batch = corpus.pack(rows)
+
+    def share_of(i: int) -> Tensor:
+        return model(batch["input_ids"]).sin().sum(-1)[documents.owners == i].sum()
+
+    step = PackedStep(lambda own: [model(own["input_ids"]).sin().sum(-1)[documents.owners >= 0].sum()], batch)
+    step.documents = documents
+    hold(model, step, share_of, Examples(documents.total, (), documents))
+
+
+class LastTokens(nn.Module):
+    """A head on each document's last token: an axis of documents."""
+
+    def __init__(self, documents: Documents) -> None:
+        super().__init__()
+        self.documents = documents
+        self.words, self.body, self.head = nn.Embedding(tiny.VOCABULARY, 6), nn.Linear(6, 6), nn.Linear(6, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.body(self.words(tokens)).tanh()
+        owners = self.documents.flat
+        last = [int((owners == i).nonzero().max()) for i in range(self.documents.total)]
+        return self.head(hidden.flatten(0, 1)[last])[:, 0]
+
+
+def test_a_head_on_the_last_token_of_each_document() -> None:
+    rows = [[5, 2], [3, 3, 4]]
+    documents = owners_of(rows)
+    model, batch = randomised(LastTokens(documents)), Corpus().pack(rows)
+    step = PackedStep(lambda own: [model(own["input_ids"]).sin().mean()], batch, documents=documents)
+    hold(model, step, lambda i: model(batch["input_ids"])[i].sin() / 5, Examples(5, (), documents))
+
+
+def test_a_last_token_that_predicts_the_next_documents_first_one() -> None:
+    """The term of the loss is that of the token that predicts."""
+    rows, model = [[5, 2], [3, 4]], tiny.llama()
+    batch, documents = Corpus().pack(rows), owners_of(rows)
+    batch["labels"] = batch["input_ids"]
+
+    def share_of(i: int) -> Tensor:
+        predicted = batch["labels"][:, 1:].masked_fill(documents.owners[:, :-1] != i, -100)
+        own = {**batch, "labels": torch.cat([torch.full((2, 1), -100), predicted], 1)}
+        return mean_loss(model, own) * (predicted != -100).sum() / batch["labels"][:, 1:].numel()
+
+    hold(model, step_of(model, batch, documents), share_of, Examples(documents.total, (), documents))

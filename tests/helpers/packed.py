@@ -112,7 +112,7 @@ def count(batch: Any) -> Tensor:
 def mean_loss(model: Any, batch: Any, **given: Any) -> Tensor:
     """The mean over all tokens with labels."""
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-    logits = net_of(model)(**{**inputs, **given}, use_cache=False).logits[:, :-1]
+    logits = net_of(model)(**{**inputs, "use_cache": False, **given}).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
     return losses / count(batch).clamp(min=1)
