@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
+from ftrace.gradients.documents import Documents
 from ftrace.gradients.fused_heads import CAPTURES, FusedHead, Measure
 from ftrace.gradients.layout_book import LayoutBook
 from ftrace.gradients.module_state import Beginning
@@ -167,6 +168,7 @@ class GradientCapture:
         loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
         observes: bool = False,
+        documents: Documents | None = None,
     ) -> Recording:
         """Record the forward passes from here on, as those of one batch of examples.
 
@@ -176,6 +178,7 @@ class GradientCapture:
             loaders: Sizes of the batches of several dataloaders that the examples are made of.
             book: What is known of whose rows are whose; default: what this capture has found out from losses.
             observes: Keep prints only.
+            documents: The tokens of each example, where examples are documents of packed rows.
         """
         self._begun.clear()
         kind = Observation if observes else Recording
@@ -187,6 +190,7 @@ class GradientCapture:
             compiled=self._compiled,
             loaders=loaders,
             book=self.book if book is None else book,
+            documents=documents,
         )
         for layer in self.coverage.layers:
             if isinstance(layer.rule, GraphRule):

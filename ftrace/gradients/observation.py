@@ -41,8 +41,8 @@ class Observation(Recording):
         channels_last = output if channel_axis == -1 else output.movedim(channel_axis, -1)
         of_input = None
         if channel_axis == -1:
-            of_input = prints_of(inputs, 0 if rule.is_table else parameter_axes, bounded=True)
-        self.values[record.key] = of_input, prints_of(channels_last, parameter_axes, bounded=True)
+            of_input = self._prints_of(inputs, 0 if rule.is_table else parameter_axes)
+        self.values[record.key] = of_input, self._prints_of(channels_last, parameter_axes)
         self._hook_output(output, record)
 
     def add_head(self, layer: Layer, head: FusedHead, outputs: Mapping[Measure, Tensor]) -> None:
@@ -57,9 +57,12 @@ class Observation(Recording):
         key = self._next_key(layer)
         for number, tensor in enumerate(outputs_of(layer, output)):
             record = Silent(key._replace(output=number), self.of_pass, layer, tensor.shape)
-            self.values[record.key] = None, prints_of(tensor, bounded=True)
+            self.values[record.key] = None, self._prints_of(tensor)
             if tensor.requires_grad:
                 self._hook_output(tensor, record)
+
+    def _prints_of(self, tensor: Tensor, last: int = 0) -> Prints:
+        return prints_of(tensor, last, bounded=True, documents=self.examples.documents)
 
     def _parameter_output(self, key: Key, layer: Layer, parameter: nn.Parameter) -> Output:
         output = Silent(key, self.of_pass, layer, parameter.shape, parameter.ndim, "shared")

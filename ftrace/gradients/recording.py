@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.backward_hooks import BackwardHooks
 from ftrace.gradients.coverage import Layer
+from ftrace.gradients.documents import Documents
 from ftrace.gradients.evidence import Prints
 from ftrace.gradients.fallback import Replay, outputs_of
 from ftrace.gradients.finding import Recorded, learn_from_losses
@@ -44,6 +45,7 @@ class Recording:
         compiled: Whether the module is compiled, so that hooks may have come too late.
         loaders: Sizes of the batches of several dataloaders that one training step runs; their sum is ``num_examples``.
         book: What is known of whose rows are whose; default: nothing.
+        documents: The tokens of each example, where examples are documents of packed rows.
 
     Attributes:
         of_pass: What all its outputs have in common.
@@ -62,11 +64,12 @@ class Recording:
         compiled: bool = False,
         loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
+        documents: Documents | None = None,
     ) -> None:
         self.num_examples = num_examples
         self.was_read = False
         self.projection = projection
-        self.examples = Examples(num_examples, tuple(loaders) if len(loaders) > 1 else ())
+        self.examples = Examples(num_examples, tuple(loaders) if len(loaders) > 1 else (), documents)
         self.of_pass = Pass(self.examples, capture, book or LayoutBook())
         self.outputs: dict[Key, Output] = {}
         self.edges: dict[Key, GradientEdge] = {}
