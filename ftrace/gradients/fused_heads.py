@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.layouts import Layout, by_example
-from ftrace.gradients.outputs import Pass
+from ftrace.gradients.outputs import Pass, Silent
 from ftrace.gradients.rules import LINEAR
 from ftrace.gradients.uses import ProjectedUse, Use
 
@@ -33,8 +33,10 @@ class FusedHead:
 
     Args:
         module: The linear layer whose weight it uses.
-        hidden: The hidden states, ``[N, H]``.
+        hidden: The hidden states, ``[N, H]``, of some tokens of a batch.
         targets: The tokens whose log-probabilities are returned, ``[N]``.
+        places: Which of the batch's tokens, all rows in turn, these are, ``[N]``; default: all.
+        tokens: The number of the batch's tokens, ``R * T``; default: N.
         temperature: Of the softmax.
         softcap: The bound of the logits; None: there is none.
         scale: What logits are multiplied by.
@@ -44,10 +46,27 @@ class FusedHead:
     module: nn.Linear
     hidden: Tensor
     targets: Tensor
+    places: Tensor | None = None
+    tokens: int = 0
     temperature: float = 1.0
     softcap: float | None = None
     scale: float = 1.0
     dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of an output, spread out over the batch."""
+        return torch.Size([len(self.hidden) if self.places is None else self.tokens])
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """Spread ``[N, ...]`` out over the batch's tokens, ``[R * T, ...]``, with zeros elsewhere."""
+        if self.places is None:
+            return tensor
+        return tensor.new_zeros(self.tokens, *tensor.shape[1:]).index_copy(0, self.places, tensor)
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """Undo :meth:`spread`."""
+        return tensor if self.places is None else tensor.index_select(0, self.places)
 
     def gradient_of_logits(self, measure: Measure, grad: Tensor) -> Tensor:
         """Turn the gradient of the log-probabilities, or of the entropies, ``[N]``, into that of ``W h + b``."""
@@ -70,35 +89,49 @@ class FusedHead:
         return of_logits
 
 
-class _OfHead:
-    """The part of a use of a fused head that turns gradients."""
+class _Spread:
+    """The part of an output of a fused head that knows which tokens it is of."""
 
     head: FusedHead
+
+    def _laid_out(self, grad: Tensor) -> Tensor:
+        return self.head.spread(grad)
+
+    def _as_given(self, laid_out: Tensor, grad: Tensor) -> Tensor:
+        return self.head.gathered(laid_out)
+
+
+class SilentHead(_Spread, Silent):
+    """Output of a fused head of which nothing is kept."""
+
+
+class _OfHead(_Spread):
+    """The part of a use of a fused head that turns gradients."""
+
     measure: Measure
     of_pass: Pass
 
     @classmethod
-    def of(cls, layer: Layer, head: FusedHead, measure: Measure, output: Tensor, *rest: Any) -> Any:
+    def of(cls, layer: Layer, head: FusedHead, measure: Measure, *rest: Any) -> Any:
         """Make a use of one output; the other arguments are those of ``Use``, from ``key`` on."""
-        use: Any = cls(layer, _HEAD, head.hidden, output, *rest)  # type: ignore[call-arg]
+        use: Any = cls(layer, _HEAD, head.hidden, torch.empty(head.shape), *rest)  # type: ignore[call-arg]
         use.head, use.measure = head, measure
         return use
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
-        """Add the gradient of an output, ``[N]``."""
-        super().add(self.head.gradient_of_logits(self.measure, grad), layout)  # type: ignore[misc]
+        """Add the gradient of an output, ``[R * T]``."""
+        of_logits = self.head.gradient_of_logits(self.measure, self.head.gathered(grad))
+        super().add(self.head.spread(of_logits), layout)  # type: ignore[misc]
 
     def grad_by_example(self, grad: Tensor, layout: Layout | None) -> Tensor:
         """Lay the logits' gradient out by example, ``[B, T, V]``."""
-        return self._by_example(grad, layout)
+        assert layout is not None  # log-probabilities are no example's that all share
+        return by_example(grad, layout, self.of_pass.examples)
 
     def features_by_example(self, features: Tensor, layout: Layout | None) -> Tensor:
         """Lay hidden states out by example, ``[B, T, H]``."""
-        return self._by_example(features, layout)
-
-    def _by_example(self, tensor: Tensor, layout: Layout | None) -> Tensor:
-        assert layout is not None  # log-probabilities are no example's that all share
-        return by_example(tensor, layout, self.of_pass.examples)
+        assert layout is not None
+        return by_example(self.head.spread(features), layout, self.of_pass.examples)
 
 
 class HeadUse(_OfHead, Use):

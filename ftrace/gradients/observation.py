@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.fallback import outputs_of
-from ftrace.gradients.fused_heads import FusedHead, Measure, differentiable
+from ftrace.gradients.fused_heads import FusedHead, Measure, SilentHead, differentiable
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Silent
@@ -48,8 +48,9 @@ class Observation(Recording):
     def add_head(self, layer: Layer, head: FusedHead, outputs: Mapping[Measure, Tensor]) -> None:
         """Take prints of the run of a fused head."""
         for _, output in differentiable(outputs):
-            record = Silent(self._next_key(layer), self.of_pass, layer, output.shape)
-            self.values[record.key] = None, prints_of(output, bounded=True)
+            record = SilentHead(self._next_key(layer), self.of_pass, layer, head.shape)
+            record.head = head
+            self.values[record.key] = None, self._prints_of(head.spread(output.detach()))
             self._hook_output(output, record)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:

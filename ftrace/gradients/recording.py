@@ -118,9 +118,9 @@ class Recording:
         for measure, output in differentiable(outputs):
             key = self._next_key(layer)
             if self.projection is None:
-                use = HeadUse.of(layer, head, measure, output, key, self.of_pass)
+                use = HeadUse.of(layer, head, measure, key, self.of_pass)
             else:
-                use = ProjectedHeadUse.of(layer, head, measure, output, key, self.of_pass, self.projection)
+                use = ProjectedHeadUse.of(layer, head, measure, key, self.of_pass, self.projection)
             self._uses.append(use)
             self._hook_output(output, use)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+
+from ftrace.online.rehearsal.packed_rows import find_documents
 
 _IGNORED = -100
 
@@ -15,9 +17,11 @@ class BatchTexts:
 
     Args:
         processing_class: A trainer's tokenizer, or a processor that has one.
+        id_key: The key of the examples' ids in a batch.
     """
 
-    def __init__(self, processing_class: Any) -> None:
+    def __init__(self, processing_class: Any, id_key: str) -> None:
+        self._id_key = id_key
         self._tokenizer = getattr(processing_class, "tokenizer", processing_class)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -27,6 +31,15 @@ class BatchTexts:
             answers = self._decoded(batch["completion_ids"], batch["completion_mask"])
             return {"text": [f"{one} {other}" for one, other in zip(prompts, answers, strict=True)], "answer": answers}
         tokens, mask = batch["input_ids"], batch.get("attention_mask")
+        count = len(batch.get(self._id_key, tokens))
+        documents = find_documents(batch, count, self._id_key, "describe") if count != len(tokens) else None
+        if documents is not None:  # several in a row
+            labels, flat = batch.get("labels", tokens).flatten(), tokens.flatten()
+            places = [documents.flat == number for number in range(count)]
+            return {
+                "text": self._texts([flat[of_document] for of_document in places]),
+                "answer": self._texts([flat[of_document & (labels != _IGNORED).cpu()] for of_document in places]),
+            }
         described = {"text": self._decoded(tokens, mask)}
         if "labels" in batch and batch["labels"].shape == tokens.shape:
             described["answer"] = self._decoded(tokens, batch["labels"] != _IGNORED)
@@ -35,9 +48,10 @@ class BatchTexts:
         return described
 
     def _decoded(self, tokens: Tensor, mask: Tensor | None) -> list[str]:
-        rows = (
-            [row.tolist() for row in tokens]
-            if mask is None
-            else [row[kept.bool()].tolist() for row, kept in zip(tokens, mask, strict=True)]
-        )
-        return [text.strip() for text in self._tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        if mask is None:
+            return self._texts(list(tokens))
+        return self._texts([row[kept.bool()] for row, kept in zip(tokens, mask, strict=True)])
+
+    def _texts(self, rows: Sequence[Tensor]) -> list[str]:
+        texts = self._tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)
+        return [text.strip() for text in texts]

@@ -69,7 +69,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         self.output_dir = Path(output_dir or Path(str(trainer.args.output_dir)) / "online").absolute()
         self._id_key = str(self.settings.id_key)
         if describe is None and trainer.processing_class is not None:
-            describe = BatchTexts(trainer.processing_class)
+            describe = BatchTexts(trainer.processing_class, self._id_key)
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, _WHO, describe)
         self._trainer: Any = trainer
         self._loop: TrainerLoop | None = None

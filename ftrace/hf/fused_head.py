@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ except ImportError:
     _trl: Any = None
 else:
     _trl = _utils
+_IGNORED = -100
 _NAME = "_ChunkedLogProbFunction"
 
 
@@ -27,11 +28,15 @@ class _ToldHead:
     Args:
         function: The function.
         head: The model's head.
+
+    Attributes:
+        labels: Those that the model was called with, ``[R, T]``; None if they aren't known.
     """
 
     def __init__(self, function: Any, head: nn.Linear) -> None:
         self._function = function
         self._head = head
+        self.labels: Tensor | None = None
 
     def apply(
         self,
@@ -52,9 +57,27 @@ class _ToldHead:
         if weight is self._head.weight and bias is self._head.bias:
             device = hidden.device.type
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-            head = FusedHead(self._head, hidden, targets, temperature, softcap, scale, dtype)
+            places, tokens = self._places(hidden)
+            head = FusedHead(self._head, hidden, targets, places, tokens, temperature, softcap, scale, dtype)
             record_head(head, {"log_probs": made[0], "entropy": made[1]})
         return made
+
+    def _places(self, hidden: Tensor) -> tuple[Tensor | None, int]:
+        """Find which tokens of the batch the hidden states are of: all but each row's last, or those with a label."""
+        if self.labels is None:
+            return None, 0
+        labels = self.labels.to(hidden.device)
+        places = torch.arange(labels.numel(), device=hidden.device).view(labels.shape)[:, :-1]
+        for kept in (places.flatten(), places[labels[:, 1:] != _IGNORED]):
+            if len(kept) == len(hidden):
+                return kept, labels.numel()
+        return None, 0
+
+    def note(self, module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Note the labels of a call of the model: the hook before its forward."""
+        labels = kwargs.get("labels")
+        is_plain = isinstance(labels, Tensor) and labels.ndim == 2 and kwargs.get("shift_labels") is None
+        self.labels = labels if is_plain else None
 
 
 @contextmanager
@@ -66,8 +89,11 @@ def told_head(model: Any) -> Iterator[None]:
     if function is None or not isinstance(head, nn.Linear):
         yield
         return
-    setattr(_trl, _NAME, _ToldHead(function, head))
+    told = _ToldHead(function, head)
+    handle = base.register_forward_pre_hook(told.note, with_kwargs=True)
+    setattr(_trl, _NAME, told)
     try:
         yield
     finally:
         setattr(_trl, _NAME, function)
+        handle.remove()

@@ -39,8 +39,9 @@ class Fused(torch.autograd.Function):
 class Model(nn.Module):
     """A model with a fused head."""
 
-    def __init__(self, *, bias: bool, transform: dict[str, Any]) -> None:
+    def __init__(self, *, bias: bool, transform: dict[str, Any], places: Tensor | None = None) -> None:
         super().__init__()
+        self.places = places
         torch.manual_seed(0)
         self.body, self.head, self.transform = nn.Linear(H, H), nn.Linear(H, V, bias=bias), transform
         self.double()
@@ -48,6 +49,8 @@ class Model(nn.Module):
     def forward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and entropies, ``[B, T]`` each."""
         hidden, flat = torch.tanh(self.body(x)).reshape(-1, H), targets.reshape(-1)
+        if self.places is not None:
+            hidden, flat = hidden[self.places], flat[self.places]
 
         def compute(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
             logits = F.linear(hidden, weight, bias) * self.transform.get("scale", 1.0)
@@ -57,9 +60,12 @@ class Model(nn.Module):
             return log_p.gather(-1, flat[:, None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
 
         made = Fused.apply(hidden, self.head.weight, self.head.bias, compute)
-        head = FusedHead(self.head, hidden, flat, dtype=torch.float64, **self.transform)
+        head = FusedHead(self.head, hidden, flat, self.places, targets.numel(), dtype=torch.float64, **self.transform)
         record_head(head, {"log_probs": made[0], "entropy": made[1]})
-        return made[0].view(targets.shape), made[1].view(targets.shape)
+        if self.places is None:
+            return made[0].view(targets.shape), made[1].view(targets.shape)
+        spread = [made[0].new_zeros(targets.numel()).index_copy(0, self.places, output) for output in made]
+        return spread[0].view(targets.shape), spread[1].view(targets.shape)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -73,11 +79,17 @@ def losses(model: Model, entropy: float) -> Tensor:
     return -(log_p + entropy * entropies).sum(1)
 
 
+PLACES = [None, torch.tensor([0, 1, 2, 4, 5, 6, 8, 9, 10]), torch.tensor([1, 3, 4, 7, 8, 9, 10])]  # of 12 tokens
+
+
+@pytest.mark.parametrize("places", PLACES, ids=["all", "all but the last", "ragged"])
 @pytest.mark.parametrize("entropy", [0.0, 0.3])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("bias", [False, True])
-def test_gradients_are_those_of_autograd(bias: bool, transform: dict[str, Any], entropy: float) -> None:
-    model = Model(bias=bias, transform=transform)
+def test_gradients_are_those_of_autograd(
+    bias: bool, transform: dict[str, Any], entropy: float, places: Tensor | None
+) -> None:
+    model = Model(bias=bias, transform=transform, places=places)
     expected = oracle.gradients(model, lambda: losses(model, entropy))
     with GradientCapture(model) as capture, capture.recording(B) as recording:
         recording.backward(losses(model, entropy))

@@ -37,6 +37,34 @@ def traced(trainer: Any, model: str, folder: Path, **settings: Any) -> OnlineTra
     return callback
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_documents_without_padding_have_the_scores_of_padded_rows(lora: bool, model: str, tmp_path: Path) -> None:
+    """In SFT's padding-free batches, each document is an example."""
+    stores = []
+    for name, options in (("padded", {}), ("free", {"padding_free": True, "max_length": None})):
+        trainer = make_trainer("sft", model, tmp_path / name, lora=lora, **options)
+        traced(trainer, model, tmp_path / f"of-{name}")
+        trainer.train()
+        stores.append(ScoreStore.open(tmp_path / f"of-{name}" / "scores"))
+    padded, free = stores
+    assert padded.example_ids.tolist() == free.example_ids.tolist()
+    largest = np.abs(padded.matrix("dot")).max()
+    assert np.abs(padded.matrix("dot") - free.matrix("dot")).max() <= 1e-3 * largest
+    assert padded.example_texts_of(padded.example_ids) == free.example_texts_of(padded.example_ids)
+
+
+def test_documents_of_packed_rows_are_numbered_by_their_places(model: str, tmp_path: Path) -> None:
+    trainer = make_trainer("sft", model, tmp_path / "packed", packing=True, max_length=48)
+    traced(trainer, model, tmp_path)
+    trainer.train()
+    store = ScoreStore.open(tmp_path / "scores")
+    assert store.example_ids.tolist() == list(range(10))
+    assert trainer.train_dataset.num_rows < 10
+    assert "example_id" not in trainer.train_dataset.column_names
+    assert len(set(store.example_texts_of(store.example_ids))) == 10
+    assert "Where does" in store.example_texts_of([3])[0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_projected_and_learning_scores_are_computed_too(kind: str, model: str, tmp_path: Path) -> None:
     """And agree with exact ones, as far as projections to 8 x 8 can."""
