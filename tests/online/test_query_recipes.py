@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from ftrace.online import SelfCheckError, answer_log_probabilities
+from ftrace.online import SelfCheckError, answer_log_probabilities, any_answer_log_probability
+from ftrace.online.queries.query_losses import huggingface_losses
 from helpers import own_parts, tiny
 from helpers.queries_page import recipe
 
@@ -182,23 +183,57 @@ def test_a_score_is_by_how_much_one_step_on_the_example_raises_the_measure(
         assert score > 0 or example["example_id"] != 99
 
 
-@pytest.mark.parametrize("scores", [("learning",), ("learning", "update")])
-def test_the_forms_for_learning_are_probabilities(scores: Any, tmp_path: Path) -> None:
-    def preference(module: Any, batch: Any) -> Tensor:
-        return F.softplus(BEHAVIOURS["margin"].recipe(module.net, batch))
+@pytest.mark.parametrize("make", [tiny.llama, tiny.t5, tiny.lora], ids=["llama", "t5", "lora"])
+@pytest.mark.parametrize("name", ["margin", "refusal"])
+def test_several_answers_to_a_query_in_other_models(name: str, make: Callable[[], Any], tmp_path: Path) -> None:
+    """Against autograd of the recipe itself: parts of these models compute in float32."""
+    model: Any = make()
+    module = own_parts.Own(lambda module, batch: huggingface_losses(module, batch).mean(), net=model)
+    batches = [default_collate(EXAMPLES[i : i + 3]) for i in (0, 3)]
+    asked = [{n: c for n, c in query.items() if n not in ("reward", "log_p_then")} for query in queries_of(name)]
+    queries = [default_collate(asked[:2]), default_collate(asked[2:])]
+    losses = of_page(BEHAVIOURS[name])
 
-    def success(module: Any, batch: Any) -> Tensor:
-        return -torch.log(
-            -BEHAVIOURS["given reward"].recipe(module.net, batch | {"reward": batch["reward"].clamp(0, 1)})
-        )
+    def alone(module: Any, batch: Any) -> Tensor:
+        rows = [{n: column[i : i + 1] for n, column in batch.items()} for i in range(len(batch["query_id"]))]
+        return torch.cat([losses(module, query) for query in rows])
 
-    for name, losses in (("margin", preference), ("reward", success)):
-        module = own_parts.Own(step, net=tiny.gpt2())
-        batches = [default_collate(EXAMPLES[i : i + 2]) for i in (0, 2)]
-        queries = [default_collate(queries_of(name))]
-        store = own_parts.traced(module, batches, tmp_path / name, queries, losses, scores=scores, projection_side=2)
-        assert store.matrix("learning").any()
-        assert store.doubts("learning") == []
+    expected = own_parts.by_hand(
+        module, batches, lambda module, batch, i: huggingface_losses(module, batch)[i] / 3, queries, alone
+    )
+    store = own_parts.traced(module, batches, tmp_path, queries, losses)
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(own_parts.found(store), expected, rtol=1e-5, atol=1e-7)
+
+
+def preference(module: Any, batch: Any) -> Tensor:
+    return F.softplus(BEHAVIOURS["margin"].recipe(module.net, batch))
+
+
+def success(module: Any, batch: Any) -> Tensor:
+    rewards = batch["reward"].clamp(0, 1)
+    return -torch.log(-BEHAVIOURS["given reward"].recipe(module.net, batch | {"reward": rewards}))
+
+
+def any_opening(module: Any, batch: Any) -> Tensor:
+    return -any_answer_log_probability(module, batch)
+
+
+def says_yes(module: Any, batch: Any) -> Tensor:
+    return -F.logsigmoid(-BEHAVIOURS["probe"].recipe(module.net, batch))
+
+
+@pytest.mark.parametrize(
+    ("queries", "losses"),
+    [("margin", preference), ("reward", success), ("refusal", any_opening), ("probe", says_yes)],
+)
+def test_the_forms_for_learning_are_probabilities(queries: str, losses: Any, tmp_path: Path) -> None:
+    module = own_parts.Own(step, net=tiny.gpt2())
+    batches = [default_collate(EXAMPLES[i : i + 2]) for i in (0, 2)]
+    asked = [default_collate(queries_of(queries))]
+    store = own_parts.traced(module, batches, tmp_path, asked, losses, scores=("learning",), projection_side=2)
+    assert store.matrix("learning").any(0).all()
+    assert store.doubts("learning") == []
 
 
 def test_a_loss_that_compares_queries_is_refused_or_read_exactly(tmp_path: Path) -> None:
