@@ -24,6 +24,7 @@ PAGES = [
         "grpo.md",
         "fabric.md",
         "queries.md",
+        "packed.md",
         "stores.md",
         "evaluation.md",
         "trackstar.md",

@@ -12,12 +12,16 @@ from torch import Tensor
 Place = int | tuple[int, int]  # the axis, or the axes, of a tensor along which examples are told apart
 
 
+ALL = "all tokens"
+
+
 @dataclass(frozen=True, eq=False)
-class Documents:
-    """Documents that are packed into the rows of a batch, each of which is an example.
+class Tokens:
+    """Tokens of documents that are packed into rows, or some of them.
 
     Args:
-        owners: ``[R, T]`` int64, on the CPU: the example of each token; -1 for padding, which is of no example.
+        owners: The example of each token, ``[R, T]``, or of a selection ``[S]``, int64, on the CPU; -1 for padding,
+            which is of no example.
         total: The number of examples.
     """
 
@@ -26,6 +30,8 @@ class Documents:
 
     def pairs(self, shape: Sequence[int]) -> list[tuple[int, int]]:
         """List the pairs of axes of a tensor that may be rows and tokens, in this order; the usual ones first."""
+        if self.owners.ndim < 2:
+            return []
         rows, tokens = self.owners.shape
         of_tokens = [axis for axis, length in enumerate(shape) if length == tokens]
         of_rows = [axis for axis, length in enumerate(shape) if length == rows] if of_tokens else []
@@ -40,12 +46,12 @@ class Documents:
         return [*pairs, *flat]
 
     def axes(self, shape: Sequence[int]) -> set[int]:
-        """Find the axes of a tensor that may hold tokens, or rows of them."""
+        """Find the axes of a tensor that may hold these tokens, or rows of them."""
         return {axis for place in self.places(shape) for axis in (place if isinstance(place, tuple) else (place,))}
 
     @cached_property
     def flat(self) -> Tensor:
-        """The example of each token, all rows in turn, ``[R * T]``."""
+        """The example of each token, all rows in turn."""
         return self.owners.flatten()
 
     @cached_property
@@ -78,7 +84,7 @@ class Documents:
         """Lay each example's tokens out side by side, with zeros behind those of shorter ones.
 
         Args:
-            tokens: ``[R * T, ...]``.
+            tokens: ``[R * T, ...]``, or ``[S, ...]``.
 
         Returns:
             ``[N, longest, ...]``.
@@ -106,6 +112,32 @@ class Documents:
         index = torch.arange(self.flat.numel())
         index[self._order] = self._order[self._begins[source] + offsets]
         return index
+
+
+@dataclass(frozen=True, eq=False)
+class Documents(Tokens):
+    """Documents that are packed into the rows of a batch, each of which is an example.
+
+    Args:
+        labelled: ``[R, T]`` bool: the tokens that have a label. A head may run on those alone that predict one.
+    """
+
+    labelled: Tensor | None = None
+
+    @cached_property
+    def parts(self) -> dict[str, Tokens]:
+        """The tokens that a layer's tensor may hold, by what they are called; the usual ones first."""
+        before, after = self.owners[:, :-1], self.owners[:, 1:]
+        parts: dict[str, Tokens] = {ALL: self}
+        if before.numel():
+            parts |= {"all but the last": Tokens(before, self.total), "all but the first": Tokens(after, self.total)}
+        if self.labelled is not None:
+            parts["those before a label"] = Tokens(before[self.labelled[:, 1:]], self.total)
+        return parts
+
+    def all_pairs(self, shape: Sequence[int]) -> set[tuple[int, int]]:
+        """List the pairs of axes of a tensor that may be rows and some of their tokens."""
+        return {pair for part in self.parts.values() for pair in part.pairs(shape)}
 
 
 def belongs(flags: Tensor, owners: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False, documents
     if not shape:
         return Prints((), {}, precision)
     along: dict[Place, Tensor] = {axis: _left(values, (axis,)) for axis in range(len(shape))}
-    for pair in documents.pairs(shape) if documents is not None else ():
+    for pair in documents.all_pairs(shape) if documents is not None else ():
         of_pair = _left(values, pair)
         along[pair] = (of_pair if pair[0] < pair[1] else of_pair.T).flatten()
     return Prints(shape, along, precision)

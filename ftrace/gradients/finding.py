@@ -176,8 +176,8 @@ def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> Unreadable
     if documents is not None:
         rows, tokens = documents.owners.shape
         problem += (
-            f". Examples are the documents of packed rows: expected the tokens of all of them, [{rows}, {tokens}, ...] "
-            f"or [{rows * tokens}, ...]"
+            f". Examples are the documents of packed rows: expected all of their tokens, [{rows}, {tokens}, ...] or "
+            f"[{rows * tokens}, ...], all but the last or first of each row, or those before a label"
         )
     layers = {output.layer.path: output for output in outputs}
     first, count = next(iter(layers.values())), len(layers)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ftrace.gradients.documents import Documents, Place, belongs
+from ftrace.gradients.documents import ALL, Documents, Place, Tokens, belongs
 
 
 @dataclass(frozen=True)
@@ -158,14 +158,15 @@ class PackedLayout(Layout):
     Args:
         axis: That of the tokens.
         rows: The axis of the rows; None where all rows' tokens are in turn along ``axis``.
+        part: The tokens that there are, of :attr:`Documents.parts`.
     """
 
     rows: int | None = None
+    part: str = ALL
 
     def __str__(self) -> str:
-        return f"by document, tokens along axis {self.axis}" + (
-            "" if self.rows is None else f", rows along {self.rows}"
-        )
+        rows = "" if self.rows is None else f", rows along {self.rows}"
+        return f"by document, {self.part} along axis {self.axis}{rows}"
 
     @property
     def place(self) -> Place:
@@ -174,7 +175,9 @@ class PackedLayout(Layout):
 
     def fits(self, shape: Sequence[int], examples: Examples) -> bool:
         """Whether a tensor of that shape can have this layout."""
-        return examples.documents is not None and self.place in examples.documents.places(shape)
+        if examples.documents is None or self.part not in examples.documents.parts:
+            return False
+        return self.place in self._tokens(examples).places(shape)
 
     def slices(self, shape: Sequence[int], examples: Examples) -> int:
         """Count the rows: one row alone doesn't tell in which order several would be."""
@@ -190,16 +193,19 @@ class PackedLayout(Layout):
             tokens = tensor.movedim(self.axis, 0)
         else:
             tokens = tensor.movedim((self.rows, self.axis), (0, 1)).flatten(0, 1)
-        return _documents(examples).lay_out(tokens)
+        return self._tokens(examples).lay_out(tokens)
 
     def owners_in(self, shape: Sequence[int], examples: Examples) -> Tensor:
         """Find the example of each token, all rows in turn; -1 for padding."""
-        return _documents(examples).flat
+        return self._tokens(examples).flat
 
     def has_padding(self, tensor: Tensor, examples: Examples) -> bool:
         """Whether a tensor isn't zero where rows are padded."""
-        padding = self._spread((_documents(examples).flat < 0).to(tensor.device), tensor)
+        padding = self._spread((self._tokens(examples).flat < 0).to(tensor.device), tensor)
         return bool((tensor.ne(0) & padding).any())
+
+    def _tokens(self, examples: Examples) -> Tokens:
+        return _documents(examples).parts[self.part]
 
     def _spread(self, of_slices: Tensor, tensor: Tensor) -> Tensor:
         if self.rows is None:
@@ -245,8 +251,10 @@ def candidates(shape: Sequence[int], examples: Examples) -> Iterator[Layout]:
 
 def _of_documents(shape: Sequence[int], examples: Examples, documents: Documents) -> Iterator[Layout]:
     """Yield the layouts of a tensor of packed rows, or of one number per document, such as their last tokens."""
-    for place in documents.places(shape):
-        yield PackedLayout(place) if isinstance(place, int) else PackedLayout(place[1], rows=place[0])
+    for name, part in documents.parts.items():
+        for place in part.places(shape):
+            rows, axis = (None, place) if isinstance(place, int) else place
+            yield PackedLayout(axis, rows=rows, part=name)
     yield from (layout for layout in map(Layout, range(len(shape))) if layout.fits(shape, examples))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import peft
@@ -218,6 +218,37 @@ def test_a_head_on_the_last_token_of_each_document() -> None:
     model, batch = randomised(LastTokens(documents)), Corpus().pack(rows)
     step = PackedStep(lambda own: [model(own["input_ids"]).sin().mean()], batch, documents=documents)
     hold(model, step, lambda i: model(batch["input_ids"])[i].sin() / 5, Examples(5, (), documents))
+
+
+PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "all but the last": lambda hidden, labels: hidden[:, :-1],
+    "all but the last, flat": lambda hidden, labels: hidden[:, :-1].flatten(0, 1),
+    "all but the first": lambda hidden, labels: hidden[:, 1:],
+    "those before a label": lambda hidden, labels: hidden[:, :-1][labels[:, 1:] != -100],
+}
+
+
+@pytest.mark.parametrize("rows", [[[5, 2, 3]], [[5, 2], [3, 3, 4]], [[4, 1, 2, 6]]])
+@pytest.mark.parametrize("part", PARTS)
+def test_heads_of_some_tokens(part: str, rows: list[list[int]]) -> None:
+    model = randomised(nn.Sequential(nn.Embedding(tiny.VOCABULARY, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3)))
+    batch, documents = Corpus().pack(rows), owners_of(rows)
+    batch["labels"][:, 2] = batch["labels"][:, 4] = -100
+    documents = Documents(documents.owners, documents.total, batch["labels"] != -100)
+
+    def losses(tokens: Tensor) -> Tensor:
+        return model[3](PARTS[part](model[:3](tokens), batch["labels"])).sin().sum(-1).flatten()
+
+    owners = PARTS[part](documents.owners[..., None], batch["labels"]).flatten()
+
+    def share_of(i: int) -> Tensor:
+        return losses(batch["input_ids"])[owners == i].sum()
+
+    step = PackedStep(lambda own: [losses(own["input_ids"])[owners >= 0].sum()], batch, documents=documents)
+    rehearsal = hold(model, step, share_of, Examples(documents.total, (), documents))
+    (layout,) = [rows for key, rows in rehearsal.book.known.items() if key.path == "3"]
+    assert isinstance(layout, PackedLayout)
+    assert layout.part == part.removesuffix(", flat")
 
 
 def test_a_last_token_that_predicts_the_next_documents_first_one() -> None:

@@ -17,6 +17,8 @@ from ftrace.gradients import Documents
 # Signed dtypes of the same size, for operations that unsigned ones lack.
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
+IGNORED = -100  # the label of tokens that the loss leaves out
+
 KeyPath = tuple[Any, ...]  # the keys, indices and attribute names that lead to a value in a batch
 
 
@@ -132,7 +134,7 @@ def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stir
         if inputs.documents is not None:
             tokens = inputs.documents.exchanged(sources)
             flat = value.reshape(len(tokens), -1)
-            return _rows_of(flat, 0, tokens.tolist()).reshape(value.shape)
+            return _with_the_same_ignored(value, _rows_of(flat, 0, tokens.tolist()).reshape(value.shape))
         if isinstance(value, Tensor):
             turned = _turned(value, axis) if sources[0] < 0 else value
             return _rows_of(turned, axis, [max(0, source) for source in sources])
@@ -165,6 +167,15 @@ def _rows_of(value: Any, axis: int, indices: list[int]) -> Any:
     if value.dtype in _SIGNED:
         return value.view(_SIGNED[value.dtype]).index_select(axis, index).view(value.dtype)
     return value.index_select(axis, index)
+
+
+def _with_the_same_ignored(value: Any, exchanged_value: Any) -> Any:
+    """Let labels be ignored where they are in the batch, so that heads that leave out tokens get as many."""
+    if isinstance(value, np.ndarray):
+        return np.where((value == IGNORED) | (exchanged_value == IGNORED), value, exchanged_value)
+    if value.is_floating_point() or value.is_complex():
+        return exchanged_value
+    return torch.where((value == IGNORED) | (exchanged_value == IGNORED), value, exchanged_value)
 
 
 def _turned(value: Tensor, axis: int) -> Tensor:

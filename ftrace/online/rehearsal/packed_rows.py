@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import Documents, Examples, candidates
-from ftrace.online.rehearsal.exchange import Inputs, KeyPath, tensors_in
+from ftrace.online.rehearsal.exchange import IGNORED, Inputs, KeyPath, tensors_in
 
 DOCUMENTS, POSITIONS = "document_ids", "position_ids"
 Values = Tensor | np.ndarray
-_MASK, _LABELS, _IGNORED = "attention_mask", "labels", -100
+_INPUTS, _MASK, _LABELS = "input_ids", "attention_mask", "labels"
 
 
 def find_documents(batch: Any, count: int, id_key: str | int, who: str, *, always: bool = False) -> Documents | None:
@@ -58,7 +58,8 @@ def find_documents(batch: Any, count: int, id_key: str | int, who: str, *, alway
         kept = {*certain, *sorted(in_doubt)[: count - least]}
         owners = _numbered(runs, kept)
         if always or count != rows or int((owners >= 0).any(1).sum()) < count:
-            return Documents(owners, count)
+            labels = _beside(path, _LABELS, owners.shape, tensors)
+            return Documents(owners, count, None if labels is None else labels != IGNORED)
     if rows % count and _has_several(runs, certain) and _holds_tokens(path, numbers, tensors):
         more = "" if least == most else f" ({most} with those that have no label, at the ends of rows)"
         raise ValueError(
@@ -107,13 +108,13 @@ def packed_inputs(batch: Any, documents: Documents) -> Inputs:
     """Find the tokens in a batch: what is exchanged to see what depends on which document.
 
     Lengths, positions and masks stay as they are: what ``document_ids`` and ``position_ids`` say, integers that are the
-    same for all tokens of a document, and what has two axes of tokens.
+    same for all tokens of a document, masks, and what has two axes of tokens.
     """
     tensors = tensors_in(batch)
     shapes = {path: tuple(value.shape) for path, value in tensors.items()}
     tokens = [path for path, shape in shapes.items() if _leading(shape, documents)]
     tokens = [path for path in tokens if path[-1] not in (DOCUMENTS, POSITIONS)]
-    inputs = [path for path in tokens if not _is_structure(tensors[path], documents)]
+    inputs = [path for path in tokens if path[-1] == _INPUTS or not _is_structure(path, tensors[path], documents)]
     return Inputs(documents.total, dict.fromkeys(inputs or tokens, 0), (), shapes, documents)
 
 
@@ -150,7 +151,7 @@ def _runs(path: KeyPath, numbers: Tensor, tensors: Mapping[KeyPath, Values]) -> 
 def _unlabelled(path: KeyPath, runs: Tensor, tensors: Mapping[KeyPath, Values]) -> list[list[int]]:
     """List the runs at the end of each row, from left to right, that may be padding, although nothing says so."""
     labels = _beside(path, _LABELS, runs.shape, tensors)
-    is_labelled = None if labels is None else labels != _IGNORED
+    is_labelled = None if labels is None else labels != IGNORED
     doubtful: list[list[int]] = []
     for row, of_row in enumerate(runs):
         doubtful.append([])
@@ -192,11 +193,13 @@ def _holds_tokens(path: KeyPath, numbers: Tensor, tensors: Mapping[KeyPath, Valu
     return any(tuple(value.shape[: len(shape)]) == shape for other, value in tensors.items() if other != path)
 
 
-def _is_structure(values: Values, documents: Documents) -> bool:
+def _is_structure(path: KeyPath, values: Values, documents: Documents) -> bool:
     """Whether a tensor says where documents are, rather than what they are."""
     if list(values.shape).count(documents.owners.shape[1]) > 1:
         return True
     value = _as_tensor(values)
+    if value.dtype == torch.bool or "mask" in str(path[-1]):
+        return True
     if value.is_floating_point() or value.is_complex() or value.numel() != documents.owners.numel():
         return False
     owners = documents.flat
