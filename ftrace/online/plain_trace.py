@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.arguments import Name, checked
+from ftrace.online.adapters import why_without_gradient
 from ftrace.online.foreign_optimizers import refuse_foreign_steps
 from ftrace.online.plain_loop import PlainLoop, TrainingLoss
 from ftrace.online.queries.query_losses import huggingface_training_loss
@@ -124,7 +125,9 @@ class PlainTrace:
             loss = loop.training_loss(loop.model, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            shown += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+            if isinstance(loss, Tensor) and not loss.requires_grad:
+                why = why_without_gradient(loop.module)
+                shown += f" without a gradient.{why}" if why else " without a gradient"
             raise ValueError(f"training_loss: expected one number that can be differentiated, found {shown}")
         self._loss = loss
         return loss
