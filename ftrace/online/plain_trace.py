@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.arguments import Name, checked
+from ftrace.online.adapters import why_without_gradient
 from ftrace.online.fabric_loop import FabricLoop, is_of_fabric
 from ftrace.online.foreign_optimizers import refuse_foreign_steps
 from ftrace.online.plain_loop import PlainLoop, TrainingLoss
@@ -119,7 +120,9 @@ class PlainTrace:
         loss = loop.compute_loss(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            shown += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+            if isinstance(loss, Tensor) and not loss.requires_grad:
+                why = why_without_gradient(loop.module)
+                shown += f" without a gradient.{why}" if why else " without a gradient"
             raise ValueError(f"training_loss: expected one number that can be differentiated, found {shown}")
         self._loss = loss
         return loss

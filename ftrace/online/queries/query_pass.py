@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import GradientCapture, PerExampleGradients
+from ftrace.online.adapters import why_without_gradient
 from ftrace.online.batches import batch_ids, load_queries
 from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
@@ -224,9 +225,11 @@ class QueryPass:
                 f"query_losses: expected one loss per query, a tensor of shape {expected}, found {found}.{mean}"
             )
         if not losses.requires_grad:
+            remedy = why_without_gradient(self.loop.module) or (
+                " Don't detach them, and don't compute them under torch.no_grad"
+            )
             raise ValueError(
-                "query_losses: expected losses that can be differentiated, found some without a gradient. Don't detach "
-                "them, and don't compute them under torch.no_grad"
+                f"query_losses: expected losses that can be differentiated, found some without a gradient.{remedy}"
             )
         bad = query_ids[~losses.detach().isfinite().to(query_ids.device)]
         if len(bad):
