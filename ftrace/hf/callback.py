@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -51,7 +52,8 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         settings: The fields of :class:`ftrace.online.TraceSettings`, such as ``scores=("learning",)``.
 
     Raises:
-        ValueError: On an unknown setting; when training starts, on a trainer, layer or optimizer that isn't supported.
+        ValueError: On an unknown setting, or a second such callback of a trainer; when training starts, on a trainer,
+            layer or optimizer that isn't supported.
         SelfCheckError: When the self-check fails.
     """
 
@@ -65,6 +67,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         describe: Any = None,
         **settings: Any,
     ) -> None:
+        _refuse_others(trainer)
         self.settings = TraceSettings.of(_WHO, settings)
         self.output_dir = Path(output_dir or Path(str(trainer.args.output_dir)) / "online").absolute()
         self._id_key = str(self.settings.id_key)
@@ -75,6 +78,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         self._loop: TrainerLoop | None = None
         self._in_step = False
         self._loss: Tensor | None = None
+        self._handles: list[Any] = []
         self._entry: dict[str, Any] = {}
         self._compute_loss: Callable[..., Any] = trainer.compute_loss
         self._train = trainer.train
@@ -100,8 +104,11 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
 
     def _traced_train(self, *args: Any, **kwargs: Any) -> Any:
         trainer = self._trainer
-        if self not in trainer.callback_handler.callbacks:
+        callbacks = trainer.callback_handler.callbacks
+        if self not in callbacks:
             trainer.add_callback(self)
+        while callbacks.count(self) > 1:  # added twice: each event would be followed twice
+            callbacks.remove(self)
         refuse_unsupported(trainer, _WHO)
         if kwargs.get("trial") is not None or len(args) > 1:
             raise ValueError(f"{_WHO}: expected one training, found a search for hyperparameters. Trace the best one")
@@ -138,19 +145,22 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         """Attach to the model and its optimizer, and continue the scores of a checkpoint if there is one."""
         trainer = self._trainer
         self._loop = TrainerLoop(trainer, self._compute_loss, kwargs.get("train_dataloader"), self._id_key)
-        entry = _entry_of(state, self.output_dir)
+        name = type(self).__name__
+        entry = _entry_of(state, name, self.output_dir)
+        state.stateful_callbacks.setdefault(name, self.state())  # of checkpoints without it, the trainer can't save one
+        self._epochs = itertools.count(int((state.epoch or 0) + 1e-6))
         if entry:
             self._session.load(entry)
         optimizer = self._loop.optimizers[0]
         self._session.before_training(self._loop.module)
-        self._handles = [optimizer.register_step_post_hook(self._count)]
+        self._handles += [optimizer.register_step_post_hook(self._count)]
         self._handles += refuse_foreign_steps(self._loop.module, self._loop.optimizers, _WHO)
         self._session.training_begins(self._loop, self.output_dir)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the epochs."""
         if self._loop is not None:
-            self._loop.epoch, self._loop.batch_idx = int((state.epoch or 0) + 1e-6), 0
+            self._loop.epoch, self._loop.batch_idx = next(self._epochs), 0
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the store."""
@@ -166,8 +176,8 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
     def _close(self) -> None:
         self._loop, self._loss, self._in_step = None, None, False
         self._session.detach()
-        for handle in getattr(self, "_handles", []):
-            handle.remove()
+        while self._handles:
+            self._handles.pop().remove()
 
     def _count(self, *args: Any) -> None:
         if self._loop is not None:
@@ -178,7 +188,9 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
     def _loader_of(self, make: Callable[[], Any]) -> Callable[[], Any]:
         def get_train_dataloader() -> Any:
             rows = self._trainer.train_dataset
-            if rows is not None and not has_ids(rows, self._id_key):
+            if rows is None:
+                return make()  # which says so
+            if not has_ids(rows, self._id_key):
                 tell(f'{_WHO}: rows have no "{self._id_key}", so they are numbered by their places in train_dataset')
             with ids_in_batches(self._trainer, self._id_key):
                 return make()
@@ -196,16 +208,15 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         return training_step
 
     def _loss_of(self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        bare = without(inputs, self._id_key)
         loop = self._loop
         if not self._in_step or loop is None:
-            return self._compute_loss(model, bare, *args, **kwargs)
+            return self._compute_loss(model, without(inputs, self._id_key), *args, **kwargs)
         if args or kwargs.get("return_outputs"):
             raise ValueError(f"{_WHO}: expected a training_step that computes a loss alone, found one with outputs")
         loop.options = kwargs
         self._session.batch_begins(inputs, loop.batch_idx)
         loop.batch_idx += 1
-        self._loss = loss = self._compute_loss(model, bare, **kwargs)
+        self._loss = loss = self._compute_loss(model, without(inputs, self._id_key), **kwargs)
         return loss
 
     def _backward_of(self, backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,8 +224,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
             last, loop = self._loss, self._loop
             if last is None or loop is None:
                 return backward(loss, **options)
-            scale = torch.autograd.grad(loss, last, retain_graph=True)[0] if loss is not last else 1.0
-            loop.scale = float(scale) * loop.loss_scale
+            loop.scale = _factor(loss, last) * loop.loss_scale
             self._loss = None
             self._session.backward_begins(loss)
             result = backward(loss, **options)
@@ -255,14 +265,37 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"output_dir": str(self.output_dir), "entry": self._entry}}
 
 
-def _entry_of(state: Any, output_dir: Path) -> dict[str, Any]:
-    """Find the newest entry of a folder in a trainer's state."""
-    entries = state.stateful_callbacks.get(_WHO, [])
+def _refuse_others(trainer: Any) -> None:
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"{_WHO}: expected a transformers.Trainer, or one of TRL's, found a {type(trainer).__name__}")
+    if isinstance(getattr(vars(trainer).get("train"), "__self__", None), OnlineTracInCallback):
+        raise ValueError(
+            f"{_WHO}: expected one such callback for a trainer, found a second. Give all queries to the first, and ask "
+            "it for all kinds of scores, or make another trainer"
+        )
+
+
+def _entry_of(state: Any, name: str, output_dir: Path) -> dict[str, Any]:
+    """Find the newest entry of a folder among those of a class of callbacks in a trainer's state."""
+    entries = state.stateful_callbacks.get(name, [])
     for each in reversed(entries if isinstance(entries, list) else [entries]):
         if each["attributes"].get("output_dir") == str(output_dir):
             entry: dict[str, Any] = each["attributes"].get("entry") or {}
             return entry
     return {}
+
+
+def _factor(loss: Tensor, last: Tensor) -> float:
+    """Return the factor by which a training step has multiplied the loss before its backward pass."""
+    if loss is last:
+        return 1.0
+    (factor,) = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
+    if factor is None:
+        raise ValueError(
+            f"{_WHO}: expected a training_step that differentiates what self.compute_loss(model, inputs, ...) has "
+            "returned, or a multiple of it, found another loss. Compute it in compute_loss"
+        )
+    return float(factor)
 
 
 @contextmanager

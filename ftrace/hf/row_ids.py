@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +11,8 @@ import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
+
+from ftrace.online.undisturbed.random_state import isolated_random_state
 
 
 class CollatorWithIds:
@@ -71,7 +74,18 @@ class NumberedRows(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        return {**self.rows[place], self.key: place}
+        row = self.rows[place]
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"expected dictionaries in train_dataset, found a row of type {type(row).__name__}. Return "
+                f'{{..., "{self.key}": place}}'
+            )
+        return {**row, self.key: place}
+
+    def __getattr__(self, name: str) -> Any:  # a trainer's own sampler may use attributes of its data set
+        if name.startswith("__") or name == "rows":
+            raise AttributeError(name)
+        return getattr(self.rows, name)
 
 
 def has_ids(rows: Any, key: str) -> bool:
@@ -80,7 +94,8 @@ def has_ids(rows: Any, key: str) -> bool:
         return key in rows.column_names
     if isinstance(rows, IterableDataset) or not len(rows):
         return True  # as far as one can tell
-    first = rows[0]
+    with isolated_random_state():  # a row may be augmented as it is read
+        first = rows[0]
     return isinstance(first, Mapping) and key in first
 
 
@@ -121,9 +136,13 @@ def ids_in_batches(trainer: Any, key: str) -> Iterator[None]:
         vars(trainer).update(kept)
 
 
-def without(batch: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Copy a batch without its ids."""
-    return {name: value for name, value in batch.items() if name != key}
+def without(batch: Any, key: str) -> Any:
+    """Copy a batch without its ids, as an object of the same class: some have their entries as attributes, too."""
+    if not isinstance(batch, MutableMapping) or key not in batch:
+        return batch
+    bare = copy.copy(batch)
+    del bare[key]
+    return bare
 
 
 def names_of_completions(rows: Sequence[Mapping[str, Any]], key: str, step: int, process: int) -> list[str]:

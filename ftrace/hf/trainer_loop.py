@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -72,7 +73,8 @@ class TrainerLoop(PlainLoop):
         loaders = [self._loader] if isinstance(self._loader, DataLoader) else []
         # GRPO's loader draws each prompt several times, and its batches are not those that are trained on.
         are_all = bool(loaders) and not hasattr(self._trainer, "num_generations")
-        return TrainLoaders(loaders, are_all, False, math.ceil(state.num_train_epochs), batches)
+        epochs = state.num_train_epochs if state.num_train_epochs < sys.maxsize else math.inf  # of a streamed data set
+        return TrainLoaders(loaders, are_all, False, math.ceil(epochs) if math.isfinite(epochs) else epochs, batches)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Return no context: accelerate has put autocast into the model's own forward."""
