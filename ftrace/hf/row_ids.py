@@ -18,8 +18,8 @@ from ftrace.online.undisturbed.random_state import isolated_random_state
 class CollatorWithIds:
     """A trainer's collator, whose batches also carry the ids of their rows.
 
-    A batch of several rows for each of the trainer's own, such as DPO's ``[all chosen, all rejected]``, has each id as
-    often. A row into which several documents are packed has a list of ids.
+    TRL's batches of several rows for each of the trainer's own, such as DPO's ``[all chosen, all rejected]``, have each
+    id as often. A row into which several documents are packed has a list of ids.
 
     Args:
         collator: The trainer's own.
@@ -34,7 +34,7 @@ class CollatorWithIds:
         """Collate rows, and add their ids.
 
         Raises:
-            ValueError: If a row has no id.
+            ValueError: If a row has no id, or if the collator makes several rows of it, or changes their order.
         """
         missing = [row for row in rows if not isinstance(row, Mapping) or self.key not in row]
         if missing:
@@ -46,9 +46,30 @@ class CollatorWithIds:
             return [{**row, self.key: id_} for row, id_ in zip(batch, ids, strict=True)]
         flat = [each for of_row in ids for each in (of_row if isinstance(of_row, list | Tensor) else [of_row])]
         copies = _rows_of(batch) // len(ids) if len(flat) == len(ids) else 1
+        self._refuse_others_order(rows, batch, copies)
         flat = flat * max(1, copies)
         batch[self.key] = flat if isinstance(flat[0], str) else torch.tensor([int(each) for each in flat])
         return batch
+
+    def _refuse_others_order(self, rows: list[Any], batch: Mapping[str, Any], copies: int) -> None:
+        """Refuse batches of a user's own collator whose rows aren't those of the data set, one by one."""
+        if any(kind.__module__.startswith("trl.") for kind in type(self.collator).__mro__):
+            return
+        expected = "expected a collator that makes one row of a batch of each row in train_dataset, in order, found"
+        if copies > 1:
+            raise ValueError(f"{expected} {copies} of each. Make them in the data set, each with an id")
+        if copies == 1 and _are_in_another_order(rows, batch):
+            raise ValueError(f"{expected} another order. Leave rows in their order")
+
+
+def _are_in_another_order(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> bool:
+    """Whether the tokens of a batch's row are none of the row that has its id, but those of another one."""
+    tokens, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if not isinstance(tokens, Tensor) or not isinstance(mask, Tensor) or tokens.shape != mask.shape or tokens.ndim != 2:
+        return False
+    given = [torch.as_tensor(row.get("input_ids", ())).tolist() for row in rows]
+    made = [row[kept.bool()].tolist() for row, kept in zip(tokens, mask, strict=True)]
+    return any(one != other and one in given for one, other in zip(made, given, strict=False))
 
 
 def _rows_of(batch: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,4 +154,20 @@ def test_rows_that_are_no_dictionaries_are_refused(model: str, tmp_path: Path) -
     rows: Any = [tuple(row.values()) for row in tokens(model)]
     trainer = make(model, tmp_path, Rows(rows), collator=lambda rows: rows, remove_unused_columns=False)
     with pytest.raises(ValueError, match="expected dictionaries in train_dataset, found a row of type tuple"):
+        trained(trainer, model, tmp_path / "scores")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda rows: sorted(rows, key=lambda row: -len(row["input_ids"])), "another order. Leave rows in their order"),
+        (lambda rows: [row for row in rows for _ in range(2)], "2 of each. Make them in the data set"),
+    ],
+)
+def test_collators_that_give_ids_to_other_rows_are_refused(
+    change: Callable[[Any], Any], found: str, model: str, tmp_path: Path
+) -> None:
+    collate = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(model))
+    trainer = make(model, tmp_path, Rows(tokens(model)), collator=lambda rows: collate(change(rows)))
+    with pytest.raises(ValueError, match=f"expected a collator that makes one row .*, found {found}"):
         trained(trainer, model, tmp_path / "scores")
