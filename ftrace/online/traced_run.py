@@ -232,6 +232,7 @@ class TracedRun:
             unprojected=self.scoring.keeps_examples_unprojected,
             loaders=self._batch_sizes,
             book=self.rows.book,
+            documents=self.rows.trials.documents,
         )
         self.rows.watch(recording)
         return recording

@@ -235,7 +235,8 @@ class QueryPass:
         if len(bad):
             raise NotFiniteError(
                 f"query_losses: expected finite numbers, found NaN or infinity for the queries {bad[:5].tolist()}. "
-                "Either all their labels are masked, or the weights themselves are NaN or infinite"
+                "Either all their labels are masked, or a probability is 1 or 0 in this precision, or the weights "
+                "themselves are NaN or infinite"
             )
 
 
