@@ -88,28 +88,37 @@ class Llama(pl.LightningModule):
 def by_lightning(
     net: Llama, folder: Path, *, accumulate: int = 1, clip: float | None = None, **settings: Any
 ) -> ScoreStore:
+    precision = settings.pop("precision", "32-true")
     callback = OnlineTracIn(queries(), folder, **{**SETTINGS, **settings})
     loader = [default_collate(batch) for batch in BATCHES]
     replay.trainer(
-        folder.parent, precision="32-true", max_epochs=1, callbacks=[callback], accumulate_grad_batches=accumulate,
+        folder.parent, precision=precision, max_epochs=1, callbacks=[callback], accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
     ).fit(net, DataLoader(loader, batch_size=None))  # type: ignore[arg-type]  # fmt: skip
     return ScoreStore.open(folder)
 
 
-def by_hand(net: Llama, folder: Path, *, accumulate: int = 1, clip: float | None = None, **settings: Any) -> ScoreStore:
-    """With `trace` alone."""
+def by_hand(net: Llama, folder: Path | None, *, accumulate: int = 1, clip: float | None = None, **settings: Any) -> Any:
+    """With `trace` alone; not even with that if there is no folder."""
     [optimizer], [schedule] = net.configure_optimizers()
-    with trace(net, optimizer, mean_loss, queries=queries(), output_dir=folder, **{**SETTINGS, **settings}) as run:
+    run: Any = contextlib.nullcontext()
+    if folder is not None:
+        run = trace(net, optimizer, mean_loss, queries=queries(), output_dir=folder, **{**SETTINGS, **settings})
+    with run:
         for window in windows(accumulate):
-            for batch in window:
-                run.backward(run.loss(default_collate(batch)) / accumulate)
+            for batch in map(default_collate, window):
+                if folder is None:
+                    with torch.autocast("cpu", torch.bfloat16, enabled=settings.get("precision") == "bf16-mixed"):
+                        loss = mean_loss(net, batch)
+                    (loss / accumulate).backward()
+                else:
+                    run.backward(run.loss(batch) / accumulate)
             if clip is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
             schedule["scheduler"].step()
-    return ScoreStore.open(folder)
+    return None if folder is None else ScoreStore.open(folder)
 
 
 def by_fabric(

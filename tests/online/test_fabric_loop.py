@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ftrace.scores import ScoreStore
 from helpers import llama_loops
 from helpers.llama_loops import KINDS, Llama, by_fabric, by_hand, by_lightning, weights
 
@@ -45,6 +48,33 @@ def test_scores_are_those_of_autograd_of_the_plain_loop_and_of_lightning(
     assert "lightning" in store.manifest["versions"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scores": ("whitened", "learning"), "projection_side": 3},
+        {"scores": ("dot", "update"), "momentum": "exact", "breakdown": ("layer",)},
+        {"integration": "trapezoid", "refresh_every_n_steps": 2},
+        {"scores": ("learning", "update"), "projection_side": 3, "refresh_every_n_steps": 2},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_all_kinds_are_those_of_the_plain_loop_and_of_lightning(settings: dict[str, Any], tmp_path: Path) -> None:
+    """With accumulation and an uneven last window."""
+    loops: list[Callable[..., ScoreStore]] = [by_fabric, by_hand, by_lightning]
+    stores = [
+        loop(Llama(adapters=True), tmp_path / str(number), accumulate=3, **settings)
+        for number, loop in enumerate(loops)
+    ]
+    for store in stores[1:]:
+        assert store.kinds == stores[0].kinds
+        assert store.breakdown == stores[0].breakdown
+        assert store.manifest["refreshes"] == stores[0].manifest["refreshes"]
+        for kind in store.kinds:
+            scale = np.abs(store.matrix(kind)).max()
+            assert scale > 0
+            np.testing.assert_allclose(stores[0].matrix(kind), store.matrix(kind), rtol=1e-6, atol=1e-7 * scale)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_training_is_the_same_with_and_without(accumulate: int, tmp_path: Path) -> None:
     """Bit by bit, with dropout in the adapters."""
@@ -62,7 +92,7 @@ def test_training_is_the_same_with_and_without(accumulate: int, tmp_path: Path) 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """From what ``fabric.save`` has saved, and ``fabric.load`` loads."""
     whole = by_fabric(net := Llama(adapters=True), tmp_path / "whole", integration="trapezoid")
-    options = {"stop": 2, "checkpoint": tmp_path / "checkpoint.pt", "integration": "trapezoid"}
+    options: dict[str, Any] = {"stop": 2, "checkpoint": tmp_path / "checkpoint.pt", "integration": "trapezoid"}
     with pytest.raises(KeyboardInterrupt):
         by_fabric(Llama(adapters=True), tmp_path / "s", **options)
     assert not (tmp_path / "s").exists()
