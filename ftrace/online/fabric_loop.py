@@ -179,11 +179,12 @@ def _require_supported(fabric: Any, model: Any) -> None:
             f"fabric: expected a precision among {PRECISIONS}, found {type(plugin).__name__}, whose layers can't be "
             'read. Set Fabric(precision="bf16-mixed")'
         )
-    compiled = (model, getattr(model, "_forward_module", None))
-    if any(isinstance(module, torch._dynamo.OptimizedModule) for module in compiled):
+    if any(
+        isinstance(module, torch._dynamo.OptimizedModule) for module in (model, getattr(model, "_forward_module", 0))
+    ):
         raise ValueError(
-            "model: expected one that isn't compiled, found one of torch.compile, past which gradients can't be read "
-            "in a loop with Fabric. Give fabric.setup the model without torch.compile"
+            "model: expected one without torch.compile(model), whose hooks would come too late. Compile it in "
+            "place, before fabric.setup: model.compile()"
         )
     if "_FabricModule" not in _names(model):
         raise ValueError(
@@ -193,10 +194,10 @@ def _require_supported(fabric: Any, model: Any) -> None:
 
 
 def _undistributed(model: Any) -> Any:
-    """Wrap the module as ``fabric.setup`` has done, but without DistributedDataParallel around it."""
+    """Wrap the module as ``fabric.setup`` has done, but with nothing between, such as DistributedDataParallel."""
     module = model.module
-    is_distributed = model._forward_module is not module
-    wrapper = _undistributed_class(type(model))(_Passing(module) if is_distributed else module, model._strategy, module)
+    is_direct = model._forward_module is module
+    wrapper = _undistributed_class(type(model))(module if is_direct else _Passing(module), model._strategy, module)
     wrapper._forward_methods = set(model._forward_methods)
     wrapper._device = model._device
     wrapper._dtype = model._dtype

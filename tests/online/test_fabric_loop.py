@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
+from torch.utils.data import DataLoader, default_collate
 
+from ftrace.online import trace
 from ftrace.scores import ScoreStore
-from helpers import llama_loops
+from helpers import llama_loops, replay
 from helpers.llama_loops import KINDS, Llama, by_fabric, by_hand, by_lightning, weights
 
 
@@ -73,6 +76,65 @@ def test_all_kinds_are_those_of_the_plain_loop_and_of_lightning(settings: dict[s
             scale = np.abs(store.matrix(kind)).max()
             assert scale > 0
             np.testing.assert_allclose(stores[0].matrix(kind), store.matrix(kind), rtol=1e-6, atol=1e-7 * scale)
+
+
+def test_a_model_is_compiled_in_place(tmp_path: Path) -> None:
+    """Otherwise an error says so; its scores are then those of one that isn't compiled."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def squares(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        return model(batch["x"]).square().sum(1)
+
+    def train(how: str) -> ScoreStore:
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        net: Any = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)).double()
+        if how == "in place":
+            net.compile(backend="aot_eager")
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        given = torch.compile(net, backend="aot_eager") if how == "before" else net
+        model, optimizer = fabric.setup(given, optimizer)
+        with trace(
+            torch.compile(model, backend="aot_eager") if how == "after" else model, optimizer,
+            lambda model, batch: squares(model, batch).mean(), fabric=fabric, query_losses=squares,
+            queries=replay.rows(3, "query_id", seed=1), output_dir=tmp_path / how, **llama_loops.SETTINGS,
+        ) as run:  # fmt: skip
+            for batch in DataLoader(replay.rows(6, "example_id"), batch_size=2):  # type: ignore[arg-type, var-annotated]
+                run.backward(run.loss(batch))
+                optimizer.step()
+                optimizer.zero_grad()
+        return ScoreStore.open(tmp_path / how)
+
+    for how in ("before", "after"):
+        with pytest.raises(ValueError, match=r"without torch\.compile.*Compile it in place.*: model\.compile\(\)"):
+            train(how)
+    compiled, plain = train("in place"), train("not")
+    for kind in KINDS:
+        np.testing.assert_allclose(compiled.matrix(kind), plain.matrix(kind), rtol=1e-9, atol=1e-12)
+
+
+def test_several_optimizers_are_those_of_the_plain_loop(tmp_path: Path) -> None:
+    """They take turns."""
+    stores = []
+    for fabric in (Fabric(accelerator="cpu", devices=1), None):
+        model: Any = Llama()
+        parts = list(model.parameters())
+        optimizers: Any = [torch.optim.AdamW(parts[:5], lr=0.01), torch.optim.SGD(parts[5:], lr=0.1)]
+        if fabric is not None:
+            model, *optimizers = fabric.setup(model, *optimizers)
+        folder = tmp_path / str(fabric is None)
+        with trace(
+            model, optimizers, llama_loops.mean_loss, fabric=fabric, queries=llama_loops.queries(),
+            query_losses=llama_loops.losses, output_dir=folder, **llama_loops.SETTINGS,
+        ) as run:  # fmt: skip
+            for number, batch in enumerate(llama_loops.BATCHES):
+                run.backward(run.loss(default_collate(batch)))
+                optimizers[number % 2].step()
+                optimizers[number % 2].zero_grad()
+        stores.append(ScoreStore.open(folder))
+    assert len(stores[0].manifest["optimizers"]) == 2
+    for kind in KINDS:
+        np.testing.assert_allclose(stores[0].matrix(kind), stores[1].matrix(kind), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

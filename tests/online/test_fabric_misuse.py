@@ -77,14 +77,6 @@ def test_strategies_and_precisions_are_refused_by_name(
         trace(model, optimizer, mean_loss, fabric=fabric, queries=queries(), query_losses=losses)
 
 
-def test_a_compiled_model_is_refused(tmp_path: Path) -> None:
-    fabric, net = cpu(), Llama(dtype=torch.float32)
-    model, optimizer = fabric.setup(torch.compile(net), torch.optim.SGD(net.parameters(), lr=0.1))
-    for compiled in (model, torch.compile(fabric.setup(Llama(dtype=torch.float32)))):
-        with pytest.raises(ValueError, match=r"isn't compiled.*Give fabric\.setup the model without torch\.compile"):
-            trace(compiled, optimizer, mean_loss, fabric=fabric, queries=queries(), query_losses=losses)
-
-
 @pytest.mark.parametrize(
     ("misuse", "error", "message"),
     [
