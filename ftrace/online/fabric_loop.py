@@ -20,7 +20,8 @@ from ftrace.online.loop import Wording
 from ftrace.online.plain_loop import PRECISIONS, PlainLoop, TrainingLoss
 from ftrace.online.queries.query_losses import READY_MADE, QueryLosses, find_query_learned, find_query_losses
 
-_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
+_SHARDED = "ModelParallelStrategy"
+_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy", _SHARDED}
 _LOG_EVERY_N_STEPS = 50  # as Lightning's Trainer
 
 
@@ -81,8 +82,17 @@ class FabricLoop(PlainLoop):
         return _LOG_EVERY_N_STEPS if self.fabric.loggers else 0
 
     def backward(self, loss: Tensor, **options: Any) -> None:
-        """Call ``fabric.backward``, which scales the loss if there is a scaler."""
+        """Call ``fabric.backward``, which scales the loss if there is a scaler.
+
+        Raises:
+            ValueError: If sharded gradients are not synchronized, so that they can't be read.
+        """
         self.fabric.backward(loss, **options)
+        if _SHARDED in _names(self.fabric.strategy) and all(p.grad is None for p in self.module.parameters()):
+            raise ValueError(
+                f"fabric.no_backward_sync: expected none around run.backward with {_SHARDED}, which then keeps "
+                "gradients where they can't be read. Leave it out; the sum of gradients is the same"
+            )
 
     def compute_loss(self, batch: Any) -> Tensor:
         """Compute the training loss of a batch with the model that ``fabric.setup`` has returned."""
@@ -170,9 +180,13 @@ def _require_supported(fabric: Any, model: Any) -> None:
     strategy, plugin = _names(fabric.strategy), fabric.strategy.precision
     if strategy.isdisjoint(_STRATEGIES) or any("XLA" in name for name in strategy):
         raise ValueError(
-            f"fabric: expected one device or DDP, found {type(fabric.strategy).__name__}, whose gradients can't be "
-            'read in a loop with Fabric. Set Fabric(strategy="ddp"); the Trainer of Lightning may shard weights, too, '
-            "with ModelParallelStrategy"
+            f"fabric: expected one device, DDP or {_SHARDED}, found {type(fabric.strategy).__name__}, whose gradients "
+            f'can\'t be read. Set Fabric(strategy="ddp"), or {_SHARDED} for sharded weights'
+        )
+    if _SHARDED in strategy and fabric.strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            "fabric: expected whole layers, found tensor parallelism, which splits layers, whose inputs can't be read. "
+            f"Set {_SHARDED}(..., tensor_parallel_size=1)"
         )
     if str(plugin.precision) not in PRECISIONS or "BitsandbytesPrecision" in _names(plugin):
         raise ValueError(

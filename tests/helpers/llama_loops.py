@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
@@ -135,8 +136,13 @@ def by_fabric(
         resume: Whether it goes on from the checkpoint.
     """
     fabric = Fabric(accelerator="cpu", devices=1) if fabric is None else fabric
+    is_sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+    model: Any = fabric.setup_module(net) if is_sharded else None
     [optimizer], [schedule] = net.configure_optimizers()
-    model, optimizer = fabric.setup(net, optimizer)
+    if is_sharded:
+        optimizer = fabric.setup_optimizers(optimizer)
+    else:
+        model, optimizer = fabric.setup(net, optimizer)
     run: Any = contextlib.nullcontext()
     if folder is not None:
         run = trace(
@@ -151,7 +157,7 @@ def by_fabric(
     with run:
         for step, window in enumerate(loader, start=state["step"]):
             for index, batch in enumerate(window):
-                with fabric.no_backward_sync(model, enabled=index + 1 < len(window)):
+                with fabric.no_backward_sync(model, enabled=index + 1 < len(window) and not is_sharded):
                     if folder is None:
                         fabric.backward(training_loss(model, batch) / accumulate)
                     else:

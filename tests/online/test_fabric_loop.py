@@ -113,28 +113,50 @@ def test_a_model_is_compiled_in_place(tmp_path: Path) -> None:
         np.testing.assert_allclose(compiled.matrix(kind), plain.matrix(kind), rtol=1e-9, atol=1e-12)
 
 
-def test_several_optimizers_are_those_of_the_plain_loop(tmp_path: Path) -> None:
-    """They take turns."""
+def two_optimizers(net: Llama) -> list[Any]:
+    parts = list(net.parameters())
+    return [torch.optim.AdamW(parts[:5], lr=0.01), torch.optim.SGD(parts[5:], lr=0.1)]
+
+
+def test_optimizers_that_take_turns(tmp_path: Path) -> None:
+    """Each steps with the gradients of two batches, which meet the queries' of their backward passes: by autograd."""
     stores = []
     for fabric in (Fabric(accelerator="cpu", devices=1), None):
         model: Any = Llama()
-        parts = list(model.parameters())
-        optimizers: Any = [torch.optim.AdamW(parts[:5], lr=0.01), torch.optim.SGD(parts[5:], lr=0.1)]
+        optimizers: Any = two_optimizers(model)
         if fabric is not None:
             model, *optimizers = fabric.setup(model, *optimizers)
-        folder = tmp_path / str(fabric is None)
         with trace(
             model, optimizers, llama_loops.mean_loss, fabric=fabric, queries=llama_loops.queries(),
-            query_losses=llama_loops.losses, output_dir=folder, **llama_loops.SETTINGS,
+            query_losses=llama_loops.losses, output_dir=tmp_path / str(fabric is None), **llama_loops.SETTINGS,
         ) as run:  # fmt: skip
             for number, batch in enumerate(llama_loops.BATCHES):
                 run.backward(run.loss(default_collate(batch)))
                 optimizers[number % 2].step()
                 optimizers[number % 2].zero_grad()
-        stores.append(ScoreStore.open(folder))
-    assert len(stores[0].manifest["optimizers"]) == 2
+        stores.append(ScoreStore.open(tmp_path / str(fabric is None)))
     for kind in KINDS:
         np.testing.assert_allclose(stores[0].matrix(kind), stores[1].matrix(kind), rtol=1e-9, atol=1e-12)
+
+    net, expected = Llama(), {row["example_id"]: torch.zeros(3).double() for row in llama_loops.EXAMPLES}
+    alone = two_optimizers(net)
+    waiting: list[list[tuple[int, dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]]] = [[], []]
+    for number, batch in enumerate(llama_loops.BATCHES):
+        asked = replay.per_example(net, net.example_losses(default_collate(llama_loops.ASKED)))
+        own = replay.per_example(net, net.example_losses(default_collate(batch)) / len(batch))
+        for of_optimizer in waiting:
+            of_optimizer += [(row["example_id"], grads, asked) for row, grads in zip(batch, own, strict=True)]
+        [group] = alone[number % 2].param_groups
+        names = {name: p for name, p in net.named_parameters() if any(p is other for other in group["params"])}
+        for example, gradients, queries in waiting[number % 2]:
+            products = [sum((query[name] * gradients[name]).sum() for name in names) for query in queries]
+            expected[example] += group["lr"] * torch.stack(products)  # type: ignore[arg-type]
+        for name, parameter in names.items():
+            parameter.grad = torch.stack([gradients[name] for _, gradients, _ in waiting[number % 2]]).sum(0)
+        alone[number % 2].step()
+        waiting[number % 2] = []
+    found = stores[0].matrix("dot")
+    np.testing.assert_allclose(found, llama_loops.matrix(stores[0], expected), atol=1e-9 * np.abs(found).max())
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

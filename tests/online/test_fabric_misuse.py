@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,11 +58,18 @@ class Eighth(Precision):
     precision = "transformer-engine"  # type: ignore[assignment]
 
 
+class TensorParallel(ModelParallelStrategy):
+    device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}  # type: ignore[assignment]  # noqa: RUF012
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fabric: setattr(fabric, "_strategy", FSDPStrategy()), "one device or DDP, found FSDPStrategy, whose"),
-        (lambda fabric: setattr(fabric, "_strategy", ModelParallelStrategy(lambda m, _: m)), "found ModelParallelStra"),
+        (
+            lambda fabric: setattr(fabric, "_strategy", FSDPStrategy()),
+            "DDP or ModelParallelStr.* found FSDPStrategy",
+        ),
+        (lambda fabric: setattr(fabric, "_strategy", TensorParallel(lambda m, _: m)), r"Set .*tensor_parallel_size=1"),
         (lambda fabric: setattr(fabric, "_strategy", DataParallelStrategy()), "found DataParallelStrategy"),
         (lambda fabric: setattr(fabric._strategy, "precision", Eighth()), "expected a precision among .* found Eighth"),
     ],
