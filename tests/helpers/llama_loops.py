@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from ftrace.callbacks import OnlineTracIn
 from ftrace.online import trace
+from ftrace.online.processes import num_processes, process_rank
 from ftrace.scores import ScoreStore
 from helpers import replay, tiny
 
@@ -100,14 +101,14 @@ def by_lightning(
 
 
 def by_hand(net: Llama, folder: Path | None, *, accumulate: int = 1, clip: float | None = None, **settings: Any) -> Any:
-    """With `trace` alone; not even with that if there is no folder."""
+    """With `trace` alone; not even with that if there is no folder. Processes share the rows of each batch."""
     [optimizer], [schedule] = net.configure_optimizers()
     run: Any = contextlib.nullcontext()
     if folder is not None:
         run = trace(net, optimizer, mean_loss, queries=queries(), output_dir=folder, **{**SETTINGS, **settings})
     with run:
         for window in windows(accumulate):
-            for batch in map(default_collate, window):
+            for batch in (default_collate(batch[process_rank() :: num_processes()]) for batch in window):
                 if folder is None:
                     with torch.autocast("cpu", torch.bfloat16, enabled=settings.get("precision") == "bf16-mixed"):
                         loss = mean_loss(net, batch)
