@@ -119,6 +119,7 @@ class FabricLoop(PlainLoop):
             with self.plugin.forward_context():
                 return function(module, self.plugin.convert_input(batch))
 
+        by_fabric.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)  # for the manifest
         return by_fabric
 
     def to_device(self, batch: Any) -> Any:
