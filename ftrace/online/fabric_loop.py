@@ -100,16 +100,20 @@ class FabricLoop(PlainLoop):
         # Fabric forbids, by a hook on a model's output, to differentiate up to it otherwise than by fabric.backward.
         return loss.view_as(loss) if isinstance(loss, Tensor) else loss
 
-    def asked(self, losses: QueryLosses | None, learned: QueryLosses | None) -> tuple[QueryLosses, QueryLosses | None]:
+    def query_functions(
+        self, losses: QueryLosses | None, learned: QueryLosses | None
+    ) -> tuple[QueryLosses, QueryLosses | None]:
         """Let the functions of queries, or those that are found if there are none, call the model as training does.
 
         Raises:
             ValueError: If there is no way to know the losses.
         """
         learned = learned or find_query_learned(self.module)
-        return self._asked(losses or find_query_losses(self.module)), None if learned is None else self._asked(learned)
+        return self._by_fabric(losses or find_query_losses(self.module)), None if learned is None else self._by_fabric(
+            learned
+        )
 
-    def _asked(self, function: QueryLosses) -> QueryLosses:
+    def _by_fabric(self, function: QueryLosses) -> QueryLosses:
         """Give a user's function a model as ``fabric.setup`` returns it; run a ready-made one as a forward pass."""
 
         @wraps(function)
