@@ -6,9 +6,11 @@ from ftrace.gradients.balance import balancing, divided
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
+from ftrace.gradients.documents import Documents
+from ftrace.gradients.fused_heads import FusedHead, record_head
 from ftrace.gradients.graph import kind_of_graph
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
-from ftrace.gradients.layouts import Examples
+from ftrace.gradients.layouts import Examples, PackedLayout, candidates
 from ftrace.gradients.learning import learning_weights
 from ftrace.gradients.names import full_name, layer_of, leave_out, match_globs, nearest, parameters_option
 from ftrace.gradients.optimizer_steps import (
@@ -52,16 +54,19 @@ __all__ = [
     "Coverage",
     "CoverageLine",
     "Dense",
+    "Documents",
     "Elementwise",
     "Entries",
     "Examples",
     "ExchangeError",
+    "FusedHead",
     "GradientCapture",
     "Key",
     "LayoutBook",
     "Lookup",
     "OnLoss",
     "Outer",
+    "PackedLayout",
     "ParameterStep",
     "PerExampleGradients",
     "Preconditioner",
@@ -82,6 +87,7 @@ __all__ = [
     "balancing",
     "before_step",
     "buffer_of",
+    "candidates",
     "coarsest_eps",
     "cosines",
     "divided",
@@ -111,6 +117,7 @@ __all__ = [
     "project",
     "rank_one",
     "rank_one_from_state",
+    "record_head",
     "reduced_gradients",
     "scales_elements",
     "times",

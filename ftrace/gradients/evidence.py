@@ -11,13 +11,14 @@ Tensors are compared by prints: one number for each slice along each axis, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from ftrace.gradients.documents import Documents, Place, belongs
 from ftrace.gradients.layouts import Examples, Layout, candidates
 from ftrace.gradients.rounding import coarsest_eps, of_a_pass
 
@@ -30,15 +31,16 @@ class Prints:
 
     Args:
         shape: Of the tensor, without the axes that hold no examples.
-        along: For each axis, ``[length]`` float64.
+        along: For each axis, ``[length]`` float64; where rows are packed, also for each pair of axes that may be rows
+            and tokens, ``[rows * tokens]``.
         precision: Relative differences below it are rounding errors.
     """
 
     shape: tuple[int, ...]
-    along: Mapping[int, Tensor]
+    along: Mapping[Place, Tensor]
     precision: float
 
-    def scale(self, axis: int) -> Tensor:
+    def scale(self, axis: Place) -> Tensor:
         """Compute the scale that differences along an axis are measured by."""
         values = self.along[axis]
         finite = torch.where(values.isfinite(), values.abs(), 0)
@@ -46,7 +48,7 @@ class Prints:
 
 
 @torch.no_grad()
-def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False) -> Prints:
+def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False, documents: Documents | None = None) -> Prints:
     """Take the prints of a tensor.
 
     Args:
@@ -54,6 +56,7 @@ def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False) -> Prints
         last: Number of its last axes that hold features, and no examples.
         bounded: Whether numbers are compressed to a few dozen at most, so that a mask's infinities, or -1e9, don't hide
             the others. Prints are no longer proportional to the tensor then.
+        documents: Those of packed rows, if any.
     """
     is_fraction = tensor.is_floating_point() or tensor.is_complex()
     precision = of_a_pass(coarsest_eps([tensor.dtype if is_fraction else torch.float64]))  # integers are summed in that
@@ -70,14 +73,19 @@ def prints_of(tensor: Tensor, last: int = 0, *, bounded: bool = False) -> Prints
     values = values.double()
     if not shape:
         return Prints((), {}, precision)
-    along = {}
-    for axis in range(len(shape)):
-        of_axis = values
-        for other in reversed(range(len(shape))):
-            if other != axis:
-                of_axis = _contracted(of_axis, other)
-        along[axis] = of_axis
+    along: dict[Place, Tensor] = {axis: _left(values, (axis,)) for axis in range(len(shape))}
+    for pair in documents.all_pairs(shape) if documents is not None else ():
+        of_pair = _left(values, pair)
+        along[pair] = (of_pair if pair[0] < pair[1] else of_pair.T).flatten()
     return Prints(shape, along, precision)
+
+
+def _left(values: Tensor, axes: Collection[int]) -> Tensor:
+    """Contract all axes but some."""
+    for other in reversed(range(values.ndim)):
+        if other not in axes:
+            values = _contracted(values, other)
+    return values
 
 
 def _contracted(values: Tensor, axis: int) -> Tensor:
@@ -98,17 +106,17 @@ class Evidence:
 
     Args:
         members: ``[B]`` bool: the examples that were changed.
-        along: For each axis, ``[length]`` int8: whether a slice belongs to one of them (INSIDE), to another example
-            (OUTSIDE), to both (NEITHER), or nothing is known (UNKNOWN).
+        along: For each axis, or pair of axes, ``[length]`` int8: whether a slice belongs to one of them (INSIDE), to
+            another example (OUTSIDE), to both (NEITHER), or nothing is known (UNKNOWN).
     """
 
     members: Tensor
-    along: Mapping[int, Tensor]
+    along: Mapping[Place, Tensor]
 
 
 def movement(plain: Prints, moved: Prints, members: Tensor) -> Evidence:
     """Compare values, or gradients, with those of a pass in which the inputs of some examples were exchanged."""
-    along = {}
+    along: dict[Place, Tensor] = {}
     for axis, before in plain.along.items():
         after = moved.along[axis]
         scale = torch.maximum(plain.scale(axis), moved.scale(axis))
@@ -137,7 +145,7 @@ def common_scale(pairs: Iterable[tuple[Prints, Prints]]) -> float:
     return float(ordered[votes.argmax()])
 
 
-def _is_some(plain: Prints, axis: int, after: Tensor) -> Tensor:
+def _is_some(plain: Prints, axis: Place, after: Tensor) -> Tensor:
     before = plain.along[axis]
     return (before.abs() > plain.precision * plain.scale(axis)) & before.isfinite() & after.isfinite()
 
@@ -151,7 +159,7 @@ def scaled_movement(plain: Prints, moved: Prints, members: Tensor, scale: float)
         members: ``[B]`` bool: these examples.
         scale: The factor of all gradients, see :func:`common_scale`.
     """
-    along = {}
+    along: dict[Place, Tensor] = {}
     for axis, before in plain.along.items():
         after = moved.along[axis]
         some = _is_some(plain, axis, after)
@@ -163,7 +171,8 @@ def scaled_movement(plain: Prints, moved: Prints, members: Tensor, scale: float)
 
 def contradiction(shape: Sequence[int], members: Tensor) -> Evidence:
     """Give the evidence of a tensor that only one of two passes has, or that has another shape: no layout agrees."""
-    return Evidence(members, {axis: torch.full((n,), NEITHER, dtype=torch.int8) for axis, n in enumerate(shape)})
+    along: dict[Place, Tensor] = {axis: torch.full((n,), NEITHER, dtype=torch.int8) for axis, n in enumerate(shape)}
+    return Evidence(members, along)
 
 
 def either(first: Evidence, second: Evidence) -> Evidence:
@@ -174,7 +183,7 @@ def either(first: Evidence, second: Evidence) -> Evidence:
 
 def cut(plain: Prints, rest: Prints, members: Tensor) -> Evidence:
     """Compare gradients with those of a pass in which all other examples' were cut off."""
-    along = {}
+    along: dict[Place, Tensor] = {}
     for axis, before in plain.along.items():
         after, allowed = rest.along[axis], plain.precision * plain.scale(axis)
         owners = torch.full(before.shape, NEITHER, dtype=torch.int8, device=before.device)
@@ -205,16 +214,19 @@ class Choice:
 
 def agrees(layout: Layout, shape: Sequence[int], evidence: Evidence, examples: Examples) -> bool:
     """Whether the evidence doesn't contradict a layout."""
-    seen = evidence.along[layout.axis]
-    expected = evidence.members[layout.owners(shape[layout.axis], examples)]
+    seen = evidence.along.get(layout.place)
+    if seen is None:  # a contradiction, whatever the layout
+        return False
+    owners = layout.owners_in(shape, examples)
+    expected = belongs(evidence.members, owners)
     wrong = (seen == NEITHER) | ((seen == INSIDE) & ~expected) | ((seen == OUTSIDE) & expected)
-    return not bool(wrong.any())
+    return not bool((wrong & (owners >= 0)).any())  # what padding holds doesn't matter, as long as it has no gradient
 
 
 def _unseen(layout: Layout, shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> int:
     """Count the slices that should have been seen, by a layout, and were not."""
-    owners = layout.owners(shape[layout.axis], examples)
-    return sum(int(((each.along[layout.axis] == UNKNOWN) & each.members[owners]).sum()) for each in evidence)
+    owners = layout.owners_in(shape, examples)
+    return sum(int(((each.along[layout.place] == UNKNOWN) & belongs(each.members, owners)).sum()) for each in evidence)
 
 
 def choose(shape: Sequence[int], evidence: Sequence[Evidence], examples: Examples) -> Choice:
@@ -231,8 +243,8 @@ def choose(shape: Sequence[int], evidence: Sequence[Evidence], examples: Example
     chosen = min(agreeing, key=lambda layout: _unseen(layout, shape, evidence, examples))
     # Layouts that give every slice to the same example are one.
     others = tuple(layout for layout in agreeing if not chosen.says_the_same(layout, shape, examples))
-    owners = chosen.owners(shape[chosen.axis], examples)
+    owners = chosen.owners_in(shape, examples)
     seen = torch.zeros(examples.total, dtype=torch.bool)
     for each in evidence:
-        seen[owners[each.along[chosen.axis] == INSIDE]] = True
+        seen[owners[(each.along[chosen.place] == INSIDE) & (owners >= 0)]] = True
     return Choice(chosen, True, others, seen)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ftrace.gradients.cotangents import Cotangent, from_outside
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.layout_book import UnreadableError
-from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.layouts import Examples, Layout, PackedLayout
 from ftrace.gradients.module_state import (
     Beginning,
     Slot,
@@ -112,9 +112,9 @@ class Replay:
     ) -> dict[str, Tensor] | None:
         """Differentiate single examples by ``torch.func``; None where the layer can't be run that way."""
         grad, layout = given[0].grad, given[0].layout
-        if layout is None or not examples.count(layout.loader):
+        if layout is None or isinstance(layout, PackedLayout) or not examples.count(layout.loader):
             return None
-        layouts = [_like(value, layout, grad, anywhere=True) for value in self._inputs]
+        layouts = [_like(value, layout, grad, examples, anywhere=True) for value in self._inputs]
 
         def of_example(inputs: list[Tensor], grads: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
             rows = iter(inputs)
@@ -163,7 +163,7 @@ class Replay:
         watched: list[tuple[Tensor, Layout]] = []
         if layout is not None:
             inputs = [value for value, is_watched in zip(values, self._watched, strict=True) if is_watched]
-            of_inputs = [_like(value, layout, of_rows.grad) for value in inputs]
+            of_inputs = [_like(value, layout, of_rows.grad, examples) for value in inputs]
             watched = [(value, of_value) for value, of_value in zip(inputs, of_inputs, strict=True) if of_value]
         count = examples.total if layout is None else examples.count(layout.loader)
         first = 0 if layout is None else examples.first(layout.loader)
@@ -237,17 +237,20 @@ def _copied(value: Any) -> Any:
     )
 
 
-def _like(value: Any, layout: Layout, grad: Tensor, *, anywhere: bool = False) -> Layout | None:
+def _like(value: Any, layout: Layout, grad: Tensor, examples: Examples, *, anywhere: bool = False) -> Layout | None:
     """Give an input the layout of the output, if its shape allows.
 
     Args:
         value: The input.
         layout: Of the output.
         grad: In the output's shape.
+        examples: Of the batch.
         anywhere: Whether examples may run along another axis: for a trial that is compared with the output.
     """
     if not isinstance(value, Tensor):
         return None
+    if isinstance(layout, PackedLayout):
+        return layout if layout.fits(value.shape, examples) else None
     length = grad.shape[layout.axis]
     for axis in dict.fromkeys((layout.axis, *range(value.ndim if anywhere else 0))):
         if axis < value.ndim and value.shape[axis] == length:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,17 +12,24 @@ from torch.autograd.graph import GradientEdge
 
 from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, cut
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
-from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.layouts import Examples, Layout, candidates
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.outputs import Output, Pass
 from ftrace.gradients.rules import GraphRule
 
 
-def member_sets(total: int) -> list[Tensor]:
-    """Make sets of examples, ``[B]`` bool each, that together tell any two examples apart; most of them early."""
+def member_sets(examples: Examples) -> list[Tensor]:
+    """Make sets of examples, ``[B]`` bool each, that together tell any two examples apart; most of them early.
+
+    Where they are documents of packed rows, the first two sets are every other document, so that any two neighbours in
+    a row are told apart in both directions.
+    """
+    total = examples.total
     order = torch.randperm(total, generator=torch.Generator().manual_seed(total))
     digits = [(order >> digit) % 2 == 0 for digit in range(max(1, math.ceil(math.log2(max(2, total)))))]
-    return digits + [~digit for digit in digits]
+    every_other = torch.arange(total) % 2 == 0
+    first = [every_other, ~every_other] if examples.documents is not None else []
+    return [*first, *digits, *(~digit for digit in digits)]
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def learn_from_losses(recorded: Recorded, losses: Tensor, wanted: Sequence[Key])
     Raises:
         UnreadableError: If it can't be found out for an output that has a gradient.
     """
-    sets = member_sets(recorded.examples.total)
+    sets = member_sets(recorded.examples)
     plain, _ = _differentiated(recorded, losses)
     evidence: dict[Key, list[Evidence]] = {key: [] for key in plain}
     choices: dict[Key, Choice] = {}
@@ -165,6 +172,13 @@ _PROBLEM = (
 
 def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> UnreadableError:
     """Make an error that names all layers whose rows could not be told apart."""
+    documents = outputs[0].of_pass.examples.documents
+    if documents is not None:
+        rows, tokens = documents.owners.shape
+        problem += (
+            f". Examples are the documents of packed rows: expected all of their tokens, [{rows}, {tokens}, ...] or "
+            f"[{rows * tokens}, ...], all but the last or first of each row, or those before a label"
+        )
     layers = {output.layer.path: output for output in outputs}
     first, count = next(iter(layers.values())), len(layers)
     names = list(dict.fromkeys(name for output in outputs for name in output.layer.names.values()))
@@ -174,6 +188,44 @@ def unreadable(outputs: Sequence[Output], problem: str = _PROBLEM) -> Unreadable
         f"{first.called}{more} {seen} for {first.of_pass.examples.total} examples, {problem}",
         names,
         mixes=True,
+    )
+
+
+def refuse_crossing(outputs: Mapping[Key, Output], choices: Mapping[Key, Choice], irregular: Collection[Key]) -> None:
+    """Refuse packed rows in which tokens of one document change with those of another.
+
+    Args:
+        outputs: All that were recorded.
+        choices: What follows from exchanging documents, by output.
+        irregular: Outputs whose shape has changed meanwhile.
+
+    Raises:
+        UnreadableError: If there is an output that holds tokens, and no layout agrees with how they change.
+    """
+    for key, choice in choices.items():
+        is_lost = choice.known and choice.layout is None and key not in irregular
+        if is_lost and any(candidates(outputs[key].example_axes, outputs[key].of_pass.examples)):
+            raise _crossing(outputs[key])
+
+
+def _crossing(output: Output) -> UnreadableError:
+    return UnreadableError(
+        f"{output.called} has tokens of one document that change with another document's: attention, or another layer "
+        "over tokens, crosses the documents of a packed row, so that none has a gradient of its own. Keep them apart: "
+        "a Hugging Face model that builds its masks from position_ids, which begin anew with each document, needs "
+        "use_cache=False (as model.config.use_cache) and no attention_mask; any other one needs a block-diagonal mask. "
+        "Or give one id for each row, which is the example then",
+        of_all=True,
+    )
+
+
+def padded(outputs: Sequence[Output]) -> UnreadableError:
+    """Make an error about packed rows in which tokens of no document have a gradient."""
+    return UnreadableError(
+        f"{outputs[0].called} has a gradient at tokens of no document (negative document_ids, 0 in attention_mask, or "
+        "after a row's last document), so contributions would not sum to the gradient. Count these tokens to a "
+        "document, or take them out of the loss, with labels of -100",
+        of_all=True,
     )
 
 
@@ -198,7 +250,8 @@ def _differentiated(
     """Differentiate all, or some examples', losses: take prints of all outputs' gradients, and of nodes behind some."""
     known = recorded.known_edges()
     starts = [] if losses.grad_fn is None else [losses.grad_fn]
-    nodes = NodePrints({key: recorded.edges[key] for key in behind}, starts if behind else [], known)
+    edges = {key: recorded.edges[key] for key in behind}
+    nodes = NodePrints(edges, starts if behind else [], known, recorded.examples.documents)
     weights = torch.ones_like(losses) if members is None else members.to(losses)
     prints: dict[Key, Prints] = {}
     recorded.of_pass.prints = prints

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout
+from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout, candidates
 from ftrace.gradients.names import leave_out
 from ftrace.gradients.rules import Lookups
 
@@ -72,13 +72,15 @@ class UnreadableError(ValueError):
         problem: The reason.
         names: Full names of the parameters; the message says how to leave them out.
         mixes: Whether examples may be mixed where these are used, so that reading them elsewhere doesn't help.
+        of_all: Whether no parameter's gradient can be divided, so that leaving some out doesn't help.
     """
 
-    def __init__(self, problem: str, names: Sequence[str] = (), *, mixes: bool = False) -> None:
+    def __init__(self, problem: str, names: Sequence[str] = (), *, mixes: bool = False, of_all: bool = False) -> None:
         super().__init__(f"{problem}. {leave_out(names)}" if names else problem)
         self.problem = problem
         self.names = tuple(names)
         self.mixes = mixes
+        self.of_all = of_all
 
 
 class LayoutBook:
@@ -169,8 +171,7 @@ class LayoutBook:
                 return
             layout = known if agreeing else layout
         if isinstance(known, Layout) and known != layout:
-            same_axis = known.axis == layout.axis and known.loader == layout.loader
-            seen &= {number for number in seen if same_axis and known.factors(number, 1) == layout.factors(number, 1)}
+            seen &= {number for number in seen if known.coincides(layout, number)}
         self.known[key] = layout
         self.ambiguous[key] = tuple(others)
         if others:
@@ -183,6 +184,11 @@ class LayoutBook:
 
 def assumed(shape: Sequence[int], examples: Examples, lookup: Lookups = "no") -> Rows | None:
     """Assume the most common layout that a shape allows: rows side by side, and lookups of positions shared by all."""
+    if examples.documents is not None:
+        if lookup == "shared":
+            return Shared()
+        of_documents = next(candidates(shape, examples), None)
+        return Shared() if of_documents is None and lookup == "ids" else of_documents
     if lookup == "shared" or (lookup == "ids" and _looks_shared(shape, examples)):
         return Shared()
     if SIDE_BY_SIDE.fits(shape, examples):

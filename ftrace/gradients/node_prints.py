@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
+from ftrace.gradients.documents import Documents
 from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.graph import Graph, Slot, shapes_of, slices_of, slot_of
 from ftrace.gradients.layout_book import Key, Layouts, Way
@@ -22,6 +23,7 @@ class NodePrints:
         outputs: The edges into these outputs.
         starts: The ends of the graph.
         known: Edges into outputs whose examples are known: the search stops there.
+        documents: Those of packed rows, if any.
 
     Attributes:
         names: Of the nodes, in the order in which they were reached.
@@ -29,9 +31,14 @@ class NodePrints:
     """
 
     def __init__(
-        self, outputs: Mapping[Key, GradientEdge], starts: Iterable[Node], known: Iterable[GradientEdge]
+        self,
+        outputs: Mapping[Key, GradientEdge],
+        starts: Iterable[Node],
+        known: Iterable[GradientEdge],
+        documents: Documents | None = None,
     ) -> None:
         self.names: list[str] = []
+        self._documents = documents
         self.prints: dict[tuple[int, int], Prints] = {}
         self._handles: list[RemovableHandle] = []
         self._numbers: dict[Node, int] = {}
@@ -68,7 +75,7 @@ class NodePrints:
         def before_node(grads: tuple[Tensor | None, ...]) -> None:
             for output, grad in enumerate(grads):
                 if grad is not None:
-                    self.prints[number, output] = prints_of(grad)
+                    self.prints[number, output] = prints_of(grad, documents=self._documents)
 
         return before_node
 

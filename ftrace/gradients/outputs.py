@@ -11,7 +11,7 @@ from torch import Tensor
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
-from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout
+from ftrace.gradients.layouts import SIDE_BY_SIDE, Examples, Layout, PackedLayout
 from ftrace.gradients.parts import accumulation_dtype
 from ftrace.gradients.rounding import coarsest_eps, of_passes
 from ftrace.gradients.rules import GraphRule, Lookups
@@ -53,6 +53,7 @@ class Pass:
         largest: The largest number in the gradients from which these were computed.
         open: While it is set, outputs are added to it that have a gradient, although it was not seen whose rows they
             have.
+        padded: While it is set, outputs are added to it whose gradient isn't zero where packed rows are padded.
         unread: While ``open`` is set, errors of those outputs in it whose gradient can't be read in this pass.
         arrived: While it is set, called with the first argument of each layer.
         before_first: While it is set, called once when the first gradient arrives.
@@ -71,6 +72,7 @@ class Pass:
         self.rounding = 0.0
         self.largest: Tensor | None = None
         self.open: set[Key] | None = None
+        self.padded: set[Key] | None = None
         self.unread: dict[Key, UnreadableError] = {}
         self.arrived: Callable[[Key, Tensor], None] | None = None
         self.before_first: Callable[[], None] | None = None
@@ -168,7 +170,9 @@ class Output:
             before_first, self.of_pass.before_first = self.of_pass.before_first, None
             before_first()
         if self.of_pass.prints is not None:
-            self.of_pass.prints[self.key] = prints_of(self._laid_out(grad), self.parameter_axes)
+            self.of_pass.prints[self.key] = prints_of(
+                self._laid_out(grad), self.parameter_axes, documents=self.of_pass.examples.documents
+            )
         if self.of_pass.chosen is not None:
             return self._cut(grad, self.of_pass.chosen)
         if self.of_pass.prints is not None:
@@ -220,7 +224,10 @@ class Output:
         if isinstance(rows, Shared):  # there is one example
             rows = SIDE_BY_SIDE
         if isinstance(rows, Layout):
-            self.add(self._laid_out(grad), rows)
+            laid_out, padded = self._laid_out(grad), of_pass.padded
+            if padded is not None and isinstance(rows, PackedLayout) and rows.has_padding(laid_out, of_pass.examples):
+                padded.add(self.key)
+            self.add(laid_out, rows)
         else:
             self._refuse(
                 grad,
@@ -258,8 +265,12 @@ class Output:
         if not trusted or not isinstance(rows, Layout) or self.of_pass.examples.total == 1:
             return None
         kept = rows.choose(self._laid_out(grad), chosen, self.of_pass.examples)
-        kept = kept if self.channel_axis == -1 else kept.movedim(-1, self.channel_axis)
-        return kept.reshape(grad.shape)
+        return self._as_given(kept, grad)
+
+    def _as_given(self, laid_out: Tensor, grad: Tensor) -> Tensor:
+        """Undo :meth:`_laid_out`."""
+        laid_out = laid_out if self.channel_axis == -1 else laid_out.movedim(-1, self.channel_axis)
+        return laid_out.reshape(grad.shape)
 
     def has_gradient(self) -> bool:
         """Whether a gradient has arrived."""

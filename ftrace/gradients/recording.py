@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,9 +17,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.backward_hooks import BackwardHooks
 from ftrace.gradients.coverage import Layer
+from ftrace.gradients.documents import Documents
 from ftrace.gradients.evidence import Prints
 from ftrace.gradients.fallback import Replay, outputs_of
 from ftrace.gradients.finding import Recorded, learn_from_losses
+from ftrace.gradients.fused_heads import FusedHead, HeadUse, Measure, ProjectedHeadUse, differentiable
 from ftrace.gradients.layout_book import Key, LayoutBook, UnreadableError
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.module_state import Beginning
@@ -43,6 +45,7 @@ class Recording:
         compiled: Whether the module is compiled, so that hooks may have come too late.
         loaders: Sizes of the batches of several dataloaders that one training step runs; their sum is ``num_examples``.
         book: What is known of whose rows are whose; default: nothing.
+        documents: The tokens of each example, where examples are documents of packed rows.
 
     Attributes:
         of_pass: What all its outputs have in common.
@@ -61,11 +64,12 @@ class Recording:
         compiled: bool = False,
         loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
+        documents: Documents | None = None,
     ) -> None:
         self.num_examples = num_examples
         self.was_read = False
         self.projection = projection
-        self.examples = Examples(num_examples, tuple(loaders) if len(loaders) > 1 else ())
+        self.examples = Examples(num_examples, tuple(loaders) if len(loaders) > 1 else (), documents)
         self.of_pass = Pass(self.examples, capture, book or LayoutBook())
         self.outputs: dict[Key, Output] = {}
         self.edges: dict[Key, GradientEdge] = {}
@@ -108,6 +112,17 @@ class Recording:
             use = ProjectedUse(layer, layer.rule, inputs, output, key, self.of_pass, self.projection)
         self._uses.append(use)
         self._hook_output(output, use)
+
+    def add_head(self, layer: Layer, head: FusedHead, outputs: Mapping[Measure, Tensor]) -> None:
+        """Record the run of a fused head of a layer, one use for each output that has a gradient."""
+        for measure, output in differentiable(outputs):
+            key = self._next_key(layer)
+            if self.projection is None:
+                use = HeadUse.of(layer, head, measure, key, self.of_pass)
+            else:
+                use = ProjectedHeadUse.of(layer, head, measure, key, self.of_pass, self.projection)
+            self._uses.append(use)
+            self._hook_output(output, use)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         """Record the run of a layer without a rule."""

@@ -31,7 +31,7 @@ from ftrace.gradients.evidence import (
     cut,
     scaled_movement,
 )
-from ftrace.gradients.finding import member_sets, unreadable, write_choices
+from ftrace.gradients.finding import member_sets, padded, refuse_crossing, unreadable, write_choices
 from ftrace.gradients.layout_book import Key, LayoutBook
 from ftrace.gradients.layouts import Examples, Layout, candidates
 from ftrace.gradients.node_prints import NodePrints
@@ -128,6 +128,8 @@ class Rehearsal:
             for key in choices
         )
         self.has_moved = any(choice.known for choice in choices.values())
+        if self.examples.documents is not None:
+            refuse_crossing(recorded.outputs, choices, irregular)
         lost = write_choices(recorded.recorded, choices)
         unseen = {key for key, output in recorded.outputs.items() if key in self.again or not output.is_seen}
         unknown = [key for key, choice in choices.items() if not choice.known and key in unseen]
@@ -138,7 +140,7 @@ class Rehearsal:
     def can_exchange(self) -> bool:
         """Whether the step runs with some examples' inputs exchanged for others'."""
         try:
-            for members in member_sets(self.examples.total)[:MOST_SETS]:
+            for members in member_sets(self.examples)[:MOST_SETS]:
                 self._forward(sources=sources_of(members, self.examples))
         except ExchangeError:
             return False
@@ -150,7 +152,7 @@ class Rehearsal:
         Args:
             which: Index that chooses the examples to exchange.
         """
-        sets = member_sets(self.examples.total)
+        sets = member_sets(self.examples)
         members = sets[which % len(sets)]
         plain = self._observed(False)
         moved = self._forward(sources=sources_of(members, self.examples))
@@ -232,7 +234,7 @@ class Rehearsal:
     @property
     def _sets(self) -> list[Tensor]:
         """Sets of examples to try, at most: half of all sets tell any two examples apart."""
-        sets = member_sets(self.examples.total)
+        sets = member_sets(self.examples)
         return sets[: max(MOST_SETS, len(sets) // 2)]
 
     def _learn_from_gradients(
@@ -299,7 +301,7 @@ class Rehearsal:
             edges = {key: observation.edges[key] for key in behind if key in observation.edges}
             known = observation.recorded.known_edges()
             starts = [] if loss.grad_fn is None else [loss.grad_fn]
-            nodes = NodePrints(edges, starts, known)
+            nodes = NodePrints(edges, starts, known, self.examples.documents)
             observation.notice(starts)
             observation.of_pass.chosen = chosen
             observation.of_pass.prints = {}
@@ -328,8 +330,13 @@ class Rehearsal:
         self.backwards += 1
         recording = self._start(unprojected=unprojected)
         recording.of_pass.open = set()
+        documents = self.examples.documents
+        if documents is not None and documents.has_padding:
+            recording.of_pass.padded = set()
         read: list[PerExampleGradients] = []
         totals = self._differentiate(recording, None, read, reduce)
+        if recording.of_pass.padded:
+            raise padded([recording.outputs[key] for key in recording.of_pass.padded])
         self.is_complete = not recording.of_pass.open
         self.reads = read
         return PerExampleGradients.sum(read or [recording.gradients()]), totals
@@ -381,6 +388,7 @@ class Rehearsal:
             loaders=self.examples.loaders,
             book=self.book,
             observes=observes,
+            documents=self.examples.documents,
         )
         recording.of_pass.trusts = False
         return recording

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.graph import Graph, Slot, follow_known, shape_of, slot_of
 from ftrace.gradients.layout_book import Key, Layouts, Shared
-from ftrace.gradients.layouts import Examples, Layout
+from ftrace.gradients.layouts import Examples, Layout, PackedLayout
 from ftrace.gradients.outputs import Pass, exclusively
 from ftrace.gradients.rounding import coarsest_eps
 
@@ -146,6 +146,8 @@ def _all_at_once(
 ) -> dict[int, Tensor] | None:
     """Send all examples through a node at once, if it works elementwise and leaves broadcast sums to autograd."""
     if grad is None or layout is None or layout.loader is not None or not _is_native(node):
+        return None
+    if isinstance(layout, PackedLayout):  # documents laid out by themselves have not the tensor's axes
         return None
     given = [grad] * (1 + max(targets)) if node.name() == "ExpandBackward0" else _call(node, [grad])
     of_inputs = {}

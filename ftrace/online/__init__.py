@@ -5,6 +5,7 @@ from ftrace.online.fabric_loop import FabricLoop
 from ftrace.online.loop import TrainingLoop, TrainLoaders, Wording
 from ftrace.online.plain_loop import PlainLoop
 from ftrace.online.plain_trace import PlainTrace, trace
+from ftrace.online.queries.answer_probabilities import answer_log_probabilities, any_answer_log_probability, log_odds
 from ftrace.online.scoring.whitened import Whitening
 from ftrace.online.session import TraceSession
 from ftrace.online.settings import TraceSettings
@@ -20,5 +21,8 @@ __all__ = [
     "TrainingLoop",
     "Whitening",
     "Wording",
+    "answer_log_probabilities",
+    "any_answer_log_probability",
+    "log_odds",
     "trace",
 ]

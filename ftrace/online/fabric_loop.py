@@ -66,10 +66,15 @@ class FabricLoop(PlainLoop):
         self.fabric = fabric
         self.plugin = plugin
         self.module = model.module  # type: ignore[assignment]
-        self.undistributed = _undistributed(model)
+        self._undistributed = _undistributed(model)
         self.left_alone = (type(fabric),)
         fabric_class = next(kind for kind in type(fabric).__mro__ if kind.__name__ == "Fabric")
         self.packages = (fabric_class.__module__.partition(".")[0],)
+
+    @property
+    def undistributed(self) -> Any:
+        """The model as ``fabric.setup`` returns it, but with nothing between, such as DistributedDataParallel."""
+        return self._undistributed
 
     @property
     def backward_scale(self) -> float:  # type: ignore[override]

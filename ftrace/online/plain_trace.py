@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.arguments import Name, checked
+from ftrace.online.adapters import why_without_gradient
 from ftrace.online.fabric_loop import FabricLoop, is_of_fabric
 from ftrace.online.foreign_optimizers import refuse_foreign_steps
 from ftrace.online.plain_loop import PlainLoop, TrainingLoss
@@ -119,7 +120,9 @@ class PlainTrace:
         loss = loop.compute_loss(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            shown += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+            if isinstance(loss, Tensor) and not loss.requires_grad:
+                why = why_without_gradient(loop.module)
+                shown += f" without a gradient.{why}" if why else " without a gradient"
             raise ValueError(f"training_loss: expected one number that can be differentiated, found {shown}")
         self._loss = loss
         return loss
@@ -278,12 +281,8 @@ def trace(
         (6,)
     """
     optimizers = _listed(optimizer)
+    of_run = TraceSettings.of("trace", settings)
     loop: PlainLoop
-    unknown = sorted(settings.keys() - TraceSettings.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(
-            f"trace: expected settings among {sorted(TraceSettings.__dataclass_fields__)}, found {unknown[0]!r}"
-        )
     training_loss = training_loss or huggingface_training_loss
     if fabric is None:
         _refuse_set_up_by_fabric(model, *optimizers)
@@ -292,7 +291,7 @@ def trace(
         _refuse_beside_fabric(precision=precision, scaler=scaler)
         loop = FabricLoop(fabric, model, optimizers, training_loss, schedules)
         query_losses, query_learned = loop.query_functions(query_losses, query_learned)
-    session = TraceSession(TraceSettings(**settings), queries, query_losses, query_learned, _WHO, describe)
+    session = TraceSession(of_run, queries, query_losses, query_learned, _WHO, describe)
     run = PlainTrace(loop, session, Path(output_dir))
     if state:
         run.load_state_dict(state)

@@ -162,7 +162,7 @@ LAYOUTS = {
 def told_by(layout: Layout, shape: tuple[int, ...], compare: str) -> list[Evidence]:
     tensor = random(*shape)
     found = []
-    for members in member_sets(4):
+    for members in member_sets(Examples(4)):
         if compare == "movement":
             found.append(movement(values(tensor), values(exchanged(tensor, layout, members)), members))
         else:
@@ -217,7 +217,7 @@ def test_two_tensors_say_more_than_one() -> None:
 
 @pytest.mark.parametrize("total", range(2, 41))
 def test_sets_of_examples_tell_any_two_apart(total: int) -> None:
-    sets = member_sets(total)
+    sets = member_sets(Examples(total))
     codes = torch.stack([members.long() for members in sets])
     assert len({tuple(code) for code in codes.T.tolist()}) == total
     for members in sets:

@@ -70,7 +70,7 @@ def hold(
 
 def read_in_training(capture: GradientCapture, step: Step, examples: Examples, book: LayoutBook) -> PerExampleGradients:
     """What is read of the step's own backward passes."""
-    recording = capture.start(examples.total, loaders=examples.loaders, book=book)
+    recording = capture.start(examples.total, loaders=examples.loaders, book=book, documents=examples.documents)
 
     def on_loss(loss: Tensor, keeps: bool) -> None:
         recording.prepare([loss.grad_fn])

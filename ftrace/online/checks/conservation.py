@@ -73,7 +73,10 @@ class Conservation(Check):
         self._weights_Q[start:stop] = weights
         direction = {name: torch.tensordot(weights, of_name, dims=1) for name, of_name in rows.items()}
         self._direction = direction
-        self._direction_norm = math.hypot(*(float(self._unprojected(n, d).norm()) for n, d in direction.items()))
+        norm = math.hypot(*(float(self._unprojected(n, d).norm()) for n, d in direction.items()))
+        # Gradients of queries may cancel, such as those of a margin and its opposite. What rounding leaves is relative
+        # to the unit gradients, so the direction counts as no smaller than one of them.
+        self._direction_norm = norm / min(1.0, math.hypot(*(float(d.norm()) for d in direction.values())) or 1.0)
 
     def _unprojected(self, name: str, direction: Tensor) -> Tensor:
         """Return the direction in a parameter's shape that has the same products with gradients."""

@@ -146,7 +146,9 @@ class IndexRun:
         sizes, unprojected = batch_sizes(batch, key), self._features.needs_unprojected
         count = len(self._batch_ids)
         self.rows.before_batch(batch, batch_idx, count, sizes, loop.step, unprojected=unprojected)
-        self._recording = self.capture.start(count, unprojected=unprojected, loaders=sizes, book=self.rows.book)
+        self._recording = self.capture.start(
+            count, unprojected=unprojected, loaders=sizes, book=self.rows.book, documents=self.rows.trials.documents
+        )
         self.rows.watch(self._recording)
 
     def before_backward(self, loss: Tensor) -> None:

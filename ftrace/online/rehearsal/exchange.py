@@ -12,8 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftrace.gradients import Documents
+
 # Signed dtypes of the same size, for operations that unsigned ones lack.
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+IGNORED = -100  # the label of tokens that the loss leaves out
 
 KeyPath = tuple[Any, ...]  # the keys, indices and attribute names that lead to a value in a batch
 
@@ -28,12 +32,15 @@ class Inputs:
         loose: Tensors in which no examples can be found, though the size of their leading axis is a multiple of
             ``count``.
         shapes: By key path, the shapes of all tensors.
+        documents: The tokens of each example, where examples are documents of packed rows; then rows and tokens are the
+            leading axes, or tokens alone.
     """
 
     count: int
     axes: Mapping[KeyPath, int]
     loose: tuple[KeyPath, ...]
     shapes: Mapping[KeyPath, tuple[int, ...]]
+    documents: Documents | None = None
 
     def without(self, paths: Collection[KeyPath]) -> Inputs:
         """Leave out some tensors, which are not exchanged then."""
@@ -41,6 +48,8 @@ class Inputs:
 
     def turned(self) -> list[Inputs]:
         """Use the next axis of that size in tensors with several; empty if there are no such tensors."""
+        if self.documents is not None:
+            return []
         turned = {
             path: next((a for a in range(axis + 1, len(self.shapes[path])) if self.shapes[path][a] == self.count), axis)
             for path, axis in self.axes.items()
@@ -49,7 +58,7 @@ class Inputs:
 
     def with_fewer(self) -> list[Inputs]:
         """Leave out each tensor in turn; empty if there is only one."""
-        return [self.without([path]) for path in self.axes] if len(self.axes) > 1 else []
+        return [self.without([path]) for path in self.axes] if len(self.axes) > 1 and self.documents is None else []
 
 
 def find_inputs(batch: Any, count: int, ids: KeyPath) -> Inputs:
@@ -94,6 +103,18 @@ def rows_in(batch: Any, count: int) -> dict[KeyPath, Tensor]:
     return rows
 
 
+def tensors_in(batch: Any) -> dict[KeyPath, Tensor | np.ndarray]:
+    """Return all tensors and arrays of a batch, by key path."""
+    found: dict[KeyPath, Tensor | np.ndarray] = {}
+
+    def look(path: KeyPath, value: Any) -> Any:
+        found[path] = value
+        return value
+
+    _mapped(batch, (), look, -1)
+    return found
+
+
 def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stirred: bool = False) -> Any:
     """Copy a batch, with some examples' inputs exchanged.
 
@@ -110,14 +131,15 @@ def exchanged(batch: Any, inputs: Inputs, sources: Sequence[int] | None, *, stir
             if stirred and path in inputs.loose:
                 return value.roll(1, 0) if isinstance(value, Tensor) else np.roll(value, 1, 0)
             return value.clone() if isinstance(value, Tensor) else copy.copy(value)
+        if inputs.documents is not None:
+            tokens = inputs.documents.exchanged(sources)
+            flat = value.reshape(len(tokens), -1)
+            return _with_the_same_ignored(value, _rows_of(flat, 0, tokens.tolist()).reshape(value.shape))
         if isinstance(value, Tensor):
             turned = _turned(value, axis) if sources[0] < 0 else value
-            index = torch.tensor(list(sources), device=value.device).clamp_min(0)
-            if value.dtype in _SIGNED:
-                return turned.view(_SIGNED[value.dtype]).index_select(axis, index).view(value.dtype)
-            return turned.index_select(axis, index)
+            return _rows_of(turned, axis, [max(0, source) for source in sources])
         if isinstance(value, np.ndarray):
-            return np.take(value, [max(0, source) for source in sources], axis)
+            return _rows_of(value, axis, [max(0, source) for source in sources])
         return type(value)(value[max(0, source)] for source in sources) if not hasattr(value, "_fields") else value
 
     return _mapped(batch, (), take, inputs.count)
@@ -135,6 +157,25 @@ def outline(batch: Any) -> Any:
         made.update({key: outline(value) for key, value in batch.items()})
         return made
     return list(map(outline, batch)) if type(batch) is list else batch
+
+
+def _rows_of(value: Any, axis: int, indices: list[int]) -> Any:
+    """Return rows of a tensor or an array, along an axis."""
+    if isinstance(value, np.ndarray):
+        return np.take(value, indices, axis)
+    index = torch.tensor(indices, device=value.device)
+    if value.dtype in _SIGNED:
+        return value.view(_SIGNED[value.dtype]).index_select(axis, index).view(value.dtype)
+    return value.index_select(axis, index)
+
+
+def _with_the_same_ignored(value: Any, exchanged_value: Any) -> Any:
+    """Let labels be ignored where they are in the batch, so that heads that leave out tokens get as many."""
+    if isinstance(value, np.ndarray):
+        return np.where((value == IGNORED) | (exchanged_value == IGNORED), value, exchanged_value)
+    if value.is_floating_point() or value.is_complex():
+        return exchanged_value
+    return torch.where((value == IGNORED) | (exchanged_value == IGNORED), value, exchanged_value)
 
 
 def _turned(value: Tensor, axis: int) -> Tensor:

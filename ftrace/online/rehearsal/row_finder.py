@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import (
-    Examples,
     ExchangeError,
     GradientCapture,
     Key,
@@ -118,14 +117,15 @@ class RowFinder:
             unprojected: Whether gradients are left unprojected although the capture has a projection.
 
         Raises:
-            ValueError: When strict, if a parameter can't be read; or if no examples are found in the batch.
+            ValueError: When strict, if a parameter can't be read; or if no examples are found in the batch, or not as
+                many documents of packed rows as ids.
             SelfCheckError: When strict, if the gradients that are read differ from those that autograd computes.
         """
-        examples = Examples(count, tuple(sizes) if len(sizes) > 1 else ())
-        self.trials.begin(batch, batch_idx, examples)
+        examples = self.trials.begin(batch, batch_idx, count, sizes)
         self._unprojected = unprojected
         self._look_for_moved_rows()
         self._rereading.begin_batch()
+        self._schedule.is_due = self._schedule.is_due or self.trials.packed.is_new
         is_due = self._schedule.is_due and (examples.total > 1 or not self.rehearsed_at)
         checks = self.failures is not None
         due = Due.REHEARSAL if any(any_process([is_due])) else self._schedule.at(step, checks=checks)

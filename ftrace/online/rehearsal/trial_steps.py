@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftrace.gradients import Examples, ExchangeError, GradientCapture, Key, LayoutBook, Rehearsal
+from ftrace.gradients import Documents, Examples, ExchangeError, GradientCapture, Key, LayoutBook, Rehearsal
 from ftrace.online.batches import batches_in
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.rehearsal.exchange import Inputs, KeyPath, find_inputs, outline, rows_in
+from ftrace.online.rehearsal.packed_rows import PackedBatches, packed_inputs, packed_rows_in
 from ftrace.online.rehearsal.quiet_step import QuietStep
 from ftrace.online.undisturbed.random_state import RandomState
 
@@ -26,6 +27,8 @@ class TrialSteps:
 
     Attributes:
         passes: How many forward passes, and how many of them with backward passes, rehearsals have run.
+        packed: Tells documents apart in batches of packed rows.
+        documents: Those of the current batch; None where its examples are rows.
     """
 
     def __init__(self, loop: TrainingLoop, id_key: str | int, who: str) -> None:
@@ -33,18 +36,31 @@ class TrialSteps:
         self.id_key = id_key
         self.who = who
         self.passes: Counter[str] = Counter()
+        self.packed = PackedBatches(id_key, who)
+        self.documents: Documents | None = None
         self._fixed: set[tuple[int, KeyPath]] = set()  # inputs that can't be exchanged, by dataloader
         self._current: tuple[Any, int, Examples, RandomState] | None = None
         self._requires_grad: list[tuple[nn.Parameter, bool]] = []
 
-    def begin(self, batch: Any, batch_idx: int, examples: Examples) -> None:
+    def begin(self, batch: Any, batch_idx: int, count: int, sizes: Sequence[int]) -> Examples:
         """Take the next batch.
 
         Args:
             batch_idx: Its index.
+            count: The number of its ids.
+            sizes: The sizes of the batches that it is made of; empty if there is only one dataloader.
+
+        Returns:
+            Its examples.
+
+        Raises:
+            ValueError: If rows are packed, and there are not as many documents as ids.
         """
+        self.documents = None if sizes else self.packed.documents(batch, count)
+        examples = Examples(count, tuple(sizes) if len(sizes) > 1 else (), self.documents)
         self._current = outline(batch), batch_idx, examples, RandomState()
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in self.loop.module.parameters()]
+        return examples
 
     def rehearsal(
         self, inputs: Sequence[Inputs], capture: GradientCapture, book: LayoutBook, again: Collection[Key]
@@ -64,6 +80,8 @@ class TrialSteps:
         """Return the batch's tensors that hold examples, by key path, with the axis of the examples first."""
         assert self._current is not None
         batch, _, examples, _ = self._current
+        if examples.documents is not None:
+            return packed_rows_in(batch, examples.documents)
         return rows_in(batch, examples.total)
 
     def inputs(self) -> list[Inputs]:
@@ -74,6 +92,8 @@ class TrialSteps:
         """
         assert self._current is not None
         batch, _, examples, _ = self._current
+        if examples.documents is not None:
+            return [self._packed_inputs(batch, examples.documents)]
         several = batches_in(batch, self.id_key)
         counts = examples.loaders or (examples.total,)
         batches = [batch] if several is None else list(several.values())
@@ -89,8 +109,21 @@ class TrialSteps:
                     f"has an axis of size {of_loader.count}, so there is no telling whose rows are whose: found "
                     f"{shapes}. Give an id for each row that the loader yields: one for a row into which several texts "
                     "are packed, and as many as rows otherwise. Rows of one example, such as a pair, may have the same "
-                    "id"
+                    "id. Or give an id for each text of packed rows, told apart by document_ids, or by position_ids "
+                    "that begin anew"
                 )
+        return inputs
+
+    def _packed_inputs(self, batch: Any, documents: Documents) -> Inputs:
+        inputs = packed_inputs(batch, documents).without([path for _, path in self._fixed])
+        if not inputs.axes:
+            shapes = {".".join(map(str, path)): shape for path, shape in inputs.shapes.items()}
+            rows, tokens = documents.owners.shape
+            raise ValueError(
+                f'{self.who}: the batch has {inputs.count} ids under "{self.id_key}" for the documents of packed rows, '
+                "but nothing in it holds their tokens, so there is no telling what depends on which of them: expected "
+                f"a tensor [{rows}, {tokens}, ...], found {shapes}. Let the batch hold the input_ids"
+            )
         return inputs
 
     def fix_what_fails(

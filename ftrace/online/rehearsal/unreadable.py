@@ -43,8 +43,10 @@ class UnreadableParameters:
             Names of the parameters that are read in another way from here on, or not at all.
 
         Raises:
-            ValueError: If the problem names no parameter that is read.
+            ValueError: If the problem names no parameter that is read, or is one of all parameters.
         """
+        if problem.of_all:
+            raise ValueError(f"{self.who}: {problem.problem}.")
         names = self.covered(problem)
         for name in names:
             self._first_problem.setdefault(name, problem.problem)
