@@ -256,6 +256,16 @@ def test_another_number_of_ids_is_refused(rows: list[list[int]], ids: int, expec
         traced(tiny.llama(), batches, tmp_path / "s")
 
 
+def test_packed_rows_of_several_dataloaders_are_refused(tmp_path: Path) -> None:
+    _, batches = packed([[[5, 4, 3]]] * 2)
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return mean_loss(model, batch["a"]) + mean_loss(model, batch["b"])
+
+    with pytest.raises(ValueError, match="packed rows from one dataloader, found several"):
+        traced(tiny.llama(), [{"a": batches[0], "b": batches[1]}], tmp_path / "s", loss=loss)
+
+
 def test_a_batch_without_tokens_is_refused(tmp_path: Path) -> None:
     _, batches = packed([[[5, 4, 3]]])
     hidden = batches[0]
