@@ -73,9 +73,14 @@ def test_scores_of_documents_are_those_of_each_alone(kind: Any, padding: int, tm
     assert relative_error(found(store), right(model, corpus, batches)) < 1e-9
 
 
-def test_adapters_under_lightning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"use_dora": True}, {"use_rslora": True, "modules_to_save": ["lm_head"]}],
+    ids=["LoRA", "DoRA", "rsLoRA"],
+)
+def test_adapters_under_lightning(kind: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **kind)
     module = Own(mean_loss, net=peft.get_peft_model(tiny.llama(), config))
     corpus, batches = packed()
     expected = right(module, corpus, batches)
@@ -210,7 +215,67 @@ def test_an_index_has_a_row_for_each_document(tmp_path: Path) -> None:
     assert relative_error(*rows) < 1e-9
 
 
+class EverySecond(nn.Module):
+    """A layer on every second token of a row, whoever's it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.zeros_like(x)
+        kept[:, ::2] = self.inner(x[:, ::2])
+        return x + kept
+
+
+def of_every_second() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(tiny.VOCABULARY, 6), EverySecond(), nn.Linear(6, tiny.VOCABULARY)).double()
+
+
+def losses_of_tokens(model: nn.Module, batch: Any) -> Tensor:
+    """``[R, T - 1]``."""
+    labels = batch.get("labels", batch["input_ids"])[:, 1:]
+    logits = net_of(model)(batch["input_ids"])[:, :-1].transpose(1, 2)
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+
+
+def test_a_layer_on_some_tokens_is_read_off_the_module_around_it(tmp_path: Path) -> None:
+    _, batches = packed(ROWS[2:])
+    model = of_every_second()
+
+    def share(model: Any, batch: Any, i: int) -> Tensor:
+        owners = owners_of(ROWS[2 + int(batch["example_id"][0] > 0)]).owners[:, :-1]
+        return losses_of_tokens(model, batch)[owners == i].sum()
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return losses_of_tokens(model, batch).sum()
+
+    def of_queries(model: Any, batch: Any) -> Tensor:
+        return losses_of_tokens(model, batch).sum(1)
+
+    expected = by_hand(model, batches, share, QUERIES, of_queries, loss)
+    store = traced(model, batches, tmp_path / "s", loss=loss, query_losses=of_queries)
+    assert relative_error(found(store), expected) < 1e-9
+    assert set(store.manifest["rows"]["read_off_outer_modules"]) == {"1.inner.weight", "1.inner.bias"}
+
+
 # What is refused
+
+
+def test_a_layer_on_some_tokens_alone_is_refused_by_name(tmp_path: Path) -> None:
+    _, batches = packed()
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return model[2](model[0](batch["input_ids"])[:, ::2]).sin().sum()
+
+    def of_queries(model: Any, batch: Any) -> Tensor:
+        return losses_of_tokens(model, batch).sum(1)
+
+    with pytest.raises(
+        ValueError, match=r"layer '2' .*documents of packed rows: expected all of their tokens, \[1, 12,"
+    ):
+        traced(of_every_second(), batches, tmp_path / "s", loss=loss, query_losses=of_queries)
 
 
 @pytest.mark.parametrize("strict", [True, False])
