@@ -188,6 +188,21 @@ def test_batches_of_trls_collator(multiple: int | None, tmp_path: Path) -> None:
     assert relative_error(found(traced(model, collated, tmp_path / "s")), expected) < 1e-9
 
 
+def test_rows_that_trl_has_packed(tmp_path: Path) -> None:
+    """Its data sets have rows of several documents with their lengths, which its collator joins to a single row."""
+    sft = pytest.importorskip("trl.trainer.sft_trainer")
+    corpus, batches = packed(ROWS[2:])
+    collate = sft.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    collated = []
+    for batch, lengths in zip(batches, ROWS[2:], strict=True):
+        kept = [tokens[: sum(of_row)].tolist() for tokens, of_row in zip(batch["input_ids"], lengths, strict=True)]
+        rows = [{"input_ids": t, "seq_lengths": of_row} for t, of_row in zip(kept, lengths, strict=True)]
+        collated.append({**collate(rows), "example_id": batch["example_id"]})
+    model = tiny.llama()
+    expected = right(model, corpus, collated)
+    assert relative_error(found(traced(model, collated, tmp_path / "s")), expected) < 1e-9
+
+
 def test_batches_of_transformers_collator_by_its_models_own_loss(tmp_path: Path) -> None:
     corpus, batches = packed(ROWS[:2])
     collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True, return_tensors="pt")
