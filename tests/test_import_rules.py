@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "index": {"gradients", "scores"},
     "online": {"gradients", "scores", "index"},
     "callbacks": {"gradients", "scores", "index", "online"},
+    "hf": {"gradients", "scores", "index", "online"},
     "data": set(),
     "models": {"data"},
     "attribution": {"console", "gradients", "scores", "index", "data", "models"},
@@ -64,7 +65,7 @@ MAY_IMPORT = {
     "cli": {"console", "named_configs", "commands"},  # and by name, when they are called, the modules of commands
 }
 TRAINS = ROOT / "ftrace" / "commands" / "fit.py"  # nothing else in ftrace/ imports the callbacks
-WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online"}
+WITHOUT_LIGHTNING = {"gradients", "scores", "index", "online", "hf"}
 
 
 def sources(part: str) -> list[Path]:
@@ -152,7 +153,8 @@ def test_experiments_of_the_evaluation_know_nothing_of_each_other() -> None:
 @pytest.mark.parametrize("part", sorted(WITHOUT_LIGHTNING))
 def test_part_knows_nothing_of_lightning(part: str) -> None:
     for file in sources(part):
-        assert not {name for name in imported(file) if name.split(".")[0] in {"lightning", "transformers"}}, file
+        foreign = {"lightning"} if part == "hf" else {"lightning", "transformers"}
+        assert not {name for name in imported(file) if name.split(".")[0] in foreign}, file
 
 
 def test_gradients_needs_torch_only() -> None:

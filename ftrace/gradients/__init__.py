@@ -7,6 +7,7 @@ from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.documents import Documents
+from ftrace.gradients.fused_heads import FusedHead, record_head
 from ftrace.gradients.graph import kind_of_graph
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples, PackedLayout, candidates
@@ -58,6 +59,7 @@ __all__ = [
     "Entries",
     "Examples",
     "ExchangeError",
+    "FusedHead",
     "GradientCapture",
     "Key",
     "LayoutBook",
@@ -115,6 +117,7 @@ __all__ = [
     "project",
     "rank_one",
     "rank_one_from_state",
+    "record_head",
     "reduced_gradients",
     "scales_elements",
     "times",

@@ -6,7 +6,7 @@ own tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.coverage import Coverage, Layer, find_coverage
 from ftrace.gradients.documents import Documents
+from ftrace.gradients.fused_heads import CAPTURES, FusedHead, Measure
 from ftrace.gradients.layout_book import LayoutBook
 from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.names import leave_out
@@ -27,7 +28,7 @@ from ftrace.gradients.observation import Observation
 from ftrace.gradients.outputs import exclusively, may_record
 from ftrace.gradients.projection import Projection
 from ftrace.gradients.recording import Recording
-from ftrace.gradients.rules import FallbackRule, GraphRule
+from ftrace.gradients.rules import LINEAR, FallbackRule, GraphRule
 
 _Changed = TypeVar("_Changed")
 
@@ -95,6 +96,7 @@ class GradientCapture:
 
         A compiled module must not have been called before: hooks that are registered later never fire.
         """
+        CAPTURES.add(self)
         self._compiled = any(is_compiled(module) for module in self.module.modules())
         if self._compiled:
             self._handles.append(_KeptGraphs())
@@ -114,6 +116,7 @@ class GradientCapture:
     def detach(self) -> None:
         """Remove all hooks from the module."""
         self.stop()
+        CAPTURES.discard(self)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -222,6 +225,15 @@ class GradientCapture:
         """Hide the passes inside the block from all other captures on the same model."""
         with exclusively(id(self)):
             yield
+
+    def after_head(self, head: FusedHead, outputs: Mapping[Measure, Tensor]) -> None:
+        """Record the run of a fused head, if its weight is read off its layer."""
+        recording = self._recording
+        if recording is None or not self._is_recording():
+            return
+        for layer in self.coverage.layers:
+            if layer.module is head.module and layer.rule is LINEAR and layer.names:
+                recording.add_head(layer, head, outputs)
 
     def _is_recording(self) -> bool:
         return self._recording is not None and torch.is_grad_enabled() and may_record(id(self))

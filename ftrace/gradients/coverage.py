@@ -210,6 +210,9 @@ def find_coverage(
         for parameter in user.parameters.values():
             of_parameter.setdefault(id(parameter), []).append(user)
 
+    twins = _find_twins(
+        [p for key, p in parameters.items() if p.requires_grad and (optimized_ids is None or key in optimized_ids)]
+    )
     coverage = Coverage(patterns=tuple(patterns), reads_graph=reads_graph)
     covered: dict[int, str] = {}
     for key, names in aliases.items():
@@ -227,6 +230,12 @@ def find_coverage(
                 reasons.append(
                     "it holds complex numbers. Keep them as pairs of real ones, [..., 2], and call "
                     "torch.view_as_complex in forward"
+                )
+            if key in twins:
+                others = ", ".join(repr(aliases[twin][0]) for twin in twins[key])
+                reasons.append(
+                    f"it lies in the same memory as {others}, though each is trained as a parameter of its own, so "
+                    "that a step on one moves the other. Make them one parameter; in PEFT, ensure_weight_tying=False"
                 )
             reason = "; ".join(dict.fromkeys(reasons))
             status = "unsupported" if reason else "covered"
@@ -294,6 +303,16 @@ def _find_users(root: nn.Module, reads_graph: bool) -> list[_User]:
                 refusal = "; ".join(f"no rule for the {local!r} of a {kind}" for local in others)
             users.append(_User(path, module, FALLBACK, others, refusal))
     return users
+
+
+def _find_twins(trained: Collection[nn.Parameter]) -> dict[int, list[int]]:
+    """Find parameters that begin at the same address of memory, by id, with the ids of the others."""
+    at: dict[tuple[str, int], list[int]] = {}
+    for parameter in trained:
+        if parameter.numel() and not parameter.is_meta and not hasattr(parameter, "full_tensor"):  # DTensors have none
+            at.setdefault((str(parameter.device), parameter.data_ptr()), []).append(id(parameter))
+    groups = [keys for keys in at.values() if len(keys) > 1]
+    return {key: [other for other in keys if other != key] for keys in groups for key in keys}
 
 
 def _user_of(path: str, modules: Mapping[str, nn.Module]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.evidence import Prints, prints_of
 from ftrace.gradients.fallback import outputs_of
+from ftrace.gradients.fused_heads import FusedHead, Measure, SilentHead, differentiable
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Silent
@@ -42,6 +44,14 @@ class Observation(Recording):
             of_input = self._prints_of(inputs, 0 if rule.is_table else parameter_axes)
         self.values[record.key] = of_input, self._prints_of(channels_last, parameter_axes)
         self._hook_output(output, record)
+
+    def add_head(self, layer: Layer, head: FusedHead, outputs: Mapping[Measure, Tensor]) -> None:
+        """Take prints of the run of a fused head."""
+        for _, output in differentiable(outputs):
+            record = SilentHead(self._next_key(layer), self.of_pass, layer, head.shape)
+            record.head = head
+            self.values[record.key] = None, self._prints_of(head.spread(output.detach()))
+            self._hook_output(output, record)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         """Take prints of the run of a layer without a rule."""

@@ -265,8 +265,12 @@ class Output:
         if not trusted or not isinstance(rows, Layout) or self.of_pass.examples.total == 1:
             return None
         kept = rows.choose(self._laid_out(grad), chosen, self.of_pass.examples)
-        kept = kept if self.channel_axis == -1 else kept.movedim(-1, self.channel_axis)
-        return kept.reshape(grad.shape)
+        return self._as_given(kept, grad)
+
+    def _as_given(self, laid_out: Tensor, grad: Tensor) -> Tensor:
+        """Undo :meth:`_laid_out`."""
+        laid_out = laid_out if self.channel_axis == -1 else laid_out.movedim(-1, self.channel_axis)
+        return laid_out.reshape(grad.shape)
 
     def has_gradient(self) -> bool:
         """Whether a gradient has arrived."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from ftrace.gradients.documents import Documents
 from ftrace.gradients.evidence import Prints
 from ftrace.gradients.fallback import Replay, outputs_of
 from ftrace.gradients.finding import Recorded, learn_from_losses
+from ftrace.gradients.fused_heads import FusedHead, HeadUse, Measure, ProjectedHeadUse, differentiable
 from ftrace.gradients.layout_book import Key, LayoutBook, UnreadableError
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.module_state import Beginning
@@ -111,6 +112,17 @@ class Recording:
             use = ProjectedUse(layer, layer.rule, inputs, output, key, self.of_pass, self.projection)
         self._uses.append(use)
         self._hook_output(output, use)
+
+    def add_head(self, layer: Layer, head: FusedHead, outputs: Mapping[Measure, Tensor]) -> None:
+        """Record the run of a fused head of a layer, one use for each output that has a gradient."""
+        for measure, output in differentiable(outputs):
+            key = self._next_key(layer)
+            if self.projection is None:
+                use = HeadUse.of(layer, head, measure, key, self.of_pass)
+            else:
+                use = ProjectedHeadUse.of(layer, head, measure, key, self.of_pass, self.projection)
+            self._uses.append(use)
+            self._hook_output(output, use)
 
     def add_fallback(self, layer: Layer, args: Any, kwargs: Any, output: Any, began: Beginning) -> None:
         """Record the run of a layer without a rule."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ftrace.arguments import checked
 from ftrace.files.inside import inside
 from ftrace.files.snapshot_files import SnapshotFiles
-from ftrace.gradients import learning_weights
+from ftrace.gradients import coarsest_eps, learning_weights, of_passes
 from ftrace.index.fingerprints import snapshot_fingerprint
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.gradient_rows import GradientRows, Losses, on_device
@@ -172,5 +172,13 @@ def _learning_weights(
     weights = []
     for batch in batches:
         moved = on_device(batch, device)
-        weights.append(learning_weights(losses(model, moved), None if lengths is None else lengths(model, moved)).cpu())
+        of_batch = losses(model, moved)
+        eps = coarsest_eps([of_batch.dtype, *(p.dtype for p in model.parameters())])
+        if (of_batch < -of_passes(eps)).any():
+            raise ValueError(
+                "learning: expected losses that are -log of a query's probability, at least 0, found "
+                f"{float(of_batch.min()):.3g}. Search without learning=True, or pass such losses, and what is to be "
+                "differentiated as output"
+            )
+        weights.append(learning_weights(of_batch, None if lengths is None else lengths(model, moved)).cpu())
     return torch.cat(weights)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.undisturbed.random_state import isolated_random_state
@@ -30,12 +30,14 @@ def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
         source = loop.query_loader() if source is None else source
         if source is None:
             raise ValueError(f"no queries: expected queries=DataLoader(...){loop.wording.queries}")
+        source = getattr(source, "_dataloader", source)  # inside of one that Fabric has set up
         if isinstance(source, Mapping | Iterator):
             raise ValueError(
                 f"queries: expected a DataLoader, a Dataset or a list of queries, found {type(source).__name__}. "
                 "Pass a list of queries, one dictionary each, or of ready batches DataLoader(batches, batch_size=None)"
             )
         loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
+        _refuse_a_share(loader)
         with _random_state_of(loader):
             batches = [loop.to_device(batch) for batch in loader]
     if not batches:
@@ -190,6 +192,15 @@ def _too_large(key: str | int, found: int, ids: str) -> ValueError:
         f'batch["{key}"]: expected whole numbers from -2^63 to 2^63 - 1, found {shown}. Give them as names: '
         f"[str(id) for id in {ids}]"
     )
+
+
+def _refuse_a_share(loader: DataLoader) -> None:
+    """Refuse a loader that gives each process other queries."""
+    if isinstance(loader.sampler, DistributedSampler) and loader.sampler.num_replicas > 1:
+        raise ValueError(
+            f"queries: expected all of them in each process, found a loader with {type(loader.sampler).__name__}, "
+            "which gives each process a share. Pass a DataLoader without it, not of fabric.setup_dataloaders"
+        )
 
 
 @contextmanager

@@ -87,7 +87,10 @@ class KeptStates:
 
 
 def _names_in(checkpoint: str, names: Iterable[str]) -> list[str]:
-    """List the files that a checkpoint of ``torch.save`` names, without running any code that is in it."""
+    """List the files that a checkpoint of ``torch.save``, or a JSON file, names, without running any code in it."""
+    if checkpoint.endswith(".json"):
+        content = Path(checkpoint).read_bytes()
+        return [name for name in names if name.encode() in content]
     with zipfile.ZipFile(checkpoint) as archive:
         pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
     return [name for name in names if any(name.encode() in pickled for pickled in pickles)]

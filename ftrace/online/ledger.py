@@ -160,7 +160,9 @@ class LedgerKeeper:
             parameters: All trained parameters by name.
             covered: Names of those that scores cover.
         """
-        self.parameters, self.covered = dict(parameters), covered
+        lost = self.parameters.keys() - parameters.keys()  # an adapter that was deleted: its interval began with it
+        self.parameters |= parameters
+        self.covered = covered | (self.covered & lost)
 
     def before_step(self, optimizer: FollowedOptimizer) -> None:
         """Copy the weights before a step, if its own change is needed rather than the interval's."""

@@ -22,7 +22,7 @@ from ftrace.online.processes import num_processes
 
 TrainingLoss = Callable[[Any, Any], Tensor]
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-_PRECISIONS = ("32-true", "64-true", "bf16-true", "16-true", *_AUTOCAST)
+PRECISIONS = ("32-true", "64-true", "bf16-true", "16-true", *_AUTOCAST)
 
 
 @checked
@@ -46,6 +46,7 @@ class PlainLoop:
     clips_itself = False
     zeroes_gradients_itself = False
     log_every_n_steps = 0
+    backward_scale = 1.0  # what backward multiplies the loss by
     left_alone: tuple[type, ...] = ()
     packages: tuple[str, ...] = ()
     train_loaders = TrainLoaders()
@@ -65,10 +66,11 @@ class PlainLoop:
         scaler: Any = None,
         step: Count = 0,
     ) -> None:
-        if precision not in _PRECISIONS:
-            raise ValueError(f"precision: expected one of {_PRECISIONS}, found {precision!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {PRECISIONS}, found {precision!r}")
         self.model = model
         self.module: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.undistributed: Any = self.module  # what rehearsals and queries call
         self.optimizers = list(optimizers)
         self.training_loss = training_loss
         self.precision = precision
@@ -126,6 +128,15 @@ class PlainLoop:
                 f"precision={low!r} to trace, so that the losses of queries are computed under it, too"
             )
 
+    def compute_loss(self, batch: Any) -> Any:
+        """Compute the training loss of a batch."""
+        with self.forward_context():
+            return self.training_loss(self.model, batch)
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Run a backward pass."""
+        loss.backward(**options)
+
     @contextmanager
     def rehearsing(self, on_loss: OnLoss) -> Iterator[None]:
         """Refuse optimizer steps; there is nothing else to switch off."""
@@ -138,7 +149,7 @@ class PlainLoop:
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Compute the training loss of a batch, scaled as in the last backward pass."""
-        loss = self.training_loss(self.module, batch)
+        loss = self.training_loss(self.undistributed, batch)
         return loss * self.scale if isinstance(loss, Tensor) and loss.requires_grad else None
 
     def deletable_checkpoints(self) -> Sequence[Path]:

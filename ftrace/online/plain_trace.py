@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ftrace.arguments import Name, checked
+from ftrace.online.adapters import why_without_gradient
+from ftrace.online.fabric_loop import FabricLoop, is_of_fabric
 from ftrace.online.foreign_optimizers import refuse_foreign_steps
 from ftrace.online.plain_loop import PlainLoop, TrainingLoss
 from ftrace.online.queries.query_losses import huggingface_training_loss
@@ -30,20 +32,15 @@ class PlainTrace:
     Args:
         session: Its observer.
         output_dir: Where the score store is written.
-        state: The state of a checkpoint, to go on from.
     """
 
-    def __init__(
-        self, loop: PlainLoop, session: TraceSession, output_dir: Path, state: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, loop: PlainLoop, session: TraceSession, output_dir: Path) -> None:
         self._loop = loop
         self._session = session
         self._output_dir = output_dir
         self._handles: list[RemovableHandle] = []
         self._loss: Tensor | None = None
         self._was_entered = self._is_open = False
-        if state:
-            session.load(state)
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._loop.step += 1
@@ -120,11 +117,12 @@ class PlainTrace:
         loop.scale = loop.loss_scale
         self._session.batch_begins(batch, loop.batch_idx)
         loop.batch_idx += 1
-        with loop.forward_context():
-            loss = loop.training_loss(loop.model, batch)
+        loss = loop.compute_loss(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            shown += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+            if isinstance(loss, Tensor) and not loss.requires_grad:
+                why = why_without_gradient(loop.module)
+                shown += f" without a gradient.{why}" if why else " without a gradient"
             raise ValueError(f"training_loss: expected one number that can be differentiated, found {shown}")
         self._loss = loss
         return loss
@@ -135,7 +133,7 @@ class PlainTrace:
         Args:
             loss: The loss that :meth:`loss` returned, or a multiple of it: divided by the number of accumulated
                 batches, or scaled by a GradScaler.
-            options: Of ``Tensor.backward``.
+            options: Of ``Tensor.backward``, or of ``fabric.backward``.
 
         Raises:
             ValueError: If it isn't that loss.
@@ -151,6 +149,7 @@ class PlainTrace:
                 "run.backward: expected the loss that run.loss(batch) has returned, or a multiple of it, found "
                 f"{shown}. Leave out .item() and .detach()"
             )
+        factor = 1.0
         if loss is not last:
             (scale,) = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
             if scale is None:
@@ -158,12 +157,11 @@ class PlainTrace:
                     "run.backward: expected the loss that run.loss(batch) has returned, or a multiple of it, found one "
                     "that doesn't depend on it. Compute it with run.loss(batch)"
                 )
-            self._loop.scale = float(scale)
-        else:
-            self._loop.scale = 1.0
+            factor = float(scale)
+        self._loop.scale = factor * self._loop.backward_scale
         self._loss = None
         self._session.backward_begins(loss)
-        loss.backward(**options)
+        self._loop.backward(loss, **options)
         with torch.no_grad():
             self._session.backward_has_ended()
         self._session.batch_has_ended()
@@ -185,6 +183,24 @@ class PlainTrace:
         """
         return self._session.state()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned, as ``trace(..., state=...)`` does. Call it before ``with run:``.
+
+        Raises:
+            RuntimeError: If the run was entered before.
+            ValueError: If it is the state of something else.
+        """
+        if self._was_entered:
+            raise RuntimeError("run.load_state_dict: expected a call before `with run:`, found one after it has begun")
+        if not isinstance(state_dict, Mapping) or "global_step" not in state_dict:
+            shown = f"keys {list(state_dict)[:8]}" if isinstance(state_dict, Mapping) else type(state_dict).__name__
+            raise ValueError(
+                f"state: expected what run.state_dict() has returned, found {shown}. Of a whole checkpoint, pass the "
+                "entry alone under which you saved it"
+            )
+        self._loop.step = state_dict["global_step"]
+        self._session.load(state_dict)
+
 
 @checked
 def trace(
@@ -196,9 +212,10 @@ def trace(
     query_losses: Callable[[Any, Any], Tensor] | None = None,
     query_learned: Callable[[Any, Any], Tensor] | None = None,
     output_dir: Name | Path = "online",
-    precision: Name = "32-true",
+    precision: Name | None = None,
     schedules: Sequence[Any] = (),
     scaler: Any = None,
+    fabric: Any = None,
     state: dict[str, Any] | None = None,
     describe: Any = None,
     **settings: Any,
@@ -208,8 +225,8 @@ def trace(
     Weights after training are bit-identical with and without it.
 
     Args:
-        model: The model, or the DistributedDataParallel around it.
-        optimizer: Its optimizer, or several.
+        model: The model, or the DistributedDataParallel around it; with Fabric, what ``fabric.setup`` has returned.
+        optimizer: Its optimizer, or several; with Fabric, likewise.
         training_loss: ``(model, batch) -> Tensor``: the loss of one batch, a number. It is also called with some
             examples' inputs exchanged, to find out whose rows are whose, so it must depend on its arguments and on
             random numbers alone. Default: the loss that a Hugging Face model itself returns for a batch with labels.
@@ -221,9 +238,13 @@ def trace(
         output_dir: Where the score store is written at the end of the ``with`` block. After an exception, what there
             is goes to the same name with ``-incomplete`` behind it.
         precision: ``"32-true"``, ``"64-true"``, ``"bf16-true"`` or ``"16-true"``, as the model's parameters are, or
-            ``"bf16-mixed"`` or ``"16-mixed"``: then losses are computed under ``torch.autocast``.
+            ``"bf16-mixed"`` or ``"16-mixed"``: then losses are computed under ``torch.autocast``. Default: "32-true";
+            with Fabric, its own.
         schedules: Learning-rate schedules that ``training_loss`` might touch.
         scaler: The ``torch.amp.GradScaler`` that scales the loss.
+        fabric: The ``lightning.fabric.Fabric`` that has set up the model and the optimizer, if there is one. Then
+            ``run.backward(loss)`` calls ``fabric.backward(loss)``, and queries' losses get a model in Fabric's
+            precision.
         state: What ``run.state_dict()`` returned when a checkpoint was saved, to go on from there.
         describe: Says the texts of examples and queries, which the store keeps beside scores. A function of a batch, of
             examples or of queries: ``(batch) -> {"text": [...], "answer": [...]}``, with an entry for each row; it must
@@ -235,7 +256,8 @@ def trace(
         A context manager, whose ``loss(batch)`` and ``backward(loss)`` take the place of your own two lines.
 
     Raises:
-        ValueError: On an unknown setting; on entering, if the model or an optimizer isn't supported.
+        ValueError: On an unknown setting, or an unsupported strategy or precision of Fabric; on entering, if the model
+            or an optimizer isn't supported.
 
     Example:
         >>> import tempfile, torch
@@ -259,21 +281,39 @@ def trace(
         (6,)
     """
     optimizers = _listed(optimizer)
-    unknown = sorted(settings.keys() - TraceSettings.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(
-            f"trace: expected settings among {sorted(TraceSettings.__dataclass_fields__)}, found {unknown[0]!r}"
-        )
-    if state and (not isinstance(state, Mapping) or "global_step" not in state):
-        shown = f"keys {list(state)[:8]}" if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(
-            f"state: expected what run.state_dict() has returned, found {shown}. Of a whole checkpoint, pass the entry "
-            "alone under which you saved it"
-        )
-    step = state["global_step"] if state else 0
-    loop = PlainLoop(model, optimizers, training_loss or huggingface_training_loss, precision, schedules, scaler, step)
-    session = TraceSession(TraceSettings(**settings), queries, query_losses, query_learned, _WHO, describe)
-    return PlainTrace(loop, session, Path(output_dir), state)
+    of_run = TraceSettings.of("trace", settings)
+    loop: PlainLoop
+    training_loss = training_loss or huggingface_training_loss
+    if fabric is None:
+        _refuse_set_up_by_fabric(model, *optimizers)
+        loop = PlainLoop(model, optimizers, training_loss, precision or "32-true", schedules, scaler)
+    else:
+        _refuse_beside_fabric(precision=precision, scaler=scaler)
+        loop = FabricLoop(fabric, model, optimizers, training_loss, schedules)
+        query_losses, query_learned = loop.asked(query_losses, query_learned)
+    session = TraceSession(of_run, queries, query_losses, query_learned, _WHO, describe)
+    run = PlainTrace(loop, session, Path(output_dir))
+    if state:
+        run.load_state_dict(state)
+    return run
+
+
+def _refuse_set_up_by_fabric(*objects: Any) -> None:
+    for value in objects:
+        if is_of_fabric(value):
+            raise ValueError(
+                f"trace: expected fabric=fabric for what fabric.setup has returned, found a {type(value).__name__} "
+                "without it. Pass the Fabric, too: trace(model, optimizer, ..., fabric=fabric)"
+            )
+
+
+def _refuse_beside_fabric(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}: expected none beside fabric=..., which knows its own, found {value!r:.80}. Leave it out, and "
+                "set Fabric(precision=...)"
+            )
 
 
 def _listed(optimizer: Any) -> list[Optimizer]:

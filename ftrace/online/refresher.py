@@ -15,7 +15,9 @@ from ftrace.online.ledger import LedgerKeeper, log_interval
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.trained_parameters import TrainedParameters
+from ftrace.online.precision import eps_of_passes
 from ftrace.online.queries.answers import AnswerKeeper
+from ftrace.online.queries.probabilities import ProbabilityCheck
 from ftrace.online.queries.query_pass import Compare, NotFiniteError, QueryPass, Refresh
 from ftrace.online.refresh_schedule import RefreshSchedule
 from ftrace.online.scoring.scoring import Scoring
@@ -44,6 +46,8 @@ class QueryRefresher:
         last_at: The step of the last attempt; None if a refresh is due at any step.
         has_new_queries: Whether queries were added since the last refresh.
         first_steps: By query that was added during training, the first step for which it is traced.
+        probabilities: Checks that losses can be -log of probabilities, if scores of the kind ``learning`` need that;
+            otherwise None.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class QueryRefresher:
         self.last_at: int | None = None
         self.has_new_queries = False
         self.first_steps: dict[int, int] = {}
+        self.probabilities = ProbabilityCheck(who) if "learning" in scoring.rules.kinds else None
         self._work_around = work_around
         self._kept = KeptState(loop.module, left_alone=loop.left_alone)
 
@@ -105,7 +110,8 @@ class QueryRefresher:
             rows: The number of rows of the current batch.
 
         Raises:
-            ValueError: If the losses are not one finite number per query at the first refresh.
+            ValueError: At the first refresh, if the losses are not one finite number per query, or below 0 although
+                scores of the kind ``learning`` take them for -log of probabilities.
         """
         previous_preconditioners = self._divide_by_second_moments()
         unprojected = self.scoring.needs_queries_unprojected
@@ -126,6 +132,9 @@ class QueryRefresher:
             self._keep_old_queries(step, error)
             self.schedule.failed(step, rows, step - self.steps[0])
             return
+        if self.probabilities is not None:
+            eps, is_first = eps_of_passes(self.loop), self.last is None
+            self.probabilities.check(current.losses, self.queries.ids, step, eps=eps, is_first=is_first)
         closing = None if self.ledger is None else self.ledger.close(current)
         is_kept = self.staleness.before_refresh(self.scoring.queries, len(self.steps))
         self.scoring.refresh(current.gradients, current.losses, current.lengths, divided=divided, keep_last=is_kept)
@@ -211,6 +220,7 @@ class QueryRefresher:
             "answers": self.answers.state(),
             "last": self.last,
             "schedule": self.schedule.state(),
+            "negative_losses": [] if self.probabilities is None else sorted(self.probabilities.negative),
             **self.staleness.state(),
         }
 
@@ -221,6 +231,8 @@ class QueryRefresher:
         gradients = self.scoring.directions.unprojected  # earlier versions' files may have them in another form
         self.last = None if last is None or gradients is None else replace(last, gradients=gradients)
         self.staleness.load(shared)
+        if self.probabilities is not None:
+            self.probabilities.negative = set(shared.get("negative_losses", ()))  # earlier versions didn't look
         if "schedule" in shared:  # earlier versions had a fixed interval
             self.schedule.load(shared["schedule"])
         if "answers" in shared:

@@ -154,7 +154,11 @@ def _difference(restored: dict[str, Any], run: TracedRun) -> str | None:
     for name, previous in restored["settings"].items():
         if current.get(name) != previous:
             if name == "parameters":
-                other = sorted((set(previous) ^ set(current[name])) - set(restored["unfrozen"]))
+                was_trained = {*previous, *restored["unfrozen"]}
+                frozen = {n for n, p in run.loop.module.named_parameters() if not p.requires_grad}
+                other = sorted(
+                    (set(previous) ^ set(current[name])) - set(restored["unfrozen"]) - (was_trained & frozen)
+                )
                 if not other:
                     continue
                 return f"expected the same covered parameters, found other ones: {other[:3]}"

@@ -114,6 +114,22 @@ class TraceSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "candidates", _numbered(hold("candidates", self.candidates, _Given)))
 
+    @classmethod
+    def of(cls, who: str, given: Mapping[str, Any]) -> TraceSettings:
+        """Make settings of arguments by name.
+
+        Args:
+            who: What was called with them, for errors.
+            given: The arguments.
+
+        Raises:
+            ValueError: On an unknown one, or one that isn't supported.
+        """
+        unknown = sorted(given.keys() - cls.__dataclass_fields__.keys())
+        if unknown:
+            raise ValueError(f"{who}: expected settings among {sorted(cls.__dataclass_fields__)}, found {unknown[0]!r}")
+        return cls(**given)
+
     @property
     def refresh_every(self) -> Every:
         """``refresh_every_n_steps``, or its default for these scores."""

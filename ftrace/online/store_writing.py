@@ -49,7 +49,8 @@ def write_store(output_dir: Path, run: TracedRun, facts: Mapping[str, Any], *, a
     query_ids = np.array(sums.query_ids, dtype=np.int64)
     answers = run.answers.record(query_ids)
     ledger = None if run.ledger is None else run.ledger.ledger(query_ids, answers)
-    doubts = find_doubts(scores, ledger, offsets)
+    check = run.refresher.probabilities
+    doubts = find_doubts(scores, ledger, offsets, query_ids, () if check is None else check.negative)
     examples, queries = run.descriptions.texts(described, np.unique(ids), query_ids)
     return ScoreStore.write(
         output_dir, ids, query_ids, scores,

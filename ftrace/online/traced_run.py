@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import PerExampleGradients, Recording, UnreadableError, project
+from ftrace.online.adapters import adapters_in_use
 from ftrace.online.batches import batch_ids, batch_sizes
 from ftrace.online.checks.failures import Failures
 from ftrace.online.checks.query_check import QueryCheck
@@ -84,6 +85,7 @@ class TracedRun:
             describe, loop, who, settings.id_key, settings.query_id_key, settings.candidates
         )
         self.unfrozen: dict[int, list[str]] = {}
+        self._adapters = adapters_in_use(loop.module)
         self._repeated_ids = RepeatedIds(loop, settings.id_key, strict=settings.strict, shared=settings.shared_ids)
         self._with_gradient: set[str] | None = set()  # parameters with a gradient in the first batch; None after it
         self._recordings: list[Recording] = []
@@ -154,12 +156,32 @@ class TracedRun:
         unfrozen = self.parameters.add_unfrozen()
         if not unfrozen:
             return
-        self.rows.unreadable.capture = self.hooks.training
-        self._update_coverage()
+        self._adopt_new_hooks()
         known = {name for names in self.unfrozen.values() for name in names}
         if not known.issuperset(unfrozen):  # a resumed run knows them already, and their queries' gradients
             self.unfrozen[self.step] = unfrozen
             self.refresher.last_at = None
+
+    def _adopt_new_hooks(self) -> None:
+        self.rows.unreadable.capture = self.hooks.training
+        self._update_coverage()
+
+    def _notice_adapters(self) -> None:
+        """Have queries differentiated anew if adapters were switched, since their gradients are of another model.
+
+        Raises:
+            ValueError: If they were switched between a backward pass and its step.
+        """
+        in_use = adapters_in_use(self.loop.module)
+        if in_use == self._adapters:
+            return
+        if any(optimizer.is_open for optimizer in self.parameters.followed):
+            raise ValueError(
+                f"{self.who}: adapters were switched between a backward pass and its optimizer step, so that one step "
+                "has gradients of two models. Switch between steps"
+            )
+        self._adapters = in_use
+        self.refresher.last_at = None
 
     def _update_coverage(self) -> None:
         """Tell all parts of the run which parameters are now covered."""
@@ -193,6 +215,7 @@ class TracedRun:
         self._repeated_ids.check(example_ids, self.example_names)
         self.descriptions.add_examples(batch, self.example_names)
         self._cover_unfrozen()
+        self._notice_adapters()
         while added_queries and not any(optimizer.is_open for optimizer in self.parameters.followed):
             self.sums.add_queries(self.refresher.add(added_queries.pop(0), self.step))
             self.descriptions.add_queries(self.queries)
@@ -341,6 +364,7 @@ class TracedRun:
         return {
             "names": dict(self.example_names),
             "unfrozen": dict(self.unfrozen),
+            "adapters": self._adapters,
             "ledger": None if self.ledger is None else self.ledger.state(),
             **self.steps.state(),
             **self.refresher.state(),
@@ -355,6 +379,9 @@ class TracedRun:
             shared: The state of any process.
         """
         self.unfrozen = shared["unfrozen"]
+        if self.parameters.cover_again(shared.get("trained", ())):  # earlier versions didn't note them
+            self._adopt_new_hooks()
+        self._adapters = shared.get("adapters", self._adapters)  # earlier versions didn't follow them
         self.steps.load(shared)
         last = shared["last"]
         self.scoring.load(states, shared, last.gradients, last.losses, last.lengths)

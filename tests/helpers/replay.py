@@ -100,8 +100,12 @@ class Step:
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
 def per_example(module: nn.Module, losses: Tensor) -> list[dict[str, Tensor]]:
-    named = dict(module.named_parameters())
+    named = trained(module)
     found = []
     for loss in losses:
         grads = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
@@ -112,12 +116,12 @@ def per_example(module: nn.Module, losses: Tensor) -> list[dict[str, Tensor]]:
 
 
 def train(
-    module: Net, windows: Sequence[Sequence[list[Row]]], query_rows: list[Row], *, clip: float | None,
+    module: Any, windows: Sequence[Sequence[list[Row]]], query_rows: list[Row], *, clip: float | None,
     accumulate: int = 1, processes: int = 1,
 ) -> list[Step]:  # fmt: skip
     """Train by hand; ``windows`` are the batches of each step, of all processes."""
     (optimizer,), (schedule,) = module.configure_optimizers()
-    named = dict(module.named_parameters())
+    named = trained(module)
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     steps = []
     for window in windows:
@@ -211,7 +215,7 @@ def query_gradients_at(
 
 
 def scores(
-    kind: str, module: Net, steps: list[Step], query_rows: list[Row], *, refresh: int | Sequence[int] = 1,
+    kind: str, module: Any, steps: list[Step], query_rows: list[Row], *, refresh: int | Sequence[int] = 1,
     trapezoid: bool = False, exact_momentum: bool = False,
 ) -> dict[int, Tensor]:  # fmt: skip
     """By example id, ``[Q]``; ``module`` is at its final weights."""

@@ -24,6 +24,7 @@ from ftrace.index import (
     scored_chunks,
     top_k,
 )
+from ftrace.index.prepared_search import _learning_weights
 from helpers.made_index import make_index, random_rows
 
 PLAIN = Whitening(None, 0.0, "")
@@ -265,3 +266,15 @@ def test_autocorrelation_is_of_a_random_sample(tmp_path: Path) -> None:
     for block, R in some.segments[0].autocorrelation().items():
         torch.testing.assert_close(R, expected[block], rtol=1e-12, atol=1e-12)
     assert some.segments[0].manifest["autocorrelation"] == {"sample": 60, "seed": 0}
+
+
+def test_segments_are_weighted_by_probabilities_only() -> None:
+    """A loss below 0, such as a margin, is no -log of a probability."""
+    model = torch.nn.Linear(1, 1)
+
+    def weights(losses: Tensor) -> Tensor:
+        return _learning_weights(model, [losses], lambda _, batch: batch, None, torch.device("cpu"))
+
+    assert weights(torch.tensor([0.0, 0.5, -1e-6])).argmax() == 1
+    with pytest.raises(ValueError, match=r"learning: expected losses .* at least 0, found -0\.5\. .*learning=True, or"):
+        weights(torch.tensor([2.0, -0.5]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +70,38 @@ def test_queries_whose_learning_scores_are_all_0_are_counted() -> None:
     assert "0 for all examples of 1 of 2 queries" in doubts["learning"][0]
     scores[Sum("learning")][1, 0] = 1e-30
     assert find_doubts(scores, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([[400.0], [180.0]], r"above 170 nats at every step.* always 0\. Rank by `whitened`"),
+        ([[0.0], [1e-9]], r"were 0 at every step.*certain from the beginning.*Trace the training that taught them"),
+        ([[np.nan], [-1e-9]], "were 0 at every step"),  # added later; rounding
+        ([[400.0], [3.0]], "neither 0 nor above 170 nats"),
+        ([[0.0], [3.0]], "neither 0 nor above 170 nats"),
+        (None, r"was 0 at every step, as that of whole texts is, or 1\. Keep the ledger"),
+    ],
+)
+def test_why_they_are_0_is_read_off_the_losses(losses: Any, reason: str) -> None:
+    """Of the second of two queries; the first has scores."""
+    book = None
+    if losses is not None:
+        columns = dict.fromkeys(COLUMNS, np.zeros((2, 2))) | {"loss": np.hstack([[[1.0], [1.0]], losses])}
+        book = Ledger(np.array([0, 1]), np.array([1, 2]), np.array([7, 8]), columns)
+    doubts = find_doubts({Sum("learning"): np.array([[1.0, 0.0]])}, book)
+    assert len(doubts["learning"]) == 1
+    assert re.search(rf"0 for all examples of 1 of 2 queries\. .*{reason}", doubts["learning"][0])
+
+
+def test_queries_with_different_reasons_get_a_sentence_each() -> None:
+    columns = dict.fromkeys(COLUMNS, np.zeros((1, 4))) | {"loss": np.array([[400.0, 0.0, 0.0, -3.0]])}
+    book = Ledger(np.array([0]), np.array([1]), np.array([7, 8, 9, 10]), columns)
+    scores = {Sum("learning"): np.zeros((2, 4))}
+    negative, never, always = find_doubts(scores, book, query_ids=book.query_ids, negative=[10])["learning"]
+    assert "below 0 for 1 of 4 queries, so they are no -log of a probability" in negative
+    assert "1 of 4 queries. Their losses were above 170 nats" in never
+    assert "2 of 4 queries. Their losses were 0" in always
 
 
 def test_with_candidates_each_query_has_its_own() -> None:

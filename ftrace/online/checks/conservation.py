@@ -73,7 +73,10 @@ class Conservation(Check):
         self._weights_Q[start:stop] = weights
         direction = {name: torch.tensordot(weights, of_name, dims=1) for name, of_name in rows.items()}
         self._direction = direction
-        self._direction_norm = math.hypot(*(float(self._unprojected(n, d).norm()) for n, d in direction.items()))
+        norm = math.hypot(*(float(self._unprojected(n, d).norm()) for n, d in direction.items()))
+        # Gradients of queries may cancel, such as those of a margin and its opposite. What rounding leaves is relative
+        # to the unit gradients, so the direction counts as no smaller than one of them.
+        self._direction_norm = norm / min(1.0, math.hypot(*(float(d.norm()) for d in direction.values())) or 1.0)
 
     def _unprojected(self, name: str, direction: Tensor) -> Tensor:
         """Return the direction in a parameter's shape that has the same products with gradients."""
@@ -183,7 +186,11 @@ class Conservation(Check):
                 self._failures.report(
                     f"at step {step} the examples' contributions to {wrong[0]!r} don't sum to its gradient. It may be "
                     "used outside of its layer's forward, or its gradient changed by a hook"
-                    + (", or after the backward pass by more than a factor" if is_clipped else ""),
+                    + (
+                        ", or after the backward pass by more than a factor, as clipping by value does"
+                        if is_clipped
+                        else ""
+                    ),
                     names=wrong,
                 )
         # Contributions from before the last refresh were multiplied with other query gradients.

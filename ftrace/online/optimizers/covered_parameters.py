@@ -21,6 +21,7 @@ class CoveredParameters:
         who: Whose messages these are.
         strict: Whether a trained parameter that can't be covered is an error; otherwise a warning.
         trained: Ids (:func:`id`) of the parameters that an optimizer has.
+        why_none: Why there may be none, and what to do about it: a sentence that begins with a space.
 
     Attributes:
         by_name: The covered parameters by name.
@@ -37,10 +38,12 @@ class CoveredParameters:
         *,
         strict: bool,
         trained: Collection[int],
+        why_none: str = "",
     ) -> None:
         self.by_name = {n: p for n in coverage.covered if id(p := named_parameters[n]) in trained}
         if not self.by_name:
-            raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}")
+            why_none = f".{why_none}" if why_none else ""
+            raise ValueError(f"no parameter is both trained and covered. {coverage.summary()}{why_none}")
         self._who = who
         self._strict = strict
         self._coverage = coverage

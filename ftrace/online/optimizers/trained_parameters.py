@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ftrace.gradients import Preconditioner
+from ftrace.online.adapters import why_without_gradient
 from ftrace.online.checks.conservation import Conservation
 from ftrace.online.checks.failures import Failures
 from ftrace.online.hooks import Hooks, is_compiled_anywhere, refuse_batch_statistics
@@ -62,7 +63,10 @@ class TrainedParameters:
         coverage = self.hooks.training.coverage
         if self.strict:
             refuse_batch_statistics(self.loop.module, [gap.parameter for gap in coverage.gaps], self.who)
-        self.covered = CoveredParameters(coverage, named, self.who, strict=self.strict, trained=self._known.keys())
+        why_none = why_without_gradient(self.loop.module)
+        self.covered = CoveredParameters(
+            coverage, named, self.who, strict=self.strict, trained=self._known.keys(), why_none=why_none
+        )
         names = {id(p): name for name, p in named.items()}
         taken = {optimizer.index: optimizer.steps_taken for optimizer in self.followed}
         self.followed = [
@@ -149,13 +153,40 @@ class TrainedParameters:
                 f"{self.who}: {unfrozen[0]!r} was unfrozen in a compiled module, whose hooks can't change any more. "
                 "Unfreeze before training, or train without torch.compile"
             )
-        self.hooks.attach(self.loop.module, self.loop.optimizers)
-        self._find()
+        self._find_again()
         return unfrozen
 
+    def cover_again(self, names: Collection[str]) -> bool:
+        """Cover parameters that a run had trained before it was resumed, and that are frozen now, such as an adapter.
+
+        Args:
+            names: The parameters that it had trained.
+
+        Returns:
+            Whether there are any.
+        """
+        optimized = {
+            id(p) for optimizer in self.loop.optimizers for group in optimizer.param_groups for p in group["params"]
+        }
+        frozen = {
+            id(p): p
+            for name, p in self.loop.module.named_parameters()
+            if name in names and id(p) in optimized and id(p) not in self._known
+        }
+        if not frozen or is_compiled_anywhere(self.loop.module):  # a compiled module says so when they are unfrozen
+            return False
+        self._known |= frozen
+        self._find_again()
+        return True
+
+    def _find_again(self) -> None:
+        with self.all_require_gradients():  # what was trained before stays covered: it may be unfrozen again
+            self.hooks.attach(self.loop.module, self.loop.optimizers)
+            self._find()
+
     def state(self) -> dict[str, Any]:
-        """Return the number of steps that each optimizer has taken."""
-        return {"steps_taken": [optimizer.steps_taken for optimizer in self.followed]}
+        """Return the number of steps that each optimizer has taken, and the names of what is trained."""
+        return {"steps_taken": [optimizer.steps_taken for optimizer in self.followed], "trained": sorted(self.all())}
 
     def load(self, shared: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned."""

@@ -49,6 +49,7 @@ def find_answer_lengths(module: nn.Module, losses: QueryLosses) -> QueryLosses |
         The module's own ``answer_lengths`` if the losses are its own, too; the numbers of labels if losses are the
         ready-made ones; otherwise None.
     """
+    losses = inspect.unwrap(losses)
     if losses is huggingface_losses:
         return huggingface_lengths
     if losses is module_example_losses and callable(getattr(module, "answer_lengths", None)):
@@ -99,16 +100,39 @@ def huggingface_losses(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             f'queries: the ready-made loss expects token ids "labels", [B, T], -100 where there is nothing to tell, '
             f"found {found}. Add them, or pass query_losses=(module, batch) -> Tensor[B]"
         )
-    takes = _columns(model)
-    if not model.config.is_encoder_decoder:
-        takes -= {"labels"}  # some models compute a loss instead of logits then
-    logits = model(**{name: value for name, value in batch.items() if name in takes}).logits
-    logits = logits[:, logits.shape[1] - labels.shape[1] :]  # prompt tuning puts virtual tokens in front
-    if not model.config.is_encoder_decoder:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+    logits, labels = shifted_logits(model, batch)
     labels = _without_ends(labels, model)
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1)
+
+
+READY_MADE = frozenset([module_example_losses, module_learned, huggingface_losses])
+
+
+def shifted_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Run a Hugging Face language model: its logits, ``[B, S, V]``, and the labels that they predict, ``[B, S]``."""
+    labels: Tensor = batch["labels"]
+    takes = columns_taken(model)
+    if not model.config.is_encoder_decoder:
+        takes -= {"labels"}  # some models compute a loss instead of logits then
+    logits: Tensor = model(**{name: value for name, value in batch.items() if name in takes}).logits
+    logits = logits[:, logits.shape[1] - labels.shape[1] :]  # prompt tuning puts virtual tokens in front
+    return (logits, labels) if model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
+
+
+def the_language_model(module: nn.Module) -> Any:
+    """Return the one Hugging Face language model that a module is, or has among its attributes.
+
+    Raises:
+        ValueError: If there is none, or several.
+    """
+    models = _language_models(module)
+    if len(models) != 1:
+        raise ValueError(
+            "expected a Hugging Face language model, or a module with exactly one among its attributes, found "
+            f"{list(models) or 'none'} in {type(module).__name__}. Pass the one that is meant"
+        )
+    return next(iter(models.values()))
 
 
 def huggingface_training_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -124,7 +148,7 @@ def huggingface_training_loss(model: nn.Module, batch: Mapping[str, Any]) -> Ten
             f"training_loss: the ready-made one expects a Hugging Face model and a batch with labels, found "
             f"{type(inner).__name__} and {shown}. Pass training_loss=(model, batch) -> Tensor"
         )
-    takes = _columns(inner)
+    takes = columns_taken(inner)
     loss: Tensor = model(**{name: value for name, value in batch.items() if name in takes}).loss
     return loss
 
@@ -153,7 +177,7 @@ def _described(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _columns(model: nn.Module) -> set[str]:
+def columns_taken(model: nn.Module) -> set[str]:
     """List the columns of a batch that a model takes, also inside of wrappers such as PEFT's or ``torch.compile``'s.
 
     Wrappers with ``**kwargs`` pass on all that they don't name themselves, so the arguments of the model inside count.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import GradientCapture, PerExampleGradients
+from ftrace.online.adapters import why_without_gradient
 from ftrace.online.batches import batch_ids, load_queries
 from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
@@ -224,15 +225,18 @@ class QueryPass:
                 f"query_losses: expected one loss per query, a tensor of shape {expected}, found {found}.{mean}"
             )
         if not losses.requires_grad:
+            remedy = why_without_gradient(self.loop.module) or (
+                " Don't detach them, and don't compute them under torch.no_grad"
+            )
             raise ValueError(
-                "query_losses: expected losses that can be differentiated, found some without a gradient. Don't detach "
-                "them, and don't compute them under torch.no_grad"
+                f"query_losses: expected losses that can be differentiated, found some without a gradient.{remedy}"
             )
         bad = query_ids[~losses.detach().isfinite().to(query_ids.device)]
         if len(bad):
             raise NotFiniteError(
                 f"query_losses: expected finite numbers, found NaN or infinity for the queries {bad[:5].tolist()}. "
-                "Either all their labels are masked, or the weights themselves are NaN or infinite"
+                "Either all their labels are masked, or a probability is 1 or 0 in this precision, or the weights "
+                "themselves are NaN or infinite"
             )
 
 

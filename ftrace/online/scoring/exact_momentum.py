@@ -54,8 +54,7 @@ class ExactMomentum:
         towards = [self.directions.by_parameter(step, of_time, live) for of_time in queries]
         directions = towards[0]
         if len(towards) > 1:
-            old, new = towards
-            directions = {key: (1 - weight) * of_key + weight * new[key][: len(of_key)] for key, of_key in old.items()}
+            directions = _between(towards[0], towards[1], weight, len(queries[0]))
         return ring.add(_held(step, directions))
 
     def _hand_over(self, first: FirstSteps, ring: MomentumRing, queries: PerExampleGradients) -> None:
@@ -96,6 +95,20 @@ class ExactMomentum:
             for index, of_first in state["first"].items():
                 first = self.first.setdefault(index, FirstSteps(self.sums))
                 first.add_state(of_first) if states else first.load_emptied(of_first)
+
+
+def _between(old: Directions, new: Directions, weight: float, count: int) -> Directions:
+    """Interpolate directions; one that is missing is 0, as of an adapter that isn't active.
+
+    Args:
+        weight: The weight of the new ones.
+        count: The number of queries that had directions before.
+    """
+    directions = {key: (1 - weight) * of_key for key, of_key in old.items()}
+    for key, of_key in new.items():
+        rest = directions.get(key)
+        directions[key] = weight * of_key[:count] if rest is None else rest + weight * of_key[:count]
+    return directions
 
 
 def _held(step: StepTaken, directions: Directions) -> HeldStep:

@@ -1,0 +1,131 @@
+"""The ids of examples, from the rows of a trainer's data to its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+
+class CollatorWithIds:
+    """A trainer's collator, whose batches also carry the ids of their rows.
+
+    A batch of several rows for each of the trainer's own, such as DPO's ``[all chosen, all rejected]``, has each id as
+    often. A row into which several documents are packed has a list of ids.
+
+    Args:
+        collator: The trainer's own.
+        key: The key of the ids.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], key: str) -> None:
+        self.collator = collator
+        self.key = key
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """Collate rows, and add their ids.
+
+        Raises:
+            ValueError: If a row has no id.
+        """
+        missing = [row for row in rows if not isinstance(row, Mapping) or self.key not in row]
+        if missing:
+            found = list(missing[0]) if isinstance(missing[0], Mapping) else type(missing[0]).__name__
+            raise ValueError(f'expected an id under "{self.key}" in each row of train_dataset, found {found}. Add them')
+        batch = self.collator([{name: value for name, value in row.items() if name != self.key} for row in rows])
+        ids = [row[self.key] for row in rows]
+        if isinstance(batch, list):  # GRPO's rows, of which it makes its own batches
+            return [{**row, self.key: id_} for row, id_ in zip(batch, ids, strict=True)]
+        flat = [each for of_row in ids for each in (of_row if isinstance(of_row, list | Tensor) else [of_row])]
+        copies = _rows_of(batch) // len(ids) if len(flat) == len(ids) else 1
+        flat = flat * max(1, copies)
+        batch[self.key] = flat if isinstance(flat[0], str) else torch.tensor([int(each) for each in flat])
+        return batch
+
+
+def _rows_of(batch: Mapping[str, Any]) -> int:
+    first = batch.get("input_ids")
+    if not isinstance(first, Tensor):
+        first = next((value for value in batch.values() if isinstance(value, Tensor) and value.ndim), None)
+    return 0 if first is None else len(first)
+
+
+class NumberedRows(Dataset[dict[str, Any]]):
+    """The rows of a data set, numbered by their places.
+
+    Args:
+        rows: A map-style data set of dictionaries.
+        key: The key of the numbers.
+    """
+
+    def __init__(self, rows: Any, key: str) -> None:
+        self.rows = rows
+        self.key = key
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.rows[place], self.key: place}
+
+
+def has_ids(rows: Any, key: str) -> bool:
+    """Whether the rows of a data set have ids."""
+    if isinstance(rows, datasets.Dataset | datasets.IterableDataset) and rows.column_names is not None:
+        return key in rows.column_names
+    if isinstance(rows, IterableDataset) or not len(rows):
+        return True  # as far as one can tell
+    first = rows[0]
+    return isinstance(first, Mapping) and key in first
+
+
+def numbered(rows: Any, key: str) -> Any:
+    """Number the rows of a data set by their places; of packed ones, the documents.
+
+    Raises:
+        ValueError: If rows have no places.
+    """
+    if not hasattr(rows, "__len__") or isinstance(rows, IterableDataset | datasets.IterableDataset):
+        raise ValueError(
+            f'expected an id under "{key}" in each row of train_dataset, since rows of {type(rows).__name__} have no '
+            "places by which to number them. Add them where the rows come from"
+        )
+    if not isinstance(rows, datasets.Dataset):
+        return NumberedRows(rows, key)
+    if "seq_lengths" not in rows.column_names:
+        return rows.add_column(key, list(range(len(rows))))
+    ids, first = [], 0
+    for lengths in rows["seq_lengths"]:
+        ids.append(list(range(first, first + len(lengths))))
+        first += len(lengths)
+    return rows.add_column(key, ids)
+
+
+@contextmanager
+def ids_in_batches(trainer: Any, key: str) -> Iterator[None]:
+    """Let a trainer's loader of training rows, which is made while this is active, keep their ids."""
+    kept = {name: getattr(trainer, name) for name in ("train_dataset", "data_collator", "_signature_columns")}
+    if not has_ids(trainer.train_dataset, key):
+        trainer.train_dataset = numbered(trainer.train_dataset, key)
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns = [*trainer._signature_columns, key]
+    trainer.data_collator = CollatorWithIds(trainer.data_collator, key)
+    try:
+        yield
+    finally:
+        vars(trainer).update(kept)
+
+
+def without(batch: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Copy a batch without its ids."""
+    return {name: value for name, value in batch.items() if name != key}
+
+
+def names_of_completions(rows: Sequence[Mapping[str, Any]], key: str, step: int, process: int) -> list[str]:
+    """Name the completions that were sampled for some prompts before a step: ``"prompt@step.process.place"``."""
+    return [f"{row[key]}@{step}.{process}.{place}" for place, row in enumerate(rows)]
