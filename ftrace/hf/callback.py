@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -76,6 +77,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         self._in_step = False
         self._loss: Tensor | None = None
         self._entry: dict[str, Any] = {}
+        self._handles: list[RemovableHandle] = []
         self._compute_loss: Callable[..., Any] = trainer.compute_loss
         self._train = trainer.train
         vars(trainer)["train"] = self._traced_train
@@ -99,7 +101,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
     # Training from its beginning to its end
 
     def _traced_train(self, *args: Any, **kwargs: Any) -> Any:
-        trainer = self._trainer
+        trainer, self._entry = self._trainer, {}
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
         refuse_unsupported(trainer, _WHO)
@@ -166,7 +168,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
     def _close(self) -> None:
         self._loop, self._loss, self._in_step = None, None, False
         self._session.detach()
-        for handle in getattr(self, "_handles", []):
+        for handle in self._handles:
             handle.remove()
 
     def _count(self, *args: Any) -> None:
