@@ -208,8 +208,9 @@ def main(
         table.add_row(score, *(interval(np.concatenate(of_pair[score, what])) for what in columns))
     console = Console(width=170)
     console.print(table)
-    for name, right in learned.items():
-        console.print(f"{name}: {np.concatenate(right).sum()} of {len(np.concatenate(right))} queries learned")
+    for name, of_seeds in learned.items():
+        right = np.concatenate(of_seeds)
+        console.print(f"{name}: {right.sum()} of {len(right)} queries learned")
     console.print(f"{seeds} pretrained models, rank {rank}, {5 * facts + others} rows, {facts} queries each")
 
 

@@ -6,7 +6,9 @@
 A Llama of random weights learns random tokens with AdamW in a plain loop: all of its weights, adapters of LoRA on all
 linear layers, adapters of DoRA; each plain, and traced by ``ftrace.online.trace``. All ways take turns in one process;
 a ratio is of two turns of the same round, and the table has its median and its range over rounds. The first steps of a
-turn, with their rehearsals and the first refresh, are timed apart. Peak memory is of a process of its own (Linux only).
+turn, with their rehearsals and the first refresh, are timed apart. Times are of the processor, so that other work on a
+shared machine counts less; with one thread and nothing else, they are those of the clock. Peak memory is of a process
+of its own (Linux only).
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ def random_rows(setting: Setting, count: int, key: str, seed: int) -> list[dict[
 
 
 def train(setting: Setting, way: Way, steps: int, warm_up: int) -> tuple[float, float]:
-    """Train; mean seconds of the steps after the first ones, and seconds of the very first."""
+    """Train; mean processor seconds of the steps after the first ones, and those of the very first."""
     model = make_model(setting, way.kind)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -137,11 +139,11 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> tuple[float, 
     with tempfile.TemporaryDirectory() as folder:
         if way.options is None:
             for batch in batches:
-                times.append(time.perf_counter())
+                times.append(time.process_time())
                 optimizer.zero_grad()
                 mean_loss(model, batch).backward()
                 optimizer.step()
-            times.append(time.perf_counter())
+            times.append(time.process_time())
         else:
             queries = DataLoader(random_rows(setting, setting.queries, "query_id", 1), setting.queries)  # type: ignore[arg-type, var-annotated]
             with trace(
@@ -154,11 +156,11 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> tuple[float, 
                 **way.options,
             ) as run:
                 for batch in batches:
-                    times.append(time.perf_counter())
+                    times.append(time.process_time())
                     optimizer.zero_grad()
                     run.backward(run.loss(batch))
                     optimizer.step()
-                times.append(time.perf_counter())
+                times.append(time.process_time())
     return (times[-1] - times[warm_up]) / (steps - warm_up), times[1] - times[0]
 
 
@@ -195,11 +197,12 @@ def main(setting: Setting = _STANDARD, rounds: int = 5, steps: int = 10, memory:
     """
     turns: dict[str, list[float]] = {way.name: [] for way in WAYS}
     firsts: dict[str, list[float]] = {way.name: [] for way in WAYS}
-    for _ in range(rounds):
+    for done in range(rounds):
         for way in WAYS:
             step, first = train(setting, way, steps + 10, warm_up=10)
             turns[way.name].append(step)
             firsts[way.name].append(first)
+            print(f"round {done}, {way.name}: {1e3 * step:.1f} ms a step, {1e3 * first:.0f} the first", flush=True)
     table = Table(
         "training", "trained", "ms a step", "of plain", "of all weights, plain", "first step, of plain", "GiB"
     )

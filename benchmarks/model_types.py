@@ -4,6 +4,7 @@
     python benchmarks/model_types.py --types gpt2 t5 mixtral --out model_types.md
     python benchmarks/model_types.py --rows 8 --queries 8    # as many as tokens, so that axes can be mistaken
     python benchmarks/model_types.py --use_cache             # with the cache that models have by default
+    python benchmarks/model_types.py --packed                # all examples of a step in one row, for decoders
 
 A model of random weights, in a module that knows nothing of attribution, is trained for two steps with OnlineTracIn at
 its defaults. Its ``dot`` scores are held against a replay by autograd, in which an example's contribution is the
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import logging
 import multiprocessing
 import os
@@ -38,6 +40,7 @@ import torch
 import transformers
 from small_models import build, family, random_batch, token_losses, type_names, why_not_built
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import ftrace
@@ -60,11 +63,13 @@ class Setting:
         rows: Examples of a step.
         queries: How many, in one batch.
         use_cache: Whether models keep keys and values while they train.
+        packed: Whether all examples of a step are documents of one row.
     """
 
     rows: int
     queries: int
     use_cache: bool
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,33 @@ class Module(pl.LightningModule):
         self.model = model
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean over rows."""
-        return token_losses(self.model, batch).mean()
+        """The mean over examples."""
+        return example_losses(self.model, batch).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD."""
         return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE)
+
+
+def packed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of a batch as documents of one row, whose positions begin anew."""
+    kept = batch["attention_mask"].bool()
+    labels, positions = batch["labels"].clone(), torch.arange(kept.shape[1]).expand(kept.shape)
+    labels[:, 0] = -100
+    tokens = {"input_ids": batch["input_ids"], "labels": labels, "position_ids": positions}
+    return {name: value[kept][None] for name, value in tokens.items()}
+
+
+def example_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """One loss for each row, or for each document of a packed one."""
+    if "position_ids" not in batch:
+        return token_losses(model, batch)
+    takes = inspect.signature(model.forward).parameters
+    inputs = {name: value for name, value in batch.items() if name in takes and name != "labels"}
+    logits, labels = model(**inputs).logits[0, :-1], batch["labels"][0, 1:]
+    losses = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+    owners = (batch["position_ids"][0] == 0).cumsum(0)[:-1] - 1
+    return losses.new_zeros(int(owners.max()) + 1).index_add(0, owners, losses)
 
 
 def make_batches(model: Any, setting: Setting) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
@@ -135,6 +161,8 @@ def train(name: str, setting: Setting, callbacks: Sequence[pl.Callback] = ()) ->
     pl.seed_everything(0, verbose=False)
     module = Module(build(name, use_cache=setting.use_cache))
     examples, _ = make_batches(module.model, setting)
+    if setting.packed:
+        examples = [packed(batch) | {"example_id": batch["example_id"]} for batch in examples]
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=list(callbacks),
@@ -180,7 +208,7 @@ def replay(name: str, setting: Setting) -> Tensor:
     scores = []
     for batch in batches:
         of_queries = gradients(token_losses(model.eval(), queries), parameters)
-        losses = token_losses(model.train(), batch)
+        losses = example_losses(model.train(), packed(batch) if setting.packed else batch)
         of_examples = gradients(losses / len(losses), parameters)
         scores.append(LEARNING_RATE * of_examples.double() @ of_queries.double().T)
         step = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)  # a sum of shares is rounded apart
@@ -226,6 +254,8 @@ def examine(name: str, setting: Setting) -> Outcome:
         if reason is not None:
             return replace(outcome, result=f"not built: {reason}")
         model = build(name)
+        if setting.packed and model.config.is_encoder_decoder:
+            return replace(outcome, result="not built: rows of an encoder-decoder aren't packed")
         outcome = replace(outcome, family=family(model), elements=model.num_parameters())
         expected, plain = replay(name, setting), train(name, setting)
     except Exception as error:
@@ -297,6 +327,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="Examples of a step.")
     parser.add_argument("--queries", type=int, default=3, help="How many queries.")
     parser.add_argument("--use_cache", action="store_true", help="Leave the models' cache on.")
+    parser.add_argument("--packed", action="store_true", help="Pack all examples of a step into one row.")
     parser.add_argument("--limit", type=float, default=120.0, help="Seconds for each type.")
     parser.add_argument("--out", type=Path, help="A file that the table is written to as well.")
     arguments = parser.parse_args()
@@ -305,7 +336,7 @@ def main() -> None:
         parser.error(f"--types: expected model types of Transformers (TYPE-decoder: a decoder alone), found {unknown}")
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     print("\n".join(lines))
-    setting = Setting(arguments.rows, arguments.queries, arguments.use_cache)
+    setting = Setting(arguments.rows, arguments.queries, arguments.use_cache, arguments.packed)
     results: Counter[str] = Counter()
     for name in arguments.types:
         outcome = examine_apart(name, setting, arguments.limit)

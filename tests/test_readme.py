@@ -18,6 +18,7 @@ PAGES = [
         "engine.md",
         "own_training.md",
         "plain_loop.md",
+        "adapters.md",
         "trainer.md",
         "sft.md",
         "dpo.md",

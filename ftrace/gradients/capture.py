@@ -21,6 +21,7 @@ from ftrace.gradients.coverage import Coverage, Layer, find_coverage
 from ftrace.gradients.documents import Documents
 from ftrace.gradients.fused_heads import CAPTURES, FusedHead, Measure
 from ftrace.gradients.layout_book import LayoutBook
+from ftrace.gradients.layouts import Examples
 from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
@@ -183,14 +184,12 @@ class GradientCapture:
         self._begun.clear()
         kind = Observation if observes else Recording
         self._recording = kind(
-            num_examples,
+            Examples(num_examples, tuple(loaders) if len(loaders) > 1 else (), documents),
             id(self),
             None if unprojected or observes else self.projection,
             layers=self.coverage.layers if self._refuse_unrecorded else [],
             compiled=self._compiled,
-            loaders=loaders,
             book=self.book if book is None else book,
-            documents=documents,
         )
         for layer in self.coverage.layers:
             if isinstance(layer.rule, GraphRule):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import _forward_unimplemented
 from torch.nn.parameter import UninitializedParameter
 
@@ -309,7 +309,7 @@ def _find_twins(trained: Collection[nn.Parameter]) -> dict[int, list[int]]:
     """Find parameters that begin at the same address of memory, by id, with the ids of the others."""
     at: dict[tuple[str, int], list[int]] = {}
     for parameter in trained:
-        if parameter.numel() and not parameter.is_meta and not hasattr(parameter, "full_tensor"):  # DTensors have none
+        if parameter.numel() and not parameter.is_meta and type(parameter.data) is Tensor:  # others may have no address
             at.setdefault((str(parameter.device), parameter.data_ptr()), []).append(id(parameter))
     groups = [keys for keys in at.values() if len(keys) > 1]
     return {key: [other for other in keys if other != key] for keys in groups for key in keys}

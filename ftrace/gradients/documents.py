@@ -80,6 +80,15 @@ class Tokens:
         """The place of each token, in that order, within its document."""
         return torch.arange(len(self._order)) - self._begins[self.flat[self._order]]
 
+    @cached_property
+    def _longest(self) -> int:
+        return int(self.lengths.max()) if self.total else 0
+
+    @cached_property
+    def _moves(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        """By device, from where to where tokens go when they are laid out."""
+        return {}
+
     def lay_out(self, tokens: Tensor) -> Tensor:
         """Lay each example's tokens out side by side, with zeros behind those of shorter ones.
 
@@ -89,13 +98,14 @@ class Tokens:
         Returns:
             ``[N, longest, ...]``.
         """
-        longest = int(self.lengths.max()) if self.total else 0
         rest = tokens.shape[1:]
-        slots = self.flat[self._order] * longest + self._offsets
-        laid_out = tokens.new_zeros(self.total * longest, *rest)
-        device = tokens.device
-        laid_out[slots.to(device)] = tokens.index_select(0, self._order.to(device))
-        return laid_out.reshape(self.total, longest, *rest)
+        if tokens.device not in self._moves:
+            slots = self.flat[self._order] * self._longest + self._offsets
+            self._moves[tokens.device] = self._order.to(tokens.device), slots.to(tokens.device)
+        order, slots = self._moves[tokens.device]
+        laid_out = tokens.new_zeros(self.total * self._longest, *rest)
+        laid_out[slots] = tokens.index_select(0, order)
+        return laid_out.reshape(self.total, self._longest, *rest)
 
     def exchanged(self, sources: Sequence[int]) -> Tensor:
         """Find which token each token is exchanged for, ``[R * T]``, where documents keep their lengths.

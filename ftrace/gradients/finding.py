@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ftrace.gradients.documents import ALL
 from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, cut
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
-from ftrace.gradients.layouts import Examples, Layout, candidates
+from ftrace.gradients.layouts import Examples, Layout, PackedLayout, candidates
 from ftrace.gradients.node_prints import NodePrints
 from ftrace.gradients.outputs import Output, Pass
 from ftrace.gradients.rules import GraphRule
@@ -200,12 +201,13 @@ def refuse_crossing(outputs: Mapping[Key, Output], choices: Mapping[Key, Choice]
         irregular: Outputs whose shape has changed meanwhile.
 
     Raises:
-        UnreadableError: If there is an output that holds tokens, and no layout agrees with how they change.
+        UnreadableError: If there is an output that holds all tokens, and no layout agrees with how they change.
     """
     for key, choice in choices.items():
-        is_lost = choice.known and choice.layout is None and key not in irregular
-        if is_lost and any(candidates(outputs[key].example_axes, outputs[key].of_pass.examples)):
-            raise _crossing(outputs[key])
+        if choice.known and choice.layout is None and key not in irregular:
+            layouts = candidates(outputs[key].example_axes, outputs[key].of_pass.examples)
+            if any(isinstance(layout, PackedLayout) and layout.part == ALL for layout in layouts):
+                raise _crossing(outputs[key])
 
 
 def _crossing(output: Output) -> UnreadableError:

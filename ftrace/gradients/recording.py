@@ -17,7 +17,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.backward_hooks import BackwardHooks
 from ftrace.gradients.coverage import Layer
-from ftrace.gradients.documents import Documents
 from ftrace.gradients.evidence import Prints
 from ftrace.gradients.fallback import Replay, outputs_of
 from ftrace.gradients.finding import Recorded, learn_from_losses
@@ -38,14 +37,12 @@ class Recording:
     """The record of one forward pass.
 
     Args:
-        num_examples: Examples in the batch.
+        examples: Of the batch.
         capture: Id of the capture that records.
         projection: Project all gradients as they arrive; default: keep them unprojected.
         layers: All layers of which a gradient without a run is an error.
         compiled: Whether the module is compiled, so that hooks may have come too late.
-        loaders: Sizes of the batches of several dataloaders that one training step runs; their sum is ``num_examples``.
         book: What is known of whose rows are whose; default: nothing.
-        documents: The tokens of each example, where examples are documents of packed rows.
 
     Attributes:
         of_pass: What all its outputs have in common.
@@ -56,20 +53,17 @@ class Recording:
 
     def __init__(
         self,
-        num_examples: int,
+        examples: Examples,
         capture: int,
         projection: Projection | None = None,
         *,
         layers: Sequence[Layer] = (),
         compiled: bool = False,
-        loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
-        documents: Documents | None = None,
     ) -> None:
-        self.num_examples = num_examples
+        self.examples, self.num_examples = examples, examples.total
         self.was_read = False
         self.projection = projection
-        self.examples = Examples(num_examples, tuple(loaders) if len(loaders) > 1 else (), documents)
         self.of_pass = Pass(self.examples, capture, book or LayoutBook())
         self.outputs: dict[Key, Output] = {}
         self.edges: dict[Key, GradientEdge] = {}

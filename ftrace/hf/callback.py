@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -78,8 +79,8 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         self._loop: TrainerLoop | None = None
         self._in_step = False
         self._loss: Tensor | None = None
-        self._handles: list[Any] = []
         self._entry: dict[str, Any] = {}
+        self._handles: list[RemovableHandle] = []
         self._compute_loss: Callable[..., Any] = trainer.compute_loss
         self._train = trainer.train
         vars(trainer)["train"] = self._traced_train
@@ -103,7 +104,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
     # Training from its beginning to its end
 
     def _traced_train(self, *args: Any, **kwargs: Any) -> Any:
-        trainer = self._trainer
+        trainer, self._entry = self._trainer, {}
         callbacks = trainer.callback_handler.callbacks
         if self not in callbacks:
             trainer.add_callback(self)

@@ -67,7 +67,8 @@ def _are_in_another_order(rows: Sequence[Mapping[str, Any]], batch: Mapping[str,
     tokens, mask = batch.get("input_ids"), batch.get("attention_mask")
     if not isinstance(tokens, Tensor) or not isinstance(mask, Tensor) or tokens.shape != mask.shape or tokens.ndim != 2:
         return False
-    given = [torch.as_tensor(row.get("input_ids", ())).tolist() for row in rows]
+    of_rows = [row.get("input_ids", ()) for row in rows]
+    given = [value.tolist() if hasattr(value, "tolist") else list(value) for value in of_rows]
     made = [row[kept.bool()].tolist() for row, kept in zip(tokens, mask, strict=True)]
     return any(one != other and one in given for one, other in zip(made, given, strict=False))
 

@@ -20,7 +20,8 @@ from ftrace.online.loop import Wording
 from ftrace.online.plain_loop import PRECISIONS, PlainLoop, TrainingLoss
 from ftrace.online.queries.query_losses import READY_MADE, QueryLosses, find_query_learned, find_query_losses
 
-_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
+_SHARDED = "ModelParallelStrategy"
+_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy", _SHARDED}
 _LOG_EVERY_N_STEPS = 50  # as Lightning's Trainer
 
 
@@ -65,10 +66,15 @@ class FabricLoop(PlainLoop):
         self.fabric = fabric
         self.plugin = plugin
         self.module = model.module  # type: ignore[assignment]
-        self.undistributed = _undistributed(model)
+        self._undistributed = _undistributed(model)
         self.left_alone = (type(fabric),)
         fabric_class = next(kind for kind in type(fabric).__mro__ if kind.__name__ == "Fabric")
         self.packages = (fabric_class.__module__.partition(".")[0],)
+
+    @property
+    def undistributed(self) -> Any:
+        """The model as ``fabric.setup`` returns it, but with nothing between, such as DistributedDataParallel."""
+        return self._undistributed
 
     @property
     def backward_scale(self) -> float:  # type: ignore[override]
@@ -81,8 +87,17 @@ class FabricLoop(PlainLoop):
         return _LOG_EVERY_N_STEPS if self.fabric.loggers else 0
 
     def backward(self, loss: Tensor, **options: Any) -> None:
-        """Call ``fabric.backward``, which scales the loss if there is a scaler."""
+        """Call ``fabric.backward``, which scales the loss if there is a scaler.
+
+        Raises:
+            ValueError: If sharded gradients are not synchronized, so that they can't be read.
+        """
         self.fabric.backward(loss, **options)
+        if _SHARDED in _names(self.fabric.strategy) and all(p.grad is None for p in self.module.parameters()):
+            raise ValueError(
+                f"fabric.no_backward_sync: expected none around run.backward with {_SHARDED}, which then keeps "
+                "gradients where they can't be read. Leave it out; the sum of gradients is the same"
+            )
 
     def compute_loss(self, batch: Any) -> Tensor:
         """Compute the training loss of a batch with the model that ``fabric.setup`` has returned."""
@@ -90,16 +105,20 @@ class FabricLoop(PlainLoop):
         # Fabric forbids, by a hook on a model's output, to differentiate up to it otherwise than by fabric.backward.
         return loss.view_as(loss) if isinstance(loss, Tensor) else loss
 
-    def asked(self, losses: QueryLosses | None, learned: QueryLosses | None) -> tuple[QueryLosses, QueryLosses | None]:
+    def query_functions(
+        self, losses: QueryLosses | None, learned: QueryLosses | None
+    ) -> tuple[QueryLosses, QueryLosses | None]:
         """Let the functions of queries, or those that are found if there are none, call the model as training does.
 
         Raises:
             ValueError: If there is no way to know the losses.
         """
         learned = learned or find_query_learned(self.module)
-        return self._asked(losses or find_query_losses(self.module)), None if learned is None else self._asked(learned)
+        return self._by_fabric(losses or find_query_losses(self.module)), None if learned is None else self._by_fabric(
+            learned
+        )
 
-    def _asked(self, function: QueryLosses) -> QueryLosses:
+    def _by_fabric(self, function: QueryLosses) -> QueryLosses:
         """Give a user's function a model as ``fabric.setup`` returns it; run a ready-made one as a forward pass."""
 
         @wraps(function)
@@ -109,6 +128,7 @@ class FabricLoop(PlainLoop):
             with self.plugin.forward_context():
                 return function(module, self.plugin.convert_input(batch))
 
+        by_fabric.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)  # for the manifest
         return by_fabric
 
     def to_device(self, batch: Any) -> Any:
@@ -170,20 +190,25 @@ def _require_supported(fabric: Any, model: Any) -> None:
     strategy, plugin = _names(fabric.strategy), fabric.strategy.precision
     if strategy.isdisjoint(_STRATEGIES) or any("XLA" in name for name in strategy):
         raise ValueError(
-            f"fabric: expected one device or DDP, found {type(fabric.strategy).__name__}, whose gradients can't be "
-            'read in a loop with Fabric. Set Fabric(strategy="ddp"); the Trainer of Lightning may shard weights, too, '
-            "with ModelParallelStrategy"
+            f"fabric: expected one device, DDP or {_SHARDED}, found {type(fabric.strategy).__name__}, whose gradients "
+            f'can\'t be read. Set Fabric(strategy="ddp"), or {_SHARDED} for sharded weights'
+        )
+    if _SHARDED in strategy and fabric.strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            "fabric: expected whole layers, found tensor parallelism, which splits layers, whose inputs can't be read. "
+            f"Set {_SHARDED}(..., tensor_parallel_size=1)"
         )
     if str(plugin.precision) not in PRECISIONS or "BitsandbytesPrecision" in _names(plugin):
         raise ValueError(
             f"fabric: expected a precision among {PRECISIONS}, found {type(plugin).__name__}, whose layers can't be "
             'read. Set Fabric(precision="bf16-mixed")'
         )
-    compiled = (model, getattr(model, "_forward_module", None))
-    if any(isinstance(module, torch._dynamo.OptimizedModule) for module in compiled):
+    if any(
+        isinstance(module, torch._dynamo.OptimizedModule) for module in (model, getattr(model, "_forward_module", 0))
+    ):
         raise ValueError(
-            "model: expected one that isn't compiled, found one of torch.compile, past which gradients can't be read "
-            "in a loop with Fabric. Give fabric.setup the model without torch.compile"
+            "model: expected one without torch.compile(model), whose hooks would come too late. Compile it in "
+            "place, before fabric.setup: model.compile()"
         )
     if "_FabricModule" not in _names(model):
         raise ValueError(
@@ -193,10 +218,10 @@ def _require_supported(fabric: Any, model: Any) -> None:
 
 
 def _undistributed(model: Any) -> Any:
-    """Wrap the module as ``fabric.setup`` has done, but without DistributedDataParallel around it."""
+    """Wrap the module as ``fabric.setup`` has done, but with nothing between, such as DistributedDataParallel."""
     module = model.module
-    is_distributed = model._forward_module is not module
-    wrapper = _undistributed_class(type(model))(_Passing(module) if is_distributed else module, model._strategy, module)
+    is_direct = model._forward_module is module
+    wrapper = _undistributed_class(type(model))(module if is_direct else _Passing(module), model._strategy, module)
     wrapper._forward_methods = set(model._forward_methods)
     wrapper._device = model._device
     wrapper._dtype = model._dtype

@@ -58,7 +58,8 @@ class TrainLoaders:
 class TrainingLoop(Protocol):
     """The interface of a training loop to a traced run.
 
-    Lightning's loop is ``ftrace.callbacks.LightningLoop``, a user's own PyTorch loop ``ftrace.online.PlainLoop``.
+    Lightning's loop is ``ftrace.callbacks.LightningLoop``, a user's own PyTorch loop ``ftrace.online.PlainLoop``, and
+    with Lightning Fabric ``ftrace.online.FabricLoop``.
     """
 
     @property

@@ -70,7 +70,6 @@ class PlainLoop:
             raise ValueError(f"precision: expected one of {PRECISIONS}, found {precision!r}")
         self.model = model
         self.module: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
-        self.undistributed: Any = self.module  # what rehearsals and queries call
         self.optimizers = list(optimizers)
         self.training_loss = training_loss
         self.precision = precision
@@ -85,6 +84,11 @@ class PlainLoop:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.module.parameters()).device
+
+    @property
+    def undistributed(self) -> Any:
+        """The model without DistributedDataParallel around it, as rehearsals call it."""
+        return self.module
 
     @property
     def loss_scale(self) -> float:

@@ -290,7 +290,7 @@ def trace(
     else:
         _refuse_beside_fabric(precision=precision, scaler=scaler)
         loop = FabricLoop(fabric, model, optimizers, training_loss, schedules)
-        query_losses, query_learned = loop.asked(query_losses, query_learned)
+        query_losses, query_learned = loop.query_functions(query_losses, query_learned)
     session = TraceSession(of_run, queries, query_losses, query_learned, _WHO, describe)
     run = PlainTrace(loop, session, Path(output_dir))
     if state:

@@ -118,6 +118,7 @@ def test_rows_are_divided_by_the_second_moments_of_the_segments_first_step(tmp_p
     fit(AdamModule("gpt2"), DataLoader(rows("gpt2", 6), batch_size=3), tmp_path, [writer, plain, elementwise])
     of_a, of_b, of_c = (GradientIndex(tmp_path / name) for name in "abc")
     assert [segment.manifest["preconditioned"] for segment in of_a.segments] == [False, True]
+    assert of_a.manifest["weights"] == {"float64": sum(p.numel() for p in AdamModule("gpt2").parameters())}
     checked = of_a.segments[0].manifest["rehearsals"]["single_examples"]
     assert checked["checked"]
     assert checked["never_checked"] == []

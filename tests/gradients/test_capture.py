@@ -289,3 +289,24 @@ def test_two_precisions_on_two_sides_are_an_error() -> None:
 def test_a_lazy_module_is_to_be_run_first() -> None:
     with pytest.raises(ValueError, match="'weight' has no shape yet"):
         find_coverage(nn.LazyLinear(3))
+
+
+def test_trained_parameters_in_the_same_memory_are_gaps() -> None:
+    """A step on one moves the other, so that no score of either says what the steps do."""
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False))
+    model[1].weight = nn.Parameter(model[0].weight.data.T)
+    reasons = {gap.parameter: gap.reason for gap in find_coverage(model).gaps}
+    assert reasons.keys() == {"0.weight", "1.weight"}
+    assert "same memory as '1.weight'" in reasons["0.weight"]
+    assert find_coverage(model, optimized=[model[0].weight]).covered == ("0.weight",)
+    model[1].weight = nn.Parameter(model[0].weight.data.T.clone())
+    assert not find_coverage(model).gaps
+
+
+def test_gradients_of_parts_of_one_memory_are_read() -> None:
+    """As cuDNN keeps those of recurrent layers."""
+    memory = torch.randn(24)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False))
+    for layer, part, shape in zip(model, memory.split(12), ((4, 3), (3, 4)), strict=True):
+        layer.weight = nn.Parameter(part.view(shape))
+    assert not find_coverage(model).gaps

@@ -11,12 +11,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from ftrace.callbacks import OnlineTracIn
 from ftrace.online import trace
+from ftrace.online.processes import num_processes, process_rank
 from ftrace.scores import ScoreStore
 from helpers import replay, tiny
 
@@ -88,28 +90,37 @@ class Llama(pl.LightningModule):
 def by_lightning(
     net: Llama, folder: Path, *, accumulate: int = 1, clip: float | None = None, **settings: Any
 ) -> ScoreStore:
+    precision = settings.pop("precision", "32-true")
     callback = OnlineTracIn(queries(), folder, **{**SETTINGS, **settings})
     loader = [default_collate(batch) for batch in BATCHES]
     replay.trainer(
-        folder.parent, precision="32-true", max_epochs=1, callbacks=[callback], accumulate_grad_batches=accumulate,
+        folder.parent, precision=precision, max_epochs=1, callbacks=[callback], accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
     ).fit(net, DataLoader(loader, batch_size=None))  # type: ignore[arg-type]  # fmt: skip
     return ScoreStore.open(folder)
 
 
-def by_hand(net: Llama, folder: Path, *, accumulate: int = 1, clip: float | None = None, **settings: Any) -> ScoreStore:
-    """With `trace` alone."""
+def by_hand(net: Llama, folder: Path | None, *, accumulate: int = 1, clip: float | None = None, **settings: Any) -> Any:
+    """With `trace` alone; not even with that if there is no folder. Processes share the rows of each batch."""
     [optimizer], [schedule] = net.configure_optimizers()
-    with trace(net, optimizer, mean_loss, queries=queries(), output_dir=folder, **{**SETTINGS, **settings}) as run:
+    run: Any = contextlib.nullcontext()
+    if folder is not None:
+        run = trace(net, optimizer, mean_loss, queries=queries(), output_dir=folder, **{**SETTINGS, **settings})
+    with run:
         for window in windows(accumulate):
-            for batch in window:
-                run.backward(run.loss(default_collate(batch)) / accumulate)
+            for batch in (default_collate(batch[process_rank() :: num_processes()]) for batch in window):
+                if folder is None:
+                    with torch.autocast("cpu", torch.bfloat16, enabled=settings.get("precision") == "bf16-mixed"):
+                        loss = mean_loss(net, batch)
+                    (loss / accumulate).backward()
+                else:
+                    run.backward(run.loss(batch) / accumulate)
             if clip is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
             schedule["scheduler"].step()
-    return ScoreStore.open(folder)
+    return None if folder is None else ScoreStore.open(folder)
 
 
 def by_fabric(
@@ -126,8 +137,13 @@ def by_fabric(
         resume: Whether it goes on from the checkpoint.
     """
     fabric = Fabric(accelerator="cpu", devices=1) if fabric is None else fabric
+    is_sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+    model: Any = fabric.setup_module(net) if is_sharded else None
     [optimizer], [schedule] = net.configure_optimizers()
-    model, optimizer = fabric.setup(net, optimizer)
+    if is_sharded:
+        optimizer = fabric.setup_optimizers(optimizer)
+    else:
+        model, optimizer = fabric.setup(net, optimizer)
     run: Any = contextlib.nullcontext()
     if folder is not None:
         run = trace(
@@ -142,7 +158,7 @@ def by_fabric(
     with run:
         for step, window in enumerate(loader, start=state["step"]):
             for index, batch in enumerate(window):
-                with fabric.no_backward_sync(model, enabled=index + 1 < len(window)):
+                with fabric.no_backward_sync(model, enabled=index + 1 < len(window) and not is_sharded):
                     if folder is None:
                         fabric.backward(training_loss(model, batch) / accumulate)
                     else:

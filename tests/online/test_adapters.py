@@ -154,6 +154,28 @@ def test_gradient_checkpointing_changes_nothing(settings: dict[str, Any], reentr
     assert have_equal_weights(traced, Training(saving(), data).plain())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_in_float32_on_weights_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As PEFT makes them by default: gradients are rounded in passes, but not in adapters' sums."""
+
+    def make() -> Any:
+        model = peft.get_peft_model(tiny.llama(torch.float32).to(dtype), lora(target_modules=LAYERS))
+        torch.manual_seed(9)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    assert parameter.dtype == torch.float32
+                    parameter += 0.2 * torch.randn_like(parameter)
+        return model
+
+    data, model = batches(3), make()
+    precision = "bf16-true" if dtype == torch.bfloat16 else "16-true"
+    store = Training(model, data).traced(tmp_path / "s", precision=precision, scores=("dot", "update"))
+    assert relative_error(scores(store), Training(make(), data).by_hand()) < 0.05  # of bfloat16's 8 bits in two layers
+    assert store.manifest["ledger"]["worst_imbalance"] < 1e-4
+    assert have_equal_weights(model, Training(make(), data).plain())
+
+
 def test_at_the_first_step_only_b_has_a_gradient(tmp_path: Path) -> None:
     """A's gradient is B^T times what comes from above, and B begins at 0."""
     data = batches(1)

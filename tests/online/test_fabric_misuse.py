@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,11 +58,18 @@ class Eighth(Precision):
     precision = "transformer-engine"  # type: ignore[assignment]
 
 
+class TensorParallel(ModelParallelStrategy):
+    device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}  # type: ignore[assignment]  # noqa: RUF012
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fabric: setattr(fabric, "_strategy", FSDPStrategy()), "one device or DDP, found FSDPStrategy, whose"),
-        (lambda fabric: setattr(fabric, "_strategy", ModelParallelStrategy(lambda m, _: m)), "found ModelParallelStra"),
+        (
+            lambda fabric: setattr(fabric, "_strategy", FSDPStrategy()),
+            "DDP or ModelParallelStr.* found FSDPStrategy",
+        ),
+        (lambda fabric: setattr(fabric, "_strategy", TensorParallel(lambda m, _: m)), r"Set .*tensor_parallel_size=1"),
         (lambda fabric: setattr(fabric, "_strategy", DataParallelStrategy()), "found DataParallelStrategy"),
         (lambda fabric: setattr(fabric._strategy, "precision", Eighth()), "expected a precision among .* found Eighth"),
     ],
@@ -75,14 +83,6 @@ def test_strategies_and_precisions_are_refused_by_name(
     change(fabric)
     with pytest.raises(ValueError, match=message):
         trace(model, optimizer, mean_loss, fabric=fabric, queries=queries(), query_losses=losses)
-
-
-def test_a_compiled_model_is_refused(tmp_path: Path) -> None:
-    fabric, net = cpu(), Llama(dtype=torch.float32)
-    model, optimizer = fabric.setup(torch.compile(net), torch.optim.SGD(net.parameters(), lr=0.1))
-    for compiled in (model, torch.compile(fabric.setup(Llama(dtype=torch.float32)))):
-        with pytest.raises(ValueError, match=r"isn't compiled.*Give fabric\.setup the model without torch\.compile"):
-            trace(compiled, optimizer, mean_loss, fabric=fabric, queries=queries(), query_losses=losses)
 
 
 @pytest.mark.parametrize(

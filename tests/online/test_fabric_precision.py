@@ -140,3 +140,74 @@ def test_a_hugging_face_model_needs_no_losses(precision: Any, tmp_path: Path) ->
     names = {store.manifest["query_losses"] for store in stores}
     assert names == {"ftrace.online.queries.query_losses.huggingface_losses"}
     np.testing.assert_allclose(stores[0].matrix("dot"), stores[1].matrix("dot"), rtol=1e-6, atol=1e-8)
+
+
+def test_a_step_that_the_scaler_skips_is_none(tmp_path: Path) -> None:
+    """Scores are those of a run that begins behind the batches whose gradients overflow."""
+    batches, stores = 2 * llama_loops.BATCHES, []
+    for name, scale, first in (("skips", 2.0**22, 0), ("begins later", 2.0**13, 9)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+        net = Llama(dtype=torch.float32)
+        model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), 0.05))
+        with trace(
+            model, optimizer, llama_loops.mean_loss, fabric=fabric, queries=llama_loops.queries(),
+            query_losses=losses, output_dir=tmp_path / name, scores=("dot", "update"),
+        ) as run:  # fmt: skip
+            for batch in batches[first:]:
+                run.backward(run.loss(default_collate(batch)))
+                optimizer.step()
+                optimizer.zero_grad()
+        assert scaler.get_scale() == 2.0**13
+        stores.append(ScoreStore.open(tmp_path / name))
+    skips, later = stores
+    assert skips.manifest["steps"] == later.manifest["steps"] == 5
+    assert skips.manifest["self_check"] == {"failures": []}
+    seen = np.isin(skips.example_ids, later.example_ids)
+    for kind in ("dot", "update"):
+        assert not skips.matrix(kind)[~seen].any()
+        np.testing.assert_array_equal(skips.matrix(kind)[seen], later.matrix(kind))
+
+
+class Own(torch.nn.Module):
+    """Has losses of its own, and says whether a query is right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(batch["x"]).square().sum(1)
+
+    def learned(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(batch["x"])[:, 0] > 0
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+def test_losses_of_the_module_itself_run_in_fabrics_precision(precision: Any, tmp_path: Path) -> None:
+    """Inputs in float32 are converted, as those of the forward pass are."""
+    examples, asked = (
+        [{**row, "x": row["x"].float()} for row in replay.rows(4, key)] for key in ("example_id", "query_id")
+    )
+    stores = []
+    for given in (None, lambda model, batch: model(batch["x"]).square().sum(1)):
+        fabric, net = of(precision)(), Own()
+        model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), 0.1))
+        with trace(
+            model, optimizer, lambda model, batch: model(batch["x"]).square().sum(1).mean(), fabric=fabric,
+            queries=asked, query_losses=given, output_dir=tmp_path / str(given is None),
+        ) as run:  # fmt: skip
+            run.backward(run.loss(default_collate(examples)))
+            optimizer.step()
+        stores.append(ScoreStore.open(tmp_path / str(given is None)))
+    own, other = stores
+    assert own.manifest["query_losses"].endswith("module_example_losses")
+    assert own.answers is not None
+    scale = np.abs(other.matrix("dot")).max()
+    np.testing.assert_allclose(
+        own.matrix("dot"), other.matrix("dot"), atol=(1e-6 if "64" in precision else 2e-2) * scale
+    )

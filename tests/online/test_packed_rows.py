@@ -73,9 +73,14 @@ def test_scores_of_documents_are_those_of_each_alone(kind: Any, padding: int, tm
     assert relative_error(found(store), right(model, corpus, batches)) < 1e-9
 
 
-def test_adapters_under_lightning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"use_dora": True}, {"use_rslora": True, "modules_to_save": ["lm_head"]}],
+    ids=["LoRA", "DoRA", "rsLoRA"],
+)
+def test_adapters_under_lightning(kind: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **kind)
     module = Own(mean_loss, net=peft.get_peft_model(tiny.llama(), config))
     corpus, batches = packed()
     expected = right(module, corpus, batches)
@@ -183,6 +188,21 @@ def test_batches_of_trls_collator(multiple: int | None, tmp_path: Path) -> None:
     assert relative_error(found(traced(model, collated, tmp_path / "s")), expected) < 1e-9
 
 
+def test_rows_that_trl_has_packed(tmp_path: Path) -> None:
+    """Its data sets have rows of several documents with their lengths, which its collator joins to a single row."""
+    sft = pytest.importorskip("trl.trainer.sft_trainer")
+    corpus, batches = packed(ROWS[2:])
+    collate = sft.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    collated = []
+    for batch, lengths in zip(batches, ROWS[2:], strict=True):
+        kept = [tokens[: sum(of_row)].tolist() for tokens, of_row in zip(batch["input_ids"], lengths, strict=True)]
+        rows = [{"input_ids": t, "seq_lengths": of_row} for t, of_row in zip(kept, lengths, strict=True)]
+        collated.append({**collate(rows), "example_id": batch["example_id"]})
+    model = tiny.llama()
+    expected = right(model, corpus, collated)
+    assert relative_error(found(traced(model, collated, tmp_path / "s")), expected) < 1e-9
+
+
 def test_batches_of_transformers_collator_by_its_models_own_loss(tmp_path: Path) -> None:
     corpus, batches = packed(ROWS[:2])
     collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True, return_tensors="pt")
@@ -210,7 +230,67 @@ def test_an_index_has_a_row_for_each_document(tmp_path: Path) -> None:
     assert relative_error(*rows) < 1e-9
 
 
+class EverySecond(nn.Module):
+    """A layer on every second token of a row, whoever's it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.zeros_like(x)
+        kept[:, ::2] = self.inner(x[:, ::2])
+        return x + kept
+
+
+def of_every_second() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(tiny.VOCABULARY, 6), EverySecond(), nn.Linear(6, tiny.VOCABULARY)).double()
+
+
+def losses_of_tokens(model: nn.Module, batch: Any) -> Tensor:
+    """``[R, T - 1]``."""
+    labels = batch.get("labels", batch["input_ids"])[:, 1:]
+    logits = net_of(model)(batch["input_ids"])[:, :-1].transpose(1, 2)
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+
+
+def test_a_layer_on_some_tokens_is_read_off_the_module_around_it(tmp_path: Path) -> None:
+    _, batches = packed(ROWS[2:])
+    model = of_every_second()
+
+    def share(model: Any, batch: Any, i: int) -> Tensor:
+        owners = owners_of(ROWS[2 + int(batch["example_id"][0] > 0)]).owners[:, :-1]
+        return losses_of_tokens(model, batch)[owners == i].sum()
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return losses_of_tokens(model, batch).sum()
+
+    def of_queries(model: Any, batch: Any) -> Tensor:
+        return losses_of_tokens(model, batch).sum(1)
+
+    expected = by_hand(model, batches, share, QUERIES, of_queries, loss)
+    store = traced(model, batches, tmp_path / "s", loss=loss, query_losses=of_queries)
+    assert relative_error(found(store), expected) < 1e-9
+    assert set(store.manifest["rows"]["read_off_outer_modules"]) == {"1.inner.weight", "1.inner.bias"}
+
+
 # What is refused
+
+
+def test_a_layer_on_some_tokens_alone_is_refused_by_name(tmp_path: Path) -> None:
+    _, batches = packed()
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return model[2](model[0](batch["input_ids"])[:, ::2]).sin().sum()
+
+    def of_queries(model: Any, batch: Any) -> Tensor:
+        return losses_of_tokens(model, batch).sum(1)
+
+    with pytest.raises(
+        ValueError, match=r"layer '2' .*documents of packed rows: expected all of their tokens, \[1, 12,"
+    ):
+        traced(of_every_second(), batches, tmp_path / "s", loss=loss, query_losses=of_queries)
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -254,6 +334,16 @@ def test_another_number_of_ids_is_refused(rows: list[list[int]], ids: int, expec
     batches[0]["document_ids"] = owners_of(rows).owners
     with pytest.raises(ValueError, match=f'{ids} ids .*told apart by "document_ids"'):
         traced(tiny.llama(), batches, tmp_path / "s")
+
+
+def test_packed_rows_of_several_dataloaders_are_refused(tmp_path: Path) -> None:
+    _, batches = packed([[[5, 4, 3]]] * 2)
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return mean_loss(model, batch["a"]) + mean_loss(model, batch["b"])
+
+    with pytest.raises(ValueError, match="packed rows from one dataloader, found several"):
+        traced(tiny.llama(), [{"a": batches[0], "b": batches[1]}], tmp_path / "s", loss=loss)
 
 
 def test_a_batch_without_tokens_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from helpers import warm_python
 
 ASKED = [{"x": torch.linspace(-1, 1, 3).double() * (i + 1), "query_id": i} for i in range(3)]
 EXAMPLES = [{"x": torch.linspace(1, 2, 3).double() * (i - 3), "example_id": i} for i in range(8)]
-STEPS = [EXAMPLES[:4], EXAMPLES[4:]]
+WINDOWS = 3 * [[EXAMPLES[:4], EXAMPLES[4:]], [EXAMPLES[4:]]]  # batches whose gradients are accumulated
 
 
 def losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -32,15 +34,18 @@ def train(rank: int, processes: int, folder: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
     torch.manual_seed(0)
     net: nn.Module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    model = DistributedDataParallel(net) if processes > 1 else net
+    model: Any = DistributedDataParallel(net) if processes > 1 else net
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     with trace(
         model, optimizer, lambda model, batch: losses(model, batch).mean(), queries=DataLoader(ASKED, batch_size=2),  # type: ignore[arg-type]
         query_losses=losses, output_dir=f"{folder}/scores-{processes}", scores=("dot", "update"), precision="64-true",
         refresh_every_n_steps=1,
     ) as run:  # fmt: skip
-        for step in 3 * STEPS:
-            run.backward(run.loss(default_collate(step[rank::processes])))
+        for window in WINDOWS:
+            for step in window:
+                is_synchronized = processes == 1 or step is window[-1]
+                with nullcontext() if is_synchronized else model.no_sync():
+                    run.backward(run.loss(default_collate(step[rank::processes])) / len(window))
             optimizer.step()
             optimizer.zero_grad()
     if processes > 1:

@@ -17,8 +17,11 @@ from ftrace.online import trace
 from ftrace.scores import ScoreStore
 from helpers import adapted, tiny
 from helpers.adapted import (
+    ASKED,
+    COUNT,
     QUERIES,
     RATE,
+    Batch,
     Training,
     batches,
     have_equal_weights,
@@ -28,8 +31,9 @@ from helpers.adapted import (
     scores,
     sgd,
     two,
-)
+)  # fmt: skip
 from helpers.oracle import relative_error
+from helpers.own_parts import per_example
 
 
 def each_step(model: Any, step: int) -> None:
@@ -182,6 +186,50 @@ def test_adapters_are_not_switched_between_a_backward_pass_and_its_step(tmp_path
             run.loss(second)
         model.base_model.set_adapter(["default", "b"])
         run.backward(run.loss(second))
+
+
+def with_adapters_off(model: Any, batch: Batch) -> torch.Tensor:
+    with model.disable_adapter():
+        return losses(model, batch)
+
+
+def with_the_other_adapter(model: Any, batch: Batch) -> torch.Tensor:
+    model.set_adapter("b")
+    found = losses(model, batch)
+    model.set_adapter("default")
+    return found
+
+
+@pytest.mark.parametrize("reference", [with_adapters_off, with_the_other_adapter])
+def test_a_step_may_ask_a_reference(reference: Callable[[Any, Batch], torch.Tensor], tmp_path: Path) -> None:
+    """As DPO does: the same model without its adapter, or with another one."""
+
+    def preferences(model: Any, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            before = reference(model, batch)
+        return nn.functional.softplus(losses(model, batch) - before)
+
+    model, rows = two(), []
+    plain, traced = copy.deepcopy(model), copy.deepcopy(model)
+    optimizer = sgd(plain)
+    for batch in batches(3):
+        asked = per_example(plain, list(losses(plain, ASKED)))
+        of_batch = preferences(plain, batch) / COUNT
+        rows.append(RATE * per_example(plain, list(of_batch)) @ asked.T)
+        optimizer.zero_grad()
+        preferences(plain, batch).mean().backward()
+        optimizer.step()
+    optimizer = sgd(traced)
+    with trace(
+        traced, optimizer, lambda model, batch: preferences(model, batch).mean(), queries=QUERIES,
+        query_losses=losses, output_dir=tmp_path / "s", precision="64-true",
+    ) as run:  # fmt: skip
+        for batch in batches(3):
+            optimizer.zero_grad()
+            run.backward(run.loss(batch))
+            optimizer.step()
+    assert relative_error(scores(ScoreStore.open(tmp_path / "s")), torch.cat(rows)) < 1e-9
+    assert have_equal_weights(traced, plain)
 
 
 def frozen_as_loaded(folder: Path) -> Any:

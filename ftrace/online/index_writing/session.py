@@ -27,6 +27,7 @@ from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.optimizers.followed_optimizer import warn_of_missing_rates
 from ftrace.online.output_folder import OutputFolder
+from ftrace.online.precision import weights_by_dtype
 from ftrace.online.processes import gather_objects, num_processes, process_rank
 from ftrace.online.shared_ending import SharedEnding
 from ftrace.online.texts.descriptions import Descriptions
@@ -141,7 +142,13 @@ class IndexSession:
         return folder
 
     def _begin_index(self, run: IndexRun, data: Any) -> None:
-        facts = {"written_by": self.who, "output": "the training loss", "run_id": run.folder.run_id, "data": data}
+        facts = {
+            "written_by": self.who,
+            "output": "the training loss",
+            "run_id": run.folder.run_id,
+            "data": data,
+            "weights": weights_by_dtype(run.loop.module),
+        }
         manifest = run.folder.path / "index.json"
         if process_rank() == 0:
             if is_unneeded(run.folder.path, run.folder.run_id):

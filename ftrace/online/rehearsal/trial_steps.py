@@ -54,13 +54,26 @@ class TrialSteps:
             Its examples.
 
         Raises:
-            ValueError: If rows are packed, and there are not as many documents as ids.
+            ValueError: If rows are packed, and there are not as many documents as ids; or if packed rows come from
+                several dataloaders.
         """
-        self.documents = None if sizes else self.packed.documents(batch, count)
+        self.documents = self._documents_of(batch, count, sizes)
         examples = Examples(count, tuple(sizes) if len(sizes) > 1 else (), self.documents)
         self._current = outline(batch), batch_idx, examples, RandomState()
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in self.loop.module.parameters()]
         return examples
+
+    def _documents_of(self, batch: Any, count: int, sizes: Sequence[int]) -> Documents | None:
+        several = batches_in(batch, self.id_key)
+        if several is None:
+            return self.packed.documents(batch, count)
+        counts = [size for size in sizes if size]
+        if any(self.packed.documents(*pair) is not None for pair in zip(several.values(), counts, strict=True)):
+            raise ValueError(
+                f"{self.who}: expected packed rows from one dataloader, found several. Give each row one id, so that "
+                "rows are the examples; or mix the data sets in one dataloader"
+            )
+        return None
 
     def rehearsal(
         self, inputs: Sequence[Inputs], capture: GradientCapture, book: LayoutBook, again: Collection[Key]
