@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ftrace.online.loop import TrainingLoop
+from ftrace.online.queries.query_rows import loader_of_rows
 from ftrace.online.undisturbed.random_state import isolated_random_state
 from ftrace.scores import stable_id
 
@@ -36,7 +37,7 @@ def load_queries(source: Any, loop: TrainingLoop) -> list[Any]:
                 f"queries: expected a DataLoader, a Dataset or a list of queries, found {type(source).__name__}. "
                 "Pass a list of queries, one dictionary each, or of ready batches DataLoader(batches, batch_size=None)"
             )
-        loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=64)
+        loader = source if isinstance(source, DataLoader) else loader_of_rows(source)
         _refuse_a_share(loader)
         with _random_state_of(loader):
             batches = [loop.to_device(batch) for batch in loader]

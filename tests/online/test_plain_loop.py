@@ -311,3 +311,31 @@ def test_lightning_is_not_imported() -> None:
     code = "import sys, ftrace.online; print(sorted(m for m in sys.modules if m.split('.')[0] == 'lightning'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_queries_of_different_lengths_need_no_padding(tmp_path: Path) -> None:
+    """Nor tensors: rows of a list are batched by their lengths, and scores are those of one query at a time."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16)).double()
+    examples = [{"input_ids": torch.arange(6) + i, "labels": torch.arange(6) + i, "example_id": i} for i in range(4)]
+    asked = [[1, 2, 3], [4, 5, 6, 7], [2, 3, 4], [9, 8, 7, 6, 5]]
+    rows = [{"input_ids": ids, "labels": ids, "query_id": f"query {i}"} for i, ids in enumerate(asked)]
+    one_by_one = [
+        {name: torch.tensor([value]) if isinstance(value, list) else [value] for name, value in row.items()}
+        for row in rows
+    ]
+    stores = []
+    for number, given in enumerate([rows, DataLoader(one_by_one, batch_size=None)]):  # type: ignore[arg-type]
+        torch.manual_seed(0)  # of dropout
+        trained = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        with trace(
+            trained, optimizer, queries=given, output_dir=tmp_path / str(number), precision="64-true", scores=("dot",)
+        ) as run:
+            for batch in DataLoader(examples, batch_size=2):  # type: ignore[arg-type]
+                optimizer.zero_grad()
+                run.backward(run.loss(batch))
+                optimizer.step()
+        stores.append(ScoreStore.open(tmp_path / str(number)))
+    for row in rows:
+        first, second = (store.scores(str(row["query_id"])) for store in stores)
+        np.testing.assert_allclose(first, second, rtol=1e-9, atol=1e-15)
