@@ -42,7 +42,12 @@ class BatchTexts:
             }
         described = {"text": self._decoded(tokens, mask)}
         if "labels" in batch and batch["labels"].shape == tokens.shape:
-            described["answer"] = self._decoded(tokens, batch["labels"] != _IGNORED)
+            is_answer = batch["labels"] != _IGNORED
+            described["answer"] = self._decoded(tokens, is_answer)
+            if self._id_key not in batch:  # of queries, which are shown without their answers
+                given = ~is_answer if mask is None else ~is_answer & mask.bool()
+                prompts = self._decoded(tokens, given)
+                described["text"] = [asked or whole for asked, whole in zip(prompts, described["text"], strict=True)]
         elif "completion_mask" in batch and batch["completion_mask"].shape == tokens.shape:
             described["answer"] = self._decoded(tokens, batch["completion_mask"])
         return described

@@ -77,7 +77,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, _WHO, describe)
         self._trainer: Any = trainer
         self._loop: TrainerLoop | None = None
-        self._in_step = False
+        self._is_training = self._in_step = False
         self._loss: Tensor | None = None
         self._entry: dict[str, Any] = {}
         self._handles: list[RemovableHandle] = []
@@ -118,6 +118,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
             for name, replacement in self._replacements().items():
                 stack.enter_context(_replaced(*name, replacement))
             try:
+                self._is_training = True
                 return self._train(*args, **kwargs)
             except BaseException as error:
                 self._session.training_has_failed(error)
@@ -145,6 +146,8 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the model and its optimizer, and continue the scores of a checkpoint if there is one."""
         trainer = self._trainer
+        if not self._is_training:
+            raise ValueError(f"{_WHO}: expected the trainer that it was made for, found another. Make one for each")
         self._loop = TrainerLoop(trainer, self._compute_loss, kwargs.get("train_dataloader"), self._id_key)
         name = type(self).__name__
         entry = _entry_of(state, name, self.output_dir)
@@ -175,7 +178,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
             self._session.training_has_ended()
 
     def _close(self) -> None:
-        self._loop, self._loss, self._in_step = None, None, False
+        self._loop, self._loss, self._in_step, self._is_training = None, None, False, False
         self._session.detach()
         while self._handles:
             self._handles.pop().remove()
@@ -192,7 +195,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
             if rows is None:
                 return make()  # which says so
             if not has_ids(rows, self._id_key):
-                tell(f'{_WHO}: rows have no "{self._id_key}", so they are numbered by their places in train_dataset')
+                tell(f"{_WHO}: {_numbering(rows, self._id_key)}")
             with ids_in_batches(self._trainer, self._id_key):
                 return make()
 
@@ -264,6 +267,13 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return the entry of ``trainer_state.json``: names and hashes of the files of scores."""
         return {"args": {}, "attributes": {"output_dir": str(self.output_dir), "entry": self._entry}}
+
+
+def _numbering(rows: Any, key: str) -> str:
+    """Say how rows without ids are numbered."""
+    if "seq_lengths" in (getattr(rows, "column_names", None) or ()):
+        return "packing has dropped the rows' columns, so documents are numbered by their places in the packed data"
+    return f'rows have no "{key}", so they are numbered by their places in train_dataset'
 
 
 def _refuse_others(trainer: Any) -> None:

@@ -107,3 +107,33 @@ def test_a_checkpoint_without_scores_is_resumed_and_saved_with_them(model: str, 
         trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert ScoreStore.open(tmp_path / "scores-incomplete").manifest["complete"] is False
     assert '"OnlineTracInCallback"' in (tmp_path / "run" / "checkpoint-4" / TRAINER_STATE_NAME).read_text()
+
+
+def test_a_callback_of_another_trainer_is_refused(model: str, tmp_path: Path) -> None:
+    first, second = (make_trainer("trainer", model, tmp_path / name) for name in ("first", "second"))
+    second.add_callback(OnlineTracInCallback(first, make_queries(model), tmp_path / "scores", query_losses))
+    with pytest.raises(ValueError, match="expected the trainer that it was made for, found another"):
+        second.train()
+
+
+def test_queries_are_rows_of_lists_of_any_length_and_shown_without_their_answers(model: str, tmp_path: Path) -> None:
+    trainer = make_trainer("sft", model, tmp_path / "run")
+    tokenizer = trainer.processing_class
+    asked = [("Where does Velland lie?", " In Karmora."), ("Where does Quenby lie now?", " In Marrow.")]
+    rows = []
+    for number, (question, answer) in enumerate(asked):
+        given, told = tokenizer(question).input_ids, tokenizer(answer).input_ids
+        rows.append({"input_ids": given + told, "labels": [-100] * len(given) + told, "query_id": number})
+    trainer.add_callback(OnlineTracInCallback(trainer, rows, tmp_path / "scores"))
+    trainer.train()
+    store = ScoreStore.open(tmp_path / "scores")
+    assert store.query_texts_of([0, 1]) == [question for question, _ in asked]
+    assert [row["answer"] for row in store.queries.rows([0, 1])] == ["In Karmora.", "In Marrow."]  # type: ignore[union-attr,index]
+
+
+def test_a_query_without_labels_is_refused(model: str, tmp_path: Path) -> None:
+    trainer = make_trainer("trainer", model, tmp_path / "run")
+    query = {"input_ids": [5, 6, 7], "labels": [-100, -100, -100], "query_id": 0}
+    trainer.add_callback(OnlineTracInCallback(trainer, [query], tmp_path / "scores"))
+    with pytest.raises(ValueError, match='expected "labels" of each query\'s answer, found none but -100'):
+        trainer.train()

@@ -101,6 +101,12 @@ def huggingface_losses(module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             f"found {found}. Add them, or pass query_losses=(module, batch) -> Tensor[B]"
         )
     logits, labels = shifted_logits(model, batch)
+    silent = (labels == -100).all(1).nonzero().flatten().tolist()
+    if silent:
+        raise ValueError(
+            f'queries: expected "labels" of each query\'s answer, found none but -100 that the model predicts in row '
+            f"{silent[0]} of a batch. Give the answer's tokens as labels"
+        )
     labels = _without_ends(labels, model)
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return losses.sum(1)
