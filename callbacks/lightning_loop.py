@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from ftrace.gradients import OnLoss, UnreadableError
 from ftrace.launched_processes import handlers_without_lightning
 from ftrace.online import SelfCheckError, TrainLoaders, Wording
+from ftrace.online.undisturbed.replaced import replaced
 from ftrace.shown_text import plain_lines
 
 
@@ -308,11 +309,11 @@ def _unlogged(loop: LightningLoop, on_loss: OnLoss) -> Iterator[None]:
     def nothing(*args: Any, **kwargs: Any) -> None:
         return None
 
-    replaced: dict[str, Any] = {"log": nothing, "log_dict": nothing, "print": nothing}
+    others: dict[str, Any] = {"log": nothing, "log_dict": nothing, "print": nothing}
     if loop.is_manual:
         optimizers = type(module).optimizers.__get__(module)
         schedulers = type(module).lr_schedulers.__get__(module)
-        replaced |= {
+        others |= {
             "manual_backward": lambda loss, *args, **kwargs: on_loss(
                 loss * loop.loss_scale, bool(kwargs.get("retain_graph"))
             ),
@@ -321,18 +322,14 @@ def _unlogged(loop: LightningLoop, on_loss: OnLoss) -> Iterator[None]:
             "clip_gradients": nothing,
         }
     loggers, stops = trainer.loggers, trainer.should_stop
-    before = {name: module.__dict__[name] for name in replaced if name in module.__dict__}
     handle = register_optimizer_step_pre_hook(_refuse_step)
-    module.__dict__.update(replaced)
     trainer.loggers = [DummyLogger() for _ in loggers]
     try:
-        yield
+        with replaced(module, others):
+            yield
     finally:
         handle.remove()
         trainer.loggers, trainer.should_stop = loggers, stops
-        for name in replaced:
-            module.__dict__.pop(name, None)
-        module.__dict__.update(before)
 
 
 def _refuse_step(*args: Any) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ftrace.online.rehearsal.exchange import IGNORED
 from ftrace.online.rehearsal.packed_rows import find_documents
-
-_IGNORED = -100
 
 
 class BatchTexts:
@@ -38,11 +37,11 @@ class BatchTexts:
             places = [documents.flat == number for number in range(count)]
             return {
                 "text": self._texts([flat[of_document] for of_document in places]),
-                "answer": self._texts([flat[of_document & (labels != _IGNORED).cpu()] for of_document in places]),
+                "answer": self._texts([flat[of_document & (labels != IGNORED).cpu()] for of_document in places]),
             }
         described = {"text": self._decoded(tokens, mask)}
         if "labels" in batch and batch["labels"].shape == tokens.shape:
-            is_answer = batch["labels"] != _IGNORED
+            is_answer = batch["labels"] != IGNORED
             described["answer"] = self._decoded(tokens, is_answer)
             if self._id_key not in batch:  # of queries, which are shown without their answers
                 given = ~is_answer if mask is None else ~is_answer & mask.bool()

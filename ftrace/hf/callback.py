@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from ftrace.hf.trainer_loop import TrainerLoop, refuse_unsupported
 from ftrace.online import TraceSession, TraceSettings
 from ftrace.online.foreign_optimizers import refuse_foreign_steps
 from ftrace.online.messages import tell
+from ftrace.online.plain_loop import factor_between
 from ftrace.online.processes import process_rank
+from ftrace.online.undisturbed.replaced import replaced
 
 _WHO = "OnlineTracInCallback"
 
@@ -80,6 +82,7 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
         self._is_training = self._in_step = False
         self._loss: Tensor | None = None
         self._entry: dict[str, Any] = {}
+        self._epochs = itertools.count()
         self._handles: list[RemovableHandle] = []
         self._compute_loss: Callable[..., Any] = trainer.compute_loss
         self._train = trainer.train
@@ -115,8 +118,8 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
             raise ValueError(f"{_WHO}: expected one training, found a search for hyperparameters. Trace the best one")
         with ExitStack() as stack:
             stack.enter_context(told_head(trainer.model))
-            for name, replacement in self._replacements().items():
-                stack.enter_context(_replaced(*name, replacement))
+            for owner, methods in self._replacements():
+                stack.enter_context(replaced(owner, methods))
             try:
                 self._is_training = True
                 return self._train(*args, **kwargs)
@@ -126,22 +129,24 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
             finally:
                 self._close()
 
-    def _replacements(self) -> dict[tuple[Any, str], Callable[..., Any]]:
-        """Return the methods of the trainer that are observed while it trains, by owner and name."""
+    def _replacements(self) -> list[tuple[Any, dict[str, Callable[..., Any]]]]:
+        """Return the methods that are observed while the trainer trains, by owner and name."""
         trainer = self._trainer
         self._compute_loss = trainer.compute_loss
-        replaced: dict[tuple[Any, str], Callable[..., Any]] = {
-            (trainer, "get_train_dataloader"): self._loader_of(trainer.get_train_dataloader),
-            (trainer, "training_step"): self._step_of(trainer.training_step),
-            (trainer, "compute_loss"): self._loss_of,
-            (trainer.accelerator, "backward"): self._backward_of(trainer.accelerator.backward),
-            (trainer, "_save_checkpoint"): self._checkpoint_of(trainer._save_checkpoint),
-            (trainer, "_load_best_model"): self._best_model_of(trainer._load_best_model),
+        methods: dict[str, Callable[..., Any]] = {
+            "get_train_dataloader": self._loader_of(trainer.get_train_dataloader),
+            "training_step": self._step_of(trainer.training_step),
+            "compute_loss": self._loss_of,
+            "_save_checkpoint": self._checkpoint_of(trainer._save_checkpoint),
+            "_load_best_model": self._best_model_of(trainer._load_best_model),
         }
         generate = getattr(trainer, "_generate_and_score_completions", None)
         if generate is not None:
-            replaced[trainer, "_generate_and_score_completions"] = self._completions_of(generate)
-        return replaced
+            methods["_generate_and_score_completions"] = self._completions_of(generate)
+        return [
+            (trainer, methods),
+            (trainer.accelerator, {"backward": self._backward_of(trainer.accelerator.backward)}),
+        ]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the model and its optimizer, and continue the scores of a checkpoint if there is one."""
@@ -194,9 +199,10 @@ class OnlineTracInCallback(TrainerCallback, ExportableState):
             rows = self._trainer.train_dataset
             if rows is None:
                 return make()  # which says so
-            if not has_ids(rows, self._id_key):
+            lacks_ids = not has_ids(rows, self._id_key)
+            if lacks_ids:
                 tell(f"{_WHO}: {_numbering(rows, self._id_key)}")
-            with ids_in_batches(self._trainer, self._id_key):
+            with ids_in_batches(self._trainer, self._id_key, numbers=lacks_ids):
                 return make()
 
         return get_train_dataloader
@@ -298,25 +304,10 @@ def _entry_of(state: Any, name: str, output_dir: Path) -> dict[str, Any]:
 
 def _factor(loss: Tensor, last: Tensor) -> float:
     """Return the factor by which a training step has multiplied the loss before its backward pass."""
-    if loss is last:
-        return 1.0
-    (factor,) = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
+    factor = factor_between(loss, last)
     if factor is None:
         raise ValueError(
             f"{_WHO}: expected a training_step that differentiates what self.compute_loss(model, inputs, ...) has "
             "returned, or a multiple of it, found another loss. Compute it in compute_loss"
         )
-    return float(factor)
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method of one object."""
-    attributes = vars(owner)
-    before = {name: attributes[name]} if name in attributes else {}
-    attributes[name] = replacement
-    try:
-        yield
-    finally:
-        attributes.pop(name, None)
-        attributes.update(before)
+    return factor

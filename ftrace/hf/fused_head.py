@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftrace.gradients import FusedHead, record_head
+from ftrace.online.rehearsal.exchange import IGNORED
+from ftrace.online.undisturbed.replaced import replaced
 
 try:
     from trl.trainer import utils as _utils
@@ -18,7 +20,6 @@ except ImportError:
     _trl: Any = None
 else:
     _trl = _utils
-_IGNORED = -100
 _NAME = "_ChunkedLogProbFunction"
 
 
@@ -68,7 +69,7 @@ class _ToldHead:
             return None, 0
         labels = self.labels.to(hidden.device)
         places = torch.arange(labels.numel(), device=hidden.device).view(labels.shape)[:, :-1]
-        for kept in (places.flatten(), places[labels[:, 1:] != _IGNORED]):
+        for kept in (places.flatten(), places[labels[:, 1:] != IGNORED]):
             if len(kept) == len(hidden):
                 return kept, labels.numel()
         return None, 0
@@ -91,9 +92,8 @@ def told_head(model: Any) -> Iterator[None]:
         return
     told = _ToldHead(function, head)
     handle = base.register_forward_pre_hook(told.note, with_kwargs=True)
-    setattr(_trl, _NAME, told)
     try:
-        yield
+        with replaced(_trl, {_NAME: told}):
+            yield
     finally:
-        setattr(_trl, _NAME, function)
         handle.remove()

@@ -144,10 +144,16 @@ def numbered(rows: Any, key: str) -> Any:
 
 
 @contextmanager
-def ids_in_batches(trainer: Any, key: str) -> Iterator[None]:
-    """Let a trainer's loader of training rows, which is made while this is active, keep their ids."""
+def ids_in_batches(trainer: Any, key: str, *, numbers: bool) -> Iterator[None]:
+    """Let a trainer's loader of training rows, which is made while this is active, keep their ids.
+
+    Args:
+        trainer: The trainer.
+        key: The key of the ids.
+        numbers: Whether rows are numbered, since they have none.
+    """
     kept = {name: getattr(trainer, name) for name in ("train_dataset", "data_collator", "_signature_columns")}
-    if not has_ids(trainer.train_dataset, key):
+    if numbers:
         trainer.train_dataset = numbered(trainer.train_dataset, key)
     trainer._set_signature_columns_if_needed()
     trainer._signature_columns = [*trainer._signature_columns, key]

@@ -19,6 +19,7 @@ from ftrace.gradients import OnLoss
 from ftrace.online.loop import Wording
 from ftrace.online.plain_loop import PRECISIONS, PlainLoop, TrainingLoss
 from ftrace.online.queries.query_losses import READY_MADE, QueryLosses, find_query_learned, find_query_losses
+from ftrace.online.undisturbed.replaced import replaced
 
 _SHARDED = "ModelParallelStrategy"
 _STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy", _SHARDED}
@@ -151,15 +152,8 @@ class FabricLoop(PlainLoop):
     def rehearsing(self, on_loss: OnLoss) -> Iterator[None]:
         """Refuse optimizer steps, and log nothing."""
         silenced = dict.fromkeys(("log", "log_dict", "print"), _do_nothing)
-        before = {name: value for name, value in vars(self.fabric).items() if name in silenced}
-        vars(self.fabric).update(silenced)
-        try:
-            with super().rehearsing(on_loss):
-                yield
-        finally:
-            for name in silenced:
-                del vars(self.fabric)[name]
-            vars(self.fabric).update(before)
+        with replaced(self.fabric, silenced), super().rehearsing(on_loss):
+            yield
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers with Fabric's loggers."""

@@ -183,6 +183,14 @@ class PlainLoop:
         return {"precision": self.precision, "strategy": type(self.model).__name__, "hyperparameters": {}}
 
 
+def factor_between(loss: Tensor, last: Tensor) -> float | None:
+    """Return the factor by which a loss was multiplied to make another one; None if that doesn't depend on it."""
+    if loss is last:
+        return 1.0
+    (factor,) = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
+    return None if factor is None else float(factor)
+
+
 def _refuse_step(*args: Any) -> None:
     raise ValueError(
         "training_loss steps an optimizer, which would move weights while it is rehearsed. Step it in the loop, after "

@@ -17,7 +17,7 @@ from ftrace.arguments import Name, checked
 from ftrace.online.adapters import why_without_gradient
 from ftrace.online.fabric_loop import FabricLoop, is_of_fabric
 from ftrace.online.foreign_optimizers import refuse_foreign_steps
-from ftrace.online.plain_loop import PlainLoop, TrainingLoss
+from ftrace.online.plain_loop import PlainLoop, TrainingLoss, factor_between
 from ftrace.online.queries.query_losses import huggingface_training_loss
 from ftrace.online.session import TraceSession
 from ftrace.online.settings import TraceSettings
@@ -149,15 +149,12 @@ class PlainTrace:
                 "run.backward: expected the loss that run.loss(batch) has returned, or a multiple of it, found "
                 f"{shown}. Leave out .item() and .detach()"
             )
-        factor = 1.0
-        if loss is not last:
-            (scale,) = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
-            if scale is None:
-                raise ValueError(
-                    "run.backward: expected the loss that run.loss(batch) has returned, or a multiple of it, found one "
-                    "that doesn't depend on it. Compute it with run.loss(batch)"
-                )
-            factor = float(scale)
+        factor = factor_between(loss, last)
+        if factor is None:
+            raise ValueError(
+                "run.backward: expected the loss that run.loss(batch) has returned, or a multiple of it, found one "
+                "that doesn't depend on it. Compute it with run.loss(batch)"
+            )
         self._loop.scale = factor * self._loop.backward_scale
         self._loss = None
         self._session.backward_begins(loss)
