@@ -13,7 +13,6 @@ of its own (Linux only).
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from peft import LoraConfig, get_peft_model
+from process_peaks import in_own_process, resident_peak_gib
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -166,20 +166,12 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> tuple[float, 
 
 def _peak_gib(setting: Setting, way: Way, queue: Any) -> None:
     train(setting, way, steps=3, warm_up=0)
-    status = Path("/proc/self/status").read_text()
-    (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    queue.put(int(kilobytes) / 2**20)
+    queue.put(resident_peak_gib())
 
 
 def peak_gib(setting: Setting, way: Way) -> float:
     """Peak memory of a process that trains that way, in GiB."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak_gib, args=(setting, way, queue))
-    process.start()
-    peak: float = queue.get(timeout=600)
-    process.join()
-    return peak
+    return in_own_process(_peak_gib, setting, way)
 
 
 def _range(ratios: list[float]) -> str:

@@ -16,16 +16,15 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from checked_lines import Line, print_lines
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -49,16 +48,6 @@ BOUNDS = {"64-true": 1e-9, "32-true": 1e-3}
 FLOAT32_INSIDE = {"llama": 1e-4, "t5": 1e-4}
 OF_UPDATE = 0.05
 AGREES = 0.9  # correlation of scores in half precision with those in float64
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table."""
-
-    name: str
-    figure: str
-    bound: str
-    is_right: bool
 
 
 def make_model(kind: str) -> nn.Module:
@@ -240,12 +229,8 @@ def main() -> int:
         for check in (of_scores, of_precisions, of_training, of_index):
             for line in check(kind, options.device):
                 lines.append(line)
-                console.print(line.name, line.figure, "right" if line.is_right else "WRONG", sep=" | ")
-    table = Table("check", "figure", "bound", "")
-    for line in lines:
-        table.add_row(line.name, line.figure, line.bound, "right" if line.is_right else "WRONG")
-    console.print(table)
-    return 0 if all(line.is_right for line in lines) else 1
+                console.print(line.name, line.figure, line.verdict, sep=" | ")
+    return print_lines(console, lines)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -38,6 +37,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from jsonargparse import auto_cli
+from process_peaks import in_own_process, resident_peak_gib
 from random_gpt2 import LanguageModel, Setting, matmul_rate, query_pass, random_rows, weight_shapes
 from rich.console import Console
 from rich.table import Table
@@ -221,21 +221,13 @@ def _peak_gib(setting: Setting, way: Way, queue: Any) -> None:
     train(setting, way, steps=3, warm_up=0)
     if setting.device == "cuda":
         queue.put(torch.cuda.max_memory_allocated() / 2**30)
-    else:  # of this process alone: getrusage would hand on the peak of the one that started it
-        status = Path("/proc/self/status").read_text()
-        (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-        queue.put(int(kilobytes) / 2**20)
+    else:
+        queue.put(resident_peak_gib())
 
 
 def peak_gib(setting: Setting, way: Way) -> float:
     """Peak memory of training that way, in GiB: the device's on CUDA, else the process's (Linux only)."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak_gib, args=(setting, way, queue))
-    process.start()
-    found: float = queue.get(timeout=600)
-    process.join()
-    return found
+    return in_own_process(_peak_gib, setting, way)
 
 
 def main(

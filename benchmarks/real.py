@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from real_checks import CHECKS, Line, Real
+from checked_lines import Line, print_lines
+from real_checks import CHECKS, Real
 from real_model import CACHE, NotFetchedError, model_folder
 from rich.console import Console
-from rich.table import Table
 
 
 def main() -> int:
@@ -40,11 +40,7 @@ def main() -> int:
         began = time.perf_counter()
         lines += CHECKS[name](real)
         console.print(f"{name}: {time.perf_counter() - began:.0f} s")
-    table = Table("check", "figure", "bound", "")
-    for line in lines:
-        table.add_row(line.name, line.figure, line.bound, "right" if line.is_right else "WRONG")
-    console.print(table)
-    return 0 if all(line.is_right for line in lines) else 1
+    return print_lines(console, lines)
 
 
 if __name__ == "__main__":

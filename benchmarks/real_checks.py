@@ -6,13 +6,13 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from checked_lines import Line
 from peft import LoraConfig, get_peft_model
 from real_hooks import largest_error
 from torch import Tensor
@@ -50,23 +50,6 @@ EXACT = 1e-4  # in float32, relative: of losses; of gradients, to the largest el
 TRACED = 1e-4  # of probabilities in float32
 STEPS, ROWS = 10, 4
 Batch = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table.
-
-    Args:
-        name: What is checked.
-        figure: What was found.
-        bound: What it must be.
-        is_right: Whether it is.
-    """
-
-    name: str
-    figure: str
-    bound: str
-    is_right: bool
 
 
 class Real:

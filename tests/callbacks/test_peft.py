@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from helpers import own_parts, tiny
 from helpers.oracle import relative_error
@@ -22,23 +21,13 @@ TOKENS, COUNT = 6, 4
 Kind = Callable[[], Any]
 
 
-def mixtral() -> Any:
-    torch.manual_seed(0)
-    return MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=tiny.VOCABULARY, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_local_experts=3,
-            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16, experts_implementation="eager",
-        )
-    )  # fmt: skip
-
-
 def lora(**settings: Any) -> Any:
     return peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings})
 
 
 KINDS: dict[str, tuple[Kind, Kind]] = {
     "LoRA on experts' weights": (
-        mixtral,
+        tiny.mixtral,
         lambda: lora(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
     ),
     "DoRA": (tiny.llama, lambda: lora(use_dora=True)),

@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -51,6 +53,17 @@ def llama(dtype: torch.dtype = torch.float64, **changes: Any) -> LlamaForCausalL
         num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.2, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
     return _jittered(LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).to(dtype))
+
+
+def mixtral() -> MixtralForCausalLM:
+    """With three experts."""
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_local_experts=3,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16, experts_implementation="eager",
+        )
+    )  # fmt: skip
 
 
 def lora(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from helpers import adapted, tiny
 from helpers.adapted import COUNT, Training, batches, have_equal_weights, lora, losses, scores, two
@@ -23,16 +22,6 @@ LAYERS = ["q_proj", "v_proj", "down_proj"]
 
 def llama(tied: bool = False) -> Any:
     return tiny.llama(tie_word_embeddings=tied)
-
-
-def mixtral() -> Any:
-    torch.manual_seed(0)
-    return MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=tiny.VOCABULARY, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_local_experts=3,
-            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16, experts_implementation="eager",
-        )
-    )  # fmt: skip
 
 
 def initialised(how: str) -> Any:
@@ -86,7 +75,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "single tokens": of_llama(trainable_token_indices=[1, 2, 3]),
     "single tokens, tied": of_llama(tied=True, trainable_token_indices=[1, 2, 3]),
     "experts": lambda: adapted.adapted(
-        mixtral(), lora(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+        tiny.mixtral(), lora(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     ),
     "two adapters, both active": lambda: two(both=True),
     "two adapters, one active": two,
