@@ -11,7 +11,7 @@ import torch
 from online import Timing, Way, floor_of, train
 from random_gpt2 import Setting, matmul_rate, query_pass
 
-from gpu_parts.findings import Finding
+from gpu_parts.findings import Finding, in_short
 from gpu_parts.running import Given
 
 WARM_UP, STEPS, ROUNDS = 10, 20, 5  # steps are a multiple of those between refreshes
@@ -70,7 +70,7 @@ def online(given: Given) -> Iterator[Finding]:
                 yield _finding(setting, way, turns, passes.get(lowest, 0.0), rate)
             except Exception as error:
                 failed.add(way.name)
-                yield Finding(way.name, {"error": f"{type(error).__name__}: {error}"[:400], "GiB kept": _in_use()})
+                yield Finding(way.name, {"error": in_short(error), "GiB kept": _in_use()})
             longest = max(longest, left - given.left)
             gc.collect()
             if given.device == "cuda":
