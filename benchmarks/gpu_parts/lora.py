@@ -45,7 +45,8 @@ def lora(given: Given) -> Iterator[Finding]:
     peaks: dict[str, float] = {}
     failed: set[str] = set()
     longest = 0.0
-    for _ in range(1 if given.tiny else ROUNDS):
+    steps, rounds = (10, 1) if given.tiny else (STEPS, ROUNDS)
+    for _ in range(rounds):
         for way in WAYS:
             left = given.left
             if way.name in failed or left < 1.2 * longest:
@@ -55,21 +56,21 @@ def lora(given: Given) -> Iterator[Finding]:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             try:
-                turns[way.name].append(train(setting, way, STEPS + WARM_UP, WARM_UP))
+                turns[way.name].append(train(setting, way, steps + WARM_UP, WARM_UP))
             except Exception as error:
                 failed.add(way.name)
                 yield Finding(way.name, {"error": in_short(error)})
                 continue
             longest = max(longest, left - given.left)
             peaks[way.name] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
-            steps, plain = ([step for step, _ in turns[name]] for name in (way.name, PLAIN.name))
-            ratios = [mine / other for mine, other in zip(steps, plain, strict=False)]
+            of_way, plain = ([step for step, _ in turns[name]] for name in (way.name, PLAIN.name))
+            ratios = [mine / other for mine, other in zip(of_way, plain, strict=False)]
             figures = {
-                "ms a step": 1e3 * statistics.median(steps),
+                "ms a step": 1e3 * statistics.median(of_way),
                 "of plain": statistics.median(ratios),
                 "of plain, range": f"{min(ratios):.3f} to {max(ratios):.3f}",
                 "first step, of plain": statistics.median(first for _, first in turns[way.name]) / plain[-1],
                 "GiB": peaks[way.name],
-                "turns": len(steps),
+                "turns": len(of_way),
             }
             yield Finding(way.name, figures)
