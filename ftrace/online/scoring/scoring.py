@@ -28,7 +28,7 @@ from ftrace.online.scoring.contributions import (
     interpolated,
     multiply,
 )
-from ftrace.online.scoring.directions import QueryDirections
+from ftrace.online.scoring.directions import QueryDirections, UpdateSide
 from ftrace.online.scoring.exact_momentum import ExactMomentum
 from ftrace.online.scoring.forms import Forms
 from ftrace.online.scoring.gains import Gains, gain
@@ -306,12 +306,12 @@ class Scoring:
         """
         assert self.queries is not None
         self._balance(step, moments)
-        directions = self.directions.update_directions(step)
-        scores = [self.directions.scores(step, c, directions, per_step=True) for c in step.contributions]
+        side = self.directions.update_side(step)
+        scores = [self.directions.scores(step, c, side, per_step=True) for c in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in scores):
             return False
         if step.given is not None and not self.rules.exact_momentum:
-            step.left_of_given = self.directions.scores(step, step.given, directions, again=True)
+            step.left_of_given = self.directions.scores(step, step.given, side, again=True)
             if not self.rules.trapezoid:
                 self.gains.add(by_given=gain(step.left_of_given))
         for contribution, of_batch in zip(step.contributions, scores, strict=True):
@@ -350,13 +350,13 @@ class Scoring:
         pending, self.pending = self.pending, []
         for index, step in enumerate(pending):
             weight = (index + 0.5) / len(pending)
-            directions = None if is_same else self.directions.update_directions(step)
+            side = None if is_same else self.directions.update_side(step)
             for contribution, left in zip(step.contributions, step.left, strict=True):
-                scores = self._interpolated(step, contribution, left, weight, is_same, directions)
+                scores = self._interpolated(step, contribution, left, weight, is_same, side)
                 book_scores(self.sums, contribution.example_ids, scores, step.moment)
                 self.gains.add(gain(scores))
             if step.given is not None and not self.rules.exact_momentum:
-                given = self._interpolated(step, step.given, step.left_of_given, weight, is_same, directions)
+                given = self._interpolated(step, step.given, step.left_of_given, weight, is_same, side)
                 self.gains.add(by_given=gain(given))
             if self._follows_momentum(step):
                 assert self.directions.unprojected is not None
@@ -373,11 +373,11 @@ class Scoring:
         left: dict[Sum, Tensor],
         weight: float,
         is_same: bool,
-        directions: QueryGradients | None,
+        side: UpdateSide | None,
     ) -> dict[Sum, Tensor]:
         if is_same:
             return left
-        return interpolated(left, self.directions.scores(step, contribution, directions, again=True), weight)
+        return interpolated(left, self.directions.scores(step, contribution, side, again=True), weight)
 
     def _follows_momentum(self, step: StepTaken) -> bool:
         return self.rules.exact_momentum and bool(step.steps)
