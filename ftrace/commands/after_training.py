@@ -9,10 +9,11 @@ from typing import Literal
 
 from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.causal import CausalSettings, NoiseSettings
-from ftrace.commands import attribute, causal_trace
+from ftrace.commands import causal_trace
 from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.commands.ledger import ledger_sentence
+from ftrace.commands.method_tasks import run_method
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.report import report_of_run
 from ftrace.commands.worked_queries import work_out
@@ -78,7 +79,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
     run = Run(folder, trust=True)  # it has just been trained here
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
-        stores[method] = attribute.run_method(method, run, folder / method)
+        stores[method] = run_method(method, run, folder / method)
     learned = run.learned_queries()
     if not learned:
         console.print(

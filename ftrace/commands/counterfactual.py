@@ -33,7 +33,7 @@ from ftrace.evaluation.counterfactual import (
 from ftrace.evaluation.counterfactual.subsets import Unit
 from ftrace.evaluation.stores import check_store
 from ftrace.files.claims import claimed
-from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
+from ftrace.retraining import Budget, Retraining, claim_folder, do_retrainings, without
 
 _Trainings = Annotated[int, Within(3, 100_000)]  # fewer have no rank correlation
 
@@ -100,10 +100,12 @@ def leave_out_and_compare(
     seed = choice.seed
     of_run, opened = open_stores_of_run(stores, run, trust)
     asked = choice.evaluated(of_run)
-    num_rows = len(of_run.data.train_rows)
+    num_rows = len(of_run.tables.train_rows)
     for store in opened.values():
         check_store(store, asked.query_ids, num_rows)  # before hours of training
     folder = Path(output_dir) if output_dir else of_run.folder / f"counterfactual-{unit}"
+    from ftrace.retraining import Retrainer  # imports torch
+
     retrainer = Retrainer(of_run, budget)
     facts: list[list[str]] = list(of_run.data.train_rows["facts"])
     is_kept = np.stack([draw_kept(facts, unit, keep, index, seed) for index in range(subsets)])

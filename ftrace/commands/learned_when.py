@@ -14,7 +14,6 @@ from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
 from ftrace.console import PlainConsole
 from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
-from ftrace.report import plot_learned_when
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -54,6 +53,8 @@ def compare_by_learned_step(
         choice: For which queries.
         trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
+    from ftrace.report import plot_learned_when  # imports matplotlib
+
     of_run, opened = open_stores_of_run(stores, run, trust)
     compared = learned_when(opened, choice.evaluated(of_run), bins, kinds)
     first = next(iter(opened.values()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from torch import nn
 
-from ftrace.arguments import Name, Positive, checked
+from ftrace.arguments import Name, checked
 from ftrace.files.digests import DamagedError, FolderCheck, facts_of_file
 from ftrace.files.manifests import DIGEST, Form, check_schema, read_json, write_json, write_manifest
 from ftrace.files.manifests import read_manifest as read_manifest_file
@@ -30,11 +30,12 @@ from ftrace.files.noted_files import note_files, noted_files
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.files.whole_files import whole_file
 from ftrace.gradients import OLD_ENTRIES
-from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
+from ftrace.index.features import GradientFeatures
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.index_views import index_html, rows_table
 from ftrace.index.segment import Segment
 from ftrace.index.segment_facts import INDEX, SEGMENT
+from ftrace.index.settings import OLD_OPTIONS, IndexSettings
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
 from ftrace.shown_text import counted, plain
@@ -64,36 +65,6 @@ class IndexFacts(TypedDict):
 
 
 FORM = Form("ftrace-index", 2, IndexFacts, "a gradient index")
-
-
-@checked
-@dataclass(frozen=True)
-class IndexSettings:
-    """The options that decide what an index is and how it is kept.
-
-    Raises:
-        ValueError: If a number is out of range, or the dtype unknown.
-    """
-
-    features: FeatureSettings = FeatureSettings()  # noqa: RUF009 - frozen
-    """What its rows are."""
-    dtype: str = "float32"
-    """Of rows on disk: "float32", "float16" or "bfloat16" (or "float64")."""
-    shard_bytes: Positive = 256 * 2**20
-    """How large a file of rows becomes, about."""
-    sample: Positive = 10_000
-    """Rows, drawn at random, that the autocorrelation R is taken of."""
-
-    def __post_init__(self) -> None:
-        as_dtype(self.dtype)
-
-    def row_bytes(self, size: int) -> int:
-        """Count the bytes of a row of that many numbers, with its id, step, weight and scale."""
-        return size * as_dtype(self.dtype).itemsize + 24
-
-    def rows_of_shard(self, size: int) -> int:
-        """Count the rows of a shard."""
-        return max(1, self.shard_bytes // self.row_bytes(size))
 
 
 def begin_index(

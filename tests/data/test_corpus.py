@@ -217,7 +217,7 @@ def test_finished_data_are_read_where_nothing_can_be_written(tmp_path: Path, mon
     shutil.rmtree(made.data_path / "arrow")
     before = sorted(made.data_path.rglob("*"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(fact_data, "claimed", lambda *_, **__: pytest.fail("a claim would be written beside the data"))
+    monkeypatch.setattr(fact_tables, "claimed", lambda *_, **__: pytest.fail("a claim would be written beside the data"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "own cache")
     assert ready(tmp_path).train_rows.to_list() == made.train_rows.to_list()
     assert sorted(made.data_path.rglob("*")) == before
