@@ -30,7 +30,10 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +41,7 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import auto_cli
 from process_peaks import in_own_process, resident_peak_gib
-from random_gpt2 import LanguageModel, Setting, matmul_rate, query_pass, random_rows, weight_shapes
+from random_gpt2 import Setting, make_module, matmul_rate, query_pass, random_rows, weight_shapes, weights_of
 from rich.console import Console
 from rich.table import Table
 
@@ -74,6 +77,12 @@ class Way:
             **dict(self.options),
         )
         return [online]
+
+    def weights(self, setting: Setting) -> dict[str, tuple[int, int]]:
+        """The matrices that are covered, with their inputs and outputs."""
+        globs = dict(self.options).get("parameters", ("*",))
+        shapes = weights_of(setting)
+        return {name: shape for name, shape in shapes.items() if any(fnmatchcase(name, glob) for glob in globs)}
 
 
 _STANDARD = Setting()
@@ -148,12 +157,18 @@ class Timing:
         first: Seconds of the very first step, before which the training step is rehearsed.
         forward: Forward passes of the training step that rehearsals have run without a backward pass.
         backward: Those with one.
+        steps: Seconds of each step that follows the first ones.
+        peak_gib: Peak memory of the turn, in GiB: the device's on CUDA; on a CPU 0, as a process has one peak.
+        kept_gib: Memory that was in use once the turn had ended, likewise.
     """
 
     step: float
     first: float
     forward: int = 0
     backward: int = 0
+    steps: tuple[float, ...] = ()
+    peak_gib: float = 0.0
+    kept_gib: float = 0.0
 
 
 def rehearsed(folder: str) -> tuple[int, int]:
@@ -166,10 +181,12 @@ def rehearsed(folder: str) -> tuple[int, int]:
     return passes.get("forward", 0), passes.get("backward", 0)
 
 
-def train(setting: Setting, way: Way, steps: int, warm_up: int) -> Timing:
-    """Train, and time it."""
-    torch.manual_seed(0)
-    module = LanguageModel(setting)
+def train(setting: Setting, way: Way, steps: int, warm_up: int, observers: Sequence[pl.Callback] = ()) -> Timing:
+    """Train, and time it; observers are callbacks that come first of all."""
+    on_gpu = setting.device == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    module = make_module(setting)
     loader = random_rows(setting, steps * setting.batch_size, "example_id", seed=0)
     clock = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +195,7 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> Timing:
             accelerator=setting.device,
             devices=1,
             precision=setting.precision,
-            callbacks=[clock, *way.callbacks(setting, folder)],
+            callbacks=[*observers, clock, *way.callbacks(setting, folder)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -188,24 +205,24 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> Timing:
         passes = rehearsed(folder)
     del module, trainer
     gc.collect()
-    if setting.device == "cuda":  # what the allocator keeps of one way may be in pieces too small for the next
+    peak = kept = 0.0
+    if on_gpu:  # what the allocator keeps of one way may be in pieces too small for the next
         torch.cuda.empty_cache()
-    mean = (clock.times[-1] - clock.times[warm_up]) / (steps - warm_up)
-    return Timing(mean, clock.times[1] - clock.times[0], *passes)
+        peak, kept = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.memory_allocated() / 2**30
+    times = [end - begin for begin, end in pairwise(clock.times)]
+    return Timing(statistics.mean(times[warm_up:]), times[0], *passes, tuple(times[warm_up:]), peak, kept)
 
 
 def operations(setting: Setting, way: Way) -> tuple[float, float]:
     """Operations of the products, for each step and for each refresh, by the least that each weight takes."""
-    B, T, Q = setting.batch_size, setting.tokens, setting.queries
+    B, T, Q, K = setting.batch_size, setting.tokens, setting.queries, way.projection_side
     step, refresh = 0.0, 0.0
     if way.writes_index:
-        assert way.projection_side is not None
-        K = way.projection_side
+        assert K is not None
         seen = weight_shapes(setting)[:-1]  # not the head
         return sum(2 * B * T * (size_in + size_out) * K + 2 * B * T * K**2 for size_in, size_out in seen), 0.0
-    for size_in, size_out in weight_shapes(setting):
-        if way.projection_side is not None:
-            K = way.projection_side
+    for size_in, size_out in way.weights(setting).values():
+        if K is not None:
             step += 2 * B * T * (size_in + size_out) * K + 2 * B * T * K**2 + 2 * B * Q * K**2
             refresh += 2 * Q * T * (size_in + size_out) * K + 2 * Q * T * K**2
             continue
@@ -216,13 +233,25 @@ def operations(setting: Setting, way: Way) -> tuple[float, float]:
     return step, refresh
 
 
+def floor_of(setting: Setting, way: Way, plain: float, passes: float, rate: float) -> float:
+    """Seconds of the least that a step could take.
+
+    Args:
+        plain: Seconds of a plain step.
+        passes: Seconds of the queries' pass.
+        rate: Operations a second of a large matrix product.
+    """
+    if way.projection_side is None and way.refresh is None:
+        return plain
+    step, refresh = operations(setting, way)
+    floor = plain + step / rate
+    return floor if way.refresh is None else floor + (passes + refresh / rate) / way.refresh
+
+
 def _peak_gib(setting: Setting, way: Way, queue: Any) -> None:
     """Peak memory of a process that trains for a few steps."""
-    train(setting, way, steps=3, warm_up=0)
-    if setting.device == "cuda":
-        queue.put(torch.cuda.max_memory_allocated() / 2**30)
-    else:
-        queue.put(resident_peak_gib())
+    timing = train(setting, way, steps=3, warm_up=0)
+    queue.put(timing.peak_gib if setting.device == "cuda" else resident_peak_gib())
 
 
 def peak_gib(setting: Setting, way: Way) -> float:
@@ -264,13 +293,7 @@ def main(
         first = statistics.median(turn.first for turn in turns[way.name])
         last = turns[way.name][-1]
         found = statistics.median(seconds[way.name])
-        floor = plain
-        if way.projection_side is not None or way.refresh is not None:
-            step, refresh = operations(setting, way)
-            rate = statistics.median(rates)
-            floor += step / rate
-            if way.refresh is not None:
-                floor += (statistics.median(passes) + refresh / rate) / way.refresh
+        floor = floor_of(setting, way, plain, statistics.median(passes), statistics.median(rates))
         table.add_row(
             way.name,
             f"{1e3 * found:.1f}",

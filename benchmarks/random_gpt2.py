@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -73,6 +73,13 @@ class LanguageModel(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
+def make_module(setting: Setting) -> LanguageModel:
+    """The model on its device, the same at each call."""
+    torch.manual_seed(0)
+    with torch.device(setting.device):
+        return LanguageModel(setting)
+
+
 def random_tokens(setting: Setting, count: int, seed: int) -> Tensor:
     """Rows of random tokens, ``[count, T]``."""
     generator = torch.Generator().manual_seed(seed)
@@ -85,27 +92,49 @@ def random_rows(setting: Setting, count: int, key: str, seed: int) -> DataLoader
     return DataLoader(rows, batch_size=setting.batch_size)
 
 
-def query_pass(setting: Setting, repeats: int = 5) -> float:
-    """Seconds of a forward and backward pass of the queries without any weight gradient."""
-    torch.manual_seed(0)
-    module = LanguageModel(setting).to(setting.device).eval().requires_grad_(False)
-    ids = random_tokens(setting, setting.queries, seed=1)
+def query_pass(setting: Setting, repeats: int = 5, lowest: int = 0) -> float:
+    """Seconds of a forward and backward pass of the queries without any weight gradient.
+
+    Args:
+        repeats: Passes, of which the median is taken.
+        lowest: The block that the backward pass ends at.
+    """
+    module = make_module(setting).eval().requires_grad_(False)
+    ids = random_tokens(setting, setting.queries, seed=1).to(setting.device)
+    block = module.model.transformer.h[lowest]
+    begins: list[Tensor] = []
+
+    def begin(block: Any, args: tuple[Tensor, ...], kwargs: Any) -> Any:
+        begins[:] = [args[0].detach().requires_grad_()]
+        return (begins[0], *args[1:]), kwargs
+
+    handle = block.register_forward_pre_hook(begin, with_kwargs=True)
     seconds = []
+    mixed = setting.precision == "bf16-mixed"
     for _ in range(repeats):
         start = _now(setting)
-        for batch in ids.to(setting.device).split(setting.batch_size):
-            embedded = module.model.transformer.wte(batch).requires_grad_()
-            logits = module.model(inputs_embeds=embedded, use_cache=False).logits[:, :-1]
-            loss = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="sum")
-            torch.autograd.grad(loss, embedded)
+        for batch in ids.split(setting.batch_size):
+            with torch.autocast(setting.device, torch.bfloat16, enabled=mixed):
+                logits = module.model(batch, use_cache=False).logits[:, :-1]
+                loss = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="sum")
+            torch.autograd.grad(loss, begins)
         seconds.append(_now(setting) - start)
+    handle.remove()
     return statistics.median(seconds)
 
 
-def matmul_rate(setting: Setting, side: int = 2048, repeats: int = 7) -> float:
-    """Operations a second of a large matrix product."""
-    dtype = torch.float64 if setting.precision == "64-true" else torch.float32
-    square = torch.ones(side, side, dtype=dtype, device=setting.device)
+def matmul_rate(setting: Setting, repeats: int = 7) -> float:
+    """Operations a second of a large matrix product.
+
+    On a GPU it is one in the precision of the passes, so large that launching it takes no time beside it.
+    """
+    on_gpu = setting.device == "cuda"
+    side, dtype = (8192 if on_gpu else 2048), torch.float32
+    if setting.precision == "64-true":
+        dtype = torch.float64
+    elif setting.precision == "bf16-mixed" and on_gpu:
+        dtype = torch.bfloat16
+    square = torch.rand(side, side, device=setting.device).to(dtype)  # of zeros and ones a GPU is faster
     seconds = []
     for _ in range(repeats):
         start = _now(setting)
@@ -114,11 +143,22 @@ def matmul_rate(setting: Setting, side: int = 2048, repeats: int = 7) -> float:
     return 2 * side**3 / statistics.median(seconds)
 
 
-def weight_shapes(setting: Setting) -> list[tuple[int, int]]:
-    """Inputs and outputs of each matrix product with a weight."""
+def weights_of(setting: Setting) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each matrix product with a weight, by the weight's name; the head's is the last."""
     width = setting.width
-    block = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    return [*block * setting.layers, (width, setting.vocabulary)]
+    block: dict[str, tuple[int, int]] = {}
+    for layer in range(setting.layers):
+        of_layer = {
+            "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width), "mlp.c_fc": (width, 4 * width),
+            "mlp.c_proj": (4 * width, width),
+        }  # fmt: skip
+        block |= {f"model.transformer.h.{layer}.{name}.weight": shape for name, shape in of_layer.items()}
+    return {**block, "model.lm_head.weight": (width, setting.vocabulary)}
+
+
+def weight_shapes(setting: Setting) -> list[tuple[int, int]]:
+    """Inputs and outputs of each matrix product with a weight; the last is the head's."""
+    return list(weights_of(setting).values())
 
 
 def _now(setting: Setting) -> float:

@@ -1,0 +1,121 @@
+"""What tracing and writing an index cost beside plain training of GPT-2 (124M): time, floor, peak memory."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from online import Timing, Way, floor_of, train
+from random_gpt2 import Setting, matmul_rate, query_pass
+
+from gpu_parts.findings import Finding
+from gpu_parts.running import Given
+
+WARM_UP, STEPS, ROUNDS = 10, 20, 5  # steps are a multiple of those between refreshes
+PLAIN = Way("plain")
+PROJECTED = Way("projected, K=16, refresh 10", 16, 10, "1.15 plain, 1.05 floor")
+LEARNING = Way("learning, K=16, refresh 10", 16, 10, "", (("scores", ("learning",)),))
+INDEX = Way("index, K=16, rank-1 V", 16, None, "1.05 plain", (("steps", ((10, 10**9),)),), True)
+
+
+def gpt2_setting(given: Given) -> Setting:
+    """GPT-2's sizes, or a very small model's."""
+    sizes = dict(layers=12, width=768, vocabulary=50257, batch_size=16, tokens=512, queries=128)
+    if given.tiny:
+        sizes = dict(layers=2, width=64, vocabulary=101, batch_size=4, tokens=16, queries=8)
+    return Setting(**sizes, precision="bf16-mixed", device=given.device)
+
+
+def middle_mlps(setting: Setting) -> tuple[str, ...]:
+    """The weights of the MLPs of the two blocks in the middle."""
+    middle = setting.layers // 2
+    return tuple(f"model.transformer.h.{block}.mlp.*" for block in (middle - 1, middle))
+
+
+def ways_of(setting: Setting) -> list[Way]:
+    """All ways of training, the most important first."""
+    chosen = ("parameters", middle_mlps(setting))
+    return [
+        PLAIN, PROJECTED, INDEX, Way("exact, two MLPs, refresh 10", None, 10, "1.25 floor", (chosen,)), LEARNING,
+        Way("update, K=16, refresh 10", 16, 10, "1.3 plain", (("scores", ("update",)),)),
+        Way("exact, two MLPs, refresh 1", None, 1, "1.25 floor", (chosen,)),
+    ]  # fmt: skip
+
+
+def online(given: Given) -> Iterator[Finding]:
+    """Train each way in turn, several rounds; a way that fails, such as for want of memory, is left out of the next."""
+    setting = gpt2_setting(given)
+    steps, rounds = (10, 1) if given.tiny else (STEPS, ROUNDS)
+    rate = matmul_rate(setting)
+    passes: dict[int, float] = {}
+    turns: dict[str, list[Timing]] = {}
+    failed: set[str] = set()
+    yield Finding("large matrix product", {"TFLOP/s": rate / 1e12})
+    longest = 0.0
+    for _ in range(rounds):
+        for way in ways_of(setting):
+            if way.name in failed:
+                continue
+            left = given.left
+            if left < 1.2 * longest:
+                return
+            try:
+                lowest = _lowest_block(setting, way)
+                if way.refresh is not None and lowest not in passes:
+                    passes[lowest] = query_pass(setting, lowest=lowest)
+                turns.setdefault(way.name, []).append(train(setting, way, steps + WARM_UP, WARM_UP))
+                yield _finding(setting, way, turns, passes.get(lowest, 0.0), rate)
+            except Exception as error:
+                failed.add(way.name)
+                yield Finding(way.name, {"error": f"{type(error).__name__}: {error}"[:400], "GiB kept": _in_use()})
+            longest = max(longest, left - given.left)
+            gc.collect()
+            if given.device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _lowest_block(setting: Setting, way: Way) -> int:
+    """The lowest block with a weight that is covered: queries' backward passes end there."""
+    blocks = [int(name.split(".")[3]) for name in way.weights(setting) if ".h." in name]
+    return min(blocks)
+
+
+def _finding(setting: Setting, way: Way, turns: dict[str, list[Timing]], passes: float, rate: float) -> Finding:
+    of_way, of_plain = turns[way.name], turns[PLAIN.name]
+    plain = statistics.median(turn.step for turn in of_plain)
+    seconds = statistics.median(turn.step for turn in of_way)
+    ratios = [mine.step / other.step for mine, other in zip(of_way, of_plain, strict=False)]
+    usual, plains_usual = map(_median_step, (of_way, of_plain))
+    floor = floor_of(setting, way, plain, passes, rate)
+    peak = max(turn.peak_gib for turn in of_way)
+    of_plains_peak = max(turn.peak_gib for turn in of_plain)
+    figures: dict[str, Any] = {
+        "ms a step": 1e3 * seconds,
+        "of plain": statistics.median(ratios),
+        "of plain, range": f"{min(ratios):.3f} to {max(ratios):.3f}",
+        "ms of the median step": 1e3 * usual,
+        "median step, of plain": usual / plains_usual,
+        "floor, ms": 1e3 * floor,
+        "of floor": seconds / floor,
+        "limits": way.limits,
+        "queries' pass, ms": 1e3 * passes if way.refresh is not None else "",
+        "first step, of plain": statistics.median(turn.first for turn in of_way) / plain,
+        "GiB": peak,
+        "GiB, of plain": peak / of_plains_peak if of_plains_peak else "",
+        "GiB kept": of_way[-1].kept_gib,
+        "tokens/s": setting.batch_size * setting.tokens / seconds,
+        "turns": len(of_way),
+    }
+    return Finding(way.name, figures)
+
+
+def _median_step(turns: list[Timing]) -> float:
+    """Seconds of a step without a refresh, and without the beginning of an index's segment."""
+    return statistics.median(time for turn in turns for time in turn.steps)
+
+
+def _in_use() -> float:
+    return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
