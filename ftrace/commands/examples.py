@@ -40,7 +40,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "attribute": (
         ("ftrace attribute --method tracin --run runs/synth_demo", "TracIn over the run's snapshots"),
-        ("ftrace attribute --method tracin --method.normalize true --run runs/synth_demo --output_dir tracin-cosine",
+        ("ftrace attribute --method tracin --method.snapshots last --run runs/synth_demo --output_dir tracin-last",
          "with an option of the method"),
         ("ftrace attribute --method.help trackstar", "the options of a method"),
     ),

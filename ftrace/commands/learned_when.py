@@ -53,13 +53,13 @@ def compare_by_learned_step(
         choice: For which queries.
         trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
-    from ftrace.report import plot_learned_when  # imports matplotlib
-
     of_run, opened = open_stores_of_run(stores, run, trust)
     compared = learned_when(opened, choice.evaluated(of_run), bins, kinds)
     first = next(iter(opened.values()))
     file = Path(output) if output else first.path.resolve().with_name("learned_when.json")
     write_learned_when(compared, file)
+    from ftrace.report import plot_learned_when  # imports matplotlib
+
     picture = plot_learned_when(compared, file.with_suffix(".png"))
     console = PlainConsole()
     console.print(render_learned_when(compared))

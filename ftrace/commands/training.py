@@ -19,12 +19,16 @@ from ftrace.commands.after_training import AfterTraining, trace_run
 from ftrace.commands.endings import say_kept
 from ftrace.commands.readable_errors import readable
 from ftrace.commands.run_folders import claim_run_folders
-from ftrace.data import FactData
+from ftrace.data import FactCorpus, FactData, FtraceRumours, FtraceSynth, FtraceTrex
 from ftrace.data.tokenizer import has_tokenizer
 from ftrace.files.whole_files import whole_file
 from ftrace.launched_processes import ending_launched
+from ftrace.models import FactLM
 from ftrace.named_configs import ConfigFileOrName
 from ftrace.runs import WORKING_DIRECTORY
+
+# A class that has been imported may be named without its module.
+NAMED_SHORT = (FactLM, FactCorpus, FtraceRumours, FtraceSynth, FtraceTrex, CheckpointSnapshots, OnlineTracIn)
 
 
 class SaveConfigInRunFolder(SaveConfigCallback):
