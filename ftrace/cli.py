@@ -20,6 +20,7 @@ from ftrace.commands.endings import run_command
 from ftrace.commands.examples import EXAMPLES
 from ftrace.commands.fit import TRAINING
 from ftrace.commands.fit import main as train
+from ftrace.commands.free_cores import watch_cores
 from ftrace.commands.help_pages import HelpFormatter, examples_text
 from ftrace.console import escape_unknown_characters
 from ftrace.named_configs import ConfigFileOrName
@@ -122,6 +123,7 @@ def main(args: Sequence[str] | None = None) -> int:
     first = given[0] if given else ""
     if first in TRAINING:
         return train(args)
+    watch_cores()
     name = first if first in COMMANDS else ""
     return run_command(name, lambda: _run(name, given))
 

@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def data(self) -> FactData:
         """The run's datamodule, set up."""
-        from ftrace.data import FactData  # as all that imports torch, when it is needed
+        from ftrace.data import FactData  # imports torch, as what other methods import does
 
         data: FactData = self._instantiate("data", FactData)
         data.prepare_data()

@@ -11,6 +11,7 @@ from rich.text import Text
 from ftrace.commands.answer_lists import render_lists
 from ftrace.commands.answer_scores import IndexTooLarge, scores_of_index, scores_of_store
 from ftrace.commands.asking import GivenAnswer, Question
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.console import PlainConsole
 from ftrace.data import FactData, unknown_words
 from ftrace.models import FactLM
@@ -32,6 +33,7 @@ def answer_question(
     scores: str | None,
 ) -> None:
     """Ask a run's model at a snapshot, and print what there is; see :func:`ftrace.commands.ask.ask`."""
+    use_free_cores()
     model = opened.model_at(at)
     asked = Question(opened.data, question, model.hparams["answers"])
     wanted = None if answer is None else _known_answer(answer, asked)

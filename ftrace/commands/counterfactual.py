@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from ftrace.arguments import Name, Positive, Share, Within, checked
 from ftrace.commands.endings import say_kept
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
@@ -106,6 +107,7 @@ def leave_out_and_compare(
     folder = Path(output_dir) if output_dir else of_run.folder / f"counterfactual-{unit}"
     from ftrace.retraining import Retrainer  # imports torch
 
+    use_free_cores()
     retrainer = Retrainer(of_run, budget)
     facts: list[list[str]] = list(of_run.data.train_rows["facts"])
     is_kept = np.stack([draw_kept(facts, unit, keep, index, seed) for index in range(subsets)])

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ftrace.commands.endings import run_command
 from ftrace.commands.examples import EXAMPLES
+from ftrace.commands.free_cores import watch_cores
 from ftrace.commands.help_pages import columns, examples_text, wrapped
 from ftrace.named_configs import config_file, config_names
 
@@ -62,6 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if name in TRAINING and {"-h", "--help"} & set(given[:2]):
         print(help_page(name))
         return 0
+    watch_cores()
     return run_command(name, lambda: _run(name, given))
 
 

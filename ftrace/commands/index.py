@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, checked
 from ftrace.commands.endings import kept
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.options import ProcessSettings, add_old_names, add_trust, number_of_bytes, take
 from ftrace.console import PlainConsole
 from ftrace.files.snapshot_files import SnapshotFiles
@@ -111,6 +112,7 @@ def index(
     if check:
         check_index(GradientIndex(folder))
         return
+    use_free_cores()
     if may_lack_moments:
         settings = settings_at(at, settings)
     task = replace(base, output_dir=folder)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ftrace.attribution import Task, find_method
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -29,6 +30,7 @@ def make_task(
         choice: As :func:`ftrace.commands.attribute.attribute`.
         settings: More fields of :class:`Task`.
     """
+    use_free_cores()
     try:
         snapshots = run.snapshots
     except ValueError:  # not every method reads them

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from ftrace.attribution import answer_lengths, measured
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.index_corpus import Corpus
 from ftrace.commands.index_question import QuestionSettings, Row
 from ftrace.commands.sources import listed_queries
@@ -60,6 +61,7 @@ def search_index(
     written = opened.manifest.get("output")
     of_rows: Any = written if written in ("loss", "margin", "logit") else "loss"
     task = None if question.task_queries is None else data.query_batches(read_queries(Path(question.task_queries)))
+    use_free_cores()
     prepared = prepare_search(
         opened, corpus.run.model_at, data.query_batches(rows), measured("loss", question.answers), settings, task,
         measured(question.output or of_rows, question.answers), snapshots=corpus.run.folder / "snapshots",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.evaluation.tail_patch import Adam, Sgd, StepRule
 from ftrace.models import FactLM, load_optimizer_states
 from ftrace.runs import Run
@@ -18,6 +19,7 @@ def step_rule(
     learning_rate: float | None,
 ) -> tuple[StepRule, dict[str, str | float]]:
     """Make the rule of a step, and describe it for programs."""
+    use_free_cores()
     trained = {"adamw": "adam"}.get(model.hparams["optimizer"], model.hparams["optimizer"])
     chosen = optimizer or trained
     if chosen not in ("sgd", "adam"):

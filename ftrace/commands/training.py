@@ -17,6 +17,7 @@ from typing_extensions import override
 from ftrace.callbacks import CheckpointSnapshots, OnlineTracIn
 from ftrace.commands.after_training import AfterTraining, trace_run
 from ftrace.commands.endings import say_kept
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.readable_errors import readable
 from ftrace.commands.run_folders import claim_run_folders
 from ftrace.data import FactCorpus, FactData, FtraceRumours, FtraceSynth, FtraceTrex
@@ -82,6 +83,7 @@ class FactTracingCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         """Give data without a tokenizer that of the pretrained model; the config that is saved notes it."""
+        use_free_cores()
         config = self.config[self.subcommand] if self.subcommand else self.config
         model, data = (config[name].get("init_args") or {} for name in ("model", "data"))
         name = model.get("model_name_or_path")
