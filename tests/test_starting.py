@@ -37,8 +37,10 @@ WRONG = [
     ["index", "--run", "absent"],
     ["learned-when", "absent", "--run", "absent"],
     ["report", "absent"],
+    ["search", "--index", "absent"],
     ["search", "--index", "absent", "--k", "many"],
     ["show", "absent"],
+    ["ask", "absent", "who"],
     ["tail-patch", "absent", "--run", "absent"],
 ]
 LAZY = ("attribution", "data", "evaluation", "index", "models", "report", "retraining", "studies")
@@ -165,7 +167,7 @@ def test_options_of_indexes_are_what_the_engine_takes() -> None:
 
     assert settings._ProjectionSide == projection.ProjectionSide
     assert get_args(settings._Entries) == get_args(projection.Entries)
-    assert settings._OLD_ENTRIES == projection.OLD_ENTRIES
+    assert settings.OLD_ENTRIES == projection.OLD_ENTRIES
     for name, size in settings.DTYPES.items():
         assert as_dtype(name).itemsize == size
 

@@ -12,6 +12,7 @@ from ftrace.causal import CausalSettings, NoiseSettings
 from ftrace.commands import causal_trace
 from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
+from ftrace.commands.joined import JoinSettings
 from ftrace.commands.ledger import ledger_sentence
 from ftrace.commands.method_tasks import run_method
 from ftrace.commands.query_choice import QueryChoice
@@ -35,7 +36,7 @@ class CausalTracing:
         settings: What is restored, and how; ``only_correct`` is chosen: unless no query has been learned.
         noise: How subjects are corrupted.
         prompts: How many queries to trace, of those that have been learned if any has; None: all.
-        pictures: Of how many of them to draw the grids.
+        pictures: Of how many of them to draw the grids, and of how many queries what is joined.
     """
 
     settings: CausalSettings = CausalSettings(window=1)  # noqa: RUF009 - frozen
@@ -133,6 +134,7 @@ def _trace_causally(folder: Path, causal: bool | CausalTracing, kind: str, *, an
         noise=tracing.noise,
         choice=QueryChoice("learned" if few else "all", sample=tracing.prompts),
         scores=f"online:{kind}",
+        join=JoinSettings(pictures=tracing.pictures),
         pictures=tracing.pictures,
         effects_csv=False,
         trust=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -11,7 +12,7 @@ from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.commands.index_question import QuestionSettings
 from ftrace.commands.options import add_old_names, add_trust, take
 from ftrace.commands.query_choice import QueryChoice
-from ftrace.index import OLD_SEARCH_OPTIONS, ApproximateSettings, SearchSettings, WhiteningSettings
+from ftrace.index import OLD_SEARCH_OPTIONS, ApproximateSettings, SearchSettings, WhiteningSettings, read_manifest
 from ftrace.renamed import use_new_names
 
 
@@ -80,6 +81,7 @@ def search(
     """
     if against is not None and question.file is not None:
         raise ValueError("against: expected the run's own queries, whose ids a score store knows, found a file")
+    read_manifest(Path(index))  # before torch is imported, says whether there is an index
     from ftrace.commands.searching import search_index  # imports torch
 
     search_index(index, question, settings, run, k, approximate, against, output_file, show, trust)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
         EXAMPLES,
         GradientIndex,
         begin_index,
-        read_manifest,
         write_examples,
         write_names,
     )
     from ftrace.index.gradient_rows import GradientRows
+    from ftrace.index.manifest import read_manifest
     from ftrace.index.plan import IndexPlan, readable
     from ftrace.index.prepared_search import PreparedSearch, prepare_search
     from ftrace.index.search import SegmentQueries, TopExamples, prepare_queries, row_norms, scored_chunks, top_k

@@ -15,7 +15,7 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 # As ftrace.gradients has them, which imports torch.
 _ProjectionSide = Annotated[int, Within(1, 4096)]
 _Entries = Literal["gaussian", "rademacher", "normal", "signs"]
-_OLD_ENTRIES: dict[str, _Entries] = {"normal": "gaussian", "signs": "rademacher"}
+OLD_ENTRIES: dict[str, _Entries] = {"normal": "gaussian", "signs": "rademacher"}
 
 PreconditionerKind = Literal["rank-one", "elementwise", "none"]
 PRECONDITIONER_KINDS: tuple[PreconditionerKind, ...] = ("rank-one", "elementwise", "none")
@@ -58,9 +58,9 @@ class FeatureSettings:
     """Of the projection: "gaussian", as TrackStar has them, or "rademacher", with which products vary a little less."""
 
     def __post_init__(self) -> None:
-        if self.entries in _OLD_ENTRIES:
-            warn_of_old_name("entries", self.entries, _OLD_ENTRIES[self.entries])
-            object.__setattr__(self, "entries", _OLD_ENTRIES[self.entries])
+        if self.entries in OLD_ENTRIES:
+            warn_of_old_name("entries", self.entries, OLD_ENTRIES[self.entries])
+            object.__setattr__(self, "entries", OLD_ENTRIES[self.entries])
 
     @staticmethod
     def under_new_names(who: str, **options: Any) -> FeatureSettings:
