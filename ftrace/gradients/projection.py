@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Annotated, Literal
 
 import torch
@@ -186,6 +187,37 @@ class Projection:
     def project_factor(self, name: str, axis: int, factor: Tensor) -> Tensor:
         """Project one factor ``[..., size]`` of a matrix's gradients to ``[..., K]``, in float32 at least."""
         return (factor @ self.axis(name, axis, factor.shape[-1], factor)).to(accumulation_dtype(factor))
+
+
+class Projections:
+    """Several projections of the same gradients, by which factors are multiplied together, so that they are read once.
+
+    Args:
+        members: The projections.
+    """
+
+    def __init__(self, members: Sequence[Projection]) -> None:
+        self.members = tuple(members)
+        self._axes: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def project_factor(self, name: str, axis: int, factor: Tensor) -> Tensor:
+        """Project one factor ``[..., size]`` by all members: their results side by side, ``[..., sum of K]``."""
+        if len(self.members) == 1:
+            return self.members[0].project_factor(name, axis, factor)
+        key = name, axis, factor.shape[-1], factor.device, factor.dtype
+        if key not in self._axes:
+            self._axes[key] = torch.cat(
+                [member.axis(name, axis, factor.shape[-1], factor) for member in self.members], 1
+            )
+        return (factor @ self._axes[key]).to(accumulation_dtype(factor))
+
+    def places(self) -> list[slice]:
+        """Return where each member's result is in what :meth:`project_factor` returns."""
+        stops = list(accumulate(member.side for member in self.members))
+        return [slice(stop - member.side, stop) for member, stop in zip(self.members, stops, strict=True)]
 
 
 def project(gradients: PerExampleGradients, projection: Projection) -> PerExampleGradients:

@@ -27,7 +27,7 @@ from ftrace.gradients.module_state import Beginning
 from ftrace.gradients.outputs import Output, Pass, exclusively
 from ftrace.gradients.parts import Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
-from ftrace.gradients.projection import Projection
+from ftrace.gradients.projection import Projections
 from ftrace.gradients.reading import read_gradients, read_runs
 from ftrace.gradients.rules import Rule
 from ftrace.gradients.uses import AnyUse, FallbackOutput, FallbackUse, GraphUse, ParameterOutput, ProjectedUse, Use
@@ -39,7 +39,7 @@ class Recording:
     Args:
         examples: Of the batch.
         capture: Id of the capture that records.
-        projection: Project all gradients as they arrive; default: keep them unprojected.
+        projections: Project all gradients as they arrive, with each of these; default: keep them unprojected.
         layers: All layers of which a gradient without a run is an error.
         compiled: Whether the module is compiled, so that hooks may have come too late.
         book: What is known of whose rows are whose; default: nothing.
@@ -55,7 +55,7 @@ class Recording:
         self,
         examples: Examples,
         capture: int,
-        projection: Projection | None = None,
+        projections: Projections | None = None,
         *,
         layers: Sequence[Layer] = (),
         compiled: bool = False,
@@ -63,7 +63,7 @@ class Recording:
     ) -> None:
         self.examples, self.num_examples = examples, examples.total
         self.was_read = False
-        self.projection = projection
+        self.projections = projections
         self.of_pass = Pass(self.examples, capture, book or LayoutBook())
         self.outputs: dict[Key, Output] = {}
         self.edges: dict[Key, GradientEdge] = {}
@@ -100,10 +100,10 @@ class Recording:
         key = self._next_key(layer)
         if self.of_pass.arrived is not None:
             self.of_pass.arrived(key, inputs)
-        if self.projection is None:
+        if self.projections is None:
             use = Use(layer, layer.rule, inputs, output, key, self.of_pass)
         else:
-            use = ProjectedUse(layer, layer.rule, inputs, output, key, self.of_pass, self.projection)
+            use = ProjectedUse(layer, layer.rule, inputs, output, key, self.of_pass, self.projections)
         self._uses.append(use)
         self._hook_output(output, use)
 
@@ -111,10 +111,10 @@ class Recording:
         """Record the run of a fused head of a layer, one use for each output that has a gradient."""
         for measure, output in differentiable(outputs):
             key = self._next_key(layer)
-            if self.projection is None:
+            if self.projections is None:
                 use = HeadUse.of(layer, head, measure, key, self.of_pass)
             else:
-                use = ProjectedHeadUse.of(layer, head, measure, key, self.of_pass, self.projection)
+                use = ProjectedHeadUse.of(layer, head, measure, key, self.of_pass, self.projections)
             self._uses.append(use)
             self._hook_output(output, use)
 
@@ -134,7 +134,7 @@ class Recording:
             if tensor.requires_grad:
                 self._hook_output(tensor, output_record)
             outputs.append(output_record)
-        self._uses.append(FallbackUse(layer, replay, outputs, self.projection))
+        self._uses.append(FallbackUse(layer, replay, outputs, self.projections))
 
     def add_parameter(self, layer: Layer, local: str) -> None:
         """Record a parameter that is read off autograd's graph."""
@@ -151,7 +151,7 @@ class Recording:
         if hasattr(parameter, "full_tensor"):
             raise UnreadableError(f"{key.path!r} is sharded, and used outside of modules", [key.path])
         output = ParameterOutput(key, self.of_pass, layer, parameter)
-        self._uses.append(GraphUse(layer, output, self.projection))
+        self._uses.append(GraphUse(layer, output, self.projections))
         return output
 
     def _next_key(self, layer: Layer) -> Key:
@@ -310,9 +310,15 @@ class Recording:
     def gradients(self) -> PerExampleGradients:
         """Read per-example gradients of all covered parameters that the pass has used; call after backward.
 
+        With several projections, those of the first; see :meth:`forms`.
+
         Raises:
             ValueError: If a layer's gradients can't be read off it after all.
         """
+        return self.forms()[0]
+
+    def forms(self) -> list[PerExampleGradients]:
+        """Read per-example gradients once for each projection, or unprojected, as :meth:`gradients` does."""
         self._require_hooks()
         if self._parameters and not self._was_announced:
             raise ValueError(
@@ -322,7 +328,7 @@ class Recording:
         self._require_all_read()
         self._close_hooks()
         self.was_read = True
-        return read_gradients(self._uses, self.examples, self.projection)
+        return read_gradients(self._uses, self.examples, self.projections)
 
     def _require_all_read(self) -> None:
         """Check that every gradient was read, and none would be read twice."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrace.gradients import PerExampleGradients, Recording, UnreadableError, project
+from ftrace.gradients import Recording, UnreadableError
 from ftrace.online.adapters import adapters_in_use
 from ftrace.online.batches import batch_ids, batch_sizes
 from ftrace.online.checks.failures import Failures
@@ -30,6 +30,7 @@ from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
 from ftrace.online.scoring.accumulator import ScoreAccumulator
+from ftrace.online.scoring.forms import Forms
 from ftrace.online.scoring.row_blocks import MakeZeros, zeros_in_memory
 from ftrace.online.scoring.scoring import Scoring
 from ftrace.online.settings import TraceSettings
@@ -227,9 +228,12 @@ class TracedRun:
         self._recordings = [self._start_recording()]
 
     def _start_recording(self) -> Recording:
+        begins = {optimizer.index: not optimizer.contributions for optimizer in self.parameters.followed}
+        projections = self.scoring.example_projections(begins, manual=self.loop.is_manual)
         recording = self.hooks.training.start(
             len(self._batch_ids),
-            unprojected=self.scoring.keeps_examples_unprojected,
+            unprojected=not projections,
+            projections=projections,
             loaders=self._batch_sizes,
             book=self.rows.book,
             documents=self.rows.trials.documents,
@@ -261,7 +265,7 @@ class TracedRun:
         for recording in self._recordings:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
-            self._take(self.rows.read(recording), factor)
+            self._take(self.scoring.forms(self.rows.read(recording), recording.projections), factor)
             if manual:
                 recording.forget_gradients()
         if manual:
@@ -277,25 +281,17 @@ class TracedRun:
             recording.close()
         self._recordings = []
 
-    def _take(self, gradients: PerExampleGradients, factor: float) -> None:
-        unprojected = None
-        if self.scoring.keeps_examples_unprojected:
-            assert self.rules.projection is not None
-            unprojected, gradients = gradients, project(gradients, self.rules.projection)
+    def _take(self, forms: Forms, factor: float) -> None:
+        gradients = forms.plain
         self.parameters.covered.note_recorded(gradients.parts)
         if self._with_gradient is not None:
             self._with_gradient.update(gradients.parts)
         for optimizer in self.parameters.followed:
-            self._contribute(optimizer, gradients, factor, unprojected)
+            self._contribute(optimizer, forms, factor)
         self.refresher.staleness.after_backward(gradients, self.scoring.queries)
 
-    def _contribute(
-        self,
-        optimizer: FollowedOptimizer,
-        gradients: PerExampleGradients,
-        factor: float,
-        unprojected: PerExampleGradients | None,
-    ) -> None:
+    def _contribute(self, optimizer: FollowedOptimizer, forms: Forms, factor: float) -> None:
+        gradients = forms.plain
         shares = {share: [n for n in names if n in gradients.parts] for share, names in optimizer.shares().items()}
         shares = {share: names for share, names in shares.items() if names}
         if not shares:
@@ -304,11 +300,10 @@ class TracedRun:
             self.parameters.conservation[optimizer.index].add_contributions(gradients, factor)
         contribution = self.scoring.multiply(
             self._batch_ids,
-            gradients,
+            forms,
             shares,
             factor,
             elementwise="update" in self.rules.kinds and optimizer.is_elementwise,
-            unprojected=unprojected,
             optimizer=optimizer.index,
             begins=not optimizer.contributions,
         )

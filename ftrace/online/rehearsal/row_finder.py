@@ -18,6 +18,7 @@ from ftrace.gradients import (
     Key,
     LayoutBook,
     PerExampleGradients,
+    Projection,
     Recording,
     Rehearsal,
     UnreadableError,
@@ -195,16 +196,23 @@ class RowFinder:
         if reads_all and self.unreadable.leave_out_unread(recordings):
             self.update_coverage()
 
-    def read(self, recording: Recording) -> PerExampleGradients:
-        """Return the per-example gradients of a backward pass.
+    def read(self, recording: Recording) -> list[PerExampleGradients]:
+        """Return the per-example gradients of a backward pass, once for each projection, as the recording does.
 
         Raises:
             ValueError: If the step has run more backward passes than when it was rehearsed.
         """
-        gradients = recording.gradients()
+        forms = recording.forms()
         if not self._rereading.names and not self.unreadable.left_out:
-            return gradients
-        return self._rereading.replace(gradients, recording, self.capture.coverage.covered)
+            return forms
+        members: Sequence[Projection | None] = [None]
+        if recording.projections is not None and self._unprojected:  # the rehearsal's reads are not projected
+            members = recording.projections.members
+        covered = self.capture.coverage.covered
+        return [
+            self._rereading.replace(gradients, recording, covered, projection)
+            for gradients, projection in zip(forms, members, strict=True)
+        ]
 
     def _rehearse_anew(self, step: int, opened: Collection[Key]) -> None:
         before = dict(self.unreadable.widened)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ftrace.gradients import PerExampleGradients, QueryGradients, project
+from ftrace.gradients import PerExampleGradients, Projection, Projections, QueryGradients, project
 from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.balances import Balances, Moments
@@ -30,6 +30,7 @@ from ftrace.online.scoring.contributions import (
 )
 from ftrace.online.scoring.directions import QueryDirections, UpdateSide
 from ftrace.online.scoring.exact_momentum import ExactMomentum
+from ftrace.online.scoring.forms import Forms
 from ftrace.online.scoring.gains import Gains, gain
 from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
 from ftrace.online.scoring.whitened import QueryReduction, WhitenedProducts
@@ -120,6 +121,53 @@ class Scoring:
         """Whether examples' gradients are preconditioned before they are projected, and so are needed unprojected."""
         return self.balanced or (self.whitened is not None and self.whitened.divides)
 
+    def example_projections(self, begins: Mapping[int, bool], *, manual: bool) -> tuple[Projection, ...]:
+        """Choose the projections with which examples' gradients are recorded, so that none are held unprojected.
+
+        Args:
+            begins: By optimizer, whether the next backward pass begins a new gradient.
+            manual: Whether optimization is manual, so that queries may be refreshed, or gradients zeroed, before then.
+
+        Returns:
+            The plain one first; nothing if gradients must be recorded unprojected.
+        """
+        if self.rules.projection is None or (manual and self.keeps_examples_unprojected):
+            return ()
+        projections = [self.rules.projection]
+        if self.whitened is not None and self.whitened.divides:
+            if self.whitened.divides_elementwise:
+                return ()
+            projections.append(self.whitened.dividing)
+        if self.balanced:
+            if len(begins) > 1:
+                return ()
+            (optimizer, begun), *_ = begins.items()
+            balanced = self._balances(optimizer).next_projection(begins=begun)
+            if balanced is None:
+                return ()
+            projections.append(balanced)
+        return tuple(dict.fromkeys(projections))
+
+    def forms(self, read: Sequence[PerExampleGradients], projections: Projections | None) -> Forms:
+        """Name what was read off a recording whose projections :meth:`example_projections` has chosen.
+
+        Args:
+            read: The gradients once for each projection, or unprojected.
+            projections: Those of the recording; None if it is unprojected.
+        """
+        if projections is None:
+            (gradients,) = read
+            if self.rules.projection is None:
+                return Forms(gradients)
+            return Forms(project(gradients, self.rules.projection), unprojected=gradients)
+        known = dict(zip(projections.members, read, strict=True))
+        divided = balanced = None
+        if self.whitened is not None and self.whitened.divides:
+            divided = known[self.whitened.dividing]
+        if self.balanced:
+            balanced = read[-1]
+        return Forms(read[0], divided=divided, balanced=balanced)
+
     def holds(self, elementwise: bool) -> bool:
         """Whether contributions must be kept after they have been multiplied once.
 
@@ -170,12 +218,11 @@ class Scoring:
     def multiply(
         self,
         example_ids: Tensor,
-        gradients: PerExampleGradients,
+        forms: Forms,
         shares: Shares,
         factor: float,
         *,
         elementwise: bool,
-        unprojected: PerExampleGradients | None = None,
         optimizer: int = 0,
         begins: bool = True,
     ) -> Contribution:
@@ -183,15 +230,15 @@ class Scoring:
 
         Args:
             example_ids: ``[B]``.
-            gradients: The examples' gradients, projected if there is a projection.
+            forms: The examples' gradients.
             shares: The optimizer's parameters, by share.
             factor: As in :class:`Contribution`.
             elementwise: Whether the optimizer scales the elements of a parameter's gradient differently.
-            unprojected: The examples' gradients before projection, if :attr:`keeps_examples_unprojected`.
             optimizer: The index of the optimizer.
             begins: Whether these are the first contributions to its current gradients.
         """
         assert self.queries is not None
+        gradients, unprojected = forms.plain, forms.unprojected
         contribution = Contribution(example_ids, factor, shares)
         kinds = self.rules.kinds
         names = [name for names_of_share in shares.values() for name in names_of_share]
@@ -199,20 +246,26 @@ class Scoring:
             norms = "cosine" in kinds
             contribution.products, contribution.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
         if self.whitened is not None:
-            to_whiten = unprojected if unprojected is not None and self.whitened.divides else gradients
-            projected = self.whitened.project(to_whiten.only(names))
+            divided = forms.divided
+            if divided is None:
+                to_divide = unprojected if unprojected is not None and self.whitened.divides else gradients
+                divided = self.whitened.divided(to_divide.only(names))
+            projected = self.whitened.rows(divided, names)
             contribution.projected = {name: factor * phi for name, phi in projected.items()}
             contribution.whitened = self.whitened.cosines(contribution.projected, names)
         if self.holds(elementwise):
             contribution.gradients = gradients.only(names)
         if self.balanced and elementwise:
-            assert unprojected is not None
             balances = self._balances(optimizer)
             if begins:
                 balances.begin()
-            contribution.unprojected = unprojected.only(names)
-            if balances.current:
-                contribution = balances.balanced(contribution)
+            if forms.balanced is not None:
+                contribution.balanced = forms.balanced.only(names)
+            else:
+                assert unprojected is not None
+                contribution.unprojected = unprojected.only(names)
+                if balances.current:
+                    contribution = balances.balanced(contribution)
         return contribution
 
     def _balances(self, optimizer: int) -> Balances:
