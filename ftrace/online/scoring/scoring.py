@@ -338,8 +338,9 @@ class Scoring:
             Whether its products are finite; otherwise nothing has been booked.
         """
         assert self.queries is not None
+        sampled = self.directions.prepared.sample_given(step.given)
         self._balance(step, moments)
-        side = self.directions.update_side(step)
+        side = self.directions.update_side(step, sampled)
         scores = [self.directions.scores(step, c, side, per_step=True) for c in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in scores):
             return False
@@ -431,6 +432,7 @@ class Scoring:
             "momentum": self.momentum.state(),
             "gained": self.gains.by_examples,
             "gained_by_given": self.gains.by_given,
+            "prepared": self.directions.prepared.state(),
             "balances": {index: balances.state() for index, balances in self.directions.balances.items()},
             "whitened": None if self.whitened is None else self.whitened.state(),
             "whitened_queries": self.whitened.queries if self.whitened and self.reduces_queries else None,
@@ -455,6 +457,8 @@ class Scoring:
         """
         for optimizer, of_balances in shared["balances"].items():
             self._balances(optimizer).load(of_balances)
+        if "prepared" in shared:  # earlier versions prepared directions at each step
+            self.directions.prepared.load(shared["prepared"])
         if self.whitened is not None:
             self.whitened.load([state["whitened"] for state in states], shared["whitened"])
         whitened_queries = shared.get("whitened_queries")
