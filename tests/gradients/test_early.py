@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ftrace.gradients import GradientCapture, PerExampleGradients, UnreadableError
 
 BATCH, TOKENS = 3, 5
+Losses = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Blocks(nn.Module):
@@ -36,7 +38,7 @@ class Blocks(nn.Module):
         return nn.functional.linear(hidden, self.table.weight)
 
 
-def read(model: nn.Module, losses, batch: Tensor, *, early: bool) -> tuple[PerExampleGradients, list[list[str]]]:
+def read(model: nn.Module, losses: Losses, batch: Tensor, *, early: bool) -> tuple[PerExampleGradients, list[list[str]]]:
     """Read gradients: all of them, and by call the names of those that were read early."""
     capture = GradientCapture(model, reads_graph=False)
     taken: list[PerExampleGradients] = []
@@ -78,7 +80,7 @@ def rows() -> Tensor:
     return torch.randint(0, 11, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def by_autograd(model: nn.Module, losses, batch: Tensor) -> dict[str, Tensor]:
+def by_autograd(model: nn.Module, losses: Losses, batch: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
     grads = [torch.autograd.grad(losses(model, row[None]).sum(), parameters, allow_unused=True) for row in batch]
     return {
@@ -128,12 +130,13 @@ def test_factors_are_forgotten_and_nothing_is_kept_alive() -> None:
     with capture, capture.recording(BATCH) as recording:
         loss = gpt2_losses(model, batch).sum()
         recording.prepare([loss.grad_fn])
-        recording.read_early(lambda gradients: held.append(sum(use.has_gradient() for use in recording._uses)))
+        uses = recording._uses
+        recording.read_early(lambda gradients: held.append(sum(use.has_gradient() for use in uses)))
         loss.backward()
     assert max(held) <= 2  # of 21 uses: the current one, and the tied table's first
     of_pass = weakref.ref(recording.of_pass)
     recording.close()
-    del recording, loss
+    del recording, loss, uses
     gc.collect()
     assert of_pass() is None
 
