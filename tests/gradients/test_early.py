@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ftrace.gradients import GradientCapture, PerExampleGradients, UnreadableError
+from ftrace.gradients.uses import AnyUse
 
 BATCH, TOKENS = 3, 5
 Losses = Callable[[nn.Module, Tensor], Tensor]
@@ -38,7 +40,9 @@ class Blocks(nn.Module):
         return nn.functional.linear(hidden, self.table.weight)
 
 
-def read(model: nn.Module, losses: Losses, batch: Tensor, *, early: bool) -> tuple[PerExampleGradients, list[list[str]]]:
+def read(
+    model: nn.Module, losses: Losses, batch: Tensor, *, early: bool
+) -> tuple[PerExampleGradients, list[list[str]]]:
     """Read gradients: all of them, and by call the names of those that were read early."""
     capture = GradientCapture(model, reads_graph=False)
     taken: list[PerExampleGradients] = []
@@ -126,17 +130,20 @@ def test_layers_that_run_again_are_right(again: bool | None) -> None:
 def test_factors_are_forgotten_and_nothing_is_kept_alive() -> None:
     model, batch = gpt2(), rows()
     capture = GradientCapture(model)
-    held = []
+    held: list[int] = []
+
+    def hold(uses: list[AnyUse], gradients: PerExampleGradients) -> None:
+        held.append(sum(use.has_gradient() for use in uses))
+
     with capture, capture.recording(BATCH) as recording:
         loss = gpt2_losses(model, batch).sum()
         recording.prepare([loss.grad_fn])
-        uses = recording._uses
-        recording.read_early(lambda gradients: held.append(sum(use.has_gradient() for use in uses)))
+        recording.read_early(partial(hold, recording._uses))
         loss.backward()
     assert max(held) <= 2  # of 21 uses: the current one, and the tied table's first
     of_pass = weakref.ref(recording.of_pass)
     recording.close()
-    del recording, loss, uses
+    del recording, loss
     gc.collect()
     assert of_pass() is None
 
