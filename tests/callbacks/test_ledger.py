@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,13 @@ def test_one_wrong_contribution_and_the_books_do_not_balance(
     """One example's gradient of one layer, 10% too large, at one step; the self-check is off."""
     calls = []
 
-    def corrupt(part: Any) -> None:
+    def corrupt(part: Any) -> Any:
         calls.append(len(calls))
-        if len(calls) == 5:
-            part.rows[1] *= 1.1
+        if len(calls) != 5:
+            return part
+        factors = torch.ones(len(part.rows), 1, 1, dtype=part.rows.dtype)
+        factors[1] = 1.1
+        return replace(part, rows=part.rows * factors)
 
     change_contributions(monkeypatch, "net.0.weight", corrupt)
     online = {"momentum": momentum, "integration": integration, "self_check": False}

@@ -11,13 +11,13 @@ from ftrace.online.scoring.early_products import EarlyProducts
 from ftrace.online.scoring.scoring import Scoring
 
 
-def change_contributions(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Part], None]) -> None:
+def change_contributions(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Part], Part]) -> None:
     """Change each part of one parameter's gradients, once for each batch, before they are multiplied in any way."""
     multiply, take = Scoring.multiply, EarlyProducts.take
 
     def changed(gradients: PerExampleGradients) -> None:
-        for part in gradients.parts.get(name, ()):
-            change(part)
+        if name in gradients.parts:  # autograd still needs the tensors as they are
+            gradients.parts[name] = tuple(change(part) for part in gradients.parts[name])
 
     def multiply_changed(self: Scoring, example_ids: Any, forms: Any, *args: Any, **settings: Any) -> Any:
         changed(forms.plain)
