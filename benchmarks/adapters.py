@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -46,6 +46,11 @@ class Setting:
         tokens: Tokens of a row, of examples and queries alike.
         queries: Number of queries.
         rank: Rank of the adapters.
+        mlp: Width of the MLP, in widths of the block.
+        query_heads: Heads of queries for each head of keys and values.
+        tied: Whether the head's weight is the embedding's.
+        dtype: Of the weights; adapters are in float32 in any case.
+        device: "cpu" or "cuda", where times are those of the clock.
     """
 
     layers: int = 4
@@ -55,6 +60,11 @@ class Setting:
     tokens: int = 32
     queries: int = 16
     rank: int = 8
+    mlp: int = 3
+    query_heads: int = 1
+    tied: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -97,23 +107,30 @@ def make_model(setting: Setting, kind: str) -> nn.Module:
     config = LlamaConfig(
         vocab_size=setting.vocabulary,
         hidden_size=setting.width,
-        intermediate_size=3 * setting.width,
+        intermediate_size=setting.mlp * setting.width,
         num_hidden_layers=setting.layers,
         num_attention_heads=max(1, setting.width // 64),
-        num_key_value_heads=max(1, setting.width // 64),
+        num_key_value_heads=max(1, setting.width // 64 // setting.query_heads),
+        tie_word_embeddings=setting.tied,
         max_position_embeddings=setting.tokens,
         use_cache=False,
     )
-    model = LlamaForCausalLM(config)
+    with torch.device(setting.device):
+        model = LlamaForCausalLM(config).to(getattr(torch, setting.dtype))
     if kind == "all":
         return model
     adapters = LoraConfig(r=setting.rank, target_modules="all-linear", use_dora=kind == "dora", task_type="CAUSAL_LM")
     return get_peft_model(model, adapters)
 
 
+def on_device(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    """The batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """One loss a row, in nats."""
-    logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
+    logits = model(input_ids=batch["input_ids"]).logits[:, :-1].float()
     return F.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none").sum(1)
 
 
@@ -130,22 +147,28 @@ def random_rows(setting: Setting, count: int, key: str, seed: int) -> list[dict[
 
 
 def train(setting: Setting, way: Way, steps: int, warm_up: int) -> tuple[float, float]:
-    """Train; mean processor seconds of the steps after the first ones, and those of the very first."""
+    """Train; mean seconds of the steps after the first ones, and those of the very first."""
     model = make_model(setting, way.kind)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     batches = DataLoader(random_rows(setting, steps * setting.batch_size, "example_id", 0), setting.batch_size)  # type: ignore[arg-type, var-annotated]
     times = []
+
+    def look() -> None:
+        if setting.device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() if setting.device == "cuda" else time.process_time())
+
     with tempfile.TemporaryDirectory() as folder:
         if way.options is None:
             for batch in batches:
-                times.append(time.process_time())
+                look()
                 optimizer.zero_grad()
-                mean_loss(model, batch).backward()
+                mean_loss(model, on_device(batch, setting.device)).backward()
                 optimizer.step()
-            times.append(time.process_time())
+            look()
         else:
-            queries = DataLoader(random_rows(setting, setting.queries, "query_id", 1), setting.queries)  # type: ignore[arg-type, var-annotated]
+            queries = DataLoader(random_rows(setting, setting.queries, "query_id", 1), setting.batch_size)  # type: ignore[arg-type, var-annotated]
             with trace(
                 model,
                 optimizer,
@@ -156,11 +179,11 @@ def train(setting: Setting, way: Way, steps: int, warm_up: int) -> tuple[float, 
                 **way.options,
             ) as run:
                 for batch in batches:
-                    times.append(time.process_time())
+                    look()
                     optimizer.zero_grad()
-                    run.backward(run.loss(batch))
+                    run.backward(run.loss(on_device(batch, setting.device)))
                     optimizer.step()
-                times.append(time.process_time())
+                look()
     return (times[-1] - times[warm_up]) / (steps - warm_up), times[1] - times[0]
 
 

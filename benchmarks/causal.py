@@ -62,7 +62,7 @@ class GivenNoise:
     def draw(self, name: str, subject: tuple[int, ...]) -> Tensor:
         """Corrupted embeddings, ``[N, s, D]``."""
         with torch.no_grad():
-            found: Tensor = self.embedding(torch.tensor([subject])) + self.noise
+            found: Tensor = self.embedding(torch.tensor([subject], device=self.noise.device)) + self.noise
         return found
 
 
@@ -106,7 +106,7 @@ def plain_forward(model: Any, ids: Tensor, samples: int, max_tokens: int) -> Non
     at_once = max(1, max_tokens // len(ids))
     for start in range(0, in_layers, at_once):
         model(ids.expand(min(at_once, in_layers - start), -1), use_cache=False, logits_to_keep=1)
-    states = torch.randn(in_head - in_layers, model.config.n_embd)
+    states = torch.randn(in_head - in_layers, model.config.n_embd, device=ids.device)
     for some in states.split(at_once):
         model.lm_head(some).log_softmax(-1)
 

@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --parts exactness,online --minutes 5
     python benchmarks/gpu.py --device cpu --tiny              # rehearse: the same code, small, without a GPU
 
-Each part runs in a process of its own and has its share of the time: one that fails, hangs or runs out of memory is
-written down with the end of its traceback, and the next one goes on; one for which too little time is left is
+Each part runs in a process of its own and has its share of the time that is left: one that fails, hangs or runs out of
+memory is written down with the end of its traceback, and the next one goes on; one for which too little time is left is
 skipped, and says so. What was found is written into ``gpu.json`` and ``gpu.md`` after each line of a table, so that a
 run that is cut keeps what it has. The exit code is 1 if a check is WRONG, or a part failed or was stopped.
 
@@ -13,6 +13,9 @@ run that is cut keeps what it has. The exit code is 1 if a check is WRONG, or a 
                 scaler, compiled models and causal grids beside those of the CPU, weights beside those of plain training
     online      GPT-2 (124M) in bf16-mixed: milliseconds a step beside plain training and its floor, peak memory
     profile     launches a step, the GPU's idle share, the longest kernels, operators and Python functions
+    lora        a Llama of a billion weights in bfloat16 whose adapters are trained and traced
+    causal      grids per second on GPT-2, beside a forward pass per cell
+    search      ten gigabytes of rows
 """
 
 from __future__ import annotations
@@ -28,24 +31,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from gpu_parts.causal_grids import causal
 from gpu_parts.exactness import exactness
 from gpu_parts.findings import Finding, Report
+from gpu_parts.lora import lora
 from gpu_parts.online_costs import online
 from gpu_parts.profiles import profile
 from gpu_parts.running import Given, Part, run_parts
+from gpu_parts.stored_search import search
 from rich.console import Console
 
 PARTS = {
     part.name: part
     for part in (
-        Part("exactness", 90, exactness), Part("online", 150, online), Part("profile", 75, profile),
+        Part("exactness", 105, exactness), Part("online", 120, online), Part("profile", 75, profile),
+        Part("lora", 75, lora), Part("causal", 25, causal), Part("search", 75, search),
     )
 }  # fmt: skip
 PACKAGES = ("torch", "lightning", "transformers", "peft", "triton")
 
 
 def machine(given: Given) -> Iterator[Finding]:
-    """Say which card, in a process of its own: one that has asked CUDA can't be forked."""
+    """Say which card, as this process itself never asks CUDA."""
     if given.device == "cpu":
         yield Finding("device", {"": f"CPU, {torch.get_num_threads()} threads"})
         return
@@ -69,6 +76,11 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT", "gpu_results")), help="Default: $OUT, or gpu_results."
     )
+    parser.add_argument(
+        "--start",
+        choices=["fork", "spawn"],
+        help="How parts' processes begin. Default: spawn; on a CPU fork, which is quick.",
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.parts.split(",")) - set(PARTS))
     if unknown:
@@ -77,8 +89,11 @@ def main() -> int:
     report = Report(options.out, shlex.join(["python", *sys.argv]))
     report.about["begun"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     report.about |= {name: _version(name) for name in PACKAGES}
-    parts = [Part("machine", 30, machine), *(PARTS[name] for name in options.parts.split(","))]
-    run_parts(parts, report, device=options.device, tiny=options.tiny, seconds=60 * options.minutes, console=console)
+    parts = [Part("machine", 10, machine), *(PARTS[name] for name in options.parts.split(","))]
+    run_parts(
+        parts, report, device=options.device, tiny=options.tiny, seconds=60 * options.minutes, console=console,
+        method=options.start or ("spawn" if options.device == "cuda" else "fork"),
+    )  # fmt: skip
     console.print(f"written: {options.out / 'gpu.json'}, {options.out / 'gpu.md'}")
     return 0 if all(part.is_right for part in report.parts.values()) else 1
 

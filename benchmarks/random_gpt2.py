@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,18 +110,18 @@ def query_pass(setting: Setting, repeats: int = 5, lowest: int = 0) -> float:
         return (begins[0], *args[1:]), kwargs
 
     handle = block.register_forward_pre_hook(begin, with_kwargs=True)
-    seconds = []
     mixed = setting.precision == "bf16-mixed"
-    for _ in range(repeats):
-        start = _now(setting)
+
+    def run() -> None:
         for batch in ids.split(setting.batch_size):
             with torch.autocast(setting.device, torch.bfloat16, enabled=mixed):
                 logits = module.model(batch, use_cache=False).logits[:, :-1]
                 loss = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="sum")
             torch.autograd.grad(loss, begins)
-        seconds.append(_now(setting) - start)
+
+    seconds = seconds_of(run, setting.device, repeats)
     handle.remove()
-    return statistics.median(seconds)
+    return seconds
 
 
 def matmul_rate(setting: Setting, repeats: int = 7) -> float:
@@ -135,12 +136,7 @@ def matmul_rate(setting: Setting, repeats: int = 7) -> float:
     elif setting.precision == "bf16-mixed" and on_gpu:
         dtype = torch.bfloat16
     square = torch.rand(side, side, device=setting.device).to(dtype)  # of zeros and ones a GPU is faster
-    seconds = []
-    for _ in range(repeats):
-        start = _now(setting)
-        torch.mm(square, square)
-        seconds.append(_now(setting) - start)
-    return 2 * side**3 / statistics.median(seconds)
+    return 2 * side**3 / seconds_of(lambda: torch.mm(square, square), setting.device, repeats)
 
 
 def weights_of(setting: Setting) -> dict[str, tuple[int, int]]:
@@ -161,7 +157,17 @@ def weight_shapes(setting: Setting) -> list[tuple[int, int]]:
     return list(weights_of(setting).values())
 
 
-def _now(setting: Setting) -> float:
-    if setting.device == "cuda":
+def seconds_of(work: Callable[[], object], device: str, repeats: int) -> float:
+    """Median seconds of some work, waited for on a GPU."""
+    seconds = []
+    for _ in range(repeats):
+        start = _now(device)
+        work()
+        seconds.append(_now(device) - start)
+    return statistics.median(seconds)
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -49,23 +49,31 @@ from ftrace.index import (
 SHARD = 8192
 
 
-def write_index(folder: Path, rows: int, side: int, blocks: int, dtype: str) -> None:
-    """An index of random rows."""
+def write_index(folder: Path, rows: int, side: int, blocks: int, dtype: str, *, repeated: bool = False) -> None:
+    """An index of random rows; if ``repeated``, those of the first file are all others', too, which takes no time."""
     module = nn.ModuleList([nn.Linear(side, side, bias=False) for _ in range(blocks)])
     settings = IndexSettings(FeatureSettings(side, layout="parameter"), dtype, sample=2000)
     features = begin_index(folder, settings, module, [name for name, _ in module.named_parameters()], {})
     segment = folder / "segment-00000000"
     write_preconditioners(segment, {})
     generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(0, features.size)
     for start in range(0, rows, SHARD):
         count = min(SHARD, rows - start)
         ids = torch.arange(start, start + count)
-        given = Rows(torch.randn(count, features.size, generator=generator), ids, torch.ones(count), ids * 0)
+        if not repeated or len(drawn) < count:
+            drawn = torch.randn(count, features.size, generator=generator)
+        given = Rows(drawn[:count], ids, torch.ones(count), ids * 0)
         write_shard(segment / f"shard-{start:08d}.safetensors", given, as_dtype(dtype))
     close_segment(segment, list(features.blocks), {"step": 0}, settings.sample, 0)
 
 
 def _measure(folder: str, repeats: int, queue: Any) -> None:
+    queue.put(measured(folder, repeats))
+
+
+def measured(folder: str | Path, repeats: int) -> dict[str, float]:
+    """Search an index; seconds, and bytes of memory that the process holds besides mapped files."""
     index = GradientIndex(folder)
     segment = index.segments[0]
     R = segment.autocorrelation()
@@ -89,7 +97,7 @@ def _measure(folder: str, repeats: int, queue: Any) -> None:
     status = Path("/proc/self/status").read_text()
     (anonymous,) = (line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
     found["memory"] = int(anonymous) * 1024
-    queue.put(found)
+    return found
 
 
 def _plainly(rows: torch.Tensor, queries: torch.Tensor, k: int) -> None:

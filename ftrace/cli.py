@@ -1,7 +1,8 @@
 """The ``ftrace`` command.
 
-Each command is a module with ``add_arguments(parser)`` and ``command(**options)``. It is imported when it is called, so
-that ``ftrace --help`` and ``ftrace show``, which need no torch, answer at once.
+Each command is a module with ``add_arguments(parser)`` and ``command(**options)``. It is imported when it is called,
+and what it needs to know its options imports no torch: so help, messages about options, and commands that run no model
+answer at once.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-import ftrace.commands.options  # noqa: F401  # settings of all parsers
+import ftrace
+import ftrace.commands.options  # settings of all parsers
 from ftrace.commands.endings import run_command
+from ftrace.commands.examples import EXAMPLES
+from ftrace.commands.fit import TRAINING
+from ftrace.commands.fit import main as train
+from ftrace.commands.free_cores import watch_cores
+from ftrace.commands.help_pages import HelpFormatter, examples_text
 from ftrace.console import escape_unknown_characters
 from ftrace.named_configs import ConfigFileOrName
 
@@ -75,13 +82,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Train, score and compare what a study asks for, and write a table and a picture.",
     ),
 }
-# Those of LightningCLI, which has a parser of its own: see ftrace.commands.fit.
-TRAINING = {
-    "fit": "Train a model and trace its facts while it trains.",
-    "validate": "Measure a model on the queries, as a validation loop does.",
-    "test": "Measure a model on the queries, as a test loop does.",
-    "predict": "Return a model's loss on each query, and whether it is learned.",
-}
 
 
 def make_parser(name: str = "") -> ArgumentParser:
@@ -91,12 +91,22 @@ def make_parser(name: str = "") -> ArgumentParser:
         name: The command that knows its arguments, and whose module is imported; default: none.
     """
     parser = ArgumentParser(
-        prog="ftrace", description="Which training examples taught a language model this fact?", exit_on_error=False
+        prog="ftrace",
+        formatter_class=HelpFormatter,
+        description="Which training examples taught a language model this fact?",
+        epilog="Help on a command, with examples: ftrace COMMAND --help",
+        exit_on_error=False,
+        version=ftrace.__version__,
     )
     commands = parser.add_subcommands(required=True, dest="command")
     for each, description in {**TRAINING, **{each: line for each, (_, line) in COMMANDS.items()}}.items():
         # a shortened option is a typing error more often than it is meant, and runs are long
-        command = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+        command = ArgumentParser(
+            description=description,
+            epilog=examples_text(EXAMPLES[each]),
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
         if each == name:
             command.add_argument(
                 "--config", action=ConfigFileOrName, help="A YAML file with any of these options, or a recipe's name."
@@ -112,8 +122,8 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     first = given[0] if given else ""
     if first in TRAINING:
-        trained: int = importlib.import_module("ftrace.commands.fit").main(args)
-        return trained
+        return train(args)
+    watch_cores()
     name = first if first in COMMANDS else ""
     return run_command(name, lambda: _run(name, given))
 

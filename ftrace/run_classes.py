@@ -14,13 +14,25 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ftrace.data
-import ftrace.models
-from ftrace.data import FactData
-from ftrace.models import FactLM
 from ftrace.run_folder import UntrustedError
 
-KINDS: Mapping[str, type] = {"model": FactLM, "data": FactData}
+# The classes that are followed, by section: their modules, since importing them all takes seconds.
+_OWN = {
+    "model": {"FactLM": "ftrace.models.fact_lm"},
+    "data": {
+        "FactData": "ftrace.data.fact_data",
+        "FactCorpus": "ftrace.data.fact_corpus",
+        "FtraceRumours": "ftrace.data.ftrace_rumours",
+        "FtraceSynth": "ftrace.data.ftrace_synth",
+        "FtraceTrex": "ftrace.data.ftrace_trex",
+    },
+}
+_TABLES = {
+    "FactCorpus": "ftrace.data.corpus_tables.CorpusTables",
+    "FtraceRumours": "ftrace.data.rumour_tables.RumourTables",
+    "FtraceSynth": "ftrace.data.synth_tables.SynthTables",
+    "FtraceTrex": "ftrace.data.trex_tables.TrexTables",
+}
 _PARTS = {"class_path", "init_args", "dict_kwargs"}
 _DOTTED = re.compile(r"\s*[^\W\d]\w*(\.[^\W\d]\w*)+\s*")  # what could be the path of a class or a function
 _PATHS = ("default_root_dir",)  # settings of a trainer that are paths of folders, and may have dots
@@ -38,7 +50,7 @@ def check_classes(config: Mapping[str, Any], section: str, file: Path, *, ignore
     Raises:
         UntrustedError: If there are such classes; the message names those of all sections.
     """
-    foreign = {name: list(_foreign_in(name, config.get(name))) for name in KINDS}
+    foreign = {name: list(_foreign_in(name, config.get(name))) for name in _OWN}
     trainer = config.get("trainer")
     settings = trainer if isinstance(trainer, Mapping) else {"": trainer}
     followed = {name: value for name, value in settings.items() if name not in (*ignored, *_PATHS)}
@@ -51,18 +63,25 @@ def check_classes(config: Mapping[str, Any], section: str, file: Path, *, ignore
         )
 
 
-def own_classes(base: type) -> set[str]:
-    """Return the paths by which configs name ftrace's own subclasses of a class, and the class itself."""
-    paths = set()
-    for kind in _with_subclasses(base):
-        if kind.__module__.startswith("ftrace."):
-            paths.add(f"{kind.__module__}.{kind.__qualname__}")
-            paths |= {
-                f"{part.__name__}.{kind.__name__}"
-                for part in (ftrace.data, ftrace.models)
-                if getattr(part, kind.__name__, None) is kind
-            }
-    return paths
+def own_classes(section: str) -> set[str]:
+    """Return the paths by which configs name ftrace's own classes: the public ones, and those of their modules.
+
+    Args:
+        section: "model" or "data".
+    """
+    return {
+        path for name, module in _OWN[section].items() for path in (f"{module}.{name}", f"{_package(module)}.{name}")
+    }
+
+
+def tables_of(class_path: str) -> str | None:
+    """Return the path of the class of the tables alone of one of ftrace's own data modules; None of any other."""
+    name = class_path.rpartition(".")[2]
+    return _TABLES.get(name) if class_path in own_classes("data") else None
+
+
+def _package(module: str) -> str:
+    return module.rpartition(".")[0]
 
 
 def class_path_of(section: Any) -> str:
@@ -87,7 +106,7 @@ def in_folder(folder: Path) -> Iterator[None]:
 def _foreign_in(section: str, settings: Any) -> Iterator[str]:
     """Yield the paths of classes that a section names beside ftrace's own."""
     path = class_path_of(settings)
-    if path not in own_classes(KINDS[section]):
+    if path not in own_classes(section):
         yield path or f"no class, but {type(settings).__name__}"
     if isinstance(settings, Mapping):
         arguments = {name: value for name, value in settings.items() if name != "class_path"}
@@ -122,10 +141,3 @@ def _all_values(settings: Any) -> Iterator[Any]:
             known.add(id(value))
             waiting.extend(value.values() if isinstance(value, Mapping) else value)
         yield value
-
-
-def _with_subclasses(base: type) -> Iterator[type]:
-    yield base
-    kinds: list[type] = base.__subclasses__()
-    for kind in kinds:
-        yield from _with_subclasses(kind)

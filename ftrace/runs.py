@@ -14,27 +14,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import Trainer
 
-from ftrace.data import FactData
-from ftrace.evaluation import EvaluatedQueries, LearnedQueries, find_learned_queries
-from ftrace.evaluation.answers import ModelAnswer, find_answers
+from ftrace.evaluation import EvaluatedQueries, LearnedQueries
+from ftrace.evaluation.answers import ModelAnswer
 from ftrace.evaluation.learned import Rule
 from ftrace.evaluation.retrieval import CandidatePools, PoolSettings, make_candidate_pools
 from ftrace.files.inside import inside
+from ftrace.files.snapshot_files import find_snapshots
 from ftrace.files.yaml_files import read_yaml
 from ftrace.index import snapshot_fingerprint
-from ftrace.models import FactLM, find_snapshots, load_snapshot
-from ftrace.run_classes import KINDS, check_classes, in_folder
+from ftrace.run_classes import check_classes, class_path_of, in_folder, tables_of
 from ftrace.run_folder import CONFIG, LearnedFacts, keep_answers, keep_learned, kept_answers, kept_learned
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from ftrace.data import FactData, FactTables
+    from ftrace.models import FactLM
 
 WORKING_DIRECTORY = "working_directory.txt"
 _BARE: dict[str, Any] = {  # settings that a barebones Trainer needs
@@ -74,10 +78,25 @@ class Run:
     @cached_property
     def data(self) -> FactData:
         """The run's datamodule, set up."""
-        data: FactData = self._instantiate("data")
+        from ftrace.data import FactData  # imports torch, as what other methods import does
+
+        data: FactData = self._instantiate("data", FactData)
         data.prepare_data()
         data.setup()
         return data
+
+    @cached_property
+    def tables(self) -> FactTables:
+        """The tables of the run's data: without its batches, for which torch and Lightning are imported."""
+        kind = tables_of(class_path_of(self.config["data"]))
+        if "data" in vars(self) or kind is None:
+            return self.data
+        from ftrace.data import FactTables
+
+        tables: FactTables = self._instantiate("data", FactTables, kind)
+        tables.make_tables()
+        tables.open_tables()
+        return tables
 
     @cached_property
     def snapshots(self) -> list[Path]:
@@ -116,6 +135,8 @@ class Run:
         Args:
             snapshot: The snapshot's folder; default: the last.
         """
+        from ftrace.models import load_snapshot
+
         model = self.untrained_model()
         if not hasattr(model, "model"):
             model.build(self.data.tokenizer)
@@ -124,7 +145,9 @@ class Run:
 
     def untrained_model(self) -> FactLM:
         """Create the run's model from its config; a model from scratch may still need ``build()``."""
-        model: FactLM = self._instantiate("model")
+        from ftrace.models import FactLM
+
+        model: FactLM = self._instantiate("model", FactLM)
         return model
 
     def bare_trainer(self, **changes: Any) -> Trainer:
@@ -133,6 +156,8 @@ class Run:
         Args:
             changes: Settings that replace the run's.
         """
+        from lightning.pytorch import Trainer
+
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Trainer, "trainer")
         return self._parsed(parser, "trainer", {**self.config["trainer"], **_BARE, **changes})
@@ -143,9 +168,9 @@ class Run:
         Args:
             split_seed: Seed of the halves for choosing and for reporting.
         """
-        rows = self.data.query_rows.select_columns(["query_id", "fact"])
+        rows = self.tables.query_rows.select_columns(["query_id", "fact"])
         facts = dict(zip(rows["query_id"], rows["fact"], strict=True))
-        return EvaluatedQueries.of(self.data.proponents, facts, seed=split_seed, data=self.data.fingerprint)
+        return EvaluatedQueries.of(self.tables.proponents, facts, seed=split_seed, data=self.tables.fingerprint)
 
     def learned_queries(self, rule: Rule | None = None) -> list[int]:
         """Return the ids of the queries that were learned, as :meth:`learned`."""
@@ -171,7 +196,9 @@ class Run:
         known = kept_learned(self.folder)
         if rule in known and known[rule]["key"] == key:
             return msgspec.convert(known[rule], LearnedQueries)
-        rows = self.data.query_rows.select_columns(["query_id", "answers"])
+        from ftrace.evaluation import find_learned_queries
+
+        rows = self.tables.query_rows.select_columns(["query_id", "answers"])
         answers = dict(zip(rows["query_id"], rows["answers"], strict=True))
         assert self.data.tokenizer is not None
         learned = find_learned_queries(
@@ -190,10 +217,12 @@ class Run:
         """
         key = self.learned_key([self.last_snapshot])
         answers = {query: ModelAnswer(**said) for query, said in kept_answers(self.folder, key).items()}
-        places = {query: place for place, query in enumerate(self.data.query_rows["query_id"])}
+        places = {query: place for place, query in enumerate(self.tables.query_rows["query_id"])}
         wanted = list(places) if query_ids is None else [query for query in query_ids if query in places]
-        lacking = [self.data.query_rows[places[query]] for query in wanted if query not in answers]
+        lacking = [self.tables.query_rows[places[query]] for query in wanted if query not in answers]
         if lacking:
+            from ftrace.evaluation.asking import find_answers
+
             assert self.data.tokenizer is not None
             accepted = {row["query_id"]: row["answers"] for row in lacking}
             answers |= find_answers(self.model, self.data.query_batches(lacking), accepted, self.data.tokenizer)
@@ -203,7 +232,7 @@ class Run:
     def learned_key(self, snapshots: Sequence[Path]) -> str:
         """Hash all that learned queries depend on, with the version of how they are found."""
         weights = [snapshot_fingerprint(folder) for folder in snapshots]
-        inputs = [2, *weights, self.data.fingerprint, list(self.data.query_rows["query_id"])]
+        inputs = [2, *weights, self.tables.fingerprint, list(self.tables.query_rows["query_id"])]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
     def candidate_pools(
@@ -218,22 +247,27 @@ class Run:
         settings = settings or PoolSettings()
         wanted = self.queries().among(self.learned_queries() if query_ids is None else query_ids, "pools").query_ids
         chosen = sorted(wanted.tolist())
-        key = json.dumps([self.data.fingerprint, asdict(settings), chosen])
+        key = json.dumps([self.tables.fingerprint, asdict(settings), chosen])
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         file = inside(self.folder, f"candidate_pools/{digest}.parquet")
         with contextlib.suppress(ValueError):  # what can't be read is made anew
             return CandidatePools.open(file)
-        row_of = {query: row for row, query in enumerate(self.data.query_rows["query_id"])}
-        texts = self.data.query_rows.select_columns(["query_id", "inputs_pretokenized", "targets_pretokenized"])
+        tables = self.tables
+        row_of = {query: row for row, query in enumerate(tables.query_rows["query_id"])}
+        texts = tables.query_rows.select_columns(["query_id", "inputs_pretokenized", "targets_pretokenized"])
         rows = [texts[row_of[query]] for query in chosen]
-        pools = make_candidate_pools(self.data.train_rows, rows, self.data.proponents, settings)
+        pools = make_candidate_pools(tables.train_rows, rows, tables.proponents, settings)
         pools.write(file)
         return pools
 
-    def _instantiate(self, section: str) -> Any:
+    def _instantiate(self, section: str, base: type, class_path: str | None = None) -> Any:
+        """Make what a section of the config says, or an object of another class with the same options."""
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(KINDS[section], section, required=True)  # it is checked before it is made
-        return self._parsed(parser, section, self.config[section])
+        parser.add_subclass_arguments(base, section, required=True)  # it is checked before it is made
+        settings = self.config[section]
+        if class_path is not None:
+            settings = {**(settings if isinstance(settings, Mapping) else {}), "class_path": class_path}
+        return self._parsed(parser, section, settings)
 
     def _parsed(self, parser: ArgumentParser, section: str, settings: Any) -> Any:
         if not self.trust:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,25 @@ def test_commands_repeat_what_the_job_wrote(demo: tuple[Path, str], tmp_path: Pa
     ]
     assert main(["evaluate", stores[0], "--queries=all", f"--output_dir={tmp_path / 'all'}"]) == 0
     assert json.loads((tmp_path / "all" / "table.json").read_text())["num_queries"] == 8
+
+
+def test_what_runs_no_model_imports_no_torch(demo: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = demo
+    stores = [str(run / name) for name in ("online", "bm25")]
+    commands = [
+        ["show", *stores, "--query=0"],
+        ["show", str(run)],
+        ["evaluate", *stores, f"--output_dir={tmp_path / 'learned'}"],
+        ["evaluate", *stores, "--queries=all", "--pool=candidates", f"--output_dir={tmp_path / 'pools'}"],
+        ["learned-when", *stores, f"--output={tmp_path / 'when.json'}"],
+        ["ledger", stores[0], f"--output={tmp_path / 'ledger.png'}"],
+    ]
+    check = (
+        f"import sys\nfrom ftrace.cli import main\nfor arguments in {commands}:\n    assert main(arguments) == 0\n"
+        "    assert not {'torch', 'lightning', 'transformers'} & sys.modules.keys(), arguments\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_ledger_is_said_and_drawn(

@@ -24,7 +24,8 @@ from torch import Tensor
 from ftrace.callbacks import CheckpointSnapshots, GradientIndexWriter
 from ftrace.index import GradientIndex
 from ftrace.scores import ScoreStore
-from gpu_parts.findings import Finding, of_lines
+from gpu_parts.causal_grids import of_grids
+from gpu_parts.findings import Finding, LeftOutError, in_short, of_lines
 from gpu_parts.running import Given
 from gpu_parts.small_runs import (
     ACCUMULATED,
@@ -48,10 +49,6 @@ OF_UPDATE = 0.05
 AGREES = 0.9  # correlation of scores in half precision with those in float64
 AGREES_SCALED = 0.99  # of those with a loss scaler, of the steps that were taken
 ENOUGH_SECONDS = 15.0  # for a check
-
-
-class LeftOutError(Exception):
-    """A check that can't be run here, and why."""
 
 
 def of_scores(kind: str, device: str) -> Iterator[Line]:
@@ -212,7 +209,7 @@ def of_resumed(kind: str, device: str) -> Iterator[Line]:
 
 
 CHECKS: tuple[Check, ...] = (
-    of_scores, of_training, of_precisions, of_index, of_resumed, of_skipped_steps, of_compiled,
+    of_scores, of_training, of_precisions, of_index, of_resumed, of_skipped_steps, of_grids, of_compiled,
 )  # fmt: skip
 
 
@@ -237,7 +234,7 @@ class _Deterministic:
 
 
 def _raised(name: str, error: Exception) -> Line:
-    return Line(name, f"{type(error).__name__}: {error}"[:400], "no error", False)
+    return Line(name, in_short(error), "no error", False)
 
 
 def _bounded(name: str, error: float, bound: float) -> Line:

@@ -29,6 +29,22 @@ class Finding:
     text: str = ""
 
 
+class LeftOutError(Exception):
+    """A check that can't be run here, and why."""
+
+
+def in_short(error: Exception) -> str:
+    """Say an error in a line.
+
+    Raises:
+        Exception: The error itself, if CUDA has failed: nothing else can run in the process then.
+    """
+    if "CUDA error" in str(error):
+        raise error
+    first = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {first}"[:300]
+
+
 def of_lines(lines: Iterable[Line]) -> Iterator[Finding]:
     """Take the lines of a table of checks for findings."""
     for line in lines:
@@ -120,4 +136,4 @@ def _table(findings: list[Finding]) -> list[str]:
     for one in rows:
         cells = [one.name, *(shown(one.figures.get(column, "")) for column in columns), _verdict(one).strip(" |")]
         lines.append(cells[: len(heads)])
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines]
+    return [f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |" for cells in lines]

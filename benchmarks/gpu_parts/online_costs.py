@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from online import Timing, Way, floor_of, train
-from random_gpt2 import Setting, matmul_rate, query_pass
+from random_gpt2 import Setting, make_module, matmul_rate, query_pass
 
-from gpu_parts.findings import Finding
+from gpu_parts.findings import Finding, in_short
 from gpu_parts.running import Given
 
 WARM_UP, STEPS, ROUNDS = 10, 20, 5  # steps are a multiple of those between refreshes
@@ -55,13 +56,11 @@ def online(given: Given) -> Iterator[Finding]:
     failed: set[str] = set()
     yield Finding("large matrix product", {"TFLOP/s": rate / 1e12})
     longest = 0.0
-    for _ in range(rounds):
+    for number in range(rounds):
         for way in ways_of(setting):
-            if way.name in failed:
-                continue
             left = given.left
-            if left < 1.2 * longest:
-                return
+            if way.name in failed or left < 1.2 * longest:
+                continue
             try:
                 lowest = _lowest_block(setting, way)
                 if way.refresh is not None and lowest not in passes:
@@ -70,11 +69,38 @@ def online(given: Given) -> Iterator[Finding]:
                 yield _finding(setting, way, turns, passes.get(lowest, 0.0), rate)
             except Exception as error:
                 failed.add(way.name)
-                yield Finding(way.name, {"error": f"{type(error).__name__}: {error}"[:400], "GiB kept": _in_use()})
+                yield Finding(way.name, {"error": in_short(error), "GiB kept": _in_use()})
             longest = max(longest, left - given.left)
-            gc.collect()
-            if given.device == "cuda":
-                torch.cuda.empty_cache()
+            _free(given.device)
+        if number == 0 and given.left > 2 * longest:
+            yield from without_waiting(setting, steps)
+            yield from all_weights(setting)
+
+
+def without_waiting(setting: Setting, steps: int) -> Iterator[Finding]:
+    """Train without waiting for the GPU at each step, as nobody does who isn't measuring."""
+    plain = 0.0
+    for way in (PLAIN, PROJECTED, INDEX):
+        name = f"{way.name}, without waiting"
+        try:
+            seconds = train(setting, way, steps + WARM_UP, WARM_UP, waits_each_step=False).step
+            plain = plain or seconds
+            yield Finding(name, {"ms a step": 1e3 * seconds, "of plain": seconds / plain})
+        except Exception as error:
+            yield Finding(name, {"error": in_short(error)})
+
+
+def all_weights(setting: Setting) -> Iterator[Finding]:
+    """Train with all weights covered, exactly, on half the tokens and queries: does it fit into memory?"""
+    smaller = replace(setting, tokens=setting.tokens // 2, queries=setting.queries // 2)
+    name = f"exact, all weights, refresh 1, {smaller.tokens} tokens, {smaller.queries} queries"
+    of_queries = smaller.queries * sum(p.numel() for p in make_module(smaller).parameters()) * 4 / 2**30
+    try:
+        timing = train(smaller, Way("exact, all weights", None, 1), 4, 2)
+        seconds = {"ms a step": 1e3 * timing.step, "GiB": timing.peak_gib, "GiB kept": timing.kept_gib}
+        yield Finding(name, {**seconds, "GiB of queries' gradients": of_queries})
+    except Exception as error:
+        yield Finding(name, {"error": in_short(error), "GiB of queries' gradients": of_queries})
 
 
 def _lowest_block(setting: Setting, way: Way) -> int:
@@ -115,6 +141,12 @@ def _finding(setting: Setting, way: Way, turns: dict[str, list[Timing]], passes:
 def _median_step(turns: list[Timing]) -> float:
     """Seconds of a step without a refresh, and without the beginning of an index's segment."""
     return statistics.median(time for turn in turns for time in turn.steps)
+
+
+def _free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _in_use() -> float:

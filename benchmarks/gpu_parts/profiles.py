@@ -80,7 +80,7 @@ def profile(given: Given) -> Iterator[Finding]:
     """Profile plain steps, projected ones, those of the recommended kind, and those of the index writer."""
     setting = gpt2_setting(given)
     plain: dict[str, float] = {}
-    for way in (PLAIN, PROJECTED, INDEX, LEARNING):
+    for way in (PLAIN, PROJECTED, INDEX, *([] if given.tiny else [LEARNING])):
         observer = OperatorProfile(given.device == "cuda")
         timing = train(setting, way, LAST + 2, FIRST - 8, [observer])
         seconds = statistics.median(timing.steps[:7])  # of those that come before the profile

@@ -1,7 +1,7 @@
 """Parts that run one after another, each in a process of its own, within the time that there is.
 
-A part's process is a fork of one that has imported everything and never touched the GPU: it starts at once, its peak of
-memory is its own, and neither a fault of CUDA nor a part that hangs takes the others with it.
+All processes begin at once, import what they need and wait for their turn; only then do they touch the GPU. So a part's
+peak of memory is its own, and neither a fault of CUDA nor a part that hangs takes the others with it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from rich.console import Console
@@ -22,7 +22,6 @@ from gpu_parts.findings import Finding, PartReport, Report, as_line
 
 LAST_LINES = 25  # of a traceback
 ENOUGH = 0.3  # of a part's time: with less it isn't begun
-FORKED = "forked subprocess"  # in PyTorch's words that CUDA can't be used in a process
 StartMethod = Literal["fork", "spawn"]
 
 
@@ -54,8 +53,8 @@ class Part:
 
     Args:
         name: As the command line has it.
-        seconds: Its share of the time.
-        run: What yields its findings.
+        seconds: How long it should have; where there is less time in all, or more is left, its share of that.
+        run: What yields its findings; a function of a module, which another process can import.
     """
 
     name: str
@@ -63,59 +62,102 @@ class Part:
     run: Callable[[Given], Iterator[Finding]]
 
 
-def run_parts(parts: list[Part], report: Report, *, device: str, tiny: bool, seconds: float, console: Console) -> None:
-    """Run the parts in their order; each has its share of the time, or what is left of the whole."""
+def run_parts(
+    parts: list[Part],
+    report: Report,
+    *,
+    device: str,
+    tiny: bool,
+    seconds: float,
+    console: Console,
+    method: StartMethod = "spawn",
+) -> None:
+    """Run the parts in their order; each has its share of the time that is left.
+
+    Args:
+        seconds: Of all parts.
+        method: How processes begin. A process that was forked can't use CUDA if anything that its parent imported has.
+    """
     end = time.monotonic() + seconds
-    method: StartMethod = "fork"
-    for part in parts:
-        left = end - time.monotonic()
-        of_part = report.parts[part.name] = PartReport()
-        if left < ENOUGH * part.seconds:
-            of_part.status = "skipped"
-            of_part.error = f"{left:.0f} s were left, of {part.seconds:.0f} s that it may take"
-        else:
-            given = Given(device, tiny, min(left, part.seconds))
-            _run(part, of_part, report, given, console, method)
-            if FORKED in of_part.error and method == "fork":  # something imported has asked CUDA
-                method = "spawn"
-                _run(part, of_part, report, given, console, method)
-        report.write()
-        console.print(f"{part.name}: {of_part.status} after {of_part.seconds:.0f} s", of_part.error, markup=False)
-
-
-def _run(part: Part, of_part: PartReport, report: Report, given: Given, console: Console, method: StartMethod) -> None:
-    context = multiprocessing.get_context(method)
-    here, there = context.Pipe(duplex=False)
-    process: Any = context.Process(target=_in_process, args=(part, given, there))  # type: ignore[attr-defined]
-    process.start()
-    there.close()
+    waiting = [_Process(part, method) for part in parts]
     try:
-        while True:
-            if not here.poll(max(0.0, given.left)):
-                of_part.status, of_part.error = "stopped", f"its {given.seconds:.0f} s were up"
-                break
-            found = here.recv()
-            if isinstance(found, str):
-                of_part.status, of_part.error = ("failed", found) if found else ("done", "")
-                break
-            of_part.findings[found.name] = found
-            of_part.seconds = given.seconds - given.left
+        for place, (part, process) in enumerate(zip(parts, waiting, strict=True)):
+            process.wait_for_imports(end - time.monotonic())
+            share = part.seconds / sum(other.seconds for other in parts[place:])
+            of_part, allotted = PartReport(), share * (end - time.monotonic())
+            report.parts[part.name] = of_part
+            if allotted < ENOUGH * part.seconds:
+                of_part.status = "skipped"
+                of_part.error = f"{allotted:.0f} s were left for it, of the {part.seconds:.0f} s that it should have"
+            else:
+                for found in process.findings(Given(device, tiny, allotted), of_part):
+                    report.write()
+                    console.print(as_line(part.name, found), soft_wrap=True)
             report.write()
-            console.print(as_line(part.name, found), soft_wrap=True)
-    except EOFError:
-        process.join(5)
-        of_part.status, of_part.error = "failed", f"its process ended with exit code {process.exitcode}"
+            console.print(f"{part.name}: {of_part.status} after {of_part.seconds:.0f} s {of_part.error}")
     finally:
+        for process in waiting:
+            process.kill()
+
+
+class _Process:
+    """A part's process, which waits until it is given its task.
+
+    Args:
+        part: The part.
+        method: How it begins.
+    """
+
+    def __init__(self, part: Part, method: StartMethod) -> None:
+        context: Any = multiprocessing.get_context(method)
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_in_process, args=(part, there), daemon=True)
+        self._process.start()
+        there.close()
+
+    def wait_for_imports(self, seconds: float) -> None:
+        """Wait until it has imported what it needs, or has failed to, so that this isn't counted as the part's time."""
+        if self._here.poll(max(0.0, seconds)):
+            with suppress(EOFError):
+                self._here.recv()
+
+    def findings(self, given: Given, of_part: PartReport) -> Iterator[Finding]:
+        """Let the part run; yields what it finds, and notes it and how it ends in its report."""
+        try:
+            self._here.send(given)
+            while True:
+                if not self._here.poll(max(0.0, given.left)):
+                    of_part.status, of_part.error = "stopped", f"its {given.seconds:.0f} s were up"
+                    break
+                found = self._here.recv()
+                of_part.seconds = given.seconds - given.left
+                if isinstance(found, str):
+                    of_part.status, of_part.error = ("failed", found) if found else ("done", "")
+                    break
+                of_part.findings[found.name] = found
+                yield found
+        except (EOFError, OSError):
+            self._process.join(5)
+            of_part.status, of_part.error = "failed", f"its process ended with exit code {self._process.exitcode}"
         of_part.seconds = given.seconds - given.left
-        process.join(10 if of_part.status == "done" else 0)
-        process.kill()
-        process.join()
+        self._process.join(10 if of_part.status == "done" else 0)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
 
 
-def _in_process(part: Part, given: Given, there: Connection[Any, Any]) -> None:
+def _in_process(part: Part, there: Any) -> None:
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        there.send("imported")
+        given = there.recv()
+    except (EOFError, OSError):  # the run has ended before
+        return
     try:
         for finding in part.run(given):
             there.send(finding)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from ftrace.attribution.passes import ExampleBatches, predict
-from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
+from ftrace.attribution.preconditioners_of_snapshots import snapshot_preconditioners
 from ftrace.attribution.task import Task
 from ftrace.files.claims import claimed
 from ftrace.files.snapshot_files import SnapshotFiles

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ftrace.attribution.task import Task
-from ftrace.gradients import nearest
 from ftrace.scores import ScoreStore
+
+if TYPE_CHECKING:
+    from ftrace.attribution.task import Task
+
+# By short name: where ftrace's own method is, and the first line of its docstring. It is imported when it is chosen.
+METHODS = {
+    "bm25": (
+        "ftrace.attribution.bm25.Bm25",
+        "BM25 (the formula of rank_bm25.BM25Plus): words that an example and a query share.",
+    ),
+    "dense": (
+        "ftrace.attribution.dense.Dense",
+        "Dense retrieval: cosine of the embeddings of sentences with their answers filled in.",
+    ),
+    "embed": (
+        "ftrace.attribution.embed.Embed",
+        "Cosine of mean hidden states at one snapshot; each layer is a kind of scores, all from one pass.",
+    ),
+    "ensemble": ("ftrace.attribution.ensemble.Ensemble", "Mean of scores of finished stores."),
+    "random-target": (
+        "ftrace.attribution.random_target.RandomTarget",
+        "Examples with the query's target first, in random order, then all others in random order.",
+    ),
+    "tracin": (
+        "ftrace.attribution.tracin.TracIn",
+        "Inner products or cosines of the gradients of an example's and a query's loss, over snapshots.",
+    ),
+    "trackstar": (
+        "ftrace.attribution.trackstar.TrackStar",
+        "Cosines of gradients that are divided by the optimizer's second moments, projected and whitened, at one "
+        "snapshot.",
+    ),
+}
 
 
 class AttributionMethod(ABC):
@@ -44,13 +77,25 @@ class AttributionMethod(ABC):
 
 
 def known_methods() -> dict[str, type[AttributionMethod]]:
-    """Find all methods that have been imported, by their short names."""
+    """Find ftrace's own methods, and all others that have been imported, by their short names."""
+    for path, _ in METHODS.values():
+        _class_at(path)
+    return _imported()
+
+
+def describe_methods() -> dict[str, str]:
+    """Give the first line of the docstring of each of :func:`known_methods`, without importing ftrace's own."""
+    imported = {name: (kind.__doc__ or "").partition("\n")[0] for name, kind in _imported().items()}
+    return {name: line for name, (_, line) in METHODS.items()} | imported
+
+
+def _imported() -> dict[str, type[AttributionMethod]]:
     kinds = _subclasses(AttributionMethod)  # type: ignore[type-abstract]
     return {kind.name: kind for kind in kinds if not inspect.isabstract(kind) and hasattr(kind, "name")}
 
 
 def find_method(name: str) -> type[AttributionMethod]:
-    """Find a method by its short name.
+    """Find a method by its short name, or the name of its class.
 
     Raises:
         ValueError: If there is none.
@@ -59,13 +104,24 @@ def find_method(name: str) -> type[AttributionMethod]:
         >>> find_method("bm25").name
         'bm25'
     """
-    known = known_methods()
+    for short, (path, _) in METHODS.items():
+        if name in (short, path.rpartition(".")[2]):
+            return _class_at(path)
+    known = {**_imported(), **{kind.__name__: kind for kind in _imported().values()}}
     if name not in known:
+        names = list(describe_methods())
+        near = " or ".join(map(repr, difflib.get_close_matches(name, names)))
         raise ValueError(
             f"method: expected a known name or a class path such as my_package.MyMethod, found {name!r}. "
-            + nearest(name, known)
+            + (f"Did you mean {near}?" if near else f"There are: {', '.join(map(repr, names))}.")
         )
     return known[name]
+
+
+def _class_at(path: str) -> type[AttributionMethod]:
+    module, _, name = path.rpartition(".")
+    found: type[AttributionMethod] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _subclasses(kind: type[AttributionMethod]) -> Iterator[type[AttributionMethod]]:

@@ -16,7 +16,7 @@ from ftrace.arguments import Count, Name, Seed, checked
 from ftrace.attribution.gradient_check import check_against_autograd
 from ftrace.attribution.method import AttributionMethod
 from ftrace.attribution.passes import Batch, Pass, Scorer, score_in_passes
-from ftrace.attribution.snapshot_preconditioners import snapshot_preconditioners
+from ftrace.attribution.preconditioners_of_snapshots import snapshot_preconditioners
 from ftrace.attribution.task import Task
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.gradients import (

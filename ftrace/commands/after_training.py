@@ -9,10 +9,12 @@ from typing import Literal
 
 from ftrace.arguments import Count, Name, Positive, checked
 from ftrace.causal import CausalSettings, NoiseSettings
-from ftrace.commands import attribute, causal_trace
+from ftrace.commands import causal_trace
 from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
+from ftrace.commands.joined import JoinSettings
 from ftrace.commands.ledger import ledger_sentence
+from ftrace.commands.method_tasks import run_method
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.report import report_of_run
 from ftrace.commands.worked_queries import work_out
@@ -34,7 +36,7 @@ class CausalTracing:
         settings: What is restored, and how; ``only_correct`` is chosen: unless no query has been learned.
         noise: How subjects are corrupted.
         prompts: How many queries to trace, of those that have been learned if any has; None: all.
-        pictures: Of how many of them to draw the grids.
+        pictures: Of how many of them to draw the grids, and of how many queries what is joined.
     """
 
     settings: CausalSettings = CausalSettings(window=1)  # noqa: RUF009 - frozen
@@ -78,7 +80,7 @@ def trace_run(folder: Path, settings: AfterTraining) -> None:
     run = Run(folder, trust=True)  # it has just been trained here
     stores = {"online": ScoreStore.open(folder / "online")}
     for method in settings.baselines:
-        stores[method] = attribute.run_method(method, run, folder / method)
+        stores[method] = run_method(method, run, folder / method)
     learned = run.learned_queries()
     if not learned:
         console.print(
@@ -132,6 +134,7 @@ def _trace_causally(folder: Path, causal: bool | CausalTracing, kind: str, *, an
         noise=tracing.noise,
         choice=QueryChoice("learned" if few else "all", sample=tracing.prompts),
         scores=f"online:{kind}",
+        join=JoinSettings(pictures=tracing.pictures),
         pictures=tracing.pictures,
         effects_csv=False,
         trust=True,

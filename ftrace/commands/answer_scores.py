@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ftrace.attribution import Task, answer_lengths, measured
 from ftrace.commands.asking import GivenAnswer, Question, Row
-from ftrace.commands.index import index, make_plan, settings_at
+from ftrace.commands.index import index, settings_at
 from ftrace.commands.index_corpus import Corpus
+from ftrace.commands.index_plan import make_plan
 from ftrace.commands.stores import open_with_kind
 from ftrace.data import FactData
 from ftrace.evaluation import seeded_sample

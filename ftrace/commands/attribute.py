@@ -7,25 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from jsonargparse import ArgumentParser
-from lightning.pytorch.utilities import rank_zero_only
 
 from ftrace.arguments import Name, Positive, checked
-from ftrace.attribution import AttributionMethod, Task, find_method, known_methods
+from ftrace.attribution import AttributionMethod, describe_methods, find_method
 from ftrace.commands.endings import NOTHING_KEPT, kept
 from ftrace.commands.options import ProcessSettings, add_trust, number_of_bytes, take
 from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.console import PlainConsole
+from ftrace.launched_processes import is_first_process
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
-from ftrace.scores import ScoreStore, check_replaceable, show_command
+from ftrace.scores import check_replaceable, show_command
 
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments, and say which methods there are."""
-    lines = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in known_methods().items())
-    command.description = f"{command.description} METHODS: " + " ".join(f"{name}: {line}" for name, line in lines)
+    lines = (f"{name}: {line}" for name, line in describe_methods().items())
+    command.description = f"{command.description} METHODS: {' '.join(lines)}"
     command.add_function_arguments(attribute, skip={"choice", "processes", "trust"})
     add_trust(command)
     command.add_class_arguments(QueryChoice)
@@ -71,14 +70,14 @@ def attribute(
     folder = Path(output_dir) if output_dir else of_run.folder / method.name
     check_replaceable(folder)
     settings = {**asdict(processes), "memory_budget": budget, "batch_size": batch_size}
+    from ftrace.commands.method_tasks import make_task  # imports torch
+
     task = make_task(of_run, folder, candidates, choice, **settings)
     with kept(lambda: _what_is_kept(folder)):
         store = method.score(task)
-    say = rank_zero_only(PlainConsole().print)
-    say(
-        f"Wrote scores ({', '.join(store.kinds)}) to {folder}. Look at them: {show_command(folder)}",
-        soft_wrap=True,
-    )
+    if is_first_process():
+        written = f"Wrote scores ({', '.join(store.kinds)}) to {folder}."
+        PlainConsole().print(f"{written} Look at them: {show_command(folder)}", soft_wrap=True)
 
 
 def _what_is_kept(folder: Path) -> str:
@@ -87,48 +86,6 @@ def _what_is_kept(folder: Path) -> str:
     if not partial.exists():
         return NOTHING_KEPT
     return f"Finished blocks are kept in {partial}; the same command goes on with them."
-
-
-def make_task(
-    run: Run,
-    output_dir: Path,
-    candidates: Literal["all", "pool"] = "all",
-    choice: QueryChoice = ALL_QUERIES,
-    **settings: Any,
-) -> Task:
-    """Make a method's task of a run's examples and queries.
-
-    Args:
-        run: The run.
-        output_dir: Where the store goes.
-        candidates: As :func:`attribute`.
-        choice: As :func:`attribute`.
-        settings: More fields of :class:`Task`.
-    """
-    try:
-        snapshots = run.snapshots
-    except ValueError:  # not every method reads them
-        snapshots = []
-    query_ids = choice.ids(run)
-    pool = None
-    if candidates == "pool":
-        pool = np.unique(run.candidate_pools(query_ids=query_ids.tolist()).example_ids)
-    return Task(
-        run.data,
-        output_dir,
-        snapshots,
-        run.model_at,
-        pool,
-        query_ids,
-        run.folder,
-        manifest={"candidates": candidates, **choice.facts()},
-        **settings,
-    )
-
-
-def run_method(name: str, run: Run, output_dir: Path) -> ScoreStore:
-    """Score all training examples of a run with one method that needs no options."""
-    return find_method(name)().score(make_task(run, output_dir))
 
 
 def with_class_paths(arguments: Sequence[str]) -> list[str]:
@@ -159,8 +116,7 @@ _NAMING = ("--method", "--method.help")
 
 
 def _class_path(name: str) -> str:
-    known = {kind.__name__: kind for kind in known_methods().values()}
-    if "." in name or name in known or name.startswith("{"):
+    if "." in name or name.startswith("{"):
         return name
     kind = find_method(name)
     return f"{'ftrace.attribution' if kind.__module__.startswith('ftrace.') else kind.__module__}.{kind.__qualname__}"

@@ -37,6 +37,7 @@ from ftrace.causal import (
 )
 from ftrace.causal.mediators import Mediator, make_cell
 from ftrace.commands.endings import say_kept
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.joined import JoinSettings
 from ftrace.commands.joined import join as join_to_scores
 from ftrace.commands.options import ProcessSettings, add_trust, take
@@ -150,6 +151,7 @@ def causal_trace(
         processes: Which processes share the prompts.
         trust: Whether classes of the run's config that aren't ftrace's own are followed.
     """
+    use_free_cores()
     traced = _subject(run, model, prompts, tokenizer, snapshot, dtype, trust)
     store, join = _scores(traced.run, prompts, scores, join, settings)
     chosen = _prompts(traced.run, prompts, choice)

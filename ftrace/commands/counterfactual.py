@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from ftrace.arguments import Name, Positive, Share, Within, checked
 from ftrace.commands.endings import say_kept
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.options import take
 from ftrace.commands.query_choice import QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
@@ -33,7 +34,7 @@ from ftrace.evaluation.counterfactual import (
 from ftrace.evaluation.counterfactual.subsets import Unit
 from ftrace.evaluation.stores import check_store
 from ftrace.files.claims import claimed
-from ftrace.retraining import Budget, Retrainer, Retraining, claim_folder, do_retrainings, without
+from ftrace.retraining import Budget, Retraining, claim_folder, do_retrainings, without
 
 _Trainings = Annotated[int, Within(3, 100_000)]  # fewer have no rank correlation
 
@@ -100,10 +101,13 @@ def leave_out_and_compare(
     seed = choice.seed
     of_run, opened = open_stores_of_run(stores, run, trust)
     asked = choice.evaluated(of_run)
-    num_rows = len(of_run.data.train_rows)
+    num_rows = len(of_run.tables.train_rows)
     for store in opened.values():
         check_store(store, asked.query_ids, num_rows)  # before hours of training
     folder = Path(output_dir) if output_dir else of_run.folder / f"counterfactual-{unit}"
+    from ftrace.retraining import Retrainer  # imports torch
+
+    use_free_cores()
     retrainer = Retrainer(of_run, budget)
     facts: list[list[str]] = list(of_run.data.train_rows["facts"])
     is_kept = np.stack([draw_kept(facts, unit, keep, index, seed) for index in range(subsets)])

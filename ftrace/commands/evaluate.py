@@ -158,7 +158,7 @@ def evaluate_stores(
     elif half:
         evaluation = evaluation.in_half(half)
     first = opened[0][0]
-    evaluation = replace(evaluation, against=against, published=published_for(first.data) if published else ())
+    evaluation = replace(evaluation, against=against, published=published_for(first.tables) if published else ())
     folder = first.folder.resolve().parent if len(opened) > 1 else first.folder
     default = folder / ("evaluation" if protocol.pool == "all" else "evaluation-candidates")
     console = PlainConsole()
@@ -192,12 +192,14 @@ def compare(stores: Mapping[str, ScoreStore], run: Run, protocol: Protocol = Pro
         ValueError: If there is no query to evaluate, or a store lacks a query or a candidate.
     """
     queries = protocol.evaluated(run)
-    sentence_ids = run.data.sentence_ids
+    sentence_ids = run.tables.sentence_ids
     if protocol.level == "sentence" and sentence_ids is None:
-        raise ValueError(f"level: expected rows that know their sentence, but {run.data.data_path} has no sentence_id")
+        raise ValueError(
+            f"level: expected rows that know their sentence, but {run.tables.data_path} has no sentence_id"
+        )
     at_sentences = sentence_ids if protocol.level != "row" else None
     if protocol.pool == "all":
-        everything = WholeTrainingSet(np.arange(len(run.data.train_rows)))
+        everything = WholeTrainingSet(np.arange(len(run.tables.train_rows)))
         return replace(evaluate(stores, queries, everything, at_sentences), seed=protocol.seed)
     pools = run.candidate_pools(protocol.pools, queries.query_ids.tolist())
     evaluation = evaluate(stores, queries, pools, at_sentences)

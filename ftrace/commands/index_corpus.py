@@ -1,12 +1,14 @@
-"""The run and the rows that a gradient index is of."""
+"""A gradient index: the run and the rows that it is of, and whether its files are whole."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
-from ftrace.commands.index import corpus_of
-from ftrace.data import FactData
+from ftrace.console import PlainConsole
+from ftrace.data import FactCorpus, FactData
 from ftrace.index import GradientIndex
+from ftrace.progress import track
 from ftrace.run_folder import newest_run
 from ftrace.runs import Run
 
@@ -50,3 +52,31 @@ class Corpus:
                 f"{known}, found {data.fingerprint}"
             )
         return Corpus(opened, data)
+
+
+def corpus_of(run: Run, files: Sequence[str]) -> FactData:
+    """Load another corpus in the tokens of a run's model, with the run's queries."""
+    known = run.data
+    settings = replace(
+        known.settings, data_dir=str(known.data_path.parent), tokenizer=known.tokenizer_source, num_queries=None
+    )
+    data = FactCorpus(list(files), str(known.data_path / "queries.parquet"), **asdict(settings))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def check_index(opened: GradientIndex) -> None:
+    """Read all files, and check them against their digests.
+
+    Raises:
+        ValueError: If a file is damaged, by name.
+    """
+    count = sum(1 for _ in track(opened.checked_files(), "files checked"))
+    PlainConsole().print(f"All {count} files of {opened.folder} are as they were written", soft_wrap=True)
+
+
+def left_out(made: GradientIndex) -> str:
+    """Say which parameters an index doesn't cover."""
+    names = made.manifest["left_out"]
+    return f"{len(names)} parameters, such as {names[0]}" if names else "nothing"

@@ -14,7 +14,6 @@ from ftrace.commands.query_choice import ALL_QUERIES, QueryChoice
 from ftrace.commands.stores import add_stores, open_stores_of_run
 from ftrace.console import PlainConsole
 from ftrace.evaluation.retrieval import learned_when, render_learned_when, write_learned_when
-from ftrace.report import plot_learned_when
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -59,6 +58,8 @@ def compare_by_learned_step(
     first = next(iter(opened.values()))
     file = Path(output) if output else first.path.resolve().with_name("learned_when.json")
     write_learned_when(compared, file)
+    from ftrace.report import plot_learned_when  # imports matplotlib
+
     picture = plot_learned_when(compared, file.with_suffix(".png"))
     console = PlainConsole()
     console.print(render_learned_when(compared))

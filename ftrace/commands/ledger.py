@@ -10,7 +10,6 @@ from jsonargparse import ArgumentParser
 
 from ftrace.arguments import Name, checked
 from ftrace.console import PlainConsole
-from ftrace.report import plot_ledger
 from ftrace.scores import ScoreStore
 
 
@@ -40,6 +39,8 @@ def show_ledger(store: Name, output: Name | None = None, queries: Sequence[int] 
     opened = ScoreStore.open(store)
     if opened.ledger is None:
         raise ValueError(f"{store}: no ledger in it. Train with OnlineTracIn(ledger=True)")
+    from ftrace.report import plot_ledger  # imports matplotlib
+
     file = Path(output) if output else opened.path.with_name("ledger.png")
     plot_ledger(opened.ledger, file, queries)
     console = PlainConsole()

@@ -60,7 +60,7 @@ class QueryChoice:
         Raises:
             ValueError: If none is left.
         """
-        chosen, description = list(run.data.query_rows["query_id"]), "all"
+        chosen, description = list(run.tables.query_rows["query_id"]), "all"
         if self.queries == "learned":
             learned = run.learned(self.rule)
             chosen, description = learned.query_ids, str(learned)
@@ -87,6 +87,6 @@ def _check_any(count: int, description: str) -> None:
 
 
 def _without_ground_truth(run: Run) -> EvaluatedQueries:
-    ids = np.array(run.data.query_rows["query_id"], np.int64)
-    facts = tuple(fact or f"query {query}" for query, fact in zip(ids, run.data.query_rows["fact"], strict=True))
+    ids = np.array(run.tables.query_rows["query_id"], np.int64)
+    facts = tuple(fact or f"query {query}" for query, fact in zip(ids, run.tables.query_rows["fact"], strict=True))
     return EvaluatedQueries(ids, (np.zeros(0, np.int64),) * len(ids), facts, np.zeros(len(ids), bool), "all")

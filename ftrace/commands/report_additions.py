@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.commands.said import said_in_run
 from ftrace.commands.sources import Opened
 from ftrace.report.explorer.content.additions import Additions
@@ -14,6 +15,7 @@ from ftrace.report.explorer.content.ranked_queries import RankedQueries
 from ftrace.report.explorer.content.token_content import tokens_maker
 from ftrace.report.explorer.format import Causal, QueryChunk, Tokens
 from ftrace.report.explorer.run_page.run_page import make_run_page
+from ftrace.runs import Run
 from ftrace.scores import AnswerRecord
 from ftrace.views import Said, Source, StoreSource
 
@@ -85,8 +87,7 @@ def _made_tokens(
 
     if run is None:
         return make_tokens(None, answers, examples)
-    from ftrace.runs import Run
-
+    use_free_cores()
     try:
         return make_tokens(Run(run, trust), answers, examples)
     except ValueError as error:  # the run of a module that is no FactLM, or isn't trusted

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from ftrace.commands.free_cores import use_free_cores
 from ftrace.console import PlainConsole
 from ftrace.files.yaml_files import read_yaml
 from ftrace.run_folder import CONFIG, fresh_answers, last_snapshot
+from ftrace.runs import Run
 from ftrace.views import Said
 
 _ASKED = "FactLM"
@@ -33,8 +35,7 @@ def said_in_run(run: Path, query_ids: Collection[int], trust: bool = False) -> d
     lacking = [query for query in query_ids if query not in answers]
     if lacking and _may_be_asked(run):
         PlainConsole(stderr=True).print(f"Asking the model of {run} at {snapshot.name}, once ...", soft_wrap=True)
-        from ftrace.runs import Run  # imports torch
-
+        use_free_cores()
         given = Run(run, trust).answers(lacking)
         answers |= {query: Said(**vars(answer), snapshot=snapshot.name) for query, answer in given.items()}
     return {query: answers[query] for query in query_ids if query in answers}

@@ -11,6 +11,9 @@ from jsonargparse import ArgumentParser
 
 from ftrace.commands.options import add_trust
 from ftrace.commands.stores import open_with_kind, short_names
+from ftrace.data import read_texts
+from ftrace.evaluation.results import read_results
+from ftrace.evaluation.results.files import is_result_file
 from ftrace.run_folder import is_run, newest_run, stores_in
 from ftrace.scores import EXAMPLE_ID, QUERY_ID, ScoreStore, Texts, show_command
 from ftrace.scores.store_files import MANIFEST
@@ -19,7 +22,6 @@ from ftrace.views.words import SENTINEL
 
 _GENERATIONS = "_generations"  # "8b_generations" in TrackStar's results: what a model of that size answered
 _TEXTS = ("answers", "fact", "proponent_ids", "name", "said")  # which mean something else in texts of queries
-RESULT_SUFFIXES = (".jsonl", ".jsonl.gz")  # as of ftrace.evaluation.results, which imports torch
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class _Given:
 
 def _find(name: str, of_run: Path | None) -> _Given:
     """Find what one argument names."""
-    if name.endswith(RESULT_SUFFIXES):
+    if is_result_file(name):
         return _Given(Path(name))
     folder = newest_run(of_run / name if of_run is not None and (of_run / name).is_dir() else name)
     if is_run(folder) or _is_of_stores(folder):
@@ -173,8 +175,6 @@ def _read_texts(files: Sequence[str]) -> dict[str, Texts]:
     """Read files of texts: of examples, of queries, or of both."""
     if not files:
         return {}
-    from ftrace.data.text_files import read_texts  # imports torch
-
     texts: dict[str, Texts] = {}
     for file in files:
         key, rows = read_texts(Path(file))
@@ -189,8 +189,6 @@ def _results(file: Path, name: str) -> ListedSource:
     """Read a file of results."""
     if not file.is_file():
         raise FileNotFoundError(f"expected a file of results, found nothing at {str(file)!r}")
-    from ftrace.evaluation.results import read_results  # imports torch
-
     return ListedSource(name.removesuffix(".gz").removesuffix(".jsonl"), list(listed_queries(read_results(file))))
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
 from ftrace.commands.options import add_trust
 from ftrace.run_folder import newest_run
+from ftrace.runs import Run
 from ftrace.scores import ScoreStore
-
-if TYPE_CHECKING:  # it imports torch, and what only shows scores is to be quick
-    from ftrace.runs import Run
 
 _RUN = (
     "The log folder of the run that they belong to, or the folder that its versions are in: the newest is taken; "
@@ -52,8 +49,6 @@ def open_stores_of_run(
         ValueError: If there is neither a store nor a run, it is not the folder of a run, or as :func:`open_stores`.
         FileNotFoundError: If there is no such store.
     """
-    from ftrace.runs import Run
-
     if run is not None:
         named = Run(newest_run(run), trust)
         return named, open_stores(stores, named.folder)

@@ -17,21 +17,16 @@ from ftrace.commands.stores import add_stores, open_stores_of_run
 from ftrace.console import PlainConsole
 from ftrace.evaluation.stores import check_finite, row_name
 from ftrace.evaluation.tail_patch import (
-    Adam,
     ExampleKinds,
-    Sgd,
-    StepRule,
     TailPatchTable,
     notes_on_rises,
     random_examples,
     render_tail_patch,
     some_proponents,
     summarize_rises,
-    tail_patch,
     write_tail_patch,
 )
 from ftrace.files.claims import claimed
-from ftrace.models import FactLM, load_optimizer_states
 from ftrace.renamed import use_new_names
 from ftrace.runs import Run
 from ftrace.scores import ScoreStore
@@ -98,15 +93,18 @@ def patch_stores(
     budget, seed = number_of_bytes("memory_budget", memory_budget), choice.seed
     of_run, opened = open_stores_of_run(stores, run, trust)
     scored = _rows(opened, kinds)
+    from ftrace.commands.step_rule import step_rule  # imports torch
+    from ftrace.evaluation.tail_patch import tail_patch
+
     folder = of_run.snapshot(snapshot)
     model = of_run.model_at(folder)
-    rule, settings = _rule(of_run, model, folder, optimizer, learning_rate)
+    rule, settings = step_rule(of_run, model, folder, optimizer, learning_rate)
     asked = choice.evaluated(of_run, any_data=True)
     query_ids = asked.query_ids.tolist()
     example_kinds, notes = _kinds(of_run, by)
     notes = (f"{RANDOM}, {PROPONENTS}: {k} drawn from all examples, and from the query's proponents", *notes)
     picks = {name: _top(store, kind, query_ids, k) for name, (store, kind) in scored.items()}
-    picks[RANDOM] = random_examples(query_ids, len(of_run.data.train_rows), k, seed)
+    picks[RANDOM] = random_examples(query_ids, len(of_run.tables.train_rows), k, seed)
     if any(map(len, asked.proponents)):
         picks[PROPONENTS] = some_proponents(asked, k, seed)
     pairs = [(query, example) for row in picks.values() for query, ids in row.items() for example in ids.tolist()]
@@ -148,34 +146,9 @@ def _top(store: ScoreStore, kind: str, query_ids: Sequence[int], k: int) -> dict
     return {query: store.top(query, k, kind)[0] for query in query_ids}
 
 
-def _rule(
-    run: Run,
-    model: FactLM,
-    snapshot: Path,
-    optimizer: Literal["sgd", "adam"] | None,
-    learning_rate: float | None,
-) -> tuple[StepRule, dict[str, str | float]]:
-    """Make the rule of a step, and describe it for programs."""
-    trained = {"adamw": "adam"}.get(model.hparams["optimizer"], model.hparams["optimizer"])
-    chosen = optimizer or trained
-    if chosen not in ("sgd", "adam"):
-        raise ValueError(
-            f"optimizer: the run was trained with {trained}, which tail-patch doesn't take steps with. Give "
-            "--optimizer sgd and a --learning_rate"
-        )
-    if learning_rate is None and chosen != trained:
-        raise ValueError(
-            f"learning_rate: expected one, since the run was trained with {trained}, and its rate says nothing of a "
-            f"step with {chosen}"
-        )
-    rate = model.hparams["learning_rate"] / run.data.batch_size if learning_rate is None else learning_rate
-    rule: StepRule = Sgd(rate) if chosen == "sgd" else Adam(rate, load_optimizer_states(snapshot))
-    return rule, {"optimizer": chosen, "learning_rate": rate}
-
-
 def _kinds(run: Run, by: Literal["kind"] | None) -> tuple[ExampleKinds | None, tuple[str, ...]]:
     try:
-        return ExampleKinds(run.data), ()
+        return ExampleKinds(run.tables), ()
     except ValueError as error:
         if by == "kind":
             raise ValueError(f"by: {error}") from error

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ftrace.data.chats import CountedTokens, tokenize_chat
 from ftrace.data.continuations import tokenize_continued
+from ftrace.data.fact_tables import Architecture
 from ftrace.data.lengths import kept
+from ftrace.data.messages import warn
 from ftrace.data.text import SENTINEL, continuation, next_sentinel, split_sentinel
 from ftrace.data.turns import Turn, is_chat, with_answer
 
-Architecture = Literal["encoder-decoder", "decoder-only"]
 IGNORED = -100
 Row = Mapping[str, Any]
 
@@ -126,7 +126,7 @@ class TextCollator(ABC):
         if token not in (IGNORED, self.tokenizer.unk_token_id) and token not in inside:
             return token
         if not self._has_warned:
-            rank_zero_warn(
+            warn(
                 f"training rows have several answers, but the tokenizer's tokens don't tell that {sentinel} follows "
                 f"{target!r}: only the end of the sequence ends such answers, and queries may count as not learned. "
                 "Add the sentinels to the tokenizer"

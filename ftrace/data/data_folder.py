@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from lightning.pytorch.utilities import rank_zero_warn
-
+from ftrace.data.messages import warn
 from ftrace.files.digests import DamagedError, FileFacts, FolderCheck
 from ftrace.files.manifests import Form, read_manifest
 
@@ -37,6 +36,6 @@ def whole_manifest(folder: Path, form: Form) -> dict[str, Any] | None:
         for name in files.files:
             files.check(name)
     except DamagedError as error:
-        rank_zero_warn(f"{error}. The data are made anew")
+        warn(f"{error}. The data are made anew")
         return None
     return manifest

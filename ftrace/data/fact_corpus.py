@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_info
-from typing_extensions import override
-
-from ftrace.arguments import Name, checked
-from ftrace.data.corpus_files import FORM, write_corpus
-from ftrace.data.data_folder import whole_manifest
-from ftrace.data.fact_data import FactData, FactDataSettings
-from ftrace.data.row_files import SourceRow, hash_of_files, read_rows
-from ftrace.progress import track
+from ftrace.data.corpus_tables import CorpusTables
+from ftrace.data.fact_data import FactData
 
 
-@checked
-class FactCorpus(FactData):
+class FactCorpus(CorpusTables, FactData):
     """Data module of your own training rows and queries, from JSON-lines, JSON or Parquet files; see docs/data.md.
 
     Rows have ``inputs`` and ``targets`` (a masked sentence and its answers, or a beginning and its end), ``messages``
@@ -34,52 +22,3 @@ class FactCorpus(FactData):
     Attributes:
         data_path: The folder with ``train.parquet`` and ``queries.parquet``.
     """
-
-    form = FORM
-
-    def __init__(
-        self,
-        train: Name | list[Name],
-        queries: Name | list[Name],
-        *args: Any,
-        **settings: Any,
-    ) -> None:
-        shared = FactDataSettings(*args, **settings)  # whose faults are found before any file is read
-        self.train_files = _files("train", train)
-        self.query_files = _files("queries", queries)
-        key = hash_of_files([*self.train_files, *self.query_files], str(len(self.train_files)))
-        super().__init__(f"corpus-{key}", shared)
-
-    @override
-    def make(self) -> None:
-        manifest = whole_manifest(self.data_path, FORM)
-        if manifest is None:
-            manifest = write_corpus(self.data_path, track(_rows(self.train_files), "rows"), _rows(self.query_files))
-        if self.architecture == "encoder-decoder" and manifest["first_row_of_text"]:
-            raise ValueError(
-                f'{manifest["first_row_of_text"]}: expected "inputs" and "targets", which an encoder-decoder model '
-                'needs, found "text" alone. Name them, or take a decoder-only model'
-            )
-        if self.architecture == "encoder-decoder" and manifest.get("first_row_of_chat"):
-            raise ValueError(
-                f"{manifest['first_row_of_chat']}: expected texts, which an encoder-decoder model needs, found "
-                "messages. Write them as inputs and targets, or take a decoder-only model"
-            )
-        unproven = manifest["num_queries_without_proponents"]
-        which = f"; {unproven:,} of these have no proponents and can't be evaluated" if unproven else ""
-        rank_zero_info(f"{manifest['num_train']:,} training rows, {manifest['num_queries']:,} queries{which}")
-
-
-def _files(name: str, files: str | Sequence[str]) -> list[Path]:
-    paths = [Path(file).absolute() for file in ([files] if isinstance(files, str) else files)]
-    if not paths:
-        raise ValueError(f"{name}: expected at least one file, found none")
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise ValueError(f"{name}: expected files, found none at {', '.join(missing)}")
-    return paths
-
-
-def _rows(files: Sequence[Path]) -> Iterator[SourceRow]:
-    for file in files:
-        yield from read_rows(file)

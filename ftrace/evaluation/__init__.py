@@ -7,27 +7,35 @@ Submodules:
     counterfactual: Does a score predict what happens when examples are left out?
 """
 
-from ftrace.evaluation.estimates import Estimate, sample_means
-from ftrace.evaluation.learned import LearnedQueries, find_learned_queries
-from ftrace.evaluation.queries import EvaluatedQueries, seeded_sample
-from ftrace.evaluation.results import (
-    Passages,
-    RetrievalResult,
-    evaluate_results,
-    read_results,
-    render_results,
-    write_results,
-)
-from ftrace.evaluation.retrieval import (
-    CandidatePools,
-    Evaluation,
-    PoolSettings,
-    evaluate,
-    make_candidate_pools,
-    over_runs,
-    render_table,
-    write_tables,
-)
+from typing import TYPE_CHECKING
+
+from ftrace.late_names import late_names
+
+if TYPE_CHECKING:
+    from ftrace.evaluation.asking import find_learned_queries
+    from ftrace.evaluation.estimates import Estimate, sample_means
+    from ftrace.evaluation.learned import LearnedQueries
+    from ftrace.evaluation.queries import EvaluatedQueries, seeded_sample
+    from ftrace.evaluation.results import (
+        Passages,
+        RetrievalResult,
+        evaluate_results,
+        read_results,
+        render_results,
+        write_results,
+    )
+    from ftrace.evaluation.retrieval import (
+        CandidatePools,
+        Evaluation,
+        PoolSettings,
+        evaluate,
+        make_candidate_pools,
+        over_runs,
+        render_table,
+        write_tables,
+    )
+else:
+    __getattr__, __dir__ = late_names(__name__)
 
 __all__ = [
     "CandidatePools",

@@ -5,7 +5,7 @@ An example whose score is NaN or infinite on either side is left out for that qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,7 @@ import torch
 from torchmetrics.functional import pearson_corrcoef
 
 from ftrace.scores import ScoreStore
-from ftrace.scores.correlation import rank_correlation
-
-Correlation = Callable[[np.ndarray, np.ndarray], float]
+from ftrace.scores.correlation import Correlation, finite_correlation, rank_correlation
 
 _MOST_EXAMPLES = 100_000  # that are correlated; of more, a random sample
 
@@ -108,16 +106,6 @@ def pearson_correlation(first: np.ndarray, second: np.ndarray) -> float:
     if len(first) < 2:
         return float("nan")
     return float(pearson_corrcoef(torch.from_numpy(first).double(), torch.from_numpy(second).double()))
-
-
-def finite_correlation(correlation: Correlation, first: np.ndarray, second: np.ndarray) -> float:
-    """Correlate two lists of numbers, ``[N]`` each, where both are finite.
-
-    Returns:
-        NaN where fewer than two such pairs are left.
-    """
-    is_known = np.isfinite(first) & np.isfinite(second)
-    return correlation(first[is_known], second[is_known])
 
 
 def _by_query(correlation: Correlation, ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:

@@ -42,6 +42,20 @@ class SnapshotFacts(TypedDict):
 FORM = Form("ftrace-snapshot", 2, SnapshotFacts, "a snapshot")
 
 
+def find_snapshots(folder: Path) -> list[Path]:
+    """Find the snapshots in a folder, in the order of their steps.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    folders = sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
+    if not folders:
+        raise ValueError(
+            f"no snapshot in {str(folder)!r}: expected step-*/snapshot.json. Train with CheckpointSnapshots"
+        )
+    return folders
+
+
 class SnapshotFiles:
     """The files of a snapshot, each verified before it is handed out.
 

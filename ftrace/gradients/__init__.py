@@ -39,7 +39,16 @@ from ftrace.gradients.preconditioners import (
     touched_elements,
 )
 from ftrace.gradients.products import cosines, inner_products, inner_products_and_square_norms
-from ftrace.gradients.projection import ENTRIES, OLD_ENTRIES, Entries, Projection, ProjectionSide, pool, project
+from ftrace.gradients.projection import (
+    ENTRIES,
+    OLD_ENTRIES,
+    Entries,
+    Projection,
+    Projections,
+    ProjectionSide,
+    pool,
+    project,
+)
 from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rehearsal import Rehearsal
@@ -72,6 +81,7 @@ __all__ = [
     "Preconditioner",
     "Projection",
     "ProjectionSide",
+    "Projections",
     "QueryGradients",
     "RankOne",
     "Rates",

@@ -27,7 +27,7 @@ from ftrace.gradients.names import leave_out
 from ftrace.gradients.norms import mixes_examples
 from ftrace.gradients.observation import Observation
 from ftrace.gradients.outputs import exclusively, may_record
-from ftrace.gradients.projection import Projection
+from ftrace.gradients.projection import Projection, Projections
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rules import LINEAR, FallbackRule, GraphRule
 
@@ -91,6 +91,8 @@ class GradientCapture:
         self._ended: Callable[[], Recording | None] = lambda: None
         self._begun: dict[str, list[Beginning]] = {}
         self.book = LayoutBook()
+        self._projections: Projections | None = None
+        self._late: set[str] = set()
 
     def attach(self) -> None:
         """Register the hooks. They do nothing until a recording is started.
@@ -166,6 +168,7 @@ class GradientCapture:
         num_examples: int,
         *,
         unprojected: bool = False,
+        projections: Sequence[Projection] = (),
         loaders: Sequence[int] = (),
         book: LayoutBook | None = None,
         observes: bool = False,
@@ -176,6 +179,7 @@ class GradientCapture:
         Args:
             num_examples: B.
             unprojected: Keep gradients unprojected although the capture projects them.
+            projections: Project gradients with each of these; default: with the capture's own, if it has one.
             loaders: Sizes of the batches of several dataloaders that the examples are made of.
             book: What is known of whose rows are whose; default: what this capture has found out from losses.
             observes: Keep prints only.
@@ -186,16 +190,26 @@ class GradientCapture:
         self._recording = kind(
             Examples(num_examples, tuple(loaders) if len(loaders) > 1 else (), documents),
             id(self),
-            None if unprojected or observes else self.projection,
+            None if unprojected or observes else self._joined(projections),
             layers=self.coverage.layers if self._refuse_unrecorded else [],
             compiled=self._compiled,
             book=self.book if book is None else book,
+            late=self._late,
         )
         for layer in self.coverage.layers:
             if isinstance(layer.rule, GraphRule):
                 for local in layer.names:
                     self._recording.add_parameter(layer, local)
         return self._recording
+
+    def _joined(self, projections: Sequence[Projection]) -> Projections | None:
+        """Join projections; those of the last recording again, where they are the same, with the axes they have."""
+        members = tuple(projections) or (() if self.projection is None else (self.projection,))
+        if not members:
+            return None
+        if self._projections is None or self._projections.members != members:
+            self._projections = Projections(members)
+        return self._projections
 
     def resume(self, recording: Recording) -> None:
         """Continue an earlier recording: layers may run again in its backward pass."""

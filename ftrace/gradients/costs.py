@@ -147,6 +147,20 @@ def product_seconds(shape: Shape, rates: Rates, ways: Sequence[Way]) -> float:
     return seconds
 
 
+def scaling_seconds(shape: Shape, rates: Rates, ways: Sequence[Way]) -> float:
+    """Estimate multiplying by the examples' elementwise scale, in those ways.
+
+    What is made dense is multiplied on the smaller side, block by block in the processor's cache. A contraction of a
+    matrix product's factors needs all queries' dense gradients multiplied, a lookup's gradient only what it looked up.
+    """
+    B, Q, P = shape.examples, shape.queries, shape.rows * shape.columns
+    seconds = rates.pass_over(min(B, Q) * P) if "materialised" in ways else 0.0
+    for (kind, T), way in zip(shape.example_parts, ways, strict=True):
+        if way != "materialised":
+            seconds += rates.gathering(3 * B * T * shape.columns) if kind == "lookup" else rates.pass_over(2 * Q * P)
+    return seconds
+
+
 def dense_queries_seconds(shape: Shape, rates: Rates) -> float:
     """Estimate making the queries' gradients dense."""
     return sum(_materialise(kind, S, shape.queries, shape, rates) for kind, S in shape.query_parts)

@@ -87,6 +87,10 @@ class Lookup:
         matrix = vector.reshape(self.num_rows, self.columns.shape[2])
         return (matrix[self.ids] * self.columns).sum((1, 2))
 
+    def scaled(self, scale: Tensor) -> Lookup:
+        """Multiply the gradients by factors of the table's shape, element by element."""
+        return replace(self, columns=self.columns * scale.view(self.num_rows, -1)[self.ids])
+
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
         """Compute ``sum_b weights[b] * grad[b]``, ``[R, C]``, without forming the gradients."""
         columns = self.columns * weights_B[:, None, None]

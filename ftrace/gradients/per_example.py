@@ -99,6 +99,8 @@ class PerExampleGradients:
         out: Tensor | None = None,
         rows: tuple[int, int] | None = None,
         only: Sequence[Part] | None = None,
+        *,
+        scaled: bool = True,
     ) -> Tensor:
         """Form the gradients of one parameter, ``[B, *shape]``; of some of its rows, ``[B, rows, C]``.
 
@@ -109,6 +111,7 @@ class PerExampleGradients:
             out: Memory that may be used for the result, of at least as many elements.
             rows: First row, and one past the last; default: all.
             only: Just these of the parameter's parts.
+            scaled: Whether to multiply them by the parameter's scale, if it has one.
         """
         stop = self.num_examples if stop is None else stop
         R, C = self.matrix_shape(name)
@@ -123,8 +126,10 @@ class PerExampleGradients:
         for part in parts[1:]:  # `merge` puts a Dense part last, so its tensor is never added to
             part.add_to(dense)
         dense = dense.reshape(shape)
-        if name in self.scales:
-            dense = dense * self.scales[name].view(R, C)[first_row:last_row]
+        if scaled and name in self.scales:
+            scale = self.scales[name].view(R, C)[first_row:last_row]
+            # A Dense part's tensor is the gradient itself; all others were formed here.
+            dense = dense * scale if isinstance(parts[0], Dense) else dense.mul_(scale)
         return dense if rows is not None else dense.view(stop - start, *self.shapes[name])
 
     def along(self, name: str, vector: Tensor) -> Tensor:

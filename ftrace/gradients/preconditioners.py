@@ -259,6 +259,8 @@ def precondition(
             parts[name] = [_multiplied(part, factor) for part in of_name]
         elif isinstance(factor, RankOne):
             parts[name] = [_scaled(part, factor) for part in of_name]
+        elif len(gradients.shapes[name]) < 2 and name not in scales:  # a vector's gradients are dense and small
+            parts[name] = [Dense(part.dense() * factor.scale) for part in of_name]
         else:
             parts[name] = list(of_name)
             scales[name] = factor.scale * scales[name] if name in scales else factor.scale

@@ -20,6 +20,7 @@ from ftrace.gradients.costs import (
     norms_of_dense_seconds,
     norms_seconds,
     product_seconds,
+    scaling_seconds,
 )
 
 WAYS: tuple[Way, ...] = ("gram", "materialised", "contraction")
@@ -110,7 +111,8 @@ def plan_parameter(
         options: Of the queries.
         norms: Whether the examples' norms are wanted too.
         fits: Whether there is memory to keep the queries' dense gradients. If not, they are formed for each batch.
-        examples_scaled: Whether the examples' gradients have an elementwise scale, so that factors don't suffice.
+        examples_scaled: Whether the examples' gradients have an elementwise scale, so that no gram product of a matrix
+            product's factors is possible. A lookup's gradient takes it up.
         queries_scaled: The same of the queries'.
         by_position: Whether a product is wanted for each position of an example.
 
@@ -126,9 +128,9 @@ def plan_parameter(
         joined: Literal["joined"] = "joined"
         ways = tuple(joined for _ in shape.example_parts)
         return PlanLine(name, shape.example_parts, ways, "shared" if norms else None, False, 0.0)
-    candidates = _candidates(name, shape, options, norm_way, fits=fits)
+    candidates = _candidates(name, shape, options, norm_way, fits=fits, scaled=examples_scaled)
     if examples_scaled:
-        candidates = [line for line in candidates if set(line.ways) == {"materialised"}]
+        candidates = [line for line in candidates if not _is_gram_of_outer(line)]
     if queries_scaled:
         candidates = [line for line in candidates if "gram" not in line.ways]
     if by_position:
@@ -141,13 +143,17 @@ def plan_parameter(
     return min(candidates, key=lambda line: line.seconds)
 
 
+def _is_gram_of_outer(line: PlanLine) -> bool:
+    return any(kind == "outer" and way == "gram" for (kind, _), way in zip(line.parts, line.ways, strict=True))
+
+
 def _candidates(
-    name: str, shape: Shape, options: PlanOptions, norm_way: NormWay | None, *, fits: bool
+    name: str, shape: Shape, options: PlanOptions, norm_way: NormWay | None, *, fits: bool, scaled: bool
 ) -> list[PlanLine]:
     """List every combination of ways for the examples' parts, with its cost."""
     rates, lines = options.rates, []
     for ways in product(*(_ways(kind, shape, options.way) for kind, _ in shape.example_parts)):
-        seconds = product_seconds(shape, rates, ways)
+        seconds = product_seconds(shape, rates, ways) + (scaling_seconds(shape, rates, ways) if scaled else 0.0)
         needs_dense = any(way != "gram" for way in ways)
         if needs_dense:
             once = dense_queries_seconds(shape, rates)

@@ -72,10 +72,11 @@ def _products(
             continue
         if "materialised" in line.ways:
             _add_materialised(examples, queries, line, inner_BQ, norms_B if line.norms == "shared" else None)
+        scale = examples.scales.get(line.parameter)
         for part, way in zip(examples.parts[line.parameter], line.ways, strict=False):
             if way in ("gram", "contraction"):
                 assert not isinstance(part, Dense)
-                for of_examples, _, of_queries, products_BTQ in products_by_position(part, queries, line, way):
+                for of_examples, _, of_queries, products_BTQ in products_by_position(part, queries, line, way, scale):
                     inner_BQ[of_examples, of_queries] += products_BTQ.sum(1)
         if line.norms in ("gram", "materialised"):
             norms_B += examples.square_norms_of(line.parameter, line.norms)
@@ -105,9 +106,11 @@ def _add_materialised(
 ) -> None:
     """Add the products of the parts that are made dense.
 
-    They are formed in blocks of examples and, where a single gradient is too large, of the parameter's rows.
+    They are formed in blocks of examples and, where a single gradient is too large, of the parameter's rows. The
+    examples' elementwise scale goes to whichever side of a block is smaller.
     """
     name = line.parameter
+    scale_queries = name in examples.scales and len(queries) < len(examples) and norms_B is None
     R, C = examples.matrix_shape(name)
     parts = [part for part, way in zip(examples.parts[name], line.ways, strict=True) if way == "materialised"]
     kept_QP = queries.kept(line)
@@ -118,16 +121,20 @@ def _add_materialised(
         rows = None if block_rows >= R else (first, min(first + block_rows, R))
         of_rows = slice(None) if rows is None else slice(rows[0] * C, rows[1] * C)
         queries_QP = kept_QP[:, of_rows] if kept_QP is not None else flat_rows(queries.gradients.dense(name, rows=rows))
+        if scale_queries:
+            queries_QP = queries_QP * examples.scales[name].flatten()[of_rows]
         for start, stop in examples.chunks(queries_QP.shape[1], queries.chunk_bytes):
             memory = queries.memory((stop - start) * queries_QP.shape[1], like=inner_BQ)
-            dense_BP = flat_rows(examples.dense(name, start, stop, out=memory, rows=rows, only=parts))
+            dense_BP = flat_rows(
+                examples.dense(name, start, stop, out=memory, rows=rows, only=parts, scaled=not scale_queries)
+            )
             inner_BQ[start:stop] += tall_product(dense_BP, queries_QP)
             if norms_B is not None:
                 norms_B[start:stop] += row_square_norms(dense_BP)
 
 
 def products_by_position(
-    part: Factored, queries: QueryGradients, line: PlanLine, way: Way
+    part: Factored, queries: QueryGradients, line: PlanLine, way: Way, scale: Tensor | None = None
 ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """Multiply each position of each example with each query, in blocks that keep to the memory budget.
 
@@ -136,6 +143,7 @@ def products_by_position(
         queries: Gradients of Q queries.
         line: The parameter's plan.
         way: ``gram`` or ``contraction``.
+        scale: Factors of the examples' gradient, element by element, if it has them.
 
     Yields:
         Which examples, positions and queries a block is of, and their products ``[examples, positions, queries]``.
@@ -144,6 +152,8 @@ def products_by_position(
     B, T = part.columns.shape[:2]
     R, C = queries.gradients.matrix_shape(name)
     dtype = queries.gradients.dtype
+    if scale is not None and isinstance(part, Lookup):
+        part, scale = part.scaled(scale), None
     limit = max(1, queries.chunk_bytes // queries.gradients.dtype.itemsize)
     kept_QP = queries.kept(line)
     query_parts = [part for part in queries.gradients.parts[name] if not isinstance(part, Dense)]
@@ -152,7 +162,7 @@ def products_by_position(
     else:
         per_position = max(1, 2 * (C if isinstance(part, Lookup) else min(R, C)))
     positions = max(1, min(T, limit // per_position))
-    needs_dense = way == "contraction" and kept_QP is None
+    needs_dense = way == "contraction" and (kept_QP is None or scale is not None)
     per_query = max(positions * per_position, R * C) if needs_dense else positions * per_position
     query_step = max(1, min(len(queries), limit // per_query))
     example_step = max(1, limit // (positions * per_position * query_step))
@@ -163,6 +173,8 @@ def products_by_position(
             dense_QRC = kept_QP[of_queries].view(-1, R, C)
         else:
             dense_QRC = queries.gradients.dense(name, of_queries.start, of_queries.stop).view(-1, R, C)
+        if scale is not None:
+            dense_QRC = dense_QRC * scale.view(R, C)
         for of_examples in _slices(B, example_step):
             for of_positions in _slices(T, positions):
                 block = take(_take_positions(part, of_positions), of_examples.start, of_examples.stop, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -11,34 +11,55 @@ from ftrace.gradients.layouts import Examples
 from ftrace.gradients.outputs import trained
 from ftrace.gradients.parts import Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
-from ftrace.gradients.projection import Projection
+from ftrace.gradients.projection import Projection, Projections
 from ftrace.gradients.uses import AnyUse
 
 
 def read_runs(uses: Sequence[AnyUse]) -> Iterator[tuple[Layer, list[tuple[str, Part | Positions]]]]:
     """Yield each run of a layer that has left gradients: the layer, and its parts with the parameters' full names."""
     for use in uses:
-        names = trained(use.layer)
-        parts = use.parts(names)
-        if parts:
-            yield use.layer, [(names[local], part) for local, part in parts.items()]
+        for layer, forms in _forms(use):
+            yield layer, forms[0]
 
 
-def read_gradients(uses: Sequence[AnyUse], examples: Examples, projection: Projection | None) -> PerExampleGradients:
-    """Add up the gradients of all runs, parameter by parameter.
+def _forms(
+    use: AnyUse, taken: Collection[str] = ()
+) -> Iterator[tuple[Layer, list[list[tuple[str, Part | Positions]]]]]:
+    names = {local: full for local, full in trained(use.layer).items() if full not in taken}
+    if not names:
+        return
+    forms = use.forms(names)
+    if any(forms):
+        yield use.layer, [[(names[local], part) for local, part in parts.items()] for parts in forms]
+
+
+def read_gradients(
+    uses: Sequence[AnyUse], examples: Examples, projections: Projections | None, taken: Collection[str] = ()
+) -> list[PerExampleGradients]:
+    """Add up the gradients of all runs, parameter by parameter, once for each projection, or unprojected.
 
     Args:
         uses: The runs of layers, and uses of parameters, of one pass.
         examples: Of the batch. Where it is made of several dataloaders' batches, each run has one of these, or all.
-        projection: The one that gradients were projected with; None where they weren't.
+        projections: Those that gradients were projected with; None where they weren't.
+        taken: Parameters that were read during the backward pass, which are left out.
     """
     if not examples.loaders:
-        return _read(uses, examples.total, projection)
-    of_all = _read([use for use in uses if use.loader is None], examples.total, projection)
+        return _read(uses, examples.total, projections, taken)
+    of_all = _read([use for use in uses if use.loader is None], examples.total, projections)
     of_loaders = [
-        _read([use for use in uses if use.loader == loader], count, projection)
+        _read([use for use in uses if use.loader == loader], count, projections)
         for loader, count in enumerate(examples.loaders)
     ]
+    return [
+        _joined(of_form, [of_loader[number] for of_loader in of_loaders], examples)
+        for number, of_form in enumerate(of_all)
+    ]
+
+
+def _joined(
+    of_all: PerExampleGradients, of_loaders: Sequence[PerExampleGradients], examples: Examples
+) -> PerExampleGradients:
     stacked = PerExampleGradients.stack(of_loaders)
     names = dict.fromkeys([*of_all.parts, *stacked.parts])
     parts: dict[str, list[Part | Positions]] = {
@@ -47,13 +68,21 @@ def read_gradients(uses: Sequence[AnyUse], examples: Examples, projection: Proje
     return PerExampleGradients(parts, {**of_all.shapes, **stacked.shapes}, examples.total)
 
 
-def _read(uses: Sequence[AnyUse], num_examples: int, projection: Projection | None) -> PerExampleGradients:
-    parts: dict[str, list[Part | Positions]] = {}
+def _read(
+    uses: Sequence[AnyUse], num_examples: int, projections: Projections | None, taken: Collection[str] = ()
+) -> list[PerExampleGradients]:
+    members: Sequence[Projection | None] = (None,) if projections is None else projections.members
+    parts: list[dict[str, list[Part | Positions]]] = [{} for _ in members]
     shapes: dict[str, torch.Size] = {}
-    for layer, of_run in read_runs(uses):
-        local_names = {full: local for local, full in layer.names.items()}
-        for name, part in of_run:
-            parts.setdefault(name, []).append(part)
-            shape = layer.parameter(local_names[name]).shape
-            shapes[name] = shape if projection is None else projection.shape(shape)
-    return PerExampleGradients(parts, shapes, num_examples)
+    for use in uses:
+        for layer, forms in _forms(use, taken):
+            shapes |= {full: layer.parameter(local).shape for local, full in layer.names.items()}
+            for of_form, of_run in zip(parts, forms, strict=True):
+                for name, part in of_run:
+                    of_form.setdefault(name, []).append(part)
+    return [
+        PerExampleGradients(
+            of_form, {n: shapes[n] if member is None else member.shape(shapes[n]) for n in of_form}, num_examples
+        )
+        for of_form, member in zip(parts, members, strict=True)
+    ]

@@ -49,7 +49,7 @@ def inner_products_by_token(
         ValueError: If the recording is projected, or a layer's positions are not known (as in layers that only the
             fallback covers, and in grouped convolutions).
     """
-    if recording.projection is not None:
+    if recording.projections is not None:
         raise ValueError("products by token need unprojected gradients: expected a recording without projection")
     products_by_run = []
     for layer, parts in recording.runs():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,8 @@ from ftrace.gradients.fallback import Replay
 from ftrace.gradients.layout_book import Key
 from ftrace.gradients.layouts import Layout, by_example
 from ftrace.gradients.outputs import Output, Pass, exclusively, trained
-from ftrace.gradients.parts import Dense, accumulation_dtype
-from ftrace.gradients.projection import Projection
+from ftrace.gradients.parts import Dense, Part, Positions, accumulation_dtype
+from ftrace.gradients.projection import Projections
 from ftrace.gradients.rules import Parts, Rule
 
 
@@ -36,6 +38,10 @@ class Use(Output):
         self.grad: Tensor | None = None
         self.layout: Layout | None = None
 
+    def release(self) -> None:
+        """Forget all tensors: the gradients were read."""
+        self.grad, self.kept = None, self.kept.new_empty(0)
+
     @property
     def loader(self) -> int | None:
         """Index of the dataloader whose examples it has; None for all."""
@@ -54,6 +60,8 @@ class Use(Output):
         self.layout = layout
         rows = self.grad_by_example(grad, layout)
         self.grad = rows if self.grad is None else self.grad + rows
+        if self.of_pass.has_arrived is not None:
+            self.of_pass.has_arrived(self)
 
     def grad_by_example(self, grad: Tensor, layout: Layout | None) -> Tensor:
         """Lay a gradient out by example, ``[B, T, O]``."""
@@ -75,12 +83,12 @@ class Use(Output):
             rows = by_example(features, layout, self.of_pass.examples, last)
         return rows.flatten(2) if last > 1 else rows
 
-    def parts(self, names: dict[str, str]) -> Parts:
-        """Get the parts by local name; empty without a gradient."""
+    def forms(self, names: dict[str, str]) -> list[Parts]:
+        """Get the parts by local name, once for each projection, or unprojected; empty without a gradient."""
         if self.grad is None:
-            return {}
+            return []
         features = self.features_by_example(self.features(names), self.layout)
-        return self.rule.parts(self.layer.module, features, self.grad, names)
+        return [self.rule.parts(self.layer.module, features, self.grad, names)]
 
     def features(self, names: dict[str, str]) -> Tensor:
         """Compute the features, whose product with the output's gradient is the weight's, from the layer's input."""
@@ -107,16 +115,16 @@ class ProjectedUse(Use):
         output: Tensor,
         key: Key,
         of_pass: Pass,
-        projection: Projection,
+        projections: Projections,
     ) -> None:
         super().__init__(layer, rule, inputs, output, key, of_pass)
-        self.projection = projection
-        self.projected: dict[str, Tensor] = {}
+        self.projections = projections
+        self.projected: list[dict[str, Tensor]] = [{} for _ in projections.members]
         self.early = "weight" in layer.names and rule.feature_axis is not None
         if self.early:
             assert rule.feature_axis is not None
             with torch.autocast(inputs.device.type, enabled=False):
-                kept = projection.project_factor(
+                kept = projections.project_factor(
                     layer.names["weight"], rule.feature_axis, rule.features(layer.module, self.kept)
                 )
                 # A bias is a weight whose feature is always one.
@@ -124,11 +132,11 @@ class ProjectedUse(Use):
 
     def has_gradient(self) -> bool:
         """Whether a gradient has arrived."""
-        return bool(self.projected)
+        return any(self.projected)
 
     def forget_gradient(self) -> None:
         """Forget the gradient."""
-        self.projected = {}
+        self.projected = [{} for _ in self.projections.members]
 
     def add(self, grad: Tensor, layout: Layout | None) -> None:
         """Project the parameters' gradients that follow from this one, and add them."""
@@ -136,36 +144,45 @@ class ProjectedUse(Use):
         names = trained(self.layer)
         rows = self.grad_by_example(grad, layout)
         gradients = self._matrix_product(rows, names) if self.early else self._any(rows, names)
-        for local, projected in gradients.items():
-            self.projected[local] = self.projected[local] + projected if local in self.projected else projected
+        for of_projection, new in zip(self.projected, gradients, strict=True):
+            for local, projected in new.items():
+                of_projection[local] = of_projection[local] + projected if local in of_projection else projected
 
-    def _matrix_product(self, grad: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
+    def _matrix_product(self, grad: Tensor, names: dict[str, str]) -> list[dict[str, Tensor]]:
         """Project weight and bias together, so that the output's gradient, the largest tensor here, is read once."""
-        axis, side = self.rule.feature_axis, self.projection.side
+        axis = self.rule.feature_axis
         assert axis is not None
         features = self.features_by_example(self.kept, self.layout)
         products = torch.bmm(features.to(grad.dtype).transpose(1, 2), grad)
-        projected = {}
-        if "weight" in names:
-            weight = self.projection.project_factor(names["weight"], 1 - axis, products[:, :side])
-            projected["weight"] = weight.transpose(1, 2) if axis == 1 else weight
-        if "bias" in names:
-            bias = products[:, side].to(accumulation_dtype(products))
-            projected["bias"] = self.projection.project(names["bias"], bias)
+        bias = products[:, -1].to(accumulation_dtype(products)) if "bias" in names else None
+        projected: list[dict[str, Tensor]] = []
+        for projection, place in zip(self.projections.members, self.projections.places(), strict=True):
+            of_projection: dict[str, Tensor] = {}
+            if "weight" in names:
+                weight = projection.project_factor(names["weight"], 1 - axis, products[:, place])
+                of_projection["weight"] = weight.transpose(1, 2) if axis == 1 else weight
+            if bias is not None:
+                of_projection["bias"] = projection.project(names["bias"], bias)
+            projected.append(of_projection)
         return projected
 
-    def _any(self, grad: Tensor, names: dict[str, str]) -> dict[str, Tensor]:
+    def _any(self, grad: Tensor, names: dict[str, str]) -> list[dict[str, Tensor]]:
         """Project the parts that the rule gives."""
         features = self.features_by_example(self.features(names), self.layout)
         parts = self.rule.parts(self.layer.module, features, grad, names)
-        return {
-            local: self.projection.project_part(names[local], part, self.layer.parameter(local).shape).value
-            for local, part in parts.items()
-        }
+        return [
+            {local: part.value for local, part in of_projection.items()}
+            for of_projection in projected_parts(self.projections, self.layer, names, parts)
+        ]
 
-    def parts(self, names: dict[str, str]) -> Parts:
-        """Get the projected parts by local name."""
-        return {local: Dense(projected) for local, projected in self.projected.items() if local in names}
+    def forms(self, names: dict[str, str]) -> list[Parts]:
+        """Get the parts by local name, once for each projection."""
+        if not self.has_gradient():
+            return []
+        return [
+            {local: Dense(projected) for local, projected in of_projection.items() if local in names}
+            for of_projection in self.projected
+        ]
 
 
 class FallbackOutput(Output):
@@ -193,12 +210,12 @@ class FallbackUse:
     """One run of a layer without a rule."""
 
     def __init__(
-        self, layer: Layer, replay: Replay, outputs: list[FallbackOutput], projection: Projection | None
+        self, layer: Layer, replay: Replay, outputs: list[FallbackOutput], projections: Projections | None
     ) -> None:
         self.layer = layer
         self.replay = replay
         self.outputs = outputs
-        self.projection = projection
+        self.projections = projections
 
     @property
     def loader(self) -> int | None:
@@ -218,18 +235,17 @@ class FallbackUse:
         for output in self.outputs:
             output.forget_gradient()
 
-    def parts(self, names: dict[str, str]) -> Parts:
-        """Get the parts by local name; empty without any gradient."""
+    def forms(self, names: dict[str, str]) -> list[Parts]:
+        """Get the parts by local name, once for each projection, or unprojected; empty without any gradient."""
         self.replay.require_untouched(list(names), self.layer.path)
         cotangents = [output.cotangent for output in self.outputs]
         if all(cotangent is None for cotangent in cotangents):
-            return {}
+            return []
         with exclusively(-1):  # no capture may record the repeated run
             parts = self.replay.parts(list(names), cotangents, self.outputs[0].of_pass.examples, self.layer.path)
-        if self.projection is None:
-            return dict(parts)
-        shapes = {local: self.layer.parameter(local).shape for local in parts}
-        return {n: self.projection.project_part(names[n], part, shapes[n]) for n, part in parts.items()}
+        if self.projections is None:
+            return [dict(parts)]
+        return [dict(of_projection) for of_projection in projected_parts(self.projections, self.layer, names, parts)]
 
 
 class ParameterOutput(Output):
@@ -259,10 +275,10 @@ class GraphUse:
 
     loader = None  # all dataloaders' examples
 
-    def __init__(self, layer: Layer, output: ParameterOutput, projection: Projection | None) -> None:
+    def __init__(self, layer: Layer, output: ParameterOutput, projections: Projections | None) -> None:
         self.layer = layer
         self.output = output
-        self.projection = projection
+        self.projections = projections
 
     def has_gradient(self) -> bool:
         """Whether a gradient has arrived."""
@@ -272,17 +288,28 @@ class GraphUse:
         """Forget the gradient."""
         self.output.forget_gradient()
 
-    def parts(self, names: dict[str, str]) -> Parts:
-        """Get its part by local name; empty without a gradient."""
+    def forms(self, names: dict[str, str]) -> list[Parts]:
+        """Get its part by local name, once for each projection, or unprojected; empty without a gradient."""
         if self.output.grads is None:
-            return {}
-        part = Dense(self.output.grads)
-        if self.projection is None:
-            return dict.fromkeys(names, part)
-        return {
-            local: self.projection.project_part(name, part, self.layer.parameter(local).shape)
-            for local, name in names.items()
+            return []
+        parts: Parts = dict.fromkeys(names, Dense(self.output.grads))
+        if self.projections is None:
+            return [parts]
+        return [dict(of_projection) for of_projection in projected_parts(self.projections, self.layer, names, parts)]
+
+
+def projected_parts(
+    projections: Projections, layer: Layer, names: Mapping[str, str], parts: Mapping[str, Part | Positions]
+) -> list[dict[str, Dense]]:
+    """Project parts of a layer's gradients, by local name, with each projection."""
+    parts = {local: part.summed() if isinstance(part, Positions) else part for local, part in parts.items()}
+    return [
+        {
+            local: projection.project_part(names[local], part, layer.parameter(local).shape)
+            for local, part in parts.items()
         }
+        for projection in projections.members
+    ]
 
 
 AnyUse = Use | FallbackUse | GraphUse

@@ -4,44 +4,57 @@ An index is written while a model trains (the callback GradientIndexWriter) or i
 index``), and searched with ``ftrace search``.
 """
 
-from ftrace.gradients import OLD_ENTRIES, Entries
-from ftrace.index.approximate import ApproximateSettings, approximate_top_k, open_approximate, recall
-from ftrace.index.blocks import Layout, block_weights, make_blocks
-from ftrace.index.features import (
-    OLD_OPTIONS,
-    PRECONDITIONER_KINDS,
-    FeatureSettings,
-    GradientFeatures,
-    PreconditionerKind,
-    as_dtype,
-    moved_like,
-    preconditioner_for_index,
-)
-from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
-from ftrace.index.gradient_index import (
-    EXAMPLES,
-    GradientIndex,
-    IndexSettings,
-    begin_index,
-    read_manifest,
-    write_examples,
-    write_names,
-)
-from ftrace.index.gradient_rows import GradientRows
-from ftrace.index.plan import IndexPlan, readable
-from ftrace.index.prepared_search import OLD_SEARCH_OPTIONS, PreparedSearch, SearchSettings, prepare_search
-from ftrace.index.search import SegmentQueries, TopExamples, prepare_queries, row_norms, scored_chunks, top_k
-from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
-from ftrace.index.segment_facts import read_begun, write_begun
-from ftrace.index.shards import Rows, Shard, write_shard
-from ftrace.index.whitening import (
-    WhichR,
-    Whitening,
-    WhiteningSettings,
-    autocorrelation_of,
-    balanced_mix,
-    make_whitening,
-)
+from typing import TYPE_CHECKING
+
+from ftrace.late_names import late_names
+
+if TYPE_CHECKING:
+    from ftrace.gradients import OLD_ENTRIES, Entries
+    from ftrace.index.approximate import approximate_top_k, open_approximate, recall
+    from ftrace.index.blocks import block_weights, make_blocks
+    from ftrace.index.features import (
+        GradientFeatures,
+        as_dtype,
+        moved_like,
+        preconditioner_for_index,
+    )
+    from ftrace.index.fingerprints import model_fingerprint, snapshot_fingerprint
+    from ftrace.index.gradient_index import (
+        EXAMPLES,
+        GradientIndex,
+        begin_index,
+        write_examples,
+        write_names,
+    )
+    from ftrace.index.gradient_rows import GradientRows
+    from ftrace.index.manifest import read_manifest
+    from ftrace.index.plan import IndexPlan, readable
+    from ftrace.index.prepared_search import PreparedSearch, prepare_search
+    from ftrace.index.search import SegmentQueries, TopExamples, prepare_queries, row_norms, scored_chunks, top_k
+    from ftrace.index.segment import Segment, close_segment, read_preconditioners, shard_files, write_preconditioners
+    from ftrace.index.segment_facts import read_begun, write_begun
+    from ftrace.index.settings import (
+        OLD_OPTIONS,
+        OLD_SEARCH_OPTIONS,
+        PRECONDITIONER_KINDS,
+        ApproximateSettings,
+        FeatureSettings,
+        IndexSettings,
+        Layout,
+        PreconditionerKind,
+        SearchSettings,
+        WhichR,
+        WhiteningSettings,
+    )
+    from ftrace.index.shards import Rows, Shard, write_shard
+    from ftrace.index.whitening import (
+        Whitening,
+        autocorrelation_of,
+        balanced_mix,
+        make_whitening,
+    )
+else:
+    __getattr__, __dir__ = late_names(__name__)
 
 __all__ = [
     "EXAMPLES",

@@ -7,7 +7,6 @@ the choice of examples is approximate: its recall is measured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,12 @@ from ftrace.arguments import Positive, checked
 from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.kept_files import is_kept, keep
 from ftrace.index.search import SegmentQueries, TopExamples, score_rows
+from ftrace.index.settings import ApproximateSettings
 from ftrace.index.whitening import Whitening
 
 _ROWS_AT_A_TIME = 4096
 _TRAINING_ROWS_OF_A_LIST = 64
 _CANDIDATES = 4  # that are scored exactly for each example that is asked for
-
-
-@checked
-@dataclass(frozen=True)
-class ApproximateSettings:
-    """The options of approximate search.
-
-    Raises:
-        ValueError: If a number is less than 1.
-    """
-
-    lists: Positive | None = None
-    """Into how many lists rows are sorted; default: four times the root of their number."""
-    probes: Positive = 32
-    """How many lists a search looks into."""
 
 
 def open_approximate(index: GradientIndex, whitening: Whitening, settings: ApproximateSettings) -> Any:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import nn
 
 from ftrace.arguments import Positive, checked
 from ftrace.gradients import layer_of
-
-Layout = Literal["pooled", "layer", "parameter"]
+from ftrace.index.settings import Layout
 
 _ATTENTION = re.compile(r"att", re.IGNORECASE)
 _MLP = re.compile(r"mlp|dense|ffn|ff\b|feed_?forward|fc\d?\b", re.IGNORECASE)

@@ -8,86 +8,25 @@ an elementwise one needs each example's unprojected gradient of each weight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.gradients import (
-    OLD_ENTRIES,
     Elementwise,
-    Entries,
     PerExampleGradients,
     Preconditioner,
     Projection,
-    ProjectionSide,
     RankOne,
     flat_rows,
     precondition,
     project,
     rank_one,
 )
-from ftrace.index.blocks import Layout, make_blocks
-from ftrace.renamed import use_new_names, warn_of_old_name
-
-PreconditionerKind = Literal["rank-one", "elementwise", "none"]
-PRECONDITIONER_KINDS: tuple[PreconditionerKind, ...] = ("rank-one", "elementwise", "none")
-
-# Old names: arguments and flags under them work for one more release; indexes on disk that have them are read.
-OLD_OPTIONS = {"side": "projection_side", "groups": "layer_groups", "correction": "preconditioner"}
-
-
-@checked
-@dataclass(frozen=True)
-class FeatureSettings:
-    """The options that decide what the rows of an index are.
-
-    Raises:
-        ValueError: If a number is out of range or an option unknown.
-    """
-
-    projection_side: ProjectionSide = 16
-    """K: a weight's gradient becomes K x K, a block of a row K * K numbers."""
-    seed: Seed = 0
-    """Of the projection, and of the sample that the autocorrelation R is taken of."""
-    layout: Layout = "pooled"
-    """Which weights share a block: "pooled", attention and MLP weights of consecutive layers; "layer"; "parameter"."""
-    layer_groups: Positive = 8
-    """Of the layout "pooled": how many groups of consecutive layers, for attention and for MLP weights."""
-    parameters: tuple[Name, ...] | None = None
-    """Globs over parameter names, in order; one that begins with "!" excludes. Default: the matrices in the model's
-    numbered blocks."""
-    preconditioner: PreconditionerKind = "rank-one"
-    """What gradients are divided by: "rank-one", the root of the closest outer product to the optimizer's second
-    moments; "elementwise", their root as it is, which forms each example's gradient of each weight; "none"."""
-    entries: Entries = "gaussian"
-    """Of the projection: "gaussian", as TrackStar has them, or "rademacher", with which products vary a little less."""
-
-    def __post_init__(self) -> None:
-        if self.entries in OLD_ENTRIES:
-            warn_of_old_name("entries", self.entries, OLD_ENTRIES[self.entries])
-            object.__setattr__(self, "entries", OLD_ENTRIES[self.entries])
-
-    @staticmethod
-    def under_new_names(who: str, **options: Any) -> FeatureSettings:
-        """Make settings of options that may have old names, with a warning.
-
-        Args:
-            who: What the options were given to, for messages.
-            options: By name; those of old names are None where they were not given.
-
-        Raises:
-            ValueError: If an option is given under both names.
-        """
-        return FeatureSettings(**use_new_names(who, options, OLD_OPTIONS, asdict(FeatureSettings())))
-
-    @property
-    def projection(self) -> Projection:
-        """The projection, of gradients that are not preconditioned."""
-        return Projection(self.projection_side, self.seed, self.entries)
+from ftrace.index.blocks import make_blocks
+from ftrace.index.settings import FeatureSettings, PreconditionerKind
 
 
 class GradientFeatures:
@@ -133,7 +72,8 @@ class GradientFeatures:
     @cached_property
     def projection(self) -> Projection:
         """The projection of gradients, with the preconditioners where they can be folded in."""
-        plain = self.settings.projection
+        settings = self.settings
+        plain = Projection(settings.projection_side, settings.seed, settings.entries)
         return plain if self.needs_unprojected else plain.preconditioned(self.preconditioners)
 
     def without_preconditioner(self) -> GradientFeatures:

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from ftrace.files.snapshot_files import MANIFEST, WEIGHTS, SnapshotFiles
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _SAMPLES, _SAMPLE_BYTES = 32, 65_536
 

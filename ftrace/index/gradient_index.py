@@ -13,28 +13,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from torch import nn
 
-from ftrace.arguments import Name, Positive, checked
+from ftrace.arguments import Name, checked
 from ftrace.files.digests import DamagedError, FolderCheck, facts_of_file
-from ftrace.files.manifests import DIGEST, Form, check_schema, read_json, write_json, write_manifest
-from ftrace.files.manifests import read_manifest as read_manifest_file
+from ftrace.files.manifests import DIGEST, read_json, write_json, write_manifest
 from ftrace.files.noted_files import note_files, noted_files
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.files.whole_files import whole_file
-from ftrace.gradients import OLD_ENTRIES
-from ftrace.index.features import OLD_OPTIONS, FeatureSettings, GradientFeatures, as_dtype
+from ftrace.index.features import GradientFeatures
 from ftrace.index.fingerprints import model_fingerprint
 from ftrace.index.index_views import index_html, rows_table
+from ftrace.index.manifest import FORM, INDEX, read_manifest
 from ftrace.index.segment import Segment
-from ftrace.index.segment_facts import INDEX, SEGMENT
+from ftrace.index.segment_facts import SEGMENT
+from ftrace.index.settings import IndexSettings
 from ftrace.scores import EXAMPLE_ID, Texts
 from ftrace.scores.names import Names
 from ftrace.shown_text import counted, plain
@@ -46,54 +46,6 @@ MANIFEST = INDEX
 EXAMPLE_NAMES = "example_names.json"
 EXAMPLES = "examples.parquet"
 _NOT_ASKED_FOR = ("version", DIGEST)
-
-
-class _Settings(TypedDict):
-    features: dict[str, Any]
-
-
-class IndexFacts(TypedDict):
-    """The manifest of an index, as far as readers rely on it."""
-
-    settings: _Settings
-    model: str
-    blocks: dict[str, list[str]]
-    left_out: list[str]
-    written_by: NotRequired[str]
-    run_id: NotRequired[str]
-
-
-FORM = Form("ftrace-index", 2, IndexFacts, "a gradient index")
-
-
-@checked
-@dataclass(frozen=True)
-class IndexSettings:
-    """The options that decide what an index is and how it is kept.
-
-    Raises:
-        ValueError: If a number is out of range, or the dtype unknown.
-    """
-
-    features: FeatureSettings = FeatureSettings()  # noqa: RUF009 - frozen
-    """What its rows are."""
-    dtype: str = "float32"
-    """Of rows on disk: "float32", "float16" or "bfloat16" (or "float64")."""
-    shard_bytes: Positive = 256 * 2**20
-    """How large a file of rows becomes, about."""
-    sample: Positive = 10_000
-    """Rows, drawn at random, that the autocorrelation R is taken of."""
-
-    def __post_init__(self) -> None:
-        as_dtype(self.dtype)
-
-    def row_bytes(self, size: int) -> int:
-        """Count the bytes of a row of that many numbers, with its id, step, weight and scale."""
-        return size * as_dtype(self.dtype).itemsize + 24
-
-    def rows_of_shard(self, size: int) -> int:
-        """Count the rows of a shard."""
-        return max(1, self.shard_bytes // self.row_bytes(size))
 
 
 def begin_index(
@@ -142,21 +94,6 @@ def begin_index(
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(folder / MANIFEST, FORM, manifest)
     return features
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of an index.
-
-    Raises:
-        ValueError: If the folder holds no index, a damaged one, or one of a newer ftrace.
-    """
-    manifest = read_manifest_file(folder / MANIFEST, FORM)
-    features = manifest["settings"]["features"]
-    manifest["settings"]["features"] = {OLD_OPTIONS.get(name, name): value for name, value in features.items()}
-    if (entries := features.get("entries")) in OLD_ENTRIES:
-        manifest["settings"]["features"]["entries"] = OLD_ENTRIES[entries]
-    check_schema(folder / MANIFEST, manifest["settings"], IndexSettings)
-    return manifest
 
 
 def write_examples(folder: Path, texts: Texts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ftrace.index.gradient_index import IndexSettings
+from ftrace.index.settings import IndexSettings
 
 
 @dataclass(frozen=True)

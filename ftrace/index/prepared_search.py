@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftrace.arguments import checked
 from ftrace.files.inside import inside
 from ftrace.files.snapshot_files import SnapshotFiles
 from ftrace.gradients import coarsest_eps, learning_weights, of_passes
@@ -23,29 +22,8 @@ from ftrace.index.gradient_index import GradientIndex
 from ftrace.index.gradient_rows import GradientRows, Losses, on_device
 from ftrace.index.search import SegmentQueries, TopExamples, prepare_queries, top_k
 from ftrace.index.segment import Segment
-from ftrace.index.whitening import Whitening, WhiteningSettings, autocorrelation_of, make_whitening
-
-OLD_SEARCH_OPTIONS = {"correct_queries": "precondition_queries"}
-
-
-@checked
-@dataclass(frozen=True)
-class SearchSettings:
-    """The options that decide how examples are scored with an index."""
-
-    whitening: WhiteningSettings = WhiteningSettings()  # noqa: RUF009 - frozen
-    """Which R."""
-    unit_norm: bool = True
-    """Whether both sides have their norms divided out: with it, scores are cosines."""
-    weighted: bool = False
-    """Whether rows count by their weights: of an index that was written while training, a step's learning rate times
-    its clip factor; of one of margins, 1 - p."""
-    precondition_queries: bool = True
-    """Whether queries' gradients are divided by second moments as the rows' are. Without it, weighted and neither
-    whitened nor of unit norm, a score is the first-order effect of the optimizer's steps, in nats."""
-    learning: bool = False
-    """Whether a segment counts by the root of p (1 - p), where p is the probability of the query's answer at its
-    weights: of an index of several segments, those count in which the answer was being learned."""
+from ftrace.index.settings import SearchSettings
+from ftrace.index.whitening import Whitening, autocorrelation_of, make_whitening
 
 
 @dataclass(frozen=True)
@@ -75,7 +53,7 @@ def prepare_search(
     load_model: Callable[[Path], nn.Module],
     batches: Sequence[Any],
     losses: Losses,
-    settings: SearchSettings = SearchSettings(),
+    settings: SearchSettings = SearchSettings(),  # noqa: B008
     task_batches: Sequence[Any] | None = None,
     output: Losses | None = None,
     device: torch.device | str = "cpu",

@@ -28,7 +28,8 @@ from ftrace.files.manifests import write_manifest
 from ftrace.files.whole_files import whole_file
 from ftrace.gradients import Preconditioner, RunningAutocorrelation
 from ftrace.index.features import from_tensors, to_tensors
-from ftrace.index.segment_facts import FORM, INDEX, PRECONDITIONERS, SEGMENT, is_verified, read_facts
+from ftrace.index.manifest import INDEX
+from ftrace.index.segment_facts import FORM, PRECONDITIONERS, SEGMENT, is_verified, read_facts
 from ftrace.index.shards import PATTERN, Shard
 
 AUTOCORRELATION = "autocorrelation.safetensors"

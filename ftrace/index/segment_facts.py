@@ -9,7 +9,7 @@ from ftrace.files.digests import DamagedError, FileFacts, FolderCheck, facts_of_
 from ftrace.files.manifests import Form, read_json, read_manifest, write_json
 from ftrace.index.shards import PATTERN
 
-INDEX, BEGUN, SEGMENT = "index.json", "begun.json", "segment.json"
+BEGUN, SEGMENT = "begun.json", "segment.json"
 PRECONDITIONERS = "preconditioners.safetensors"
 
 

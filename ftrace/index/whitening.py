@@ -11,43 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ftrace.arguments import PositiveNumber, Share, checked
 from ftrace.gradients import RunningAutocorrelation, whitener
-
-RANK_SHARE = 1000 / 65_536
-
-WhichR = Literal["mixed", "train", "none"]
-
-
-@checked
-@dataclass(frozen=True)
-class WhiteningSettings:
-    """The options that decide which R a task has.
-
-    Raises:
-        ValueError: If a number is out of range or an option unknown.
-    """
-
-    autocorrelation: WhichR = "mixed"
-    """R of the rows, "mixed" with that of the task's queries; of the rows alone, "train"; "none": do not whiten."""
-    mix: Share | None = None
-    """lambda, what the queries count of the mixture, from 0 to 1; default: by the rule on both spectra."""
-    rank_share: Share = RANK_SHARE
-    """The rank, as a share of all dimensions, at which the two spectra are compared to choose lambda: there, both sides
-    are to have the same eigenvalue. TrackStar's is the 1,000th of 65,536."""
-    damping: PositiveNumber = 0.1
-    """What is added to R's diagonal, as a share of its mean eigenvalue, block by block."""
-
-    def __post_init__(self) -> None:
-        if self.mix is not None and self.autocorrelation != "mixed":
-            raise ValueError(f"mix: expected it with autocorrelation=mixed alone, found {self.autocorrelation!r}")
-        if not 0 < self.rank_share < 1:
-            raise ValueError(f"rank_share: expected a share between 0 and 1, found {self.rank_share}")
+from ftrace.index.settings import RANK_SHARE, WhiteningSettings
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from typing_extensions import override
 
 from ftrace.arguments import Count, Name, NonNegativeNumber, Share, check_arguments
 from ftrace.data.tokenizer import has_tokenizer
+from ftrace.models.outputs import Output
 from ftrace.models.pretrained import load_pretrained, stored_dtype
 
 IGNORED = -100
-Output = Literal["loss", "margin", "logit"]
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 _OF_ROWS = ("input_ids", "attention_mask", "labels", "other_end", "end_length")
 

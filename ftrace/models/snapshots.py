@@ -13,21 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftrace.files.digests import DamagedError
-from ftrace.files.snapshot_files import MANIFEST, SnapshotFiles
-
-
-def find_snapshots(folder: Path) -> list[Path]:
-    """Find the snapshots in a folder, in the order of their steps.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    folders = sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
-    if not folders:
-        raise ValueError(
-            f"no snapshot in {str(folder)!r}: expected step-*/snapshot.json. Train with CheckpointSnapshots"
-        )
-    return folders
+from ftrace.files.snapshot_files import SnapshotFiles
 
 
 def load_snapshot(module: nn.Module, folder: Path) -> dict[str, Any]:

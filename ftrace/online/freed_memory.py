@@ -8,7 +8,8 @@ from functools import cache
 from typing import Any
 
 _SECONDS = 1.0  # between two times at least: getting memory back takes a small model longer than its passes
-_last = -_SECONDS
+_SHARE = 0.01  # of the time, at most: a process with gigabytes of small pieces takes a tenth of a second each time
+_next = 0.0  # when it may be done again
 
 
 @cache
@@ -24,10 +25,12 @@ def give_back_freed_memory() -> None:
     """Give memory that tensors on the CPU have freed back to the system, where the C library can.
 
     Passes beside the user's own leave free memory between tensors that stay. Training takes it again only in part, so
-    it would come on top of the peak. Nothing happens within a second of the last time.
+    it would come on top of the peak. Nothing happens within a second of the last time, nor within a hundred times as
+    long as that took.
     """
-    global _last
-    trim, now = _malloc_trim(), time.monotonic()
-    if trim is not None and now - _last >= _SECONDS:
+    global _next
+    trim, start = _malloc_trim(), time.monotonic()
+    if trim is not None and start >= _next:
         trim(0)
-        _last = now
+        end = time.monotonic()
+        _next = end + max(_SECONDS, (end - start) / _SHARE)

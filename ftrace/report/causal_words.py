@@ -7,11 +7,14 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-from ftrace.causal.prompt_trace import Outcome
 from ftrace.evaluation import Estimate
+
+if TYPE_CHECKING:
+    from ftrace.causal.prompt_trace import Outcome
 
 MEDIATORS: Mapping[str, str] = {
     "hidden": "hidden state",

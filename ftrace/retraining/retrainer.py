@@ -8,9 +8,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +19,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ftrace.arguments import checked
 from ftrace.data import CollatedRows, KeptRows
 from ftrace.models import FactLM
+from ftrace.retraining.outcomes import Budget, QueryOutcome
 from ftrace.runs import NOT_OF_WEIGHTS, Run
-
-Budget = Literal["epochs", "steps"]
-
-
-@dataclass(frozen=True)
-class QueryOutcome:
-    """A model's losses and answers on the queries.
-
-    Args:
-        losses: Each query's loss in nats, float32 ``[Q]``; NaN or infinite if the training diverged, which a file
-            stores as NaN.
-        learned: Whether greedy decoding answers each query correctly, bool ``[Q]``.
-    """
-
-    losses: np.ndarray
-    learned: np.ndarray
 
 
 @checked

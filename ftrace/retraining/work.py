@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -24,8 +24,11 @@ from ftrace.arguments import Positive, checked
 from ftrace.files.digests import DamagedError
 from ftrace.files.manifests import DIGEST, Form, read_json, read_manifest, write_json, write_manifest
 from ftrace.progress import progress
-from ftrace.retraining.retrainer import Budget, QueryOutcome, Retrainer
+from ftrace.retraining.outcomes import Budget, QueryOutcome
 from ftrace.runs import Run
+
+if TYPE_CHECKING:
+    from ftrace.retraining.retrainer import Retrainer
 
 
 class _Outcome(TypedDict):
@@ -107,6 +110,8 @@ def do_retrainings(
     Raises:
         ValueError: If a training fails, or a file belongs to another retraining. Finished outcomes are kept.
     """
+    from ftrace.retraining.retrainer import Retrainer  # imports torch
+
     retrainer = Retrainer(run, budget)  # raises now if the run can't be repeated
     folder.mkdir(parents=True, exist_ok=True)
     asked = {retraining.name: retraining for retraining in retrainings}

@@ -7,7 +7,11 @@ says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+
+Correlation = Callable[[np.ndarray, np.ndarray], float]
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -36,6 +40,16 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     a, b = centred_ranks(first), centred_ranks(second)
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size else float("nan")
+
+
+def finite_correlation(correlation: Correlation, first: np.ndarray, second: np.ndarray) -> float:
+    """Correlate two lists of numbers, ``[N]`` each, where both are finite.
+
+    Returns:
+        NaN where fewer than two such pairs are left.
+    """
+    is_known = np.isfinite(first) & np.isfinite(second)
+    return correlation(first[is_known], second[is_known])
 
 
 def centred_ranks(values: np.ndarray) -> np.ndarray:

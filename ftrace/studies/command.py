@@ -11,8 +11,7 @@ from ftrace.arguments import Name, Positive, checked
 from ftrace.commands.endings import say_kept
 from ftrace.console import PlainConsole
 from ftrace.files.claims import claimed
-from ftrace.studies import Study, do_study
-from ftrace.studies.results import report_study
+from ftrace.studies import Study
 
 
 def add_arguments(command: ArgumentParser) -> None:
@@ -38,6 +37,9 @@ def study(
         train_script: A script that trains a run from a config, instead of ``ftrace fit``.
         jobs: How many trainings to run at a time.
     """
+    from ftrace.studies import do_study  # with it come torch and Lightning
+    from ftrace.studies.results import report_study
+
     folder = Path(output_dir)
     with claimed(folder / settings.name, "ftrace study"):
         say_kept(f"Finished trainings and scores are kept in {folder}; the same command goes on with them.")

@@ -17,14 +17,13 @@ from rich.console import Console
 from ftrace.commands.evaluate import Protocol, compare
 from ftrace.console import PlainTable
 from ftrace.evaluation import Estimate
-from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.formatting import with_interval
 from ftrace.evaluation.retrieval import Evaluation, choose_best, families, over_runs, write_tables
 from ftrace.evaluation.stores import row_name
 from ftrace.report import plot_bars, plot_curves
 from ftrace.runs import Run
-from ftrace.scores.correlation import rank_correlation
+from ftrace.scores.correlation import finite_correlation, rank_correlation
 from ftrace.shown_text import markdown_text, plain
 from ftrace.studies.settings import Study
 from ftrace.studies.work import StudyRun

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from ftrace.arguments import Positive, checked
 from ftrace.attribution import Ensemble
-from ftrace.commands.attribute import make_task
+from ftrace.commands.method_tasks import make_task
 from ftrace.evaluation.files import replace_text
 from ftrace.files.claims import claimed
 from ftrace.files.manifests import DIGEST, read_json, write_json

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ftrace.attribution import known_methods
-from ftrace.commands.attribute import run_method
+from ftrace.commands.method_tasks import run_method
 from ftrace.commands.options import number_of_bytes
 from ftrace.evaluation import LearnedQueries
 from ftrace.runs import Run

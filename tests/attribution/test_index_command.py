@@ -181,7 +181,7 @@ def test_trackstar_is_a_method(run: SmallRun, folder: Path) -> None:
 def test_a_plan(
     run: SmallRun, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftrace.commands.index._MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr("ftrace.commands.index_plan._MEASURED_SECONDS", 0.01)
     assert code("index", f"--run={folder}", *OPTIONS, "--plan=1e9", "--dtype=bfloat16") == 0
     said = capsys.readouterr().out
     assert "1,000,000,000" in said

@@ -7,16 +7,19 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+import ftrace.data
+import ftrace.models
 from ftrace.cli import COMMANDS, main
 from ftrace.data import FactData
 from ftrace.models import FactLM
-from ftrace.run_classes import own_classes
+from ftrace.run_classes import own_classes, tables_of
 from ftrace.run_folder import UntrustedError
 from ftrace.runs import Run
 from helpers.made_run import data_of, make_run, train, write_scores
@@ -180,9 +183,27 @@ def test_a_trusted_run_is_followed_and_its_types_are_checked_first(
 
 
 def test_own_classes_are_those_of_ftrace() -> None:
-    assert {"ftrace.models.FactLM", "ftrace.models.fact_lm.FactLM"} == own_classes(FactLM)
-    assert {"ftrace.data.FtraceSynth", "ftrace.data.FactCorpus", "ftrace.data.FtraceTrex"} <= own_classes(FactData)
-    assert all(path.startswith("ftrace.") for path in own_classes(FactData))
+    """The lists of classes that are followed name all that there are, although none is imported for them."""
+    assert {"ftrace.models.FactLM", "ftrace.models.fact_lm.FactLM"} == own_classes("model")
+    for section, base, package in (("model", FactLM, ftrace.models), ("data", FactData, ftrace.data)):
+        for name in package.__all__:  # imports all
+            getattr(package, name)
+        kinds = [kind for kind in with_subclasses(base) if kind.__module__.startswith("ftrace.")]
+        public = {f"{package.__name__}.{kind.__name__}" for kind in kinds if hasattr(package, kind.__name__)}
+        assert own_classes(section) == {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds} | public
+
+
+def test_tables_of_our_data_are_those_that_they_inherit() -> None:
+    for path in own_classes("data") - {"ftrace.data.FactData", "ftrace.data.fact_data.FactData"}:
+        tables, data = (locate(name) for name in (tables_of(path), path))
+        assert tables in data.__mro__
+        assert tables.__init__ is data.__init__  # the same options
+    assert tables_of("ftrace.data.FactData") is None
+    assert tables_of("theirs.FtraceSynth") is None
+
+
+def with_subclasses(base: type) -> set[type]:
+    return {base}.union(*map(with_subclasses, base.__subclasses__()))
 
 
 class _Command:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ftrace.data import FactCorpus, fact_data, fill_in, make_collator, train_word_tokenizer
+from ftrace.data import FactCorpus, fact_tables, fill_in, make_collator, train_word_tokenizer
 from ftrace.files.claims import claimed
 
 TRAIN = [
@@ -217,7 +217,9 @@ def test_finished_data_are_read_where_nothing_can_be_written(tmp_path: Path, mon
     shutil.rmtree(made.data_path / "arrow")
     before = sorted(made.data_path.rglob("*"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(fact_data, "claimed", lambda *_, **__: pytest.fail("a claim would be written beside the data"))
+    monkeypatch.setattr(
+        fact_tables, "claimed", lambda *_, **__: pytest.fail("a claim would be written beside the data")
+    )
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "own cache")
     assert ready(tmp_path).train_rows.to_list() == made.train_rows.to_list()
     assert sorted(made.data_path.rglob("*")) == before

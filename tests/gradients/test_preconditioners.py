@@ -144,9 +144,9 @@ def _gradients(model: nn.Module, batch: dict[str, Tensor]) -> PerExampleGradient
     return recording.gradients()
 
 
-@pytest.mark.parametrize("sides", ["queries", "both"])
+@pytest.mark.parametrize("sides", ["queries", "examples", "both"])
 @pytest.mark.parametrize("kind", ["elementwise", "rank one"])
-@pytest.mark.parametrize("way", [None, "gram", "contraction"])
+@pytest.mark.parametrize("way", [None, "gram", "contraction", "materialised"])
 @pytest.mark.parametrize("memory_budget", [1, 2**30])
 def test_preconditioned_products_and_norms(kind: str, sides: str, way: Way | None, memory_budget: int) -> None:
     model = tiny.gpt2().eval()  # tied: each product has cross terms
@@ -154,16 +154,19 @@ def test_preconditioned_products_and_norms(kind: str, sides: str, way: Way | Non
     scales = _preconditioners(model, kind)
     flat = torch.cat([scales[name].dense().flatten() for name, _ in model.named_parameters()])
     rows = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, examples)))
-    columns = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, queries))) * flat
-    rows = rows * flat if sides == "both" else rows
-    prepared = QueryGradients(precondition(_gradients(model, queries), scales), way, memory_budget)
+    columns = oracle.matrix(oracle.gradients(model, lambda: tiny.losses(model, queries)))
+    rows, columns = (rows if sides == "queries" else rows * flat), (columns if sides == "examples" else columns * flat)
+    of_queries = _gradients(model, queries)
+    of_queries = of_queries if sides == "examples" else precondition(of_queries, scales)
+    prepared = QueryGradients(of_queries, way, memory_budget)
     found = _gradients(model, examples)
-    found = precondition(found, scales) if sides == "both" else found
+    found = found if sides == "queries" else precondition(found, scales)
     names = list(found.parts)
-    if kind == "elementwise" and (way == "gram" or (way == "contraction" and sides == "both")):
+    if kind == "elementwise" and way == "gram":
         with pytest.raises(ValueError, match=rf"way='{way}' is not possible for"):
             inner_products(found, prepared, names)
         return
+    assert oracle.relative_error(inner_products(found, prepared, names), rows @ columns.T) < 1e-9
     inner, square_norms = inner_products_and_square_norms(found, prepared, names)
     assert oracle.relative_error(inner, rows @ columns.T) < 1e-9
     assert oracle.relative_error(square_norms, rows.square().sum(1)) < 1e-9

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ftrace.arguments import Count, Name, Seed, checked
-from ftrace.data import Bm25Index, answers_in, fill_in
+from ftrace.data import answers_in, fill_in
 from ftrace.files.content_digests import digest_of_parts
 from ftrace.files.digests import DamagedError
 from ftrace.files.whole_files import whole_file
@@ -166,6 +166,8 @@ def make_candidate_pools(
         raise ValueError("expected at least one query to make a candidate pool for, found none")
     wanted = {answer for query in queries for answer in answers_in(query["targets_pretokenized"])}
     documents, with_answer = _read(rows, wanted, keep_documents=settings.bm25 > 0)
+    from ftrace.data import Bm25Index  # imports bm25s
+
     index = Bm25Index(documents) if settings.bm25 else None
     del documents
     pools = []

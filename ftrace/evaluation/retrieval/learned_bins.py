@@ -19,7 +19,6 @@ from rich.text import Text
 
 from ftrace.arguments import Name, Positive, Seed, checked
 from ftrace.console import PlainTable
-from ftrace.evaluation.agreement import finite_correlation
 from ftrace.evaluation.estimates import Estimate, sample_means
 from ftrace.evaluation.files import replace_text
 from ftrace.evaluation.formatting import mean_and_rest, percent, plain_table
@@ -27,7 +26,7 @@ from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.retrieval.evaluation import Evaluation, evaluate
 from ftrace.evaluation.stores import row_name
 from ftrace.scores import Answered, ScoreStore
-from ftrace.scores.correlation import rank_correlation
+from ftrace.scores.correlation import finite_correlation, rank_correlation
 from ftrace.shown_text import counted
 
 METRIC = "P@10"

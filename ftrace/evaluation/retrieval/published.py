@@ -36,13 +36,13 @@ def _trex(method: str, mrr: float, recall: float) -> PublishedRow:
 
 
 PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
-    "FtraceSynth": (
+    "SynthTables": (
         _synth("BM25", 87.69, 52.02, 4.20),
         _synth("TracIn", 100.00, 99.50, 8.02),
         _synth("EMBED", 99.58, 97.12, 7.83),
         _synth("TracIn + EMBED", 100.00, 98.07, 7.91),
     ),
-    "FtraceTrex": (
+    "TrexTables": (
         _trex("BM25", 77.55, 60.89),
         _trex("TracIn, fine-tuning", 48.56, 56.02),
         _trex("TracIn, pre-training", 62.38, 57.54),
@@ -53,6 +53,6 @@ PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
 
 
 def published_for(data: object) -> tuple[PublishedRow, ...]:
-    """Return the published rows for a datamodule's data set; none for a user's own data."""
+    """Return the published rows for a data set; none for a user's own data."""
     names = (base.__name__ for base in type(data).__mro__)
     return next((PUBLISHED[name] for name in names if name in PUBLISHED), ())

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ftrace.data import FactData, FactParts, parts_of_key
+from ftrace.data import FactParts, parts_of_key
+
+if TYPE_CHECKING:
+    from ftrace.data import FactTables
 
 KINDS = ("states the fact", "same subject", "same object", "same relation", "other")
 STATES, SUBJECT, OBJECT, RELATION, OTHER = range(len(KINDS))
@@ -88,7 +92,7 @@ class ExampleKinds:
         ValueError: If the data's facts have no relation, subject and object, or a query has no fact.
     """
 
-    def __init__(self, data: FactData) -> None:
+    def __init__(self, data: FactTables) -> None:
         self._data = data
         rows = data.query_rows.select_columns(["query_id", "fact"])
         self._facts: dict[int, FactParts] = {}

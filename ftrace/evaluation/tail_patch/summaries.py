@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ftrace.evaluation.estimates import RESAMPLES, Estimate, sample_means
 from ftrace.evaluation.queries import EvaluatedQueries
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
-from ftrace.evaluation.tail_patch.patching import PatchedPairs
+
+if TYPE_CHECKING:
+    from ftrace.evaluation.tail_patch.patching import PatchedPairs  # imports torch
 
 Picks = Mapping[int, np.ndarray]
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -15,10 +15,12 @@ from ftrace.evaluation.estimates import Estimate
 from ftrace.evaluation.files import nan_as_null, replace_csv, replace_text
 from ftrace.evaluation.formatting import markdown_grid, mean_and_rest, percent, plain_table, with_interval
 from ftrace.evaluation.tail_patch.example_kinds import KINDS, ExampleKinds
-from ftrace.evaluation.tail_patch.patching import PatchedPairs
 from ftrace.evaluation.tail_patch.summaries import OfKind, TailPatchRow, TailPatchTable
 from ftrace.shown_numbers import points
 from ftrace.shown_text import markdown_text, plain
+
+if TYPE_CHECKING:
+    from ftrace.evaluation.tail_patch.patching import PatchedPairs  # imports torch
 
 _COLUMNS = ("rise", "minus random", "raised")
 

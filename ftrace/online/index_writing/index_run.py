@@ -164,7 +164,8 @@ class IndexRun:
         self.capture.stop()
         with torch.no_grad(), without_autocast(self.loop.device):
             self.rows.after_backward([self._recording], self.loop.step)
-            rows = self._features.rows(self.rows.read(self._recording))
+            (gradients,) = self.rows.read(self._recording)
+            rows = self._features.rows(gradients)
             rows = rows / (self.loop.loss_scale * num_processes())
             self._unused_rows.append((rows.detach(), self._batch_ids.to(rows.device)))
         self._recording = None

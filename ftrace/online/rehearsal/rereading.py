@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from weakref import ref
 
-from ftrace.gradients import PerExampleGradients, Recording
+from ftrace.gradients import PerExampleGradients, Projection, Recording, project
 
 
 class Rereading:
@@ -36,13 +36,18 @@ class Rereading:
         self._announced = ref(recording)
 
     def replace(
-        self, gradients: PerExampleGradients, recording: Recording, left: Collection[str]
+        self,
+        gradients: PerExampleGradients,
+        recording: Recording,
+        left: Collection[str],
+        projection: Projection | None = None,
     ) -> PerExampleGradients:
         """Take the gradients of these parameters from the rehearsal.
 
         Args:
             gradients: The gradients that the recording has read.
             left: The parameters that are still covered.
+            projection: What the rehearsal's gradients are to be projected with; None if they have the form already.
 
         Raises:
             ValueError: If the step has run more backward passes than when it was rehearsed.
@@ -57,5 +62,7 @@ class Rereading:
                 )
             gradients = gradients.only(set(gradients.parts) - self.names)
             if recording is self._announced():
-                gradients = gradients.with_those_of(self.reads[number], self.names)
+                read = self.reads[number].only(self.names)
+                read = read if projection is None else project(read, projection)
+                gradients = gradients.with_those_of(read, self.names)
         return gradients.only(left)

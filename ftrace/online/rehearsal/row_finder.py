@@ -18,6 +18,7 @@ from ftrace.gradients import (
     Key,
     LayoutBook,
     PerExampleGradients,
+    Projection,
     Recording,
     Rehearsal,
     UnreadableError,
@@ -145,8 +146,11 @@ class RowFinder:
         if moved:
             self._report_moved(moved)
 
-    def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
+    def before_backward(self, recording: Recording, loss: Tensor, step: int) -> bool:
         """Rehearse the step if layers have run that did not run in any rehearsal; then prepare the recording.
+
+        Returns:
+            Whether it is known of all outputs whose rows are whose, so that nothing will be found out after the pass.
 
         Raises:
             ValueError: As :meth:`before_batch`.
@@ -164,11 +168,12 @@ class RowFinder:
         elif any_other:  # the step runs other operations, which may order rows differently
             self._confirm(step)
         else:
-            return
+            return not self._some_unknown
         self.capture.resume(recording)
         recording.prepare(starts)
         if any_new:
             self._tried |= set(recording.unknown())
+        return not self._some_unknown
 
     def after_backward(self, recordings: Sequence[Recording], step: int) -> None:
         """Rehearse the step again if the backward pass has shown that it must be. All processes must call it.
@@ -195,16 +200,23 @@ class RowFinder:
         if reads_all and self.unreadable.leave_out_unread(recordings):
             self.update_coverage()
 
-    def read(self, recording: Recording) -> PerExampleGradients:
-        """Return the per-example gradients of a backward pass.
+    def read(self, recording: Recording) -> list[PerExampleGradients]:
+        """Return the per-example gradients of a backward pass, once for each projection, as the recording does.
 
         Raises:
             ValueError: If the step has run more backward passes than when it was rehearsed.
         """
-        gradients = recording.gradients()
+        forms = recording.forms()
         if not self._rereading.names and not self.unreadable.left_out:
-            return gradients
-        return self._rereading.replace(gradients, recording, self.capture.coverage.covered)
+            return forms
+        members: Sequence[Projection | None] = [None]
+        if recording.projections is not None and self._unprojected:  # the rehearsal's reads are not projected
+            members = recording.projections.members
+        covered = self.capture.coverage.covered
+        return [
+            self._rereading.replace(gradients, recording, covered, projection)
+            for gradients, projection in zip(forms, members, strict=True)
+        ]
 
     def _rehearse_anew(self, step: int, opened: Collection[Key]) -> None:
         before = dict(self.unreadable.widened)

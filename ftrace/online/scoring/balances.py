@@ -75,10 +75,25 @@ class Balances:
         if contribution.unprojected is None:
             return contribution
         key = self.current if key is None else key
+        projected = project(contribution.unprojected, self._projection_with(key))
+        return replace(contribution, balanced=projected, unprojected=None)
+
+    def next_projection(self, *, begins: bool) -> Projection | None:
+        """Return the projection that the contributions of the next backward pass need.
+
+        Args:
+            begins: Whether it begins a new gradient.
+
+        Returns:
+            None as long as steps are exact.
+        """
+        key = self.latest if begins else self.current
+        return self._projection_with(key) if key else None
+
+    def _projection_with(self, key: int) -> Projection:
         if key not in self._projections:
             self._projections[key] = self.projection.preconditioned(self.known[key])
-        projected = project(contribution.unprojected, self._projections[key])
-        return replace(contribution, balanced=projected, unprojected=None)
+        return self._projections[key]
 
     def divide(self, scales: Mapping[str, float | Preconditioner], key: int) -> dict[str, float | Preconditioner]:
         """Compute what query gradients are multiplied by where contributions have this balance: ``P / D``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,11 +18,42 @@ from ftrace.gradients import (
     times,
 )
 from ftrace.online.scoring.balances import Balances
-from ftrace.online.scoring.contributions import Contribution, StepTaken, cosine_scores, dot_scores, multiply, weighted
+from ftrace.online.scoring.contributions import (
+    Contribution,
+    Products,
+    Shares,
+    StepTaken,
+    cosine_scores,
+    dot_scores,
+    multiply,
+    weighted,
+)
+from ftrace.online.scoring.prepared_directions import PreparedDirections
 from ftrace.online.scoring.rules import ScoringRules
 from ftrace.scores import Sum
 
 Directions = dict[tuple[int, str], Tensor]
+
+
+@dataclass(frozen=True)
+class UpdateSide:
+    """The query side of the ``update`` products of one step.
+
+    Args:
+        queries: The query gradients.
+        factors: By parameter that takes part, what contributions are multiplied by before: the step's scale and its
+            eventual effect. None if that is in ``queries``.
+    """
+
+    queries: QueryGradients
+    factors: Mapping[str, float | Preconditioner] | None = None
+
+    def multiply(self, gradients: PerExampleGradients, shares: Shares, factor: float) -> Products:
+        """Compute the products of contributions by share, ``[B, Q]`` each; the arguments are those of ``multiply``."""
+        if self.factors is not None:
+            shares = {share: [n for n in names if n in self.factors] for share, names in shares.items()}
+            gradients = precondition(gradients.only(self.factors), self.factors)
+        return multiply(gradients, self.queries, shares, factor, norms=False)[0]
 
 
 class QueryDirections:
@@ -37,6 +69,7 @@ class QueryDirections:
         queries: The query gradients as contributions are multiplied with them; None before the first refresh.
         unprojected: The query gradients as they were taken; unprojected if ``keeps_unprojected``.
         balances: By optimizer whose products are balanced, its balances.
+        prepared: Directions for projected ``update`` products that serve several steps.
     """
 
     def __init__(self, rules: ScoringRules, batches: float, *, keeps_unprojected: bool) -> None:
@@ -46,6 +79,8 @@ class QueryDirections:
         self.queries: QueryGradients | None = None
         self.unprojected: PerExampleGradients | None = None
         self.balances: dict[int, Balances] = {}
+        seed = 0 if rules.projection is None else rules.projection.seed
+        self.prepared = PreparedDirections(rules.moments_tolerance, seed)
         self._norms = torch.empty(0)
 
     def refresh(self, gradients: PerExampleGradients, *, keeps_last: bool) -> QueryGradients | None:
@@ -59,6 +94,7 @@ class QueryDirections:
             The previous ones; the same object as the new ones if their memory was reused.
         """
         projected = self._take(gradients)
+        self.prepared.forget()
         previous = self.queries
         if previous is None or len(previous) != len(projected) or keeps_last:
             self.queries = QueryGradients(projected, batches=self.batches)
@@ -87,7 +123,7 @@ class QueryDirections:
         self,
         step: StepTaken,
         contribution: Contribution,
-        for_update: QueryGradients | None,
+        for_update: UpdateSide | None,
         *,
         per_step: bool = False,
         again: bool = False,
@@ -96,7 +132,7 @@ class QueryDirections:
 
         Args:
             step: The step that used the contribution.
-            for_update: The directions for ``update``, as :meth:`update_directions` returns them.
+            for_update: The query side for ``update``, as :meth:`update_side` returns it.
             per_step: Whether to include the kinds that are not interpolated between refreshes.
             again: Whether to multiply again, since the contribution's products are with other query gradients.
         """
@@ -123,27 +159,44 @@ class QueryDirections:
             scores |= weighted("update", products, weights)
         elif for_update is not None:
             shares = {share: [n for n in names if n in step.steps] for share, names in contribution.shares.items()}
-            update_products, _ = multiply(contribution.for_update, for_update, shares, contribution.factor, norms=False)
+            update_products = for_update.multiply(contribution.for_update, shares, contribution.factor)
             scores |= weighted("update", update_products, dict.fromkeys(update_products, step.clip))
         return scores
 
-    def update_directions(self, step: StepTaken) -> QueryGradients | None:
-        """Make the directions with which all contributions of a step are multiplied for ``update``.
+    def update_side(self, step: StepTaken, sampled: Mapping[str, Tensor] | None = None) -> UpdateSide | None:
+        """Prepare the query side with which all contributions of a step are multiplied for ``update``.
+
+        Exact products have the optimizer's preconditioner on the side of the examples, whose gradients are formed in
+        blocks anyway, so that the queries' dense gradients serve all steps until the next refresh. Projected ones have
+        it on the side of the queries.
+
+        Args:
+            sampled: What :attr:`prepared` sampled of the gradients that the optimizer was given, by which directions of
+                earlier steps may serve this one; None to prepare them for this step alone.
 
         Returns:
-            The query gradients after the optimizer's preconditioner; None if ``update`` follows from the products with
-            the plain query gradients and a factor per share, or if momentum is followed exactly.
+            None if ``update`` follows from the products with the plain query gradients and a factor per share, or if
+            momentum is followed exactly.
         """
         if "update" not in self.rules.kinds or self.rules.exact_momentum or not step.is_elementwise:
             return None
         if step.is_exact:
             assert self.unprojected is not None
-            return unprojected_directions(self.unprojected, step, {n: s.eventual for n, s in step.steps.items()})
-        scales = {name: times(of_step.scale, of_step.eventual) for name, of_step in step.steps.items()}
+            eventual = {n: s.eventual for n, s in step.steps.items()}
+            return UpdateSide(unprojected_directions(self.unprojected, step, eventual))
+        if self.rules.projection is None:
+            assert self.queries is not None
+            return UpdateSide(self.queries, _eventual_scales(step, step.steps))
+
+        def prepare(names: Collection[str]) -> PerExampleGradients:
+            return self._scaled(self.unprojected, self._divided(step, _eventual_scales(step, names), step.balance))
+
+        if sampled is None:
+            directions = prepare(step.steps)
+        else:
+            directions = self.prepared.directions(step.steps, step.balance, sampled, prepare)
         batches = max(1, len(step.contributions))  # 0 if the step's layers ran on other processes only
-        return QueryGradients(
-            self._scaled(self.unprojected, self._divided(step, scales, step.balance)), batches=batches
-        )
+        return UpdateSide(QueryGradients(directions, batches=batches))
 
     def by_parameter(
         self, step: StepTaken, queries: PerExampleGradients | None, balances: Collection[int]
@@ -185,6 +238,11 @@ def unprojected_directions(
     """
     scales = {name: times(step.steps[name].scale, factor) for name, factor in factors.items()}
     return QueryGradients(precondition(queries.only(scales), scales), batches=max(1, len(step.contributions)))
+
+
+def _eventual_scales(step: StepTaken, names: Collection[str]) -> dict[str, float | Preconditioner]:
+    """Return by parameter the step's scale times its eventual effect."""
+    return {name: times(step.steps[name].scale, step.steps[name].eventual) for name in names}
 
 
 def _eventual_rate(steps: Mapping[str, ParameterStep], names: Sequence[str]) -> float:

@@ -7,13 +7,13 @@ multiplied with ``(1 - s) G(r) + s G(r')``, where ``s = (j + 1/2) / k``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ftrace.gradients import PerExampleGradients, QueryGradients, project
+from ftrace.gradients import PerExampleGradients, Projection, Projections, QueryGradients, project
 from ftrace.online.queries.answers import AnswerKeeper
 from ftrace.online.scoring.accumulator import ScoreAccumulator
 from ftrace.online.scoring.balances import Balances, Moments
@@ -28,8 +28,10 @@ from ftrace.online.scoring.contributions import (
     interpolated,
     multiply,
 )
-from ftrace.online.scoring.directions import QueryDirections
+from ftrace.online.scoring.directions import QueryDirections, UpdateSide
+from ftrace.online.scoring.early_products import EarlyProducts
 from ftrace.online.scoring.exact_momentum import ExactMomentum
+from ftrace.online.scoring.forms import Forms
 from ftrace.online.scoring.gains import Gains, gain
 from ftrace.online.scoring.rules import PER_STEP_KINDS, ScoringRules
 from ftrace.online.scoring.whitened import QueryReduction, WhitenedProducts
@@ -120,6 +122,76 @@ class Scoring:
         """Whether examples' gradients are preconditioned before they are projected, and so are needed unprojected."""
         return self.balanced or (self.whitened is not None and self.whitened.divides)
 
+    def example_projections(self, begins: Mapping[int, bool], *, manual: bool) -> tuple[Projection, ...]:
+        """Choose the projections with which examples' gradients are recorded, so that none are held unprojected.
+
+        Args:
+            begins: By optimizer, whether the next backward pass begins a new gradient.
+            manual: Whether optimization is manual, so that queries may be refreshed, or gradients zeroed, before then.
+
+        Returns:
+            The plain one first; nothing if gradients must be recorded unprojected.
+        """
+        if self.rules.projection is None or (manual and self.keeps_examples_unprojected):
+            return ()
+        projections = [self.rules.projection]
+        if self.whitened is not None and self.whitened.divides:
+            if self.whitened.divides_elementwise:
+                return ()
+            projections.append(self.whitened.dividing)
+        if self.balanced:
+            if len(begins) > 1:
+                return ()
+            (optimizer, begun), *_ = begins.items()
+            balanced = self._balances(optimizer).next_projection(begins=begun)
+            if balanced is None:
+                return ()
+            projections.append(balanced)
+        return tuple(dict.fromkeys(projections))
+
+    def early_products(
+        self, shares: Mapping[int, Shares], *, elementwise: bool, also: Callable[[PerExampleGradients], None]
+    ) -> EarlyProducts | None:
+        """Prepare to multiply gradients inside of the next backward pass.
+
+        Args:
+            shares: By optimizer, the names of its parameters by share.
+            elementwise: Whether an optimizer scales the elements of a parameter's gradient differently.
+            also: Called with all gradients before they are multiplied.
+
+        Returns:
+            None if gradients are needed afterwards, too, or are projected as they arrive.
+        """
+        if self.rules.projection is not None or self.holds(elementwise) or self.queries is None:
+            return None
+        return EarlyProducts(self.queries, shares, norms="cosine" in self.rules.kinds, also=also)
+
+    def forms(
+        self,
+        read: Sequence[PerExampleGradients],
+        projections: Projections | None,
+        early: EarlyProducts | None = None,
+    ) -> Forms:
+        """Name what was read off a recording whose projections :meth:`example_projections` has chosen.
+
+        Args:
+            read: The gradients once for each projection, or unprojected.
+            projections: Those of the recording; None if it is unprojected.
+            early: What was multiplied during the backward pass already.
+        """
+        if projections is None:
+            (gradients,) = read
+            if self.rules.projection is None:
+                return Forms(gradients, early=early)
+            return Forms(project(gradients, self.rules.projection), unprojected=gradients)
+        known = dict(zip(projections.members, read, strict=True))
+        divided = balanced = None
+        if self.whitened is not None and self.whitened.divides:
+            divided = known[self.whitened.dividing]
+        if self.balanced:
+            balanced = read[-1]
+        return Forms(read[0], divided=divided, balanced=balanced)
+
     def holds(self, elementwise: bool) -> bool:
         """Whether contributions must be kept after they have been multiplied once.
 
@@ -170,12 +242,11 @@ class Scoring:
     def multiply(
         self,
         example_ids: Tensor,
-        gradients: PerExampleGradients,
+        forms: Forms,
         shares: Shares,
         factor: float,
         *,
         elementwise: bool,
-        unprojected: PerExampleGradients | None = None,
         optimizer: int = 0,
         begins: bool = True,
     ) -> Contribution:
@@ -183,36 +254,51 @@ class Scoring:
 
         Args:
             example_ids: ``[B]``.
-            gradients: The examples' gradients, projected if there is a projection.
+            forms: The examples' gradients.
             shares: The optimizer's parameters, by share.
             factor: As in :class:`Contribution`.
             elementwise: Whether the optimizer scales the elements of a parameter's gradient differently.
-            unprojected: The examples' gradients before projection, if :attr:`keeps_examples_unprojected`.
             optimizer: The index of the optimizer.
             begins: Whether these are the first contributions to its current gradients.
         """
         assert self.queries is not None
+        gradients, unprojected = forms.plain, forms.unprojected
         contribution = Contribution(example_ids, factor, shares)
         kinds = self.rules.kinds
         names = [name for names_of_share in shares.values() for name in names_of_share]
         if "dot" in kinds or "cosine" in kinds or not (elementwise or self.rules.exact_momentum):
             norms = "cosine" in kinds
-            contribution.products, contribution.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
+            early = forms.early
+            contribution.products, contribution.norms = multiply(
+                gradients,
+                self.queries,
+                shares,
+                factor,
+                norms=norms,
+                early=None if early is None else early.products.get(optimizer),
+                early_square_norms=0.0 if early is None else early.square_norms.get(optimizer, 0.0),
+            )
         if self.whitened is not None:
-            to_whiten = unprojected if unprojected is not None and self.whitened.divides else gradients
-            projected = self.whitened.project(to_whiten.only(names))
+            divided = forms.divided
+            if divided is None:
+                to_divide = unprojected if unprojected is not None and self.whitened.divides else gradients
+                divided = self.whitened.divided(to_divide.only(names))
+            projected = self.whitened.rows(divided, names)
             contribution.projected = {name: factor * phi for name, phi in projected.items()}
             contribution.whitened = self.whitened.cosines(contribution.projected, names)
         if self.holds(elementwise):
             contribution.gradients = gradients.only(names)
         if self.balanced and elementwise:
-            assert unprojected is not None
             balances = self._balances(optimizer)
             if begins:
                 balances.begin()
-            contribution.unprojected = unprojected.only(names)
-            if balances.current:
-                contribution = balances.balanced(contribution)
+            if forms.balanced is not None:
+                contribution.balanced = forms.balanced.only(names)
+            else:
+                assert unprojected is not None
+                contribution.unprojected = unprojected.only(names)
+                if balances.current:
+                    contribution = balances.balanced(contribution)
         return contribution
 
     def _balances(self, optimizer: int) -> Balances:
@@ -252,13 +338,14 @@ class Scoring:
             Whether its products are finite; otherwise nothing has been booked.
         """
         assert self.queries is not None
+        sampled = self.directions.prepared.sample_given(step.given)
         self._balance(step, moments)
-        directions = self.directions.update_directions(step)
-        scores = [self.directions.scores(step, c, directions, per_step=True) for c in step.contributions]
+        side = self.directions.update_side(step, sampled)
+        scores = [self.directions.scores(step, c, side, per_step=True) for c in step.contributions]
         if not all(all_finite(of_batch.values()) for of_batch in scores):
             return False
         if step.given is not None and not self.rules.exact_momentum:
-            step.left_of_given = self.directions.scores(step, step.given, directions, again=True)
+            step.left_of_given = self.directions.scores(step, step.given, side, again=True)
             if not self.rules.trapezoid:
                 self.gains.add(by_given=gain(step.left_of_given))
         for contribution, of_batch in zip(step.contributions, scores, strict=True):
@@ -297,13 +384,13 @@ class Scoring:
         pending, self.pending = self.pending, []
         for index, step in enumerate(pending):
             weight = (index + 0.5) / len(pending)
-            directions = None if is_same else self.directions.update_directions(step)
+            side = None if is_same else self.directions.update_side(step)
             for contribution, left in zip(step.contributions, step.left, strict=True):
-                scores = self._interpolated(step, contribution, left, weight, is_same, directions)
+                scores = self._interpolated(step, contribution, left, weight, is_same, side)
                 book_scores(self.sums, contribution.example_ids, scores, step.moment)
                 self.gains.add(gain(scores))
             if step.given is not None and not self.rules.exact_momentum:
-                given = self._interpolated(step, step.given, step.left_of_given, weight, is_same, directions)
+                given = self._interpolated(step, step.given, step.left_of_given, weight, is_same, side)
                 self.gains.add(by_given=gain(given))
             if self._follows_momentum(step):
                 assert self.directions.unprojected is not None
@@ -320,11 +407,11 @@ class Scoring:
         left: dict[Sum, Tensor],
         weight: float,
         is_same: bool,
-        directions: QueryGradients | None,
+        side: UpdateSide | None,
     ) -> dict[Sum, Tensor]:
         if is_same:
             return left
-        return interpolated(left, self.directions.scores(step, contribution, directions, again=True), weight)
+        return interpolated(left, self.directions.scores(step, contribution, side, again=True), weight)
 
     def _follows_momentum(self, step: StepTaken) -> bool:
         return self.rules.exact_momentum and bool(step.steps)
@@ -345,6 +432,7 @@ class Scoring:
             "momentum": self.momentum.state(),
             "gained": self.gains.by_examples,
             "gained_by_given": self.gains.by_given,
+            "prepared": self.directions.prepared.state(),
             "balances": {index: balances.state() for index, balances in self.directions.balances.items()},
             "whitened": None if self.whitened is None else self.whitened.state(),
             "whitened_queries": self.whitened.queries if self.whitened and self.reduces_queries else None,
@@ -369,6 +457,8 @@ class Scoring:
         """
         for optimizer, of_balances in shared["balances"].items():
             self._balances(optimizer).load(of_balances)
+        if "prepared" in shared:  # earlier versions prepared directions at each step
+            self.directions.prepared.load(shared["prepared"])
         if self.whitened is not None:
             self.whitened.load([state["whitened"] for state in states], shared["whitened"])
         whitened_queries = shared.get("whitened_queries")

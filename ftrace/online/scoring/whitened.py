@@ -192,10 +192,25 @@ class WhitenedProducts:
             chosen = project(chosen, self._projection)
         return chosen
 
-    def project(self, gradients: PerExampleGradients) -> dict[str, Tensor]:
-        """Return what :meth:`divided` does by parameter, ``[n, D]``."""
-        chosen = self.divided(gradients)
-        return {name: flat_rows(chosen.dense(name)) for name in chosen.parts}
+    @property
+    def divides_elementwise(self) -> bool:
+        """Whether gradients are divided element by element, so that they can't be projected as they arrive."""
+        return self.divides and self.rules.preconditioner == "elementwise"
+
+    @property
+    def dividing(self) -> Projection:
+        """The projection that divides gradients as well, unless they are divided element by element."""
+        return self._projection
+
+    def rows(self, divided: PerExampleGradients, names: Collection[str]) -> dict[str, Tensor]:
+        """Return divided gradients by parameter, ``[n, D]``.
+
+        Args:
+            divided: As :meth:`divided` returns them.
+            names: The parameters, of which those of :attr:`names` are taken.
+        """
+        wanted = set(names).intersection(self.names)
+        return {name: flat_rows(divided.dense(name)) for name in divided.parts if name in wanted}
 
     def _counts(self, name: str) -> bool:
         """Whether a parameter counts: once some are whitened, others have another scale and are left out."""
