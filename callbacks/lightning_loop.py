@@ -113,6 +113,11 @@ class LightningLoop:
         return not self.module.automatic_optimization
 
     @property
+    def backward_is_own(self) -> bool:
+        """Whether the module runs backward passes by itself."""
+        return self.is_manual or is_overridden("backward", self.module, LightningModule)
+
+    @property
     def batches_per_step(self) -> int:
         """The number of batches whose gradients are accumulated for a step."""
         return self.trainer.accumulate_grad_batches

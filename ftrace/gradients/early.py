@@ -87,7 +87,9 @@ class EarlyReading:
         shapes: dict[str, torch.Size] = {}
         uses = list({id(use): use for name in names for use in self._uses[name]}.values())
         for use in uses:
-            wanted = {local: full for local, full in self._names[use.key].items() if full in names}
+            wanted = {local: full for local, full in trained(use.layer).items() if full in names}
+            if not wanted:  # it was frozen after the forward pass
+                continue
             (of_use,) = use.forms(wanted)
             for local, part in of_use.items():
                 parts.setdefault(wanted[local], []).append(part)

@@ -82,6 +82,10 @@ class TrainingLoop(Protocol):
         """
 
     @property
+    def backward_is_own(self) -> bool:
+        """Whether the user's own code runs each backward pass, so that it may go through a graph several times."""
+
+    @property
     def batches_per_step(self) -> int:
         """The number of batches whose gradients are accumulated for a step; 1 under manual optimization."""
 

@@ -249,7 +249,7 @@ class TracedRun:
         if not self._recordings:
             return
         rows_are_known = self.rows.before_backward(self._recordings[-1], loss, self.step)
-        if rows_are_known and not self.loop.is_manual and not self.refresher.staleness.is_due:
+        if rows_are_known and not self.loop.backward_is_own and not self.refresher.staleness.is_due:
             self._multiply_early(self._recordings[-1])
         if self.loop.is_manual:
             if self.refresher.is_due(self.step):  # there may have been steps since the batch began
