@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, checked
+from ftrace.arguments import Count, Name, NonNegativeNumber, Positive, PositiveNumber, Seed, checked
 from ftrace.callbacks.lightning_loop import LightningLoop, refuse_unsupported_loop
 from ftrace.callbacks.output_dirs import drop_earlier_trial, output_dir_of
 from ftrace.gradients import ProjectionSide
@@ -88,6 +88,9 @@ class OnlineTracIn(Callback):
         store: Where scores are held while training: "memory"; "disk", in a mapped file beside the output folder; or
             "auto", in memory up to half of what is free, and what is beyond that in a mapped file. Scores are the same.
         refresh_share: What refreshes may cost with "auto", as a share of training's own work, by numbers of rows.
+        moments_tolerance: By how much of its norm an optimizer's step, momentum aside, may differ from the one that
+            its second moments of an earlier step would give, before projected ``update`` products take the current
+            ones: the queries' gradients are then scaled and projected anew. 0: at each step.
 
     Raises:
         ValueError: On an unknown or unsupported option; when training starts, on a loop, layer, optimizer or query
@@ -122,6 +125,7 @@ class OnlineTracIn(Callback):
         describe: Any = None,
         store: Literal["memory", "disk", "auto"] = "auto",
         refresh_share: PositiveNumber = 0.25,
+        moments_tolerance: NonNegativeNumber = 0.1,
     ) -> None:
         self.settings = TraceSettings(
             scores=scores,
@@ -144,6 +148,7 @@ class OnlineTracIn(Callback):
             store=store,
             keep_states=keep_states,
             refresh_share=refresh_share,
+            moments_tolerance=moments_tolerance,
         )
         self.output_dir = output_dir
         self._session = TraceSession(self.settings, queries, query_losses, query_learned, "OnlineTracIn", describe)

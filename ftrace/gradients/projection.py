@@ -33,6 +33,7 @@ from ftrace.renamed import warn_of_old_name
 ProjectionSide = Annotated[int, Within(1, 4096)]  # a block of K * K numbers: more is a typing error
 Entries = Literal["gaussian", "rademacher", "normal", "signs"]
 ENTRIES: tuple[Entries, ...] = ("gaussian", "rademacher")
+_BLOCK_BYTES = 4 * 2**20  # of dense gradients that are formed at a time
 # Old names. Indexes on disk that have them are read; as arguments they work for one more release.
 OLD_ENTRIES: dict[str, Entries] = {"normal": "gaussian", "signs": "rademacher"}
 
@@ -222,17 +223,38 @@ class Projections:
 def project(gradients: PerExampleGradients, projection: Projection) -> PerExampleGradients:
     """Project gradients that were recorded (and perhaps preconditioned) without projection.
 
-    Those that have an elementwise scale are formed, a chunk of examples at a time; all others stay factors.
+    Those that have an elementwise scale are formed, in blocks that stay in the processor's cache; all others stay
+    factors.
     """
     parts: dict[str, list[Part | Positions]] = {}
     for name, unprojected in gradients.parts.items():
-        if name in gradients.scales:
-            chunks = gradients.chunks(2 * gradients.shapes[name].numel())
-            parts[name] = [Dense(torch.cat([projection.project(name, gradients.dense(name, *c)) for c in chunks]))]
+        if name in gradients.scales and len(gradients.shapes[name]) > 1:
+            parts[name] = [Dense(_project_formed(name, gradients, projection))]
+        elif name in gradients.scales:
+            parts[name] = [Dense(projection.project(name, gradients.dense(name)))]
         else:
             parts[name] = [projection.project_part(name, part, gradients.shapes[name]) for part in unprojected]
     shapes = {name: projection.shape(shape) for name, shape in gradients.shapes.items()}
     return PerExampleGradients(parts, shapes, len(gradients))
+
+
+def _project_formed(name: str, gradients: PerExampleGradients, projection: Projection) -> Tensor:
+    """Project the gradients of one matrix that are formed, ``[n, K, K]``: some examples and some rows at a time."""
+    R, C = gradients.matrix_shape(name)
+    number = gradients.zeros()
+    rows, columns = projection.axis(name, 0, R, number), projection.axis(name, 1, C, number)
+    total = gradients.zeros(len(gradients), projection.side, projection.side)
+    numbers = max(1, _BLOCK_BYTES // number.element_size())
+    examples = max(1, min(len(gradients), numbers // C))
+    step = max(1, min(R, numbers // (examples * C)))
+    memory = number.new_empty(examples * step * C)
+    for start in range(0, len(gradients), examples):
+        stop = min(start + examples, len(gradients))
+        for first in range(0, R, step):
+            last = min(first + step, R)
+            block = gradients.dense(name, start, stop, out=memory, rows=(first, last))
+            total[start:stop] += rows[first:last].T @ (block @ columns)
+    return total
 
 
 def pool(gradients: PerExampleGradients, blocks: Mapping[str, Sequence[str]]) -> PerExampleGradients:

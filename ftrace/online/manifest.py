@@ -38,6 +38,7 @@ def manifest_of(run: TracedRun, run_id: str, *, complete: bool) -> dict[str, Any
         "refreshes": refresher.steps,
         "refreshes_failed": refresher.failed,
         **settings.facts(),
+        "update_directions": run.scoring.directions.prepared.facts() if run.scoring.balanced else None,
         "query_first_steps": {str(query): step for query, step in refresher.first_steps.items()},
         "staleness": _jsonable_numbers(refresher.staleness.measured),
         "optimizers": [optimizer.facts() for optimizer in run.parameters.followed],

@@ -124,6 +124,7 @@ def _settings(run: TracedRun) -> dict[str, Any]:
         "projection_seed": None if rules.projection is None else rules.projection.seed,
         "refresh_every_n_steps": run.settings.refresh_every_n_steps,
         "refresh_share": run.settings.refresh_share,
+        "moments_tolerance": rules.moments_tolerance,
         "whitening": asdict(rules.whitening) if rules.whitens else None,
         "candidates": _digest(run.sums.candidates),
         "ledger": run.ledger is not None,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, checked, hold
+from ftrace.arguments import Count, Name, NonNegativeNumber, Positive, PositiveNumber, Seed, checked, hold
 from ftrace.gradients import Projection, ProjectionSide
 from ftrace.online.refresh_schedule import Every
 from ftrace.online.scoring.accumulator import Candidates
@@ -67,6 +67,9 @@ class TraceSettings:
         keep_states: Whether to keep the files for resuming also of checkpoints that ``ModelCheckpoint`` has deleted,
             as you need if you have copied these.
         refresh_share: What refreshes may cost with "auto", as a share of training's own work, by numbers of rows.
+        moments_tolerance: By how much of its norm an optimizer's step, momentum aside, may differ from the one that
+            its second moments of an earlier step would give, before projected ``update`` products take the current
+            ones: the queries' gradients are then scaled and projected anew. 0: at each step.
 
     Raises:
         ValueError: On an unknown or unsupported option.
@@ -92,6 +95,7 @@ class TraceSettings:
     store: Literal["memory", "disk", "auto"] = "auto"
     keep_states: bool = False
     refresh_share: PositiveNumber = 0.25
+    moments_tolerance: NonNegativeNumber = 0.1
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):
@@ -151,6 +155,7 @@ class TraceSettings:
             tuple(self.breakdown),
             self.projection,
             self.whitening,
+            self.moments_tolerance,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ftrace.online.scoring.contributions import (
     multiply,
     weighted,
 )
+from ftrace.online.scoring.prepared_directions import PreparedDirections
 from ftrace.online.scoring.rules import ScoringRules
 from ftrace.scores import Sum
 
@@ -68,6 +69,7 @@ class QueryDirections:
         queries: The query gradients as contributions are multiplied with them; None before the first refresh.
         unprojected: The query gradients as they were taken; unprojected if ``keeps_unprojected``.
         balances: By optimizer whose products are balanced, its balances.
+        prepared: Directions for projected ``update`` products that serve several steps.
     """
 
     def __init__(self, rules: ScoringRules, batches: float, *, keeps_unprojected: bool) -> None:
@@ -77,6 +79,8 @@ class QueryDirections:
         self.queries: QueryGradients | None = None
         self.unprojected: PerExampleGradients | None = None
         self.balances: dict[int, Balances] = {}
+        seed = 0 if rules.projection is None else rules.projection.seed
+        self.prepared = PreparedDirections(rules.moments_tolerance, seed)
         self._norms = torch.empty(0)
 
     def refresh(self, gradients: PerExampleGradients, *, keeps_last: bool) -> QueryGradients | None:
@@ -90,6 +94,7 @@ class QueryDirections:
             The previous ones; the same object as the new ones if their memory was reused.
         """
         projected = self._take(gradients)
+        self.prepared.forget()
         previous = self.queries
         if previous is None or len(previous) != len(projected) or keeps_last:
             self.queries = QueryGradients(projected, batches=self.batches)
@@ -158,11 +163,16 @@ class QueryDirections:
             scores |= weighted("update", update_products, dict.fromkeys(update_products, step.clip))
         return scores
 
-    def update_side(self, step: StepTaken) -> UpdateSide | None:
+    def update_side(self, step: StepTaken, sampled: Mapping[str, Tensor] | None = None) -> UpdateSide | None:
         """Prepare the query side with which all contributions of a step are multiplied for ``update``.
 
         Exact products have the optimizer's preconditioner on the side of the examples, whose gradients are formed in
-        blocks anyway, so that the queries' dense gradients serve all steps until the next refresh.
+        blocks anyway, so that the queries' dense gradients serve all steps until the next refresh. Projected ones have
+        it on the side of the queries.
+
+        Args:
+            sampled: What :attr:`prepared` sampled of the gradients that the optimizer was given, by which directions of
+                earlier steps may serve this one; None to prepare them for this step alone.
 
         Returns:
             None if ``update`` follows from the products with the plain query gradients and a factor per share, or if
@@ -174,13 +184,19 @@ class QueryDirections:
             assert self.unprojected is not None
             eventual = {n: s.eventual for n, s in step.steps.items()}
             return UpdateSide(unprojected_directions(self.unprojected, step, eventual))
-        scales = {name: times(of_step.scale, of_step.eventual) for name, of_step in step.steps.items()}
         if self.rules.projection is None:
             assert self.queries is not None
-            return UpdateSide(self.queries, scales)
+            return UpdateSide(self.queries, _eventual_scales(step, step.steps))
+
+        def prepare(names: Collection[str]) -> PerExampleGradients:
+            return self._scaled(self.unprojected, self._divided(step, _eventual_scales(step, names), step.balance))
+
+        if sampled is None:
+            directions = prepare(step.steps)
+        else:
+            directions = self.prepared.directions(step.steps, step.balance, sampled, prepare)
         batches = max(1, len(step.contributions))  # 0 if the step's layers ran on other processes only
-        scaled = self._scaled(self.unprojected, self._divided(step, scales, step.balance))
-        return UpdateSide(QueryGradients(scaled, batches=batches))
+        return UpdateSide(QueryGradients(directions, batches=batches))
 
     def by_parameter(
         self, step: StepTaken, queries: PerExampleGradients | None, balances: Collection[int]
@@ -222,6 +238,11 @@ def unprojected_directions(
     """
     scales = {name: times(step.steps[name].scale, factor) for name, factor in factors.items()}
     return QueryGradients(precondition(queries.only(scales), scales), batches=max(1, len(step.contributions)))
+
+
+def _eventual_scales(step: StepTaken, names: Collection[str]) -> dict[str, float | Preconditioner]:
+    """Return by parameter the step's scale times its eventual effect."""
+    return {name: times(step.steps[name].scale, step.steps[name].eventual) for name in names}
 
 
 def _eventual_rate(steps: Mapping[str, ParameterStep], names: Sequence[str]) -> float:

@@ -22,6 +22,8 @@ class ScoringRules:
         breakdown: Some of "layer", "epoch" and "learned".
         projection: The projection of gradients; None if products are exact.
         whitening: How gradients are whitened.
+        moments_tolerance: By how much of its norm a step may differ from the one that earlier second moments would
+            give, before projected directions for ``update`` are prepared anew.
     """
 
     kinds: tuple[str, ...]
@@ -30,6 +32,7 @@ class ScoringRules:
     breakdown: tuple[str, ...] = ()
     projection: Projection | None = None
     whitening: Whitening = Whitening()  # noqa: RUF009 - frozen
+    moments_tolerance: float = 0.0
 
     @property
     def whitens(self) -> bool:
