@@ -147,7 +147,7 @@ def test_a_resumed_run_whitens_parameters_that_it_sees_later() -> None:
 
     whole = product(names)
     whole.precondition_with({n: Elementwise(torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()) for n in names[:0]})
-    whole.step([whole.project(gradients(0, 5))], names)
+    whole.step([whole.rows(whole.divided(gradients(0, 5)), names)], names)
     whole.refresh(gradients(1, 3))
     resumed = product(names[:1])
     resumed.load([whole.state()], whole.state())
@@ -156,7 +156,7 @@ def test_a_resumed_run_whitens_parameters_that_it_sees_later() -> None:
     resumed.take_queries(gradients(1, 3))
     batch = gradients(2, 4)
     [first], [second] = (
-        list(one.cosines(one.project(batch), names).values()) for one in (whole, resumed)
+        list(one.cosines(one.rows(one.divided(batch), names), names).values()) for one in (whole, resumed)
     )  # fmt: skip
     torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
 
