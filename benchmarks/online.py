@@ -129,21 +129,26 @@ WAYS = {
 
 
 class StepTimes(pl.Callback):
-    """When each step began; the last entry is when training ended."""
+    """When each step began; the last entry is when training ended.
 
-    def __init__(self) -> None:
+    Args:
+        waits: The steps before which a GPU is waited for; None: all.
+    """
+
+    def __init__(self, waits: Sequence[int] | None = None) -> None:
         self.times: list[float] = []
+        self._waits = waits
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """Look at the clock, before any other callback."""
-        self._look(pl_module)
+        self._look(pl_module, self._waits is None or index in self._waits)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the clock for the last time."""
-        self._look(pl_module)
+        self._look(pl_module, True)
 
-    def _look(self, pl_module: pl.LightningModule) -> None:
-        if pl_module.device.type == "cuda":
+    def _look(self, pl_module: pl.LightningModule, waits: bool) -> None:
+        if waits and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
@@ -181,14 +186,29 @@ def rehearsed(folder: str) -> tuple[int, int]:
     return passes.get("forward", 0), passes.get("backward", 0)
 
 
-def train(setting: Setting, way: Way, steps: int, warm_up: int, observers: Sequence[pl.Callback] = ()) -> Timing:
-    """Train, and time it; observers are callbacks that come first of all."""
+def train(
+    setting: Setting,
+    way: Way,
+    steps: int,
+    warm_up: int,
+    observers: Sequence[pl.Callback] = (),
+    waits_each_step: bool = True,
+) -> Timing:
+    """Train, and time it.
+
+    Args:
+        steps: How many.
+        warm_up: How many of them aren't timed.
+        observers: Callbacks that come first of all.
+        waits_each_step: Whether each step begins when a GPU has finished the one before. Otherwise it is only waited
+            for at both ends of the time that is measured, and ``steps`` of the result says nothing.
+    """
     on_gpu = setting.device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     module = make_module(setting)
     loader = random_rows(setting, steps * setting.batch_size, "example_id", seed=0)
-    clock = StepTimes()
+    clock = StepTimes(None if waits_each_step else (0, 1, warm_up))
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_steps=steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,16 +77,19 @@ class ParameterSet:
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def share(self, model: GPT2LMHeadModel) -> str:
-        """Share of the model's elements that are covered in all their uses, and in their use as output matrix."""
+        """Share of the model's elements that are covered, and how far the tied table is."""
         total = sum(parameter.numel() for parameter in model.parameters())
         output = model.lm_head.weight.numel() if self.tie_is_cut else 0
         own = sum(p.numel() for name, p in self.model(model).named_parameters() if self.has(name)) - output
+        if output and self.has("transformer.wte.weight"):
+            return f"{own / total:.1%} (table's uses apart)"
         return f"{own / total:.1%}" + (f" + {output / total:.1%} (output use only)" if output else "")
 
 
 ALL = ParameterSet(("*",), tie_is_cut=False)
 LINEAR = ParameterSet(("*.c_*", "lm_head.weight"), tie_is_cut=True)
 HEAD = ParameterSet(("lm_head.weight",), tie_is_cut=True)
+NOT_POSITIONS = ParameterSet(("*.wte.weight", "*.ln_*", "*.c_*", "lm_head.weight"), tie_is_cut=True)
 
 
 def ftrace_scores(
@@ -103,6 +107,7 @@ def ftrace_scores(
         return recording.gradients()
 
     with capture:
+        gradients(queries[:2])  # a first pass also finds out whose rows are whose, at less cost in a small batch
         of_queries = PerExampleGradients.stack([gradients(ids) for ids in queries.split(batch)])
         prepared = QueryGradients(of_queries, batches=len(examples) / batch)
         return torch.cat([inner_products(gradients(ids), prepared, names) for ids in examples.split(batch)])
@@ -268,6 +273,43 @@ def kronfluence_scores(model: GPT2LMHeadModel, examples: Tensor, queries: Tensor
     return scores.T.float()
 
 
+def dattri_llm_scores(
+    model: GPT2LMHeadModel, examples: Tensor, queries: Tensor, batch: int, *, covers: ParameterSet
+) -> Tensor:
+    """By dattri-llm's TracInAttributor, on the fly.
+
+    It adds the gradients of positions up over the batch (and says so), and takes the two uses of a tied table for two
+    layers, without the products between them.
+    """
+    from dattri_llm import AttributionArguments, AttributionTask, HookManagerConfig, TracInAttributor
+
+    model = copy.deepcopy(covers.model(model)).requires_grad_(False)
+    model.transformer.wte.requires_grad_(True)  # hooks on frozen layers run if anything before them needs a gradient
+    hooked = [path for path, _ in model.named_modules() if covers.has(f"{path}.weight")]
+    config = HookManagerConfig(
+        linear_io=[f"^{re.escape(path)}$" for path in hooked],
+        capture_style="auto",
+        include_frozen=True,
+    )
+    task = AttributionTask(lambda model, batch: losses(model, batch["input_ids"]).sum(), model)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = AttributionArguments(
+            output_dir=folder,
+            use_cpu=True,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=len(queries),  # products with each batch of queries
+            max_grad_norm=None,
+        )
+        attributor = TracInAttributor(arguments, task=task)
+        score = attributor.attribute(_as_rows(examples), _as_rows(queries), hook_config=config)
+    scores: Tensor = score.agnostic_matrix()[1]
+    return scores
+
+
+def _as_rows(ids: Tensor) -> Any:
+    return [{"input_ids": row} for row in ids]
+
+
 def with_linear_layers(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """A copy whose Conv1D layers are Linear layers."""
     model = copy.deepcopy(model)
@@ -298,13 +340,18 @@ class Method:
 
 
 METHODS = {
-    "ftrace": Method("ftrace", partial(ftrace_scores, covers=ALL), ALL, (16, 32)),
+    "ftrace": Method("ftrace", partial(ftrace_scores, covers=ALL), ALL, (16, 32, 64)),
     "captum": Method("captum", partial(captum_scores, sample_wise=False), ALL, (1, 2, 4)),
     "traker": Method("traker", traker_scores, ALL, (8, 16, 32, 64)),
     "dattri": Method("dattri", dattri_scores, ALL, (8, 32, 128)),
-    "ftrace-linear": Method("ftrace", partial(ftrace_scores, covers=LINEAR), LINEAR, (16, 32)),
+    "ftrace-linear": Method("ftrace", partial(ftrace_scores, covers=LINEAR), LINEAR, (16, 32, 64)),
     "bergson": Method("bergson", bergson_scores, LINEAR, (8, 16, 32, 64)),
     "kronfluence": Method("kronfluence", kronfluence_scores, LINEAR, (16, 32, 64, 128)),
-    "ftrace-head": Method("ftrace", partial(ftrace_scores, covers=HEAD), HEAD, (16, 32)),
+    "dattri-llm-linear": Method("dattri-llm", partial(dattri_llm_scores, covers=LINEAR), LINEAR, (16, 32, 64, 128)),
+    "ftrace-untied": Method("ftrace", partial(ftrace_scores, covers=NOT_POSITIONS), NOT_POSITIONS, (16, 32, 64)),
+    "dattri-llm": Method(
+        "dattri-llm", partial(dattri_llm_scores, covers=NOT_POSITIONS), NOT_POSITIONS, (16, 32, 64, 128)
+    ),
+    "ftrace-head": Method("ftrace", partial(ftrace_scores, covers=HEAD), HEAD, (16, 32, 64)),
     "captum-samplewise": Method("captum", partial(captum_scores, sample_wise=True), HEAD, (8, 16, 32, 64)),
 }

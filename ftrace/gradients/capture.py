@@ -92,6 +92,7 @@ class GradientCapture:
         self._begun: dict[str, list[Beginning]] = {}
         self.book = LayoutBook()
         self._projections: Projections | None = None
+        self._late: set[str] = set()
 
     def attach(self) -> None:
         """Register the hooks. They do nothing until a recording is started.
@@ -193,6 +194,7 @@ class GradientCapture:
             layers=self.coverage.layers if self._refuse_unrecorded else [],
             compiled=self._compiled,
             book=self.book if book is None else book,
+            late=self._late,
         )
         for layer in self.coverage.layers:
             if isinstance(layer.rule, GraphRule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Pass:
         padded: While it is set, outputs are added to it whose gradient isn't zero where packed rows are padded.
         unread: While ``open`` is set, errors of those outputs in it whose gradient can't be read in this pass.
         arrived: While it is set, called with the first argument of each layer.
+        has_arrived: While it is set, called with each unprojected use whose gradient has arrived.
         before_first: While it is set, called once when the first gradient arrives.
         trusts: Whether to cut gradients also where the layout was only assumed.
         backward_passes: Autograd's ids of the backward passes through this pass.
@@ -75,6 +77,7 @@ class Pass:
         self.padded: set[Key] | None = None
         self.unread: dict[Key, UnreadableError] = {}
         self.arrived: Callable[[Key, Tensor], None] | None = None
+        self.has_arrived: Callable[[Any], None] | None = None
         self.before_first: Callable[[], None] | None = None
         self.trusts = True
         self.backward_passes: set[int] = set()

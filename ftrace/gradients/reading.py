@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -22,15 +22,19 @@ def read_runs(uses: Sequence[AnyUse]) -> Iterator[tuple[Layer, list[tuple[str, P
             yield layer, forms[0]
 
 
-def _forms(use: AnyUse) -> Iterator[tuple[Layer, list[list[tuple[str, Part | Positions]]]]]:
-    names = trained(use.layer)
+def _forms(
+    use: AnyUse, taken: Collection[str] = ()
+) -> Iterator[tuple[Layer, list[list[tuple[str, Part | Positions]]]]]:
+    names = {local: full for local, full in trained(use.layer).items() if full not in taken}
+    if not names:
+        return
     forms = use.forms(names)
     if any(forms):
         yield use.layer, [[(names[local], part) for local, part in parts.items()] for parts in forms]
 
 
 def read_gradients(
-    uses: Sequence[AnyUse], examples: Examples, projections: Projections | None
+    uses: Sequence[AnyUse], examples: Examples, projections: Projections | None, taken: Collection[str] = ()
 ) -> list[PerExampleGradients]:
     """Add up the gradients of all runs, parameter by parameter, once for each projection, or unprojected.
 
@@ -38,9 +42,10 @@ def read_gradients(
         uses: The runs of layers, and uses of parameters, of one pass.
         examples: Of the batch. Where it is made of several dataloaders' batches, each run has one of these, or all.
         projections: Those that gradients were projected with; None where they weren't.
+        taken: Parameters that were read during the backward pass, which are left out.
     """
     if not examples.loaders:
-        return _read(uses, examples.total, projections)
+        return _read(uses, examples.total, projections, taken)
     of_all = _read([use for use in uses if use.loader is None], examples.total, projections)
     of_loaders = [
         _read([use for use in uses if use.loader == loader], count, projections)
@@ -63,12 +68,14 @@ def _joined(
     return PerExampleGradients(parts, {**of_all.shapes, **stacked.shapes}, examples.total)
 
 
-def _read(uses: Sequence[AnyUse], num_examples: int, projections: Projections | None) -> list[PerExampleGradients]:
+def _read(
+    uses: Sequence[AnyUse], num_examples: int, projections: Projections | None, taken: Collection[str] = ()
+) -> list[PerExampleGradients]:
     members: Sequence[Projection | None] = (None,) if projections is None else projections.members
     parts: list[dict[str, list[Part | Positions]]] = [{} for _ in members]
     shapes: dict[str, torch.Size] = {}
     for use in uses:
-        for layer, forms in _forms(use):
+        for layer, forms in _forms(use, taken):
             shapes |= {full: layer.parameter(local).shape for local, full in layer.names.items()}
             for of_form, of_run in zip(parts, forms, strict=True):
                 for name, part in of_run:

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ftrace.gradients.backward_hooks import BackwardHooks
 from ftrace.gradients.coverage import Layer
+from ftrace.gradients.early import EarlyReading, Take
 from ftrace.gradients.evidence import Prints
 from ftrace.gradients.fallback import Replay, outputs_of
 from ftrace.gradients.finding import Recorded, learn_from_losses
@@ -43,6 +44,7 @@ class Recording:
         layers: All layers of which a gradient without a run is an error.
         compiled: Whether the module is compiled, so that hooks may have come too late.
         book: What is known of whose rows are whose; default: nothing.
+        late: Names of parameters of layers that were seen running in a backward pass, to which this adds others.
 
     Attributes:
         of_pass: What all its outputs have in common.
@@ -60,6 +62,7 @@ class Recording:
         layers: Sequence[Layer] = (),
         compiled: bool = False,
         book: LayoutBook | None = None,
+        late: set[str] | None = None,
     ) -> None:
         self.examples, self.num_examples = examples, examples.total
         self.was_read = False
@@ -77,6 +80,8 @@ class Recording:
         self._returned: dict[Key, Tensor] = {}  # parameters that layers return as they are
         self._parameters: dict[Key, nn.Parameter] = {}  # that are read off autograd's graph
         self._was_announced = False
+        self._late = set() if late is None else late
+        self._early: EarlyReading | None = None
         self._await_backward()
 
     @property
@@ -155,6 +160,8 @@ class Recording:
         return output
 
     def _next_key(self, layer: Layer) -> Key:
+        if torch._C._current_graph_task_id() != -1:
+            self._late.update(layer.names.values())
         run = self._runs_of[layer.path]
         self._runs_of[layer.path] += 1
         return Key(layer.path, run)
@@ -194,6 +201,31 @@ class Recording:
         self.notice(starts)
         self._hooks.add_shared(self.outputs, self.edges, starts)
 
+    def read_early(self, take: Take) -> None:
+        """Have matrices' gradients read inside the next backward pass, each as soon as it is complete.
+
+        Call it after :meth:`prepare`, when it is known whose rows are whose. What is read early is not read again by
+        :meth:`gradients`. A layer that runs again in reentrant activation checkpointing must have been recorded doing
+        so before.
+
+        Args:
+            take: Called with the gradients, some parameters at a time, from the thread that runs the backward pass.
+        """
+        if self.projections is not None or self.examples.loaders or self._returned:
+            return
+        self._early = EarlyReading(self._uses, self.num_examples, take, self._late)
+        this = weakref.ref(self)  # autograd's graph holds the pass, and must not hold what holds the graph
+
+        def has_arrived(use: Use) -> None:
+            recording = this()
+            if recording is None or recording._early is None:
+                return
+            if use.key in (recording.of_pass.open or ()):
+                recording._early.leave(use.layer.names.values())
+            recording._early.gradient_arrived(use)
+
+        self.of_pass.has_arrived = has_arrived
+
     def notice(self, starts: Iterable[Node]) -> None:
         """Have a backward pass recognised by the nodes that use parameters, which are in other passes' graphs as well.
 
@@ -211,6 +243,7 @@ class Recording:
 
     def close(self) -> None:
         """Take no more gradients."""
+        self._early = self.of_pass.has_arrived = None
         self._close_hooks()
         for handle in self._handles:
             handle.remove()
@@ -328,7 +361,10 @@ class Recording:
         self._require_all_read()
         self._close_hooks()
         self.was_read = True
-        return read_gradients(self._uses, self.examples, self.projections)
+        if self._early is None:
+            return read_gradients(self._uses, self.examples, self.projections)
+        (rest,) = read_gradients(self._uses, self.examples, None, self._early.taken)
+        return [PerExampleGradients.sum([rest, *self._early.kept])]
 
     def _require_all_read(self) -> None:
         """Check that every gradient was read, and none would be read twice."""
@@ -352,6 +388,7 @@ class Recording:
         """Forget all gradients, before another backward pass through the same graph that is to be read by itself."""
         for use in self._uses:
             use.forget_gradient()
+        self._early = self.of_pass.has_arrived = None
 
     def _require_hooks(self) -> None:
         if self._compiled and not self.outputs:

@@ -38,6 +38,10 @@ class Use(Output):
         self.grad: Tensor | None = None
         self.layout: Layout | None = None
 
+    def release(self) -> None:
+        """Forget all tensors: the gradients were read."""
+        self.grad, self.kept = None, self.kept.new_empty(0)
+
     @property
     def loader(self) -> int | None:
         """Index of the dataloader whose examples it has; None for all."""
@@ -56,6 +60,8 @@ class Use(Output):
         self.layout = layout
         rows = self.grad_by_example(grad, layout)
         self.grad = rows if self.grad is None else self.grad + rows
+        if self.of_pass.has_arrived is not None:
+            self.of_pass.has_arrived(self)
 
     def grad_by_example(self, grad: Tensor, layout: Layout | None) -> Tensor:
         """Lay a gradient out by example, ``[B, T, O]``."""

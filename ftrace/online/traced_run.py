@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrace.gradients import Recording, UnreadableError
+from ftrace.gradients import PerExampleGradients, Recording, UnreadableError
 from ftrace.online.adapters import adapters_in_use
 from ftrace.online.batches import batch_ids, batch_sizes
 from ftrace.online.checks.failures import Failures
@@ -30,6 +30,7 @@ from ftrace.online.refresher import QueryRefresher
 from ftrace.online.rehearsal.row_finder import RowFinder
 from ftrace.online.repeated_ids import RepeatedIds
 from ftrace.online.scoring.accumulator import ScoreAccumulator
+from ftrace.online.scoring.early_products import EarlyProducts
 from ftrace.online.scoring.forms import Forms
 from ftrace.online.scoring.row_blocks import MakeZeros, zeros_in_memory
 from ftrace.online.scoring.scoring import Scoring
@@ -90,6 +91,7 @@ class TracedRun:
         self._repeated_ids = RepeatedIds(loop, settings.id_key, strict=settings.strict, shared=settings.shared_ids)
         self._with_gradient: set[str] | None = set()  # parameters with a gradient in the first batch; None after it
         self._recordings: list[Recording] = []
+        self._early: EarlyProducts | None = None
         self._batch_ids = torch.empty(0)
         self._batch_sizes: Sequence[int] = ()
         self.parameters = TrainedParameters(
@@ -243,9 +245,12 @@ class TracedRun:
 
     def before_backward(self, loss: Tensor) -> None:
         """Prepare for a backward pass."""
+        self._early = None
         if not self._recordings:
             return
-        self.rows.before_backward(self._recordings[-1], loss, self.step)
+        rows_are_known = self.rows.before_backward(self._recordings[-1], loss, self.step)
+        if rows_are_known and not self.loop.is_manual and not self.refresher.staleness.is_due:
+            self._multiply_early(self._recordings[-1])
         if self.loop.is_manual:
             if self.refresher.is_due(self.step):  # there may have been steps since the batch began
                 self.refresher.refresh(self.step, len(self._batch_ids))
@@ -253,24 +258,42 @@ class TracedRun:
                 if optimizer.contributions and not optimizer.has_gradients():  # gradients were set to zero
                     self.steps.discard(optimizer)
 
+    def _multiply_early(self, recording: Recording) -> None:
+        """Have gradients multiplied inside of the backward pass, if nothing else is done with them."""
+        followed = self.parameters.followed
+        elementwise = "update" in self.rules.kinds and any(optimizer.is_elementwise for optimizer in followed)
+        shares = {optimizer.index: optimizer.shares() for optimizer in followed}
+        self._early = self.scoring.early_products(shares, elementwise=elementwise, also=self._add_to_first_totals)
+        if self._early is not None:
+            recording.read_early(self._early.take)
+
+    def _add_to_first_totals(self, gradients: PerExampleGradients) -> None:
+        for check in self.parameters.conservation.values():
+            check.add_contributions(gradients, self._factor)
+
+    @property
+    def _factor(self) -> float:
+        """What turns gradients of the current loss into contributions to the gradient that the optimizer gets."""
+        return 1 / (self.loop.loss_scale * num_processes())
+
     def after_backward(self) -> None:
         """Read the contributions that a backward pass has added to the gradients."""
         if not self._recordings:
             return
         manual = self.loop.is_manual
         self.hooks.training.stop()
-        scale = self.loop.loss_scale
-        factor = 1 / (scale * num_processes())
+        factor, early = self._factor, self._early
+        self._early = None
         self.rows.after_backward(self._recordings, self.step)
         for recording in self._recordings:
             if len(self._recordings) > 1 and not recording.has_gradients():
                 continue
-            self._take(self.scoring.forms(self.rows.read(recording), recording.projections), factor)
+            self._take(self.scoring.forms(self.rows.read(recording), recording.projections, early), factor)
             if manual:
                 recording.forget_gradients()
         if manual:
             for optimizer in self.parameters.followed:
-                optimizer.norm_of_backward = optimizer.gradient_norm() / scale
+                optimizer.norm_of_backward = optimizer.gradient_norm() / self.loop.loss_scale
             self._recordings.append(self._start_recording())
         else:
             self._close_recordings()
@@ -282,17 +305,17 @@ class TracedRun:
         self._recordings = []
 
     def _take(self, forms: Forms, factor: float) -> None:
-        gradients = forms.plain
-        self.parameters.covered.note_recorded(gradients.parts)
+        self.parameters.covered.note_recorded(forms.names)
         if self._with_gradient is not None:
-            self._with_gradient.update(gradients.parts)
+            self._with_gradient.update(forms.names)
         for optimizer in self.parameters.followed:
             self._contribute(optimizer, forms, factor)
-        self.refresher.staleness.after_backward(gradients, self.scoring.queries)
+        if forms.early is None:
+            self.refresher.staleness.after_backward(forms.plain, self.scoring.queries)
 
     def _contribute(self, optimizer: FollowedOptimizer, forms: Forms, factor: float) -> None:
-        gradients = forms.plain
-        shares = {share: [n for n in names if n in gradients.parts] for share, names in optimizer.shares().items()}
+        gradients, present = forms.plain, forms.names
+        shares = {share: [n for n in names if n in present] for share, names in optimizer.shares().items()}
         shares = {share: names for share, names in shares.items() if names}
         if not shares:
             return

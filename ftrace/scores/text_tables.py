@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
+from ftrace.scores.arrow_arrays import rows_of
 from ftrace.scores.ids import as_ids, stable_id
 
 ROWS_OF_A_GROUP = 10_000
@@ -77,7 +77,7 @@ def _normal(table: pa.Table, key: str, ids: np.ndarray | None) -> pa.Table:
         numbers = as_ids(table[key].to_numpy(), key)
     table = table.set_column(table.column_names.index(key), key, pa.array(numbers))
     if ids is not None:
-        table = table.filter(pyarrow.compute.is_in(table[key], value_set=pa.array(np.unique(ids))))
+        table = rows_of(table, key, ids)
     if table["text"].null_count:
         raise ValueError(f"texts: expected a text in each row, found {table['text'].null_count} rows without one")
     if not pa.types.is_string(table["text"].type) and not pa.types.is_large_string(table["text"].type):

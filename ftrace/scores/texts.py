@@ -27,11 +27,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ftrace.files.digests import DamagedError
-from ftrace.scores.arrow_arrays import as_arrow, as_numpy
+from ftrace.scores.arrow_arrays import as_arrow, as_numpy, rows_of
 from ftrace.scores.ids import as_ids, ascending_order, is_ascending, places_of
 from ftrace.scores.text_tables import ROWS_OF_A_GROUP, Rows, text_table
 
@@ -191,12 +190,11 @@ class Texts:
             file: The file, which is not yet whole while this runs.
             ids: The ids whose rows are written, in any order; default: all.
         """
-        known = None if ids is None or np.isin(self.ids, ids).all() else pa.array(np.unique(ids))
+        are_all = ids is None or bool(np.isin(self.ids, ids).all())
         with pq.ParquetWriter(file, self._file.schema_arrow, compression="zstd") as writer:
             for table in self.tables():
-                if known is not None:
-                    table = table.filter(pyarrow.compute.is_in(table[self.key], value_set=known))
-                writer.write_table(table, row_group_size=ROWS_OF_A_GROUP)
+                chosen = table if ids is None or are_all else rows_of(table, self.key, ids)
+                writer.write_table(chosen, row_group_size=ROWS_OF_A_GROUP)
 
 
 def check_texts(examples: Texts | None, queries: Texts | None) -> None:

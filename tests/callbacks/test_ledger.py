@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from ftrace.callbacks import OnlineTracIn
-from ftrace.online.scoring.scoring import Scoring
 from ftrace.scores import ScoreStore
 from helpers import replay
+from helpers.corrupted import change_contributions
 from helpers.replay import OPTIMIZERS, trainer
 
 ASKED = replay.rows(3, "query_id", seed=1)
@@ -70,17 +71,17 @@ def test_one_wrong_contribution_and_the_books_do_not_balance(
     optimizer: str, integration: Any, momentum: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One example's gradient of one layer, 10% too large, at one step; the self-check is off."""
-    multiply = Scoring.multiply
     calls = []
 
-    def corrupted(self: Scoring, example_ids: Any, gradients: Any, *args: Any, **settings: Any) -> Any:
+    def corrupt(part: Any) -> Any:
         calls.append(len(calls))
-        if len(calls) == 5:
-            part = gradients.parts["net.0.weight"][0]
-            part.rows[1] *= 1.1
-        return multiply(self, example_ids, gradients, *args, **settings)
+        if len(calls) != 5:
+            return part
+        factors = torch.ones(len(part.rows), 1, 1, dtype=part.rows.dtype)
+        factors[1] = 1.1
+        return replace(part, rows=part.rows * factors)
 
-    monkeypatch.setattr(Scoring, "multiply", corrupted)
+    change_contributions(monkeypatch, "net.0.weight", corrupt)
     online = {"momentum": momentum, "integration": integration, "self_check": False}
     store = fit(tmp_path, optimizer, online=online, max_epochs=3)
     assert store.ledger is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ftrace.callbacks import OnlineTracIn
-from ftrace.online.scoring.scoring import Scoring
 from ftrace.scores import ScoreStore
+from helpers.corrupted import change_contributions
 from helpers.language_runs import Module, fit, queries, rows
 
 OPTIMIZERS: dict[str, Any] = {
@@ -78,13 +79,9 @@ def test_weights_in_float32_have_nothing_in_it(tmp_path: Path) -> None:
 def test_a_wrong_contribution_is_not_taken_for_rounding(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    multiply = Scoring.multiply
+    def corrupt(part: Any) -> Any:
+        return replace(part, rows=part.rows * 2.0)
 
-    def corrupted(self: Scoring, example_ids: Any, gradients: Any, *args: Any, **settings: Any) -> Any:
-        for part in gradients.parts["model.transformer.h.0.mlp.c_fc.weight"]:
-            part.rows.mul_(2.0)
-        return multiply(self, example_ids, gradients, *args, **settings)
-
-    monkeypatch.setattr(Scoring, "multiply", corrupted)
+    change_contributions(monkeypatch, "model.transformer.h.0.mlp.c_fc.weight", corrupt)
     store = run(tmp_path, torch.bfloat16, optimizer, 1e-2, self_check=False)
     assert store.manifest["ledger"]["worst_imbalance"] > 2e-2

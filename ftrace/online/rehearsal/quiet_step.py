@@ -38,6 +38,7 @@ class QuietStep:
         begins: The random state with which the real step begins.
         requires_grad: Whether each parameter requires a gradient when the real step begins, since manual optimization
             may switch some off during the step; default: as they are.
+        loss_factor: What losses are multiplied by, beside the loss scale.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class QuietStep:
         id_key: str | int,
         begins: RandomState,
         requires_grad: Sequence[tuple[nn.Parameter, bool]] = (),
+        loss_factor: float = 1.0,
     ) -> None:
         self.loop = loop
         self.batch = batch
@@ -57,6 +59,7 @@ class QuietStep:
         self.id_key = id_key
         self.begins = begins
         self.requires_grad = requires_grad
+        self.loss_factor = loss_factor
 
     def __call__(
         self,
@@ -88,7 +91,7 @@ class QuietStep:
 
         def on_loss_in_full_precision(loss: Tensor, keeps: bool) -> None:
             with without_autocast(loop.device):
-                given(loss, keeps)
+                given(loss if self.loss_factor == 1 else loss * self.loss_factor, keeps)
 
         with ExitStack() as stack:
             stack.enter_context(isolated_random_state())

@@ -146,8 +146,11 @@ class RowFinder:
         if moved:
             self._report_moved(moved)
 
-    def before_backward(self, recording: Recording, loss: Tensor, step: int) -> None:
+    def before_backward(self, recording: Recording, loss: Tensor, step: int) -> bool:
         """Rehearse the step if layers have run that did not run in any rehearsal; then prepare the recording.
+
+        Returns:
+            Whether it is known of all outputs whose rows are whose, so that nothing will be found out after the pass.
 
         Raises:
             ValueError: As :meth:`before_batch`.
@@ -165,11 +168,12 @@ class RowFinder:
         elif any_other:  # the step runs other operations, which may order rows differently
             self._confirm(step)
         else:
-            return
+            return not self._some_unknown
         self.capture.resume(recording)
         recording.prepare(starts)
         if any_new:
             self._tried |= set(recording.unknown())
+        return not self._some_unknown
 
     def after_backward(self, recordings: Sequence[Recording], step: int) -> None:
         """Rehearse the step again if the backward pass has shown that it must be. All processes must call it.
@@ -242,6 +246,7 @@ class RowFinder:
         self._schedule.is_due = False
         changed = False
         inputs = self.trials.inputs()
+        self.trials.fit_loss_scale(inputs)
         try:
             while (problem := self._try(inputs, step)) is not None:
                 self._work_around(problem)

@@ -7,15 +7,19 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ftrace.gradients import Documents, Examples, ExchangeError, GradientCapture, Key, LayoutBook, Rehearsal
 from ftrace.online.batches import batches_in
 from ftrace.online.loop import TrainingLoop
+from ftrace.online.processes import gather_objects
 from ftrace.online.rehearsal.exchange import Inputs, KeyPath, find_inputs, outline, rows_in
 from ftrace.online.rehearsal.packed_rows import PackedBatches, packed_inputs, packed_rows_in
 from ftrace.online.rehearsal.quiet_step import QuietStep
 from ftrace.online.undisturbed.random_state import RandomState
+
+_FACTOR, _MOST_FACTORS = 2.0**6, 8
 
 
 class TrialSteps:
@@ -41,6 +45,7 @@ class TrialSteps:
         self._fixed: set[tuple[int, KeyPath]] = set()  # inputs that can't be exchanged, by dataloader
         self._current: tuple[Any, int, Examples, RandomState] | None = None
         self._requires_grad: list[tuple[nn.Parameter, bool]] = []
+        self._loss_factor = 1.0
 
     def begin(self, batch: Any, batch_idx: int, count: int, sizes: Sequence[int]) -> Examples:
         """Take the next batch.
@@ -87,7 +92,33 @@ class TrialSteps:
         """Make the step in which these inputs are exchanged."""
         assert self._current is not None
         batch, batch_idx, _, begins = self._current
-        return QuietStep(self.loop, batch, batch_idx, inputs, self.id_key, begins, self._requires_grad)
+        return QuietStep(
+            self.loop, batch, batch_idx, inputs, self.id_key, begins, self._requires_grad, self._loss_factor
+        )
+
+    def fit_loss_scale(self, inputs: Sequence[Inputs]) -> None:
+        """Find a factor with which the losses of this batch have finite gradients, if there is a loss scaler.
+
+        A scaler begins with a scale that may be too large, skips steps whose gradients are not finite, and lowers it. A
+        rehearsal with such gradients would find out nothing. All processes must call it.
+        """
+        self._loss_factor = 1.0
+        if self.loop.loss_scale == 1:
+            return
+        wanted = [parameter for parameter in self.loop.module.parameters() if parameter.requires_grad]
+        for _ in range(_MOST_FACTORS):
+            finite: list[bool] = []
+
+            def look(loss: Tensor, keeps: bool, finite: list[bool] = finite) -> None:
+                grads = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=keeps or None)
+                finite += [bool(grad.isfinite().all()) for grad in grads if grad is not None]
+
+            self.step(inputs)(look)
+            self.passes += Counter(forward=1, backward=1)
+            if all(gather_objects(all(finite))):
+                return
+            self._loss_factor /= _FACTOR
+        self._loss_factor = 1.0  # it isn't the scale's fault
 
     def rows(self) -> dict[KeyPath, Tensor]:
         """Return the batch's tensors that hold examples, by key path, with the axis of the examples first."""

@@ -144,7 +144,14 @@ class StepTaken:
 
 
 def multiply(
-    gradients: PerExampleGradients, queries: QueryGradients, shares: Shares, factor: float, *, norms: bool
+    gradients: PerExampleGradients,
+    queries: QueryGradients,
+    shares: Shares,
+    factor: float,
+    *,
+    norms: bool,
+    early: Mapping[Share, Tensor] | None = None,
+    early_square_norms: Tensor | float = 0.0,
 ) -> tuple[Products, Tensor | None]:
     """Compute products of contributions with queries by share, ``[B, Q]`` each, and norms ``[B]`` if asked for.
 
@@ -153,12 +160,20 @@ def multiply(
         shares: Names of the parameters, by share.
         factor: As in :class:`Contribution`.
         norms: Whether to compute the contributions' norms, too.
+        early: Products of further parameters, which were taken before, without factor.
+        early_square_norms: Square norms of the gradients of these, ``[B]``.
     """
+    early = {} if early is None else early
+
+    def with_early(share: Share, products: Tensor) -> Tensor:
+        return factor * (products + early[share] if share in early else products)
+
     if not norms:
-        return {share: factor * inner_products(gradients, queries, names) for share, names in shares.items()}, None
+        products = {share: inner_products(gradients, queries, names) for share, names in shares.items()}
+        return {share: with_early(share, of_share) for share, of_share in products.items()}, None
     both = {share: inner_products_and_square_norms(gradients, queries, names) for share, names in shares.items()}
-    square_norms = gradients.zeros(len(gradients)) + sum(of_share for _, of_share in both.values())
-    return {share: factor * products for share, (products, _) in both.items()}, factor * square_norms.sqrt()
+    square_norms = gradients.zeros(len(gradients)) + early_square_norms + sum(squares for _, squares in both.values())
+    return {share: with_early(share, products) for share, (products, _) in both.items()}, factor * square_norms.sqrt()
 
 
 def dot_scores(products: Products, rates: Sequence[float], clip: float) -> dict[Sum, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ftrace.gradients import PerExampleGradients
+from ftrace.online.scoring.early_products import EarlyProducts
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,16 @@ class Forms:
         divided: As :meth:`WhitenedProducts.divided` returns them; None if they are yet to be divided.
         balanced: Projected with the current balance; None if they are yet to be, or no kind needs them.
         unprojected: Unprojected; None where there is a projection and all forms were projected as they arrived.
+        early: Products that were taken inside the backward pass, of parameters that are not in the other forms.
     """
 
     plain: PerExampleGradients
     divided: PerExampleGradients | None = None
     balanced: PerExampleGradients | None = None
     unprojected: PerExampleGradients | None = None
+    early: EarlyProducts | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """All parameters that have a gradient."""
+        return {*self.plain.parts, *(() if self.early is None else self.early.names)}

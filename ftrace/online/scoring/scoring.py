@@ -7,7 +7,7 @@ multiplied with ``(1 - s) G(r) + s G(r')``, where ``s = (j + 1/2) / k``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from ftrace.online.scoring.contributions import (
     multiply,
 )
 from ftrace.online.scoring.directions import QueryDirections, UpdateSide
+from ftrace.online.scoring.early_products import EarlyProducts
 from ftrace.online.scoring.exact_momentum import ExactMomentum
 from ftrace.online.scoring.forms import Forms
 from ftrace.online.scoring.gains import Gains, gain
@@ -148,17 +149,40 @@ class Scoring:
             projections.append(balanced)
         return tuple(dict.fromkeys(projections))
 
-    def forms(self, read: Sequence[PerExampleGradients], projections: Projections | None) -> Forms:
+    def early_products(
+        self, shares: Mapping[int, Shares], *, elementwise: bool, also: Callable[[PerExampleGradients], None]
+    ) -> EarlyProducts | None:
+        """Prepare to multiply gradients inside of the next backward pass.
+
+        Args:
+            shares: By optimizer, the names of its parameters by share.
+            elementwise: Whether an optimizer scales the elements of a parameter's gradient differently.
+            also: Called with all gradients before they are multiplied.
+
+        Returns:
+            None if gradients are needed afterwards, too, or are projected as they arrive.
+        """
+        if self.rules.projection is not None or self.holds(elementwise) or self.queries is None:
+            return None
+        return EarlyProducts(self.queries, shares, norms="cosine" in self.rules.kinds, also=also)
+
+    def forms(
+        self,
+        read: Sequence[PerExampleGradients],
+        projections: Projections | None,
+        early: EarlyProducts | None = None,
+    ) -> Forms:
         """Name what was read off a recording whose projections :meth:`example_projections` has chosen.
 
         Args:
             read: The gradients once for each projection, or unprojected.
             projections: Those of the recording; None if it is unprojected.
+            early: What was multiplied during the backward pass already.
         """
         if projections is None:
             (gradients,) = read
             if self.rules.projection is None:
-                return Forms(gradients)
+                return Forms(gradients, early=early)
             return Forms(project(gradients, self.rules.projection), unprojected=gradients)
         known = dict(zip(projections.members, read, strict=True))
         divided = balanced = None
@@ -244,7 +268,16 @@ class Scoring:
         names = [name for names_of_share in shares.values() for name in names_of_share]
         if "dot" in kinds or "cosine" in kinds or not (elementwise or self.rules.exact_momentum):
             norms = "cosine" in kinds
-            contribution.products, contribution.norms = multiply(gradients, self.queries, shares, factor, norms=norms)
+            early = forms.early
+            contribution.products, contribution.norms = multiply(
+                gradients,
+                self.queries,
+                shares,
+                factor,
+                norms=norms,
+                early=None if early is None else early.products.get(optimizer),
+                early_square_norms=0.0 if early is None else early.square_norms.get(optimizer, 0.0),
+            )
         if self.whitened is not None:
             divided = forms.divided
             if divided is None:

@@ -42,6 +42,11 @@ class Staleness:
         self._stale, self._refresh = queries, refreshes
         return True
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the next batch's gradients are needed for a measurement."""
+        return self._stale is not None
+
     def after_backward(self, gradients: PerExampleGradients, fresh: QueryGradients | None) -> None:
         """Measure with the first batch after the refresh, if stale query gradients were kept."""
         if self._stale is None or fresh is None or len(gradients) < 2:
