@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from ftrace.gradients.parts import Lookup, Outer, Part, num_positions
+from ftrace.gradients.row_products import products_of_rows
 
 Way = Literal["gram", "materialised", "contraction"]
 NormWay = Literal["gram", "materialised"]
@@ -36,6 +37,7 @@ class Rates:
         gather: Bytes per second, read or written, where rows are gathered or scattered.
         call: Overhead of any call, in seconds.
         element: Bytes per number.
+        rows: Operations per second in large products of rows with rows; default: as in all matrix products.
     """
 
     matmul: float
@@ -43,11 +45,17 @@ class Rates:
     gather: float
     call: float
     element: int = 4
+    rows: float | None = None
 
     def product(self, m: int, n: int, k: int, batch: int = 1) -> float:
         """Estimate the seconds of ``batch`` matrix products of ``[m, k]`` with ``[k, n]``."""
         touched = self.element * batch * (m * k + k * n + m * n)
         return max(2 * batch * m * n * k / self.matmul, touched / self.memory) + self.call
+
+    def row_product(self, m: int, n: int, k: int) -> float:
+        """Estimate the seconds of a product of ``[m, k]`` with ``[n, k]``, rows with rows."""
+        touched = self.element * (m * k + k * n + m * n)
+        return max(2 * m * n * k / (self.rows or self.matmul), touched / self.memory) + self.call
 
     def pass_over(self, elements: int) -> float:
         """Estimate the seconds that reading or writing so many numbers takes."""
@@ -77,14 +85,15 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     square = torch.ones(size, size, device=device, dtype=dtype)
     out = torch.empty_like(square)
     matmul = 2 * size**3 / seconds(lambda: torch.mm(square, square, out=out))
+    rows = 2 * size**3 / seconds(lambda: products_of_rows(square, square))
     flat = torch.ones(2**22 if device.type == "cpu" else 2**26, device=device, dtype=dtype)
     memory = 2 * flat.nbytes / seconds(lambda: flat.mul_(1))
     table = flat.view(-1, 256)
-    rows = torch.arange(0, len(table), 2, device=device).flip(0)
-    gather = 2 * len(rows) * 256 * flat.element_size() / seconds(lambda: table[rows])
+    places = torch.arange(0, len(table), 2, device=device).flip(0)
+    gather = 2 * len(places) * 256 * flat.element_size() / seconds(lambda: table[places])
     few = flat[:8]
     call = seconds(lambda: [few.mul_(1) for _ in range(100)]) / 100
-    return Rates(matmul, memory, gather, call, flat.element_size())
+    return Rates(matmul, memory, gather, call, flat.element_size(), rows)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -131,7 +140,7 @@ def product_seconds(shape: Shape, rates: Rates, ways: Sequence[Way]) -> float:
     The queries' dense gradients are taken as given: see :func:`dense_queries_seconds`.
     """
     B, Q, R, C = shape.examples, shape.queries, shape.rows, shape.columns
-    seconds = rates.product(B, Q, R * C) if "materialised" in ways else 0.0
+    seconds = rates.row_product(B, Q, R * C) if "materialised" in ways else 0.0
     for (kind, T), way in zip(shape.example_parts, ways, strict=True):
         if way == "materialised":
             seconds += _materialise(kind, T, B, shape, rates)
@@ -211,7 +220,7 @@ def _materialise(kind: str, positions: int, count: int, shape: Shape, rates: Rat
 
 def _gram(kind: str, T: int, other: str, S: int, shape: Shape, rates: Rates) -> float:
     m, n = shape.examples * T, shape.queries * S
-    seconds = rates.product(m, n, shape.columns) + rates.pass_over(4 * m * n)
+    seconds = rates.row_product(m, n, shape.columns) + rates.pass_over(4 * m * n)
     if kind == other == "outer":
-        return seconds + rates.product(m, n, shape.rows)
+        return seconds + rates.row_product(m, n, shape.rows)
     return seconds + rates.gathering(2 * m * n)
