@@ -17,11 +17,12 @@ from online import Way, train
 from torch.profiler import ProfilerActivity
 
 from gpu_parts.findings import Finding
+from gpu_parts.launch_lines import LaunchLines
 from gpu_parts.online_costs import INDEX, LEARNING, PLAIN, PROJECTED, gpt2_setting
 from gpu_parts.running import Given
 
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
-FIRST, LAST = 18, 23  # steps that are profiled; queries are refreshed at step 20
+FIRST, REFRESH, LAST = 18, 20, 23  # steps that are profiled; queries are refreshed before one of them
 TOP = 15
 MARK = "traced step "
 
@@ -93,6 +94,10 @@ def profile(given: Given) -> Iterator[Finding]:
         figures: dict[str, Any] = {"ms a step, unprofiled": 1e3 * seconds, **found, "launches, of plain": ratio}
         yield Finding(way.name, {**figures, "limit": limit, "GPU's idle share": 1 - share})
         yield from _tables(way, observer.profiler, given.device)
+    for way in (PLAIN, PROJECTED, INDEX, LEARNING):
+        lines = LaunchLines(FIRST, REFRESH, on_gpu=given.device == "cuda")
+        train(setting, way, REFRESH + 1, FIRST - 8, [lines])
+        yield Finding(f"{way.name}: operators by the line of ftrace", lines.totals(), text=lines.table(2 * TOP))
     for way in (PROJECTED, INDEX):
         functions = FunctionProfile()
         train(setting, way, LAST + 2, FIRST, [functions])
