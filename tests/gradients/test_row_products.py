@@ -36,9 +36,7 @@ def test_they_equal_float64(M: int, N: int, P: int) -> None:
 def test_strided_and_transposed_memory_is_read_as_it_is() -> None:
     wide = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0))
     first, second = wide[:, 500:1500], wide.T[:1000].T
-    torch.testing.assert_close(
-        products_of_rows(first, second).double(), _expected(first, second), rtol=1e-5, atol=1e-3
-    )
+    torch.testing.assert_close(products_of_rows(first, second).double(), _expected(first, second), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.usefixtures("_library")
@@ -58,9 +56,7 @@ def test_what_requires_a_gradient_gets_it() -> None:
 
 
 @pytest.mark.parametrize("error", [AttributeError, NotImplementedError, RuntimeError, TypeError])
-def test_a_pytorch_without_that_product_takes_its_own(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pytorch_without_that_product_takes_its_own(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(first: Tensor, second: Tensor) -> Tensor:
         raise error("no such product")
 
