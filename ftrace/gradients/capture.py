@@ -248,6 +248,11 @@ class GradientCapture:
             if layer.module is head.module and layer.rule is LINEAR and layer.names:
                 recording.add_head(layer, head, outputs)
 
+    def _note_run_without_graph(self, layer: Layer) -> None:
+        """Tell the recording of a layer that runs without a graph, as reentrant checkpointing does before it runs it."""
+        if self._recording is not None and not torch.is_grad_enabled() and may_record(id(self)):
+            self._recording.expect_in_backward(layer)
+
     def _is_recording(self) -> bool:
         return self._recording is not None and torch.is_grad_enabled() and may_record(id(self))
 
@@ -277,6 +282,7 @@ class GradientCapture:
         recording = self._recording
         if recording is None or not self._is_recording():
             self._require_open(recording)
+            self._note_run_without_graph(layer)
             return
         if not layer.names:  # all left out, in a compiled module
             return

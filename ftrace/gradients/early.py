@@ -64,7 +64,10 @@ class EarlyReading:
         Raises:
             UnreadableError: If the parameters of the use have been read before.
         """
-        names = self._names.get(use.key, {})
+        names = self._names.get(use.key)
+        if names is None:  # it has run in this backward pass
+            names = trained(use.layer)
+            self.leave(names.values())
         if not self.taken.isdisjoint(names.values()):
             raise use.unreadable(
                 "gets a second gradient in a backward pass: it may run again in reentrant activation checkpointing "

@@ -81,6 +81,7 @@ class Recording:
         self._parameters: dict[Key, nn.Parameter] = {}  # that are read off autograd's graph
         self._was_announced = False
         self._late = set() if late is None else late
+        self._without_graph: set[str] = set()
         self._early: EarlyReading | None = None
         self._await_backward()
 
@@ -159,6 +160,10 @@ class Recording:
         self._uses.append(GraphUse(layer, output, self.projections))
         return output
 
+    def expect_in_backward(self, layer: Layer) -> None:
+        """Note that a layer has run without a graph, so that it may run again in the backward pass."""
+        self._without_graph.update(layer.names.values())
+
     def _next_key(self, layer: Layer) -> Key:
         if torch._C._current_graph_task_id() != -1:
             self._late.update(layer.names.values())
@@ -205,15 +210,15 @@ class Recording:
         """Have matrices' gradients read inside the next backward pass, each as soon as it is complete.
 
         Call it after :meth:`prepare`, when it is known whose rows are whose. What is read early is not read again by
-        :meth:`gradients`. A layer that runs again in reentrant activation checkpointing must have been recorded doing
-        so before.
+        :meth:`gradients`. Layers that run in the backward pass, as in reentrant activation checkpointing, are left to
+        its end: those that were seen doing so, and those that have run without a graph in this forward pass.
 
         Args:
             take: Called with the gradients, some parameters at a time, from the thread that runs the backward pass.
         """
         if self.projections is not None or self.examples.loaders or self._returned:
             return
-        self._early = EarlyReading(self._uses, self.num_examples, take, self._late)
+        self._early = EarlyReading(self._uses, self.num_examples, take, self._late | self._without_graph)
         this = weakref.ref(self)  # autograd's graph holds the pass, and must not hold what holds the graph
 
         def has_arrived(use: Use) -> None:
@@ -260,13 +265,14 @@ class Recording:
 
         self.of_pass.before_first = prepare
 
-    def backward(self, losses: Tensor) -> None:
+    def backward(self, losses: Tensor, take: Take | None = None) -> None:
         """Differentiate one loss per example with respect to layer outputs only: no weight gradient is computed.
 
         The first pass also finds out whose rows are whose, by differentiating some examples' losses alone.
 
         Args:
             losses: ``[num_examples]``.
+            take: Called during the pass with gradients that :meth:`gradients` then leaves out, see :meth:`read_early`.
 
         Raises:
             ValueError: If there is not one loss per example, a compiled module was not recorded, or a covered
@@ -285,6 +291,8 @@ class Recording:
         if self.unknown():
             self._learn(losses, not_run)
             self.prepare(starts)
+        if take is not None:
+            self.read_early(take)
         self._require_none(not_run, self.differentiate(losses, list(not_run.values())))
 
     def unknown(self) -> list[Key]:

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,68 @@ def test_layers_that_run_again_are_right(again: bool | None) -> None:
                 torch.testing.assert_close(gradients.dense(name), expected[name], rtol=1e-9, atol=1e-12)
     early = {name for of_call in taken for name in of_call.parts}
     assert ("shared.weight" in early) == (again is not True)  # what runs in the backward pass is left to its end
+
+
+class HalfAgain(Blocks):
+    """A layer that runs once in the graph, and once in reentrant activation checkpointing: before that or after it."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.table(ids)
+        for again in (self.first, not self.first):
+            hidden = (checkpoint(self.shared, hidden, use_reentrant=True) if again else self.shared(hidden)).tanh()
+        return hidden
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_layer_that_half_runs_again_is_right_the_first_time(first: bool) -> None:
+    torch.manual_seed(0)
+    model, batch = HalfAgain(first).double(), rows()
+    taken: list[PerExampleGradients] = []
+    with GradientCapture(model) as capture, capture.recording(BATCH) as recording:
+        loss = sums(model, batch).sum()
+        recording.prepare([loss.grad_fn])
+        recording.read_early(taken.append)
+        loss.backward()
+        found = PerExampleGradients.sum([recording.gradients(), *taken])
+    for row, of_ids in enumerate(batch):
+        model.zero_grad()
+        sums(model, of_ids[None]).sum().backward()
+        for name in ("shared.weight", "shared.bias"):
+            expected = model.get_parameter(name).grad
+            torch.testing.assert_close(found.dense(name)[row], expected, rtol=1e-9, atol=1e-12)
+
+
+class RunsInBackward(torch.autograd.Function):
+    """A layer that runs for the first time in the backward pass, on what no hook has seen in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, layer: nn.Linear) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(hidden)
+        return nn.functional.linear(hidden, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        with torch.enable_grad():
+            hidden = ctx.saved_tensors[0].detach().requires_grad_()
+            torch.autograd.backward(ctx.layer(hidden), grads)
+        return hidden.grad, None
+
+
+def test_a_run_in_the_backward_pass_that_nothing_foretold_is_refused() -> None:
+    torch.manual_seed(0)
+    model, batch = Blocks().double(), rows()
+    with GradientCapture(model) as capture, capture.recording(BATCH) as recording:
+        hidden = RunsInBackward.apply(model.table(batch), model.shared)
+        loss = model.shared(hidden).square().sum()
+        recording.prepare([loss.grad_fn])
+        recording.read_early(lambda gradients: None)
+        with pytest.raises(UnreadableError, match="second gradient"):
+            loss.backward()
 
 
 def test_factors_are_forgotten_and_nothing_is_kept_alive() -> None:
