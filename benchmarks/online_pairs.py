@@ -83,18 +83,20 @@ class OneStepAtATime(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """Note the previous step, and wait for the next turn."""
-        self.note()
+        self.note(pl_module)
         self._turns.hand_over(self._number)
         self._turns.wait(self._number)
         self._begun = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the last step."""
-        self.note()
+        self.note(pl_module)
 
-    def note(self) -> None:
-        """Note a step that has ended."""
+    def note(self, pl_module: pl.LightningModule) -> None:
+        """Note a step, once it has ended on a GPU, too."""
         if self._begun is not None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
             self.wall.append(time.perf_counter() - self._begun[0])
             self.processor.append(time.process_time() - self._begun[1])
             self._begun = None

@@ -101,16 +101,21 @@ def ftrace_scores(
     names = capture.coverage.covered
     assert not capture.coverage.gaps, capture.coverage.summary()
 
-    def gradients(ids: Tensor) -> PerExampleGradients:
+    def gradients(ids: Tensor, take: Callable[[PerExampleGradients], None] | None = None) -> PerExampleGradients:
         with capture.recording(len(ids)) as recording:
-            recording.backward(losses(model, ids))
+            recording.backward(losses(model, ids), take)
         return recording.gradients()
+
+    def products(ids: Tensor, of_queries: QueryGradients) -> Tensor:
+        taken: list[Tensor] = []
+        rest = gradients(ids, lambda some: taken.append(inner_products(some, of_queries, names)))
+        return sum(taken, inner_products(rest, of_queries, names))
 
     with capture:
         gradients(queries[:2])  # a first pass also finds out whose rows are whose, at less cost in a small batch
         of_queries = PerExampleGradients.stack([gradients(ids) for ids in queries.split(batch)])
         prepared = QueryGradients(of_queries, batches=len(examples) / batch)
-        return torch.cat([inner_products(gradients(ids), prepared, names) for ids in examples.split(batch)])
+        return torch.cat([products(ids, prepared) for ids in examples.split(batch)])
 
 
 class Logits(nn.Module):

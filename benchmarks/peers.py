@@ -11,8 +11,8 @@ the sum of its tokens' negative log likelihoods. The oracle takes one row at a t
 float64; errors are Frobenius norms over 32 examples times all queries.
 
 Some peers cover fewer parameters. ftrace is timed on those sets as well, and each peer compared with ftrace on the
-same one. Two sets hold the token table in its use as output matrix only, which is a parameter of its own once the tie
-is cut: ftrace and the oracle then get a copy of the model with the tie cut.
+same one. Where a set has the token table's use as output matrix only, or its two uses without the products between
+them, ftrace and the oracle get a copy of the model with the tie cut, in which that matrix is a parameter of its own.
 
 The floor is a forward pass and a backward pass with respect to activations only, in batches, plus the operations that
 the products of the 2-D weights take at the machine's measured rate of large matrix products. Lookups and vectors are

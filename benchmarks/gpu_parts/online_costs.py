@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from online import Timing, Way, floor_of, train
+from online_pairs import paired
 from random_gpt2 import Setting, make_module, matmul_rate, query_pass
 
 from gpu_parts.findings import Finding, in_short
@@ -73,8 +74,23 @@ def online(given: Given) -> Iterator[Finding]:
             longest = max(longest, left - given.left)
             _free(given.device)
         if number == 0 and given.left > 2 * longest:
+            yield from step_by_step(setting, steps)
             yield from without_waiting(setting, steps)
             yield from all_weights(setting)
+
+
+def step_by_step(setting: Setting, steps: int) -> Iterator[Finding]:
+    """Train several ways at the same time, whose steps take turns: ratios of the sums of steps, and of single steps."""
+    ways = (PLAIN, PROJECTED, LEARNING, INDEX)
+    try:
+        plain, *others = (clock.wall[WARM_UP:] for clock in paired(setting, ways, steps))
+    except Exception as error:
+        yield Finding("steps in turn", {"error": in_short(error)})
+        return
+    for way, seconds in zip(ways[1:], others, strict=True):
+        usual = statistics.median(mine / other for mine, other in zip(seconds, plain, strict=True))
+        figures = {"ms a step": 1e3 * statistics.mean(seconds), "of plain": sum(seconds) / sum(plain)}
+        yield Finding(f"{way.name}, steps in turn", {**figures, "median step, of plain": usual})
 
 
 def without_waiting(setting: Setting, steps: int) -> Iterator[Finding]:

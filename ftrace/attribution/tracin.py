@@ -169,10 +169,22 @@ class TracIn(AttributionMethod):
         norms = {group: queries.norms(of_group) for group, of_group in groups.items()}
 
         def score(batch: Batch) -> dict[Sum, Tensor]:
+            taken: dict[str, list[tuple[Tensor, Tensor]]] = {group: [] for group in groups}
+
+            def take(gradients: PerExampleGradients) -> None:
+                of_examples = change(gradients)
+                for group, of_group in groups.items():
+                    given = [name for name in of_group if name in of_examples.parts]
+                    if given:
+                        taken[group].append(inner_products_and_square_norms(of_examples, queries, given))
+
             with torch.enable_grad():
-                of_examples = change(read(batch))
+                take(read(batch, take))
+            size = len(batch["labels"])
+            none = queries.gradients.zeros(size, last - first), queries.gradients.zeros(size)
             products = {
-                g: inner_products_and_square_norms(of_examples, queries, of_group) for g, of_group in groups.items()
+                group: (sum((dot for dot, _ in of_group), none[0]), sum((square for _, square in of_group), none[1]))
+                for group, of_group in taken.items()
             }
             scores = self._scores(products, norms)
             return {key: values * weights[key.kind.partition(".")[0]] for key, values in scores.items()}
@@ -241,10 +253,15 @@ def _over(
 
 
 def _gradients(
-    capture: GradientCapture, model: FactLM, end_of_sequence: bool | None, batch: Batch
+    capture: GradientCapture,
+    model: FactLM,
+    end_of_sequence: bool | None,
+    batch: Batch,
+    take: Callable[[PerExampleGradients], None] | None = None,
 ) -> PerExampleGradients:
+    """Read a batch's gradients, without those that are taken during the backward pass."""
     with capture.recording(len(batch["labels"])) as recording:
-        recording.backward(model.example_losses(batch, end_of_sequence=end_of_sequence))
+        recording.backward(model.example_losses(batch, end_of_sequence=end_of_sequence), take)
     return recording.gradients()
 
 

@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(help_page(name))
         return 0
     watch_cores()
-    return run_command(name, lambda: _run(name, given))
+    return run_command(name, lambda: _run(name, given, is_own=args is None))
 
 
 def help_page(name: str) -> str:
@@ -85,12 +85,15 @@ def _trains(recipe: str) -> bool:
     return "\ntrainer:" in Path(config_file(recipe)).read_text(encoding="utf-8")
 
 
-def _run(name: str, given: list[str]) -> None:
+def _run(name: str, given: list[str], *, is_own: bool) -> None:
     for wrong in _wrong_at_first_sight(name, given[1:]):
         raise ValueError(wrong)
     from ftrace.commands.training import train  # imports torch and Lightning
 
-    train(["--help" if argument == "--full_help" else argument for argument in given])
+    if is_own and "--full_help" not in given:
+        train(None)  # LightningCLI warns of arguments that aren't the process's own
+    else:
+        train(["--help" if argument == "--full_help" else argument for argument in given])
 
 
 def _wrong_at_first_sight(name: str, given: Sequence[str]) -> Iterator[str]:

@@ -160,8 +160,8 @@ class FactTracingCLI(LightningCLI):
         return settings
 
 
-def train(args: Sequence[str]) -> None:
-    """Do what the subcommand and its options say."""
+def train(args: Sequence[str] | None) -> None:
+    """Do what the subcommand and its options say; None: those of the process."""
     with ExitStack() as claims:
         FactTracingCLI(
             LightningModule,
@@ -172,7 +172,7 @@ def train(args: Sequence[str]) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults={"default_root_dir": "runs"},
-            args=list(args),
+            args=None if args is None else list(args),
             claims=claims,
         )
 

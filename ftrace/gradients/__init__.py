@@ -1,7 +1,7 @@
 """The engine: per-example gradients and their products. Pure torch; imports nothing else of ftrace."""
 
 from ftrace.gradients.arriving import Reduce, reduced_gradients
-from ftrace.gradients.autocorrelation import RunningAutocorrelation, whitener
+from ftrace.gradients.autocorrelation import STACKED, RunningAutocorrelation, stacked, whitener, whiteners
 from ftrace.gradients.balance import balancing, divided
 from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
@@ -59,6 +59,7 @@ from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 __all__ = [
     "ENTRIES",
     "OLD_ENTRIES",
+    "STACKED",
     "BeforeStep",
     "Coverage",
     "CoverageLine",
@@ -130,8 +131,10 @@ __all__ = [
     "record_head",
     "reduced_gradients",
     "scales_elements",
+    "stacked",
     "times",
     "touched_elements",
     "unsupported_step",
     "whitener",
+    "whiteners",
 ]

@@ -8,10 +8,13 @@ arXiv 2410.17413, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+STACKED = 64  # blocks that are multiplied, or factored, at once
+_CONDITION = 1e5  # up to which float32 suffices to factor a matrix: its inverse is then right to some 1e-5
 
 
 class RunningAutocorrelation:
@@ -43,34 +46,99 @@ class RunningAutocorrelation:
         self.time_constant = time_constant
         self.sums: dict[str, Tensor] = {}
         self.weights: dict[str, float] = {}
+        self._stacks: list[tuple[tuple[str, ...], Tensor]] = []
+        self._loose = False  # whether some sums are in no stack
 
     def add(self, gradients: Mapping[str, Tensor]) -> None:
         """Add examples' projected gradients: by block, ``[B, D]`` each."""
-        for block, phi_BD in gradients.items():
-            if block not in self.sums:
-                self.sums[block] = phi_BD.new_zeros(phi_BD.shape[1], phi_BD.shape[1])
-            self.sums[block].addmm_(phi_BD.T, phi_BD)
-            self.weights[block] = self.weights.get(block, 0.0) + len(phi_BD)
+        self._add(gradients, set())
+
+    def step(self, blocks: Collection[str], gradients: Sequence[Mapping[str, Tensor]]) -> None:
+        """Lower the weight of everything added so far, and add the gradients of a step, in one pass over memory.
+
+        Args:
+            blocks: The blocks that the step was of, whose sums age.
+            gradients: Projected gradients of its batches: by block, ``[B, D]`` each.
+        """
+        first, *others = gradients or [{}]
+        self._add(first, set(blocks))
+        for of_batch in others:
+            self._add(of_batch, set())
+
+    def _add(self, gradients: Mapping[str, Tensor], aging: Collection[str]) -> None:
+        """Add gradients, and let the sums so far of some blocks age."""
+        factor = 1 - 1 / self.time_constant
+        new = {block: phi for block, phi in gradients.items() if block not in self.sums}
+        for block in aging:
+            if block in self.weights:
+                self.weights[block] *= factor
+        for block, phi in gradients.items():
+            self.weights[block] = self.weights.get(block, 0.0) + len(phi)
+        for block, phi in new.items():
+            self.sums[block] = phi.new_empty(0)  # its place in the order
+        if new or self._loose:
+            self._stack({block: phi.shape[1] for block, phi in new.items()}, gradients)
+        for names, stack in self._stacks:
+            present = {block: gradients[block] for block in names if block in gradients}
+            ages = [block in aging for block in names]
+            if all(ages) or not any(ages):
+                beta = factor if all(ages) else 1.0
+                lengths = {len(phi) for phi in present.values()}
+                if len(lengths) == 1 and 2 * len(present) >= len(names):
+                    rows = stacked(present, names)
+                    stack.baddbmm_(rows.transpose(1, 2), rows, beta=beta)
+                    continue
+                if not present:
+                    if beta != 1:
+                        stack *= beta
+                    continue
+            for block, age in zip(names, ages, strict=True):
+                beta = factor if age else 1.0
+                if block in present:
+                    self.sums[block].addmm_(present[block].T, present[block], beta=beta)
+                elif age:
+                    self.sums[block] *= beta
+
+    def _stack(self, sizes: Mapping[str, int], gradients: Mapping[str, Tensor]) -> None:
+        """Lay sums of one shape side by side in memory, :data:`STACKED` blocks at a time, with zeros for new ones."""
+        arranged = {name for names, _ in self._stacks for name in names}
+        kinds: dict[tuple[int, torch.dtype, torch.device], list[str]] = {}
+        for block, sums in self.sums.items():
+            if block not in arranged:
+                like = gradients[block] if block in sizes else sums
+                kinds.setdefault((like.shape[1], like.dtype, like.device), []).append(block)
+        for (size, dtype, device), blocks in kinds.items():
+            for start in range(0, len(blocks), STACKED):
+                names = tuple(blocks[start : start + STACKED])
+                stack = torch.zeros(len(names), size, size, dtype=dtype, device=device)
+                for block, place in zip(names, stack, strict=True):
+                    if block not in sizes:
+                        place.copy_(self.sums[block])
+                    self.sums[block] = place
+                self._stacks.append((names, stack))
+        self._loose = False
 
     def add_sums(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
         """Add the sums and weights of another average."""
         for block, of_block in sums.items():
-            self.sums[block] = self.sums[block] + of_block if block in self.sums else of_block.clone()
+            if block in self.sums:
+                self.sums[block] += of_block
+            else:
+                self.sums[block], self._loose = of_block.clone(), True
             self.weights[block] = self.weights.get(block, 0.0) + weights[block]
 
     def forget(self, blocks: Iterable[str]) -> None:
         """Start these blocks from zero."""
-        for block in blocks:
-            self.sums.pop(block, None)
-            self.weights.pop(block, None)
+        forgotten = {block for block in blocks if block in self.sums}
+        for block in forgotten:
+            del self.sums[block], self.weights[block]
+        if forgotten:  # the others are laid out anew
+            self._stacks = [(names, stack) for names, stack in self._stacks if forgotten.isdisjoint(names)]
+            self._loose = True
 
     def age(self, blocks: Iterable[str]) -> None:
         """Lower the weight of everything added so far, after a step of these blocks."""
-        factor = 1 - 1 / self.time_constant
-        for block in blocks:
-            if block in self.sums:
-                self.sums[block] *= factor
-                self.weights[block] *= factor
+        self._add({}, set(blocks))
 
     def mean(self, block: str) -> Tensor:
         """Compute R of one block, undamped, ``[D, D]``."""
@@ -95,15 +163,54 @@ def whitener(autocorrelation: Tensor, damping: float) -> Tensor:
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.7071]])
     """
+    return whiteners(autocorrelation.unsqueeze(0), damping, precise=True)[0]
+
+
+def whiteners(autocorrelations: Tensor, damping: float, *, precise: bool = False) -> Tensor:
+    """Compute :func:`whitener` of several blocks at once, ``[n, D, D]``.
+
+    Args:
+        autocorrelations: ``[n, D, D]``.
+        damping: As there.
+        precise: Whether float32 is factored in float64. Otherwise it is only where damping is so small that rounding
+            would matter.
+
+    Raises:
+        ValueError: As there.
+    """
     if not damping > 0:
         raise ValueError(f"damping: expected a fraction of the mean eigenvalue above 0, found {damping}")
-    R = autocorrelation.double()
-    if not R.isfinite().all():
+    if not autocorrelations.isfinite().all():
         raise ValueError("autocorrelation: expected finite numbers, found NaN or infinity")
-    identity = torch.eye(len(R), dtype=R.dtype, device=R.device)
-    mean = float(R.diagonal().mean())
-    if mean == 0:
-        return identity.to(autocorrelation)
-    factor = torch.linalg.cholesky(R / mean + damping * identity)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return (inverse.T / mean**0.5).to(autocorrelation).contiguous()
+    size = autocorrelations.shape[-1]
+    coarse = not precise and autocorrelations.dtype == torch.float32 and size / damping < _CONDITION
+    R = autocorrelations if coarse else autocorrelations.double()
+    means = R.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    is_known = means > 0
+    means = torch.where(is_known, means, 1.0)
+    damped = R / means
+    damped.diagonal(dim1=1, dim2=2).add_(damping)
+    inverse = _inverse_of_triangular(torch.linalg.cholesky(damped)) / means.sqrt()
+    identity = torch.eye(size, dtype=R.dtype, device=R.device)
+    return torch.where(is_known, inverse.transpose(1, 2), identity).to(autocorrelations).contiguous()
+
+
+def _inverse_of_triangular(factors: Tensor) -> Tensor:
+    """Invert lower triangular matrices ``[n, D, D]``, by halves: a third less work than to solve for the identity."""
+    size = factors.shape[-1]
+    if size % 2 or size <= 32:
+        identity = torch.eye(size, dtype=factors.dtype, device=factors.device)
+        return torch.linalg.solve_triangular(factors, identity.expand_as(factors), upper=False)
+    half = size // 2
+    first, second = _inverse_of_triangular(torch.cat([factors[:, :half, :half], factors[:, half:, half:]])).chunk(2)
+    inverse = torch.zeros_like(factors)
+    inverse[:, :half, :half], inverse[:, half:, half:] = first, second
+    inverse[:, half:, :half] = second @ (factors[:, half:, :half] @ first).neg_()
+    return inverse
+
+
+def stacked(rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Lay the rows of blocks side by side, ``[len(names), B, D]``, with zeros for blocks that have none."""
+    some = next(iter(rows.values()))
+    empty = None if len(rows) == len(names) else torch.zeros_like(some)
+    return torch.stack([rows.get(name, empty) if empty is not None else rows[name] for name in names])

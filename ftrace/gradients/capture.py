@@ -249,7 +249,7 @@ class GradientCapture:
                 recording.add_head(layer, head, outputs)
 
     def _note_run_without_graph(self, layer: Layer) -> None:
-        """Tell the recording of a layer that runs without a graph, as reentrant checkpointing has it run first."""
+        """Tell the recording of a layer that runs without a graph, as reentrant checkpointing runs it at first."""
         if self._recording is not None and not torch.is_grad_enabled() and may_record(id(self)):
             self._recording.expect_in_backward(layer)
 

@@ -31,6 +31,7 @@ from ftrace.gradients.preconditioners import (
     preconditioner_from_state,
     times,
     touched_elements,
+    touched_from_state,
 )
 
 
@@ -177,11 +178,11 @@ def _sgd(step: _Step) -> ParameterStep:
 
 def _adam(step: _Step) -> ParameterStep:
     group, rate = step.group, step.noted.learning_rate
-    preconditioner = preconditioner_from_state(step.name, step.optimizer, group, step.state, step.parameter.shape)
-    beta, num_steps = float(group["betas"][0]), float(step.state["step"])
+    beta, num_steps = float(group["betas"][0]), float(step.state.get("step", 0.0))
     bias = 1 - beta**num_steps
-    scale = times(of_touched(preconditioner, touched_elements(step.optimizer, group, step.state)), rate / bias)
-    assert not isinstance(scale, float)
+    scale = touched_from_state(
+        step.name, step.optimizer, group, step.state, step.parameter.shape, factor=rate / bias if bias else 1.0
+    )
     decay = float(group["weight_decay"])
     decoupled = step.optimizer.endswith("AdamW") or bool(group.get("decoupled_weight_decay"))
     return ParameterStep(

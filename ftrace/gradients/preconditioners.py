@@ -187,6 +187,35 @@ def rank_one_from_state(
     return _of_means(rows, columns / length)
 
 
+def touched_from_state(
+    name: str,
+    optimizer: str,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    factor: float = 1.0,
+) -> Preconditioner:
+    """Read one parameter's preconditioner off an optimizer's state, times a number; 0 where no gradient has arrived.
+
+    Adam's second moments are read in blocks that stay in the processor's cache. The arguments are those of
+    :func:`preconditioner_from_state`, and ``factor``, the number.
+    """
+    if optimizer not in _ADAMS or "exp_avg_sq" not in state or "step" not in state:
+        whole = preconditioner_from_state(name, optimizer, settings, state, shape, dtype)
+        scaled = times(of_touched(whole, touched_elements(optimizer, settings, state)), factor)
+        assert not isinstance(scaled, float)
+        return scaled
+    tensors = {key: value.flatten() for key, value in state.items() if isinstance(value, Tensor) and key != "step"}
+    moments = tensors["exp_avg_sq"]
+    scale = moments.new_empty(len(moments), dtype=torch.promote_types(moments.dtype, torch.float32))
+    for start in range(0, len(moments), _CHUNK_NUMBERS):
+        chunk = {**state, **{key: tensor[start : start + _CHUNK_NUMBERS] for key, tensor in tensors.items()}}
+        of_chunk = torch.reciprocal(_adam_root(settings, chunk), out=scale[start : start + _CHUNK_NUMBERS])
+        of_chunk.mul_(factor).masked_fill_(touched_elements(optimizer, settings, chunk).logical_not(), 0.0)
+    return Elementwise(scale.view(state["exp_avg_sq"].shape))
+
+
 def times(factor: float | Preconditioner, number: float) -> float | Preconditioner:
     """Multiply a gradient's factor by a number."""
     if isinstance(factor, float):

@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class Projection:
         self._preconditioners: dict[str, Preconditioner] = {}
         self._axes: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
         self._sketches: dict[tuple[str, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._joined_sketches: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def preconditioned(self, preconditioners: Mapping[str, Preconditioner]) -> Projection:
         """Fold preconditioners into the projection, so that no tensor of the weight's size is formed.
@@ -164,6 +165,26 @@ class Projection:
         matrices = gradients.flatten(2)
         rows = self.axis(name, 0, matrices.shape[1], gradients)
         return rows.T @ (matrices @ self.axis(name, 1, matrices.shape[2], gradients))
+
+    def project_vectors(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Project gradients ``[n, *shape]`` of several vectors at once, as :meth:`project` does one by one.
+
+        Returns:
+            By parameter, ``[n, K * K]``.
+        """
+        if not gradients:
+            return {}
+        flat = {name: of_name.reshape(len(of_name), of_name[:1].numel()) for name, of_name in gradients.items()}
+        joined = torch.cat(list(flat.values()), 1)
+        key = *((name, of_name.shape[1]) for name, of_name in flat.items()), joined.device, joined.dtype
+        if key not in self._joined_sketches:
+            sketches = [self.sketch(name, of_name.shape[1], joined) for name, of_name in flat.items()]
+            buckets = [of_name + place * self.side**2 for place, (of_name, _) in enumerate(sketches)]
+            self._joined_sketches[key] = torch.cat(buckets), torch.cat([signs for _, signs in sketches])
+        buckets_of_all, signs_of_all = self._joined_sketches[key]
+        projected = joined.new_zeros(len(joined), len(flat) * self.side**2)
+        projected.index_add_(1, buckets_of_all, joined * signs_of_all)
+        return dict(zip(flat, projected.split(self.side**2, 1), strict=True))
 
     def unproject(self, name: str, projected: Tensor, shape: Sequence[int]) -> Tensor:
         """Apply the transposed map: to a projected direction, the direction ``[*shape]`` with the same products."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from ftrace.gradients.coverage import Layer
 from ftrace.gradients.layouts import Examples
 from ftrace.gradients.outputs import trained
-from ftrace.gradients.parts import Part, Positions
+from ftrace.gradients.parts import Dense, Part, Positions, merge
 from ftrace.gradients.per_example import PerExampleGradients
 from ftrace.gradients.projection import Projection, Projections
 from ftrace.gradients.uses import AnyUse
@@ -80,9 +81,25 @@ def _read(
             for of_form, of_run in zip(parts, forms, strict=True):
                 for name, part in of_run:
                     of_form.setdefault(name, []).append(part)
+    for member, of_form in zip(members, parts, strict=True):
+        if member is not None:
+            _project_vectors(member, of_form, shapes)
     return [
         PerExampleGradients(
             of_form, {n: shapes[n] if member is None else member.shape(shapes[n]) for n in of_form}, num_examples
         )
         for of_form, member in zip(parts, members, strict=True)
     ]
+
+
+def _project_vectors(
+    projection: Projection, parts: dict[str, list[Part | Positions]], shapes: Mapping[str, torch.Size]
+) -> None:
+    """Project the gradients of all vectors at once: uses leave them as they are."""
+    vectors: dict[str, Tensor] = {}
+    for name, of_name in parts.items():
+        if len(shapes[name]) < 2:
+            (merged,) = merge(of_name)
+            assert isinstance(merged, Dense)
+            vectors[name] = merged.value
+    parts |= {name: [Dense(projected)] for name, projected in projection.project_vectors(vectors).items()}

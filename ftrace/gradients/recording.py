@@ -265,13 +265,14 @@ class Recording:
 
         self.of_pass.before_first = prepare
 
-    def backward(self, losses: Tensor) -> None:
+    def backward(self, losses: Tensor, take: Take | None = None) -> None:
         """Differentiate one loss per example with respect to layer outputs only: no weight gradient is computed.
 
         The first pass also finds out whose rows are whose, by differentiating some examples' losses alone.
 
         Args:
             losses: ``[num_examples]``.
+            take: Called during the pass with gradients that :meth:`gradients` then leaves out, see :meth:`read_early`.
 
         Raises:
             ValueError: If there is not one loss per example, a compiled module was not recorded, or a covered
@@ -290,6 +291,8 @@ class Recording:
         if self.unknown():
             self._learn(losses, not_run)
             self.prepare(starts)
+        if take is not None:
+            self.read_early(take)
         self._require_none(not_run, self.differentiate(losses, list(not_run.values())))
 
     def unknown(self) -> list[Key]:

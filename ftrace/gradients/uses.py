@@ -102,7 +102,7 @@ class Use(Output):
 
 
 class ProjectedUse(Use):
-    """One run of a layer that has a rule, projected at once so that nothing large is kept.
+    """One run of a layer that has a rule, projected at once so that nothing large is kept; vectors stay as they are.
 
     The features of a matrix product are projected as soon as it has run, the output's gradient when it arrives.
     """
@@ -162,7 +162,7 @@ class ProjectedUse(Use):
                 weight = projection.project_factor(names["weight"], 1 - axis, products[:, place])
                 of_projection["weight"] = weight.transpose(1, 2) if axis == 1 else weight
             if bias is not None:
-                of_projection["bias"] = projection.project(names["bias"], bias)
+                of_projection["bias"] = bias
             projected.append(of_projection)
         return projected
 
@@ -301,12 +301,23 @@ class GraphUse:
 def projected_parts(
     projections: Projections, layer: Layer, names: Mapping[str, str], parts: Mapping[str, Part | Positions]
 ) -> list[dict[str, Dense]]:
-    """Project parts of a layer's gradients, by local name, with each projection."""
-    parts = {local: part.summed() if isinstance(part, Positions) else part for local, part in parts.items()}
+    """Project the parts of matrices' gradients, by local name, with each projection; vectors stay as they are.
+
+    Vectors are small, and are projected all together when the gradients are read (``reading.py``).
+    """
+    shapes = {local: layer.parameter(local).shape for local in parts}
+    vectors: dict[str, Dense] = {}
+    for local, part in parts.items():
+        if len(shapes[local]) < 2:
+            summed = part.summed() if isinstance(part, Positions) else part
+            assert isinstance(summed, Dense)
+            vectors[local] = Dense(summed.value.to(accumulation_dtype(summed.value)))
     return [
-        {
-            local: projection.project_part(names[local], part, layer.parameter(local).shape)
+        vectors
+        | {
+            local: projection.project_part(names[local], part, shapes[local])
             for local, part in parts.items()
+            if local not in vectors
         }
         for projection in projections.members
     ]

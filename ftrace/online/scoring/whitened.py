@@ -30,9 +30,10 @@ from ftrace.gradients import (
     match_globs,
     precondition,
     project,
-    whitener,
+    whiteners,
 )
 from ftrace.online.processes import sum_over_processes
+from ftrace.online.scoring.white_stacks import WhiteStack, in_stacks, with_queries
 from ftrace.scores import Sum
 
 
@@ -75,7 +76,6 @@ class WhitenedProducts:
             given unprojected.
         autocorrelation: The running autocorrelation of this process's examples.
         preconditioners: By parameter, one over the root of second moments at the last refresh.
-        whiteners: By parameter, the matrix that whitens its projected gradients, as of the last refresh.
         names: The parameters that the scores use.
 
     Raises:
@@ -99,10 +99,10 @@ class WhitenedProducts:
         self.kinds = kinds
         self.autocorrelation = RunningAutocorrelation(rules.window)
         self.preconditioners: dict[str, Preconditioner] = {}
-        self.whiteners: dict[str, Tensor] = {}
         self.names: tuple[str, ...] = ()
         self._projection = projection
-        self._queries: dict[str, Tensor] = {}
+        self._whitens = False
+        self._stacks: list[WhiteStack] = []
         self._query_norms = torch.empty(0)
         self._learning_weights = torch.empty(0)
         self.cover(names)
@@ -111,6 +111,10 @@ class WhitenedProducts:
         """Take the names of the parameters that are now covered."""
         chosen = match_globs(self.rules.parameters, {name: [name] for name in names}, "whitening: parameters")
         self.names = tuple(sorted(chosen))
+        if not self._whitens:
+            known = self.queries
+            self._set_stacks([])
+            self._stacks = with_queries(self._stacks, lambda stack: {n: known[n] for n in stack.names if n in known})
 
     def precondition_with(self, preconditioners: Mapping[str, Preconditioner], *, restored: bool = False) -> None:
         """Take new second moments.
@@ -132,14 +136,20 @@ class WhitenedProducts:
         Args:
             queries: The query gradients, as :meth:`divided` returns them.
         """
-        self.whiteners = self._make_whiteners(queries)
+        self._make_whiteners(queries)
         self.take_queries(queries)
 
     def take_queries(self, queries: PerExampleGradients) -> None:
         """Take new query gradients, as :meth:`divided` returns them, for the current whiteners."""
-        projected = {name: flat_rows(queries.dense(name)) for name in queries.parts}
-        whitened = {name: self._whitened(name, phi) for name, phi in projected.items() if self._counts(name)}
-        self.take_whitened(whitened, queries)
+
+        def whitened(stack: WhiteStack) -> dict[str, Tensor]:
+            rows = {name: flat_rows(queries.dense(name)) for name in stack.names if name in queries.parts}
+            if not rows:
+                return {}
+            names, white, _ = stack.white(rows)
+            return {name: of_name for name, of_name in zip(names, white.unbind(), strict=True) if name in rows}
+
+        self._take(with_queries(self._stacks, whitened), queries)
 
     def take_whitened(self, whitened: Mapping[str, Tensor], queries: PerExampleGradients) -> None:
         """Take query gradients that are whitened already, as :attr:`queries` returns them.
@@ -148,30 +158,59 @@ class WhitenedProducts:
             whitened: By parameter, ``[Q, D]``.
             queries: The gradients that they are made of, in any form.
         """
-        self._queries = dict(whitened)
-        squares = [u.square().sum(1) for u in self._queries.values()]
+        self._take(
+            with_queries(self._stacks, lambda stack: {n: whitened[n] for n in stack.names if n in whitened}), queries
+        )
+
+    def _take(self, stacks: list[WhiteStack], queries: PerExampleGradients) -> None:
+        self._stacks = stacks
+        squares = [stack.queries.square().sum((0, 2)) for stack in stacks if stack.queries is not None]
         self._query_norms = torch.stack(squares).sum(0).sqrt() if squares else queries.zeros(len(queries))
 
     @property
     def queries(self) -> dict[str, Tensor]:
         """The whitened query gradients, by parameter, ``[Q, D]``."""
-        return dict(self._queries)
+        return {
+            name: of_name
+            for stack in self._stacks
+            if stack.queries is not None
+            for name, of_name in zip(stack.names, stack.queries.unbind(), strict=True)
+            if name in stack.queried
+        }
+
+    @property
+    def whiteners(self) -> dict[str, Tensor]:
+        """By parameter, the matrix that whitens its projected gradients, as of the last refresh, ``[D, D]``."""
+        return {
+            name: of_name
+            for stack in self._stacks
+            if stack.matrices is not None
+            for name, of_name in zip(stack.names, stack.matrices.unbind(), strict=True)
+        }
 
     def weigh(self, losses: Tensor, lengths: Tensor | None) -> None:
         """Take the losses of the queries at the last refresh, and the lengths of their answers, as in a refresh."""
         self._learning_weights = learning_weights(losses, lengths)
 
-    def _make_whiteners(self, like: PerExampleGradients) -> dict[str, Tensor]:
+    def _make_whiteners(self, like: PerExampleGradients) -> None:
+        """Make whiteners of all parameters that examples had a gradient of, in any process."""
         size = self.projection.side**2
-        whiteners = {}
-        for name in self.names:
-            sums = self.autocorrelation.sums.get(name, like.zeros(size, size)).double()
-            weight = sums.new_tensor([self.autocorrelation.weights.get(name, 0.0)])
-            both = sum_over_processes(torch.cat([sums.flatten(), weight]))
-            if both[-1] > 0:
-                mean = (both[:-1] / both[-1]).view(size, size)
-                whiteners[name] = whitener(mean, self.rules.damping).to(like.dtype)
-        return whiteners
+        known = self.autocorrelation
+        weights = like.zeros(len(self.names)).double()
+        weights += torch.tensor([known.weights.get(name, 0.0) for name in self.names], dtype=torch.float64).to(weights)
+        total = dict(zip(self.names, sum_over_processes(weights).tolist(), strict=True))
+        stacks = []
+        for names in in_stacks([name for name in self.names if total[name] > 0]):
+            empty = like.zeros(size, size)
+            sums = torch.stack([known.sums.get(name, empty).to(empty) for name in names])
+            mean = sum_over_processes(sums) / sums.new_tensor([total[name] for name in names])[:, None, None]
+            stacks.append(WhiteStack(names, whiteners(mean, self.rules.damping)))
+        self._set_stacks(stacks)
+
+    def _set_stacks(self, stacks: list[WhiteStack]) -> None:
+        """Take whiteners; without any, all parameters count as they are, and otherwise those that have one."""
+        self._whitens = bool(stacks)
+        self._stacks = stacks or [WhiteStack(names) for names in in_stacks(self.names)]
 
     def divided(self, gradients: PerExampleGradients) -> PerExampleGradients:
         """Divide gradients of examples or queries, and project them.
@@ -212,32 +251,33 @@ class WhitenedProducts:
         wanted = set(names).intersection(self.names)
         return {name: flat_rows(divided.dense(name)) for name in divided.parts if name in wanted}
 
-    def _counts(self, name: str) -> bool:
-        """Whether a parameter counts: once some are whitened, others have another scale and are left out."""
-        return not self.whiteners or name in self.whiteners
-
-    def _whitened(self, name: str, phi: Tensor) -> Tensor:
-        return phi @ self.whiteners[name].to(phi) if name in self.whiteners else phi
-
     def cosines(self, projected: Mapping[str, Tensor], names: Iterable[str]) -> dict[Sum, Tensor]:
         """Compute whitened cosines of examples with queries, ``[B, Q]``, of each kind: in total and by layer.
 
         Args:
-            projected: The examples' gradients, as :meth:`project` returns them.
+            projected: The examples' gradients, as :meth:`rows` returns them.
             names: The parameters of the optimizer to whose gradients they contribute.
         """
+        wanted = {name: projected[name] for name in names if name in projected}
         by_layer: dict[str, Tensor] = {}
         square_norms: Tensor | None = None
-        for name in names:
-            if name not in projected or not self._counts(name):
+        for stack in self._stacks:
+            rows = {name: wanted[name] for name in stack.names if name in wanted}
+            if not rows:
                 continue
-            white = self._whitened(name, projected[name])
-            squares = white.square().sum(1)
+            taken, white, queries = stack.white(rows)
+            squares = white.square().sum((0, 2))
             square_norms = squares if square_norms is None else square_norms + squares
-            if name in self._queries:
-                layer = layer_of(name) if self.by_layer else ""
-                products = white @ self._queries[name].T
-                by_layer[layer] = by_layer[layer] + products if layer in by_layer else products
+            if queries is None or not stack.queried & rows.keys():
+                continue
+            products = torch.bmm(white, queries.transpose(1, 2))
+            places: dict[str, list[int]] = {}
+            for place, name in enumerate(taken):
+                if name in rows and name in stack.queried:
+                    places.setdefault(layer_of(name) if self.by_layer else "", []).append(place)
+            for layer, of_layer in places.items():
+                total = products[of_layer].sum(0)
+                by_layer[layer] = by_layer[layer] + total if layer in by_layer else total
         if square_norms is None or not by_layer:
             return {}
         norms = square_norms.sqrt()
@@ -260,16 +300,14 @@ class WhitenedProducts:
             contributions: The contributions to its gradients, as :meth:`project` returns them.
             names: Its parameters.
         """
-        self.autocorrelation.age(names)
-        for contribution in contributions:
-            self.autocorrelation.add(contribution)
+        self.autocorrelation.step(set(names), list(contributions))
 
     def state(self) -> dict[str, Any]:
         """Return this process's sums, and the state that all processes share."""
         return {
             "sums": dict(self.autocorrelation.sums),
             "weights": dict(self.autocorrelation.weights),
-            "whiteners": dict(self.whiteners),
+            "whiteners": self.whiteners,
             "preconditioners": dict(self.preconditioners),
         }
 
@@ -282,7 +320,10 @@ class WhitenedProducts:
         """
         for state in states:
             self.autocorrelation.add_sums(state["sums"], state["weights"])
-        self.whiteners = dict(shared["whiteners"])
+        loaded: dict[str, Tensor] = shared["whiteners"]
+        self._set_stacks(
+            [WhiteStack(names, torch.stack([loaded[name] for name in names])) for names in in_stacks(list(loaded))]
+        )
         self.precondition_with(shared["preconditioners"], restored=True)
 
 
