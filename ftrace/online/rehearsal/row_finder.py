@@ -246,6 +246,7 @@ class RowFinder:
         self._schedule.is_due = False
         changed = False
         inputs = self.trials.inputs()
+        self.capture.stop()  # or the real pass, if there is one, would record the trial's layers, too
         self.trials.fit_loss_scale(inputs)
         try:
             while (problem := self._try(inputs, step)) is not None:
