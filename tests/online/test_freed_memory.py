@@ -14,13 +14,16 @@ class Clock:
         self.now = 100.0
         self.trim_takes = trim_takes
         self.trimmed_at: list[float] = []
+        self.pages = self.given_back = 0
         monkeypatch.setattr(freed_memory, "_malloc_trim", lambda: self._trim)
         monkeypatch.setattr(freed_memory, "_next", 0.0)
+        monkeypatch.setattr(freed_memory, "_resident_pages", lambda: self.pages)
         monkeypatch.setattr(freed_memory.time, "monotonic", lambda: self.now)
 
     def _trim(self, _: int) -> None:
         self.trimmed_at.append(self.now)
         self.now += self.trim_takes
+        self.pages -= self.given_back
 
     def give_back_after(self, seconds: float) -> None:
         """Let time pass, and give memory back if that is due."""
@@ -50,6 +53,14 @@ def test_giving_back_is_soon_due_again_once_it_is_quick(monkeypatch: pytest.Monk
     clock.give_back_after(10.0)
     clock.give_back_after(1.0)
     assert len(clock.trimmed_at) == 3
+
+
+def test_memory_that_takes_long_to_get_again_is_given_back_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, trim_takes=0.0)
+    clock.given_back = 300_000  # 1.2 GB, which takes .6 s to get again
+    for _ in range(300):
+        clock.give_back_after(0.5)
+    assert clock.trimmed_at == pytest.approx([100.5, 160.5, 220.5])
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
