@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -82,6 +83,7 @@ class QueryDirections:
         seed = 0 if rules.projection is None else rules.projection.seed
         self.prepared = PreparedDirections(rules.moments_tolerance, seed)
         self._norms = torch.empty(0)
+        self._projected: WeakKeyDictionary[PerExampleGradients, PerExampleGradients] = WeakKeyDictionary()
 
     def refresh(self, gradients: PerExampleGradients, *, keeps_last: bool) -> QueryGradients | None:
         """Take new query gradients.
@@ -223,8 +225,13 @@ class QueryDirections:
         self, queries: PerExampleGradients | None, scales: Mapping[str, float | Preconditioner]
     ) -> PerExampleGradients:
         assert queries is not None
-        scaled = precondition(queries.only(scales), scales)
-        return scaled if self.rules.projection is None else project(scaled, self.rules.projection)
+        if self.rules.projection is None:
+            return precondition(queries.only(scales), scales)
+        if all(isinstance(scale, float) for scale in scales.values()):  # as with SGD: projection is linear
+            if queries not in self._projected:
+                self._projected[queries] = project(queries, self.rules.projection)
+            return precondition(self._projected[queries].only(scales), scales)
+        return project(precondition(queries.only(scales), scales), self.rules.projection)
 
 
 def unprojected_directions(
