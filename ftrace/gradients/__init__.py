@@ -46,6 +46,7 @@ from ftrace.gradients.projection import (
     Projection,
     Projections,
     ProjectionSide,
+    generator_for,
     pool,
     project,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "find_coverage",
     "flat_rows",
     "full_name",
+    "generator_for",
     "inner_products",
     "inner_products_and_square_norms",
     "inner_products_by_token",

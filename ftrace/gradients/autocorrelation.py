@@ -136,10 +136,6 @@ class RunningAutocorrelation:
             self._stacks = [(names, stack) for names, stack in self._stacks if forgotten.isdisjoint(names)]
             self._loose = True
 
-    def age(self, blocks: Iterable[str]) -> None:
-        """Lower the weight of everything added so far, after a step of these blocks."""
-        self._add({}, set(blocks))
-
     def mean(self, block: str) -> Tensor:
         """Compute R of one block, undamped, ``[D, D]``."""
         return self.sums[block] / self.weights[block]

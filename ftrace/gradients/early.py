@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-import torch
-
 from ftrace.gradients.layout_book import Key
+from ftrace.gradients.layouts import Examples
 from ftrace.gradients.outputs import trained
-from ftrace.gradients.parts import Part, Positions
 from ftrace.gradients.per_example import PerExampleGradients
+from ftrace.gradients.reading import read_gradients
 from ftrace.gradients.uses import AnyUse, ProjectedUse, Use
 
 Take = Callable[[PerExampleGradients], None]
@@ -27,7 +26,7 @@ class EarlyReading:
 
     Args:
         uses: All uses so far, before the backward pass.
-        num_examples: B.
+        examples: Of the batch, which is one dataloader's.
         take: Called with the gradients of matrices, some parameters at a time.
         late: Names of parameters that are used by layers that run, or may run, during the backward pass.
 
@@ -36,8 +35,8 @@ class EarlyReading:
         kept: What was read of vectors, which is small.
     """
 
-    def __init__(self, uses: Sequence[AnyUse], num_examples: int, take: Take, late: Collection[str]) -> None:
-        self._num_examples = num_examples
+    def __init__(self, uses: Sequence[AnyUse], examples: Examples, take: Take, late: Collection[str]) -> None:
+        self._examples = examples
         self._take = take
         self._names: dict[Key, dict[str, str]] = {}
         self._uses: dict[str, list[Use]] = {}
@@ -83,19 +82,10 @@ class EarlyReading:
             self._read(complete)
 
     def _read(self, names: set[str]) -> None:
-        parts: dict[str, list[Part | Positions]] = {}
-        shapes: dict[str, torch.Size] = {}
         uses = list({id(use): use for name in names for use in self._uses[name]}.values())
-        for use in uses:
-            wanted = {local: full for local, full in trained(use.layer).items() if full in names}
-            if not wanted:  # it was frozen after the forward pass
-                continue
-            (of_use,) = use.forms(wanted)
-            for local, part in of_use.items():
-                parts.setdefault(wanted[local], []).append(part)
-                shapes[wanted[local]] = use.layer.parameter(local).shape
-        gradients = PerExampleGradients(parts, shapes, self._num_examples)
-        vectors = [name for name in parts if len(shapes[name]) < 2]
+        (gradients,) = read_gradients(uses, self._examples, None, only=names)  # without what was frozen meanwhile
+        parts = gradients.parts
+        vectors = [name for name in parts if len(gradients.shapes[name]) < 2]
         if vectors:
             self.kept.append(gradients.only(vectors))
         self.taken |= names

@@ -38,6 +38,18 @@ _BLOCK_BYTES = 4 * 2**20  # of dense gradients that are formed at a time
 OLD_ENTRIES: dict[str, Entries] = {"normal": "gaussian", "signs": "rademacher"}
 
 
+def generator_for(seed: int, what: object, name: str) -> torch.Generator:
+    """Make the generator of what is drawn for a parameter, the same on every device and in every process.
+
+    Args:
+        seed: The user's.
+        what: What is drawn, such as an axis.
+        name: The parameter.
+    """
+    digest = hashlib.sha256(f"{seed}\n{what}\n{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
 @checked
 class Projection:
     """Two-sided random projection, the same for all gradients of a parameter.
@@ -121,7 +133,7 @@ class Projection:
         """
         key = name, axis, size, like.device, like.dtype
         if key not in self._axes:
-            generator = self._generator(name, axis)
+            generator = generator_for(self.seed, axis, name)
             if size > self.side:
                 drawn = self._draw(size, generator) / math.sqrt(self.side)
             else:
@@ -144,17 +156,13 @@ class Projection:
         """Draw the bucket of each entry of a vector, ``[size]`` int64, and its sign, ``[size]``, once."""
         key = name, size, like.device, like.dtype
         if key not in self._sketches:
-            generator = self._generator(name, -1)
+            generator = generator_for(self.seed, -1, name)
             buckets = torch.randperm(size, generator=generator) % self.side**2
             signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
             preconditioner = self._preconditioners.get(name)
             scale = preconditioner.scale.flatten().to(like) if isinstance(preconditioner, Elementwise) else 1
             self._sketches[key] = buckets.to(like.device), signs.to(like) * scale
         return self._sketches[key]
-
-    def _generator(self, name: str, axis: int) -> torch.Generator:
-        digest = hashlib.sha256(f"{self.seed}\n{axis}\n{name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
     def project(self, name: str, gradients: Tensor) -> Tensor:
         """Project gradients ``[n, *shape]`` of a parameter to ``[n, K, K]``, or ``[n, K * K]`` for a vector."""
@@ -215,14 +223,16 @@ class Projections:
 
     Args:
         members: The projections.
+
+    Attributes:
+        places: Where each member's result is in what :meth:`project_factor` returns.
     """
 
     def __init__(self, members: Sequence[Projection]) -> None:
         self.members = tuple(members)
+        stops = list(accumulate(member.side for member in self.members))
+        self.places = [slice(stop - member.side, stop) for member, stop in zip(self.members, stops, strict=True)]
         self._axes: dict[tuple[str, int, int, torch.device, torch.dtype], Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     def project_factor(self, name: str, axis: int, factor: Tensor) -> Tensor:
         """Project one factor ``[..., size]`` by all members: their results side by side, ``[..., sum of K]``."""
@@ -234,11 +244,6 @@ class Projections:
                 [member.axis(name, axis, factor.shape[-1], factor) for member in self.members], 1
             )
         return (factor @ self._axes[key]).to(accumulation_dtype(factor))
-
-    def places(self) -> list[slice]:
-        """Return where each member's result is in what :meth:`project_factor` returns."""
-        stops = list(accumulate(member.side for member in self.members))
-        return [slice(stop - member.side, stop) for member, stop in zip(self.members, stops, strict=True)]
 
 
 def project(gradients: PerExampleGradients, projection: Projection) -> PerExampleGradients:

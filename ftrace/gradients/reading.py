@@ -24,9 +24,10 @@ def read_runs(uses: Sequence[AnyUse]) -> Iterator[tuple[Layer, list[tuple[str, P
 
 
 def _forms(
-    use: AnyUse, taken: Collection[str] = ()
+    use: AnyUse, taken: Collection[str] = (), only: Collection[str] | None = None
 ) -> Iterator[tuple[Layer, list[list[tuple[str, Part | Positions]]]]]:
-    names = {local: full for local, full in trained(use.layer).items() if full not in taken}
+    wanted = trained(use.layer)
+    names = {n: full for n, full in wanted.items() if full not in taken and (only is None or full in only)}
     if not names:
         return
     forms = use.forms(names)
@@ -35,7 +36,12 @@ def _forms(
 
 
 def read_gradients(
-    uses: Sequence[AnyUse], examples: Examples, projections: Projections | None, taken: Collection[str] = ()
+    uses: Sequence[AnyUse],
+    examples: Examples,
+    projections: Projections | None,
+    *,
+    taken: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> list[PerExampleGradients]:
     """Add up the gradients of all runs, parameter by parameter, once for each projection, or unprojected.
 
@@ -44,9 +50,10 @@ def read_gradients(
         examples: Of the batch. Where it is made of several dataloaders' batches, each run has one of these, or all.
         projections: Those that gradients were projected with; None where they weren't.
         taken: Parameters that were read during the backward pass, which are left out.
+        only: Just these parameters; default: all.
     """
     if not examples.loaders:
-        return _read(uses, examples.total, projections, taken)
+        return _read(uses, examples.total, projections, taken, only)
     of_all = _read([use for use in uses if use.loader is None], examples.total, projections)
     of_loaders = [
         _read([use for use in uses if use.loader == loader], count, projections)
@@ -70,13 +77,17 @@ def _joined(
 
 
 def _read(
-    uses: Sequence[AnyUse], num_examples: int, projections: Projections | None, taken: Collection[str] = ()
+    uses: Sequence[AnyUse],
+    num_examples: int,
+    projections: Projections | None,
+    taken: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> list[PerExampleGradients]:
     members: Sequence[Projection | None] = (None,) if projections is None else projections.members
     parts: list[dict[str, list[Part | Positions]]] = [{} for _ in members]
     shapes: dict[str, torch.Size] = {}
     for use in uses:
-        for layer, forms in _forms(use, taken):
+        for layer, forms in _forms(use, taken, only):
             shapes |= {full: layer.parameter(local).shape for local, full in layer.names.items()}
             for of_form, of_run in zip(parts, forms, strict=True):
                 for name, part in of_run:

@@ -218,7 +218,7 @@ class Recording:
         """
         if self.projections is not None or self.examples.loaders or self._returned:
             return
-        self._early = EarlyReading(self._uses, self.num_examples, take, self._late | self._without_graph)
+        self._early = EarlyReading(self._uses, self.examples, take, self._late | self._without_graph)
         this = weakref.ref(self)  # autograd's graph holds the pass, and must not hold what holds the graph
 
         def has_arrived(use: Use) -> None:
@@ -371,7 +371,7 @@ class Recording:
         self.was_read = True
         if self._early is None:
             return read_gradients(self._uses, self.examples, self.projections)
-        (rest,) = read_gradients(self._uses, self.examples, None, self._early.taken)
+        (rest,) = read_gradients(self._uses, self.examples, None, taken=self._early.taken)
         return [PerExampleGradients.sum([rest, *self._early.kept])]
 
     def _require_all_read(self) -> None:

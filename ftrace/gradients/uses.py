@@ -156,7 +156,7 @@ class ProjectedUse(Use):
         products = torch.bmm(features.to(grad.dtype).transpose(1, 2), grad)
         bias = products[:, -1].to(accumulation_dtype(products)) if "bias" in names else None
         projected: list[dict[str, Tensor]] = []
-        for projection, place in zip(self.projections.members, self.projections.places(), strict=True):
+        for projection, place in zip(self.projections.members, self.projections.places, strict=True):
             of_projection: dict[str, Tensor] = {}
             if "weight" in names:
                 weight = projection.project_factor(names["weight"], 1 - axis, products[:, place])

@@ -269,7 +269,8 @@ class TracedRun:
 
     def _add_to_first_totals(self, gradients: PerExampleGradients) -> None:
         for check in self.parameters.conservation.values():
-            check.add_contributions(gradients, self._factor)
+            if check.adds_up:  # later on, a loss scaler must not be asked for each layer
+                check.add_contributions(gradients, self._factor)
 
     @property
     def _factor(self) -> float:

@@ -84,6 +84,11 @@ class Conservation(Check):
             return direction
         return self.projection.unproject(name, direction, self.parameters[name].shape)
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether :meth:`add_contributions` is of use: until the first step."""
+        return self._first_totals is not None
+
     def add_contributions(self, gradients: PerExampleGradients, factor: float) -> None:
         """Until the first step, also add up the contributions themselves, parameter by parameter."""
         if self._first_totals is None:

@@ -113,8 +113,14 @@ class QueryDirections:
         self.unprojected = gradients
         if not self.keeps_unprojected:
             return gradients
-        assert self.rules.projection is not None
-        return project(gradients, self.rules.projection)
+        return self._plainly_projected(gradients)
+
+    def _plainly_projected(self, queries: PerExampleGradients) -> PerExampleGradients:
+        """Project unprojected query gradients, once."""
+        if queries not in self._projected:
+            assert self.rules.projection is not None
+            self._projected[queries] = project(queries, self.rules.projection)
+        return self._projected[queries]
 
     def cover(self, names: Collection[str]) -> None:
         """Take the names of the parameters that are now covered."""
@@ -228,9 +234,7 @@ class QueryDirections:
         if self.rules.projection is None:
             return precondition(queries.only(scales), scales)
         if all(isinstance(scale, float) for scale in scales.values()):  # as with SGD: projection is linear
-            if queries not in self._projected:
-                self._projected[queries] = project(queries, self.rules.projection)
-            return precondition(self._projected[queries].only(scales), scales)
+            return precondition(self._plainly_projected(queries).only(scales), scales)
         return project(precondition(queries.only(scales), scales), self.rules.projection)
 
 

@@ -17,7 +17,6 @@ directions are prepared at each step; after some hundred steps, once a refresh.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrace.gradients import Dense, ParameterStep, PerExampleGradients, Preconditioner, RankOne
+from ftrace.gradients import Dense, ParameterStep, PerExampleGradients, Preconditioner, RankOne, generator_for
 from ftrace.online.scoring.contributions import Contribution
 
 SAMPLED = 4096  # elements of a parameter
@@ -146,10 +145,9 @@ class PreparedDirections:
         """Get the indices of a parameter's sampled elements, the same in every process."""
         if name not in self._samples:
             count = math.prod(shape)
-            digest = hashlib.sha256(f"{self.seed}\nsample\n{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
             drawn = torch.arange(count)
             if count > SAMPLED:
+                generator = generator_for(self.seed, "sample", name)
                 drawn = torch.randint(count, (SAMPLED,), generator=generator).sort().values
             self._samples[name] = drawn.to(device)
         return self._samples[name]

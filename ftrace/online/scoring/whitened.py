@@ -297,7 +297,7 @@ class WhitenedProducts:
         """Update the autocorrelation after a step of an optimizer.
 
         Args:
-            contributions: The contributions to its gradients, as :meth:`project` returns them.
+            contributions: The contributions to its gradients, as :meth:`rows` returns them.
             names: Its parameters.
         """
         self.autocorrelation.step(set(names), list(contributions))
