@@ -113,8 +113,8 @@ class LightningLoop:
         return not self.module.automatic_optimization
 
     @property
-    def backward_is_own(self) -> bool:
-        """Whether the module runs backward passes by itself."""
+    def repeats_backward(self) -> bool:
+        """Whether the module runs backward passes by itself, which may be several."""
         return self.is_manual or is_overridden("backward", self.module, LightningModule)
 
     @property

@@ -82,8 +82,8 @@ class TrainingLoop(Protocol):
         """
 
     @property
-    def backward_is_own(self) -> bool:
-        """Whether the user's own code runs each backward pass, so that it may go through a graph several times."""
+    def repeats_backward(self) -> bool:
+        """Whether several backward passes may follow a batch, such as several through one graph, and steps between."""
 
     @property
     def batches_per_step(self) -> int:

@@ -41,7 +41,7 @@ class PlainLoop:
     """
 
     is_manual = True
-    backward_is_own = True
+    repeats_backward = False  # a loss is differentiated once
     batches_per_step = 1
     clip_norm = 0.0
     clips_itself = False

@@ -230,8 +230,9 @@ class TracedRun:
         self._recordings = [self._start_recording()]
 
     def _start_recording(self) -> Recording:
-        begins = {optimizer.index: not optimizer.contributions for optimizer in self.parameters.followed}
-        projections = self.scoring.example_projections(begins, manual=self.loop.is_manual)
+        begins = {optimizer.index: optimizer.begins_gradient for optimizer in self.parameters.followed}
+        may_change = self.loop.is_manual and self.loop.repeats_backward
+        projections = self.scoring.example_projections(begins, may_change=may_change)
         recording = self.hooks.training.start(
             len(self._batch_ids),
             unprojected=not projections,
@@ -248,15 +249,26 @@ class TracedRun:
         self._early = None
         if not self._recordings:
             return
-        rows_are_known = self.rows.before_backward(self._recordings[-1], loss, self.step)
-        if rows_are_known and not self.loop.backward_is_own and not self.refresher.staleness.is_due:
-            self._multiply_early(self._recordings[-1])
+        recording = self._recordings[-1]
+        rows_are_known = self.rows.before_backward(recording, loss, self.step)
         if self.loop.is_manual:
-            if self.refresher.is_due(self.step):  # there may have been steps since the batch began
+            # There may have been steps since the batch began; but what it was projected with must not change now.
+            if self.refresher.is_due(self.step) and not self.scoring.is_prepared(recording.projections):
                 self.refresher.refresh(self.step, len(self._batch_ids))
-            for optimizer in self.parameters.followed:
-                if optimizer.contributions and not optimizer.has_gradients():  # gradients were set to zero
-                    self.steps.discard(optimizer)
+            self._discard_zeroed()
+        if rows_are_known and not self.loop.repeats_backward and not self.refresher.staleness.is_due:
+            self._multiply_early(recording)
+
+    def _discard_zeroed(self) -> None:
+        """Forget contributions to gradients that were set to zero."""
+        for optimizer in self.parameters.followed:
+            if not optimizer.contributions:
+                continue
+            remains = optimizer.has_gradients()
+            if not optimizer.is_open:
+                optimizer.adds_to_used = remains
+            if not remains:
+                self.steps.discard(optimizer)
 
     def _multiply_early(self, recording: Recording) -> None:
         """Have gradients multiplied inside of the backward pass, if nothing else is done with them."""

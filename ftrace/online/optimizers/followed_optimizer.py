@@ -50,6 +50,7 @@ class FollowedOptimizer:
         contributions: All contributions to its current gradients, which sum to these.
         is_stepping: Whether a step was begun but not taken yet.
         is_open: Whether its gradients hold contributions that no step has used yet.
+        adds_to_used: Whether the last gradients that a step had used were still there in the next backward pass.
         steps_taken: The number of steps it has taken.
         norm_before_step: The norm of its gradients right before the step; None if it wasn't needed.
         norm_of_backward: The norm of its gradients after the last backward pass, without loss scale; None if it wasn't
@@ -71,6 +72,7 @@ class FollowedOptimizer:
         self.norm_before_step: float | None = None
         self.is_stepping = False
         self.is_open = False
+        self.adds_to_used = False
         self.steps_taken = 0
         self._noted: dict[str, BeforeStep] = {}
         self._copies: dict[str, Tensor] = {}
@@ -81,6 +83,11 @@ class FollowedOptimizer:
     def is_elementwise(self) -> bool:
         """Whether its steps scale the elements of a parameter's gradient differently."""
         return self.problem is None and scales_elements(self.optimizer)
+
+    @property
+    def begins_gradient(self) -> bool:
+        """Whether the next backward pass begins a new gradient, if the user's code goes on as before."""
+        return not self.contributions or not (self.is_open or self.adds_to_used)
 
     def parameters(self, *, covered: bool = False) -> list[tuple[int, str, nn.Parameter]]:
         """List its parameters: index of their group, name, parameter."""

@@ -5,7 +5,9 @@ are held unprojected until the step has been taken: where second moments are tho
 one over their root has no finite variance before the third step, so no projection helps. The first balance is taken
 after the last of these steps, others after twice as many steps each, and when other parameters take part. Each is used
 from the next backward pass on that begins a gradient, so all contributions to a gradient have the same balance, and so
-have most of those that a ring of momentum holds.
+have most of those that a ring of momentum holds. Whether a pass begins a gradient must be known before its forward
+pass, and may turn out otherwise in loops that set gradients to zero whenever they like; contributions with several
+balances are then multiplied without any.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Balances:
         if self.steps < EXACT_STEPS:
             return
         if self.steps >= self._due or not self.known[self.latest].keys() >= set(names):
-            kept = {self.current, *in_use}
+            kept = {self.current, self.latest, *in_use}  # a pass may have begun with the latest already
             self.known = {key: balance for key, balance in self.known.items() if key in kept}
             self._projections = {key: projection for key, projection in self._projections.items() if key in kept}
             self.latest = self.steps
@@ -76,7 +78,7 @@ class Balances:
             return contribution
         key = self.current if key is None else key
         projected = project(contribution.unprojected, self._projection_with(key))
-        return replace(contribution, balanced=projected, unprojected=None)
+        return replace(contribution, balanced=projected, balance=key, unprojected=None)
 
     def next_projection(self, *, begins: bool) -> Projection | None:
         """Return the projection that the contributions of the next backward pass need.
@@ -89,6 +91,10 @@ class Balances:
         """
         key = self.latest if begins else self.current
         return self._projection_with(key) if key else None
+
+    def key_of(self, projection: Projection) -> int:
+        """Return the key of a projection that :meth:`next_projection` has returned; 0 of others."""
+        return next((key for key, known in self._projections.items() if known is projection), 0)
 
     def _projection_with(self, key: int) -> Projection:
         if key not in self._projections:

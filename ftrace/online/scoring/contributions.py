@@ -53,6 +53,7 @@ class Contribution:
         norms: The norms of the contributions over all parameters, ``[B]``, factor included; None without cosines.
         gradients: The contributions themselves, without factor; None if they aren't multiplied again.
         balanced: The same, projected with a balance, as the kind ``update`` needs them; None without balances.
+        balance: The key of that balance.
         unprojected: The same, unprojected, as long as there is no balance.
         refresh: The index of the refresh whose query gradients the products are with.
         whitened: Whitened cosines with the queries, ``[B, Q]`` each; empty if they aren't asked for.
@@ -66,6 +67,7 @@ class Contribution:
     norms: Tensor | None = None
     gradients: PerExampleGradients | None = None
     balanced: PerExampleGradients | None = None
+    balance: int = 0
     unprojected: PerExampleGradients | None = None
     refresh: int = 0
     whitened: dict[Sum, Tensor] = field(default_factory=dict)

@@ -36,12 +36,11 @@ class EarlyProducts:
         self._queries = queries
         self._norms = norms
         self._also = also
-        self._places = {
-            name: (optimizer, share)
-            for optimizer, of_optimizer in shares.items()
-            for share, names in of_optimizer.items()
-            for name in names
-        }
+        self._places: dict[str, list[tuple[int, Share]]] = {}  # several if optimizers share a parameter
+        for optimizer, of_optimizer in shares.items():
+            for share, names in of_optimizer.items():
+                for name in names:
+                    self._places.setdefault(name, []).append((optimizer, share))
         self.names: set[str] = set()
         self.products: dict[int, dict[Share, Tensor]] = {}
         self.square_norms: dict[int, Tensor] = {}
@@ -52,8 +51,8 @@ class EarlyProducts:
         self.names.update(gradients.parts)
         by_place: dict[tuple[int, Share], list[str]] = {}
         for name in gradients.parts:
-            if name in self._places:  # otherwise no optimizer has it
-                by_place.setdefault(self._places[name], []).append(name)
+            for place in self._places.get(name, ()):
+                by_place.setdefault(place, []).append(name)
         for (optimizer, share), names in by_place.items():
             products = self._multiply(optimizer, gradients, names)
             of_optimizer = self.products.setdefault(optimizer, {})

@@ -15,7 +15,8 @@ class Forms:
     Args:
         plain: Projected if there is a projection, otherwise unprojected.
         divided: As :meth:`WhitenedProducts.divided` returns them; None if they are yet to be divided.
-        balanced: Projected with the current balance; None if they are yet to be, or no kind needs them.
+        balanced: Projected with a balance; None if they are yet to be, or no kind needs them.
+        balance: The key of that balance.
         unprojected: Unprojected; None where there is a projection and all forms were projected as they arrived.
         early: Products that were taken inside the backward pass, of parameters that are not in the other forms.
     """
@@ -23,6 +24,7 @@ class Forms:
     plain: PerExampleGradients
     divided: PerExampleGradients | None = None
     balanced: PerExampleGradients | None = None
+    balance: int = 0
     unprojected: PerExampleGradients | None = None
     early: EarlyProducts | None = None
 

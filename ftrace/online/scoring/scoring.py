@@ -122,17 +122,17 @@ class Scoring:
         """Whether examples' gradients are preconditioned before they are projected, and so are needed unprojected."""
         return self.balanced or (self.whitened is not None and self.whitened.divides)
 
-    def example_projections(self, begins: Mapping[int, bool], *, manual: bool) -> tuple[Projection, ...]:
+    def example_projections(self, begins: Mapping[int, bool], *, may_change: bool) -> tuple[Projection, ...]:
         """Choose the projections with which examples' gradients are recorded, so that none are held unprojected.
 
         Args:
-            begins: By optimizer, whether the next backward pass begins a new gradient.
-            manual: Whether optimization is manual, so that queries may be refreshed, or gradients zeroed, before then.
+            begins: By optimizer, whether the next backward pass begins a new gradient, as far as is known.
+            may_change: Whether queries may have to be refreshed before then, or gradients be zeroed, in any order.
 
         Returns:
             The plain one first; nothing if gradients must be recorded unprojected.
         """
-        if self.rules.projection is None or (manual and self.keeps_examples_unprojected):
+        if self.rules.projection is None or (may_change and self.keeps_examples_unprojected):
             return ()
         projections = [self.rules.projection]
         if self.whitened is not None and self.whitened.divides:
@@ -148,6 +148,10 @@ class Scoring:
                 return ()
             projections.append(balanced)
         return tuple(dict.fromkeys(projections))
+
+    def is_prepared(self, projections: Projections | None) -> bool:
+        """Whether a recording has projections that the next refresh changes, so that it must come after the pass."""
+        return projections is not None and self.keeps_examples_unprojected
 
     def early_products(
         self, shares: Mapping[int, Shares], *, elementwise: bool, also: Callable[[PerExampleGradients], None]
@@ -185,12 +189,13 @@ class Scoring:
                 return Forms(gradients, early=early)
             return Forms(project(gradients, self.rules.projection), unprojected=gradients)
         known = dict(zip(projections.members, read, strict=True))
-        divided = balanced = None
+        divided = None
         if self.whitened is not None and self.whitened.divides:
             divided = known[self.whitened.dividing]
-        if self.balanced:
-            balanced = read[-1]
-        return Forms(read[0], divided=divided, balanced=balanced)
+        if not self.balanced:
+            return Forms(read[0], divided=divided)
+        (balances,) = self.directions.balances.values()  # of several optimizers, gradients are recorded unprojected
+        return Forms(read[0], divided=divided, balanced=read[-1], balance=balances.key_of(projections.members[-1]))
 
     def holds(self, elementwise: bool) -> bool:
         """Whether contributions must be kept after they have been multiplied once.
@@ -293,7 +298,7 @@ class Scoring:
             if begins:
                 balances.begin()
             if forms.balanced is not None:
-                contribution.balanced = forms.balanced.only(names)
+                contribution.balanced, contribution.balance = forms.balanced.only(names), forms.balance
             else:
                 assert unprojected is not None
                 contribution.unprojected = unprojected.only(names)
@@ -315,12 +320,18 @@ class Scoring:
         balances = self._balances(step.optimizer)
         if not step.contributions:  # those of other processes began with the latest balance
             balances.begin()
-        step.balance, step.is_exact = balances.current, not balances.current
-        if not step.is_exact:
-            step.contributions = [balances.balanced(contribution) for contribution in step.contributions]
-            step.given = None if step.given is None else balances.balanced(step.given)
-        elif step.given is not None:
-            step.given.unprojected = copied(step.given.unprojected)  # the next backward pass may add to the gradients
+        keys = {contribution.balance for contribution in step.contributions} or {balances.current}
+        given = step.given
+        if len(keys) > 1:  # none serves all, so the plain projection does
+            step.contributions = [replace(c, balanced=None, balance=0, unprojected=None) for c in step.contributions]
+            step.given = None if given is None else replace(given, unprojected=None)
+        else:
+            (step.balance,) = keys
+            step.is_exact = not step.balance
+            if not step.is_exact:
+                step.given = None if given is None else balances.balanced(given, step.balance)
+            elif given is not None:
+                given.unprojected = copied(given.unprojected)  # the next backward pass may add to the gradients
         ring = self.momentum.rings.get(step.optimizer)
         in_use = [held.balance for held in self.pending if held.optimizer == step.optimizer]
         if step.optimizer in self.momentum.first:
