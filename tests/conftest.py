@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+os.fsync = os.fstat  # type: ignore[assignment]  # no test outlives a power failure; waiting for the disk took a third
 
 # Those that take longest begin first, so that no process is left with one of them when the others have ended.
 LONGEST = (

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -221,31 +222,39 @@ def scores(
     """By example id, ``[Q]``; ``module`` is at its final weights."""
     (optimizer,), _ = copy.deepcopy(module).configure_optimizers()
     final = per_example(module, module.example_losses(default_collate(query_rows)))
-    found: dict[int, Tensor] = {}
+    scores: dict[int, Tensor] = {}
 
+    @cache
     def gradient(t: int, q: int) -> dict[str, Tensor]:
         return query_gradients_at(steps, final, t, q, refresh=refresh, trapezoid=trapezoid and kind != "cosine")
 
+    @cache
+    def eventual(s: int, name: str) -> float:
+        return eventual_share(optimizer, s, steps, name)
+
+    def factors(s: int, q: int) -> dict[str, Tensor]:
+        """What step s's contributions are multiplied with, the same for all of its examples."""
+        step = steps[s]
+        if kind == "dot":
+            return {n: step.rate[n] * step.clip * g for n, g in gradient(s, q).items()}
+        if exact_momentum:
+            shares = [
+                {n: share_of(optimizer, s, t, steps, n) * g * steps[t].scale[n] for n, g in gradient(t, q).items()}
+                for t in range(s, len(steps))
+            ]
+            return {n: step.clip * torch.stack([share[n] for share in shares]).sum(0) for n in shares[0]}
+        return {n: step.clip * eventual(s, n) * g * step.scale[n] for n, g in gradient(s, q).items()}
+
     for s, step in enumerate(steps):
-        for example, own in step.contributions:
+        by_query = [gradient(s, q) if kind == "cosine" else factors(s, q) for q in range(len(query_rows))]
+        for example, contribution in step.contributions:
             row = torch.zeros(len(query_rows), dtype=torch.float64)
-            for q in range(len(query_rows)):
-                if kind == "dot":
-                    row[q] = sum(step.rate[n] * step.clip * (g * own[n]).sum() for n, g in gradient(s, q).items())
-                elif kind == "cosine":
-                    flat = torch.cat([g.flatten() for g in gradient(s, q).values()])
-                    other = torch.cat([c.flatten() for c in own.values()])
+            for q, factor in enumerate(by_query):
+                if kind == "cosine":
+                    flat = torch.cat([g.flatten() for g in factor.values()])
+                    other = torch.cat([c.flatten() for c in contribution.values()])
                     row[q] = flat @ other / flat.norm() / other.norm()
-                elif exact_momentum:
-                    for t in range(s, len(steps)):
-                        row[q] += sum(
-                            step.clip * share_of(optimizer, s, t, steps, n) * (g * steps[t].scale[n] * own[n]).sum()
-                            for n, g in gradient(t, q).items()
-                        )
                 else:
-                    row[q] = sum(
-                        step.clip * eventual_share(optimizer, s, steps, n) * (g * step.scale[n] * own[n]).sum()
-                        for n, g in gradient(s, q).items()
-                    )
-            found[example] = found.get(example, 0) + row
-    return found
+                    row[q] = sum((f * contribution[n]).sum() for n, f in factor.items())
+            scores[example] = scores.get(example, 0) + row
+    return scores
