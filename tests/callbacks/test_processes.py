@@ -24,7 +24,7 @@ Case = dict[str, Any]
 
 def run(cases: list[Case], folder: Path, *, fails: bool = False) -> None:
     (folder / "cases.json").write_text(json.dumps(cases))
-    done = warm_python.run(script("several_processes"), folder / "cases.json", timeout=240)
+    done = warm_python.run(script("several_processes"), folder / "cases.json", timeout=240, has_trained=True)
     assert (done.returncode != 0) == fails, done.stderr[-2500:]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from ftrace.online.scoring import row_blocks
-from ftrace.online.scoring.row_blocks import BlockMemory, RowBlocks, blocks_of_state
+from ftrace.online.scoring.row_blocks import BlockMemory, RowBlocks, blocks_of_state, zeros_in_memory
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,28 @@ def test_sums_are_those_of_one_matrix_wherever_the_blocks_are(
     assert (memory.on_disk > 0) == (budget < float("inf"))
     assert memory.in_memory <= budget
     assert not list(tmp_path.glob("made/*"))  # a file has no name once it is mapped
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to tell how much memory is taken")
+def test_zeros_take_no_memory_until_they_are_written_also_where_there_was_some() -> None:
+    megabytes = 16 * 2**20
+    for _ in range(2):  # the C library keeps the second one for who comes next
+        torch.ones(megabytes, dtype=torch.uint8)
+    before = resident()
+    zeros = zeros_in_memory((4, megabytes // 4), torch.uint8)
+    assert resident() - before < megabytes / 4
+    assert not zeros.any()
+    zeros[3] = 7
+    assert zeros.sum(1).tolist() == [0, 0, 0, 7 * megabytes // 4]
+
+
+def test_zeros_that_the_system_has_no_memory_for_are_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match=r"^Unable to allocate .* MiB for zeros of shape \(4, \d+\)$"):
+        zeros_in_memory((4, 2**58), torch.float32)
 
 
 def test_longer_rows_keep_what_they_had() -> None:

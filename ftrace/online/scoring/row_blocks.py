@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,24 @@ MakeZeros = Callable[[Sequence[int], torch.dtype], Tensor]
 
 
 def zeros_in_memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Make zeros whose memory is taken page by page, when they are first written."""
-    return torch.from_numpy(np.zeros(tuple(shape), str(dtype).removeprefix("torch.")))
+    """Make zeros whose memory is taken page by page, when they are first written.
+
+    They get a mapping of their own where the system knows such: the C library would give them memory that other blocks
+    have freed, and write zeros to all of it.
+
+    Raises:
+        MemoryError: If the system has no such memory.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if not size or not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
+        return torch.from_numpy(np.zeros(tuple(shape), str(dtype).removeprefix("torch.")))
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"Unable to allocate {size / 2**20:.1f} MiB for zeros of shape {tuple(shape)}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)  # as NumPy does
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
 class BlockMemory:
