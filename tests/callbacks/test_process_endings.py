@@ -33,7 +33,7 @@ def free_port() -> int:
 def test_all_processes_end_with_the_scores_so_far(loop: str, ending: str, codes: list[int], tmp_path: Path) -> None:
     port = free_port()
     commands = [[script("ending_processes"), tmp_path, port, rank, loop, ending] for rank in (0, 1)]
-    done = warm_python.run_together(commands, timeout=60)
+    done = warm_python.run_together(commands, timeout=60, has_trained=True)
     assert [process.returncode for process in done] == codes, [process.stderr[-1500:] for process in done]
     store = ScoreStore.open(tmp_path / "scores-incomplete")
     assert store.manifest["steps"] in (4, 5)

@@ -209,7 +209,7 @@ def test_two_processes_have_the_scores_of_one(tmp_path: Path) -> None:
     model_folder(tmp_path)
     train(0, 1, str(tmp_path))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = warm_python.run(__file__, tmp_path, env=environment)
+    done = warm_python.run(__file__, tmp_path, env=environment, has_trained=True)
     assert done.returncode == 0, done.stderr[-2500:]
     for kind, tolerance in (("trainer", 1e-6), ("sft", 1e-3), ("dpo", 1e-3)):
         assert_same_scores(tmp_path / f"{kind}-scores-1", tmp_path / f"{kind}-scores-2", tolerance)

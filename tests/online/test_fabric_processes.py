@@ -97,7 +97,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for processes in ("1", "2"):
         made.append(tmp_path_factory.mktemp(f"by{processes}"))
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = warm_python.run(__file__, made[-1], processes, env=environment)
+        done = warm_python.run(__file__, made[-1], processes, env=environment, has_trained=True)
         assert done.returncode == 0, done.stderr[-2500:]
     return made[0], made[1]
 

@@ -60,7 +60,7 @@ def train(rank: int, processes: int, folder: str) -> None:
 def test_two_processes_have_the_scores_of_one(tmp_path: Path) -> None:
     train(0, 1, str(tmp_path))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = warm_python.run(__file__, tmp_path, env=environment)
+    done = warm_python.run(__file__, tmp_path, env=environment, has_trained=True)
     assert done.returncode == 0, done.stderr[-2500:]
     one, two = (ScoreStore.open(tmp_path / f"scores-{processes}") for processes in (1, 2))
     assert two.manifest["processes"] == 2
