@@ -25,6 +25,9 @@ PutBack = Callable[[], Any]
 
 _MOST_INSIDE = 10_000
 _OF_MODULES = frozenset(nn.Module().__dict__) - {"_buffers", "_parameters", "_modules"}
+_HOOKS_OF_MODULES = tuple(
+    name for name, value in vars(nn.Module()).items() if name in _OF_MODULES and isinstance(value, dict)
+)
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Thread)
 # What training itself changes, and what has no state to restore.
 _LEFT_ALONE = (
@@ -47,10 +50,14 @@ def reachable(*roots: Any, left_alone: tuple[type, ...] = ()) -> list[Any]:
     """
     waiting = list(roots)
     skipped = (*_LEFT_ALONE, *left_alone)
+    is_skipped: dict[type, bool] = {type(None): True}  # a model has thousands of values, of some dozens of classes
     seen: dict[int, Any] = {}
     while waiting:
         value = waiting.pop()
-        if value is None or id(value) in seen or type(value) in weakref.ProxyTypes or isinstance(value, skipped):
+        kind = type(value)
+        if kind not in is_skipped:
+            is_skipped[kind] = kind in weakref.ProxyTypes or isinstance(value, skipped)
+        if is_skipped[kind] or id(value) in seen:
             continue
         seen[id(value)] = value
         if isinstance(value, Tensor | np.ndarray):
@@ -62,13 +69,14 @@ def reachable(*roots: Any, left_alone: tuple[type, ...] = ()) -> list[Any]:
         elif isinstance(value, Optimizer):
             waiting += value.param_groups
         elif _is_object(value):
-            waiting += [attribute for name, attribute in vars(value).items() if name not in _internal(value)]
+            internal = _internal(value)
+            waiting += [attribute for name, attribute in vars(value).items() if name not in internal]
     return list(seen.values())
 
 
 def _is_object(value: Any) -> bool:
     """Whether a value has attributes that a step may set. Excluded are objects with locks: other threads use them."""
-    if not isinstance(getattr(value, "__dict__", None), dict) or isinstance(value, Tensor | Optimizer):
+    if isinstance(value, Tensor | Optimizer) or not isinstance(getattr(value, "__dict__", None), dict):
         return False
     if isinstance(value, _OF_TORCH):
         return True
@@ -88,6 +96,14 @@ def keep(value: Any) -> PutBack | None:
     """
     if isinstance(value, Tensor | np.ndarray):
         return None
+    if isinstance(value, dict | set):
+        return functools.partial(_refill, value, copy.copy(value), value.update)
+    if isinstance(value, list | bytearray | array.array):
+        return functools.partial(value.__setitem__, slice(None), copy.copy(value))
+    if isinstance(value, deque):
+        return functools.partial(_refill, value, list(value), value.extend)
+    if isinstance(value, nn.Module):
+        return _keep_attributes(value)
     if isinstance(value, random.Random):
         return functools.partial(value.setstate, value.getstate())
     if isinstance(value, np.random.RandomState):
@@ -96,12 +112,6 @@ def keep(value: Any) -> PutBack | None:
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
-    if isinstance(value, list | bytearray | array.array):
-        return functools.partial(value.__setitem__, slice(None), copy.copy(value))
-    if isinstance(value, deque):
-        return functools.partial(_refill, value, list(value), value.extend)
-    if isinstance(value, dict | set):
-        return functools.partial(_refill, value, copy.copy(value), value.update)
     if _is_object(value):
         return _keep_attributes(value)
     return None
@@ -116,14 +126,17 @@ def _keep_attributes(value: Any) -> PutBack:
     attributes = vars(value)
     before = dict(attributes)
     # Sharding may replace entries of a module's own dictionaries, so only what a step adds to these is removed.
-    hooks = {name: list(before[name]) for name in _internal(value) if isinstance(before.get(name), dict)}
+    hooks = {}
+    if isinstance(value, nn.Module):
+        hooks = {name: list(before[name]) for name in _HOOKS_OF_MODULES if isinstance(before.get(name), dict)}
 
     def put_back() -> None:
         attributes.clear()
         attributes.update(before)
         for name, keys in hooks.items():
-            for key in [key for key in attributes[name] if key not in keys]:
-                del attributes[name][key]
+            entries = attributes[name]
+            for key in [key for key in entries if key not in keys] if entries else ():
+                del entries[key]
 
     return put_back
 
@@ -144,16 +157,24 @@ def stand_in_for_iterators(values: list[Any]) -> None:
     An iterator that can't be copied, such as a generator, is replaced by an object that refuses to be drawn from. The
     state of the owners must have been kept before (:func:`keep`).
     """
+    drawn_from: dict[type, bool] = {}
     for owner in values:
+        if isinstance(owner, Tensor):
+            continue
         if isinstance(owner, dict | list | deque):
-            items: Any = list(owner.items() if isinstance(owner, dict) else enumerate(owner))
-            for key, value in items:
-                if _is_iterator(value):
-                    owner[key] = _copy_of(value, str(key))
+            items: Any = owner.items() if isinstance(owner, dict) else enumerate(owner)
+            target = owner
         elif _is_object(owner):
-            for name, value in list(vars(owner).items()):
-                if _is_iterator(value):
-                    vars(owner)[name] = _copy_of(value, name)
+            target = vars(owner)
+            items = target.items()
+        else:
+            continue
+        for key, value in list(items):
+            kind = type(value)
+            if kind not in drawn_from:
+                drawn_from[kind] = callable(getattr(kind, "__next__", None))
+            if drawn_from[kind] and _is_iterator(value):
+                target[key] = _copy_of(value, str(key))
 
 
 def _is_iterator(value: Any) -> bool:
