@@ -25,6 +25,10 @@ LONGEST = (
     "test_causal_trace_command.py",
     "test_tracer.py",
     "test_in_browsers.py",
+    "test_trainer_runs.py",
+    "test_switched_adapters.py",
+    "test_configs.py",
+    "test_adapters.py",
 )
 
 

@@ -28,7 +28,8 @@ SMALL = {
     "synth_medium": [
         "--data.init_args.synth.num_entities=12", "--data.init_args.synth.num_relations=2",
         "--data.init_args.synth.num_facts=8", "--data.init_args.synth.num_test_utterances=4",
-        "--model.init_args.config.d_model=16", "--model.init_args.config.d_ff=16",
+        "--data.init_args.batch_size=32", "--model.init_args.config.d_model=16", "--model.init_args.config.d_ff=16",
+        "--model.init_args.config.num_layers=1",
     ],
 }  # fmt: skip
 
