@@ -150,8 +150,8 @@ class Scoring:
         return tuple(dict.fromkeys(projections))
 
     def is_prepared(self, projections: Projections | None) -> bool:
-        """Whether a recording has projections that the next refresh changes, so that it must come after the pass."""
-        return projections is not None and self.keeps_examples_unprojected
+        """Whether a recording projects with the second moments of the last refresh, so that they must stay."""
+        return projections is not None and self.whitened is not None and self.whitened.divides
 
     def early_products(
         self, shares: Mapping[int, Shares], *, elementwise: bool, also: Callable[[PerExampleGradients], None]
@@ -333,7 +333,7 @@ class Scoring:
             elif given is not None:
                 given.unprojected = copied(given.unprojected)  # the next backward pass may add to the gradients
         ring = self.momentum.rings.get(step.optimizer)
-        in_use = [held.balance for held in self.pending if held.optimizer == step.optimizer]
+        in_use = [*keys, *(held.balance for held in self.pending if held.optimizer == step.optimizer)]
         if step.optimizer in self.momentum.first:
             in_use += balances.known
         balances.step(step.steps.keys(), moments, [*in_use, *(ring.balances if ring is not None else ())])
