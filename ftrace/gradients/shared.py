@@ -180,17 +180,17 @@ def _gathered_at_once(
         return _in_shapes_of(targets, dict(enumerate(_call(node, gathered))), gathered)
     if _saves_tensors(node):  # to unpack them may run a user's code, which knows nothing of batched tensors
         return None
-    places = [n for n, grad in enumerate(gathered) if grad is not None]
+    all_given = {n: grad for n, grad in enumerate(gathered) if grad is not None}
     reached: list[int] = []
 
     def run(*rows: Tensor) -> list[Tensor]:
-        known = dict(zip(places, rows, strict=True))
+        known = dict(zip(all_given, rows, strict=True))
         of_inputs = _call(node, [known.get(n) for n in range(len(gathered))])
         reached[:] = [index for index in targets if of_inputs[index] is not None]
         return [of_inputs[index] for index in reached]  # type: ignore[misc]
 
     try:
-        rows = torch.vmap(run)(*(gathered[n] for n in places))
+        rows = torch.vmap(run)(*all_given.values())
     except RuntimeError:  # an operator that has no form for batches
         return None
     return _in_shapes_of(targets, dict(zip(reached, rows, strict=True)), gathered)
