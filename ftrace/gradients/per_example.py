@@ -27,6 +27,7 @@ from ftrace.gradients.parts import (
 )
 
 CHUNK_BYTES = 256 * 2**20
+_FORMED_BYTES = 4 * 2**20  # of gradients that are formed at a time
 
 
 class PerExampleGradients:
@@ -145,6 +146,21 @@ class PerExampleGradients:
         for part in self.parts[name]:
             products += take(part, 0, self.num_examples, self.dtype).along(vector.to(self.dtype))
         return products
+
+    def along_each(self, name: str, vectors: Sequence[Tensor]) -> Tensor:
+        """Compute :meth:`along` for several vectors, ``[V, B]``.
+
+        A matrix's gradients are formed, a few examples at a time: that takes one product of the factors, whereas each
+        vector by itself takes another one.
+        """
+        kinds = {type(part) for part in self.parts[name]}
+        if len(vectors) == 1 or (Lookup in kinds and Outer not in kinds):
+            return torch.stack([self.along(name, vector) for vector in vectors])
+        matrix = torch.stack([vector.flatten().to(self.dtype) for vector in vectors])
+        size = max(1, _FORMED_BYTES // max(1, matrix[0].numel() * matrix.element_size()))
+        starts = range(0, self.num_examples, size)
+        formed = (self.dense(name, start, min(start + size, self.num_examples)) for start in starts)
+        return torch.cat([matrix @ flat_rows(rows).T for rows in formed], 1)
 
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
         """Compute ``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
