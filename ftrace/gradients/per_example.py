@@ -172,6 +172,9 @@ class PerExampleGradients:
 
     def total(self, name: str) -> Tensor:
         """Add up the examples' gradients of one parameter, in its shape: the gradient of the batch."""
+        parts = self.parts[name]
+        if len(parts) == 1 and isinstance(parts[0], Dense) and name not in self.scales:
+            return parts[0].value.sum(0, dtype=self.dtype).view(self.shapes[name])
         return self.weighted_sum(name, self.zeros(self.num_examples) + 1)
 
     def chunks(self, elements_per_example: int, chunk_bytes: int | None = None) -> Iterator[tuple[int, int]]:
