@@ -349,7 +349,8 @@ class Scoring:
             Whether its products are finite; otherwise nothing has been booked.
         """
         assert self.queries is not None
-        sampled = self.directions.prepared.sample_given(step.given)
+        has_side = step.is_elementwise and not self.rules.exact_momentum
+        sampled = self.directions.prepared.sample_given(step.given) if has_side else None
         self._balance(step, moments)
         side = self.directions.update_side(step, sampled)
         scores = [self.directions.scores(step, c, side, per_step=True) for c in step.contributions]
