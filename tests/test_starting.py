@@ -21,7 +21,6 @@ from helpers.command_line import code
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "lightning", "transformers", "datasets", "matplotlib", "bm25s"}
-SLOW = {"causal-trace"}  # its settings are defined beside the model that they are about
 WRONG = [
     ["shwo"],
     ["fit", "--config", "synth_dmeo"],
@@ -30,6 +29,13 @@ WRONG = [
     ["fit", "--config", "synth_demo", "--modle", "FactLM"],
     ["attribute", "--method", "tracing", "--run", "absent"],
     ["attribute", "--method.help", "tracing"],
+    ["causal-trace"],
+    ["causal-trace", "--run", "absent"],
+    ["causal-trace", "--run", "absent", "--window", "0"],
+    ["causal-trace", "--run", "absent", "--noise.kind", "pink"],
+    ["causal-trace", "--run", "absent", "--join.k", "0"],
+    ["causal-trace", "--model", "gpt2"],
+    ["causal-trace", "--model", "gpt2", "--prompts", "absent.jsonl"],
     ["counterfactual", "--run", "absent", "--subsets", "many"],
     ["evaluate", "absent"],
     ["evaluate", "absent.jsonl"],
@@ -43,7 +49,7 @@ WRONG = [
     ["ask", "absent", "who"],
     ["tail-patch", "absent", "--run", "absent"],
 ]
-LAZY = ("attribution", "data", "evaluation", "index", "models", "report", "retraining", "studies")
+LAZY = ("attribution", "causal", "data", "evaluation", "index", "models", "report", "retraining", "studies")
 LAZY += tuple(f"evaluation.{part}" for part in ("counterfactual", "results", "retrieval", "tail_patch"))
 
 
@@ -54,8 +60,8 @@ def python(check: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Complete
 
 
 def test_help_and_messages_import_nothing_slow() -> None:
-    asked = [[name, "--help"] for name in (*TRAINING, *COMMANDS) if name not in SLOW]
-    misspelt = [[name, "--opption=1"] for name in (*TRAINING, *COMMANDS) if name not in SLOW]
+    asked = [[name, "--help"] for name in (*TRAINING, *COMMANDS)]
+    misspelt = [[name, "--opption=1"] for name in (*TRAINING, *COMMANDS)]
     check = (
         "import sys\nfrom ftrace.cli import main\n"
         f"for arguments in {[['--help'], ['--version'], *asked, *misspelt, *WRONG]}:\n"
