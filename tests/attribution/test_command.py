@@ -145,7 +145,7 @@ def test_a_config_with_any_method(folder: Path, tmp_path: Path, capsys: pytest.C
         (["--method=ftrace.data.FtraceSynth"], "method"),
         (["--method=tracin", "--method.kinds=[dots]"], "kinds"),
         (["--method=bm25", "--method.text=all"], "text"),
-        (["--method=bm25", "--method.b=2"], "b: expected from 0 to 1, found 2"),
+        (["--method=bm25", "--method.b=2"], "b: expected 0 to 1, found 2.0"),
         (["--method=tracin", "--method.parameters=[model.transformer.hh.*]"], "Did you mean 'model.transformer.h"),
         (["--method=embed", "--method.layers=[encoder.1]"], "layers: no 'encoder.1'. Did you mean 'decoder.1'"),
         (["--method=embed", "--method.snapshot=3"], "expected steps of [1, 2, 4], found [3]"),
