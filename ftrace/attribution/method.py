@@ -18,7 +18,7 @@ from ftrace.scores import ScoreStore
 if TYPE_CHECKING:
     from ftrace.attribution.task import Task as Task
 else:
-    Task = Any  # which imports torch; nothing evaluates the annotations that it stands in
+    Task = Any  # its file imports torch; at run time nothing needs more than a name for annotations
 
 # Files of ftrace's own methods.
 _MODULES = ("bm25", "dense", "embed", "ensemble", "random_target", "tracin", "trackstar")
