@@ -125,7 +125,7 @@ class OnlineTracIn(Callback):
         describe: Any = None,
         store: Literal["memory", "disk", "auto"] = "auto",
         refresh_share: PositiveNumber = 0.25,
-        moments_tolerance: NonNegativeNumber = 0.1,
+        moments_tolerance: NonNegativeNumber = 0.2,
     ) -> None:
         self.settings = TraceSettings(
             scores=scores,

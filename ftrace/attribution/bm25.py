@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ftrace.arguments import Name, NonNegativeNumber, Share, checked
-from ftrace.attribution.method import AttributionMethod
-from ftrace.attribution.task import Task
+from ftrace.attribution.method import AttributionMethod, Task
 from ftrace.data import SENTINEL, Bm25Index, fill_in
 from ftrace.data.bm25_index import DELTA, K1, B
 from ftrace.data.words import words_of

@@ -9,9 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ftrace.arguments import Name, checked
-from ftrace.attribution.method import AttributionMethod
-from ftrace.attribution.task import Task
-from ftrace.gradients import nearest
+from ftrace.attribution.method import AttributionMethod, Task
 from ftrace.scores import ScoreStore
 
 
@@ -100,6 +98,8 @@ def _open(task: Task, member: str) -> tuple[ScoreStore, str]:
         raise ValueError(f"members: no score store at {str(path)!r}. Run ftrace attribute for it first") from error
     facts: dict[str, Any] = store.manifest
     if kind not in facts["kinds"]:
+        from ftrace.gradients import nearest  # imports torch
+
         raise ValueError(f"members: {folder!r} has no kind {kind!r}. {nearest(kind, facts['kinds'])}")
     if store.has_candidates:
         raise ValueError(

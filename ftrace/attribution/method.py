@@ -1,6 +1,10 @@
-"""The interface of attribution methods: a name, options, and one function from a task to a score store."""
+"""The interface of attribution methods: a name, options, and one function from a task to a score store.
 
-from __future__ import annotations
+Parsers of commands read the options off the classes, so the files of ftrace's own methods import no torch, not even for
+types, which parsers import too: what scores is imported when it does.
+"""
+
+# Annotations here aren't postponed: parsers would evaluate them in the files of subclasses, which lack their names.
 
 import difflib
 import importlib
@@ -12,37 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ftrace.scores import ScoreStore
 
 if TYPE_CHECKING:
-    from ftrace.attribution.task import Task
+    from ftrace.attribution.task import Task as Task
+else:
+    Task = Any  # its file imports torch; at run time nothing needs more than a name for annotations
 
-# By short name: where ftrace's own method is, and the first line of its docstring. It is imported when it is chosen.
-METHODS = {
-    "bm25": (
-        "ftrace.attribution.bm25.Bm25",
-        "BM25 (the formula of rank_bm25.BM25Plus): words that an example and a query share.",
-    ),
-    "dense": (
-        "ftrace.attribution.dense.Dense",
-        "Dense retrieval: cosine of the embeddings of sentences with their answers filled in.",
-    ),
-    "embed": (
-        "ftrace.attribution.embed.Embed",
-        "Cosine of mean hidden states at one snapshot; each layer is a kind of scores, all from one pass.",
-    ),
-    "ensemble": ("ftrace.attribution.ensemble.Ensemble", "Mean of scores of finished stores."),
-    "random-target": (
-        "ftrace.attribution.random_target.RandomTarget",
-        "Examples with the query's target first, in random order, then all others in random order.",
-    ),
-    "tracin": (
-        "ftrace.attribution.tracin.TracIn",
-        "Inner products or cosines of the gradients of an example's and a query's loss, over snapshots.",
-    ),
-    "trackstar": (
-        "ftrace.attribution.trackstar.TrackStar",
-        "Cosines of gradients that are divided by the optimizer's second moments, projected and whitened, at one "
-        "snapshot.",
-    ),
-}
+# Files of ftrace's own methods.
+_MODULES = ("bm25", "dense", "embed", "ensemble", "random_target", "tracin", "trackstar")
 
 
 class AttributionMethod(ABC):
@@ -78,20 +57,15 @@ class AttributionMethod(ABC):
 
 def known_methods() -> dict[str, type[AttributionMethod]]:
     """Find ftrace's own methods, and all others that have been imported, by their short names."""
-    for path, _ in METHODS.values():
-        _class_at(path)
-    return _imported()
+    for module in _MODULES:
+        importlib.import_module(f"ftrace.attribution.{module}")
+    kinds = _subclasses(AttributionMethod)  # type: ignore[type-abstract]
+    return {kind.name: kind for kind in kinds if not inspect.isabstract(kind) and hasattr(kind, "name")}
 
 
 def describe_methods() -> dict[str, str]:
-    """Give the first line of the docstring of each of :func:`known_methods`, without importing ftrace's own."""
-    imported = {name: (kind.__doc__ or "").partition("\n")[0] for name, kind in _imported().items()}
-    return {name: line for name, (_, line) in METHODS.items()} | imported
-
-
-def _imported() -> dict[str, type[AttributionMethod]]:
-    kinds = _subclasses(AttributionMethod)  # type: ignore[type-abstract]
-    return {kind.name: kind for kind in kinds if not inspect.isabstract(kind) and hasattr(kind, "name")}
+    """Give the first line of the docstring of each of :func:`known_methods`."""
+    return {name: (kind.__doc__ or "").partition("\n")[0] for name, kind in known_methods().items()}
 
 
 def find_method(name: str) -> type[AttributionMethod]:
@@ -104,24 +78,15 @@ def find_method(name: str) -> type[AttributionMethod]:
         >>> find_method("bm25").name
         'bm25'
     """
-    for short, (path, _) in METHODS.items():
-        if name in (short, path.rpartition(".")[2]):
-            return _class_at(path)
-    known = {**_imported(), **{kind.__name__: kind for kind in _imported().values()}}
+    methods = known_methods()
+    known = {**methods, **{kind.__name__: kind for kind in methods.values()}}
     if name not in known:
-        names = list(describe_methods())
-        near = " or ".join(map(repr, difflib.get_close_matches(name, names)))
+        near = " or ".join(map(repr, difflib.get_close_matches(name, methods)))
         raise ValueError(
             f"method: expected a known name or a class path such as my_package.MyMethod, found {name!r}. "
-            + (f"Did you mean {near}?" if near else f"There are: {', '.join(map(repr, names))}.")
+            + (f"Did you mean {near}?" if near else f"There are: {', '.join(map(repr, methods))}.")
         )
     return known[name]
-
-
-def _class_at(path: str) -> type[AttributionMethod]:
-    module, _, name = path.rpartition(".")
-    found: type[AttributionMethod] = getattr(importlib.import_module(module), name)
-    return found
 
 
 def _subclasses(kind: type[AttributionMethod]) -> Iterator[type[AttributionMethod]]:

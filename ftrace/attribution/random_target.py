@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ftrace.arguments import Name, Seed, checked
-from ftrace.attribution.method import AttributionMethod
-from ftrace.attribution.task import Task
+from ftrace.attribution.method import AttributionMethod, Task
 from ftrace.data import answers_in
 from ftrace.scores import ScoreStore
 

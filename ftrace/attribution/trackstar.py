@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass, fields, replace
-from typing import Any, ClassVar, Literal
-
-import numpy as np
-import torch
-from lightning.pytorch.utilities import rank_zero_only
+from dataclasses import InitVar, dataclass, fields
+from typing import ClassVar, Literal
 
 from ftrace.arguments import Count, Name, Positive, PositiveNumber, Seed, Share, checked
-from ftrace.attribution.index_pass import answer_lengths, index_corpus, measured
-from ftrace.attribution.method import AttributionMethod
-from ftrace.attribution.task import Task, WhichSnapshots
-from ftrace.gradients import ProjectionSide
-from ftrace.index import (
+from ftrace.attribution.method import AttributionMethod, Task
+from ftrace.index.settings import (
     OLD_OPTIONS,
     OLD_SEARCH_OPTIONS,
     FeatureSettings,
-    GradientIndex,
-    IndexSettings,
     Layout,
     PreconditionerKind,
-    PreparedSearch,
+    ProjectionSide,
     SearchSettings,
     WhichR,
     WhiteningSettings,
-    prepare_search,
-    scored_chunks,
 )
 from ftrace.models import Output
 from ftrace.renamed import use_new_names
-from ftrace.scores import ScoreStore, ScoreWriter
+from ftrace.scores import ScoreStore
 
 
 @checked
@@ -109,65 +97,21 @@ class TrackStar(AttributionMethod):
 
     def score(self, task: Task) -> ScoreStore:
         """Score the task's examples with an index, which is written first where there is none."""
-        with task.claim(self):
-            return self._score(task)
+        from ftrace.attribution.trackstar_scores import make_index, score_by_index
+        from ftrace.index import GradientIndex
 
-    def _score(self, task: Task) -> ScoreStore:
         whitening = WhiteningSettings(self.autocorrelation, self.mix, self.rank_share, self.damping)
         settings = SearchSettings(whitening, self.unit_norm, self.weighted, self.precondition_queries, self.learning)
-        index = self._index(task)
-        if getattr(rank_zero_only, "rank", 0):  # the first process writes the store
-            torch.distributed.barrier()
-            return ScoreStore.open(task.output_dir)
-        losses, output = measured("loss", self.answers), measured(self.output, self.answers)
-        prepared = prepare_search(
-            index, task.model_at, task.query_batches(), losses, settings, output=output,
-            snapshots=task.snapshots[0].parent if task.snapshots else None, lengths=answer_lengths,
-        )  # fmt: skip
-        facts = {
-            "index": str(index.folder),
-            "mix": [whitening.mix for whitening in prepared.whitenings],
-            "coverage": {"blocks": index.blocks, "left_out": index.manifest["left_out"]},
-        }
-        store = write_scores(self, task, prepared, facts, "cosine" if self.unit_norm else "dot")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        return store
+        with task.claim(self):
+            if self.index is None:
+                index = make_index(task, self.snapshots, self._features, self.output)
+            else:
+                index = GradientIndex(task.run_dir / self.index)
+            return score_by_index(self, task, index, settings, self.answers, self.output)
 
-    def _index(self, task: Task) -> GradientIndex:
-        if self.index is not None:
-            return GradientIndex(task.run_dir / self.index)
+    @property
+    def _features(self) -> FeatureSettings:
         parameters = None if self.parameters is None else tuple(self.parameters)
-        features = FeatureSettings(
+        return FeatureSettings(
             self.projection_side, self.seed, self.layout, self.layer_groups, parameters, self.preconditioner
-        )
-        which: WhichSnapshots = self.snapshots
-        (snapshot,) = task.choose_snapshots(which)
-        folder = task.output_dir.with_name(f"{task.output_dir.name}-index")
-        return index_corpus(replace(task, output_dir=folder), snapshot, IndexSettings(features), self.output)
-
-
-def write_scores(
-    method: AttributionMethod, task: Task, prepared: PreparedSearch, facts: dict[str, Any], kind: str
-) -> ScoreStore:
-    """Write the store of all scores, of one kind, chunk by chunk.
-
-    Raises:
-        ValueError: If the index lacks an example.
-    """
-    known = np.concatenate([np.asarray(segment.ids) for segment in prepared.index.segments])
-    missing = np.setdiff1d(task.examples, known)
-    if len(missing):
-        raise ValueError(
-            f"expected rows of all {len(task.examples)} examples in {str(prepared.index.folder)!r}, found none of "
-            f"{len(missing)}, such as {missing[:3].tolist()}"
-        )
-    dtype = np.float64 if prepared.index.settings.dtype == "float64" else np.float32
-    with ScoreWriter(task.output_dir, task.examples, task.queries, [kind], dtype) as writer:
-        for ids, scores in scored_chunks(prepared.index, prepared.queries):
-            _, rows, positions = np.intersect1d(task.examples, ids, assume_unique=True, return_indices=True)
-            if len(rows):
-                writer.put(kind, scores[torch.from_numpy(positions)].numpy(), slice(rows[0], rows[-1] + 1))
-        return writer.finish(
-            {**task.describe(method), **facts, "seconds": round(time.perf_counter() - task.started, 3)}, *task.texts()
         )

@@ -8,52 +8,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ftrace.arguments import Positive, PositiveNumber, Seed, checked
-
-NoiseKind = Literal["gaussian", "uniform", "full_covariance", "student_t", "tokens"]
-
-
-@checked
-@dataclass(frozen=True)
-class NoiseSettings:
-    """Settings of the corruption of subjects.
-
-    Args:
-        kind: "gaussian": independent Gaussian noise. "uniform": from -1 to 1. "full_covariance": Gaussian noise with
-            the covariance of the subjects' embeddings. "student_t": Student's t with 3 degrees of freedom: Gaussian
-            noise, divided for each token by the root of a chi-squared variable over its degrees of freedom. "tokens":
-            instead of noise, another prompt's subject with as many tokens and other answers; if there are fewer of
-            them than samples, some are used several times.
-        scale: The factor of the noise, besides sigma; for "full_covariance" the only factor.
-        sigma: The unit of noise; default: the standard deviation of all entries of the subjects' token embeddings, as
-            in Meng et al. (2022). For fixed noise of .1, give ``scale: 0.1, sigma: 1``.
-        samples: How many samples of noise to draw; each is the same in all cells of a prompt's grids.
-        seed: The seed of the draws.
-        draws: "prompt": each prompt's draws depend on the seed and its name. "published": as the authors' code draws,
-            from NumPy's RandomState(seed) started anew for each prompt; theirs has seed 1.
-
-    Raises:
-        ValueError: If an option is out of range.
-    """
-
-    kind: NoiseKind = "gaussian"
-    scale: PositiveNumber = 3.0
-    sigma: PositiveNumber | None = None
-    samples: Positive = 10
-    seed: Seed = 0
-    draws: Literal["prompt", "published"] = "prompt"
-
-    def __post_init__(self) -> None:
-        if self.draws == "published" and self.kind not in ("gaussian", "uniform"):
-            raise ValueError(f'noise.draws: expected "prompt" for noise of the kind {self.kind!r}, found "published"')
+from ftrace.causal.settings import NoiseSettings
 
 
 class Corruption:

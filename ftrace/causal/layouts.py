@@ -10,33 +10,11 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from ftrace.arguments import Name, checked
 from ftrace.causal.mediators import Module
 from ftrace.causal.prompt_trace import Stack
+from ftrace.causal.settings import ModelLayout
 
 _PLACEHOLDERS = ("{layer}", "[LAYER_NUM]")
-
-
-@checked
-@dataclass(frozen=True)
-class ModelLayout:
-    """Names of modules, as ``named_modules()`` gives them. ``{layer}`` or ``[LAYER_NUM]`` stands for a layer's number.
-
-    Args:
-        layer: A layer of the residual stream, such as ``transformer.h.{layer}``.
-        attention: Its self-attention module, whose output is added to the residual stream: ``.attn`` for a name within
-            the layer, or a full name.
-        mlp: Its feed-forward module, likewise.
-        embedding: The token embedding that noise is added to; None for an encoder-decoder's decoder, which reads a
-            corrupted encoder.
-        cross_attention: Its cross-attention module, likewise.
-    """
-
-    layer: Name
-    attention: Name
-    mlp: Name
-    embedding: Name | None = None
-    cross_attention: Name | None = None
 
 
 _GPT2 = ModelLayout("transformer.h.{layer}", ".attn", ".mlp", "transformer.wte")

@@ -9,10 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftrace.arguments import Positive, Seed, checked
-from ftrace.causal.corruption import NoiseSettings
-from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
+from ftrace.causal.layouts import find_modules, layouts_of
 from ftrace.causal.prompt_trace import Stack
-from ftrace.causal.tracer import CausalSettings
+from ftrace.causal.settings import CausalSettings, ModelLayout, NoiseSettings
 from ftrace.data import FactPrompt, TokenizedPrompt, tokenize_prompt
 
 

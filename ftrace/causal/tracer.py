@@ -6,9 +6,8 @@ Shape letters: N noise samples, O outcomes, L layers, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,56 +15,20 @@ from torch import Tensor
 from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
 
-from ftrace.arguments import Positive, checked
+from ftrace.arguments import checked
 from ftrace.causal.corruption import Corruption
 from ftrace.causal.grids import Measure, StackShape, alike, grid_cells, run_cells
-from ftrace.causal.layouts import ModelLayout, find_modules, layouts_of
+from ftrace.causal.layouts import find_modules, layouts_of
 from ftrace.causal.mediators import MEDIATORS, Cell, Mediator, module_of
 from ftrace.causal.memory import MemoryLimit
 from ftrace.causal.outcomes import AnswerGroup, answer_groups, best_rank, is_greedy, likeliest_other
 from ftrace.causal.passes import Inputs, Passes, Runs, inputs_of, joined_runs
 from ftrace.causal.prompt_trace import OUTCOMES, PromptTrace, Stack, StackTrace, Status
 from ftrace.causal.residual_check import check_residual_stream
+from ftrace.causal.settings import CausalSettings, ModelLayout
 from ftrace.data.prompt_tokens import TokenizedPrompt
 
-MAX_TOKENS = 4096
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
-
-
-@checked
-@dataclass(frozen=True)
-class CausalSettings:
-    """Settings of causal tracing.
-
-    Args:
-        mediators: What to restore; default: all that the model has.
-        window: How many layers are restored together for "mlp", "attention" and "cross_attention".
-        stacks: For an encoder-decoder: "encoder", "decoder", or both; default: both.
-        answer: "joint": the probability of all tokens of an answer; "first": that of its first token.
-        only_correct: Whether to leave out prompts that the model doesn't answer correctly.
-        suffix: For decoder-only models: compute only tokens from the restored one on, and take earlier ones from the
-            corrupted run's cache. This is about half the work.
-        max_tokens: The most tokens in a forward pass; halved when memory runs out.
-        checked: Whether cells that are known without a run are run anyway for the first prompt, to compare.
-
-    Raises:
-        ValueError: If an option is out of range.
-    """
-
-    mediators: tuple[Mediator, ...] | None = None
-    window: Positive = 10
-    stacks: tuple[Stack, ...] | None = None
-    answer: Literal["joint", "first"] = "joint"
-    only_correct: bool = True
-    suffix: bool = False
-    max_tokens: Positive = MAX_TOKENS
-    checked: bool = True
-
-    def __post_init__(self) -> None:
-        if self.mediators is not None and not self.mediators:
-            raise ValueError(f"mediators: expected at least one of {MEDIATORS}, found none")
-        if self.stacks is not None and not self.stacks:
-            raise ValueError("stacks: expected encoder, decoder or both, found none")
 
 
 @checked

@@ -12,7 +12,7 @@ from ftrace.causal import CausalSettings, NoiseSettings
 from ftrace.commands import causal_trace
 from ftrace.commands.endings import kept, say_kept
 from ftrace.commands.evaluate import Protocol, compare
-from ftrace.commands.joined import JoinSettings
+from ftrace.commands.join_settings import JoinSettings
 from ftrace.commands.ledger import ledger_sentence
 from ftrace.commands.method_tasks import run_method
 from ftrace.commands.query_choice import QueryChoice

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 
 from ftrace.arguments import NonNegativeNumber, Share, checked
@@ -40,6 +39,8 @@ class Bm25Index:
         b: Share = B,
         delta: NonNegativeNumber = DELTA,
     ) -> None:
+        import bm25s  # here, so that options of methods, which have these defaults, are read without it
+
         if not any(documents):
             raise ValueError("BM25: expected documents with words, found none")
         self._count = len(documents)

@@ -54,6 +54,7 @@ from ftrace.gradients.queries import QueryGradients
 from ftrace.gradients.recording import Recording
 from ftrace.gradients.rehearsal import Rehearsal
 from ftrace.gradients.rounding import coarsest_eps, of_noise, of_passes
+from ftrace.gradients.row_products import stacked_products_of_rows
 from ftrace.gradients.steps import ExchangeError, OnLoss
 from ftrace.gradients.tokens import TokenProducts, inner_products_by_token
 
@@ -134,6 +135,7 @@ __all__ = [
     "reduced_gradients",
     "scales_elements",
     "stacked",
+    "stacked_products_of_rows",
     "times",
     "touched_elements",
     "unsupported_step",

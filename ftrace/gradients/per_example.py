@@ -27,6 +27,7 @@ from ftrace.gradients.parts import (
 )
 
 CHUNK_BYTES = 256 * 2**20
+_FORMED_BYTES = 4 * 2**20  # of gradients that are formed at a time
 
 
 class PerExampleGradients:
@@ -146,6 +147,21 @@ class PerExampleGradients:
             products += take(part, 0, self.num_examples, self.dtype).along(vector.to(self.dtype))
         return products
 
+    def along_each(self, name: str, vectors: Sequence[Tensor]) -> Tensor:
+        """Compute :meth:`along` for several vectors, ``[V, B]``.
+
+        A matrix's gradients are formed, a few examples at a time: that takes one product of the factors, whereas each
+        vector by itself takes another one.
+        """
+        kinds = {type(part) for part in self.parts[name]}
+        if len(vectors) == 1 or (Lookup in kinds and Outer not in kinds):
+            return torch.stack([self.along(name, vector) for vector in vectors])
+        matrix = torch.stack([vector.flatten().to(self.dtype) for vector in vectors])
+        size = max(1, _FORMED_BYTES // max(1, matrix[0].numel() * matrix.element_size()))
+        starts = range(0, self.num_examples, size)
+        formed = (self.dense(name, start, min(start + size, self.num_examples)) for start in starts)
+        return torch.cat([matrix @ flat_rows(rows).T for rows in formed], 1)
+
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
         """Compute ``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
         total = torch.zeros((), dtype=weights_B.dtype, device=weights_B.device).expand(self.shapes[name])
@@ -156,6 +172,9 @@ class PerExampleGradients:
 
     def total(self, name: str) -> Tensor:
         """Add up the examples' gradients of one parameter, in its shape: the gradient of the batch."""
+        parts = self.parts[name]
+        if len(parts) == 1 and isinstance(parts[0], Dense) and name not in self.scales:
+            return parts[0].value.sum(0, dtype=self.dtype).view(self.shapes[name])
         return self.weighted_sum(name, self.zeros(self.num_examples) + 1)
 
     def chunks(self, elements_per_example: int, chunk_bytes: int | None = None) -> Iterator[tuple[int, int]]:

@@ -16,22 +16,37 @@ from torch import Tensor
 
 _ROWS, _COLUMNS = 64, 4096  # of the products that are timed
 _TIMES = 5
+_LARGE = 2**21  # multiplications of a product by itself, from which it is faster than one of a batch
 _CLEARLY = 1.2  # times faster, so that timings' noise doesn't decide
 
 
 def products_of_rows(first_MP: Tensor, second_NP: Tensor) -> Tensor:
     """Compute ``first @ second.T``, ``[M, N]``, of tensors that don't require a gradient."""
-    by_onednn = (
-        first_MP.device.type == "cpu"
-        and first_MP.dtype == second_NP.dtype == torch.float32
-        and first_MP.numel() > 0
-        and second_NP.numel() > 0
-        and first_MP.is_contiguous()
-        and second_NP.is_contiguous()  # strided memory takes oneDNN a thousand times as long
-        and not (first_MP.requires_grad or second_NP.requires_grad)
+    return _by_onednn(first_MP, second_NP) if _suit_onednn(first_MP, second_NP) else first_MP @ second_NP.T
+
+
+def stacked_products_of_rows(first_SMP: Tensor, second_SNP: Tensor) -> Tensor:
+    """Compute ``first[s] @ second[s].T`` for each s, ``[S, M, N]``, of tensors that don't require a gradient."""
+    is_large = first_SMP.shape[1:].numel() * second_SNP.shape[1] >= _LARGE
+    if not is_large or not _suit_onednn(first_SMP, second_SNP):
+        return torch.bmm(first_SMP, second_SNP.transpose(1, 2))
+    products = first_SMP.new_empty(len(first_SMP), first_SMP.shape[1], second_SNP.shape[1])
+    for product, first_MP, second_NP in zip(products, first_SMP, second_SNP, strict=True):
+        product.copy_(_by_onednn(first_MP, second_NP))
+    return products
+
+
+def _suit_onednn(first: Tensor, second: Tensor) -> bool:
+    return (
+        first.device.type == "cpu"
+        and first.dtype == second.dtype == torch.float32
+        and first.numel() > 0
+        and second.numel() > 0
+        and first.is_contiguous()
+        and second.is_contiguous()  # strided memory takes oneDNN a thousand times as long
+        and not (first.requires_grad or second.requires_grad)
         and onednn_is_faster(torch.get_num_threads())
     )
-    return _by_onednn(first_MP, second_NP) if by_onednn else first_MP @ second_NP.T
 
 
 @cache

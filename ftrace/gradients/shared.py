@@ -108,7 +108,11 @@ class SharedGradients:
             source, number = node.next_functions[index]
             if source is not None:
                 targets[index] = source, number
-        of_inputs = None if shared or len(grads) > 1 else _all_at_once(node, layouts[0], targets, grads[0], examples)
+        of_inputs = None
+        if len(shared) == len(given):
+            of_inputs = _gathered_at_once(node, [shared.get(n) for n in range(len(grads))], targets)
+        elif len(grads) == 1:
+            of_inputs = _all_at_once(node, layouts[0], targets, grads[0], examples)
         if of_inputs is None:
             rows = [
                 _run(node, [self._slice(n, example, grads, layouts, shared) for n in range(len(grads))], targets)
@@ -159,6 +163,54 @@ def _all_at_once(
         if summed is None:
             return None
         of_inputs[index] = summed.to(target[0]._input_metadata[target[1]].dtype)
+    return of_inputs
+
+
+# Nodes that save tensors, but compute element by element, so that another axis before all others makes no difference.
+_ELEMENTWISE = frozenset({"WhereBackward0", "MulBackward0", "DivBackward0", "MaskedFillBackward0"})
+
+
+def _gathered_at_once(
+    node: Node, gathered: Sequence[Tensor | None], targets: Mapping[int, Slot]
+) -> dict[int, Tensor] | None:
+    """Send all examples' gradients of shared outputs, ``[B, *shape]``, through a node at once; None if that fails."""
+    if not _is_native(node):
+        return None
+    if node.name() in _ELEMENTWISE:
+        return _in_shapes_of(targets, dict(enumerate(_call(node, gathered))), gathered)
+    if _saves_tensors(node):  # to unpack them may run a user's code, which knows nothing of batched tensors
+        return None
+    all_given = {n: grad for n, grad in enumerate(gathered) if grad is not None}
+    reached: list[int] = []
+
+    def run(*rows: Tensor) -> list[Tensor]:
+        known = dict(zip(all_given, rows, strict=True))
+        of_inputs = _call(node, [known.get(n) for n in range(len(gathered))])
+        reached[:] = [index for index in targets if of_inputs[index] is not None]
+        return [of_inputs[index] for index in reached]  # type: ignore[misc]
+
+    try:
+        rows = torch.vmap(run)(*all_given.values())
+    except RuntimeError:  # an operator that has no form for batches
+        return None
+    return _in_shapes_of(targets, dict(zip(reached, rows, strict=True)), gathered)
+
+
+def _in_shapes_of(
+    targets: Mapping[int, Slot], given: Mapping[int, Tensor | None], gathered: Sequence[Tensor | None]
+) -> dict[int, Tensor] | None:
+    """Add gradients up over broadcast axes, to ``[B, *shape]`` of each input; 0 where there is none."""
+    like = next(grad for grad in gathered if grad is not None)
+    of_inputs = {}
+    for index, (source, number) in targets.items():
+        metadata, rows = source._input_metadata[number], given.get(index)
+        if rows is None:
+            of_inputs[index] = like.new_zeros(len(like), *metadata.shape, dtype=metadata.dtype)
+            continue
+        summed = _summed_to(rows, torch.Size(metadata.shape))
+        if summed is None:
+            return None
+        of_inputs[index] = summed.to(metadata.dtype)
     return of_inputs
 
 

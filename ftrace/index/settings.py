@@ -13,7 +13,7 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 """Of rows on disk: names, and bytes of a number."""
 
 # As ftrace.gradients has them, which imports torch.
-_ProjectionSide = Annotated[int, Within(1, 4096)]
+ProjectionSide = Annotated[int, Within(1, 4096)]
 _Entries = Literal["gaussian", "rademacher", "normal", "signs"]
 OLD_ENTRIES: dict[str, _Entries] = {"normal": "gaussian", "signs": "rademacher"}
 
@@ -40,7 +40,7 @@ class FeatureSettings:
         ValueError: If a number is out of range or an option unknown.
     """
 
-    projection_side: _ProjectionSide = 16
+    projection_side: ProjectionSide = 16
     """K: a weight's gradient becomes K x K, a block of a row K * K numbers."""
     seed: Seed = 0
     """Of the projection, and of the sample that the autocorrelation R is taken of."""

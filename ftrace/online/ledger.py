@@ -9,14 +9,15 @@ contribution shows in books that don't balance.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ftrace.gradients import ParameterStep, Projection, flat_rows
+from ftrace.gradients import ParameterStep, Projection
+from ftrace.online.interval_vectors import IntervalVectors, QueryProducts
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.number_memory import NumberMemory
 from ftrace.online.optimizers.followed_optimizer import FollowedOptimizer
@@ -26,82 +27,6 @@ from ftrace.online.queries.query_pass import Refresh
 from ftrace.online.weights_at_start import WeightsAtStart
 from ftrace.scores import AnswerRecord, Ledger
 from ftrace.scores.ledger import ACCOUNTS, COLUMNS
-
-
-class _Vectors:
-    """Sums of vectors over the steps of an interval: plain, and weighted by the steps' positions in it.
-
-    Attributes:
-        sums: By parameter, the sum.
-        late: By parameter, the sum weighted by the steps' positions.
-    """
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.late: dict[str, Tensor] = {}
-
-    def add(self, name: str, vector: Tensor, position: float | None) -> None:
-        """Add one step's vector, whose memory is taken over.
-
-        Args:
-            name: The parameter.
-            vector: The vector, in the parameter's shape.
-            position: The number of steps since the refresh, plus 1/2; None if query gradients aren't interpolated.
-        """
-        if position is not None:
-            self.late[name] = self.late[name].add_(vector, alpha=position) if name in self.late else position * vector
-        self.sums[name] = self.sums[name].add_(vector) if name in self.sums else vector
-
-    def only(self, names: Collection[str]) -> _Vectors:
-        """Select the sums of some parameters."""
-        selected = _Vectors()
-        selected.sums = {name: vector for name, vector in self.sums.items() if name in names}
-        selected.late = {name: vector for name, vector in self.late.items() if name in names}
-        return selected
-
-    def along_start(self, products: _QueryProducts, steps: int) -> Tensor:
-        """Compute the part of the interpolated inner products that the queries at the interval's start make, ``[Q]``.
-
-        Args:
-            products: With the query gradients at the start.
-            steps: The number of steps in the interval.
-        """
-        sums, late = self.sums, self.late
-        return products({n: total - late[n] / steps if n in late else total for n, total in sums.items()})
-
-    def along_end(self, products: _QueryProducts, steps: int) -> Tensor:
-        """Compute the part that the queries at the interval's end make, ``[Q]``; 0 without interpolation."""
-        return products({name: late / steps for name, late in self.late.items()})
-
-
-class _QueryProducts:
-    """Inner products of vectors in the parameters' shapes with the query gradients of one refresh."""
-
-    def __init__(self, refresh: Refresh, projection: Projection | None) -> None:
-        self._refresh = refresh
-        self._projection = projection
-
-    def __call__(self, vectors: Mapping[str, Tensor], *, are_projected: bool = False) -> Tensor:
-        """Sum the inner products over parameters, ``[Q]`` float64, for vectors of float32 at least.
-
-        Args:
-            vectors: By parameter.
-            are_projected: Whether they are projected already.
-        """
-        gradients = self._refresh.gradients
-        total = torch.zeros(len(gradients), dtype=torch.float64)
-        for name, vector in vectors.items():
-            if name in gradients.parts:
-                if self._projection is not None and not are_projected:
-                    vector = self._projection.project(name, vector[None])[0]
-                total += gradients.along(name, vector).double().cpu()
-        for name, rows in self._refresh.uncovered.items():
-            if name in vectors:
-                flat, vector = flat_rows(rows), vectors[name].flatten().to(rows)
-                if flat.is_complex():  # real and imaginary parts are separate parameters
-                    flat, vector = torch.view_as_real(flat).flatten(1), torch.view_as_real(vector).flatten()
-                total += (flat @ vector).double().cpu()
-        return total
 
 
 class LedgerKeeper:
@@ -149,7 +74,7 @@ class LedgerKeeper:
         self.parameters: dict[str, nn.Parameter] = {}
         self._weights_before: dict[str, Tensor] = {}
         self.steps = 0
-        self.vectors = {name: _Vectors() for name in ("predicted", "momentum", "decay", "rounding", "given")}
+        self.vectors = {name: IntervalVectors() for name in ("predicted", "momentum", "decay", "rounding", "given")}
         self._decay_buffers: dict[str, Tensor] = {}
         self._given_buffers: dict[str, Tensor] = {}
 
@@ -265,7 +190,7 @@ class LedgerKeeper:
         self.parameters = dict(parameters)
         self.weights.take({} if self.trapezoid else parameters, start.uncovered)
         self.steps = 0
-        self.vectors = {name: _Vectors() for name in self.vectors}
+        self.vectors = {name: IntervalVectors() for name in self.vectors}
 
     def ledger(self, query_ids: np.ndarray, answers: AnswerRecord | None = None) -> Ledger:
         """Return the ledger so far; queries that were added during training have NaN before that.
@@ -316,19 +241,28 @@ class Closing:
     def __init__(self, keeper: LedgerKeeper, start: Refresh, end: Refresh) -> None:
         self._keeper, self._start, self._end = keeper, start, end
         self._projection = keeper.projection if keeper.projects_all else None
-        products = _QueryProducts(start, self._projection)
         changes = keeper.vectors["predicted"]
         uncovered = changes.only([name for name in changes.sums if name not in keeper.covered])
         self._vectors = {**keeper.vectors, "uncovered": uncovered}
-        self._values = {n: vectors.along_start(products, keeper.steps) for n, vectors in self._vectors.items()}
-        if keeper.trapezoid:
-            self._predicted_left = products(changes.sums)
-        else:
+        products = QueryProducts(start, self._projection)
+        left = set(self._names())
+        if not keeper.trapezoid:
             for name, change, is_projected in keeper.weights.changes(keeper.parameters):
-                along = products({name: change}, are_projected=is_projected)
-                for which in ("predicted", *(() if name in keeper.covered else ("uncovered",))):
-                    self._values[which] += along
-            self._predicted_left = self._values["predicted"]
+                total = dict.fromkeys(("predicted", *(() if name in keeper.covered else ("uncovered",))), change)
+                of_steps = {key: vectors.at_start(name, keeper.steps) for key, vectors in self._vectors.items()}
+                products.add(name, *((of_steps, total) if is_projected else (of_steps | total,)))
+                left.discard(name)
+        for name in sorted(left):
+            of_steps = {key: vectors.at_start(name, keeper.steps) for key, vectors in self._vectors.items()}
+            if keeper.trapezoid:
+                of_steps["predicted_left"] = changes.sums.get(name)
+            products.add(name, of_steps)
+        self._values = {key: products.total(key) for key in self._vectors}
+        self._predicted_left = products.total("predicted_left" if keeper.trapezoid else "predicted")
+
+    def _names(self) -> list[str]:
+        """List the parameters that any of its vectors has."""
+        return sorted({name for vectors in self._vectors.values() for name in vectors.sums})
 
     def finish(self, gained: Tensor, gained_by_given: Tensor | None) -> dict[str, Any]:
         """Add the interval to the ledger.
@@ -344,9 +278,10 @@ class Closing:
         keeper, start, end = self._keeper, self._start, self._end
         count = len(start.losses)
         if keeper.trapezoid:
-            products = _QueryProducts(end, self._projection)
-            for name, vectors in self._vectors.items():
-                self._values[name] = self._values[name] + vectors.along_end(products, keeper.steps)[:count]
+            products = QueryProducts(end, self._projection)
+            for name in self._names():
+                products.add(name, {key: vectors.at_end(name, keeper.steps) for key, vectors in self._vectors.items()})
+            self._values = {key: values + products.total(key)[:count] for key, values in self._values.items()}
         unknown = np.full(count, np.nan)
         row: dict[str, Any] = {
             "step": start.step,

@@ -45,6 +45,8 @@ class QueryRefresher:
         last: The last refresh; None before the first one.
         last_at: The step of the last attempt; None if a refresh is due at any step.
         has_new_queries: Whether queries were added since the last refresh.
+        comes_late: Whether a refresh came between a forward and its backward pass, since the loop had taken a step
+            there, when gradients were to be projected with the second moments of the last refresh. Later ones aren't.
         first_steps: By query that was added during training, the first step for which it is traced.
         probabilities: Checks that losses can be -log of probabilities, if scores of the kind ``learning`` need that;
             otherwise None.
@@ -81,7 +83,7 @@ class QueryRefresher:
         self.failed: list[int] = []
         self.last: Refresh | None = None
         self.last_at: int | None = None
-        self.has_new_queries = False
+        self.has_new_queries = self.comes_late = False
         self.first_steps: dict[int, int] = {}
         self.probabilities = ProbabilityCheck(who) if "learning" in scoring.rules.kinds else None
         self._work_around = work_around
@@ -102,18 +104,21 @@ class QueryRefresher:
         self.has_new_queries = self.has_new_queries or bool(new)
         return new
 
-    def refresh(self, step: int, rows: int) -> None:
+    def refresh(self, step: int, rows: int, *, keeps_moments: bool = False) -> None:
         """Compute the queries' gradients at the current weights, and close the interval that ends here.
 
         Args:
             step: The next optimizer step.
             rows: The number of rows of the current batch.
+            keeps_moments: Whether whitening goes on with the second moments of the last refresh, with which the
+                current batch is recorded already.
 
         Raises:
             ValueError: At the first refresh, if the losses are not one finite number per query, or below 0 although
                 scores of the kind ``learning`` take them for -log of probabilities.
         """
-        previous_preconditioners = self._divide_by_second_moments()
+        self.comes_late = self.comes_late or keeps_moments
+        previous_preconditioners = None if keeps_moments else self._divide_by_second_moments()
         unprojected = self.scoring.needs_queries_unprojected
         compare = None
         if self.query_check is not None and self.last is None:
@@ -127,7 +132,8 @@ class QueryRefresher:
         except NotFiniteError as error:
             if self.last is None:
                 raise
-            if self.scoring.whitened is not None:
+            if previous_preconditioners is not None:
+                assert self.scoring.whitened is not None
                 self.scoring.whitened.precondition_with(previous_preconditioners)
             self._keep_old_queries(step, error)
             self.schedule.failed(step, rows, step - self.steps[0])
@@ -191,15 +197,15 @@ class QueryRefresher:
             return None
         return self.hooks.queries.book
 
-    def _divide_by_second_moments(self) -> dict[str, Preconditioner]:
+    def _divide_by_second_moments(self) -> dict[str, Preconditioner] | None:
         """Let whitened scores divide gradients by the root of the optimizer's current second moments.
 
         Returns:
-            The previous preconditioners.
+            The previous preconditioners; None if they don't change.
         """
         whitened = self.scoring.whitened
         if whitened is None or not whitened.divides:
-            return {}
+            return None
         previous, elementwise = whitened.preconditioners, whitened.rules.preconditioner == "elementwise"
         whitened.precondition_with(self.parameters.preconditioners(elementwise=elementwise))
         return previous
@@ -216,6 +222,7 @@ class QueryRefresher:
         return {
             "refreshed_at": self.last_at,
             "refreshes": list(self.steps),
+            "comes_late": self.comes_late,
             "query_first_steps": dict(self.first_steps),
             "answers": self.answers.state(),
             "last": self.last,
@@ -227,6 +234,7 @@ class QueryRefresher:
     def load(self, shared: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned; :meth:`Scoring.load` must come before."""
         self.last_at, self.steps = shared["refreshed_at"], shared["refreshes"]
+        self.comes_late = shared.get("comes_late", False)  # earlier versions recorded such loops unprojected
         self.first_steps, last = shared["query_first_steps"], shared["last"]
         gradients = self.scoring.directions.unprojected  # earlier versions' files may have them in another form
         self.last = None if last is None or gradients is None else replace(last, gradients=gradients)

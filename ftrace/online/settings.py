@@ -95,7 +95,7 @@ class TraceSettings:
     store: Literal["memory", "disk", "auto"] = "auto"
     keep_states: bool = False
     refresh_share: PositiveNumber = 0.25
-    moments_tolerance: NonNegativeNumber = 0.1
+    moments_tolerance: NonNegativeNumber = 0.2
 
     def __post_init__(self) -> None:
         for name, values, known in (("scores", self.scores, KINDS), ("breakdown", self.breakdown, BREAKDOWNS)):

@@ -231,7 +231,7 @@ class TracedRun:
 
     def _start_recording(self) -> Recording:
         begins = {optimizer.index: optimizer.begins_gradient for optimizer in self.parameters.followed}
-        may_change = self.loop.is_manual and self.loop.repeats_backward
+        may_change = self.loop.is_manual and (self.loop.repeats_backward or self.refresher.comes_late)
         projections = self.scoring.example_projections(begins, may_change=may_change)
         recording = self.hooks.training.start(
             len(self._batch_ids),
@@ -252,20 +252,18 @@ class TracedRun:
         recording = self._recordings[-1]
         rows_are_known = self.rows.before_backward(recording, loss, self.step)
         if self.loop.is_manual:
-            # There may have been steps since the batch began; but what it was projected with must not change now.
-            if self.refresher.is_due(self.step) and not self.scoring.is_prepared(recording.projections):
-                self.refresher.refresh(self.step, len(self._batch_ids))
+            if self.refresher.is_due(self.step):  # there have been steps since the batch began
+                keeps_moments = self.scoring.is_prepared(recording.projections)
+                self.refresher.refresh(self.step, len(self._batch_ids), keeps_moments=keeps_moments)
             self._discard_zeroed()
         if rows_are_known and not self.loop.repeats_backward and not self.refresher.staleness.is_due:
             self._multiply_early(recording)
 
     def _discard_zeroed(self) -> None:
-        """Forget contributions to gradients that were set to zero."""
+        """Forget contributions to gradients that were set to zero, also those of a pass that has failed."""
         for optimizer in self.parameters.followed:
-            if not optimizer.contributions:
-                continue
-            remains = optimizer.has_gradients()
-            if not optimizer.is_open:
+            remains = bool(optimizer.contributions) and optimizer.has_gradients()
+            if optimizer.contributions and not optimizer.is_open:
                 optimizer.adds_to_used = remains
             if not remains:
                 self.steps.discard(optimizer)

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ftrace.arguments import Name, Positive, checked
+from ftrace.attribution import known_methods
 from ftrace.commands.endings import say_kept
 from ftrace.console import PlainConsole
 from ftrace.files.claims import claimed
@@ -16,6 +17,7 @@ from ftrace.studies import Study
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the command's arguments."""
+    known_methods()  # imports them, so that a study may name their classes without a path
     command.add_function_arguments(study)
 
 

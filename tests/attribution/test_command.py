@@ -131,6 +131,10 @@ def test_a_config_with_any_method(folder: Path, tmp_path: Path, capsys: pytest.C
     assert code("attribute", f"--config={tmp_path / 'config.yaml'}", "--method.tokens=words") == 0
     assert ScoreStore.open(folder / "bm25").manifest["options"]["text"] == "masked"
     assert ScoreStore.open(folder / "bm25").manifest["options"]["tokens"] == "words"
+    chosen = {"method": {"class_path": "RandomTarget", "init_args": {"seed": 5}}, "run": str(folder)}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(chosen))
+    assert code("attribute", f"--config={tmp_path / 'short.yaml'}") == 0
+    assert ScoreStore.open(folder / "random-target").manifest["options"] == {"seed": 5}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,8 @@ def test_a_config_with_any_method(folder: Path, tmp_path: Path, capsys: pytest.C
         (["--method=my_package.Missing"], "my_package"),
         (["--method=ftrace.data.FtraceSynth"], "method"),
         (["--method=tracin", "--method.kinds=[dots]"], "kinds"),
+        (["--method=bm25", "--method.text=all"], "text"),
+        (["--method=bm25", "--method.b=2"], "b: expected 0 to 1, found 2.0"),
         (["--method=tracin", "--method.parameters=[model.transformer.hh.*]"], "Did you mean 'model.transformer.h"),
         (["--method=embed", "--method.layers=[encoder.1]"], "layers: no 'encoder.1'. Did you mean 'decoder.1'"),
         (["--method=embed", "--method.snapshot=3"], "expected steps of [1, 2, 4], found [3]"),

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftrace.attribution import AttributionMethod, Embed, TracIn, passes
+from ftrace.attribution import AttributionMethod, Embed, Task, TracIn, passes
 from ftrace.attribution.partial_scores import BlockRange, PartialScores
+from ftrace.attribution.tracin_scores import GradientScores
 from ftrace.scores import ScoreStore
 from helpers import script, small_run, warm_python
 from helpers.small_run import SmallRun
@@ -64,16 +65,23 @@ class CountsBatches(TracIn):
     begun: list[int] = []  # noqa: RUF012
     fails_at = -1
 
-    def _begin(self, *arguments: Any) -> Any:
-        score = super()._begin(*arguments)
+    def score(self, task: Task) -> ScoreStore:
+        begin = GradientScores._begin
 
-        def counted(batch: dict[str, torch.Tensor]) -> Any:
-            if len(self.begun) == type(self).fails_at:
-                raise RuntimeError("the power is out")
-            self.begun.extend([len(batch["labels"])])
-            return score(batch)
+        def counting_begin(*arguments: Any) -> Any:
+            score = begin(*arguments)
 
-        return counted
+            def counted(batch: dict[str, torch.Tensor]) -> Any:
+                if len(self.begun) == type(self).fails_at:
+                    raise RuntimeError("the power is out")
+                self.begun.extend([len(batch["labels"])])
+                return score(batch)
+
+            return counted
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(GradientScores, "_begin", counting_begin)
+            return super().score(task)
 
 
 @pytest.fixture

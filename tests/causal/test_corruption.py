@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrace.causal import Corruption, NoiseSettings
-from ftrace.causal.corruption import NoiseKind
+from ftrace.causal.settings import NoiseKind
 
 KINDS = get_args(NoiseKind)
 NOISE = [kind for kind in KINDS if kind != "tokens"]

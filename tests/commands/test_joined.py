@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ftrace.causal import PromptTrace, Stack
-from ftrace.commands.joined import JoinSettings, join
+from ftrace.commands.join_settings import JoinSettings
+from ftrace.commands.joined import join
 from ftrace.scores import ScoreStore, Sum
 from helpers.made_traces import left_out, made_trace
 

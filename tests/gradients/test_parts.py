@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftrace.gradients import per_example
 from ftrace.gradients.parts import Dense, Lookup, Outer, merge, stack_examples
-from ftrace.gradients.per_example import paired_products
+from ftrace.gradients.per_example import PerExampleGradients, paired_products
 from ftrace.gradients.products import contract, gram
 
 sizes = st.integers(1, 4)
@@ -62,3 +64,23 @@ def test_products_with_one_vector_are_those_of_the_dense_gradients(
     expected = part.dense().flatten(1) @ vector.flatten()
     torch.testing.assert_close(part.along(vector), expected)
     torch.testing.assert_close(Dense(part.dense()).along(vector), expected)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kinds", [("outer",), ("lookup",), ("outer", "lookup"), ("dense",), ("outer", "dense")])
+def test_products_with_several_vectors_are_those_with_each(
+    kinds: tuple[str, ...], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(per_example, "_FORMED_BYTES", 2 * 8 * 4 * 3)  # two examples at a time
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        Dense(torch.randn(5, 4, 3, generator=generator, dtype=torch.float64))
+        if kind == "dense"
+        else _part(kind, 5, 2, 4, 3, generator)
+        for kind in kinds
+    ]
+    scale = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    vectors = list(torch.randn(count, 4, 3, generator=generator, dtype=torch.float64))
+    gradients = PerExampleGradients({"w": parts}, {"w": torch.Size([4, 3])}, 5, scales={"w": scale})
+    expected = torch.einsum("brc,rc,vrc->vb", sum(part.dense() for part in parts), scale, torch.stack(vectors))
+    torch.testing.assert_close(gradients.along_each("w", vectors), expected)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ftrace.gradients import row_products
-from ftrace.gradients.row_products import onednn_is_faster, products_of_rows
+from ftrace.gradients.row_products import onednn_is_faster, products_of_rows, stacked_products_of_rows
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (32, 64, 4096), (64, 8, 1000), (0, 4, 8), (4, 4, 0)]
 
@@ -30,6 +30,19 @@ def test_they_equal_float64(M: int, N: int, P: int) -> None:
     assert found.shape == (M, N)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), _expected(first, second), rtol=1e-5, atol=1e-5 * max(1, P) ** 0.5)
+
+
+@pytest.mark.usefixtures("_library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("large", [1, 2**40])
+def test_stacked_ones_are_those_of_each(large: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_products, "_LARGE", large)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(4, rows, 32, generator=generator, dtype=dtype) for rows in (3, 5))
+    found = stacked_products_of_rows(first, second)
+    assert found.dtype == dtype
+    expected = torch.stack([_expected(a, b) for a, b in zip(first, second, strict=True)])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("_library")

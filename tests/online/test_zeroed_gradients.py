@@ -35,8 +35,22 @@ def mean_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return losses(model, batch).mean()
 
 
-def train(folder: Path, zero: Zero | list[Zero], *, set_to_none: bool = True, **settings: Any) -> ScoreStore:
-    """Train, setting gradients to zero before the forward pass, between it and the backward pass, or after the step."""
+class Interrupt(Exception):
+    pass
+
+
+def interrupt(grad: Tensor) -> None:
+    raise Interrupt
+
+
+def train(
+    folder: Path, zero: Zero | list[Zero], *, set_to_none: bool = True, interrupted: int | None = None, **settings: Any
+) -> ScoreStore:
+    """Train, setting gradients to zero before the forward pass, between it and the backward pass, or after the step.
+
+    Args:
+        interrupted: The batch whose backward pass is interrupted, when some gradients are there, before it is repeated.
+    """
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)
@@ -46,7 +60,13 @@ def train(folder: Path, zero: Zero | list[Zero], *, set_to_none: bool = True, **
         **settings,
     )  # fmt: skip
     with run:
-        for batch, when in zip(BATCHES, [zero] * STEPS if isinstance(zero, str) else zero, strict=True):
+        for index, batch in enumerate(BATCHES):
+            when = zero if isinstance(zero, str) else zero[index]
+            if index == interrupted:
+                handle = next(model.parameters()).register_hook(interrupt)
+                with pytest.raises(Interrupt):
+                    run.backward(run.loss(batch))
+                handle.remove()
             if when == "before":
                 optimizer.zero_grad(set_to_none=set_to_none)
             loss = run.loss(batch)
@@ -128,3 +148,10 @@ def test_exact_products_are_taken_inside_the_backward_pass(
     monkeypatch.setattr(EarlyProducts, "take", noting)
     train(tmp_path / "s", "between", scores=(kind,), self_check=False)
     assert taken == STEPS * [{"2.weight"}, {"0.weight"}]
+
+
+@pytest.mark.parametrize("interrupted", [0, 1])
+def test_an_interrupted_backward_pass_leaves_nothing_behind(interrupted: int, tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", "before", scores=("dot",))
+    other = train(tmp_path / "other", "before", scores=("dot",), interrupted=interrupted, shared_ids=True)
+    np.testing.assert_allclose(other.matrix("dot"), whole.matrix("dot"), rtol=1e-9, atol=1e-12)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,22 @@ def test_shipped_studies_can_be_read_from_anywhere(file: Path, tmp_path: Path, m
         assert settings["trace"] is None
         online = next(one for one in settings["trainer"]["callbacks"] if one["class_path"].endswith("OnlineTracIn"))
         assert "learning" in online["init_args"]["scores"]
+
+
+def test_a_study_names_methods_by_class_without_a_path(tmp_path: Path) -> None:
+    """In a process of its own: here, tests have imported the classes."""
+    methods = {"words": {"class_path": "Bm25", "init_args": {"tokens": "words"}}, "tracin": "TracIn"}
+    settings = {"name": "x", "question": "x", "variants": {"a": {"config": "synth_demo"}}, "methods": methods}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"settings": settings}))
+    command = [sys.executable, "-m", "ftrace", "study", "--config", str(tmp_path / "study.yaml"), "--print_config"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = yaml.safe_load(done.stdout)["settings"]["methods"]
+    assert {name: method["class_path"] for name, method in printed.items()} == {
+        "words": "ftrace.attribution.Bm25",
+        "tracin": "ftrace.attribution.TracIn",
+    }
+    assert printed["words"]["init_args"]["tokens"] == "words"
 
 
 def test_changes_are_merged_and_nothing_else_is_touched() -> None:

@@ -32,13 +32,14 @@ class Balances:
     Attributes:
         current: The key of the one with which contributions are projected; 0 as long as steps are exact.
         latest: The key of the latest one.
+        recorded: The key of the one that the latest recording projects with.
         steps: The number of steps so far.
         known: By key, ``D`` by parameter. Parameters without one are projected as they are.
     """
 
     def __init__(self, projection: Projection) -> None:
         self.projection = projection
-        self.current = self.latest = self.steps = 0
+        self.current = self.latest = self.recorded = self.steps = 0
         self.known: dict[int, dict[str, Preconditioner]] = {}
         self._projections: dict[int, Projection] = {}
 
@@ -52,13 +53,13 @@ class Balances:
         Args:
             names: The parameters that the step changed.
             moments: Computes one over the root of second moments after the step, by parameter.
-            in_use: The keys of balances that earlier steps still need.
+            in_use: The keys of balances that this step and earlier ones still need.
         """
         self.steps += 1
         if self.steps < EXACT_STEPS:
             return
         if self.steps >= self._due or not self.known[self.latest].keys() >= set(names):
-            kept = {self.current, self.latest, *in_use}  # a pass may have begun with the latest already
+            kept = {self.current, self.latest, self.recorded, *in_use}  # a pass may have begun with the latest already
             self.known = {key: balance for key, balance in self.known.items() if key in kept}
             self._projections = {key: projection for key, projection in self._projections.items() if key in kept}
             self.latest = self.steps
@@ -89,12 +90,13 @@ class Balances:
         Returns:
             None as long as steps are exact.
         """
-        key = self.latest if begins else self.current
-        return self._projection_with(key) if key else None
+        self.recorded = self.latest if begins else self.current
+        return self._projection_with(self.recorded) if self.recorded else None
 
     def key_of(self, projection: Projection) -> int:
-        """Return the key of a projection that :meth:`next_projection` has returned; 0 of others."""
-        return next((key for key, known in self._projections.items() if known is projection), 0)
+        """Return the key of the projection that :meth:`next_projection` has returned last."""
+        assert projection is self._projections[self.recorded]
+        return self.recorded
 
     def _projection_with(self, key: int) -> Projection:
         if key not in self._projections:

@@ -130,16 +130,25 @@ class MomentumRing:
         self, held: HeldStep, contributions: Sequence[Contribution], buffers: dict[tuple[int, str], Tensor]
     ) -> Tensor:
         total = torch.zeros(len(self.sums.query_ids), dtype=torch.float64)
+        products = []
         for key, dense in held.directions.items():
             balance, name = key
             step, direction = held.steps[name], flat_rows(dense)
-            current = held.clip * total_contribution(contributions if balance == held.balance else (), name)
-            if not isinstance(current, Tensor) and key not in buffers:
+            current = total_contribution(contributions if balance == held.balance else (), name, held.clip)
+            if current is not None:
+                added = step.gain * current
+                buffer = added.add_(buffers[key], alpha=step.decay) if key in buffers else added
+                moved = (step.direct * current).add_(buffer, alpha=step.from_buffer)
+            elif key in buffers:
+                buffer = step.decay * buffers[key]
+                moved = step.from_buffer * buffer
+            else:
                 continue
-            buffer = step.gain * current + (step.decay * buffers[key] if key in buffers else 0)
             buffers[key] = buffer
-            moved = (step.direct * current + step.from_buffer * buffer).flatten().to(direction)
-            total[: len(direction)] += (direction @ moved).double().cpu()
+            products.append(direction @ moved.flatten().to(direction))
+        if products:
+            stacked = torch.stack([of_parameter.to(products[0].device) for of_parameter in products])
+            total[: stacked.shape[1]] = stacked.sum(0, dtype=torch.float64).cpu()
         return total
 
     def flush(self, count: int | None = None) -> None:
@@ -158,12 +167,14 @@ class MomentumRing:
             for key, unpadded in held.directions.items():
                 step, direction = held.steps[key[1]], padded(unpadded, len(self.sums.query_ids))
                 rest = effect.get(key)
-                if key not in seen and not last and step.decay < 1:
-                    rest = direction * (step.from_buffer * step.decay / (1 - step.decay))
+                via_buffer = direction * step.from_buffer
+                if rest is not None:
+                    via_buffer += rest
+                elif key not in seen and not last and step.decay < 1:
+                    via_buffer = direction * (step.from_buffer / (1 - step.decay))
                 seen.add(key)
-                via_buffer = direction * step.from_buffer if rest is None else direction * step.from_buffer + rest
                 if index < count and key[0] == held.balance:
-                    towards[key[1]] = direction * step.direct + via_buffer * step.gain
+                    towards[key[1]] = (direction * step.direct).add_(via_buffer, alpha=step.gain)
                 effect[key] = via_buffer * step.decay
             if index < count:
                 self._book(held, towards)
@@ -213,11 +224,16 @@ def as_queries(dense: Mapping[str, Tensor]) -> QueryGradients:
     return QueryGradients(PerExampleGradients({n: [Dense(v)] for n, v in dense.items()}, shapes, len(first)))
 
 
-def total_contribution(contributions: Sequence[Contribution], name: str) -> Any:
-    """Sum all examples' contributions to one parameter's gradient, factor included; 0 if there are none."""
-    total: Any = 0
+def total_contribution(contributions: Sequence[Contribution], name: str, clip: float = 1.0) -> Tensor | None:
+    """Sum all examples' contributions to one parameter's gradient, factor included; None if there are none.
+
+    Args:
+        clip: Another factor.
+    """
+    total: Tensor | None = None
     for contribution in contributions:
         gradients = contribution.for_update
         if name in gradients.parts:
-            total = total + contribution.factor * gradients.total(name)
+            of_batch = clip * contribution.factor * gradients.total(name)
+            total = of_batch if total is None else total + of_batch
     return total

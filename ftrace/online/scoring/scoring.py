@@ -150,8 +150,8 @@ class Scoring:
         return tuple(dict.fromkeys(projections))
 
     def is_prepared(self, projections: Projections | None) -> bool:
-        """Whether a recording has projections that the next refresh changes, so that it must come after the pass."""
-        return projections is not None and self.keeps_examples_unprojected
+        """Whether a recording projects with the second moments of the last refresh, so that they must stay."""
+        return projections is not None and self.whitened is not None and self.whitened.divides
 
     def early_products(
         self, shares: Mapping[int, Shares], *, elementwise: bool, also: Callable[[PerExampleGradients], None]
@@ -333,7 +333,7 @@ class Scoring:
             elif given is not None:
                 given.unprojected = copied(given.unprojected)  # the next backward pass may add to the gradients
         ring = self.momentum.rings.get(step.optimizer)
-        in_use = [held.balance for held in self.pending if held.optimizer == step.optimizer]
+        in_use = [*keys, *(held.balance for held in self.pending if held.optimizer == step.optimizer)]
         if step.optimizer in self.momentum.first:
             in_use += balances.known
         balances.step(step.steps.keys(), moments, [*in_use, *(ring.balances if ring is not None else ())])
@@ -349,7 +349,8 @@ class Scoring:
             Whether its products are finite; otherwise nothing has been booked.
         """
         assert self.queries is not None
-        sampled = self.directions.prepared.sample_given(step.given)
+        has_side = step.is_elementwise and not self.rules.exact_momentum
+        sampled = self.directions.prepared.sample_given(step.given) if has_side else None
         self._balance(step, moments)
         side = self.directions.update_side(step, sampled)
         scores = [self.directions.scores(step, c, side, per_step=True) for c in step.contributions]

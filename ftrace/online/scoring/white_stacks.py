@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from ftrace.gradients import STACKED, stacked
+from ftrace.gradients import STACKED, stacked, stacked_products_of_rows
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,18 @@ class WhiteStack:
             Names, whitened gradients ``[n, B, D]``, and query gradients ``[n, Q, D]``, in the same order. All names
             are taken, with zeros for those without gradient, unless these are most of them.
         """
-        if 2 * len(rows) >= len(self.names):
-            taken, matrices, queries = self.names, self.matrices, self.queries
-        else:
+        taken, queries, turned = self.names, self.queries, self._turned
+        if 2 * len(rows) < len(self.names):
             places = [place for place, name in enumerate(self.names) if name in rows]
             taken = tuple(self.names[place] for place in places)
-            matrices, queries = (None if of is None else of[places] for of in (self.matrices, self.queries))
+            queries, turned = (None if of is None else of[places] for of in (queries, turned))
         phi = stacked(rows, taken)
-        return taken, phi if matrices is None else torch.bmm(phi, matrices.to(phi)), queries
+        return taken, phi if turned is None else stacked_products_of_rows(phi, turned.to(phi)), queries
+
+    @cached_property
+    def _turned(self) -> Tensor | None:
+        """The matrices, transposed."""
+        return None if self.matrices is None else self.matrices.transpose(1, 2).contiguous()
 
 
 def in_stacks(names: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -48,4 +48,4 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the averages' pictures, which take longer than all else."""
     for name in ("plot_average", "plot_lines"):
-        monkeypatch.setattr(f"ftrace.commands.causal_trace.{name}", lambda *given: None)
+        monkeypatch.setattr(f"ftrace.commands.causal_results.{name}", lambda *given: None)

@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         run = traced_run.make("encoder-decoder", Path("runs"))
         for name in ("plot_average", "plot_lines"):
-            patch.setattr(f"ftrace.commands.causal_trace.{name}", lambda *given: None)
+            patch.setattr(f"ftrace.commands.causal_results.{name}", lambda *given: None)
         quick = ["--accelerator=cpu", "--noise.samples=2", "--window=1", "--pictures=0", "--effects_csv=false"]
         assert command_line.code("causal-trace", f"--run={run}", *quick, "--scores=online", "--join.pictures=0") == 0
         assert command_line.code("attribute", "--method=bm25", f"--run={run}", f"--output_dir={run / 'bm25'}") == 0
