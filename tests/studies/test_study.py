@@ -31,7 +31,7 @@ SYNTH = {"num_facts": 14, "num_entities": 10, "num_relations": 4, "num_test_utte
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    small = {"synth": SYNTH, "batch_size": 8, "data_dir": str(tmp_path_factory.mktemp("data"))}
+    small = {"synth": SYNTH, "batch_size": 16, "data_dir": str(tmp_path_factory.mktemp("data"))}
     return Study(
         name="tiny",
         question="Which?",
@@ -47,7 +47,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         seeds=(0, 1),
         changes={"trainer": {"max_epochs": 3}, "data": {"init_args": small}},
         online={"scores": ["learning"], "projection_side": 4, "integration": "left", "momentum": "eventual"},
-        snapshots={"steps": [0, 318]},
+        snapshots={"steps": [0, 159]},
         choose=("embed*:P@10",),
         against="bm25",
     )
