@@ -7,6 +7,7 @@ from ftrace.gradients.capture import GradientCapture, is_compiled
 from ftrace.gradients.costs import Rates, measured_rates
 from ftrace.gradients.coverage import Coverage, CoverageLine, find_coverage
 from ftrace.gradients.documents import Documents
+from ftrace.gradients.freed_memory import give_back_freed_memory
 from ftrace.gradients.fused_heads import FusedHead, record_head
 from ftrace.gradients.graph import kind_of_graph
 from ftrace.gradients.layout_book import Key, LayoutBook, Rows, Shared, UnreadableError
@@ -108,6 +109,7 @@ __all__ = [
     "flat_rows",
     "full_name",
     "generator_for",
+    "give_back_freed_memory",
     "inner_products",
     "inner_products_and_square_norms",
     "inner_products_by_token",

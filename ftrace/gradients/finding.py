@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from ftrace.gradients.documents import ALL
 from ftrace.gradients.evidence import Choice, Evidence, Prints, choose, contradiction, cut
+from ftrace.gradients.freed_memory import give_back_once_grown
 from ftrace.gradients.layout_book import Key, LayoutBook, Shared, UnreadableError
 from ftrace.gradients.layouts import Examples, Layout, PackedLayout, candidates
 from ftrace.gradients.node_prints import NodePrints
@@ -250,6 +251,7 @@ def _differentiated(
     recorded: Recorded, losses: Tensor, members: Tensor | None = None, behind: Sequence[Key] = ()
 ) -> tuple[dict[Key, Prints], NodePrints]:
     """Differentiate all, or some examples', losses: take prints of all outputs' gradients, and of nodes behind some."""
+    give_back_once_grown()
     known = recorded.known_edges()
     starts = [] if losses.grad_fn is None else [losses.grad_fn]
     edges = {key: recorded.edges[key] for key in behind}

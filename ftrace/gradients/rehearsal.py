@@ -32,6 +32,7 @@ from ftrace.gradients.evidence import (
     scaled_movement,
 )
 from ftrace.gradients.finding import member_sets, padded, refuse_crossing, unreadable, write_choices
+from ftrace.gradients.freed_memory import give_back_once_grown
 from ftrace.gradients.layout_book import Key, LayoutBook
 from ftrace.gradients.layouts import Examples, Layout, candidates
 from ftrace.gradients.node_prints import NodePrints
@@ -382,6 +383,7 @@ class Rehearsal:
         return totals
 
     def _start(self, *, observes: bool = False, unprojected: bool = False) -> Recording:
+        give_back_once_grown()
         recording = self.capture.start(
             self.examples.total,
             unprojected=unprojected,

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrace.gradients import GradientCapture, PerExampleGradients
+from ftrace.gradients import GradientCapture, PerExampleGradients, give_back_freed_memory
 from ftrace.online.adapters import why_without_gradient
 from ftrace.online.batches import batch_ids, load_queries
-from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.messages import warn
 from ftrace.online.queries.query_losses import QueryLosses

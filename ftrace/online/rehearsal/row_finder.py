@@ -22,11 +22,11 @@ from ftrace.gradients import (
     Recording,
     Rehearsal,
     UnreadableError,
+    give_back_freed_memory,
 )
 from ftrace.online.checks.comparison import reduction
 from ftrace.online.checks.failures import Failures, SelfCheckError
 from ftrace.online.checks.step_check import StepCheck
-from ftrace.online.freed_memory import give_back_freed_memory
 from ftrace.online.loop import TrainingLoop
 from ftrace.online.processes import any_process, gather_objects, num_processes
 from ftrace.online.rehearsal.exchange import Inputs

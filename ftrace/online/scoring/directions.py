@@ -190,8 +190,8 @@ class QueryDirections:
             return None
         if step.is_exact:
             assert self.unprojected is not None
-            eventual = {n: s.eventual for n, s in step.steps.items()}
-            return UpdateSide(unprojected_directions(self.unprojected, step, eventual))
+            queries = QueryGradients(self.unprojected, batches=max(1, len(step.contributions)))
+            return UpdateSide(queries, _eventual_scales(step, step.steps))
         if self.rules.projection is None:
             assert self.queries is not None
             return UpdateSide(self.queries, _eventual_scales(step, step.steps))

@@ -11,7 +11,9 @@ from typing import Any
 _SECONDS = 1.0  # between two times at least: getting memory back takes a small model longer than its passes
 _SHARE = 0.01  # of the time, at most: a process with gigabytes of small pieces takes a tenth of a second each time
 _SECONDS_OF_A_PAGE = 2e-6  # to get it again (measured: .7 s for 1.3 GiB)
+_GROWN_PAGES = 2**14  # 64 MiB, by which passes in a row may grow the process
 _next = 0.0  # when it may be done again
+_left_pages = 0  # in memory after the last time
 
 
 @cache
@@ -30,13 +32,30 @@ def give_back_freed_memory() -> None:
     it would come on top of the peak. Nothing happens within a second of the last time, nor within a hundred times as
     long as that took, and as it takes to get the memory again.
     """
-    global _next
-    trim, start = _malloc_trim(), time.monotonic()
-    if trim is not None and start >= _next:
-        before = _resident_pages()
-        trim(0)
-        end, given_back = time.monotonic(), max(0, before - _resident_pages())
-        _next = end + max(_SECONDS, (end - start + given_back * _SECONDS_OF_A_PAGE) / _SHARE)
+    if time.monotonic() >= _next:
+        _give_back()
+
+
+def give_back_once_grown() -> None:
+    """Do the same whenever the process has grown by 64 MiB since the last time.
+
+    For passes that come rarely, but several in a row, such as those of a rehearsal: each takes other memory than the
+    one before freed, so that together they would take far more than any of them.
+    """
+    if _malloc_trim() is not None and _resident_pages() > _left_pages + _GROWN_PAGES:
+        _give_back()
+
+
+def _give_back() -> None:
+    global _next, _left_pages
+    trim = _malloc_trim()
+    if trim is None:
+        return
+    start, before = time.monotonic(), _resident_pages()
+    trim(0)
+    end, _left_pages = time.monotonic(), _resident_pages()
+    given_back = max(0, before - _left_pages)
+    _next = end + max(_SECONDS, (end - start + given_back * _SECONDS_OF_A_PAGE) / _SHARE)
 
 
 def _resident_pages() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ftrace.online import freed_memory
+from ftrace.gradients import freed_memory
 
 
 class Clock:
@@ -17,6 +17,7 @@ class Clock:
         self.pages = self.given_back = 0
         monkeypatch.setattr(freed_memory, "_malloc_trim", lambda: self._trim)
         monkeypatch.setattr(freed_memory, "_next", 0.0)
+        monkeypatch.setattr(freed_memory, "_left_pages", 0)
         monkeypatch.setattr(freed_memory, "_resident_pages", lambda: self.pages)
         monkeypatch.setattr(freed_memory.time, "monotonic", lambda: self.now)
 
@@ -66,3 +67,11 @@ def test_memory_that_takes_long_to_get_again_is_given_back_rarely(monkeypatch: p
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freed_memory, "_malloc_trim", lambda: None)
     freed_memory.give_back_freed_memory()
+
+
+def test_passes_in_a_row_give_back_what_they_have_grown_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, trim_takes=0.001)
+    for pages, given_back in ((10_000, 0), (30_000, 10_000), (30_000, 0), (36_000, 0), (37_000, 15_000), (25_000, 0)):
+        clock.pages, clock.given_back = pages, given_back
+        freed_memory.give_back_once_grown()
+    assert len(clock.trimmed_at) == 2  # at 30,000 pages, 20,000 of which stay, and at 37,000
