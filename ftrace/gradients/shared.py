@@ -190,10 +190,22 @@ def _gathered_at_once(
         return [of_inputs[index] for index in reached]  # type: ignore[misc]
 
     try:
-        rows = torch.vmap(run)(*all_given.values())
+        with _only_batched_operators():
+            rows = torch.vmap(run)(*all_given.values())
     except RuntimeError:  # an operator that has no form for batches
         return None
     return _in_shapes_of(targets, dict(zip(reached, rows, strict=True)), gathered)
+
+
+@contextmanager
+def _only_batched_operators() -> Iterator[None]:
+    """Let ``torch.vmap`` fail where it would loop over the rows, with a warning that the user can do nothing about."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)
 
 
 def _in_shapes_of(

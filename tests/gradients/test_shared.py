@@ -111,6 +111,13 @@ def test_what_was_found_holds_in_batches_of_other_sizes(meet: str) -> None:
             torch.testing.assert_close(found.dense(name), expected, rtol=1e-9, atol=1e-10, msg=name)
 
 
+@pytest.mark.filterwarnings("error")
+def test_operators_without_a_form_for_batches_are_used_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MEETINGS, "unfolded", lambda x, shared: x + shared.cos().unfold(0, 2, 1).sum((0, 2)))
+    module, inputs = randomised(Table("unfolded")), random(BATCH, POSITIONS, WIDTH)
+    hold(module, lambda: module(inputs).flatten(1).sum(1))
+
+
 class Varied(nn.Module):
     """A table that is used in another way when it is told to."""
 
