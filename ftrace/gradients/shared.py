@@ -200,12 +200,13 @@ def _gathered_at_once(
 @contextmanager
 def _only_batched_operators() -> Iterator[None]:
     """Let ``torch.vmap`` fail where it would loop over the rows, with a warning that the user can do nothing about."""
-    before = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
+    functorch: Any = torch._C._functorch
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_enabled(before)
+        functorch._set_vmap_fallback_enabled(before)
 
 
 def _in_shapes_of(

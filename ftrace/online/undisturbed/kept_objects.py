@@ -7,11 +7,12 @@ import copy
 import functools
 import io
 import random
+import sys
 import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ _LEFT_ALONE = (
     torch.device, torch.Size, *_LOCKS,
 )  # fmt: skip
 _OF_TORCH = (nn.Module, LRScheduler, DataLoader, Sampler)
-_PACKAGES = ("torch.", "lightning.", "pytorch_lightning.", "transformers.", "tokenizers.", "ftrace.", "_")
+_PACKAGES = ("torch.", "lightning.", "pytorch_lightning.", "transformers.", "tokenizers.", "ftrace.")
+_INNER_MODULES = frozenset(name for name in sys.stdlib_module_names if name.startswith("_"))  # not __main__
 
 
 def reachable(*roots: Any, left_alone: tuple[type, ...] = ()) -> list[Any]:
@@ -70,18 +72,51 @@ def reachable(*roots: Any, left_alone: tuple[type, ...] = ()) -> list[Any]:
             waiting += value.param_groups
         elif _is_object(value):
             internal = _internal(value)
-            waiting += [attribute for name, attribute in vars(value).items() if name not in internal]
+            waiting += [attribute for name, attribute in _attributes(value) if name not in internal]
     return list(seen.values())
 
 
 def _is_object(value: Any) -> bool:
     """Whether a value has attributes that a step may set. Excluded are objects with locks: other threads use them."""
-    if isinstance(value, Tensor | Optimizer) or not isinstance(getattr(value, "__dict__", None), dict):
+    if isinstance(value, Tensor | Optimizer):
+        return False
+    if not isinstance(getattr(value, "__dict__", None), dict) and not _slots(type(value)):
         return False
     if isinstance(value, _OF_TORCH):
         return True
-    foreign = type(value).__module__.startswith(_PACKAGES)
-    return not foreign and not any(isinstance(attribute, _LOCKS) for attribute in vars(value).values())
+    module = type(value).__module__
+    foreign = module.startswith(_PACKAGES) or module.partition(".")[0] in _INNER_MODULES
+    return not foreign and not any(isinstance(attribute, _LOCKS) for _, attribute in _attributes(value))
+
+
+_slots_of_kinds: dict[type, tuple[types.MemberDescriptorType, ...]] = {}
+
+
+def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    """Return the attributes that a class and its bases declare in ``__slots__``."""
+    slots = _slots_of_kinds.get(kind)
+    if slots is None:
+        bases = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
+        members = [member for base in bases for member in base.values()]
+        slots = _slots_of_kinds[kind] = tuple(one for one in members if isinstance(one, types.MemberDescriptorType))
+    return slots
+
+
+def _attributes(value: Any) -> Iterable[tuple[str, Any]]:
+    """List the attributes of a value that has been found to be an object, with their names."""
+    slots = _slots(type(value))
+    if not slots:
+        return vars(value).items()
+    in_slots = [(slot.__name__, slot.__get__(value)) for slot in slots if _is_set(slot, value)]
+    return [*getattr(value, "__dict__", {}).items(), *in_slots]
+
+
+def _is_set(slot: types.MemberDescriptorType, value: Any) -> bool:
+    try:
+        slot.__get__(value)
+    except AttributeError:
+        return False
+    return True
 
 
 def _internal(value: Any) -> frozenset[str]:
@@ -123,20 +158,28 @@ def _refill(value: Any, content: Any, fill: Callable[[Any], None]) -> None:
 
 
 def _keep_attributes(value: Any) -> PutBack:
-    attributes = vars(value)
+    attributes = getattr(value, "__dict__", {})
     before = dict(attributes)
-    # Sharding may replace entries of a module's own dictionaries, so only what a step adds to these is removed.
+    slots = _slots(type(value))
+    of_slots = {slot: slot.__get__(value) for slot in slots if _is_set(slot, value)}
+    # Sharding may replace entries of a module's own dictionaries, so only what a step adds or removes is put back.
     hooks = {}
     if isinstance(value, nn.Module):
-        hooks = {name: list(before[name]) for name in _HOOKS_OF_MODULES if isinstance(before.get(name), dict)}
+        of_module = [(name, before.get(name)) for name in _HOOKS_OF_MODULES]
+        hooks = {name: dict(entries) if entries else {} for name, entries in of_module if isinstance(entries, dict)}
 
     def put_back() -> None:
         attributes.clear()
         attributes.update(before)
-        for name, keys in hooks.items():
+        for slot in slots:
+            if slot in of_slots:
+                slot.__set__(value, of_slots[slot])
+            elif _is_set(slot, value):
+                slot.__delete__(value)
+        for name, old in hooks.items():
             entries = attributes[name]
-            for key in [key for key in entries if key not in keys] if entries else ():
-                del entries[key]
+            if (entries or old) and entries.keys() != old.keys():
+                _refill(entries, {key: entries.get(key, entry) for key, entry in old.items()}, entries.update)
 
     return put_back
 
@@ -165,8 +208,8 @@ def stand_in_for_iterators(values: list[Any]) -> None:
             items: Any = owner.items() if isinstance(owner, dict) else enumerate(owner)
             target = owner
         elif _is_object(owner):
-            target = vars(owner)
-            items = target.items()
+            target = None
+            items = _attributes(owner)
         else:
             continue
         for key, value in list(items):
@@ -174,7 +217,20 @@ def stand_in_for_iterators(values: list[Any]) -> None:
             if kind not in drawn_from:
                 drawn_from[kind] = callable(getattr(kind, "__next__", None))
             if drawn_from[kind] and _is_iterator(value):
-                target[key] = _copy_of(value, str(key))
+                replacement = _copy_of(value, str(key))
+                if target is None:
+                    _set_attribute(owner, key, replacement)
+                else:
+                    target[key] = replacement
+
+
+def _set_attribute(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute as it is stored, past the class's own ``__setattr__``."""
+    for slot in _slots(type(owner)):
+        if slot.__name__ == name:
+            slot.__set__(owner, value)
+            return
+    vars(owner)[name] = value
 
 
 def _is_iterator(value: Any) -> bool:
