@@ -27,7 +27,7 @@ from ftrace.gradients.parts import (
 )
 
 CHUNK_BYTES = 256 * 2**20
-_FORMED_BYTES = 4 * 2**20  # of gradients that are formed at a time
+_FORMED_BYTES = 4 * 2**20  # of gradients that are formed at a time, and of each vector that they are multiplied with
 
 
 class PerExampleGradients:
@@ -150,17 +150,24 @@ class PerExampleGradients:
     def along_each(self, name: str, vectors: Sequence[Tensor]) -> Tensor:
         """Compute :meth:`along` for several vectors, ``[V, B]``.
 
-        A matrix's gradients are formed, a few examples at a time: that takes one product of the factors, whereas each
-        vector by itself takes another one.
+        A matrix's gradients are formed, a few examples and rows at a time: that takes one product of the factors,
+        whereas each vector by itself takes another one.
         """
         kinds = {type(part) for part in self.parts[name]}
         if len(vectors) == 1 or (Lookup in kinds and Outer not in kinds):
             return torch.stack([self.along(name, vector) for vector in vectors])
-        matrix = torch.stack([vector.flatten().to(self.dtype) for vector in vectors])
-        size = max(1, _FORMED_BYTES // max(1, matrix[0].numel() * matrix.element_size()))
-        starts = range(0, self.num_examples, size)
-        formed = (self.dense(name, start, min(start + size, self.num_examples)) for start in starts)
-        return torch.cat([matrix @ flat_rows(rows).T for rows in formed], 1)
+        R, C = self.matrix_shape(name)
+        elements = _FORMED_BYTES // self.zeros().element_size()
+        num_rows = max(1, min(R, elements // max(1, C)))
+        num_examples = max(1, elements // max(1, num_rows * C))
+        products = self.zeros(len(vectors), self.num_examples)
+        for first in range(0, R, num_rows):
+            rows = first, min(first + num_rows, R)
+            matrix = torch.stack([vector.reshape(R, C)[slice(*rows)].flatten().to(self.dtype) for vector in vectors])
+            for start in range(0, self.num_examples, num_examples):
+                stop = min(start + num_examples, self.num_examples)
+                products[:, start:stop] += matrix @ flat_rows(self.dense(name, start, stop, rows=rows)).T
+        return products
 
     def weighted_sum(self, name: str, weights_B: Tensor) -> Tensor:
         """Compute ``sum_b weights[b] * grad[b]`` of one parameter, in its shape."""
@@ -276,4 +283,4 @@ def paired_products(first: Factored, second: Factored) -> Tensor:
 
 
 def _as_matrix(part: Part, rows: int, columns: int) -> Part:
-    return Dense(part.value.reshape(-1, rows, columns)) if isinstance(part, Dense) else part
+    return Dense(part.value.reshape(len(part.value), rows, columns)) if isinstance(part, Dense) else part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,12 +68,13 @@ def test_products_with_one_vector_are_those_of_the_dense_gradients(
     torch.testing.assert_close(Dense(part.dense()).along(vector), expected)
 
 
+@pytest.mark.parametrize("formed", [2 * 4 * 3, 3 * 3, 1], ids=["two examples", "three rows", "one row"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kinds", [("outer",), ("lookup",), ("outer", "lookup"), ("dense",), ("outer", "dense")])
 def test_products_with_several_vectors_are_those_with_each(
-    kinds: tuple[str, ...], count: int, monkeypatch: pytest.MonkeyPatch
+    kinds: tuple[str, ...], count: int, formed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(per_example, "_FORMED_BYTES", 2 * 8 * 4 * 3)  # two examples at a time
+    monkeypatch.setattr(per_example, "_FORMED_BYTES", 8 * formed)  # at a time
     generator = torch.Generator().manual_seed(0)
     parts = [
         Dense(torch.randn(5, 4, 3, generator=generator, dtype=torch.float64))
@@ -84,3 +87,32 @@ def test_products_with_several_vectors_are_those_with_each(
     gradients = PerExampleGradients({"w": parts}, {"w": torch.Size([4, 3])}, 5, scales={"w": scale})
     expected = torch.einsum("brc,rc,vrc->vb", sum(part.dense() for part in parts), scale, torch.stack(vectors))
     torch.testing.assert_close(gradients.along_each("w", vectors), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3,), (2, 3, 2)])
+def test_products_with_vectors_of_any_shape(shape: tuple[int, ...]) -> None:
+    gradients = PerExampleGradients({"w": [Dense(torch.randn(5, *shape))]}, {"w": torch.Size(shape)}, 5)
+    vectors = list(torch.randn(2, *shape))
+    expected = torch.stack([gradients.along("w", vector) for vector in vectors])
+    torch.testing.assert_close(gradients.along_each("w", vectors), expected)
+
+
+def test_products_with_vectors_hold_a_few_rows_of_a_large_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not all of them once more, of each vector."""
+    monkeypatch.setattr(per_example, "_FORMED_BYTES", 8 * 10 * 3)  # ten rows
+    sizes: list[int] = []
+    dense = PerExampleGradients.dense
+
+    def measured(*args: Any, **kwargs: Any) -> torch.Tensor:
+        formed = dense(*args, **kwargs)
+        sizes.append(formed.numel())
+        return formed
+
+    monkeypatch.setattr(PerExampleGradients, "dense", measured)
+    generator = torch.Generator().manual_seed(0)
+    parts = [_part("outer", 5, 2, 25, 3, generator), _part("lookup", 5, 2, 25, 3, generator)]
+    gradients = PerExampleGradients({"w": parts}, {"w": torch.Size([25, 3])}, 5)
+    vectors = list(torch.randn(3, 25, 3, generator=generator, dtype=torch.float64))
+    expected = torch.stack([gradients.along("w", vector) for vector in vectors])
+    torch.testing.assert_close(gradients.along_each("w", vectors), expected)
+    assert max(sizes) <= 10 * 3

@@ -134,8 +134,9 @@ class FollowedOptimizer:
         return float(torch.clamp(largest / (norm + 1e-6), max=1.0))
 
     def has_gradients(self) -> bool:
-        """Whether any of its gradients is not zero."""
-        return any(bool(unsharded(grad).any()) for grad in self._gradients())
+        """Whether any gradient of its covered parameters is not zero."""
+        grads = [p.grad for _, _, p in self.parameters(covered=True) if p.grad is not None]
+        return any(bool(unsharded(grad.coalesce().values() if grad.is_sparse else grad).any()) for grad in grads)
 
     def _gradients(self) -> list[Tensor]:
         """List the gradients of all its parameters; of sparse ones, the values that are stored."""
