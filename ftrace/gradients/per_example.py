@@ -74,6 +74,12 @@ class PerExampleGradients:
         scales = {name: scale for name, scale in self.scales.items() if name in names}
         return PerExampleGradients(parts, self.shapes, len(self), scales)  # type: ignore[arg-type]
 
+    def with_sums_in(self, dtype: torch.dtype) -> PerExampleGradients:
+        """Return the same gradients with sums in a dtype, as if some parameter had needed it."""
+        same = self.only(self.parts)
+        same.dtype = dtype
+        return same
+
     def with_those_of(self, other: PerExampleGradients, names: Collection[str]) -> PerExampleGradients:
         """Replace the gradients of some parameters by another object's.
 

@@ -10,7 +10,7 @@ elements of a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,10 +35,10 @@ def inner_products(examples: PerExampleGradients, queries: QueryGradients, names
         names: Parameters to sum over. One that the examples or the queries have no gradient of contributes zero.
 
     Returns:
-        ``[B, Q]``, in float32, or float64 where the passes were.
+        ``[B, Q]``, in float32, or float64 where the queries' passes were.
 
     Raises:
-        ValueError: If only the examples, or only the queries, are in float64.
+        ValueError: If only the examples are in float64.
     """
     return _products(examples, queries, names, norms=False)[0]
 
@@ -56,14 +56,27 @@ def cosines(inner_BQ: Tensor, norms_B: Tensor, norms_Q: Tensor) -> Tensor:
     return torch.where(norms_BQ > 0, inner_BQ / norms_BQ, 0)
 
 
+def _in_precision_of(
+    queries: PerExampleGradients, examples: PerExampleGradients, names: Sequence[str]
+) -> PerExampleGradients:
+    """Take examples' gradients of some parameters in the queries' dtype, which others may have made float64.
+
+    Raises:
+        ValueError: If these examples are in float64, and the queries aren't.
+    """
+    examples = examples.only(names)
+    if examples.parts and examples.dtype == torch.float64:
+        raise ValueError(f"expected examples and queries of one precision, found {examples.dtype} and {queries.dtype}")
+    return examples.with_sums_in(queries.dtype)
+
+
 def _products(
     examples: PerExampleGradients, queries: QueryGradients, names: Iterable[str], *, norms: bool
 ) -> tuple[Tensor, Tensor]:
     """Plan the products, then follow the plan: what is joined first, then line by line."""
+    names = list(names)
     if examples.parts and queries.gradients.parts and examples.dtype != queries.gradients.dtype:
-        raise ValueError(
-            f"expected examples and queries of one precision, found {examples.dtype} and {queries.gradients.dtype}"
-        )
+        examples = _in_precision_of(queries.gradients, examples, names)
     plan = queries.plan(examples, names, norms=norms)
     inner_BQ = examples.zeros(len(examples), len(queries))
     norms_B = examples.zeros(len(examples))

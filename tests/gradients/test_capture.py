@@ -282,8 +282,23 @@ def test_two_precisions_on_two_sides_are_an_error() -> None:
         with GradientCapture(model) as capture, capture.recording(4) as recording:
             recording.backward(model(torch.ones(4, 3, dtype=dtype)).sum(1))
         sides.append(recording.gradients())
-    with pytest.raises(ValueError, match=r"of one precision, found torch.float32 and torch.float64"):
-        inner_products(sides[0], QueryGradients(sides[1]), ["weight"])
+    with pytest.raises(ValueError, match=r"of one precision, found torch.float64 and torch.float32"):
+        inner_products(sides[1], QueryGradients(sides[0]), ["weight"])
+
+
+def test_parameters_of_two_precisions_may_be_multiplied_one_by_one() -> None:
+    """As in the backward pass, or with an optimizer for each precision."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2).double()])
+    with GradientCapture(model) as capture, capture.recording(4) as recording:
+        recording.backward(sum(layer(torch.randn(4, 3).to(layer.weight.dtype)).double().sum(1) for layer in model))
+    found = recording.gradients()
+    for way in (None, "gram", "materialised", "contraction"):
+        for name in found.parts:
+            for queries in (found.only(found.parts), found.only([name])):
+                products = inner_products(found.only([name]), QueryGradients(queries, way), [name])
+                rows = found.dense(name).flatten(1)
+                torch.testing.assert_close(products.double(), rows.double() @ rows.double().T, rtol=1e-5, atol=1e-5)
 
 
 def test_a_lazy_module_is_to_be_run_first() -> None:

@@ -122,3 +122,38 @@ def test_two_runs_of_one_model_at_once_are_refused(tmp_path: Path) -> None:
     with traced(model, optimizer, tmp_path / "b") as run:  # the remedy
         run.backward(run.loss(BATCHES[0]))
         optimizer.step()
+
+
+def layers_and_optimizers(dtype: torch.dtype) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+    """Two layers, each with an optimizer of its own; the second is in a dtype of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2).to(dtype))
+    model[2].register_forward_pre_hook(lambda layer, args: (args[0].to(layer.weight.dtype),))
+    return model, [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"parameters": ("2.*",)}, {"parameters": ("0.*",)}, {}, {"projection_side": 2}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_optimizers_of_parameters_left_out_or_of_another_dtype(
+    settings: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, optimizers = layers_and_optimizers(dtype)
+    with traced(model, optimizers, tmp_path / "s", scores=("dot", "update", "cosine"), **settings) as run:
+        for batch in BATCHES:
+            run.backward(run.loss(batch))
+            for optimizer in optimizers:
+                optimizer.step()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+    store = ScoreStore.open(tmp_path / "s")
+    assert store.manifest["ledger"]["worst_imbalance"] < 1e-5
+    assert np.abs(store.matrix("dot")).min() > 0
+
+
+def test_a_backward_pass_that_nobody_saw_is_refused_still(tmp_path: Path) -> None:
+    model, optimizers = layers_and_optimizers(torch.float32)
+    with pytest.raises(ValueError, match="didn't run"), traced(model, optimizers, tmp_path / "s") as run:
+        run.loss(BATCHES[0]).backward()
+        optimizers[0].step()
