@@ -12,6 +12,7 @@ Hooks on the layer itself don't fire in the repeated run; those on modules insid
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -127,7 +128,9 @@ class Replay:
             of_value.split(value, examples) for of_value, value in zip(layouts, self._inputs, strict=True) if of_value
         ]
         try:
-            with torch.no_grad():  # of the modules inside
+            with torch.no_grad(), warnings.catch_warnings():  # of the modules inside
+                # Where vmap loops over an operator, that is slower, and the user can do nothing about it.
+                warnings.filterwarnings("ignore", "There is a performance drop")
                 grads, outputs = vmap(of_example)(inputs, [layout.split(grad, examples)])
             joined = [layout.join(outputs[0], examples, grad.shape[layout.axis])]
         except Exception:  # whatever one example alone, or vmap, can't do; the other way says what is wrong

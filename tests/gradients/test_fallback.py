@@ -289,3 +289,11 @@ def test_contributions_sum_to_the_gradient(name: str) -> None:
     for parameter, value in module.named_parameters():
         if value.grad is not None and value.grad.any():
             torch.testing.assert_close(found.total(parameter), value.grad, rtol=1e-9, atol=1e-12, msg=parameter)
+
+
+def test_operators_that_are_looped_over_are_used_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    module = Parametrized().double()
+    with GradientCapture(module) as capture, capture.recording(BATCH) as recording:
+        recording.backward(module(torch.randn(BATCH, POSITIONS, WIDTH, dtype=torch.float64)).flatten(1).sum(1))
+        recording.gradients()
+    assert not [str(warning.message) for warning in recwarn if "performance drop" in str(warning.message)]
