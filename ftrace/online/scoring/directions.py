@@ -190,8 +190,7 @@ class QueryDirections:
             return None
         if step.is_exact:
             assert self.unprojected is not None
-            queries = QueryGradients(self.unprojected, batches=max(1, len(step.contributions)))
-            return UpdateSide(queries, _eventual_scales(step, step.steps))
+            return scaling_examples(self.unprojected, step, {n: s.eventual for n, s in step.steps.items()})
         if self.rules.projection is None:
             assert self.queries is not None
             return UpdateSide(self.queries, _eventual_scales(step, step.steps))
@@ -238,17 +237,17 @@ class QueryDirections:
         return project(precondition(queries.only(scales), scales), self.rules.projection)
 
 
-def unprojected_directions(
-    queries: PerExampleGradients, step: StepTaken, factors: Mapping[str, float]
-) -> QueryGradients:
-    """Make the directions with which unprojected contributions are multiplied for ``update``.
+def scaling_examples(queries: PerExampleGradients, step: StepTaken, factors: Mapping[str, float]) -> UpdateSide:
+    """Make the query side of exact ``update`` products, which leaves the step's scale to the examples.
+
+    Scaled element by element, the queries' gradients would be dense, for all parameters together.
 
     Args:
         queries: The unprojected query gradients.
-        factors: By parameter, what they are multiplied by beside the step's scale. Others are left out.
+        factors: By parameter, what contributions are multiplied by beside the step's scale. Others are left out.
     """
     scales = {name: times(step.steps[name].scale, factor) for name, factor in factors.items()}
-    return QueryGradients(precondition(queries.only(scales), scales), batches=max(1, len(step.contributions)))
+    return UpdateSide(QueryGradients(queries, batches=max(1, len(step.contributions))), scales)
 
 
 def _eventual_scales(step: StepTaken, names: Collection[str]) -> dict[str, float | Preconditioner]:

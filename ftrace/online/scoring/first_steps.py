@@ -19,10 +19,9 @@ from ftrace.online.scoring.contributions import (
     StepTaken,
     book_scores,
     interpolated,
-    multiply,
     weighted,
 )
-from ftrace.online.scoring.directions import unprojected_directions
+from ftrace.online.scoring.directions import UpdateSide, scaling_examples
 from ftrace.online.scoring.gains import Gains, gain
 from ftrace.scores import Sum
 
@@ -68,13 +67,13 @@ class FirstSteps:
                     continue
                 direct = of_step.direct if earlier is step else 0.0
                 factors[name] = earlier.clip * (direct + of_step.from_buffer * in_buffer[name])
-            directions = [unprojected_directions(of_time, step, factors) for of_time in queries]
+            sides = [scaling_examples(of_time, step, factors) for of_time in queries]
             for contribution in earlier.contributions:
-                scores = _scores(contribution, factors, directions, weight)
+                scores = _scores(contribution, sides, weight)
                 book_scores(self.sums, contribution.example_ids, scores, earlier.moment)
                 gains.add(gain(scores))
             if earlier.given is not None:
-                gains.add(by_given=gain(_scores(earlier.given, factors, directions, weight)))
+                gains.add(by_given=gain(_scores(earlier.given, sides, weight)))
         return gains.take()
 
     def state(self) -> dict[str, Any]:
@@ -94,12 +93,9 @@ class FirstSteps:
         self.taken, self.in_buffer = [step.emptied() for step in state["taken"]], list(state["in_buffer"])
 
 
-def _scores(
-    contribution: Contribution, factors: Mapping[str, float], directions: Sequence[Any], weight: float
-) -> dict[Sum, Tensor]:
-    shares = {share: [name for name in names if name in factors] for share, names in contribution.shares.items()}
+def _scores(contribution: Contribution, sides: Sequence[UpdateSide], weight: float) -> dict[Sum, Tensor]:
     at_times = []
-    for queries in directions:
-        products, _ = multiply(contribution.for_update, queries, shares, contribution.factor, norms=False)
+    for side in sides:
+        products = side.multiply(contribution.for_update, contribution.shares, contribution.factor)
         at_times.append(weighted("update", products, dict.fromkeys(products, 1.0)))
     return at_times[0] if len(at_times) == 1 else interpolated(at_times[0], at_times[1], weight)
