@@ -249,16 +249,18 @@ class Closing:
         if not keeper.trapezoid:
             for name, change, is_projected in keeper.weights.changes(keeper.parameters):
                 total = dict.fromkeys(("predicted", *(() if name in keeper.covered else ("uncovered",))), change)
-                of_steps = {key: vectors.at_start(name, keeper.steps) for key, vectors in self._vectors.items()}
-                products.add(name, *((of_steps, total) if is_projected else (of_steps | total,)))
+                of_steps = self._at_start(name)
+                products.add(name, of_steps if is_projected else of_steps | total, total if is_projected else {})
                 left.discard(name)
         for name in sorted(left):
-            of_steps = {key: vectors.at_start(name, keeper.steps) for key, vectors in self._vectors.items()}
-            if keeper.trapezoid:
-                of_steps["predicted_left"] = changes.sums.get(name)
-            products.add(name, of_steps)
+            left_end = {"predicted_left": changes.sums.get(name)} if keeper.trapezoid else {}
+            products.add(name, self._at_start(name) | left_end)
         self._values = {key: products.total(key) for key in self._vectors}
         self._predicted_left = products.total("predicted_left" if keeper.trapezoid else "predicted")
+
+    def _at_start(self, name: str) -> dict[str, Tensor | None]:
+        """Return a parameter's vectors as they are multiplied with the query gradients at the interval's start."""
+        return {key: vectors.at_start(name, self._keeper.steps) for key, vectors in self._vectors.items()}
 
     def _names(self) -> list[str]:
         """List the parameters that any of its vectors has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,13 +135,11 @@ class FollowedOptimizer:
 
     def has_gradients(self) -> bool:
         """Whether any gradient of its covered parameters is not zero."""
-        grads = [p.grad for _, _, p in self.parameters(covered=True) if p.grad is not None]
-        return any(bool(unsharded(grad.coalesce().values() if grad.is_sparse else grad).any()) for grad in grads)
+        return any(bool(unsharded(grad).any()) for grad in _grads_of(p for _, _, p in self.parameters(covered=True)))
 
     def _gradients(self) -> list[Tensor]:
-        """List the gradients of all its parameters; of sparse ones, the values that are stored."""
-        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+        """List the gradients of all its parameters, as :func:`_grads_of` does."""
+        return _grads_of(p for group in self.optimizer.param_groups for p in group["params"])
 
     def note_before_step(self, *, steps: bool) -> None:
         """Remember, right before the step, what it is about to change.
@@ -244,6 +242,12 @@ class FollowedOptimizer:
                 for group in self.optimizer.param_groups
             ],
         }
+
+
+def _grads_of(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """List the gradients that there are; of sparse ones, the values that are stored."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
 
 
 def keeps_gradients(optimizer: Optimizer) -> bool:

@@ -103,9 +103,14 @@ class Scoring:
         self.directions.cover(self.names)
 
     @property
+    def _dividing(self) -> WhitenedProducts | None:
+        """The state of whitened scores if these divide gradients by the root of second moments."""
+        return self.whitened if self.whitened is not None and self.whitened.divides else None
+
+    @property
     def needs_queries_unprojected(self) -> bool:
         """Whether query gradients are preconditioned before they are projected, and so are needed unprojected."""
-        precise = "update" in self.rules.kinds or (self.whitened is not None and self.whitened.divides)
+        precise = "update" in self.rules.kinds or self._dividing is not None
         return precise and self.rules.projection is not None
 
     @property
@@ -120,7 +125,7 @@ class Scoring:
     @property
     def keeps_examples_unprojected(self) -> bool:
         """Whether examples' gradients are preconditioned before they are projected, and so are needed unprojected."""
-        return self.balanced or (self.whitened is not None and self.whitened.divides)
+        return self.balanced or self._dividing is not None
 
     def example_projections(self, begins: Mapping[int, bool], *, may_change: bool) -> tuple[Projection, ...]:
         """Choose the projections with which examples' gradients are recorded, so that none are held unprojected.
@@ -135,10 +140,10 @@ class Scoring:
         if self.rules.projection is None or (may_change and self.keeps_examples_unprojected):
             return ()
         projections = [self.rules.projection]
-        if self.whitened is not None and self.whitened.divides:
-            if self.whitened.divides_elementwise:
+        if self._dividing is not None:
+            if self._dividing.divides_elementwise:
                 return ()
-            projections.append(self.whitened.dividing)
+            projections.append(self._dividing.dividing)
         if self.balanced:
             if len(begins) > 1:
                 return ()
@@ -151,7 +156,7 @@ class Scoring:
 
     def is_prepared(self, projections: Projections | None) -> bool:
         """Whether a recording projects with the second moments of the last refresh, so that they must stay."""
-        return projections is not None and self.whitened is not None and self.whitened.divides
+        return projections is not None and self._dividing is not None
 
     def early_products(
         self, shares: Mapping[int, Shares], *, elementwise: bool, also: Callable[[PerExampleGradients], None]
@@ -189,9 +194,7 @@ class Scoring:
                 return Forms(gradients, early=early)
             return Forms(project(gradients, self.rules.projection), unprojected=gradients)
         known = dict(zip(projections.members, read, strict=True))
-        divided = None
-        if self.whitened is not None and self.whitened.divides:
-            divided = known[self.whitened.dividing]
+        divided = None if self._dividing is None else known[self._dividing.dividing]
         if not self.balanced:
             return Forms(read[0], divided=divided)
         (balances,) = self.directions.balances.values()  # of several optimizers, gradients are recorded unprojected
